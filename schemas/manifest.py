@@ -1,0 +1,75 @@
+"""The manifest of a dump: its identity and its plan, written before the first shard."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas import SCHEMA_VERSION
+from schemas.shard import sync_and_rename
+
+
+class ShardPlan(BaseModel):
+    """Documents `first_document .. first_document + num_documents` of the corpus, whose content hashes to `sha256`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: int
+    first_document: int
+    num_documents: int
+    num_bytes: int
+    sha256: str
+
+    def path(self, dump: Path) -> Path:
+        return dump / "shards" / f"part-{self.index:05d}.parquet"
+
+
+class Manifest(BaseModel):
+    """`identity` is everything that decides the content; `corpus_counts` says what the corpus held and what was left out, by reason."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    identity: dict[str, Any]
+    corpus_counts: dict[str, int]
+    shards: tuple[ShardPlan, ...]
+
+    def save(self, dump: Path) -> None:
+        write_json(dump / "manifest.json", self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, dump: Path) -> "Manifest":
+        path = dump / "manifest.json"
+        if not path.exists():
+            raise ValueError(f"{dump} is not a dump: it holds no manifest.json. Run `bld teacher` first, or give another path.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {values.get('schema_version')!r}; this release reads version {SCHEMA_VERSION}"
+            )
+        return cls.model_validate(values)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as `a.b.c`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """`field: theirs there, ours here` for each field in which two identities differ."""
+    a, b = flatten(theirs), flatten(json.loads(json.dumps(ours)))
+    return [f"{key}: {a.get(key)!r} there, {b.get(key)!r} here" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file so that it is absent (or old) or complete."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    sync_and_rename(partial, path)

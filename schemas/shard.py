@@ -1,0 +1,212 @@
+"""A shard: one Parquet file of records, absent or complete.
+
+Shape legend: T tokens of the teacher, S segments, P positions (over all segments in turn), E entries (over all positions in turn).
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas import SCHEMA_VERSION
+
+_F16_LIST = pa.list_(pa.field("element", pa.float16(), nullable=False))
+
+
+def _list(value: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", value, nullable=False))
+
+
+_COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
+    ("doc_id", pa.string(), "name of the document in its corpus; windows of one document share it"),
+    ("window_start", pa.int64(), "byte offset of this record in its document; 0 unless the document was cut into windows"),
+    ("document", pa.binary(), "the record's bytes, UTF-8"),
+    ("segment_starts", _list(pa.int32()), "S: byte offset where each supervised segment starts"),
+    ("segment_lengths", _list(pa.int32()), "S: bytes in each segment"),
+    ("segment_has_end", _list(pa.bool_()), "S: whether the segment has a last position that asks for END"),
+    ("teacher_token_lengths", _list(pa.int32()), "T: bytes of each token of the teacher's encoding of the document"),
+    ("teacher_token_logprobs", _list(pa.float32()), "T: nats, of each such token given those before"),
+    ("entry_counts", _list(pa.uint16()), "P: stored entries"),
+    ("dropped", _F16_LIST, "P: share of the prefix's known mass on branches that end here and were not expanded"),
+    ("token_end", _F16_LIST, "P: largest share on tokens that end off the canonical path, since the canonical token began"),
+    ("doubt", _F16_LIST, "P: estimated total variation between the stored target and the exact one"),
+    ("symbols", _list(pa.uint8()), "E: 0-254 a byte, 255 END; in descending probability within a position"),
+    ("logprobs", _F16_LIST, "E: natural log of the probability; what is left to 1 is the tail"),
+)
+
+SHARD_SCHEMA = pa.schema(
+    [pa.field(name, kind, nullable=False, metadata={"description": text}) for name, kind, text in _COLUMNS]
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes `start .. start + length` of a record are supervised; with `has_end`, so is the END after them."""
+
+    start: int
+    length: int
+    has_end: bool
+
+    @property
+    def num_positions(self) -> int:
+        return self.length + self.has_end
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of a shard; see `SHARD_SCHEMA` for units."""
+
+    doc_id: str
+    window_start: int
+    document: bytes
+    segments: tuple[Segment, ...]
+    teacher_token_lengths: np.ndarray  # T, int32
+    teacher_token_logprobs: np.ndarray  # T, float32
+    entry_counts: np.ndarray  # P, uint16
+    dropped: np.ndarray  # P, float16
+    token_end: np.ndarray  # P, float16
+    doubt: np.ndarray  # P, float16
+    symbols: np.ndarray  # E, uint8
+    logprobs: np.ndarray  # E, float16
+
+    @property
+    def num_positions(self) -> int:
+        return sum(segment.num_positions for segment in self.segments)
+
+    def realised(self) -> np.ndarray:
+        """P, uint8: the symbol that the document really has at each position."""
+        parts = [
+            self.document[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in self.segments
+        ]
+        return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+    def faults(self) -> list[str]:
+        """What is wrong with this record, in words; empty for a good one."""
+        checks = [
+            (sum(self.teacher_token_lengths) == len(self.document), "teacher tokens do not span the document"),
+            (len(self.teacher_token_lengths) == len(self.teacher_token_logprobs), "token columns differ in length"),
+            (
+                all(0 <= s.start and 0 <= s.length and s.start + s.length <= len(self.document) for s in self.segments),
+                "a segment lies outside the document",
+            ),
+            (
+                {len(self.entry_counts), len(self.dropped), len(self.token_end), len(self.doubt)} == {self.num_positions},
+                "position columns differ from the segments' positions",
+            ),
+            (int(self.entry_counts.sum(dtype=np.int64)) == len(self.symbols) == len(self.logprobs), "entry columns differ in length"),
+            (bool((self.entry_counts > 0).all()), "a position has no entry"),
+        ]
+        faults = [text for good, text in checks if not good]
+        return faults or self._entry_faults()
+
+    def _entry_faults(self) -> list[str]:
+        logprobs = self.logprobs.astype(np.float64)
+        if not (np.isfinite(logprobs).all() and (logprobs <= 0).all()):
+            return ["a stored log-probability is positive or not finite"]
+        if not len(self.entry_counts):
+            return []
+        starts = np.concatenate([[0], np.cumsum(self.entry_counts.astype(np.int64))[:-1]])
+        position = np.repeat(np.arange(len(starts)), self.entry_counts)
+        faults = []
+        if (np.add.reduceat(np.exp(logprobs), starts) > 1.01).any():  # float16 rounds 16 entries by at most 0.5 %
+            faults.append("the entries of a position sum to more than 1")
+        found = np.zeros(len(starts), dtype=bool)
+        found[position[self.symbols == self.realised()[position]]] = True
+        if not found.all():
+            faults.append(f"the realised symbol is not stored at position {int(np.argmin(found))}")
+        return faults
+
+
+def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table:
+    """The shard's table. `identity` goes into the file's metadata, so that a shard found alone explains itself."""
+    segment_columns = {
+        "segment_starts": [[s.start for s in r.segments] for r in records],
+        "segment_lengths": [[s.length for s in r.segments] for r in records],
+        "segment_has_end": [[s.has_end for s in r.segments] for r in records],
+    }
+    arrays = [
+        _column(field, segment_columns.get(field.name) or [getattr(r, field.name, None) for r in records])
+        for field in SHARD_SCHEMA
+    ]
+    metadata = {
+        "bld.schema_version": str(SCHEMA_VERSION),
+        "bld.identity": json.dumps(identity, sort_keys=True),
+        "bld.units": "logprobs: natural log; dropped, token_end, doubt: shares 0..1; lengths and starts: bytes",
+        "bld.decoding": (
+            "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; probability = exp(logprob); "
+            "the tail 1 - sum is one class of all symbols not stored; symbol 255 is END; positions run through the "
+            "segments in turn, segment_length (+ 1 if segment_has_end) each"
+        ),
+    }
+    return pa.Table.from_arrays(arrays, schema=SHARD_SCHEMA.with_metadata(metadata))
+
+
+def _column(field: pa.Field, values: list[Any]) -> pa.Array:
+    if not pa.types.is_list(field.type) or not values or isinstance(values[0], list):
+        return pa.array(values, type=field.type)
+    offsets = np.concatenate([[0], np.cumsum([len(v) for v in values])]).astype(np.int32)
+    flat = np.concatenate(values) if values else np.empty(0)
+    child = pa.array(flat, type=field.type.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), child, type=field.type)
+
+
+def commit_shard(table: pa.Table, path: Path, zstd_level: int) -> int:
+    """Write a shard so that `path` is absent or complete, whatever interrupts us. Returns its size in bytes."""
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    pq.write_table(table, partial, compression="zstd", compression_level=zstd_level, use_dictionary=True)
+    sync_and_rename(partial, path)
+    return path.stat().st_size
+
+
+def sync_and_rename(partial: Path, path: Path) -> None:
+    """Make `partial` durable, then give it its name, then make the name durable."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def check_version(path: Path, metadata: Mapping[bytes, bytes] | None) -> None:
+    """Raise ValueError unless the file is a shard of a version we read."""
+    version = (metadata or {}).get(b"bld.schema_version")
+    if version is None:
+        raise ValueError(f"{path} is not a shard of a dump: its Parquet metadata holds no bld.schema_version")
+    if version != str(SCHEMA_VERSION).encode():
+        raise ValueError(f"{path} has schema version {version.decode()}; this release reads version {SCHEMA_VERSION}")
+
+
+def read_shard(path: Path, batch_records: int = 64) -> Iterator[Record]:
+    """Yield a shard's records in order, holding `batch_records` of them in memory at once."""
+    with pq.ParquetFile(path) as file:
+        check_version(path, file.schema_arrow.metadata)
+        for batch in file.iter_batches(batch_size=batch_records):
+            yield from _records(batch)
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[Record]:
+    lists = {}
+    for field in SHARD_SCHEMA:
+        column = batch.column(batch.schema.get_field_index(field.name))
+        if pa.types.is_list(field.type):
+            lists[field.name] = (column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False))
+    scalars = {name: batch.column(batch.schema.get_field_index(name)) for name in ("doc_id", "window_start", "document")}
+    for row in range(batch.num_rows):
+        cells = {name: values[offsets[row] : offsets[row + 1]] for name, (offsets, values) in lists.items()}
+        segments = zip(
+            cells.pop("segment_starts"), cells.pop("segment_lengths"), cells.pop("segment_has_end"), strict=True
+        )
+        yield Record(
+            **{name: column[row].as_py() for name, column in scalars.items()},
+            segments=tuple(Segment(int(start), int(length), bool(end)) for start, length, end in segments),
+            **cells,
+        )

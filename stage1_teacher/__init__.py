@@ -1,0 +1,1 @@
+"""Stage 1: serve a teacher once and dump its sparse next-byte distributions."""
