@@ -1,0 +1,31 @@
+"""What stage 1 asks of an engine: the last hidden states of every position of some prompts. Everything after is shared."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from pipeline.config import PlacementConfig, TeacherConfig
+
+
+class Engine(Protocol):
+    """A served teacher without its head."""
+
+    name: str  # with its version; part of the dump's identity
+
+    def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """For each prompt of token ids, [len(prompt), hidden size]: what the head is applied to, the final norm included."""
+
+    def close(self) -> None:
+        """Give memory and processes back."""
+
+
+def open_engine(model: str, teacher: TeacherConfig, placement: PlacementConfig) -> Engine:
+    """The engine that the recipe names, with `model` (a local folder or hub id) loaded."""
+    if teacher.engine == "vllm":
+        from stage1_teacher.engine_vllm import VllmEngine
+
+        return VllmEngine(model, teacher, placement)
+    from stage1_teacher.engine_transformers import TransformersEngine
+
+    return TransformersEngine(model, teacher, placement)

@@ -1,0 +1,56 @@
+"""transformers as the engine: for tests, and for machines without vLLM."""
+
+from collections.abc import Sequence
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import PlacementConfig, TeacherConfig
+
+
+class TransformersEngine:
+    """A teacher in this process; prompts of about one length are padded together."""
+
+    def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig) -> None:
+        self.name = f"transformers-{transformers.__version__}"
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        whole = AutoModelForCausalLM.from_pretrained(
+            model,
+            revision=teacher.revision,
+            dtype=getattr(torch, teacher.dtype),
+            trust_remote_code=teacher.trust_remote_code,
+            use_safetensors=True,
+        )
+        self._trunk = whole.base_model.to(self._device).eval()
+        self._batch_tokens = placement.engine_batch_tokens
+
+    @torch.inference_mode()
+    def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        hidden: dict[int, Tensor] = {}
+        for batch in self._batches(prompts):
+            length = max(len(prompts[i]) for i in batch)
+            ids_BT = torch.zeros(len(batch), length, dtype=torch.long, device=self._device)
+            mask_BT = torch.zeros_like(ids_BT)
+            for row, index in enumerate(batch):
+                ids_BT[row, : len(prompts[index])] = torch.tensor(prompts[index])
+                mask_BT[row, : len(prompts[index])] = 1
+            states_BTD = self._trunk(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+            for row, index in enumerate(batch):
+                hidden[index] = states_BTD[row, : len(prompts[index])]
+        return [hidden[index] for index in range(len(prompts))]
+
+    def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Indices of prompts by falling length, each batch at most `engine_batch_tokens` with its padding."""
+        batches: list[list[int]] = []
+        longest = 0
+        for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+            if not batches or longest * (len(batches[-1]) + 1) > self._batch_tokens:
+                batches.append([])
+                longest = len(prompts[index])
+            batches[-1].append(index)
+        return batches
+
+    def close(self) -> None:
+        del self._trunk

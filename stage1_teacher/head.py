@@ -1,0 +1,125 @@
+"""The teacher's output head, its rows sorted by token bytes, applied to hidden states chunk by chunk.
+
+The whole softmax is reduced to bytes right beside the logits; no log-probability of a token becomes a Python object.
+
+Shape legend: R rows, D hidden size, C sorted columns and one more, which holds 0.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import cached_file
+
+from pipeline.covering import MIN_LOGIT
+from pipeline.vocabulary import Vocabulary
+
+
+class Head:
+    """Hidden states to unnormalised probabilities in sorted columns.
+
+    Args:
+        weight_VD: rows by token id, as the checkpoint has them.
+        bias_V: or None.
+        scale: logits are multiplied by it (Cohere's logit_scale; 1 / Granite's logits_scaling).
+        soft_cap: logits become cap * tanh(logits / cap) (Gemma 2); 0 for none.
+    """
+
+    def __init__(
+        self, weight_VD: Tensor, bias_V: Tensor | None, vocabulary: Vocabulary, scale: float = 1.0, soft_cap: float = 0.0
+    ) -> None:
+        order = torch.from_numpy(vocabulary.order)
+        self.weight_CD = torch.cat([weight_VD[order], torch.zeros_like(weight_VD[:1])])
+        self.bias_C = None if bias_V is None else torch.cat([bias_V[order], torch.zeros_like(bias_V[:1])]).float()
+        self.scale, self.soft_cap = scale, soft_cap
+
+    def to(self, device: str) -> "Head":
+        """Move the head, in place."""
+        self.weight_CD = self.weight_CD.to(device)
+        self.bias_C = None if self.bias_C is None else self.bias_C.to(device)
+        return self
+
+    @torch.inference_mode()
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """R x C float32; the last column is 0 and means nothing."""
+        logits_RC = (hidden_RD.to(self.weight_CD.device, self.weight_CD.dtype) @ self.weight_CD.T).float()
+        if self.bias_C is not None:
+            logits_RC += self.bias_C
+        if self.scale != 1.0:
+            logits_RC *= self.scale
+        if self.soft_cap:
+            logits_RC.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        return logits_RC
+
+    @torch.inference_mode()
+    def rows(self, hidden_RD: Tensor, chunk: int) -> Iterator[np.ndarray]:
+        """Yield each row's unnormalised probabilities, C long, `chunk` rows computed at once. A row dies with the next chunk."""
+        for part_RD in hidden_RD.split(chunk):
+            logits_RC = self.logits(part_RD)
+            logits_RC -= logits_RC[:, :-1].amax(dim=1, keepdim=True)
+            probs_RC = logits_RC.clamp_(min=MIN_LOGIT).exp_()
+            probs_RC[:, -1] = 0.0
+            yield from probs_RC.cpu().numpy()
+
+
+def load_head(model: str, revision: str | None, dtype: torch.dtype, vocabulary_of: "VocabularyOf", trust: bool) -> Head:
+    """Read only the head's tensors of a Hugging Face model, tied or not, and sort them.
+
+    Raises:
+        ValueError: the checkpoint holds no safetensors, or not the tensor that the model's head is.
+    """
+    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust)
+    text = config.get_text_config()
+    name, has_bias = _head_name(config, trust)
+    weight_VD = _tensor(model, revision, name).to(dtype)
+    bias_V = _tensor(model, revision, name.removesuffix("weight") + "bias") if has_bias else None
+    scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+    soft_cap = float(getattr(text, "final_logit_softcapping", None) or 0.0)
+    return Head(weight_VD, bias_V, vocabulary_of(len(weight_VD)), scale, soft_cap)
+
+
+class VocabularyOf:
+    """Makes the sorted vocabulary once the head's width is known, and keeps it."""
+
+    def __init__(self, token_bytes: tuple[bytes | None, ...], end_ids: tuple[int, ...]) -> None:
+        self.token_bytes, self.end_ids = token_bytes, end_ids
+        self.vocabulary: Vocabulary | None = None
+
+    def __call__(self, width: int) -> Vocabulary:
+        self.vocabulary = Vocabulary(self.token_bytes, self.end_ids, width)
+        return self.vocabulary
+
+
+def _head_name(config: object, trust: bool) -> tuple[str, bool]:
+    """Checkpoint name of the head's weight (the input embeddings' where they are tied), and whether it has a bias."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    head = model.get_output_embeddings()
+    tied = model.config.get_text_config().tie_word_embeddings
+    target = model.get_input_embeddings() if tied else head
+    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return names[id(target.weight)], getattr(head, "bias", None) is not None
+
+
+def _tensor(model: str, revision: str | None, name: str) -> Tensor:
+    index = cached_file(
+        model, "model.safetensors.index.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
+    file = "model.safetensors"
+    if index is not None:
+        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        if name not in weight_map:
+            raise ValueError(f"{model} holds no tensor {name!r}, which its head should be; it holds e.g. {sorted(weight_map)[:5]}")
+        file = weight_map[name]
+    path = cached_file(model, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        raise ValueError(f"{model} holds no {file}: only safetensors are read. Convert the checkpoint with save_pretrained.")
+    with safe_open(path, framework="pt") as tensors:
+        if name not in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+            raise ValueError(f"{path} holds no tensor {name!r}, which the model's head should be")
+        return tensors.get_tensor(name)

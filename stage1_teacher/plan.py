@@ -1,0 +1,98 @@
+"""Which documents go into which shard: a pure function of corpus and recipe; and the identity that a dump is held to."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from pipeline.config import Recipe
+from pipeline.corpus import Corpus, Document
+from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.manifest import Manifest, ShardPlan, identity_differences
+
+
+def document_digest(document: Document) -> bytes:
+    """32 bytes over name and text, each with its length before it."""
+    name = document.doc_id.encode()
+    return hashlib.sha256(b"%d:%b%d:%b" % (len(name), name, len(document.text), document.text)).digest()
+
+
+def plan_shards(corpus: Corpus, shard_bytes: int) -> Iterator[ShardPlan]:
+    """Shards of whole documents, each closed before it would overflow `shard_bytes` (a longer document has one for itself)."""
+    index, first, num_documents, num_bytes, digest = 0, 0, 0, 0, hashlib.sha256()
+    for document in corpus.documents():
+        if num_documents and num_bytes + len(document.text) > shard_bytes:
+            yield ShardPlan(index=index, first_document=first, num_documents=num_documents, num_bytes=num_bytes, sha256=digest.hexdigest())
+            index, first, num_documents, num_bytes, digest = index + 1, first + num_documents, 0, 0, hashlib.sha256()
+        digest.update(document_digest(document))
+        num_documents, num_bytes = num_documents + 1, num_bytes + len(document.text)
+    if num_documents:
+        yield ShardPlan(index=index, first_document=first, num_documents=num_documents, num_bytes=num_bytes, sha256=digest.hexdigest())
+
+
+def make_identity(
+    recipe: Recipe, tokenizer: ByteTokenizer, start: int | None, ends: tuple[int, ...], weights: str, engine: str, corpus: str
+) -> dict[str, Any]:
+    """Everything that decides the content of a dump, and nothing else."""
+    teacher, dump = recipe.teacher, recipe.dump
+    return {
+        "teacher": {
+            "model": teacher.model,
+            "revision": teacher.revision,
+            "weights_sha256": weights,
+            "dtype": teacher.dtype,
+            "engine": engine,
+            "tokenizer_sha256": tokenizer.sha256,
+            "start_id": start,
+            "end_ids": list(ends),
+            "max_tokens": teacher.max_tokens,
+            "overlap_tokens": teacher.overlap_tokens,
+        },
+        "corpus": {"sha256": corpus, "field": recipe.corpus.field},
+        "covering": recipe.dump.covering.model_dump(),
+        "sparsity": {"top_k": dump.top_k, "min_prob": dump.min_prob},
+        "coding": "float16 natural log",
+        "shard_bytes": int(dump.shard_bytes),
+    }
+
+
+def weights_sha256(model: str, revision: str | None) -> str:
+    """Over the model's configuration and safetensors files, in the order of their names; a hub model is fetched first."""
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+    digest = hashlib.sha256()
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    if len(files) < 2:
+        raise ValueError(f"{folder} holds no .safetensors file: only safetensors are read. Convert it with save_pretrained.")
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def corpus_sha256(shards: list[ShardPlan]) -> str:
+    return hashlib.sha256(json.dumps([shard.sha256 for shard in shards]).encode()).hexdigest()
+
+
+def hold_to_identity(dump: Path, manifest: Manifest) -> Manifest:
+    """Write the manifest of a new dump; of an existing one, check that it is the same.
+
+    Raises:
+        ValueError: the folder holds another dump; names each field that differs.
+    """
+    if not (dump / "manifest.json").exists():
+        (dump / "shards").mkdir(parents=True, exist_ok=True)
+        manifest.save(dump)
+        return manifest
+    theirs = Manifest.load(dump)
+    differences = identity_differences(theirs.identity, manifest.identity)
+    if differences:
+        raise ValueError(
+            f"{dump} holds another dump: " + "; ".join(differences) + ". Give a new dump.path, or delete that folder to start again."
+        )
+    return theirs

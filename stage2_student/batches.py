@@ -1,0 +1,216 @@
+"""From a record to padded tensors: which token and which byte is supervised where, by exact byte offsets.
+
+Shape legend: B documents, L tokens of the longest document (start token included), N supervised tokens, P supervised byte
+positions, E most entries stored at one position.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schemas import END
+from schemas.shard import Record
+from stage2_student.losses import NO_SYMBOL
+from stage2_student.spans import supervised_tokens
+
+NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which positions contribute KL."""
+
+    max_doubt: float
+    max_token_end: float
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] .. ends[l]`."""
+
+    record: Record
+    tokens: np.ndarray  # int64, without the start token
+    starts: np.ndarray  # int64, byte offsets
+    ends: np.ndarray
+
+    @property
+    def num_tokens(self) -> int:
+        """With the start token: what the student's forward pass sees."""
+        return len(self.tokens) + 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one record teaches. State `l` (of L) has seen the start token and `l` tokens, and predicts token `l`."""
+
+    doc_id: str
+    tokens_L: np.ndarray  # int64, the start token first
+    labels_L: np.ndarray  # int64, NO_LABEL where nothing is supervised
+    state_P: np.ndarray  # int64, the state that predicts the token in which the byte lies
+    offset_P: np.ndarray  # int64, which byte of that token
+    symbols_P: np.ndarray  # int64, what the document really has there
+    kl_P: np.ndarray  # bool, contributes KL
+    entry_symbols_PE: np.ndarray  # int64, NO_SYMBOL at padding
+    entry_logprobs_PE: np.ndarray  # float32
+    num_bytes: int  # supervised bytes: all bytes of supervised tokens; END is not a byte
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Examples side by side. `state_P` points into the flattened B x L states. A causal student needs no padding mask:
+    padding stands behind every supervised token."""
+
+    doc_ids: tuple[str, ...]
+    tokens_BL: Tensor
+    labels_BL: Tensor
+    state_P: Tensor
+    offset_P: Tensor
+    symbols_P: Tensor
+    kl_P: Tensor
+    entry_symbols_PE: Tensor
+    entry_logprobs_PE: Tensor
+    num_bytes: int
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """The same with its tensors on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)})
+
+
+def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, masks: Masks) -> Example:
+    """Line up a record's targets with the student's tokens.
+
+    The END of a segment is predicted from the state after its last token, by byte 0 of the interface and by the end token;
+    where a segment ends inside a token there is no such state, and its END is left out.
+    """
+    record, starts, ends = encoded.record, encoded.starts, encoded.ends
+    inside = supervised_tokens(starts, ends, record.segments)
+    labels_L = np.append(np.where(inside, encoded.tokens, NO_LABEL), NO_LABEL)
+    bytes_state, bytes_offset, bytes_at = _byte_positions(starts, ends, inside, max_bytes)
+    end_state, end_at = _end_positions(ends, record)
+    labels_L[end_state] = end_id
+    row_of_byte, row_of_end = _rows(record)
+    rows = np.concatenate([row_of_byte[bytes_at], row_of_end[end_at]])
+    document = np.frombuffer(record.document, dtype=np.uint8).astype(np.int64)
+    entry_symbols_PE, entry_logprobs_PE = _entries(record, rows)
+    return Example(
+        doc_id=record.doc_id,
+        tokens_L=np.concatenate([[start_id], encoded.tokens]).astype(np.int64),
+        labels_L=labels_L.astype(np.int64),
+        state_P=np.concatenate([bytes_state, end_state]).astype(np.int64),
+        offset_P=np.concatenate([bytes_offset, np.zeros(len(end_state))]).astype(np.int64),
+        symbols_P=np.concatenate([document[bytes_at], np.full(len(end_state), END)]).astype(np.int64),
+        kl_P=(record.doubt[rows] <= masks.max_doubt) & (record.token_end[rows] <= masks.max_token_end),
+        entry_symbols_PE=entry_symbols_PE,
+        entry_logprobs_PE=entry_logprobs_PE,
+        num_bytes=int((ends - starts)[inside].sum()),
+    )
+
+
+def _byte_positions(
+    starts: np.ndarray, ends: np.ndarray, inside: np.ndarray, max_bytes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(state, offset in the token, byte of the document) of the bytes that the interface predicts, in order."""
+    counts = np.where(inside, np.minimum(ends - starts, max_bytes), 0)
+    state = np.repeat(np.arange(len(starts)), counts)
+    offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return state, offset, starts[state] + offset
+
+
+def _end_positions(ends: np.ndarray, record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """(state, index of the segment) of each END that follows a token's last byte."""
+    found = []
+    for index, segment in enumerate(record.segments):
+        stop = segment.start + segment.length
+        tokens_before = int(np.searchsorted(ends, stop, side="right"))
+        if segment.has_end and (ends[tokens_before - 1] if tokens_before else 0) == stop:
+            found.append((tokens_before, index))
+    pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """The record's position for each byte of the document (-1: none), and for the END of each segment (-1: none)."""
+    of_byte = np.full(len(record.document), -1, dtype=np.int64)
+    of_end = np.full(len(record.segments), -1, dtype=np.int64)
+    position = 0
+    for index, segment in enumerate(record.segments):
+        of_byte[segment.start : segment.start + segment.length] = position + np.arange(segment.length)
+        if segment.has_end:
+            of_end[index] = position + segment.length
+        position += segment.num_positions
+    return of_byte, of_end
+
+
+def _entries(record: Record, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The stored symbols and log-probabilities of these positions, padded to the most of any."""
+    counts = record.entry_counts.astype(np.int64)
+    firsts = (np.cumsum(counts) - counts)[rows]
+    width = int(counts[rows].max(initial=1))
+    stored_PE = np.arange(width) < counts[rows][:, None]
+    where = np.where(stored_PE, firsts[:, None] + np.arange(width), 0)
+    symbols_PE = np.where(stored_PE, record.symbols[where].astype(np.int64), NO_SYMBOL)
+    return symbols_PE, np.where(stored_PE, record.logprobs[where].astype(np.float32), 0.0).astype(np.float32)
+
+
+def collate(examples: Sequence[Example]) -> MicroBatch:
+    """Pad examples to one micro-batch."""
+    length = max(len(e.tokens_L) for e in examples)
+    width = max(e.entry_symbols_PE.shape[1] for e in examples)
+    return MicroBatch(
+        doc_ids=tuple(e.doc_id for e in examples),
+        tokens_BL=_stack([e.tokens_L for e in examples], length, 0),
+        labels_BL=_stack([e.labels_L for e in examples], length, NO_LABEL),
+        state_P=_join(e.state_P + row * length for row, e in enumerate(examples)),
+        offset_P=_join(e.offset_P for e in examples),
+        symbols_P=_join(e.symbols_P for e in examples),
+        kl_P=_join(e.kl_P for e in examples),
+        entry_symbols_PE=_join(_widen(e.entry_symbols_PE, width, NO_SYMBOL) for e in examples),
+        entry_logprobs_PE=_join(_widen(e.entry_logprobs_PE, width, 0.0) for e in examples),
+        num_bytes=sum(e.num_bytes for e in examples),
+    )
+
+
+def empty_micro_batch(start_id: int) -> MicroBatch:
+    """One token, nothing supervised: what a rank runs while others still have work, since ZeRO's collectives need all."""
+    none = np.empty(0, dtype=np.int64)
+    entries_PE = np.empty((0, 1))
+    tokens_L, labels_L = np.array([start_id]), np.array([NO_LABEL])
+    example = Example("", tokens_L, labels_L, none, none, none, none.astype(bool), entries_PE, entries_PE, 0)
+    micro = collate([example])
+    return replace(micro, doc_ids=(), entry_symbols_PE=micro.entry_symbols_PE.long())
+
+
+def _stack(rows: Sequence[np.ndarray], length: int, fill: int) -> Tensor:
+    padded = np.full((len(rows), length), fill, dtype=np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def _join(parts: Iterable[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(list(parts)))
+
+
+def _widen(values_PE: np.ndarray, width: int, fill: float) -> np.ndarray:
+    return np.pad(values_PE, ((0, 0), (0, width - values_PE.shape[1])), constant_values=fill)
+
+
+def plan_micro_batches(lengths: Sequence[int], micro_batch_tokens: int, world: int) -> list[list[list[int]]]:
+    """Which documents of a global batch each rank runs together: `plan[rank][micro_batch]` lists their indices.
+
+    Documents of like length share a micro-batch of at most `micro_batch_tokens`, padding included; one longer than that
+    stands alone. Every rank gets the same number of micro-batches, the last of some empty.
+    """
+    limit = min(micro_batch_tokens, -(-sum(lengths) // world))
+    packed: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if packed and lengths[packed[-1][0]] * (len(packed[-1]) + 1) <= limit:
+            packed[-1].append(index)
+        else:
+            packed.append([index])
+    packed += [[] for _ in range(-len(packed) % world)]
+    return [packed[rank::world] for rank in range(world)]

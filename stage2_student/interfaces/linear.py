@@ -1,0 +1,31 @@
+"""The linear interface of Byte-Level Distillation (arXiv 2604.07466): ten parallel maps of one hidden state.
+
+Shape legend: B documents, L tokens, D hidden width, J bytes of a token, P supervised byte positions, V symbols (256).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from schemas import NUM_SYMBOLS
+
+
+class LinearInterface(nn.Module):
+    """Byte `j` of a token is read off the state that predicts the token, by map `j`; no map sees the bytes before its own.
+
+    It starts at zero: every byte is equally likely, and the first steps train the maps before any gradient of theirs
+    reaches the trunk, instead of pushing noise into it.
+    """
+
+    max_bytes = 10
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.maps = nn.Linear(hidden_size, self.max_bytes * NUM_SYMBOLS, bias=False)
+        nn.init.zeros_(self.maps.weight)
+
+    def forward(self, hidden_BLD: Tensor, state_P: Tensor, offset_P: Tensor) -> Tensor:
+        """(P, 256) float32 logits; see `stage2_student.interfaces.Interface`."""
+        # Each state once, all ten maps together: the maps are 1-3 % of a student, a gather per map would cost more.
+        states, row_P = torch.unique(state_P, return_inverse=True)
+        logits_SJV = self.maps(hidden_BLD.flatten(0, 1)[states]).unflatten(-1, (self.max_bytes, NUM_SYMBOLS))
+        return logits_SJV[row_P, offset_P].float()
