@@ -1,0 +1,57 @@
+"""The slow and obvious covering, in float64: every token path that spells a prefix of the document, one by one."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from schemas import END, NUM_SYMBOLS
+
+NextProbs = Callable[[tuple[int, ...]], np.ndarray]  # token path -> probabilities over all ids of the head
+
+
+def canonical_targets(
+    next_probs: NextProbs, token_bytes: Sequence[bytes | None], end_ids: set[int], tokens: Sequence[int], document: bytes
+) -> np.ndarray:
+    """[bytes + 1, 256]: every (row, token) pair looked at for every position, straight from design section 3."""
+    rows, offset = [], 0
+    for length in range(len(tokens) + 1):
+        path = tuple(tokens[:length])
+        weight = np.prod([next_probs(path[:k])[path[k]] for k in range(length)]) if length else 1.0
+        rows.append((offset, float(weight), next_probs(path)))
+        if length < len(tokens):
+            offset += len(token_bytes[tokens[length]] or b"")
+    return _targets(rows, token_bytes, end_ids, document)
+
+
+def all_targets(
+    next_probs: NextProbs, token_bytes: Sequence[bytes | None], end_ids: set[int], document: bytes
+) -> np.ndarray:
+    """The same over all tokenizations of all prefixes."""
+    rows: list[tuple[int, float, np.ndarray]] = []
+
+    def visit(path: tuple[int, ...], offset: int, weight: float) -> None:
+        probs = next_probs(path)
+        rows.append((offset, weight, probs))
+        for token, spelled in enumerate(token_bytes):
+            if spelled and token not in end_ids and END not in spelled and document.startswith(spelled, offset):
+                visit((*path, token), offset + len(spelled), weight * float(probs[token]))
+
+    visit((), 0, 1.0)
+    return _targets(rows, token_bytes, end_ids, document)
+
+
+def _targets(
+    rows: list[tuple[int, float, np.ndarray]], token_bytes: Sequence[bytes | None], end_ids: set[int], document: bytes
+) -> np.ndarray:
+    numerators = np.zeros((len(document) + 1, NUM_SYMBOLS))
+    for position in range(len(document) + 1):
+        for offset, weight, probs in rows:
+            if offset > position:
+                continue
+            known = document[offset:position]
+            for token, spelled in enumerate(token_bytes):
+                if token in end_ids:
+                    numerators[position, END] += weight * probs[token] * (offset == position)
+                elif spelled and END not in spelled and len(spelled) > len(known) and spelled.startswith(known):
+                    numerators[position, spelled[len(known)]] += weight * probs[token]
+    return numerators / numerators.sum(axis=1, keepdims=True)
