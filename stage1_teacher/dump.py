@@ -21,11 +21,12 @@ from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
+from pipeline.vocabulary import Vocabulary
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 from stage1_teacher import plan
 from stage1_teacher.engine import Engine, open_engine
-from stage1_teacher.head import Head, VocabularyOf, load_head
+from stage1_teacher.head import Head, load_head
 from stage1_teacher.sparsify import sparsify
 from stage1_teacher.windows import Window, cut_windows
 
@@ -36,7 +37,7 @@ class Teacher:
 
     engine: Engine
     head: Head
-    vocabulary: Any
+    vocabulary: Vocabulary
     tokenizer: ByteTokenizer
     start: int | None
     max_tokens: int
@@ -72,13 +73,14 @@ def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teache
     """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts."""
     teacher, placement = recipe.teacher, recipe.placement
     start, ends = resolve_ids(recipe, tokenizer)
-    vocabulary_of = VocabularyOf(tokenizer.token_bytes, ends)
-    head = load_head(model, teacher.revision, getattr(torch, teacher.dtype), vocabulary_of, teacher.trust_remote_code)
+    head, vocabulary = load_head(
+        model, teacher.revision, getattr(torch, teacher.dtype), tokenizer.token_bytes, ends, teacher.trust_remote_code
+    )
     if torch.cuda.is_available():
         head = head.to("cuda")
     engine = open_engine(model, teacher, placement)
     return Teacher(
-        engine, head, vocabulary_of.vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, placement.reduce_rows
+        engine, head, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, placement.reduce_rows
     )
 
 

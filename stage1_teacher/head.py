@@ -67,7 +67,9 @@ class Head:
             yield from probs_RC.cpu().numpy()
 
 
-def load_head(model: str, revision: str | None, dtype: torch.dtype, vocabulary_of: "VocabularyOf", trust: bool) -> Head:
+def load_head(
+    model: str, revision: str | None, dtype: torch.dtype, token_bytes: tuple[bytes | None, ...], end_ids: tuple[int, ...], trust: bool
+) -> tuple[Head, Vocabulary]:
     """Read only the head's tensors of a Hugging Face model, tied or not, and sort them.
 
     Raises:
@@ -75,51 +77,49 @@ def load_head(model: str, revision: str | None, dtype: torch.dtype, vocabulary_o
     """
     config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust)
     text = config.get_text_config()
-    name, has_bias = _head_name(config, trust)
-    weight_VD = _tensor(model, revision, name).to(dtype)
-    bias_V = _tensor(model, revision, name.removesuffix("weight") + "bias") if has_bias else None
+    names, bias_name = _head_names(config, trust)
+    weight_VD = _tensor(model, revision, names).to(dtype)
+    bias_V = _tensor(model, revision, [bias_name]) if bias_name else None
     scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
     soft_cap = float(getattr(text, "final_logit_softcapping", None) or 0.0)
-    return Head(weight_VD, bias_V, vocabulary_of(len(weight_VD)), scale, soft_cap)
+    vocabulary = Vocabulary(token_bytes, end_ids, len(weight_VD))
+    return Head(weight_VD, bias_V, vocabulary, scale, soft_cap), vocabulary
 
 
-class VocabularyOf:
-    """Makes the sorted vocabulary once the head's width is known, and keeps it."""
-
-    def __init__(self, token_bytes: tuple[bytes | None, ...], end_ids: tuple[int, ...]) -> None:
-        self.token_bytes, self.end_ids = token_bytes, end_ids
-        self.vocabulary: Vocabulary | None = None
-
-    def __call__(self, width: int) -> Vocabulary:
-        self.vocabulary = Vocabulary(self.token_bytes, self.end_ids, width)
-        return self.vocabulary
-
-
-def _head_name(config: object, trust: bool) -> tuple[str, bool]:
-    """Checkpoint name of the head's weight (the input embeddings' where they are tied), and whether it has a bias."""
+def _head_names(config: object, trust: bool) -> tuple[list[str], str | None]:
+    """Names that the head's weight may have in the checkpoint (several where it is tied), and that of its bias, if any."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     head = model.get_output_embeddings()
     tied = model.config.get_text_config().tie_word_embeddings
-    target = model.get_input_embeddings() if tied else head
-    names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
-    return names[id(target.weight)], getattr(head, "bias", None) is not None
+    weights = {id(head.weight)} | ({id(model.get_input_embeddings().weight)} if tied else set())
+    named = list(model.named_parameters(remove_duplicate=False))
+    bias = getattr(head, "bias", None)
+    bias_name = next((name for name, parameter in named if bias is not None and parameter is bias), None)
+    return [name for name, parameter in named if id(parameter) in weights], bias_name
 
 
-def _tensor(model: str, revision: str | None, name: str) -> Tensor:
+def _tensor(model: str, revision: str | None, names: list[str]) -> Tensor:
+    """The first of `names` that the checkpoint holds."""
+    files = _checkpoint_files(model, revision)
+    for name in names:
+        if name in files:
+            path = cached_file(model, files[name], revision=revision)
+            with safe_open(path, framework="pt") as tensors:
+                return tensors.get_tensor(name)
+    raise ValueError(f"{model} holds none of the tensors {names}, one of which its head should be; it holds e.g. {sorted(files)[:5]}")
+
+
+def _checkpoint_files(model: str, revision: str | None) -> dict[str, str]:
+    """File of each tensor of the checkpoint."""
     index = cached_file(
         model, "model.safetensors.index.json", revision=revision, _raise_exceptions_for_missing_entries=False
     )
-    file = "model.safetensors"
     if index is not None:
-        weight_map = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        if name not in weight_map:
-            raise ValueError(f"{model} holds no tensor {name!r}, which its head should be; it holds e.g. {sorted(weight_map)[:5]}")
-        file = weight_map[name]
-    path = cached_file(model, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        raise ValueError(f"{model} holds no {file}: only safetensors are read. Convert the checkpoint with save_pretrained.")
-    with safe_open(path, framework="pt") as tensors:
-        if name not in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-            raise ValueError(f"{path} holds no tensor {name!r}, which the model's head should be")
-        return tensors.get_tensor(name)
+        weight_map: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        return weight_map
+    single = cached_file(model, "model.safetensors", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if single is None:
+        raise ValueError(f"{model} holds no model.safetensors: only safetensors are read. Convert it with save_pretrained.")
+    with safe_open(single, framework="pt") as tensors:
+        return dict.fromkeys(tensors.keys(), "model.safetensors")

@@ -1,0 +1,92 @@
+"""Targets through real engines on a tiny random model, against brute force in float64."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.covering import Covering
+from pipeline.vocabulary import Vocabulary
+from stage1_teacher.engine import open_engine
+from stage1_teacher.head import Head, load_head
+from tests import brute_force
+from tests.tiny import tiny_model, tiny_tokenizer
+
+DOCUMENTS = ["the thing and", " in the and é", "", "banding"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def token_bytes() -> list[bytes | None]:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
+    tokenizer = tiny_tokenizer()
+    spelled = [bytes(byte_of[c] for c in tokenizer.convert_ids_to_tokens(i)) for i in range(len(tokenizer) - 1)]
+    return [*spelled, None]
+
+
+def brute_force_targets(model: Path, documents: list[str]) -> list[np.ndarray]:
+    whole: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    tokenizer, spelled = tiny_tokenizer(), token_bytes()
+    end = tokenizer.eos_token_id
+
+    def probs(path: tuple[int, ...]) -> np.ndarray:
+        with torch.no_grad():
+            return whole(torch.tensor([[end, *path]])).logits[0, -1].softmax(-1).numpy()
+
+    return [
+        brute_force.canonical_targets(probs, spelled, {end}, tokenizer.encode(text), text.encode()) for text in documents
+    ]
+
+
+def engine_targets(engine: str, model: Path) -> list[np.ndarray]:
+    config = TeacherConfig(model=str(model), engine=engine, dtype="float32", max_tokens=64, overlap_tokens=8)  # type: ignore[arg-type]
+    tokenizer = tiny_tokenizer()
+    end = tokenizer.eos_token_id
+    head, vocabulary = load_head(str(model), None, torch.float32, tuple(token_bytes()), (end,), False)
+    opened = open_engine(str(model), config, PlacementConfig(engine_batch_tokens=64))
+    tokens = [tokenizer.encode(text) for text in DOCUMENTS]
+    hidden = opened.hidden_states([[end, *ids] for ids in tokens])
+    opened.close()
+    return [
+        covering_targets(vocabulary, head, ids, text.encode(), states)
+        for ids, text, states in zip(tokens, DOCUMENTS, hidden, strict=True)
+    ]
+
+
+def covering_targets(
+    vocabulary: Vocabulary, head: Head, tokens: list[int], document: bytes, hidden_RD: torch.Tensor
+) -> np.ndarray:
+    covering = Covering(vocabulary, tokens, document)
+    rows = head.rows(hidden_RD, chunk=3)
+    return covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(rows)).probs_PV
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_targets_through_an_engine_equal_brute_force(engine: str, model: Path) -> None:
+    for found, expected in zip(engine_targets(engine, model), brute_force_targets(model, DOCUMENTS), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_soft_caps_scales_and_biases_reach_the_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_VD, bias_V = torch.randn(5, 4, generator=generator), torch.randn(5, generator=generator)
+    hidden_RD = torch.randn(3, 4, generator=generator)
+    vocabulary = Vocabulary([b"d", b"b", b"c", None], [3], 5)
+    head = Head(weight_VD, bias_V, vocabulary, scale=0.5, soft_cap=2.0)
+    expected_RV = 2.0 * torch.tanh((hidden_RD @ weight_VD.T + bias_V) * 0.5 / 2.0)
+    torch.testing.assert_close(head.logits(hidden_RD)[:, :-1], expected_RV[:, torch.from_numpy(vocabulary.order)])
+
+
+def test_a_checkpoint_without_safetensors_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="only safetensors are read"):
+        load_head(str(tmp_path), None, torch.float32, tuple(token_bytes()), (268,), False)
