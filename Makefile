@@ -1,0 +1,65 @@
+# The operator's targets. RECIPE picks the recipe, ARGS adds options (ARGS="-o train.steps=50"), PYTHON the system's Python,
+# BLD_DEVICE=cpu|gpu the build where the machine should not be looked at.
+
+RECIPE ?= pipeline/recipes/demo.yaml
+ARGS ?=
+TABLE ?= 1
+BIN := .venv/bin
+STAMP := .venv/bld-stamp.json
+# The first Python that runs: a shim on the PATH may name one that is not installed.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c pass >/dev/null 2>&1 && echo $$p && break; done)
+REPRODUCE_1 := pipeline/recipes/paper_qwen_tokenizer.yaml
+REPRODUCE_2 := pipeline/recipes/paper_bytes.yaml
+REPRODUCE_3 := pipeline/recipes/paper_maths.yaml
+PAPER = $(REPRODUCE_$(TABLE))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup teacher student eval report demo test check bench bench-quality reproduce
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+# Depends on nothing, so it always asks: another BLD_DEVICE or a GPU that was added changes no file.
+setup:  ## make .venv with everything in it (a second run does nothing)
+	@$(or $(PYTHON),$(error no Python found: install Python 3.11 or 3.12, or give PYTHON=/path/to/python3.12)) pipeline/install.py
+
+$(STAMP): pyproject.toml pipeline/install.py
+	@$(or $(PYTHON),$(error no Python found: install Python 3.11 or 3.12, or give PYTHON=/path/to/python3.12)) pipeline/install.py
+
+teacher: $(STAMP)  ## stage 1: dump, or resume a dump, of RECIPE
+	$(BIN)/bld teacher $(RECIPE) $(ARGS)
+
+student: $(STAMP)  ## stage 2: train, or resume, the student of RECIPE
+	$(BIN)/bld student $(RECIPE) $(ARGS)
+
+eval: $(STAMP)  ## bits per byte of RECIPE's start, student and teacher on held-out text
+	$(BIN)/bld eval $(RECIPE) $(ARGS)
+
+report: $(STAMP)  ## one HTML page about RECIPE's run
+	$(BIN)/bld report $(RECIPE)
+
+demo: $(STAMP)  ## teacher, student, eval and report on real weights, on a CPU
+	$(BIN)/bld teacher $(RECIPE) $(ARGS)
+	$(BIN)/bld student $(RECIPE) $(ARGS)
+	$(BIN)/bld eval $(RECIPE) $(ARGS)
+	$(BIN)/bld report $(RECIPE)
+
+test: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## speed and size of the dump
+	$(BIN)/python -m tests.bench.dump_speed $(ARGS)
+
+bench-quality: $(STAMP)  ## the students against their controls
+	$(BIN)/python -m tests.bench.quality $(ARGS)
+
+reproduce: $(STAMP)  ## the paper's TABLE=1 (to Qwen2's tokenizer), 2 (to bytes) or 3 (maths); needs GPUs and a hub
+	@test -n "$(PAPER)" || { echo "TABLE is $(TABLE); give 1, 2 or 3" >&2; exit 1; }
+	$(BIN)/bld teacher $(PAPER) $(ARGS)
+	$(BIN)/bld student $(PAPER) $(ARGS)
+	$(BIN)/bld eval $(PAPER) $(ARGS)
