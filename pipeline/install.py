@@ -202,7 +202,7 @@ def install(venv: Path, device: Device) -> None:
         environment.setdefault("SSL_CERT_FILE", settings.cert)
     run(
         command,
-        "Without a network: point pip's find-links (PIP_FIND_LINKS) at a folder of wheels. The disk needs some 6 GB for "
+        "With no network: point pip's find-links (PIP_FIND_LINKS) at a folder of wheels. The disk needs some 6 GB for "
         "a CPU, 15 GB for a GPU; UV_CACHE_DIR moves the download cache. Then run `make setup` again.",
         environment,
     )
