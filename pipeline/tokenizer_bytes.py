@@ -1,0 +1,140 @@
+"""A tokenizer seen as bytes: which bytes each id spells, and an encoding that is checked to spell the document.
+
+Everything comes from the tokenizer's own definition (tokenizer.json), never from decoding: `decode` cleans up, and half a
+character does not survive it. Control tokens spell nothing and are never produced by text, whatever the text says.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipeline.tokenizer_spelling import encoder_definition, spellings, text_changers
+
+
+class SpellingError(ValueError):
+    """The tokens do not spell the document."""
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """A tokenizer whose every encoding is checked: the tokens' bytes are `prefix + document`.
+
+    Attributes:
+        token_bytes: by id; None spells nothing (control tokens, unused slots).
+        prefix: what comes before every document: b"", or b" " (the dummy prefix of SentencePiece).
+        default_start: the id the tokenizer itself puts first, else its bos, else its eos token; None if it has none.
+        default_end: its eos token's id; None if it has none.
+        sha256: hex digest of what decides ids and bytes; control tokens' names count, chat templates do not.
+        control: name -> id of the tokens that spell nothing.
+        normalizers: the tokenizer's normalizers that can alter text, by name; a document they alter is refused.
+    """
+
+    token_bytes: tuple[bytes | None, ...]
+    prefix: bytes
+    default_start: int | None
+    default_end: int | None
+    sha256: str
+    control: dict[str, int] = field(repr=False)
+    normalizers: tuple[str, ...]
+    _encoder: Tokenizer = field(repr=False, compare=False)
+
+    def encode(self, document: bytes) -> list[int]:
+        """Token ids of a document, without start or end. Raises SpellingError if they would not spell it exactly."""
+        [ids] = self.encode_batch([document])
+        if isinstance(ids, SpellingError):
+            raise ids
+        return ids
+
+    def encode_batch(self, documents: Sequence[bytes]) -> list[list[int] | SpellingError]:
+        """Like `encode`, for many documents at once; what is wrong with one is returned in its place."""
+        results: list[list[int] | SpellingError | None] = [None] * len(documents)
+        texts: list[str] = []
+        for index, document in enumerate(documents):
+            try:
+                texts.append((self.prefix + document).decode("utf-8"))
+            except UnicodeDecodeError as error:
+                offset = error.start - len(self.prefix)
+                results[index] = SpellingError(
+                    f"the document is not valid UTF-8 at byte {offset}: {document[offset : offset + 8]!r} ({error.reason})"
+                )
+        encodings = iter(self._encoder.encode_batch_fast(texts, add_special_tokens=False))
+        return [
+            self._checked(next(encodings).ids, document) if result is None else result
+            for result, document in zip(results, documents, strict=True)
+        ]
+
+    def _checked(self, ids: list[int], document: bytes) -> list[int] | SpellingError:
+        spelled = [self.token_bytes[token] for token in ids]
+        wanted = self.prefix + document
+        have = b"".join(token or b"" for token in spelled)
+        if have == wanted and None not in spelled:
+            return ids
+        shorter = min(len(have), len(wanted))
+        at = next((i for i in range(shorter) if have[i] != wanted[i]), shorter)
+        cause = f"its normalizer ({', '.join(self.normalizers)}) changes the text" if self.normalizers else _cause(wanted, at)
+        return SpellingError(
+            f"the tokens do not spell the document: at byte {at - len(self.prefix)} it has {wanted[at : at + 8]!r} where they "
+            f"have {have[at : at + 8]!r}; {cause}. Leave the document out, or choose another tokenizer."
+        )
+
+    def token_id(self, spelling: str) -> int:
+        """Id of a control token by its name. Raises ValueError naming the nearest ones."""
+        if spelling in self.control:
+            return self.control[spelling]
+        near = difflib.get_close_matches(spelling, self.control, n=3, cutoff=0.3) or sorted(self.control)[:5]
+        raise ValueError(
+            f"the tokenizer has no control token {spelling!r}; the nearest it has: {', '.join(near) or 'none at all'}"
+        )
+
+    @classmethod
+    def load(cls, folder_or_hub_id: str, trust_remote_code: bool = False) -> "ByteTokenizer":
+        """From what AutoTokenizer loads. Raises ValueError, with the reason, for one that cannot spell bytes."""
+        from transformers import AutoTokenizer
+
+        wrapped = AutoTokenizer.from_pretrained(folder_or_hub_id, trust_remote_code=trust_remote_code)
+        backend = getattr(wrapped, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(
+                f"{folder_or_hub_id}: {type(wrapped).__name__} has no tokenizer.json, so its bytes are not known. Choose a "
+                "tokenizer that has one; the source `bytes` is a tokenizer of the 256 bytes."
+            )
+        try:
+            return cls.from_definition(json.loads(backend.to_str()), wrapped.bos_token_id, wrapped.eos_token_id)
+        except ValueError as error:
+            raise ValueError(f"{folder_or_hub_id}: {error}") from error
+
+    @classmethod
+    def from_definition(cls, definition: dict[str, Any], bos: int | None, eos: int | None) -> "ByteTokenizer":
+        """From a parsed tokenizer.json. `bos` and `eos` are ids."""
+        token_bytes, control = spellings(definition)
+        encoder_json, prefix = encoder_definition(definition, token_bytes)
+        encoder = Tokenizer.from_str(json.dumps(encoder_json))
+        encoder.encode_special_tokens = True  # text that spells a control token is text
+        own = Tokenizer.from_str(json.dumps(definition | {"padding": None, "truncation": None})).encode("a").ids
+        adds_start = bool(own) and token_bytes[own[0]] is None
+        return cls(
+            token_bytes=token_bytes,
+            prefix=prefix,
+            default_start=own[0] if adds_start else (eos if bos is None else bos),
+            default_end=eos,
+            sha256=_fingerprint(definition),
+            control=control,
+            normalizers=text_changers(definition),
+            _encoder=encoder,
+        )
+
+
+def _cause(wanted: bytes, at: int) -> str:
+    if "▁".encode() in wanted[max(at - 2, 0) : at + 3]:
+        return "the tokenizer writes a space as U+2581, and takes that character in a text for a space"
+    return "its vocabulary cannot spell these bytes"
+
+
+def _fingerprint(definition: dict[str, Any]) -> str:
+    decisive = {key: definition.get(key) for key in ("model", "normalizer", "pre_tokenizer", "added_tokens")}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
