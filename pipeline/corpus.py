@@ -1,0 +1,176 @@
+"""The corpus: usable documents in order, and a count of what was left out, by reason.
+
+Rows become documents (or faults), documents pass the filters (`exclude`, `unique`), then `skip` and `limit` count. A pass is a
+pure function of the config and the files: the n-th document is always the same one.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import CorpusConfig
+from pipeline.corpus_rows import Row, RowSource
+
+
+@dataclass(frozen=True)
+class Document:
+    """`text` is valid UTF-8 and not empty; of a chat, what the assistant says. `messages` only of a chat: role, content."""
+
+    doc_id: str
+    text: bytes
+    messages: tuple[dict[str, str], ...] | None
+
+
+class Corpus:
+    """Documents of a recipe's corpus section; iterate as often as needed.
+
+    Attributes:
+        counts: of the last full pass: `documents`, `bytes`, `skipped`, and `left out: <reason>`; empty before one.
+    """
+
+    def __init__(self, config: CorpusConfig) -> None:
+        """Resolves the sources (downloading what is pinned). Raises ValueError for a source or pattern that is no good."""
+        self.config = config
+        self.counts: dict[str, int] = {}
+        self._source = RowSource.resolve(config.source, config.split)
+        self._pattern = _compiled(config.key_pattern)
+        self._excluded_keys: frozenset[bytes] | None = None
+        self._others = [
+            Corpus(other if other.key_pattern else other.model_copy(update={"key_pattern": config.key_pattern}))
+            for other in config.exclude
+        ]
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """Usable documents in order, from the `start`-th on. Raises ValueError, with the counts, if there is none at all."""
+        counts: Counter[str] = Counter()
+        first_fault = ""
+        for item in self._filtered():
+            if isinstance(item, str):
+                reason, where = item.split("\0")
+                counts[f"left out: {reason}"] += 1
+                first_fault = first_fault or f"{where}: {reason}"
+                continue
+            if counts["skipped"] < self.config.skip:
+                counts["skipped"] += 1
+                continue
+            counts["documents"] += 1
+            counts["bytes"] += len(item.text)
+            if counts["documents"] > start:
+                yield item
+            if counts["documents"] == self.config.limit:
+                break
+        self.counts = {key: number for key, number in counts.items() if number}
+        if not counts["documents"]:
+            raise ValueError(
+                f"{self.config.source} yields no usable document (field {self.config.field!r}): {self.counts or 'it is empty'}"
+                + (f"; the first left out: {first_fault}" if first_fault else "")
+                + ". Check corpus.field, corpus.skip and the filters."
+            )
+
+    def keys(self, text: bytes) -> set[bytes]:
+        """A document's keys, 16 bytes each: its named groups, or the whole text where there is no pattern or no match."""
+        match = self._pattern.match(text.decode("utf-8")) if self._pattern else None
+        named = match.groupdict() if match else {}
+        found = {name: value for name, value in named.items() if value} or {"": text.decode("utf-8")}
+        return {hashlib.blake2b(f"{name}\0{value}".encode(), digest_size=16).digest() for name, value in found.items()}
+
+    def _filtered(self) -> Iterator[Document | str]:
+        """Documents that pass the filters; what does not, as `reason NUL place`."""
+        excluded = self._excluded()
+        seen: set[bytes] = set()
+        for number, row in enumerate(self._source.rows()):
+            try:
+                document = _document(row, self.config, number)
+            except _Unusable as error:
+                yield f"{error}\0{row.where}"
+                continue
+            keys = self.keys(document.text) if excluded or self.config.unique else set()
+            if not keys.isdisjoint(excluded):
+                yield f"in an excluded corpus\0{row.where}"
+            elif self.config.unique and not keys.isdisjoint(seen):
+                yield f"a duplicate\0{row.where}"
+            else:
+                if self.config.unique:
+                    seen |= keys
+                yield document
+
+    def _excluded(self) -> frozenset[bytes]:
+        if self._excluded_keys is None:
+            self._excluded_keys = frozenset(
+                key for other in self._others for document in other.documents() for key in other.keys(document.text)
+            )
+        return self._excluded_keys
+
+
+class _Unusable(ValueError):
+    """Why a row is not a document."""
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"key_pattern {pattern!r} is not a regular expression: {error}") from error
+    if not compiled.groupindex:
+        raise ValueError(f"key_pattern {pattern!r} names no group; name what makes a key, as in (?P<title>...)")
+    return compiled
+
+
+def _document(row: Row, config: CorpusConfig, number: int) -> Document:
+    if row.fault is not None:
+        raise _Unusable(row.fault)
+    if row.text is not None:
+        return Document(str(number), _decodable(row.text), None)
+    assert row.columns is not None  # a row has columns, text or a fault
+    doc_id = str(number) if config.id_field is None else str(_column(row.columns, config.id_field))
+    value = _column(row.columns, config.field)
+    if config.field == "messages":
+        messages = _messages(value)
+        said = "".join(message["content"] for message in messages if message["role"] == "assistant")
+        if not said:
+            raise _Unusable("the assistant says nothing")
+        return Document(doc_id, _encoded(said), messages)
+    if not isinstance(value, str):
+        raise _Unusable(f"field {config.field!r} is not text")
+    return Document(doc_id, _encoded(value), None)
+
+
+def _column(columns: dict[str, Any], name: str) -> Any:
+    if name not in columns:
+        raise _Unusable(f"no field {name!r}")
+    return columns[name]
+
+
+def _messages(value: Any) -> tuple[dict[str, str], ...]:
+    """Role and content of each message; other keys of a message are dropped."""
+    if not isinstance(value, list) or not value:
+        raise _Unusable("field 'messages' is not a list of messages")
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise _Unusable("a message has no role and content that are text")
+        _encoded(message["content"], may_be_empty=True)
+    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+
+
+def _encoded(text: str, may_be_empty: bool = False) -> bytes:
+    if not text and not may_be_empty:
+        raise _Unusable("empty text")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _Unusable("half of a surrogate pair") from error
+
+
+def _decodable(content: bytes) -> bytes:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _Unusable("not valid UTF-8") from error
+    if not content:
+        raise _Unusable("empty text")
+    return content

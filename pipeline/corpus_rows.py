@@ -1,0 +1,120 @@
+"""Rows of a corpus, from JSONL, text and Parquet files, folders, globs and hub names.
+
+JSON is read line by line in binary: one bad line costs one row, not the file, and a row keeps its line number.
+"""
+
+import glob
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from pipeline.source import resolve_file
+
+_JSONL = (".jsonl", ".ndjson", ".json")
+_TEXT = (".txt", ".text", ".md")
+_PARQUET = (".parquet",)
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_KNOWN = f"{', '.join(_JSONL + _TEXT)} (each also with {', '.join(_COMPRESSED)}) and {', '.join(_PARQUET)}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a corpus holds at one place: named columns, the bytes of a text file, or what is wrong there."""
+
+    where: str
+    columns: dict[str, Any] | None = None
+    text: bytes | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """A resolved source: files in order, or a hub data set."""
+
+    files: tuple[str, ...]
+    hub: str | None
+    split: str
+
+    @classmethod
+    def resolve(cls, source: str, split: str) -> "RowSource":
+        """Raises ValueError for a missing path or a kind of file that is not known."""
+        resolved = resolve_file(source)
+        if isinstance(resolved, Path):
+            files = _files_of(resolved)
+        elif any(mark in resolved for mark in "*?[") and "://" not in resolved:
+            files = [name for name in sorted(glob.glob(resolved, recursive=True)) if Path(name).is_file()]
+            if not files:
+                raise ValueError(f"no file matches {resolved!r} (from {Path.cwd()})")
+        elif "://" in resolved:
+            files = [resolved]
+        else:
+            return cls((), resolved, split)
+        for name in files:
+            if _suffix(name) not in _JSONL + _TEXT + _PARQUET:
+                raise ValueError(f"{name}: its kind is not known by its name; known are {_KNOWN}")
+        return cls(tuple(files), None, split)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in order, good and bad."""
+        if self.hub is not None:
+            from datasets import load_dataset
+
+            yield from _numbered(load_dataset(self.hub, split=self.split, streaming=True), f"{self.hub} [{self.split}]")
+        for name in self.files:
+            suffix = _suffix(name)
+            if suffix in _TEXT:
+                with fsspec.open(name, "rb", compression="infer") as file:
+                    yield Row(name, text=file.read())
+            elif suffix in _PARQUET:
+                from datasets import load_dataset
+
+                yield from _numbered(load_dataset("parquet", data_files=name, split="train", streaming=True), name)
+            else:
+                yield from _json_lines(name)
+
+
+def _files_of(path: Path) -> list[str]:
+    """A file alone, or a folder's files of known kinds, at any depth, in the order of their names."""
+    if path.is_file():
+        return [str(path)]
+    files = [str(file) for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    known = [name for name in files if _suffix(name) in _JSONL + _TEXT + _PARQUET]
+    if not known:
+        raise ValueError(f"the folder {path} holds no file of a known kind: {_KNOWN}")
+    return known
+
+
+def _suffix(name: str) -> str:
+    path = Path(name)
+    return (Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix).lower()
+
+
+def _numbered(rows: Any, where: str) -> Iterator[Row]:
+    for number, columns in enumerate(rows):
+        yield Row(f"{where}, row {number}", columns=columns)
+
+
+def _json_lines(name: str) -> Iterator[Row]:
+    with fsspec.open(name, "rb", compression="infer") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{name}, line {number}"
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is not part of the text
+            if not line.strip():
+                yield Row(where, fault="blank line")
+                continue
+            try:
+                columns = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                yield Row(where, fault="not valid UTF-8")
+            except (ValueError, RecursionError):
+                yield Row(where, fault="malformed JSON")
+            else:
+                if isinstance(columns, dict):
+                    yield Row(where, columns=columns)
+                else:
+                    yield Row(where, fault="not a JSON object")
