@@ -6,10 +6,12 @@ ARGS ?=
 TABLE ?= 1
 BIN := .venv/bin
 STAMP := .venv/bld-stamp.json
-# The first Python that runs: a shim on the PATH may name one that is not installed.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c pass >/dev/null 2>&1 && echo $$p && break; done)
-REPRODUCE_1 := pipeline/recipes/paper_qwen_tokenizer.yaml
-REPRODUCE_2 := pipeline/recipes/paper_bytes.yaml
+# The first Python that fits and runs: a shim on the PATH may name one that is not installed.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
+INSTALL = $(or $(PYTHON),$(error no Python 3.11 or 3.12 found: install one, or give PYTHON=/path/to/python3.12)) -m pipeline.install
+REPRODUCE_1 := pipeline/recipes/paper_bpe_transfer.yaml
+REPRODUCE_2 := pipeline/recipes/paper_byte_transfer.yaml
 REPRODUCE_3 := pipeline/recipes/paper_maths.yaml
 PAPER = $(REPRODUCE_$(TABLE))
 
@@ -21,10 +23,10 @@ help:  ## this list
 
 # Depends on nothing, so it always asks: another BLD_DEVICE or a GPU that was added changes no file.
 setup:  ## make .venv with everything in it (a second run does nothing)
-	@$(or $(PYTHON),$(error no Python found: install Python 3.11 or 3.12, or give PYTHON=/path/to/python3.12)) pipeline/install.py
+	@$(INSTALL)
 
 $(STAMP): pyproject.toml pipeline/install.py
-	@$(or $(PYTHON),$(error no Python found: install Python 3.11 or 3.12, or give PYTHON=/path/to/python3.12)) pipeline/install.py
+	@$(INSTALL)
 
 teacher: $(STAMP)  ## stage 1: dump, or resume a dump, of RECIPE
 	$(BIN)/bld teacher $(RECIPE) $(ARGS)
@@ -36,13 +38,13 @@ eval: $(STAMP)  ## bits per byte of RECIPE's start, student and teacher on held-
 	$(BIN)/bld eval $(RECIPE) $(ARGS)
 
 report: $(STAMP)  ## one HTML page about RECIPE's run
-	$(BIN)/bld report $(RECIPE)
+	$(BIN)/bld report $(RECIPE) $(ARGS)
 
 demo: $(STAMP)  ## teacher, student, eval and report on real weights, on a CPU
 	$(BIN)/bld teacher $(RECIPE) $(ARGS)
 	$(BIN)/bld student $(RECIPE) $(ARGS)
 	$(BIN)/bld eval $(RECIPE) $(ARGS)
-	$(BIN)/bld report $(RECIPE)
+	$(BIN)/bld report $(RECIPE) $(ARGS)
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)

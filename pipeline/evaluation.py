@@ -1,0 +1,72 @@
+"""Which models `bld eval` measures on which text, and the table of what it finds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import CorpusConfig, Recipe, StudentConfig
+
+
+class Job(NamedTuple):
+    """A model to measure; `start` and `end` are tokens, None for its tokenizer's own."""
+
+    name: str
+    model: str
+    start: str | None
+    end: str | None
+
+
+def custom_corpus(source: str | None, field: str, limit: int | None) -> dict[str, CorpusConfig]:
+    """The corpus of the command line, by name; empty where it names none."""
+    return {} if source is None else {Path(source).name: CorpusConfig(source=source, field=field, limit=limit)}
+
+
+def corpora_of(recipe: Recipe) -> dict[str, CorpusConfig]:
+    """The recipe's held-out text. Raises ValueError where it has none."""
+    if recipe.eval is None:
+        raise ValueError("the recipe has no eval section: add one (eval: {source: ...}) or give --corpus SOURCE")
+    held_out = CorpusConfig.model_validate(recipe.eval.model_dump(exclude={"out_of_domain"}))
+    other = recipe.eval.out_of_domain
+    return {"held_out": held_out} | ({"out_of_domain": other} if other is not None else {})
+
+
+def jobs_of_recipe(recipe: Recipe) -> list[Job]:
+    """The student's start, the trained student and the teacher. Raises ValueError before the student is trained."""
+    student, teacher = _student(recipe), recipe.teacher
+    folder = Path(student.path)
+    if not (folder / "export").exists():
+        raise ValueError(f"{folder / 'export'} does not exist: run `bld student` first, or `bld export {folder}`")
+    own = [("start", folder / "start"), ("student", folder / "export")]
+    jobs = [Job(name, str(path), student.start, student.end) for name, path in own if path.exists()]
+    return [*jobs, Job("teacher", teacher.model, teacher.start, next(iter(teacher.end), None))]
+
+
+def result_path(recipe: Recipe) -> Path:
+    """Where a recipe's figures are kept."""
+    return Path(_student(recipe).path) / "eval.json"
+
+
+def _student(recipe: Recipe) -> StudentConfig:
+    if recipe.student is None:
+        raise ValueError("the recipe has no student section; give a model instead: bld eval MODEL --recipe RECIPE")
+    return recipe.student
+
+
+def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], console: Console | None = None) -> None:
+    """A table with a row per model and corpus, a column per figure."""
+    rows = [(model, corpus, figures) for model, corpora in results.items() for corpus, figures in corpora.items()]
+    names = list(dict.fromkeys(name for _, _, figures in rows for name in figures))
+    table = Table("model", "corpus", *[name.replace("_", " ") for name in names])
+    for model, corpus, figures in rows:
+        table.add_row(model, corpus, *[format_figure(figures.get(name)) for name in names])
+    (console or Console()).print(table)
+
+
+def format_figure(value: object) -> str:
+    """A figure for reading: four decimals, or thousands marked; a dash where there is none."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else ("-" if value is None else str(value))

@@ -1,0 +1,119 @@
+"""What a recipe would do, before it does it: checked without weights, without a network, without a download."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import archive
+from pipeline.config import CorpusConfig, Recipe
+from pipeline.source import BYTES, resolve_file
+from schemas.manifest import Manifest
+
+Line = tuple[str, str]  # what, and what is planned for it
+
+
+def sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Each source that the recipe names, with the key that names it."""
+    corpora: list[tuple[str, CorpusConfig]] = [("corpus", recipe.corpus)]
+    if recipe.eval is not None:
+        corpora.append(("eval", recipe.eval))
+        if recipe.eval.out_of_domain is not None:
+            corpora.append(("eval.out_of_domain", recipe.eval.out_of_domain))
+    for key, corpus in corpora:
+        yield f"{key}.source", corpus.source
+        for index, excluded in enumerate(corpus.exclude):
+            yield f"{key}.exclude[{index}].source", excluded.source
+    models = [("teacher", recipe.teacher)] + ([("student", recipe.student)] if recipe.student is not None else [])
+    for key, section in models:
+        yield f"{key}.model", section.model
+        if section.tokenizer is not None:
+            yield f"{key}.tokenizer", section.tokenizer
+
+
+def describe_source(key: str, source: str) -> str:
+    """Where a source comes from. Raises ValueError, naming the key, for one of no known form or without a pin."""
+    try:
+        if source == BYTES and key.endswith(".tokenizer"):
+            return "the 256 bytes; made here"
+        if source.startswith(archive.PREFIX):
+            wanted = archive.parse(source)
+            there = archive.cache_folder() / "files" / wanted.sha256 / wanted.member
+            state = "in the cache" if there.exists() else "to be downloaded"
+            return f"{wanted.member} out of {wanted.name} {wanted.version}, {state}, sha256 {wanted.sha256[:12]}..."
+        found = resolve_file(source)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    return f"{found} on this machine" if isinstance(found, Path) else f"{found} from a hub or address, not looked up"
+
+
+def plan(recipe: Recipe) -> list[Line]:
+    """What the recipe would fetch, make and write. Raises ValueError for what would fail whatever the machine."""
+    lines = [(key, describe_source(key, source)) for key, source in sources(recipe)]
+    lines.append(
+        ("teacher", f"{recipe.teacher.engine}, {recipe.teacher.dtype}, windows of {recipe.teacher.max_tokens} tokens")
+    )
+    dump = recipe.dump
+    lines.append(
+        (
+            "dump",
+            f"top {dump.top_k} symbols of at least {dump.min_prob}, {int(dump.shard_bytes):,} bytes of text a shard",
+        )
+    )
+    lines.append(("dump.path", describe_dump(Path(dump.path))))
+    return lines + (_student_lines(recipe) if recipe.student is not None else [])
+
+
+def describe_dump(path: Path) -> str:
+    """What is in a dump's folder now."""
+    if not (path / "manifest.json").exists():
+        return f"{path}, new"
+    manifest = Manifest.load(path)
+    done = sum(shard.path(path).exists() for shard in manifest.shards)
+    if done == len(manifest.shards):
+        return f"{path}, complete: {done} shards"
+    return f"{path}, {done} of {len(manifest.shards)} shards done; the rest will be made"
+
+
+def _student_lines(recipe: Recipe) -> list[Line]:
+    student, train = recipe.student, recipe.train
+    assert student is not None
+    weights = train.objectives
+    if not (weights.ce or weights.byte_ce or weights.kl):
+        raise ValueError(
+            "train.objectives: all weights are 0, so nothing would be learnt; set ce, byte_ce or kl above 0"
+        )
+    dumps = student.dumps
+    paths = [f"{ref.path} (weight {ref.weight:g})" for ref in dumps] or [recipe.dump.path]
+    tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else "all weights"
+    tokens = train.steps * train.batch_tokens
+    lines = [
+        ("student", f"{student.interface} interface, {tuned}, from {', '.join(paths)}"),
+        ("student.path", describe_run(Path(student.path))),
+        (
+            "train",
+            f"{train.steps} steps of {train.batch_tokens} tokens ({tokens:,} in all), lr {train.lr:g}, {train.dtype}",
+        ),
+        (
+            "train.objectives",
+            f"ce {weights.ce:g}, byte_ce {weights.byte_ce:g}, kl {weights.kl:g} (nats per supervised byte)",
+        ),
+        ("train.deepspeed", f"ZeRO stage {train.deepspeed.zero_stage}, {train.num_processes} process(es)"),
+    ]
+    if recipe.eval is None:
+        lines.append(("eval", "none: `bld eval` needs an eval section or --corpus"))
+    return lines
+
+
+def describe_run(path: Path) -> str:
+    """What is in a student's folder now."""
+    checkpoints = [p for p in (path / "checkpoints").glob("*") if p.is_dir()]
+    if (path / "export").exists():
+        return f"{path}, trained: export/ is there"
+    return f"{path}, {len(checkpoints)} checkpoint(s); training resumes" if checkpoints else f"{path}, new"
+
+
+def print_plan(recipe: Recipe) -> None:
+    """Print `plan`, one aligned line each."""
+    lines = plan(recipe)
+    width = max(len(what) for what, _ in lines)
+    for what, text in lines:
+        print(f"{what:<{width}}  {text}")
