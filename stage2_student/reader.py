@@ -1,0 +1,163 @@
+"""The data path: shards -> records in a seeded order -> the student's tokens -> global batches.
+
+Where we are is a value, `Position`, handed out with each batch; a checkpoint stores it and nothing else is needed. Every rank
+reads and encodes the same stream and takes its share of each global batch: the batches are the same in any world, a
+resume may change the world, and no two ranks meet the same document. Byte targets are only built for a rank's own share.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from schemas.manifest import Manifest
+from schemas.shard import Record, read_shard
+from stage2_student.batches import Encoded
+from stage2_student.spans import token_spans
+
+BUFFER_RECORDS = 2048  # records that are shuffled together; at 2 kB of text and 20 bytes per position about 80 MB
+
+
+class Position(NamedTuple):
+    """The next record to take: the `index`-th of the epoch's order."""
+
+    epoch: int = 0
+    index: int = 0
+
+
+class Tokenizer(Protocol):
+    """What the reader needs of `pipeline.tokenizer_bytes.ByteTokenizer`."""
+
+    @property
+    def token_bytes(self) -> tuple[bytes | None, ...]: ...
+    @property
+    def prefix(self) -> bytes: ...
+    def encode_batch(self, documents: Sequence[bytes]) -> "list[list[int] | ValueError]": ...
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The documents of one optimizer step over all ranks, and what was left out while they were gathered."""
+
+    documents: tuple[Encoded, ...]
+    after: Position
+    left_out: Counter[str]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(document.num_tokens for document in self.documents)
+
+
+class DumpReader:
+    """The records of a complete dump, in an order decided by seed and epoch.
+
+    Raises ValueError where a planned shard is missing, or the dump holds no record.
+    """
+
+    def __init__(self, dump: Path, seed: int) -> None:
+        self.manifest = Manifest.load(dump)
+        self.seed = seed
+        self.shards = [shard.path(dump) for shard in self.manifest.shards]
+        missing = [path.name for path in self.shards if not path.exists()]
+        if missing:
+            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            raise ValueError(
+                f"{dump} is not complete: {len(missing)} of {len(self.shards)} shards are missing ({names}); "
+                "run `bld teacher` again with the same recipe, it goes on where it stopped"
+            )
+        if not self.shards:
+            raise ValueError(f"{dump} plans no shard: its corpus held no usable document ({self.manifest.corpus_counts})")
+
+    def records(self, start: Position = Position()) -> Iterator[tuple[Record, Position]]:
+        """Yield each record with the position after it, epoch after epoch, without end.
+
+        A resume reads the epoch up to `start` again without using it: some seconds for a gigabyte, and exact.
+        """
+        epoch, skip = start
+        while True:
+            index = 0
+            for index, record in enumerate(self._epoch(epoch), 1):
+                if index > skip:
+                    yield record, Position(epoch, index)
+            if index == 0:
+                raise ValueError(f"the {len(self.shards)} shards in {self.shards[0].parent} hold no record")
+            epoch, skip = epoch + 1, 0
+
+    def _epoch(self, epoch: int) -> Iterator[Record]:
+        """Shards in a drawn order; within it, each record is drawn from a buffer that the next one refills."""
+        random = np.random.default_rng([self.seed, epoch])
+        buffer: list[Record] = []
+        for shard in random.permutation(len(self.shards)):
+            for record in read_shard(self.shards[shard]):
+                buffer.append(record)
+                if len(buffer) > BUFFER_RECORDS:
+                    yield _draw(buffer, random)
+        while buffer:
+            yield _draw(buffer, random)
+
+
+def _draw(buffer: list[Record], random: np.random.Generator) -> Record:
+    """Take a random record out, in constant time."""
+    chosen = int(random.integers(len(buffer)))
+    buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+    return buffer.pop()
+
+
+def encode_records(records: Sequence[Record], tokenizer: Tokenizer, max_tokens: int) -> list[Encoded | str]:
+    """Each record in the student's tokens, or the reason why it is left out. Nothing is ever cut."""
+    encoded: list[Encoded | str] = []
+    for record, ids in zip(records, tokenizer.encode_batch([r.document for r in records]), strict=True):
+        if isinstance(ids, ValueError):
+            encoded.append("the student's tokenizer cannot spell it")
+        elif len(ids) + 1 > max_tokens:
+            encoded.append("longer than train.max_tokens")
+        else:
+            encoded.append(_encoded(record, ids, tokenizer))
+    return encoded
+
+
+def _encoded(record: Record, ids: Sequence[int], tokenizer: Tokenizer) -> Encoded:
+    spans = token_spans([tokenizer.token_bytes[i] or b"" for i in ids], record.document, tokenizer.prefix)
+    starts = np.array([span.start for span in spans], dtype=np.int64)
+    ends = np.array([span.stop for span in spans], dtype=np.int64)
+    return Encoded(record, np.array(ids, dtype=np.int64), starts, ends)
+
+
+def global_batches(
+    reader: DumpReader, tokenizer: Tokenizer, batch_tokens: int, max_tokens: int, start: Position = Position()
+) -> Iterator[GlobalBatch]:
+    """Documents in order until they hold at least `batch_tokens` student tokens; without end.
+
+    Raises ValueError when a whole epoch's records are all left out, with the reasons.
+    """
+    documents: list[Encoded] = []
+    left_out: Counter[str] = Counter()
+    num_tokens, unused_since = 0, start
+    for encoded, after in _encoded_stream(reader, tokenizer, max_tokens, start):
+        if isinstance(encoded, str):
+            left_out[encoded] += 1
+            if after.epoch > unused_since.epoch + 1:
+                raise ValueError(f"no record of the dump can be used: {dict(left_out)}; change the student's tokenizer or train.max_tokens")
+            continue
+        unused_since = after
+        documents.append(encoded)
+        num_tokens += encoded.num_tokens
+        if num_tokens >= batch_tokens:
+            yield GlobalBatch(tuple(documents), after, left_out)
+            documents, left_out, num_tokens = [], Counter(), 0
+
+
+def _encoded_stream(
+    reader: DumpReader, tokenizer: Tokenizer, max_tokens: int, start: Position, group: int = 32
+) -> Iterator[tuple[Encoded | str, Position]]:
+    """Records encoded `group` at a time: tokenizers are several times faster on batches."""
+    waiting: list[tuple[Record, Position]] = []
+    for item in reader.records(start):
+        waiting.append(item)
+        if len(waiting) == group:
+            encoded = encode_records([record for record, _ in waiting], tokenizer, max_tokens)
+            yield from zip(encoded, [after for _, after in waiting], strict=True)
+            waiting = []
