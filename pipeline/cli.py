@@ -1,7 +1,9 @@
 """`bld`: the operator's commands. A stage is imported only inside the command that runs it: `--help` is fast."""
 
+import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +44,10 @@ def _load(recipe: str, overrides: list[str] | None) -> "Recipe":
 def version_text() -> str:
     """`bld 0.1.0`, with the git revision where the package lies in a checkout."""
     root = Path(__file__).resolve().parents[1]
-    text = f"bld {package_version('byte-level-distillation')}"
+    try:
+        text = f"bld {package_version('byte-level-distillation')}"
+    except PackageNotFoundError:
+        text = "bld, not installed: run from its folder"
     if not (root / ".git").exists():
         return text
     try:
@@ -269,6 +274,9 @@ def main() -> None:
     except KeyboardInterrupt:
         _complain("interrupted; what is written stays. Run the same command again to resume.")
         raise SystemExit(130) from None
+    except BrokenPipeError:  # `bld inspect ... | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
+        raise SystemExit(141) from None
     except (ValueError, OSError) as error:
         if "--debug" in sys.argv[1:]:
             raise
