@@ -1,4 +1,4 @@
-"""A look into a dump: its summary, or one document position by position. Shards are streamed, a few records at a time."""
+"""A look into a dump: its summary, or one document position by position. Shards are streamed, a few records at once."""
 
 import difflib
 import heapq
