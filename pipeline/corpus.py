@@ -1,7 +1,7 @@
 """The corpus: usable documents in order, and a count of what was left out, by reason.
 
-Rows become documents (or faults), documents pass the filters (`exclude`, `unique`), then `skip` and `limit` count. A pass is a
-pure function of the config and the files: the n-th document is always the same one.
+Rows become documents (or faults), documents pass the filters (`exclude`, `unique`), then `skip` and `limit` count. A
+pass is a pure function of the config and the files: the n-th document is always the same one.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pipeline.corpus_rows import Row, RowSource
 
 @dataclass(frozen=True)
 class Document:
-    """`text` is valid UTF-8 and not empty; of a chat, what the assistant says. `messages` only of a chat: role, content."""
+    """`text` is valid UTF-8 and not empty; of a chat, what the assistant says. `messages`: of a chat, role and content."""
 
     doc_id: str
     text: bytes
@@ -32,7 +32,7 @@ class Corpus:
     """
 
     def __init__(self, config: CorpusConfig) -> None:
-        """Resolves the sources (downloading what is pinned). Raises ValueError for a source or pattern that is no good."""
+        """Resolves the sources (downloading what is pinned). ValueError for a source or pattern that is no good."""
         self.config = config
         self.counts: dict[str, int] = {}
         self._source = RowSource.resolve(config.source, config.split)
@@ -44,7 +44,7 @@ class Corpus:
         ]
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """Usable documents in order, from the `start`-th on. Raises ValueError, with the counts, if there is none at all."""
+        """Usable documents in order, from the `start`-th on. ValueError, with the counts, if there is none at all."""
         counts: Counter[str] = Counter()
         first_fault = ""
         for item in self._filtered():
@@ -65,13 +65,14 @@ class Corpus:
         self.counts = {key: number for key, number in counts.items() if number}
         if not counts["documents"]:
             raise ValueError(
-                f"{self.config.source} yields no usable document (field {self.config.field!r}): {self.counts or 'it is empty'}"
+                f"{self.config.source} yields no usable document (field {self.config.field!r}): "
+                f"{self.counts or 'it is empty'}"
                 + (f"; the first left out: {first_fault}" if first_fault else "")
                 + ". Check corpus.field, corpus.skip and the filters."
             )
 
     def keys(self, text: bytes) -> set[bytes]:
-        """A document's keys, 16 bytes each: its named groups, or the whole text where there is no pattern or no match."""
+        """A document's keys, 16 bytes each: its named groups, or the whole text where there is no match."""
         match = self._pattern.match(text.decode("utf-8")) if self._pattern else None
         named = match.groupdict() if match else {}
         found = {name: value for name, value in named.items() if value} or {"": text.decode("utf-8")}
@@ -84,7 +85,7 @@ class Corpus:
         for number, row in enumerate(self._source.rows()):
             try:
                 document = _document(row, self.config, number)
-            except _Unusable as error:
+            except _UnusableError as error:
                 yield f"{error}\0{row.where}"
                 continue
             keys = self.keys(document.text) if excluded or self.config.unique else set()
@@ -105,7 +106,7 @@ class Corpus:
         return self._excluded_keys
 
 
-class _Unusable(ValueError):
+class _UnusableError(ValueError):
     """Why a row is not a document."""
 
 
@@ -123,7 +124,7 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
 
 def _document(row: Row, config: CorpusConfig, number: int) -> Document:
     if row.fault is not None:
-        raise _Unusable(row.fault)
+        raise _UnusableError(row.fault)
     if row.text is not None:
         return Document(str(number), _decodable(row.text), None)
     assert row.columns is not None  # a row has columns, text or a fault
@@ -133,44 +134,44 @@ def _document(row: Row, config: CorpusConfig, number: int) -> Document:
         messages = _messages(value)
         said = "".join(message["content"] for message in messages if message["role"] == "assistant")
         if not said:
-            raise _Unusable("the assistant says nothing")
+            raise _UnusableError("the assistant says nothing")
         return Document(doc_id, _encoded(said), messages)
     if not isinstance(value, str):
-        raise _Unusable(f"field {config.field!r} is not text")
+        raise _UnusableError(f"field {config.field!r} is not text")
     return Document(doc_id, _encoded(value), None)
 
 
 def _column(columns: dict[str, Any], name: str) -> Any:
     if name not in columns:
-        raise _Unusable(f"no field {name!r}")
+        raise _UnusableError(f"no field {name!r}")
     return columns[name]
 
 
 def _messages(value: Any) -> tuple[dict[str, str], ...]:
     """Role and content of each message; other keys of a message are dropped."""
     if not isinstance(value, list) or not value:
-        raise _Unusable("field 'messages' is not a list of messages")
+        raise _UnusableError("field 'messages' is not a list of messages")
     for message in value:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise _Unusable("a message has no role and content that are text")
+            raise _UnusableError("a message has no role and content that are text")
         _encoded(message["content"], may_be_empty=True)
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
 
 
 def _encoded(text: str, may_be_empty: bool = False) -> bytes:
     if not text and not may_be_empty:
-        raise _Unusable("empty text")
+        raise _UnusableError("empty text")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _Unusable("half of a surrogate pair") from error
+        raise _UnusableError("half of a surrogate pair") from error
 
 
 def _decodable(content: bytes) -> bytes:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _Unusable("not valid UTF-8") from error
+        raise _UnusableError("not valid UTF-8") from error
     if not content:
-        raise _Unusable("empty text")
+        raise _UnusableError("empty text")
     return content

@@ -4,13 +4,16 @@ JSON is read line by line in binary: one bad line costs one row, not the file, a
 """
 
 import glob
+import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
+import zstandard
 
 from pipeline.source import resolve_file
 
@@ -46,7 +49,7 @@ class RowSource:
         if isinstance(resolved, Path):
             files = _files_of(resolved)
         elif any(mark in resolved for mark in "*?[") and "://" not in resolved:
-            files = [name for name in sorted(glob.glob(resolved, recursive=True)) if Path(name).is_file()]
+            files = [name for name in sorted(glob.glob(resolved, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
             if not files:
                 raise ValueError(f"no file matches {resolved!r} (from {Path.cwd()})")
         elif "://" in resolved:
@@ -67,7 +70,7 @@ class RowSource:
         for name in self.files:
             suffix = _suffix(name)
             if suffix in _TEXT:
-                with fsspec.open(name, "rb", compression="infer") as file:
+                with _opened(name) as file:
                     yield Row(name, text=file.read())
             elif suffix in _PARQUET:
                 from datasets import load_dataset
@@ -98,8 +101,21 @@ def _numbered(rows: Any, where: str) -> Iterator[Row]:
         yield Row(f"{where}, row {number}", columns=columns)
 
 
+@contextmanager
+def _opened(name: str) -> Iterator[IO[bytes]]:
+    """A file's content, decompressed by its name. Raises ValueError for compressed content that is damaged."""
+    is_zstd = name.lower().endswith(".zst")
+    try:
+        with fsspec.open(name, "rb", compression=None if is_zstd else "infer") as file:
+            if is_zstd:  # fsspec's reader stops, without a word, after the first frame of several
+                file = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+            yield file
+    except (EOFError, OSError, zstandard.ZstdError) as error:
+        raise ValueError(f"{name} cannot be read: {error}. Fetch or compress it again.") from error
+
+
 def _json_lines(name: str) -> Iterator[Row]:
-    with fsspec.open(name, "rb", compression="infer") as file:
+    with _opened(name) as file:
         for number, line in enumerate(file, start=1):
             where = f"{name}, line {number}"
             if number == 1:

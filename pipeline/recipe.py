@@ -1,4 +1,4 @@
-"""Recipes: YAML files read, overridden and checked, with errors that name the key, the value and the nearest right one."""
+"""Recipes: YAML files read, overridden and checked; errors name the key, the value and the nearest right one."""
 
 import difflib
 import re
@@ -15,7 +15,7 @@ _PACKAGED = Path(__file__).parent / "recipes"
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, and reads 1e-5 as a number (YAML 1.1 wants 1.0e-5 and would give text)."""
+    """SafeLoader that refuses a key given twice, and reads 1e-5 as a number (YAML 1.1 would give text)."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -51,7 +51,9 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path} is not a good recipe:\n" + "\n".join(f"  {line}" for line in _explain(error))) from None
+        raise ValueError(
+            f"{path} is not a good recipe:\n" + "\n".join(f"  {line}" for line in _explain(error))
+        ) from None
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

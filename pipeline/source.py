@@ -1,4 +1,4 @@
-"""What a recipe calls a source, resolved: a local path, a hub name left alone, or a file out of a package (`pipeline.archive`)."""
+"""What a recipe calls a source, resolved: a local path, a hub name left alone, or a file out of a package."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,8 @@ def resolve_file(source: str) -> Path | str:
     if _HUB_ID.fullmatch(source) and not source.endswith(_FILE_SUFFIXES):
         return source
     raise ValueError(
-        f"{source!r} is neither a file or folder here ({Path.cwd()}), nor a hub name, nor pypi:NAME==VERSION/path/inside"
+        f"{source!r} is neither a file or folder (from {Path.cwd()}), nor a hub name, "
+        "nor pypi:NAME==VERSION/path/inside"
     )
 
 

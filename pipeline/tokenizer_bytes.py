@@ -1,7 +1,7 @@
 """A tokenizer seen as bytes: which bytes each id spells, and an encoding that is checked to spell the document.
 
-Everything comes from the tokenizer's own definition (tokenizer.json), never from decoding: `decode` cleans up, and half a
-character does not survive it. Control tokens spell nothing and are never produced by text, whatever the text says.
+Everything comes from the tokenizer's own definition (tokenizer.json), never from decoding: `decode` cleans up, and half
+a character does not survive it. Control tokens spell nothing and are never produced by text, whatever the text says.
 """
 
 import difflib
@@ -60,7 +60,8 @@ class ByteTokenizer:
             except UnicodeDecodeError as error:
                 offset = error.start - len(self.prefix)
                 results[index] = SpellingError(
-                    f"the document is not valid UTF-8 at byte {offset}: {document[offset : offset + 8]!r} ({error.reason})"
+                    f"the document is not valid UTF-8 at byte {offset}: {document[offset : offset + 8]!r} "
+                    f"({error.reason})"
                 )
         encodings = iter(self._encoder.encode_batch_fast(texts, add_special_tokens=False))
         return [
@@ -76,10 +77,14 @@ class ByteTokenizer:
             return ids
         shorter = min(len(have), len(wanted))
         at = next((i for i in range(shorter) if have[i] != wanted[i]), shorter)
-        cause = f"its normalizer ({', '.join(self.normalizers)}) changes the text" if self.normalizers else _cause(wanted, at)
+        cause = (
+            f"its normalizer ({', '.join(self.normalizers)}) changes the text"
+            if self.normalizers
+            else _cause(wanted, at)
+        )
         return SpellingError(
-            f"the tokens do not spell the document: at byte {at - len(self.prefix)} it has {wanted[at : at + 8]!r} where they "
-            f"have {have[at : at + 8]!r}; {cause}. Leave the document out, or choose another tokenizer."
+            f"the tokens do not spell the document: at byte {at - len(self.prefix)} it has {wanted[at : at + 8]!r} where "
+            f"they have {have[at : at + 8]!r}; {cause}. Leave the document out, or choose another tokenizer."
         )
 
     def token_id(self, spelling: str) -> int:
@@ -100,8 +105,8 @@ class ByteTokenizer:
         backend = getattr(wrapped, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(
-                f"{folder_or_hub_id}: {type(wrapped).__name__} has no tokenizer.json, so its bytes are not known. Choose a "
-                "tokenizer that has one; the source `bytes` is a tokenizer of the 256 bytes."
+                f"{folder_or_hub_id}: {type(wrapped).__name__} has no tokenizer.json, so its bytes are not known. Choose "
+                "a tokenizer that has one; the source `bytes` is a tokenizer of the 256 bytes."
             )
         try:
             return cls.from_definition(json.loads(backend.to_str()), wrapped.bos_token_id, wrapped.eos_token_id)

@@ -1,4 +1,4 @@
-"""Tokenizer files of other formats as Hugging Face fast tokenizers: rank files, tekken, SentencePiece, plain tokenizer.json.
+"""Tokenizer files of other formats as Hugging Face fast tokenizers: rank files, tekken, SentencePiece, tokenizer.json.
 
 Each function returns the tokenizer and its beginning- and end-of-text tokens. Ids are those of the original.
 """
@@ -124,8 +124,8 @@ def from_ranks(path: Path) -> Converted:
     family = _FAMILIES.get(len(ranks))
     if family is None or sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(
-            f"{path} holds {len(ranks)} ranks; a rank file does not say how text is split, and only GPT-2 (50256), Qwen "
-            "(151643) and Llama 3 (128000) are known. Give a Hugging Face folder or a tokenizer.json instead."
+            f"{path} holds {len(ranks)} ranks; a rank file does not say how text is split, and only GPT-2 (50256), "
+            "Qwen (151643) and Llama 3 (128000) are known. Give a Hugging Face folder or a tokenizer.json instead."
         )
     tokenizer = _RankConverter(ranks, family.pattern).converted()
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in family.special])
@@ -161,9 +161,9 @@ def from_sentencepiece(path: Path) -> Converted:
     trainer, norm = proto.trainer_spec, proto.normalizer_spec
     if trainer.model_type != trainer.BPE or not trainer.byte_fallback or norm.remove_extra_whitespaces:
         raise ValueError(
-            f"{path} is not a SentencePiece BPE model with byte fallback that keeps spaces (model type {trainer.model_type}, "
-            f"byte_fallback {trainer.byte_fallback}, remove_extra_whitespaces {norm.remove_extra_whitespaces}): its tokens "
-            "could not spell every document. Choose another tokenizer."
+            f"{path} is not a SentencePiece BPE model with byte fallback that keeps spaces (model type "
+            f"{trainer.model_type}, byte_fallback {trainer.byte_fallback}, remove_extra_whitespaces "
+            f"{norm.remove_extra_whitespaces}): its tokens could not spell every document. Choose another tokenizer."
         )
     pieces = list(proto.pieces)
     vocab = {piece.piece: index for index, piece in enumerate(pieces)}
@@ -210,7 +210,10 @@ def from_bytes() -> Converted:
 
 
 def byte_letters() -> list[str]:
-    """How a byte-level vocabulary writes the 256 bytes (GPT-2's table): printable Latin-1 as itself, the rest from U+0100 on."""
+    """How a byte-level vocabulary writes the 256 bytes: printable Latin-1 as itself, the rest from U+0100 on.
+
+    Source: GPT-2's encoder.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -1,7 +1,7 @@
 """What a tokenizer.json says about bytes: the bytes of every id, and a definition whose encoding cannot leave them.
 
-Two kinds of tokenizer can spell every byte: byte-level ones, which write each byte as a letter of their own, and those with
-byte fallback, which hold text with U+2581 for a space and tokens <0x00> to <0xFF> for the rest. Others are refused.
+Two kinds of tokenizer can spell every byte: byte-level ones, which write each byte as a letter of their own, and those
+with byte fallback, which hold text with U+2581 for a space and tokens <0x00> to <0xFF> for the rest. Others are refused.
 """
 
 import copy
@@ -18,7 +18,7 @@ _Definition = dict[str, Any]
 
 
 def spellings(definition: _Definition) -> tuple[tuple[bytes | None, ...], dict[str, int]]:
-    """Bytes by id (None: spells nothing), and the control tokens' ids by name. ValueError for a tokenizer without bytes."""
+    """Bytes by id (None: spells nothing), and control tokens' ids by name. ValueError where bytes are not known."""
     byte_level = _kind(definition)
     vocab = _vocab(definition)
     added = definition.get("added_tokens") or []
@@ -38,9 +38,9 @@ def spellings(definition: _Definition) -> tuple[tuple[bytes | None, ...], dict[s
 def encoder_definition(definition: _Definition, table: tuple[bytes | None, ...]) -> tuple[_Definition, bytes]:
     """The definition to encode with, and the prefix to put before a document.
 
-    Differs from the original where that would not spell the text: tokens without bytes get names that no text can have (so
-    neither a merge nor a whole-word lookup yields them), spelled-out byte tokens are not merged from text, and the dummy
-    prefix is put once before the document, by the caller, instead of before each stretch between added tokens.
+    Differs from the original where that would not spell the text: tokens without bytes get names that no text can have
+    (so neither a merge nor a whole-word lookup yields them), spelled-out byte tokens are not merged from text, and the
+    dummy prefix is put once before the document, by the caller, instead of before each stretch between added tokens.
     """
     changed = copy.deepcopy(definition)
     changed |= {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
@@ -80,9 +80,10 @@ def _kind(definition: _Definition) -> bool:
             return True
         if model.get("byte_fallback"):
             return False
+    lack = f"with {affixes[0]}" if affixes else "that is neither byte-level nor has byte fallback"
     raise ValueError(
-        f"a {model['type']} tokenizer {'with ' + affixes[0] if affixes else 'that is neither byte-level nor has byte fallback'} "
-        "cannot spell every byte of a document. Choose a byte-level BPE or a SentencePiece BPE tokenizer with byte fallback."
+        f"a {model['type']} tokenizer {lack} cannot spell every byte of a document. Choose a byte-level BPE or a "
+        "SentencePiece BPE tokenizer with byte fallback."
     )
 
 
@@ -140,7 +141,7 @@ def _rename_vocab(model: _Definition, new_name: dict[str, str]) -> None:
 
 
 def _unspellable(index: int) -> str:
-    """Unicode noncharacters: in no byte-level alphabet, and in no merge. Special added tokens are not looked for in text."""
+    """Unicode noncharacters: in no byte-level alphabet, and in no merge; special added tokens are not matched."""
     return f"\ufdd0\ufdd1{index}\ufdd2"
 
 

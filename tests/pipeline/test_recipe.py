@@ -1,0 +1,72 @@
+"""Recipes: what is refused, how it is said, and that saving loses nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.recipe import load_recipe, recipe_names, save_recipe
+
+SMALL = """
+corpus: {source: a.jsonl}
+teacher: {model: t}
+dump: {path: d}
+train: {lr: 1e-5}
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_packaged_recipe_is_good_and_survives_saving(name, tmp_path):
+    recipe = load_recipe(name)
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml") == recipe
+
+
+def test_one_e_minus_five_is_a_number_though_yaml_1_1_reads_text(tmp_path):
+    path = written(tmp_path, SMALL)
+    assert load_recipe(path).train.lr == 1e-5
+    assert load_recipe(path, ["train.lr=3E-4"]).train.lr == 3e-4
+    assert load_recipe(path, ["dump.path=run-1e"]).dump.path == "run-1e"
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
+    with pytest.raises(ValueError, match=r"line 6.*'corpus' is given twice"):
+        load_recipe(written(tmp_path, SMALL + "corpus: {source: b.jsonl}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lrr=1", "train.lrr: 'lrr' is not a key of train; did you mean 'lr'"),
+        ("corpus.exclude=[{sorce: x}]", "not a key of corpus.exclude.0; did you mean 'source'"),
+        ("dump.covering.beam_widt=0", "did you mean 'beam_width'"),
+        ("tran.lr=1", "not a key of a recipe; did you mean 'train'"),
+        ("train.lr=fast", "train.lr: 'fast'"),
+        ("train.steps=0", "train.steps: 0"),
+        ("dump.path.x=1", "dump.path is 'd', which has no keys"),
+        ("train.lr", "not of the form section.key=value"),
+        ("train.lr=[1", "override 'train.lr=\\[1'"),
+        ("teacher.overlap_tokens=2000", "at most half of teacher.max_tokens"),
+    ],
+)
+def test_a_bad_override_is_named_with_what_would_be_right(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(written(tmp_path, SMALL), [override])
+
+
+def test_a_missing_recipe_names_the_packaged_ones():
+    with pytest.raises(ValueError, match="demo"):
+        load_recipe("demmo")
+
+
+def test_the_two_demos_share_one_dump():
+    first, second = load_recipe("demo"), load_recipe("demo_mistral")
+    assert (first.corpus, first.teacher, first.dump) == (second.corpus, second.teacher, second.dump)
+    assert first.student is not None
+    assert second.student is not None
+    assert first.student.path != second.student.path

