@@ -17,7 +17,7 @@ from pipeline.corpus_rows import Row, RowSource
 
 @dataclass(frozen=True)
 class Document:
-    """`text` is valid UTF-8 and not empty; of a chat, what the assistant says. `messages`: of a chat, role and content."""
+    """`text` is valid UTF-8, not empty; of a chat, what the assistant says. `messages`: of a chat, role and content."""
 
     doc_id: str
     text: bytes

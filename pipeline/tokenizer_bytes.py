@@ -83,8 +83,8 @@ class ByteTokenizer:
             else _cause(wanted, at)
         )
         return SpellingError(
-            f"the tokens do not spell the document: at byte {at - len(self.prefix)} it has {wanted[at : at + 8]!r} where "
-            f"they have {have[at : at + 8]!r}; {cause}. Leave the document out, or choose another tokenizer."
+            f"the tokens do not spell the document: at byte {at - len(self.prefix)} it has {wanted[at : at + 8]!r} "
+            f"where they have {have[at : at + 8]!r}; {cause}. Leave the document out, or choose another tokenizer."
         )
 
     def token_id(self, spelling: str) -> int:
@@ -105,8 +105,8 @@ class ByteTokenizer:
         backend = getattr(wrapped, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(
-                f"{folder_or_hub_id}: {type(wrapped).__name__} has no tokenizer.json, so its bytes are not known. Choose "
-                "a tokenizer that has one; the source `bytes` is a tokenizer of the 256 bytes."
+                f"{folder_or_hub_id}: {type(wrapped).__name__} has no tokenizer.json, so its bytes are not known. "
+                "Choose a tokenizer that has one; the source `bytes` is a tokenizer of the 256 bytes."
             )
         try:
             return cls.from_definition(json.loads(backend.to_str()), wrapped.bos_token_id, wrapped.eos_token_id)

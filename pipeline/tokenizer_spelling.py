@@ -1,7 +1,7 @@
 """What a tokenizer.json says about bytes: the bytes of every id, and a definition whose encoding cannot leave them.
 
 Two kinds of tokenizer can spell every byte: byte-level ones, which write each byte as a letter of their own, and those
-with byte fallback, which hold text with U+2581 for a space and tokens <0x00> to <0xFF> for the rest. Others are refused.
+with byte fallback, which write a space as U+2581 and hold tokens <0x00> to <0xFF> for the rest. Others are refused.
 """
 
 import copy
