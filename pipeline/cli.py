@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 RECIPE_SUFFIXES = (".yaml", ".yml")
+INTERRUPTED = 130  # a shell's exit code for SIGINT
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or the name of one in pipeline/recipes.")
@@ -269,11 +270,8 @@ def doctor(
 def main() -> None:
     """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130."""
     try:
-        # Not standalone: typer would turn an interrupt into "Aborted!" before we can say how to resume.
-        code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        _complain("interrupted; what is written stays. Run the same command again to resume.")
-        raise SystemExit(130) from None
+        # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
+        code = app(standalone_mode=False) or 0
     except BrokenPipeError:  # `bld inspect ... | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
         raise SystemExit(141) from None
@@ -285,18 +283,17 @@ def main() -> None:
     except Exception as error:
         _exit_for_usage_error(error)
         raise
-    raise SystemExit(code or 0)
+    if code == INTERRUPTED:
+        _complain("interrupted; what is written stays. Run the same command again to resume.")
+    raise SystemExit(code)
 
 
 def _exit_for_usage_error(error: Exception) -> None:
-    """Exit as typer would for its own errors: a wrong option, or an abort at a prompt. Returns for any other error."""
+    """Exit as typer would for its own errors, such as an unknown option. Returns for any other error."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
         show()
         raise SystemExit(code)
-    if isinstance(error, typer.Abort):
-        _complain("interrupted; what is written stays. Run the same command again to resume.")
-        raise SystemExit(130)
 
 
 def _complain(text: str) -> None:

@@ -1,0 +1,121 @@
+"""What set-up decides, without installing anything."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import install
+from pipeline.install import PipSettings, Stamp
+
+PY311 = (3, 11)
+WHEEL = "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl"
+PYPROJECT = """
+[build-system]
+requires = ["setuptools"]
+[project]
+name = "x"
+dependencies = ["torch==2.13.0", "numpy{numpy}"]
+[tool.ruff]
+line-length = {length}
+"""
+
+
+def settings(*links: str, index: str | None = None, extras: tuple[str, ...] = ()) -> PipSettings:
+    return PipSettings(find_links=links, main_index=index, extra_indexes=extras, cert=None)
+
+
+def project(folder: Path, numpy: str = ">=2", length: int = 80) -> Path:
+    (folder / "pyproject.toml").write_text(PYPROJECT.format(numpy=numpy, length=length))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "device"),
+    [(None, False, "cpu"), (None, True, "gpu"), ("", True, "gpu"), ("cpu", True, "cpu"), ("gpu", False, "gpu")],
+)
+def test_the_operator_overrides_what_is_found(asked: str | None, found: bool, device: str) -> None:
+    assert install.choose_device(asked, found) == device
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="BLD_DEVICE is 'tpu'; give cpu or gpu"):
+        install.choose_device("tpu", False)
+
+
+def test_a_wheel_that_pip_knows_is_used_on_a_cpu_only(tmp_path: Path) -> None:
+    (tmp_path / WHEEL).touch()
+    pip = settings(str(tmp_path), "elsewhere")
+    cpu = install.torch_arguments("cpu", pip, "2.13.0", PY311)
+    assert cpu == ["--find-links", str(tmp_path), "--find-links", "elsewhere"]
+    gpu = install.torch_arguments("gpu", pip, "2.13.0", PY311)
+    assert gpu == ["--find-links", "elsewhere", "--torch-backend", "auto"]
+
+
+@pytest.mark.parametrize(("version", "python"), [("2.14.0", PY311), ("2.1", PY311), ("2.13.0", (3, 12))])
+def test_a_wheel_of_another_version_or_python_is_not_enough(
+    tmp_path: Path, version: str, python: tuple[int, int]
+) -> None:
+    (tmp_path / WHEEL).touch()
+    assert "--torch-backend" in install.torch_arguments("cpu", settings(str(tmp_path)), version, python)
+
+
+def test_without_find_links_uv_finds_the_cpu_build() -> None:
+    assert install.torch_arguments("cpu", settings(), "2.13.0", PY311) == ["--torch-backend", "cpu"]
+
+
+def test_pip_settings_are_read_environment_first() -> None:
+    listing = (
+        ":env:.find-links='/env/links'\n:env:.timeout='9'\nglobal.cert='/cert.pem'\n"
+        "global.extra-index-url='\\nfile:///folder\\nhttps://extra.example/simple'\n"
+        "global.find-links='/links /env/links'\n"
+    )
+    found = install.parse_pip_config(listing)
+    assert found.find_links == ("/env/links", "/links")
+    assert found.extra_indexes == ("file:///folder", "https://extra.example/simple")
+    assert (found.main_index, found.cert) == (None, "/cert.pem")
+
+
+def test_indexes_follow_pip_unless_uv_has_its_own() -> None:
+    pip = settings(index="https://mirror.example/simple", extras=("file:///folder", "https://extra.example/simple"))
+    assert install.index_arguments(pip, {}) == [
+        *("--default-index", "https://mirror.example/simple"),
+        *("--index", "https://extra.example/simple", "--index-strategy", "unsafe-best-match"),
+    ]
+    assert install.index_arguments(pip, {"UV_DEFAULT_INDEX": "https://own.example"}) == []
+    assert install.index_arguments(settings(), {}) == []
+
+
+def test_the_digest_follows_what_is_installed_and_nothing_else(tmp_path: Path) -> None:
+    first = install.environment_digest(project(tmp_path), "cpu", PY311)
+    assert install.environment_digest(project(tmp_path, length=100), "cpu", PY311) == first
+    assert install.environment_digest(project(tmp_path, numpy=">=3"), "cpu", PY311) != first
+    assert install.environment_digest(project(tmp_path), "gpu", PY311) != first
+    assert install.environment_digest(project(tmp_path), "cpu", (3, 12)) != first
+
+
+def test_a_half_made_environment_has_no_stamp(tmp_path: Path) -> None:
+    path = tmp_path / "stamp.json"
+    assert install.read_stamp(path) is None
+    install.write_stamp(path, Stamp("cpu", "abc"))
+    assert install.read_stamp(path) == Stamp("cpu", "abc")
+
+
+def test_an_up_to_date_environment_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Path] = []
+    monkeypatch.setattr(install, "ROOT", project(tmp_path))
+    monkeypatch.setattr(install, "make_environment", lambda venv: (venv.mkdir(exist_ok=True), made.append(venv)))
+    monkeypatch.setattr(install, "install", lambda venv, device: None)
+    monkeypatch.setenv("BLD_DEVICE", "cpu")
+    for _ in range(2):
+        install.main()
+    assert len(made) == 1
+    assert "up to date" in capsys.readouterr().out
+    monkeypatch.setenv("BLD_DEVICE", "gpu")  # never both builds of vLLM: the environment is made anew
+    install.main()
+    assert len(made) == 2
+
+
+def test_the_pin_of_torch_is_found_in_the_real_project() -> None:
+    assert install.pinned_torch(install.ROOT)[0].isdigit()
