@@ -80,7 +80,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """One dict per step, in order. Of a step repeated by a resume the last counts; a last line cut short is left out."""
+    """One dict per step, in order. Of a step repeated by a resume the last counts; a cut last line is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     steps: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
