@@ -1,11 +1,12 @@
 """From a record to padded tensors: which token and which byte is supervised where, by exact byte offsets.
 
-Shape legend: B documents, L tokens of the longest document (start token included), N supervised tokens, P supervised byte
-positions, E most entries stored at one position.
+Shape legend: B documents, L tokens of the longest document (start token included), P supervised byte positions,
+E most entries stored at one position.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,14 +78,15 @@ class MicroBatch:
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)})
+        moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
 def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, masks: Masks) -> Example:
     """Line up a record's targets with the student's tokens.
 
-    The END of a segment is predicted from the state after its last token, by byte 0 of the interface and by the end token;
-    where a segment ends inside a token there is no such state, and its END is left out.
+    The END of a segment is predicted from the state after its last token, by byte 0 of the interface and by the end
+    token; where a segment ends inside a token there is no such state, and its END is left out.
     """
     record, starts, ends = encoded.record, encoded.starts, encoded.ends
     inside = supervised_tokens(starts, ends, record.segments)
@@ -175,7 +177,7 @@ def collate(examples: Sequence[Example]) -> MicroBatch:
 
 
 def empty_micro_batch(start_id: int) -> MicroBatch:
-    """One token, nothing supervised: what a rank runs while others still have work, since ZeRO's collectives need all."""
+    """One token, nothing supervised: what a rank runs while others still work: ZeRO's collectives need all."""
     none = np.empty(0, dtype=np.int64)
     entries_PE = np.empty((0, 1))
     tokens_L, labels_L = np.array([start_id]), np.array([NO_LABEL])

@@ -1,7 +1,7 @@
 """DeepSpeed, and nothing else: the only module that imports it.
 
-Losses arrive as sums in nats. `engine.backward` gets them times the world size over the global number of supervised bytes:
-DeepSpeed averages over ranks, and that makes the mean the sum that the bytes divide.
+Losses arrive as sums in nats. `engine.backward` gets them times the world size over the global number of supervised
+bytes: DeepSpeed averages over ranks, and that makes the mean the sum that the bytes divide.
 """
 
 import math
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from pipeline.config import Recipe, TrainConfig
 
@@ -107,8 +108,10 @@ def optimizer_step(engine: Any, lr: float) -> float:
     """One AdamW step. Returns the gradient's norm over all ranks, before clipping."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
+    plain = not engine.zero_optimization()  # without ZeRO DeepSpeed clips, but does not tell the norm
+    norm = get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]) if plain else None
     engine.step()
-    return float(engine.get_global_grad_norm())
+    return float(engine.get_global_grad_norm() if norm is None else norm)
 
 
 def save(engine: Any, folder: Path, tag: str, client_state: dict[str, Any]) -> None:
@@ -120,7 +123,9 @@ def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
     """Read weights and optimizer back; returns the `client_state` stored with them."""
     path, client_state = engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
     if path is None:
-        raise ValueError(f"{folder / tag} is not a DeepSpeed checkpoint; delete that folder to resume from the one before")
+        raise ValueError(
+            f"{folder / tag} is not a DeepSpeed checkpoint; delete that folder to resume from the one before"
+        )
     return dict(client_state)
 
 

@@ -1,13 +1,14 @@
 """The terms of the loss, each a sum in nats; the loop divides once, by the global number of supervised bytes.
 
-Shape legend: N student tokens, D hidden width, P supervised byte positions, E entries stored per position (padded), V symbols (256).
+Shape legend: N student tokens, D hidden width, P supervised byte positions, E entries stored per
+position (padded), V symbols (256).
 """
 
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 NO_SYMBOL = -1  # pads a position's entries
@@ -28,10 +29,12 @@ def token_cross_entropy(
     """
 
     def chunk_nats(hidden_nD: Tensor, labels_n: Tensor) -> Tensor:
-        return F.cross_entropy(token_logits(hidden_nD).float(), labels_n, reduction="sum")
+        return cross_entropy(token_logits(hidden_nD).float(), labels_n, reduction="sum")
 
     # At least one chunk, empty or not: on a rank without supervised tokens the head must still have a (zero) gradient.
-    chunks = zip(hidden_ND.split(chunk_tokens) or (hidden_ND,), labels_N.split(chunk_tokens) or (labels_N,), strict=True)
+    chunks = zip(
+        hidden_ND.split(chunk_tokens) or (hidden_ND,), labels_N.split(chunk_tokens) or (labels_N,), strict=True
+    )
     if not torch.is_grad_enabled():
         return torch.stack([chunk_nats(*chunk) for chunk in chunks]).sum()
     return torch.stack([checkpoint(chunk_nats, *chunk, use_reentrant=False) for chunk in chunks]).sum()
@@ -39,7 +42,7 @@ def token_cross_entropy(
 
 def symbol_cross_entropy(logits_PV: Tensor, symbols_P: Tensor) -> Tensor:
     """Sum of -ln p(symbol), in nats; a scalar. END counts as any other symbol."""
-    return F.cross_entropy(logits_PV.float(), symbols_P, reduction="sum")
+    return cross_entropy(logits_PV.float(), symbols_P, reduction="sum")
 
 
 def sparse_kl(logits_PV: Tensor, entry_symbols_PE: Tensor, entry_logprobs_PE: Tensor, counted_P: Tensor) -> Tensor:

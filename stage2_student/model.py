@@ -30,7 +30,7 @@ class Precision:
 
 
 class Student(nn.Module):
-    """A causal language model and its interface. `forward` computes the loss: under ZeRO-3 weights exist only inside it."""
+    """A causal language model and its interface. `forward` is the loss: under ZeRO-3 weights exist only inside it."""
 
     def __init__(self, lm: Any, interface: nn.Module, objectives: Objectives, precision: Precision) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Student(nn.Module):
         self.logit_softcap: float | None = getattr(lm.config, "final_logit_softcapping", None)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Returns the weighted sum of the objectives in nats, and its parts (unweighted, detached) in the order of `PARTS`."""
+        """The weighted sum of the objectives in nats, and its parts (unweighted, detached) in the order of `PARTS`."""
         with self.precision.context(batch.tokens_BL.device.type):
             hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
             supervised_BL = batch.labels_BL != NO_LABEL
@@ -69,6 +69,6 @@ class Student(nn.Module):
         ours = self.token_logits(self.lm.base_model(input_ids=tokens_BL, use_cache=False).last_hidden_state).float()
         if not torch.allclose(theirs, ours, rtol=0.05, atol=0.05):
             raise ValueError(
-                f"{self.lm.config.model_type}: the head applied to the last hidden states differs from the model's logits by "
-                f"{(theirs - ours).abs().max().item():.3g}; this family scales its logits in a way that is not supported"
+                f"{self.lm.config.model_type}: the head applied to the last hidden states differs from the model's "
+                f"logits by {(theirs - ours).abs().max().item():.3g}; its scaling of logits is not supported"
             )

@@ -1,8 +1,8 @@
 """The data path: shards -> records in a seeded order -> the student's tokens -> global batches.
 
-Where we are is a value, `Position`, handed out with each batch; a checkpoint stores it and nothing else is needed. Every rank
-reads and encodes the same stream and takes its share of each global batch: the batches are the same in any world, a
-resume may change the world, and no two ranks meet the same document. Byte targets are only built for a rank's own share.
+Where we are is a value, `Position`, handed out with each batch; a checkpoint stores it and nothing else is needed.
+Each rank reads and encodes the same stream and takes its share of each global batch: the batches are the same in any
+world, a resume may change the world, and no two ranks meet the same document. Byte targets are built for its own share.
 """
 
 from collections import Counter
@@ -22,10 +22,13 @@ BUFFER_RECORDS = 2048  # records that are shuffled together; at 2 kB of text and
 
 
 class Position(NamedTuple):
-    """The next record to take: the `index`-th of the epoch's order."""
+    """The next record to take: the `record`-th of the epoch's order."""
 
-    epoch: int = 0
-    index: int = 0
+    epoch: int
+    record: int
+
+
+START = Position(0, 0)
 
 
 class Tokenizer(Protocol):
@@ -35,7 +38,7 @@ class Tokenizer(Protocol):
     def token_bytes(self) -> tuple[bytes | None, ...]: ...
     @property
     def prefix(self) -> bytes: ...
-    def encode_batch(self, documents: Sequence[bytes]) -> "list[list[int] | ValueError]": ...
+    def encode_batch(self, documents: Sequence[bytes]) -> Sequence[list[int] | ValueError]: ...
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ class DumpReader:
                 "run `bld teacher` again with the same recipe, it goes on where it stopped"
             )
         if not self.shards:
-            raise ValueError(f"{dump} plans no shard: its corpus held no usable document ({self.manifest.corpus_counts})")
+            raise ValueError(
+                f"{dump} plans no shard: its corpus held no usable document ({self.manifest.corpus_counts})"
+            )
 
-    def records(self, start: Position = Position()) -> Iterator[tuple[Record, Position]]:
+    def records(self, start: Position = START) -> Iterator[tuple[Record, Position]]:
         """Yield each record with the position after it, epoch after epoch, without end.
 
         A resume reads the epoch up to `start` again without using it: some seconds for a gigabyte, and exact.
@@ -127,7 +132,7 @@ def _encoded(record: Record, ids: Sequence[int], tokenizer: Tokenizer) -> Encode
 
 
 def global_batches(
-    reader: DumpReader, tokenizer: Tokenizer, batch_tokens: int, max_tokens: int, start: Position = Position()
+    reader: DumpReader, tokenizer: Tokenizer, batch_tokens: int, max_tokens: int, start: Position = START
 ) -> Iterator[GlobalBatch]:
     """Documents in order until they hold at least `batch_tokens` student tokens; without end.
 
@@ -140,7 +145,10 @@ def global_batches(
         if isinstance(encoded, str):
             left_out[encoded] += 1
             if after.epoch > unused_since.epoch + 1:
-                raise ValueError(f"no record of the dump can be used: {dict(left_out)}; change the student's tokenizer or train.max_tokens")
+                raise ValueError(
+                    f"no record of the dump can be used: {dict(left_out)}; change the student's "
+                    "tokenizer or train.max_tokens"
+                )
             continue
         unused_since = after
         documents.append(encoded)

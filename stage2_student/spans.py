@@ -13,16 +13,16 @@ def token_spans(tokens: Sequence[bytes], document: bytes, prefix: bytes = b"") -
 
     Args:
         tokens: the bytes of each token in turn; together they spell `prefix + document`.
-        prefix: what the tokenizer puts before a document (SentencePiece: a space). It is cut off the spans: a token that is
-            only prefix has an empty one.
+        prefix: what the tokenizer puts before a document (SentencePiece: a space). It is cut off the spans: a token
+            that is only prefix has an empty one.
     Raises:
         ValueError: the tokens spell something else.
     """
     spelled = b"".join(tokens)
     if spelled != prefix + document:
         raise ValueError(
-            f"tokens spell {len(spelled)} bytes that are not the prefix {prefix!r} and the document's {len(document)} bytes; "
-            "leave the document out, or give a tokenizer without a normaliser"
+            f"tokens spell {len(spelled)} bytes that are not the prefix {prefix!r} and the document's {len(document)} "
+            "bytes; leave the document out, or give a tokenizer without a normaliser"
         )
     ends = [max(0, end - len(prefix)) for end in accumulate(map(len, tokens))]
     return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]

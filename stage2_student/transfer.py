@@ -30,7 +30,9 @@ class TransferCounts:
 
     copied: int  # the old vocabulary has a token of the same bytes
     averaged: int  # mean over the old tokenizer's own pieces of the bytes
-    fallback: int  # mean over the longest old tokens that spell the bytes: half a character, or not spelled by the tokenizer
+    fallback: (
+        int  # mean over the longest old tokens that spell the bytes: half a character, or not spelled by the tokenizer
+    )
     control: int  # spells nothing: a start or end row of the old model, or the mean of all rows
 
     def as_dict(self) -> dict[str, int]:
@@ -38,7 +40,7 @@ class TransferCounts:
 
 
 def transfer(model: Any, old: Vocabulary, new: Vocabulary, controls: dict[int, int]) -> TransferCounts:
-    """Move a causal language model to the vocabulary `new`, in place: embedding, head, and the sizes and ids of its config.
+    """Move a causal language model to the vocabulary `new`, in place: embedding, head and vocabulary size.
 
     Args:
         controls: new id -> old id of tokens with a role (start, end), whatever their spelling.
@@ -50,7 +52,10 @@ def transfer(model: Any, old: Vocabulary, new: Vocabulary, controls: dict[int, i
     if lacking:
         raise ValueError(f"old control tokens {lacking} (new id: old id) have no row in an embedding of {width} rows")
     sources, kinds = row_sources(old, new, controls, width)
-    tied = model.get_output_embeddings() is None or model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tied = (
+        model.get_output_embeddings() is None
+        or model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    )
     embedding_VD = mean_rows(model.get_input_embeddings().weight.detach(), sources)
     head_VD = None if tied else mean_rows(model.get_output_embeddings().weight.detach(), sources)
     model.resize_token_embeddings(len(sources), mean_resizing=False)

@@ -1,6 +1,7 @@
 """How a student yields byte distributions. A new interface is one file here and one line in `INTERFACES`.
 
-Shape legend: B documents, L tokens (the start token included), D hidden width, P supervised byte positions, V symbols (256).
+Shape legend: B documents, L tokens (the start token included), D hidden width, P supervised byte positions,
+V symbols (256).
 """
 
 from collections.abc import Callable

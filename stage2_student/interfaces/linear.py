@@ -10,7 +10,7 @@ from schemas import NUM_SYMBOLS
 
 
 class LinearInterface(nn.Module):
-    """Byte `j` of a token is read off the state that predicts the token, by map `j`; no map sees the bytes before its own.
+    """Byte `j` of a token is read off the state that predicts the token, by map `j`, which sees no earlier byte.
 
     It starts at zero: every byte is equally likely, and the first steps train the maps before any gradient of theirs
     reaches the trunk, instead of pushing noise into it.

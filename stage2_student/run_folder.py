@@ -1,0 +1,128 @@
+"""A run's folder: whose it is, which checkpoints are complete, what has been logged.
+
+identity.json             what decides the result; a resume that differs is refused
+recipe.yaml, deepspeed.json, transfer counts in start/
+start/                    the student before its first step, a Hugging Face folder
+checkpoints/step-000020   DeepSpeed's files; complete, since a checkpoint gets its name last
+checkpoints/latest        the newest of them, for DeepSpeed's own tools
+metrics.jsonl, tensorboard/, summary.json, export/
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.config import Recipe
+from schemas.manifest import Manifest, identity_differences, write_json
+from schemas.shard import sync_and_rename
+from stage2_student.start import Ends, student_config
+
+_PLACEMENT = {"save_every", "log_every", "micro_batch_tokens", "num_processes"}
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+def dump_path(recipe: Recipe) -> Path:
+    """The dump to learn from."""
+    student = student_config(recipe)
+    return Path(student.dumps[0].path if student.dumps else recipe.dump.path)
+
+
+def run_identity(recipe: Recipe, manifest: Manifest, tokenizer_sha256: str, ends: Ends, world: int) -> dict[str, Any]:
+    """Everything that decides the trained weights, but rounding. Under ZeRO the world counts: files are per rank."""
+    student, train = student_config(recipe), recipe.train
+    plan = json.dumps([shard.model_dump() for shard in manifest.shards], sort_keys=True)
+    identity = {
+        "dump": {**manifest.identity, "documents_sha256": hashlib.sha256(plan.encode()).hexdigest()},
+        "student": {
+            **student.model_dump(
+                mode="json", exclude={"path", "dumps", "start", "end", "tokenizer", "trust_remote_code"}
+            ),
+            "tokenizer_sha256": tokenizer_sha256,
+            "start_id": ends.start,
+            "end_id": ends.end,
+        },
+        "train": train.model_dump(mode="json", exclude=_PLACEMENT),
+        "world": world if train.deepspeed.zero_stage else "any",
+    }
+    return dict(json.loads(json.dumps(identity)))
+
+
+def lock(run: Path) -> IO[str]:
+    """Hold the run for this process, until it ends in whatever way. Raises ValueError where another holds it."""
+    run.mkdir(parents=True, exist_ok=True)
+    file = (run / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"another process is training in {run}; wait for it, end it, or give another student.path"
+        ) from None
+    return file
+
+
+def claim(run: Path, identity: dict[str, Any]) -> None:
+    """Make the run's identity ours. Raises ValueError, naming the fields, where checkpoints of another one lie there.
+
+    Without a complete checkpoint nothing is lost, and what another recipe left there is removed.
+    """
+    path = run / "identity.json"
+    theirs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if theirs is not None and theirs != identity:
+        differences = identity_differences(theirs, identity)
+        if checkpoint_steps(run):
+            raise ValueError(
+                f"{run} holds checkpoints of another run ({'; '.join(differences)}). Give a new student.path, or "
+                "delete that folder to start again."
+            )
+        theirs = None
+    if theirs is None:
+        for name in ("start", "start.partial", "checkpoints", "tensorboard"):
+            shutil.rmtree(run / name, ignore_errors=True)
+        (run / "metrics.jsonl").unlink(missing_ok=True)
+        write_json(path, identity)
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of the complete checkpoints, ascending."""
+    folder = run / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
+
+
+def commit_checkpoint(run: Path, partial: str, step: int) -> None:
+    """Make DeepSpeed's files durable, then give the folder its name, then say in `latest` that it is the newest."""
+    folder = run / "checkpoints"
+    for file in (folder / partial).iterdir():
+        with file.open("rb+") as opened:
+            os.fsync(opened.fileno())
+    (folder / partial).replace(folder / checkpoint_name(step))
+    latest = folder / "latest.partial"
+    latest.write_text(checkpoint_name(step), encoding="utf-8")
+    sync_and_rename(latest, folder / "latest")
+
+
+def remove_partial_checkpoints(run: Path) -> None:
+    for folder in (run / "checkpoints").glob("*.partial"):
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Keep only the lines up to `step`: those after it will be written again."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return
+    # A line that a kill left half written is the last one, and has no newline.
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+    sync_and_rename(partial, path)

@@ -1,0 +1,263 @@
+"""The training loop: data, loss, backward, step, state. Run under the DeepSpeed launcher:
+
+    python -m stage2_student.train --recipe FILE
+
+Restarting the same command resumes from the newest complete checkpoint. Randomness (dropout) is drawn anew for each
+step from seed, step and rank, so there is no generator state to store: step and data position are the whole state.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.config import Recipe
+from pipeline.recipe import load_recipe, save_recipe
+from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.manifest import write_json
+from stage2_student import deepspeed_engine as ds
+from stage2_student import run_folder
+from stage2_student.batches import (
+    Masks,
+    MicroBatch,
+    collate,
+    empty_micro_batch,
+    make_example,
+    plan_micro_batches,
+)
+from stage2_student.export import export
+from stage2_student.interfaces import make_interface
+from stage2_student.log import RunLog
+from stage2_student.model import PARTS, Precision, Student
+from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
+from stage2_student.start import Ends, end_tokens, export_start, load_start, student_config, student_tokenizer
+
+
+class Ranks(NamedTuple):
+    """This process among the others."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+@dataclass
+class State:
+    """All that a checkpoint stores beside weights and optimizer: sums since the run began, where the data stands."""
+
+    step: int = 0
+    position: Position = START
+    documents: int = 0
+    tokens: int = 0
+    num_bytes: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "position": list(self.position), "left_out": dict(self.left_out)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "State":
+        return cls(**{**values, "position": Position(*values["position"]), "left_out": Counter(values["left_out"])})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Train a student from a dump; see `bld student`.")
+    parser.add_argument("--recipe", required=True, help="YAML file.")
+    parser.add_argument("--local_rank", type=int, help="Given by the launcher; not used.")
+    train(load_recipe(Path(parser.parse_args(arguments).recipe)))
+
+
+def train(recipe: Recipe) -> None:
+    """Train, or resume; then export. Raises ValueError for another dump, recipe or tokenizer than it began with."""
+    student = student_config(recipe)
+    run = Path(student.path)
+    reader = DumpReader(run_folder.dump_path(recipe), recipe.train.seed)
+    tokenizer, _ = student_tokenizer(student)
+    ends = end_tokens(student, tokenizer)
+    ranks = Ranks(*ds.start_ranks())
+    with contextlib.ExitStack() as stack:
+        if ranks.rank == 0:
+            stack.enter_context(run_folder.lock(run))
+            _prepare(recipe, reader, tokenizer, ends, ranks.world)
+        steps_done = ds.agree(run_folder.checkpoint_steps(run)[-1:] if ranks.rank == 0 else None)
+        if steps_done != [recipe.train.steps]:
+            _loop(recipe, reader, tokenizer, ends, ranks)
+        elif ranks.rank == 0:
+            print(f"{run} has done its {recipe.train.steps} steps; nothing to train", flush=True)
+        if ranks.rank == 0 and not (run / "export").exists():
+            print(f"exported: {export(run)}", flush=True)
+        ds.wait_for_all()
+
+
+def _prepare(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: Ends, world: int) -> None:
+    """Rank 0: claim the folder, write what the run consists of, make the start model."""
+    run = Path(student_config(recipe).path)
+    run_folder.claim(run, run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world))
+    run_folder.remove_partial_checkpoints(run)
+    save_recipe(recipe, run / "recipe.yaml")
+    write_json(run / "deepspeed.json", ds.deepspeed_config(recipe, world))
+    export_start(recipe)
+
+
+def build_student(recipe: Recipe) -> Student:
+    """The start model with its interface, float32, on the CPU."""
+    config = student_config(recipe)
+    lm = load_start(Path(config.path) / "start", config.trust_remote_code)
+    precision = Precision(getattr(torch, recipe.train.dtype))
+    interface = make_interface(config.interface, lm.config.get_text_config().hidden_size)
+    student = Student(lm, interface, recipe.train.objectives, precision)
+    student.eval()
+    student.check_head()
+    return student.train()
+
+
+def _loop(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: Ends, ranks: Ranks) -> None:
+    config, run = recipe.train, Path(student_config(recipe).path)
+    torch.manual_seed(config.seed)
+    engine = ds.start_engine(build_student(recipe), ds.deepspeed_config(recipe, ranks.world))
+    state = _resume(engine, run, ranks)
+    batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position)
+    first_step, figures = state.step, {}
+    with RunLog(run, first_step, config.steps) if ranks.rank == 0 else contextlib.nullcontext() as log:
+        while state.step < config.steps:
+            started = time.monotonic()
+            batch = next(batches)
+            micro_batches = list(_own_share(batch, recipe, ends, engine, ranks))
+            waited = time.monotonic() - started
+            num_bytes = int(
+                ds.sum_over_ranks(torch.tensor(sum(m.num_bytes for m in micro_batches), device=ranks.device))
+            )
+            if num_bytes == 0:
+                raise ValueError(
+                    f"no byte is supervised in {_names(batch)}; the student's tokens all straddle segments"
+                )
+            torch.manual_seed((config.seed * 1_000_003 + state.step) * 4096 + ranks.rank)
+            parts = torch.zeros(len(PARTS), device=ranks.device)
+            for index, micro in enumerate(micro_batches):
+                nats, micro_parts = engine(micro.to(ranks.device))
+                _check_finite(nats, micro_parts, micro, state.step + 1, run)
+                ds.backward(engine, nats, num_bytes, ranks.world, last=index == len(micro_batches) - 1)
+                if index < len(micro_batches) - 1:
+                    engine.step()
+                parts += micro_parts
+            lr = ds.learning_rate(state.step, config)
+            grad_norm = ds.optimizer_step(engine, lr)
+            if not math.isfinite(grad_norm):
+                raise FloatingPointError(
+                    f"step {state.step + 1}: the gradient's norm is {grad_norm} for {_names(batch)}"
+                )
+            state = _advance(state, batch, num_bytes)
+            parts_per_byte = (ds.sum_over_ranks(parts).double() / num_bytes).tolist()
+            figures = _figures(
+                parts_per_byte, recipe, batch.num_tokens, time.monotonic() - started, waited, ranks.device
+            )
+            figures |= {"lr": lr, "grad_norm": grad_norm, "epoch": state.position.epoch}
+            if log is not None and (state.step % config.log_every == 0 or state.step == config.steps):
+                log.write(state.step, figures)
+            if state.step % config.save_every == 0 or state.step == config.steps:
+                _save(engine, run, state, ranks)
+    if ranks.rank == 0:
+        _summarise(run, state, figures)
+
+
+def _own_share(batch: GlobalBatch, recipe: Recipe, ends: Ends, engine: Any, ranks: Ranks) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of a global batch, equally many on each rank."""
+    student = student_config(recipe)
+    masks = Masks(student.max_doubt, student.max_token_end)
+    lengths = [document.num_tokens for document in batch.documents]
+    for chosen in plan_micro_batches(lengths, recipe.train.micro_batch_tokens, ranks.world)[ranks.rank]:
+        max_bytes = engine.module.interface.max_bytes
+        examples = [make_example(batch.documents[i], ends.start, ends.end, max_bytes, masks) for i in chosen]
+        yield collate(examples) if examples else empty_micro_batch(ends.start)
+
+
+def _check_finite(nats: torch.Tensor, parts: torch.Tensor, micro: MicroBatch, step: int, run: Path) -> None:
+    """Stop before the optimizer sees a loss that is not a number; the newest checkpoint is still good."""
+    if not bool(torch.isfinite(nats)):
+        values = ", ".join(f"{name} {value}" for name, value in zip(PARTS, parts.tolist(), strict=True))
+        raise FloatingPointError(
+            f"step {step}: the loss is not finite ({values}) on documents {', '.join(micro.doc_ids)}. The weights "
+            f"are as they were before this step; look at these documents with `bld inspect`, or lower train.lr. "
+            f"Checkpoints: {run}"
+        )
+
+
+def _advance(state: State, batch: GlobalBatch, num_bytes: int) -> State:
+    return State(
+        step=state.step + 1,
+        position=batch.after,
+        documents=state.documents + len(batch.documents),
+        tokens=state.tokens + batch.num_tokens,
+        num_bytes=state.num_bytes + num_bytes,
+        left_out=state.left_out + batch.left_out,
+    )
+
+
+def _figures(
+    parts_per_byte: list[float], recipe: Recipe, num_tokens: int, seconds: float, waited: float, device: torch.device
+) -> dict[str, float]:
+    """What a step is logged with; `bits_per_byte` is of the student's own tokens, END included in the nats."""
+    parts = dict(zip(PARTS, parts_per_byte, strict=True))
+    weights = recipe.train.objectives.model_dump()
+    memory = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return {
+        "loss": sum(weights[name] * value for name, value in parts.items()),
+        **parts,
+        "bits_per_byte": parts["ce"] / math.log(2),
+        "tokens_per_second": num_tokens / seconds,
+        "data_wait_share": waited / seconds,
+        "memory_bytes": memory,
+    }
+
+
+def _names(batch: GlobalBatch) -> str:
+    return "documents " + ", ".join(document.record.doc_id for document in batch.documents)
+
+
+def _resume(engine: Any, run: Path, ranks: Ranks) -> State:
+    """The state of the newest complete checkpoint, its weights loaded; a new state where there is none."""
+    steps = ds.agree(run_folder.checkpoint_steps(run) if ranks.rank == 0 else None)
+    if ranks.rank == 0:
+        run_folder.cut_metrics(run, steps[-1] if steps else 0)
+    if not steps:
+        return State()
+    state = State.from_dict(ds.load(engine, run / "checkpoints", run_folder.checkpoint_name(steps[-1]))["state"])
+    if ranks.rank == 0:
+        print(
+            f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}",
+            flush=True,
+        )
+    return state
+
+
+def _save(engine: Any, run: Path, state: State, ranks: Ranks) -> None:
+    partial = f"{run_folder.checkpoint_name(state.step)}.partial"
+    ds.save(engine, run / "checkpoints", partial, {"state": state.as_dict()})
+    ds.wait_for_all()
+    if ranks.rank == 0:
+        run_folder.commit_checkpoint(run, partial, state.step)
+
+
+def _summarise(run: Path, state: State, figures: dict[str, float]) -> None:
+    transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
+    write_json(run / "summary.json", {**state.as_dict(), "transfer": transfer, "last_step": figures})
+    for reason, count in state.left_out.items():
+        print(f"left out: {count} records, {reason}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
