@@ -37,6 +37,8 @@ class Head:
         self.weight_CD = torch.cat([weight_VD[order], torch.zeros_like(weight_VD[:1])])
         self.bias_C = None if bias_V is None else torch.cat([bias_V[order], torch.zeros_like(bias_V[:1])]).float()
         self.scale, self.soft_cap = scale, soft_cap
+        self._raw: Tensor | None = None
+        self._float: Tensor | None = None
 
     def to(self, device: str) -> "Head":
         """Move the head, in place."""
@@ -46,8 +48,12 @@ class Head:
 
     @torch.inference_mode()
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """R x C float32; the last column is 0 and means nothing."""
-        logits_RC = (hidden_RD.to(self.weight_CD.device, self.weight_CD.dtype) @ self.weight_CD.T).float()
+        """R x C float32; the last column is 0 and means nothing. The next call overwrites it."""
+        num_rows = len(hidden_RD)
+        raw_RC, logits_RC = self._buffers(num_rows)
+        torch.mm(hidden_RD.to(self.weight_CD.device, self.weight_CD.dtype), self.weight_CD.T, out=raw_RC)
+        if logits_RC.dtype != raw_RC.dtype:
+            logits_RC.copy_(raw_RC)
         if self.bias_C is not None:
             logits_RC += self.bias_C
         if self.scale != 1.0:
@@ -56,12 +62,23 @@ class Head:
             logits_RC.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
         return logits_RC
 
+    def _buffers(self, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Room for the product in the head's dtype and in float32, kept: fresh pages for 25 MB a chunk cost more than the product."""
+        if self._raw is None or len(self._raw) < num_rows:
+            shape, device = (num_rows, len(self.weight_CD)), self.weight_CD.device
+            self._raw = torch.empty(shape, dtype=self.weight_CD.dtype, device=device)
+            is_float32 = self._raw.dtype == torch.float32
+            self._float = self._raw if is_float32 else torch.empty(shape, dtype=torch.float32, device=device)
+        assert self._float is not None
+        return self._raw[:num_rows], self._raw[:num_rows] if self._float is self._raw else self._float[:num_rows]
+
     @torch.inference_mode()
     def rows(self, hidden_RD: Tensor, chunk: int) -> Iterator[np.ndarray]:
         """Yield each row's unnormalised probabilities, C long, `chunk` rows computed at once. A row dies with the next chunk."""
         for part_RD in hidden_RD.split(chunk):
             logits_RC = self.logits(part_RD)
-            logits_RC -= logits_RC[:, :-1].amax(dim=1, keepdim=True)
+            logits_RC[:, -1] = -torch.inf
+            logits_RC -= logits_RC.amax(dim=1, keepdim=True)
             probs_RC = logits_RC.clamp_(min=MIN_LOGIT).exp_()
             probs_RC[:, -1] = 0.0
             yield from probs_RC.cpu().numpy()
