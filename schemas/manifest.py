@@ -44,7 +44,9 @@ class Manifest(BaseModel):
     def load(cls, dump: Path) -> "Manifest":
         path = dump / "manifest.json"
         if not path.exists():
-            raise ValueError(f"{dump} is not a dump: it holds no manifest.json. Run `bld teacher` first, or give another path.")
+            raise ValueError(
+                f"{dump} is not a dump: it holds no manifest.json. Run `bld teacher` first, or give another path."
+            )
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(
@@ -65,7 +67,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """`field: theirs there, ours here` for each field in which two identities differ."""
     a, b = flatten(theirs), flatten(json.loads(json.dumps(ours)))
-    return [f"{key}: {a.get(key)!r} there, {b.get(key)!r} here" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return [
+        f"{key}: {a.get(key)!r} there, {b.get(key)!r} here"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -25,7 +25,11 @@ def _list(value: pa.DataType) -> pa.DataType:
 
 _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("doc_id", pa.string(), "name of the document in its corpus; windows of one document share it"),
-    ("window_start", pa.int64(), "byte offset of this record in its document; 0 unless the document was cut into windows"),
+    (
+        "window_start",
+        pa.int64(),
+        "byte offset of this record in its document; 0 unless the document was cut into windows",
+    ),
     ("document", pa.binary(), "the record's bytes, UTF-8"),
     ("segment_starts", _list(pa.int32()), "S: byte offset where each supervised segment starts"),
     ("segment_lengths", _list(pa.int32()), "S: bytes in each segment"),
@@ -34,7 +38,11 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("teacher_token_logprobs", _list(pa.float32()), "T: nats, of each such token given those before"),
     ("entry_counts", _list(pa.uint16()), "P: stored entries"),
     ("dropped", _F16_LIST, "P: share of the prefix's known mass on branches that end here and were not expanded"),
-    ("token_end", _F16_LIST, "P: largest share on tokens that end off the canonical path, since the canonical token began"),
+    (
+        "token_end",
+        _F16_LIST,
+        "P: largest share on tokens that end off the canonical path, since the canonical token began",
+    ),
     ("doubt", _F16_LIST, "P: estimated total variation between the stored target and the exact one"),
     ("symbols", _list(pa.uint8()), "E: 0-254 a byte, 255 END; in descending probability within a position"),
     ("logprobs", _F16_LIST, "E: natural log of the probability; what is left to 1 is the tail"),
@@ -81,9 +89,7 @@ class Record:
 
     def realised(self) -> np.ndarray:
         """P, uint8: the symbol that the document really has at each position."""
-        parts = [
-            self.document[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in self.segments
-        ]
+        parts = [self.document[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in self.segments]
         return np.frombuffer(b"".join(parts), dtype=np.uint8)
 
     def faults(self) -> list[str]:
@@ -92,14 +98,18 @@ class Record:
             (sum(self.teacher_token_lengths) == len(self.document), "teacher tokens do not span the document"),
             (len(self.teacher_token_lengths) == len(self.teacher_token_logprobs), "token columns differ in length"),
             (
-                all(0 <= s.start and 0 <= s.length and s.start + s.length <= len(self.document) for s in self.segments),
+                all(s.start >= 0 and s.length >= 0 and s.start + s.length <= len(self.document) for s in self.segments),
                 "a segment lies outside the document",
             ),
             (
-                {len(self.entry_counts), len(self.dropped), len(self.token_end), len(self.doubt)} == {self.num_positions},
+                {len(self.entry_counts), len(self.dropped), len(self.token_end), len(self.doubt)}
+                == {self.num_positions},
                 "position columns differ from the segments' positions",
             ),
-            (int(self.entry_counts.sum(dtype=np.int64)) == len(self.symbols) == len(self.logprobs), "entry columns differ in length"),
+            (
+                int(self.entry_counts.sum(dtype=np.int64)) == len(self.symbols) == len(self.logprobs),
+                "entry columns differ in length",
+            ),
             (bool((self.entry_counts > 0).all()), "a position has no entry"),
         ]
         faults = [text for good, text in checks if not good]
@@ -125,7 +135,7 @@ class Record:
 
 def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table:
     """The shard's table. `identity` goes into the file's metadata, so that a shard found alone explains itself."""
-    segment_columns = {
+    segment_columns: dict[str, list[Any]] = {
         "segment_starts": [[s.start for s in r.segments] for r in records],
         "segment_lengths": [[s.length for s in r.segments] for r in records],
         "segment_has_end": [[s.has_end for s in r.segments] for r in records],
@@ -199,7 +209,9 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record]:
         column = batch.column(batch.schema.get_field_index(field.name))
         if pa.types.is_list(field.type):
             lists[field.name] = (column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False))
-    scalars = {name: batch.column(batch.schema.get_field_index(name)) for name in ("doc_id", "window_start", "document")}
+    scalars = {
+        name: batch.column(batch.schema.get_field_index(name)) for name in ("doc_id", "window_start", "document")
+    }
     for row in range(batch.num_rows):
         cells = {name: values[offsets[row] : offsets[row + 1]] for name, (offsets, values) in lists.items()}
         segments = zip(

@@ -63,9 +63,13 @@ def resolve_ids(recipe: Recipe, tokenizer: ByteTokenizer) -> tuple[int | None, t
     if not ends and tokenizer.default_end is not None:
         ends = (tokenizer.default_end,)
     if start is None:
-        raise ValueError("the teacher's tokenizer names no start token; give teacher.start, e.g. teacher.start=<|endoftext|>")
+        raise ValueError(
+            "the teacher's tokenizer names no start token; give teacher.start, e.g. teacher.start=<|endoftext|>"
+        )
     if not ends:
-        raise ValueError("the teacher's tokenizer names no end token; give teacher.end, e.g. teacher.end=[<|endoftext|>]")
+        raise ValueError(
+            "the teacher's tokenizer names no end token; give teacher.end, e.g. teacher.end=[<|endoftext|>]"
+        )
     return start, ends
 
 
@@ -149,7 +153,12 @@ def _batches(pieces: Sequence[Piece], batch_tokens: int) -> Iterator[list[Piece]
 
 
 def make_shard(
-    shard: ShardPlan, documents: Sequence[Document], teacher: Teacher, recipe: Recipe, identity: dict[str, Any], progress: Progress
+    shard: ShardPlan,
+    documents: Sequence[Document],
+    teacher: Teacher,
+    recipe: Recipe,
+    identity: dict[str, Any],
+    progress: Progress,
 ) -> pa.Table:
     """The table of one shard; documents that the teacher's tokenizer cannot spell are named in its metadata."""
     pieces: list[Piece] = []
@@ -175,8 +184,14 @@ def make_shard(
                 tokens=len(piece.tokens) + len(start),
             )
     table = to_table(records, identity)
-    extra = {"bld.left_out": json.dumps(left_out), "bld.teacher_tokens": str(num_tokens), "bld.shard_sha256": shard.sha256}
-    return table.replace_schema_metadata({**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}})
+    extra = {
+        "bld.left_out": json.dumps(left_out),
+        "bld.teacher_tokens": str(num_tokens),
+        "bld.shard_sha256": shard.sha256,
+    }
+    return table.replace_schema_metadata(
+        {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
+    )
 
 
 def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Document]:
@@ -200,7 +215,9 @@ def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str
         recipe, tokenizer, start, ends, weights, _engine_name(recipe), plan.corpus_sha256(shards)
     )
     dump = Path(recipe.dump.path)
-    manifest = plan.hold_to_identity(dump, Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards)))
+    manifest = plan.hold_to_identity(
+        dump, Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
+    )
     save_recipe(recipe, dump / "recipe.yaml")
     return manifest
 
@@ -231,13 +248,16 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
     dump = Path(recipe.dump.path)
     model = resolve_model(recipe.teacher.model, recipe.teacher.revision)
     tokenizer = ByteTokenizer.load(
-        resolve_tokenizer(recipe.teacher.tokenizer) if recipe.teacher.tokenizer else model, recipe.teacher.trust_remote_code
+        resolve_tokenizer(recipe.teacher.tokenizer) if recipe.teacher.tokenizer else model,
+        recipe.teacher.trust_remote_code,
     )
     corpus = Corpus(recipe.corpus)
     manifest = prepare(recipe, corpus, tokenizer, model)
     remove_dead_partials(dump)
     todo = [s for s in manifest.shards if not s.path(dump).exists() and s.index % worker[1] == worker[0]]
-    print(f"{dump}: {len(manifest.shards)} shards planned, {len(todo)} to make; corpus: {describe_counts(manifest.corpus_counts)}")
+    print(
+        f"{dump}: {len(manifest.shards)} shards planned, {len(todo)} to make; corpus: {describe_counts(manifest.corpus_counts)}"
+    )
     if todo:
         _make_shards(todo, recipe, manifest, open_teacher(recipe, model, tokenizer), corpus)
     if all(shard.path(dump).exists() for shard in manifest.shards):
@@ -246,7 +266,9 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
         print(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
 
 
-def _make_shards(todo: Sequence[ShardPlan], recipe: Recipe, manifest: Manifest, teacher: Teacher, corpus: Corpus) -> None:
+def _make_shards(
+    todo: Sequence[ShardPlan], recipe: Recipe, manifest: Manifest, teacher: Teacher, corpus: Corpus
+) -> None:
     dump = Path(recipe.dump.path)
     started = time.monotonic()
     with Progress(sum(s.num_documents for s in todo), sum(s.num_bytes for s in todo)) as progress:
@@ -264,7 +286,14 @@ def _make_shards(todo: Sequence[ShardPlan], recipe: Recipe, manifest: Manifest, 
 
 def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
     """Counts over all shards, read from the shards alone, so that it does not matter who made them or when."""
-    totals: dict[str, Any] = {"documents": 0, "records": 0, "bytes": 0, "positions": 0, "teacher_tokens": 0, "stored_bytes": 0}
+    totals: dict[str, Any] = {
+        "documents": 0,
+        "records": 0,
+        "bytes": 0,
+        "positions": 0,
+        "teacher_tokens": 0,
+        "stored_bytes": 0,
+    }
     left_out: dict[str, str] = {}
     shards = []
     for shard in manifest.shards:
@@ -283,7 +312,13 @@ def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
         totals["teacher_tokens"] += int(metadata["bld.teacher_tokens"])
         totals["stored_bytes"] += path.stat().st_size
         with path.open("rb") as opened:
-            shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()})
+            shards.append(
+                {
+                    "name": path.name,
+                    "bytes": path.stat().st_size,
+                    "sha256": hashlib.file_digest(opened, "sha256").hexdigest(),
+                }
+            )
     totals["stored_bytes_per_text_byte"] = round(totals["stored_bytes"] / max(totals["bytes"], 1), 4)
     counts = {key: value for key, value in manifest.corpus_counts.items() if key.startswith("left out")}
     return {**totals, "left_out_by_corpus": counts, "left_out_unspellable": left_out, "shards": shards}

@@ -31,7 +31,12 @@ class Head:
     """
 
     def __init__(
-        self, weight_VD: Tensor, bias_V: Tensor | None, vocabulary: Vocabulary, scale: float = 1.0, soft_cap: float = 0.0
+        self,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        vocabulary: Vocabulary,
+        scale: float = 1.0,
+        soft_cap: float = 0.0,
     ) -> None:
         order = torch.from_numpy(vocabulary.order)
         self.weight_CD = torch.cat([weight_VD[order], torch.zeros_like(weight_VD[:1])])
@@ -85,7 +90,12 @@ class Head:
 
 
 def load_head(
-    model: str, revision: str | None, dtype: torch.dtype, token_bytes: tuple[bytes | None, ...], end_ids: tuple[int, ...], trust: bool
+    model: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    token_bytes: tuple[bytes | None, ...],
+    end_ids: tuple[int, ...],
+    trust: bool,
 ) -> tuple[Head, Vocabulary]:
     """Read only the head's tensors of a Hugging Face model, tied or not, and sort them.
 
@@ -124,7 +134,9 @@ def _tensor(model: str, revision: str | None, names: list[str]) -> Tensor:
             path = cached_file(model, files[name], revision=revision)
             with safe_open(path, framework="pt") as tensors:
                 return tensors.get_tensor(name)
-    raise ValueError(f"{model} holds none of the tensors {names}, one of which its head should be; it holds e.g. {sorted(files)[:5]}")
+    raise ValueError(
+        f"{model} holds none of the tensors {names}, one of which its head should be; it holds e.g. {sorted(files)[:5]}"
+    )
 
 
 def _checkpoint_files(model: str, revision: str | None) -> dict[str, str]:
@@ -137,6 +149,8 @@ def _checkpoint_files(model: str, revision: str | None) -> dict[str, str]:
         return weight_map
     single = cached_file(model, "model.safetensors", revision=revision, _raise_exceptions_for_missing_entries=False)
     if single is None:
-        raise ValueError(f"{model} holds no model.safetensors: only safetensors are read. Convert it with save_pretrained.")
+        raise ValueError(
+            f"{model} holds no model.safetensors: only safetensors are read. Convert it with save_pretrained."
+        )
     with safe_open(single, framework="pt") as tensors:
         return dict.fromkeys(tensors.keys(), "model.safetensors")

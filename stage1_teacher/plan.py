@@ -25,16 +25,34 @@ def plan_shards(corpus: Corpus, shard_bytes: int) -> Iterator[ShardPlan]:
     index, first, num_documents, num_bytes, digest = 0, 0, 0, 0, hashlib.sha256()
     for document in corpus.documents():
         if num_documents and num_bytes + len(document.text) > shard_bytes:
-            yield ShardPlan(index=index, first_document=first, num_documents=num_documents, num_bytes=num_bytes, sha256=digest.hexdigest())
+            yield ShardPlan(
+                index=index,
+                first_document=first,
+                num_documents=num_documents,
+                num_bytes=num_bytes,
+                sha256=digest.hexdigest(),
+            )
             index, first, num_documents, num_bytes, digest = index + 1, first + num_documents, 0, 0, hashlib.sha256()
         digest.update(document_digest(document))
         num_documents, num_bytes = num_documents + 1, num_bytes + len(document.text)
     if num_documents:
-        yield ShardPlan(index=index, first_document=first, num_documents=num_documents, num_bytes=num_bytes, sha256=digest.hexdigest())
+        yield ShardPlan(
+            index=index,
+            first_document=first,
+            num_documents=num_documents,
+            num_bytes=num_bytes,
+            sha256=digest.hexdigest(),
+        )
 
 
 def make_identity(
-    recipe: Recipe, tokenizer: ByteTokenizer, start: int | None, ends: tuple[int, ...], weights: str, engine: str, corpus: str
+    recipe: Recipe,
+    tokenizer: ByteTokenizer,
+    start: int | None,
+    ends: tuple[int, ...],
+    weights: str,
+    engine: str,
+    corpus: str,
 ) -> dict[str, Any]:
     """Everything that decides the content of a dump, and nothing else."""
     teacher, dump = recipe.teacher, recipe.dump
@@ -67,7 +85,9 @@ def weights_sha256(model: str, revision: str | None) -> str:
     digest = hashlib.sha256()
     files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
     if len(files) < 2:
-        raise ValueError(f"{folder} holds no .safetensors file: only safetensors are read. Convert it with save_pretrained.")
+        raise ValueError(
+            f"{folder} holds no .safetensors file: only safetensors are read. Convert it with save_pretrained."
+        )
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as opened:
@@ -93,6 +113,8 @@ def hold_to_identity(dump: Path, manifest: Manifest) -> Manifest:
     differences = identity_differences(theirs.identity, manifest.identity)
     if differences:
         raise ValueError(
-            f"{dump} holds another dump: " + "; ".join(differences) + ". Give a new dump.path, or delete that folder to start again."
+            f"{dump} holds another dump: "
+            + "; ".join(differences)
+            + ". Give a new dump.path, or delete that folder to start again."
         )
     return theirs

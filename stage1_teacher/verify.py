@@ -56,7 +56,9 @@ def _verify_summary(path: Path) -> list[str]:
         with file.open("rb") as opened:
             found = hashlib.file_digest(opened, "sha256").hexdigest()
         if found != shard["sha256"]:
-            faults.append(f"{file}: sha256 {found[:12]}.. differs from the summary's {shard['sha256'][:12]}..; delete it and dump again")
+            faults.append(
+                f"{file}: sha256 {found[:12]}.. differs from the summary's {shard['sha256'][:12]}..; delete it and dump again"
+            )
     return faults
 
 
@@ -74,10 +76,16 @@ def _verify_teacher(path: Path, manifest: Manifest, num_documents: int) -> list[
                 break
             divergences.append(_divergence(record, recipe, teacher))
     teacher.engine.close()
-    print(f"{path}: {len(divergences)} records recomputed; mean divergence {np.mean(divergences):.2e} nats per position")
+    print(
+        f"{path}: {len(divergences)} records recomputed; mean divergence {np.mean(divergences):.2e} nats per position"
+    )
     worst = max(divergences, default=0.0)
     # The same teacher run twice in bfloat16 with other batches differs by about 1.5e-3 nats per token.
-    return [] if worst < 0.02 else [f"{path}: a recomputed record differs by {worst:.3f} nats per position from what is stored"]
+    return (
+        []
+        if worst < 0.02
+        else [f"{path}: a recomputed record differs by {worst:.3f} nats per position from what is stored"]
+    )
 
 
 def _divergence(record: Record, recipe: Recipe, teacher: object) -> float:
@@ -89,7 +97,10 @@ def _divergence(record: Record, recipe: Recipe, teacher: object) -> float:
     document = Document(doc_id=record.doc_id, text=record.document, messages=None)
     segment = record.segments[0]
     window = Window(
-        record.window_start, record.window_start + len(record.document), record.window_start + segment.start, segment.has_end
+        record.window_start,
+        record.window_start + len(record.document),
+        record.window_start + segment.start,
+        segment.has_end,
     )
     piece = Piece(document.doc_id, window, document.text, teacher.tokenizer.encode(document.text))
     start = [] if teacher.start is None else [teacher.start]

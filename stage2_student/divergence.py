@@ -57,7 +57,11 @@ class ByteModel:
         covering = Covering(self.vocabulary, tokens, prefix + document)
         ids_1R = torch.tensor([[self.start, *tokens]], device=self.device)
         logits_RV = self.model(ids_1R, use_cache=False).logits[0].float()
-        rows = (probs_C for part_RV in logits_RV.split(128) for probs_C in unnormalised(part_RV[:, self.order].cpu().numpy()))
+        rows = (
+            probs_C
+            for part_RV in logits_RV.split(128)
+            for probs_C in unnormalised(part_RV[:, self.order].cpu().numpy())
+        )
         targets = covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(rows))
         return targets.drop_prefix(len(prefix)).probs_PV
 

@@ -19,6 +19,7 @@ from pipeline.corpus import Corpus
 from pipeline.source import resolve_model
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student.batches import NO_LABEL
+from stage2_student.divergence import byte_divergence
 from stage2_student.losses import token_cross_entropy
 from stage2_student.model import Precision
 
@@ -124,15 +125,17 @@ def run_eval(
     end: str | None = None,
     limit: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Figures of one model, by corpus. `end` decides nothing here: END is not part of bits per byte.
-
-    Raises ValueError where a dump is given: the byte divergence to it is not measured yet.
-    """
-    if dump is not None:
-        raise ValueError(f"byte divergence to a dump ({dump}) is not measured yet; leave out --dump")
+    """Figures of one model, by corpus; with a dump, `dump` holds the byte divergence to it (END included)."""
     folder = resolve_model(model)
     found = {}
     for name, config in corpora.items():
         documents = (document.text for document in islice(Corpus(config).documents(), limit))
         found[name] = evaluate_folder(folder, documents, start)
+    if dump is not None:
+        tokenizer = ByteTokenizer.load(folder)
+        start_id = tokenizer.token_id(start) if start else tokenizer.default_start
+        end_id = tokenizer.token_id(end) if end else tokenizer.default_end
+        if start_id is None or end_id is None:
+            raise ValueError(f"{folder}: its tokenizer has no start or no end token; name them with --start and --end")
+        found["dump"] = byte_divergence(folder, dump, start_id, (end_id,), limit)
     return found

@@ -10,7 +10,11 @@ NextProbs = Callable[[tuple[int, ...]], np.ndarray]  # token path -> probabiliti
 
 
 def canonical_targets(
-    next_probs: NextProbs, token_bytes: Sequence[bytes | None], end_ids: set[int], tokens: Sequence[int], document: bytes
+    next_probs: NextProbs,
+    token_bytes: Sequence[bytes | None],
+    end_ids: set[int],
+    tokens: Sequence[int],
+    document: bytes,
 ) -> np.ndarray:
     """[bytes + 1, 256]: every (row, token) pair looked at for every position, straight from design section 3."""
     rows, offset = [], 0

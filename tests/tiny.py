@@ -22,7 +22,9 @@ def tiny_tokenizer(merges: list[str] | None = None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
-def tiny_model(folder: Path, seed: int = 0, merges: list[str] | None = None, dtype: torch.dtype = torch.float32) -> Path:
+def tiny_model(
+    folder: Path, seed: int = 0, merges: list[str] | None = None, dtype: torch.dtype = torch.float32
+) -> Path:
     """Write model and tokenizer to `folder`; logits are spread wide enough to have likely and unlikely tokens."""
     tokenizer = tiny_tokenizer(merges)
     torch.manual_seed(seed)

@@ -45,7 +45,7 @@ def held_out(recipe: Recipe, out: Path, limit: int) -> Recipe:
     return recipe.with_values(corpus=corpus, dump=dump)
 
 
-def evaluate(recipes: dict[str, Recipe], out: Path, limit: int) -> dict[str, dict[str, Any]]:
+def evaluate(recipes: dict[str, Recipe], out: Path) -> dict[str, dict[str, Any]]:
     """model -> bits per byte of each corpus, and divergence."""
     from pipeline.source import resolve_model
     from stage2_student.evaluate import run_eval
@@ -61,14 +61,16 @@ def evaluate(recipes: dict[str, Recipe], out: Path, limit: int) -> dict[str, dic
     for name, model in models.items():
         start = first.teacher.start if name == "teacher" else first.student.start
         end = first.teacher.end[0] if name == "teacher" else first.student.end
-        found[name] = run_eval(model, corpora, out / "held_out", start, end, out / f"eval_{name}.json")
+        found[name] = run_eval(model, corpora, out / "held_out", start, end)
     return found
 
 
 def main(
     recipe: str = "pipeline/recipes/demo.yaml",
     out: Path = Path("runs/quality"),
-    held_out_documents: Annotated[int, typer.Option(help="documents of the eval corpus that the divergence is measured on")] = 30,
+    held_out_documents: Annotated[
+        int, typer.Option(help="documents of the eval corpus that the divergence is measured on")
+    ] = 30,
 ) -> None:
     """Run everything that is missing, then print the table."""
     base = load_recipe(recipe, [])
@@ -81,8 +83,10 @@ def main(
     bld("teacher", str(out / "held_out.yaml"))
     for name in recipes:
         bld("student", str(out / f"{name}.yaml"))
-    table = evaluate(recipes, out, held_out_documents)
-    print("| model | in domain, bits/byte | out of domain, bits/byte | KL(teacher), nats/position | the same, token_end <= 0.05 |")
+    table = evaluate(recipes, out)
+    print(
+        "| model | in domain, bits/byte | out of domain, bits/byte | KL(teacher), nats/position | the same, token_end <= 0.05 |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for name, values in table.items():
         bits = [f"{values[c]['bits_per_byte']:.3f}" if c in values else "" for c in ("in_domain", "out_of_domain")]

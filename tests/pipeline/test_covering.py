@@ -112,7 +112,9 @@ def test_token_end_is_the_running_maximum_inside_a_token_and_zero_at_boundaries(
 
 def test_float32_rows_keep_masses_of_1e_7_to_one_percent() -> None:
     rng = np.random.default_rng(0)
-    token_bytes: list[bytes | None] = [bytes([first, second]) for first in range(64) for second in range(256) if second != 255]
+    token_bytes: list[bytes | None] = [
+        bytes([first, second]) for first in range(64) for second in range(256) if second != 255
+    ]
     vocabulary = Vocabulary([*token_bytes, None], [len(token_bytes)], len(token_bytes) + 1)
     logits = rng.normal(size=(1, len(token_bytes) + 1))
     logits[0, vocabulary.column[:255]] = 0
@@ -128,7 +130,7 @@ def test_float32_rows_keep_masses_of_1e_7_to_one_percent() -> None:
 
 
 def test_nodes_agree_with_binary_search() -> None:
-    _, token_bytes, end, _, _, vocabulary = case(3, 0)
+    _, token_bytes, _end, _, _, vocabulary = case(3, 0)
     for spelled in token_bytes:
         if not spelled or b"\xff" in spelled:
             continue

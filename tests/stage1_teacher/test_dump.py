@@ -106,7 +106,7 @@ def test_a_changed_corpus_is_refused(tmp_path: Path, model: Path) -> None:
     recipe = write_recipe(tmp_path, model, TEXTS[:3])
     dump(recipe)
     write_recipe(tmp_path, model, [*TEXTS[:2], "another"])
-    with pytest.raises(ValueError, match="corpus.sha256"):
+    with pytest.raises(ValueError, match=r"corpus\.sha256"):
         dump(recipe)
 
 

@@ -43,7 +43,8 @@ def brute_force_targets(model: Path, documents: list[str]) -> list[np.ndarray]:
             return whole(torch.tensor([[end, *path]])).logits[0, -1].softmax(-1).numpy()
 
     return [
-        brute_force.canonical_targets(probs, spelled, {end}, tokenizer.encode(text), text.encode()) for text in documents
+        brute_force.canonical_targets(probs, spelled, {end}, tokenizer.encode(text), text.encode())
+        for text in documents
     ]
 
 

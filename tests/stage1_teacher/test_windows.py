@@ -1,5 +1,7 @@
 """Windows: every byte supervised once, at character boundaries, within the budget, with context."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ def test_each_byte_is_supervised_once_and_in_order(text: str, budget: int, overl
     document = text.encode()
     windows = cut_windows(document, pairs(document), lambda part: len(pairs(part)), budget, overlap)
     assert windows[0].supervised == 0 and windows[-1].end == len(document)
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in pairwise(windows):
         assert after.supervised == before.end
         assert after.supervised - after.start >= 2 * overlap or after.start == 0
     assert [window.has_end for window in windows] == [False] * (len(windows) - 1) + [True]
