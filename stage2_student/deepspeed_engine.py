@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from pipeline.config import Recipe, TrainConfig
+from stage2_student.launch import free_port
 
 
 def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
@@ -65,7 +66,10 @@ def start_ranks() -> tuple[int, int, torch.device]:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    # On a CPU DeepSpeed would compile a collective of its own first: a minute, a compiler, and a lock file that a kill
+    # leaves behind for the next run to wait on. Gloo is there already.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
     device = torch.device(get_accelerator().device_name(), int(os.environ["LOCAL_RANK"]))
     if device.type == "cpu":

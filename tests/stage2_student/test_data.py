@@ -1,0 +1,126 @@
+"""Spans, examples, micro-batches and the reader."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import Objectives
+from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas import END
+from schemas.shard import Segment
+from stage2_student.batches import NO_LABEL, Encoded, Masks, collate, make_example, plan_micro_batches
+from stage2_student.interfaces import make_interface
+from stage2_student.model import Precision, Student
+from stage2_student.reader import DumpReader, encode_records, global_batches
+from stage2_student.spans import token_spans
+from stage2_student.start import load_start
+from tests.stage2_student.dumps import make_dump, make_record
+from tests.tiny import tiny_model
+
+MASKS = Masks(max_doubt=1.0, max_token_end=0.05)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def encoded(document: bytes, tokens: list[bytes], segments: list[Segment]) -> Encoded:
+    record = make_record("d", document, np.random.default_rng(0), segments)
+    spans = token_spans(tokens, document)
+    starts, ends = (np.array([getattr(s, name) for s in spans]) for name in ("start", "stop"))
+    return Encoded(record, np.arange(len(tokens)), starts, ends)
+
+
+def test_spans_leave_out_the_prefix() -> None:
+    assert token_spans([b" ", b"ab", b"c"], b"abc", b" ") == [range(0), range(2), range(2, 3)]
+    assert token_spans([b" ab", b"c"], b"abc", b" ") == [range(2), range(2, 3)]
+    with pytest.raises(ValueError, match="spell 2 bytes"):
+        token_spans([b"ab"], b"abc")
+
+
+def test_every_byte_of_a_supervised_token_has_its_own_target() -> None:
+    item = encoded("a café!".encode(), [b"a", b" caf\xc3", b"\xa9!"], [Segment(0, 8, True)])
+    example = make_example(item, 77, 99, 10, MASKS)
+    assert example.tokens_L.tolist() == [77, 0, 1, 2] and example.labels_L.tolist() == [0, 1, 2, 99]
+    assert bytes(example.symbols_P[:-1].tolist()) == item.record.document and example.symbols_P[-1] == END
+    assert example.state_P.tolist() == [0, 1, 1, 1, 1, 1, 2, 2, 3]
+    assert example.offset_P.tolist() == [0, 0, 1, 2, 3, 4, 0, 1, 0]
+    assert example.num_bytes == 8
+    assert (
+        example.entry_symbols_PE[:, 0] == example.symbols_P
+    ).all()  # the synthetic dump stores the realised one first
+    assert (example.kl_P == (item.record.token_end <= 0.05)).all()
+
+
+def test_a_token_partly_outside_a_segment_is_not_supervised() -> None:
+    item = encoded(b"abcdefgh", [b"ab", b"cd", b"ef", b"gh"], [Segment(1, 4, True), Segment(6, 2, True)])
+    example = make_example(item, 77, 99, 10, MASKS)
+    assert example.labels_L.tolist() == [NO_LABEL, 1, NO_LABEL, 3, 99]  # the first END lies inside "ef"
+    assert example.symbols_P.tolist() == [*b"cdgh", END] and example.num_bytes == 4
+    assert (example.entry_symbols_PE[:, 0] == example.symbols_P).all()
+
+
+def test_only_the_first_ten_bytes_of_a_token_feed_the_interface() -> None:
+    example = make_example(encoded(b"x" * 14, [b"x" * 14], [Segment(0, 14, False)]), 77, 99, 10, MASKS)
+    assert example.offset_P.tolist() == list(range(10)) and example.num_bytes == 14
+
+
+def test_micro_batches_hold_each_document_once_and_are_equally_many_per_rank() -> None:
+    lengths = [int(n) for n in np.random.default_rng(0).integers(1, 50, 31)]
+    for world in (1, 2, 3, 8):
+        plan = plan_micro_batches(lengths, 64, world)
+        assert sorted(i for rank in plan for micro in rank for i in micro) == list(range(31))
+        assert len({len(rank) for rank in plan}) == 1
+        assert all(max(lengths[i] for i in m) * len(m) <= 64 for rank in plan for m in rank if len(m) > 1)
+
+
+def gradient(model: Path, dump: Path, micro_batch_tokens: int) -> tuple[torch.Tensor, int]:
+    tokenizer = ByteTokenizer.load(str(model))
+    batch = next(global_batches(DumpReader(dump, 0), tokenizer, 300, 512))
+    student = Student(load_start(model, False), make_interface("linear", 64), Objectives(), Precision(torch.float32))
+    torch.nn.init.normal_(student.interface.maps.weight, generator=torch.Generator().manual_seed(0))
+    [plan] = plan_micro_batches([d.num_tokens for d in batch.documents], micro_batch_tokens, 1)
+    for chosen in plan:
+        nats, _ = student(collate([make_example(batch.documents[i], 268, 268, 10, MASKS) for i in chosen]))
+        nats.backward()
+    return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]), len(plan)
+
+
+def test_splitting_a_batch_leaves_the_gradient_unchanged(model: Path, tmp_path: Path) -> None:
+    dump = make_dump(tmp_path / "dump")
+    (whole, one), (split, many) = gradient(model, dump, 10**6), gradient(model, dump, 40)
+    assert one < many
+    torch.testing.assert_close(whole, split, rtol=1e-4, atol=1e-4)
+
+
+def test_reader_resumes_from_every_position(tmp_path: Path) -> None:
+    reader = DumpReader(make_dump(tmp_path / "dump", 12, 3), seed=1)
+    stream = [(record.doc_id, after) for record, after in islice(reader.records(), 30)]
+    for at, (_, after) in enumerate(stream[:-2]):
+        assert [r.doc_id for r, _ in islice(reader.records(after), 2)] == [name for name, _ in stream[at + 1 : at + 3]]
+    epochs = [[name for name, _ in stream[i : i + 12]] for i in (0, 12)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
+
+
+def test_reader_refuses_a_dump_with_a_missing_shard(tmp_path: Path) -> None:
+    dump = make_dump(tmp_path / "dump")
+    (dump / "shards" / "part-00001.parquet").unlink()
+    with pytest.raises(ValueError, match=r"1 of 3 shards are missing \(part-00001.parquet\); run `bld teacher` again"):
+        DumpReader(dump, 0)
+
+
+def test_documents_that_cannot_be_used_are_counted_by_reason(model: Path, tmp_path: Path) -> None:
+    tokenizer = ByteTokenizer.load(str(model))
+    rng = np.random.default_rng(0)
+    records = [make_record("long", b"abc " * 20, rng), make_record("good", b"abc", rng)]
+    records.append(replace(records[1], document=b"\xc3"))
+    long, good, broken = encode_records(records, tokenizer, 16)
+    assert long == "longer than train.max_tokens" and broken == "the student's tokenizer cannot spell it"
+    assert isinstance(good, Encoded) and good.num_tokens == 4
+    with pytest.raises(ValueError, match="no record of the dump can be used"):
+        next(global_batches(DumpReader(make_dump(tmp_path / "dump"), 0), tokenizer, 300, 1))

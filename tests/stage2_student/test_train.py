@@ -1,0 +1,154 @@
+"""Training runs as an operator starts them: killed, resumed, on two ranks, without a teacher."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.config import Recipe
+from pipeline.recipe import save_recipe
+from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.manifest import Manifest
+from stage2_student import run_folder
+from stage2_student.evaluate import evaluate
+from stage2_student.launch import launch_student
+from stage2_student.start import Ends, student_config
+from tests.stage2_student.dumps import make_dump, make_recipe
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"tokens_per_second", "data_wait_share", "memory_bytes"}
+NO_TEACHER = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("vllm", "stage1_teacher"):
+            raise ImportError(name + " must not be imported by the student")
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a dump, and a run that nothing disturbed (`whole`)."""
+    work = tmp_path_factory.mktemp("work")
+    tiny_model(work / "model")
+    make_dump(work / "dump")
+    (work / "sitecustomize.py").write_text(NO_TEACHER)
+    assert start(work, "whole").wait(120) == 0
+    return work
+
+
+def recipe(work: Path, name: str, **train: Any) -> Recipe:
+    return make_recipe(work / "dump", work / "model", work / name, train)
+
+
+def student_environment(work: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{work}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+
+
+def start(work: Path, name: str) -> "subprocess.Popen[bytes]":
+    """One rank, in a process that cannot import vllm or the teacher's stage; the teacher's model is not there either."""
+    save_recipe(recipe(work, name), work / f"{name}.yaml")
+    command = [sys.executable, "-m", "stage2_student.train", "--recipe", str(work / f"{name}.yaml")]
+    return subprocess.Popen(command, env=student_environment(work), cwd=work)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def test_a_run_trains_and_exports_a_plain_model(work: Path) -> None:
+    run = work / "whole"
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["loss"] < lines[0]["loss"] and all(math.isfinite(v) for line in lines for v in line.values())
+    assert math.isclose(lines[0]["bits_per_byte"], lines[0]["ce"] / math.log(2))
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["step"] == 6 and summary["left_out"] == {}
+    exported = AutoModelForCausalLM.from_pretrained(run / "export")
+    started = AutoModelForCausalLM.from_pretrained(run / "start")
+    assert AutoTokenizer.from_pretrained(run / "export")("the")["input_ids"]
+    assert not torch.equal(exported.model.embed_tokens.weight, started.model.embed_tokens.weight)
+    assert not [name for name in load_file(run / "export" / "model.safetensors") if "interface" in name]
+    tokenizer = ByteTokenizer.load(str(run / "export"))
+    text = [b"the river and the stone", b"a thing in 7 hills."]
+    before, after = (evaluate(m.eval(), tokenizer, text, 268)["bits_per_byte"] for m in (started, exported))
+    assert after < before
+
+
+def test_these_runs_could_not_import_the_teacher(work: Path) -> None:
+    command = [sys.executable, "-c", "import stage1_teacher"]
+    assert b"must not be imported" in subprocess.run(command, env=student_environment(work), capture_output=True).stderr
+
+
+def test_a_run_killed_and_restarted_ends_with_the_same_bits(work: Path) -> None:
+    run = work / "killed"
+    process = start(work, "killed")
+    deadline = time.monotonic() + 100
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes().splitlines()) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "export").exists()
+    (run / "checkpoints" / "step-000099.partial").mkdir()  # as a kill in the middle of a checkpoint leaves it
+    assert start(work, "killed").wait(120) == 0
+    assert metrics(run) == metrics(work / "whole")
+    ours, theirs = (load_file(work / name / "export" / "model.safetensors") for name in ("killed", "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not list((run / "checkpoints").glob("*.partial"))
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_two_ranks_train_what_one_does(work: Path, zero_stage: int) -> None:
+    name = f"two-{zero_stage}"
+    assert launch_student(recipe(work, name, num_processes=2, deepspeed={"zero_stage": zero_stage})) == 0
+    for ours, theirs in zip(metrics(work / name), metrics(work / "whole"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    one, two = (load_file(work / run / "export" / "model.safetensors") for run in ("whole", name))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
+
+
+def identity(work: Path, sha256: str = "s", dump: str = "dump", **train: Any) -> dict[str, Any]:
+    wanted = recipe(work, "whole", **train)
+    return run_folder.run_identity(wanted, Manifest.load(work / dump), sha256, Ends(1, 1), 1)
+
+
+def test_resume_refuses_another_recipe_tokenizer_or_dump_by_name(work: Path, tmp_path: Path) -> None:
+    make_dump(work / "other", teacher="another")
+    run_folder.claim(tmp_path, identity(work))
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    run_folder.claim(tmp_path, identity(work, save_every=5, micro_batch_tokens=7))  # placement may change
+    for changed, field in [
+        (identity(work, lr=0.5), "train.lr: 0.001 there, 0.5 here"),
+        (identity(work, sha256="t"), "student.tokenizer_sha256: 's' there, 't' here"),
+        (identity(work, dump="other"), "dump.teacher.model: 't' there, 'another' here"),
+    ]:
+        with pytest.raises(ValueError, match=field):
+            run_folder.claim(tmp_path, changed)
+
+
+def test_a_second_process_in_the_same_run_is_refused(tmp_path: Path) -> None:
+    with run_folder.lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
+        run_folder.lock(tmp_path)
+    run_folder.lock(tmp_path).close()
+
+
+def test_lora_is_refused_until_it_is_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lora_rank is 8"):
+        student_config(make_recipe(tmp_path, tmp_path, tmp_path, {}, lora_rank=8))
