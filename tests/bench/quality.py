@@ -26,11 +26,11 @@ def bld(*arguments: str) -> None:
 
 
 def variants(recipe: Recipe, out: Path) -> dict[str, Recipe]:
-    """The recipe once for each objective, with a run folder of its own."""
+    """The recipe itself, so that a finished demo is not trained again, and once for each other objective in a folder of its own."""
     assert recipe.student is not None
     found = {}
     for name, objectives in OBJECTIVES.items():
-        student = recipe.student.model_copy(update={"path": str(out / name)})
+        student = recipe.student if objectives is None else recipe.student.model_copy(update={"path": str(out / name)})
         train = recipe.train.model_copy(update={"objectives": objectives or recipe.train.objectives})
         found[name] = recipe.with_values(student=student, train=train)
     return found
