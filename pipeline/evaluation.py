@@ -58,7 +58,9 @@ def _student(recipe: Recipe) -> StudentConfig:
 def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], console: Console | None = None) -> None:
     """A table with a row per model and corpus, a column per figure."""
     rows = [(model, corpus, figures) for model, corpora in results.items() for corpus, figures in corpora.items()]
-    names = list(dict.fromkeys(name for _, _, figures in rows for name in figures))
+    # What is empty everywhere, and what follows from the other columns, only makes the table too wide to read.
+    names = dict.fromkeys(name for _, _, figures in rows for name, value in figures.items() if value != {})
+    names = {name: None for name in names if name not in ("nats", "num_tokens")}
     table = Table("model", "corpus", *[name.replace("_", " ") for name in names])
     for model, corpus, figures in rows:
         table.add_row(model, corpus, *[format_figure(figures.get(name)) for name in names])
