@@ -68,7 +68,7 @@ def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], consol
 
 
 def format_figure(value: object) -> str:
-    """A figure for reading: four decimals, or thousands marked; a dash where there is none."""
+    """A figure for reading: four decimals (four digits below 0.01), or thousands marked; a dash where there is none."""
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{value:.4g}" if 0 < abs(value) < 0.01 else f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else ("-" if value is None else str(value))

@@ -52,7 +52,7 @@ PLOTS = (
     Plot("bits_per_byte", "Bits per byte", "bits"),
     Plot("lr", "Learning rate", ""),
     Plot("grad_norm", "Gradient norm", ""),
-    Plot("tokens_per_s", "Speed", "tokens per second"),
+    Plot("tokens_per_second", "Speed", "tokens per second"),
 )
 
 
@@ -173,7 +173,7 @@ def final_table(runs: Sequence[Run]) -> str:
 
 def last_steps_table(runs: Sequence[Run]) -> str:
     """The last step of each run that has metrics."""
-    keys = ["step", *[plot.key for plot in PLOTS], "data_wait_s", "seconds"]
+    keys = ["step", *[plot.key for plot in PLOTS], "data_wait_share", "memory_bytes"]
     rows = [[run.name, *[run.metrics[-1].get(key) for key in keys]] for run in runs if run.metrics]
     return html_table(["run", *[key.replace("_", " ") for key in keys]], rows) if rows else "<p>No metrics yet.</p>"
 

@@ -14,7 +14,7 @@ from tests.pipeline.dumps import make_dump
 def make_run(folder: Path, lr: float, dump: Path | None = None) -> Path:
     folder.mkdir(parents=True)
     steps = [
-        {"step": i, "ce": 3.0 - i, "byte_ce": 2.0, "kl": 0.5, "loss": 5.0, "lr": lr, "tokens_per_s": 10.0}
+        {"step": i, "ce": 3.0 - i, "byte_ce": 2.0, "kl": 0.5, "loss": 5.0, "lr": lr, "tokens_per_second": 10.0}
         for i in (1, 2)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
