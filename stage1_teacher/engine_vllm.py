@@ -28,7 +28,8 @@ def engine_version() -> str:
 
 def prepare_environment() -> None:
     """What vLLM reads from the environment on import; an operator's own values stay."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # It warns once per batch of a thread count that it does not set on a CPU.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not torch.cuda.is_available():
         # vLLM's automatic binding takes one core; its own multiprocessing only adds start-up time for one worker.

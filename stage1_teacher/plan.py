@@ -20,29 +20,41 @@ def document_digest(document: Document) -> bytes:
     return hashlib.sha256(b"%d:%b%d:%b" % (len(name), name, len(document.text), document.text)).digest()
 
 
+class _Open:
+    """A shard that may still grow."""
+
+    def __init__(self) -> None:
+        self.num_documents, self.num_bytes, self.digest = 0, 0, hashlib.sha256()
+
+    def add(self, document: Document) -> None:
+        self.digest.update(document_digest(document))
+        self.num_documents += 1
+        self.num_bytes += len(document.text)
+
+
 def plan_shards(corpus: Corpus, shard_bytes: int) -> Iterator[ShardPlan]:
     """Shards of whole documents, each closed before it would overflow `shard_bytes` (a longer document has one for itself)."""
-    index, first, num_documents, num_bytes, digest = 0, 0, 0, 0, hashlib.sha256()
-    for document in corpus.documents():
-        if num_documents and num_bytes + len(document.text) > shard_bytes:
-            yield ShardPlan(
-                index=index,
-                first_document=first,
-                num_documents=num_documents,
-                num_bytes=num_bytes,
-                sha256=digest.hexdigest(),
-            )
-            index, first, num_documents, num_bytes, digest = index + 1, first + num_documents, 0, 0, hashlib.sha256()
-        digest.update(document_digest(document))
-        num_documents, num_bytes = num_documents + 1, num_bytes + len(document.text)
-    if num_documents:
+    first = 0
+    for index, shard in enumerate(_closed_before_overflow(corpus.documents(), shard_bytes)):
         yield ShardPlan(
             index=index,
             first_document=first,
-            num_documents=num_documents,
-            num_bytes=num_bytes,
-            sha256=digest.hexdigest(),
+            num_documents=shard.num_documents,
+            num_bytes=shard.num_bytes,
+            sha256=shard.digest.hexdigest(),
         )
+        first += shard.num_documents
+
+
+def _closed_before_overflow(documents: Iterator[Document], shard_bytes: int) -> Iterator[_Open]:
+    shard = _Open()
+    for document in documents:
+        if shard.num_documents and shard.num_bytes + len(document.text) > shard_bytes:
+            yield shard
+            shard = _Open()
+        shard.add(document)
+    if shard.num_documents:
+        yield shard
 
 
 def make_identity(

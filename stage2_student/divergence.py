@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.covering import Covering, unnormalised
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.vocabulary import Vocabulary
+from schemas import NUM_SYMBOLS
 from schemas.manifest import Manifest
 from schemas.shard import Record, read_shard
 
@@ -31,7 +32,8 @@ def sparse_kl(record: Record, probs_PV: np.ndarray) -> np.ndarray:
     unstored_PV = probs_PV.copy()
     unstored_PV[position_E, record.symbols] = 0.0
     model_tail_P = np.maximum(unstored_PV.sum(axis=1), 1e-300)
-    has_tail_P = teacher_tail_P > 0
+    # Where every symbol is stored there is no tail: what is left to 1 is float16's rounding.
+    has_tail_P = (teacher_tail_P > 0) & (record.entry_counts < NUM_SYMBOLS)
     kl_P[has_tail_P] += teacher_tail_P[has_tail_P] * np.log(teacher_tail_P[has_tail_P] / model_tail_P[has_tail_P])
     return kl_P
 

@@ -1,0 +1,69 @@
+"""Byte divergence: zero to oneself, equal to the dense sum, and larger to another model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.recipe import load_recipe
+from schemas.manifest import Manifest
+from schemas.shard import Record, Segment, read_shard
+from stage1_teacher.dump import run_teacher
+from stage1_teacher.sparsify import sparsify
+from stage2_student.divergence import ByteModel, byte_divergence, sparse_kl
+from tests.tiny import END_OF_TEXT, tiny_model, tiny_tokenizer
+
+
+def record_of(probs_PV: np.ndarray, document: bytes, top_k: int) -> Record:
+    realised_P = np.frombuffer(document, dtype=np.uint8)
+    counts, symbols, logprobs = sparsify(probs_PV, realised_P, top_k, 0.0)
+    zeros = np.zeros(len(document), dtype=np.float16)
+    lengths = np.array([len(document)], dtype=np.int32)
+    segments = (Segment(0, len(document), False),)
+    return Record(
+        "0", 0, document, segments, lengths, np.zeros(1, np.float32), counts, zeros, zeros, zeros, symbols, logprobs
+    )
+
+
+def random_probs(rng: np.random.Generator, num_positions: int) -> np.ndarray:
+    exp = np.exp(rng.normal(size=(num_positions, 256)) * 2)
+    return exp / exp.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("top_k", [256, 16, 1])
+def test_sparse_kl_is_the_dense_sum_with_the_tail_as_one_class(top_k: int) -> None:
+    rng = np.random.default_rng(0)
+    teacher_PV, model_PV = random_probs(rng, 9), random_probs(rng, 9)
+    record = record_of(teacher_PV, b"ninebytes", top_k)
+    found = sparse_kl(record, model_PV)
+    start = 0
+    for position, count in enumerate(record.entry_counts):
+        stored = record.symbols[start : start + count]
+        t, p = teacher_PV[position, stored], model_PV[position, stored]
+        expected = (t * np.log(t / p)).sum()
+        if count < 256:
+            expected += (1 - t.sum()) * np.log((1 - t.sum()) / (1 - p.sum()))
+        assert found[position] == pytest.approx(expected, abs=5e-3)  # float16 entries
+        start += count
+    assert (sparse_kl(record, teacher_PV) < 1e-3).all()
+
+
+def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path: Path) -> None:
+    own, other = tiny_model(tmp_path / "own", seed=0), tiny_model(tmp_path / "other", seed=1)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("the thing and é", "banding")))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"corpus: {{source: {corpus}}}\n"
+        f"teacher: {{model: {own}, engine: transformers, dtype: float32, start: {END_OF_TEXT}, end: ['{END_OF_TEXT}']}}\n"
+        f"dump: {{path: {tmp_path / 'dump'}, top_k: 256, min_prob: 0.0}}\n"
+    )
+    run_teacher(load_recipe(recipe))
+    end = tiny_tokenizer().eos_token_id
+    same = byte_divergence(str(own), tmp_path / "dump", end, (end,))
+    assert same["positions"] == len("the thing and é".encode()) + len("banding") + 2
+    assert abs(same["kl_nats"]) < 1e-3
+    assert byte_divergence(str(other), tmp_path / "dump", end, (end,))["kl_nats"] > 0.1
+    record = next(read_shard(Manifest.load(tmp_path / "dump").shards[0].path(tmp_path / "dump")))
+    assert ByteModel(str(own), end, (end,)).probs(record.document).shape == (len(record.document) + 1, 256)
