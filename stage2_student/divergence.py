@@ -1,4 +1,4 @@
-"""Byte divergence of a model to a dump: KL(teacher || model), position by position, both through the canonical covering.
+"""Byte divergence of a model to a dump, position by position, both through the canonical covering.
 
 The model has no byte head: its own token logits are summed to bytes exactly as the teacher's were (`pipeline.covering`).
 
@@ -13,29 +13,40 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.covering import Covering, unnormalised
+from pipeline.covering import Covering, Targets, unnormalised
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 from schemas.manifest import Manifest
 from schemas.shard import Record, read_shard
 
+MIN_PROB = 1e-10  # a canonical covering gives no mass to a symbol that no token goes on with; 23 nats stand for "never"
 
-def sparse_kl(record: Record, probs_PV: np.ndarray) -> np.ndarray:
-    """P, nats: KL of the stored target to `probs_PV`; the symbols not stored are one class on both sides."""
+
+def sparse_divergence(record: Record, probs_PV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(KL(stored target || model), Jensen-Shannon divergence), each P, nats; the symbols not stored are one class on both sides."""
     position_E = np.repeat(np.arange(record.num_positions), record.entry_counts)
     teacher_E = np.exp(record.logprobs.astype(np.float64))
-    model_E = probs_PV[position_E, record.symbols]
-    terms_E = teacher_E * (np.log(teacher_E) - np.log(np.maximum(model_E, 1e-300)))
-    kl_P = np.bincount(position_E, terms_E, record.num_positions)
-    teacher_tail_P = np.maximum(1 - np.bincount(position_E, teacher_E, record.num_positions), 0.0)
     unstored_PV = probs_PV.copy()
     unstored_PV[position_E, record.symbols] = 0.0
-    model_tail_P = np.maximum(unstored_PV.sum(axis=1), 1e-300)
+    teacher_tail_P = np.maximum(1 - np.bincount(position_E, teacher_E, record.num_positions), 0.0)
     # Where every symbol is stored there is no tail: what is left to 1 is float16's rounding.
-    has_tail_P = (teacher_tail_P > 0) & (record.entry_counts < NUM_SYMBOLS)
-    kl_P[has_tail_P] += teacher_tail_P[has_tail_P] * np.log(teacher_tail_P[has_tail_P] / model_tail_P[has_tail_P])
-    return kl_P
+    teacher_tail_P[record.entry_counts == NUM_SYMBOLS] = 0.0
+    teacher = np.concatenate([teacher_E, teacher_tail_P])
+    model = np.concatenate([probs_PV[position_E, record.symbols], unstored_PV.sum(axis=1)])
+    position = np.concatenate([position_E, np.arange(record.num_positions)])
+    middle = (teacher + model) / 2
+    kl_P = np.bincount(position, _terms(teacher, np.maximum(model, MIN_PROB)), record.num_positions)
+    jsd = (_terms(teacher, middle) + _terms(model, middle)) / 2
+    return kl_P, np.bincount(position, jsd, record.num_positions)
+
+
+def _terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """p ln(p / q), 0 where p is 0."""
+    terms = np.zeros_like(p)
+    np.divide(p, q, out=terms, where=p > 0)
+    np.log(terms, out=terms, where=p > 0)
+    return terms * p
 
 
 class ByteModel:
@@ -52,8 +63,8 @@ class ByteModel:
         self.start = start
 
     @torch.inference_mode()
-    def probs(self, document: bytes) -> np.ndarray:
-        """[bytes + 1, 256] float64. Raises SpellingError where the model's tokenizer cannot spell the document."""
+    def targets(self, document: bytes) -> Targets:
+        """Distributions at the document's bytes + 1 positions. Raises SpellingError where the model's tokenizer cannot spell the document."""
         tokens = self.tokenizer.encode(document)
         prefix = self.tokenizer.prefix
         covering = Covering(self.vocabulary, tokens, prefix + document)
@@ -65,7 +76,7 @@ class ByteModel:
             for probs_C in unnormalised(part_RV[:, self.order].cpu().numpy())
         )
         targets = covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(rows))
-        return targets.drop_prefix(len(prefix)).probs_PV
+        return targets.drop_prefix(len(prefix))
 
 
 def records_of(dump: Path) -> Iterator[Record]:
@@ -76,35 +87,41 @@ def records_of(dump: Path) -> Iterator[Record]:
 def byte_divergence(
     model: str, dump: Path, start: int, ends: tuple[int, ...], limit: int | None = None, max_token_end: float = 0.05
 ) -> dict[str, Any]:
-    """Mean KL(teacher || model) over the positions of a dump, nats.
+    """Divergence of a model to a dump, mean nats per position.
 
     Returns:
-        kl_nats over all positions; kl_clear_nats over those with token_end <= `max_token_end` (elsewhere canonical targets
-        are themselves uncertain); records and positions counted, records left out because the model cannot spell them.
+        jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not decide
+        it. kl_clear_nats, KL(teacher || model) over the clear positions: those where token_end is at most `max_token_end`
+        on both sides, as elsewhere one of the coverings is uncertain itself. clear_share of the positions; positions and
+        records counted; records left out because the model cannot spell them.
     """
     byte_model = ByteModel(model, start, ends)
-    kl, clear, left_out, num_records = [], [], 0, 0
+    kl: list[np.ndarray] = []
+    jsd: list[np.ndarray] = []
+    clear: list[np.ndarray] = []
+    left_out = 0
     for record in records_of(dump):
-        if limit is not None and num_records == limit:
+        if limit is not None and len(kl) == limit:
             break
         try:
-            probs_PV = byte_model.probs(record.document)
+            targets = byte_model.targets(record.document)
         except SpellingError:
             left_out += 1
             continue
         taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
-        kl_P = sparse_kl(record, probs_PV[taken])
+        kl_P, jsd_P = sparse_divergence(record, targets.probs_PV[taken])
+        token_end_P = np.maximum(record.token_end.astype(np.float64), targets.token_end_P[taken])
         kl.append(kl_P)
-        clear.append(kl_P[record.token_end.astype(np.float64) <= max_token_end])
-        num_records += 1
+        jsd.append(jsd_P)
+        clear.append(token_end_P <= max_token_end)
     if not kl:
         raise ValueError(f"{dump}: none of its {left_out} records can be spelled by the tokenizer of {model}")
-    kl_all, kl_clear = np.concatenate(kl), np.concatenate(clear)
+    kl_P, is_clear_P = np.concatenate(kl), np.concatenate(clear)
     return {
-        "kl_nats": float(kl_all.mean()),
-        "kl_clear_nats": float(kl_clear.mean()),
-        "positions": len(kl_all),
-        "clear_positions": len(kl_clear),
-        "records": num_records,
+        "jsd_nats": float(np.concatenate(jsd).mean()),
+        "kl_clear_nats": float(kl_P[is_clear_P].mean()) if is_clear_P.any() else float("nan"),
+        "clear_share": float(is_clear_P.mean()),
+        "positions": len(kl_P),
+        "records": len(kl),
         "left_out_unspellable": left_out,
     }
