@@ -42,7 +42,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 def trunk(config: PreTrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
-    # eager: what defines a model; transformers' others leave out Gemma 2's soft cap
+    # eager: what defines a model (others leave out Gemma 2's soft cap), though with a softmax in float32
     whole = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
     model: PreTrainedModel = whole.base_model
     return model.eval()
@@ -60,7 +60,7 @@ def test_each_branch_token_is_as_if_its_path_ran_alone(name: str) -> None:
     prompts = [[rng.randrange(VOCABULARY) for _ in range(length)] for length in (13, 1, 8)]
     tree = Tree(model, prompts)
     for prompt, states_TD in zip(prompts, tree.hidden, strict=True):
-        torch.testing.assert_close(states_TD, alone(model, prompt), rtol=0, atol=1e-9)
+        torch.testing.assert_close(states_TD, alone(model, prompt), rtol=0, atol=1e-5)
     paths: list[list[int]] = []
     owners: list[int] = []
     for size in (5, 1, 7):
@@ -77,7 +77,7 @@ def test_each_branch_token_is_as_if_its_path_ran_alone(name: str) -> None:
             paths.append([*(prompts[prompt][:leaves] if parent is None else paths[parent]), token])
             owners.append(prompt)
         for state_D, path in zip(tree.extend(tokens), paths[-size:], strict=True):
-            torch.testing.assert_close(state_D, alone(model, path)[-1], rtol=0, atol=1e-9)
+            torch.testing.assert_close(state_D, alone(model, path)[-1], rtol=0, atol=1e-5)
     assert tree.num_tokens == sum(map(len, prompts)) + len(paths)
 
 
