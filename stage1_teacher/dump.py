@@ -4,19 +4,18 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.config import Recipe
+from pipeline.config import DumpConfig, Recipe
 from pipeline.corpus import Corpus, Document
-from pipeline.covering import Covering
+from pipeline.covering import Covering, Targets
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.source import resolve_model, resolve_tokenizer
@@ -26,23 +25,24 @@ from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 from stage1_teacher import plan
 from stage1_teacher.engine import Engine, open_engine
-from stage1_teacher.head import Head, load_head
+from stage1_teacher.head import load_head
+from stage1_teacher.overlap import one_ahead
+from stage1_teacher.reduce import Reducer, Rows
 from stage1_teacher.sparsify import sparsify
 from stage1_teacher.windows import Window, cut_windows
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher ready to be asked: engine, sorted head, vocabulary and tokenizer."""
+    """A teacher ready to be asked: engine, vocabulary, tokenizer, and the head with what reduces its rows."""
 
     engine: Engine
-    head: Head
     vocabulary: Vocabulary
     tokenizer: ByteTokenizer
     start: int | None
     max_tokens: int
     overlap_tokens: int
-    reduce_rows: int
+    reducer: Reducer
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,9 @@ def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teache
     )
     if torch.cuda.is_available():
         head = head.to("cuda")
+    reducer = Reducer(head, vocabulary, placement.reduce_rows)
     engine = open_engine(model, teacher, placement)
-    return Teacher(
-        engine, head, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, placement.reduce_rows
-    )
+    return Teacher(engine, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, reducer)
 
 
 def cut_pieces(document: Document, tokenizer: ByteTokenizer, max_tokens: int, overlap: int) -> list[Piece]:
@@ -108,13 +107,24 @@ def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int]) -> list[int
     return lengths
 
 
-def make_record(piece: Piece, teacher: Teacher, hidden_RD: torch.Tensor, top_k: int, min_prob: float) -> Record:
-    """Reduce a piece's hidden states to its record."""
+def make_records(
+    pieces: Sequence[Piece], hidden: Sequence[torch.Tensor], teacher: Teacher, dump: DumpConfig
+) -> list[Record]:
+    """Reduce the pieces' hidden states to their records."""
     prefix = teacher.tokenizer.prefix
-    covering = Covering(teacher.vocabulary, piece.tokens, prefix + piece.text)
-    rows = teacher.head.rows(hidden_RD, teacher.reduce_rows)
-    targets = covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(rows))
-    targets = targets.drop_prefix(len(prefix))
+    coverings = [Covering(teacher.vocabulary, piece.tokens, prefix + piece.text) for piece in pieces]
+    reduced = teacher.reducer.reduce(
+        [Rows(covering, covering.offsets, states_RD) for covering, states_RD in zip(coverings, hidden, strict=True)]
+    )
+    return [
+        make_record(piece, covering.targets(rows), teacher.tokenizer, dump.top_k, dump.min_prob)
+        for piece, covering, rows in zip(pieces, coverings, reduced, strict=True)
+    ]
+
+
+def make_record(piece: Piece, targets: Targets, tokenizer: ByteTokenizer, top_k: int, min_prob: float) -> Record:
+    """A piece's record from its targets, the tokenizer's prefix included."""
+    targets = targets.drop_prefix(len(tokenizer.prefix))
     window = piece.window
     segment = Segment(window.supervised - window.start, window.end - window.supervised, window.has_end)
     taken = slice(segment.start, segment.start + segment.num_positions)
@@ -127,7 +137,7 @@ def make_record(piece: Piece, teacher: Teacher, hidden_RD: torch.Tensor, top_k: 
         window_start=window.start,
         document=piece.text,
         segments=(segment,),
-        teacher_token_lengths=np.array(spelled_lengths(teacher.tokenizer, piece.tokens), dtype=np.int32),
+        teacher_token_lengths=np.array(spelled_lengths(tokenizer, piece.tokens), dtype=np.int32),
         teacher_token_logprobs=targets.token_logprobs.astype(np.float32),
         entry_counts=counts,
         dropped=targets.dropped_P[taken].astype(np.float16),
@@ -152,15 +162,32 @@ def _batches(pieces: Sequence[Piece], batch_tokens: int) -> Iterator[list[Piece]
         yield batch
 
 
-def make_shard(
-    shard: ShardPlan,
-    documents: Sequence[Document],
-    teacher: Teacher,
-    recipe: Recipe,
-    identity: dict[str, Any],
-    progress: Progress,
-) -> pa.Table:
-    """The table of one shard; documents that the teacher's tokenizer cannot spell are named in its metadata."""
+class CutShard(NamedTuple):
+    """A shard's pieces, and why documents were left out that the teacher's tokenizer cannot spell, by name."""
+
+    plan: ShardPlan
+    pieces: list[Piece]
+    left_out: dict[str, str]
+
+
+class Forwarded(NamedTuple):
+    """A batch of a shard's pieces after the engine; the last batch, and it alone, brings along the shard."""
+
+    pieces: list[Piece]
+    hidden: list[torch.Tensor]
+    finished: CutShard | None
+
+
+class Made(NamedTuple):
+    """What has been done, for the progress bar."""
+
+    documents: int
+    text_bytes: int
+    tokens: int
+    stored_bytes: int
+
+
+def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> CutShard:
     pieces: list[Piece] = []
     left_out: dict[str, str] = {}
     for document in documents:
@@ -168,30 +195,72 @@ def make_shard(
             pieces += cut_pieces(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
         except SpellingError as error:
             left_out[document.doc_id] = str(error)
-    if left_out:
-        progress.update(documents=len(left_out))
-    records: list[Record] = []
-    num_tokens = 0
+    return CutShard(shard, pieces, left_out)
+
+
+def forward(shards: Iterable[CutShard], teacher: Teacher, batch_tokens: int) -> Iterator[Forwarded]:
+    """Run the engine over the shards' pieces. No batch reaches over a shard's end, so that a shard made again is the same."""
     start = [] if teacher.start is None else [teacher.start]
-    for batch in _batches(pieces, recipe.placement.batch_tokens):
-        hidden = teacher.engine.hidden_states([start + piece.tokens for piece in batch])
-        for piece, hidden_RD in zip(batch, hidden, strict=True):
-            records.append(make_record(piece, teacher, hidden_RD, recipe.dump.top_k, recipe.dump.min_prob))
-            num_tokens += len(piece.tokens) + len(start)
-            progress.update(
-                documents=int(piece.window.has_end),
-                text_bytes=piece.window.end - piece.window.supervised,
-                tokens=len(piece.tokens) + len(start),
-            )
-    table = to_table(records, identity)
-    extra = {
-        "bld.left_out": json.dumps(left_out),
-        "bld.teacher_tokens": str(num_tokens),
-        "bld.shard_sha256": shard.sha256,
-    }
-    return table.replace_schema_metadata(
-        {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
-    )
+    for shard in shards:
+        batches = list(_batches(shard.pieces, batch_tokens)) or [[]]
+        for index, batch in enumerate(batches):
+            hidden = teacher.engine.hidden_states([start + piece.tokens for piece in batch]) if batch else []
+            yield Forwarded(batch, hidden, shard if index == len(batches) - 1 else None)
+
+
+class ShardWriter:
+    """Takes forwarded batches in order; collects the records of a shard and commits them once it is whole."""
+
+    def __init__(self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Path) -> None:
+        self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, identity, folder
+        self._records: list[Record] = []
+        self._num_tokens = 0
+
+    def take(self, batch: Forwarded) -> Made:
+        if batch.pieces:
+            self._records += make_records(batch.pieces, batch.hidden, self._teacher, self._recipe.dump)
+        num_tokens = sum(len(piece.tokens) + (self._teacher.start is not None) for piece in batch.pieces)
+        self._num_tokens += num_tokens
+        num_documents = sum(piece.window.has_end for piece in batch.pieces)
+        stored_bytes = 0
+        if batch.finished is not None:
+            num_documents += len(batch.finished.left_out)
+            stored_bytes = self._commit(batch.finished)
+        num_bytes = sum(piece.window.end - piece.window.supervised for piece in batch.pieces)
+        return Made(num_documents, num_bytes, num_tokens, stored_bytes)
+
+    def _commit(self, shard: CutShard) -> int:
+        table = to_table(self._records, self._identity)
+        extra = {
+            "bld.left_out": json.dumps(shard.left_out),
+            "bld.teacher_tokens": str(self._num_tokens),
+            "bld.shard_sha256": shard.plan.sha256,
+        }
+        table = table.replace_schema_metadata(
+            {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
+        )
+        self._records, self._num_tokens = [], 0
+        return commit_shard(table, shard.plan.path(self._folder), self._recipe.dump.zstd_level)
+
+
+def make_shards(
+    shards: Iterable[tuple[ShardPlan, list[Document]]],
+    teacher: Teacher,
+    recipe: Recipe,
+    identity: dict[str, Any],
+    folder: Path,
+) -> Iterator[Made]:
+    """Make and commit shards, yielding what each batch of the engine added.
+
+    Where the engine has a device of its own, three threads work at once: one encodes the next shard, this one drives the
+    engine, one reduces the last batch and writes. On a CPU they would only take the engine's cores from it: measured, no faster.
+    """
+    concurrent = recipe.placement.overlap
+    if concurrent is None:
+        concurrent = torch.cuda.is_available()
+    cut = one_ahead(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
+    writer = ShardWriter(teacher, recipe, identity, folder)
+    yield from one_ahead(forward(cut, teacher, recipe.placement.batch_tokens), writer.take, concurrent)
 
 
 def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Document]:
@@ -204,6 +273,16 @@ def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Docume
             f"({shard.first_document} to {shard.first_document + shard.num_documents}). Restore the corpus, or give a new dump.path."
         )
     return documents
+
+
+def read_shards(todo: Sequence[ShardPlan], corpus: Corpus) -> Iterator[tuple[ShardPlan, list[Document]]]:
+    """Each shard with its documents. Raises ValueError where the corpus has changed."""
+    position, stream = todo[0].first_document, corpus.documents(todo[0].first_document)
+    for shard in todo:
+        for _ in range(shard.first_document - position):  # documents of shards that exist, or are another worker's
+            next(stream)
+        yield shard, shard_documents(shard, stream)
+        position = shard.first_document + shard.num_documents
 
 
 def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str) -> Manifest:
@@ -272,14 +351,8 @@ def _make_shards(
     dump = Path(recipe.dump.path)
     started = time.monotonic()
     with Progress(sum(s.num_documents for s in todo), sum(s.num_bytes for s in todo)) as progress:
-        position, stream = todo[0].first_document, corpus.documents(todo[0].first_document)
-        for shard in todo:
-            for _ in range(shard.first_document - position):  # documents of shards that exist, or are another worker's
-                next(stream)
-            documents = shard_documents(shard, stream)
-            position = shard.first_document + shard.num_documents
-            table = make_shard(shard, documents, teacher, recipe, manifest.identity, progress)
-            progress.update(stored_bytes=commit_shard(table, shard.path(dump), recipe.dump.zstd_level))
+        for made in make_shards(read_shards(todo, corpus), teacher, recipe, manifest.identity, dump):
+            progress.update(**made._asdict())
     teacher.engine.close()
     print(f"{dump}: {len(todo)} shards in {time.monotonic() - started:.1f} s")
 
