@@ -59,7 +59,16 @@ class TeacherConfig(Section):
 class CoveringConfig(Section):
     """Which teacher rows a target sums over. Part of the dump's identity."""
 
-    beam_width: Literal[0] = Field(0, description="Branch rows per byte offset; 0: canonical rows only.")
+    beam_width: int = Field(0, ge=0, description="Branch rows per byte offset; 0: canonical rows only.")
+    branch_threshold: float = Field(
+        0.1, ge=0, lt=1, description="Expand a branch above this share of the mass known where it ends; 0: any."
+    )
+    merge_after: int | None = Field(
+        4,
+        ge=0,
+        description="Canonical tokens that a branch shares, back on the canonical boundaries, before it counts as canonical; "
+        "null: it never does.",
+    )
 
 
 class DumpConfig(Section):

@@ -17,16 +17,16 @@ from schemas import END
 class Node:
     """A byte prefix `x` that at least one token starts with.
 
-    `cuts` are ascending columns. Where tokens spell exactly `x`, the first interval holds them (`has_exact`); each further
+    `cuts` are ascending columns. Each of the first `num_exact` intervals holds one token that spells exactly `x`; each further
     interval holds the tokens that go on with one symbol of `symbols`. Intervals are never empty.
     """
 
     cuts: np.ndarray  # int64, intervals + 1
-    symbols: np.ndarray  # uint8, one for each interval after the exact one
-    has_exact: bool
+    symbols: np.ndarray  # uint8, one for each interval after the exact ones
+    num_exact: int
     labels: np.ndarray = field(
         compare=False, repr=False
-    )  # int64, one for each interval: its symbol; 0 for the exact one
+    )  # int64, one for each interval: its symbol; 0 for the exact ones
     children: dict[int, "Node"] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -73,10 +73,10 @@ class Vocabulary:
         next_bytes = self._flat[self._starts[longer:high] + depth]
         edges = np.flatnonzero(np.diff(next_bytes)) + 1
         starts = longer + np.concatenate([[0], edges]) if high > longer else np.empty(0)
-        cuts = np.concatenate([[low] if longer > low else [], starts, [high]]).astype(np.int64)
+        cuts = np.concatenate([np.arange(low, longer), starts, [high]]).astype(np.int64)
         symbols = next_bytes[np.concatenate([[0], edges])] if high > longer else next_bytes
-        has_exact = longer > low
-        return Node(cuts, symbols, has_exact, np.concatenate([[0] * has_exact, symbols]).astype(np.int64))
+        num_exact = longer - low
+        return Node(cuts, symbols, num_exact, np.concatenate([[0] * num_exact, symbols]).astype(np.int64))
 
     def child(self, node: Node, symbol: int, depth: int) -> Node | None:
         """The node of `x + symbol`, where `node` is that of `x`, `depth` bytes long; None where no token goes on so."""
@@ -85,7 +85,7 @@ class Vocabulary:
             at = int(np.searchsorted(node.symbols, symbol))
             if at == len(node.symbols) or node.symbols[at] != symbol:
                 return None
-            at += node.has_exact
+            at += node.num_exact
             found = self._node(int(node.cuts[at]), int(node.cuts[at + 1]), depth + 1)
             node.children[symbol] = found
         return found

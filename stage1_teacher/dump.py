@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.config import DumpConfig, Recipe
+from pipeline.branching import Branching
+from pipeline.config import CoveringConfig, DumpConfig, Recipe
 from pipeline.corpus import Corpus, Document
-from pipeline.covering import Covering, Targets
+from pipeline.covering import Covering, ReducedRow, Targets
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.source import resolve_model, resolve_tokenizer
@@ -25,6 +26,7 @@ from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 from stage1_teacher import plan
 from stage1_teacher.engine import Engine, open_engine
+from stage1_teacher.expand import expand
 from stage1_teacher.head import load_head
 from stage1_teacher.overlap import one_ahead
 from stage1_teacher.reduce import Reducer, Rows
@@ -43,6 +45,47 @@ class Teacher:
     max_tokens: int
     overlap_tokens: int
     reducer: Reducer
+    covering: CoveringConfig
+
+    def ask(self, pieces: Sequence["Piece"]) -> "Answers":
+        """Run the engine over some pieces."""
+        start = [] if self.start is None else [self.start]
+        prompts = [start + piece.tokens for piece in pieces]
+        if not prompts:
+            return Answers([], 0)
+        if not self.covering.beam_width:
+            return Answers(self.engine.hidden_states(prompts), sum(map(len, prompts)))
+        branches = self.engine.branches(prompts)
+        branchings = [Branching(self.piece_covering(piece), piece.tokens, self.covering) for piece in pieces]
+        for branching, rows in zip(
+            branchings, self._canonical([b.covering for b in branchings], branches.hidden), strict=True
+        ):
+            branching.add_canonical(rows)
+        expand(branchings, branches, self.reducer, len(start))
+        return Answers(branchings, branches.num_tokens)
+
+    def targets(self, pieces: Sequence["Piece"], answers: "Answers") -> list[Targets]:
+        """The targets of some pieces out of what the engine gave for them, the tokenizer's prefix included."""
+        if not self.covering.beam_width:
+            coverings = [self.piece_covering(piece) for piece in pieces]
+            rows = self._canonical(coverings, [answer for answer in answers.items if isinstance(answer, torch.Tensor)])
+            return [covering.targets(reduced) for covering, reduced in zip(coverings, rows, strict=True)]
+        return [answer.targets() for answer in answers.items if isinstance(answer, Branching)]
+
+    def piece_covering(self, piece: "Piece") -> Covering:
+        return Covering(self.vocabulary, piece.tokens, self.tokenizer.prefix + piece.text)
+
+    def _canonical(self, coverings: Sequence[Covering], hidden: Sequence[torch.Tensor]) -> list[list[ReducedRow]]:
+        return self.reducer.reduce(
+            [Rows(covering, covering.offsets, states_RD) for covering, states_RD in zip(coverings, hidden, strict=True)]
+        )
+
+
+class Answers(NamedTuple):
+    """What the engine gave for some pieces: hidden states, or coverings with their branch rows."""
+
+    items: Sequence[torch.Tensor | Branching]
+    num_tokens: int  # really computed
 
 
 @dataclass(frozen=True)
@@ -83,8 +126,9 @@ def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teache
     if torch.cuda.is_available():
         head = head.to("cuda")
     reducer = Reducer(head, vocabulary, placement.reduce_rows)
-    engine = open_engine(model, teacher, placement)
-    return Teacher(engine, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, reducer)
+    covering = recipe.dump.covering
+    engine = open_engine(model, teacher, placement, branches=covering.beam_width > 0)
+    return Teacher(engine, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, reducer, covering)
 
 
 def cut_pieces(document: Document, tokenizer: ByteTokenizer, max_tokens: int, overlap: int) -> list[Piece]:
@@ -107,18 +151,11 @@ def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int]) -> list[int
     return lengths
 
 
-def make_records(
-    pieces: Sequence[Piece], hidden: Sequence[torch.Tensor], teacher: Teacher, dump: DumpConfig
-) -> list[Record]:
-    """Reduce the pieces' hidden states to their records."""
-    prefix = teacher.tokenizer.prefix
-    coverings = [Covering(teacher.vocabulary, piece.tokens, prefix + piece.text) for piece in pieces]
-    reduced = teacher.reducer.reduce(
-        [Rows(covering, covering.offsets, states_RD) for covering, states_RD in zip(coverings, hidden, strict=True)]
-    )
+def make_records(pieces: Sequence[Piece], answers: Answers, teacher: Teacher, dump: DumpConfig) -> list[Record]:
+    """The pieces' records out of what the engine gave for them."""
     return [
-        make_record(piece, covering.targets(rows), teacher.tokenizer, dump.top_k, dump.min_prob)
-        for piece, covering, rows in zip(pieces, coverings, reduced, strict=True)
+        make_record(piece, targets, teacher.tokenizer, dump.top_k, dump.min_prob)
+        for piece, targets in zip(pieces, teacher.targets(pieces, answers), strict=True)
     ]
 
 
@@ -174,7 +211,7 @@ class Forwarded(NamedTuple):
     """A batch of a shard's pieces after the engine; the last batch, and it alone, brings along the shard."""
 
     pieces: list[Piece]
-    hidden: list[torch.Tensor]
+    answers: Answers
     finished: CutShard | None
 
 
@@ -200,12 +237,10 @@ def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher)
 
 def forward(shards: Iterable[CutShard], teacher: Teacher, batch_tokens: int) -> Iterator[Forwarded]:
     """Run the engine over the shards' pieces. No batch reaches over a shard's end, so that a shard made again is the same."""
-    start = [] if teacher.start is None else [teacher.start]
     for shard in shards:
         batches = list(_batches(shard.pieces, batch_tokens)) or [[]]
         for index, batch in enumerate(batches):
-            hidden = teacher.engine.hidden_states([start + piece.tokens for piece in batch]) if batch else []
-            yield Forwarded(batch, hidden, shard if index == len(batches) - 1 else None)
+            yield Forwarded(batch, teacher.ask(batch), shard if index == len(batches) - 1 else None)
 
 
 class ShardWriter:
@@ -214,13 +249,14 @@ class ShardWriter:
     def __init__(self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Path) -> None:
         self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, identity, folder
         self._records: list[Record] = []
-        self._num_tokens = 0
+        self._num_tokens, self._num_computed = 0, 0
 
     def take(self, batch: Forwarded) -> Made:
         if batch.pieces:
-            self._records += make_records(batch.pieces, batch.hidden, self._teacher, self._recipe.dump)
+            self._records += make_records(batch.pieces, batch.answers, self._teacher, self._recipe.dump)
         num_tokens = sum(len(piece.tokens) + (self._teacher.start is not None) for piece in batch.pieces)
         self._num_tokens += num_tokens
+        self._num_computed += batch.answers.num_tokens
         num_documents = sum(piece.window.has_end for piece in batch.pieces)
         stored_bytes = 0
         if batch.finished is not None:
@@ -234,12 +270,13 @@ class ShardWriter:
         extra = {
             "bld.left_out": json.dumps(shard.left_out),
             "bld.teacher_tokens": str(self._num_tokens),
+            "bld.computed_tokens": str(self._num_computed),
             "bld.shard_sha256": shard.plan.sha256,
         }
         table = table.replace_schema_metadata(
             {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
         )
-        self._records, self._num_tokens = [], 0
+        self._records, self._num_tokens, self._num_computed = [], 0, 0
         return commit_shard(table, shard.plan.path(self._folder), self._recipe.dump.zstd_level)
 
 
@@ -365,6 +402,7 @@ def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
         "bytes": 0,
         "positions": 0,
         "teacher_tokens": 0,
+        "computed_tokens": 0,
         "stored_bytes": 0,
     }
     left_out: dict[str, str] = {}
@@ -383,6 +421,7 @@ def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
         totals["bytes"] += num_bytes
         totals["positions"] += num_bytes + num_ends
         totals["teacher_tokens"] += int(metadata["bld.teacher_tokens"])
+        totals["computed_tokens"] += int(metadata["bld.computed_tokens"])
         totals["stored_bytes"] += path.stat().st_size
         with path.open("rb") as opened:
             shards.append(

@@ -103,9 +103,7 @@ def _divergence(record: Record, recipe: Recipe, teacher: object) -> float:
         segment.has_end,
     )
     piece = Piece(document.doc_id, window, document.text, teacher.tokenizer.encode(document.text))
-    start = [] if teacher.start is None else [teacher.start]
-    hidden = teacher.engine.hidden_states([start + piece.tokens])
-    [again] = make_records([piece], hidden, teacher, recipe.dump)
+    [again] = make_records([piece], teacher.ask([piece]), teacher, recipe.dump)
     return float(np.abs(realised_logprobs(record) - realised_logprobs(again)).mean())
 
 

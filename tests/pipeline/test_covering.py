@@ -104,7 +104,7 @@ def test_token_end_is_the_running_maximum_inside_a_token_and_zero_at_boundaries(
     offset = 0
     for token in tokens:
         length = len(vocabulary.sorted_bytes[vocabulary.column[token]])
-        assert found.token_end_P[offset] == 0 and found.doubt_P[offset] == 0
+        assert found.token_end_P[offset] == 0
         inside = slice(offset + 1, offset + length)
         np.testing.assert_array_equal(found.token_end_P[inside], np.maximum.accumulate(found.dropped_P[inside]))
         offset += length

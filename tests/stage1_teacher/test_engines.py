@@ -8,9 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.config import PlacementConfig, Recipe, TeacherConfig
+from pipeline.corpus import Document
 from pipeline.covering import Covering
+from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
+from stage1_teacher.dump import cut_pieces, open_teacher
 from stage1_teacher.engine import open_engine
 from stage1_teacher.head import Head, load_head
 from stage1_teacher.reduce import Reducer, Rows
@@ -76,6 +79,47 @@ def covering_targets(
 def test_targets_through_an_engine_equal_brute_force(engine: str, model: Path) -> None:
     for found, expected in zip(engine_targets(engine, model), brute_force_targets(model, DOCUMENTS), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_branch_rows_through_an_engine_give_the_exact_distribution(engine: str, model: Path, tmp_path: Path) -> None:
+    documents = ["the thing", " and é", "", "banding"]
+    recipe = Recipe.model_validate(
+        {
+            "corpus": {"source": "unused.jsonl"},
+            "teacher": {
+                "model": str(model),
+                "engine": engine,
+                "dtype": "float32",
+                "max_tokens": 64,
+                "overlap_tokens": 8,
+            },
+            "dump": {
+                "path": str(tmp_path),
+                "covering": {"beam_width": 1000, "branch_threshold": 0, "merge_after": None},
+            },
+        }
+    )
+    tokenizer = ByteTokenizer.load(str(model))
+    teacher = open_teacher(recipe, str(model), tokenizer)
+    pieces = [
+        piece for text in documents for piece in cut_pieces(Document(text, text.encode(), None), tokenizer, 64, 8)
+    ]
+    answers = teacher.ask(pieces)
+    found = teacher.targets(pieces, answers)
+    teacher.engine.close()
+    whole: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    end = tiny_tokenizer().eos_token_id
+
+    def probs(path: tuple[int, ...]) -> np.ndarray:
+        with torch.no_grad():
+            return whole(torch.tensor([[end, *path]])).logits[0, -1].softmax(-1).numpy()
+
+    for text, targets in zip(documents, found, strict=True):
+        expected = brute_force.all_targets(probs, token_bytes(), {end}, text.encode())
+        np.testing.assert_allclose(targets.probs_PV, expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(targets.dropped_P, 0, atol=1e-4)
+    assert answers.num_tokens > sum(len(piece.tokens) + 1 for piece in pieces)
 
 
 def test_soft_caps_scales_and_biases_reach_the_logits() -> None:
