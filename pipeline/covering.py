@@ -82,6 +82,10 @@ class Covering:
     def num_rows(self) -> int:
         return len(self.offsets)
 
+    def nodes(self, row: int) -> list[Node]:
+        """A row's nodes along the document: the deepest first, the root last."""
+        return self._nodes[row]
+
     def _walk(self, offset: int) -> list[Node]:
         """Nodes along the document from `offset`, as deep as any token reaches; the deepest first, the root last."""
         vocabulary = self.vocabulary
@@ -98,7 +102,8 @@ class Covering:
         """A row's masses on the intervals of its nodes.
 
         Args:
-            probs_C: unnormalised probabilities in sorted columns, float32 or float64, and one more column that holds 0.
+            probs_C: unnormalised probabilities in sorted columns, float32 or float64, and one more column that feeds no
+                symbol: it holds 0, or what lies on tokens that are in no column (`pipeline.listed`).
         """
         nodes, vocabulary = self._nodes[row], self.vocabulary
         cuts = np.concatenate([node.cuts for node in nodes])
