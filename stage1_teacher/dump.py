@@ -16,7 +16,8 @@ import torch
 
 from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
-from pipeline.covering import Covering
+from pipeline.covering import Covering, Targets
+from pipeline.listed import ListedRows, listed_targets
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.source import resolve_model, resolve_tokenizer
@@ -25,7 +26,7 @@ from pipeline.vocabulary import Vocabulary
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 from stage1_teacher import plan
-from stage1_teacher.engine import Engine, open_engine
+from stage1_teacher.engine import Engine, ListingEngine, open_engine
 from stage1_teacher.head import Head, load_head
 from stage1_teacher.sparsify import sparsify
 from stage1_teacher.windows import Window, cut_windows
@@ -35,14 +36,28 @@ from stage1_teacher.windows import Window, cut_windows
 class Teacher:
     """A teacher ready to be asked: engine, sorted head, vocabulary and tokenizer."""
 
-    engine: Engine
-    head: Head
+    engine: Engine | ListingEngine
+    head: Head | None  # None where the engine lists tokens itself
     vocabulary: Vocabulary
     tokenizer: ByteTokenizer
     start: int | None
     max_tokens: int
     overlap_tokens: int
     reduce_rows: int
+
+    def ask(self, prompts: Sequence[Sequence[int]]) -> Sequence[torch.Tensor | ListedRows]:
+        """What the engine gives for each prompt of token ids: hidden states, or listed tokens."""
+        if isinstance(self.engine, ListingEngine):
+            return self.engine.listed_rows(prompts)
+        return self.engine.hidden_states(prompts)
+
+    def targets(self, covering: Covering, answer: torch.Tensor | ListedRows) -> Targets:
+        """The covering's targets out of what the engine gave for its prompt."""
+        if isinstance(answer, ListedRows):
+            return listed_targets(covering, answer)
+        assert self.head is not None
+        rows = self.head.rows(answer, self.reduce_rows)
+        return covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(rows))
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,8 @@ def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teache
     """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts."""
     teacher, placement = recipe.teacher, recipe.placement
     start, ends = resolve_ids(recipe, tokenizer)
+    if teacher.engine == "openai":
+        return _open_served(recipe, tokenizer, start, ends)
     head, vocabulary = load_head(
         model, teacher.revision, getattr(torch, teacher.dtype), tokenizer.token_bytes, ends, teacher.trust_remote_code
     )
@@ -85,6 +102,23 @@ def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teache
     engine = open_engine(model, teacher, placement)
     return Teacher(
         engine, head, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, placement.reduce_rows
+    )
+
+
+def _open_served(recipe: Recipe, tokenizer: ByteTokenizer, start: int | None, ends: tuple[int, ...]) -> Teacher:
+    """A teacher behind a server: no weights here, and the vocabulary is as wide as the tokenizer's."""
+    from stage1_teacher.engine_openai import OpenAIEngine
+
+    teacher, placement = recipe.teacher, recipe.placement
+    engine = OpenAIEngine(teacher, placement, tokenizer, start, ends[0])
+    print(
+        f"{placement.base_url}: {teacher.name_at_server}, {engine.name}. Targets come from the {teacher.prompt_logprobs} "
+        "most probable tokens of each row (teacher.prompt_logprobs), not from the whole softmax; what lies on other "
+        "tokens is counted in dropped and doubt."
+    )
+    vocabulary = Vocabulary(tokenizer.token_bytes, ends, len(tokenizer.token_bytes))
+    return Teacher(
+        engine, None, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, placement.reduce_rows
     )
 
 
@@ -108,13 +142,13 @@ def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int]) -> list[int
     return lengths
 
 
-def make_record(piece: Piece, teacher: Teacher, hidden_RD: torch.Tensor, top_k: int, min_prob: float) -> Record:
-    """Reduce a piece's hidden states to its record."""
+def make_record(
+    piece: Piece, teacher: Teacher, answer: torch.Tensor | ListedRows, top_k: int, min_prob: float
+) -> Record:
+    """Reduce what the engine gave for a piece (`Teacher.ask`) to its record."""
     prefix = teacher.tokenizer.prefix
     covering = Covering(teacher.vocabulary, piece.tokens, prefix + piece.text)
-    rows = teacher.head.rows(hidden_RD, teacher.reduce_rows)
-    targets = covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(rows))
-    targets = targets.drop_prefix(len(prefix))
+    targets = teacher.targets(covering, answer).drop_prefix(len(prefix))
     window = piece.window
     segment = Segment(window.supervised - window.start, window.end - window.supervised, window.has_end)
     taken = slice(segment.start, segment.start + segment.num_positions)
@@ -174,9 +208,9 @@ def make_shard(
     num_tokens = 0
     start = [] if teacher.start is None else [teacher.start]
     for batch in _batches(pieces, recipe.placement.batch_tokens):
-        hidden = teacher.engine.hidden_states([start + piece.tokens for piece in batch])
-        for piece, hidden_RD in zip(batch, hidden, strict=True):
-            records.append(make_record(piece, teacher, hidden_RD, recipe.dump.top_k, recipe.dump.min_prob))
+        answers = teacher.ask([start + piece.tokens for piece in batch])
+        for piece, answer in zip(batch, answers, strict=True):
+            records.append(make_record(piece, teacher, answer, recipe.dump.top_k, recipe.dump.min_prob))
             num_tokens += len(piece.tokens) + len(start)
             progress.update(
                 documents=int(piece.window.has_end),
@@ -206,14 +240,23 @@ def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Docume
     return documents
 
 
+def load_tokenizer(recipe: Recipe) -> tuple[str, ByteTokenizer]:
+    """The teacher's model, resolved (a served one that has a tokenizer of its own is a mere name), and its tokenizer."""
+    teacher = recipe.teacher
+    named = teacher.engine == "openai" and teacher.tokenizer is not None
+    model = teacher.model if named else resolve_model(teacher.model, teacher.revision)
+    source = resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else model
+    return model, ByteTokenizer.load(source, teacher.trust_remote_code)
+
+
 def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str) -> Manifest:
     """Plan the dump and hold its folder to the plan's identity."""
+    engine = _engine_name(recipe)  # first: a server that is not the teacher fails before the corpus is read
     shards = list(plan.plan_shards(corpus, int(recipe.dump.shard_bytes)))
     start, ends = resolve_ids(recipe, tokenizer)
-    weights = plan.weights_sha256(model, recipe.teacher.revision)
-    identity = plan.make_identity(
-        recipe, tokenizer, start, ends, weights, _engine_name(recipe), plan.corpus_sha256(shards)
-    )
+    served = recipe.teacher.engine == "openai"
+    weights = None if served else plan.weights_sha256(model, recipe.teacher.revision)
+    identity = plan.make_identity(recipe, tokenizer, start, ends, weights, engine, plan.corpus_sha256(shards))
     dump = Path(recipe.dump.path)
     manifest = plan.hold_to_identity(
         dump, Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
@@ -227,6 +270,10 @@ def _engine_name(recipe: Recipe) -> str:
         from stage1_teacher.engine_vllm import engine_version
 
         return engine_version()
+    if recipe.teacher.engine == "openai":
+        from stage1_teacher.engine_openai import engine_name
+
+        return engine_name(recipe.teacher, recipe.placement)
     import transformers
 
     return f"transformers-{transformers.__version__}"
@@ -246,11 +293,7 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
         print_plan(recipe)
         return
     dump = Path(recipe.dump.path)
-    model = resolve_model(recipe.teacher.model, recipe.teacher.revision)
-    tokenizer = ByteTokenizer.load(
-        resolve_tokenizer(recipe.teacher.tokenizer) if recipe.teacher.tokenizer else model,
-        recipe.teacher.trust_remote_code,
-    )
+    model, tokenizer = load_tokenizer(recipe)
     corpus = Corpus(recipe.corpus)
     manifest = prepare(recipe, corpus, tokenizer, model)
     remove_dead_partials(dump)
