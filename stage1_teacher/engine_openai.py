@@ -132,7 +132,7 @@ class Server:
             given = "is not accepted" if self._key else "is not set"
             return f"The server wants a key, and the environment variable {KEY_VARIABLE} {given}."
         if "logprobs" in response.text:
-            return "Start the server with a larger --max-logprobs, or lower teacher.prompt_logprobs."
+            return "Start the server with --max-logprobs of teacher.prompt_logprobs or more, or lower the latter."
         return "Check placement.base_url (it usually ends in /v1), and the server's log."
 
     def close(self) -> None:
