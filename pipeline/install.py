@@ -184,28 +184,47 @@ def make_environment(venv: Path) -> None:
     )
 
 
+def install_commands(
+    uv: Sequence[str], device: Device, torch: Sequence[str], indexes: Sequence[str], version: str
+) -> list[list[str]]:
+    """uv's commands that install torch and then the project.
+
+    Args:
+        uv: the command up to its first requirement.
+        torch, indexes: as from `torch_arguments` and `index_arguments`.
+    """
+    project = [*uv, "-e", f".[{device},dev]"]
+    if "--torch-backend" not in torch:
+        return [[*project, *torch, *indexes]]
+    # Torch first and alone: with a torch backend uv looks for more than torch on PyTorch's index (triton, which others need)
+    # and nowhere else. What is installed and fits stays when the project follows.
+    links = torch[: torch.index("--torch-backend")]
+    return [[*uv, f"torch=={version}", *torch, *indexes], [*project, *links, *indexes]]
+
+
 def install(venv: Path, device: Device) -> None:
     """Install the project, editable, with its dependencies for `device`."""
     python = venv / "bin" / "python"
     listing = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
-    settings = parse_pip_config(listing)
-    command = [str(venv / "bin" / "uv"), "pip", "install", "--python", str(python), "-e", f".[{device},dev]"]
-    command += torch_arguments(device, settings, pinned_torch(ROOT), sys.version_info[:2])
-    command += index_arguments(settings, os.environ)
+    settings, version = parse_pip_config(listing), pinned_torch(ROOT)
+    uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", str(python)]
     if device == "cpu":
         excludes = venv / "excludes.txt"
         excludes.write_text("\n".join(CPU_EXCLUDES) + "\n", encoding="utf-8")
-        command += ["--excludes", str(excludes)]
+        uv += ["--excludes", str(excludes)]
+    torch = torch_arguments(device, settings, version, sys.version_info[:2])
+    commands = install_commands(uv, device, torch, index_arguments(settings, os.environ), version)
     environment = dict(os.environ)
     environment.pop("VIRTUAL_ENV", None)
     if settings.cert:
         environment.setdefault("SSL_CERT_FILE", settings.cert)
-    run(
-        command,
-        "With no network: point pip's find-links (PIP_FIND_LINKS) at a folder of wheels. The disk needs some 6 GB for "
-        "a CPU, 15 GB for a GPU; UV_CACHE_DIR moves the download cache. Then run `make setup` again.",
-        environment,
-    )
+    for command in commands:
+        run(
+            command,
+            "With no network: point pip's find-links (PIP_FIND_LINKS) at a folder of wheels. The disk needs some 6 GB for "
+            "a CPU, 15 GB for a GPU; UV_CACHE_DIR moves the download cache. Then run `make setup` again.",
+            environment,
+        )
 
 
 def main() -> None:

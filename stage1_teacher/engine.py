@@ -4,12 +4,33 @@ An engine that cannot give them lists the most probable tokens of each position 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.listed import ListedRows
+
+
+@dataclass(frozen=True)
+class BranchToken:
+    """A token that leaves prompt `prompt` after its first `leaves` tokens, or goes on from the branch token `parent`."""
+
+    prompt: int
+    leaves: int
+    token: int
+    parent: int | None  # number of an earlier branch token of the same prompt
+
+
+class Branches(Protocol):
+    """Some prompts, held so that branches can leave them."""
+
+    hidden: list[Tensor]  # as of `Engine.hidden_states`
+    num_tokens: int  # really computed so far, those of the prompts included
+
+    def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
+        """The last hidden state of each new branch token, [len(tokens), hidden size]. They are numbered on from earlier calls'."""
 
 
 class Engine(Protocol):
@@ -19,6 +40,9 @@ class Engine(Protocol):
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """For each prompt of token ids, [len(prompt), hidden size]: what the head is applied to, the final norm included."""
+
+    def branches(self, prompts: Sequence[Sequence[int]]) -> Branches:
+        """Compute some prompts and hold them. Raises ValueError where the engine was not opened with `branches`."""
 
     def close(self) -> None:
         """Give memory and processes back."""
@@ -37,14 +61,17 @@ class ListingEngine(Protocol):
         """Give connections back."""
 
 
-def open_engine(model: str, teacher: TeacherConfig, placement: PlacementConfig) -> Engine:
-    """The engine that the recipe names, with `model` (a local folder or hub id) loaded. Raises ValueError for a served teacher."""
+def open_engine(model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> Engine:
+    """The engine that the recipe names, with `model` (a local folder or hub id) loaded; `branches`: it will be asked for some.
+
+    Raises ValueError for a served teacher, which gives no hidden states.
+    """
     if teacher.engine == "openai":
         raise ValueError("a served teacher gives no hidden states; for this, use teacher.engine: vllm or transformers")
     if teacher.engine == "vllm":
         from stage1_teacher.engine_vllm import VllmEngine
 
-        return VllmEngine(model, teacher, placement)
+        return VllmEngine(model, teacher, placement, branches)
     from stage1_teacher.engine_transformers import TransformersEngine
 
-    return TransformersEngine(model, teacher, placement)
+    return TransformersEngine(model, teacher, placement, branches)

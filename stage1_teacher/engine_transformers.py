@@ -8,12 +8,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import PlacementConfig, TeacherConfig
+from stage1_teacher.tree_attention import Tree
 
 
 class TransformersEngine:
     """A teacher in this process; prompts of about one length are padded together."""
 
-    def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig) -> None:
+    def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> None:
         self.name = f"transformers-{transformers.__version__}"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         whole = AutoModelForCausalLM.from_pretrained(
@@ -23,6 +24,9 @@ class TransformersEngine:
             trust_remote_code=teacher.trust_remote_code,
             use_safetensors=True,
         )
+        if getattr(whole.config.get_text_config(), "attn_logit_softcapping", None):
+            # Gemma 2: the others leave the soft cap out, without a word.
+            whole.set_attn_implementation("eager")
         self._trunk = whole.base_model.to(self._device).eval()
         self._batch_tokens = placement.engine_batch_tokens
 
@@ -40,6 +44,9 @@ class TransformersEngine:
             for row, index in enumerate(batch):
                 hidden[index] = states_BTD[row, : len(prompts[index])]
         return [hidden[index] for index in range(len(prompts))]
+
+    def branches(self, prompts: Sequence[Sequence[int]]) -> Tree:
+        return Tree(self._trunk, prompts)
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Indices of prompts by falling length, each batch at most `engine_batch_tokens` with its padding."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
+from stage1_teacher.engine import BranchToken
 
 
 def engine_version() -> str:
@@ -71,27 +72,50 @@ def generate_engine(
     return lambda prompts: llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
 
 
+# The smallest blocks of the prefix cache: a branch computes its path's last, unfinished block again, half a block on average.
+# vLLM's CPU kernels want multiples of 32.
+BRANCH_BLOCK_TOKENS = 16 if torch.cuda.is_available() else 32
+
+
 class VllmEngine:
     """A teacher served by vLLM in this process."""
 
-    def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig) -> None:
+    def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> None:
         self.name = engine_version()
         prepare_environment()
         from vllm import LLM
         from vllm.config import PoolerConfig
 
+        options = engine_options(model, teacher, placement)
+        if branches:
+            options |= {"enable_prefix_caching": True, "block_size": BRANCH_BLOCK_TOKENS}
         self._llm = LLM(
             runner="pooling",
             convert="embed",
             pooler_config=PoolerConfig(task="token_embed", use_activation=False),
-            **engine_options(model, teacher, placement),
+            **options,
         )
+        self._caches_prefixes = branches
+
+    def _encode(self, prompts: Sequence[Sequence[int]], from_cache: bool) -> list[Tensor]:
+        """Hidden states of each prompt's positions; with `from_cache` only of those that the prefix cache does not hold."""
+        from vllm import PoolingParams
+
+        outputs = self._llm.encode(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            PoolingParams(use_activation=False, skip_reading_prefix_cache=not from_cache),
+            pooling_task="token_embed",
+            use_tqdm=False,
+        )
+        return [output.outputs.data for output in outputs]
+
+    def branches(self, prompts: Sequence[Sequence[int]]) -> "VllmBranches":
+        if not self._caches_prefixes:
+            raise ValueError("this engine was opened without branches: they need its prefix cache")
+        return VllmBranches(self, prompts)
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        outputs = self._llm.encode(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts], pooling_task="token_embed", use_tqdm=False
-        )
-        hidden = [output.outputs.data for output in outputs]
+        hidden = self._encode(prompts, from_cache=False)
         for prompt, states_TD in zip(prompts, hidden, strict=True):
             if len(states_TD) != len(prompt):
                 raise RuntimeError(
@@ -104,3 +128,22 @@ class VllmEngine:
         shutdown = getattr(self._llm.llm_engine.engine_core, "shutdown", None)
         if shutdown is not None:
             shutdown()
+
+
+class VllmBranches:
+    """Branches as prompts of their own, which share the cached blocks of the prompt that they leave."""
+
+    def __init__(self, engine: VllmEngine, prompts: Sequence[Sequence[int]]) -> None:
+        self._engine = engine
+        self._prompts = [list(prompt) for prompt in prompts]
+        self._paths: list[list[int]] = []
+        self.hidden = engine.hidden_states(prompts)
+        self.num_tokens = sum(map(len, prompts))
+
+    def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
+        for token in tokens:
+            before = self._prompts[token.prompt][: token.leaves] if token.parent is None else self._paths[token.parent]
+            self._paths.append([*before, token.token])
+        hidden = self._engine._encode(self._paths[-len(tokens) :], from_cache=True)
+        self.num_tokens += sum(map(len, hidden))
+        return torch.stack([states_TD[-1] for states_TD in hidden])

@@ -1,5 +1,6 @@
 """Documents longer than the teacher's context, cut into windows at character boundaries; each position is supervised once."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from itertools import accumulate
 from typing import NamedTuple
@@ -31,34 +32,39 @@ def cut_windows(
     Raises:
         ValueError: not even one token past the overlap fits, so that no cut makes progress.
     """
-    ends = [0, *accumulate(token_lengths)]
-    boundaries = [i for i, offset in enumerate(ends) if is_boundary(document, offset)]
     if len(token_lengths) <= budget:
         return [Window(0, len(document), 0, True)]
+    ends = [0, *accumulate(token_lengths)]
     windows: list[Window] = []
-    first, done = 0, 0  # token index where the window starts; where supervision has got to
-    while ends[done] < len(document):
-        last = _last_token(document, ends, boundaries, first, done, count_tokens, budget)
-        windows.append(Window(ends[first], ends[last], ends[done], last == len(ends) - 1))
-        done = last
-        first = max((i for i in boundaries if i <= done - overlap), default=0)
+    start, done = 0, 0  # where the window starts; where supervision has got to
+    while done < len(document):
+        # No document token more than the budget fits; a fresh encoding seldom needs fewer.
+        last = min(bisect_left(ends, start) + budget, len(ends) - 1)
+        end = _last_fitting(document, start, done, ends[last], count_tokens, budget)
+        windows.append(Window(start, end, done, end == len(document)))
+        done = end
+        context = bisect_right(ends, done) - 1 - overlap
+        start = _character_start(document, ends[max(context, 0)])
     return windows
 
 
-def _last_token(
-    document: bytes,
-    ends: list[int],
-    boundaries: list[int],
-    first: int,
-    done: int,
-    count_tokens: Callable[[bytes], int],
-    budget: int,
+def _character_start(document: bytes, offset: int) -> int:
+    """The last character boundary at or before `offset`. Tokens may end inside characters, so cuts do not follow tokens."""
+    while not is_boundary(document, offset):
+        offset -= 1
+    return offset
+
+
+def _last_fitting(
+    document: bytes, start: int, done: int, end: int, count_tokens: Callable[[bytes], int], budget: int
 ) -> int:
-    candidates = [i for i in boundaries if done < i <= first + budget and ends[i] > ends[done]]
-    for last in reversed(candidates):
-        if count_tokens(document[ends[first] : ends[last]]) <= budget:
-            return last
+    end = _character_start(document, end)
+    while end > done:
+        excess = count_tokens(document[start:end]) - budget
+        if excess <= 0:
+            return end
+        end = _character_start(document, max(end - excess, done))  # every token has a byte at least
     raise ValueError(
-        f"no window of {budget} tokens moves past byte {ends[done]} of the document; "
+        f"no window of {budget} tokens moves past byte {done} of the document; "
         "lower teacher.overlap_tokens or raise teacher.max_tokens"
     )

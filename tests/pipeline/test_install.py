@@ -63,6 +63,15 @@ def test_without_find_links_uv_finds_the_cpu_build() -> None:
     assert install.torch_arguments("cpu", settings(), "2.13.0", PY311) == ["--torch-backend", "cpu"]
 
 
+def test_torch_comes_alone_where_its_own_index_is_asked() -> None:
+    torch = ["--find-links", "elsewhere", "--torch-backend", "cpu"]
+    first, second = install.install_commands(["uv"], "cpu", torch, ["--index", "i"], "2.13.0")
+    assert first == ["uv", "torch==2.13.0", *torch, "--index", "i"]
+    assert second == ["uv", "-e", ".[cpu,dev]", "--find-links", "elsewhere", "--index", "i"]
+    links = ["--find-links", "wheels"]
+    assert install.install_commands(["uv"], "cpu", links, [], "2.13.0") == [["uv", "-e", ".[cpu,dev]", *links]]
+
+
 def test_pip_settings_are_read_environment_first() -> None:
     listing = (
         ":env:.find-links='/env/links'\n:env:.timeout='9'\nglobal.cert='/cert.pem'\n"

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stage1_teacher.windows import cut_windows, is_boundary
@@ -14,6 +14,8 @@ def pairs(document: bytes) -> list[int]:
     return [2] * (len(document) // 2) + [1] * (len(document) % 2)
 
 
+# Tokens that end inside characters nearly everywhere: cuts cannot wait for a token's end that is a character's.
+@example(text="0\x80\x80\x80\x80\x80\x80𐀀𐀀𐀀", budget=12, overlap=0)
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=80), st.integers(12, 20), st.integers(0, 5))
 def test_each_byte_is_supervised_once_and_in_order(text: str, budget: int, overlap: int) -> None:

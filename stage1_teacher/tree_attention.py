@@ -1,0 +1,265 @@
+"""Attention over prompts and the branches that leave them: each token is computed once, whatever path it stands on.
+
+Prompts are packed, without padding. A branch token attends to its prompt up to where its path leaves it, to the branch tokens
+before it on its path, and to itself. So a branch row costs one token's forward, at the position that its path gives it.
+
+This is an attention function in transformers' registry (`AttentionInterface`); any model whose layers look their attention up
+there can be asked.
+
+Shape legend: H query heads, K key/value heads, G query heads per key head, E head size, T tokens of a prompt, N branch tokens,
+A ancestors on a branch (itself included).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from stage1_teacher.engine import BranchToken
+
+NAME = "bld_tree"
+
+
+class Tree:
+    """Prompts and their branches in one model: keys and values of everything computed so far.
+
+    Raises ValueError for a model whose layers do not look their attention up.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+        if not model.is_backend_compatible():
+            raise ValueError(
+                f"{type(model).__name__} has an attention of its own, which cannot branch. "
+                "Use dump.covering.beam_width: 0, or teacher.engine: vllm"
+            )
+        self._model = model
+        self._prompt_ends: list[int] = []
+        self._layers: dict[int, _Layer] = {}
+        self._paths: list[tuple[int, ...]] = []  # branch tokens on the path of each branch token, itself last
+        self._leaves: list[tuple[int, int]] = []
+        self.num_tokens = 0  # computed so far
+        self.hidden = self._prefill(prompts)  # a T x D tensor for each prompt
+
+    @torch.inference_mode()
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        lengths = [len(prompt) for prompt in prompts]
+        self._prompt_ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        hidden_TD = self._forward([token for prompt in prompts for token in prompt], positions, _Prefill(self))
+        return list(hidden_TD.split(lengths))
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
+        """Last hidden state of each new branch token, N x D; they are numbered on from the earlier ones."""
+        order = sorted(range(len(tokens)), key=lambda i: tokens[i].prompt)
+        first = len(self._paths)
+        numbers = [first + i for i in range(len(tokens))]
+        for number, token in zip(numbers, tokens, strict=True):
+            before = () if token.parent is None else self._paths[token.parent]
+            leaves = token.leaves if token.parent is None else self._leaves[token.parent][1]
+            self._paths.append((*before, number))
+            self._leaves.append((token.prompt, leaves))
+        depth = [self._leaves[number][1] + len(self._paths[number]) - 1 for number in numbers]
+        positions = torch.tensor([depth[i] for i in order])
+        step = _Extend(self, [numbers[i] for i in order])
+        hidden_ND = self._forward([tokens[i].token for i in order], positions, step)
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return hidden_ND[back.to(hidden_ND.device)]
+
+    def _forward(self, tokens: Sequence[int], positions: Tensor, step: "_Prefill | _Extend") -> Tensor:
+        self.num_tokens += len(tokens)
+        device = self._model.device
+        ids = torch.tensor([tokens], dtype=torch.long, device=device)
+        usual = self._model.config._attn_implementation
+        self._model.set_attn_implementation(NAME)
+        try:
+            output = self._model(
+                input_ids=ids,
+                position_ids=positions[None].to(device),
+                use_cache=False,
+                bld_step=step,
+                attention_mask=None,
+            )
+        finally:
+            self._model.set_attn_implementation(usual)
+        hidden_TD: Tensor = output.last_hidden_state[0]
+        return hidden_TD
+
+    def layer(self, index: int) -> "_Layer":
+        return self._layers.setdefault(index, _Layer())
+
+
+class _Layer:
+    """One layer's keys and values: of the prompts, packed, and of the branch tokens by number."""
+
+    def __init__(self) -> None:
+        self.prompt_keys_TKE = torch.empty(0)
+        self.prompt_values_TKE = torch.empty(0)
+        self.keys_NKE = torch.empty(0)
+        self.values_NKE = torch.empty(0)
+
+    def append(self, keys_NKE: Tensor, values_NKE: Tensor, numbers: Tensor) -> None:
+        size = int(numbers.max()) + 1
+        if size > len(self.keys_NKE):
+            room = max(2 * len(self.keys_NKE), size, 256)
+            self.keys_NKE = _grown(self.keys_NKE, keys_NKE, room)
+            self.values_NKE = _grown(self.values_NKE, values_NKE, room)
+        self.keys_NKE[numbers] = keys_NKE
+        self.values_NKE[numbers] = values_NKE
+
+
+def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:
+    new = torch.empty(room, *like.shape[1:], dtype=like.dtype, device=like.device)
+    new[: len(old)] = old.to(new) if old.numel() else 0
+    return new
+
+
+class _Prefill:
+    """Each prompt attends to itself, causally."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def attend(
+        self, index: int, query_HNE: Tensor, key_KNE: Tensor, value_KNE: Tensor, scale: float, cap: float, window: int
+    ) -> Tensor:
+        layer = self._tree.layer(index)
+        layer.prompt_keys_TKE = key_KNE.transpose(0, 1).contiguous()
+        layer.prompt_values_TKE = value_KNE.transpose(0, 1).contiguous()
+        out_HNE = torch.empty_like(query_HNE)
+        ends = self._tree._prompt_ends
+        for start, end in pairwise(ends):
+            part = slice(start, end)
+            length = end - start
+            query, key, value = query_HNE[:, part], key_KNE[:, part], value_KNE[:, part]
+            if cap or (window and window < length):
+                position = torch.arange(length, device=query.device)
+                back = position[:, None] - position[None, :]
+                seen = (back >= 0) & ((back < window) if window else True)
+                out_HNE[:, part] = _attend_masked(query, key, value, seen, scale, cap)
+            else:
+                out_HNE[:, part] = scaled_dot_product_attention(
+                    query[None], key[None], value[None], is_causal=True, scale=scale, enable_gqa=True
+                )[0]
+        return out_HNE
+
+
+def _attend_masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float, cap: float) -> Tensor:
+    groups = query.shape[0] // key.shape[0]
+    key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
+    scores = _capped(_wide(query @ key.transpose(1, 2)) * scale, cap).masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+def _wide(scores: Tensor) -> Tensor:
+    """At least float32, as the softmax wants it."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def _capped(scores: Tensor, cap: float) -> Tensor:
+    return torch.tanh(scores / cap) * cap if cap else scores
+
+
+class _Extend:
+    """Branch tokens, sorted by prompt, attend to their prompt's head and to their own branch."""
+
+    def __init__(self, tree: Tree, numbers: Sequence[int]) -> None:
+        self._tree = tree
+        self._parts: list[tuple[int, slice]] = []
+        for at, number in enumerate(numbers):
+            prompt = tree._leaves[number][0]
+            if self._parts and self._parts[-1][0] == prompt:
+                self._parts[-1] = (prompt, slice(self._parts[-1][1].start, at + 1))
+            else:
+                self._parts.append((prompt, slice(at, at + 1)))
+        depth = max(len(tree._paths[number]) for number in numbers)
+        paths = torch.full((len(numbers), depth), -1, dtype=torch.long)
+        for at, number in enumerate(numbers):
+            path = tree._paths[number]
+            paths[at, depth - len(path) :] = torch.tensor(path)
+        device = tree._model.device
+        self._numbers = torch.tensor(list(numbers), device=device)
+        self._paths_NA = paths.to(device)
+        self._leaves_N = torch.tensor([tree._leaves[number][1] for number in numbers], device=device)
+
+    def attend(
+        self, index: int, query_HNE: Tensor, key_KNE: Tensor, value_KNE: Tensor, scale: float, cap: float, window: int
+    ) -> Tensor:
+        layer = self._tree.layer(index)
+        layer.append(key_KNE.transpose(0, 1), value_KNE.transpose(0, 1), self._numbers)
+        out_HNE = torch.empty_like(query_HNE)
+        for prompt, part in self._parts:
+            start, end = self._tree._prompt_ends[prompt], self._tree._prompt_ends[prompt + 1]
+            keys_TKE, values_TKE = layer.prompt_keys_TKE[start:end], layer.prompt_values_TKE[start:end]
+            out_HNE[:, part] = self._attend_part(
+                layer, keys_TKE, values_TKE, query_HNE[:, part], part, scale, cap, window
+            )
+        return out_HNE
+
+    def _attend_part(
+        self,
+        layer: _Layer,
+        keys_TKE: Tensor,
+        values_TKE: Tensor,
+        query_HNE: Tensor,
+        part: slice,
+        scale: float,
+        cap: float,
+        window: int,
+    ) -> Tensor:
+        paths_NA, leaves_N = self._paths_NA[part], self._leaves_N[part]
+        keys_T = keys_TKE[: int(leaves_N.max())]
+        values_T = values_TKE[: len(keys_T)]
+        num_heads, num_rows, size = query_HNE.shape
+        query_KGNE = query_HNE.reshape(keys_T.shape[1], -1, num_rows, size)
+        before_KGNT = _wide(torch.einsum("kgne,tke->kgnt", query_KGNE, keys_T)) * scale
+        at_T = torch.arange(len(keys_T), device=leaves_N.device)
+        seen_NT = at_T[None] < leaves_N[:, None]
+        real_NA = paths_NA >= 0
+        if window:
+            # The row's own position is that of its last ancestor.
+            position_N = leaves_N + real_NA.sum(1) - 1
+            seen_NT &= position_N[:, None] - at_T[None] < window
+            real_NA &= torch.arange(paths_NA.shape[1] - 1, -1, -1, device=leaves_N.device)[None] < window
+        keys_NAKE, values_NAKE = layer.keys_NKE[paths_NA], layer.values_NKE[paths_NA]
+        own_KGNA = _wide(torch.einsum("kgne,nake->kgna", query_KGNE, keys_NAKE)) * scale
+        scores = torch.cat(
+            [
+                _capped(before_KGNT, cap).masked_fill(~seen_NT, -torch.inf),
+                _capped(own_KGNA, cap).masked_fill(~real_NA, -torch.inf),
+            ],
+            dim=-1,
+        )
+        shares = scores.softmax(-1).to(values_T.dtype)
+        out_KGNE = torch.einsum("kgnt,tke->kgne", shares[..., : len(keys_T)], values_T)
+        out_KGNE += torch.einsum("kgna,nake->kgne", shares[..., len(keys_T) :], values_NAKE)
+        return out_KGNE.reshape(num_heads, num_rows, size)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    bld_step: _Prefill | _Extend | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function; `bld_step` comes through the model's keyword arguments."""
+    assert bld_step is not None, "the model does not hand keyword arguments on to its attention"
+    index = module.layer_idx
+    assert isinstance(index, int)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out_HNE = bld_step.attend(index, query[0], key[0], value[0], scale, softcap or 0.0, sliding_window or 0)
+    return out_HNE.transpose(0, 1)[None].contiguous(), None
+
+
+AttentionInterface.register(NAME, attend)

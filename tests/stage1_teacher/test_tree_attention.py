@@ -1,0 +1,95 @@
+"""Branches in one packed forward against each path run on its own, for attention of several kinds."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+from stage1_teacher.engine import BranchToken
+from stage1_teacher.tree_attention import Tree
+
+VOCABULARY = 50
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.5,  # attention far from uniform
+}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama, grouped queries": LlamaConfig(**SIZES, num_key_value_heads=2),
+    "qwen3, normed queries": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
+    "gemma2, soft-capped scores and a sliding window": Gemma2Config(
+        **SIZES, num_key_value_heads=2, head_dim=8, sliding_window=5, attn_logit_softcapping=2.0
+    ),
+    "gemma3, a sliding window": Gemma3TextConfig(**SIZES, num_key_value_heads=1, head_dim=8, sliding_window=4),
+    "gpt-neox, partial rotation": GPTNeoXConfig(**SIZES),
+}
+
+
+def trunk(config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    # eager: what defines a model (others leave out Gemma 2's soft cap), though with a softmax in float32
+    whole = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
+    model: PreTrainedModel = whole.base_model
+    return model.eval()
+
+
+@torch.inference_mode()
+def alone(model: PreTrainedModel, path: list[int]) -> torch.Tensor:
+    states_TD: torch.Tensor = model(input_ids=torch.tensor([path]), use_cache=False).last_hidden_state[0]
+    return states_TD
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_each_branch_token_is_as_if_its_path_ran_alone(name: str) -> None:
+    model, rng = trunk(CONFIGS[name]), random.Random(name)
+    prompts = [[rng.randrange(VOCABULARY) for _ in range(length)] for length in (13, 1, 8)]
+    tree = Tree(model, prompts)
+    for prompt, states_TD in zip(prompts, tree.hidden, strict=True):
+        torch.testing.assert_close(states_TD, alone(model, prompt), rtol=0, atol=1e-5)
+    paths: list[list[int]] = []
+    owners: list[int] = []
+    for size in (5, 1, 7):
+        tokens = []
+        for _ in range(size):
+            token = rng.randrange(VOCABULARY)
+            if owners and rng.random() < 0.6:
+                parent = rng.randrange(len(owners) - len(tokens)) if len(owners) > len(tokens) else None
+            else:
+                parent = None
+            prompt = rng.randrange(len(prompts)) if parent is None else owners[parent]
+            leaves = rng.randint(1, len(prompts[prompt]))
+            tokens.append(BranchToken(prompt, leaves, token, parent))
+            paths.append([*(prompts[prompt][:leaves] if parent is None else paths[parent]), token])
+            owners.append(prompt)
+        for state_D, path in zip(tree.extend(tokens), paths[-size:], strict=True):
+            torch.testing.assert_close(state_D, alone(model, path)[-1], rtol=0, atol=1e-5)
+    assert tree.num_tokens == sum(map(len, prompts)) + len(paths)
+
+
+def test_the_model_is_left_with_the_attention_that_it_had() -> None:
+    model = trunk(CONFIGS["llama, grouped queries"])
+    usual = model.config._attn_implementation
+    Tree(model, [[1, 2, 3]])
+    assert model.config._attn_implementation == usual
+
+
+def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trunk(CONFIGS["llama, grouped queries"])
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    with pytest.raises(ValueError, match=r"attention of its own, which cannot branch. Use dump\.covering\.beam_width"):
+        Tree(model, [[1]])
