@@ -106,8 +106,13 @@ class PlacementConfig(Section):
     )
     gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")
     tensor_parallel: int = Field(1, ge=1, description="GPUs a teacher is split over.")
-    reduce_rows: int = Field(
-        128, ge=1, description="Rows whose logits are held at once while they are reduced to bytes."
+    reduce_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Rows whose logits are held at once while they are reduced to bytes; default: 256, on a GPU 1024.",
+    )
+    overlap: bool | None = Field(
+        None, description="Reduce and write a batch while the engine runs the next; default: on a GPU, or for a server."
     )
     base_url: str | None = Field(
         None, description="Where the server of engine openai is, e.g. http://127.0.0.1:8000/v1; its key: BLD_API_KEY."

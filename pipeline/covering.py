@@ -4,16 +4,18 @@ A row is a forward position; its path ends at byte offset `o_r` and has log-weig
 
     sum over rows with o_r <= i of  W_r * M_r(b[o_r:i] c)  / K_i
 
-where M_r(x) is the row's mass on tokens whose bytes start with x. This module knows nothing of engines: it takes each row's
-unnormalised probabilities in sorted columns (`pipeline.vocabulary`). Canonical rows only: the path of row r is the first r tokens
-of the tokenizer's own encoding.
+where M_r(x) is the row's mass on tokens whose bytes start with x. What a row contributes depends on its offset alone: the column
+ranges of the byte prefixes that the document goes on with from there (`Intervals`). Summing a row's softmax over them is the
+engines' work (`stage1_teacher.reduce`, or the slow twin here); this module knows nothing of engines. Canonical rows only: the
+path of row r is the first r tokens of the tokenizer's own encoding.
 
-Shape legend: R rows (tokens + 1), C sorted columns, P positions (bytes + 1), V symbols (256), I intervals of all visited nodes.
+Shape legend: R rows (tokens + 1), C sorted columns, P positions (bytes + 1), V symbols (256), N nodes of all rows in turn, the
+deepest of a row first, K cuts of all nodes in turn, I intervals of all nodes in turn (a node's cuts less one).
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ import numpy as np
 from pipeline.vocabulary import Node, Vocabulary
 from schemas import END, NUM_SYMBOLS
 
+_NO_COLUMNS = np.empty(0, dtype=np.int64)
 MIN_LOGIT = -80.0  # logits further below the row's largest count as this: exp stays a normal float32, and masses below 1e-34 matter to nobody
 
 
@@ -51,16 +54,55 @@ class Targets:
         )
 
 
-class ReducedRow(NamedTuple):
-    """A row after its softmax is summed into intervals; probabilities, float64."""
+class Intervals(NamedTuple):
+    """The column ranges that some rows are summed over, flat; all int64, made before the teacher runs.
 
+    Node n owns cuts `node_cuts[n] .. node_cuts[n + 1]`; its intervals lie between consecutive ones. In a row the deepest node
+    comes first and the root last, and the range of each is one interval of the next.
+    """
+
+    cuts_K: np.ndarray
+    node_cuts: np.ndarray  # N + 1
+    row_nodes: np.ndarray  # R + 1: row r owns nodes row_nodes[r] .. row_nodes[r + 1]
+    positions_N: np.ndarray  # where a node's symbols lie in the document
+    has_exact_N: np.ndarray  # whether its first interval holds the tokens that end there
+    offsets_R: np.ndarray
+    columns_R: np.ndarray  # of the canonical token that follows; -1 where none does
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.offsets_R)
+
+    @property
+    def row_intervals(self) -> np.ndarray:
+        """R + 1: row r owns intervals row_intervals[r] .. row_intervals[r + 1]."""
+        return self.node_cuts[self.row_nodes] - self.row_nodes
+
+    @staticmethod
+    def join(parts: Sequence["Intervals"]) -> "Intervals":
+        """The rows of several documents in turn."""
+        joined = [np.concatenate([part[field] for part in parts]) for field in range(len(Intervals._fields))]
+        return Intervals(*joined)._replace(
+            node_cuts=_starts([np.diff(part.node_cuts) for part in parts]),
+            row_nodes=_starts([np.diff(part.row_nodes) for part in parts]),
+        )
+
+
+def _starts(sizes: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([[0], *sizes]).cumsum(dtype=np.int64)
+
+
+class ReducedRow(NamedTuple):
+    """A row after its softmax is summed into the intervals of its offset; probabilities, float64."""
+
+    offset: int
     masses_I: np.ndarray
     end: float
-    token: float  # of the canonical token that follows; nan on the last row
+    token: float  # of the canonical token that follows; nan where none does
 
 
 class Covering:
-    """Which column ranges each canonical row of a document contributes, and where to. Made before the teacher runs.
+    """Which column ranges a row of a document contributes, and where to. Made before the teacher runs.
 
     Args:
         vocabulary: of the teacher.
@@ -71,92 +113,123 @@ class Covering:
     def __init__(self, vocabulary: Vocabulary, tokens: Sequence[int], document: bytes) -> None:
         self.vocabulary = vocabulary
         self.document = document
-        self.columns = vocabulary.column[np.asarray(tokens, dtype=np.int64)]
-        self.lengths = np.array([len(vocabulary.sorted_bytes[c]) for c in self.columns], dtype=np.int64)
-        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])  # R: o_r
+        columns = vocabulary.column[np.asarray(tokens, dtype=np.int64)].tolist()
+        lengths = np.array([len(vocabulary.sorted_bytes[c]) for c in columns], dtype=np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)])  # R: o_r of the canonical rows
         if int(self.offsets[-1]) != len(document):
             raise ValueError(f"tokens spell {int(self.offsets[-1])} bytes, the document has {len(document)}")
-        self._nodes: list[list[Node]] = [self._walk(int(offset)) for offset in self.offsets]
+        self._next_column = dict(zip(self.offsets.tolist(), columns, strict=False))
+        self._nodes: dict[int, list[Node]] = {}
 
-    @property
-    def num_rows(self) -> int:
-        return len(self.offsets)
-
-    def nodes(self, row: int) -> list[Node]:
-        """A row's nodes along the document: the deepest first, the root last."""
-        return self._nodes[row]
-
-    def _walk(self, offset: int) -> list[Node]:
+    def nodes(self, offset: int) -> list[Node]:
         """Nodes along the document from `offset`, as deep as any token reaches; the deepest first, the root last."""
-        vocabulary = self.vocabulary
-        node, nodes = vocabulary.root, [vocabulary.root]
-        for depth, byte in enumerate(self.document[offset:]):
-            found = vocabulary.child(node, byte, depth)
-            if found is None:
-                break
-            nodes.append(found)
-            node = found
-        return nodes[::-1]
+        nodes = self._nodes.get(offset)
+        if nodes is None:
+            vocabulary = self.vocabulary
+            nodes = [vocabulary.root]
+            for depth, byte in enumerate(self.document[offset : offset + vocabulary.longest]):
+                node = nodes[-1].children.get(byte) or vocabulary.child(nodes[-1], byte, depth)
+                if node is None:
+                    break
+                nodes.append(node)
+            nodes.reverse()
+            self._nodes[offset] = nodes
+        return nodes
 
-    def reduce_row(self, row: int, probs_C: np.ndarray) -> ReducedRow:
-        """A row's masses on the intervals of its nodes.
+    def intervals(self, offsets: Sequence[int] | np.ndarray) -> Intervals:
+        """What rows that end at these byte offsets are summed over: canonical offsets or any others, in any order."""
+        return self.canonical if offsets is self.offsets else self._intervals(offsets)
+
+    def _intervals(self, offsets: Sequence[int] | np.ndarray) -> Intervals:
+        offsets_R = np.asarray(offsets, dtype=np.int64)
+        rows = [self.nodes(offset) for offset in offsets_R.tolist()]
+        nodes = [node for row in rows for node in row]
+        row_nodes = np.array([0, *map(len, rows)]).cumsum()
+        heights = row_nodes[1:].repeat(np.diff(row_nodes)) - 1 - np.arange(len(nodes))
+        return Intervals(
+            cuts_K=np.concatenate([_NO_COLUMNS, *(node.cuts for node in nodes)]),
+            node_cuts=np.array([0, *(len(node.cuts) for node in nodes)]).cumsum(),
+            row_nodes=row_nodes,
+            positions_N=offsets_R.repeat(np.diff(row_nodes)) + heights,
+            has_exact_N=np.array([node.has_exact for node in nodes], dtype=np.int64),
+            offsets_R=offsets_R,
+            columns_R=np.array([self._next_column.get(offset, -1) for offset in offsets_R.tolist()], dtype=np.int64),
+        )
+
+    @cached_property
+    def canonical(self) -> Intervals:
+        """What the canonical rows are summed over."""
+        return self._intervals(self.offsets)
+
+    def reduce_rows(self, offsets: Sequence[int] | np.ndarray, probs_RC: Iterable[np.ndarray]) -> list[ReducedRow]:
+        """Masses of the rows that end at `offsets`; the slow twin of `stage1_teacher.reduce`, in float64.
 
         Args:
-            probs_C: unnormalised probabilities in sorted columns, float32 or float64, and one more column that feeds no
-                symbol: it holds 0, or what lies on tokens that are in no column (`pipeline.listed`).
+            probs_RC: unnormalised probabilities in sorted columns, float32 or float64, row by row, and one more column that
+                feeds no symbol: it holds 0, or what lies on tokens that are in no column (`pipeline.listed`).
         """
-        nodes, vocabulary = self._nodes[row], self.vocabulary
-        cuts = np.concatenate([node.cuts for node in nodes])
-        # One call: within a node, consecutive cuts give its intervals. From a node's last cut to the next node's first the
-        # columns go down, and reduceat returns a single element; after the last node, the root, it sums what feeds no
-        # symbol. Both are left out of the masses. The sums are float64 whatever the input.
-        sums = np.add.reduceat(probs_C, cuts, dtype=np.float64)
-        root_size = len(nodes[-1].cuts)
-        total = float(sums[-root_size:].sum())
-        end = float(
-            probs_C[vocabulary.num_spelling : vocabulary.num_spelling + vocabulary.num_end].sum(dtype=np.float64)
-        )
-        keep = np.ones(len(cuts), dtype=bool)
-        keep[np.cumsum([len(node.cuts) for node in nodes]) - 1] = False
-        token = float(probs_C[self.columns[row]]) / total if row < len(self.columns) else float("nan")
-        return ReducedRow(sums[keep] / total, end / total, token)
+        vocabulary, intervals = self.vocabulary, self.intervals(offsets)
+        reduced = []
+        for row, probs_C in enumerate(probs_RC):
+            first, last = intervals.row_nodes[row], intervals.row_nodes[row + 1]
+            node_cuts = intervals.node_cuts[first : last + 1]
+            # One call: within a node, consecutive cuts give its intervals. From a node's last cut to the next node's first the
+            # columns go down, and reduceat returns a single element; after the last node, the root, it sums what feeds no
+            # symbol. Both are left out of the masses. The sums are float64 whatever the input.
+            sums = np.add.reduceat(probs_C, intervals.cuts_K[node_cuts[0] : node_cuts[-1]], dtype=np.float64)
+            total = float(sums[node_cuts[-2] - node_cuts[0] :].sum())
+            ends = slice(vocabulary.num_spelling, vocabulary.num_spelling + vocabulary.num_end)
+            column = int(intervals.columns_R[row])
+            reduced.append(
+                ReducedRow(
+                    int(intervals.offsets_R[row]),
+                    np.delete(sums, node_cuts[1:] - node_cuts[0] - 1) / total,
+                    float(probs_C[ends].sum(dtype=np.float64)) / total,
+                    float(probs_C[column]) / total if column >= 0 else float("nan"),
+                )
+            )
+        return reduced
 
     def targets(self, rows: Iterable[ReducedRow]) -> Targets:
-        """Sum the reduced rows, given in order, into the targets."""
+        """Sum the canonical rows, reduced and in order, into the targets."""
         reduced = list(rows)
-        masses_I = np.concatenate([row.masses_I for row in reduced])
-        end_R = np.array([row.end for row in reduced])
         token_logprobs = np.log(np.array([row.token for row in reduced[:-1]]))
         log_weight_R = np.concatenate([[0.0], np.cumsum(token_logprobs)])
-        return self._sum(masses_I, end_R, token_logprobs, log_weight_R)
+        return self._sum(self.canonical, reduced, log_weight_R, token_logprobs)
 
     def _sum(
-        self, masses_I: np.ndarray, end_R: np.ndarray, token_logprobs: np.ndarray, log_weight_R: np.ndarray
+        self, intervals: Intervals, rows: Sequence[ReducedRow], log_weight_R: np.ndarray, token_logprobs: np.ndarray
     ) -> Targets:
-        row_I, position_I, symbol_I = self._interval_index()
         num_positions = len(self.document) + 1
-        # Weights relative to the heaviest row that reaches a position, so that nothing underflows in a long document.
-        first_row_P = self._first_row()
-        log_scale_P = log_weight_R[first_row_P]
-        exact = symbol_I < 0
-        # An exact interval at position i belongs to the mass known just before i.
-        scale_I = log_scale_P[np.where(exact, position_I - 1, position_I)]
-        weighted_I = masses_I * np.exp(log_weight_R[row_I] - scale_I)
-        flat_I = position_I * NUM_SYMBOLS + symbol_I
-        mass_PV = np.bincount(flat_I[~exact], weighted_I[~exact], num_positions * NUM_SYMBOLS)
-        mass_PV = mass_PV.reshape(num_positions, NUM_SYMBOLS)
-        mass_PV[self.offsets, END] += end_R * np.exp(log_weight_R - log_scale_P[self.offsets])
+        masses_I = np.concatenate([row.masses_I for row in rows])
+        end_R = np.array([row.end for row in rows])
+        log_weight_N = log_weight_R.repeat(np.diff(intervals.row_nodes))
+        sizes_N = np.diff(intervals.node_cuts) - 1
+        exact_N = np.flatnonzero(intervals.has_exact_N)
+        log_scale_P = self._log_scale(intervals, sizes_N, log_weight_N)
+
+        # An exact interval at position i belongs to the mass known just before i, and feeds no symbol.
+        exact_I = (intervals.node_cuts[:-1] - np.arange(len(sizes_N)))[exact_N]
+        exact_position = intervals.positions_N[exact_N]
+        ended = masses_I[exact_I] * np.exp(log_weight_N[exact_N] - log_scale_P[exact_position - 1])
+        ended_P = np.bincount(exact_position, ended, num_positions)
+
+        weighted_I = masses_I * np.exp(log_weight_N - log_scale_P[intervals.positions_N]).repeat(sizes_N)
+        weighted_I[exact_I] = 0.0
+        flat_I = (intervals.positions_N * NUM_SYMBOLS).repeat(sizes_N)
+        flat_I += np.concatenate([node.labels for row in rows for node in self.nodes(row.offset)])
+        mass_PV = np.bincount(flat_I, weighted_I, num_positions * NUM_SYMBOLS).reshape(num_positions, NUM_SYMBOLS)
+        np.add.at(mass_PV[:, END], intervals.offsets_R, end_R * np.exp(log_weight_R - log_scale_P[intervals.offsets_R]))
         prefix_mass_P = mass_PV.sum(axis=1)
 
-        ended_P = np.bincount(position_I[exact], weighted_I[exact], num_positions)
         canonical_P = np.zeros(num_positions)
-        canonical_P[self.offsets[1:]] = np.exp(log_weight_R[1:] - log_scale_P[self.offsets[1:] - 1])
+        canonical_P[self.offsets[1:]] = np.exp(np.cumsum(token_logprobs) - log_scale_P[self.offsets[1:] - 1])
         known_P = np.ones(num_positions)
         known_P[1:] = mass_PV[np.arange(num_positions - 1), np.frombuffer(self.document, dtype=np.uint8)]
         dropped_P = np.clip((ended_P - canonical_P) / known_P, 0.0, 1.0)
         token_end_P, doubt_P = self._since_token_start(dropped_P)
         return Targets(
-            mass_PV / prefix_mass_P[:, None],
+            np.divide(mass_PV, prefix_mass_P[:, None], out=mass_PV),
             np.log(prefix_mass_P) + log_scale_P,
             dropped_P,
             token_end_P,
@@ -164,29 +237,15 @@ class Covering:
             token_logprobs,
         )
 
-    def _interval_index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(row, position, symbol or -1 for the exact interval) of each interval, in `reduce_row`'s order."""
-        sizes, rows, positions, symbols = [], [], [], []
-        exact = np.array([-1], dtype=np.int64)
-        for row, nodes in enumerate(self._nodes):
-            offset = int(self.offsets[row])
-            for height, node in enumerate(nodes):
-                sizes.append(len(node.cuts) - 1)
-                rows.append(row)
-                positions.append(offset + len(nodes) - 1 - height)
-                if node.has_exact:
-                    symbols.append(exact)
-                symbols.append(node.symbols)
-        return np.repeat(rows, sizes), np.repeat(positions, sizes), np.concatenate(symbols).astype(np.int64)
+    def _log_scale(self, intervals: Intervals, sizes_N: np.ndarray, log_weight_N: np.ndarray) -> np.ndarray:
+        """P: the log-weight of the heaviest row that has tokens reaching past each position.
 
-    def _first_row(self) -> np.ndarray:
-        """P: the earliest row that has tokens reaching past each position; it is the heaviest."""
-        first = np.full(len(self.document) + 1, self.num_rows, dtype=np.int64)
-        for row in range(self.num_rows - 1, -1, -1):
-            nodes = self._nodes[row]
-            reach = len(nodes) - (len(nodes[0].symbols) == 0)
-            first[int(self.offsets[row]) : int(self.offsets[row]) + reach] = row
-        return first
+        Weights relative to it do not underflow, however long the document.
+        """
+        log_scale_P = np.full(len(self.document) + 1, -np.inf)
+        reaches_N = sizes_N > intervals.has_exact_N
+        np.maximum.at(log_scale_P, intervals.positions_N[reaches_N], log_weight_N[reaches_N])
+        return log_scale_P
 
     def _since_token_start(self, dropped_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Running maximum of the dropped share, and the share dropped in all, since the canonical token began; 0 there.
@@ -194,16 +253,16 @@ class Covering:
         The second is `doubt`: a branch that could have met the canonical boundary again continues almost as the canonical
         rows do, and is no error past it.
         """
-        token_end_P, doubt_P = np.zeros_like(dropped_P), np.zeros_like(dropped_P)
-        for start, end in pairwise(self.offsets.tolist()):
-            if end - start > 1:
-                inside = dropped_P[start + 1 : end]
-                token_end_P[start + 1 : end] = np.maximum.accumulate(inside)
-                doubt_P[start + 1 : end] = 1.0 - np.cumprod(1.0 - inside)
-        return token_end_P, doubt_P
+        token_end_P, known_P = np.zeros_like(dropped_P), np.ones_like(dropped_P)
+        starts, lengths = self.offsets[:-1], np.diff(self.offsets)
+        for depth in range(1, int(lengths.max(initial=0))):
+            inside = starts[lengths > depth] + depth
+            token_end_P[inside] = np.maximum(token_end_P[inside - 1], dropped_P[inside])
+            known_P[inside] = known_P[inside - 1] * (1.0 - dropped_P[inside])
+        return token_end_P, 1.0 - known_P
 
 
 def unnormalised(logits_RC: np.ndarray) -> np.ndarray:
-    """exp(logits - max) with one zero column appended, as `Covering.reduce_row` wants it; the slow twin of the engines' path."""
+    """exp(logits - max) with one zero column appended, as `Covering.reduce_rows` wants it."""
     shifted = np.maximum(logits_RC - logits_RC.max(axis=1, keepdims=True), MIN_LOGIT)
     return np.concatenate([np.exp(shifted), np.zeros((len(logits_RC), 1), dtype=shifted.dtype)], axis=1)

@@ -58,10 +58,10 @@ class _Row(NamedTuple):
 
 def listed_targets(covering: Covering, listed: ListedRows) -> Targets:
     """The covering's targets from listed tokens, over what is known of them; `dropped` and `doubt` account for the rest."""
-    assert len(listed.counts_R) == covering.num_rows
+    assert len(listed.counts_R) == len(covering.offsets)
     rows = _sorted_rows(covering.vocabulary, listed)
     width = len(covering.vocabulary.order)
-    targets = covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(_dense(rows, width)))
+    targets = covering.targets(covering.reduce_rows(covering.offsets, _dense(rows, width)))
     log_weight_R = np.concatenate([[0.0], np.cumsum(targets.token_logprobs)])
     return replace(
         targets,
@@ -123,7 +123,8 @@ def _doubt(covering: Covering, targets: Targets, rows: Sequence[_Row], log_weigh
 
 def _reaching_mass(covering: Covering, index: int, row: _Row, begin_P: np.ndarray, end_P: np.ndarray) -> np.ndarray:
     """D: the most of a row's unlisted mass that can have fed the positions from its offset on, or have branched off on the way."""
-    nodes, offset = covering.nodes(index)[::-1], int(covering.offsets[index])
+    offset = int(covering.offsets[index])
+    nodes = covering.nodes(offset)[::-1]
     cuts_3D = np.array([(node.cuts[0], node.cuts[int(node.has_exact)], node.cuts[-1]) for node in nodes]).T
     # Unlisted tokens that spell a node's bytes exactly, and those that go on.
     exact_D, longer_D = np.diff(cuts_3D - np.searchsorted(row.columns, cuts_3D), axis=0)

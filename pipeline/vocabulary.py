@@ -24,6 +24,9 @@ class Node:
     cuts: np.ndarray  # int64, intervals + 1
     symbols: np.ndarray  # uint8, one for each interval after the exact one
     has_exact: bool
+    labels: np.ndarray = field(
+        compare=False, repr=False
+    )  # int64, one for each interval: its symbol; 0 for the exact one
     children: dict[int, "Node"] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -55,6 +58,7 @@ class Vocabulary:
         others = sorted(set(range(width)) - ends - set(ids))
         self.num_spelling = len(ids)
         self.num_end = len(ends)
+        self.longest = max(map(len, self.sorted_bytes), default=0)
         self.order = np.array(ids + sorted(ends) + others, dtype=np.int64)  # column -> token id
         self.column = np.empty(width, dtype=np.int64)  # token id -> column
         self.column[self.order] = np.arange(width)
@@ -70,7 +74,9 @@ class Vocabulary:
         edges = np.flatnonzero(np.diff(next_bytes)) + 1
         starts = longer + np.concatenate([[0], edges]) if high > longer else np.empty(0)
         cuts = np.concatenate([[low] if longer > low else [], starts, [high]]).astype(np.int64)
-        return Node(cuts, next_bytes[np.concatenate([[0], edges])] if high > longer else next_bytes, longer > low)
+        symbols = next_bytes[np.concatenate([[0], edges])] if high > longer else next_bytes
+        has_exact = longer > low
+        return Node(cuts, symbols, has_exact, np.concatenate([[0] * has_exact, symbols]).astype(np.int64))
 
     def child(self, node: Node, symbol: int, depth: int) -> Node | None:
         """The node of `x + symbol`, where `node` is that of `x`, `depth` bytes long; None where no token goes on so."""

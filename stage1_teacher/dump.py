@@ -4,17 +4,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.config import Recipe
+from pipeline.config import DumpConfig, Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.covering import Covering, Targets
 from pipeline.listed import ListedRows, listed_targets
@@ -27,37 +26,42 @@ from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 from stage1_teacher import plan
 from stage1_teacher.engine import Engine, ListingEngine, open_engine
-from stage1_teacher.head import Head, load_head
+from stage1_teacher.head import load_head
+from stage1_teacher.overlap import one_ahead
+from stage1_teacher.reduce import Reducer, Rows
 from stage1_teacher.sparsify import sparsify
 from stage1_teacher.windows import Window, cut_windows
+
+Answer = torch.Tensor | ListedRows  # of an engine to a prompt: hidden states, or listed tokens
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher ready to be asked: engine, sorted head, vocabulary and tokenizer."""
+    """A teacher ready to be asked: engine, vocabulary, tokenizer, and the head with what reduces its rows."""
 
     engine: Engine | ListingEngine
-    head: Head | None  # None where the engine lists tokens itself
     vocabulary: Vocabulary
     tokenizer: ByteTokenizer
     start: int | None
     max_tokens: int
     overlap_tokens: int
-    reduce_rows: int
+    reducer: Reducer | None  # None where the engine lists tokens itself
 
-    def ask(self, prompts: Sequence[Sequence[int]]) -> Sequence[torch.Tensor | ListedRows]:
-        """What the engine gives for each prompt of token ids: hidden states, or listed tokens."""
+    def ask(self, prompts: Sequence[Sequence[int]]) -> Sequence[Answer]:
+        """What the engine gives for each prompt of token ids."""
         if isinstance(self.engine, ListingEngine):
             return self.engine.listed_rows(prompts)
         return self.engine.hidden_states(prompts)
 
-    def targets(self, covering: Covering, answer: torch.Tensor | ListedRows) -> Targets:
-        """The covering's targets out of what the engine gave for its prompt."""
-        if isinstance(answer, ListedRows):
-            return listed_targets(covering, answer)
-        assert self.head is not None
-        rows = self.head.rows(answer, self.reduce_rows)
-        return covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(rows))
+    def targets(self, coverings: Sequence[Covering], answers: Sequence[Answer]) -> list[Targets]:
+        """Each covering's targets, out of what the engine gave for its prompt."""
+        pairs = list(zip(coverings, answers, strict=True))
+        if self.reducer is None:
+            return [listed_targets(covering, cast(ListedRows, answer)) for covering, answer in pairs]
+        reduced = self.reducer.reduce(
+            [Rows(covering, covering.offsets, cast(torch.Tensor, answer)) for covering, answer in pairs]
+        )
+        return [covering.targets(rows) for covering, rows in zip(coverings, reduced, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,9 @@ def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teache
     )
     if torch.cuda.is_available():
         head = head.to("cuda")
+    reducer = Reducer(head, vocabulary, placement.reduce_rows)
     engine = open_engine(model, teacher, placement)
-    return Teacher(
-        engine, head, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, placement.reduce_rows
-    )
+    return Teacher(engine, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, reducer)
 
 
 def _open_served(recipe: Recipe, tokenizer: ByteTokenizer, start: int | None, ends: tuple[int, ...]) -> Teacher:
@@ -117,9 +120,7 @@ def _open_served(recipe: Recipe, tokenizer: ByteTokenizer, start: int | None, en
         "tokens is counted in dropped and doubt."
     )
     vocabulary = Vocabulary(tokenizer.token_bytes, ends, len(tokenizer.token_bytes))
-    return Teacher(
-        engine, None, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, placement.reduce_rows
-    )
+    return Teacher(engine, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, None)
 
 
 def cut_pieces(document: Document, tokenizer: ByteTokenizer, max_tokens: int, overlap: int) -> list[Piece]:
@@ -142,13 +143,21 @@ def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int]) -> list[int
     return lengths
 
 
-def make_record(
-    piece: Piece, teacher: Teacher, answer: torch.Tensor | ListedRows, top_k: int, min_prob: float
-) -> Record:
-    """Reduce what the engine gave for a piece (`Teacher.ask`) to its record."""
+def make_records(
+    pieces: Sequence[Piece], answers: Sequence[Answer], teacher: Teacher, dump: DumpConfig
+) -> list[Record]:
+    """Reduce what the engine gave for the pieces (`Teacher.ask`) to their records."""
     prefix = teacher.tokenizer.prefix
-    covering = Covering(teacher.vocabulary, piece.tokens, prefix + piece.text)
-    targets = teacher.targets(covering, answer).drop_prefix(len(prefix))
+    coverings = [Covering(teacher.vocabulary, piece.tokens, prefix + piece.text) for piece in pieces]
+    return [
+        make_record(piece, targets, teacher.tokenizer, dump.top_k, dump.min_prob)
+        for piece, targets in zip(pieces, teacher.targets(coverings, answers), strict=True)
+    ]
+
+
+def make_record(piece: Piece, targets: Targets, tokenizer: ByteTokenizer, top_k: int, min_prob: float) -> Record:
+    """A piece's record from its targets, the tokenizer's prefix included."""
+    targets = targets.drop_prefix(len(tokenizer.prefix))
     window = piece.window
     segment = Segment(window.supervised - window.start, window.end - window.supervised, window.has_end)
     taken = slice(segment.start, segment.start + segment.num_positions)
@@ -161,7 +170,7 @@ def make_record(
         window_start=window.start,
         document=piece.text,
         segments=(segment,),
-        teacher_token_lengths=np.array(spelled_lengths(teacher.tokenizer, piece.tokens), dtype=np.int32),
+        teacher_token_lengths=np.array(spelled_lengths(tokenizer, piece.tokens), dtype=np.int32),
         teacher_token_logprobs=targets.token_logprobs.astype(np.float32),
         entry_counts=counts,
         dropped=targets.dropped_P[taken].astype(np.float16),
@@ -186,15 +195,32 @@ def _batches(pieces: Sequence[Piece], batch_tokens: int) -> Iterator[list[Piece]
         yield batch
 
 
-def make_shard(
-    shard: ShardPlan,
-    documents: Sequence[Document],
-    teacher: Teacher,
-    recipe: Recipe,
-    identity: dict[str, Any],
-    progress: Progress,
-) -> pa.Table:
-    """The table of one shard; documents that the teacher's tokenizer cannot spell are named in its metadata."""
+class CutShard(NamedTuple):
+    """A shard's pieces, and why documents were left out that the teacher's tokenizer cannot spell, by name."""
+
+    plan: ShardPlan
+    pieces: list[Piece]
+    left_out: dict[str, str]
+
+
+class Forwarded(NamedTuple):
+    """A batch of a shard's pieces after the engine; the last batch, and it alone, brings along the shard."""
+
+    pieces: list[Piece]
+    answers: Sequence[Answer]
+    finished: CutShard | None
+
+
+class Made(NamedTuple):
+    """What has been done, for the progress bar."""
+
+    documents: int
+    text_bytes: int
+    tokens: int
+    stored_bytes: int
+
+
+def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> CutShard:
     pieces: list[Piece] = []
     left_out: dict[str, str] = {}
     for document in documents:
@@ -202,30 +228,72 @@ def make_shard(
             pieces += cut_pieces(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
         except SpellingError as error:
             left_out[document.doc_id] = str(error)
-    if left_out:
-        progress.update(documents=len(left_out))
-    records: list[Record] = []
-    num_tokens = 0
+    return CutShard(shard, pieces, left_out)
+
+
+def forward(shards: Iterable[CutShard], teacher: Teacher, batch_tokens: int) -> Iterator[Forwarded]:
+    """Run the engine over the shards' pieces. No batch reaches over a shard's end, so that a shard made again is the same."""
     start = [] if teacher.start is None else [teacher.start]
-    for batch in _batches(pieces, recipe.placement.batch_tokens):
-        answers = teacher.ask([start + piece.tokens for piece in batch])
-        for piece, answer in zip(batch, answers, strict=True):
-            records.append(make_record(piece, teacher, answer, recipe.dump.top_k, recipe.dump.min_prob))
-            num_tokens += len(piece.tokens) + len(start)
-            progress.update(
-                documents=int(piece.window.has_end),
-                text_bytes=piece.window.end - piece.window.supervised,
-                tokens=len(piece.tokens) + len(start),
-            )
-    table = to_table(records, identity)
-    extra = {
-        "bld.left_out": json.dumps(left_out),
-        "bld.teacher_tokens": str(num_tokens),
-        "bld.shard_sha256": shard.sha256,
-    }
-    return table.replace_schema_metadata(
-        {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
-    )
+    for shard in shards:
+        batches = list(_batches(shard.pieces, batch_tokens)) or [[]]
+        for index, batch in enumerate(batches):
+            answers = teacher.ask([start + piece.tokens for piece in batch]) if batch else []
+            yield Forwarded(batch, answers, shard if index == len(batches) - 1 else None)
+
+
+class ShardWriter:
+    """Takes forwarded batches in order; collects the records of a shard and commits them once it is whole."""
+
+    def __init__(self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Path) -> None:
+        self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, identity, folder
+        self._records: list[Record] = []
+        self._num_tokens = 0
+
+    def take(self, batch: Forwarded) -> Made:
+        if batch.pieces:
+            self._records += make_records(batch.pieces, batch.answers, self._teacher, self._recipe.dump)
+        num_tokens = sum(len(piece.tokens) + (self._teacher.start is not None) for piece in batch.pieces)
+        self._num_tokens += num_tokens
+        num_documents = sum(piece.window.has_end for piece in batch.pieces)
+        stored_bytes = 0
+        if batch.finished is not None:
+            num_documents += len(batch.finished.left_out)
+            stored_bytes = self._commit(batch.finished)
+        num_bytes = sum(piece.window.end - piece.window.supervised for piece in batch.pieces)
+        return Made(num_documents, num_bytes, num_tokens, stored_bytes)
+
+    def _commit(self, shard: CutShard) -> int:
+        table = to_table(self._records, self._identity)
+        extra = {
+            "bld.left_out": json.dumps(shard.left_out),
+            "bld.teacher_tokens": str(self._num_tokens),
+            "bld.shard_sha256": shard.plan.sha256,
+        }
+        table = table.replace_schema_metadata(
+            {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
+        )
+        self._records, self._num_tokens = [], 0
+        return commit_shard(table, shard.plan.path(self._folder), self._recipe.dump.zstd_level)
+
+
+def make_shards(
+    shards: Iterable[tuple[ShardPlan, list[Document]]],
+    teacher: Teacher,
+    recipe: Recipe,
+    identity: dict[str, Any],
+    folder: Path,
+) -> Iterator[Made]:
+    """Make and commit shards, yielding what each batch of the engine added.
+
+    Where the engine has a device of its own, or a machine, three threads work at once: one encodes the next shard, this one drives the
+    engine, one reduces the last batch and writes. On a CPU they would only take the engine's cores from it: measured, no faster.
+    """
+    concurrent = recipe.placement.overlap
+    if concurrent is None:
+        concurrent = torch.cuda.is_available() or isinstance(teacher.engine, ListingEngine)
+    cut = one_ahead(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
+    writer = ShardWriter(teacher, recipe, identity, folder)
+    yield from one_ahead(forward(cut, teacher, recipe.placement.batch_tokens), writer.take, concurrent)
 
 
 def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Document]:
@@ -247,6 +315,16 @@ def load_tokenizer(recipe: Recipe) -> tuple[str, ByteTokenizer]:
     model = teacher.model if named else resolve_model(teacher.model, teacher.revision)
     source = resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else model
     return model, ByteTokenizer.load(source, teacher.trust_remote_code)
+
+
+def read_shards(todo: Sequence[ShardPlan], corpus: Corpus) -> Iterator[tuple[ShardPlan, list[Document]]]:
+    """Each shard with its documents. Raises ValueError where the corpus has changed."""
+    position, stream = todo[0].first_document, corpus.documents(todo[0].first_document)
+    for shard in todo:
+        for _ in range(shard.first_document - position):  # documents of shards that exist, or are another worker's
+            next(stream)
+        yield shard, shard_documents(shard, stream)
+        position = shard.first_document + shard.num_documents
 
 
 def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str) -> Manifest:
@@ -315,14 +393,8 @@ def _make_shards(
     dump = Path(recipe.dump.path)
     started = time.monotonic()
     with Progress(sum(s.num_documents for s in todo), sum(s.num_bytes for s in todo)) as progress:
-        position, stream = todo[0].first_document, corpus.documents(todo[0].first_document)
-        for shard in todo:
-            for _ in range(shard.first_document - position):  # documents of shards that exist, or are another worker's
-                next(stream)
-            documents = shard_documents(shard, stream)
-            position = shard.first_document + shard.num_documents
-            table = make_shard(shard, documents, teacher, recipe, manifest.identity, progress)
-            progress.update(stored_bytes=commit_shard(table, shard.path(dump), recipe.dump.zstd_level))
+        for made in make_shards(read_shards(todo, corpus), teacher, recipe, manifest.identity, dump):
+            progress.update(**made._asdict())
     teacher.engine.close()
     print(f"{dump}: {len(todo)} shards in {time.monotonic() - started:.1f} s")
 

@@ -5,6 +5,7 @@ model's own head, applied to them in `stage1_teacher.head`, gives its logits.
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +38,17 @@ def prepare_environment() -> None:
         cores = sorted(os.sched_getaffinity(0))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        _make_llvmlite_inspectable()
+
+
+def _make_llvmlite_inspectable() -> None:
+    """Let vLLM 0.32 start on a CPU where numba is loaded: it looks for its kernels in `vars()` of all that modules hold.
+
+    llvmlite's handle of its library has a C function for every name that it is asked for, `__dict__` too, and vLLM dies of that.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None:
+        ffi.lib._fntab.setdefault("__dict__", {})
 
 
 def engine_options(model: str, teacher: TeacherConfig, placement: PlacementConfig) -> dict[str, Any]:
@@ -61,15 +73,28 @@ def engine_options(model: str, teacher: TeacherConfig, placement: PlacementConfi
 
 
 def generate_engine(
-    model: str, teacher: TeacherConfig, placement: PlacementConfig, prompt_logprobs: int | None
-) -> Callable[[Sequence[Sequence[int]]], Any]:
-    """vLLM's own prefill (a one-token generate), optionally with prompt log-probabilities: what the benchmarks compare with."""
+    model: str, teacher: TeacherConfig, placement: PlacementConfig, max_logprobs: int
+) -> Callable[[Sequence[Sequence[int]], int | None, bool], Any]:
+    """vLLM's own prefill (a one-token generate), optionally with prompt log-probabilities: what the benchmarks compare with.
+
+    Returns:
+        A call of (prompts, prompt log-probabilities per token or None, whether these come as flat lists and not as an object each).
+    """
     prepare_environment()
     from vllm import LLM, SamplingParams
 
-    llm = LLM(**engine_options(model, teacher, placement), max_logprobs=max(prompt_logprobs or 0, 20))
-    params = SamplingParams(max_tokens=1, detokenize=False, prompt_logprobs=prompt_logprobs)
-    return lambda prompts: llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+    llm = LLM(**engine_options(model, teacher, placement), max_logprobs=max_logprobs)
+
+    def generate(prompts: Sequence[Sequence[int]], prompt_logprobs: int | None, flat: bool) -> Any:
+        params = SamplingParams(
+            max_tokens=1,
+            detokenize=False,
+            prompt_logprobs=prompt_logprobs,
+            flat_logprobs=flat and bool(prompt_logprobs),
+        )
+        return llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+
+    return generate
 
 
 # The smallest blocks of the prefix cache: a branch computes its path's last, unfinished block again, half a block on average.

@@ -1,27 +1,25 @@
 """The teacher's output head, its rows sorted by token bytes, applied to hidden states chunk by chunk.
 
-The whole softmax is reduced to bytes right beside the logits; no log-probability of a token becomes a Python object.
+The whole softmax is reduced to bytes right beside the logits (`stage1_teacher.reduce`); no log-probability of a token becomes a
+Python object.
 
-Shape legend: R rows, D hidden size, C sorted columns and one more, which holds 0.
+Shape legend: R rows, D hidden size, C sorted columns.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import cached_file
 
-from pipeline.covering import MIN_LOGIT
 from pipeline.vocabulary import Vocabulary
 
 
 class Head:
-    """Hidden states to unnormalised probabilities in sorted columns.
+    """Hidden states to logits in sorted columns.
 
     Args:
         weight_VD: rows by token id, as the checkpoint has them.
@@ -39,26 +37,30 @@ class Head:
         soft_cap: float = 0.0,
     ) -> None:
         order = torch.from_numpy(vocabulary.order)
-        self.weight_CD = torch.cat([weight_VD[order], torch.zeros_like(weight_VD[:1])])
-        self.bias_C = None if bias_V is None else torch.cat([bias_V[order], torch.zeros_like(bias_V[:1])]).float()
+        # In float32 on a CPU: its products round the sum to the inputs' dtype, and bfloat16 logits are off by up to 0.1.
+        self.weight_CD = weight_VD[order].float()
+        self.bias_C = None if bias_V is None else bias_V[order].float()
         self.scale, self.soft_cap = scale, soft_cap
-        self._raw: Tensor | None = None
-        self._float: Tensor | None = None
+        self._dtype = weight_VD.dtype
+        self._room: Tensor | None = None
 
     def to(self, device: str) -> "Head":
-        """Move the head, in place."""
-        self.weight_CD = self.weight_CD.to(device)
+        """Move the head, in place. A GPU holds it in the checkpoint's dtype, and still adds up and rounds to float32."""
+        self.weight_CD = self.weight_CD.to(device, torch.float32 if device == "cpu" else self._dtype)
         self.bias_C = None if self.bias_C is None else self.bias_C.to(device)
+        self._room = None
         return self
 
     @torch.inference_mode()
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """R x C float32; the last column is 0 and means nothing. The next call overwrites it."""
-        num_rows = len(hidden_RD)
-        raw_RC, logits_RC = self._buffers(num_rows)
-        torch.mm(hidden_RD.to(self.weight_CD.device, self.weight_CD.dtype), self.weight_CD.T, out=raw_RC)
-        if logits_RC.dtype != raw_RC.dtype:
-            logits_RC.copy_(raw_RC)
+        """R x C float32, on the head's device. The next call overwrites it."""
+        weight_CD = self.weight_CD
+        logits_RC = self._logits_room(len(hidden_RD))
+        hidden_RD = hidden_RD.to(weight_CD.device, weight_CD.dtype)
+        if weight_CD.dtype == torch.float32:
+            torch.mm(hidden_RD, weight_CD.T, out=logits_RC)
+        else:
+            torch.mm(hidden_RD, weight_CD.T, out_dtype=torch.float32, out=logits_RC)
         if self.bias_C is not None:
             logits_RC += self.bias_C
         if self.scale != 1.0:
@@ -67,26 +69,11 @@ class Head:
             logits_RC.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
         return logits_RC
 
-    def _buffers(self, num_rows: int) -> tuple[Tensor, Tensor]:
-        """Room for the product in the head's dtype and in float32, kept: fresh pages for 25 MB a chunk cost more than the product."""
-        if self._raw is None or len(self._raw) < num_rows:
-            shape, device = (num_rows, len(self.weight_CD)), self.weight_CD.device
-            self._raw = torch.empty(shape, dtype=self.weight_CD.dtype, device=device)
-            is_float32 = self._raw.dtype == torch.float32
-            self._float = self._raw if is_float32 else torch.empty(shape, dtype=torch.float32, device=device)
-        assert self._float is not None
-        return self._raw[:num_rows], self._raw[:num_rows] if self._float is self._raw else self._float[:num_rows]
-
-    @torch.inference_mode()
-    def rows(self, hidden_RD: Tensor, chunk: int) -> Iterator[np.ndarray]:
-        """Yield each row's unnormalised probabilities, C long, `chunk` rows computed at once. A row dies with the next chunk."""
-        for part_RD in hidden_RD.split(chunk):
-            logits_RC = self.logits(part_RD)
-            logits_RC[:, -1] = -torch.inf
-            logits_RC -= logits_RC.amax(dim=1, keepdim=True)
-            probs_RC = logits_RC.clamp_(min=MIN_LOGIT).exp_()
-            probs_RC[:, -1] = 0.0
-            yield from probs_RC.cpu().numpy()
+    def _logits_room(self, num_rows: int) -> Tensor:
+        """Kept between calls: fresh pages for 25 MB a chunk cost more than the product."""
+        if self._room is None or len(self._room) < num_rows:
+            self._room = torch.empty(num_rows, len(self.weight_CD), dtype=torch.float32, device=self.weight_CD.device)
+        return self._room[:num_rows]
 
 
 def load_head(

@@ -86,7 +86,7 @@ def _verify_teacher(path: Path, manifest: Manifest, num_documents: int) -> list[
 
 def _divergence(record: Record, recipe: Recipe, teacher: object) -> float:
     """Mean over positions of |log p - log p'| of the realised symbol, nats."""
-    from stage1_teacher.dump import Piece, Teacher, make_record
+    from stage1_teacher.dump import Piece, Teacher, make_records
     from stage1_teacher.windows import Window
 
     assert isinstance(teacher, Teacher)
@@ -100,8 +100,8 @@ def _divergence(record: Record, recipe: Recipe, teacher: object) -> float:
     )
     piece = Piece(document.doc_id, window, document.text, teacher.tokenizer.encode(document.text))
     start = [] if teacher.start is None else [teacher.start]
-    [answer] = teacher.ask([start + piece.tokens])
-    again = make_record(piece, teacher, answer, recipe.dump.top_k, recipe.dump.min_prob)
+    answers = teacher.ask([start + piece.tokens])
+    [again] = make_records([piece], answers, teacher, recipe.dump)
     return float(np.abs(realised_logprobs(record) - realised_logprobs(again)).mean())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.covering import Covering, Targets, unnormalised
+from pipeline.covering import Covering, ReducedRow, Targets, unnormalised
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
@@ -70,13 +70,11 @@ class ByteModel:
         covering = Covering(self.vocabulary, tokens, prefix + document)
         ids_1R = torch.tensor([[self.start, *tokens]], device=self.device)
         logits_RV = self.model(ids_1R, use_cache=False).logits[0].float()
-        rows = (
-            probs_C
-            for part_RV in logits_RV.split(128)
-            for probs_C in unnormalised(part_RV[:, self.order].cpu().numpy())
-        )
-        targets = covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(rows))
-        return targets.drop_prefix(len(prefix))
+        rows: list[ReducedRow] = []
+        for part_RV in logits_RV.split(128):
+            offsets = covering.offsets[len(rows) : len(rows) + len(part_RV)]
+            rows += covering.reduce_rows(offsets, unnormalised(part_RV[:, self.order].cpu().numpy()))
+        return covering.targets(rows).drop_prefix(len(prefix))
 
 
 def records_of(dump: Path) -> Iterator[Record]:

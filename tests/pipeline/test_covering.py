@@ -44,7 +44,7 @@ def covering_targets(model: RandomModel, vocabulary: Vocabulary, tokens: list[in
     covering = Covering(vocabulary, tokens, document)
     logits_RC = np.stack([model.logits(tuple(tokens[:r]))[vocabulary.order] for r in range(len(tokens) + 1)])
     probs_RC = unnormalised(logits_RC)
-    return covering.targets(covering.reduce_row(row, probs_RC[row]) for row in range(len(tokens) + 1))
+    return covering.targets(covering.reduce_rows(covering.offsets, probs_RC))
 
 
 def case(seed: int, num_tokens: int) -> tuple[RandomModel, list[bytes | None], int, list[int], bytes, Vocabulary]:
@@ -123,10 +123,9 @@ def test_float32_rows_keep_masses_of_1e_7_to_one_percent() -> None:
     logits[0, columns] = np.log(1e-7 / 255 * np.exp(np.delete(logits[0], columns)).sum())
     exact, rounded = unnormalised(logits), unnormalised(logits.astype(np.float32))
     covering = Covering(vocabulary, [], b"")
-    np.testing.assert_allclose(
-        covering.reduce_row(0, rounded[0]).masses_I, covering.reduce_row(0, exact[0]).masses_I, rtol=1e-4
-    )
-    assert covering.reduce_row(0, exact[0]).masses_I[0] == pytest.approx(1e-7, rel=1e-3)
+    [exact_row], [rounded_row] = covering.reduce_rows([0], exact), covering.reduce_rows([0], rounded)
+    np.testing.assert_allclose(rounded_row.masses_I, exact_row.masses_I, rtol=1e-4)
+    assert exact_row.masses_I[0] == pytest.approx(1e-7, rel=1e-3)
 
 
 def test_nodes_agree_with_binary_search() -> None:

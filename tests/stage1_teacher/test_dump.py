@@ -18,6 +18,7 @@ from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
+from stage1_teacher.sparsify import sparsify
 from stage1_teacher.verify import verify_dump
 from tests.tiny import END_OF_TEXT, tiny_model
 
@@ -88,6 +89,38 @@ def test_two_workers_make_the_same_dump_as_one(tmp_path: Path, model: Path) -> N
     assert not (tmp_path / "two" / "dump" / "summary.json").exists()
     dump(two, worker=(1, 2))
     assert content(tmp_path / "one" / "dump") == content(tmp_path / "two" / "dump")
+
+
+def test_a_dump_that_overlaps_engine_and_reduction_has_the_same_content(tmp_path: Path, model: Path) -> None:
+    plain, overlapped = (
+        write_recipe(tmp_path / "plain", model, TEXTS),
+        write_recipe(tmp_path / "overlapped", model, TEXTS),
+    )
+    dump(plain, "placement.overlap=false", "placement.batch_tokens=64")
+    dump(overlapped, "placement.overlap=true", "placement.batch_tokens=64")
+    assert content(tmp_path / "plain" / "dump") == content(tmp_path / "overlapped" / "dump")
+
+
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_a_reduction_that_fails_ends_the_dump_with_its_error_and_leaves_whole_shards_only(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, overlap: str
+) -> None:
+    recipe = write_recipe(tmp_path, model, TEXTS)
+    calls = iter(range(100))
+
+    def failing(*args: object) -> object:
+        if next(calls) == 20:
+            raise MemoryError("no room for logits")
+        return sparsify(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("stage1_teacher.dump.sparsify", failing)
+    with pytest.raises(MemoryError, match="no room for logits"):
+        dump(recipe, f"placement.overlap={overlap}")
+    monkeypatch.undo()
+    made = content(tmp_path / "dump")
+    assert 0 < len(made) < len(Manifest.load(tmp_path / "dump").shards)
+    dump(recipe)
+    assert content(tmp_path / "dump").items() >= made.items() and verify_dump(tmp_path / "dump") == []
 
 
 @pytest.mark.parametrize(

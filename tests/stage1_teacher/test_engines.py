@@ -13,6 +13,7 @@ from pipeline.covering import Covering
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.engine import open_engine
 from stage1_teacher.head import Head, load_head
+from stage1_teacher.reduce import Reducer, Rows
 from tests import brute_force
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -67,8 +68,8 @@ def covering_targets(
     vocabulary: Vocabulary, head: Head, tokens: list[int], document: bytes, hidden_RD: torch.Tensor
 ) -> np.ndarray:
     covering = Covering(vocabulary, tokens, document)
-    rows = head.rows(hidden_RD, chunk=3)
-    return covering.targets(covering.reduce_row(row, probs_C) for row, probs_C in enumerate(rows)).probs_PV
+    [rows] = Reducer(head, vocabulary, chunk=3).reduce([Rows(covering, covering.offsets, hidden_RD)])
+    return covering.targets(rows).probs_PV
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
@@ -84,7 +85,7 @@ def test_soft_caps_scales_and_biases_reach_the_logits() -> None:
     vocabulary = Vocabulary([b"d", b"b", b"c", None], [3], 5)
     head = Head(weight_VD, bias_V, vocabulary, scale=0.5, soft_cap=2.0)
     expected_RV = 2.0 * torch.tanh((hidden_RD @ weight_VD.T + bias_V) * 0.5 / 2.0)
-    torch.testing.assert_close(head.logits(hidden_RD)[:, :-1], expected_RV[:, torch.from_numpy(vocabulary.order)])
+    torch.testing.assert_close(head.logits(hidden_RD), expected_RV[:, torch.from_numpy(vocabulary.order)])
 
 
 def test_a_checkpoint_without_safetensors_is_refused(model: Path, tmp_path: Path) -> None:
