@@ -166,11 +166,12 @@ class Covering:
         """What the canonical rows are summed over."""
         return self._intervals(self.offsets)
 
-    def reduce_rows(self, offsets: Sequence[int] | np.ndarray, probs_RC: np.ndarray) -> list[ReducedRow]:
+    def reduce_rows(self, offsets: Sequence[int] | np.ndarray, probs_RC: Iterable[np.ndarray]) -> list[ReducedRow]:
         """Masses of the rows that end at `offsets`; the slow twin of `stage1_teacher.reduce`, in float64.
 
         Args:
-            probs_RC: unnormalised probabilities in sorted columns, float32 or float64, and one more column that holds 0.
+            probs_RC: unnormalised probabilities in sorted columns, float32 or float64, row by row, and one more column that
+                feeds no symbol: it holds 0, or what lies on tokens that are in no column (`pipeline.listed`).
         """
         vocabulary, intervals = self.vocabulary, self.intervals(offsets)
         reduced = []

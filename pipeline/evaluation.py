@@ -34,13 +34,16 @@ def corpora_of(recipe: Recipe) -> dict[str, CorpusConfig]:
 
 
 def jobs_of_recipe(recipe: Recipe) -> list[Job]:
-    """The student's start, the trained student and the teacher. Raises ValueError before the student is trained."""
+    """The student's start, the trained student and the teacher, unless a server has it. Raises ValueError before the student is trained."""
     student, teacher = _student(recipe), recipe.teacher
     folder = Path(student.path)
     if not (folder / "export").exists():
         raise ValueError(f"{folder / 'export'} does not exist: run `bld student` first, or `bld export {folder}`")
     own = [("start", folder / "start"), ("student", folder / "export")]
     jobs = [Job(name, str(path), student.start, student.end) for name, path in own if path.exists()]
+    if teacher.engine == "openai":
+        print(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
+        return jobs
     return [*jobs, Job("teacher", teacher.model, teacher.start, next(iter(teacher.end), None))]
 
 

@@ -23,8 +23,10 @@ def sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for index, excluded in enumerate(corpus.exclude):
             yield f"{key}.exclude[{index}].source", excluded.source
     models = [("teacher", recipe.teacher)] + ([("student", recipe.student)] if recipe.student is not None else [])
+    served = recipe.teacher.engine == "openai"
     for key, section in models:
-        yield f"{key}.model", section.model
+        if not (served and key == "teacher" and section.tokenizer is not None):  # then it is a mere name
+            yield f"{key}.model", section.model
         if section.tokenizer is not None:
             yield f"{key}.tokenizer", section.tokenizer
 
@@ -48,9 +50,7 @@ def describe_source(key: str, source: str) -> str:
 def plan(recipe: Recipe) -> list[Line]:
     """What the recipe would fetch, make and write. Raises ValueError for what would fail whatever the machine."""
     lines = [(key, describe_source(key, source)) for key, source in sources(recipe)]
-    lines.append(
-        ("teacher", f"{recipe.teacher.engine}, {recipe.teacher.dtype}, windows of {recipe.teacher.max_tokens} tokens")
-    )
+    lines.append(("teacher", describe_teacher(recipe)))
     dump = recipe.dump
     lines.append(
         (
@@ -60,6 +60,16 @@ def plan(recipe: Recipe) -> list[Line]:
     )
     lines.append(("dump.path", describe_dump(Path(dump.path))))
     return lines + (_student_lines(recipe) if recipe.student is not None else [])
+
+
+def describe_teacher(recipe: Recipe) -> str:
+    """How the teacher runs; for a served one, where it is and how much of it is seen."""
+    teacher = recipe.teacher
+    windows = f"windows of {teacher.max_tokens} tokens"
+    if teacher.engine != "openai":
+        return f"{teacher.engine}, {teacher.dtype}, {windows}"
+    seen = f"the {teacher.prompt_logprobs} most probable tokens of each row"
+    return f"{teacher.name_at_server} at {recipe.placement.base_url}, {seen}, {windows}"
 
 
 def describe_dump(path: Path) -> str:

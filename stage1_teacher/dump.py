@@ -5,7 +5,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,142 +12,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.branching import Branching
-from pipeline.config import CoveringConfig, DumpConfig, Recipe
+from pipeline.config import DumpConfig, Recipe
 from pipeline.corpus import Corpus, Document
-from pipeline.covering import Covering, ReducedRow, Targets
+from pipeline.covering import Targets
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
-from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
-from pipeline.vocabulary import Vocabulary
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 from stage1_teacher import plan
-from stage1_teacher.engine import Engine, open_engine
-from stage1_teacher.expand import expand
-from stage1_teacher.head import load_head
+from stage1_teacher.engine import ListingEngine
 from stage1_teacher.overlap import one_ahead
-from stage1_teacher.reduce import Reducer, Rows
+from stage1_teacher.pieces import Piece, batches, cut_pieces, spelled_lengths
 from stage1_teacher.sparsify import sparsify
-from stage1_teacher.windows import Window, cut_windows
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """A teacher ready to be asked: engine, vocabulary, tokenizer, and the head with what reduces its rows."""
-
-    engine: Engine
-    vocabulary: Vocabulary
-    tokenizer: ByteTokenizer
-    start: int | None
-    max_tokens: int
-    overlap_tokens: int
-    reducer: Reducer
-    covering: CoveringConfig
-
-    def ask(self, pieces: Sequence["Piece"]) -> "Answers":
-        """Run the engine over some pieces."""
-        start = [] if self.start is None else [self.start]
-        prompts = [start + piece.tokens for piece in pieces]
-        if not prompts:
-            return Answers([], 0)
-        if not self.covering.beam_width:
-            return Answers(self.engine.hidden_states(prompts), sum(map(len, prompts)))
-        branches = self.engine.branches(prompts)
-        branchings = [Branching(self.piece_covering(piece), piece.tokens, self.covering) for piece in pieces]
-        for branching, rows in zip(
-            branchings, self._canonical([b.covering for b in branchings], branches.hidden), strict=True
-        ):
-            branching.add_canonical(rows)
-        expand(branchings, branches, self.reducer, len(start))
-        return Answers(branchings, branches.num_tokens)
-
-    def targets(self, pieces: Sequence["Piece"], answers: "Answers") -> list[Targets]:
-        """The targets of some pieces out of what the engine gave for them, the tokenizer's prefix included."""
-        if not self.covering.beam_width:
-            coverings = [self.piece_covering(piece) for piece in pieces]
-            rows = self._canonical(coverings, [answer for answer in answers.items if isinstance(answer, torch.Tensor)])
-            return [covering.targets(reduced) for covering, reduced in zip(coverings, rows, strict=True)]
-        return [answer.targets() for answer in answers.items if isinstance(answer, Branching)]
-
-    def piece_covering(self, piece: "Piece") -> Covering:
-        return Covering(self.vocabulary, piece.tokens, self.tokenizer.prefix + piece.text)
-
-    def _canonical(self, coverings: Sequence[Covering], hidden: Sequence[torch.Tensor]) -> list[list[ReducedRow]]:
-        return self.reducer.reduce(
-            [Rows(covering, covering.offsets, states_RD) for covering, states_RD in zip(coverings, hidden, strict=True)]
-        )
-
-
-class Answers(NamedTuple):
-    """What the engine gave for some pieces: hidden states, or coverings with their branch rows."""
-
-    items: Sequence[torch.Tensor | Branching]
-    num_tokens: int  # really computed
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One record to be: a window of a document with its tokens."""
-
-    doc_id: str
-    window: Window
-    text: bytes
-    tokens: list[int]
-
-
-def resolve_ids(recipe: Recipe, tokenizer: ByteTokenizer) -> tuple[int | None, tuple[int, ...]]:
-    """The start token and the tokens that mean END, as the recipe or else the tokenizer has them."""
-    teacher = recipe.teacher
-    start = tokenizer.token_id(teacher.start) if teacher.start else tokenizer.default_start
-    ends = tuple(tokenizer.token_id(name) for name in teacher.end)
-    if not ends and tokenizer.default_end is not None:
-        ends = (tokenizer.default_end,)
-    if start is None:
-        raise ValueError(
-            "the teacher's tokenizer names no start token; give teacher.start, e.g. teacher.start=<|endoftext|>"
-        )
-    if not ends:
-        raise ValueError(
-            "the teacher's tokenizer names no end token; give teacher.end, e.g. teacher.end=[<|endoftext|>]"
-        )
-    return start, ends
-
-
-def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teacher:
-    """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts."""
-    teacher, placement = recipe.teacher, recipe.placement
-    start, ends = resolve_ids(recipe, tokenizer)
-    head, vocabulary = load_head(
-        model, teacher.revision, getattr(torch, teacher.dtype), tokenizer.token_bytes, ends, teacher.trust_remote_code
-    )
-    if torch.cuda.is_available():
-        head = head.to("cuda")
-    reducer = Reducer(head, vocabulary, placement.reduce_rows)
-    covering = recipe.dump.covering
-    engine = open_engine(model, teacher, placement, branches=covering.beam_width > 0)
-    return Teacher(engine, vocabulary, tokenizer, start, teacher.max_tokens, teacher.overlap_tokens, reducer, covering)
-
-
-def cut_pieces(document: Document, tokenizer: ByteTokenizer, max_tokens: int, overlap: int) -> list[Piece]:
-    """A document's windows, encoded. Raises SpellingError where the tokens do not spell the bytes."""
-    budget = max_tokens - 1  # the start token takes one
-    tokens = tokenizer.encode(document.text)
-    if len(tokens) <= budget:
-        return [Piece(document.doc_id, Window(0, len(document.text), 0, True), document.text, tokens)]
-    lengths = spelled_lengths(tokenizer, tokens)
-    windows = cut_windows(document.text, lengths, lambda part: len(tokenizer.encode(part)), budget, overlap)
-    texts = [document.text[window.start : window.end] for window in windows]
-    return [Piece(document.doc_id, w, text, tokenizer.encode(text)) for w, text in zip(windows, texts, strict=True)]
-
-
-def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int]) -> list[int]:
-    """Bytes of the document in each token: what the tokenizer puts before the document is taken off the first."""
-    lengths = [len(tokenizer.token_bytes[token] or b"") for token in tokens]
-    if lengths:
-        lengths[0] -= len(tokenizer.prefix)
-    return lengths
+from stage1_teacher.teacher import Answers, Teacher, load_tokenizer, open_teacher, resolve_ids
 
 
 def make_records(pieces: Sequence[Piece], answers: Answers, teacher: Teacher, dump: DumpConfig) -> list[Record]:
@@ -183,20 +60,6 @@ def make_record(piece: Piece, targets: Targets, tokenizer: ByteTokenizer, top_k:
         symbols=symbols,
         logprobs=logprobs,
     )
-
-
-def _batches(pieces: Sequence[Piece], batch_tokens: int) -> Iterator[list[Piece]]:
-    """Pieces in order, about `batch_tokens` at once: the same batches whenever the shard is made."""
-    batch: list[Piece] = []
-    tokens = 0
-    for piece in pieces:
-        if batch and tokens + len(piece.tokens) + 1 > batch_tokens:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(piece)
-        tokens += len(piece.tokens) + 1
-    if batch:
-        yield batch
 
 
 class CutShard(NamedTuple):
@@ -238,9 +101,9 @@ def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher)
 def forward(shards: Iterable[CutShard], teacher: Teacher, batch_tokens: int) -> Iterator[Forwarded]:
     """Run the engine over the shards' pieces. No batch reaches over a shard's end, so that a shard made again is the same."""
     for shard in shards:
-        batches = list(_batches(shard.pieces, batch_tokens)) or [[]]
-        for index, batch in enumerate(batches):
-            yield Forwarded(batch, teacher.ask(batch), shard if index == len(batches) - 1 else None)
+        parts = list(batches(shard.pieces, batch_tokens)) or [[]]
+        for index, batch in enumerate(parts):
+            yield Forwarded(batch, teacher.ask(batch), shard if index == len(parts) - 1 else None)
 
 
 class ShardWriter:
@@ -289,12 +152,12 @@ def make_shards(
 ) -> Iterator[Made]:
     """Make and commit shards, yielding what each batch of the engine added.
 
-    Where the engine has a device of its own, three threads work at once: one encodes the next shard, this one drives the
+    Where the engine has a device of its own, or a machine, three threads work at once: one encodes the next shard, this one drives the
     engine, one reduces the last batch and writes. On a CPU they would only take the engine's cores from it: measured, no faster.
     """
     concurrent = recipe.placement.overlap
     if concurrent is None:
-        concurrent = torch.cuda.is_available()
+        concurrent = torch.cuda.is_available() or isinstance(teacher.engine, ListingEngine)
     cut = one_ahead(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
     writer = ShardWriter(teacher, recipe, identity, folder)
     yield from one_ahead(forward(cut, teacher, recipe.placement.batch_tokens), writer.take, concurrent)
@@ -324,12 +187,12 @@ def read_shards(todo: Sequence[ShardPlan], corpus: Corpus) -> Iterator[tuple[Sha
 
 def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str) -> Manifest:
     """Plan the dump and hold its folder to the plan's identity."""
+    engine = _engine_name(recipe)  # first: a server that is not the teacher fails before the corpus is read
     shards = list(plan.plan_shards(corpus, int(recipe.dump.shard_bytes)))
     start, ends = resolve_ids(recipe, tokenizer)
-    weights = plan.weights_sha256(model, recipe.teacher.revision)
-    identity = plan.make_identity(
-        recipe, tokenizer, start, ends, weights, _engine_name(recipe), plan.corpus_sha256(shards)
-    )
+    served = recipe.teacher.engine == "openai"
+    weights = None if served else plan.weights_sha256(model, recipe.teacher.revision)
+    identity = plan.make_identity(recipe, tokenizer, start, ends, weights, engine, plan.corpus_sha256(shards))
     dump = Path(recipe.dump.path)
     manifest = plan.hold_to_identity(
         dump, Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
@@ -343,6 +206,10 @@ def _engine_name(recipe: Recipe) -> str:
         from stage1_teacher.engine_vllm import engine_version
 
         return engine_version()
+    if recipe.teacher.engine == "openai":
+        from stage1_teacher.engine_openai import engine_name
+
+        return engine_name(recipe.teacher, recipe.placement)
     import transformers
 
     return f"transformers-{transformers.__version__}"
@@ -362,11 +229,7 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
         print_plan(recipe)
         return
     dump = Path(recipe.dump.path)
-    model = resolve_model(recipe.teacher.model, recipe.teacher.revision)
-    tokenizer = ByteTokenizer.load(
-        resolve_tokenizer(recipe.teacher.tokenizer) if recipe.teacher.tokenizer else model,
-        recipe.teacher.trust_remote_code,
-    )
+    model, tokenizer = load_tokenizer(recipe)
     for remark in tokenizer.remarks():
         print(f"{dump}: the teacher's tokenizer {remark}")
     corpus = Corpus(recipe.corpus)

@@ -1,12 +1,16 @@
-"""What stage 1 asks of an engine: the last hidden states of every position of some prompts. Everything after is shared."""
+"""What stage 1 asks of an engine: the last hidden states of every position of some prompts. Everything after is shared.
+
+An engine that cannot give them lists the most probable tokens of each position instead.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.listed import ListedRows
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,26 @@ class Engine(Protocol):
         """Give memory and processes back."""
 
 
+@runtime_checkable
+class ListingEngine(Protocol):
+    """A teacher whose head is out of reach."""
+
+    name: str  # with its version; part of the dump's identity
+
+    def listed_rows(self, prompts: Sequence[Sequence[int]]) -> list[ListedRows]:
+        """For each prompt of token ids, the most probable tokens after each of its tokens."""
+
+    def close(self) -> None:
+        """Give connections back."""
+
+
 def open_engine(model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> Engine:
-    """The engine that the recipe names, with `model` (a local folder or hub id) loaded; `branches`: it will be asked for some."""
+    """The engine that the recipe names, with `model` (a local folder or hub id) loaded; `branches`: it will be asked for some.
+
+    Raises ValueError for a served teacher, which gives no hidden states.
+    """
+    if teacher.engine == "openai":
+        raise ValueError("a served teacher gives no hidden states; for this, use teacher.engine: vllm or transformers")
     if teacher.engine == "vllm":
         from stage1_teacher.engine_vllm import VllmEngine
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, TeacherConfig
 from pipeline.corpus import Corpus, Document
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan, identity_differences
@@ -62,30 +62,41 @@ def make_identity(
     tokenizer: ByteTokenizer,
     start: int | None,
     ends: tuple[int, ...],
-    weights: str,
+    weights: str | None,
     engine: str,
     corpus: str,
 ) -> dict[str, Any]:
-    """Everything that decides the content of a dump, and nothing else."""
+    """Everything that decides the content of a dump, and nothing else. `weights` is None for a served teacher."""
     teacher, dump = recipe.teacher, recipe.dump
+    served = teacher.engine == "openai"
     return {
         "teacher": {
             "model": teacher.model,
             "revision": teacher.revision,
             "weights_sha256": weights,
-            "dtype": teacher.dtype,
+            "dtype": None if served else teacher.dtype,  # a server has its own and does not tell
             "engine": engine,
             "tokenizer_sha256": tokenizer.sha256,
             "start_id": start,
             "end_ids": list(ends),
             "max_tokens": teacher.max_tokens,
             "overlap_tokens": teacher.overlap_tokens,
+            **(_served_identity(teacher) if served else {}),
         },
         "corpus": {"sha256": corpus, "field": recipe.corpus.field},
         "covering": recipe.dump.covering.model_dump(),
         "sparsity": {"top_k": dump.top_k, "min_prob": dump.min_prob},
         "coding": "float16 natural log",
         "shard_bytes": int(dump.shard_bytes),
+    }
+
+
+def _served_identity(teacher: TeacherConfig) -> dict[str, Any]:
+    """What a dump from a server has besides; a dump without `targets` comes from the whole softmax."""
+    return {
+        "served_model": teacher.name_at_server,
+        "targets": "top-k tokens of each row",
+        "prompt_logprobs": teacher.prompt_logprobs,
     }
 
 

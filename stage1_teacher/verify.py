@@ -10,8 +10,6 @@ import pyarrow as pa
 from pipeline.config import Recipe
 from pipeline.corpus import Document
 from pipeline.recipe import load_recipe
-from pipeline.source import resolve_model, resolve_tokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest
 from schemas.shard import Record, read_shard
 
@@ -63,12 +61,10 @@ def _verify_summary(path: Path) -> list[str]:
 
 
 def _verify_teacher(path: Path, manifest: Manifest, num_documents: int) -> list[str]:
-    from stage1_teacher.dump import open_teacher
+    from stage1_teacher.teacher import load_tokenizer, open_teacher
 
     recipe = load_recipe(str(path / "recipe.yaml"), [])
-    model = resolve_model(recipe.teacher.model, recipe.teacher.revision)
-    tokenizer = ByteTokenizer.load(resolve_tokenizer(recipe.teacher.tokenizer) if recipe.teacher.tokenizer else model)
-    teacher = open_teacher(recipe, model, tokenizer)
+    teacher = open_teacher(recipe, *load_tokenizer(recipe))
     divergences: list[float] = []
     for shard in manifest.shards:
         for record in read_shard(shard.path(path)):
@@ -90,7 +86,9 @@ def _verify_teacher(path: Path, manifest: Manifest, num_documents: int) -> list[
 
 def _divergence(record: Record, recipe: Recipe, teacher: object) -> float:
     """Mean over positions of |log p - log p'| of the realised symbol, nats."""
-    from stage1_teacher.dump import Piece, Teacher, make_records
+    from stage1_teacher.dump import make_records
+    from stage1_teacher.pieces import Piece
+    from stage1_teacher.teacher import Teacher
     from stage1_teacher.windows import Window
 
     assert isinstance(teacher, Teacher)

@@ -14,7 +14,7 @@ from pipeline.corpus import Document
 from pipeline.source import resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.tokenizer_convert import from_sentencepiece
-from stage1_teacher.dump import cut_pieces, spelled_lengths
+from stage1_teacher.pieces import cut_pieces, spelled_lengths
 from stage2_student.spans import token_spans
 from tests.bench.texts import code
 

@@ -13,10 +13,11 @@ from pipeline.corpus import Document
 from pipeline.covering import Covering
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
-from stage1_teacher.dump import cut_pieces, open_teacher
 from stage1_teacher.engine import open_engine
 from stage1_teacher.head import Head, load_head
+from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.reduce import Reducer, Rows
+from stage1_teacher.teacher import open_teacher
 from tests import brute_force
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -1,0 +1,319 @@
+"""A server as the teacher: `vllm serve`, asked over HTTP for the most probable tokens of every row of a prompt.
+
+`POST /completions` takes token ids, and `prompt_logprobs` (vLLM's own addition to OpenAI's protocol) has it list, for each
+prompt token but the first, the most probable tokens of the row before it, by id, and that token itself. The last row needs one
+more token after it, a sentinel: an END token, so that the row lists END whether or not it is probable.
+"""
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import httpx2
+import numpy as np
+
+from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.listed import ListedRows
+from pipeline.tokenizer_bytes import ByteTokenizer
+
+KEY_VARIABLE = "BLD_API_KEY"  # not OPENAI_API_KEY: that one is for another host, which this server is not
+FIRST_WAIT = 0.5  # seconds before the second attempt; each further wait is twice as long
+LONGEST_WAIT = 60.0
+RETRIED = (408, 429, 500, 502, 503, 504)
+PROBE = b"The teacher's tokens, in a few words: 1, 2 and 3."
+EXTRA_TOKENS = 2  # the sentinel, and one generated token, which vLLM does not do without
+
+# Of each prompt token but the first: {id: {"logprob": nats, "rank": from 1, "decoded_token": text}}, ids as text.
+Listing = list[dict[str, dict[str, Any]]]
+Answer = TypeVar("Answer")
+
+
+class _TryAgainError(Exception):
+    """The server is busy or away; `wait` is what it asks for, seconds."""
+
+    def __init__(self, fault: str, wait: float = 0.0) -> None:
+        super().__init__(fault)
+        self.wait = wait
+
+
+class Server:
+    """One HTTP server, tried again while it is busy or away. The API key goes into one header and nowhere else."""
+
+    def __init__(self, placement: PlacementConfig) -> None:
+        assert placement.base_url is not None  # Recipe checks it
+        self.base_url = placement.base_url
+        self._attempts, self._requests = placement.request_attempts, placement.requests
+        self._key = _api_key()
+        self._runner = asyncio.Runner()
+        self._client = httpx2.AsyncClient(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx2.Timeout(placement.request_timeout, connect=min(30.0, placement.request_timeout), pool=None),
+            limits=httpx2.Limits(max_connections=placement.requests),
+        )
+
+    def get(self, url: str, missing_is_none: bool = False) -> Any:
+        """The JSON at an address; with `missing_is_none`, None where the server knows no such address."""
+        return self._runner.run(self._ask("GET", url, None, missing_is_none))
+
+    def post_all(self, url: str, bodies: Sequence[dict[str, Any]], read: Callable[[int, Any], Answer]) -> list[Answer]:
+        """What `read` makes of the JSON answer to each body, given the body's index; the first failure ends all."""
+        return self._runner.run(self._post_all(url, bodies, read))
+
+    async def _post_all(
+        self, url: str, bodies: Sequence[dict[str, Any]], read: Callable[[int, Any], Answer]
+    ) -> list[Answer]:
+        slots = asyncio.Semaphore(self._requests)
+
+        async def post(index: int) -> Answer:
+            async with slots:
+                return read(index, await self._ask("POST", url, bodies[index]))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(post(index)) for index in range(len(bodies))]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _ask(self, method: str, url: str, body: dict[str, Any] | None, missing_is_none: bool = False) -> Any:
+        """The answer, after as many attempts as it takes. Raises ConnectionError when there are no more."""
+        fault = ""
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return await self._ask_once(method, url, body, missing_is_none)
+            except _TryAgainError as error:
+                fault, asked_wait = str(error), error.wait
+            if attempt < self._attempts:
+                # Jitter, or all requests that a busy server refused together come back together.
+                wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+                wait = max(wait, min(asked_wait, LONGEST_WAIT))
+                again = f"attempt {attempt + 1} of {self._attempts} in {wait:.1f} s"
+                print(f"{method} {url}: {fault}; {again}", file=sys.stderr)
+                await asyncio.sleep(wait)
+        raise ConnectionError(
+            f"{method} {url} failed {self._attempts} times, at last with {fault}. Check that the server runs and that "
+            "placement.base_url is its address; lower placement.requests if it is overloaded. Then run the same command "
+            "again: finished shards stay."
+        )
+
+    async def _ask_once(self, method: str, url: str, body: dict[str, Any] | None, missing_is_none: bool) -> Any:
+        try:
+            response = await self._client.request(method, url, json=body)
+        except httpx2.RequestError as error:
+            raise _TryAgainError(f"{type(error).__name__}: {error}".removesuffix(": ")) from None
+        if response.status_code == 200:
+            return self._json(url, response)
+        if missing_is_none and response.status_code in (404, 405):
+            return None
+        fault = f"status {response.status_code}: {self._excerpt(response.text)}"
+        if response.status_code in RETRIED:
+            raise _TryAgainError(fault, _retry_after(response))
+        raise ValueError(f"{method} {url}: {fault}. {self._remedy(response)}")
+
+    def _json(self, url: str, response: httpx2.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            raise ValueError(
+                f"{url} answers with something that is not JSON: {self._excerpt(response.text)}. "
+                "Check placement.base_url; it usually ends in /v1."
+            ) from None
+
+    def _excerpt(self, text: str) -> str:
+        """The start of a body, on one line; some servers repeat the key that they refuse."""
+        text = text.replace(self._key, f"[{KEY_VARIABLE}]") if self._key else text
+        return " ".join(text.split())[:300] or "empty body"
+
+    def _remedy(self, response: httpx2.Response) -> str:
+        if response.status_code in (401, 403):
+            given = "is not accepted" if self._key else "is not set"
+            return f"The server wants a key, and the environment variable {KEY_VARIABLE} {given}."
+        if "logprobs" in response.text:
+            return "Start the server with --max-logprobs of teacher.prompt_logprobs or more, or lower the latter."
+        return "Check placement.base_url (it usually ends in /v1), and the server's log."
+
+    def close(self) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
+
+
+def _api_key() -> str:
+    """The key of the environment, or nothing. Raises ValueError, without the key, for one that no header can hold."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError(f"the environment variable {KEY_VARIABLE} holds characters that no key has; set it again")
+    return key
+
+
+def _retry_after(response: httpx2.Response) -> float:
+    """Seconds that the server asks to wait; 0 where it does not say, or gives a date."""
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else 0.0
+
+
+def check_server(server: Server, teacher: TeacherConfig) -> str:
+    """The engine's name for the dump's identity: `openai-vllm-0.32.0`, without a version where the server gives none.
+
+    Raises:
+        ValueError: the server has no such model, or serves it with too short a context.
+    """
+    wanted = teacher.name_at_server
+    url = f"{server.base_url}/models"
+    answer = server.get(url)
+    cards = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(cards, list):
+        raise ValueError(f"{url} lists no models. Check placement.base_url; it usually ends in /v1.")
+    served = {card.get("id"): card for card in cards}
+    if wanted not in served:
+        raise ValueError(
+            f"{server.base_url} serves no model {wanted!r}; it serves {', '.join(map(repr, served)) or 'none'}. "
+            "Give its name there (teacher.served_model), or another placement.base_url."
+        )
+    longest, needed = served[wanted].get("max_model_len"), teacher.max_tokens + EXTRA_TOKENS
+    if longest is not None and longest < needed:
+        raise ValueError(
+            f"{server.base_url} serves {wanted!r} with max_model_len {longest}, and windows of teacher.max_tokens "
+            f"{teacher.max_tokens} need {needed} ({EXTRA_TOKENS} more). Give teacher.max_tokens={longest - EXTRA_TOKENS} "
+            f"or less, or start the server with --max-model-len {needed}."
+        )
+    version = server.get(server.base_url.removesuffix("/v1") + "/version", missing_is_none=True)
+    number = version.get("version") if isinstance(version, dict) else None
+    return f"openai-vllm-{number}" if number else "openai-vllm"
+
+
+def engine_name(teacher: TeacherConfig, placement: PlacementConfig) -> str:
+    """`check_server`, with a connection of its own."""
+    server = Server(placement)
+    try:
+        return check_server(server, teacher)
+    finally:
+        server.close()
+
+
+class OpenAIEngine:
+    """A teacher behind a server, checked before it is used: name, context, prompt log-probabilities, tokenizer.
+
+    Args:
+        start: id put before a document, or None.
+        sentinel: id put after every prompt; one that means END.
+    Raises:
+        ValueError: the server is not the teacher that the recipe means; says what to change.
+        ConnectionError: the server cannot be reached, or is busy for too long.
+    """
+
+    def __init__(
+        self,
+        teacher: TeacherConfig,
+        placement: PlacementConfig,
+        tokenizer: ByteTokenizer,
+        start: int | None,
+        sentinel: int,
+    ) -> None:
+        self._teacher, self._sentinel, self._num_tokens = teacher, sentinel, len(tokenizer.token_bytes)
+        # vLLM 0.32 does not refuse it: its engine dies.
+        if teacher.prompt_logprobs > self._num_tokens:
+            raise ValueError(
+                f"teacher.prompt_logprobs is {teacher.prompt_logprobs}, and the tokenizer has {self._num_tokens} tokens; "
+                "give at most that"
+            )
+        self._server = Server(placement)
+        self._url = f"{self._server.base_url}/completions"
+        try:
+            self.name = check_server(self._server, teacher)
+            self._check_spelling(tokenizer, start)
+        except BaseException:
+            self._server.close()
+            raise
+
+    def listed_rows(self, prompts: Sequence[Sequence[int]]) -> list[ListedRows]:
+        """For each prompt of token ids, its rows: row r is what follows the first r + 1 tokens."""
+        return self._ask(prompts, self._rows)
+
+    def _ask(self, prompts: Sequence[Sequence[int]], read: Callable[[Listing], Answer]) -> list[Answer]:
+        common = {
+            "model": self._teacher.name_at_server,
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": self._teacher.prompt_logprobs,
+        }
+        ended = [[*prompt, self._sentinel] for prompt in prompts]
+        # Each answer is made small as it comes: a token's entry is a dictionary of three.
+        return self._server.post_all(
+            self._url,
+            [common | {"prompt": prompt} for prompt in ended],
+            lambda index, answer: read(self._listing(ended[index], answer)),
+        )
+
+    def _listing(self, prompt: Sequence[int], answer: Any) -> Listing:
+        """The prompt log-probabilities of an answer, checked to be those of the prompt."""
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        listing = choices[0].get("prompt_logprobs") if choices else None
+        if not listing:
+            raise ValueError(
+                f"{self._url} answers without prompt_logprobs. The teacher must be served by vLLM (`vllm serve`), and "
+                "what lies between must hand on the fields that OpenAI's protocol lacks."
+            )
+        if len(listing) != len(prompt):
+            raise ValueError(
+                f"{self._url} lists {len(listing)} tokens of a prompt of {len(prompt)}: the server cuts or extends prompts"
+            )
+        for token, entries in zip(prompt[1:], listing[1:], strict=True):
+            if str(token) not in entries:
+                raise ValueError(f"{self._url} lists no token {token} where the prompt has it: it changes prompts")
+            if len(entries) < self._teacher.prompt_logprobs:
+                raise ValueError(
+                    f"{self._url} lists {len(entries)} tokens of a row where teacher.prompt_logprobs asks for "
+                    f"{self._teacher.prompt_logprobs}; start the server with a larger --max-logprobs, or lower it"
+                )
+        return listing[1:]
+
+    def _rows(self, listing: Listing) -> ListedRows:
+        counts_R = np.array([len(entries) for entries in listing], dtype=np.int64)
+        token_ids_E = np.array([int(token) for entries in listing for token in entries], dtype=np.int64)
+        logprobs_E = np.array([entry["logprob"] for entries in listing for entry in entries.values()], dtype=np.float64)
+        masses_R = np.add.reduceat(np.exp(np.minimum(logprobs_E, 1.0)), np.cumsum(counts_R) - counts_R)
+        # float32 log-probabilities of a whole vocabulary sum to 1 within 1e-5; logits in their place do not.
+        if not masses_R.max() < 1.001:
+            raise ValueError(
+                f"{self._url}: the probabilities of a row's tokens sum to {masses_R.max():.4g}, so they are not "
+                "log-probabilities; start the server without --logprobs-mode, or with raw_logprobs"
+            )
+        return ListedRows(counts_R, token_ids_E, logprobs_E, self._teacher.prompt_logprobs)
+
+    def _check_spelling(self, tokenizer: ByteTokenizer, start: int | None) -> None:
+        """Hold the texts that the server gives its tokens against the tokenizer's: ids of another one mean other text."""
+        prompt = [*([] if start is None else [start]), *tokenizer.encode(PROBE)][: self._teacher.max_tokens]
+        [listing] = self._ask([prompt], lambda listing: listing)
+        self._rows(listing)
+        compared, wrong = 0, []
+        for token, entry in ((int(token), entry) for entries in listing for token, entry in entries.items()):
+            there, here = entry.get("decoded_token"), _text(tokenizer, token)
+            # Half a character has no text; spaces at the ends are a matter of how a token is shown.
+            if here and there and "\ufffd" not in there:
+                compared += 1
+                if there.strip() != here.strip():
+                    wrong.append(f"token {token} is {there!r} there and {here!r} here")
+        if 2 * len(wrong) > compared:
+            raise ValueError(
+                f"{self._server.base_url} serves {self._teacher.name_at_server!r} with another tokenizer: "
+                f"{'; '.join(wrong[:3])}. Give the served model's tokenizer (teacher.tokenizer)."
+            )
+        if not compared:
+            print(
+                f"{self._server.base_url} gives no texts of tokens: that its tokenizer is the recipe's is not checked"
+            )
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def _text(tokenizer: ByteTokenizer, token: int) -> str | None:
+    """A token's bytes as text; None where they spell nothing, or no whole characters."""
+    spelled = tokenizer.token_bytes[token] if token < len(tokenizer.token_bytes) else None
+    try:
+        return None if spelled is None else spelled.decode("utf-8")
+    except UnicodeDecodeError:
+        return None

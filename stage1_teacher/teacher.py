@@ -1,0 +1,152 @@
+"""A teacher that is ready to be asked: its engine, its tokenizer, and what makes targets of the engine's answers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+
+from pipeline.branching import Branching
+from pipeline.config import Recipe
+from pipeline.covering import Covering, ReducedRow, Targets
+from pipeline.listed import ListedRows, listed_targets
+from pipeline.source import resolve_model, resolve_tokenizer
+from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.vocabulary import Vocabulary
+from stage1_teacher.engine import Branches, Engine, ListingEngine, open_engine
+from stage1_teacher.expand import expand
+from stage1_teacher.head import load_head
+from stage1_teacher.pieces import Piece
+from stage1_teacher.reduce import Reducer, Rows
+
+
+class Answers(NamedTuple):
+    """What the engine gave for some pieces: hidden states, listed tokens, or coverings with their branch rows."""
+
+    items: Sequence[torch.Tensor] | Sequence[ListedRows] | Sequence[Branching]
+    num_tokens: int  # really computed
+
+
+class Teacher:
+    """An engine with what makes targets of its answers.
+
+    Args:
+        reducer: None where the engine lists tokens itself.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Engine | ListingEngine,
+        vocabulary: Vocabulary,
+        tokenizer: ByteTokenizer,
+        start: int | None,
+        reducer: Reducer | None,
+    ) -> None:
+        self.engine, self.tokenizer, self.start = engine, tokenizer, start
+        self.max_tokens, self.overlap_tokens = recipe.teacher.max_tokens, recipe.teacher.overlap_tokens
+        self._vocabulary, self._reducer, self._config = vocabulary, reducer, recipe.dump.covering
+
+    def ask(self, pieces: Sequence[Piece]) -> Answers:
+        """Run the engine over some pieces. Raises ValueError where branch rows are wanted of an engine that lists tokens."""
+        start = [] if self.start is None else [self.start]
+        prompts = [start + piece.tokens for piece in pieces]
+        num_tokens = sum(map(len, prompts))
+        if not prompts:
+            return Answers([], 0)
+        if isinstance(self.engine, ListingEngine):
+            return Answers(self.engine.listed_rows(prompts), num_tokens)
+        if not self._config.beam_width:
+            return Answers(self.engine.hidden_states(prompts), num_tokens)
+        return self._branch(pieces, self.engine.branches(prompts))
+
+    def _branch(self, pieces: Sequence[Piece], branches: Branches) -> Answers:
+        assert self._reducer is not None
+        coverings = self._coverings(pieces)
+        branchings = [
+            Branching(covering, piece.tokens, self._config) for covering, piece in zip(coverings, pieces, strict=True)
+        ]
+        for branching, rows in zip(branchings, self._canonical(coverings, branches.hidden), strict=True):
+            branching.add_canonical(rows)
+        expand(branchings, branches, self._reducer, num_start=int(self.start is not None))
+        return Answers(branchings, branches.num_tokens)
+
+    def targets(self, pieces: Sequence[Piece], answers: Answers) -> list[Targets]:
+        """The targets of some pieces out of what the engine gave for them, the tokenizer's prefix included."""
+        if not pieces:
+            return []
+        if isinstance(answers.items[0], Branching):
+            return [branching.targets() for branching in cast(Sequence[Branching], answers.items)]
+        coverings = self._coverings(pieces)
+        if isinstance(answers.items[0], ListedRows):
+            listed = cast(Sequence[ListedRows], answers.items)
+            return [listed_targets(covering, rows) for covering, rows in zip(coverings, listed, strict=True)]
+        reduced = self._canonical(coverings, cast(Sequence[torch.Tensor], answers.items))
+        return [covering.targets(rows) for covering, rows in zip(coverings, reduced, strict=True)]
+
+    def _coverings(self, pieces: Sequence[Piece]) -> list[Covering]:
+        prefix = self.tokenizer.prefix
+        return [Covering(self._vocabulary, piece.tokens, prefix + piece.text) for piece in pieces]
+
+    def _canonical(self, coverings: Sequence[Covering], hidden: Sequence[torch.Tensor]) -> list[list[ReducedRow]]:
+        assert self._reducer is not None
+        return self._reducer.reduce(
+            [Rows(covering, covering.offsets, states_RD) for covering, states_RD in zip(coverings, hidden, strict=True)]
+        )
+
+
+def load_tokenizer(recipe: Recipe) -> tuple[str, ByteTokenizer]:
+    """The teacher's model, resolved (a served one that has a tokenizer of its own is a mere name), and its tokenizer."""
+    teacher = recipe.teacher
+    named = teacher.engine == "openai" and teacher.tokenizer is not None
+    model = teacher.model if named else resolve_model(teacher.model, teacher.revision)
+    source = resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else model
+    return model, ByteTokenizer.load(source, teacher.trust_remote_code)
+
+
+def resolve_ids(recipe: Recipe, tokenizer: ByteTokenizer) -> tuple[int | None, tuple[int, ...]]:
+    """The start token and the tokens that mean END, as the recipe or else the tokenizer has them."""
+    teacher = recipe.teacher
+    start = tokenizer.token_id(teacher.start) if teacher.start else tokenizer.default_start
+    ends = tuple(tokenizer.token_id(name) for name in teacher.end)
+    if not ends and tokenizer.default_end is not None:
+        ends = (tokenizer.default_end,)
+    if start is None:
+        raise ValueError(
+            "the teacher's tokenizer names no start token; give teacher.start, e.g. teacher.start=<|endoftext|>"
+        )
+    if not ends:
+        raise ValueError(
+            "the teacher's tokenizer names no end token; give teacher.end, e.g. teacher.end=[<|endoftext|>]"
+        )
+    return start, ends
+
+
+def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teacher:
+    """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts."""
+    teacher, placement = recipe.teacher, recipe.placement
+    start, ends = resolve_ids(recipe, tokenizer)
+    if teacher.engine == "openai":
+        return _open_served(recipe, tokenizer, start, ends)
+    head, vocabulary = load_head(
+        model, teacher.revision, getattr(torch, teacher.dtype), tokenizer.token_bytes, ends, teacher.trust_remote_code
+    )
+    if torch.cuda.is_available():
+        head = head.to("cuda")
+    reducer = Reducer(head, vocabulary, placement.reduce_rows)
+    engine = open_engine(model, teacher, placement, branches=recipe.dump.covering.beam_width > 0)
+    return Teacher(recipe, engine, vocabulary, tokenizer, start, reducer)
+
+
+def _open_served(recipe: Recipe, tokenizer: ByteTokenizer, start: int | None, ends: tuple[int, ...]) -> Teacher:
+    """A teacher behind a server: no weights here, and the vocabulary is as wide as the tokenizer's."""
+    from stage1_teacher.engine_openai import OpenAIEngine
+
+    teacher, placement = recipe.teacher, recipe.placement
+    engine = OpenAIEngine(teacher, placement, tokenizer, start, ends[0])
+    print(
+        f"{placement.base_url}: {teacher.name_at_server}, {engine.name}. Targets come from the {teacher.prompt_logprobs} "
+        "most probable tokens of each row (teacher.prompt_logprobs), not from the whole softmax; what lies on other "
+        "tokens is counted in dropped and doubt."
+    )
+    vocabulary = Vocabulary(tokenizer.token_bytes, ends, len(tokenizer.token_bytes))
+    return Teacher(recipe, engine, vocabulary, tokenizer, start, None)
