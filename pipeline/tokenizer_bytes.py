@@ -15,9 +15,16 @@ from tokenizers import Tokenizer
 
 from pipeline.tokenizer_spelling import encoder_definition, spellings, text_changers
 
+_SPACE = "▁"
+_UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}  # the others are in no UTF-8 text
+
 
 class SpellingError(ValueError):
-    """The tokens do not spell the document."""
+    """The tokens do not spell the document. `reason` is short, and the same for all documents with that fault."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class ByteTokenizer:
                 offset = error.start - len(self.prefix)
                 results[index] = SpellingError(
                     f"the document is not valid UTF-8 at byte {offset}: {document[offset : offset + 8]!r} "
-                    f"({error.reason})"
+                    f"({error.reason})",
+                    "not valid UTF-8",
                 )
         encodings = iter(self._encoder.encode_batch_fast(texts, add_special_tokens=False))
         return [
@@ -77,15 +85,35 @@ class ByteTokenizer:
             return ids
         shorter = min(len(have), len(wanted))
         at = next((i for i in range(shorter) if have[i] != wanted[i]), shorter)
-        cause = (
-            f"its normalizer ({', '.join(self.normalizers)}) changes the text"
-            if self.normalizers
-            else _cause(wanted, at)
-        )
+        reason = self._reason(wanted, at)
         return SpellingError(
             f"the tokens do not spell the document: at byte {at - len(self.prefix)} it has {wanted[at : at + 8]!r} "
-            f"where they have {have[at : at + 8]!r}; {cause}. Leave the document out, or choose another tokenizer."
+            f"where they have {have[at : at + 8]!r}; {reason}. Leave the document out, or choose another tokenizer.",
+            reason,
         )
+
+    def _reason(self, wanted: bytes, at: int) -> str:
+        text = wanted.decode("utf-8")
+        if self.normalizers:
+            changed = self._encoder.normalizer.normalize_str(text)
+            if changed.replace(_SPACE, " ") != text.replace(_SPACE, " "):
+                return f"its normalizer ({', '.join(self.normalizers)}) changes the text"
+        if _SPACE.encode() in wanted[max(at - 2, 0) : at + 3]:
+            return "the tokenizer writes a space as U+2581, and takes that character in a text for a space"
+        return "its vocabulary cannot spell these bytes"
+
+    def remarks(self) -> list[str]:
+        """What it cannot spell, a sentence each; empty for a tokenizer that spells every document."""
+        found = []
+        if self.normalizers:
+            found.append(f"normalises text ({', '.join(self.normalizers)}): documents that change under it")
+        if isinstance(self.encode_batch([_SPACE.encode()])[0], SpellingError):
+            found.append("writes a space as U+2581: documents with that character")
+        have = {token[0] for token in self.token_bytes if token is not None and len(token) == 1}
+        lacking = sorted(_UTF8_BYTES - have)
+        if lacking:
+            found.append(f"has no tokens for the bytes {bytes(lacking).hex(' ')}: documents with them")
+        return [f"{what} are counted and left out" for what in found]
 
     def token_id(self, spelling: str) -> int:
         """Id of a control token by its name. Raises ValueError naming the nearest ones."""
@@ -132,12 +160,6 @@ class ByteTokenizer:
             normalizers=text_changers(definition),
             _encoder=encoder,
         )
-
-
-def _cause(wanted: bytes, at: int) -> str:
-    if "▁".encode() in wanted[max(at - 2, 0) : at + 3]:
-        return "the tokenizer writes a space as U+2581, and takes that character in a text for a space"
-    return "its vocabulary cannot spell these bytes"
 
 
 def _fingerprint(definition: dict[str, Any]) -> str:

@@ -153,23 +153,21 @@ def from_tekken(path: Path) -> Converted:
 
 
 def from_sentencepiece(path: Path) -> Converted:
-    """A SentencePiece BPE model with byte fallback. Raises ValueError for what could not give back every byte."""
+    """A SentencePiece BPE or Unigram model with byte fallback. ValueError for what could not give back every byte."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(path.read_bytes())
     trainer, norm = proto.trainer_spec, proto.normalizer_spec
-    if trainer.model_type != trainer.BPE or not trainer.byte_fallback or norm.remove_extra_whitespaces:
+    kind = {trainer.BPE: "BPE", trainer.UNIGRAM: "Unigram"}.get(trainer.model_type, "word or character")
+    if kind not in ("BPE", "Unigram") or not trainer.byte_fallback or norm.remove_extra_whitespaces:
         raise ValueError(
-            f"{path} is not a SentencePiece BPE model with byte fallback that keeps spaces (model type "
-            f"{trainer.model_type}, byte_fallback {trainer.byte_fallback}, remove_extra_whitespaces "
-            f"{norm.remove_extra_whitespaces}): its tokens could not spell every document. Choose another tokenizer."
+            f"{path} is a SentencePiece {kind} model with byte_fallback {trainer.byte_fallback} and "
+            f"remove_extra_whitespaces {norm.remove_extra_whitespaces}: its tokens could not spell every document. Only "
+            "BPE and Unigram with byte fallback that keep all spaces can; choose another tokenizer."
         )
     pieces = list(proto.pieces)
-    vocab = {piece.piece: index for index, piece in enumerate(pieces)}
-    normal = {piece.piece: piece.score for piece in pieces if piece.type == piece.NORMAL}
-    merges = generate_merges(vocab, normal, skip_tokens=vocab.keys() - normal.keys())
-    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(_unigram(pieces) if kind == "Unigram" else _bpe(pieces, trainer.unk_piece))
     tokenizer.normalizer = _sentencepiece_normalizer(norm)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence(steps + ([decoders.Strip(" ", 1, 0)] if norm.add_dummy_prefix else []))
@@ -181,6 +179,18 @@ def from_sentencepiece(path: Path) -> Converted:
     own = [p.piece for p in pieces if p.type == p.USER_DEFINED]
     tokenizer.add_tokens([AddedToken(piece, normalized="▁" in piece, special=False) for piece in own])
     return Converted(tokenizer, trainer.bos_piece, trainer.eos_piece)
+
+
+def _bpe(pieces: list[Any], unknown: str) -> models.BPE:
+    vocab = {piece.piece: index for index, piece in enumerate(pieces)}
+    normal = {piece.piece: piece.score for piece in pieces if piece.type == piece.NORMAL}
+    merges = generate_merges(vocab, normal, skip_tokens=vocab.keys() - normal.keys())
+    return models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+
+
+def _unigram(pieces: list[Any]) -> models.Unigram:
+    unknown = next(index for index, piece in enumerate(pieces) if piece.type == piece.UNKNOWN)
+    return models.Unigram([(piece.piece, piece.score) for piece in pieces], unknown, True)
 
 
 def _sentencepiece_normalizer(spec: Any) -> normalizers.Normalizer:

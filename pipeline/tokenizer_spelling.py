@@ -4,7 +4,6 @@ Two kinds of tokenizer can spell every byte: byte-level ones, which write each b
 with byte fallback, which write a space as U+2581 and hold tokens <0x00> to <0xFF> for the rest. Others are refused.
 """
 
-import copy
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,11 @@ _SPACE = "▁"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _BYTE_OF_LETTER = {letter: byte for byte, letter in enumerate(byte_letters())}
 _Definition = dict[str, Any]
+_DROPPING = ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit")  # pre-tokenizers
+_SUPPORTED = (
+    "Supported are byte-level BPE (as of GPT-2, Qwen, Llama 3, DeepSeek, SmolLM2), tiktoken ranks and tekken, SentencePiece BPE and "
+    "Unigram with byte fallback (as of Mistral, Llama 2, Gemma), and `bytes`."
+)
 
 
 def spellings(definition: _Definition) -> tuple[tuple[bytes | None, ...], dict[str, int]]:
@@ -42,21 +46,23 @@ def encoder_definition(definition: _Definition, table: tuple[bytes | None, ...])
     (so neither a merge nor a whole-word lookup yields them), spelled-out byte tokens are not merged from text, and the
     dummy prefix is put once before the document, by the caller, instead of before each stretch between added tokens.
     """
-    changed = copy.deepcopy(definition)
-    changed |= {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
-    model = changed["model"]
-    model["dropout"] = None
+    # Not a deep copy: a vocabulary has a hundred thousand entries, and what changes in it is made anew.
+    changed = definition | {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
+    changed["model"] = model = definition["model"] | {"dropout": None}
+    changed["added_tokens"] = [dict(token) for token in definition.get("added_tokens") or []]
     barred = {name for name, index in _vocab(definition).items() if table[index] is None}
     new_name = {name: _unspellable(index) for name, index in _all_names(definition).items() if table[index] is None}
     _rename_vocab(model, new_name)
-    for token in changed.get("added_tokens") or []:
+    for token in changed["added_tokens"]:
         if table[token["id"]] is None:
             token |= {"content": new_name[token["content"]], "special": True, "normalized": False}
     if "merges" in model:
-        byte_level = _kind(definition)
-        model["merges"] = [pair for pair in model["merges"] if _allowed(_pair(pair), barred, byte_level)]
+        barred |= set() if _kind(definition) else {f"<0x{byte:02X}>" for byte in range(256)}
+        model["merges"] = [merge for merge in model["merges"] if barred.isdisjoint(_pieces(merge))]
     changed["normalizer"], dummy_normalizer = _without_prefix(changed.get("normalizer"))
     changed["pre_tokenizer"], dummy_pre = _without_prefix(changed.get("pre_tokenizer"))
+    if model["type"] == "Unigram" and not _kind(definition):
+        changed["pre_tokenizer"] = _byte_names_apart(changed["pre_tokenizer"])
     return changed, b" " if dummy_normalizer or dummy_pre else b""
 
 
@@ -66,25 +72,40 @@ def text_changers(definition: _Definition) -> tuple[str, ...]:
     for step in _steps(definition.get("normalizer")):
         space = step["type"] == "Replace" and step["pattern"].get("String") == " " and step["content"] == _SPACE
         if not space and step["type"] not in ("Prepend", "ByteLevel"):
-            names.append(step["type"])
+            names.append("SentencePiece's own rules" if step["type"] == "Precompiled" else step["type"])
     return tuple(names)
 
 
 def _kind(definition: _Definition) -> bool:
     """True: byte-level. False: byte fallback. ValueError: neither."""
-    model = definition["model"]
+    steps = list(_steps(definition.get("pre_tokenizer")))
+    lack = _lack(definition["model"], steps)
+    byte_level = any(step["type"] == "ByteLevel" for step in (*steps, *_steps(definition.get("normalizer"))))
+    if lack is None and not byte_level and not definition["model"].get("byte_fallback"):
+        lack = "is neither byte-level nor has byte fallback, so that it has one token for all that it does not know"
+    if lack is not None:
+        raise ValueError(
+            f"a {definition['model']['type']} tokenizer that {lack} cannot spell every byte of a document. {_SUPPORTED}"
+        )
+    return byte_level
+
+
+def _lack(model: _Definition, pre_tokenizers: list[_Definition]) -> str | None:
+    """Why no tokenizer of this kind can spell every byte, whatever its vocabulary; None where one could."""
+    if model["type"] == "WordPiece":
+        return "drops the spaces, and has one token for all words that it does not know,"
+    if model["type"] not in ("BPE", "Unigram"):
+        return "knows whole words only"
     affixes = [key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
-    if model["type"] in ("BPE", "Unigram") and not affixes:
-        steps = [*_steps(definition.get("pre_tokenizer")), *_steps(definition.get("normalizer"))]
-        if any(step["type"] == "ByteLevel" for step in steps):
-            return True
-        if model.get("byte_fallback"):
-            return False
-    lack = f"with {affixes[0]}" if affixes else "that is neither byte-level nor has byte fallback"
-    raise ValueError(
-        f"a {model['type']} tokenizer {lack} cannot spell every byte of a document. Choose a byte-level BPE or a "
-        "SentencePiece BPE tokenizer with byte fallback."
-    )
+    if affixes:
+        return f"marks where words begin or end ({affixes[0]}) instead of writing the spaces"
+    # "Removed" with `invert` drops what its pattern does not match, which in the tokenizers that have it is nothing.
+    dropping = [
+        step["type"]
+        for step in pre_tokenizers
+        if step["type"] in _DROPPING or (step.get("behavior") == "Removed" and not step.get("invert"))
+    ]
+    return f"drops text where it splits ({dropping[0]})" if dropping else None
 
 
 def _steps(part: _Definition | None) -> Iterator[_Definition]:
@@ -113,6 +134,16 @@ def _without_prefix(part: _Definition | None) -> tuple[_Definition | None, bool]
     if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
         return part | {"add_prefix_space": False}, True
     return part, False
+
+
+def _byte_names_apart(pre_tokenizer: _Definition | None) -> _Definition:
+    """Splits `<0x0A>` in a text behind its `<`: Unigram would take it for the token of a byte.
+
+    Their names cannot be changed instead, nor their scores: byte fallback goes by the former, the unknown by the latter.
+    """
+    pattern = {"Regex": "<(?=0x[0-9A-F]{2}>)"}
+    split = {"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [split, *_steps(pre_tokenizer)]}
 
 
 def _vocab(definition: _Definition) -> dict[str, int]:
@@ -145,16 +176,10 @@ def _unspellable(index: int) -> str:
     return f"\ufdd0\ufdd1{index}\ufdd2"
 
 
-def _pair(merge: str | list[str]) -> tuple[str, str]:
+def _pieces(merge: str | list[str]) -> tuple[str, str, str]:
+    """What a merge joins, and what it makes."""
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return left, right
-
-
-def _allowed(pair: tuple[str, str], barred: set[str], byte_level: bool) -> bool:
-    made = "".join(pair)
-    if made in barred or pair[0] in barred or pair[1] in barred:
-        return False
-    return byte_level or not any(_BYTE_TOKEN.fullmatch(piece) for piece in (*pair, made))
+    return left, right, left + right
 
 
 def _letters_bytes(piece: str) -> bytes | None:

