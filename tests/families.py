@@ -85,7 +85,7 @@ def train_sentencepiece(path: Path, **options: Any) -> Path:
     wanted = {"model_type": "unigram", "byte_fallback": True, "vocab_size": 1500}
     wanted |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "num_threads": 1}
     model = io.BytesIO()
-    lines = [line for _, text in code(20) for line in text.decode().splitlines()]
+    lines = [line for _, text in code(8) for line in text.decode().splitlines()]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **(wanted | options)
     )
