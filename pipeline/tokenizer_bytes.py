@@ -148,18 +148,25 @@ class ByteTokenizer:
         encoder_json, prefix = encoder_definition(definition, token_bytes)
         encoder = Tokenizer.from_str(json.dumps(encoder_json))
         encoder.encode_special_tokens = True  # text that spells a control token is text
-        own = Tokenizer.from_str(json.dumps(definition | {"padding": None, "truncation": None})).encode("a").ids
-        adds_start = bool(own) and token_bytes[own[0]] is None
+        put_first = _put_first(definition, token_bytes)
         return cls(
             token_bytes=token_bytes,
             prefix=prefix,
-            default_start=own[0] if adds_start else (eos if bos is None else bos),
+            default_start=next((i for i in (put_first, bos, eos) if i is not None), None),
             default_end=eos,
             sha256=_fingerprint(definition),
             control=control,
             normalizers=text_changers(definition),
             _encoder=encoder,
         )
+
+
+def _put_first(definition: dict[str, Any], token_bytes: tuple[bytes | None, ...]) -> int | None:
+    """The control token that the tokenizer itself puts before a text, found with a model of one token: that loads at once."""
+    letter = len(token_bytes)
+    probe = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": letter}, "merges": []}, "added_tokens": []}
+    ids = Tokenizer.from_str(json.dumps(probe | {"post_processor": definition.get("post_processor")})).encode("a").ids
+    return None if ids[0] == letter or token_bytes[ids[0]] is not None else ids[0]
 
 
 def _fingerprint(definition: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from pipeline.source import resolve_file, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
@@ -103,6 +103,14 @@ def test_documented_ids_of_control_tokens():
     assert load("smollm2").token_id("<|endoftext|>") == 0
     assert load("mistral-v1").default_start == 1
     assert load("mistral-v1").default_end == 2
+
+
+@pytest.mark.parametrize(("template", "start"), [("<|x|> $A", 257), ("$A <|x|>", 256), ("$A", 256)])
+def test_the_start_is_what_the_tokenizer_puts_first_or_else_its_bos(template, start):
+    tokenizer = Tokenizer.from_file(str(Path(resolve_tokenizer("bytes"), "tokenizer.json")))
+    tokenizer.add_special_tokens(["<|x|>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<|x|>", 257)])
+    assert ByteTokenizer.from_definition(json.loads(tokenizer.to_str()), 256, None).default_start == start
 
 
 def test_an_unknown_control_token_is_answered_with_the_nearest():
