@@ -88,6 +88,10 @@ class CoveringConfig(Section):
         description="Canonical tokens that a branch shares, back on the canonical boundaries, before it counts as canonical; "
         "null: it never does.",
     )
+    spread_dropped: bool = Field(
+        False,
+        description="Share dropped mass out by what follows the document's other tokens, instead of leaving it out.",
+    )
 
 
 class DumpConfig(Section):

@@ -10,6 +10,7 @@ from pipeline.config import Recipe
 from pipeline.covering import Covering, ReducedRow, Targets
 from pipeline.listed import ListedRows, listed_targets
 from pipeline.source import resolve_model, resolve_tokenizer
+from pipeline.spread import spread
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.engine import Branches, Engine, ListingEngine, open_engine
@@ -72,11 +73,18 @@ class Teacher:
 
     def targets(self, pieces: Sequence[Piece], answers: Answers) -> list[Targets]:
         """The targets of some pieces out of what the engine gave for them, the tokenizer's prefix included."""
-        if not pieces:
+        coverings = self._coverings(pieces)
+        found = self._covered(coverings, answers)
+        if self._config.spread_dropped:
+            pairs = zip(found, coverings, strict=True)
+            found = [spread(targets, covering.document, covering.offsets) for targets, covering in pairs]
+        return found
+
+    def _covered(self, coverings: Sequence[Covering], answers: Answers) -> list[Targets]:
+        if not coverings:
             return []
         if isinstance(answers.items[0], Branching):
             return [branching.targets() for branching in cast(Sequence[Branching], answers.items)]
-        coverings = self._coverings(pieces)
         if isinstance(answers.items[0], ListedRows):
             listed = cast(Sequence[ListedRows], answers.items)
             return [listed_targets(covering, rows) for covering, rows in zip(coverings, listed, strict=True)]
