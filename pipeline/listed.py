@@ -16,8 +16,8 @@ and full target is at most `U_i / (K_i + U_i)`. In `U_i` a row counts with `W_r`
   the document: those whose bytes go on past i, and those that ended since the canonical token began (branches nobody followed).
 
 At its own offset every token of a row counts, so `m_r` it is. Deep inside a token few tokens still agree, and the second bound
-takes over. Branches from before the canonical token began count no more, as in the full path
-(`pipeline.covering.Covering`): they could have met the canonical boundary, and continue almost as the canonical rows do.
+takes over. Unlisted tokens that ended before the canonical token began count no more: of a branch that is not followed, hardly
+anything goes on as the document does (`pipeline.covering.BRANCH_SURVIVAL`).
 
 Shape legend: R rows, E listed entries of all rows in turn, C sorted columns and one more, P positions, D depths below a row.
 """

@@ -99,7 +99,7 @@ def test_unlisted_tokens_that_disagree_with_the_text_raise_no_doubt_inside_a_tok
     listed = ListedRows(np.array([3, 1]), np.array([0, 2, 3, 4]), np.concatenate([first, last]), 3)
     found = listed_targets(Covering(vocabulary, [2], b"ab"), listed)
     np.testing.assert_allclose(found.dropped_P, [0.3, 0.1 / 0.7, 0.1], atol=1e-12)
-    # Past a position, a dropped branch adds a little (BRANCH_SURVIVAL).
+    # At 1 the branch "a" alone, which is listed and not followed; at 2 hardly anything is left of it.
     np.testing.assert_allclose(found.doubt_P, [0.3, 0.1 / 0.7, 0.1], atol=1e-3)
 
 

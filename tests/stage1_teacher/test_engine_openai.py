@@ -325,6 +325,12 @@ def test_a_served_teacher_needs_an_address(tmp_path: Path, model: Path) -> None:
         load_recipe(recipe, ["teacher.engine=openai"])
 
 
+def test_a_served_teacher_has_no_branch_rows(tmp_path: Path, model: Path, fake: FakeServer) -> None:
+    recipe, overrides = served_recipe(tmp_path, model, fake.url, "dump.covering.beam_width=4")
+    with pytest.raises(ValueError, match=r"canonical rows only; use dump\.covering\.beam_width=0"):
+        load_recipe(recipe, overrides)
+
+
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a real vLLM server of the tiny model, in float32."""
