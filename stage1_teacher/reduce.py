@@ -104,7 +104,7 @@ class Reducer:
     def __init__(self, head: Head, vocabulary: Vocabulary, chunk: int | None = None) -> None:
         self.head = head
         self.chunk = chunk or (1024 if head.weight_CD.is_cuda else 256)
-        self.kernel: Kernel = CpuKernel(vocabulary)
+        self.kernel = open_kernel(head, vocabulary)
 
     def reduce(self, parts: Sequence[Rows]) -> list[list[ReducedRow]]:
         """The rows of each part, in order. Raises ValueError for hidden states or logits that are not finite."""
@@ -120,6 +120,14 @@ class Reducer:
         rows = as_rows(intervals, masses)
         bounds = np.cumsum([0, *(len(part.offsets) for part in parts)]).tolist()
         return [rows[first:last] for first, last in pairwise(bounds)]
+
+
+def open_kernel(head: Head, vocabulary: Vocabulary) -> Kernel:
+    if head.weight_CD.is_cuda:
+        from stage1_teacher.reduce_triton import TritonKernel  # CUDA builds of torch bring Triton along
+
+        return TritonKernel(vocabulary)
+    return CpuKernel(vocabulary)
 
 
 def even_bounds(count: int, most: int) -> list[int]:
