@@ -1,0 +1,275 @@
+"""What branch rows buy: the distance of a covering's targets to a wide covering's, against the teacher tokens that it takes.
+
+    .venv/bin/python -m tests.bench.frontier [--cell encyclopaedic --documents 200] [--recipe pipeline/recipes/demo_gemma.yaml]
+
+Each document is cut to `--tokens` teacher tokens and read from its start. The reference covering has 32 branches per offset above
+1e-4 of the mass, merged with the canonical row after 8 shared tokens; every candidate takes its rows from the same forwards, so
+that nothing but the choice of rows tells them apart. Per position: KL(reference, candidate) in nats (the candidate floored at
+1e-12), Jensen-Shannon divergence, total variation. Tokens really computed per document token are counted twice: with a tree
+attention (a branch row is one token) and with a prefix cache in blocks of 16 (a branch computes its path's unfinished block).
+
+Resumable: a document's figures lie in one file under `--out`. `--table` prints what is there.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from pipeline.branching import Branching
+from pipeline.branching import Path as TokenPath
+from pipeline.config import CoveringConfig, Recipe
+from pipeline.covering import Covering, ReducedRow, Targets
+from pipeline.recipe import load_recipe
+from pipeline.source import resolve_model, resolve_tokenizer
+from pipeline.spread import spread
+from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas import END, NUM_SYMBOLS
+from stage1_teacher.engine import Branches, BranchToken
+from stage1_teacher.engine_transformers import TransformersEngine
+from stage1_teacher.head import load_head
+from stage1_teacher.reduce import Reducer, Rows
+from stage1_teacher.teacher import resolve_ids
+from tests.bench.texts import CELLS
+
+REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, merge_after=8)
+FLOOR = 1e-12
+BLOCK_TOKENS = 16
+
+
+def candidates() -> dict[str, CoveringConfig]:
+    found = {"canonical": CoveringConfig(beam_width=0)}
+    for threshold in (0.3, 0.1, 0.05, 0.03, 0.01, 0.003):
+        found[f"branches > {threshold}"] = CoveringConfig(beam_width=10, branch_threshold=threshold, merge_after=4)
+    found["branches > 0.03, merged at once"] = CoveringConfig(beam_width=10, branch_threshold=0.03, merge_after=0)
+    found["branches > 0.03, never merged"] = CoveringConfig(beam_width=10, branch_threshold=0.03, merge_after=None)
+    found["paper (beam 10, 0.01, never merged)"] = CoveringConfig(
+        beam_width=10, branch_threshold=0.01, merge_after=None
+    )
+    return found
+
+
+class Store:
+    """One document's rows by their paths, computed once."""
+
+    def __init__(
+        self, covering: Covering, tokens: Sequence[int], start: list[int], engine: TransformersEngine, reducer: Reducer
+    ) -> None:
+        self.covering, self.tokens, self._reducer, self._num_start = covering, tokens, reducer, len(start)
+        self._branches: Branches = engine.branches([[*start, *tokens]])
+        [self.canonical] = reducer.reduce([Rows(covering, covering.offsets, self._branches.hidden[0])])
+        self._rows: dict[TokenPath, ReducedRow] = {}
+        self._numbers: dict[TokenPath, int] = {}
+
+    def cover(self, config: CoveringConfig) -> tuple[Branching, list[TokenPath]]:
+        """The whole covering, and the paths of its branch rows."""
+        branching = Branching(self.covering, self.tokens, config)
+        branching.add_canonical(self.canonical)
+        paths: list[TokenPath] = []
+        while wanted := branching.wanted():
+            round_paths = [branching.path(branch) for branch in wanted]
+            new = [
+                (path, branch.end) for path, branch in zip(round_paths, wanted, strict=True) if path not in self._rows
+            ]
+            for first in range(0, len(new), 512):
+                self._compute(new[first : first + 512])
+            branching.add(wanted, [self._rows[path] for path in round_paths])
+            paths += round_paths
+        return branching, paths
+
+    def _compute(self, new: Sequence[tuple[TokenPath, int]]) -> None:
+        parents = [self._numbers[TokenPath(p.leaves, p.tokens[:-1])] if len(p.tokens) > 1 else None for p, _ in new]
+        tokens = [
+            BranchToken(0, self._num_start + path.leaves, path.tokens[-1], parent)
+            for (path, _), parent in zip(new, parents, strict=True)
+        ]
+        for path, _ in new:
+            self._numbers[path] = len(self._numbers)
+        [rows] = self._reducer.reduce([Rows(self.covering, [end for _, end in new], self._branches.extend(tokens))])
+        self._rows.update(zip((path for path, _ in new), rows, strict=True))
+
+
+def naive(covering: Covering, rows: Sequence[ReducedRow]) -> np.ndarray:
+    """P x V: each position from the latest canonical row alone."""
+    probs_PV = np.zeros((len(covering.document) + 1, NUM_SYMBOLS))
+    ends = [*covering.offsets[1:].tolist(), len(covering.document) + 1]
+    for row, next_offset in zip(rows, ends, strict=True):
+        nodes, at = covering.nodes(row.offset), 0
+        for height, node in enumerate(nodes):
+            position = row.offset + len(nodes) - 1 - height
+            if position < next_offset:
+                masses = row.masses_I[at + node.num_exact : at + len(node.labels)]
+                probs_PV[position, node.symbols] = masses
+            at += len(node.labels)
+        probs_PV[row.offset, END] += row.end
+    total_P1 = probs_PV.sum(axis=1, keepdims=True)
+    return np.divide(probs_PV, total_P1, out=np.zeros_like(probs_PV), where=total_P1 > 0)
+
+
+def distances(reference_PV: np.ndarray, candidate_PV: np.ndarray) -> np.ndarray:
+    """3 x P: KL, Jensen-Shannon divergence, total variation."""
+    mean_PV = (reference_PV + candidate_PV) / 2
+    kl_P = _kl(reference_PV, np.maximum(candidate_PV, FLOOR))
+    js_P = (_kl(reference_PV, mean_PV) + _kl(candidate_PV, mean_PV)) / 2
+    return np.stack([kl_P, js_P, np.abs(reference_PV - candidate_PV).sum(axis=1) / 2])
+
+
+def _kl(p_PV: np.ndarray, q_PV: np.ndarray) -> np.ndarray:
+    ratio_PV = np.divide(p_PV, q_PV, out=np.ones_like(p_PV), where=p_PV > 0)
+    total: np.ndarray = (p_PV * np.log(ratio_PV)).sum(axis=1)
+    return total
+
+
+def block_tokens(paths: Sequence[TokenPath], num_start: int) -> int:
+    """Tokens that branches compute with a prefix cache: what of a path lies past its shared full blocks."""
+    shared = [(num_start + path.leaves) // BLOCK_TOKENS * BLOCK_TOKENS for path in paths]
+    return sum(num_start + path.leaves + len(path.tokens) - cached for path, cached in zip(paths, shared, strict=True))
+
+
+class Bench:
+    """A teacher that branches, in this process."""
+
+    def __init__(self, recipe: Recipe, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        teacher = recipe.teacher
+        model = resolve_model(teacher.model, teacher.revision)
+        self.tokenizer = ByteTokenizer.load(resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else model)
+        start, ends = resolve_ids(recipe, self.tokenizer)
+        self.start = [] if start is None else [start]
+        head, self.vocabulary = load_head(
+            model, teacher.revision, getattr(torch, teacher.dtype), self.tokenizer.token_bytes, ends, False
+        )
+        self.reducer = Reducer(head, self.vocabulary)
+        self.engine = TransformersEngine(model, teacher, recipe.placement, branches=True)
+
+    def store(self, text: bytes, max_tokens: int) -> Store:
+        tokens = self.tokenizer.encode(text)[:max_tokens]
+        spelled = b"".join(self.tokenizer.token_bytes[token] or b"" for token in tokens)
+        return Store(Covering(self.vocabulary, tokens, spelled), tokens, self.start, self.engine, self.reducer)
+
+    def measure(self, text: bytes, max_tokens: int) -> dict[str, Any]:
+        """Arrays of one document. Its last position is left out: a document that was cut does not end there."""
+        store = self.store(text, max_tokens)
+        skip, covering = len(self.tokenizer.prefix), store.covering
+        taken = slice(skip, len(covering.document))
+        reference = store.cover(REFERENCE)[0].targets().probs_PV
+        num_tokens = len(store.tokens) + len(self.start)
+        found: dict[str, Any] = {"num_tokens": num_tokens}
+
+        def keep(name: str, probs_PV: np.ndarray, paths: Sequence[TokenPath]) -> None:
+            found[f"{name}/distances"] = distances(reference[taken], probs_PV[taken]).astype(np.float32)
+            found[f"{name}/computed"] = np.array([len(paths), block_tokens(paths, len(self.start))])
+
+        keep("naive", naive(covering, store.canonical), [])
+        for name, config in candidates().items():
+            branching, paths = store.cover(config)
+            targets = branching.targets()
+            keep(name, targets.probs_PV, paths)
+            keep(f"{name}, spread", spread(targets, covering.document, covering.offsets).probs_PV, paths)
+            if name == "canonical":
+                found["doubt"], found["token_end"] = _shares(targets, taken)
+        return found
+
+
+def _shares(targets: Targets, taken: slice) -> tuple[np.ndarray, np.ndarray]:
+    return targets.doubt_P[taken].astype(np.float32), targets.token_end_P[taken].astype(np.float32)
+
+
+_bench: Bench | None = None
+
+
+def _open(recipe: Recipe, num_threads: int) -> None:
+    global _bench
+    _bench = Bench(recipe, num_threads)
+
+
+def _measure(job: tuple[Path, bytes], max_tokens: int) -> Path:
+    path, text = job
+    assert _bench is not None
+    partial_path = path.with_suffix(".partial")
+    with partial_path.open("wb") as file:
+        np.savez_compressed(file, **_bench.measure(text, max_tokens))
+    partial_path.replace(path)
+    return path
+
+
+def names_in(files: Sequence[Path]) -> list[str]:
+    with np.load(files[0]) as arrays:
+        return [key.removesuffix("/distances") for key in arrays if key.endswith("/distances")]
+
+
+def table(files: Sequence[Path]) -> Iterator[str]:
+    yield "| covering | tokens computed, tree | blocks of 16 | KL (nats) | JSD (nats) | TV > 0.05 | mean TV |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    loaded = [np.load(file) for file in files]
+    num_tokens = sum(int(arrays["num_tokens"]) for arrays in loaded)
+    for name in names_in(files):
+        kl, js, tv = np.concatenate([arrays[f"{name}/distances"] for arrays in loaded], axis=1).astype(np.float64)
+        rows, blocks = np.sum([arrays[f"{name}/computed"] for arrays in loaded], axis=0)
+        yield (
+            f"| {name} | {1 + rows / num_tokens:.3f} | {1 + blocks / num_tokens:.2f} | {kl.mean():.5f} | {js.mean():.6f} "
+            f"| {100 * (tv > 0.05).mean():.2f} % | {tv.mean():.5f} |"
+        )
+
+
+def calibration(files: Sequence[Path]) -> Iterator[str]:
+    """The canonical covering's error by decile of its doubt, and what masking leaves in error and loses."""
+    loaded = [np.load(file) for file in files]
+    doubt = np.concatenate([arrays["doubt"] for arrays in loaded]).astype(np.float64)
+    token_end = np.concatenate([arrays["token_end"] for arrays in loaded]).astype(np.float64)
+    tv = np.concatenate([arrays["canonical/distances"][2] for arrays in loaded]).astype(np.float64)
+    correlation = np.corrcoef(doubt, tv)[0, 1]
+    yield f"doubt: mean {doubt.mean():.4f}, total variation: mean {tv.mean():.4f}; correlation {correlation:.3f}"
+    yield "| decile of doubt | mean doubt | mean total variation |\n| --- | --- | --- |"
+    for decile, part in enumerate(np.array_split(np.argsort(doubt, kind="stable"), 10)):
+        yield f"| {decile + 1} | {doubt[part].mean():.4f} | {tv[part].mean():.4f} |"
+    yield "| masked | positions lost | mean total variation left | above 0.05 left |\n| --- | --- | --- | --- |"
+    for name, share in (("doubt", doubt), ("token_end", token_end)):
+        for threshold in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
+            kept = tv[share <= threshold]
+            lost = 100 * (1 - len(kept) / len(tv))
+            yield f"| {name} > {threshold} | {lost:.1f} % | {kept.mean():.4f} | {100 * (kept > 0.05).mean():.2f} % |"
+
+
+def main(
+    recipe: Annotated[str, typer.Option(help="Recipe whose teacher is asked.")] = "pipeline/recipes/demo.yaml",
+    cell: Annotated[list[str] | None, typer.Option(help="Kinds of text; default: all.")] = None,
+    documents: Annotated[int, typer.Option(help="Documents of each.")] = 30,
+    tokens: Annotated[int, typer.Option(help="Teacher tokens of a document.")] = 512,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/frontier"),
+    only_table: Annotated[bool, typer.Option("--table", help="Print what is there.")] = False,
+) -> None:
+    loaded = load_recipe(recipe, [])
+    num_workers = workers or os.cpu_count() or 1
+    names = cell or list(CELLS)
+    jobs: list[tuple[Path, bytes]] = []
+    for name in names:
+        folder = out / loaded.teacher.model.replace("/", "_") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = [] if only_table else CELLS[name](documents)
+        jobs += [(folder / f"{index:04d}.npz", text) for index, (_, text) in enumerate(texts)]
+    todo = [job for job in jobs if not job[0].exists()]
+    if todo:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, (os.cpu_count() or 1) // num_workers)
+        with ProcessPoolExecutor(num_workers, context, _open, (loaded, threads)) as pool:
+            for done, path in enumerate(pool.map(partial(_measure, max_tokens=tokens), todo), 1):
+                print(f"{done}/{len(todo)} {path}", flush=True)
+    for name in names:
+        files = sorted((out / loaded.teacher.model.replace("/", "_") / name).glob("*.npz"))
+        if files:
+            print(f"\n{json.dumps(loaded.teacher.model)}, {name}, {len(files)} documents of at most {tokens} tokens\n")
+            print("\n".join([*table(files), "", *calibration(files)]), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
