@@ -1,89 +1,347 @@
 """Throughput of a dump beside vLLM's own prefill and beside `prompt_logprobs=64`, in one run, rounds interleaved.
 
-    .venv/bin/python -m tests.bench.dump_speed [--documents 48] [--tokens 512] [--rounds 3]
+    .venv/bin/python -m tests.bench.dump_speed [--documents 32] [--tokens 512] [--rounds 3] [--dtypes bfloat16,float32]
 
-Each row is the median over the rounds of teacher tokens per second. The engines live one at a time, in a process each, because
-vLLM does not give its memory back; the rounds go over the processes in turn.
+Prints, for each dtype: teacher tokens per second of each mode, their ratios to the floor, where the dump's time beyond the head goes,
+and two controls that any figure of fidelity is read against: the same teacher asked twice in other batches, and its logits rounded
+to bfloat16 as vLLM rounds them.
+
+The floor is the bare forward that also applies the head at every position and throws the logits away. vLLM does not give its memory
+back, so each engine lives in a process of its own; all of them stay up, and in each round every mode has one turn.
 """
 
+import copy
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-MODES = ("prefill", "hidden", "prompt_logprobs_64", "dump")
+GENERATE = ("prefill", "prompt_logprobs_64_flat", "prompt_logprobs_64")
+POOLING = ("hidden", "hidden_head_rounded", "hidden_head", "dump", "dump_overlapped")
+MEANING = {
+    "prefill": "vLLM's own prefill (one-token generate: the head once a document)",
+    "prompt_logprobs_64_flat": "`prompt_logprobs=64` as flat lists (truncated)",
+    "prompt_logprobs_64": "`prompt_logprobs=64` as Python objects (truncated)",
+    "hidden": "hidden states through the pooling API",
+    "hidden_head_rounded": "hidden states + head, the product and its result in the teacher's dtype",
+    "hidden_head": "hidden states + head, the result in float32: **the floor**",
+    "dump": "the dump: whole softmax, covering, shard written",
+    "dump_overlapped": "the dump with `placement.overlap`: the engine a batch ahead",
+}
 
 
-def documents(recipe: Any, num_documents: int, num_tokens: int) -> list[str]:
-    """Texts of about `num_tokens` teacher tokens, cut from the recipe's corpus joined together."""
-    from pipeline.corpus import Corpus
-
-    text = "\n\n".join(d.text.decode() for d in Corpus(recipe.corpus).documents())
-    size = int(num_tokens * 4.3)
-    return [text[i * size : (i + 1) * size] for i in range(min(num_documents, len(text) // size))]
+Modes = tuple[dict[str, Callable[["Task"], float]], dict[str, Callable[["Task"], Any]]]
 
 
-def measure(mode: str, recipe_path: str, num_documents: int, num_tokens: int, rounds: int) -> list[float]:
-    """Tokens per second of each round after one warm-up."""
-    from pipeline.recipe import load_recipe
-    from pipeline.source import resolve_model
-    from pipeline.tokenizer_bytes import ByteTokenizer
+class Task:
+    """What all modes work on: documents of about `num_tokens` teacher tokens, cut from the recipe's corpus joined together."""
 
-    recipe = load_recipe(recipe_path, ["corpus.limit=2000", "teacher.max_tokens=1024"])
-    model = resolve_model(recipe.teacher.model)
-    tokenizer = ByteTokenizer.load(model)
-    texts = documents(recipe, num_documents, num_tokens)
-    prompts = [[0, *tokenizer.encode(text.encode())][:1023] for text in texts]
-    run = {"dump": _dump, "hidden": _hidden}.get(mode, _generate)(mode, recipe, model, tokenizer, texts, prompts)
-    total = sum(map(len, prompts))
-    run()
-    rates = []
-    for _ in range(rounds):
+    def __init__(self, recipe_path: str, dtype: str, num_documents: int, num_tokens: int) -> None:
+        from pipeline.corpus import Corpus
+        from pipeline.recipe import load_recipe
+        from pipeline.source import resolve_model
+        from pipeline.tokenizer_bytes import ByteTokenizer
+
+        self.recipe = load_recipe(
+            recipe_path,
+            ["corpus.limit=2000", "teacher.max_tokens=1024", f"teacher.dtype={dtype}", "placement.batch_tokens=4096"],
+        )
+        self.model = resolve_model(self.recipe.teacher.model)
+        self.tokenizer = ByteTokenizer.load(self.model)
+        text = "\n\n".join(d.text.decode() for d in Corpus(self.recipe.corpus).documents())
+        size = int(num_tokens * 4.3)
+        self.texts = [text[i * size : (i + 1) * size].encode() for i in range(min(num_documents, len(text) // size))]
+        self.prompts = [[0, *self.tokenizer.encode(text)][:1023] for text in self.texts]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self.texts))
+
+    def small(self) -> "Task":
+        """Two documents, to warm up on."""
+        small = copy.copy(self)
+        small.texts, small.prompts = self.texts[:2], self.prompts[:2]
+        return small
+
+
+def serve(kind: str, task: Task) -> None:
+    """Warm up each mode, then answer each line of the input, the name of a mode or report, with one line of JSON."""
+    modes, reports = generate_modes(task) if kind == "generate" else pooling_modes(task)
+    for rate in modes.values():
+        rate(task.small())
+    answers = modes | reports
+    print("ANSWER " + json.dumps({"tokens": task.num_tokens, "bytes": task.num_bytes}), flush=True)
+    for line in sys.stdin:
+        print("ANSWER " + json.dumps(answers[line.strip()](task)), flush=True)
+
+
+def timed(run: Callable[[Task], Any]) -> Callable[[Task], float]:
+    def rate(task: Task) -> float:
         started = time.perf_counter()
-        run()
-        rates.append(total / (time.perf_counter() - started))
-    return rates
+        run(task)
+        return task.num_tokens / (time.perf_counter() - started)
+
+    return rate
 
 
-def _dump(mode: str, recipe: Any, model: str, tokenizer: Any, texts: list[str], prompts: list[list[int]]) -> Any:
-    from pipeline.corpus import Document
-    from pipeline.progress import Progress
-    from schemas.manifest import ShardPlan
-    from schemas.shard import commit_shard
-    from stage1_teacher.dump import make_shard, open_teacher
-
-    teacher = open_teacher(recipe, model, tokenizer)
-    shard = ShardPlan(index=0, first_document=0, num_documents=len(texts), num_bytes=sum(map(len, texts)), sha256="")
-    batch = [Document(doc_id=str(i), text=text.encode(), messages=None) for i, text in enumerate(texts)]
-    folder = Path(tempfile.mkdtemp())
-
-    def run() -> None:
-        with Progress(len(batch), shard.num_bytes) as progress:
-            table = make_shard(shard, batch, teacher, recipe, {}, progress)
-            commit_shard(table, folder / "part-00000.parquet", recipe.dump.zstd_level)
-
-    return run
-
-
-def _hidden(mode: str, recipe: Any, model: str, tokenizer: Any, texts: list[str], prompts: list[list[int]]) -> Any:
-    from stage1_teacher.engine import open_engine
-
-    engine = open_engine(model, recipe.teacher, recipe.placement)
-    return lambda: engine.hidden_states(prompts)
-
-
-def _generate(mode: str, recipe: Any, model: str, tokenizer: Any, texts: list[str], prompts: list[list[int]]) -> Any:
+def generate_modes(task: Task) -> Modes:
     from stage1_teacher.engine_vllm import generate_engine
 
-    logprobs = 64 if mode == "prompt_logprobs_64" else None
-    generate = generate_engine(model, recipe.teacher, recipe.placement, logprobs)
-    return lambda: generate(prompts)
+    generate = generate_engine(task.model, task.recipe.teacher, task.recipe.placement, 64)
+    return {
+        "prefill": timed(lambda task: generate(task.prompts, None, False)),
+        "prompt_logprobs_64_flat": timed(lambda task: generate(task.prompts, 64, True)),
+        "prompt_logprobs_64": timed(lambda task: generate(task.prompts, 64, False)),
+    }, {}
+
+
+def pooling_modes(task: Task) -> Modes:
+    import torch
+
+    from stage1_teacher.dump import open_teacher
+
+    teacher = open_teacher(task.recipe, task.model, task.tokenizer)
+    head = teacher.reducer.head
+    rounded_CD = head.weight_CD.to(getattr(torch, task.recipe.teacher.dtype))
+    room: dict[int, torch.Tensor] = {}
+
+    def hidden(task: Task) -> list[torch.Tensor]:
+        return teacher.engine.hidden_states(task.prompts)
+
+    def head_rounded(task: Task) -> None:
+        for part_RD in torch.cat(hidden(task)).to(rounded_CD).split(256):
+            out_RC = room.setdefault(len(part_RD), rounded_CD.new_empty(len(part_RD), len(rounded_CD)))
+            torch.mm(part_RD, rounded_CD.T, out=out_RC)
+
+    def head_float32(task: Task) -> None:
+        for part_RD in torch.cat(hidden(task)).split(256):
+            head.logits(part_RD)
+
+    modes = {
+        "hidden": timed(hidden),
+        "hidden_head_rounded": timed(head_rounded),
+        "hidden_head": timed(head_float32),
+        "dump": timed(lambda task: dump(task, teacher, overlap=False)),
+        "dump_overlapped": timed(lambda task: dump(task, teacher, overlap=True)),
+    }
+    return modes, {"profile": lambda task: profile(task, teacher), "controls": lambda task: controls(task, teacher)}
+
+
+def dump(task: Task, teacher: Any, overlap: bool) -> None:
+    """From text to a committed shard."""
+    from pipeline.corpus import Document
+    from schemas.manifest import ShardPlan
+    from stage1_teacher.dump import make_shards
+
+    plan = ShardPlan(index=0, first_document=0, num_documents=len(task.texts), num_bytes=task.num_bytes, sha256="")
+    documents = [Document(doc_id=str(i), text=text, messages=None) for i, text in enumerate(task.texts)]
+    placement = task.recipe.placement.model_copy(update={"overlap": overlap})
+    recipe = task.recipe.with_values(placement=placement)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "shards").mkdir()
+        for _ in make_shards([(plan, documents)], teacher, recipe, {}, Path(folder)):
+            pass
+
+
+def profile(task: Task, teacher: Any) -> dict[str, float]:
+    """Microseconds per token of each step beyond the hidden states, and the least that the reduction could take."""
+    import torch
+
+    from pipeline.covering import Covering, Intervals
+    from schemas.shard import commit_shard, to_table
+    from stage1_teacher.dump import cut_pieces, make_record
+    from stage1_teacher.reduce import Masses, as_rows, even_bounds
+
+    spent: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        spent[name] = spent.get(name, 0.0) + (time.perf_counter() - started) * 1e6 / task.num_tokens
+
+    reducer, vocabulary = teacher.reducer, teacher.vocabulary
+    hidden_RD = torch.cat(teacher.engine.hidden_states(task.prompts))
+    from pipeline.corpus import Document
+
+    with step("encode"):
+        documents = [Document(doc_id="", text=text, messages=None) for text in task.texts]
+        pieces = [cut_pieces(document, task.tokenizer, 1024, 128)[0] for document in documents]
+    with step("which ranges (covering)"):
+        coverings = [Covering(vocabulary, piece.tokens, piece.text) for piece in pieces]
+        intervals = Intervals.join([covering.canonical for covering in coverings])
+    masses = Masses.empty(intervals)
+    bounds = even_bounds(len(hidden_RD), reducer.chunk)
+    for first, last in pairwise(bounds):
+        with step("head"):
+            logits_RC = reducer.head.logits(hidden_RD[first:last])
+        with step("floor of the reduction: each logit read once"):
+            torch.sum(logits_RC)
+        with step("softmax and range sums"):
+            reducer.kernel(logits_RC, first, intervals, masses)
+    hot_RC = torch.linspace(-20, 0, 4 * logits_RC.shape[1]).view(
+        4, -1
+    )  # stays in cache, and 4 rows keep the threads busy
+    exp_RC = torch.empty_like(hot_RC)
+    for _ in range(len(hidden_RD) // 4):
+        with step("floor of the reduction: one exp a logit, in cache"):
+            torch.exp(hot_RC, out=exp_RC)
+    rows, first = as_rows(intervals, masses), 0
+    records = []
+    for piece, covering in zip(pieces, coverings, strict=True):
+        last = first + len(covering.offsets)
+        with step("sums into targets"):
+            targets = covering.targets(rows[first:last])
+        with step("sparsify and record"):
+            records.append(make_record(piece, targets, task.tokenizer, 16, 1e-3))
+        first = last
+    with step("Parquet, zstd"), tempfile.TemporaryDirectory() as folder:
+        commit_shard(to_table(records, {}), Path(folder) / "part.parquet", task.recipe.dump.zstd_level)
+    spent["ranges per row"] = len(masses.masses_I) / len(hidden_RD)
+    return spent
+
+
+def controls(task: Task, teacher: Any) -> dict[str, dict[str, float]]:
+    """Divergence in nats per position between dense targets of one teacher, asked twice."""
+    import torch
+
+    first = dense_targets(task, teacher, task.prompts)
+    rounded = teacher.reducer.head.logits
+
+    @torch.inference_mode()
+    def round_logits(hidden_RD: Any) -> Any:
+        logits_RC = rounded(hidden_RD)
+        return logits_RC.copy_(logits_RC.bfloat16())
+
+    alone = dense_targets(task, teacher, None)
+    teacher.reducer.head.logits = round_logits
+    in_bfloat16 = dense_targets(task, teacher, task.prompts)
+    del teacher.reducer.head.logits
+    return {
+        "asked again, each document alone in its batch": divergence(first, alone),
+        "logits rounded to bfloat16": divergence(first, in_bfloat16),
+    }
+
+
+def dense_targets(task: Task, teacher: Any, prompts: list[list[int]] | None) -> Any:
+    """All positions' distributions, one under another; `prompts` together, or one at a time in the reverse order."""
+    import numpy as np
+
+    from pipeline.covering import Covering
+    from stage1_teacher.reduce import Rows
+
+    if prompts is not None:
+        hidden = teacher.engine.hidden_states(prompts)
+    else:
+        hidden = [teacher.engine.hidden_states([prompt])[0] for prompt in reversed(task.prompts)][::-1]
+    found = []
+    for text, prompt, states_RD in zip(task.texts, task.prompts, hidden, strict=True):
+        covering = Covering(teacher.vocabulary, prompt[1:], text)
+        [rows] = teacher.reducer.reduce([Rows(covering, covering.offsets, states_RD)])
+        found.append(covering.targets(rows).probs_PV)
+    return np.concatenate(found)
+
+
+def divergence(p_PV: Any, q_PV: Any) -> dict[str, float]:
+    import numpy as np
+
+    def kl(p: Any, q: Any) -> Any:
+        return np.where(p > 0, p * np.log(np.maximum(p, 1e-300) / np.maximum(q, 1e-300)), 0.0).sum(axis=1)
+
+    middle_PV = (p_PV + q_PV) / 2
+    kl_P = kl(p_PV, q_PV)
+    return {
+        "KL": float(kl_P.mean()),
+        "JSD": float((kl(p_PV, middle_PV) + kl(q_PV, middle_PV)).mean() / 2),
+        "KL, 99th percentile": float(np.quantile(kl_P, 0.99)),
+        "largest KL": float(kl_P.max()),
+    }
+
+
+class Server:
+    """A process that holds one engine and waits for its turns."""
+
+    def __init__(self, kind: str, dtype: str, arguments: list[str]) -> None:
+        command = [sys.executable, "-m", "tests.bench.dump_speed", "--serve", kind, "--dtypes", dtype, *arguments]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.size = self._answer()
+
+    def ask(self, what: str) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("ANSWER "):
+                return json.loads(line.removeprefix("ANSWER "))
+        raise RuntimeError(f"the benchmark's process ended with {self._process.wait()}; its messages are above")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure_and_print(dtype: str, arguments: list[str], rounds: int) -> None:
+    servers = {"generate": Server("generate", dtype, arguments), "pooling": Server("pooling", dtype, arguments)}
+    turns = [("generate", mode) for mode in GENERATE] + [("pooling", mode) for mode in POOLING]
+    rates: dict[str, list[float]] = {mode: [] for _, mode in turns}
+    for number in range(rounds):
+        for kind, mode in turns:
+            rates[mode].append(servers[kind].ask(mode))
+            print(f"{dtype}, round {number + 1}: {mode} {rates[mode][-1]:.0f} tokens/s", file=sys.stderr, flush=True)
+    profiles = [servers["pooling"].ask("profile") for _ in range(3)]
+    found = servers["pooling"].ask("controls")
+    for server in servers.values():
+        server.close()
+    print_speed(dtype, servers["pooling"].size, rates)
+    print_profile({name: statistics.median(p[name] for p in profiles) for name in profiles[0]})
+    print("\n| control, nats per position | " + " | ".join(next(iter(found.values()))) + " |")
+    print("| --- " * 5 + "|")
+    for name, values in found.items():
+        print(f"| {name} | " + " | ".join(f"{value:.2e}" for value in values.values()) + " |", flush=True)
+
+
+def print_speed(dtype: str, size: dict[str, int], rates: dict[str, list[float]]) -> None:
+    print(f"\n**{dtype}**, {size['tokens']} tokens, {size['bytes']} bytes\n")
+    print(
+        "| what | tokens/s (median) | share of the floor, round by round (median) | rounds |\n| --- | --- | --- | --- |"
+    )
+    for mode, values in rates.items():
+        share = statistics.median(a / b for a, b in zip(values, rates["hidden_head"], strict=True))
+        each = ", ".join(f"{value:.0f}" for value in values)
+        print(f"| {MEANING[mode]} | {statistics.median(values):.0f} | {share:.2f} | {each} |")
+    for other in ("hidden_head_rounded", "prompt_logprobs_64_flat", "prompt_logprobs_64"):
+        ratio = statistics.median(a / b for a, b in zip(rates["dump"], rates[other], strict=True))
+        print(f"\ndump / {other}: {ratio:.2f}")
+
+
+def print_profile(spent: dict[str, float]) -> None:
+    print("\n| beyond the hidden states | microseconds/token |\n| --- | --- |")
+    for name, value in spent.items():
+        if name != "ranges per row":
+            print(f"| {name} | {value:.1f} |")
+    floor = sum(value for name, value in spent.items() if name.startswith("floor"))
+    print(
+        f"\n{spent['ranges per row']:.0f} ranges per row; softmax and range sums take "
+        f"{spent['softmax and range sums'] / floor:.1f} x their floor of {floor:.1f}"
+    )
 
 
 def main(
@@ -91,25 +349,16 @@ def main(
     documents: Annotated[int, typer.Option(help="documents")] = 32,
     tokens: Annotated[int, typer.Option(help="teacher tokens per document, about")] = 512,
     rounds: Annotated[int, typer.Option(help="timed rounds, each over all modes")] = 3,
-    mode: Annotated[str, typer.Option(hidden=True)] = "",
+    dtypes: Annotated[str, typer.Option(help="of the teacher, with commas between")] = "bfloat16,float32",
+    serve_kind: Annotated[str, typer.Option("--serve", hidden=True)] = "",
 ) -> None:
-    """Print a table of teacher tokens per second."""
-    if mode:
-        print("RATES " + json.dumps(measure(mode, recipe, documents, tokens, 1)))
+    """Print tables of teacher tokens per second, of what a dump costs beyond them, and of the controls."""
+    if serve_kind:
+        serve(serve_kind, Task(recipe, dtypes, documents, tokens))
         return
-    rates: dict[str, list[float]] = {name: [] for name in MODES}
-    for _ in range(rounds):
-        for name in MODES:
-            command = [sys.executable, "-m", "tests.bench.dump_speed", "--mode", name, "--recipe", recipe]
-            command += ["--documents", str(documents), "--tokens", str(tokens)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            line = next(line for line in output.splitlines() if line.startswith("RATES "))
-            rates[name] += json.loads(line.removeprefix("RATES "))
-    floor = statistics.median(rates["prefill"])
-    print("| what | tokens/s (median) | share of prefill | rounds |\n| --- | --- | --- | --- |")
-    for name, values in rates.items():
-        median = statistics.median(values)
-        print(f"| {name} | {median:.0f} | {median / floor:.2f} | {', '.join(f'{v:.0f}' for v in values)} |")
+    arguments = ["--recipe", recipe, "--documents", str(documents), "--tokens", str(tokens)]
+    for dtype in dtypes.split(","):
+        measure_and_print(dtype, arguments, rounds)
 
 
 if __name__ == "__main__":
