@@ -34,7 +34,7 @@ from pipeline.corpus import Document
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher.pieces import cut_pieces
-from stage1_teacher.teacher import load_tokenizer, open_teacher
+from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
 from tests.bench.texts import encyclopaedic
 
 REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, merge_after=None)
@@ -71,7 +71,7 @@ class Count:
 
     def __init__(self, model: Any) -> None:
         self.calls = self.tokens = 0
-        model.register_forward_pre_hook(self._add, with_kwargs=True)
+        self.close = model.register_forward_pre_hook(self._add, with_kwargs=True).remove
 
     def _add(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls += 1
@@ -92,12 +92,11 @@ def same_teacher(path: str, max_bytes: int) -> tuple[Recipe, str, ByteTokenizer]
     return base.with_values(teacher=base.teacher.model_copy(update=update)), model, tokenizer
 
 
-def ours(
-    recipe: Recipe, model: str, tokenizer: ByteTokenizer, covering: CoveringConfig, documents: Sequence[bytes]
-) -> Result:
-    """Targets of the documents, each a batch of its own."""
+def ours(opened: Teacher, recipe: Recipe, covering: CoveringConfig, documents: Sequence[bytes]) -> Result:
+    """Targets of the documents, each a batch of its own, by a teacher that is opened once for all coverings."""
     recipe = recipe.with_values(dump=recipe.dump.model_copy(update={"covering": covering}))
-    teacher = open_teacher(recipe, model, tokenizer)
+    tokenizer = opened.tokenizer
+    teacher = Teacher(recipe, opened.engine, opened._vocabulary, tokenizer, opened.start, opened._reducer)
     count = Count(teacher.engine._trunk)  # type: ignore[union-attr]
     probs, log_mass, seconds, cpu_seconds = [], [], 0.0, 0.0
     for number, document in enumerate([documents[0][:40], *documents]):
@@ -112,7 +111,7 @@ def ours(
             probs.append(targets.probs_PV)
             # What was known just before the end: genlm-bytes, too, counts paths that it will not go on with.
             log_mass.append(float(np.log(targets.probs_PV[-2, document[-1]]) + targets.log_prefix_mass_P[-2]))
-    teacher.engine.close()
+    count.close()
     return Result(probs, log_mass, count.calls, count.tokens, count.tokens, seconds, cpu_seconds)
 
 
@@ -175,8 +174,9 @@ def main(
         raise typer.BadParameter(f"{genlm_python} has no genlm-bytes. {HOW_TO_INSTALL}", param_hint="--genlm-python")
     texts = [cut(text, max_bytes) for _, text in encyclopaedic(documents)]
     num_bytes = sum(map(len, texts))
-    teacher, model, tokenizer = same_teacher(recipe, max_bytes)
-    reference = ours(teacher, model, tokenizer, REFERENCE, texts)
+    same, model, tokenizer = same_teacher(recipe, max_bytes)
+    teacher = open_teacher(same, model, tokenizer)
+    reference = ours(teacher, same, REFERENCE, texts)
     print(f"{documents} documents, {num_bytes} bytes; float32")
     print(
         "| method | calls per byte | contexts per byte | tokens per byte | KL(reference, target), nats | JSD, nats "
@@ -185,10 +185,11 @@ def main(
     print("| --- " * 10 + "|", flush=True)
     print(row("reference", reference, reference, num_bytes), flush=True)
     for name, covering in OURS.items():
-        print(row(name, ours(teacher, model, tokenizer, covering, texts), reference, num_bytes), flush=True)
+        print(row(name, ours(teacher, same, covering, texts), reference, num_bytes), flush=True)
+    teacher.engine.close()
     for threshold in map(float, prune_threshold.split(",")):
         for width in map(int, beam.split(",")):
-            result = genlm(genlm_python, teacher, model, width, threshold, texts)
+            result = genlm(genlm_python, same, model, width, threshold, texts)
             print(row(f"genlm-bytes K={width}, prune {threshold:g}", result, reference, num_bytes), flush=True)
 
 
