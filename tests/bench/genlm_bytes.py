@@ -6,7 +6,8 @@ Both sides run the same weights in float32 on the same machine, one document at 
 seconds are those of all threads, for a machine that has other work. The divergences are to a covering that is much wider than
 any of the others (`REFERENCE`), over all positions of all documents, the end's included. The last column does not depend on that
 choice: a prefix mass that a method finds is a lower bound of the exact one. It says by how many nats a document's own mass falls
-short of the reference's; negative is better than it.
+short of the reference's; negative is better than it. (`spread_dropped` changes no mass; its figure differs from the canonical one
+because a mass is read off the target's symbol before it.)
 
 One END for both sides: genlm-bytes has no tokens that spell nothing, and would read `<|im_end|>` as a `<`. So every control token of the
 tokenizer means END here, in our targets and among genlm-bytes' `eos_byte_strings`. Both then let it come only where a token may
