@@ -97,7 +97,7 @@ def ours(opened: Teacher, recipe: Recipe, covering: CoveringConfig, documents: S
     """Targets of the documents, each a batch of its own, by a teacher that is opened once for all coverings."""
     recipe = recipe.with_values(dump=recipe.dump.model_copy(update={"covering": covering}))
     tokenizer = opened.tokenizer
-    teacher = Teacher(recipe, opened.engine, opened._vocabulary, tokenizer, opened.start, opened._reducer)
+    teacher = Teacher(recipe, opened.engine, opened.vocabulary, tokenizer, opened.start, opened.reducer)
     count = Count(teacher.engine._trunk)  # type: ignore[union-attr]
     probs, log_mass, seconds, cpu_seconds = [], [], 0.0, 0.0
     for number, document in enumerate([documents[0][:40], *documents]):
