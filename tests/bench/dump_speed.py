@@ -53,7 +53,7 @@ class Task:
 
         self.recipe = load_recipe(
             recipe_path,
-            ["corpus.limit=2000", "teacher.max_tokens=1024", f"teacher.dtype={dtype}", "placement.batch_tokens=4096"],
+            ["corpus.limit=2000", "teacher.max_tokens=1024", f"teacher.dtype={dtype}", "placement.batch_tokens=2048"],
         )
         self.model = resolve_model(self.recipe.teacher.model)
         self.tokenizer = ByteTokenizer.load(self.model)
