@@ -152,8 +152,8 @@ def make_shards(
 ) -> Iterator[Made]:
     """Make and commit shards, yielding what each batch of the engine added.
 
-    Where the engine has a device of its own, or a machine, three threads work at once: one encodes the next shard, this one drives the
-    engine, one reduces the last batch and writes. On a CPU they would only take the engine's cores from it: measured, no faster.
+    Where the engine has a device of its own, or a machine, three threads work at once: one encodes the next shard, this one
+    drives the engine, one reduces the last batch and writes. On a CPU they would share the engine's cores.
     """
     concurrent = recipe.placement.overlap
     if concurrent is None:
