@@ -125,13 +125,31 @@ def inspect(
     doc: Annotated[
         str | None, typer.Option(metavar="ID", help="Show this document's positions (default: a summary).")
     ] = None,
+    worst: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Show the N documents and the N positions of highest surprise, bits."),
+    ] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help=r"Show where this text stands, with its distributions; \n, \t, \xHH work."),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the document of --doc (default: the first) as one self-contained page."
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=256, help="Symbols shown per position.")] = 5,
     json: AsJson = False,
 ) -> None:
-    """Look into a dump: a summary, or one document's positions with their top symbols."""
+    """Look into a dump: a summary, a document's positions with their top symbols, or what surprised the teacher."""
     from pipeline import inspect as looking
 
-    looking.show(dump, doc, top, json)
+    given = [name for name, value in (("--doc", doc), ("--worst", worst), ("--find", find)) if value is not None]
+    if len(given) > 1 or (html is not None and (json or given not in ([], ["--doc"]))):
+        asked = given + ["--html"] * (html is not None) + ["--json"] * json
+        raise ValueError(f"{' and '.join(asked)} do not go together: give one at a time (--html takes --doc)")
+    looking.show(dump, doc, top, json, worst, find, html)
 
 
 @app.command()

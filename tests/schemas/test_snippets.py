@@ -7,55 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from schemas import END
-from schemas.manifest import Manifest, ShardPlan
-from schemas.shard import Record, Segment, commit_shard, read_shard, to_table
+from schemas.shard import read_shard
 from schemas.snippets import snippets
+from tests.pipeline.dumps import varied_record, write_dump
 
 ROOT = Path(__file__).resolve().parents[2]
 POSITION = 10  # of document "0", as the snippets have it
 
 
-def varied_record(doc_id: str, seed: int, document: bytes = b"a document of bytes, with an end") -> Record:
-    """Between 1 and 6 entries a position, the realised symbol among them, and some mass left for the tail."""
-    rng = np.random.default_rng(seed)
-    realised = np.frombuffer(document + bytes([END]), dtype=np.uint8)
-    counts = rng.integers(1, 7, len(realised)).astype(np.uint16)
-    symbols, logprobs = [], []
-    for symbol, count in zip(realised.tolist(), counts.tolist(), strict=True):
-        others = rng.choice(np.delete(np.arange(256), symbol), count - 1, replace=False).tolist()
-        probs = np.sort(rng.dirichlet(np.ones(count + 1))[:count])[::-1]
-        symbols += rng.permutation([symbol, *others]).tolist()
-        logprobs += np.log(np.maximum(probs, 1e-3)).tolist()
-    num = len(realised)
-    return Record(
-        doc_id=doc_id,
-        window_start=0,
-        document=document,
-        segments=(Segment(0, len(document), True),),
-        teacher_token_lengths=np.full(len(document) // 2, 2, dtype=np.int32),
-        teacher_token_logprobs=np.full(len(document) // 2, -1.0, dtype=np.float32),
-        entry_counts=counts,
-        dropped=np.zeros(num, dtype=np.float16),
-        token_end=np.zeros(num, dtype=np.float16),
-        doubt=np.zeros(num, dtype=np.float16),
-        symbols=np.array(symbols, dtype=np.uint8),
-        logprobs=np.minimum(np.array(logprobs), 0).astype(np.float16),
-    )
-
-
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards; document "0" is not the first record."""
-    folder = tmp_path_factory.mktemp("dump")
-    (folder / "shards").mkdir()
-    plans = [ShardPlan(index=i, first_document=i, num_documents=1, num_bytes=1, sha256=str(i)) for i in range(2)]
-    Manifest(identity={}, corpus_counts={}, shards=tuple(plans)).save(folder)
-    for plan, ids in zip(plans, (["7", "8"], ["1", "0"]), strict=True):
-        records = [varied_record(doc_id, int(doc_id)) for doc_id in ids]
-        assert not [fault for record in records for fault in record.faults()]
-        commit_shard(to_table(records, {}), plan.path(folder), zstd_level=1)
-    return folder
+    shards = [[varied_record(doc_id, int(doc_id)) for doc_id in ids] for ids in ("78", "10")]
+    return write_dump(tmp_path_factory.mktemp("dump"), shards)
 
 
 @pytest.fixture(scope="module")
