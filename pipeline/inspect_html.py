@@ -22,6 +22,7 @@ from schemas.manifest import Manifest, flatten
 SURPRISE_BITS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0)  # edges between the ten shades
 _STRIP = 240  # bars of the strip above the text
 _ZERO_WIDTH_JOINER = "\u200d"
+_SPACE = "␣"  # more fonts have it than the terminal's mark
 
 
 class Cell(NamedTuple):
@@ -37,7 +38,7 @@ def cells(text: bytes) -> Iterator[Cell]:
     held, start, end = "", 0, 0
     for char in text.decode("utf-8"):
         joins = unicodedata.category(char).startswith("M") or char == _ZERO_WIDTH_JOINER
-        if held and not (joins or held.endswith(_ZERO_WIDTH_JOINER)) or held == "\n":
+        if (held and not (joins or held.endswith(_ZERO_WIDTH_JOINER))) or held == "\n":
             yield Cell(held, start, end)
             held, start = "", end
         held += char
@@ -70,13 +71,13 @@ def symbol_label(symbol: int) -> str:
     """A symbol in the panel of a distribution."""
     if symbol == END:
         return "END"
-    names = {0x20: "␠", 0x0A: "↵", 0x0D: "␍", 0x09: "⇥"}
+    names = {0x20: _SPACE, 0x0A: "↵", 0x0D: "␍", 0x09: "⇥"}
     return names.get(symbol) or (chr(symbol) if 0x20 < symbol < 0x7F else f"{symbol:02X}")
 
 
 def position_values(position: Position) -> dict[str, object]:
     """A position for the page's script; short keys, for there are many."""
-    token = None if position.token is None else f"{readable(position.token)}"
+    token = None if position.token is None else readable(position.token).replace("␠", _SPACE)
     values: dict[str, object] = {
         "o": position.offset,
         "r": symbol_label(position.realised),
