@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.card import write_card
 from pipeline.config import DumpConfig, Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.covering import Targets
+from pipeline.licence import describe, with_licence
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
@@ -232,6 +234,8 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
     model, tokenizer = load_tokenizer(recipe)
     for remark in tokenizer.remarks():
         print(f"{dump}: the teacher's tokenizer {remark}")
+    recipe = with_licence(recipe, model)
+    print(f"{dump}: {describe(recipe.teacher.license)}")
     corpus = Corpus(recipe.corpus)
     manifest = prepare(recipe, corpus, tokenizer, model)
     remove_dead_partials(dump)
@@ -244,6 +248,7 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
     if all(shard.path(dump).exists() for shard in manifest.shards):
         summary = summarise(dump, manifest)
         write_json(dump / "summary.json", summary)
+        write_card(dump)
         print(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
 
 
