@@ -74,6 +74,12 @@ def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
     ]
 
 
+def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a shard says of its origin: all but the whole corpus, which may grow after it; its own documents it names by their hash."""
+    corpus = {key: value for key, value in identity.get("corpus", {}).items() if key != "sha256"}
+    return {**identity, **({"corpus": corpus} if "corpus" in identity else {})}
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write a JSON file so that it is absent (or old) or complete."""
     partial = path.with_suffix(f".{os.getpid()}.partial")

@@ -1,5 +1,6 @@
 """A small dump made through the schema alone, with known figures: no model, no tokenizer."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from schemas import END
-from schemas.manifest import Manifest, ShardPlan
+from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 
 IDENTITY = {"teacher": {"model": "a <b>teacher</b>"}, "sparsity": {"top_k": 2}}
@@ -104,3 +105,18 @@ def make_dump(folder: Path) -> Path:
         ],
     ]
     return write_dump(folder, shards, num_planned=3)
+
+
+def finish(dump: Path) -> Path:
+    """Give a dump whose shards are all there its summary, as stage 1 would."""
+    manifest = Manifest.load(dump)
+    shards = [
+        {
+            "name": shard.path(dump).name,
+            "bytes": shard.path(dump).stat().st_size,
+            "sha256": hashlib.sha256(shard.path(dump).read_bytes()).hexdigest(),
+        }
+        for shard in manifest.shards
+    ]
+    write_json(dump / "summary.json", {"documents": 3, "records": 4, "shards": shards})
+    return dump
