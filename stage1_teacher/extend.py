@@ -53,12 +53,9 @@ def planned_sha256(path: Path) -> str | None:
 
 def _require_extension(dump: Path, theirs: Manifest, ours: Manifest, corpus: Corpus) -> None:
     num = len(theirs.shards)
+    if _count(ours) < _count(theirs):
+        _refuse(dump, f"it has fewer documents: {_count(ours)} here, {_count(theirs)} there")
     changed = next((a for a, b in zip(theirs.shards[:-1], ours.shards, strict=False) if a != b), None)
-    if changed is None and len(ours.shards) < num:
-        _refuse(
-            dump,
-            f"it has fewer documents: {_count(ours)} in {len(ours.shards)} shards here, {_count(theirs)} in {num} there",
-        )
     last = theirs.shards[-1]
     if changed is None and ours.shards[num - 1] != last and _digest(last, corpus) != last.sha256:
         changed = last
