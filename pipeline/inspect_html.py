@@ -107,31 +107,40 @@ class Drawn(NamedTuple):
 
 def draw_text(document: DumpDocument, positions: Sequence[Position]) -> Drawn:
     """The document's text: a span for each cell, shaded by its bytes' bits together; a token's edge before it where there is one."""
-    by_offset: dict[int, list[Position]] = {}
-    for position in positions:
-        if position.realised != END:
-            by_offset.setdefault(position.offset, []).append(position)
+    by_offset = {p.offset: p for p in positions if p.realised != END}
+    ends = {p.offset: p for p in positions if p.realised == END}  # after each segment: of a chat there are several
     edges = token_edges(document)
     parts: list[str] = []
     data: list[list[dict[str, object]]] = []
-    for cell in cells(document.text):
-        found = [p for offset in range(cell.start, cell.end) for p in by_offset.get(offset, [])]
-        parts.append(_span(glyphs(cell.text), found, len(data), cell.start in edges))
+
+    def put(inner: str, found: Sequence[Position], edge: bool) -> None:
+        parts.append(_span(inner, found, len(data), edge))
         if found:
-            data.append([position_values(p) for p in found])
-    for position in positions:
-        if position.realised == END:
-            parts.append(_span('<i class="mark end">END</i>', [position], len(data), True))
-            data.append([position_values(position)])
+            data.append([position_values(position) for position in found])
+
+    def put_end(offset: int) -> None:
+        if offset in ends:
+            put('<i class="mark end">END</i>', [ends[offset]], True)
+
+    for cell in cells(document.text):
+        put_end(cell.start)
+        found = [by_offset[offset] for offset in range(cell.start, cell.end) if offset in by_offset]
+        put(glyphs(cell.text), found, cell.start in edges)
+    put_end(len(document.text))
     return Drawn("".join(parts), data)
 
 
+def mark_name(position: Position) -> str:
+    """The anchor of a position: `b12` of a byte, `e12` of the END before byte 12."""
+    return f"{'e' if position.realised == END else 'b'}{position.offset}"
+
+
 def _span(inner: str, found: Sequence[Position], index: int, edge: bool) -> str:
-    names = "k" if edge else ""
+    names = " k" if edge else ""
     if not found:
-        return f'<span class="u {names}">{inner}</span>'
+        return f'<span class="u{names}">{inner}</span>'
     bits = sum(position.surprise_bits for position in found)
-    return f'<span class="c s{shade(bits)} {names}" id="b{found[0].offset}" data-i="{index}">{inner}</span>'
+    return f'<span class="c s{shade(bits)}{names}" id="{mark_name(found[0])}" data-i="{index}">{inner}</span>'
 
 
 def token_edges(document: DumpDocument) -> set[int]:
@@ -156,9 +165,8 @@ def draw_strip(positions: Sequence[Position]) -> str:
     for start in range(0, len(positions), each):
         worst = max(positions[start : start + each], key=lambda position: position.surprise_bits)
         height = 4 + 96 * min(worst.surprise_bits, 14.0) / 14.0
-        target = f"#b{worst.offset}" if worst.realised != END else ""
         bars.append(
-            f'<a class="s{shade(worst.surprise_bits)}" style="height:{height:.0f}%" href="{target}" '
+            f'<a class="s{shade(worst.surprise_bits)}" style="height:{height:.0f}%" href="#{mark_name(worst)}" '
             f'title="byte {worst.offset}: {worst.surprise_bits:.1f} bits"></a>'
         )
     return f'<nav class="strip" aria-label="surprise along the document">{"".join(bars)}</nav>'
@@ -213,7 +221,7 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
 
 def write_page(dump: Path, document: DumpDocument, out: Path) -> Path:
     """Draw a document into a file; returns its path."""
-    text = page(dump.resolve().name, Manifest.load(dump).identity, document)
+    text = page("/".join(dump.resolve().parts[-2:]), Manifest.load(dump).identity, document)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     return out

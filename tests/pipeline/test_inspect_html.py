@@ -4,14 +4,17 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import inspect
 from pipeline.dump_view import find_document
 from pipeline.inspect_html import Cell, cells, shade, token_edges
+from schemas.shard import Segment
 from tests.pipeline.dumps import cut_positions, make_record, varied_record, write_dump
 
 NASTY = "</script><script>document.title='owned'</script> <b onclick=x>é & ü</b>\n\tZ\u0310 a\u202egro\x00 👩‍👧 \"q\"".encode()
@@ -90,6 +93,22 @@ def test_every_position_is_drawn_once_whatever_the_windows(tmp_path: Path) -> No
     drawn = [position["o"] for cell in json.loads(data[1]) for position in cell]
     assert drawn == list(range(len(" b and on") + 3 + 1))
     assert token_edges(find_document(dump, "doc")) == {0, 2, 4, 5, 7, 9, 11}
+
+
+def test_the_end_of_each_segment_is_drawn_where_it_is(tmp_path: Path) -> None:
+    record = make_record("chat", b"yes no")
+    parts = (Segment(0, 3, True), Segment(4, 2, True))  # 4 + 3 positions, as many as before
+    dump = write_dump(tmp_path / "dump", [[replace(record, segments=parts, **realised_entries(b"yes\xffno\xff"))]])
+    inspect.show(dump, html=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert 'id="e3"' in text and text.index('id="b2"') < text.index('id="e3"') < text.index('id="b4"') < text.index(
+        'id="e6"'
+    )
+    assert 'id="b3"' not in text  # the byte between them is not supervised
+
+
+def realised_entries(realised: bytes) -> dict[str, np.ndarray]:
+    return {"symbols": np.array([pair for byte in realised for pair in (byte, ord("x"))], dtype=np.uint8)}
 
 
 def test_shades_rise_with_surprise() -> None:
