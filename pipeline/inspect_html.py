@@ -289,7 +289,7 @@ function make(name, cls, content) {
   if (content !== undefined) node.textContent = content;
   return node;
 }
-function percent(p) { return p >= 0.0995 ? (100 * p).toFixed(1) + " %" : (100 * p).toFixed(2) + " %"; }
+function percent(p) { return p < 0.00005 ? "< 0.01 %" : p >= 0.0995 ? (100 * p).toFixed(1) + " %" : (100 * p).toFixed(2) + " %"; }
 function row(name, p, cls) {
   const line = make("div", "row " + cls), bar = make("span"), fill = make("i");
   fill.style.width = Math.max(0.5, 100 * p) + "%";
