@@ -1,9 +1,10 @@
-# The operator's targets. RECIPE picks the recipe, ARGS adds options (ARGS="-o train.steps=50"), PYTHON the system's Python,
-# BLD_DEVICE=cpu|gpu the build where the machine should not be looked at.
+# The operator's targets. RECIPE picks the recipe, ARGS adds options (ARGS="-o train.steps=50"), BENCH the benchmarks, PYTHON the
+# system's Python, BLD_DEVICE=cpu|gpu the build where the machine should not be looked at.
 
 RECIPE ?= pipeline/recipes/demo.yaml
 ARGS ?=
 TABLE ?= 1
+BENCH ?= dump_speed frontier tokenizers
 BIN := .venv/bin
 STAMP := .venv/bld-stamp.json
 # The first Python that fits and runs: a shim on the PATH may name one that is not installed.
@@ -54,8 +55,8 @@ check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## speed and size of the dump
-	$(BIN)/python -m tests.bench.dump_speed $(ARGS)
+bench: $(STAMP)  ## the benchmarks named in BENCH, one after another; hours for all, ARGS goes to each
+	set -e; for name in $(BENCH); do $(BIN)/python -m tests.bench.$$name $(ARGS); done
 
 bench-quality: $(STAMP)  ## the students against their controls
 	$(BIN)/python -m tests.bench.quality $(ARGS)

@@ -55,6 +55,9 @@ class TeacherConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="Of weights and activations; a server (engine openai) has its own."
     )
+    quantization: str | None = Field(
+        None, description="vLLM's quantization method, e.g. fp8 (engine vllm); default: what the checkpoint says."
+    )
     max_tokens: int = Field(2048, ge=8, description="Longest window in teacher tokens, its start token included.")
     overlap_tokens: int = Field(256, ge=0, description="Context in tokens that a later window repeats.")
     start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
@@ -69,6 +72,14 @@ class TeacherConfig(Section):
     def name_at_server(self) -> str:
         """What a server is asked for by (engine openai)."""
         return self.served_model or self.model
+
+    @model_validator(mode="after")
+    def _engine_quantizes(self) -> "TeacherConfig":
+        if self.quantization is not None and self.engine != "vllm":
+            raise ValueError(
+                f"teacher.quantization ({self.quantization}) needs teacher.engine: vllm; {self.engine} runs what it is given"
+            )
+        return self
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> "TeacherConfig":
@@ -115,14 +126,13 @@ class PlacementConfig(Section):
     """Where and how fast stage 1 runs. Not part of the identity."""
 
     batch_tokens: int = Field(8192, ge=16, description="Teacher tokens handed to the engine at once.")
-    engine_batch_tokens: int = Field(
-        2048, ge=16, description="Tokens in one engine step (vLLM max_num_batched_tokens)."
-    )
+    engine_batch_tokens: int = Field(2048, ge=1, description="Tokens in one engine step (vLLM max_num_batched_tokens).")
     kv_cache: ByteSize | None = Field(
         None, description="vLLM KV cache, bytes; default: 1 GiB on a CPU, vLLM's own on a GPU."
     )
     gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs a teacher is split over.")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that each layer of a teacher is split over (vLLM).")
+    pipeline_parallel: int = Field(1, ge=1, description="GPUs that a teacher's layers are spread over (vLLM).")
     reduce_rows: int | None = Field(
         None,
         ge=1,

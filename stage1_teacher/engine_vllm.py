@@ -64,8 +64,13 @@ def engine_options(model: str, teacher: TeacherConfig, placement: PlacementConfi
         "revision": teacher.revision,
         "dtype": teacher.dtype,
         "max_model_len": teacher.max_tokens,
-        "max_num_batched_tokens": max(placement.engine_batch_tokens, teacher.max_tokens),
+        # Longer prompts are computed in parts.
+        "max_num_batched_tokens": placement.engine_batch_tokens,
+        "enable_chunked_prefill": True,
+        "max_num_seqs": min(placement.engine_batch_tokens, MAX_SEQUENCES),
         "tensor_parallel_size": placement.tensor_parallel,
+        "pipeline_parallel_size": placement.pipeline_parallel,
+        "quantization": teacher.quantization,
         "enable_prefix_caching": False,
         "trust_remote_code": teacher.trust_remote_code,
         "seed": 0,
@@ -97,6 +102,7 @@ def generate_engine(
     return generate
 
 
+MAX_SEQUENCES = 256  # in one step; vLLM refuses more than it has tokens for
 # The smallest blocks of the prefix cache: a branch computes its path's last, unfinished block again, half a block on average.
 # vLLM's CPU kernels want multiples of 32.
 BRANCH_BLOCK_TOKENS = 16 if torch.cuda.is_available() else 32

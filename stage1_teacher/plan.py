@@ -75,6 +75,7 @@ def make_identity(
             "revision": teacher.revision,
             "weights_sha256": weights,
             "dtype": None if served else teacher.dtype,  # a server has its own and does not tell
+            "quantization": teacher.quantization,
             "engine": engine,
             "tokenizer_sha256": tokenizer.sha256,
             "start_id": start,

@@ -118,9 +118,7 @@ def reduce_range(
             child_total, node_total = node_total, 0.0
             for k in range(node_cuts[n], node_cuts[n + 1] - 1):
                 first, last = cuts_K[k], cuts_K[k + 1]
-                is_child = (
-                    first == child_first and last == child_last
-                )  # the deeper node's range, which has been added up
+                is_child = first == child_first and last == child_last  # it has been added up
                 mass = child_total if is_child else _sum(probs_C, first, last)
                 masses_I[i] = mass
                 node_total += mass

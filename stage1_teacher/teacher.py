@@ -45,7 +45,7 @@ class Teacher:
     ) -> None:
         self.engine, self.tokenizer, self.start = engine, tokenizer, start
         self.max_tokens, self.overlap_tokens = recipe.teacher.max_tokens, recipe.teacher.overlap_tokens
-        self._vocabulary, self._reducer, self._config = vocabulary, reducer, recipe.dump.covering
+        self.vocabulary, self.reducer, self._config = vocabulary, reducer, recipe.dump.covering
 
     def ask(self, pieces: Sequence[Piece]) -> Answers:
         """Run the engine over some pieces. Raises ValueError where branch rows are wanted of an engine that lists tokens."""
@@ -61,14 +61,14 @@ class Teacher:
         return self._branch(pieces, self.engine.branches(prompts))
 
     def _branch(self, pieces: Sequence[Piece], branches: Branches) -> Answers:
-        assert self._reducer is not None
+        assert self.reducer is not None
         coverings = self._coverings(pieces)
         branchings = [
             Branching(covering, piece.tokens, self._config) for covering, piece in zip(coverings, pieces, strict=True)
         ]
         for branching, rows in zip(branchings, self._canonical(coverings, branches.hidden), strict=True):
             branching.add_canonical(rows)
-        expand(branchings, branches, self._reducer, num_start=int(self.start is not None))
+        expand(branchings, branches, self.reducer, num_start=int(self.start is not None))
         return Answers(branchings, branches.num_tokens)
 
     def targets(self, pieces: Sequence[Piece], answers: Answers) -> list[Targets]:
@@ -93,11 +93,11 @@ class Teacher:
 
     def _coverings(self, pieces: Sequence[Piece]) -> list[Covering]:
         prefix = self.tokenizer.prefix
-        return [Covering(self._vocabulary, piece.tokens, prefix + piece.text) for piece in pieces]
+        return [Covering(self.vocabulary, piece.tokens, prefix + piece.text) for piece in pieces]
 
     def _canonical(self, coverings: Sequence[Covering], hidden: Sequence[torch.Tensor]) -> list[list[ReducedRow]]:
-        assert self._reducer is not None
-        return self._reducer.reduce(
+        assert self.reducer is not None
+        return self.reducer.reduce(
             [Rows(covering, covering.offsets, states_RD) for covering, states_RD in zip(coverings, hidden, strict=True)]
         )
 

@@ -53,7 +53,7 @@ class Task:
 
         self.recipe = load_recipe(
             recipe_path,
-            ["corpus.limit=2000", "teacher.max_tokens=1024", f"teacher.dtype={dtype}", "placement.batch_tokens=4096"],
+            ["corpus.limit=2000", "teacher.max_tokens=1024", f"teacher.dtype={dtype}", "placement.batch_tokens=2048"],
         )
         self.model = resolve_model(self.recipe.teacher.model)
         self.tokenizer = ByteTokenizer.load(self.model)
@@ -111,7 +111,7 @@ def generate_modes(task: Task) -> Modes:
 def pooling_modes(task: Task) -> Modes:
     import torch
 
-    from stage1_teacher.dump import open_teacher
+    from stage1_teacher.teacher import open_teacher
 
     teacher = open_teacher(task.recipe, task.model, task.tokenizer)
     head = teacher.reducer.head
@@ -162,7 +162,8 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
 
     from pipeline.covering import Covering, Intervals
     from schemas.shard import commit_shard, to_table
-    from stage1_teacher.dump import cut_pieces, make_record
+    from stage1_teacher.dump import make_record
+    from stage1_teacher.pieces import cut_pieces
     from stage1_teacher.reduce import Masses, as_rows, even_bounds
 
     spent: dict[str, float] = {}

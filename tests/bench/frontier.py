@@ -45,15 +45,15 @@ FLOOR = 1e-12
 BLOCK_TOKENS = 16
 
 
-def candidates() -> dict[str, CoveringConfig]:
+def candidates(never_merged: bool) -> dict[str, CoveringConfig]:
+    """Coverings by name. Branches that never merge live on for hundreds of rounds, each of which weighs the document again."""
     found = {"canonical": CoveringConfig(beam_width=0)}
     for threshold in (0.3, 0.1, 0.05, 0.03, 0.01, 0.003):
         found[f"branches > {threshold}"] = CoveringConfig(beam_width=10, branch_threshold=threshold, merge_after=4)
     found["branches > 0.03, merged at once"] = CoveringConfig(beam_width=10, branch_threshold=0.03, merge_after=0)
-    found["branches > 0.03, never merged"] = CoveringConfig(beam_width=10, branch_threshold=0.03, merge_after=None)
-    found["paper (beam 10, 0.01, never merged)"] = CoveringConfig(
-        beam_width=10, branch_threshold=0.01, merge_after=None
-    )
+    found["paper (beam 10, 0.01), merged after 8"] = CoveringConfig(beam_width=10, branch_threshold=0.01, merge_after=8)
+    if never_merged:
+        found["paper (beam 10, 0.01)"] = CoveringConfig(beam_width=10, branch_threshold=0.01, merge_after=None)
     return found
 
 
@@ -155,7 +155,7 @@ class Bench:
         spelled = b"".join(self.tokenizer.token_bytes[token] or b"" for token in tokens)
         return Store(Covering(self.vocabulary, tokens, spelled), tokens, self.start, self.engine, self.reducer)
 
-    def measure(self, text: bytes, max_tokens: int) -> dict[str, Any]:
+    def measure(self, text: bytes, max_tokens: int, never_merged: bool) -> dict[str, Any]:
         """Arrays of one document. Its last position is left out: a document that was cut does not end there."""
         store = self.store(text, max_tokens)
         skip, covering = len(self.tokenizer.prefix), store.covering
@@ -169,7 +169,7 @@ class Bench:
             found[f"{name}/computed"] = np.array([len(paths), block_tokens(paths, len(self.start))])
 
         keep("naive", naive(covering, store.canonical), [])
-        for name, config in candidates().items():
+        for name, config in candidates(never_merged).items():
             branching, paths = store.cover(config)
             targets = branching.targets()
             keep(name, targets.probs_PV, paths)
@@ -191,12 +191,12 @@ def _open(recipe: Recipe, num_threads: int) -> None:
     _bench = Bench(recipe, num_threads)
 
 
-def _measure(job: tuple[Path, bytes], max_tokens: int) -> Path:
+def _measure(job: tuple[Path, bytes], max_tokens: int, never_merged: bool) -> Path:
     path, text = job
     assert _bench is not None
     partial_path = path.with_suffix(".partial")
     with partial_path.open("wb") as file:
-        np.savez_compressed(file, **_bench.measure(text, max_tokens))
+        np.savez_compressed(file, **_bench.measure(text, max_tokens, never_merged))
     partial_path.replace(path)
     return path
 
@@ -245,6 +245,7 @@ def main(
     documents: Annotated[int, typer.Option(help="Documents of each.")] = 30,
     tokens: Annotated[int, typer.Option(help="Teacher tokens of a document.")] = 512,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
+    never_merged: Annotated[bool, typer.Option(help="Also the paper's beam as it is: minutes a document.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/frontier"),
     only_table: Annotated[bool, typer.Option("--table", help="Print what is there.")] = False,
 ) -> None:
@@ -262,7 +263,9 @@ def main(
         context = multiprocessing.get_context("spawn")
         threads = max(1, (os.cpu_count() or 1) // num_workers)
         with ProcessPoolExecutor(num_workers, context, _open, (loaded, threads)) as pool:
-            for done, path in enumerate(pool.map(partial(_measure, max_tokens=tokens), todo), 1):
+            for done, path in enumerate(
+                pool.map(partial(_measure, max_tokens=tokens, never_merged=never_merged), todo), 1
+            ):
                 print(f"{done}/{len(todo)} {path}", flush=True)
     for name in names:
         files = sorted((out / loaded.teacher.model.replace("/", "_") / name).glob("*.npz"))

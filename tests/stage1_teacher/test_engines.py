@@ -58,7 +58,8 @@ def engine_targets(engine: str, model: Path) -> list[np.ndarray]:
     tokenizer = tiny_tokenizer()
     end = tokenizer.eos_token_id
     head, vocabulary = load_head(str(model), None, torch.float32, tuple(token_bytes()), (end,), False)
-    opened = open_engine(str(model), config, PlacementConfig(engine_batch_tokens=64))
+    # 8: the longest prompt is computed in parts
+    opened = open_engine(str(model), config, PlacementConfig(engine_batch_tokens=8))
     tokens = [tokenizer.encode(text) for text in DOCUMENTS]
     hidden = opened.hidden_states([[end, *ids] for ids in tokens])
     opened.close()
