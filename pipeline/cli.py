@@ -125,13 +125,31 @@ def inspect(
     doc: Annotated[
         str | None, typer.Option(metavar="ID", help="Show this document's positions (default: a summary).")
     ] = None,
+    worst: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Show the N documents and the N positions of highest surprise, bits."),
+    ] = None,
+    find: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help=r"Show where this text stands, with its distributions; \n, \t, \xHH work."),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the document of --doc (default: the first) as one self-contained page."
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=256, help="Symbols shown per position.")] = 5,
     json: AsJson = False,
 ) -> None:
-    """Look into a dump: a summary, or one document's positions with their top symbols."""
+    """Look into a dump: a summary, a document's positions with their top symbols, or what surprised the teacher."""
     from pipeline import inspect as looking
 
-    looking.show(dump, doc, top, json)
+    given = [name for name, value in (("--doc", doc), ("--worst", worst), ("--find", find)) if value is not None]
+    if len(given) > 1 or (html is not None and (json or given not in ([], ["--doc"]))):
+        asked = given + ["--html"] * (html is not None) + ["--json"] * json
+        raise ValueError(f"{' and '.join(asked)} do not go together: give one at a time (--html takes --doc)")
+    looking.show(dump, doc, top, json, worst, find, html)
 
 
 @app.command()
@@ -251,6 +269,63 @@ def show_plan(recipe: RecipeArgument, override: Overrides = None) -> None:
     from pipeline.plan import print_plan
 
     print_plan(_load(recipe, override))
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new dump.")],
+    dumps: Annotated[list[Path], typer.Argument(metavar="DUMP...", help="Complete dumps that differ in corpus only.")],
+) -> None:
+    """Join dumps of one identity; shards are linked, or copied to another file system."""
+    from stage1_teacher.merge import merge_dumps
+
+    summary = merge_dumps(out, dumps)
+    typer.echo(f"{out}: {summary['documents']} documents in {len(summary['shards'])} shards")
+
+
+@app.command()
+def push(
+    dump: Annotated[Path, typer.Argument(metavar="DUMP", help="Folder of a complete dump.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="Data set on a hub, OWNER/NAME; made where there is none.")
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new data set public: the text goes with it (default: private).")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to (default: the main one).")] = None,
+) -> None:
+    """Upload a dump to a hub as a data set, or resume; a dump that is not complete is refused."""
+    from pipeline.hub import push as push_dump
+
+    typer.echo(push_dump(dump, repo, public=public, revision=revision))
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Data set on a hub, OWNER/NAME.")],
+    dump: Annotated[Path, typer.Argument(metavar="DUMP", help="Folder to put the dump in.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit (default: the main branch).")] = None,
+) -> None:
+    """Download a dump from a hub, or resume, and check it against its checksums."""
+    from pipeline.hub import pull as pull_dump
+
+    typer.echo(pull_dump(repo, dump, revision=revision))
+
+
+@app.command()
+def clean(
+    dumps: Annotated[
+        list[Path] | None, typer.Argument(metavar="DUMP...", help="Dumps to look for half-written files in.")
+    ] = None,
+    cache: Annotated[bool, typer.Option("--cache", help="Also the cache of downloads and conversions.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed (default: only list it).")] = False,
+) -> None:
+    """List half-written files and the cache, with sizes; --yes removes them."""
+    from pipeline.clean import clean as clean_up
+
+    if not dumps and not cache:
+        raise ValueError("nothing to look at: give DUMP..., or --cache")
+    clean_up(dumps or [], cache, yes)
 
 
 @app.command()

@@ -63,6 +63,10 @@ class TeacherConfig(Section):
     start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
     end: tuple[str, ...] = Field((), description="Tokens that mean END; default: the tokenizer's end of text.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    license: str | None = Field(
+        None,
+        description="The model's licence, by its id on a hub; default: what its card says. Not part of the identity.",
+    )
 
     @property
     def name_at_server(self) -> str:

@@ -1,47 +1,25 @@
-"""A look into a dump: its summary, or one document position by position. Shards are streamed, a few records at once."""
+"""`bld inspect`: what it prints about a dump. `pipeline.dump_view` reads it, `pipeline.inspect_html` draws it."""
 
-import difflib
-import heapq
 import json
-import math
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from pipeline import dump_view
+from pipeline.dump_view import Occurrence, Position, Surprising
 from schemas import END
-from schemas.manifest import Manifest, flatten
-from schemas.shard import Record, read_shard
 
 _NAMES = {END: "END", 0x20: "␠", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
 _BAR = 40  # characters of the longest bar
-
-
-@dataclass(frozen=True)
-class Position:
-    """One position of a document. `offset` is in bytes of the whole document; shares and probabilities are 0..1."""
-
-    offset: int
-    realised: int
-    token_starts: bool
-    symbols: list[tuple[int, float]]
-    tail: float
-    dropped: float
-    token_end: float
-    doubt: float
-
-
-def records(dump: Path) -> Iterator[Record]:
-    """The records of the shards that exist, in order. Raises ValueError where the folder is not a dump."""
-    for shard in Manifest.load(dump).shards:
-        path = shard.path(dump)
-        if path.exists():
-            yield from read_shard(path)
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_SHOWN = 10  # occurrences of --find that are printed
+_ESCAPES = {"\\n": b"\n", "\\r": b"\r", "\\t": b"\t", "\\\\": b"\\"}
 
 
 def symbol_name(symbol: int) -> str:
@@ -51,148 +29,183 @@ def symbol_name(symbol: int) -> str:
     return chr(symbol) if 0x20 < symbol < 0x7F else f"{symbol:02x}"
 
 
-def document_records(dump: Path, doc_id: str) -> list[Record]:
-    """The windows of one document. Raises ValueError, naming near ids, where the dump does not hold it."""
-    found: list[Record] = []
-    for record in records(dump):
-        if record.doc_id == doc_id:
-            found.append(record)
-        elif found:  # the windows of a document follow each other
-            break
-    if found:
-        return found
-    ids = (record.doc_id for record in records(dump))
-    near = heapq.nlargest(3, ((difflib.SequenceMatcher(None, doc_id, name).ratio(), name) for name in ids))
-    names = ", ".join(dict.fromkeys(name for _, name in near)) or "none: no shard is there yet"
-    raise ValueError(f"{dump} holds no document {doc_id!r}; the nearest ids: {names}")
+def readable(text: bytes) -> str:
+    """Bytes on one line, for the eye: characters as they are, spaces and breaks and what prints nothing as marks."""
+    shown = text.decode("utf-8", errors="replace")
+    marks = {" ": "␠", "\n": "⏎", "\r": "␍", "\t": "⇥"}
+    return "".join(marks.get(char) or (char if char.isprintable() else f"<{ord(char):x}>") for char in shown)
 
 
-def positions(record: Record) -> Iterator[Position]:
-    """The positions of one record, in order."""
-    edges = {0, *np.cumsum(record.teacher_token_lengths).tolist()}
-    ends = np.cumsum(record.entry_counts.astype(np.int64))
-    offsets = [s.start + i for s in record.segments for i in range(s.num_positions)]
-    realised = record.realised()
-    for index, offset in enumerate(offsets):
-        entries = slice(int(ends[index]) - int(record.entry_counts[index]), int(ends[index]))
-        probabilities = np.exp(record.logprobs[entries].astype(np.float64)).tolist()
-        yield Position(
-            offset=record.window_start + offset,
-            realised=int(realised[index]),
-            token_starts=offset in edges,
-            symbols=list(zip(record.symbols[entries].tolist(), probabilities, strict=True)),
-            tail=max(0.0, 1.0 - sum(probabilities)),
-            dropped=float(record.dropped[index]),
-            token_end=float(record.token_end[index]),
-            doubt=float(record.doubt[index]),
-        )
+def wanted_bytes(text: str) -> bytes:
+    """What `--find` looks for: UTF-8, with `\\n`, `\\t`, `\\r`, `\\\\` and `\\xHH` as in a Python string."""
+    parts = re.split(r"(\\x[0-9a-fA-F]{2}|\\[nrt\\])", text)
+    found = b"".join(
+        _ESCAPES.get(part) or (bytes([int(part[2:], 16)]) if i % 2 else part.encode()) for i, part in enumerate(parts)
+    )
+    if not found:
+        raise ValueError("--find '': give at least one byte to look for")
+    return found
 
 
-def summarise(dump: Path) -> dict[str, Any]:
-    """Counts and means over the shards that exist; keys say their units."""
-    manifest = Manifest.load(dump)
-    done = [shard.path(dump) for shard in manifest.shards if shard.path(dump).exists()]
-    tail = nats = doubt = token_end = 0.0
-    num_records = num_bytes = num_positions = num_documents = 0
-    entry_counts: Counter[int] = Counter()
-    last_id: str | None = None
-    for record in records(dump):
-        num_documents += record.doc_id != last_id
-        last_id = record.doc_id
-        num_records += 1
-        num_bytes += sum(s.length for s in record.segments)
-        num_positions += record.num_positions
-        entry_counts.update(record.entry_counts.tolist())
-        record_tail, record_nats = _tail_and_nats(record)
-        tail, nats = tail + record_tail, nats + record_nats
-        doubt += float(record.doubt.sum(dtype=np.float64))
-        token_end += float(record.token_end.sum(dtype=np.float64))
-    stored = sum(path.stat().st_size for path in done)
-    each, byte = max(num_positions, 1), max(num_bytes, 1)
-    return {
-        "identity": flatten(manifest.identity),
-        "corpus_counts": manifest.corpus_counts,
-        "left_out_unspellable": _left_out(dump),
-        "shards_planned": len(manifest.shards),
-        "shards_done": len(done),
-        "documents": num_documents,
-        "records": num_records,
-        "text_bytes": num_bytes,
-        "positions": num_positions,
-        "stored_bytes": stored,
-        "stored_bytes_per_text_byte": stored / byte,
-        "entries_per_position": sum(k * v for k, v in entry_counts.items()) / each,
-        "entry_count_positions": dict(sorted(entry_counts.items())),
-        "mean_tail": tail / each,
-        "mean_token_end": token_end / each,
-        "mean_doubt": doubt / each,
-        "target_bits_per_byte": nats / (byte * math.log(2)),
-    }
+def show(
+    dump: Path,
+    doc_id: str | None = None,
+    top: int = 5,
+    as_json: bool = False,
+    worst: int | None = None,
+    find: str | None = None,
+    html: Path | None = None,
+) -> None:
+    """Print a dump's summary, or with `doc_id` that document's positions with their `top` symbols.
 
-
-def _left_out(dump: Path) -> dict[str, str]:
-    path = dump / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("left_out_unspellable", {}) if path.exists() else {}
-
-
-def _tail_and_nats(record: Record) -> tuple[float, float]:
-    """The sum of a record's tails, and the nats that its targets give the realised bytes; END is not a byte."""
-    if not record.num_positions:
-        return 0.0, 0.0
-    counts = record.entry_counts.astype(np.int64)
-    logprobs = record.logprobs.astype(np.float64)
-    stored = np.add.reduceat(np.exp(logprobs), np.cumsum(counts) - counts)
-    realised = np.repeat(record.realised(), counts)
-    counted = (record.symbols == realised) & (realised != END)
-    return float(np.maximum(1.0 - stored, 0.0).sum()), float(-logprobs[counted].sum())
-
-
-def show(dump: Path, doc_id: str | None, top: int, as_json: bool) -> None:
-    """Print a dump's summary, or with `doc_id` that document's positions with their `top` symbols."""
+    Args:
+        worst: print that many documents and positions of most surprise instead.
+        find: print where this text stands, with the distributions of its bytes, instead.
+        html: draw the document (the first, where `doc_id` is None) into this file instead.
+    """
     console = Console(highlight=False, soft_wrap=True)
-    if doc_id is None:
-        summary = summarise(dump)
+    if html is not None:
+        from pipeline.inspect_html import write_page
+
+        print(write_page(dump, dump_view.find_document(dump, doc_id), html))
+    elif worst is not None:
+        _show_worst(dump, worst, top, as_json, console)
+    elif find is not None:
+        _show_found(dump, wanted_bytes(find), top, as_json, console)
+    elif doc_id is None:
+        summary = dump_view.summarise(dump)
         print(json.dumps(summary, indent=1)) if as_json else _print_summary(summary, console)
-        return
-    found = [position for record in document_records(dump, doc_id) for position in positions(record)]
-    if as_json:
-        print(json.dumps({"doc_id": doc_id, "positions": [asdict(position) for position in found]}))
-        return
-    for line in table(found, top):
-        console.print(line)
+    else:
+        found = list(dump_view.find_document(dump, doc_id).positions())
+        if as_json:
+            print(json.dumps({"doc_id": doc_id, "positions": [as_values(position) for position in found]}))
+            return
+        for line in table(found, top):
+            console.print(line)
 
 
-def table(found: list[Position], top: int) -> list[Text]:
-    """Aligned lines: a header, then a position each. A teacher token starts at the lines marked `|`."""
-    header = f"{'offset':>7}   byte    tail dropped tok_end   doubt  symbols"
+def as_values(position: Position) -> dict[str, Any]:
+    """A position for JSON; its token, which may be half a character, as a list of bytes."""
+    return asdict(position) | {"token": None if position.token is None else list(position.token)}
+
+
+def table(found: Iterable[Position], top: int) -> list[Text]:
+    """Aligned lines: a header, then a position each. `|` marks the edges of teacher tokens; the token that starts there is shown."""
+    header = f"{'offset':>7}   byte   bits    tail dropped tok_end   doubt  symbols"
     return [Text(header, style="bold"), *[_line(position, top) for position in found]]
 
 
 def _line(position: Position, top: int) -> Text:
     mark = "|" if position.token_starts else " "
     line = Text(f"{position.offset:>7} {mark} ")
-    line.append(f"{symbol_name(position.realised):<5}", style="bold cyan" if position.token_starts else "cyan")
+    line.append(f"{symbol_name(position.realised):<4}", style="bold cyan" if position.token_starts else "cyan")
+    line.append(f" {position.surprise_bits:5.2f}", style=_surprise_style(position.surprise_bits))
     for share in (position.tail, position.dropped, position.token_end, position.doubt):
         line.append(f" {share:7.4f}", style="yellow" if share > 0.05 else "dim")
     line.append(" ")
     for symbol, probability in position.symbols[:top]:
         style = "bold green" if symbol == position.realised else ""
         line.append(f" {symbol_name(symbol):>3} {probability:.4f}", style=style)
+    if position.token is not None:
+        line.append(f"  |{readable(position.token)}| {position.token_logprob:.2f} nats", style="magenta")
     return line
 
 
+def _surprise_style(bits: float) -> str:
+    return "bold red" if bits > 6 else "yellow" if bits > 3 else "dim"
+
+
+def _show_worst(dump: Path, number: int, top: int, as_json: bool, console: Console) -> None:
+    documents, places = dump_view.worst_documents(dump, number), dump_view.worst_positions(dump, number)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "documents": [{"doc_id": d.doc_id, "bits_per_byte": d.bits} for d in documents],
+                    "positions": [_place_values(place) for place in places],
+                }
+            )
+        )
+        return
+    console.print(Text("documents by bits per byte of their targets", style="bold"))
+    for found in documents:
+        console.print(Text(f"{found.bits:8.3f}  {found.doc_id:<12} {readable(found.context)}"))
+    console.print(Text("positions by bits of the byte that is really there", style="bold"))
+    for found in places:
+        console.print(_place_line(found, top))
+
+
+def _place_values(found: Surprising) -> dict[str, Any]:
+    assert found.position is not None
+    return {"doc_id": found.doc_id, "context": list(found.context), **as_values(found.position)}
+
+
+def _place_line(found: Surprising, top: int) -> Text:
+    position = found.position
+    assert position is not None
+    line = Text(f"{found.bits:8.3f}  {found.doc_id:<12} at {found.offset:>6} ")
+    line.append(f"{readable(found.context):>{dump_view.CONTEXT_BYTES}}")
+    line.append(f"[{symbol_name(position.realised)}]", style="bold red")
+    for symbol, probability in position.symbols[:top]:
+        line.append(f"  {symbol_name(symbol)} {probability:.3f}")
+    return line
+
+
+def _show_found(dump: Path, wanted: bytes, top: int, as_json: bool, console: Console) -> None:
+    found = dump_view.find(dump, wanted)
+    if as_json:
+        print(json.dumps([_occurrence_values(occurrence) for occurrence in found]))
+        return
+    shown = list(islice(found, _SHOWN))
+    for occurrence in shown:
+        line = Text(f"{occurrence.doc_id} at {occurrence.offset}: ", style="bold")
+        line.append(readable(occurrence.before), style="not bold")
+        line.append(readable(wanted), style="reverse")
+        line.append(readable(occurrence.after), style="not bold")
+        console.print(line)
+        for row in table(occurrence.positions, top):
+            console.print(row)
+    more = sum(1 for _ in found)
+    if not shown:
+        console.print(f"{readable(wanted)!r} stands in no document of {dump}", markup=False)
+    elif more:
+        console.print(f"and {more} more; --json prints all of them")
+
+
+def _occurrence_values(occurrence: Occurrence) -> dict[str, Any]:
+    places = [as_values(position) for position in occurrence.positions]
+    return {"doc_id": occurrence.doc_id, "offset": occurrence.offset, "positions": places}
+
+
+_HISTOGRAMS = {
+    "entry_count_positions": "positions by stored entries",
+    "entropy_bits_positions": "positions by entropy, bits",
+    "column_bytes": "stored bytes by column",
+}
+_SECTIONS = ("identity", "corpus_counts", "left_out_unspellable")
+
+
 def _print_summary(summary: dict[str, Any], console: Console) -> None:
-    nested = ("identity", "corpus_counts", "left_out_unspellable", "entry_count_positions")
-    flat = {key: value for key, value in summary.items() if key not in nested}
-    for title in nested[:3]:
+    for title in _SECTIONS:
         if summary[title]:
             console.print(Text(title.replace("_", " "), style="bold"))
             for key, value in summary[title].items():
                 console.print(Text(f"  {key:<28} {value}"))
     console.print(Text("shards", style="bold"))
-    for key, value in flat.items():
-        console.print(Text(f"  {key:<28} {value:,.4f}" if isinstance(value, float) else f"  {key:<28} {value:,}"))
-    console.print(Text("positions by stored entries", style="bold"))
-    largest = max(summary["entry_count_positions"].values(), default=1)
-    for count, num_positions in summary["entry_count_positions"].items():
-        console.print(Text(f"  {count:>4} {num_positions:>12,} {'#' * round(_BAR * num_positions / largest)}"))
+    for key, value in summary.items():
+        if key not in _SECTIONS and key not in _HISTOGRAMS:
+            console.print(Text(f"  {key:<28} {value:,.4f}" if isinstance(value, float) else f"  {key:<28} {value:,}"))
+    for key, title in _HISTOGRAMS.items():
+        console.print(Text(title, style="bold"))
+        for line in bars(summary[key]):
+            console.print(Text(line))
+
+
+def bars(counts: Mapping[Any, int]) -> Iterator[str]:
+    """A line per key: its number, its share of all, and a bar of eighths of a character."""
+    width = max((len(str(key)) for key in counts), default=0)
+    largest, total = max(counts.values(), default=0), sum(counts.values())
+    for key, number in counts.items():
+        eighths = round(8 * _BAR * number / max(largest, 1))
+        bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+        yield f"  {key!s:>{width}} {number:>12,} {number / max(total, 1):6.1%} {bar}".rstrip()

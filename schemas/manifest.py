@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas import SCHEMA_VERSION
+from schemas import SCHEMA_VERSION, version_fault
 from schemas.shard import sync_and_rename
 
 
@@ -48,10 +48,9 @@ class Manifest(BaseModel):
                 f"{dump} is not a dump: it holds no manifest.json. Run `bld teacher` first, or give another path."
             )
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} has schema version {values.get('schema_version')!r}; this release reads version {SCHEMA_VERSION}"
-            )
+        fault = version_fault(path, values.get("schema_version"))
+        if fault:
+            raise ValueError(fault)
         return cls.model_validate(values)
 
 
@@ -72,6 +71,12 @@ def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
         for key in sorted(a.keys() | b.keys())
         if a.get(key) != b.get(key)
     ]
+
+
+def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a shard says of its origin: all but the whole corpus, which may grow after it; its own documents it names by their hash."""
+    corpus = {key: value for key, value in identity.get("corpus", {}).items() if key != "sha256"}
+    return {**identity, **({"corpus": corpus} if "corpus" in identity else {})}
 
 
 def write_json(path: Path, values: Any) -> None:

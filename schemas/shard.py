@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas import SCHEMA_VERSION
+from schemas import SCHEMA_VERSION, version_fault
 
 _F16_LIST = pa.list_(pa.field("element", pa.float16(), nullable=False))
 
@@ -191,8 +191,9 @@ def check_version(path: Path, metadata: Mapping[bytes, bytes] | None) -> None:
     version = (metadata or {}).get(b"bld.schema_version")
     if version is None:
         raise ValueError(f"{path} is not a shard of a dump: its Parquet metadata holds no bld.schema_version")
-    if version != str(SCHEMA_VERSION).encode():
-        raise ValueError(f"{path} has schema version {version.decode()}; this release reads version {SCHEMA_VERSION}")
+    fault = version_fault(path, version.decode())
+    if fault:
+        raise ValueError(fault)
 
 
 def read_shard(path: Path, batch_records: int = 64) -> Iterator[Record]:

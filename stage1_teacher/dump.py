@@ -12,16 +12,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.card import write_card
 from pipeline.config import DumpConfig, Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.covering import Targets
+from pipeline.licence import describe, with_licence
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
-from schemas.manifest import Manifest, ShardPlan, write_json
+from schemas.manifest import Manifest, ShardPlan, shard_identity, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 from stage1_teacher import plan
 from stage1_teacher.engine import ListingEngine
+from stage1_teacher.extend import extend_dump
 from stage1_teacher.overlap import one_ahead
 from stage1_teacher.pieces import Piece, batches, cut_pieces, spelled_lengths
 from stage1_teacher.sparsify import sparsify
@@ -110,7 +113,7 @@ class ShardWriter:
     """Takes forwarded batches in order; collects the records of a shard and commits them once it is whole."""
 
     def __init__(self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Path) -> None:
-        self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, identity, folder
+        self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, shard_identity(identity), folder
         self._records: list[Record] = []
         self._num_tokens, self._num_computed = 0, 0
 
@@ -194,9 +197,9 @@ def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str
     weights = None if served else plan.weights_sha256(model, recipe.teacher.revision)
     identity = plan.make_identity(recipe, tokenizer, start, ends, weights, engine, plan.corpus_sha256(shards))
     dump = Path(recipe.dump.path)
-    manifest = plan.hold_to_identity(
-        dump, Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
-    )
+    planned = Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
+    extend_dump(dump, planned, corpus)
+    manifest = plan.hold_to_identity(dump, planned)
     save_recipe(recipe, dump / "recipe.yaml")
     return manifest
 
@@ -232,6 +235,8 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
     model, tokenizer = load_tokenizer(recipe)
     for remark in tokenizer.remarks():
         print(f"{dump}: the teacher's tokenizer {remark}")
+    recipe = with_licence(recipe, model)
+    print(f"{dump}: {describe(recipe.teacher.license)}")
     corpus = Corpus(recipe.corpus)
     manifest = prepare(recipe, corpus, tokenizer, model)
     remove_dead_partials(dump)
@@ -244,6 +249,7 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
     if all(shard.path(dump).exists() for shard in manifest.shards):
         summary = summarise(dump, manifest)
         write_json(dump / "summary.json", summary)
+        write_card(dump)
         print(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
 
 
@@ -277,6 +283,8 @@ def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
         with pq.ParquetFile(path) as file:
             metadata = {k.decode(): v.decode() for k, v in file.schema_arrow.metadata.items()}
             table = file.read(columns=["segment_lengths", "segment_has_end"])
+        if metadata["bld.shard_sha256"] != shard.sha256:  # a process of before the dump was extended wrote it late
+            raise ValueError(f"{path} holds other documents than planned; delete it and run `bld teacher` again")
         skipped = json.loads(metadata["bld.left_out"])
         left_out |= skipped
         num_bytes = int(np.sum(table["segment_lengths"].combine_chunks().flatten().to_numpy(zero_copy_only=False)))

@@ -1,11 +1,14 @@
 """A small dump made through the schema alone, with known figures: no model, no tokenizer."""
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from schemas import END
-from schemas.manifest import Manifest, ShardPlan
+from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 
 IDENTITY = {"teacher": {"model": "a <b>teacher</b>"}, "sparsity": {"top_k": 2}}
@@ -33,9 +36,66 @@ def make_record(doc_id: str, document: bytes, window_start: int = 0, has_end: bo
     )
 
 
+def varied_record(doc_id: str, seed: int, document: bytes = b"a document of bytes, with an end") -> Record:
+    """Between 1 and 6 entries a position, the realised symbol among them, and some mass left for the tail."""
+    rng = np.random.default_rng(seed)
+    realised = np.frombuffer(document + bytes([END]), dtype=np.uint8)
+    lengths = [2] * (len(document) // 2) + [1] * (len(document) % 2)
+    counts = rng.integers(1, 7, len(realised)).astype(np.uint16)
+    symbols, logprobs = [], []
+    for symbol, count in zip(realised.tolist(), counts.tolist(), strict=True):
+        others = rng.choice(np.delete(np.arange(256), symbol), count - 1, replace=False).tolist()
+        probs = np.sort(rng.dirichlet(np.ones(count + 1))[:count])[::-1]
+        symbols += rng.permutation([symbol, *others]).tolist()
+        logprobs += np.log(np.maximum(probs, 1e-3)).tolist()
+    num = len(realised)
+    return Record(
+        doc_id=doc_id,
+        window_start=0,
+        document=document,
+        segments=(Segment(0, len(document), True),),
+        teacher_token_lengths=np.array(lengths, dtype=np.int32),
+        teacher_token_logprobs=np.full(len(lengths), -1.0, dtype=np.float32),
+        entry_counts=counts,
+        dropped=np.zeros(num, dtype=np.float16),
+        token_end=np.zeros(num, dtype=np.float16),
+        doubt=np.zeros(num, dtype=np.float16),
+        symbols=np.array(symbols, dtype=np.uint8),
+        logprobs=np.minimum(np.array(logprobs), 0).astype(np.float16),
+    )
+
+
+def cut_positions(record: Record, start: int) -> Record:
+    """The record with its segment, and what is stored of it, from byte `start` on; two entries a position."""
+    [segment] = record.segments
+    return replace(
+        record,
+        segments=(Segment(start, segment.length - start, segment.has_end),),
+        entry_counts=record.entry_counts[start:],
+        dropped=record.dropped[start:],
+        token_end=record.token_end[start:],
+        doubt=record.doubt[start:],
+        symbols=record.symbols[2 * start :],
+        logprobs=record.logprobs[2 * start :],
+    )
+
+
+def write_dump(folder: Path, shards: Sequence[Sequence[Record]], num_planned: int | None = None) -> Path:
+    """A dump of these records, a shard each; without a summary."""
+    (folder / "shards").mkdir(parents=True)
+    plans = tuple(
+        ShardPlan(index=i, first_document=i, num_documents=1, num_bytes=1, sha256=str(i))
+        for i in range(num_planned or len(shards))
+    )
+    Manifest(identity=IDENTITY, corpus_counts={"documents": 3, "left out: empty": 7}, shards=plans).save(folder)
+    for plan, records in zip(plans, shards, strict=False):
+        assert not [fault for record in records for fault in record.faults()]
+        commit_shard(to_table(records, IDENTITY), plan.path(folder), zstd_level=1)
+    return folder
+
+
 def make_dump(folder: Path) -> Path:
     """Three documents, one of them in two windows; two shards are done, a third is planned."""
-    (folder / "shards").mkdir(parents=True)
     shards = [
         [make_record("alpha", "a b\né".encode())],
         [
@@ -44,9 +104,19 @@ def make_dump(folder: Path) -> Path:
             make_record("gamma", b"x"),
         ],
     ]
-    plans = tuple(ShardPlan(index=i, first_document=i, num_documents=1, num_bytes=1, sha256="0") for i in range(3))
-    Manifest(identity=IDENTITY, corpus_counts={"documents": 3, "left out: empty": 7}, shards=plans).save(folder)
-    for plan, records in zip(plans, shards, strict=False):
-        assert not [fault for record in records for fault in record.faults()]
-        commit_shard(to_table(records, IDENTITY), plan.path(folder), zstd_level=1)
-    return folder
+    return write_dump(folder, shards, num_planned=3)
+
+
+def finish(dump: Path) -> Path:
+    """Give a dump whose shards are all there its summary, as stage 1 would."""
+    manifest = Manifest.load(dump)
+    shards = [
+        {
+            "name": shard.path(dump).name,
+            "bytes": shard.path(dump).stat().st_size,
+            "sha256": hashlib.sha256(shard.path(dump).read_bytes()).hexdigest(),
+        }
+        for shard in manifest.shards
+    ]
+    write_json(dump / "summary.json", {"documents": 3, "records": 4, "shards": shards})
+    return dump

@@ -14,7 +14,21 @@ from pipeline import cli
 from tests.pipeline.dumps import make_dump
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["teacher", "student", "export", "inspect", "verify", "eval", "report", "plan", "doctor"]
+COMMANDS = [
+    "teacher",
+    "student",
+    "export",
+    "inspect",
+    "verify",
+    "eval",
+    "report",
+    "plan",
+    "merge",
+    "push",
+    "pull",
+    "clean",
+    "doctor",
+]
 RECIPE = """
 corpus: {source: corpus.txt}
 teacher: {model: some/model}

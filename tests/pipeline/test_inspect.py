@@ -1,12 +1,14 @@
 """`bld inspect` on a dump whose figures are known."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline import inspect
-from tests.pipeline.dumps import make_dump
+from pipeline import cli, dump_view, inspect
+from tests.pipeline.dumps import cut_positions, make_dump, make_record, varied_record, write_dump
 
 
 @pytest.fixture
@@ -15,7 +17,7 @@ def dump(tmp_path: Path) -> Path:
 
 
 def test_the_summary_counts_documents_once_whatever_their_windows(dump: Path) -> None:
-    summary = inspect.summarise(dump)
+    summary = dump_view.summarise(dump)
     assert (summary["documents"], summary["records"]) == (3, 4)
     assert (summary["shards_done"], summary["shards_planned"]) == (2, 3)
     assert summary["text_bytes"] == 6 + 5 + 4 + 1
@@ -23,7 +25,7 @@ def test_the_summary_counts_documents_once_whatever_their_windows(dump: Path) ->
 
 
 def test_the_summary_gives_the_targets_one_bit_per_byte_and_a_quarter_of_tail(dump: Path) -> None:
-    summary = inspect.summarise(dump)
+    summary = dump_view.summarise(dump)
     assert summary["target_bits_per_byte"] == pytest.approx(1.0, abs=1e-3)
     assert summary["mean_tail"] == pytest.approx(0.25, abs=1e-3)
     assert summary["entry_count_positions"] == {2: summary["positions"]}
@@ -31,7 +33,7 @@ def test_the_summary_gives_the_targets_one_bit_per_byte_and_a_quarter_of_tail(du
 
 
 def test_offsets_of_a_later_window_are_those_of_the_document(dump: Path) -> None:
-    found = [p for record in inspect.document_records(dump, "beta") for p in inspect.positions(record)]
+    found = list(dump_view.find_document(dump, "beta").positions())
     assert [p.offset for p in found] == list(range(10))
     assert [p.token_starts for p in found[:5]] == [True, False, True, False, True]
 
@@ -49,7 +51,8 @@ def test_the_table_is_aligned_and_plain_when_piped(dump: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 7  # a header, six bytes, END
     assert "\x1b" not in "".join(lines)
-    assert lines[1].split() == ["0", "|", "a", "0.2502", "0.0000", "0.2500", "0.0000", "a", "0.4999"]  # float16 logs
+    shares = ["0.2502", "0.0000", "0.2500", "0.0000"]  # of the tail first: float16 logs
+    assert lines[1].split() == ["0", "|", "a", "1.00", *shares, "a", "0.4999", "|a␠|", "-1.00", "nats"]
     assert len({line.index(".") for line in lines[1:]}) == 1
 
 
@@ -64,7 +67,7 @@ def test_json_holds_every_entry(dump: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_an_unknown_document_is_answered_with_near_ids(dump: Path) -> None:
     with pytest.raises(ValueError, match=r"no document 'alpa'; the nearest ids: alpha"):
-        inspect.document_records(dump, "alpa")
+        dump_view.find_document(dump, "alpa")
 
 
 def test_a_summary_of_a_dump_without_shards_is_empty(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,3 +75,89 @@ def test_a_summary_of_a_dump_without_shards_is_empty(dump: Path, capsys: pytest.
         path.unlink()
     inspect.show(dump, None, top=1, as_json=False)
     assert "left out: empty" in capsys.readouterr().out
+
+
+def test_windows_that_overlap_are_one_document_and_equal_names_are_two(tmp_path: Path) -> None:
+    records = [
+        make_record("0", b"hello y", has_end=False),
+        replace(make_record("0", b"lo you"), window_start=3),
+        make_record("0", b"another of that name"),
+    ]
+    found = list(dump_view.documents(write_dump(tmp_path / "dump", [records])))
+    assert [document.text for document in found] == [b"hello you", b"another of that name"]
+
+
+def test_entropy_and_surprise_are_those_of_the_slow_way(tmp_path: Path) -> None:
+    record = varied_record("0", seed=3)
+    decoded = dump_view.decode(record)
+    for index, position in enumerate(dump_view.positions(record)):
+        probabilities = [probability for _, probability in position.symbols]
+        classes = [*probabilities, max(0.0, 1 - sum(probabilities))]
+        assert position.entropy_bits == pytest.approx(-sum(p * math.log2(p) for p in classes if p > 0), abs=1e-9)
+        assert position.surprise_bits == pytest.approx(-math.log2(dict(position.symbols)[position.realised]))
+        assert decoded.surprise_bits_P[index] == position.surprise_bits
+
+
+def test_the_worst_are_those_that_sorting_all_finds(tmp_path: Path) -> None:
+    records = [varied_record(str(i), seed=i, document=b"some text of number %d" % i) for i in range(12)]
+    dump = write_dump(tmp_path / "dump", [records[:5], records[5:]])
+    every = sorted(
+        (
+            (p.surprise_bits, document.doc_id, p.offset)
+            for document in dump_view.documents(dump)
+            for p in document.positions()
+        ),
+        key=lambda found: -found[0],
+    )
+    worst = dump_view.worst_positions(dump, 6)
+    assert [place.bits for place in worst] == [bits for bits, *_ in every[:6]]
+    assert {(place.doc_id, place.offset) for place in worst} <= {
+        found[1:] for found in every if found[0] >= every[5][0]
+    }
+    documents = dump_view.worst_documents(dump, 12)
+    assert [d.bits for d in documents] == sorted((d.bits for d in documents), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("a b", b"a b"), (r"\n\x00\\", b"\n\0\\"), ("é", b"\xc3\xa9"), (r"\xc3", b"\xc3"), (r"\q", b"\\q")],
+)
+def test_what_is_looked_for_may_be_any_bytes(text: str, wanted: bytes) -> None:
+    assert inspect.wanted_bytes(text) == wanted
+
+
+def test_find_sees_across_windows_and_overlaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = make_record("doc", b"aaxa", has_end=False)
+    second = replace(make_record("doc", b"xaaay"), window_start=2)
+    second = cut_positions(second, start=2)  # bytes 4 on are its own
+    dump = write_dump(tmp_path / "dump", [[first, second]])
+    found = list(dump_view.find(dump, b"aa"))
+    assert [occurrence.offset for occurrence in found] == [0, 3, 4]
+    assert [[p.offset for p in occurrence.positions] for occurrence in found] == [[0, 1], [3, 4], [4, 5]]
+    inspect.show(dump, find="aa")
+    said = capsys.readouterr().out
+    assert "doc at 3: aaxaaay" in said and "more" not in said
+    inspect.show(dump, find="zz")
+    assert "stands in no document" in capsys.readouterr().out
+
+
+def test_the_summary_draws_its_histograms(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = dump_view.summarise(dump)
+    assert summary["entropy_bits_positions"]["1-1.5"] == 0 and summary["entropy_bits_positions"]["1.5-2"] == 19
+    assert sum(summary["column_bytes"].values()) <= summary["stored_bytes"]
+    inspect.show(dump)
+    said = capsys.readouterr().out
+    assert "positions by entropy, bits" in said and "100.0% " + "█" * 40 in said
+    assert next(inspect.bars({"a": 1, "b": 16})).endswith(" ██▌")
+
+
+@pytest.mark.parametrize(
+    "asked", [["--worst", "2", "--find", "a"], ["--html", "x.html", "--json"], ["--doc", "a", "--worst", "1"]]
+)
+def test_views_that_exclude_each_other_are_refused(
+    dump: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bld", "inspect", str(dump), *asked])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1

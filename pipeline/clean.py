@@ -1,0 +1,90 @@
+"""`bld clean`: what killed processes left half written, and the cache. Shown first, removed only when asked."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.archive import cache_folder
+from schemas.manifest import Manifest
+
+
+class Leftover(NamedTuple):
+    """A file or folder that may go. `owner` is the process that still writes it, None where nobody does."""
+
+    path: Path
+    what: str
+    num_bytes: int
+    owner: int | None = None
+
+
+def clean(dumps: Sequence[Path], cache: bool, yes: bool) -> list[Leftover]:
+    """List what may go, with its size; with `yes`, remove it. Returns what was, or would be, removed."""
+    found = [left for dump in dumps for left in dump_leftovers(dump)] + (cache_leftovers() if cache else [])
+    for left in found:
+        note = f"; kept: process {left.owner} is writing it" if left.owner is not None else ""
+        print(f"{size_text(left.num_bytes):>10}  {left.path}  ({left.what}{note})")
+    going = [left for left in found if left.owner is None]
+    if yes:
+        for left in going:
+            _remove(left.path)
+    done = "removed" if yes else "would go; --yes removes them"
+    total = size_text(sum(left.num_bytes for left in going))
+    print(f"{len(going)} leftovers, {total}, {done}" if going else "nothing to clean")
+    return going
+
+
+def dump_leftovers(dump: Path) -> list[Leftover]:
+    """Half-written files of a dump, and what a hub's client keeps about a transfer. Raises ValueError where it is no dump."""
+    Manifest.load(dump)
+    partials = sorted([*dump.glob("*.partial"), *(dump / "shards").glob("*.partial")])
+    found = [Leftover(path, "half written", path.stat().st_size, _writer(path)) for path in partials]
+    transfer = dump / ".cache" / "huggingface"
+    return found + (
+        [Leftover(transfer, "a transfer's book-keeping", tree_bytes(transfer))] if transfer.exists() else []
+    )
+
+
+def cache_leftovers() -> list[Leftover]:
+    """The parts of our own cache (BLD_CACHE); all of it is fetched or made again when it is needed."""
+    folder = cache_folder()
+    parts = [path for kind in ("archives", "files", "converted") for path in sorted((folder / kind).glob("*"))]
+    return [Leftover(path, f"cache, {path.parent.name}", tree_bytes(path)) for path in parts]
+
+
+def tree_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links are not followed."""
+    if not path.is_dir() or path.is_symlink():
+        return path.lstat().st_size
+    return sum(inner.lstat().st_size for inner in path.rglob("*") if inner.is_symlink() or inner.is_file())
+
+
+def size_text(num_bytes: int) -> str:
+    """`1.5 MiB`."""
+    value, units = float(num_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while value >= 1024 and unit != "TiB":
+        value, unit = value / 1024, next(units)
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _writer(partial: Path) -> int | None:
+    """The living process that a partial file's name gives, `part-00003.4711.partial`; None where it is gone."""
+    number = partial.suffixes[-2].removeprefix(".") if len(partial.suffixes) > 1 else ""
+    if not number.isdigit():
+        return None
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return None
+    except (PermissionError, OverflowError):
+        pass
+    return int(number)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

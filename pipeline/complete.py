@@ -1,0 +1,40 @@
+"""Is a dump all there: every planned shard, with the size and the checksum that its summary gives."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from schemas.manifest import Manifest
+
+
+def dump_faults(dump: Path) -> list[str]:
+    """What a dump lacks, in words; empty for a complete one. Reads every byte. Raises ValueError where the folder is no dump."""
+    manifest = Manifest.load(dump)
+    path = dump / "summary.json"
+    if not path.exists():
+        done = sum(shard.path(dump).exists() for shard in manifest.shards)
+        return [f"{path} is missing: the dump was not finished ({done} of {len(manifest.shards)} shards are there)"]
+    listed = {str(shard["name"]): shard for shard in json.loads(path.read_text(encoding="utf-8"))["shards"]}
+    planned = {shard.path(dump).name: shard.path(dump) for shard in manifest.shards}
+    if listed.keys() != planned.keys():
+        other = ", ".join(sorted(listed.keys() ^ planned.keys())[:5])
+        return [f"{path} and manifest.json speak of other shards ({other})"]
+    return [fault for name, file in planned.items() for fault in _shard_faults(file, listed[name])]
+
+
+def _shard_faults(file: Path, listed: dict[str, object]) -> list[str]:
+    if not file.exists():
+        return [f"{file} is missing"]
+    if file.stat().st_size != listed["bytes"]:
+        return [f"{file} has {file.stat().st_size} bytes, not the {listed['bytes']} of the summary"]
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    return [] if found == listed["sha256"] else [f"{file} has another sha256 than the summary gives"]
+
+
+def require_complete(dump: Path, way_out: str) -> None:
+    """Raises ValueError, naming up to five faults and the way out, unless the dump is complete."""
+    faults = dump_faults(dump)
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(f"{dump} is not complete: {'; '.join(faults[:5])}{more}. {way_out}")

@@ -1,0 +1,89 @@
+"""A dump made longer: its corpus has grown at the end, and what is there already stays.
+
+The plan is the fingerprint of the corpus. A shard is closed before it would overflow, whatever comes after it, so a longer corpus has the
+same shards but for the last one, which may have taken in more documents. That one is made again; no other file is touched.
+A shard's own metadata names its own documents, not the corpus: an extended dump has the very files of one that was made at once.
+"""
+
+import hashlib
+import os
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.corpus import Corpus
+from schemas.manifest import Manifest, ShardPlan, identity_differences
+from stage1_teacher.plan import document_digest
+
+_CORPUS = "corpus.sha256"
+
+
+def extend_dump(dump: Path, ours: Manifest, corpus: Corpus) -> None:
+    """Let the dump's manifest grow to `ours` where only the corpus differs. Else nothing: a new dump, the same, or quite another one.
+
+    Raises:
+        ValueError: the corpus differs, and is not the dump's with more documents after it.
+    """
+    if not (dump / "manifest.json").exists():
+        return
+    theirs = Manifest.load(dump)
+    differences = identity_differences(theirs.identity, ours.identity)
+    if len(differences) != 1 or not differences[0].startswith(_CORPUS):
+        return
+    _require_extension(dump, theirs, ours, corpus)
+    # From here on the dump is not complete; the manifest goes last, so that no shard of the old plan counts as one of the new.
+    (dump / "summary.json").unlink(missing_ok=True)
+    last, grown = theirs.shards[-1], ours.shards[len(theirs.shards) - 1]
+    if grown != last and planned_sha256(last.path(dump)) != grown.sha256:
+        last.path(dump).unlink(missing_ok=True)
+        _sync_folder(dump / "shards")
+    ours.save(dump)
+    kept = sum(shard.path(dump).exists() for shard in theirs.shards)
+    more = sum(s.num_documents for s in ours.shards) - sum(s.num_documents for s in theirs.shards)
+    print(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards stay as they are")
+
+
+def planned_sha256(path: Path) -> str | None:
+    """The plan's hash of the documents that a shard file was made from; None where there is no file."""
+    if not path.exists():
+        return None
+    return str((pq.read_metadata(path).metadata or {}).get(b"bld.shard_sha256", b"").decode())
+
+
+def _require_extension(dump: Path, theirs: Manifest, ours: Manifest, corpus: Corpus) -> None:
+    num = len(theirs.shards)
+    if _count(ours) < _count(theirs):
+        _refuse(dump, f"it has fewer documents: {_count(ours)} here, {_count(theirs)} there")
+    changed = next((a for a, b in zip(theirs.shards[:-1], ours.shards, strict=False) if a != b), None)
+    last = theirs.shards[-1]
+    if changed is None and ours.shards[num - 1] != last and _digest(last, corpus) != last.sha256:
+        changed = last
+    if changed is not None:
+        end = changed.first_document + changed.num_documents - 1
+        _refuse(dump, f"documents {changed.first_document} to {end} (shard {changed.index}) are not those of the dump")
+
+
+def _refuse(dump: Path, why: str) -> None:
+    raise ValueError(
+        f"{dump} holds another dump: {_CORPUS} differs, and the corpus is not that dump's with more documents at its end: {why}. "
+        "Restore the corpus, give a new dump.path, or delete that folder to start again; `bld merge` joins dumps of different corpora."
+    )
+
+
+def _count(manifest: Manifest) -> int:
+    return sum(shard.num_documents for shard in manifest.shards)
+
+
+def _digest(shard: ShardPlan, corpus: Corpus) -> str:
+    """The plan's hash of the documents that stand in the corpus where the shard's stood."""
+    found = islice(corpus.documents(shard.first_document), shard.num_documents)
+    return hashlib.sha256(b"".join(document_digest(document) for document in found)).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
