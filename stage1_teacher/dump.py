@@ -223,7 +223,7 @@ class Prepared(NamedTuple):
 
 def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str) -> Prepared:
     """Plan the dump: a pure function of corpus and recipe."""
-    engine = _engine_name(recipe)  # first: a server that is not the teacher fails before the corpus is read
+    engine = engine_name(recipe)  # first: a server that is not the teacher fails before the corpus is read
     sample = audit.Sample(recipe.dump.audit_documents)
     shards = list(plan.plan_shards(sample.passing(corpus.documents()), int(recipe.dump.shard_bytes)))
     start, ends = resolve_ids(recipe, tokenizer)
@@ -256,15 +256,16 @@ def remove_dead_partials(dump: Path, claims: Claims) -> None:
             claims.give_back(index)
 
 
-def _engine_name(recipe: Recipe) -> str:
+def engine_name(recipe: Recipe) -> str:
+    """The engine with its version, before it is opened."""
     if recipe.teacher.engine == "vllm":
         from stage1_teacher.engine_vllm import engine_version
 
         return engine_version()
     if recipe.teacher.engine == "openai":
-        from stage1_teacher.engine_openai import engine_name
+        from stage1_teacher import engine_openai
 
-        return engine_name(recipe.teacher, recipe.placement)
+        return engine_openai.engine_name(recipe.teacher, recipe.placement)
     import transformers
 
     return f"transformers-{transformers.__version__}"
