@@ -54,8 +54,9 @@ check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## speed and size of the dump
+bench: $(STAMP)  ## speed and size of the dump; fifty kills, a thousand flipped bits
 	$(BIN)/python -m tests.bench.dump_speed $(ARGS)
+	$(BIN)/python -m tests.bench.kills
 
 bench-quality: $(STAMP)  ## the students against their controls
 	$(BIN)/python -m tests.bench.quality $(ARGS)

@@ -27,10 +27,12 @@ import pyarrow.parquet as pq
 import typer
 import yaml
 
+import stage1_teacher.dump
+import stage1_teacher.engine_transformers
+import stage1_teacher.reduce_numba  # noqa: F401 - imported once, here, for all workers
 from pipeline import cli
 from schemas.manifest import Manifest
 from schemas.seal import check_seal
-from stage1_teacher import dump, engine_transformers, reduce_numba  # noqa: F401 - imported once, here, for all workers
 from stage1_teacher.verify import verify_dump, verify_shard
 from tests.tiny import END_OF_TEXT, tiny_model
 
@@ -66,6 +68,7 @@ def exit_code(pid: int) -> int:
 
 
 def dump_command(recipe: Path) -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     sys.argv = ["bld", "teacher", str(recipe)]
     cli.main()
     return 0
