@@ -120,7 +120,7 @@ class DumpConfig(Section):
         16,
         ge=0,
         description="Documents compared with a wide covering while dumping, at most (audit.json); 0: none. "
-        "They are chosen by a hash of their ids, and are fewer or shorter where they would take over about 3 % of the dump's time.",
+        "They are chosen by a hash of their ids, and are fewer where they would take over about 3 % of the dump's time.",
     )
 
 

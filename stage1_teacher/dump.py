@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,12 +105,12 @@ def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher)
 
 
 def forward(
-    shards: Iterable[CutShard], teacher: Teacher, placement: PlacementConfig, audited: Mapping[str, int]
+    shards: Iterable[CutShard], teacher: Teacher, placement: PlacementConfig, audited: Set[str]
 ) -> Iterator[Forwarded]:
     """Run the engine over the shards' pieces. No batch reaches over a shard's end, so that a shard made again is the same.
 
     Args:
-        audited: id of each document to compare with a wide covering, and how many of its tokens.
+        audited: ids of the documents to compare with a wide covering.
     """
     for shard in shards:
         parts = list(batches(shard.pieces, placement.batch_tokens)) or [[]]
@@ -119,10 +119,10 @@ def forward(
             yield Forwarded(batch, answers, wide, shard if index == len(parts) - 1 else None)
 
 
-def _ask(teacher: Teacher, batch: list[Piece], audited: Mapping[str, int]) -> tuple[Answers, dict[int, audit.Wide]]:
+def _ask(teacher: Teacher, batch: list[Piece], audited: Set[str]) -> tuple[Answers, dict[int, audit.Wide]]:
     answers = teacher.ask(batch)
     return answers, {
-        number: audit.read_wide(teacher, piece, audited[piece.doc_id])
+        number: audit.read_wide(teacher, piece)
         for number, piece in enumerate(batch)
         if piece.doc_id in audited and piece.window.start == 0
     }
@@ -177,7 +177,7 @@ def make_shards(
     recipe: Recipe,
     identity: dict[str, Any],
     folder: Path,
-    audited: Mapping[str, int] | None = None,
+    audited: Set[str] = frozenset(),
 ) -> Iterator[Made]:
     """Make and commit shards, yielding what each batch of the engine added.
 
@@ -189,7 +189,7 @@ def make_shards(
         concurrent = torch.cuda.is_available() or isinstance(teacher.engine, ListingEngine)
     cut = one_ahead(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
     writer = ShardWriter(teacher, recipe, identity, folder)
-    yield from one_ahead(forward(cut, teacher, recipe.placement, audited or {}), writer.take, concurrent)
+    yield from one_ahead(forward(cut, teacher, recipe.placement, audited), writer.take, concurrent)
 
 
 def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Document]:
@@ -215,10 +215,10 @@ def read_shards(shards: Iterable[ShardPlan], corpus: Corpus) -> Iterator[tuple[S
 
 
 class Prepared(NamedTuple):
-    """What a dump is to be, and which documents are audited, with how many tokens of each."""
+    """What a dump is to be, and which documents are audited, by id."""
 
     manifest: Manifest
-    audited: dict[str, int]
+    audited: Set[str]
 
 
 def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str) -> Prepared:
@@ -231,7 +231,7 @@ def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str
     weights = None if served else plan.weights_sha256(model, recipe.teacher.revision)
     identity = plan.make_identity(recipe, tokenizer, start, ends, weights, engine, plan.corpus_sha256(shards))
     manifest = Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
-    return Prepared(manifest, sample.tokens(recipe.teacher.engine))
+    return Prepared(manifest, sample.chosen())
 
 
 def enter(recipe: Recipe, manifest: Manifest, claims: Claims, accept_engine: str | None) -> Manifest:
@@ -319,7 +319,7 @@ class Job(NamedTuple):
 
     recipe: Recipe
     manifest: Manifest
-    audited: dict[str, int]
+    audited: Set[str]
     claims: Claims
     worker: tuple[int, int]
 

@@ -8,9 +8,11 @@ A dump that is complete must verify, and hold what a dump that nobody disturbed 
 SIGINT and SIGTERM, which must leave nothing half written and exit with 130 and 143. Flips are single bits anywhere in any shard, and
 truncations, of a dump without a summary: `verify` must find every one.
 
-Workers are forked from this process, which has imported everything and computed nothing: a kill costs a second, not ten.
+Workers are forked from this process, which has imported all that a worker imports and computed nothing (threads do not survive a
+fork): a kill costs a second, not ten.
 """
 
+import importlib
 import json
 import os
 import random
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +30,6 @@ import pyarrow.parquet as pq
 import typer
 import yaml
 
-import stage1_teacher.dump
-import stage1_teacher.engine_transformers
-import stage1_teacher.reduce_numba  # noqa: F401 - imported once, here, for all workers
 from pipeline import cli
 from schemas.manifest import Manifest
 from schemas.seal import check_seal
@@ -70,8 +70,19 @@ def exit_code(pid: int) -> int:
 def dump_command(recipe: Path) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     sys.argv = ["bld", "teacher", str(recipe)]
-    cli.main()
+    try:
+        cli.main()
+    finally:
+        (recipe.parent / "modules.json").write_text(json.dumps(list(sys.modules)), encoding="utf-8")
     return 0
+
+
+def import_as(modules: Path) -> None:
+    """Import what another process had imported in the end."""
+    for name in json.loads(modules.read_text(encoding="utf-8")):
+        if name not in sys.modules and name.split(".")[0] != "__main__":
+            with suppress(ImportError, AttributeError):  # parts of packages that are no modules of their own
+                importlib.import_module(name)
 
 
 def write_recipe(folder: Path, model: Path, num_documents: int) -> Path:
@@ -98,6 +109,9 @@ class Killing:
         self.root, self.log = root, root / "log.txt"
         self._must(in_child(lambda: tiny_model(root / "model") and 0, self.log))
         self.whole = write_recipe(root / "whole", root / "model", num_documents)
+        self._must(in_child(lambda: dump_command(self.whole), self.log))
+        import_as(root / "whole" / "modules.json")
+        shutil.rmtree(root / "whole" / "dump")
         started = time.monotonic()
         self._must(in_child(lambda: dump_command(self.whole), self.log))
         self.seconds = time.monotonic() - started

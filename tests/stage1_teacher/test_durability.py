@@ -16,13 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import transformers
 from torch import Tensor
 
+from pipeline.corpus import Document
 from schemas.manifest import Manifest, write_json
 from schemas.seal import check_seal
 from schemas.shard import commit_shard, read_shard
-from stage1_teacher import engine_transformers
+from stage1_teacher import audit, engine_transformers
 from stage1_teacher.dump import summarise
 from stage1_teacher.engine_transformers import TransformersEngine
 from stage1_teacher.restart import EngineError
@@ -395,3 +397,17 @@ def test_no_document_is_audited_where_none_is_wanted_and_the_identity_is_the_sam
     assert read_audit(folder)["documents"] == 0
     assert Manifest.load(folder).identity == Manifest.load(whole).identity
     assert content(folder) == content(whole)
+
+
+def test_the_audited_documents_are_those_whose_ids_hash_lowest_and_a_small_dump_has_one() -> None:
+    documents = [Document(str(number), b"x" * 20_000, None) for number in range(100)]
+
+    def chosen(num_documents: int, text: list[Document]) -> frozenset[str]:
+        sample = audit.Sample(num_documents)
+        assert list(sample.passing(text)) == text
+        return sample.chosen()
+
+    assert len(chosen(16, documents[:3])) == 1 and chosen(0, documents) == frozenset()
+    if not torch.cuda.is_available():
+        assert chosen(4, documents) < chosen(8, documents) == chosen(8, documents[::-1])
+        assert len(chosen(100, documents)) == 2_000_000 / audit.BYTES_PER_TOKEN * 0.03 // audit.DOCUMENT_COST_CPU
