@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.interrupt import Terminated
+
 if TYPE_CHECKING:
     from pipeline.config import CorpusConfig, Recipe
 
@@ -21,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 RECIPE_SUFFIXES = (".yaml", ".yml")
-INTERRUPTED = 130  # a shell's exit code for SIGINT
+INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes for SIGINT and SIGTERM
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or the name of one in pipeline/recipes.")
@@ -83,11 +85,22 @@ def teacher(
     worker: Annotated[
         str, typer.Option(metavar="I/N", help="This is worker I of N, counted from 0: it makes every N-th shard.")
     ] = "0/1",
+    accept_engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME-VERSION",
+            help="Go on with a dump that another engine began, as in vllm-0.33.0; it is recorded.",
+        ),
+    ] = None,
 ) -> None:
-    """Stage 1: dump the teacher's next-byte distributions, or resume a dump."""
+    """Stage 1: dump the teacher's next-byte distributions, or resume a dump.
+
+    Start it more than once on one dump, and the processes share the shards. Exit codes: 0 done, 1 an error that is named, 2 a wrong
+    option, 130 or 143 stopped by SIGINT or SIGTERM: the same command goes on.
+    """
     from stage1_teacher.dump import run_teacher
 
-    run_teacher(_load(recipe, override), dry_run, parse_worker(worker))
+    run_teacher(_load(recipe, override), dry_run, parse_worker(worker), accept_engine)
 
 
 def parse_worker(text: str) -> tuple[int, int]:
@@ -159,7 +172,10 @@ def verify(
         int, typer.Option(min=0, metavar="N", help="Documents to recompute with the teacher and compare.")
     ] = 0,
 ) -> None:
-    """Check a dump: checksums, schema, invariants; exit code 1 where something is wrong."""
+    """Check a dump: every byte's checksum, schema, sums, spans, counts.
+
+    Exit codes: 0 no fault found, 1 something is wrong (each fault on a line of its own), 2 a wrong option.
+    """
     from stage1_teacher.verify import verify_dump
 
     faults = verify_dump(dump, against_teacher)
@@ -343,13 +359,15 @@ def doctor(
 
 
 def main() -> None:
-    """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130."""
+    """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
     try:
         # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
         code = app(standalone_mode=False) or 0
     except BrokenPipeError:  # `bld inspect ... | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
         raise SystemExit(141) from None
+    except Terminated:
+        code = TERMINATED
     except (ValueError, OSError) as error:
         if "--debug" in sys.argv[1:]:
             raise
@@ -358,7 +376,7 @@ def main() -> None:
     except Exception as error:
         _exit_for_usage_error(error)
         raise
-    if code == INTERRUPTED:
+    if code in (INTERRUPTED, TERMINATED):
         _complain("interrupted; what is written stays. Run the same command again to resume.")
     raise SystemExit(code)
 

@@ -110,7 +110,7 @@ class CoveringConfig(Section):
 
 
 class DumpConfig(Section):
-    """What is stored. All but `path` is part of the dump's identity."""
+    """What is stored. All but `path`, `zstd_level` and `audit_documents` is part of the dump's identity."""
 
     path: str = Field(description="Folder of the dump.")
     covering: CoveringConfig = CoveringConfig()
@@ -120,6 +120,12 @@ class DumpConfig(Section):
         ByteSize(16 << 20), ge=1, description="Text per shard, in bytes.", validate_default=True
     )
     zstd_level: int = Field(9, ge=1, le=22, description="Compression level of the shards.")
+    audit_documents: int = Field(
+        16,
+        ge=0,
+        description="Documents compared with a wide covering while dumping, at most (audit.json); 0: none. "
+        "They are chosen by a hash of their ids, and are fewer where they would take over about 3 % of the dump's time.",
+    )
 
 
 class PlacementConfig(Section):
@@ -137,6 +143,9 @@ class PlacementConfig(Section):
         None,
         ge=1,
         description="Rows whose logits are held at once while they are reduced to bytes; default: 256, on a GPU 1024.",
+    )
+    engine_attempts: int = Field(
+        3, ge=1, description="Times a batch is tried, the engine started again in between, before the dump stops."
     )
     overlap: bool | None = Field(
         None, description="Reduce and write a batch while the engine runs the next; default: on a GPU, or for a server."

@@ -1,7 +1,6 @@
 """The manifest of a dump: its identity and its plan, written before the first shard."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from schemas import SCHEMA_VERSION, version_fault
-from schemas.shard import sync_and_rename
+from schemas.shard import committed
 
 
 class ShardPlan(BaseModel):
@@ -28,13 +27,18 @@ class ShardPlan(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`identity` is everything that decides the content; `corpus_counts` says what the corpus held and what was left out, by reason."""
+    """`identity` is everything that decides the content; `corpus_counts` says what the corpus held and what was left out, by reason.
+
+    `accepted_engines`: engines other than the identity's that an operator let go on with the dump, by name and version; each
+    shard's metadata says which one made it (`bld.engine`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: int = SCHEMA_VERSION
     identity: dict[str, Any]
     corpus_counts: dict[str, int]
+    accepted_engines: tuple[str, ...] = ()
     shards: tuple[ShardPlan, ...]
 
     def save(self, dump: Path) -> None:
@@ -81,6 +85,5 @@ def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_json(path: Path, values: Any) -> None:
     """Write a JSON file so that it is absent (or old) or complete."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync_and_rename(partial, path)
+    with committed(path) as partial:
+        partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

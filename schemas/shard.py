@@ -6,6 +6,7 @@ Shape legend: T tokens of the teacher, S segments, P positions (over all segment
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import SCHEMA_VERSION, version_fault
+from schemas.seal import BLANK, SEAL_KEY, seal
 
 _F16_LIST = pa.list_(pa.field("element", pa.float16(), nullable=False))
 
@@ -168,10 +170,40 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
 
 def commit_shard(table: pa.Table, path: Path, zstd_level: int) -> int:
     """Write a shard so that `path` is absent or complete, whatever interrupts us. Returns its size in bytes."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    pq.write_table(table, partial, compression="zstd", compression_level=zstd_level, use_dictionary=True)
-    sync_and_rename(partial, path)
+    with committed(path) as partial:
+        with pq.ParquetWriter(
+            partial,
+            table.schema,
+            compression="zstd",
+            compression_level=zstd_level,
+            use_dictionary=True,
+            write_page_checksum=True,
+        ) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({SEAL_KEY: BLANK})
+        seal(partial)
     return path.stat().st_size
+
+
+@contextmanager
+def committed(path: Path) -> Iterator[Path]:
+    """A name to write to. What is written there becomes `path`, which is absent (or old) or complete; after an exception nothing is left.
+
+    Raises:
+        OSError: it cannot be written; says where and how to go on.
+    """
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        yield partial
+        sync_and_rename(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(
+                f"{path} cannot be written: {error}. What was complete stays, nothing half-written is left. "
+                "Make room (or the folder writable), then run the same command again."
+            ) from error
+        raise
 
 
 def sync_and_rename(partial: Path, path: Path) -> None:
@@ -179,11 +211,16 @@ def sync_and_rename(partial: Path, path: Path) -> None:
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
 
 
 def check_version(path: Path, metadata: Mapping[bytes, bytes] | None) -> None:
@@ -198,7 +235,7 @@ def check_version(path: Path, metadata: Mapping[bytes, bytes] | None) -> None:
 
 def read_shard(path: Path, batch_records: int = 64) -> Iterator[Record]:
     """Yield a shard's records in order, holding `batch_records` of them in memory at once."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         check_version(path, file.schema_arrow.metadata)
         for batch in file.iter_batches(batch_size=batch_records):
             yield from _records(batch)

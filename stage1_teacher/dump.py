@@ -1,10 +1,11 @@
-"""The dump: shard by shard, from documents to committed Parquet files. Restarting it is the resume."""
+"""The dump: shard by shard, from documents to committed Parquet files. Restarting it is the resume, and so is a second process."""
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,20 +14,23 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.card import write_card
-from pipeline.config import DumpConfig, Recipe
+from pipeline.config import DumpConfig, PlacementConfig, Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.covering import Targets
+from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from schemas.manifest import Manifest, ShardPlan, shard_identity, write_json
-from schemas.shard import Record, Segment, commit_shard, to_table
-from stage1_teacher import plan
+from schemas.shard import Record, Segment, commit_shard, committed, sync_folder, to_table
+from stage1_teacher import audit, plan
+from stage1_teacher.claims import Claims
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.extend import extend_dump
 from stage1_teacher.overlap import one_ahead
 from stage1_teacher.pieces import Piece, batches, cut_pieces, spelled_lengths
+from stage1_teacher.restart import persist
 from stage1_teacher.sparsify import sparsify
 from stage1_teacher.teacher import Answers, Teacher, load_tokenizer, open_teacher, resolve_ids
 
@@ -78,6 +82,7 @@ class Forwarded(NamedTuple):
 
     pieces: list[Piece]
     answers: Answers
+    wide: dict[int, audit.Wide]  # of the audited ones, by their number in `pieces`
     finished: CutShard | None
 
 
@@ -87,7 +92,8 @@ class Made(NamedTuple):
     documents: int
     text_bytes: int
     tokens: int
-    stored_bytes: int
+    stored_bytes: int  # of a shard that was committed; else 0
+    audited: int  # documents in that shard
 
 
 def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> CutShard:
@@ -101,12 +107,28 @@ def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher)
     return CutShard(shard, pieces, left_out)
 
 
-def forward(shards: Iterable[CutShard], teacher: Teacher, batch_tokens: int) -> Iterator[Forwarded]:
-    """Run the engine over the shards' pieces. No batch reaches over a shard's end, so that a shard made again is the same."""
+def forward(
+    shards: Iterable[CutShard], teacher: Teacher, placement: PlacementConfig, audited: Set[str]
+) -> Iterator[Forwarded]:
+    """Run the engine over the shards' pieces. No batch reaches over a shard's end, so that a shard made again is the same.
+
+    Args:
+        audited: ids of the documents to compare with a wide covering.
+    """
     for shard in shards:
-        parts = list(batches(shard.pieces, batch_tokens)) or [[]]
+        parts = list(batches(shard.pieces, placement.batch_tokens)) or [[]]
         for index, batch in enumerate(parts):
-            yield Forwarded(batch, teacher.ask(batch), shard if index == len(parts) - 1 else None)
+            answers, wide = persist(teacher, partial(_ask, teacher, batch, audited), placement.engine_attempts)
+            yield Forwarded(batch, answers, wide, shard if index == len(parts) - 1 else None)
+
+
+def _ask(teacher: Teacher, batch: list[Piece], audited: Set[str]) -> tuple[Answers, dict[int, audit.Wide]]:
+    answers = teacher.ask(batch)
+    return answers, {
+        number: audit.read_wide(teacher, piece)
+        for number, piece in enumerate(batch)
+        if piece.doc_id in audited and piece.window.start == 0
+    }
 
 
 class ShardWriter:
@@ -115,21 +137,25 @@ class ShardWriter:
     def __init__(self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Path) -> None:
         self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, shard_identity(identity), folder
         self._records: list[Record] = []
+        self._audited: list[dict[str, Any]] = []
         self._num_tokens, self._num_computed = 0, 0
 
     def take(self, batch: Forwarded) -> Made:
         if batch.pieces:
-            self._records += make_records(batch.pieces, batch.answers, self._teacher, self._recipe.dump)
+            records = make_records(batch.pieces, batch.answers, self._teacher, self._recipe.dump)
+            self._audited += [audit.measure(records[number], wide) for number, wide in batch.wide.items()]
+            self._records += records
         num_tokens = sum(len(piece.tokens) + (self._teacher.start is not None) for piece in batch.pieces)
         self._num_tokens += num_tokens
         self._num_computed += batch.answers.num_tokens
         num_documents = sum(piece.window.has_end for piece in batch.pieces)
-        stored_bytes = 0
+        num_audited = stored_bytes = 0
         if batch.finished is not None:
             num_documents += len(batch.finished.left_out)
+            num_audited = len(self._audited)
             stored_bytes = self._commit(batch.finished)
         num_bytes = sum(piece.window.end - piece.window.supervised for piece in batch.pieces)
-        return Made(num_documents, num_bytes, num_tokens, stored_bytes)
+        return Made(num_documents, num_bytes, num_tokens, stored_bytes, num_audited)
 
     def _commit(self, shard: CutShard) -> int:
         table = to_table(self._records, self._identity)
@@ -138,11 +164,13 @@ class ShardWriter:
             "bld.teacher_tokens": str(self._num_tokens),
             "bld.computed_tokens": str(self._num_computed),
             "bld.shard_sha256": shard.plan.sha256,
+            "bld.engine": self._teacher.engine.name,
+            audit.METADATA_KEY: json.dumps(self._audited),
         }
         table = table.replace_schema_metadata(
             {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
         )
-        self._records, self._num_tokens, self._num_computed = [], 0, 0
+        self._records, self._audited, self._num_tokens, self._num_computed = [], [], 0, 0
         return commit_shard(table, shard.plan.path(self._folder), self._recipe.dump.zstd_level)
 
 
@@ -152,6 +180,7 @@ def make_shards(
     recipe: Recipe,
     identity: dict[str, Any],
     folder: Path,
+    audited: Set[str] = frozenset(),
 ) -> Iterator[Made]:
     """Make and commit shards, yielding what each batch of the engine added.
 
@@ -163,7 +192,7 @@ def make_shards(
         concurrent = torch.cuda.is_available() or isinstance(teacher.engine, ListingEngine)
     cut = one_ahead(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
     writer = ShardWriter(teacher, recipe, identity, folder)
-    yield from one_ahead(forward(cut, teacher, recipe.placement.batch_tokens), writer.take, concurrent)
+    yield from one_ahead(forward(cut, teacher, recipe.placement, audited), writer.take, concurrent)
 
 
 def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Document]:
@@ -178,51 +207,85 @@ def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Docume
     return documents
 
 
-def read_shards(todo: Sequence[ShardPlan], corpus: Corpus) -> Iterator[tuple[ShardPlan, list[Document]]]:
-    """Each shard with its documents. Raises ValueError where the corpus has changed."""
-    position, stream = todo[0].first_document, corpus.documents(todo[0].first_document)
-    for shard in todo:
-        for _ in range(shard.first_document - position):  # documents of shards that exist, or are another worker's
+def read_shards(shards: Iterable[ShardPlan], corpus: Corpus) -> Iterator[tuple[ShardPlan, list[Document]]]:
+    """Each shard, in the order of the corpus, with its documents. Raises ValueError where the corpus has changed."""
+    position, stream = 0, corpus.documents()
+    for shard in shards:
+        for _ in range(shard.first_document - position):  # documents of shards that exist, or are another process's
             next(stream)
         yield shard, shard_documents(shard, stream)
         position = shard.first_document + shard.num_documents
 
 
-def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str) -> Manifest:
-    """Plan the dump and hold its folder to the plan's identity."""
-    engine = _engine_name(recipe)  # first: a server that is not the teacher fails before the corpus is read
-    shards = list(plan.plan_shards(corpus, int(recipe.dump.shard_bytes)))
+class Prepared(NamedTuple):
+    """What a dump is to be, and which documents are audited, by id."""
+
+    manifest: Manifest
+    audited: Set[str]
+
+
+def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str) -> Prepared:
+    """Plan the dump: a pure function of corpus and recipe."""
+    engine = engine_name(recipe)  # first: a server that is not the teacher fails before the corpus is read
+    sample = audit.Sample(recipe.dump.audit_documents)
+    shards = list(plan.plan_shards(sample.passing(corpus.documents()), int(recipe.dump.shard_bytes)))
     start, ends = resolve_ids(recipe, tokenizer)
     served = recipe.teacher.engine == "openai"
     weights = None if served else plan.weights_sha256(model, recipe.teacher.revision)
     identity = plan.make_identity(recipe, tokenizer, start, ends, weights, engine, plan.corpus_sha256(shards))
+    manifest = Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
+    return Prepared(manifest, sample.chosen())
+
+
+def enter(recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, accept_engine: str | None) -> Manifest:
+    """Hold the dump's folder to the plan; of processes that start at once, one writes the manifest and the others check it."""
     dump = Path(recipe.dump.path)
-    planned = Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
-    extend_dump(dump, planned, corpus)
-    manifest = plan.hold_to_identity(dump, planned)
-    save_recipe(recipe, dump / "recipe.yaml")
+    with claims.writing_json():
+        for left in dump.glob("*.partial"):  # a living process writes these only in its turn, which is ours now
+            left.unlink()
+        extend_dump(dump, manifest, corpus)
+        manifest = plan.hold_to_identity(dump, manifest, accept_engine)
+        with committed(dump / "recipe.yaml") as path:
+            save_recipe(recipe, path)
+    remove_dead_partials(dump, claims)
     return manifest
 
 
-def _engine_name(recipe: Recipe) -> str:
+def remove_dead_partials(dump: Path, claims: Claims) -> None:
+    """Delete what a killed process left half written of shards that nobody is making."""
+    for left in (dump / "shards").glob("part-*.partial"):
+        index = int(left.name.removeprefix("part-").split(".")[0])
+        if claims.take(index):
+            left.unlink(missing_ok=True)
+            claims.give_back(index)
+
+
+def engine_name(recipe: Recipe) -> str:
+    """The engine with its version, before it is opened."""
     if recipe.teacher.engine == "vllm":
         from stage1_teacher.engine_vllm import engine_version
 
         return engine_version()
     if recipe.teacher.engine == "openai":
-        from stage1_teacher.engine_openai import engine_name
+        from stage1_teacher import engine_openai
 
-        return engine_name(recipe.teacher, recipe.placement)
+        return engine_openai.engine_name(recipe.teacher, recipe.placement)
     import transformers
 
     return f"transformers-{transformers.__version__}"
 
 
-def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] = (0, 1)) -> None:
-    """Dump, or resume a dump: every planned shard whose file is missing is made. Worker (i, n) makes each n-th of them.
+def run_teacher(
+    recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] = (0, 1), accept_engine: str | None = None
+) -> None:
+    """Dump, or resume a dump: every planned shard whose file is missing, and which no other process is making, is made.
 
+    Args:
+        worker: (i, n): make only each n-th shard, from the i-th on.
+        accept_engine: see `plan.hold_to_identity`.
     Raises:
         ValueError: the folder holds another dump, or the corpus has changed since it was planned.
+        OSError: the folder cannot be written, or the engine failed too often.
     """
     if recipe.corpus.field == "messages":
         raise ValueError("corpus.field: messages cannot be dumped yet; dump plain text (corpus.field: text)")
@@ -231,6 +294,11 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
 
         print_plan(recipe)
         return
+    with terminable():
+        _run(recipe, worker, accept_engine)
+
+
+def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None) -> None:
     dump = Path(recipe.dump.path)
     model, tokenizer = load_tokenizer(recipe)
     for remark in tokenizer.remarks():
@@ -238,31 +306,96 @@ def run_teacher(recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] =
     recipe = with_licence(recipe, model)
     print(f"{dump}: {describe(recipe.teacher.license)}")
     corpus = Corpus(recipe.corpus)
-    manifest = prepare(recipe, corpus, tokenizer, model)
-    remove_dead_partials(dump)
-    todo = [s for s in manifest.shards if not s.path(dump).exists() and s.index % worker[1] == worker[0]]
-    print(
-        f"{dump}: {len(manifest.shards)} shards planned, {len(todo)} to make; corpus: {describe_counts(manifest.corpus_counts)}"
-    )
-    if todo:
-        _make_shards(todo, recipe, manifest, open_teacher(recipe, model, tokenizer), corpus)
-    if all(shard.path(dump).exists() for shard in manifest.shards):
+    planned = prepare(recipe, corpus, tokenizer, model)
+    make_folder(dump / "shards")
+    with Claims(dump) as claims:
+        manifest = enter(recipe, planned.manifest, corpus, claims, accept_engine)
+        job = Job(recipe, manifest, planned.audited, claims, worker)
+        try:
+            make_missing(job, corpus, lambda: open_teacher(recipe, model, tokenizer, branches=bool(planned.audited)))
+        except (KeyboardInterrupt, Terminated):
+            done = sum(shard.path(dump).exists() for shard in manifest.shards)
+            print(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")
+            raise
+        finish(job)
+
+
+class Job(NamedTuple):
+    """A dump to be made, and this process's part in it."""
+
+    recipe: Recipe
+    manifest: Manifest
+    audited: Set[str]
+    claims: Claims
+    worker: tuple[int, int]
+
+    @property
+    def dump(self) -> Path:
+        return Path(self.recipe.dump.path)
+
+    def missing(self) -> list[ShardPlan]:
+        """This worker's shards that are not there; who makes them may be another process."""
+        index, count = self.worker
+        return [s for s in self.manifest.shards if s.index % count == index and not s.path(self.dump).exists()]
+
+    def claim(self, todo: Sequence[ShardPlan]) -> Iterator[ShardPlan]:
+        """Those that nobody else is making, each claimed as it is handed out."""
+        for shard in todo:
+            if self.claims.take(shard.index) and not shard.path(self.dump).exists():  # it may have been made since
+                yield shard
+
+
+def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], Teacher]) -> None:
+    """Make what is missing and free, and look again: another process may have died. The teacher is opened only if there is any."""
+    todo = job.missing()
+    counts = describe_counts(job.manifest.corpus_counts)
+    print(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
+    if next(job.claim(todo), None) is None:
+        return
+    (job.dump / "summary.json").unlink(missing_ok=True)  # of a dump that has lost a shard since
+    teacher = open_it()
+    started, num_made = time.monotonic(), 0
+    with Progress(sum(s.num_documents for s in todo), sum(s.num_bytes for s in todo)) as progress:
+        while True:
+            before = num_made
+            shards = read_shards(job.claim(job.missing()), corpus)
+            for made in make_shards(shards, teacher, job.recipe, job.manifest.identity, job.dump, job.audited):
+                progress.update(made.documents, made.text_bytes, made.tokens, made.stored_bytes)
+                num_made += made.stored_bytes > 0
+                if made.audited:
+                    write_audit(job)
+            if num_made == before:
+                break
+    teacher.engine.close()
+    print(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
+
+
+def finish(job: Job) -> None:
+    """Write the summary of a dump that is complete, whoever made its last shard; of another one, say what is missing."""
+    dump, manifest = job.dump, job.manifest
+    num_missing = sum(not shard.path(dump).exists() for shard in manifest.shards)
+    if num_missing:
+        print(f"{dump}: {num_missing} shards are missing: other processes make them, or run the same command again")
+        return
+    with job.claims.writing_json():
         summary = summarise(dump, manifest)
         write_json(dump / "summary.json", summary)
-        write_card(dump)
-        print(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
+    write_audit(job)
+    write_card(dump)
+    print(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
 
 
-def _make_shards(
-    todo: Sequence[ShardPlan], recipe: Recipe, manifest: Manifest, teacher: Teacher, corpus: Corpus
-) -> None:
-    dump = Path(recipe.dump.path)
-    started = time.monotonic()
-    with Progress(sum(s.num_documents for s in todo), sum(s.num_bytes for s in todo)) as progress:
-        for made in make_shards(read_shards(todo, corpus), teacher, recipe, manifest.identity, dump):
-            progress.update(**made._asdict())
-    teacher.engine.close()
-    print(f"{dump}: {len(todo)} shards in {time.monotonic() - started:.1f} s")
+def write_audit(job: Job) -> None:
+    with job.claims.writing_json():
+        write_json(job.dump / "audit.json", audit.gather(job.dump, job.manifest))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that a power cut takes none of them back."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
@@ -277,6 +410,7 @@ def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
         "stored_bytes": 0,
     }
     left_out: dict[str, str] = {}
+    engines: Counter[str] = Counter()
     shards = []
     for shard in manifest.shards:
         path = shard.path(dump)
@@ -287,6 +421,7 @@ def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
             raise ValueError(f"{path} holds other documents than planned; delete it and run `bld teacher` again")
         skipped = json.loads(metadata["bld.left_out"])
         left_out |= skipped
+        engines[metadata["bld.engine"]] += 1
         num_bytes = int(np.sum(table["segment_lengths"].combine_chunks().flatten().to_numpy(zero_copy_only=False)))
         num_ends = int(np.sum(table["segment_has_end"].combine_chunks().flatten().to_numpy(zero_copy_only=False)))
         totals["documents"] += shard.num_documents - len(skipped)
@@ -306,26 +441,14 @@ def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
             )
     totals["stored_bytes_per_text_byte"] = round(totals["stored_bytes"] / max(totals["bytes"], 1), 4)
     counts = {key: value for key, value in manifest.corpus_counts.items() if key.startswith("left out")}
-    return {**totals, "left_out_by_corpus": counts, "left_out_unspellable": left_out, "shards": shards}
+    return {
+        **totals,
+        "left_out_by_corpus": counts,
+        "left_out_unspellable": left_out,
+        "shards_by_engine": dict(engines),
+        "shards": shards,
+    }
 
 
 def describe_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{key} {value}" for key, value in counts.items()) or "no counts"
-
-
-def remove_dead_partials(dump: Path) -> None:
-    """Delete what a killed process left half written; the files of a living one are its own."""
-    for partial in (*dump.glob("*.partial"), *(dump / "shards").glob("*.partial")):
-        pid = partial.suffixes[-2].removeprefix(".")
-        if pid.isdigit() and not _alive(int(pid)):
-            partial.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 
 from pipeline.config import Recipe, TeacherConfig
-from pipeline.corpus import Corpus, Document
+from pipeline.corpus import Document
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan, identity_differences
 
@@ -32,10 +32,10 @@ class _Open:
         self.num_bytes += len(document.text)
 
 
-def plan_shards(corpus: Corpus, shard_bytes: int) -> Iterator[ShardPlan]:
+def plan_shards(documents: Iterable[Document], shard_bytes: int) -> Iterator[ShardPlan]:
     """Shards of whole documents, each closed before it would overflow `shard_bytes` (a longer document has one for itself)."""
     first = 0
-    for index, shard in enumerate(_closed_before_overflow(corpus.documents(), shard_bytes)):
+    for index, shard in enumerate(_closed_before_overflow(documents, shard_bytes)):
         yield ShardPlan(
             index=index,
             first_document=first,
@@ -46,7 +46,7 @@ def plan_shards(corpus: Corpus, shard_bytes: int) -> Iterator[ShardPlan]:
         first += shard.num_documents
 
 
-def _closed_before_overflow(documents: Iterator[Document], shard_bytes: int) -> Iterator[_Open]:
+def _closed_before_overflow(documents: Iterable[Document], shard_bytes: int) -> Iterator[_Open]:
     shard = _Open()
     for document in documents:
         if shard.num_documents and shard.num_bytes + len(document.text) > shard_bytes:
@@ -123,22 +123,48 @@ def corpus_sha256(shards: list[ShardPlan]) -> str:
     return hashlib.sha256(json.dumps([shard.sha256 for shard in shards]).encode()).hexdigest()
 
 
-def hold_to_identity(dump: Path, manifest: Manifest) -> Manifest:
+def hold_to_identity(dump: Path, manifest: Manifest, accept_engine: str | None = None) -> Manifest:
     """Write the manifest of a new dump; of an existing one, check that it is the same.
 
+    Args:
+        accept_engine: name and version of the engine here, where another one began the dump and that is all right. It is recorded.
     Raises:
         ValueError: the folder holds another dump; names each field that differs.
     """
+    engine = str(manifest.identity["teacher"]["engine"])
+    if accept_engine not in (None, engine):
+        raise ValueError(f"--accept-engine {accept_engine}: the engine here is {engine}")
     if not (dump / "manifest.json").exists():
-        (dump / "shards").mkdir(parents=True, exist_ok=True)
+        _refuse_orphans(dump)
         manifest.save(dump)
         return manifest
     theirs = Manifest.load(dump)
-    differences = identity_differences(theirs.identity, manifest.identity)
+    accepted = dict.fromkeys([*theirs.accepted_engines, *([accept_engine] if accept_engine else [])])
+    ours = dict(manifest.identity)
+    if engine in accepted:
+        ours["teacher"] = ours["teacher"] | {"engine": theirs.identity["teacher"]["engine"]}
+    differences = identity_differences(theirs.identity, ours)
     if differences:
-        raise ValueError(
-            f"{dump} holds another dump: "
-            + "; ".join(differences)
-            + ". Give a new dump.path, or delete that folder to start again."
-        )
+        raise ValueError(f"{dump} holds another dump: {'; '.join(differences)}. {_way_out(differences, engine)}")
+    accepted.pop(theirs.identity["teacher"]["engine"], None)
+    if tuple(accepted) != theirs.accepted_engines:
+        theirs = theirs.model_copy(update={"accepted_engines": tuple(accepted)})
+        theirs.save(dump)
     return theirs
+
+
+def _way_out(differences: list[str], engine: str) -> str:
+    anew = "Give a new dump.path, or delete that folder to start again."
+    if [difference.split(":")[0] for difference in differences] != ["teacher.engine"]:
+        return anew
+    return f"Go back to that engine, or accept what another one rounds otherwise with --accept-engine {engine}. {anew}"
+
+
+def _refuse_orphans(dump: Path) -> None:
+    """Shards without a manifest are nobody's: a new manifest would claim them."""
+    orphans = sorted((dump / "shards").glob("*.parquet"))
+    if orphans:
+        raise ValueError(
+            f"{dump} holds {len(orphans)} shards ({orphans[0].name} ...) but no manifest.json, so that nobody can say what they "
+            "are. Put the manifest back, or give a new dump.path, or delete that folder to start again."
+        )

@@ -7,6 +7,7 @@ Shape legend: R rows, D hidden size, C sorted columns, I intervals of all rows i
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -106,6 +107,7 @@ class Reducer:
         self.head = head
         self.chunk = chunk or (1024 if head.weight_CD.is_cuda else 256)
         self.kernel = open_kernel(head, vocabulary)
+        self._turn = threading.Lock()  # the room for logits is one; the audit reduces beside the dump's other thread
 
     def reduce(self, parts: Sequence[Rows]) -> list[list[ReducedRow]]:
         """The rows of each part, in order. Raises ValueError for hidden states or logits that are not finite."""
@@ -116,8 +118,9 @@ class Reducer:
         if not bool(torch.isfinite(hidden_RD).all()):
             raise ValueError(NOT_FINITE)
         masses = Masses.empty(intervals)
-        for first, last in pairwise(even_bounds(len(hidden_RD), self.chunk)):
-            self.kernel(self.head.logits(hidden_RD[first:last]), first, intervals, masses)
+        with self._turn:
+            for first, last in pairwise(even_bounds(len(hidden_RD), self.chunk)):
+                self.kernel(self.head.logits(hidden_RD[first:last]), first, intervals, masses)
         rows = as_rows(intervals, masses)
         bounds = np.cumsum([0, *(len(part.offsets) for part in parts)]).tolist()
         return [rows[first:last] for first, last in pairwise(bounds)]

@@ -1,6 +1,7 @@
 """A teacher that is ready to be asked: its engine, its tokenizer, and what makes targets of the engine's answers."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -32,6 +33,7 @@ class Teacher:
 
     Args:
         reducer: None where the engine lists tokens itself.
+        reopen: opens the engine anew; None for one that looks after itself.
     """
 
     def __init__(
@@ -42,10 +44,37 @@ class Teacher:
         tokenizer: ByteTokenizer,
         start: int | None,
         reducer: Reducer | None,
+        reopen: Callable[[], Engine] | None = None,
     ) -> None:
-        self.engine, self.tokenizer, self.start = engine, tokenizer, start
+        self.tokenizer, self.start = tokenizer, start
+        self._engine: Engine | ListingEngine | None = engine
+        self._reopen = reopen
         self.max_tokens, self.overlap_tokens = recipe.teacher.max_tokens, recipe.teacher.overlap_tokens
         self.vocabulary, self.reducer, self._config = vocabulary, reducer, recipe.dump.covering
+
+    @property
+    def engine(self) -> Engine | ListingEngine:
+        assert self._engine is not None, "it failed to start again"
+        return self._engine
+
+    @property
+    def can_restart(self) -> bool:
+        return self._reopen is not None
+
+    def restart(self) -> None:
+        """A new engine in place of one that failed, whose memory is given back first."""
+        assert self._reopen is not None
+        failed, self._engine = self._engine, None
+        if failed is not None:
+            try:
+                failed.close()
+            except Exception as error:  # it is broken; what matters is whether the new one starts
+                print(f"closing the failed engine: {type(error).__name__}: {error}")
+            del failed
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._engine = self._reopen()
 
     def ask(self, pieces: Sequence[Piece]) -> Answers:
         """Run the engine over some pieces. Raises ValueError where branch rows are wanted of an engine that lists tokens."""
@@ -129,8 +158,12 @@ def resolve_ids(recipe: Recipe, tokenizer: ByteTokenizer) -> tuple[int | None, t
     return start, ends
 
 
-def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teacher:
-    """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts."""
+def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer, branches: bool = False) -> Teacher:
+    """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts.
+
+    Args:
+        branches: it will be asked for branch rows even where the recipe's covering has none.
+    """
     teacher, placement = recipe.teacher, recipe.placement
     start, ends = resolve_ids(recipe, tokenizer)
     if teacher.engine == "openai":
@@ -141,8 +174,11 @@ def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> Teache
     if torch.cuda.is_available():
         head = head.to("cuda")
     reducer = Reducer(head, vocabulary, placement.reduce_rows)
-    engine = open_engine(model, teacher, placement, branches=recipe.dump.covering.beam_width > 0)
-    return Teacher(recipe, engine, vocabulary, tokenizer, start, reducer)
+
+    def reopen() -> Engine:
+        return open_engine(model, teacher, placement, branches=branches or recipe.dump.covering.beam_width > 0)
+
+    return Teacher(recipe, reopen(), vocabulary, tokenizer, start, reducer, reopen)
 
 
 def _open_served(recipe: Recipe, tokenizer: ByteTokenizer, start: int | None, ends: tuple[int, ...]) -> Teacher:

@@ -1,17 +1,32 @@
-"""`bld verify`: is every shard there, whole and true to the schema; and does the teacher still say the same."""
+"""`bld verify`: is every shard there, byte for byte, and true to schema and plan; and does the teacher still say the same."""
 
 import hashlib
+import heapq
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.config import Recipe
-from pipeline.corpus import Document
 from pipeline.recipe import load_recipe
-from schemas.manifest import Manifest
-from schemas.shard import Record, read_shard
+from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.manifest import Manifest, ShardPlan, identity_differences
+from schemas.seal import check_seal
+from schemas.shard import SHARD_SCHEMA, Record, read_shard
+from stage1_teacher import plan
+from stage1_teacher.dump import engine_name, summarise
+from stage1_teacher.fidelity import distances
+from stage1_teacher.pieces import Piece, batches
+from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher, resolve_ids
+from stage1_teacher.windows import Window
+
+# Float16 logs and other batches: the same teacher run twice in bfloat16 differs by about 1.5e-3 nats per token.
+TOLERANCE_NATS = 0.02
+TOLERANCE_CONTROLS = 3.0  # times what the teacher differs by from itself
 
 
 def verify_dump(path: Path, against_teacher: int = 0) -> list[str]:
@@ -23,76 +38,224 @@ def verify_dump(path: Path, against_teacher: int = 0) -> list[str]:
     manifest = Manifest.load(path)
     faults: list[str] = []
     for shard in manifest.shards:
-        faults += verify_shard(shard.path(path))
-    faults += _verify_summary(path)
+        faults += verify_shard(shard.path(path), shard, manifest)
+    planned = {shard.path(path).name for shard in manifest.shards}
+    for other in sorted((path / "shards").glob("*.parquet")):
+        if other.name not in planned:
+            faults.append(f"{other}: not in the plan (manifest.json); it belongs to another dump: move it away")
+    faults += _summary_faults(path, manifest, bool(faults))
     if against_teacher and not faults:
         faults += _verify_teacher(path, manifest, against_teacher)
     return faults
 
 
-def verify_shard(path: Path) -> list[str]:
+def verify_shard(path: Path, shard: ShardPlan, manifest: Manifest) -> list[str]:
+    """Of a damaged shard only that: what cannot be trusted is not read."""
     if not path.exists():
         return [f"{path}: missing; run `bld teacher` again to make it"]
-    faults: list[str] = []
+    again = "delete it and run `bld teacher` again"
     try:
-        for row, record in enumerate(read_shard(path)):
-            faults += [f"{path}, record {row} (doc_id {record.doc_id!r}): {fault}" for fault in record.faults()]
+        check_seal(path)
+        with pq.ParquetFile(path) as file:
+            faults = _schema_faults(file.schema_arrow)
+            metadata = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
+        faults = faults or _plan_faults(metadata, shard, manifest) + list(_record_faults(path, metadata, shard))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        faults.append(f"{path}: cannot be read ({error}); delete it and run `bld teacher` again")
+        text = str(error).removeprefix(f"{path} ")
+        return [f"{path}: {text if isinstance(error, ValueError) else f'cannot be read ({error!r})'}; {again}"]
+    return [f"{path}{fault}" for fault in faults]
+
+
+def _schema_faults(schema: pa.Schema) -> list[str]:
+    """Other columns than the format's; metadata apart."""
+    ours = {field.name: (field.type, field.nullable) for field in SHARD_SCHEMA}
+    theirs = {field.name: (field.type, field.nullable) for field in schema}
+    return [
+        f": column {name} is {theirs.get(name)}, the format says {ours.get(name)}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest) -> list[str]:
+    """Whether it is this dump's shard, and was made of the documents that the plan gives it."""
+    faults = [
+        f": identity differs from the manifest's: {difference}"
+        for difference in identity_differences(json.loads(metadata["bld.identity"]), manifest.identity)
+    ]
+    if metadata["bld.shard_sha256"] != shard.sha256:
+        faults.append(f": made of other documents than the plan's ({shard.first_document} and on)")
+    engines = {manifest.identity.get("teacher", {}).get("engine"), *manifest.accepted_engines}
+    if metadata["bld.engine"] not in engines:
+        faults.append(f": made by {metadata['bld.engine']}, which the manifest does not accept")
     return faults
 
 
-def _verify_summary(path: Path) -> list[str]:
+def _record_faults(path: Path, metadata: dict[str, str], shard: ShardPlan) -> Iterator[str]:
+    """Of each record, of the windows of a document together, and of the shard's counts."""
+    num_documents, num_bytes = 0, 0
+    open_id: str | None = None  # of a document whose last window has not come yet
+    done = 0  # bytes of it that are supervised so far
+    for row, record in enumerate(read_shard(path)):
+        where = f", record {row} (doc_id {record.doc_id!r}): "
+        faults = [*record.faults(), *_share_faults(record)]
+        yield from (where + fault for fault in faults)
+        if faults:
+            continue
+        if open_id not in (None, record.doc_id):
+            yield f", record {row - 1} (doc_id {open_id!r}): the document's last window is missing"
+        done = done if open_id == record.doc_id else 0
+        for segment in record.segments:
+            start = record.window_start + segment.start
+            if start != done:
+                yield f"{where}supervises from byte {start} on, what is before it ends at {done}"
+            done = start + segment.length
+            num_bytes += segment.length
+        ends = bool(record.segments) and record.segments[-1].has_end
+        num_documents += ends
+        open_id = None if ends else record.doc_id
+    if open_id is not None:
+        yield f" (doc_id {open_id!r}): the document's last window is missing"
+    left_out = json.loads(metadata["bld.left_out"])
+    if num_documents + len(left_out) != shard.num_documents:
+        yield f": {num_documents} documents and {len(left_out)} left out, {shard.num_documents} are planned"
+    if num_bytes != shard.num_bytes and not left_out:
+        yield f": {num_bytes} supervised bytes, {shard.num_bytes} are planned"
+
+
+def _share_faults(record: Record) -> list[str]:
+    shares = {"dropped": record.dropped, "token_end": record.token_end, "doubt": record.doubt}
+    return [
+        f"{name} holds values outside 0..1"
+        for name, value_P in shares.items()
+        if not bool(((value_P >= 0) & (value_P <= 1)).all())  # false for nan
+    ]
+
+
+def _summary_faults(path: Path, manifest: Manifest, damaged: bool) -> list[str]:
+    """Whether the summary is that of these shards; not asked where they are damaged."""
     summary = path / "summary.json"
     if not summary.exists():
         return [f"{summary}: missing; the dump is not complete: run `bld teacher` again"]
-    faults = []
-    for shard in json.loads(summary.read_text(encoding="utf-8"))["shards"]:
-        file = path / "shards" / Path(shard["name"]).name
-        if not file.exists():
-            continue  # already named
-        with file.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
-        if found != shard["sha256"]:
-            faults.append(
-                f"{file}: sha256 {found[:12]}.. differs from the summary's {shard['sha256'][:12]}..; delete it and dump again"
-            )
-    return faults
+    if damaged:
+        return []
+    differences = identity_differences(
+        _by_name(json.loads(summary.read_text(encoding="utf-8"))), _by_name(summarise(path, manifest))
+    )
+    return [
+        f"{summary}: is not that of these shards ({difference}); delete it and run `bld teacher` again"
+        for difference in differences
+    ]
+
+
+def _by_name(summary: dict[str, Any]) -> dict[str, Any]:
+    return summary | {"shards": {shard["name"]: shard for shard in summary["shards"]}}
+
+
+class Recomputed(NamedTuple):
+    """A record of the dump beside what the teacher says now, twice."""
+
+    doc_id: str
+    kl_nats: float  # KL(teacher, stored), mean per position
+    total_variation: float
+    control_nats: float  # of the teacher to itself in another batch: |KL|, over the same classes
+    control_total_variation: float
 
 
 def _verify_teacher(path: Path, manifest: Manifest, num_documents: int) -> list[str]:
-    from stage1_teacher.teacher import load_tokenizer, open_teacher
-
     recipe = load_recipe(str(path / "recipe.yaml"), [])
-    teacher = open_teacher(recipe, *load_tokenizer(recipe))
-    divergences: list[float] = []
-    for shard in manifest.shards:
-        for record in read_shard(shard.path(path)):
-            if len(divergences) == num_documents:
-                break
-            divergences.append(_divergence(record, recipe, teacher))
+    model, tokenizer = load_tokenizer(recipe)
+    faults = _other_teacher(path, manifest, recipe, model, tokenizer)
+    if faults:
+        return faults
+    records = _sampled_records(path, manifest, num_documents)
+    teacher = open_teacher(recipe, model, tokenizer)
+    found = recompute(records, recipe, teacher)
     teacher.engine.close()
+    if not found:
+        return []
+    worst_control = max(result.control_nats for result in found)
+    limit = max(TOLERANCE_NATS, TOLERANCE_CONTROLS * worst_control)
     print(
-        f"{path}: {len(divergences)} records recomputed; mean divergence {np.mean(divergences):.2e} nats per position"
+        f"{path}: {len(found)} records recomputed (documents whose ids hash lowest). Teacher to stored targets: "
+        f"{_mean(found, 'kl_nats'):.2e} nats, total variation {_mean(found, 'total_variation'):.2e} per position, "
+        f"worst record {max(result.kl_nats for result in found):.2e} nats. "
+        f"Control, the teacher run twice in other batches: {_mean(found, 'control_nats'):.2e} nats, total variation "
+        f"{_mean(found, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. Limit: {limit:.2e} nats"
     )
-    worst = max(divergences, default=0.0)
-    # The same teacher run twice in bfloat16 with other batches differs by about 1.5e-3 nats per token.
-    return (
-        []
-        if worst < 0.02
-        else [f"{path}: a recomputed record differs by {worst:.3f} nats per position from what is stored"]
-    )
+    return [
+        f"{path}, doc_id {result.doc_id!r}: the teacher's targets are {result.kl_nats:.3f} nats per position from what is stored "
+        f"(limit {limit:.3f}; run twice it differs by {result.control_nats:.3f})"
+        for result in found
+        if not result.kl_nats <= limit
+    ]
 
 
-def _divergence(record: Record, recipe: Recipe, teacher: object) -> float:
-    """Mean over positions of |log p - log p'| of the realised symbol, nats."""
-    from stage1_teacher.dump import make_records
-    from stage1_teacher.pieces import Piece
-    from stage1_teacher.teacher import Teacher
-    from stage1_teacher.windows import Window
+def _mean(found: list[Recomputed], field: str) -> float:
+    return float(np.mean([getattr(result, field) for result in found]))
 
-    assert isinstance(teacher, Teacher)
-    document = Document(doc_id=record.doc_id, text=record.document, messages=None)
+
+def _other_teacher(path: Path, manifest: Manifest, recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> list[str]:
+    """Where the teacher on this machine is not the dump's, so that a difference would say nothing about the dump."""
+    weights = None if recipe.teacher.engine == "openai" else plan.weights_sha256(model, recipe.teacher.revision)
+    start, ends = resolve_ids(recipe, tokenizer)
+    ours = plan.make_identity(recipe, tokenizer, start, ends, weights, engine_name(recipe), "")
+    if ours["teacher"]["engine"] in manifest.accepted_engines:
+        ours["teacher"]["engine"] = manifest.identity["teacher"]["engine"]
+    return [
+        f"{path}: cannot be compared with the teacher here, which is another one: {difference}"
+        for difference in identity_differences(manifest.identity["teacher"], ours["teacher"])
+    ]
+
+
+def _sampled_records(path: Path, manifest: Manifest, num_documents: int) -> list[Record]:
+    """The records of the documents whose ids hash lowest: the same ones each time, from all over the dump."""
+    ids = {
+        doc_id
+        for shard in manifest.shards
+        for doc_id in pq.read_table(shard.path(path), columns=["doc_id"])["doc_id"].to_pylist()
+    }
+    chosen = set(heapq.nsmallest(num_documents, ids, key=lambda doc_id: hashlib.sha256(doc_id.encode()).digest()))
+    return [record for shard in manifest.shards for record in read_shard(shard.path(path)) if record.doc_id in chosen]
+
+
+def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[Recomputed]:
+    """Ask the teacher for each record alone, and for the control in batches as a dump makes them."""
+    pieces = [_piece(record, teacher) for record in records]
+    batched = [
+        targets for batch in batches(pieces, recipe.placement.batch_tokens) for targets in _targets(batch, teacher)
+    ]
+    found = []
+    for record, piece, control_PV in zip(records, pieces, batched, strict=True):
+        [alone_PV] = _targets([piece], teacher)
+        segment = record.segments[0]
+        taken = slice(segment.start, segment.start + segment.num_positions)
+        stored = distances(record, alone_PV[taken])
+        found.append(
+            Recomputed(
+                record.doc_id,
+                float(stored.kl_P.mean()),
+                float(stored.total_variation_P.mean()),
+                *_apart(alone_PV[taken], control_PV[taken]),
+            )
+        )
+    return found
+
+
+def _apart(one_PV: np.ndarray, other_PV: np.ndarray) -> tuple[float, float]:
+    """(KL in nats, total variation), mean per position, of one run to another, over all symbols."""
+    ratio_PV = np.divide(one_PV, np.maximum(other_PV, 1e-35), out=np.ones_like(one_PV), where=one_PV > 0)
+    kl = (one_PV * np.log(ratio_PV)).sum(axis=1).mean()
+    return float(kl), float(np.abs(one_PV - other_PV).sum(axis=1).mean() / 2)
+
+
+def _targets(pieces: list[Piece], teacher: Teacher) -> list[np.ndarray]:
+    """Position by position, the tokenizer's prefix left out."""
+    skipped = len(teacher.tokenizer.prefix)
+    return [targets.probs_PV[skipped:] for targets in teacher.targets(pieces, teacher.ask(pieces))]
+
+
+def _piece(record: Record, teacher: Teacher) -> Piece:
     segment = record.segments[0]
     window = Window(
         record.window_start,
@@ -100,13 +263,4 @@ def _divergence(record: Record, recipe: Recipe, teacher: object) -> float:
         record.window_start + segment.start,
         segment.has_end,
     )
-    piece = Piece(document.doc_id, window, document.text, teacher.tokenizer.encode(document.text))
-    [again] = make_records([piece], teacher.ask([piece]), teacher, recipe.dump)
-    return float(np.abs(realised_logprobs(record) - realised_logprobs(again)).mean())
-
-
-def realised_logprobs(record: Record) -> np.ndarray:
-    """P, float64 nats: the stored log-probability of the symbol that the document really has."""
-    position_E = np.repeat(np.arange(record.num_positions), record.entry_counts)
-    is_realised_E = record.symbols == record.realised()[position_E]
-    return record.logprobs[is_realised_E].astype(np.float64)
+    return Piece(record.doc_id, window, record.document, teacher.tokenizer.encode(record.document))

@@ -52,9 +52,9 @@ def write_recipe(folder: Path, model: Path, texts: list[str], **dump: object) ->
     return path
 
 
-def dump(recipe: Path, *overrides: str, worker: tuple[int, int] = (0, 1)) -> Path:
+def dump(recipe: Path, *overrides: str, worker: tuple[int, int] = (0, 1), accept_engine: str | None = None) -> Path:
     """What `bld teacher RECIPE` does, in this process; returns the dump's folder."""
-    run_teacher(load_recipe(recipe, list(overrides)), worker=worker)
+    run_teacher(load_recipe(recipe, list(overrides)), worker=worker, accept_engine=accept_engine)
     return recipe.parent / "dump"
 
 

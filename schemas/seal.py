@@ -1,0 +1,73 @@
+"""A shard's seal: SHA-256 over every byte of the file, kept inside it, so that one flipped bit anywhere is found with the file alone.
+
+The Parquet key-value metadata holds `bld.sha256`, 64 hexadecimal digits: the hash of the file with these 64 characters read as `0`.
+Page checksums find most damage to data, but none to a footer; the hash in a dump's summary exists only once the dump is complete.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+SEAL_KEY = "bld.sha256"
+BLANK = "0" * 64
+# In the footer (Thrift's compact form): the key, then "the next field is a string" and its length, 64.
+_MARK = SEAL_KEY.encode() + b"\x18\x40"
+_TRAILER_BYTES = 8  # the footer's length, then PAR1
+_CHUNK_BYTES = 1 << 20
+
+
+def seal(path: Path) -> None:
+    """Put the hash of a file into it, in place of `BLANK` under `SEAL_KEY`."""
+    with path.open("rb+") as file:
+        at = _find(file, path)
+        digest = _digest(file, at)
+        file.seek(at)
+        file.write(digest.encode())
+
+
+def check_seal(path: Path) -> None:
+    """Raise ValueError unless a file is, byte for byte, what was sealed."""
+    with path.open("rb") as file:
+        at = _find(file, path)
+        file.seek(at)
+        written, found = file.read(len(BLANK)), _digest(file, at).encode()
+    if written != found:
+        raise ValueError(
+            f"{path} is damaged: its bytes hash to {found[:12].decode()}.., its seal says {written[:12].decode('latin-1')}.."
+        )
+
+
+def _find(file: BinaryIO, path: Path) -> int:
+    """Where the 64 characters of the seal are. Raises ValueError where the file's end is not that of a sealed shard."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - _TRAILER_BYTES, 0))
+    trailer = file.read()
+    footer_bytes = int.from_bytes(trailer[:4], "little")
+    if len(trailer) < _TRAILER_BYTES or trailer[4:] != b"PAR1" or footer_bytes > size - _TRAILER_BYTES:
+        raise ValueError(f"{path} is damaged: it does not end as a Parquet file of {size} bytes does")
+    start = size - _TRAILER_BYTES - footer_bytes
+    file.seek(start)
+    at = file.read(footer_bytes).rfind(_MARK)
+    if at < 0:
+        raise ValueError(f"{path} is damaged, or no shard of this release: its footer holds no {SEAL_KEY}")
+    return start + at + len(_MARK)
+
+
+def _digest(file: BinaryIO, at: int) -> str:
+    """Of the file, with the seal blank."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    _update(digest, file, at)
+    digest.update(BLANK.encode())
+    file.seek(at + len(BLANK))
+    _update(digest, file, None)
+    return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", file: BinaryIO, num_bytes: int | None) -> None:
+    """Hash on: so many bytes, or all that is left."""
+    left = num_bytes
+    while chunk := file.read(_CHUNK_BYTES if left is None else min(_CHUNK_BYTES, left)):
+        digest.update(chunk)
+        left = None if left is None else left - len(chunk)

@@ -1,0 +1,174 @@
+"""The audit: how true the targets are, measured on a sample of documents while they are dumped.
+
+The sample is the documents whose ids hash lowest, a function of corpus and recipe, so that a resume or another worker audits the
+same ones. A document's figures are stored with its shard, whose existence stays the only record of progress; `audit.json` is
+gathered from the shards that exist.
+
+A wide covering takes many branch rows per token, so that of each document only the first tokens are compared with it.
+"""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.branching import Branching
+from pipeline.config import CoveringConfig
+from pipeline.corpus import Document
+from pipeline.covering import Covering
+from schemas.manifest import Manifest
+from schemas.shard import Record
+from stage1_teacher.engine import ListingEngine
+from stage1_teacher.expand import expand
+from stage1_teacher.fidelity import distances, realised_bits, stored_sums
+from stage1_teacher.pieces import Piece
+from stage1_teacher.reduce import Rows
+from stage1_teacher.teacher import Teacher
+
+METADATA_KEY = "bld.audit"
+WIDE = CoveringConfig(beam_width=16, branch_threshold=1e-3, merge_after=4)
+MOST_TOKENS = 64  # read of a document
+COST_SHARE = 0.03  # of the dump's time
+# What a document costs, in tokens of the dump. It is the rounds that cost, each a pass of the engine and of the whole head over a
+# few rows, hardly the rows: 16 tokens and 64 took the same 10 s with SmolLM2-135M on two busy cores, 57 and 176 rows. A GPU's
+# passes are short and its dumps fast: 30 rounds of 20 ms at 50,000 tokens a second (reckoned, not measured).
+DOCUMENT_COST_CPU, DOCUMENT_COST_GPU = 1_200, 30_000
+BYTES_PER_TOKEN = 4
+NUM_WORST = 10
+
+
+class Sample:
+    """Chooses documents as they pass by."""
+
+    def __init__(self, num_documents: int) -> None:
+        self._num_documents = num_documents
+        self._lowest: list[tuple[int, str]] = []  # a heap: minus the hash, id
+        self._num_bytes = 0
+
+    def passing(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            self._num_bytes += len(document.text)
+            if self._num_documents:
+                self._consider(document.doc_id)
+            yield document
+
+    def _consider(self, doc_id: str) -> None:
+        entry = (-int.from_bytes(hashlib.sha256(doc_id.encode()).digest()), doc_id)
+        if len(self._lowest) < self._num_documents:
+            heapq.heappush(self._lowest, entry)
+        else:
+            heapq.heappushpop(self._lowest, entry)
+
+    def chosen(self) -> frozenset[str]:
+        """Ids of as many documents as the dump can afford; of a small one, one."""
+        cost = DOCUMENT_COST_GPU if torch.cuda.is_available() else DOCUMENT_COST_CPU
+        affordable = int(self._num_bytes / BYTES_PER_TOKEN * COST_SHARE / cost)
+        return frozenset(doc_id for _, doc_id in sorted(self._lowest, reverse=True)[: max(1, affordable)])
+
+
+class Wide(NamedTuple):
+    """Targets of a wide covering at a piece's first positions, or why there are none."""
+
+    probs_PV: np.ndarray | None
+    num_tokens: int  # computed for them
+    fault: str | None
+
+
+def read_wide(teacher: Teacher, piece: Piece, num_tokens: int = MOST_TOKENS) -> Wide:
+    """Ask the teacher for the wide covering of a piece's first tokens. The position after the last of them is left out."""
+    if isinstance(teacher.engine, ListingEngine):
+        return Wide(None, 0, "a served teacher holds no branches")
+    assert teacher.reducer is not None
+    tokens = piece.tokens[:num_tokens]
+    start = [] if teacher.start is None else [teacher.start]
+    spelled = b"".join(teacher.tokenizer.token_bytes[token] or b"" for token in tokens)
+    try:
+        branches = teacher.engine.branches([start + tokens])
+    except ValueError as error:
+        return Wide(None, 0, str(error))
+    covering = Covering(teacher.vocabulary, tokens, spelled)
+    branching = Branching(covering, tokens, WIDE)
+    [canonical] = teacher.reducer.reduce([Rows(covering, covering.offsets, branches.hidden[0])])
+    branching.add_canonical(canonical)
+    expand([branching], branches, teacher.reducer, num_start=len(start))
+    return Wide(branching.targets().probs_PV[len(teacher.tokenizer.prefix) : -1], branches.num_tokens, None)
+
+
+def measure(record: Record, wide: Wide) -> dict[str, Any]:
+    """An audited document's figures, of its first window: sums over positions, nats, bits, counts."""
+    bits, num_bytes = realised_bits(record)
+    figures: dict[str, Any] = {
+        "doc_id": record.doc_id,
+        "positions": record.num_positions,
+        "bytes": num_bytes,
+        "realised_bits": bits,
+        "kept": float(np.minimum(stored_sums(record), 1.0).sum()),
+        "dropped": float(record.dropped.sum(dtype=np.float64)),
+        "doubt": float(record.doubt.sum(dtype=np.float64)),
+    }
+    if wide.probs_PV is None:
+        return figures | {"not_compared": wide.fault}
+    kl_P, total_variation_P = distances(record, wide.probs_PV)
+    return figures | {
+        "compared": len(kl_P),
+        "kl_nats": float(kl_P.sum()),
+        "total_variation": float(total_variation_P.sum()),
+        "off_by_0.05": int((total_variation_P > 0.05).sum()),
+        "computed_tokens": wide.num_tokens,
+    }
+
+
+def gather(dump: Path, manifest: Manifest) -> dict[str, Any]:
+    """What `audit.json` holds, from the shards that exist: means per position, and the worst documents."""
+    found: list[dict[str, Any]] = []
+    num_shards = num_tokens = 0
+    for shard in manifest.shards:
+        if shard.path(dump).exists():
+            metadata = pq.read_metadata(shard.path(dump)).metadata
+            found += json.loads(metadata[METADATA_KEY.encode()])
+            num_tokens += int(metadata[b"bld.computed_tokens"])
+            num_shards += 1
+    compared = [figures for figures in found if "kl_nats" in figures]
+    return {
+        "shards": num_shards,
+        "shards_planned": len(manifest.shards),
+        "documents": len(found),
+        "positions": _sum(found, "positions"),
+        "kept_mass": _mean(found, "kept", "positions"),
+        "dropped_mass": _mean(found, "dropped", "positions"),
+        "doubt": _mean(found, "doubt", "positions"),
+        "realised_bits_per_byte": _mean(found, "realised_bits", "bytes"),
+        "wide_covering": {
+            **WIDE.model_dump(include={"beam_width", "branch_threshold", "merge_after"}),
+            "documents": len(compared),
+            "positions": _sum(compared, "compared"),
+            "kl_nats": _mean(compared, "kl_nats", "compared"),
+            "total_variation": _mean(compared, "total_variation", "compared"),
+            "share_off_by_0.05": _mean(compared, "off_by_0.05", "compared"),
+            "computed_tokens": _sum(compared, "computed_tokens"),
+            "share_of_dumps_tokens": _sum(compared, "computed_tokens") / max(num_tokens, 1),
+            "not_compared": sorted({figures["not_compared"] for figures in found if "not_compared" in figures}),
+        },
+        "worst_documents": [
+            {
+                "doc_id": figures["doc_id"],
+                **{key: figures[key] / max(figures["compared"], 1) for key in ("kl_nats", "total_variation")},
+            }
+            for figures in sorted(compared, key=lambda f: -f["kl_nats"] / max(f["compared"], 1))[:NUM_WORST]
+        ],
+    }
+
+
+def _sum(found: Sequence[dict[str, Any]], key: str) -> int:
+    return sum(figures[key] for figures in found)
+
+
+def _mean(found: Sequence[dict[str, Any]], key: str, per: str) -> float | None:
+    number = sum(figures[per] for figures in found)
+    return sum(figures[key] for figures in found) / number if number else None

@@ -1,0 +1,64 @@
+"""How far other targets lie from a record's stored ones, over the classes that are stored: each entry, and the tail.
+
+Shape legend: P positions, E entries (over all positions in turn), V symbols (256).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from schemas import END
+from schemas.shard import Record
+
+# float16 logs keep three digits: two tails below this cannot be told apart.
+TAIL_FLOOR = 1e-4
+
+
+class Distances(NamedTuple):
+    """Per position; nats, and a share 0..1."""
+
+    kl_P: np.ndarray
+    total_variation_P: np.ndarray
+
+
+def stored_sums(record: Record) -> np.ndarray:
+    """P: the sum of each position's stored probabilities; float64."""
+    return np.bincount(_positions(record), np.exp(record.logprobs.astype(np.float64)), record.num_positions)
+
+
+def realised_logprobs(record: Record) -> np.ndarray:
+    """P, float64 nats: the stored log-probability of the symbol that the document really has."""
+    is_realised_E = record.symbols == record.realised()[_positions(record)]
+    return record.logprobs[is_realised_E].astype(np.float64)
+
+
+def realised_bits(record: Record) -> tuple[float, int]:
+    """(bits that the stored targets give the record's supervised bytes, how many bytes); END is not a byte."""
+    is_byte_P = record.realised() != END
+    return float(-realised_logprobs(record)[is_byte_P].sum()) / np.log(2), int(is_byte_P.sum())
+
+
+def distances(record: Record, probs_PV: np.ndarray) -> Distances:
+    """Of other targets, at the record's first positions, to the stored ones there: KL(other || stored), total variation."""
+    num_positions = len(probs_PV)
+    position_E = _positions(record)
+    in_range_E = position_E < num_positions
+    position_E, symbols_E = position_E[in_range_E], record.symbols[in_range_E]
+    stored_E = np.exp(record.logprobs[in_range_E].astype(np.float64))
+    other_E = probs_PV[position_E, symbols_E].astype(np.float64)
+
+    def total(value_E: np.ndarray) -> np.ndarray:
+        return np.bincount(position_E, value_E, num_positions)
+
+    stored_tail_P = np.maximum(1.0 - total(stored_E), TAIL_FLOOR)
+    other_tail_P = np.maximum(1.0 - total(other_E), TAIL_FLOOR)
+    ratio_E = np.divide(other_E, stored_E, out=np.ones_like(other_E), where=other_E > 0)
+    return Distances(
+        total(other_E * np.log(ratio_E)) + other_tail_P * np.log(other_tail_P / stored_tail_P),
+        (total(np.abs(other_E - stored_E)) + np.abs(other_tail_P - stored_tail_P)) / 2,
+    )
+
+
+def _positions(record: Record) -> np.ndarray:
+    """E: the position of each entry."""
+    return np.repeat(np.arange(record.num_positions), record.entry_counts)
