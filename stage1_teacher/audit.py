@@ -36,9 +36,10 @@ WIDE = CoveringConfig(beam_width=16, branch_threshold=1e-3, merge_after=4)
 MOST_TOKENS = 64  # read of a document
 COST_SHARE = 0.03  # of the dump's time
 # What a document costs, in tokens of the dump. It is the rounds that cost, each a pass of the engine and of the whole head over a
-# few rows, hardly the rows: 16 tokens and 64 took the same 10 s with SmolLM2-135M on two busy cores, 57 and 176 rows. A GPU's
-# passes are short and its dumps fast: 30 rounds of 20 ms at 50,000 tokens a second (reckoned, not measured).
-DOCUMENT_COST_CPU, DOCUMENT_COST_GPU = 1_200, 30_000
+# few rows, hardly the rows. SmolLM2-135M on two busy cores: 1,100 with transformers, whether 16 tokens were read or 64, and 2,500
+# with vLLM, which computes 24 tokens for each. A GPU's passes are short and its dumps fast: 30 rounds of 20 ms at 50,000 tokens a
+# second (reckoned, not measured).
+DOCUMENT_COST_CPU, DOCUMENT_COST_GPU = 2_500, 30_000
 BYTES_PER_TOKEN = 4
 NUM_WORST = 10
 
