@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.config import Recipe
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
-from schemas.manifest import Manifest, ShardPlan, identity_differences
+from schemas.manifest import Manifest, ShardPlan, identity_differences, shard_identity
 from schemas.seal import check_seal
 from schemas.shard import SHARD_SCHEMA, Record, read_shard
 from stage1_teacher import plan
@@ -81,7 +81,7 @@ def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest)
     """Whether it is this dump's shard, and was made of the documents that the plan gives it."""
     faults = [
         f": identity differs from the manifest's: {difference}"
-        for difference in identity_differences(json.loads(metadata["bld.identity"]), manifest.identity)
+        for difference in identity_differences(json.loads(metadata["bld.identity"]), shard_identity(manifest.identity))
     ]
     if metadata["bld.shard_sha256"] != shard.sha256:
         faults.append(f": made of other documents than the plan's ({shard.first_document} and on)")
@@ -139,9 +139,9 @@ def _summary_faults(path: Path, manifest: Manifest, damaged: bool) -> list[str]:
         return [f"{summary}: missing; the dump is not complete: run `bld teacher` again"]
     if damaged:
         return []
-    differences = identity_differences(
-        _by_name(json.loads(summary.read_text(encoding="utf-8"))), _by_name(summarise(path, manifest))
-    )
+    stored = json.loads(summary.read_text(encoding="utf-8"))
+    stored.pop("merged_from", None)  # what a merged dump was made of; its shards do not tell
+    differences = identity_differences(_by_name(stored), _by_name(summarise(path, manifest)))
     return [
         f"{summary}: is not that of these shards ({difference}); delete it and run `bld teacher` again"
         for difference in differences
