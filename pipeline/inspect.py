@@ -80,7 +80,9 @@ def positions(record: Record) -> Iterator[Position]:
             offset=record.window_start + offset,
             realised=int(realised[index]),
             token_starts=offset in edges,
-            symbols=list(zip(record.symbols[entries].tolist(), probabilities, strict=True)),
+            symbols=sorted(
+                zip(record.symbols[entries].tolist(), probabilities, strict=True), key=lambda entry: -entry[1]
+            ),
             tail=max(0.0, 1.0 - sum(probabilities)),
             dropped=float(record.dropped[index]),
             token_end=float(record.token_end[index]),

@@ -49,7 +49,7 @@ def test_the_table_is_aligned_and_plain_when_piped(dump: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 7  # a header, six bytes, END
     assert "\x1b" not in "".join(lines)
-    assert lines[1].split() == ["0", "|", "a", "0.2502", "0.0000", "0.2500", "0.0000", "a", "0.4999"]  # float16 logs
+    assert lines[1].split() == ["0", "|", "a", "0.2500", "0.0000", "0.2500", "0.0000", "a", "0.5000"]
     assert len({line.index(".") for line in lines[1:]}) == 1
 
 
