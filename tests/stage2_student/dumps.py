@@ -27,8 +27,11 @@ def make_record(
     symbols, kept = [], []
     for symbol in realised:
         others = rng.permutation([c for c in range(NUM_SYMBOLS) if c != symbol])[: top_k - 1]
-        symbols.append(np.array([symbol, *others], dtype=np.uint8))
-        kept.append(rng.dirichlet(np.ones(top_k + 1))[:top_k])
+        probs = np.sort(rng.dirichlet(np.ones(top_k + 1))[:top_k])[::-1]
+        every = np.array([symbol, *others], dtype=np.uint8)
+        rising = every.argsort()
+        symbols.append(every[rising])
+        kept.append(probs[rising])
     count = len(realised)
     return Record(
         doc_id=doc_id,
