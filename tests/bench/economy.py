@@ -136,7 +136,7 @@ def dense_targets(recipe: Recipe, cell: str, documents: int, out: Path) -> list[
     return found
 
 
-def column_bytes(values: np.ndarray, num_bytes: int, level: int = 9, **options: Any) -> float:
+def column_bytes(values: np.ndarray, num_bytes: int, level: int = 15, **options: Any) -> float:
     """A column's size in Parquet and zstd, per byte of text."""
     options = options or {"use_dictionary": False, "use_byte_stream_split": True}
     file = io.BytesIO()
@@ -145,7 +145,7 @@ def column_bytes(values: np.ndarray, num_bytes: int, level: int = 9, **options: 
     return size / num_bytes
 
 
-def write(records: Sequence[Record], level: int = 9) -> tuple[list[Record], dict[str, int], float]:
+def write(records: Sequence[Record], level: int = 15) -> tuple[list[Record], dict[str, int], float]:
     """The records read back, the size of each column in bytes, and the seconds it took to write."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "part.parquet"
@@ -176,13 +176,15 @@ def coding_error(stored: Record, wanted: Record) -> np.ndarray:
     return found
 
 
-def settings_table(dense: Sequence[Dense], gradients: "Gradients | None") -> Iterator[str]:
+def settings_table(
+    dense: Sequence[Dense], settings: Sequence[tuple[int, float]], gradients: "Gradients | None"
+) -> Iterator[str]:
     num_bytes = sum(sum(s.length for s in d.record.segments) for d in dense)
     num_tokens = sum(len(d.token_logprobs) for d in dense)
     yield f"{len(dense)} records, {num_bytes} bytes of text, {num_bytes / num_tokens:.2f} bytes a token"
     yield "| top_k | min_prob | entries | mean tail | bytes / text byte | bytes / token | coding error (nats) | angle, as stored | length ratio | angle, not coded |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    for top_k, min_prob in SETTINGS:
+    for top_k, min_prob in settings:
         stored, sizes, _ = write([d.stored(top_k, min_prob) for d in dense])
         wanted = [exact(d, top_k, min_prob) for d in dense]
         wanted = [replace(w, exact=_ordered(w, s)) for w, s in zip(wanted, stored, strict=True)]
@@ -267,7 +269,7 @@ def levels_table(records: Sequence[Record]) -> Iterator[str]:
         _, sizes, seconds = write(records, level)
         yield f"| {level} | {sum(sizes.values()) / num_bytes:.3f} | {num_bytes / seconds:,.0f} |"
     _, sizes, _ = write(records)
-    yield "\n| column | bytes / text byte at level 9 |\n| --- | --- |"
+    yield "\n| column | bytes / text byte at level 15 |\n| --- | --- |"
     yield from (f"| {name} | {size / num_bytes:.3f} |" for name, size in sizes.items())
 
 
@@ -373,17 +375,20 @@ def main(
         int | None, typer.Option(help="Take the gradient by the last layers' weights; default: all.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps that the interface is trained before.")] = 300,
+    setting: Annotated[list[str] | None, typer.Option(help="top_k,min_prob; default: nine of them.")] = None,
     gradient: Annotated[bool, typer.Option(help="Measure gradients.")] = True,
     out: Annotated[Path, typer.Option(help="Folder of the dense targets and the student.")] = Path("runs/economy"),
 ) -> None:
     torch.manual_seed(0)
+    pairs = (text.split(",") for text in setting or ())
+    settings = [(int(top_k), float(min_prob)) for top_k, min_prob in pairs] or SETTINGS
     loaded = load_recipe(recipe, ["teacher.engine=transformers", f"student.path={out / Path(recipe).stem}"])
     for name in cell or ["corpus", "news"]:
         dense = dense_targets(loaded, name, documents if name == "corpus" else max(2, documents // 5), out)
         count = min(gradient_documents, len(dense) // 2)
         gradients = Gradients(loaded, dense, count, layers, steps) if gradient else None
         print(f"\n## {loaded.teacher.model}, {name}\n", flush=True)
-        for line in settings_table(dense, gradients):
+        for line in settings_table(dense, settings, gradients):
             print(line, flush=True)
         chosen = loaded.dump.top_k, loaded.dump.min_prob
         print(f"\nAt top_k {chosen[0]}, min_prob {chosen[1]}, bytes per text byte:\n")

@@ -39,14 +39,14 @@ def test_sparse_kl_is_the_dense_sum_with_the_tail_as_one_class(top_k: int) -> No
     start = 0
     for position, count in enumerate(record.entry_counts):
         stored = record.symbols[start : start + count]
-        t, p = teacher_PV[position, stored], model_PV[position, stored]
+        t, p = np.exp(record.logprobs[start : start + count].astype(np.float64)), model_PV[position, stored]
         expected = (t * np.log(t / p)).sum()
         if count < 256:
             expected += (1 - t.sum()) * np.log((1 - t.sum()) / (1 - p.sum()))
-        assert found[position] == pytest.approx(expected, abs=2e-2)  # coded entries
+        assert found[position] == pytest.approx(expected, abs=1e-5)
         start += count
     assert (jsd > 0).all() and (jsd < np.log(2)).all()
-    assert all((divergence < 1e-3).all() for divergence in sparse_divergence(record, teacher_PV))
+    assert all((divergence < 5e-3).all() for divergence in sparse_divergence(record, teacher_PV))  # the codes' rounding
 
 
 def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path: Path) -> None:
@@ -63,7 +63,8 @@ def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path
     end = tiny_tokenizer().eos_token_id
     same = byte_divergence(str(own), tmp_path / "dump", end, (end,))
     assert same["positions"] == len("the thing and é".encode()) + len("banding") + 2
-    assert abs(same["kl_clear_nats"]) < 1e-3 and same["jsd_nats"] < 1e-3
+    # The codes' rounding of 256 entries that are nearly equal, which a real teacher's are not: 2e-4 there.
+    assert abs(same["kl_clear_nats"]) < 4e-3 and same["jsd_nats"] < 1e-3
     assert byte_divergence(str(other), tmp_path / "dump", end, (end,))["jsd_nats"] > 0.01
     record = next(read_shard(Manifest.load(tmp_path / "dump").shards[0].path(tmp_path / "dump")))
     assert ByteModel(str(own), end, (end,)).targets(record.document).probs_PV.shape == (len(record.document) + 1, 256)
