@@ -1,6 +1,7 @@
 """A shard: one Parquet file of records, absent or complete.
 
-Shape legend: T tokens of the teacher, S segments, P positions (over all segments in turn), E entries (over all positions in turn).
+Shape legend: T tokens of the teacher, S segments, P positions (over all segments in turn), E entries (over all positions in turn),
+O entries besides the first of each position.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas import SCHEMA_VERSION, version_fault
+from schemas import SCHEMA_VERSION, coding, version_fault
 from schemas.seal import BLANK, SEAL_KEY, seal
-
-_F16_LIST = pa.list_(pa.field("element", pa.float16(), nullable=False))
 
 
 def _list(value: pa.DataType) -> pa.DataType:
@@ -37,18 +37,34 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("segment_lengths", _list(pa.int32()), "S: bytes in each segment"),
     ("segment_has_end", _list(pa.bool_()), "S: whether the segment has a last position that asks for END"),
     ("teacher_token_lengths", _list(pa.int32()), "T: bytes of each token of the teacher's encoding of the document"),
-    ("teacher_token_logprobs", _list(pa.float32()), "T: nats, of each such token given those before"),
-    ("entry_counts", _list(pa.uint16()), "P: stored entries"),
-    ("dropped", _F16_LIST, "P: share of the prefix's known mass on branches that end here and were not expanded"),
+    ("teacher_token_codes", _list(pa.uint16()), "T: log-probability of each such token given those before"),
     (
-        "token_end",
-        _F16_LIST,
+        "dropped_codes",
+        _list(pa.uint8()),
+        "P: share of the prefix's known mass on branches that end here and were not expanded",
+    ),
+    (
+        "token_end_codes",
+        _list(pa.uint8()),
         "P: largest share on tokens that end off the canonical path, since the canonical token began",
     ),
-    ("doubt", _F16_LIST, "P: estimated total variation between the stored target and the exact one"),
-    ("symbols", _list(pa.uint8()), "E: 0-254 a byte, 255 END; in descending probability within a position"),
-    ("logprobs", _F16_LIST, "E: natural log of the probability; what is left to 1 is the tail"),
+    (
+        "doubt_codes",
+        _list(pa.uint8()),
+        "P: estimated total variation between the stored target and the exact one",
+    ),
+    ("top_symbols", _list(pa.uint8()), "P: the most probable of the stored symbols; 0-254 a byte, 255 END"),
+    ("tail_codes", _list(pa.uint8()), "P: probability of all symbols that are not stored, as one class"),
+    ("other_counts", _list(pa.uint8()), "P: stored symbols besides the top one"),
+    ("other_symbols", _list(pa.uint8()), "O: which they are, rising within a position"),
+    ("other_codes", _list(pa.uint8()), "O: their probabilities"),
 )
+_LISTS = tuple(name for name, kind, _ in _COLUMNS if pa.types.is_list(kind))
+# Parquet keeps small integers in 32 bits; split into their four bytes, three of which are 0, they compress best. A dictionary's
+# indices straddle bytes and hide what repeats from zstd: each column is larger so (`python -m tests.bench.economy`).
+_SPLIT = [name for name in _LISTS if name.endswith(("codes", "symbols", "counts"))]
+
+_POSITION_COLUMNS = ("dropped_codes", "token_end_codes", "doubt_codes", "top_symbols", "tail_codes", "other_counts")
 
 SHARD_SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=False, metadata={"description": text}) for name, kind, text in _COLUMNS]
@@ -70,20 +86,65 @@ class Segment:
 
 @dataclass(frozen=True)
 class Record:
-    """One entry of a shard; see `SHARD_SCHEMA` for units."""
+    """One entry of a shard, as it is stored; the properties decode it. See `SHARD_SCHEMA`."""
 
     doc_id: str
     window_start: int
     document: bytes
     segments: tuple[Segment, ...]
     teacher_token_lengths: np.ndarray  # T, int32
-    teacher_token_logprobs: np.ndarray  # T, float32
-    entry_counts: np.ndarray  # P, uint16
-    dropped: np.ndarray  # P, float16
-    token_end: np.ndarray  # P, float16
-    doubt: np.ndarray  # P, float16
-    symbols: np.ndarray  # E, uint8
-    logprobs: np.ndarray  # E, float16
+    teacher_token_codes: np.ndarray  # T, uint16
+    dropped_codes: np.ndarray  # P, uint8
+    token_end_codes: np.ndarray  # P, uint8
+    doubt_codes: np.ndarray  # P, uint8
+    top_symbols: np.ndarray  # P, uint8
+    tail_codes: np.ndarray  # P, uint8
+    other_counts: np.ndarray  # P, uint8
+    other_symbols: np.ndarray  # O, uint8
+    other_codes: np.ndarray  # O, uint8
+
+    @property
+    def teacher_token_logprobs(self) -> np.ndarray:
+        """T, float32 nats."""
+        return coding.decode_token_logprobs(self.teacher_token_codes)
+
+    @property
+    def dropped(self) -> np.ndarray:
+        """P, float32, a share."""
+        return coding.decode_shares(self.dropped_codes)
+
+    @property
+    def token_end(self) -> np.ndarray:
+        """P, float32, a share."""
+        return coding.decode_shares(self.token_end_codes)
+
+    @property
+    def doubt(self) -> np.ndarray:
+        """P, float32, a share."""
+        return coding.decode_shares(self.doubt_codes)
+
+    @cached_property
+    def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return coding.decode_entries(
+            coding.CodedEntries(
+                self.top_symbols, self.tail_codes, self.other_counts, self.other_symbols, self.other_codes
+            )
+        )
+
+    @property
+    def entry_counts(self) -> np.ndarray:
+        """P, int64: stored entries, at least 1."""
+        return self._entries[0]
+
+    @property
+    def symbols(self) -> np.ndarray:
+        """E, uint8: the top symbol of each position, then the others in rising order."""
+        return self._entries[1]
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """E, float32 nats; what is left to 1 is the tail."""
+        return self._entries[2]
 
     @property
     def num_positions(self) -> int:
@@ -98,37 +159,34 @@ class Record:
         """What is wrong with this record, in words; empty for a good one."""
         checks = [
             (sum(self.teacher_token_lengths) == len(self.document), "teacher tokens do not span the document"),
-            (len(self.teacher_token_lengths) == len(self.teacher_token_logprobs), "token columns differ in length"),
+            (len(self.teacher_token_lengths) == len(self.teacher_token_codes), "token columns differ in length"),
             (
                 all(s.start >= 0 and s.length >= 0 and s.start + s.length <= len(self.document) for s in self.segments),
                 "a segment lies outside the document",
             ),
             (
-                {len(self.entry_counts), len(self.dropped), len(self.token_end), len(self.doubt)}
-                == {self.num_positions},
+                {len(getattr(self, name)) for name in _POSITION_COLUMNS} == {self.num_positions},
                 "position columns differ from the segments' positions",
             ),
             (
-                int(self.entry_counts.sum(dtype=np.int64)) == len(self.symbols) == len(self.logprobs),
+                int(self.other_counts.sum(dtype=np.int64)) == len(self.other_symbols) == len(self.other_codes),
                 "entry columns differ in length",
             ),
-            (bool((self.entry_counts > 0).all()), "a position has no entry"),
         ]
         faults = [text for good, text in checks if not good]
         return faults or self._entry_faults()
 
     def _entry_faults(self) -> list[str]:
-        logprobs = self.logprobs.astype(np.float64)
-        if not (np.isfinite(logprobs).all() and (logprobs <= 0).all()):
-            return ["a stored log-probability is positive or not finite"]
-        if not len(self.entry_counts):
+        if not np.isfinite(self.logprobs).all():
+            return ["a position's codes leave nothing for its top symbol, or a stored probability is 0"]
+        if not self.num_positions:
             return []
-        starts = np.concatenate([[0], np.cumsum(self.entry_counts.astype(np.int64))[:-1]])
-        position = np.repeat(np.arange(len(starts)), self.entry_counts)
+        position = np.repeat(np.arange(self.num_positions), self.entry_counts)
         faults = []
-        if (np.add.reduceat(np.exp(logprobs), starts) > 1.01).any():  # float16 rounds 16 entries by at most 0.5 %
-            faults.append("the entries of a position sum to more than 1")
-        found = np.zeros(len(starts), dtype=bool)
+        stored = position * 256 + self.symbols
+        if len(np.unique(stored)) < len(stored):
+            faults.append("a symbol is stored twice at one position")
+        found = np.zeros(self.num_positions, dtype=bool)
         found[position[self.symbols == self.realised()[position]]] = True
         if not found.all():
             faults.append(f"the realised symbol is not stored at position {int(np.argmin(found))}")
@@ -149,11 +207,12 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
     metadata = {
         "bld.schema_version": str(SCHEMA_VERSION),
         "bld.identity": json.dumps(identity, sort_keys=True),
-        "bld.units": "logprobs: natural log; dropped, token_end, doubt: shares 0..1; lengths and starts: bytes",
+        "bld.units": "probabilities and shares: 0..1; log-probabilities: nats; lengths and starts: bytes",
         "bld.decoding": (
-            "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; probability = exp(logprob); "
-            "the tail 1 - sum is one class of all symbols not stored; symbol 255 is END; positions run through the "
-            "segments in turn, segment_length (+ 1 if segment_has_end) each"
+            "; ".join(f"{columns}: {formula}" for columns, formula in coding.FORMULAS.items())
+            + "; position p of a record owns other entries sum(other_counts[:p]) .. + other_counts[p]; the tail is one class of "
+            "all symbols not stored; symbol 255 is END; positions run through the segments in turn, segment_length (+ 1 if "
+            "segment_has_end) each"
         ),
     }
     return pa.Table.from_arrays(arrays, schema=SHARD_SCHEMA.with_metadata(metadata))
@@ -170,13 +229,16 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
 
 def commit_shard(table: pa.Table, path: Path, zstd_level: int) -> int:
     """Write a shard so that `path` is absent or complete, whatever interrupts us. Returns its size in bytes."""
+    split = [f"{name}.list.element" for name in _SPLIT]
+    whole = [f"{name}.list.element" if name in _LISTS else name for name in SHARD_SCHEMA.names if name not in _SPLIT]
     with committed(path) as partial:
         with pq.ParquetWriter(
             partial,
             table.schema,
             compression="zstd",
             compression_level=zstd_level,
-            use_dictionary=True,
+            use_dictionary=[name for name in whole if name != "document"],
+            use_byte_stream_split=split,
             write_page_checksum=True,
         ) as writer:
             writer.write_table(table)

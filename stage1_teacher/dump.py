@@ -22,6 +22,7 @@ from pipeline.licence import describe, with_licence
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
+from schemas import coding
 from schemas.manifest import Manifest, ShardPlan, shard_identity, write_json
 from schemas.shard import Record, Segment, commit_shard, committed, sync_folder, to_table
 from stage1_teacher import audit, plan
@@ -50,22 +51,18 @@ def make_record(piece: Piece, targets: Targets, tokenizer: ByteTokenizer, top_k:
     segment = Segment(window.supervised - window.start, window.end - window.supervised, window.has_end)
     taken = slice(segment.start, segment.start + segment.num_positions)
     realised = piece.text[segment.start :] + (b"\xff" if window.has_end else b"")
-    counts, symbols, logprobs = sparsify(
-        targets.probs_PV[taken], np.frombuffer(realised, dtype=np.uint8), top_k, min_prob
-    )
+    entries = sparsify(targets.probs_PV[taken], np.frombuffer(realised, dtype=np.uint8), top_k, min_prob)
     return Record(
         doc_id=piece.doc_id,
         window_start=window.start,
         document=piece.text,
         segments=(segment,),
         teacher_token_lengths=np.array(spelled_lengths(tokenizer, piece.tokens), dtype=np.int32),
-        teacher_token_logprobs=targets.token_logprobs.astype(np.float32),
-        entry_counts=counts,
-        dropped=targets.dropped_P[taken].astype(np.float16),
-        token_end=targets.token_end_P[taken].astype(np.float16),
-        doubt=targets.doubt_P[taken].astype(np.float16),
-        symbols=symbols,
-        logprobs=logprobs,
+        teacher_token_codes=coding.encode_token_logprobs(targets.token_logprobs),
+        dropped_codes=coding.encode_shares(targets.dropped_P[taken]),
+        token_end_codes=coding.encode_shares(targets.token_end_P[taken]),
+        doubt_codes=coding.encode_shares(targets.doubt_P[taken]),
+        **coding.encode_entries(entries)._asdict(),
     )
 
 

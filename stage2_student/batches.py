@@ -149,13 +149,16 @@ def _rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
 
 def _entries(record: Record, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The stored symbols and log-probabilities of these positions, padded to the most of any."""
-    counts = record.entry_counts.astype(np.int64)
-    firsts = (np.cumsum(counts) - counts)[rows]
-    width = int(counts[rows].max(initial=1))
-    stored_PE = np.arange(width) < counts[rows][:, None]
-    where = np.where(stored_PE, firsts[:, None] + np.arange(width), 0)
-    symbols_PE = np.where(stored_PE, record.symbols[where].astype(np.int64), NO_SYMBOL)
-    return symbols_PE, np.where(stored_PE, record.logprobs[where].astype(np.float32), 0.0).astype(np.float32)
+    counts = record.entry_counts[rows]
+    first = (np.cumsum(record.entry_counts) - record.entry_counts)[rows]
+    before = np.cumsum(counts) - counts
+    column = np.arange(counts.sum()) - before.repeat(counts)
+    taken, row = first.repeat(counts) + column, np.arange(len(rows)).repeat(counts)
+    shape = (len(rows), int(counts.max(initial=1)))
+    symbols_PE, logprobs_PE = np.full(shape, NO_SYMBOL, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    symbols_PE[row, column] = record.symbols[taken]
+    logprobs_PE[row, column] = record.logprobs[taken]
+    return symbols_PE, logprobs_PE
 
 
 def collate(examples: Sequence[Example]) -> MicroBatch:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from schemas import END
+from schemas import END, coding
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import Record, Segment, commit_shard, to_table
 
@@ -19,20 +19,18 @@ def make_record(doc_id: str, document: bytes, window_start: int = 0, has_end: bo
     realised = np.frombuffer(document + (bytes([END]) if has_end else b""), dtype=np.uint8)
     lengths = [2] * (len(document) // 2) + [1] * (len(document) % 2)
     num = len(realised)
-    symbols = np.stack([realised, np.where(realised == ord("x"), ord("y"), ord("x"))], axis=1).astype(np.uint8)
+    entries = np.stack([realised, np.where(realised == ord("x"), ord("y"), ord("x"))], axis=1).astype(np.uint8)
     return Record(
         doc_id=doc_id,
         window_start=window_start,
         document=document,
         segments=(Segment(0, len(document), has_end),),
         teacher_token_lengths=np.array(lengths, dtype=np.int32),
-        teacher_token_logprobs=np.full(len(lengths), -1.0, dtype=np.float32),
-        entry_counts=np.full(num, 2, dtype=np.uint16),
-        dropped=np.zeros(num, dtype=np.float16),
-        token_end=np.full(num, 0.25, dtype=np.float16),
-        doubt=np.zeros(num, dtype=np.float16),
-        symbols=symbols.ravel(),
-        logprobs=np.log(np.tile([0.5, 0.25], num)).astype(np.float16),
+        teacher_token_codes=coding.encode_token_logprobs(np.full(len(lengths), -1.0)),
+        dropped_codes=np.zeros(num, dtype=np.uint8),
+        token_end_codes=coding.encode_shares(np.full(num, 0.25)),
+        doubt_codes=np.zeros(num, dtype=np.uint8),
+        **coding.encode_entries(coding.Entries(np.full(num, 2), entries.ravel(), np.tile([0.5, 0.25], num)))._asdict(),
     )
 
 

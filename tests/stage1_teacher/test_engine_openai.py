@@ -393,10 +393,12 @@ def test_a_real_server_with_the_whole_vocabulary_gives_the_local_teachers_dump(
     run_teacher(load_recipe(recipe, [*overrides, *everything]))
     pairs = zip(records_of(tmp_path / "local" / "dump"), records_of(tmp_path / "served" / "dump"), strict=True)
     for expected, found in pairs:
-        np.testing.assert_allclose(dense(found), dense(expected), rtol=0, atol=1e-3)
-        np.testing.assert_allclose(found.teacher_token_logprobs, expected.teacher_token_logprobs, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(dense(found), dense(expected), rtol=0, atol=0.02)  # a step of the codes
+        np.testing.assert_allclose(
+            found.teacher_token_logprobs, expected.teacher_token_logprobs, rtol=0, atol=0.02
+        )  # coded
         for name in ("dropped", "token_end", "doubt"):
-            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-3, err_msg=name)
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=0.06, err_msg=name)
 
 
 def test_a_real_servers_dump_is_verified_against_it_and_its_unlisted_mass_is_counted(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Recipe
-from schemas import END, NUM_SYMBOLS
+from schemas import END, NUM_SYMBOLS, coding
 from schemas.manifest import Manifest, ShardPlan
 from schemas.shard import Record, Segment, commit_shard, to_table
 
@@ -24,12 +24,14 @@ def make_record(
     """Random entries that hold the realised symbol and sum to less than 1."""
     chosen = (Segment(0, len(document), True),) if segments is None else tuple(segments)
     realised = b"".join(document[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in chosen)
-    symbols, logprobs = [], []
+    symbols, kept = [], []
     for symbol in realised:
         others = rng.permutation([c for c in range(NUM_SYMBOLS) if c != symbol])[: top_k - 1]
         probs = np.sort(rng.dirichlet(np.ones(top_k + 1))[:top_k])[::-1]
-        symbols.append(np.array([symbol, *others], dtype=np.uint8))
-        logprobs.append(np.log(np.maximum(probs, 1e-4)).astype(np.float16))
+        every = np.array([symbol, *others], dtype=np.uint8)
+        rising = every.argsort()
+        symbols.append(every[rising])
+        kept.append(probs[rising])
     count = len(realised)
     return Record(
         doc_id=doc_id,
@@ -37,13 +39,13 @@ def make_record(
         document=document,
         segments=chosen,
         teacher_token_lengths=np.ones(len(document), dtype=np.int32),
-        teacher_token_logprobs=np.full(len(document), -1.0, dtype=np.float32),
-        entry_counts=np.full(count, top_k, dtype=np.uint16),
-        dropped=np.zeros(count, dtype=np.float16),
-        token_end=rng.choice([0.0, 0.0, 0.2], count).astype(np.float16),
-        doubt=np.zeros(count, dtype=np.float16),
-        symbols=np.concatenate(symbols),
-        logprobs=np.concatenate(logprobs),
+        teacher_token_codes=coding.encode_token_logprobs(np.full(len(document), -1.0)),
+        dropped_codes=np.zeros(count, dtype=np.uint8),
+        token_end_codes=coding.encode_shares(rng.choice([0.0, 0.0, 0.2], count)),
+        doubt_codes=np.zeros(count, dtype=np.uint8),
+        **coding.encode_entries(
+            coding.Entries(np.full(count, top_k), np.concatenate(symbols), np.concatenate(kept))
+        )._asdict(),
     )
 
 

@@ -95,7 +95,7 @@ def test_splitting_a_batch_leaves_the_gradient_unchanged(model: Path, tmp_path: 
     dump = make_dump(tmp_path / "dump")
     (whole, one), (split, many) = gradient(model, dump, 10**6), gradient(model, dump, 40)
     assert one < many
-    torch.testing.assert_close(whole, split, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole, split, rtol=1e-4, atol=3e-4)  # float32 sums in another order
 
 
 def test_reader_resumes_from_every_position(tmp_path: Path) -> None:

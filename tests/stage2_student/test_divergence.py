@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.recipe import load_recipe
+from schemas.coding import encode_entries
 from schemas.manifest import Manifest
 from schemas.shard import Record, Segment, read_shard
 from stage1_teacher.dump import run_teacher
@@ -17,13 +18,11 @@ from tests.tiny import END_OF_TEXT, tiny_model, tiny_tokenizer
 
 def record_of(probs_PV: np.ndarray, document: bytes, top_k: int) -> Record:
     realised_P = np.frombuffer(document, dtype=np.uint8)
-    counts, symbols, logprobs = sparsify(probs_PV, realised_P, top_k, 0.0)
-    zeros = np.zeros(len(document), dtype=np.float16)
+    coded = encode_entries(sparsify(probs_PV, realised_P, top_k, 0.0))
+    zeros = np.zeros(len(document), dtype=np.uint8)
     lengths = np.array([len(document)], dtype=np.int32)
     segments = (Segment(0, len(document), False),)
-    return Record(
-        "0", 0, document, segments, lengths, np.zeros(1, np.float32), counts, zeros, zeros, zeros, symbols, logprobs
-    )
+    return Record("0", 0, document, segments, lengths, np.zeros(1, np.uint16), zeros, zeros, zeros, *coded)
 
 
 def random_probs(rng: np.random.Generator, num_positions: int) -> np.ndarray:
@@ -40,14 +39,14 @@ def test_sparse_kl_is_the_dense_sum_with_the_tail_as_one_class(top_k: int) -> No
     start = 0
     for position, count in enumerate(record.entry_counts):
         stored = record.symbols[start : start + count]
-        t, p = teacher_PV[position, stored], model_PV[position, stored]
+        t, p = np.exp(record.logprobs[start : start + count].astype(np.float64)), model_PV[position, stored]
         expected = (t * np.log(t / p)).sum()
         if count < 256:
             expected += (1 - t.sum()) * np.log((1 - t.sum()) / (1 - p.sum()))
-        assert found[position] == pytest.approx(expected, abs=5e-3)  # float16 entries
+        assert found[position] == pytest.approx(expected, abs=1e-5)
         start += count
     assert (jsd > 0).all() and (jsd < np.log(2)).all()
-    assert all((divergence < 1e-3).all() for divergence in sparse_divergence(record, teacher_PV))
+    assert all((divergence < 5e-3).all() for divergence in sparse_divergence(record, teacher_PV))  # the codes' rounding
 
 
 def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path: Path) -> None:
@@ -64,7 +63,8 @@ def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path
     end = tiny_tokenizer().eos_token_id
     same = byte_divergence(str(own), tmp_path / "dump", end, (end,))
     assert same["positions"] == len("the thing and é".encode()) + len("banding") + 2
-    assert abs(same["kl_clear_nats"]) < 1e-3 and same["jsd_nats"] < 1e-3
+    # The codes' rounding of 256 entries that are nearly equal, which a real teacher's are not: 2e-4 there.
+    assert abs(same["kl_clear_nats"]) < 4e-3 and same["jsd_nats"] < 1e-3
     assert byte_divergence(str(other), tmp_path / "dump", end, (end,))["jsd_nats"] > 0.01
     record = next(read_shard(Manifest.load(tmp_path / "dump").shards[0].path(tmp_path / "dump")))
     assert ByteModel(str(own), end, (end,)).targets(record.document).probs_PV.shape == (len(record.document) + 1, 256)
