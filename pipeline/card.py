@@ -1,7 +1,6 @@
 """The card of a dump, `README.md`: what a hub and its readers see. A function of the files that lie beside it."""
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ import yaml
 
 from pipeline.licence import describe
 from schemas.manifest import Manifest, flatten
-from schemas.shard import sync_and_rename
+from schemas.shard import committed
 from schemas.snippets import snippets
 
 NAME = "README.md"
@@ -30,9 +29,8 @@ def write_card(dump: Path) -> Path:
     recipe = yaml.safe_load(recipe_path.read_text(encoding="utf-8")) if recipe_path.exists() else {}
     audit = json.loads(audit_path.read_text(encoding="utf-8")) if audit_path.exists() else None
     out = dump / NAME
-    partial = out.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(card(Manifest.load(dump), summary, recipe, audit), encoding="utf-8")
-    sync_and_rename(partial, out)
+    with committed(out) as partial:
+        partial.write_text(card(Manifest.load(dump), summary, recipe, audit), encoding="utf-8")
     return out
 
 

@@ -6,7 +6,6 @@ A shard's own metadata names its own documents, not the corpus: an extended dump
 """
 
 import hashlib
-import os
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus import Corpus
 from schemas.manifest import Manifest, ShardPlan, identity_differences
+from schemas.shard import sync_folder
 from stage1_teacher.plan import document_digest
 
 _CORPUS = "corpus.sha256"
@@ -37,7 +37,7 @@ def extend_dump(dump: Path, ours: Manifest, corpus: Corpus) -> None:
     last, grown = theirs.shards[-1], ours.shards[len(theirs.shards) - 1]
     if grown != last and planned_sha256(last.path(dump)) != grown.sha256:
         last.path(dump).unlink(missing_ok=True)
-        _sync_folder(dump / "shards")
+        sync_folder(dump / "shards")
     ours.save(dump)
     kept = sum(shard.path(dump).exists() for shard in theirs.shards)
     more = sum(s.num_documents for s in ours.shards) - sum(s.num_documents for s in theirs.shards)
@@ -79,11 +79,3 @@ def _digest(shard: ShardPlan, corpus: Corpus) -> str:
     """The plan's hash of the documents that stand in the corpus where the shard's stood."""
     found = islice(corpus.documents(shard.first_document), shard.num_documents)
     return hashlib.sha256(b"".join(document_digest(document) for document in found)).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
