@@ -49,8 +49,8 @@ def sparse_kl(logits_PV: Tensor, entry_symbols_PE: Tensor, entry_logprobs_PE: Te
     """KL(teacher || student) over the stored symbols and one class for all the others, summed over counted positions.
 
     At a position: sum over entries of t ln(t / p) + tail ln(tail / p_tail). `p_tail` is a log-sum-exp over the unstored
-    symbols: 1 - sum p in float32 is noise when the student is sure. Entries that sum to slightly more than 1 (float16
-    rounding) leave a tail of 0.
+    symbols: 1 - sum p in float32 is noise when the student is sure. Entries that sum to slightly more than 1
+    (rounding) leave a tail of 0.
 
     Args:
         logits_PV: raw logits of the 256 symbols; the arithmetic is float32.
