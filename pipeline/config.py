@@ -207,6 +207,22 @@ class Objectives(Section):
     byte_ce: float = Field(1.0, ge=0, description="Cross-entropy of the realised bytes under the interface.")
     kl: float = Field(0.1, ge=0, description="KL(teacher || interface).")
 
+    @property
+    def uses_bytes(self) -> bool:
+        """Whether the interface is needed."""
+        return self.byte_ce > 0 or self.kl > 0
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether the log-probabilities of the student's own tokens are needed."""
+        return self.ce > 0
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> "Objectives":
+        if not any(self.model_dump().values()):
+            raise ValueError("all weights are 0, so nothing would be learnt; set one of them above 0")
+        return self
+
 
 class DeepSpeedConfig(Section):
     """What DeepSpeed is told beyond the recipe."""

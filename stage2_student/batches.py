@@ -5,7 +5,7 @@ E most entries stored at one position.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -74,16 +74,18 @@ class MicroBatch:
     entry_symbols_PE: Tensor
     entry_logprobs_PE: Tensor
     num_bytes: int
+    extra: dict[str, Tensor] = field(default_factory=dict)  # what the interface prepared, see `Interface.prepare`
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        extra = {n: v.to(device, non_blocking=True) for n, v in self.extra.items()}
+        return replace(self, **moved, extra=extra)
 
 
-def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, masks: Masks) -> Example:
-    """Line up a record's targets with the student's tokens.
+def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | None, masks: Masks) -> Example:
+    """Line up a record's targets with the student's tokens, of each its first `max_bytes` bytes (None: all).
 
     The END of a segment is predicted from the state after its last token, by byte 0 of the interface and by the end
     token; where a segment ends inside a token there is no such state, and its END is left out.
@@ -113,10 +115,11 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, m
 
 
 def _byte_positions(
-    starts: np.ndarray, ends: np.ndarray, inside: np.ndarray, max_bytes: int
+    starts: np.ndarray, ends: np.ndarray, inside: np.ndarray, max_bytes: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(state, offset in the token, byte of the document) of the bytes that the interface predicts, in order."""
-    counts = np.where(inside, np.minimum(ends - starts, max_bytes), 0)
+    lengths = ends - starts if max_bytes is None else np.minimum(ends - starts, max_bytes)
+    counts = np.where(inside, lengths, 0)
     state = np.repeat(np.arange(len(starts)), counts)
     offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return state, offset, starts[state] + offset

@@ -17,7 +17,7 @@ NO_SYMBOL = -1  # pads a position's entries
 def token_cross_entropy(
     hidden_ND: Tensor, labels_N: Tensor, token_logits: Callable[[Tensor], Tensor], chunk_tokens: int = 512
 ) -> Tensor:
-    """Sum of -ln p(label | state), in nats; a scalar.
+    """-ln p(label | state) of each token, in nats; (N,) float32.
 
     The logits of `chunk_tokens` tokens are held at once, and computed again for the gradient: the whole
     (N, vocabulary) in float32 would be larger than a small student (4096 x 49152 x 4 bytes = 805 MB).
@@ -29,20 +29,20 @@ def token_cross_entropy(
     """
 
     def chunk_nats(hidden_nD: Tensor, labels_n: Tensor) -> Tensor:
-        return cross_entropy(token_logits(hidden_nD).float(), labels_n, reduction="sum")
+        return cross_entropy(token_logits(hidden_nD).float(), labels_n, reduction="none")
 
     # At least one chunk, empty or not: on a rank without supervised tokens the head must still have a (zero) gradient.
     chunks = zip(
         hidden_ND.split(chunk_tokens) or (hidden_ND,), labels_N.split(chunk_tokens) or (labels_N,), strict=True
     )
     if not torch.is_grad_enabled():
-        return torch.stack([chunk_nats(*chunk) for chunk in chunks]).sum()
-    return torch.stack([checkpoint(chunk_nats, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+        return torch.cat([chunk_nats(*chunk) for chunk in chunks])
+    return torch.cat([checkpoint(chunk_nats, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-def symbol_cross_entropy(logits_PV: Tensor, symbols_P: Tensor) -> Tensor:
-    """Sum of -ln p(symbol), in nats; a scalar. END counts as any other symbol."""
-    return cross_entropy(logits_PV.float(), symbols_P, reduction="sum")
+def symbol_cross_entropy(logits_PV: Tensor, symbols_P: Tensor, counted_P: Tensor) -> Tensor:
+    """Sum of -ln p(symbol) over the counted positions, in nats; a scalar. END counts as any other symbol."""
+    return cross_entropy(logits_PV[counted_P].float(), symbols_P[counted_P], reduction="sum")
 
 
 def sparse_kl(logits_PV: Tensor, entry_symbols_PE: Tensor, entry_logprobs_PE: Tensor, counted_P: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def test_chunked_token_cross_entropy_is_that_of_all_logits_at_once() -> None:
     torch.manual_seed(0)
     head, hidden_ND = torch.nn.Linear(16, 50, bias=False), torch.randn(37, 16, requires_grad=True)
     labels_N = torch.randint(0, 50, (37,))
-    chunked = token_cross_entropy(hidden_ND, labels_N, head, chunk_tokens=8)
+    chunked = token_cross_entropy(hidden_ND, labels_N, head, chunk_tokens=8).sum()
     whole = torch.nn.functional.cross_entropy(head(hidden_ND), labels_N, reduction="sum")
     torch.testing.assert_close(chunked, whole)
     leaves = (hidden_ND, head.weight)
@@ -96,8 +96,7 @@ def test_chunked_token_cross_entropy_is_that_of_all_logits_at_once() -> None:
 def test_cross_entropies_of_nothing_are_zero_with_a_gradient() -> None:
     head, hidden_ND = torch.nn.Linear(4, 9), torch.empty(0, 4, requires_grad=True)
     none = torch.empty(0, dtype=torch.long)
-    nats = token_cross_entropy(hidden_ND, none, head) + symbol_cross_entropy(
-        torch.empty(0, 256, requires_grad=True), none
-    )
+    logits_PV = torch.empty(0, 256, requires_grad=True)
+    nats = token_cross_entropy(hidden_ND, none, head).sum() + symbol_cross_entropy(logits_PV, none, none.bool())
     nats.backward()
     assert nats.item() == 0 and head.weight.grad is not None
