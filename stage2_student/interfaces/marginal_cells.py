@@ -6,6 +6,7 @@ p * (gradient of the column's cell - mean gradient), so nothing of the size of t
 Shape legend: R rows of a chunk, V columns of the head by token id, C the same in the order of their bytes, I cells.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 class Columns(NamedTuple):
     """A head's columns in the order of their bytes: those that spell, those that mean END, all others."""
 
-    token_C: Tensor  # int64
-    column_V: Tensor  # int64, the inverse
+    token_C: Tensor  # int32
+    column_V: Tensor  # int32, the inverse
     num_spelling: int
     num_end: int
 
@@ -46,7 +47,7 @@ def cell_sums(logits_RV: Tensor, cells: Cells, columns: Columns) -> Sums:
 class _CellSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
-        sums, log_total_R = sum_cells(logits_RV, cells, columns)
+        sums, log_total_R = _kernels(logits_RV)[0](logits_RV, cells, columns)
         ctx.cells, ctx.columns = cells, columns
         ctx.save_for_backward(logits_RV, log_total_R, sums.mass_I, sums.end_R)
         return sums.mass_I, sums.end_R, sums.logprob_R2
@@ -59,7 +60,17 @@ class _CellSums(torch.autograd.Function):
         row_I = torch.arange(len(end_R), device=end_R.device).repeat_interleave(ctx.cells.num_cells_R)
         # d of all sums together, if every logit of the row rose by one.
         common_R = (wanted.end_R * end_R + wanted.logprob_R2.sum(-1)).index_add(0, row_I, wanted.mass_I * mass_I)
-        return spread_gradient(logits_RV, log_total_R, wanted, common_R, ctx.cells, ctx.columns), None, None
+        spread = _kernels(logits_RV)[1]
+        return spread(logits_RV, log_total_R, wanted, common_R, ctx.cells, ctx.columns), None, None
+
+
+def _kernels(logits_RV: Tensor) -> tuple[Callable[..., tuple[Sums, Tensor]], Callable[..., Tensor]]:
+    """What sums and what spreads logits of this kind."""
+    if logits_RV.device.type == "cpu" and logits_RV.dtype in (torch.float32, torch.bfloat16):
+        from stage2_student.interfaces import marginal_numba  # compiled when first called, in some seconds
+
+        return marginal_numba.sum_cells, marginal_numba.spread_gradient
+    return sum_cells, spread_gradient
 
 
 def sum_cells(logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Sums, Tensor]:

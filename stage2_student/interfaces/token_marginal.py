@@ -43,8 +43,12 @@ class TokenMarginal(Interface):
         self.token_lengths[self.vocabulary.order[: self.vocabulary.num_spelling]] = list(
             map(len, self.vocabulary.sorted_bytes)
         )
-        self.register_buffer("token_C", torch.from_numpy(self.vocabulary.order), persistent=False)
-        self.register_buffer("column_V", torch.from_numpy(self.vocabulary.column), persistent=False)
+        self.register_buffer("token_C", torch.from_numpy(self.vocabulary.order.astype(np.int32)), persistent=False)
+        self.register_buffer("column_V", torch.from_numpy(self.vocabulary.column.astype(np.int32)), persistent=False)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.token_C, self.column_V, self.vocabulary.num_spelling, self.vocabulary.num_end)
 
     def prepare(
         self, documents: Sequence[Encoded], examples: Sequence[Example], batch: MicroBatch
@@ -67,7 +71,7 @@ class TokenMarginal(Interface):
 
     def _sums(self, hidden_RD: Tensor, plan: Plan, labels_R: Tensor, head: Head) -> Sums:
         """The sums of all rows; the logits of `CHUNK_ROWS` rows are held at once, and computed again for the gradient."""
-        columns = Columns(self.token_C, self.column_V, self.vocabulary.num_spelling, self.vocabulary.num_end)
+        columns = self.columns
 
         def chunk_sums(hidden_rD: Tensor, cells: Cells) -> tuple[Tensor, ...]:
             return cell_sums(head(hidden_rD), cells, columns)

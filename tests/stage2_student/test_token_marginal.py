@@ -14,7 +14,8 @@ from pipeline.covering import Covering
 from schemas import END, NUM_SYMBOLS
 from schemas.shard import Segment
 from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
-from stage2_student.interfaces import StudentShape
+from stage2_student.interfaces import StudentShape, marginal_cells, marginal_numba
+from stage2_student.interfaces.marginal_plan import Plan
 from stage2_student.interfaces.marginal_positions import NEVER, Distributions
 from stage2_student.interfaces.token_marginal import TokenMarginal
 from stage2_student.spans import token_spans
@@ -211,3 +212,24 @@ def test_a_rank_without_documents_gives_the_head_a_zero_gradient() -> None:
     assert scores.logits_PV.shape == (0, NUM_SYMBOLS) and scores.token_nats_N is not None
     (scores.logits_PV.sum() + scores.token_nats_N.sum()).backward()
     assert head.weight.grad is not None and not head.weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_kernels_are_the_twins_of_the_plain_ones(dtype: torch.dtype) -> None:
+    case = random_case(6, [7, 5, 0])
+    plan = Plan(**case.batch.extra)
+    labels_R = case.batch.labels_BL.flatten()[plan.state_R]
+    cells = marginal_cells.Cells(
+        plan.num_cells_R, plan.first_I, plan.last_I, torch.stack([plan.next_R, labels_R], dim=-1)
+    )
+    columns = case.interface.columns
+    logits_RV = case.logits_BLV.detach().flatten(0, 1)[plan.state_R].to(dtype)
+    sums, log_total_R = marginal_numba.sum_cells(logits_RV, cells, columns)
+    expected, expected_log_total_R = marginal_cells.sum_cells(logits_RV.double(), cells, columns)
+    torch.testing.assert_close((*sums, log_total_R), (*expected, expected_log_total_R), rtol=1e-5, atol=1e-6)
+    wanted = marginal_cells.Sums(*(torch.randn_like(part) for part in expected))
+    wanted = wanted._replace(logprob_R2=wanted.logprob_R2.where(cells.tokens_R2 >= 0, 0.0))
+    rest = (log_total_R, wanted, torch.randn(len(logits_RV), dtype=torch.float64), cells, columns)
+    gradient_RV = marginal_numba.spread_gradient(logits_RV, *rest)
+    expected_RV = marginal_cells.spread_gradient(logits_RV.double(), *rest).to(dtype)
+    torch.testing.assert_close(gradient_RV, expected_RV, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-6)
