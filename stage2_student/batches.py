@@ -18,6 +18,7 @@ from stage2_student.losses import NO_SYMBOL
 from stage2_student.spans import supervised_tokens
 
 NO_LABEL = -100
+NO_ROW = -1
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | 
     bytes_state, bytes_offset, bytes_at = _byte_positions(starts, ends, inside, max_bytes)
     end_state, end_at = _end_positions(ends, record)
     labels_L[end_state] = end_id
-    row_of_byte, row_of_end = _rows(record)
+    row_of_byte, row_of_end = position_rows(record)
     rows = np.concatenate([row_of_byte[bytes_at], row_of_end[end_at]])
     document = np.frombuffer(record.document, dtype=np.uint8).astype(np.int64)
     entry_symbols_PE, entry_logprobs_PE = _entries(record, rows)
@@ -137,10 +138,10 @@ def _end_positions(ends: np.ndarray, record: Record) -> tuple[np.ndarray, np.nda
     return pairs[:, 0], pairs[:, 1]
 
 
-def _rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """The record's position for each byte of the document (-1: none), and for the END of each segment (-1: none)."""
-    of_byte = np.full(len(record.document), -1, dtype=np.int64)
-    of_end = np.full(len(record.segments), -1, dtype=np.int64)
+def position_rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """The record's position for each byte of the document, and for the END of each segment; NO_ROW where it has none."""
+    of_byte = np.full(len(record.document), NO_ROW, dtype=np.int64)
+    of_end = np.full(len(record.segments), NO_ROW, dtype=np.int64)
     position = 0
     for index, segment in enumerate(record.segments):
         of_byte[segment.start : segment.start + segment.length] = position + np.arange(segment.length)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Objectives
+from pipeline.config import TrainConfig
+from stage2_student.alm import chunk_loss
 from stage2_student.batches import NO_LABEL, MicroBatch
 from stage2_student.interfaces import ByteScores, Interface
-from stage2_student.losses import sparse_kl, symbol_cross_entropy, token_cross_entropy
+from stage2_student.losses import class_divergence, symbol_cross_entropy, token_cross_entropy
 
-PARTS = ("ce", "byte_ce", "kl")
+PARTS = ("ce", "byte_ce", "kl", "alm")
 COUNTS = ("positions", "uncounted", "kl_positions")  # all; those the interface does not stand by; those with KL
 
 
@@ -38,13 +39,14 @@ class Student(nn.Module):
     control, and as fast as it can be.
     """
 
-    def __init__(self, lm: Any, interface: Interface | None, objectives: Objectives, precision: Precision) -> None:
+    def __init__(self, lm: Any, interface: Interface | None, train: TrainConfig) -> None:
         super().__init__()
-        assert (interface is not None) == objectives.uses_bytes
+        assert (interface is not None) == train.objectives.uses_bytes
         self.lm = lm
         self.interface = interface
-        self.objectives = objectives
-        self.precision = precision
+        self.train_config = train
+        self.objectives = train.objectives
+        self.precision = Precision(getattr(torch, train.dtype))
         self.logit_softcap: float | None = getattr(lm.config, "final_logit_softcapping", None)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -67,7 +69,7 @@ class Student(nn.Module):
     def sums_names(self) -> tuple[str, ...]:
         """What `forward` sums up: the parts that are computed, then counts of positions."""
         used = self.objectives
-        computed = {"ce": used.uses_tokens, "byte_ce": used.uses_bytes, "kl": used.kl > 0}
+        computed = {"ce": used.uses_tokens, "byte_ce": used.uses_bytes, "kl": used.kl > 0, "alm": used.alm > 0}
         return tuple(name for name in PARTS if computed[name]) + (COUNTS if used.uses_bytes else ())
 
     def _token_sums(self, hidden_BLD: Tensor, batch: MicroBatch, nats_N: Tensor | None) -> dict[str, Tensor]:
@@ -76,7 +78,11 @@ class Student(nn.Module):
         if nats_N is None:
             labels_N = batch.labels_BL[supervised_BL]
             nats_N = token_cross_entropy(hidden_BLD[supervised_BL], labels_N, self.token_logits)
-        return {"ce": nats_N.sum()}
+        sums = {"ce": nats_N.sum()}
+        if self.objectives.alm:
+            chunk_N = batch.extra["alm_chunk_BL"][supervised_BL]
+            sums["alm"] = chunk_loss(nats_N, chunk_N, batch.extra["alm_teacher_C"], self.train_config.alm_tau)
+        return sums
 
     def _byte_sums(self, scores: ByteScores, batch: MicroBatch) -> dict[str, Tensor]:
         """Sums over the positions that the interface stands by."""
@@ -89,7 +95,9 @@ class Student(nn.Module):
             "kl_positions": kl_P.sum().float(),
         }
         if self.objectives.kl:
-            sums["kl"] = sparse_kl(logits_PV, batch.entry_symbols_PE, batch.entry_logprobs_PE, kl_P)
+            entries = (batch.entry_symbols_PE, batch.entry_logprobs_PE)
+            train = self.train_config
+            sums["kl"] = class_divergence(logits_PV, *entries, kl_P, train.kl_direction, train.kl_temperature)
         return sums
 
     def token_logits(self, hidden_ND: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
 from stage2_student import deepspeed_engine as ds
 from stage2_student import run_folder
+from stage2_student.alm import chunk_tensors
 from stage2_student.batches import (
     Masks,
     MicroBatch,
@@ -38,7 +39,7 @@ from stage2_student.batches import (
 from stage2_student.export import export
 from stage2_student.interfaces import Interface, StudentShape, make_interface
 from stage2_student.log import RunLog
-from stage2_student.model import PARTS, Precision, Student
+from stage2_student.model import PARTS, Student
 from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
 from stage2_student.start import Ends, end_tokens, export_start, load_start, student_config, student_tokenizer
 
@@ -115,8 +116,6 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     """The start model with its interface (where an objective needs one), float32, on the CPU."""
     config = student_config(recipe)
     lm = load_start(Path(config.path) / "start", config.trust_remote_code)
-    precision = Precision(getattr(torch, recipe.train.dtype))
-    objectives = recipe.train.objectives
     shape = StudentShape(
         hidden_size=lm.config.get_text_config().hidden_size,
         head_rows=lm.get_output_embeddings().weight.shape[0],
@@ -124,8 +123,8 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
         prefix=tokenizer.prefix,
         end_ids=(ends.end,),
     )
-    interface = make_interface(config, shape) if objectives.uses_bytes else None
-    student = Student(lm, interface, objectives, precision)
+    interface = make_interface(config, shape) if recipe.train.objectives.uses_bytes else None
+    student = Student(lm, interface, recipe.train)
     student.eval()
     student.check_head()
     return student.train()
@@ -191,7 +190,10 @@ def _own_share(
         documents = [batch.documents[i] for i in chosen]
         examples = [make_example(document, ends.start, ends.end, max_bytes, masks) for document in documents]
         micro = collate(examples) if examples else empty_micro_batch(ends.start)
-        yield micro if interface is None else replace(micro, extra=interface.prepare(documents, examples, micro))
+        extra = {} if interface is None else interface.prepare(documents, examples, micro)
+        if recipe.train.objectives.alm:
+            extra |= chunk_tensors(documents, micro.tokens_BL.shape[1], recipe.train.alm_debias)
+        yield replace(micro, extra=extra)
 
 
 def _check_finite(

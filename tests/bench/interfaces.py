@@ -20,7 +20,7 @@ from pipeline.config import Objectives, Recipe
 from pipeline.recipe import load_recipe
 from stage2_student.batches import Encoded, Masks, MicroBatch, collate, make_example
 from stage2_student.interfaces import INTERFACES, Interface, StudentShape, make_interface
-from stage2_student.model import Precision, Student
+from stage2_student.model import Student
 from stage2_student.reader import DumpReader, global_batches
 from stage2_student.start import Ends, end_tokens, export_start, load_start, student_tokenizer
 
@@ -89,11 +89,11 @@ def variants(recipe: Recipe, tokens: int, device: torch.device) -> tuple[list[Va
     width = lm.get_output_embeddings().weight.shape[0]
     shape = StudentShape(lm.config.hidden_size, width, tokenizer.token_bytes, tokenizer.prefix, (ends.end,))
     documents = next(global_batches(DumpReader(Path(recipe.dump.path), 0), tokenizer, tokens, 512)).documents
-    precision = Precision(getattr(torch, recipe.train.dtype))
     found = []
     for name in (None, *INTERFACES):
         interface = None if name is None else make_interface(config.model_copy(update={"interface": name}), shape)
-        student = Student(lm, interface, CE_ONLY if interface is None else WITH_BYTES, precision).to(device)
+        objectives = CE_ONLY if interface is None else WITH_BYTES
+        student = Student(lm, interface, recipe.train.model_copy(update={"objectives": objectives})).to(device)
         micro, seconds = _prepared(documents, interface, ends)
         found.append(Variant(name or "ce only", student, micro.to(device), seconds))
     parameters = {parameter: None for variant in found for parameter in variant.student.parameters()}
