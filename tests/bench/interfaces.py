@@ -7,6 +7,7 @@ peak of the whole process within a step, weights and optimizer included. `--voca
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,6 +46,7 @@ class Figures(NamedTuple):
     """One step."""
 
     seconds: float
+    cpu_seconds: float  # of all threads of this process: other processes matter less there
     peak_bytes: int
 
 
@@ -71,12 +73,12 @@ def step(variant: Variant, optimizer: torch.optim.Optimizer, device: torch.devic
     optimizer.zero_grad(set_to_none=True)
     reset_peak(device)
     synchronise()
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     nats, _ = variant.student(variant.micro)
     (nats / variant.micro.num_bytes).backward()
     optimizer.step()
     synchronise()
-    return Figures(time.monotonic() - started, peak_bytes(device))
+    return Figures(time.monotonic() - started, time.process_time() - cpu_started, peak_bytes(device))
 
 
 def variants(recipe: Recipe, tokens: int, device: torch.device) -> tuple[list[Variant], torch.optim.Optimizer]:
@@ -136,6 +138,7 @@ def main(
     for number in range(rounds + 1):
         for variant in found:
             figures = step(variant, optimizer, device)
+            print(f"round {number}: {variant.name} {figures.seconds:.2f} s", file=sys.stderr, flush=True)
             if number:  # the first of each compiles and fills caches
                 steps[variant.name].append(figures)
     report(found, steps)
@@ -145,18 +148,16 @@ def report(found: Sequence[Variant], steps: dict[str, list[Figures]]) -> None:
     """One line per variant; ratios are medians of each round's own, since a shared machine drifts."""
     floor = steps[found[0].name]
     print(f"{found[0].micro.tokens_BL.numel()} tokens with padding, {found[0].micro.num_bytes} bytes", flush=True)
-    print(
-        "| interface | step, s | of ce only | peak, GiB | of ce only | prepared in, s |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| interface | step, s | of ce only | CPU, s | of ce only | peak, GiB | of ce only | prepared in, s |")
+    print("|" + " --- |" * 8)
     for variant in found:
-        own = steps[variant.name]
-        seconds = statistics.median(figures.seconds for figures in own)
-        peak = statistics.median(figures.peak_bytes for figures in own)
-        slower = statistics.median(a.seconds / b.seconds for a, b in zip(own, floor, strict=True))
-        larger = statistics.median(a.peak_bytes / b.peak_bytes for a, b in zip(own, floor, strict=True))
-        print(
-            f"| {variant.name} | {seconds:.3f} | {slower:.3f} | {peak / 2**30:.2f} | {larger:.3f} | {variant.prepare_seconds:.3f} |"
-        )
+        columns = []
+        for own, base in zip(zip(*steps[variant.name], strict=True), zip(*floor, strict=True), strict=True):
+            ratio = statistics.median(a / b for a, b in zip(own, base, strict=True))
+            columns += [statistics.median(own), ratio]
+        columns[4] /= 2**30
+        figures = " | ".join(f"{value:.3f}" for value in [*columns, variant.prepare_seconds])
+        print(f"| {variant.name} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":
