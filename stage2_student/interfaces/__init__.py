@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
+from stage2_student.interfaces.causal import CausalInterface
 from stage2_student.interfaces.linear import LinearInterface
 
-INTERFACES: dict[str, Callable[[StudentShape], Interface]] = {"linear": LinearInterface}
+INTERFACES: dict[str, Callable[[StudentShape], Interface]] = {"linear": LinearInterface, "causal": CausalInterface}
 
 
 def make_interface(name: str, shape: StudentShape) -> Interface:
