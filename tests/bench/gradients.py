@@ -17,8 +17,9 @@ from torch.nn.functional import cosine_similarity
 from pipeline.config import Recipe
 from schemas.shard import Record
 from stage2_student.batches import Masks, MicroBatch, collate, make_example
+from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.linear import LinearInterface
-from stage2_student.losses import sparse_kl
+from stage2_student.losses import class_divergence
 from stage2_student.reader import encode_records
 from stage2_student.start import end_tokens, export_start, load_start, student_config, student_tokenizer
 
@@ -51,7 +52,11 @@ class Gradients:
         lm.requires_grad_(False)
         chosen = self.trunk if layers is None else self.trunk.layers[-layers:]
         self.weights = [weight.requires_grad_() for weight in chosen.parameters()]
-        self.interface = LinearInterface(lm.config.hidden_size)
+        self.head = lm.get_output_embeddings()
+        shape = StudentShape(
+            lm.config.hidden_size, len(self.head.weight), tuple(self.tokenizer.token_bytes), b"", (self.ends.end,)
+        )
+        self.interface = LinearInterface(shape)
         self._train(others, steps)
         self.batch = self._batch(dense)
         self.hidden_BLD = self.trunk(input_ids=self.batch.tokens_BL, use_cache=False).last_hidden_state
@@ -85,8 +90,8 @@ class Gradients:
             optimizer.zero_grad()
 
     def _kl(self, hidden_BLD: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        logits_PV = self.interface(hidden_BLD, batch.state_P, batch.offset_P)
-        return sparse_kl(logits_PV, batch.entry_symbols_PE, batch.entry_logprobs_PE, batch.kl_P)
+        logits_PV = self.interface(hidden_BLD, batch, self.head).logits_PV
+        return class_divergence(logits_PV, batch.entry_symbols_PE, batch.entry_logprobs_PE, batch.kl_P)
 
     def _gradient(self, batch: MicroBatch) -> tuple[torch.Tensor, float]:
         leaf_BLD = self.hidden_BLD.detach().requires_grad_()
