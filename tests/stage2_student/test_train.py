@@ -52,7 +52,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(work: Path, name: str, **train: Any) -> Recipe:
-    return make_recipe(work / "dump", work / "model", work / name, train)
+    """Every objective, the interface with most modules, its own learning rate and a step of warm-up."""
+    values = {"interface_lr": 3.0, "interface_warmup_steps": 1} | train
+    return make_recipe(work / "dump", work / "model", work / name, values, interface="causal")
 
 
 def student_environment(work: Path) -> dict[str, str]:
