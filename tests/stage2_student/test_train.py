@@ -126,6 +126,18 @@ def test_two_ranks_train_what_one_does(work: Path, zero_stage: int) -> None:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
 
 
+def test_token_marginal_trains_on_two_ranks_of_zero_3_what_it_does_on_one(work: Path) -> None:
+    for name, placement in (("marginal-1", {}), ("marginal-2", {"num_processes": 2, "deepspeed": {"zero_stage": 3}})):
+        wanted = make_recipe(
+            work / "dump", work / "model", work / name, {"steps": 3, **placement}, interface="token_marginal"
+        )
+        assert launch_student(wanted) == 0
+    one, two = metrics(work / "marginal-1"), metrics(work / "marginal-2")
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert one[-1]["kl"] < one[0]["kl"] and 0 < one[0]["uncounted_share"] < 1
+
+
 def identity(work: Path, sha256: str = "s", dump: str = "dump", **train: Any) -> dict[str, Any]:
     wanted = recipe(work, "whole", **train)
     return run_folder.run_identity(wanted, Manifest.load(work / dump), sha256, Ends(1, 1), 1)
