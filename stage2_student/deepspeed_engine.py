@@ -79,8 +79,9 @@ def start_ranks() -> tuple[int, int, torch.device]:
 
 
 def start_engine(student: nn.Module, config: dict[str, Any]) -> Any:
-    """Wrap the student; its weights are split over the ranks from here on, as the ZeRO stage says."""
-    engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=list(student.parameters()), config=config)
+    """Wrap the student; its weights are split over the ranks from here on, as the ZeRO stage says. Frozen ones stay as they are."""
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=trained, config=config)
     return engine
 
 
@@ -119,13 +120,17 @@ def optimizer_step(engine: Any, lr: float) -> float:
 
 
 def save(engine: Any, folder: Path, tag: str, client_state: dict[str, Any]) -> None:
-    """Write a DeepSpeed checkpoint to `folder/tag`; every rank calls it."""
-    engine.save_checkpoint(str(folder), tag=tag, client_state=client_state, save_latest=False)
+    """Write a DeepSpeed checkpoint to `folder/tag`, without frozen weights: the start model has them. Every rank calls it."""
+    engine.save_checkpoint(
+        str(folder), tag=tag, client_state=client_state, save_latest=False, exclude_frozen_parameters=True
+    )
 
 
 def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
     """Read weights and optimizer back; returns the `client_state` stored with them."""
-    path, client_state = engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
+    path, client_state = engine.load_checkpoint(
+        str(folder), tag=tag, load_lr_scheduler_states=False, custom_load_fn=_load_trained
+    )
     if path is None:
         raise ValueError(
             f"{folder / tag} is not a DeepSpeed checkpoint; delete that folder to resume from the one before"
@@ -133,8 +138,19 @@ def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
     return dict(client_state)
 
 
+def _load_trained(src: dict[str, Tensor], dst: nn.Module) -> None:
+    """Load a checkpoint's weights into a student; those that it does not hold are frozen, else ValueError."""
+    missing, unexpected = dst.load_state_dict(src, strict=False)
+    trained = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
+    lacking = trained & set(missing)
+    if lacking or unexpected:
+        raise ValueError(
+            f"the checkpoint does not fit the student: lacking {sorted(lacking)[:5]}, unknown {unexpected[:5]}"
+        )
+
+
 def checkpoint_weights(folder: Path, tag: str) -> dict[str, Tensor]:
-    """The float32 weights of a checkpoint of any ZeRO stage, by name, on the CPU.
+    """The float32 weights that were trained, of a checkpoint of any ZeRO stage, by name, on the CPU.
 
     ZeRO leaves its shares of the weights in one file per rank; without ZeRO they lie in one piece in the model's file.
     """

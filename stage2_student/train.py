@@ -38,9 +38,18 @@ from stage2_student.batches import (
 from stage2_student.export import export
 from stage2_student.interfaces import make_interface
 from stage2_student.log import RunLog
+from stage2_student.lora import add_adapters
 from stage2_student.model import PARTS, Precision, Student
 from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
-from stage2_student.start import Ends, end_tokens, export_start, load_start, student_config, student_tokenizer
+from stage2_student.start import (
+    Ends,
+    end_tokens,
+    export_start,
+    load_start,
+    student_config,
+    student_tokenizer,
+    tokenizer_moved,
+)
 
 
 class Ranks(NamedTuple):
@@ -114,7 +123,10 @@ def _prepare(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends:
 def build_student(recipe: Recipe) -> Student:
     """The start model with its interface, float32, on the CPU."""
     config = student_config(recipe)
-    lm = load_start(Path(config.path) / "start", config.trust_remote_code)
+    start = Path(config.path) / "start"
+    lm = load_start(start, config.trust_remote_code)
+    if config.lora_rank:
+        add_adapters(lm, config, tokenizer_moved(start))
     precision = Precision(getattr(torch, recipe.train.dtype))
     interface = make_interface(config.interface, lm.config.get_text_config().hidden_size)
     student = Student(lm, interface, recipe.train.objectives, precision)
