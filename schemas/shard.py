@@ -3,13 +3,14 @@
 Shape legend: T tokens of the teacher, S segments, P positions (over all segments in turn), E entries (over all positions in turn).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -239,6 +240,27 @@ def read_shard(path: Path, batch_records: int = 64) -> Iterator[Record]:
         check_version(path, file.schema_arrow.metadata)
         for batch in file.iter_batches(batch_size=batch_records):
             yield from _records(batch)
+
+
+class Content(NamedTuple):
+    """What a record asks about, whoever answers: two records of one key have the same document and segments."""
+
+    key: int  # the first 8 bytes of a SHA-256
+    is_window: bool  # of a longer document: it starts after its first byte, or nothing asks for its END
+
+
+def read_contents(path: Path) -> Iterator[Content]:
+    """Of each record in order; reads little more than the text."""
+    columns = ["window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        check_version(path, file.schema_arrow.metadata)
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
+            for row in batch.to_pylist():
+                segments = [row[name] for name in columns[2:]]
+                digest = hashlib.sha256(b"%d:%b" % (len(row["document"]), row["document"]))
+                digest.update(json.dumps(segments).encode())
+                is_window = row["window_start"] > 0 or not any(row["segment_has_end"])
+                yield Content(int.from_bytes(digest.digest()[:8], "little"), is_window)
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:

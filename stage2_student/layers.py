@@ -30,7 +30,9 @@ def drop_layers(model: Any, dropped: Sequence[int]) -> Any:
         raise ValueError(f"student.drop_layers names all {num_layers} layers; leave at least one")
     smaller = type(model)(_smaller_config(model.config, kept))
     smaller.generation_config = model.generation_config
-    missing, unexpected = smaller.load_state_dict(_renumbered(model.state_dict(), name, kept), strict=False, assign=True)
+    missing, unexpected = smaller.load_state_dict(
+        _renumbered(model.state_dict(), name, kept), strict=False, assign=True
+    )
     smaller.tie_weights()
     if unexpected or set(missing) - set(smaller.all_tied_weights_keys):
         raise ValueError(

@@ -39,9 +39,7 @@ def _targets(lm: Any, wanted: Sequence[str]) -> list[str]:
     """Full names of the linear layers of the blocks whose last name is wanted; of all where none is named."""
     head = lm.get_output_embeddings()
     linear = [
-        name
-        for name, module in lm.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        name for name, module in lm.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
     ]
     known = {name.rpartition(".")[2] for name in linear}
     unknown = set(wanted) - known

