@@ -3,7 +3,6 @@
 Shape legend: T tokens of the teacher, S segments, P positions (over all segments in turn), E entries (over all positions in turn).
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -242,25 +241,23 @@ def read_shard(path: Path, batch_records: int = 64) -> Iterator[Record]:
             yield from _records(batch)
 
 
-class Content(NamedTuple):
-    """What a record asks about, whoever answers: two records of one key have the same document and segments."""
+class Question(NamedTuple):
+    """What a record asks about, without the answers."""
 
-    key: int  # the first 8 bytes of a SHA-256
-    is_window: bool  # of a longer document: it starts after its first byte, or nothing asks for its END
+    window_start: int
+    document: bytes
+    segments: tuple[Segment, ...]
 
 
-def read_contents(path: Path) -> Iterator[Content]:
-    """Of each record in order; reads little more than the text."""
+def read_questions(path: Path) -> Iterator[Question]:
+    """Of each record of a shard in order; reads little more than the text."""
     columns = ["window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         check_version(path, file.schema_arrow.metadata)
-        for batch in file.iter_batches(batch_size=1024, columns=columns):
+        for batch in file.iter_batches(batch_size=256, columns=columns):
             for row in batch.to_pylist():
-                segments = [row[name] for name in columns[2:]]
-                digest = hashlib.sha256(b"%d:%b" % (len(row["document"]), row["document"]))
-                digest.update(json.dumps(segments).encode())
-                is_window = row["window_start"] > 0 or not any(row["segment_has_end"])
-                yield Content(int.from_bytes(digest.digest()[:8], "little"), is_window)
+                segments = zip(row["segment_starts"], row["segment_lengths"], row["segment_has_end"], strict=True)
+                yield Question(row["window_start"], row["document"], tuple(Segment(*values) for values in segments))
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:

@@ -37,7 +37,7 @@ class Mix:
         return cls(tuple(weight / sum(weights) for weight in weights), how)
 
     def __call__(self, records: Sequence[Record]) -> Record:
-        """One record with mixed targets, from one per dump, of the same document and segments.
+        """One record with mixed targets, from one per dump, of the same document and segments (`stage2_student.align`).
 
         `dropped`, `token_end` and `doubt` are weighted means, for a teacher's error enters the target with its weight: of an
         arithmetic mean the mean doubt bounds the total variation to the exact one, since a norm is convex; of a geometric

@@ -15,15 +15,13 @@ import numpy as np
 
 from pipeline.config import DumpRef
 from schemas.shard import Record, read_shard
+from stage2_student.align import aligned
 from stage2_student.batches import Encoded
-from stage2_student.join import Join, OpenDump
+from stage2_student.join import Join, Joined, OpenDump
 from stage2_student.mix import Mix
 from stage2_student.spans import token_spans
 
 BUFFER_RECORDS = 2048  # records that are shuffled together; at 2 kB of text and 20 bytes per position about 80 MB
-
-
-Records = tuple[Record, ...]  # one document's, of each dump
 
 
 class Position(NamedTuple):
@@ -60,13 +58,13 @@ class GlobalBatch:
 
 
 class DumpReader:
-    """The records of a complete dump, in an order decided by seed and epoch; of several dumps those that all of them hold, mixed.
+    """The records of a complete dump, in an order decided by seed and epoch; of several dumps those whose document all of them hold, mixed.
 
     Args:
         dump: the one whose order is followed.
         others: dumps of the same corpus; `mix` makes one record of theirs and the first one's.
     Raises:
-        ValueError: a planned shard is missing, a dump holds no record, or they have none in common.
+        ValueError: a planned shard is missing, a dump holds no record, or several have no document in common.
     """
 
     def __init__(self, dump: Path, seed: int, others: Sequence[Path] = (), mix: Mix | None = None) -> None:
@@ -77,21 +75,6 @@ class DumpReader:
         self.shards = dumps[0].shards
         self.join = Join(dumps) if others else None
 
-    def records(self, start: Position = START) -> Iterator[tuple[Record, Position]]:
-        """Yield each record with the position after it, epoch after epoch, without end.
-
-        A resume reads the epoch up to `start` again without using it: some seconds for a gigabyte, and exact.
-        """
-        epoch, skip = start
-        while True:
-            index = 0
-            for index, records in enumerate(self._epoch(epoch), 1):
-                if index > skip:
-                    yield self._one(records), Position(epoch, index)
-            if index == 0:
-                raise ValueError(f"the {len(self.shards)} shards in {self.shards[0].parent} hold no record")
-            epoch, skip = epoch + 1, 0
-
     @classmethod
     def of(cls, refs: Sequence[DumpRef], how: Literal["arithmetic", "geometric"], seed: int) -> "DumpReader":
         """Of a recipe's dumps; `how` several are mixed."""
@@ -100,32 +83,48 @@ class DumpReader:
         return cls(paths[0], seed, paths[1:], mix)
 
     @property
-    def unmatched(self) -> Counter[str]:
-        """Records that are left out since not all of several dumps hold them, by reason."""
-        return Counter() if self.join is None else self.join.unmatched
+    def remarks(self) -> dict[str, int]:
+        """What several dumps do not have in common: a number of documents for each sentence about it."""
+        return {} if self.join is None else self.join.remarks
 
-    def _one(self, records: Records) -> Record:
-        return records[0] if self.mix is None else self.mix(records)
+    def records(self, start: Position = START) -> Iterator[tuple[Record, Position]]:
+        """Yield each record with the position after it, epoch after epoch, without end.
 
-    def _epoch(self, epoch: int) -> Iterator[Records]:
+        A resume reads the epoch up to `start` again without using it: some seconds for a gigabyte, and exact.
+        """
+        epoch, skip = start
+        while True:
+            index = 0
+            for index, joined in enumerate(self._epoch(epoch), 1):
+                if index > skip:
+                    yield self._one(joined), Position(epoch, index)
+            if index == 0:
+                raise ValueError(f"the {len(self.shards)} shards in {self.shards[0].parent} hold no record")
+            epoch, skip = epoch + 1, 0
+
+    def _one(self, joined: Joined) -> Record:
+        record, others = joined
+        return record if self.mix is None else self.mix(aligned(record, others))
+
+    def _epoch(self, epoch: int) -> Iterator[Joined]:
         """Shards in a drawn order; within it, each record is drawn from a buffer that the next one refills."""
         random = np.random.default_rng([self.seed, epoch])
-        buffer: list[Records] = []
+        buffer: list[Joined] = []
         for shard in random.permutation(len(self.shards)):
-            for records in self._shard(int(shard)):
-                buffer.append(records)
+            for joined in self._shard(int(shard)):
+                buffer.append(joined)
                 if len(buffer) > BUFFER_RECORDS:
                     yield _draw(buffer, random)
         while buffer:
             yield _draw(buffer, random)
 
-    def _shard(self, index: int) -> Iterator[Records]:
+    def _shard(self, index: int) -> Iterator[Joined]:
         if self.join is not None:
             return self.join.shard(index)
-        return ((record,) for record in read_shard(self.shards[index]))
+        return ((record, ()) for record in read_shard(self.shards[index]))
 
 
-def _draw(buffer: list[Records], random: np.random.Generator) -> Records:
+def _draw(buffer: list[Joined], random: np.random.Generator) -> Joined:
     """Take a random item out, in constant time."""
     chosen = int(random.integers(len(buffer)))
     buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
@@ -182,7 +181,7 @@ def global_batches(
 def _encoded_stream(
     reader: DumpReader, tokenizer: Tokenizer, max_tokens: int, start: Position, group: int = 32
 ) -> Iterator[tuple[Encoded | str, Position]]:
-    """Records encoded `group` at a time: tokenizers are several times faster on batches."""
+    """Joined encoded `group` at a time: tokenizers are several times faster on batches."""
     waiting: list[tuple[Record, Position]] = []
     for item in reader.records(start):
         waiting.append(item)

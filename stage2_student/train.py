@@ -113,8 +113,8 @@ def _prepare(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends:
     run = Path(student_config(recipe).path)
     for remark in tokenizer.remarks():
         print(f"{run}: the student's tokenizer {remark}", flush=True)
-    for reason, count in reader.unmatched.items():
-        print(f"{run}: left out: {count} records, {reason}", flush=True)
+    for remark, count in reader.remarks.items():
+        print(f"{run}: {count} documents {remark}", flush=True)
     identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world, reader.other_manifests)
     run_folder.claim(run, identity)
     run_folder.remove_partial_checkpoints(run)
@@ -271,7 +271,7 @@ def _save(engine: Any, run: Path, state: State, ranks: Ranks) -> None:
 
 def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader) -> None:
     transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
-    known = {"transfer": transfer, "last_step": figures, "unmatched": dict(reader.unmatched)}
+    known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks}
     write_json(run / "summary.json", {**state.as_dict(), **known})
     for reason, count in state.left_out.items():
         print(f"left out: {count} records, {reason}", file=sys.stderr, flush=True)

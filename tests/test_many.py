@@ -116,10 +116,8 @@ def test_teachers_of_different_tokenizers_mix_to_the_mean_of_their_distributions
         if after.epoch:
             break
         seen[record.document.decode()] = record
-    assert set(seen) == set(TEXTS[:-1])  # the last is longer than the context of the second teacher, which cut it
-    a, b = work / "dump-one", work / "dump-two"
-    assert reader.unmatched[f"in {a} but not in {b}"] == 1
-    assert reader.unmatched[f"windows of long documents in {b}, cut elsewhere in {a}"] > 1
+    assert set(seen) == set(TEXTS) and not reader.remarks
+    seen.pop(TEXTS[-1])  # longer than the context of the second teacher, which saw less of it at its end
     for text, record in seen.items():
         one, two = (teacher.targets(text.encode()).probs_PV for teacher in teachers)
         expected_PV = 0.75 * one + 0.25 * two if how == "arithmetic" else one**0.75 * two**0.25

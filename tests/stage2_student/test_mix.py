@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas import NUM_SYMBOLS
+from schemas import END, NUM_SYMBOLS
 from schemas.manifest import Manifest, ShardPlan
 from schemas.shard import Record, Segment, commit_shard, to_table
+from stage2_student.align import aligned, overlapping, whole_document
 from stage2_student.mix import MIN_LOGPROB, Mix
 from stage2_student.reader import DumpReader
 from tests.stage2_student.dumps import make_record, make_text
@@ -169,7 +170,7 @@ def test_records_are_joined_by_content_whatever_their_names_shards_and_order(tmp
     one, two = corpus_records(1, TEXTS), corpus_records(2, TEXTS)
     dumps = [write_dump(tmp_path / "one", one, 4, "a"), write_dump(tmp_path / "two", two[::-1], 3, "b")]
     reader = open_mixed(dumps)
-    assert not reader.unmatched
+    assert not reader.remarks
     found = [record for record, _ in islice(reader.records(), len(TEXTS))]
     assert sorted(record.document for record in found) == sorted(TEXTS)
     mix = Mix.of([1, 1], "arithmetic")
@@ -196,23 +197,110 @@ def test_mixed_dumps_are_read_on_from_every_position(tmp_path: Path) -> None:
 
 
 def test_a_document_that_a_dump_lacks_is_counted_by_name_and_left_out(tmp_path: Path) -> None:
-    one, two = corpus_records(1, TEXTS[:6]), corpus_records(2, TEXTS[2:8])
-    two[0] = replace(two[0], window_start=7)
-    cut = replace(one[0], document=b"cut", segments=(Segment(0, 3, False),))
-    dumps = [write_dump(tmp_path / "one", [*one, cut], 4, "a"), write_dump(tmp_path / "two", two, 4, "b")]
+    one, two = corpus_records(1, TEXTS[:6]), corpus_records(2, TEXTS[2:9])
+    dumps = [write_dump(tmp_path / "one", one, 4, "a"), write_dump(tmp_path / "two", two, 4, "b")]
     reader = open_mixed(dumps)
     a, b = dumps
-    assert reader.unmatched == {
-        f"in {a} but not in {b}": 2,
-        f"windows of long documents in {a}, cut elsewhere in {b}": 1,
-        f"in {b} but not in {a}": 2,
-    }
+    assert reader.remarks == {f"in {a} but not in {b}: left out": 2, f"in {b} but not in {a}: left out": 3}
     assert sorted(record.document for record, _ in islice(reader.records(), 4)) == TEXTS[2:6]
+    two = corpus_records(2, TEXTS[6:])
+    with pytest.raises(
+        ValueError, match=r"no document is in all of .*one, .*three; student.dumps names dumps of one corpus"
+    ):
+        open_mixed([a, write_dump(tmp_path / "three", two, 4, "b")])
 
 
-def test_the_same_bytes_with_other_segments_are_another_content(tmp_path: Path) -> None:
+def windows_of(rng: np.random.Generator, name: str, document: bytes, ends: Sequence[int], overlap: int) -> list[Record]:
+    """A document cut at these ends, each window after the first with `overlap` bytes of context."""
+    records = []
+    for start, end in pairwise([0, *ends]):
+        context = min(overlap, start)
+        part = document[start - context : end]
+        record = make_record(name, part, rng, [Segment(context, end - start, end == len(document))])
+        records.append(replace(record, window_start=start - context))
+    return records
+
+
+def answers(records: Sequence[Record]) -> dict[tuple[int, int], dict[int, float]]:
+    """What a dump says at each place of a document: symbols and log-probabilities, position by position."""
+    found: dict[tuple[int, int], dict[int, float]] = {}
+    for record in records:
+        entry, position = 0, 0
+        for segment in record.segments:
+            for offset in range(segment.num_positions):
+                count = int(record.entry_counts[position])
+                place = (record.window_start + segment.start + offset, int(offset == segment.length))
+                assert place not in found
+                found[place] = {int(record.symbols[e]): float(record.logprobs[e]) for e in range(entry, entry + count)}
+                entry, position = entry + count, position + 1
+    return found
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6))
+def test_windows_that_teachers_cut_differently_are_mixed_position_by_position(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    document = make_text(rng, 8)
+    cuts = [sorted(rng.choice(np.arange(1, len(document)), 3, replace=False).tolist()) for _ in range(2)]
+    one, two = (windows_of(rng, str(i), document, [*cut, len(document)], 4) for i, cut in enumerate(cuts))
+    mix = Mix.of([2, 1], "arithmetic")
+    assert whole_document(one) == whole_document(two) == document
+    mixed = [mix(aligned(record, [overlapping(record, two)])) for record in one]
+    found, first, second = answers(mixed), answers(one), answers(two)
+    assert found.keys() == first.keys() == second.keys() and len(found) == len(document) + 1
+    for place, entries in found.items():
+        both = first[place].keys() | second[place].keys()
+        assert entries.keys() == both
+        realised = END if place[1] else document[place[0]]
+        expected = 2 / 3 * np.exp(first[place][realised]) + 1 / 3 * np.exp(second[place][realised])
+        assert np.exp(entries[realised]) == pytest.approx(expected, rel=1e-5)
+    assert [(r.window_start, r.document, r.segments) for r in mixed] == [
+        (r.window_start, r.document, r.segments) for r in one
+    ]
+
+
+def test_where_dumps_supervise_different_positions_those_of_all_are_mixed_and_the_others_told(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    one, two = make_record("0", b"abcdef", rng), make_record("0", b"abcdef", rng, [Segment(2, 4, True)])
-    dumps = [write_dump(tmp_path / "one", [one], 4, "a"), write_dump(tmp_path / "two", [two], 4, "b")]
-    with pytest.raises(ValueError, match=r"no record is in all of .*one, .*two .*dumps of one corpus"):
-        open_mixed(dumps)
+    text = b"user says assistant says"
+    one = make_record("0", text, rng, [Segment(2, 3, True), Segment(10, 14, True)])
+    two = make_record("0", text, rng, [Segment(3, 2, False), Segment(9, 8, False), Segment(20, 4, True)])
+    a, b = write_dump(tmp_path / "one", [one], 4, "a"), write_dump(tmp_path / "two", [two], 4, "b")
+    reader = open_mixed([a, b])
+    told = f"with other positions supervised in {b} than in {a}: those that both supervise are mixed"
+    assert reader.remarks == {told: 1}
+    mixed, _ = next(reader.records())
+    assert mixed.segments == (Segment(3, 2, False), Segment(10, 7, False), Segment(20, 4, True))
+    first, second, found = answers([one]), answers([two]), answers([mixed])
+    assert found.keys() == first.keys() & second.keys()
+    assert all(found[place].keys() == first[place].keys() | second[place].keys() for place in found)
+
+
+def test_an_end_that_all_supervise_stays_where_the_byte_before_it_does_not() -> None:
+    rng = np.random.default_rng(0)
+    one = make_record("0", b"abcd", rng, [Segment(1, 3, True)])
+    two = make_record("0", b"abcd", rng, [Segment(1, 1, False), Segment(4, 0, True)])
+    both = aligned(one, [[two]])
+    assert [record.segments for record in both] == [(Segment(1, 1, False), Segment(4, 0, True))] * 2
+    assert answers([both[0]]) == {
+        place: entries for place, entries in answers([one]).items() if place in answers([two])
+    }
+    assert answers([both[1]]) == answers([two])
+
+
+def test_a_document_cut_into_windows_in_one_dump_is_joined_with_it_whole(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = [make_text(rng, 9), b"short", make_text(rng, 12)]
+    whole = [make_record(str(i), text, rng) for i, text in enumerate(texts)]
+    cut = [
+        r
+        for i, text in enumerate(texts)
+        for r in windows_of(rng, str(i), text, [3, 20, len(text)] * (len(text) > 20) or [5], 2)
+    ]
+    dumps = [write_dump(tmp_path / "whole", whole, 2, "a"), write_dump(tmp_path / "cut", cut, 4, "b")]
+    for order in (dumps, dumps[::-1]):
+        reader = open_mixed(order)
+        assert not reader.remarks
+        found = [record for record, after in takewhile(lambda item: item[1].epoch == 0, reader.records())]
+        for text in texts:
+            own = [record for record in found if record.document in text]
+            assert answers(own).keys() == {(i, 0) for i in range(len(text))} | {(len(text), 1)}
