@@ -4,20 +4,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice, pairwise, takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from schemas import END, NUM_SYMBOLS
 from schemas.manifest import Manifest, ShardPlan
 from schemas.shard import Record, Segment, commit_shard, to_table
+from stage2_student import run_folder
 from stage2_student.align import aligned, overlapping, whole_document
 from stage2_student.mix import MIN_LOGPROB, Mix
 from stage2_student.reader import DumpReader
-from tests.stage2_student.dumps import make_record, make_text
+from stage2_student.start import Ends
+from tests.stage2_student.dumps import make_recipe, make_record, make_text
 
 How = Literal["arithmetic", "geometric"]
 HOW: tuple[How, ...] = ("arithmetic", "geometric")
@@ -304,3 +307,40 @@ def test_a_document_cut_into_windows_in_one_dump_is_joined_with_it_whole(tmp_pat
         for text in texts:
             own = [record for record in found if record.document in text]
             assert answers(own).keys() == {(i, 0) for i in range(len(text))} | {(len(text), 1)}
+
+
+def test_matching_a_teachers_own_tokens_is_refused_with_several_dumps_and_they_are_named(tmp_path: Path) -> None:
+    dumps = [{"path": "runs/a"}, {"path": "runs/b"}]
+    train = {"objectives": {"alm": 100.0}}
+    assert make_recipe(tmp_path, tmp_path, tmp_path, train, dumps=dumps[:1]).train.objectives.alm
+    with pytest.raises(
+        ValidationError, match=r"objectives.alm \(100\) .* student.dumps \(runs/a, runs/b\) .* set alm to 0"
+    ):
+        make_recipe(tmp_path, tmp_path, tmp_path, train, dumps=dumps)
+
+
+def test_a_dump_named_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="runs/a named more than once; name it once, with the sum of the weights"):
+        make_recipe(tmp_path, tmp_path, tmp_path, {}, dumps=[{"path": "runs/a"}, {"path": "runs/a/"}])
+
+
+def test_a_runs_identity_covers_all_dumps_their_weights_and_how_they_are_mixed(tmp_path: Path) -> None:
+    dumps = [write_dump(tmp_path / name, corpus_records(1, TEXTS), 4, name) for name in ("a", "b", "c")]
+
+    def identity(paths: Sequence[Path], weight: float = 1.0, how: How = "arithmetic") -> dict[str, Any]:
+        refs = [{"path": str(path), "weight": weight if path == paths[-1] else 1.0} for path in paths]
+        recipe = make_recipe(tmp_path, tmp_path, tmp_path / "run", {"objectives": {"alm": 0.0}}, dumps=refs, mix=how)
+        first, *others = (Manifest.load(path) for path in paths)
+        return run_folder.run_identity(recipe, first, "s", Ends(1, 1), 1, others)
+
+    run_folder.claim(tmp_path / "run", identity(dumps[:2]))
+    (tmp_path / "run" / "checkpoints" / "step-000002").mkdir(parents=True)
+    run_folder.claim(tmp_path / "run", identity(dumps[:2]))
+    for changed, field in [
+        (identity([dumps[0], dumps[2]]), "other_dumps.1.teacher.model: 'b' there, 'c' here"),
+        (identity(dumps[:2], weight=3), r"mix.weights.1: 0.5 there, 0.75 here"),
+        (identity(dumps[:2], how="geometric"), "mix.how: 'arithmetic' there, 'geometric' here"),
+        (identity(dumps[:1]), "mix.how: 'arithmetic' there, None here"),
+    ]:
+        with pytest.raises(ValueError, match=field):
+            run_folder.claim(tmp_path / "run", changed)
