@@ -333,6 +333,7 @@ def test_a_runs_identity_covers_all_dumps_their_weights_and_how_they_are_mixed(t
         first, *others = (Manifest.load(path) for path in paths)
         return run_folder.run_identity(recipe, first, "s", Ends(1, 1), 1, others)
 
+    (tmp_path / "run").mkdir()
     run_folder.claim(tmp_path / "run", identity(dumps[:2]))
     (tmp_path / "run" / "checkpoints" / "step-000002").mkdir(parents=True)
     run_folder.claim(tmp_path / "run", identity(dumps[:2]))
