@@ -93,7 +93,7 @@ def _student_lines(recipe: Recipe) -> list[Line]:
         paths[-1] += f", {student.mix} mean"
     tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else "all weights"
     if student.drop_layers:
-        tuned += f" without layers {', '.join(map(str, student.drop_layers))}"
+        tuned += f", layers {', '.join(map(str, student.drop_layers))} taken out"
     tokens = train.steps * train.batch_tokens
     lines = [
         ("student", f"{student.interface} interface, {tuned}, from {', '.join(paths)}"),
