@@ -90,8 +90,16 @@ def start_engine(student: nn.Module, config: dict[str, Any], interface_lr: float
         if parameter.requires_grad:
             groups.setdefault(interface_lr if name.startswith("interface.") else 1.0, []).append(parameter)
     parameters = [{"params": params, LR_FACTOR: factor} for factor, params in groups.items()]
+    student.register_state_dict_post_hook(_without_frozen)
     engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=parameters, config=config)
     return engine
+
+
+def _without_frozen(student: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Frozen weights are not part of a student's state. DeepSpeed leaves them out by their first name only: a tied head would stay."""
+    for name, parameter in student.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in MARKS
     ]
     both = [{"path": str(work / "dump-one"), "weight": 3}, {"path": str(work / "dump-two")}]
-    recipes.append(student_recipe(work, "both", dumps=both, mix="geometric"))
+    recipes.append(student_recipe(work, "both", dumps=both, mix="geometric", lora_rank=4))
     recipes.append(student_recipe(work, "cut", drop_layers=[0], lora_rank=4, tokenizer=str(work / "two")))
     for recipe in recipes:
         assert recipe.student is not None
@@ -88,7 +88,8 @@ def test_every_student_exports_a_plain_model_with_its_tokenizer_and_generation_c
     summary = json.loads((work / name / "summary.json").read_text())
     assert summary["step"] == 1 and summary["left_out"] == {} and summary["num_bytes"] > 0
     start, exported = (AutoModelForCausalLM.from_pretrained(folder) for folder in (work / name / "start", export))
-    assert not torch.equal(exported.get_input_embeddings().weight, start.get_input_embeddings().weight)
+    before, after = start.state_dict(), exported.state_dict()
+    assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)
     tokenizer = ByteTokenizer.load(str(export))
     wanted = (
         families.load(name) if name in MARKS else ByteTokenizer.load(str(work / ("one" if name == "both" else "two")))
@@ -100,6 +101,17 @@ def test_every_student_exports_a_plain_model_with_its_tokenizer_and_generation_c
     assert exported.generation_config.eos_token_id == tokenizer.token_id(end)
     ids_BL = AutoTokenizer.from_pretrained(export)("the thing", return_tensors="pt")["input_ids"]
     assert exported.generate(ids_BL, max_new_tokens=2, do_sample=False).shape[1] > ids_BL.shape[1]
+
+
+def test_a_checkpoint_holds_adapters_and_interface_alone_where_nothing_else_trains(work: Path) -> None:
+    from stage2_student.deepspeed_engine import checkpoint_weights
+
+    names = checkpoint_weights(work / "both" / "checkpoints", "step-000001").keys()
+    assert names and all("lora_" in name or name.startswith("interface.") for name in names)  # no tied head either
+    start, exported = (
+        AutoModelForCausalLM.from_pretrained(work / "both" / part).state_dict() for part in ("start", "export")
+    )
+    assert torch.equal(start["model.embed_tokens.weight"], exported["model.embed_tokens.weight"])
 
 
 def test_a_byte_level_student_has_a_token_for_each_byte(work: Path) -> None:
