@@ -132,15 +132,13 @@ def recipe_for(vocabulary: str, dump: Path, out: Path) -> Recipe:
 def main(
     dump: Annotated[Path, typer.Option(help="documents and targets to train on")] = Path("runs/demo/dump"),
     vocabulary: Annotated[str, typer.Option(help=f"one of {', '.join(TOKENIZERS)}")] = "gpt2",
-    interface: Annotated[list[str], typer.Option(help="which to measure; may be given more than once")] = list(
-        INTERFACES
-    ),  # noqa: B006
+    interface: Annotated[list[str] | None, typer.Option(help="which to measure, one or more; default: all")] = None,
     tokens: Annotated[int, typer.Option(help="student tokens of a step, about: whole documents")] = 1024,
     rounds: Annotated[int, typer.Option(help="timed steps of each variant; the median counts")] = 7,
     out: Annotated[Path, typer.Option(help="where the moved student is kept")] = Path("runs/interfaces"),
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found, optimizer = variants(recipe_for(vocabulary, dump, out), interface, tokens, device)
+    found, optimizer = variants(recipe_for(vocabulary, dump, out), interface or list(INTERFACES), tokens, device)
     steps: dict[str, list[Figures]] = {variant.name: [] for variant in found}
     for number in range(rounds + 1):
         for variant in found:

@@ -22,7 +22,7 @@ from schemas.manifest import Manifest
 from stage2_student import run_folder
 from stage2_student.evaluate import evaluate
 from stage2_student.launch import launch_student
-from stage2_student.start import Ends, student_config
+from stage2_student.start import Ends
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
@@ -161,8 +161,3 @@ def test_a_second_process_in_the_same_run_is_refused(tmp_path: Path) -> None:
     with run_folder.lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
         run_folder.lock(tmp_path)
     run_folder.lock(tmp_path).close()
-
-
-def test_lora_is_refused_until_it_is_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lora_rank is 8"):
-        student_config(make_recipe(tmp_path, tmp_path, tmp_path, {}, lora_rank=8))
