@@ -205,7 +205,31 @@ class Objectives(Section):
 
     ce: float = Field(1.0, ge=0, description="Cross-entropy of the student's own tokens.")
     byte_ce: float = Field(1.0, ge=0, description="Cross-entropy of the realised bytes under the interface.")
-    kl: float = Field(0.1, ge=0, description="KL(teacher || interface).")
+    kl: float = Field(
+        0.1, ge=0, description="Divergence of the interface from the dump's targets (train.kl_direction)."
+    )
+    # Its gradient is about 1 / alm_tau of a cross-entropy's.
+    alm: float = Field(
+        0.0,
+        ge=0,
+        description="Approximate likelihood matching of chunks; a weight of train.alm_tau is of the size of ce 1.",
+    )
+
+    @property
+    def uses_bytes(self) -> bool:
+        """Whether the interface is needed."""
+        return self.byte_ce > 0 or self.kl > 0
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether the log-probabilities of the student's own tokens are needed."""
+        return self.ce > 0 or self.alm > 0
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> "Objectives":
+        if not any(self.model_dump().values()):
+            raise ValueError("all weights are 0, so nothing would be learnt; set one of them above 0")
+        return self
 
 
 class DeepSpeedConfig(Section):
@@ -243,6 +267,22 @@ class TrainConfig(Section):
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
     objectives: Objectives = Objectives()
+    kl_direction: Literal["forward", "reverse", "jensen_shannon"] = Field(
+        "forward", description="KL(teacher || interface), KL(interface || teacher), or the Jensen-Shannon divergence."
+    )
+    kl_temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Both sides are raised to 1 / this over stored symbols and tail; the loss is times its square.",
+    )
+    alm_tau: float = Field(100.0, gt=0, description="Chunk likelihoods are raised to 1 / this before they are matched.")
+    alm_debias: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="A chunk ends only where the teacher gives a space, line break or END at least this; 0: at any shared "
+        "token end.",
+    )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
 
