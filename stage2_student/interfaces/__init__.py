@@ -2,17 +2,20 @@
 
 from collections.abc import Callable
 
+from pipeline.config import StudentConfig
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 from stage2_student.interfaces.linear import LinearInterface
+from stage2_student.interfaces.token_marginal import TokenMarginal
 
-INTERFACES: dict[str, Callable[[StudentShape], Interface]] = {"linear": LinearInterface}
+INTERFACES: dict[str, Callable[[StudentShape, StudentConfig], Interface]] = {
+    "linear": lambda shape, _: LinearInterface(shape),
+    "token_marginal": lambda shape, student: TokenMarginal(shape, student.max_dropped),
+}
 
 
-def make_interface(name: str, shape: StudentShape) -> Interface:
-    """The interface `name` for a student of this shape. Raises ValueError for an unknown name."""
-    if name not in INTERFACES:
-        raise ValueError(f"student.interface is {name!r}; known: {', '.join(sorted(INTERFACES))}")
-    return INTERFACES[name](shape)
+def make_interface(student: StudentConfig, shape: StudentShape) -> Interface:
+    """The interface that the recipe asks for, for a student of this shape."""
+    return INTERFACES[student.interface](shape, student)
 
 
 __all__ = ["INTERFACES", "ByteScores", "Head", "Interface", "StudentShape", "make_interface"]

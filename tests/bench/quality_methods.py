@@ -38,7 +38,7 @@ _OWN_RATE = ("train.interface_lr=1", "train.interface_lr=10")
 
 METHODS: dict[str, Method] = {
     "sft": Method((objectives(ce=1),), (rates(3e-5, 1e-4, 2e-4, 3e-4, 6e-4, 1e-3),)),
-    "alm": Method((), (_THREE, (objectives(ce=1, alm=1), objectives(alm=1)))),
+    "alm": Method((), (_THREE, (objectives(ce=1, alm=100), objectives(alm=100)))),
     "linear": Method((interface("linear"), objectives(ce=1, byte_ce=1, kl=0.1)), (_THREE, _OWN_RATE)),
     "causal": Method((interface("causal"), objectives(ce=1, byte_ce=1, kl=0.1)), (_THREE, _OWN_RATE)),
     "causal kl": Method((interface("causal"), objectives(ce=1, byte_ce=0.1, kl=1)), (_THREE, _OWN_RATE)),
@@ -51,6 +51,6 @@ METHODS: dict[str, Method] = {
     ),
     "token_marginal + alm": Method(
         (interface("token_marginal"),),
-        (_THREE, (objectives(kl=1, alm=0.3), objectives(ce=0.3, kl=1, alm=0.3))),
+        (_THREE, (objectives(kl=1, alm=30), objectives(ce=0.3, kl=1, alm=30))),
     ),
 }

@@ -15,7 +15,8 @@ from schemas import END
 from schemas.shard import Segment
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Masks, collate, make_example, plan_micro_batches
-from stage2_student.interfaces import StudentShape, make_interface
+from stage2_student.interfaces import StudentShape
+from stage2_student.interfaces.linear import LinearInterface
 from stage2_student.model import Student
 from stage2_student.reader import DumpReader, encode_records, global_batches
 from stage2_student.spans import token_spans
@@ -84,7 +85,7 @@ def test_micro_batches_hold_each_document_once_and_are_equally_many_per_rank() -
 def gradient(model: Path, dump: Path, micro_batch_tokens: int, train: TrainConfig) -> tuple[torch.Tensor, int]:
     tokenizer = ByteTokenizer.load(str(model))
     batch = next(global_batches(DumpReader(dump, 0), tokenizer, 300, 512))
-    interface = make_interface("linear", StudentShape(64, 269, tokenizer.token_bytes, b"", (268,)))
+    interface = LinearInterface(StudentShape(64, 269, tokenizer.token_bytes, b"", (268,)))
     student = Student(load_start(model, False), interface, train)
     torch.nn.init.normal_(interface.maps.weight, generator=torch.Generator().manual_seed(0))
     [plan] = plan_micro_batches([d.num_tokens for d in batch.documents], micro_batch_tokens, 1)
