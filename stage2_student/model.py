@@ -49,16 +49,20 @@ class Student(nn.Module):
         self.precision = Precision(getattr(torch, train.dtype))
         self.logit_softcap: float | None = getattr(lm.config, "final_logit_softcapping", None)
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the objectives in nats, and what `sums_names` names (unweighted, detached)."""
+    def forward(self, batch: MicroBatch, interface_alone: bool = False) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the objectives in nats, and what `sums_names` names (unweighted, detached).
+
+        With `interface_alone` the interface learns, and none of its gradient reaches the states that it reads.
+        """
         with self.precision.context(batch.tokens_BL.device.type):
             hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
             sums: dict[str, Tensor] = {}
             nats_N = None
             if self.interface is not None:
-                scores = self.interface(hidden_BLD, batch, self.token_logits)
+                read_BLD = hidden_BLD.detach() if interface_alone else hidden_BLD
+                scores = self.interface(read_BLD, batch, self.token_logits)
                 sums |= self._byte_sums(scores, batch)
-                nats_N = scores.token_nats_N
+                nats_N = None if interface_alone else scores.token_nats_N
             if self.objectives.uses_tokens:
                 sums |= self._token_sums(hidden_BLD, batch, nats_N)
         weights = self.objectives.model_dump()

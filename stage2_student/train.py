@@ -124,6 +124,11 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
         end_ids=(ends.end,),
     )
     interface = make_interface(config, shape) if recipe.train.objectives.uses_bytes else None
+    if interface is not None and recipe.train.interface_warmup_steps and not any(True for _ in interface.parameters()):
+        raise ValueError(
+            f"train.interface_warmup_steps is {recipe.train.interface_warmup_steps}, but student.interface "
+            f"{config.interface} has no parameters to warm up; set 0"
+        )
     student = Student(lm, interface, recipe.train)
     student.eval()
     student.check_head()
@@ -133,7 +138,9 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
 def _loop(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: Ends, ranks: Ranks) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
     torch.manual_seed(config.seed)
-    engine = ds.start_engine(build_student(recipe, tokenizer, ends), ds.deepspeed_config(recipe, ranks.world))
+    engine = ds.start_engine(
+        build_student(recipe, tokenizer, ends), ds.deepspeed_config(recipe, ranks.world), config.interface_lr
+    )
     state = _resume(engine, run, ranks)
     batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position)
     first_step, figures = state.step, {}
@@ -153,7 +160,7 @@ def _loop(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: En
             torch.manual_seed((config.seed * 1_000_003 + state.step) * 4096 + ranks.rank)
             sums = torch.zeros(len(engine.module.sums_names), device=ranks.device)
             for index, micro in enumerate(micro_batches):
-                nats, micro_sums = engine(micro.to(ranks.device))
+                nats, micro_sums = engine(micro.to(ranks.device), state.step < config.interface_warmup_steps)
                 _check_finite(nats, micro_sums, micro, state.step + 1, engine.module.sums_names, run)
                 ds.backward(engine, nats, num_bytes, ranks.world, last=index == len(micro_batches) - 1)
                 if index < len(micro_batches) - 1:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.covering import MIN_LOGIT
+
 
 class Columns(NamedTuple):
     """A head's columns in the order of their bytes: those that spell, those that mean END, all others."""
@@ -57,9 +59,10 @@ class _CellSums(torch.autograd.Function):
         logits_RV, log_total_R, mass_I, end_R = ctx.saved_tensors
         wanted = Sums(*gradients)
         wanted = wanted._replace(logprob_R2=wanted.logprob_R2.where(ctx.cells.tokens_R2 >= 0, 0.0))
-        row_I = torch.arange(len(end_R), device=end_R.device).repeat_interleave(ctx.cells.num_cells_R)
         # d of all sums together, if every logit of the row rose by one.
-        common_R = (wanted.end_R * end_R + wanted.logprob_R2.sum(-1)).index_add(0, row_I, wanted.mass_I * mass_I)
+        common_R = (wanted.end_R * end_R + wanted.logprob_R2.sum(-1)).index_add(
+            0, row_of_cells(ctx.cells), wanted.mass_I * mass_I
+        )
         spread = _kernels(logits_RV)[1]
         return spread(logits_RV, log_total_R, wanted, common_R, ctx.cells, ctx.columns), None, None
 
@@ -74,21 +77,20 @@ def _kernels(logits_RV: Tensor) -> tuple[Callable[..., tuple[Sums, Tensor]], Cal
 
 
 def sum_cells(logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Sums, Tensor]:
-    """The sums, and each row's log of the sum of exponentials. In torch alone, in float64, for any device."""
+    """The sums, and each row's log of the sum of exponentials: in torch alone, on any device, in float32 unless logits are float64."""
+    num_rows, num_cells = len(logits_RV), len(cells.first_I)
     largest_R = logits_RV.amax(-1).double()
     probs_RC = _exponentials(logits_RV, largest_R, columns)
-    total_R = probs_RC.sum(-1)
-    order, lengths = _in_column_order(cells, columns, len(logits_RV))
-    sums = torch.segment_reduce(probs_RC.flatten(), "sum", lengths=lengths[order], unsafe=True)
+    total_R = probs_RC.sum(-1, dtype=torch.float64)
+    order, lengths = _in_column_order(cells, columns, num_rows)
+    # Sums of segments, not differences of running sums: those lose what is small beside the row's whole.
+    sums = torch.segment_reduce(probs_RC.flatten(), "sum", lengths=lengths[order], unsafe=True).double()
     mass = torch.empty_like(sums).index_copy_(0, order, sums)
-    num_rows, num_cells = len(logits_RV), len(cells.first_I)
-    row_I = torch.arange(num_rows, device=mass.device).repeat_interleave(cells.num_cells_R)
     log_total_R = largest_R + total_R.log()
     logits_R2 = logits_RV.gather(-1, cells.tokens_R2.clamp(min=0)).double()
     logprob_R2 = torch.where(cells.tokens_R2 >= 0, logits_R2 - log_total_R[:, None], 0.0)
-    return Sums(
-        mass[:num_cells] / total_R[row_I], mass[num_cells : num_cells + num_rows] / total_R, logprob_R2
-    ), log_total_R
+    mass_I = mass[:num_cells] / total_R[row_of_cells(cells)]
+    return Sums(mass_I, mass[num_cells : num_cells + num_rows] / total_R, logprob_R2), log_total_R
 
 
 def spread_gradient(
@@ -96,36 +98,39 @@ def spread_gradient(
 ) -> Tensor:
     """The gradient of the logits: p * (gradient of the column's cell - common), and what the two tokens add."""
     order, lengths = _in_column_order(cells, columns, len(logits_RV))
-    coefficient = torch.cat([wanted.mass_I, wanted.end_R, torch.zeros_like(wanted.end_R)])[order]
-    coefficient_RC = coefficient.repeat_interleave(lengths[order]).view_as(logits_RV)
-    gradient_RC = _exponentials(logits_RV, log_total_R, columns) * (coefficient_RC - common_R[:, None])
+    coefficients = torch.cat([wanted.mass_I - common_R[row_of_cells(cells)], wanted.end_R - common_R, -common_R])[order]
+    gradient_RC = _exponentials(logits_RV, log_total_R, columns)
+    coefficients_RC = coefficients.to(gradient_RC.dtype).repeat_interleave(
+        lengths[order], output_size=gradient_RC.numel()
+    )
+    gradient_RC *= coefficients_RC.view_as(gradient_RC)
     gradient_RV = gradient_RC[:, columns.column_V]
-    gradient_RV.scatter_add_(-1, cells.tokens_R2.clamp(min=0), wanted.logprob_R2)
+    gradient_RV.scatter_add_(-1, cells.tokens_R2.clamp(min=0), wanted.logprob_R2.to(gradient_RV.dtype))
     return gradient_RV.to(logits_RV.dtype)
 
 
+def row_of_cells(cells: Cells) -> Tensor:
+    """I: the row of each cell."""
+    rows = torch.arange(len(cells.num_cells_R), device=cells.first_I.device)
+    return rows.repeat_interleave(cells.num_cells_R, output_size=len(cells.first_I))
+
+
 def _exponentials(logits_RV: Tensor, shift_R: Tensor, columns: Columns) -> Tensor:
-    return (logits_RV.double() - shift_R[:, None])[:, columns.token_C].exp()
+    """In the order of the columns; below MIN_LOGIT a float32 would lose its digits."""
+    dtype = torch.promote_types(logits_RV.dtype, torch.float32)
+    logits_RC = logits_RV[:, columns.token_C].to(dtype)
+    logits_RC -= shift_R[:, None].to(dtype)
+    return (logits_RC if dtype == torch.float64 else logits_RC.clamp_(min=MIN_LOGIT)).exp_()
 
 
 def _in_column_order(cells: Cells, columns: Columns, num_rows: int) -> tuple[Tensor, Tensor]:
     """(order, lengths): the cells, then each row's END columns, then each row's others; `order` sorts them by row and column."""
-    device, width = cells.first_I.device, len(columns.token_C)
-    rows = torch.arange(num_rows, device=device)
-    others = columns.num_spelling + columns.num_end
+    width, others = len(columns.token_C), columns.num_spelling + columns.num_end
+    rows = torch.arange(num_rows, device=cells.first_I.device)
     first = torch.cat(
-        [
-            rows.repeat_interleave(cells.num_cells_R) * width + cells.first_I,
-            rows * width + columns.num_spelling,
-            rows * width + others,
-        ]
+        [row_of_cells(cells) * width + cells.first_I, rows * width + columns.num_spelling, rows * width + others]
     )
-    lengths = torch.cat(
-        [
-            (cells.last_I - cells.first_I).long(),
-            torch.full_like(rows, columns.num_end),
-            torch.full_like(rows, width - others),
-        ]
-    )
+    ends = torch.full_like(rows, columns.num_end), torch.full_like(rows, width - others)
+    lengths = torch.cat([(cells.last_I - cells.first_I).long(), *ends])
     # Empty ones sort before what starts at the same column: their sum is 0 wherever they stand.
     return torch.argsort(first * 2 + (lengths > 0)), lengths

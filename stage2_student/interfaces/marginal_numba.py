@@ -124,7 +124,13 @@ def sum_cells(logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Sums, 
     _share_out(
         num_rows,
         lambda rows: _sum_rows(
-            logits, rows, columns.token_C.numpy(), columns.num_spelling, columns.num_end, *_arrays(cells), into
+            logits,
+            rows,
+            columns.token_C.numpy().view(np.uint32),
+            columns.num_spelling,
+            columns.num_end,
+            *_arrays(cells),
+            into,
         ),
     )
     return Sums(*map(torch.from_numpy, (mass_I, end_R, logprob_R2))), torch.from_numpy(log_total_R)
@@ -140,7 +146,7 @@ def spread_gradient(
     _share_out(
         len(logits_RV),
         lambda rows: _spread_rows(
-            logits, rows, columns.token_C.numpy(), columns.column_V.numpy(), columns.num_spelling, columns.num_end,
+            logits, rows, columns.token_C.numpy().view(np.uint32), columns.column_V.numpy().view(np.uint32), columns.num_spelling, columns.num_end,
             *_arrays(cells), gradients, log_total_R.numpy(), common_R.numpy(), gradient,
         ),
     )  # fmt: skip

@@ -34,6 +34,7 @@ class Plan(NamedTuple):
     next_R: Tensor  # int64, the canonical token that follows; NO_TOKEN where no row that counts follows it
     offset_R: Tensor  # int64, the position where the row's path ends; its node of depth d lies d further on
     num_nodes_R: Tensor  # int64
+    depth_D: Tensor  # int64, 0 1 2 ...
     num_cells_R: Tensor  # int64
     first_I: Tensor  # int32; a cell is the columns first .. last - 1
     last_I: Tensor  # int32
@@ -169,6 +170,7 @@ def _cells(intervals: Intervals, symbols_I: np.ndarray, unique_Q: np.ndarray, nu
     is_fed_I = ~is_exact_I & (unique_I < num_unique)
     fed_I = np.where(is_fed_I, unique_I * NUM_SYMBOLS + symbols_I, num_unique * NUM_SYMBOLS)
     return {
+        "depth_D": np.arange(most_nodes),
         "num_cells_R": np.bincount(row_N.repeat(sizes_N)[is_cell_I], minlength=intervals.num_rows),
         "first_I": first_I[is_cell_I].astype(np.int32),
         "last_I": last_I[is_cell_I].astype(np.int32),

@@ -64,15 +64,14 @@ def _exp_where(condition: Tensor, exponents: Tensor) -> Tensor:
 
 
 def _nodes(mass_I: Tensor, plan: Plan) -> _Nodes:
-    num_rows, most = len(plan.num_nodes_R), int(plan.num_nodes_R.max()) if len(plan.num_nodes_R) else 1
+    num_rows, most = len(plan.num_nodes_R), len(plan.depth_D)
     zero = mass_I.new_zeros(num_rows * most)
     going_on_RD = zero.index_add(0, plan.node_I, mass_I.where(~plan.is_exact_I, 0.0)).view(num_rows, most)
     exact_RD = zero.index_add(0, plan.node_I, mass_I.where(plan.is_exact_I, 0.0)).view(num_rows, most)
     # Sums from the deepest node up: differences would lose what is small beside the root.
     total_RD = (going_on_RD + exact_RD).flip(-1).cumsum(-1).flip(-1)
     deeper_RD = torch.cat([total_RD[:, 1:], total_RD.new_zeros(num_rows, 1)], dim=-1)
-    depth_D = torch.arange(most, device=mass_I.device)
-    position_RD = plan.offset_R[:, None] + torch.minimum(depth_D, plan.num_nodes_R[:, None] - 1)
+    position_RD = plan.offset_R[:, None] + torch.minimum(plan.depth_D, plan.num_nodes_R[:, None] - 1)
     return _Nodes(position_RD, exact_RD, deeper_RD, going_on_RD + deeper_RD)
 
 

@@ -64,7 +64,7 @@ class TokenMarginal(Interface):
 
     def marginals(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> tuple[Distributions, Tensor]:
         """The distributions at the supervised positions, and -ln p(label | state) of the supervised tokens; float64."""
-        plan = Plan(**batch.extra)
+        plan = Plan(*(batch.extra[name] for name in Plan._fields))
         labels_R = batch.labels_BL.flatten()[plan.state_R]
         sums = self._sums(hidden_BLD.flatten(0, 1)[plan.state_R], plan, labels_R, head)
         return distributions(sums, plan), -sums.logprob_R2[labels_R != NO_LABEL, 1]

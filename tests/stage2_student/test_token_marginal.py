@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,28 +13,39 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.covering import Covering
+from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import END, NUM_SYMBOLS
 from schemas.shard import Segment
 from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
-from stage2_student.interfaces import StudentShape, marginal_cells, marginal_numba
+from stage2_student.interfaces import StudentShape, marginal_cells, marginal_numba, token_marginal
 from stage2_student.interfaces.marginal_plan import Plan
 from stage2_student.interfaces.marginal_positions import NEVER, Distributions
 from stage2_student.interfaces.token_marginal import TokenMarginal
+from stage2_student.model import Student
 from stage2_student.spans import token_spans
+from stage2_student.start import Ends
+from stage2_student.train import build_student
 from tests.pipeline.test_covering import random_tokens, random_vocabulary
-from tests.stage2_student.dumps import make_record
+from tests.stage2_student.dumps import make_recipe, make_record
+from tests.tiny import tiny_model
 
 Documents = Sequence[tuple[list[int], list[Segment] | None]]
 
 
 class Case:
-    """A vocabulary, documents in its tokens, and logits for every state of the padded batch; the head is the identity."""
+    """A vocabulary, documents in its tokens, and logits for every state of the padded batch; by default the head is the identity."""
 
     def __init__(
-        self, seed: int, documents: Documents, token_bytes: list[bytes | None], end: int, prefix: bytes = b""
+        self,
+        seed: int,
+        documents: Documents,
+        token_bytes: list[bytes | None],
+        end: int,
+        prefix: bytes = b"",
+        padding: int = 3,
     ) -> None:
         rng = np.random.default_rng(seed)
-        self.token_bytes, self.end, self.width = token_bytes, end, len(token_bytes) + 3  # padding rows of the head
+        self.token_bytes, self.end, self.width = token_bytes, end, len(token_bytes) + padding  # rows of the head
         self.interface = TokenMarginal(StudentShape(8, self.width, tuple(token_bytes), prefix, (end,)), 0.05)
         self.encoded = [self._encoded(f"d{i}", *d, prefix, rng) for i, d in enumerate(documents)]
         examples = [make_example(e, end, end, None, Masks(1.0, 1.0)) for e in self.encoded]
@@ -229,7 +242,84 @@ def test_the_compiled_kernels_are_the_twins_of_the_plain_ones(dtype: torch.dtype
     torch.testing.assert_close((*sums, log_total_R), (*expected, expected_log_total_R), rtol=1e-5, atol=1e-6)
     wanted = marginal_cells.Sums(*(torch.randn_like(part) for part in expected))
     wanted = wanted._replace(logprob_R2=wanted.logprob_R2.where(cells.tokens_R2 >= 0, 0.0))
+    plain, _ = marginal_cells.sum_cells(logits_RV, cells, columns)
+    torch.testing.assert_close(tuple(plain), tuple(expected), rtol=1e-5, atol=1e-6)
     rest = (log_total_R, wanted, torch.randn(len(logits_RV), dtype=torch.float64), cells, columns)
     gradient_RV = marginal_numba.spread_gradient(logits_RV, *rest)
     expected_RV = marginal_cells.spread_gradient(logits_RV.double(), *rest).to(dtype)
-    torch.testing.assert_close(gradient_RV, expected_RV, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=1e-6)
+    tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 2**-7, "atol": 1e-6}
+    torch.testing.assert_close(gradient_RV, expected_RV, **tolerance)
+    torch.testing.assert_close(marginal_cells.spread_gradient(logits_RV, *rest), expected_RV, **tolerance)
+
+
+def test_many_chunks_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_marginal, "CHUNK_ROWS", 3)
+    check_against_brute_force(random_case(8, [6, 1, 4]))
+
+
+def test_positions_where_the_student_dropped_too_much_are_not_counted() -> None:
+    case = random_case(9, [9, 9])
+    token_end_P = case.marginals()[0].token_end_P
+    case.interface.max_dropped = float(token_end_P[token_end_P > 0].median())
+    scores = case.interface(case.logits_BLV, case.batch, torch.nn.Identity())
+    assert scores.logits_PV.dtype == torch.float32
+    assert torch.equal(scores.counted_P, token_end_P <= case.interface.max_dropped)
+    assert scores.counted_P.any() and not scores.counted_P.all()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def tiny_student(folder: Path, run: Path, documents: list[bytes], **train: Any) -> tuple[Student, Case]:
+    """A student as the trainer builds it, and a case over its own tokenizer."""
+    tokenizer = ByteTokenizer.load(str(folder))
+    if not (run / "start").exists():
+        (run / "start").symlink_to(folder)
+    student = build_student(
+        make_recipe(run, folder, run, train, interface="token_marginal", max_dropped=0.1), tokenizer, Ends(268, 268)
+    )
+    assert isinstance(student.interface, TokenMarginal) and student.interface.max_dropped == 0.1
+    case = Case(0, [(tokenizer.encode(d), None) for d in documents], list(tokenizer.token_bytes), 268, padding=0)
+    return student, case
+
+
+@pytest.mark.parametrize(("tied", "frozen", "softcap"), [(True, False, None), (False, True, None), (False, False, 1.5)])
+def test_gradients_of_a_students_weights_are_those_of_brute_force(
+    tied: bool, frozen: bool, softcap: float | None, tiny: Path, tmp_path: Path
+) -> None:
+    student, case = tiny_student(tiny, tmp_path, [b"the thing and", b"in the"])
+    lm = student.lm.double()
+    if not tied:
+        lm.lm_head.weight = torch.nn.Parameter(lm.lm_head.weight.detach().clone(), requires_grad=not frozen)
+    student.logit_softcap = softcap
+    hidden_BLD = lm.base_model(input_ids=case.batch.tokens_BL, use_cache=False).last_hidden_state
+    case.logits_BLV = student.token_logits(hidden_BLD)
+    expected_PV = brute_force(case)
+    found, _ = case.interface.marginals(hidden_BLD, case.batch, student.token_logits)
+    cotangent_PV = torch.randn_like(expected_PV)
+    weights = [p for p in lm.parameters() if p.requires_grad]
+    is_possible_PV = expected_PV > -torch.inf
+    twin = torch.where(is_possible_PV, expected_PV * cotangent_PV, 0.0)[is_possible_PV].sum()
+    ours = (found.logprobs_PV * cotangent_PV)[is_possible_PV].sum()
+    expected = torch.autograd.grad(twin, weights, retain_graph=True)
+    for one, other in zip(torch.autograd.grad(ours, weights), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_under_bfloat16_the_loss_and_its_gradient_are_those_of_float32_within_its_digits(
+    tiny: Path, tmp_path: Path
+) -> None:
+    objectives = {"ce": 0.3, "byte_ce": 1.0, "kl": 1.0, "alm": 0.0}
+    losses, gradients = [], []
+    for dtype in ("float32", "bfloat16"):
+        student, case = tiny_student(
+            tiny, tmp_path, [b"the thing and", b"in the", b"er"], dtype=dtype, objectives=objectives
+        )
+        nats, _ = student(case.batch)
+        nats.backward()
+        losses.append(nats.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
