@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -252,6 +252,25 @@ def read_shard(path: Path, batch_records: int = 64) -> Iterator[Record]:
         check_version(path, file.schema_arrow.metadata)
         for batch in file.iter_batches(batch_size=batch_records):
             yield from _records(batch)
+
+
+class Question(NamedTuple):
+    """What a record asks about, without the answers."""
+
+    window_start: int
+    document: bytes
+    segments: tuple[Segment, ...]
+
+
+def read_questions(path: Path) -> Iterator[Question]:
+    """Of each record of a shard in order; reads little more than the text."""
+    columns = ["window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        check_version(path, file.schema_arrow.metadata)
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            for row in batch.to_pylist():
+                segments = zip(row["segment_starts"], row["segment_lengths"], row["segment_has_end"], strict=True)
+                yield Question(row["window_start"], row["document"], tuple(Segment(*values) for values in segments))
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:
