@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.chat_template import ASSISTANT
 from pipeline.config import Recipe
 from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan, identity_differences, shard_identity
 from schemas.seal import check_seal
 from schemas.shard import SHARD_SCHEMA, Record, read_shard
-from stage1_teacher import plan
-from stage1_teacher.dump import engine_name, summarise
+from stage1_teacher.chat_pieces import cut_chat
+from stage1_teacher.dump import engine_name, summarise, teacher_identity
 from stage1_teacher.fidelity import distances
-from stage1_teacher.pieces import Piece, batches
-from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher, resolve_ids
+from stage1_teacher.pieces import Piece, batches, plain_piece
+from stage1_teacher.teacher import Named, Teacher, load_tokenizer, open_teacher
 from stage1_teacher.windows import Window
 
 # Float16 logs and other batches: the same teacher run twice in bfloat16 differs by about 1.5e-3 nats per token.
@@ -98,12 +99,17 @@ def _record_faults(path: Path, metadata: dict[str, str], shard: ShardPlan) -> It
     done = 0  # bytes of it that are supervised so far
     for row, record in enumerate(read_shard(path)):
         where = f", record {row} (doc_id {record.doc_id!r}): "
-        faults = [*record.faults(), *_share_faults(record)]
+        faults = [*record.faults(), *_share_faults(record), *_chat_faults(record)]
         yield from (where + fault for fault in faults)
         if faults:
             continue
         if open_id not in (None, record.doc_id):
             yield f", record {row - 1} (doc_id {open_id!r}): the document's last window is missing"
+        if record.message_roles:
+            num_documents += 1
+            num_bytes += sum(_said(record))
+            open_id = None
+            continue
         done = done if open_id == record.doc_id else 0
         for segment in record.segments:
             start = record.window_start + segment.start
@@ -120,7 +126,33 @@ def _record_faults(path: Path, metadata: dict[str, str], shard: ShardPlan) -> It
     if num_documents + len(left_out) != shard.num_documents:
         yield f": {num_documents} documents and {len(left_out)} left out, {shard.num_documents} are planned"
     if num_bytes != shard.num_bytes and not left_out:
-        yield f": {num_bytes} supervised bytes, {shard.num_bytes} are planned"
+        yield f": {num_bytes} bytes to supervise, {shard.num_bytes} are planned"
+
+
+def _said(record: Record) -> list[int]:
+    """Bytes of each thing that the assistant says in a chat."""
+    pairs = zip(record.message_roles, record.message_lengths, strict=True)
+    return [length for role, length in pairs if role == ASSISTANT]
+
+
+def _chat_faults(record: Record) -> list[str]:
+    """Whether a chat's segments lie in what the assistant says, one after another."""
+    if not record.message_roles:
+        return []
+    ends = list(accumulate(record.message_lengths))
+    said = [
+        range(start, end)
+        for role, start, end in zip(record.message_roles, [0, *ends], ends, strict=False)
+        if role == ASSISTANT
+    ]
+    faults = [
+        f"supervises bytes {s.start} to {s.start + s.length}, which are not what the assistant says"
+        for s in record.segments
+        if not any(part.start <= s.start and s.start + s.length <= part.stop for part in said)
+    ]
+    if any(one.start + one.length > other.start for one, other in pairwise(record.segments)):
+        faults.append("segments overlap, or are out of order")
+    return faults
 
 
 def _share_faults(record: Record) -> list[str]:
@@ -164,12 +196,12 @@ class Recomputed(NamedTuple):
 
 def _verify_teacher(path: Path, manifest: Manifest, num_documents: int) -> list[str]:
     recipe = load_recipe(str(path / "recipe.yaml"), [])
-    model, tokenizer = load_tokenizer(recipe)
-    faults = _other_teacher(path, manifest, recipe, model, tokenizer)
+    named = load_tokenizer(recipe)
+    faults = _other_teacher(path, manifest, recipe, named)
     if faults:
         return faults
     records = _sampled_records(path, manifest, num_documents)
-    teacher = open_teacher(recipe, model, tokenizer)
+    teacher = open_teacher(recipe, *named)
     found = recompute(records, recipe, teacher)
     teacher.engine.close()
     if not found:
@@ -195,11 +227,9 @@ def _mean(found: list[Recomputed], field: str) -> float:
     return float(np.mean([getattr(result, field) for result in found]))
 
 
-def _other_teacher(path: Path, manifest: Manifest, recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> list[str]:
+def _other_teacher(path: Path, manifest: Manifest, recipe: Recipe, named: Named) -> list[str]:
     """Where the teacher on this machine is not the dump's, so that a difference would say nothing about the dump."""
-    weights = None if recipe.teacher.engine == "openai" else plan.weights_sha256(model, recipe.teacher.revision)
-    start, ends = resolve_ids(recipe, tokenizer)
-    ours = plan.make_identity(recipe, tokenizer, start, ends, weights, engine_name(recipe), "")
+    ours = teacher_identity(recipe, named, engine_name(recipe), "")
     if ours["teacher"]["engine"] in manifest.accepted_engines:
         ours["teacher"]["engine"] = manifest.identity["teacher"]["engine"]
     return [
@@ -228,15 +258,13 @@ def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[R
     found = []
     for record, piece, control_PV in zip(records, pieces, batched, strict=True):
         [alone_PV] = _targets([piece], teacher)
-        segment = record.segments[0]
-        taken = slice(segment.start, segment.start + segment.num_positions)
-        stored = distances(record, alone_PV[taken])
+        stored = distances(record, alone_PV)
         found.append(
             Recomputed(
                 record.doc_id,
                 float(stored.kl_P.mean()),
                 float(stored.total_variation_P.mean()),
-                *_apart(alone_PV[taken], control_PV[taken]),
+                *_apart(alone_PV, control_PV),
             )
         )
     return found
@@ -250,17 +278,22 @@ def _apart(one_PV: np.ndarray, other_PV: np.ndarray) -> tuple[float, float]:
 
 
 def _targets(pieces: list[Piece], teacher: Teacher) -> list[np.ndarray]:
-    """Position by position, the tokenizer's prefix left out."""
-    skipped = len(teacher.tokenizer.prefix)
-    return [targets.probs_PV[skipped:] for targets in teacher.targets(pieces, teacher.ask(pieces))]
+    """Of each piece, position by position, what is supervised."""
+    found = iter(teacher.targets(pieces, teacher.ask(pieces)))
+    return [
+        np.concatenate([next(found).probs_PV[s.skipped : s.skipped + s.segment.num_positions] for s in piece.stretches])
+        for piece in pieces
+    ]
 
 
 def _piece(record: Record, teacher: Teacher) -> Piece:
-    segment = record.segments[0]
-    window = Window(
-        record.window_start,
-        record.window_start + len(record.document),
-        record.window_start + segment.start,
-        segment.has_end,
-    )
-    return Piece(record.doc_id, window, record.document, teacher.tokenizer.encode(record.document))
+    """What a record was made of. Raises ValueError for a chat that this teacher's template does not render."""
+    if record.message_roles:
+        assert teacher.chat is not None  # the recipe says that the corpus holds chats
+        [piece] = cut_chat(record.doc_id, record.messages, teacher.chat, teacher.ends, teacher.max_tokens)
+        return piece
+    [segment] = record.segments
+    end = record.window_start + len(record.document)
+    window = Window(record.window_start, end, record.window_start + segment.start, segment.has_end)
+    tokens = teacher.tokenizer.encode(record.document)
+    return plain_piece(record.doc_id, window, record.document, tokens, teacher.tokenizer.prefix)
