@@ -4,7 +4,7 @@ Shape legend: B documents, L tokens of the longest document (start token include
 E most entries stored at one position.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -30,12 +30,17 @@ class Masks:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] .. ends[l]`."""
+    """A record in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] .. ends[l]`.
+
+    In a chat the template writes the start token, and tokens that cover nothing: they stand empty where they come.
+    """
 
     record: Record
     tokens: np.ndarray  # int64, without the start token
     starts: np.ndarray  # int64, byte offsets
     ends: np.ndarray
+    start: int | None = None  # of a chat; None: the student's own start token
+    turn_ends: Mapping[int, int] | None = None  # of a chat: byte offset where a turn ends -> the token that says so
 
     @property
     def num_tokens(self) -> int:
@@ -86,21 +91,26 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, m
     """Line up a record's targets with the student's tokens.
 
     The END of a segment is predicted from the state after its last token, by byte 0 of the interface and by the end
-    token; where a segment ends inside a token there is no such state, and its END is left out.
+    token (in a chat by the one that ends the turn); where a segment ends inside a token there is no such state, and its END is
+    left out.
     """
     record, starts, ends = encoded.record, encoded.starts, encoded.ends
     inside = supervised_tokens(starts, ends, record.segments)
+    if encoded.turn_ends is not None:
+        inside &= ends > starts
     labels_L = np.append(np.where(inside, encoded.tokens, NO_LABEL), NO_LABEL)
     bytes_state, bytes_offset, bytes_at = _byte_positions(starts, ends, inside, max_bytes)
-    end_state, end_at = _end_positions(ends, record)
-    labels_L[end_state] = end_id
+    end_state, end_at = _end_positions(encoded)
+    labels_L[end_state] = end_id if encoded.turn_ends is None else encoded.tokens[end_state]
     row_of_byte, row_of_end = _rows(record)
     rows = np.concatenate([row_of_byte[bytes_at], row_of_end[end_at]])
     document = np.frombuffer(record.document, dtype=np.uint8).astype(np.int64)
     entry_symbols_PE, entry_logprobs_PE = _entries(record, rows)
     return Example(
         doc_id=record.doc_id,
-        tokens_L=np.concatenate([[start_id], encoded.tokens]).astype(np.int64),
+        tokens_L=np.concatenate([[start_id if encoded.start is None else encoded.start], encoded.tokens]).astype(
+            np.int64
+        ),
         labels_L=labels_L.astype(np.int64),
         state_P=np.concatenate([bytes_state, end_state]).astype(np.int64),
         offset_P=np.concatenate([bytes_offset, np.zeros(len(end_state))]).astype(np.int64),
@@ -122,14 +132,19 @@ def _byte_positions(
     return state, offset, starts[state] + offset
 
 
-def _end_positions(ends: np.ndarray, record: Record) -> tuple[np.ndarray, np.ndarray]:
+def _end_positions(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
     """(state, index of the segment) of each END that follows a token's last byte."""
+    ends, turn_ends = encoded.ends, encoded.turn_ends
     found = []
-    for index, segment in enumerate(record.segments):
+    for index, segment in enumerate(encoded.record.segments):
         stop = segment.start + segment.length
-        tokens_before = int(np.searchsorted(ends, stop, side="right"))
-        if segment.has_end and (ends[tokens_before - 1] if tokens_before else 0) == stop:
-            found.append((tokens_before, index))
+        if turn_ends is not None:
+            state = turn_ends.get(stop)
+        else:
+            tokens_before = int(np.searchsorted(ends, stop, side="right"))
+            state = tokens_before if (ends[tokens_before - 1] if tokens_before else 0) == stop else None
+        if segment.has_end and state is not None:
+            found.append((state, index))
     pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 

@@ -40,7 +40,8 @@ def run_identity(recipe: Recipe, manifest: Manifest, tokenizer_sha256: str, ends
         "dump": {**manifest.identity, "documents_sha256": hashlib.sha256(plan.encode()).hexdigest()},
         "student": {
             **student.model_dump(
-                mode="json", exclude={"path", "dumps", "start", "end", "tokenizer", "trust_remote_code"}
+                mode="json",
+                exclude={"path", "dumps", "start", "end", "tokenizer", "chat_template", "trust_remote_code"},
             ),
             "tokenizer_sha256": tokenizer_sha256,
             "start_id": ends.start,
