@@ -26,9 +26,9 @@ class CorpusConfig(Section):
     field: str = Field(
         "text", description="Column of the text; `messages` for chats: a list of messages, each with role and content."
     )
-    messages: dict[str, str] | None = Field(
+    messages: dict[Literal["system", "user", "assistant"], str] | None = Field(
         None,
-        description="Make chats of columns, role: column, in the order of the conversation, as in {user: problem, assistant: solution}.",
+        description="Make chats of columns, a role's message of each, as in {user: problem, assistant: solution}: system, user, assistant.",
     )
     strip: bool = Field(
         False,

@@ -152,7 +152,8 @@ def _chat(columns: dict[str, Any], config: CorpusConfig) -> Any:
     """A row's list of messages, not checked yet."""
     if config.messages is None:
         return _column(columns, config.field)
-    return [{"role": role, "content": _column(columns, name)} for role, name in config.messages.items()]
+    found = [(role, config.messages[role]) for role in ("system", "user", ASSISTANT) if role in config.messages]
+    return [{"role": role, "content": _column(columns, name)} for role, name in found]
 
 
 def _column(columns: dict[str, Any], name: str) -> Any:
