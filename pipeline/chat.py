@@ -25,12 +25,14 @@ class Turn:
     """What the assistant says in one message, as far as whole tokens hold it and nothing else.
 
     Attributes:
+        message: its number.
         start, end: bytes of the chat that the tokens hold.
         first, last: tokens `first .. last` of the chat hold them.
         prefix: what the tokenizer put before the first of these tokens; part of what they spell.
         end_token: the control token that comes next; None where the last token reaches into the template, or text follows.
     """
 
+    message: int
     start: int
     end: int
     first: int
@@ -201,6 +203,7 @@ class ChatTokenizer:
                 if first < last or (first == last and end_token is not None):
                     at = message_starts[part.message] - begin
                     yield Turn(
+                        message=part.message,
                         start=at + max(edges[first], begin),
                         end=at + edges[last],
                         first=first_token + first,

@@ -126,8 +126,12 @@ class DumpDocument:
 
     @property
     def messages(self) -> list["Said"]:
-        """Of a chat, its messages in order; empty for plain text."""
-        return [message for record in self.records for message in said(record)]
+        """Of a chat, its messages in order; empty for plain text. Windows overlap by whole messages, and agree where they do."""
+        messages: list[Said] = []
+        for record in self.records:
+            heard = messages[-1].end if messages else -1
+            messages += [message for message in said(record) if message.end > heard]
+        return messages
 
     def positions(self) -> Iterator[Position]:
         for record in self.records:

@@ -140,7 +140,9 @@ def _cut(document: Document, teacher: Teacher) -> list[Piece]:
     if document.messages is None:
         return cut_pieces(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
     assert teacher.chat is not None
-    return cut_chat(document.doc_id, document.messages, teacher.chat, teacher.ends, teacher.max_tokens)
+    return cut_chat(
+        document.doc_id, document.messages, teacher.chat, teacher.ends, teacher.max_tokens, teacher.overlap_tokens
+    )
 
 
 def forward(

@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest, ShardPlan, identity_differences, shard_identity
 from schemas.seal import check_seal
 from schemas.shard import SHARD_SCHEMA, Record, read_shard
-from stage1_teacher.chat_pieces import cut_chat
+from stage1_teacher.chat_pieces import chat_piece
 from stage1_teacher.dump import engine_name, summarise, teacher_identity
 from stage1_teacher.fidelity import distances
 from stage1_teacher.pieces import Piece, batches, plain_piece
@@ -97,6 +98,7 @@ def _record_faults(path: Path, metadata: dict[str, str], shard: ShardPlan) -> It
     num_documents, num_bytes = 0, 0
     open_id: str | None = None  # of a document whose last window has not come yet
     done = 0  # bytes of it that are supervised so far
+    heard = 0  # of a chat, bytes that its windows held so far
     for row, record in enumerate(read_shard(path)):
         where = f", record {row} (doc_id {record.doc_id!r}): "
         faults = [*record.faults(), *_share_faults(record), *_chat_faults(record)]
@@ -106,9 +108,10 @@ def _record_faults(path: Path, metadata: dict[str, str], shard: ShardPlan) -> It
         if open_id not in (None, record.doc_id):
             yield f", record {row - 1} (doc_id {open_id!r}): the document's last window is missing"
         if record.message_roles:
-            num_documents += 1
-            num_bytes += sum(_said(record))
-            open_id = None
+            heard = heard if record.window_start else 0
+            num_documents += not record.window_start
+            num_bytes += sum(len(part) for part in _said(record) if part.stop > heard)
+            heard, open_id = record.window_start + len(record.document), None
             continue
         done = done if open_id == record.doc_id else 0
         for segment in record.segments:
@@ -129,28 +132,24 @@ def _record_faults(path: Path, metadata: dict[str, str], shard: ShardPlan) -> It
         yield f": {num_bytes} bytes to supervise, {shard.num_bytes} are planned"
 
 
-def _said(record: Record) -> list[int]:
-    """Bytes of each thing that the assistant says in a chat."""
-    pairs = zip(record.message_roles, record.message_lengths, strict=True)
-    return [length for role, length in pairs if role == ASSISTANT]
+def _said(record: Record) -> list[range]:
+    """Bytes of the whole chat that are the assistant's words, message by message."""
+    ends = list(accumulate(record.message_lengths, initial=record.window_start))
+    spans = zip(record.message_roles, pairwise(ends), strict=True)
+    return [range(start, end) for role, (start, end) in spans if role == ASSISTANT]
 
 
 def _chat_faults(record: Record) -> list[str]:
     """Whether a chat's segments lie in what the assistant says, one after another."""
     if not record.message_roles:
         return []
-    ends = list(accumulate(record.message_lengths))
-    said = [
-        range(start, end)
-        for role, start, end in zip(record.message_roles, [0, *ends], ends, strict=False)
-        if role == ASSISTANT
-    ]
+    spans = [(record.window_start + s.start, record.window_start + s.start + s.length) for s in record.segments]
     faults = [
-        f"supervises bytes {s.start} to {s.start + s.length}, which are not what the assistant says"
-        for s in record.segments
-        if not any(part.start <= s.start and s.start + s.length <= part.stop for part in said)
+        f"supervises bytes {start} to {end}, which are not what the assistant says"
+        for start, end in spans
+        if not any(part.start <= start and end <= part.stop for part in _said(record))
     ]
-    if any(one.start + one.length > other.start for one, other in pairwise(record.segments)):
+    if any(one[1] > other[0] for one, other in pairwise(spans)):
         faults.append("segments overlap, or are out of order")
     return faults
 
@@ -290,8 +289,9 @@ def _piece(record: Record, teacher: Teacher) -> Piece:
     """What a record was made of. Raises ValueError for a chat that this teacher's template does not render."""
     if record.message_roles:
         assert teacher.chat is not None  # the recipe says that the corpus holds chats
-        [piece] = cut_chat(record.doc_id, record.messages, teacher.chat, teacher.ends, teacher.max_tokens)
-        return piece
+        piece = chat_piece(record.doc_id, record.messages, teacher.chat.encode(record.messages), teacher.ends)
+        # A window does not supervise its first turns.
+        return replace(piece, stretches=tuple(s for s in piece.stretches if s.segment in record.segments))
     [segment] = record.segments
     end = record.window_start + len(record.document)
     window = Window(record.window_start, end, record.window_start + segment.start, segment.has_end)

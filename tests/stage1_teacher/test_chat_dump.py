@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.chat import ChatTokenizer, document_of
 from pipeline.config import Recipe
+from pipeline.dump_view import find_document
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
 from schemas.shard import Record, read_shard
@@ -161,7 +162,7 @@ def test_chats_that_a_template_changes_are_left_out_by_name_unless_the_corpus_is
     summary = json.loads((tmp_path / "as-it-is" / "dump" / "summary.json").read_text(encoding="utf-8"))
     assert [record.doc_id for record in records] == ["0", "2"]
     assert "strips what the assistant says" in summary["left_out_unspellable"]["1"]
-    assert summary["left_out_unspellable"]["3"] == "longer than teacher.max_tokens"
+    assert summary["left_out_unspellable"]["3"] == "a turn and what it answers are longer than teacher.max_tokens"
     assert verify_dump(tmp_path / "as-it-is" / "dump") == []
     records = dump(write_recipe(tmp_path / "stripped", model, rows, strip=True))
     assert [record.doc_id for record in records] == ["0", "1", "2"]
@@ -180,3 +181,28 @@ def test_a_teacher_without_a_template_is_refused(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model(tmp_path / "plain"), [{"messages": CHATS[1]}])
     with pytest.raises(ValueError, match="has no chat template"):
         dump(recipe)
+
+
+def test_a_long_chat_is_cut_between_messages_and_each_turn_is_supervised_once(model: Path, tmp_path: Path) -> None:
+    contents = [
+        text for i in range(9) for text in (f"the {i}? " + "and " * 5 * (i % 3), f"in {i}: " + "thing, " * (i + 1))
+    ]
+    messages = chat(*contents, system="and so")
+    recipe = write_recipe(tmp_path, model, [{"messages": messages}, {"messages": CHATS[0]}])
+    records = dump(recipe, "teacher.max_tokens=160", "teacher.overlap_tokens=40")
+    windows = [record for record in records if record.doc_id == "0"]
+    assert len(windows) > 2 and [record.doc_id for record in records] == ["0"] * len(windows) + ["1"]
+    said = [record.document[s.start : s.start + s.length].decode() for record in windows for s in record.segments]
+    assert said == contents[1::2] and all(s.has_end for record in windows for s in record.segments)
+    whole = document_of(messages)
+    for record in windows:
+        assert whole[record.window_start :].startswith(record.document) and record.faults() == []
+        assert record.messages == [m for m in messages if m in record.messages]
+        assert record.message_roles[0] == ("user" if record.window_start else "system")
+        assert record.message_roles[-1] == "assistant"
+    later = [record.segments[0].start > record.message_lengths[0] for record in windows[1:]]
+    assert any(later)  # with a turn of context
+    assert verify_dump(tmp_path / "dump", against_teacher=2) == []
+    shown = find_document(tmp_path / "dump", "0")
+    assert [(m.role, m.content.decode()) for m in shown.messages] == [(m["role"], m["content"]) for m in messages]
+    assert shown.text == whole
