@@ -220,7 +220,11 @@ class StudentConfig(Section):
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = None
     tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
-    interface: Literal["linear"] = Field("linear", description="How it yields byte distributions.")
+    interface: Literal["linear", "causal", "token_marginal"] = Field(
+        "linear",
+        description="How it yields byte distributions: linear (the paper's ten parallel maps), causal (a decoder over a "
+        "token's bytes), token_marginal (its own token probabilities summed to bytes; no parameters).",
+    )
     path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
     chat_template: str | None = Field(
         None,
@@ -238,6 +242,13 @@ class StudentConfig(Section):
     lora_rank: int = Field(0, ge=0, description="LoRA rank; 0: full fine-tuning.")
     max_doubt: float = Field(1.0, ge=0, le=1, description="Positions with more doubt contribute no KL.")
     max_token_end: float = Field(0.05, ge=0, le=1, description="Positions with more token_end contribute no KL.")
+    max_dropped: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Interface token_marginal: positions where a larger share of the student's own mass lies on tokens that "
+        "end off its canonical path, since the current token began, contribute neither KL nor byte CE.",
+    )
     dumps: tuple[DumpRef, ...] = Field((), description="Dumps to learn from; default: dump.path.")
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
 
@@ -247,7 +258,31 @@ class Objectives(Section):
 
     ce: float = Field(1.0, ge=0, description="Cross-entropy of the student's own tokens.")
     byte_ce: float = Field(1.0, ge=0, description="Cross-entropy of the realised bytes under the interface.")
-    kl: float = Field(0.1, ge=0, description="KL(teacher || interface).")
+    kl: float = Field(
+        0.1, ge=0, description="Divergence of the interface from the dump's targets (train.kl_direction)."
+    )
+    # Its gradient is about 1 / alm_tau of a cross-entropy's.
+    alm: float = Field(
+        0.0,
+        ge=0,
+        description="Approximate likelihood matching of chunks; a weight of train.alm_tau is of the size of ce 1.",
+    )
+
+    @property
+    def uses_bytes(self) -> bool:
+        """Whether the interface is needed."""
+        return self.byte_ce > 0 or self.kl > 0
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether the log-probabilities of the student's own tokens are needed."""
+        return self.ce > 0 or self.alm > 0
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> "Objectives":
+        if not any(self.model_dump().values()):
+            raise ValueError("all weights are 0, so nothing would be learnt; set one of them above 0")
+        return self
 
 
 class DeepSpeedConfig(Section):
@@ -274,6 +309,12 @@ class TrainConfig(Section):
         10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows."
     )
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    interface_lr: float = Field(
+        1.0, gt=0, description="Learning rate of the interface's own parameters, as a multiple of lr."
+    )
+    interface_warmup_steps: int = Field(
+        0, ge=0, description="Steps in which the interface learns, and passes no gradient on into the model."
+    )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
@@ -285,6 +326,22 @@ class TrainConfig(Section):
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
     objectives: Objectives = Objectives()
+    kl_direction: Literal["forward", "reverse", "jensen_shannon"] = Field(
+        "forward", description="KL(teacher || interface), KL(interface || teacher), or the Jensen-Shannon divergence."
+    )
+    kl_temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Both sides are raised to 1 / this over stored symbols and tail; the loss is times its square.",
+    )
+    alm_tau: float = Field(100.0, gt=0, description="Chunk likelihoods are raised to 1 / this before they are matched.")
+    alm_debias: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="A chunk ends only where the teacher gives a space, line break or END at least this; 0: at any shared "
+        "token end.",
+    )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
 

@@ -5,7 +5,7 @@ E most entries stored at one position.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from stage2_student.losses import NO_SYMBOL
 from stage2_student.spans import supervised_tokens
 
 NO_LABEL = -100
+NO_ROW = -1
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,21 @@ class MicroBatch:
     entry_symbols_PE: Tensor
     entry_logprobs_PE: Tensor
     num_bytes: int
+    extra: dict[str, Tensor] = field(default_factory=dict)  # what the interface prepared, see `Interface.prepare`
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        extra = {n: v.to(device, non_blocking=True) for n, v in self.extra.items()}
+        return replace(self, **moved, extra=extra)
 
 
-def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, masks: Masks) -> Example:
-    """Line up a record's targets with the student's tokens.
+def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | None, masks: Masks) -> Example:
+    """Line up a record's targets with the student's tokens, of each its first `max_bytes` bytes (None: all).
 
     The END of a segment is predicted from the state after its last token, by byte 0 of the interface and by the end
-    token (in a chat by the one that ends the turn); where a segment ends inside a token there is no such state, and its END is
-    left out.
+    token; where a segment ends inside a token there is no such state, and its END is left out.
     """
     record, starts, ends = encoded.record, encoded.starts, encoded.ends
     inside = supervised_tokens(starts, ends, record.segments)
@@ -100,9 +102,9 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, m
         inside &= ends > starts
     labels_L = np.append(np.where(inside, encoded.tokens, NO_LABEL), NO_LABEL)
     bytes_state, bytes_offset, bytes_at = _byte_positions(starts, ends, inside, max_bytes)
-    end_state, end_at = _end_positions(encoded)
-    labels_L[end_state] = end_id if encoded.turn_ends is None else encoded.tokens[end_state]
-    row_of_byte, row_of_end = _rows(record)
+    end_state, end_at = _end_positions(encoded, end_id)
+    labels_L[end_state] = end_id
+    row_of_byte, row_of_end = position_rows(record)
     rows = np.concatenate([row_of_byte[bytes_at], row_of_end[end_at]])
     document = np.frombuffer(record.document, dtype=np.uint8).astype(np.int64)
     entry_symbols_PE, entry_logprobs_PE = _entries(record, rows)
@@ -123,23 +125,25 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, m
 
 
 def _byte_positions(
-    starts: np.ndarray, ends: np.ndarray, inside: np.ndarray, max_bytes: int
+    starts: np.ndarray, ends: np.ndarray, inside: np.ndarray, max_bytes: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(state, offset in the token, byte of the document) of the bytes that the interface predicts, in order."""
-    counts = np.where(inside, np.minimum(ends - starts, max_bytes), 0)
+    lengths = ends - starts if max_bytes is None else np.minimum(ends - starts, max_bytes)
+    counts = np.where(inside, lengths, 0)
     state = np.repeat(np.arange(len(starts)), counts)
     offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return state, offset, starts[state] + offset
 
 
-def _end_positions(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
-    """(state, index of the segment) of each END that follows a token's last byte."""
+def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(state, index of the segment) of each END that follows a token's last byte; in a chat, where `end_id` does."""
     ends, turn_ends = encoded.ends, encoded.turn_ends
     found = []
     for index, segment in enumerate(encoded.record.segments):
         stop = segment.start + segment.length
         if turn_ends is not None:
             state = turn_ends.get(stop)
+            state = state if state is not None and encoded.tokens[state] == end_id else None
         else:
             tokens_before = int(np.searchsorted(ends, stop, side="right"))
             state = tokens_before if (ends[tokens_before - 1] if tokens_before else 0) == stop else None
@@ -149,10 +153,10 @@ def _end_positions(encoded: Encoded) -> tuple[np.ndarray, np.ndarray]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """The record's position for each byte of the document (-1: none), and for the END of each segment (-1: none)."""
-    of_byte = np.full(len(record.document), -1, dtype=np.int64)
-    of_end = np.full(len(record.segments), -1, dtype=np.int64)
+def position_rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """The record's position for each byte of the document, and for the END of each segment; NO_ROW where it has none."""
+    of_byte = np.full(len(record.document), NO_ROW, dtype=np.int64)
+    of_end = np.full(len(record.segments), NO_ROW, dtype=np.int64)
     position = 0
     for index, segment in enumerate(record.segments):
         of_byte[segment.start : segment.start + segment.length] = position + np.arange(segment.length)

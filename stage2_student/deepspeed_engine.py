@@ -21,6 +21,8 @@ from torch.nn.utils import get_total_norm
 from pipeline.config import Recipe, TrainConfig
 from stage2_student.launch import free_port
 
+LR_FACTOR = "lr_factor"  # of a parameter group
+
 
 def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
     """What DeepSpeed is told, all of it: a pure function of the recipe and the number of ranks.
@@ -78,9 +80,16 @@ def start_ranks() -> tuple[int, int, torch.device]:
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def start_engine(student: nn.Module, config: dict[str, Any]) -> Any:
-    """Wrap the student; its weights are split over the ranks from here on, as the ZeRO stage says."""
-    engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=list(student.parameters()), config=config)
+def start_engine(student: nn.Module, config: dict[str, Any], interface_lr: float) -> Any:
+    """Wrap the student; its weights are split over the ranks from here on, as the ZeRO stage says.
+
+    The interface's parameters learn at `interface_lr` times the rate that `optimizer_step` is given.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        groups.setdefault(interface_lr if name.startswith("interface.") else 1.0, []).append(parameter)
+    parameters = [{"params": params, LR_FACTOR: factor} for factor, params in groups.items()]
+    engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=parameters, config=config)
     return engine
 
 
@@ -111,7 +120,7 @@ def backward(engine: Any, nats: Tensor, num_bytes: int, world: int, last: bool) 
 def optimizer_step(engine: Any, lr: float) -> float:
     """One AdamW step. Returns the gradient's norm over all ranks, before clipping."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[LR_FACTOR]
     plain = not engine.zero_optimization()  # without ZeRO DeepSpeed clips, but does not tell the norm
     norm = get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]) if plain else None
     engine.step()

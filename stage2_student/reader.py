@@ -149,15 +149,17 @@ def encode_records(
 
 
 def encoded_chat(record: Record, chat: EncodedChat, tokenizer: Tokenizer) -> Encoded:
-    """A chat's tokens and the bytes they cover; its first token is the start. Tokens outside turns stand empty where they come."""
-    starts = np.zeros(len(chat.tokens), dtype=np.int64)
-    ends = np.zeros(len(chat.tokens), dtype=np.int64)
+    """A chat's tokens and the bytes they cover; its first token is the start. Tokens outside turns stand empty: what ends a turn at
+    its end, others where the next turn starts."""
+    starts = np.full(len(chat.tokens), chat.turns[0].start, dtype=np.int64)
+    ends = starts.copy()
     for turn, after in zip_longest(chat.turns, chat.turns[1:]):
         sizes = [len(tokenizer.token_bytes[token] or b"") for token in chat.tokens[turn.first : turn.last]]
         edges = np.maximum(turn.start - len(turn.prefix) + np.cumsum([0, *sizes]), turn.start)
         starts[turn.first : turn.last], ends[turn.first : turn.last] = edges[:-1], edges[1:]
-        starts[turn.last : after.first if after else None] = turn.end
-        ends[turn.last : after.first if after else None] = turn.end
+        starts[turn.last : turn.last + 1] = ends[turn.last : turn.last + 1] = turn.end
+        if after is not None:
+            starts[turn.last + 1 :] = ends[turn.last + 1 :] = after.start
     turn_ends = {turn.end: turn.last - 1 for turn in chat.turns if turn.end_token is not None}
     return Encoded(
         record,

@@ -66,7 +66,7 @@ def make_dump(folder: Path, num_records: int = 24, num_shards: int = 3, seed: in
 def make_recipe(dump: Path, model: Path, run: Path, train: dict[str, Any], **student: Any) -> Recipe:
     values = {
         "steps": 6, "batch_tokens": 120, "micro_batch_tokens": 60, "lr": 1e-3, "warmup_steps": 2, "save_every": 2,
-        "dtype": "float32", "max_tokens": 512,
+        "dtype": "float32", "max_tokens": 512, "objectives": {"ce": 1.0, "byte_ce": 1.0, "kl": 0.1, "alm": 10.0},
     }  # fmt: skip
     return Recipe.model_validate(
         {

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.chat import ChatTokenizer, document_of
+from pipeline.covering import Covering, unnormalised
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import END
 from schemas.manifest import Manifest
 from schemas.shard import Record, Segment, read_shard
 from stage1_teacher.dump import run_teacher
+from stage2_student.alm import chunk_bounds, chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Example, Masks, collate, make_example
 from stage2_student.evaluate import evaluate_folder
+from stage2_student.interfaces.base import StudentShape
+from stage2_student.interfaces.token_marginal import TokenMarginal
 from stage2_student.launch import launch_student
 from stage2_student.reader import encode_records
 from stage2_student.start import end_tokens, export_start, student_tokenizer
@@ -51,7 +56,9 @@ def chat_record(messages: list[dict[str, str]], cut: int = 0) -> Record:
 def example_of(loaded: ChatTokenizer, record: Record) -> Example:
     [encoded] = encode_records([record], loaded.tokenizer, 512, loaded)
     assert isinstance(encoded, Encoded)
-    return make_example(encoded, 77, 99, 10, MASKS)
+    end = loaded.end_of_turn()
+    assert end is not None
+    return make_example(encoded, 77, end, 10, MASKS)
 
 
 @pytest.mark.parametrize("cut", [0, 2])
@@ -88,8 +95,8 @@ def test_chats_and_plain_text_train_side_by_side() -> None:
     examples = []
     for encoded in encode_records(records, loaded.tokenizer, 512, loaded):
         assert isinstance(encoded, Encoded)
-        examples.append(make_example(encoded, 77, 99, 10, MASKS))
-    assert examples[0].tokens_L[0] == 77 and examples[0].labels_L[-1] == 99
+        examples.append(make_example(encoded, 77, loaded.tokenizer.token_id("<|im_end|>"), 10, MASKS))
+    assert examples[0].tokens_L[0] == 77 and examples[0].labels_L[-1] == examples[1].labels_L[-2]
     assert examples[1].tokens_L[0] == loaded.tokenizer.token_id("<|im_start|>")
     micro = collate(examples)
     assert micro.num_bytes == sum(example.num_bytes for example in examples)
@@ -103,6 +110,66 @@ def test_a_chat_that_the_students_template_changes_is_counted_under_its_reason()
     assert isinstance(good, Encoded)
     with pytest.raises(ValueError, match=r"give student\.chat_template"):
         encode_records(records, loaded.tokenizer, 512)
+
+
+def test_chunks_of_a_chat_lie_in_its_turns_and_hold_all_of_them() -> None:
+    """With one tokenizer on both sides and no threshold, a chunk is a token: likelihoods of what lies between turns are in none."""
+    loaded = load_chat("qwen")
+    messages = chat("the thing?", "and yes é", "in?", "an\nand")
+    record = chat_record(messages)
+    [encoded] = encode_records([record], loaded.tokenizer, 512, loaded)
+    assert isinstance(encoded, Encoded)
+    sizes, at = [], 0
+    for turn in loaded.encode(messages).turns:
+        tokens = loaded.encode(messages).tokens[turn.first : turn.last]
+        sizes += [turn.start - at, *(len(loaded.tokenizer.token_bytes[token] or b"") for token in tokens)]
+        at = turn.end
+    lengths = np.array(sizes, dtype=np.int32)
+    logprobs = -np.arange(len(lengths), dtype=np.float32)
+    record = replace(record, teacher_token_lengths=lengths, teacher_token_logprobs=logprobs)
+    encoded = replace(encoded, record=record)
+    for bounds, segment in zip(chunk_bounds(encoded, 0.0), record.segments, strict=True):
+        assert bounds[0] == segment.start and bounds[-1] == segment.start + segment.length
+    found = chunk_tensors([encoded], len(encoded.tokens) + 1, 0.0)
+    gaps = [0, int(np.flatnonzero(np.cumsum(lengths) == record.segments[1].start)[0])]
+    assert found["alm_teacher_C"].tolist() == [-i for i in range(len(lengths)) if i not in gaps]
+    example = make_example(encoded, 77, loaded.tokenizer.token_id("<|im_end|>"), 10, MASKS)
+    chunks = found["alm_chunk_BL"][0][torch.tensor(example.labels_L != NO_LABEL)].tolist()
+    assert [chunk for chunk in chunks if chunk >= 0] == list(range(len(lengths) - 2)) and chunks.count(-1) == 2  # END
+
+
+def test_token_marginal_reads_a_chat_as_the_covering_does() -> None:
+    """The student's own distributions at the turns of a chat: those of a covering of the stretch between control tokens."""
+    loaded = load_chat("qwen")
+    end, width = loaded.tokenizer.token_id("<|im_end|>"), len(loaded.tokenizer.token_bytes)
+    shape = StudentShape(16, width, loaded.tokenizer.token_bytes, loaded.tokenizer.prefix, (end,))
+    interface = TokenMarginal(shape, max_dropped=1.0)
+    [encoded] = encode_records([chat_record(CHAT)], loaded.tokenizer, 512, loaded)
+    assert isinstance(encoded, Encoded)
+    example = make_example(encoded, 77, end, None, MASKS)
+    micro = collate([example])
+    micro = replace(micro, extra=interface.prepare([encoded], [example], micro))
+    generator = torch.Generator().manual_seed(0)
+    hidden_BLD = torch.randn(1, len(example.tokens_L), 16, generator=generator, dtype=torch.float64)
+    head = torch.randn(16, width, generator=generator, dtype=torch.float64) / 2
+    found, _ = interface.marginals(hidden_BLD, micro, lambda hidden_ND: hidden_ND @ head)
+    tokens, vocabulary = example.tokens_L.tolist(), interface.vocabulary
+    control = [i for i, token in enumerate(tokens) if loaded.tokenizer.token_bytes[token] is None] + [len(tokens)]
+    position = 0
+    for first, last in pairwise(control):
+        states = [i for i in range(first, last) if example.labels_L[i] != NO_LABEL]
+        if not states:
+            continue
+        spelled = b"".join(loaded.tokenizer.token_bytes[token] or b"" for token in tokens[first + 1 : last])
+        covering = Covering(vocabulary, tokens[first + 1 : last], spelled)
+        logits_RC = (hidden_BLD[0, first:last] @ head).numpy()[:, vocabulary.order]
+        targets = covering.targets(covering.reduce_rows(covering.offsets, unnormalised(logits_RC)))
+        begin = int(covering.offsets[states[0] - first])
+        wanted_PV = targets.probs_PV[begin:]
+        ours_PV = found.logprobs_PV[position : position + len(wanted_PV) - 1].exp()  # bytes; ENDs come last
+        np.testing.assert_allclose(ours_PV.numpy(), wanted_PV[:-1], atol=1e-9)
+        position += len(wanted_PV) - 1
+    assert position == int((example.symbols_P != END).sum()) > 0
 
 
 def dump_of_chats(folder: Path, teacher: str) -> Path:
