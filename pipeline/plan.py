@@ -94,7 +94,11 @@ def _student_lines(recipe: Recipe) -> list[Line]:
     weights = ", ".join(f"{name} {weight:g}" for name, weight in train.objectives.model_dump().items())
     dumps = student.dumps
     paths = [f"{ref.path} (weight {ref.weight:g})" for ref in dumps] or [recipe.dump.path]
+    if len(paths) > 1:
+        paths[-1] += f", {student.mix} mean"
     tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else "all weights"
+    if student.drop_layers:
+        tuned += f", layers {', '.join(map(str, student.drop_layers))} taken out"
     tokens = train.steps * train.batch_tokens
     lines = [
         ("student", f"{student.interface} interface, {tuned}, from {', '.join(paths)}"),

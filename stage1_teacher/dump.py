@@ -23,6 +23,7 @@ from pipeline.licence import describe, with_licence
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
+from schemas import levels
 from schemas.manifest import Manifest, ShardPlan, shard_identity, write_json
 from schemas.shard import Record, commit_shard, committed, sync_folder, to_table
 from stage1_teacher import audit, plan
@@ -33,6 +34,7 @@ from stage1_teacher.extend import extend_dump
 from stage1_teacher.overlap import one_ahead
 from stage1_teacher.pieces import Piece, batches, cut_pieces, spelled_lengths
 from stage1_teacher.restart import persist
+from stage1_teacher.rounding import round_entries
 from stage1_teacher.sparsify import sparsify
 from stage1_teacher.teacher import Answers, Named, Teacher, load_tokenizer, open_teacher, resolve_ids
 
@@ -54,12 +56,9 @@ def make_record(
     kept = list(zip(targets, taken, strict=True))
     segments = tuple(stretch.segment for stretch in piece.stretches)
     realised = b"".join(piece.text[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in segments)
-    counts, symbols, logprobs = sparsify(
-        np.concatenate([found.probs_PV[where] for found, where in kept]),
-        np.frombuffer(realised, dtype=np.uint8),
-        top_k,
-        min_prob,
-    )
+    probs_PV = np.concatenate([found.probs_PV[where] for found, where in kept])
+    entries = sparsify(probs_PV, np.frombuffer(realised, dtype=np.uint8), top_k, min_prob)
+    rounded = round_entries(entries)
     lengths, token_logprobs = _token_columns(piece, targets, tokenizer)
     return Record(
         doc_id=piece.doc_id,
@@ -67,13 +66,13 @@ def make_record(
         document=piece.text,
         segments=segments,
         teacher_token_lengths=lengths,
-        teacher_token_logprobs=token_logprobs,
-        entry_counts=counts,
-        dropped=np.concatenate([found.dropped_P[where] for found, where in kept]).astype(np.float16),
-        token_end=np.concatenate([found.token_end_P[where] for found, where in kept]).astype(np.float16),
-        doubt=np.concatenate([found.doubt_P[where] for found, where in kept]).astype(np.float16),
-        symbols=symbols,
-        logprobs=logprobs,
+        teacher_token_logprobs=levels.round_token_logprobs(token_logprobs),
+        entry_counts=entries.counts_P,
+        dropped=levels.round_shares(np.concatenate([found.dropped_P[where] for found, where in kept])),
+        token_end=levels.round_shares(np.concatenate([found.token_end_P[where] for found, where in kept])),
+        doubt=levels.round_shares(np.concatenate([found.doubt_P[where] for found, where in kept])),
+        symbols=rounded.symbols_E,
+        logprobs=rounded.logprobs_E,
         message_roles=piece.roles,
         message_lengths=piece.lengths,
     )
@@ -94,7 +93,7 @@ def _token_columns(piece: Piece, targets: Sequence[Targets], tokenizer: ByteToke
     if len(piece.text) > at:
         lengths.append(len(piece.text) - at)
         logprobs.append(np.zeros(1))
-    return np.array(lengths, dtype=np.int32), np.concatenate(logprobs).astype(np.float32)
+    return np.array(lengths, dtype=np.int32), np.concatenate(logprobs)
 
 
 class CutShard(NamedTuple):

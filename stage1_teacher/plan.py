@@ -12,6 +12,7 @@ from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, TeacherConfig
 from pipeline.corpus import Document
 from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas import levels
 from schemas.manifest import Manifest, ShardPlan, identity_differences
 
 
@@ -91,7 +92,7 @@ def make_identity(
         "corpus": {"sha256": corpus, "field": "messages" if recipe.corpus.has_chats else recipe.corpus.field},
         "covering": recipe.dump.covering.model_dump(),
         "sparsity": {"top_k": dump.top_k, "min_prob": dump.min_prob},
-        "coding": "float16 natural log",
+        "coding": levels.NAME,
         "shard_bytes": int(dump.shard_bytes),
     }
 

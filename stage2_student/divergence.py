@@ -30,7 +30,7 @@ def sparse_divergence(record: Record, probs_PV: np.ndarray) -> tuple[np.ndarray,
     unstored_PV = probs_PV.copy()
     unstored_PV[position_E, record.symbols] = 0.0
     teacher_tail_P = np.maximum(1 - np.bincount(position_E, teacher_E, record.num_positions), 0.0)
-    # Where every symbol is stored there is no tail: what is left to 1 is float16's rounding.
+    # Where every symbol is stored there is no tail: what is left to 1 is rounding.
     teacher_tail_P[record.entry_counts == NUM_SYMBOLS] = 0.0
     teacher = np.concatenate([teacher_E, teacher_tail_P])
     model = np.concatenate([probs_PV[position_E, record.symbols], unstored_PV.sum(axis=1)])

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 NO_SYMBOL = -1  # pads a position's entries
-# Entries are float16 and may sum to a little more than 1: less than this cannot be told from 0, and 0 would make the
-# reverse KL infinite.
+# Entries may sum to 1, with float32's rounding even to a little more: a smaller tail cannot be told from 0, and 0 would make
+# the reverse KL infinite.
 MIN_TAIL = 1e-6
 
 Direction = Literal["forward", "reverse", "jensen_shannon"]

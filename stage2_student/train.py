@@ -40,9 +40,18 @@ from stage2_student.batches import (
 from stage2_student.export import export
 from stage2_student.interfaces import Interface, StudentShape, make_interface
 from stage2_student.log import RunLog
+from stage2_student.lora import add_adapters
 from stage2_student.model import PARTS, Student
 from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
-from stage2_student.start import Ends, end_tokens, export_start, load_start, student_config, student_tokenizer
+from stage2_student.start import (
+    Ends,
+    end_tokens,
+    export_start,
+    load_start,
+    student_config,
+    student_tokenizer,
+    tokenizer_moved,
+)
 
 
 class Ranks(NamedTuple):
@@ -83,7 +92,7 @@ def train(recipe: Recipe) -> None:
     """Train, or resume; then export. Raises ValueError for another dump, recipe or tokenizer than it began with."""
     student = student_config(recipe)
     run = Path(student.path)
-    reader = DumpReader(run_folder.dump_path(recipe), recipe.train.seed)
+    reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
     tokenizer, chat, _ = student_tokenizer(student, reader.manifest.has_chats)
     ends = end_tokens(student, tokenizer, chat)
     ranks = Ranks(*ds.start_ranks())
@@ -108,7 +117,9 @@ def _prepare(
     run = Path(student_config(recipe).path)
     for remark in tokenizer.remarks():
         print(f"{run}: the student's tokenizer {remark}", flush=True)
-    identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world)
+    for remark, count in reader.remarks.items():
+        print(f"{run}: {count} documents {remark}", flush=True)
+    identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world, reader.other_manifests)
     if chat is not None:
         identity["student"]["template_sha256"] = chat.template.sha256
     run_folder.claim(run, identity)
@@ -121,7 +132,10 @@ def _prepare(
 def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Student:
     """The start model with its interface (where an objective needs one), float32, on the CPU."""
     config = student_config(recipe)
-    lm = load_start(Path(config.path) / "start", config.trust_remote_code)
+    start = Path(config.path) / "start"
+    lm = load_start(start, config.trust_remote_code)
+    if config.lora_rank:
+        add_adapters(lm, config, tokenizer_moved(start))
     shape = StudentShape(
         hidden_size=lm.config.get_text_config().hidden_size,
         head_rows=lm.get_output_embeddings().weight.shape[0],
@@ -190,7 +204,7 @@ def _loop(
             if state.step % config.save_every == 0 or state.step == config.steps:
                 _save(engine, run, state, ranks)
     if ranks.rank == 0:
-        _summarise(run, state, figures)
+        _summarise(run, state, figures, reader)
 
 
 def _own_share(
@@ -293,9 +307,10 @@ def _save(engine: Any, run: Path, state: State, ranks: Ranks) -> None:
         run_folder.commit_checkpoint(run, partial, state.step)
 
 
-def _summarise(run: Path, state: State, figures: dict[str, float]) -> None:
+def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader) -> None:
     transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
-    write_json(run / "summary.json", {**state.as_dict(), "transfer": transfer, "last_step": figures})
+    known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks}
+    write_json(run / "summary.json", {**state.as_dict(), **known})
     for reason, count in state.left_out.items():
         print(f"left out: {count} records, {reason}", file=sys.stderr, flush=True)
 

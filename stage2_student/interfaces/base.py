@@ -45,6 +45,7 @@ class Interface(nn.Module, ABC):
     def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
         """Scores of the positions of `batch`, each from the state `state_P` that predicts the token in which it lies.
 
+        The positions of a token stand together, `offset_P` ascending from 0; an END is a token of its own there.
         It may look at the bytes of that token before the position (`symbols_P` at smaller `offset_P`), never at the
         position's own or a later one. It applies `head` to a part of the rows at a time, if at all.
         """

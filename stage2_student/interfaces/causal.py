@@ -18,13 +18,16 @@ FIRST = NUM_SYMBOLS  # what stands before a token's first byte
 class CausalInterface(Interface):
     """A GRU that starts from the state that predicts the token and reads the token's bytes one after another.
 
-    Its output map starts at zero, as the linear interface: no noise reaches the trunk in the first steps.
+    As wide as the student's states: 1.2 % of the parameters of a student of 135 million. A transformer layer in its place
+    learnt less in the same time. Its output map starts at zero, as the linear interface's: no noise reaches the trunk in
+    the first steps.
     """
 
     max_bytes = None
 
-    def __init__(self, shape: StudentShape, width: int = 512, byte_width: int = 128) -> None:
+    def __init__(self, shape: StudentShape, byte_width: int = 128) -> None:
         super().__init__()
+        width = shape.hidden_size
         self.start = nn.Linear(shape.hidden_size, width)
         self.before = nn.Embedding(NUM_SYMBOLS + 1, byte_width)
         self.decoder = nn.GRU(byte_width, width)

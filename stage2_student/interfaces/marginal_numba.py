@@ -101,8 +101,10 @@ def _spread_rows(
     for r in range(rows[0], rows[1]):
         logits_V, gradient_V, common = logits_RV[r], gradient_RV[r], common_R[r]
         log_total = np.float32(log_total_R[r])
+        for c in range(width):  # apart from the next loop, which then is of vector instructions
+            probs_C[c] = _to_float(logits_V[token_C[c]])
         for c in range(width):
-            probs_C[c] = exp32(_to_float(logits_V[token_C[c]]) - log_total)
+            probs_C[c] = exp32(probs_C[c] - log_total)
         for i in range(start_R[r], start_R[r + 1]):
             _scale(probs_C, first_I[i], last_I[i], np.float32(mass_I[i] - common))
         _scale(probs_C, num_spelling, num_spelling + num_end, np.float32(end_R[r] - common))

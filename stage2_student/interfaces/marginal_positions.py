@@ -45,9 +45,8 @@ def distributions(sums: Sums, plan: Plan) -> Distributions:
     """
     nodes = _nodes(sums.mass_I, plan)
     next_R = torch.where(plan.next_R == NO_TOKEN, 0.0, sums.logprob_R2[:, 0])
-    log_weight_R = (
-        next_R.cumsum(0) - next_R
-    )  # over all stretches: a common factor of a stretch is in all its rows alike
+    # Through all stretches: what stands before a stretch weighs all of its rows alike.
+    log_weight_R = next_R.cumsum(0) - next_R
     scale_Q = _log_scale(log_weight_R.detach(), nodes, len(plan.realised_Q))
     weight_RD = _exp_where(nodes.reach_RD > 0, log_weight_R[:, None] - scale_Q[nodes.position_RD])
     mass_UV = _masses(sums, plan, nodes, weight_RD)
@@ -106,22 +105,18 @@ def _shares(
     """(token_end, dropped): shares of what is known just before each position, 0 at a stretch's first."""
     zero_Q = torch.zeros_like(scale_Q)
     known_Q = zero_Q.index_add(0, nodes.position_RD.flatten(), (weight_RD * nodes.deeper_RD).flatten())
-    # An exact node at depth d belongs to the position before, where its row is known to reach.
+    # A token that ends at a position belongs to the mass known just before it.
     before_RD = (nodes.position_RD - 1).clamp(min=0)
     ends_RD = nodes.exact_RD * _exp_where(nodes.exact_RD > 0, log_weight_R[:, None] - scale_Q[before_RD])
     ended_Q = zero_Q.index_add(0, nodes.position_RD.flatten(), ends_RD.flatten())
-    follows_R = torch.zeros_like(plan.next_R, dtype=torch.bool)
-    follows_R[1:] = plan.next_R[:-1] != NO_TOKEN
+    follows_R = (plan.next_R != NO_TOKEN).roll(1)  # the last row of all has no successor
     continued_R = _exp_where(follows_R, log_weight_R - scale_Q[(plan.offset_R - 1).clamp(min=0)])
+    continued_Q = zero_Q.index_copy(0, plan.offset_R, continued_R)
+    before_Q = known_Q.roll(1)
+    before_Q = before_Q.where(before_Q > 0, 1.0)  # where nothing is known, nothing ended
+    dropped_Q = ((ended_Q - continued_Q) / before_Q).clamp(0.0, 1.0)
     is_start_Q = torch.zeros_like(zero_Q, dtype=torch.bool).index_fill(0, plan.offset_R, True)
-    known_before_Q = known_Q.roll(1)
-    has_known_Q = known_before_Q > 0
-    share_Q = torch.where(has_known_Q, ended_Q / known_before_Q.where(has_known_Q, 1.0), 0.0)
-    continued_Q = torch.zeros_like(zero_Q).index_copy_(0, plan.offset_R, continued_R)
-    kept_Q = torch.where(has_known_Q, continued_Q / known_before_Q.where(has_known_Q, 1.0), 0.0)
-    dropped_Q = (share_Q - kept_Q).clamp(0.0, 1.0)
-    # A running maximum that starts anew with each token: the number of the token is added to the shares, twice.
+    inside_Q = (ended_Q / before_Q).clamp(0.0, 1.0).where(~is_start_Q, 0.0)
+    # A running maximum that starts anew with each token: shares are at most 1, and each token lifts its own by 2 more.
     level_Q = 2.0 * is_start_Q.cumsum(0)
-    inside_Q = share_Q.clamp(0.0, 1.0).where(~is_start_Q, 0.0)
-    token_end_Q = (inside_Q + level_Q).cummax(0).values - level_Q
-    return token_end_Q, dropped_Q
+    return (inside_Q + level_Q).cummax(0).values - level_Q, dropped_Q

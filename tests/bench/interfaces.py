@@ -6,6 +6,7 @@ A step is forward, backward and AdamW, in bfloat16 as the demo's. The variants t
 peak of the whole process within a step, weights and optimizer included. `--vocabulary gpt2` has 50k tokens, `qwen` 150k.
 """
 
+import ctypes
 import statistics
 import sys
 import time
@@ -62,6 +63,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        ctypes.CDLL(None).malloc_trim(0)  # what another variant has freed is not this one's
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
@@ -81,8 +83,10 @@ def step(variant: Variant, optimizer: torch.optim.Optimizer, device: torch.devic
     return Figures(time.monotonic() - started, time.process_time() - cpu_started, peak_bytes(device))
 
 
-def variants(recipe: Recipe, tokens: int, device: torch.device) -> tuple[list[Variant], torch.optim.Optimizer]:
-    """Cross-entropy alone, and each interface, on one model."""
+def variants(
+    recipe: Recipe, interfaces: Sequence[str], tokens: int, device: torch.device
+) -> tuple[list[Variant], torch.optim.Optimizer]:
+    """Cross-entropy alone, and these interfaces, on one model."""
     config = recipe.student
     assert config is not None
     tokenizer, _ = student_tokenizer(config)
@@ -92,7 +96,7 @@ def variants(recipe: Recipe, tokens: int, device: torch.device) -> tuple[list[Va
     shape = StudentShape(lm.config.hidden_size, width, tokenizer.token_bytes, tokenizer.prefix, (ends.end,))
     documents = next(global_batches(DumpReader(Path(recipe.dump.path), 0), tokenizer, tokens, 512)).documents
     found = []
-    for name in (None, *INTERFACES):
+    for name in (None, *interfaces):
         interface = None if name is None else make_interface(config.model_copy(update={"interface": name}), shape)
         objectives = CE_ONLY if interface is None else WITH_BYTES
         student = Student(lm, interface, recipe.train.model_copy(update={"objectives": objectives})).to(device)
@@ -128,12 +132,13 @@ def recipe_for(vocabulary: str, dump: Path, out: Path) -> Recipe:
 def main(
     dump: Annotated[Path, typer.Option(help="documents and targets to train on")] = Path("runs/demo/dump"),
     vocabulary: Annotated[str, typer.Option(help=f"one of {', '.join(TOKENIZERS)}")] = "gpt2",
+    interface: Annotated[list[str] | None, typer.Option(help="which to measure, one or more; default: all")] = None,
     tokens: Annotated[int, typer.Option(help="student tokens of a step, about: whole documents")] = 1024,
     rounds: Annotated[int, typer.Option(help="timed steps of each variant; the median counts")] = 7,
     out: Annotated[Path, typer.Option(help="where the moved student is kept")] = Path("runs/interfaces"),
 ) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found, optimizer = variants(recipe_for(vocabulary, dump, out), tokens, device)
+    found, optimizer = variants(recipe_for(vocabulary, dump, out), interface or list(INTERFACES), tokens, device)
     steps: dict[str, list[Figures]] = {variant.name: [] for variant in found}
     for number in range(rounds + 1):
         for variant in found:

@@ -39,7 +39,7 @@ def make_batch(*texts: list[bytes]) -> MicroBatch:
 
 def random_interface(seed: int = 0) -> CausalInterface:
     torch.manual_seed(seed)
-    interface = CausalInterface(SHAPE, width=24, byte_width=8)
+    interface = CausalInterface(SHAPE, byte_width=8)
     torch.nn.init.normal_(interface.symbols.weight)
     return interface
 
