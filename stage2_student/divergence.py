@@ -5,20 +5,23 @@ The model has no byte head: its own token logits are summed to bytes exactly as 
 Shape legend: R rows, C sorted columns, P positions, V symbols (256), E entries.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipeline.chat import ChatTokenizer
+from pipeline.chat_template import ChatError
 from pipeline.covering import Covering, ReducedRow, Targets, unnormalised
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 from schemas.manifest import Manifest
 from schemas.shard import Record, read_shard
+from stage2_student.batches import NO_ROW, position_rows
 
 MIN_PROB = 1e-10  # a canonical covering gives no mass to a symbol that no token goes on with; 23 nats stand for "never"
 
@@ -50,10 +53,17 @@ def _terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 class ByteModel:
-    """A Hugging Face model asked for next-byte distributions through the canonical covering."""
+    """A Hugging Face model asked for next-byte distributions through the canonical covering.
 
-    def __init__(self, model: str, start: int, ends: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
-        self.tokenizer = ByteTokenizer.load(model)
+    Args:
+        chats: it is asked about chats, which it renders with its own template.
+    """
+
+    def __init__(
+        self, model: str, start: int, ends: tuple[int, ...], dtype: torch.dtype = torch.float32, chats: bool = False
+    ) -> None:
+        self.chat = ChatTokenizer.load(model) if chats else None
+        self.tokenizer = ByteTokenizer.load(model) if self.chat is None else self.chat.tokenizer
         self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device)
@@ -62,19 +72,65 @@ class ByteModel:
         self.order = torch.from_numpy(self.vocabulary.order).to(self.device)
         self.start = start
 
-    @torch.inference_mode()
     def targets(self, document: bytes) -> Targets:
         """Distributions at the document's bytes + 1 positions. Raises SpellingError where the model's tokenizer cannot spell the document."""
         tokens = self.tokenizer.encode(document)
         prefix = self.tokenizer.prefix
-        covering = Covering(self.vocabulary, tokens, prefix + document)
-        ids_1R = torch.tensor([[self.start, *tokens]], device=self.device)
-        logits_RV = self.model(ids_1R, use_cache=False).logits[0].float()
+        return self._covered(tokens, prefix + document, self._logits([self.start, *tokens])).drop_prefix(len(prefix))
+
+    def answers(self, record: Record) -> "Answers":
+        """Distributions at a record's positions. Raises SpellingError or ChatError where the model cannot be asked."""
+        if record.message_roles:
+            return self._chat_answers(record)
+        targets = self.targets(record.document)
+        taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
+        return Answers(targets.probs_PV[taken], targets.token_end_P[taken], np.ones(len(taken), dtype=bool))
+
+    def _chat_answers(self, record: Record) -> "Answers":
+        assert self.chat is not None
+        encoded = self.chat.encode(record.messages)
+        logits_RV = self._logits(encoded.tokens)
+        num = record.num_positions
+        found = Answers(np.full((num, NUM_SYMBOLS), 1 / NUM_SYMBOLS), np.zeros(num), np.zeros(num, dtype=bool))
+        row_of_byte, row_of_end = position_rows(record)
+        end_rows = dict(zip([s.start + s.length for s in record.segments], row_of_end.tolist(), strict=True))
+        for turn in encoded.turns:
+            spelled = turn.prefix + record.document[turn.start : turn.end]
+            tokens = encoded.tokens[turn.first : turn.last]
+            targets = self._covered(tokens, spelled, logits_RV[turn.first - 1 : turn.last]).drop_prefix(
+                len(turn.prefix)
+            )
+            end_row = end_rows.get(turn.end, NO_ROW) if turn.end_token in self.vocabulary.end_ids else NO_ROW
+            rows = np.append(row_of_byte[turn.start : turn.end], end_row)
+            asked = rows != NO_ROW
+            found.probs_PV[rows[asked]] = targets.probs_PV[asked]
+            found.token_end_P[rows[asked]] = targets.token_end_P[asked]
+            found.asked_P[rows[asked]] = True
+        return found
+
+    @torch.inference_mode()
+    def _logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        logits_RV: torch.Tensor = self.model(torch.tensor([list(tokens)], device=self.device), use_cache=False).logits[
+            0
+        ]
+        return logits_RV.float()
+
+    def _covered(self, tokens: Sequence[int], spelled: bytes, logits_RV: torch.Tensor) -> Targets:
+        """The covering of tokens whose rows these are: the one before the first, and one after each."""
+        covering = Covering(self.vocabulary, tokens, spelled)
         rows: list[ReducedRow] = []
         for part_RV in logits_RV.split(128):
             offsets = covering.offsets[len(rows) : len(rows) + len(part_RV)]
             rows += covering.reduce_rows(offsets, unnormalised(part_RV[:, self.order].cpu().numpy()))
-        return covering.targets(rows).drop_prefix(len(prefix))
+        return covering.targets(rows)
+
+
+class Answers(NamedTuple):
+    """What a model says at a record's positions; where `asked_P` is False it says nothing: its own tokens of a chat begin later."""
+
+    probs_PV: np.ndarray
+    token_end_P: np.ndarray
+    asked_P: np.ndarray
 
 
 def records_of(dump: Path) -> Iterator[Record]:
@@ -91,9 +147,9 @@ def byte_divergence(
         jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not decide
         it. kl_clear_nats, KL(teacher || model) over the clear positions: those where token_end is at most `max_token_end`
         on both sides, as elsewhere one of the coverings is uncertain itself. clear_share of the positions; positions and
-        records counted; records left out because the model cannot spell them.
+        records counted; records left out because the model cannot spell them, or its chat template changes them.
     """
-    byte_model = ByteModel(model, start, ends)
+    byte_model = ByteModel(model, start, ends, chats=Manifest.load(dump).has_chats)
     kl: list[np.ndarray] = []
     jsd: list[np.ndarray] = []
     clear: list[np.ndarray] = []
@@ -102,18 +158,19 @@ def byte_divergence(
         if limit is not None and len(kl) == limit:
             break
         try:
-            targets = byte_model.targets(record.document)
-        except SpellingError:
+            probs_PV, model_token_end_P, asked_P = byte_model.answers(record)
+        except (SpellingError, ChatError):
             left_out += 1
             continue
-        taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
-        kl_P, jsd_P = sparse_divergence(record, targets.probs_PV[taken])
-        token_end_P = np.maximum(record.token_end.astype(np.float64), targets.token_end_P[taken])
-        kl.append(kl_P)
-        jsd.append(jsd_P)
-        clear.append(token_end_P <= max_token_end)
+        kl_P, jsd_P = sparse_divergence(record, probs_PV)
+        token_end_P = np.maximum(record.token_end.astype(np.float64), model_token_end_P)
+        kl.append(kl_P[asked_P])
+        jsd.append(jsd_P[asked_P])
+        clear.append(token_end_P[asked_P] <= max_token_end)
     if not kl:
-        raise ValueError(f"{dump}: none of its {left_out} records can be spelled by the tokenizer of {model}")
+        raise ValueError(
+            f"{dump}: none of its {left_out} records can be spelled by the tokenizer of {model}, or rendered by its chat template"
+        )
     kl_P, is_clear_P = np.concatenate(kl), np.concatenate(clear)
     return {
         "jsd_nats": float(np.concatenate(jsd).mean()),

@@ -20,6 +20,7 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus import Corpus
 from pipeline.source import resolve_model
 from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.manifest import Manifest
 from stage2_student.batches import NO_LABEL
 from stage2_student.divergence import byte_divergence
 from stage2_student.losses import token_cross_entropy
@@ -181,9 +182,11 @@ def run_eval(
         documents = (document.messages or document.text for document in islice(Corpus(config).documents(), limit))
         found[name] = evaluate_folder(folder, documents, start, chats=config.has_chats)
     if dump is not None:
-        tokenizer = ByteTokenizer.load(folder)
+        chat = ChatTokenizer.load(folder) if Manifest.load(dump).has_chats else None
+        tokenizer = ByteTokenizer.load(folder) if chat is None else chat.tokenizer
         start_id = tokenizer.token_id(start) if start else tokenizer.default_start
-        end_id = tokenizer.token_id(end) if end else tokenizer.default_end
+        default_end = tokenizer.default_end if chat is None else chat.end_of_turn()
+        end_id = tokenizer.token_id(end) if end and chat is None else default_end
         if start_id is None or end_id is None:
             raise ValueError(f"{folder}: its tokenizer has no start or no end token; name them with --start and --end")
         found["dump"] = byte_divergence(folder, dump, start_id, (end_id,), limit)

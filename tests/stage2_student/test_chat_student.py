@@ -23,7 +23,7 @@ from schemas.shard import Record, Segment, read_shard
 from stage1_teacher.dump import run_teacher
 from stage2_student.alm import chunk_bounds, chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Example, Masks, collate, make_example
-from stage2_student.evaluate import evaluate_folder
+from stage2_student.evaluate import evaluate_folder, run_eval
 from stage2_student.interfaces.base import StudentShape
 from stage2_student.interfaces.token_marginal import TokenMarginal
 from stage2_student.launch import launch_student
@@ -292,3 +292,13 @@ def test_bits_per_byte_of_chats_are_those_of_what_the_assistant_says(tmp_path: P
     found = evaluate_folder(str(folder), chats, device="cpu", max_tokens=256, chats=True)
     assert found["bits_per_byte"] == pytest.approx(nats / (num_bytes * math.log(2)), rel=1e-5)
     assert found["num_bytes"] == num_bytes and found["left_out"] == {"longer than 256 tokens": 1}
+
+
+def test_a_teacher_has_no_divergence_to_its_own_dump_of_chats_and_another_model_has_some(dump: Path) -> None:
+    teacher = dump.parent / "teacher"
+    own = run_eval(str(teacher), {}, dump)["dump"]
+    records = [record for shard in Manifest.load(dump).shards for record in read_shard(shard.path(dump))]
+    assert own["positions"] == sum(record.num_positions for record in records) and own["records"] == len(records)
+    assert own["jsd_nats"] < 2e-3
+    other = run_eval(str(chat_model(dump.parent / "other", "mistral", seed=3)), {}, dump)["dump"]
+    assert other["jsd_nats"] > 0.01 and 0 < own["positions"] - other["positions"] <= 4 * len(records)
