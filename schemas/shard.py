@@ -311,7 +311,8 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record]:
         name: batch.column(batch.schema.get_field_index(name)) for name in ("doc_id", "window_start", "document")
     }
     for row in range(batch.num_rows):
-        cells = {name: values[offsets[row] : offsets[row + 1]] for name, (offsets, values) in lists.items()}
+        # Copies: a view would keep the whole batch in memory for as long as a reader keeps one record of it in its buffer.
+        cells = {name: values[offsets[row] : offsets[row + 1]].copy() for name, (offsets, values) in lists.items()}
         segments = zip(
             cells.pop("segment_starts"), cells.pop("segment_lengths"), cells.pop("segment_has_end"), strict=True
         )

@@ -44,11 +44,11 @@ def round_entries(entries: Entries) -> RoundedEntries:
 
 @njit(nogil=True, error_model="numpy")
 def _round(counts_P: Any, probs_E: Any, symbols_E: Any, logprobs_E: Any) -> None:
-    levels = np.empty(NUM_SYMBOLS, dtype=np.int64)
+    levels, roots = np.empty(NUM_SYMBOLS, dtype=np.int64), np.empty(NUM_SYMBOLS)
     start = 0
     for position in range(counts_P.shape[0]):
         stop = start + counts_P[position]
-        top = _choose(probs_E[start:stop], levels)
+        top = _choose(probs_E[start:stop], levels, roots)
         logprobs_E[start] = TOP_LOGPROBS[top]
         for entry in range(start + 1, stop):
             symbol, logprob, at = symbols_E[entry], OTHER_LOGPROBS[levels[entry - start]], entry
@@ -62,30 +62,36 @@ def _round(counts_P: Any, probs_E: Any, symbols_E: Any, logprobs_E: Any) -> None
 
 
 @njit(error_model="numpy")
-def _choose(probs: Any, levels: Any) -> Any:
+def _choose(probs: Any, levels: Any, roots: Any) -> Any:
     """The level of a position's top; those of the others go into `levels[1:]`.
 
     Args:
         probs: the position's, the largest first.
+        roots: room for their square roots.
     """
     num = probs.shape[0]
-    tail = max(1.0 - np.sum(probs), 0.0) if num < NUM_SYMBOLS else 0.0
-    left = 1.0
-    for i in range(1, num):
-        levels[i] = np.searchsorted(_HALFWAY, probs[i])
-        left -= _OTHERS[levels[i]]
-    top, loss = _best_top(probs[0], tail, left)
+    tail, left = 1.0, 1.0
+    for i in range(num):
+        tail -= probs[i]
+        roots[i] = np.sqrt(probs[i])
+        if i:
+            levels[i] = np.searchsorted(_HALFWAY, probs[i])
+            left -= _OTHERS[levels[i]]
+    tail_root = np.sqrt(max(tail, 0.0)) if num < NUM_SYMBOLS else 0.0
+    top, loss = _best_top(roots[0], tail_root, left)
     for _ in range(_MOST_PASSES):
         moved = False
         for i in range(1, num):
             nearest = int(np.searchsorted(_HALFWAY, probs[i]))
+            if nearest < NUM_RARE:  # it is a realised symbol's: as exact as can be
+                break
             for level in range(max(nearest - 1, NUM_RARE), min(nearest + 2, len(_OTHERS))):
-                if nearest < NUM_RARE or level == levels[i]:  # a rare symbol is a realised one: as exact as can be
+                price = _loss(roots[i], _OTHER_ROOTS[level]) - _loss(roots[i], _OTHER_ROOTS[levels[i]])
+                if level == levels[i] or price >= loss:  # it cannot pay
                     continue
                 new_left = left + _OTHERS[levels[i]] - _OTHERS[level]
-                new_top, new_loss = _best_top(probs[0], tail, new_left)
-                change = _loss(probs[i], _OTHER_ROOTS[level]) - _loss(probs[i], _OTHER_ROOTS[levels[i]])
-                if new_loss + change < loss - 1e-12:
+                new_top, new_loss = _best_top(roots[0], tail_root, new_left)
+                if new_loss + price < loss - 1e-12:
                     levels[i], left, top, loss = level, new_left, new_top, new_loss
                     moved = True
         if not moved:
@@ -94,22 +100,25 @@ def _choose(probs: Any, levels: Any) -> Any:
 
 
 @njit(error_model="numpy")
-def _best_top(prob: float, tail: float, left: float) -> Any:
-    """(level, loss) of the most probable symbol and the tail, where the others leave so much to both."""
+def _best_top(root: float, tail_root: float, left: float) -> Any:
+    """(level, loss) of the most probable symbol and the tail, where the others leave so much to both.
+
+    Without levels it would be the share of `left` that is in proportion; the loss is convex, so one of its neighbours is best.
+    """
     if left <= _TOPS[0]:
         return 0, _ABOVE_ONE * (1.0 + _TOPS[0] - left)
+    share = root * root / max(root * root + tail_root * tail_root, 1e-300)
+    above = int(np.searchsorted(_TOPS, left * share))
     best, best_loss = 0, np.inf
-    near = int(np.searchsorted(_TOPS, left * prob / max(prob + tail, 1e-300)))
-    for level in range(max(near - 2, 0), min(near + 2, len(_TOPS))):
+    for level in range(max(above - 1, 0), min(above + 1, len(_TOPS))):
         rest = left - _TOPS[level]
         if rest > -1e-9:  # the sum's own rounding
-            loss = _loss(prob, _TOP_ROOTS[level]) + _loss(tail, np.sqrt(max(rest, 0.0)))
+            loss = _loss(root, _TOP_ROOTS[level]) + _loss(tail_root, np.sqrt(max(rest, 0.0)))
             if loss < best_loss:
                 best, best_loss = level, loss
     return best, best_loss
 
 
 @njit(error_model="numpy")
-def _loss(prob: float, root: float) -> Any:
-    difference = np.sqrt(prob) - root
-    return 2.0 * difference * difference
+def _loss(root: float, other: float) -> Any:
+    return 2.0 * (root - other) * (root - other)

@@ -84,14 +84,22 @@ class ByteModel:
             return self._chat_answers(record)
         targets = self.targets(record.document)
         taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
-        return Answers(targets.probs_PV[taken], targets.token_end_P[taken], np.ones(len(taken), dtype=bool))
+        return Answers(
+            targets.probs_PV[taken],
+            targets.token_end_P[taken],
+            np.ones(len(taken), dtype=bool),
+            len(record.document),
+            -float(targets.token_logprobs.sum()),
+        )
 
     def _chat_answers(self, record: Record) -> "Answers":
         assert self.chat is not None
         encoded = self.chat.encode(record.messages)
         logits_RV = self._logits(encoded.tokens)
         num = record.num_positions
-        found = Answers(np.full((num, NUM_SYMBOLS), 1 / NUM_SYMBOLS), np.zeros(num), np.zeros(num, dtype=bool))
+        probs_PV = np.full((num, NUM_SYMBOLS), 1 / NUM_SYMBOLS)
+        token_end_P, asked_P = np.zeros(num), np.zeros(num, dtype=bool)
+        token_nats = 0.0
         row_of_byte, row_of_end = position_rows(record)
         end_rows = dict(zip([s.start + s.length for s in record.segments], row_of_end.tolist(), strict=True))
         for turn in encoded.turns:
@@ -103,10 +111,12 @@ class ByteModel:
             end_row = end_rows.get(turn.end, NO_ROW) if turn.end_token in self.vocabulary.end_ids else NO_ROW
             rows = np.append(row_of_byte[turn.start : turn.end], end_row)
             asked = rows != NO_ROW
-            found.probs_PV[rows[asked]] = targets.probs_PV[asked]
-            found.token_end_P[rows[asked]] = targets.token_end_P[asked]
-            found.asked_P[rows[asked]] = True
-        return found
+            probs_PV[rows[asked]] = targets.probs_PV[asked]
+            token_end_P[rows[asked]] = targets.token_end_P[asked]
+            asked_P[rows[asked]] = True
+            token_nats -= float(targets.token_logprobs.sum())
+        num_bytes = sum(turn.end - turn.start for turn in encoded.turns)
+        return Answers(probs_PV, token_end_P, asked_P, num_bytes, token_nats)
 
     @torch.inference_mode()
     def _logits(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -131,11 +141,42 @@ class Answers(NamedTuple):
     probs_PV: np.ndarray
     token_end_P: np.ndarray
     asked_P: np.ndarray
+    num_bytes: int  # of the record's document; of a chat, of what the assistant says
+    token_nats: float  # -ln p of the model's own tokens of these bytes, without END
 
 
 def records_of(dump: Path) -> Iterator[Record]:
     for shard in Manifest.load(dump).shards:
         yield from read_shard(shard.path(dump))
+
+
+class DocumentDivergence(NamedTuple):
+    """A record beside a model; sums in nats, over positions or over those that are clear."""
+
+    doc_id: str
+    positions: int
+    jsd_nats: float
+    clear: int  # positions where token_end is at most a threshold on both sides: elsewhere one covering is uncertain itself
+    kl_clear_nats: float  # KL(teacher || model)
+    num_bytes: int  # as in `Answers`
+    token_nats: float
+
+
+def document_divergence(byte_model: ByteModel, record: Record, max_token_end: float = 0.05) -> DocumentDivergence:
+    """One record's divergence. Raises SpellingError or ChatError where the model cannot be asked about it."""
+    answers = byte_model.answers(record)
+    kl_P, jsd_P = (nats_P[answers.asked_P] for nats_P in sparse_divergence(record, answers.probs_PV))
+    token_end_P = np.maximum(record.token_end.astype(np.float64), answers.token_end_P)[answers.asked_P]
+    clear_P = token_end_P <= max_token_end
+    return DocumentDivergence(
+        record.doc_id,
+        len(jsd_P),
+        float(jsd_P.sum()),
+        int(clear_P.sum()),
+        float(kl_P[clear_P].sum()),
+        answers.num_bytes,
+        answers.token_nats,
+    )
 
 
 def byte_divergence(
@@ -145,38 +186,29 @@ def byte_divergence(
 
     Returns:
         jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not decide
-        it. kl_clear_nats, KL(teacher || model) over the clear positions: those where token_end is at most `max_token_end`
-        on both sides, as elsewhere one of the coverings is uncertain itself. clear_share of the positions; positions and
+        it. kl_clear_nats over the clear positions (nan where there is none). clear_share of the positions; positions and
         records counted; records left out because the model cannot spell them, or its chat template changes them.
     """
     byte_model = ByteModel(model, start, ends, chats=Manifest.load(dump).has_chats)
-    kl: list[np.ndarray] = []
-    jsd: list[np.ndarray] = []
-    clear: list[np.ndarray] = []
+    found: list[DocumentDivergence] = []
     left_out = 0
     for record in records_of(dump):
-        if limit is not None and len(kl) == limit:
+        if limit is not None and len(found) == limit:
             break
         try:
-            probs_PV, model_token_end_P, asked_P = byte_model.answers(record)
+            found.append(document_divergence(byte_model, record, max_token_end))
         except (SpellingError, ChatError):
             left_out += 1
-            continue
-        kl_P, jsd_P = sparse_divergence(record, probs_PV)
-        token_end_P = np.maximum(record.token_end.astype(np.float64), model_token_end_P)
-        kl.append(kl_P[asked_P])
-        jsd.append(jsd_P[asked_P])
-        clear.append(token_end_P[asked_P] <= max_token_end)
-    if not kl:
+    if not found:
         raise ValueError(
             f"{dump}: none of its {left_out} records can be spelled by the tokenizer of {model}, or rendered by its chat template"
         )
-    kl_P, is_clear_P = np.concatenate(kl), np.concatenate(clear)
+    positions, clear = sum(d.positions for d in found), sum(d.clear for d in found)
     return {
-        "jsd_nats": float(np.concatenate(jsd).mean()),
-        "kl_clear_nats": float(kl_P[is_clear_P].mean()) if is_clear_P.any() else float("nan"),
-        "clear_share": float(is_clear_P.mean()),
-        "positions": len(kl_P),
-        "records": len(kl),
+        "jsd_nats": sum(d.jsd_nats for d in found) / positions,
+        "kl_clear_nats": sum(d.kl_clear_nats for d in found) / clear if clear else float("nan"),
+        "clear_share": clear / positions,
+        "positions": positions,
+        "records": len(found),
         "left_out_unspellable": left_out,
     }

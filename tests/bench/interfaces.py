@@ -20,7 +20,7 @@ import typer
 
 from pipeline.config import Objectives, Recipe
 from pipeline.recipe import load_recipe
-from stage2_student.batches import Encoded, Masks, MicroBatch, collate, make_example
+from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, make_example, plan_micro_batches
 from stage2_student.interfaces import INTERFACES, Interface, StudentShape, make_interface
 from stage2_student.model import Student
 from stage2_student.reader import DumpReader, global_batches
@@ -94,7 +94,11 @@ def variants(
     lm = load_start(export_start(recipe), False).to(device).train()
     width = lm.get_output_embeddings().weight.shape[0]
     shape = StudentShape(lm.config.hidden_size, width, tokenizer.token_bytes, tokenizer.prefix, (ends.end,))
-    documents = next(global_batches(DumpReader(Path(recipe.dump.path), 0), tokenizer, tokens, 512)).documents
+    batch = next(global_batches(DumpReader(Path(recipe.dump.path), 0), tokenizer, 8 * tokens, 512))
+    lengths = [document.num_tokens for document in batch.documents]
+    # Of micro-batches as the trainer packs them the fullest: with padding the model is charged for what no head sees.
+    fullest = max(plan_micro_batches(lengths, tokens, 1)[0], key=lambda chosen: sum(lengths[i] for i in chosen))
+    documents = [batch.documents[i] for i in fullest]
     found = []
     for name in (None, *interfaces):
         interface = None if name is None else make_interface(config.model_copy(update={"interface": name}), shape)
@@ -133,7 +137,7 @@ def main(
     dump: Annotated[Path, typer.Option(help="documents and targets to train on")] = Path("runs/demo/dump"),
     vocabulary: Annotated[str, typer.Option(help=f"one of {', '.join(TOKENIZERS)}")] = "gpt2",
     interface: Annotated[list[str] | None, typer.Option(help="which to measure, one or more; default: all")] = None,
-    tokens: Annotated[int, typer.Option(help="student tokens of a step, about: whole documents")] = 1024,
+    tokens: Annotated[int, typer.Option(help="student tokens of a step at most, padding included")] = 1024,
     rounds: Annotated[int, typer.Option(help="timed steps of each variant; the median counts")] = 7,
     out: Annotated[Path, typer.Option(help="where the moved student is kept")] = Path("runs/interfaces"),
 ) -> None:
@@ -152,7 +156,9 @@ def main(
 def report(found: Sequence[Variant], steps: dict[str, list[Figures]]) -> None:
     """One line per variant; ratios are medians of each round's own, since a shared machine drifts."""
     floor = steps[found[0].name]
-    print(f"{found[0].micro.tokens_BL.numel()} tokens with padding, {found[0].micro.num_bytes} bytes", flush=True)
+    micro = found[0].micro
+    tokens = int((micro.labels_BL != NO_LABEL).sum())
+    print(f"{tokens} supervised tokens, {micro.tokens_BL.numel()} with padding, {micro.num_bytes} bytes", flush=True)
     print("| interface | step, s | of ce only | CPU, s | of ce only | peak, GiB | of ce only | prepared in, s |")
     print("|" + " --- |" * 8)
     for variant in found:
