@@ -29,7 +29,7 @@ class Dense:
 
     @property
     def num_bytes(self) -> int:
-        return self.piece.window.end - self.piece.window.supervised
+        return self.piece.num_supervised
 
 
 def dense_targets(recipe: Recipe, cell: str, documents: int, out: Path) -> list[Dense]:

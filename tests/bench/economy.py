@@ -39,7 +39,7 @@ class Setting:
     min_prob: float
 
     def stored(self, dense: Dense) -> Record:
-        return make_record(dense.piece, dense.targets, dense.tokenizer, self.top_k, self.min_prob)
+        return make_record(dense.piece, [dense.targets], dense.tokenizer, self.top_k, self.min_prob)
 
     def exact(self, dense: Dense) -> Record:
         """The record with its probabilities as they are, not rounded to levels."""
@@ -54,9 +54,8 @@ class Setting:
 
 def supervised(dense: Dense, record: Record) -> np.ndarray:
     """(P, 256) float64: the dense targets of the record's positions; rows sum to 1."""
-    [segment] = record.segments
-    probs_PV = dense.targets.drop_prefix(len(dense.tokenizer.prefix)).probs_PV
-    return probs_PV[segment.start : segment.start + segment.num_positions]
+    [stretch] = dense.piece.stretches
+    return dense.targets.probs_PV[stretch.skipped : stretch.skipped + record.num_positions]
 
 
 EVERYTHING = Setting(NUM_SYMBOLS, 0.0)
