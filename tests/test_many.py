@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config import PlacementConfig, Recipe, TeacherConfig
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.manifest import Manifest
+from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.engine import open_engine
-from stage2_student.divergence import ByteModel
 from stage2_student.mix import Mix
 from stage2_student.reader import DumpReader
 from tests import families
@@ -119,27 +120,40 @@ def test_a_byte_level_student_has_a_token_for_each_byte(work: Path) -> None:
     assert summary["tokens"] == summary["num_bytes"] + summary["documents"]  # and the start token of each
 
 
+def stored_distributions(dump: Path) -> dict[str, np.ndarray]:
+    """document -> P x 256, of a dump that stores every symbol."""
+    found = {}
+    for shard in Manifest.load(dump).shards:
+        for record in read_shard(shard.path(dump)):
+            assert (record.entry_counts == 256).all()
+            probs_PV = np.empty((record.num_positions, 256))
+            position = np.repeat(np.arange(record.num_positions), 256)
+            probs_PV[position, record.symbols] = np.exp(record.logprobs.astype(np.float64))
+            found[record.document.decode()] = probs_PV
+    return found
+
+
 @pytest.mark.parametrize("how", ["arithmetic", "geometric"])
-def test_teachers_of_different_tokenizers_mix_to_the_mean_of_their_distributions(work: Path, how: Any) -> None:
+def test_teachers_of_different_tokenizers_mix_to_the_mean_of_what_their_dumps_hold(work: Path, how: Any) -> None:
     reader = DumpReader(work / "dump-one", 0, [work / "dump-two"], Mix.of([3, 1], how))
-    teachers = [ByteModel(str(work / name), end, (end,)) for name, end in (("one", 268), ("two", 262))]
     seen = {}
     for record, after in reader.records():
         if after.epoch:
             break
         seen[record.document.decode()] = record
     assert set(seen) == set(TEXTS) and not reader.remarks
-    seen.pop(TEXTS[-1])  # longer than the context of the second teacher, which saw less of it at its end
+    seen.pop(TEXTS[-1])  # longer than the context of the second teacher, which cut it
+    ones, twos = (stored_distributions(work / name) for name in ("dump-one", "dump-two"))
     for text, record in seen.items():
-        one, two = (teacher.targets(text.encode()).probs_PV for teacher in teachers)
-        expected_PV = 0.75 * one + 0.25 * two if how == "arithmetic" else one**0.75 * two**0.25
-        expected_PV /= expected_PV.sum(axis=1, keepdims=True)
-        assert (record.entry_counts == 256).all()
+        one, two = ones[text], twos[text]
+        if how == "arithmetic":
+            expected_PV = 0.75 * one + 0.25 * two
+        else:
+            expected_PV = one**0.75 * two**0.25
+            expected_PV /= expected_PV.sum(axis=1, keepdims=True)
         position = np.repeat(np.arange(record.num_positions), 256)
         found = np.exp(record.logprobs.astype(np.float64))
-        np.testing.assert_allclose(
-            found, expected_PV[position, record.symbols], rtol=0.01, atol=1e-6
-        )  # float16 entries
+        np.testing.assert_allclose(found, expected_PV[position, record.symbols], rtol=1e-4)
 
 
 def test_vllm_loads_a_student_with_merged_adapters_and_fewer_layers(work: Path) -> None:
