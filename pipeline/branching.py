@@ -148,6 +148,12 @@ class Branching:
         columns = (rows.row_E[edges], rows.token_E[edges], rows.end_E[edges], edges)
         return [Branch(*branch) for branch in zip(*(column.tolist() for column in columns), strict=True)]
 
+    def _thresholds(self):
+        if hasattr(self._config, "thresholds"):
+            return self._config.thresholds(self)
+        with np.errstate(divide="ignore"):
+            return np.full(len(self.covering.document) + 1, np.log(self._config.branch_threshold))
+
     def _weigh(self) -> Weights:
         if self._weights is None:
             rows, config = self._rows, self._config
@@ -158,7 +164,7 @@ class Branching:
                 rows.is_branch_R,
                 Edges(rows.end_E, rows.log_prob_E, rows.child_E, np.searchsorted(rows.row_E, at)),
                 Reaches(rows.offset_H, rows.log_mass_H, np.searchsorted(rows.row_H, at)),
-                Choice(config.branch_threshold, getattr(config, "boundary_threshold", config.branch_threshold), config.beam_width, getattr(config, "join_rest", False)),
+                Choice(self._thresholds(), config.beam_width, getattr(config, "join_rest", False)),
                 len(self.covering.document) + 1,
             )
         return self._weights

@@ -40,8 +40,7 @@ class Weights(NamedTuple):
 class Choice(NamedTuple):
     """Which branches are worth a row."""
 
-    threshold: float  # of the mass known where it ends, a branch holds more; 0: any is worth one
-    boundary_threshold: float
+    log_threshold_P: np.ndarray  # of the mass known where it ends, a branch holds more
     width: int  # rows that branches have at an offset, at most; the heaviest
     join_rest: bool
 
@@ -53,11 +52,9 @@ def weigh(offset_R: np.ndarray, is_branch_R: np.ndarray, edges: Edges, reaches: 
     opens_P = np.searchsorted(edges.end_E[open_E], np.arange(num_positions + 1))
     row_order = np.argsort(offset_R, kind="stable")
     rows_P = np.searchsorted(offset_R[row_order], np.arange(num_positions + 1))
-    with np.errstate(divide="ignore"):
-        least = np.log([choice.threshold, choice.boundary_threshold])
     return Weights(
         *_weigh(
-            row_order, rows_P, is_branch_R, open_E, opens_P, edges, reaches, least, choice.width, choice.join_rest, num_positions
+            row_order, rows_P, is_branch_R, open_E, opens_P, edges, reaches, choice.log_threshold_P, choice.width, choice.join_rest, num_positions
         )
     )
 
@@ -92,7 +89,7 @@ def _weigh(
     opens_P: Any,
     edges: Any,
     reaches: Any,
-    least: Any,
+    log_threshold_P: Any,
     width: int,
     join_rest: bool,
     num_positions: int,
@@ -116,7 +113,7 @@ def _weigh(
                 canonical = r
         opens = open_E[opens_P[p] : opens_P[p + 1]]
         for e in opens:
-            if width and log_edge_E[e] > least[int(canonical >= 0)] + known[p]:
+            if width and log_edge_E[e] > log_threshold_P[p] + known[p]:
                 heavier = 0
                 for r in row_order[rows_P[p] : rows_P[p + 1]]:
                     heavier += is_branch_R[r] and log_weight_R[r] >= log_edge_E[e]
