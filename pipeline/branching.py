@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.config import CoveringConfig
 from pipeline.covering import Covering, ReducedRow, Targets
-from pipeline.weighing import Choice, Edges, Reaches, Weights, weigh
+from pipeline.weighing import Edges, Reaches, Weights, weigh
 
 
 class Branch(NamedTuple):
@@ -148,12 +148,6 @@ class Branching:
         columns = (rows.row_E[edges], rows.token_E[edges], rows.end_E[edges], edges)
         return [Branch(*branch) for branch in zip(*(column.tolist() for column in columns), strict=True)]
 
-    def _thresholds(self):
-        if hasattr(self._config, "thresholds"):
-            return self._config.thresholds(self)
-        with np.errstate(divide="ignore"):
-            return np.full(len(self.covering.document) + 1, np.log(self._config.branch_threshold))
-
     def _weigh(self) -> Weights:
         if self._weights is None:
             rows, config = self._rows, self._config
@@ -164,10 +158,16 @@ class Branching:
                 rows.is_branch_R,
                 Edges(rows.end_E, rows.log_prob_E, rows.child_E, np.searchsorted(rows.row_E, at)),
                 Reaches(rows.offset_H, rows.log_mass_H, np.searchsorted(rows.row_H, at)),
-                Choice(self._thresholds(), config.beam_width, getattr(config, "join_rest", False)),
+                config.branch_threshold,
+                config.beam_width,
                 len(self.covering.document) + 1,
             )
         return self._weights
+
+    def off_boundaries(self) -> list[ReducedRow]:
+        """The branch rows that start where the canonical encoding has no boundary."""
+        rows = self._reduced[len(self.covering.offsets) :]
+        return [row for row in rows if self._boundary_P[row.offset] < 0]
 
     def targets(self) -> Targets:
         """The covering's targets over all rows that were added."""

@@ -7,6 +7,7 @@ Shape legend: R rows, E edges (a row's tokens that spell the document's next byt
 tokens go on to), P positions. All weights are natural logs.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,26 +38,32 @@ class Weights(NamedTuple):
     wanted_E: np.ndarray  # bool: the branch is worth a row, and has none
 
 
-class Choice(NamedTuple):
-    """Which branches are worth a row."""
+def weigh(
+    offset_R: np.ndarray,
+    is_branch_R: np.ndarray,
+    edges: Edges,
+    reaches: Reaches,
+    threshold: float,
+    width: int,
+    num_positions: int,
+) -> Weights:
+    """Weigh all rows; row 0 starts the document, with weight 1.
 
-    log_threshold_P: np.ndarray  # of the mass known where it ends, a branch holds more
-    width: int  # rows that branches have at an offset, at most; the heaviest
-    join_rest: bool
-
-
-def weigh(offset_R: np.ndarray, is_branch_R: np.ndarray, edges: Edges, reaches: Reaches, choice: Choice, num_positions: int) -> Weights:
-    """Weigh all rows; row 0 starts the document, with weight 1."""
+    Args:
+        threshold: a branch is worth a row above this share of the mass known where it ends; 0: any is.
+        width: rows that branches have at an offset, at most; the heaviest.
+    """
     open_E = np.flatnonzero(edges.child_E < 0)
     open_E = open_E[np.argsort(edges.end_E[open_E], kind="stable")]
     opens_P = np.searchsorted(edges.end_E[open_E], np.arange(num_positions + 1))
-    row_order = np.argsort(offset_R, kind="stable")
-    rows_P = np.searchsorted(offset_R[row_order], np.arange(num_positions + 1))
-    return Weights(
-        *_weigh(
-            row_order, rows_P, is_branch_R, open_E, opens_P, edges, reaches, choice.log_threshold_P, choice.width, choice.join_rest, num_positions
-        )
+    order_R = np.argsort(offset_R, kind="stable")
+    rows_P = np.searchsorted(offset_R[order_R], np.arange(num_positions + 1))
+    log_threshold = math.log(threshold) if threshold else -math.inf
+    log_weight_R, log_known_P, log_continued_P, log_weight_E = _weigh(order_R, rows_P, edges, reaches)
+    wanted_E = _choose(
+        order_R, rows_P, is_branch_R, open_E, opens_P, log_weight_R, log_weight_E, log_known_P + log_threshold, width
     )
+    return Weights(log_weight_R, log_known_P, log_continued_P, wanted_E)
 
 
 @njit(error_model="numpy")
@@ -70,65 +77,59 @@ def _add(largest_X: Any, sum_X: Any, x: int, log_value: float) -> None:
 
 
 @njit(error_model="numpy")
-def _is_among_heaviest(log_value: float, e: int, open_O: Any, log_edge_E: Any, heavier: int, width: int) -> bool:
-    """Whether less than `width` are heavier: `heavier` rows, and those of the open edges, the earlier first among equals."""
-    for other in open_O:
-        if log_edge_E[other] > log_value or (log_edge_E[other] == log_value and other < e):
-            heavier += 1
-            if heavier >= width:
-                return False
-    return heavier < width
+def _weigh(order_R: Any, rows_P: Any, edges: Any, reaches: Any) -> Any:
+    num_rows, num_positions = len(order_R), len(rows_P) - 1
+    arriving_R, arriving_sum_R = np.full(num_rows, -np.inf), np.zeros(num_rows)
+    known_P, known_sum_P = np.full(num_positions, -np.inf), np.zeros(num_positions)
+    continued_P, continued_sum_P = np.full(num_positions, -np.inf), np.zeros(num_positions)
+    log_weight_E = np.empty(len(edges.end_E))
+    _add(arriving_R, arriving_sum_R, 0, 0.0)
+    _add(known_P, known_sum_P, 0, 0.0)
+    for p in range(num_positions):
+        for r in order_R[rows_P[p] : rows_P[p + 1]]:
+            log_weight = arriving_R[r] + np.log(arriving_sum_R[r])
+            _add(continued_P, continued_sum_P, p, log_weight)
+            for h in range(reaches.row_starts[r], reaches.row_starts[r + 1]):
+                _add(known_P, known_sum_P, reaches.offset_H[h], log_weight + reaches.log_mass_H[h])
+            for e in range(edges.row_starts[r], edges.row_starts[r + 1]):
+                log_weight_E[e] = log_weight + edges.log_prob_E[e]
+                if edges.child_E[e] >= 0:
+                    _add(arriving_R, arriving_sum_R, edges.child_E[e], log_weight_E[e])
+    return (
+        arriving_R + np.log(arriving_sum_R),
+        known_P + np.log(known_sum_P),
+        continued_P + np.log(continued_sum_P),
+        log_weight_E,
+    )
 
 
 @njit(error_model="numpy")
-def _weigh(
-    row_order: Any,
+def _choose(
+    order_R: Any,
     rows_P: Any,
     is_branch_R: Any,
     open_E: Any,
     opens_P: Any,
-    edges: Any,
-    reaches: Any,
-    log_threshold_P: Any,
+    log_weight_R: Any,
+    log_weight_E: Any,
+    log_least_P: Any,
     width: int,
-    join_rest: bool,
-    num_positions: int,
 ) -> Any:
-    num_rows, num_edges = len(row_order), len(edges.end_E)
-    arriving, arriving_sum = np.full(num_rows, -np.inf), np.zeros(num_rows)
-    known, known_sum = np.full(num_positions, -np.inf), np.zeros(num_positions)
-    continued, continued_sum = np.full(num_positions, -np.inf), np.zeros(num_positions)
-    log_weight_R = np.full(num_rows, -np.inf)
-    log_edge_E = np.full(num_edges, -np.inf)
-    wanted_E = np.zeros(num_edges, dtype=np.bool_)
-    _add(arriving, arriving_sum, 0, 0.0)
-    _add(known, known_sum, 0, 0.0)
-    for p in range(num_positions):
-        known[p] += np.log(known_sum[p])
-        canonical = -1
-        for r in row_order[rows_P[p] : rows_P[p + 1]]:
-            if is_branch_R[r]:
-                log_weight_R[r] = arriving[r] + np.log(arriving_sum[r])
-            else:
-                canonical = r
+    """The heaviest of the branches that end at each offset, beside those that have rows there already."""
+    wanted_E = np.zeros(len(log_weight_E), dtype=np.bool_)
+    for p in range(len(rows_P) - 1):
         opens = open_E[opens_P[p] : opens_P[p + 1]]
         for e in opens:
-            if width and log_edge_E[e] > log_threshold_P[p] + known[p]:
+            if log_weight_E[e] > log_least_P[p]:
                 heavier = 0
-                for r in row_order[rows_P[p] : rows_P[p + 1]]:
-                    heavier += is_branch_R[r] and log_weight_R[r] >= log_edge_E[e]
-                wanted_E[e] = _is_among_heaviest(log_edge_E[e], e, opens, log_edge_E, heavier, width)
-            if join_rest and canonical >= 0 and not wanted_E[e]:
-                _add(arriving, arriving_sum, canonical, log_edge_E[e])
-        if canonical >= 0:
-            log_weight_R[canonical] = arriving[canonical] + np.log(arriving_sum[canonical])
-        for r in row_order[rows_P[p] : rows_P[p + 1]]:
-            _add(continued, continued_sum, p, log_weight_R[r])
-            for h in range(reaches.row_starts[r], reaches.row_starts[r + 1]):
-                _add(known, known_sum, reaches.offset_H[h], log_weight_R[r] + reaches.log_mass_H[h])
-            for e in range(edges.row_starts[r], edges.row_starts[r + 1]):
-                log_edge_E[e] = log_weight_R[r] + edges.log_prob_E[e]
-                if edges.child_E[e] >= 0:
-                    _add(arriving, arriving_sum, edges.child_E[e], log_edge_E[e])
-        continued[p] += np.log(continued_sum[p])
-    return log_weight_R, known, continued, wanted_E
+                for r in order_R[rows_P[p] : rows_P[p + 1]]:
+                    heavier += is_branch_R[r] and log_weight_R[r] >= log_weight_E[e]
+                for other in opens:
+                    if heavier >= width:
+                        break
+                    is_before = other < e  # among equals
+                    heavier += log_weight_E[other] > log_weight_E[e] or (
+                        log_weight_E[other] == log_weight_E[e] and is_before
+                    )
+                wanted_E[e] = heavier < width
+    return wanted_E

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from pipeline.branching import Branching
 from pipeline.branching import Path as TokenPath
 from pipeline.config import CoveringConfig, Recipe
 from pipeline.covering import Covering, ReducedRow
-from pipeline.recipe import load_recipe
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher.engine import Branches, BranchToken
@@ -34,9 +34,7 @@ class BranchingTeacher:
         start, ends = resolve_ids(recipe, self.tokenizer)
         self.start = [] if start is None else [start]
         dtype = getattr(torch, teacher.dtype)
-        head, self.vocabulary = load_head(
-            self._model, teacher.revision, dtype, self.tokenizer.token_bytes, ends, False
-        )
+        head, self.vocabulary = load_head(self._model, teacher.revision, dtype, self.tokenizer.token_bytes, ends, False)
         self.reducer = Reducer(head, self.vocabulary)
 
     @cached_property
@@ -105,7 +103,7 @@ class DocumentRows:
     def save(self) -> None:
         """Masses as float32, flat; a row's intervals follow from its offset."""
         rows = [*self.canonical, *self._rows.values()]
-        partial_file = self._file.with_suffix(".partial")
+        partial_file = self._file.with_suffix(".rows.partial")
         with partial_file.open("wb") as file:
             np.savez(
                 file,
@@ -126,13 +124,11 @@ class DocumentRows:
         sizes = [sum(len(node.labels) for node in self.covering.nodes(offset)) for offset in offsets]
         masses = np.split(kept["masses"].astype(np.float64), np.cumsum(sizes)[:-1])
         rows = [
-            ReducedRow(*row) for row in zip(offsets, masses, kept["ends"].tolist(), kept["next_tokens"].tolist(), strict=True)
+            ReducedRow(*row)
+            for row in zip(offsets, masses, kept["ends"].tolist(), kept["next_tokens"].tolist(), strict=True)
         ]
-        tokens = np.split(kept["tokens"], np.cumsum(kept["lengths"])[:-1])
-        paths = [TokenPath(leaves, tuple(part.tolist())) for leaves, part in zip(kept["leaves"].tolist(), tokens)]
+        bounds = pairwise(np.cumsum([0, *kept["lengths"].tolist()]).tolist())
+        tokens = [tuple(kept["tokens"][first:last].tolist()) for first, last in bounds]
+        paths = [TokenPath(*path) for path in zip(kept["leaves"].tolist(), tokens, strict=True)]
         self.canonical = rows[: len(self.covering.offsets)]
         self._rows = dict(zip(paths, rows[len(self.canonical) :], strict=True))
-
-
-def open_teacher(recipe: str, num_threads: int) -> BranchingTeacher:
-    return BranchingTeacher(load_recipe(recipe, []), num_threads)
