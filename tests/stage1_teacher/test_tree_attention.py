@@ -100,8 +100,9 @@ def test_room_that_no_key_was_written_to_is_never_read() -> None:
     model = trunk(CONFIGS["llama, grouped queries"])
     tree = Tree(model, [[1, 2, 3]])
     tree.extend([BranchToken(0, 2, 7, None)])
-    for layer in tree._layers.values():
-        layer.keys_NKE[1:] = layer.values_NKE[1:] = torch.nan
+    with torch.inference_mode():
+        for layer in tree._layers.values():
+            layer.keys_NKE[1:] = layer.values_NKE[1:] = torch.nan
     deep_D, short_D = tree.extend([BranchToken(0, 2, 8, parent=0), BranchToken(0, 3, 9, None)])
     torch.testing.assert_close(deep_D, alone(model, [1, 2, 7, 8])[-1], rtol=0, atol=1e-5)
     torch.testing.assert_close(short_D, alone(model, [1, 2, 3, 9])[-1], rtol=0, atol=1e-5)
