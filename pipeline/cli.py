@@ -125,11 +125,12 @@ def student(recipe: RecipeArgument, override: Overrides = None, dry_run: DryRun 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a student's run (its student.path).")],
     out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export).")] = None,
+    step: Annotated[int | None, typer.Option(help="The checkpoint of this step (default: the newest).")] = None,
 ) -> None:
-    """Write a plain Hugging Face folder from a run's newest checkpoint."""
+    """Write a plain Hugging Face folder from a run's checkpoint."""
     from stage2_student.export import export as export_run
 
-    typer.echo(export_run(run, out))
+    typer.echo(export_run(run, out, step))
 
 
 @app.command()

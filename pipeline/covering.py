@@ -176,6 +176,11 @@ class Covering:
             columns_R=np.array([self._next_column.get(offset, -1) for offset in offsets_R.tolist()], dtype=np.int64),
         )
 
+    def labels(self, offsets: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Of each of `intervals(offsets)` the symbol that it feeds, int64; 0 for an exact one."""
+        nodes = (node for offset in np.asarray(offsets).tolist() for node in self.nodes(offset))
+        return np.concatenate([_NO_COLUMNS, *(node.labels for node in nodes)])
+
     @cached_property
     def canonical(self) -> Intervals:
         """What the canonical rows are summed over."""
@@ -269,7 +274,7 @@ class Covering:
         weighted_I = masses_I * np.exp(log_weight_N - log_scale_P[intervals.positions_N]).repeat(sizes_N)
         weighted_I[exact_I] = 0.0
         flat_I = (intervals.positions_N * NUM_SYMBOLS).repeat(sizes_N)
-        flat_I += np.concatenate([node.labels for row in rows for node in self.nodes(row.offset)])
+        flat_I += self.labels([row.offset for row in rows])
         mass_PV = np.bincount(flat_I, weighted_I, num_positions * NUM_SYMBOLS).reshape(num_positions, NUM_SYMBOLS)
         np.add.at(mass_PV[:, END], intervals.offsets_R, end_R * np.exp(log_weight_R - log_scale_P[intervals.offsets_R]))
         prefix_mass_P = mass_PV.sum(axis=1)

@@ -86,14 +86,14 @@ def describe_dump(path: Path) -> str:
 def _student_lines(recipe: Recipe) -> list[Line]:
     student, train = recipe.student, recipe.train
     assert student is not None
-    weights = train.objectives
-    if not (weights.ce or weights.byte_ce or weights.kl):
-        raise ValueError(
-            "train.objectives: all weights are 0, so nothing would be learnt; set ce, byte_ce or kl above 0"
-        )
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in train.objectives.model_dump().items())
     dumps = student.dumps
     paths = [f"{ref.path} (weight {ref.weight:g})" for ref in dumps] or [recipe.dump.path]
+    if len(paths) > 1:
+        paths[-1] += f", {student.mix} mean"
     tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else "all weights"
+    if student.drop_layers:
+        tuned += f", layers {', '.join(map(str, student.drop_layers))} taken out"
     tokens = train.steps * train.batch_tokens
     lines = [
         ("student", f"{student.interface} interface, {tuned}, from {', '.join(paths)}"),
@@ -104,7 +104,7 @@ def _student_lines(recipe: Recipe) -> list[Line]:
         ),
         (
             "train.objectives",
-            f"ce {weights.ce:g}, byte_ce {weights.byte_ce:g}, kl {weights.kl:g} (nats per supervised byte)",
+            f"{weights} (nats per supervised byte)",
         ),
         ("train.deepspeed", f"ZeRO stage {train.deepspeed.zero_stage}, {train.num_processes} process(es)"),
     ]

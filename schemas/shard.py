@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,6 @@ import pyarrow.parquet as pq
 
 from schemas import SCHEMA_VERSION, version_fault
 from schemas.seal import BLANK, SEAL_KEY, seal
-
-_F16_LIST = pa.list_(pa.field("element", pa.float16(), nullable=False))
 
 
 def _list(value: pa.DataType) -> pa.DataType:
@@ -39,20 +37,26 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("teacher_token_lengths", _list(pa.int32()), "T: bytes of each token of the teacher's encoding of the document"),
     ("teacher_token_logprobs", _list(pa.float32()), "T: nats, of each such token given those before"),
     ("entry_counts", _list(pa.uint16()), "P: stored entries"),
-    ("dropped", _F16_LIST, "P: share of the prefix's known mass on branches that end here and were not expanded"),
+    (
+        "dropped",
+        _list(pa.float32()),
+        "P: share of the prefix's known mass on branches that end here and were not expanded",
+    ),
     (
         "token_end",
-        _F16_LIST,
+        _list(pa.float32()),
         "P: largest share on tokens that end off the canonical path, since the canonical token began",
     ),
-    ("doubt", _F16_LIST, "P: estimated total variation between the stored target and the exact one"),
+    ("doubt", _list(pa.float32()), "P: estimated total variation between the stored target and the exact one"),
     ("symbols", _list(pa.uint8()), "E: 0-254 a byte, 255 END; in descending probability within a position"),
-    ("logprobs", _F16_LIST, "E: natural log of the probability; what is left to 1 is the tail"),
+    ("logprobs", _list(pa.float32()), "E: natural log of the probability; what is left to 1 is the tail"),
 )
 
 SHARD_SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=False, metadata={"description": text}) for name, kind, text in _COLUMNS]
 )
+
+_LISTS = frozenset(name for name, kind, _ in _COLUMNS if pa.types.is_list(kind))
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,11 @@ class Record:
     teacher_token_lengths: np.ndarray  # T, int32
     teacher_token_logprobs: np.ndarray  # T, float32
     entry_counts: np.ndarray  # P, uint16
-    dropped: np.ndarray  # P, float16
-    token_end: np.ndarray  # P, float16
-    doubt: np.ndarray  # P, float16
+    dropped: np.ndarray  # P, float32
+    token_end: np.ndarray  # P, float32
+    doubt: np.ndarray  # P, float32
     symbols: np.ndarray  # E, uint8
-    logprobs: np.ndarray  # E, float16
+    logprobs: np.ndarray  # E, float32
 
     @property
     def num_positions(self) -> int:
@@ -126,7 +130,7 @@ class Record:
         starts = np.concatenate([[0], np.cumsum(self.entry_counts.astype(np.int64))[:-1]])
         position = np.repeat(np.arange(len(starts)), self.entry_counts)
         faults = []
-        if (np.add.reduceat(np.exp(logprobs), starts) > 1.01).any():  # float16 rounds 16 entries by at most 0.5 %
+        if (np.add.reduceat(np.exp(logprobs), starts) > 1 + 1e-5).any():  # float32's rounding of logs
             faults.append("the entries of a position sum to more than 1")
         found = np.zeros(len(starts), dtype=bool)
         found[position[self.symbols == self.realised()[position]]] = True
@@ -149,9 +153,12 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
     metadata = {
         "bld.schema_version": str(SCHEMA_VERSION),
         "bld.identity": json.dumps(identity, sort_keys=True),
-        "bld.units": "logprobs: natural log; dropped, token_end, doubt: shares 0..1; lengths and starts: bytes",
+        "bld.units": (
+            "logprobs, teacher_token_logprobs: natural log; dropped, token_end, doubt: shares 0..1; lengths and starts: bytes"
+        ),
         "bld.decoding": (
-            "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; probability = exp(logprob); "
+            "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; probability = exp(logprob), rounded "
+            "to at most 256 levels so that a position's sum to at most 1; shares are rounded up to 16 levels; "
             "the tail 1 - sum is one class of all symbols not stored; symbol 255 is END; positions run through the "
             "segments in turn, segment_length (+ 1 if segment_has_end) each"
         ),
@@ -169,14 +176,20 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
 
 
 def commit_shard(table: pa.Table, path: Path, zstd_level: int) -> int:
-    """Write a shard so that `path` is absent or complete, whatever interrupts us. Returns its size in bytes."""
+    """Write a shard so that `path` is absent or complete, whatever interrupts us. Returns its size in bytes.
+
+    Every column but the text has a dictionary: the values of each are few (`schemas.levels`), a byte or half of one each.
+    """
+    with_dictionary = [
+        f"{name}.list.element" if name in _LISTS else name for name in table.schema.names if name != "document"
+    ]
     with committed(path) as partial:
         with pq.ParquetWriter(
             partial,
             table.schema,
             compression="zstd",
             compression_level=zstd_level,
-            use_dictionary=True,
+            use_dictionary=with_dictionary,
             write_page_checksum=True,
         ) as writer:
             writer.write_table(table)
@@ -241,6 +254,25 @@ def read_shard(path: Path, batch_records: int = 64) -> Iterator[Record]:
             yield from _records(batch)
 
 
+class Question(NamedTuple):
+    """What a record asks about, without the answers."""
+
+    window_start: int
+    document: bytes
+    segments: tuple[Segment, ...]
+
+
+def read_questions(path: Path) -> Iterator[Question]:
+    """Of each record of a shard in order; reads little more than the text."""
+    columns = ["window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        check_version(path, file.schema_arrow.metadata)
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            for row in batch.to_pylist():
+                segments = zip(row["segment_starts"], row["segment_lengths"], row["segment_has_end"], strict=True)
+                yield Question(row["window_start"], row["document"], tuple(Segment(*values) for values in segments))
+
+
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:
     lists = {}
     for field in SHARD_SCHEMA:
@@ -251,7 +283,8 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record]:
         name: batch.column(batch.schema.get_field_index(name)) for name in ("doc_id", "window_start", "document")
     }
     for row in range(batch.num_rows):
-        cells = {name: values[offsets[row] : offsets[row + 1]] for name, (offsets, values) in lists.items()}
+        # Copies: a view would keep the whole batch in memory for as long as a reader keeps one record of it in its buffer.
+        cells = {name: values[offsets[row] : offsets[row + 1]].copy() for name, (offsets, values) in lists.items()}
         segments = zip(
             cells.pop("segment_starts"), cells.pop("segment_lengths"), cells.pop("segment_has_end"), strict=True
         )

@@ -22,6 +22,7 @@ from pipeline.licence import describe, with_licence
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
+from schemas import levels
 from schemas.manifest import Manifest, ShardPlan, shard_identity, write_json
 from schemas.shard import Record, Segment, commit_shard, committed, sync_folder, to_table
 from stage1_teacher import audit, plan
@@ -31,6 +32,7 @@ from stage1_teacher.extend import extend_dump
 from stage1_teacher.overlap import one_ahead
 from stage1_teacher.pieces import Piece, batches, cut_pieces, spelled_lengths
 from stage1_teacher.restart import persist
+from stage1_teacher.rounding import round_entries
 from stage1_teacher.sparsify import sparsify
 from stage1_teacher.teacher import Answers, Teacher, load_tokenizer, open_teacher, resolve_ids
 
@@ -50,22 +52,21 @@ def make_record(piece: Piece, targets: Targets, tokenizer: ByteTokenizer, top_k:
     segment = Segment(window.supervised - window.start, window.end - window.supervised, window.has_end)
     taken = slice(segment.start, segment.start + segment.num_positions)
     realised = piece.text[segment.start :] + (b"\xff" if window.has_end else b"")
-    counts, symbols, logprobs = sparsify(
-        targets.probs_PV[taken], np.frombuffer(realised, dtype=np.uint8), top_k, min_prob
-    )
+    entries = sparsify(targets.probs_PV[taken], np.frombuffer(realised, dtype=np.uint8), top_k, min_prob)
+    rounded = round_entries(entries)
     return Record(
         doc_id=piece.doc_id,
         window_start=window.start,
         document=piece.text,
         segments=(segment,),
         teacher_token_lengths=np.array(spelled_lengths(tokenizer, piece.tokens), dtype=np.int32),
-        teacher_token_logprobs=targets.token_logprobs.astype(np.float32),
-        entry_counts=counts,
-        dropped=targets.dropped_P[taken].astype(np.float16),
-        token_end=targets.token_end_P[taken].astype(np.float16),
-        doubt=targets.doubt_P[taken].astype(np.float16),
-        symbols=symbols,
-        logprobs=logprobs,
+        teacher_token_logprobs=levels.round_token_logprobs(targets.token_logprobs),
+        entry_counts=entries.counts_P,
+        dropped=levels.round_shares(targets.dropped_P[taken]),
+        token_end=levels.round_shares(targets.token_end_P[taken]),
+        doubt=levels.round_shares(targets.doubt_P[taken]),
+        symbols=rounded.symbols_E,
+        logprobs=rounded.logprobs_E,
     )
 
 

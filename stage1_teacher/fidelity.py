@@ -10,7 +10,7 @@ import numpy as np
 from schemas import END
 from schemas.shard import Record
 
-# float16 logs keep three digits: two tails below this cannot be told apart.
+# The levels that are nearest to 1 lack 0, 0.000025 and 0.0001 to it (`schemas.levels`): smaller tails cannot be told apart.
 TAIL_FLOOR = 1e-4
 
 

@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from pipeline.config import Recipe, TeacherConfig
 from pipeline.corpus import Document
 from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas import levels
 from schemas.manifest import Manifest, ShardPlan, identity_differences
 
 
@@ -87,7 +88,7 @@ def make_identity(
         "corpus": {"sha256": corpus, "field": recipe.corpus.field},
         "covering": recipe.dump.covering.model_dump(),
         "sparsity": {"top_k": dump.top_k, "min_prob": dump.min_prob},
-        "coding": "float16 natural log",
+        "coding": levels.NAME,
         "shard_bytes": int(dump.shard_bytes),
     }
 

@@ -1,65 +1,72 @@
 """Dense targets made sparse: the most probable symbols of each position, and always the one that the document really has.
 
+Compiled by numba: a position is read once, and what is kept of it is sorted as it is found.
+
 Shape legend: P positions, V symbols (256), E entries.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
+from numba import njit
 
-# A stored log-probability of a symbol the teacher all but rules out; float16 holds it, and exp of it is 1e-35.
-MIN_LOGPROB = -80.0
+from schemas import NUM_SYMBOLS
 
 
-def sparsify(
-    probs_PV: np.ndarray, realised_P: np.ndarray, top_k: int, min_prob: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class Entries(NamedTuple):
+    """What is kept of some positions, in descending probability within each; what is left to 1 is the tail."""
+
+    counts_P: np.ndarray  # uint16, at least 1
+    symbols_E: np.ndarray  # uint8; the lower first of two that are equally probable
+    probs_E: np.ndarray  # float64
+
+
+def sparsify(probs_PV: np.ndarray, realised_P: np.ndarray, top_k: int, min_prob: float) -> Entries:
     """Keep the `top_k` most probable symbols with probability at least `min_prob`, and the realised one.
+
+    Nothing is renormalised. With top_k 256 and min_prob 0 all 256 symbols of a position are kept.
 
     Args:
         probs_PV: float64, rows sum to 1.
         realised_P: uint8, the symbol that follows in the document.
-    Returns:
-        (entry_counts_P uint16, symbols_E uint8, logprobs_E float16): in descending probability within a position, never
-        renormalised. With top_k 256 and min_prob 0 all 256 symbols of a position are stored.
     """
-    num_positions = len(probs_PV)
-    assert num_positions < 1 << 24  # see `_ranked`
-    keep_PV = probs_PV >= min_prob
-    keep_PV[np.arange(num_positions), realised_P] = True
-    position_E, symbol_E, prob_E = _ranked(np.flatnonzero(keep_PV), probs_PV)
-    # Ranks beyond top_k go, unless the symbol is the realised one.
-    kept_P = np.bincount(position_E, minlength=num_positions)
-    rank_E = np.arange(len(position_E)) - (np.cumsum(kept_P) - kept_P)[position_E]
-    stays_E = (rank_E < top_k) | (symbol_E == realised_P[position_E])
-    position_E, symbol_E, prob_E = position_E[stays_E], symbol_E[stays_E], prob_E[stays_E]
-    with np.errstate(divide="ignore"):
-        logprobs_E = np.maximum(np.log(prob_E), MIN_LOGPROB)
-    counts_P = np.bincount(position_E, minlength=num_positions).astype(np.uint16)
-    return counts_P, symbol_E.astype(np.uint8), np.minimum(logprobs_E, 0.0).astype(np.float16)
+    room = len(probs_PV) * min(top_k + 1, NUM_SYMBOLS)
+    entries = Entries(np.empty(len(probs_PV), np.uint16), np.empty(room, np.uint8), np.empty(room, np.float64))
+    num_entries = _keep(np.ascontiguousarray(probs_PV, np.float64), realised_P, top_k, min_prob, *entries)
+    return Entries(entries.counts_P, entries.symbols_E[:num_entries].copy(), entries.probs_E[:num_entries].copy())
 
 
-def _ranked(kept: np.ndarray, probs_PV: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(position, symbol, probability) of what is kept, by position, then falling probability, then symbol.
+@njit(nogil=True, error_model="numpy")
+def _keep(
+    probs_PV: Any, realised_P: Any, top_k: int, min_prob: float, counts_P: Any, symbols_E: Any, probs_E: Any
+) -> int:
+    """Fill in the entries; returns how many."""
+    start = 0
+    for position in range(probs_PV.shape[0]):
+        stop = start
+        for symbol in range(NUM_SYMBOLS):
+            prob = probs_PV[position, symbol]
+            if prob >= min_prob:
+                if stop < start + top_k:
+                    stop += 1
+                elif prob <= probs_E[stop - 1]:
+                    continue
+                _insert(symbol, prob, start, stop - 1, symbols_E, probs_E)
+        realised = realised_P[position]
+        if not np.any(symbols_E[start:stop] == realised):
+            # Behind all others: below min_prob, or below the least of the top_k (or equal to it, and a higher byte).
+            symbols_E[stop], probs_E[stop] = realised, probs_PV[position, realised]
+            stop += 1
+        counts_P[position] = stop - start
+        start = stop
+    return start
 
-    Args:
-        kept: indices into the flat `probs_PV`, rising.
-    Returns:
-        Probabilities rounded to float32: position, probability and symbol are then one integer to sort by, four times
-        faster than three keys, and what is stored has three digits anyway.
-    """
-    prob_E = probs_PV.ravel()[kept].astype(np.float32)
-    # The bits of floats that are not negative rise as they do; 24 bits of position, 32 of probability, 8 of symbol.
-    falling_E = np.uint64(0xFFFFFFFF) - prob_E.view(np.uint32)
-    key_E = (
-        (kept.astype(np.uint64) >> np.uint64(8) << np.uint64(40))
-        | (falling_E << np.uint64(8))
-        | (kept & 0xFF).astype(np.uint64)
-    )
-    key_E.sort()
-    prob_E = (
-        (np.uint64(0xFFFFFFFF) - (key_E >> np.uint64(8) & np.uint64(0xFFFFFFFF))).astype(np.uint32).view(np.float32)
-    )
-    return (
-        (key_E >> np.uint64(40)).astype(np.int64),
-        (key_E & np.uint64(0xFF)).astype(np.int64),
-        prob_E.astype(np.float64),
-    )
+
+@njit(error_model="numpy")
+def _insert(symbol: int, prob: float, first: int, last: int, symbols_E: Any, probs_E: Any) -> None:
+    """Put an entry in its place among `first .. last`, of which `last` is free."""
+    at = last
+    while at > first and probs_E[at - 1] < prob:
+        symbols_E[at], probs_E[at] = symbols_E[at - 1], probs_E[at - 1]
+        at -= 1
+    symbols_E[at], probs_E[at] = symbol, prob

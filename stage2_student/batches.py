@@ -5,7 +5,7 @@ E most entries stored at one position.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from stage2_student.losses import NO_SYMBOL
 from stage2_student.spans import supervised_tokens
 
 NO_LABEL = -100
+NO_ROW = -1
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,18 @@ class MicroBatch:
     entry_symbols_PE: Tensor
     entry_logprobs_PE: Tensor
     num_bytes: int
+    extra: dict[str, Tensor] = field(default_factory=dict)  # what the interface prepared, see `Interface.prepare`
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **moved)
+        extra = {n: v.to(device, non_blocking=True) for n, v in self.extra.items()}
+        return replace(self, **moved, extra=extra)
 
 
-def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, masks: Masks) -> Example:
-    """Line up a record's targets with the student's tokens.
+def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | None, masks: Masks) -> Example:
+    """Line up a record's targets with the student's tokens, of each its first `max_bytes` bytes (None: all).
 
     The END of a segment is predicted from the state after its last token, by byte 0 of the interface and by the end
     token; where a segment ends inside a token there is no such state, and its END is left out.
@@ -94,7 +97,7 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, m
     bytes_state, bytes_offset, bytes_at = _byte_positions(starts, ends, inside, max_bytes)
     end_state, end_at = _end_positions(ends, record)
     labels_L[end_state] = end_id
-    row_of_byte, row_of_end = _rows(record)
+    row_of_byte, row_of_end = position_rows(record)
     rows = np.concatenate([row_of_byte[bytes_at], row_of_end[end_at]])
     document = np.frombuffer(record.document, dtype=np.uint8).astype(np.int64)
     entry_symbols_PE, entry_logprobs_PE = _entries(record, rows)
@@ -113,10 +116,11 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int, m
 
 
 def _byte_positions(
-    starts: np.ndarray, ends: np.ndarray, inside: np.ndarray, max_bytes: int
+    starts: np.ndarray, ends: np.ndarray, inside: np.ndarray, max_bytes: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(state, offset in the token, byte of the document) of the bytes that the interface predicts, in order."""
-    counts = np.where(inside, np.minimum(ends - starts, max_bytes), 0)
+    lengths = ends - starts if max_bytes is None else np.minimum(ends - starts, max_bytes)
+    counts = np.where(inside, lengths, 0)
     state = np.repeat(np.arange(len(starts)), counts)
     offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return state, offset, starts[state] + offset
@@ -134,10 +138,10 @@ def _end_positions(ends: np.ndarray, record: Record) -> tuple[np.ndarray, np.nda
     return pairs[:, 0], pairs[:, 1]
 
 
-def _rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """The record's position for each byte of the document (-1: none), and for the END of each segment (-1: none)."""
-    of_byte = np.full(len(record.document), -1, dtype=np.int64)
-    of_end = np.full(len(record.segments), -1, dtype=np.int64)
+def position_rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """The record's position for each byte of the document, and for the END of each segment; NO_ROW where it has none."""
+    of_byte = np.full(len(record.document), NO_ROW, dtype=np.int64)
+    of_end = np.full(len(record.segments), NO_ROW, dtype=np.int64)
     position = 0
     for index, segment in enumerate(record.segments):
         of_byte[segment.start : segment.start + segment.length] = position + np.arange(segment.length)

@@ -21,6 +21,8 @@ from torch.nn.utils import get_total_norm
 from pipeline.config import Recipe, TrainConfig
 from stage2_student.launch import free_port
 
+LR_FACTOR = "lr_factor"  # of a parameter group
+
 
 def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
     """What DeepSpeed is told, all of it: a pure function of the recipe and the number of ranks.
@@ -78,10 +80,26 @@ def start_ranks() -> tuple[int, int, torch.device]:
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def start_engine(student: nn.Module, config: dict[str, Any]) -> Any:
-    """Wrap the student; its weights are split over the ranks from here on, as the ZeRO stage says."""
-    engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=list(student.parameters()), config=config)
+def start_engine(student: nn.Module, config: dict[str, Any], interface_lr: float) -> Any:
+    """Wrap the student; its weights are split over the ranks from here on, as the ZeRO stage says.
+
+    Frozen weights stay as they are. The interface's parameters learn at `interface_lr` times the rate that `optimizer_step` is given.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(interface_lr if name.startswith("interface.") else 1.0, []).append(parameter)
+    parameters = [{"params": params, LR_FACTOR: factor} for factor, params in groups.items()]
+    student.register_state_dict_post_hook(_without_frozen)
+    engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=parameters, config=config)
     return engine
+
+
+def _without_frozen(student: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Frozen weights are not part of a student's state. DeepSpeed leaves them out by their first name only: a tied head would stay."""
+    for name, parameter in student.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -111,7 +129,7 @@ def backward(engine: Any, nats: Tensor, num_bytes: int, world: int, last: bool) 
 def optimizer_step(engine: Any, lr: float) -> float:
     """One AdamW step. Returns the gradient's norm over all ranks, before clipping."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group[LR_FACTOR]
     plain = not engine.zero_optimization()  # without ZeRO DeepSpeed clips, but does not tell the norm
     norm = get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]) if plain else None
     engine.step()
@@ -119,13 +137,17 @@ def optimizer_step(engine: Any, lr: float) -> float:
 
 
 def save(engine: Any, folder: Path, tag: str, client_state: dict[str, Any]) -> None:
-    """Write a DeepSpeed checkpoint to `folder/tag`; every rank calls it."""
-    engine.save_checkpoint(str(folder), tag=tag, client_state=client_state, save_latest=False)
+    """Write a DeepSpeed checkpoint to `folder/tag`, without frozen weights: the start model has them. Every rank calls it."""
+    engine.save_checkpoint(
+        str(folder), tag=tag, client_state=client_state, save_latest=False, exclude_frozen_parameters=True
+    )
 
 
 def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
     """Read weights and optimizer back; returns the `client_state` stored with them."""
-    path, client_state = engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
+    path, client_state = engine.load_checkpoint(
+        str(folder), tag=tag, load_lr_scheduler_states=False, custom_load_fn=_load_trained
+    )
     if path is None:
         raise ValueError(
             f"{folder / tag} is not a DeepSpeed checkpoint; delete that folder to resume from the one before"
@@ -133,8 +155,19 @@ def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
     return dict(client_state)
 
 
+def _load_trained(src: dict[str, Tensor], dst: nn.Module) -> None:
+    """Load a checkpoint's weights into a student; those that it does not hold are frozen, else ValueError."""
+    missing, unexpected = dst.load_state_dict(src, strict=False)
+    trained = {name for name, parameter in dst.named_parameters() if parameter.requires_grad}
+    lacking = trained & set(missing)
+    if lacking or unexpected:
+        raise ValueError(
+            f"the checkpoint does not fit the student: lacking {sorted(lacking)[:5]}, unknown {unexpected[:5]}"
+        )
+
+
 def checkpoint_weights(folder: Path, tag: str) -> dict[str, Tensor]:
-    """The float32 weights of a checkpoint of any ZeRO stage, by name, on the CPU.
+    """The float32 weights that were trained, of a checkpoint of any ZeRO stage, by name, on the CPU.
 
     ZeRO leaves its shares of the weights in one file per rank; without ZeRO they lie in one piece in the model's file.
     """

@@ -7,7 +7,7 @@ Shape legend: R rows, C sorted columns, P positions, V symbols (256), E entries.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def sparse_divergence(record: Record, probs_PV: np.ndarray) -> tuple[np.ndarray,
     unstored_PV = probs_PV.copy()
     unstored_PV[position_E, record.symbols] = 0.0
     teacher_tail_P = np.maximum(1 - np.bincount(position_E, teacher_E, record.num_positions), 0.0)
-    # Where every symbol is stored there is no tail: what is left to 1 is float16's rounding.
+    # Where every symbol is stored there is no tail: what is left to 1 is rounding.
     teacher_tail_P[record.entry_counts == NUM_SYMBOLS] = 0.0
     teacher = np.concatenate([teacher_E, teacher_tail_P])
     model = np.concatenate([probs_PV[position_E, record.symbols], unstored_PV.sum(axis=1)])
@@ -82,6 +82,36 @@ def records_of(dump: Path) -> Iterator[Record]:
         yield from read_shard(shard.path(dump))
 
 
+class DocumentDivergence(NamedTuple):
+    """A record beside a model; sums in nats, over positions or over those that are clear."""
+
+    doc_id: str
+    positions: int
+    jsd_nats: float
+    clear: int  # positions where token_end is at most a threshold on both sides: elsewhere one covering is uncertain itself
+    kl_clear_nats: float  # KL(teacher || model)
+    num_bytes: int  # of the record's document
+    token_nats: float  # -ln p of the model's own tokens of the document, without END
+
+
+def document_divergence(byte_model: ByteModel, record: Record, max_token_end: float = 0.05) -> DocumentDivergence:
+    """One record's divergence. Raises SpellingError where the model's tokenizer cannot spell it."""
+    targets = byte_model.targets(record.document)
+    taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
+    kl_P, jsd_P = sparse_divergence(record, targets.probs_PV[taken])
+    token_end_P = np.maximum(record.token_end.astype(np.float64), targets.token_end_P[taken])
+    clear_P = token_end_P <= max_token_end
+    return DocumentDivergence(
+        record.doc_id,
+        len(jsd_P),
+        float(jsd_P.sum()),
+        int(clear_P.sum()),
+        float(kl_P[clear_P].sum()),
+        len(record.document),
+        -float(targets.token_logprobs.sum()),
+    )
+
+
 def byte_divergence(
     model: str, dump: Path, start: int, ends: tuple[int, ...], limit: int | None = None, max_token_end: float = 0.05
 ) -> dict[str, Any]:
@@ -89,37 +119,27 @@ def byte_divergence(
 
     Returns:
         jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not decide
-        it. kl_clear_nats, KL(teacher || model) over the clear positions: those where token_end is at most `max_token_end`
-        on both sides, as elsewhere one of the coverings is uncertain itself. clear_share of the positions; positions and
+        it. kl_clear_nats over the clear positions (nan where there is none). clear_share of the positions; positions and
         records counted; records left out because the model cannot spell them.
     """
     byte_model = ByteModel(model, start, ends)
-    kl: list[np.ndarray] = []
-    jsd: list[np.ndarray] = []
-    clear: list[np.ndarray] = []
+    found: list[DocumentDivergence] = []
     left_out = 0
     for record in records_of(dump):
-        if limit is not None and len(kl) == limit:
+        if limit is not None and len(found) == limit:
             break
         try:
-            targets = byte_model.targets(record.document)
+            found.append(document_divergence(byte_model, record, max_token_end))
         except SpellingError:
             left_out += 1
-            continue
-        taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
-        kl_P, jsd_P = sparse_divergence(record, targets.probs_PV[taken])
-        token_end_P = np.maximum(record.token_end.astype(np.float64), targets.token_end_P[taken])
-        kl.append(kl_P)
-        jsd.append(jsd_P)
-        clear.append(token_end_P <= max_token_end)
-    if not kl:
+    if not found:
         raise ValueError(f"{dump}: none of its {left_out} records can be spelled by the tokenizer of {model}")
-    kl_P, is_clear_P = np.concatenate(kl), np.concatenate(clear)
+    positions, clear = sum(d.positions for d in found), sum(d.clear for d in found)
     return {
-        "jsd_nats": float(np.concatenate(jsd).mean()),
-        "kl_clear_nats": float(kl_P[is_clear_P].mean()) if is_clear_P.any() else float("nan"),
-        "clear_share": float(is_clear_P.mean()),
-        "positions": len(kl_P),
-        "records": len(kl),
+        "jsd_nats": sum(d.jsd_nats for d in found) / positions,
+        "kl_clear_nats": sum(d.kl_clear_nats for d in found) / clear if clear else float("nan"),
+        "clear_share": clear / positions,
+        "positions": positions,
+        "records": len(found),
         "left_out_unspellable": left_out,
     }

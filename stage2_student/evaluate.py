@@ -96,7 +96,8 @@ def _batch_nats(model: Any, batch: Sequence[list[int]], start_id: int, precision
     with precision.context(model.device.type):
         hidden_BLD = model.base_model(input_ids=tokens_BL, use_cache=False).last_hidden_state
         supervised_BL = labels_BL != NO_LABEL
-        return float(token_cross_entropy(hidden_BLD[supervised_BL], labels_BL[supervised_BL], token_logits))
+        nats_N = token_cross_entropy(hidden_BLD[supervised_BL], labels_BL[supervised_BL], token_logits)
+        return float(nats_N.sum())
 
 
 def evaluate_folder(

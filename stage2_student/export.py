@@ -11,32 +11,43 @@ from transformers import AutoTokenizer
 
 from pipeline.recipe import load_recipe
 from stage2_student import run_folder
-from stage2_student.start import load_start, student_config
+from stage2_student.lora import add_adapters
+from stage2_student.start import load_start, student_config, tokenizer_moved
 
 
-def export(run: Path | str, out: Path | str | None = None) -> Path:
-    """Write the newest complete checkpoint as safetensors, config, tokenizer and generation config; returns the folder.
+def export(run: Path | str, out: Path | str | None = None, step: int | None = None) -> Path:
+    """Write a complete checkpoint as safetensors, config, tokenizer and generation config; returns the folder.
 
-    The weights have the dtype that was trained with. `out` (default: RUN/export) is absent or complete, and replaced.
-    Raises ValueError where there is no checkpoint, or `out` holds something else.
+    The weights have the dtype that was trained with; adapters are merged into them. `out` (default: RUN/export) is absent
+    or complete, and replaced. `step`: which checkpoint; the newest by default.
+    Raises ValueError where there is no such checkpoint, or `out` holds something else.
     """
     run = Path(run)
     out = Path(out) if out is not None else run / "export"
     steps = run_folder.checkpoint_steps(run)
     if not steps:
         raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint; run `bld student` first")
+    if step is not None and step not in steps:
+        raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint of step {step}; there are {steps}")
+    step = steps[-1] if step is None else step
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
         raise ValueError(f"{out} exists and is not a model; give another folder")
     recipe = load_recipe(run / "recipe.yaml")
-    trust = student_config(recipe).trust_remote_code
+    student = student_config(recipe)
+    trust = student.trust_remote_code
     model = load_start(run / "start", trust)
-    _fill(model, _language_model(run, steps[-1]))
+    if student.lora_rank:
+        adapted = add_adapters(model, student, tokenizer_moved(run / "start"))
+        _fill(model, _language_model(run, step))
+        model = adapted.merge_and_unload()
+    else:
+        _fill(model, _language_model(run, step))
     model.config.use_cache = True
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
     AutoTokenizer.from_pretrained(run / "start", trust_remote_code=trust).save_pretrained(partial)
-    (partial / "distilled.json").write_text(json.dumps({"step": steps[-1]}) + "\n", encoding="utf-8")
+    (partial / "distilled.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
     if out.exists():
         shutil.rmtree(out)
     return partial.replace(out)
@@ -51,14 +62,12 @@ def _language_model(run: Path, step: int) -> dict[str, Tensor]:
 
 
 def _fill(model: Any, weights: dict[str, Tensor]) -> None:
-    """Load every weight. A tied head may be absent, since it is the embedding; anything else is an error."""
+    """Load every weight that was trained. A tied head may be absent, since it is the embedding; anything else is an error."""
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = {
-        name
-        for name, value in model.named_parameters(remove_duplicate=False)
-        if value is model.get_input_embeddings().weight
-    }
-    lacking = set(missing) - tied
+    named = list(model.named_parameters(remove_duplicate=False))
+    tied = {name for name, value in named if value is model.get_input_embeddings().weight}
+    frozen = {name for name, value in named if not value.requires_grad}
+    lacking = set(missing) - tied - frozen
     if lacking or unexpected:
         raise ValueError(
             f"the checkpoint does not fit the start model: lacking {sorted(lacking)}, unknown {unexpected}"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.config import Recipe
 from pipeline.recipe import load_recipe, save_recipe
-from stage2_student.run_folder import dump_path
+from stage2_student.run_folder import dump_refs
 from stage2_student.start import student_config
 
 
@@ -35,7 +35,8 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
     run = Path(student_config(loaded).path)
     command = launch_command(run / "launch.yaml", loaded.train.num_processes, free_port())
     if dry_run:
-        print(f"dump {dump_path(loaded)} -> run {run}, {loaded.train.steps} steps:\n{' '.join(command)}")
+        dumps = ", ".join(ref.path for ref in dump_refs(loaded))
+        print(f"dump {dumps} -> run {run}, {loaded.train.steps} steps:\n{' '.join(command)}")
         return 0
     run.mkdir(parents=True, exist_ok=True)
     save_recipe(loaded, run / "launch.yaml")

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from stage2_student.model import PARTS
+
 
 class RunLog:
     """Opened by rank 0. A bar on a terminal, plain lines where the output is a file."""
@@ -46,9 +48,11 @@ class RunLog:
 
     def _line(self, step: int, v: Mapping[str, float]) -> str:
         left = (time.monotonic() - self.started) / (step - self.first_step) * (self.num_steps - step)
+        parts = " ".join(f"{name} {v[name]:.4f}" for name in PARTS if name in v)
+        bits = f"{v['bits_per_byte']:.4f} bits/byte  " if "bits_per_byte" in v else ""
+        uncounted = f"uncounted {v['uncounted_share']:.0%}  " if v.get("uncounted_share") else ""
         return (
-            f"step {step}/{self.num_steps}  loss {v['loss']:.4f} nats/byte (ce {v['ce']:.4f} "
-            f"byte_ce {v['byte_ce']:.4f} kl {v['kl']:.4f})  {v['bits_per_byte']:.4f} bits/byte  "
+            f"step {step}/{self.num_steps}  loss {v['loss']:.4f} nats/byte ({parts})  {bits}{uncounted}"
             f"lr {v['lr']:.2e}  grad {v['grad_norm']:.2f}  "
             f"{v['tokens_per_second']:.0f} tokens/s  data wait {v['data_wait_share']:.0%}  "
             f"{v['memory_bytes'] / 2**30:.1f} GiB  {left:.0f} s left"

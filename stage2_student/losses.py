@@ -1,10 +1,12 @@
 """The terms of the loss, each a sum in nats; the loop divides once, by the global number of supervised bytes.
 
 Shape legend: N student tokens, D hidden width, P supervised byte positions, E entries stored per
-position (padded), V symbols (256).
+position (padded), C = E + 1 classes (the entries and the tail), V symbols (256).
 """
 
+import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +14,17 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 NO_SYMBOL = -1  # pads a position's entries
+# Entries may sum to 1, with float32's rounding even to a little more: a smaller tail cannot be told from 0, and 0 would make
+# the reverse KL infinite.
+MIN_TAIL = 1e-6
+
+Direction = Literal["forward", "reverse", "jensen_shannon"]
 
 
 def token_cross_entropy(
     hidden_ND: Tensor, labels_N: Tensor, token_logits: Callable[[Tensor], Tensor], chunk_tokens: int = 512
 ) -> Tensor:
-    """Sum of -ln p(label | state), in nats; a scalar.
+    """-ln p(label | state) of each token, in nats; (N,) float32.
 
     The logits of `chunk_tokens` tokens are held at once, and computed again for the gradient: the whole
     (N, vocabulary) in float32 would be larger than a small student (4096 x 49152 x 4 bytes = 805 MB).
@@ -29,28 +36,36 @@ def token_cross_entropy(
     """
 
     def chunk_nats(hidden_nD: Tensor, labels_n: Tensor) -> Tensor:
-        return cross_entropy(token_logits(hidden_nD).float(), labels_n, reduction="sum")
+        return cross_entropy(token_logits(hidden_nD).float(), labels_n, reduction="none")
 
     # At least one chunk, empty or not: on a rank without supervised tokens the head must still have a (zero) gradient.
     chunks = zip(
         hidden_ND.split(chunk_tokens) or (hidden_ND,), labels_N.split(chunk_tokens) or (labels_N,), strict=True
     )
     if not torch.is_grad_enabled():
-        return torch.stack([chunk_nats(*chunk) for chunk in chunks]).sum()
-    return torch.stack([checkpoint(chunk_nats, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+        return torch.cat([chunk_nats(*chunk) for chunk in chunks])
+    return torch.cat([checkpoint(chunk_nats, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-def symbol_cross_entropy(logits_PV: Tensor, symbols_P: Tensor) -> Tensor:
-    """Sum of -ln p(symbol), in nats; a scalar. END counts as any other symbol."""
-    return cross_entropy(logits_PV.float(), symbols_P, reduction="sum")
+def symbol_cross_entropy(logits_PV: Tensor, symbols_P: Tensor, counted_P: Tensor) -> Tensor:
+    """Sum of -ln p(symbol) over the counted positions, in nats; a scalar. END counts as any other symbol."""
+    return cross_entropy(logits_PV[counted_P].float(), symbols_P[counted_P], reduction="sum")
 
 
-def sparse_kl(logits_PV: Tensor, entry_symbols_PE: Tensor, entry_logprobs_PE: Tensor, counted_P: Tensor) -> Tensor:
-    """KL(teacher || student) over the stored symbols and one class for all the others, summed over counted positions.
+def class_divergence(
+    logits_PV: Tensor,
+    entry_symbols_PE: Tensor,
+    entry_logprobs_PE: Tensor,
+    counted_P: Tensor,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
+) -> Tensor:
+    """How far student and teacher are apart, summed over counted positions; each stored symbol is a class, all others are one.
 
-    At a position: sum over entries of t ln(t / p) + tail ln(tail / p_tail). `p_tail` is a log-sum-exp over the unstored
-    symbols: 1 - sum p in float32 is noise when the student is sure. Entries that sum to slightly more than 1 (float16
-    rounding) leave a tail of 0.
+    `forward` is KL(teacher || student), `reverse` KL(student || teacher), `jensen_shannon` the mean of the two KLs to the
+    mean distribution. With a temperature T both class distributions become proportional to p^(1/T): the tail is tempered
+    as the one class that it is, since nothing is known of its parts. Then times T^2, so that the gradient, and with it the
+    meaning of the weight, keeps its size (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, section 2).
 
     Args:
         logits_PV: raw logits of the 256 symbols; the arithmetic is float32.
@@ -60,25 +75,47 @@ def sparse_kl(logits_PV: Tensor, entry_symbols_PE: Tensor, entry_logprobs_PE: Te
     Returns:
         nats, a scalar.
     """
-    logprobs_PV = logits_PV[counted_P].float().log_softmax(-1)
-    symbols_PE, teacher_logprobs_PE = entry_symbols_PE[counted_P], entry_logprobs_PE[counted_P].float()
-    stored_PE = symbols_PE != NO_SYMBOL
-    probs_PE = torch.where(stored_PE, teacher_logprobs_PE.exp(), 0.0)
-    student_logprobs_PE = logprobs_PV.gather(-1, symbols_PE.clamp(min=0))
-    entries_P = torch.where(stored_PE, probs_PE * (teacher_logprobs_PE - student_logprobs_PE), 0.0).sum(-1)
-    return (entries_P + _tail_term(logprobs_PV, symbols_PE, stored_PE, probs_PE)).sum()
+    symbols_PE, stored_PE = entry_symbols_PE[counted_P], entry_symbols_PE[counted_P] != NO_SYMBOL
+    student_PC, teacher_PC, is_class_PC = _classes(
+        logits_PV[counted_P].float().log_softmax(-1), symbols_PE, entry_logprobs_PE[counted_P].float(), stored_PE
+    )
+    log_q_PC, log_t_PC = (_tempered(logprobs_PC, is_class_PC, temperature) for logprobs_PC in (student_PC, teacher_PC))
+    q_PC, t_PC = (torch.where(is_class_PC, log_PC.exp(), 0.0) for log_PC in (log_q_PC, log_t_PC))
+    if direction == "forward":
+        terms_PC = t_PC * (log_t_PC - log_q_PC)
+    elif direction == "reverse":
+        terms_PC = q_PC * (log_q_PC - log_t_PC)
+    else:
+        log_m_PC = torch.logaddexp(log_t_PC, log_q_PC) - math.log(2)
+        terms_PC = (t_PC * (log_t_PC - log_m_PC) + q_PC * (log_q_PC - log_m_PC)) / 2
+    return temperature**2 * terms_PC.sum()
 
 
-def _tail_term(logprobs_PV: Tensor, symbols_PE: Tensor, stored_PE: Tensor, probs_PE: Tensor) -> Tensor:
-    """P: tail ln(tail / p_tail); 0 where everything is stored or the tail is 0."""
+def _classes(
+    logprobs_PV: Tensor, symbols_PE: Tensor, teacher_PE: Tensor, stored_PE: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(student, teacher, is a class), each (P, E + 1): the entries and the tail, as natural logs, -inf where there is none.
+
+    The student's tail is a log-sum-exp over the unstored symbols: 1 - sum p in float32 is noise when the student is sure.
+    """
     # An integer sum, not an assignment: padding points at symbol 0, and must not undo it.
     hits_PV = torch.zeros_like(logprobs_PV, dtype=torch.int32).scatter_add_(
         -1, symbols_PE.clamp(min=0), stored_PE.to(torch.int32)
     )
     is_stored_PV = hits_PV > 0
-    tail_P = (1.0 - probs_PE.sum(-1)).clamp(min=0.0)
-    counts_P = (tail_P > 0) & ~is_stored_PV.all(-1)
-    # Masked before the log-sum-exp and before the log: both have NaN gradients where a whole row is -inf, or tail is 0.
-    unstored_PV = logprobs_PV.masked_fill(is_stored_PV & counts_P[:, None], -torch.inf)
-    safe_tail_P = torch.where(counts_P, tail_P, 1.0)
-    return torch.where(counts_P, safe_tail_P * (safe_tail_P.log() - unstored_PV.logsumexp(-1)), 0.0)
+    has_tail_P = ~is_stored_PV.all(-1)
+    is_class_PC = torch.cat([stored_PE, has_tail_P[:, None]], dim=-1)
+    # Where all is stored the mask is lifted again: a log-sum-exp over nothing has NaN gradients.
+    tail_P = logprobs_PV.masked_fill(is_stored_PV & has_tail_P[:, None], -torch.inf).logsumexp(-1)
+    student_PC = torch.cat([logprobs_PV.gather(-1, symbols_PE.clamp(min=0)), tail_P[:, None]], dim=-1)
+    # float64: a small tail is a difference of numbers near 1, and a reverse KL or a temperature below 1 looks at its logarithm.
+    teacher_tail_P = 1.0 - torch.where(stored_PE, teacher_PE.double().exp(), 0.0).sum(-1)
+    log_tail_P = teacher_tail_P.clamp(min=MIN_TAIL).log().float()
+    teacher_PC = torch.cat([teacher_PE, log_tail_P[:, None]], dim=-1)
+    return student_PC, teacher_PC, is_class_PC
+
+
+def _tempered(logprobs_PC: Tensor, is_class_PC: Tensor, temperature: float) -> Tensor:
+    """ln of p^(1/T), normalised over the classes; 0 where there is no class, so that no infinity meets a product."""
+    powers_PC = (logprobs_PC / temperature).masked_fill(~is_class_PC, -torch.inf)
+    return powers_PC.log_softmax(-1).masked_fill(~is_class_PC, 0.0)

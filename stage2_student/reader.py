@@ -9,13 +9,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from schemas.manifest import Manifest
+from pipeline.config import DumpRef
 from schemas.shard import Record, read_shard
+from stage2_student.align import aligned
 from stage2_student.batches import Encoded
+from stage2_student.join import Join, Joined, OpenDump
+from stage2_student.mix import Mix
 from stage2_student.spans import token_spans
 
 BUFFER_RECORDS = 2048  # records that are shuffled together; at 2 kB of text and 20 bytes per position about 80 MB
@@ -55,26 +58,34 @@ class GlobalBatch:
 
 
 class DumpReader:
-    """The records of a complete dump, in an order decided by seed and epoch.
+    """The records of a complete dump, in an order decided by seed and epoch; of several dumps those whose document all of them hold, mixed.
 
-    Raises ValueError where a planned shard is missing, or the dump holds no record.
+    Args:
+        dump: the one whose order is followed.
+        others: dumps of the same corpus; `mix` makes one record of theirs and the first one's.
+    Raises:
+        ValueError: a planned shard is missing, a dump holds no record, or several have no document in common.
     """
 
-    def __init__(self, dump: Path, seed: int) -> None:
-        self.manifest = Manifest.load(dump)
-        self.seed = seed
-        self.shards = [shard.path(dump) for shard in self.manifest.shards]
-        missing = [path.name for path in self.shards if not path.exists()]
-        if missing:
-            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ValueError(
-                f"{dump} is not complete: {len(missing)} of {len(self.shards)} shards are missing ({names}); "
-                "run `bld teacher` again with the same recipe, it goes on where it stopped"
-            )
-        if not self.shards:
-            raise ValueError(
-                f"{dump} plans no shard: its corpus held no usable document ({self.manifest.corpus_counts})"
-            )
+    def __init__(self, dump: Path, seed: int, others: Sequence[Path] = (), mix: Mix | None = None) -> None:
+        assert bool(others) == (mix is not None)
+        dumps = [OpenDump(path) for path in (dump, *others)]
+        self.seed, self.mix = seed, mix
+        self.manifest, self.other_manifests = dumps[0].manifest, [other.manifest for other in dumps[1:]]
+        self.shards = dumps[0].shards
+        self.join = Join(dumps) if others else None
+
+    @classmethod
+    def of(cls, refs: Sequence[DumpRef], how: Literal["arithmetic", "geometric"], seed: int) -> "DumpReader":
+        """Of a recipe's dumps; `how` several are mixed."""
+        paths = [Path(ref.path) for ref in refs]
+        mix = Mix.of([ref.weight for ref in refs], how) if len(refs) > 1 else None
+        return cls(paths[0], seed, paths[1:], mix)
+
+    @property
+    def remarks(self) -> dict[str, int]:
+        """What several dumps do not have in common: a number of documents for each sentence about it."""
+        return {} if self.join is None else self.join.remarks
 
     def records(self, start: Position = START) -> Iterator[tuple[Record, Position]]:
         """Yield each record with the position after it, epoch after epoch, without end.
@@ -84,28 +95,37 @@ class DumpReader:
         epoch, skip = start
         while True:
             index = 0
-            for index, record in enumerate(self._epoch(epoch), 1):
+            for index, joined in enumerate(self._epoch(epoch), 1):
                 if index > skip:
-                    yield record, Position(epoch, index)
+                    yield self._one(joined), Position(epoch, index)
             if index == 0:
                 raise ValueError(f"the {len(self.shards)} shards in {self.shards[0].parent} hold no record")
             epoch, skip = epoch + 1, 0
 
-    def _epoch(self, epoch: int) -> Iterator[Record]:
+    def _one(self, joined: Joined) -> Record:
+        record, others = joined
+        return record if self.mix is None else self.mix(aligned(record, others))
+
+    def _epoch(self, epoch: int) -> Iterator[Joined]:
         """Shards in a drawn order; within it, each record is drawn from a buffer that the next one refills."""
         random = np.random.default_rng([self.seed, epoch])
-        buffer: list[Record] = []
+        buffer: list[Joined] = []
         for shard in random.permutation(len(self.shards)):
-            for record in read_shard(self.shards[shard]):
-                buffer.append(record)
+            for joined in self._shard(int(shard)):
+                buffer.append(joined)
                 if len(buffer) > BUFFER_RECORDS:
                     yield _draw(buffer, random)
         while buffer:
             yield _draw(buffer, random)
 
+    def _shard(self, index: int) -> Iterator[Joined]:
+        if self.join is not None:
+            return self.join.shard(index)
+        return ((record, ()) for record in read_shard(self.shards[index]))
 
-def _draw(buffer: list[Record], random: np.random.Generator) -> Record:
-    """Take a random record out, in constant time."""
+
+def _draw(buffer: list[Joined], random: np.random.Generator) -> Joined:
+    """Take a random item out, in constant time."""
     chosen = int(random.integers(len(buffer)))
     buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
     return buffer.pop()
@@ -161,7 +181,7 @@ def global_batches(
 def _encoded_stream(
     reader: DumpReader, tokenizer: Tokenizer, max_tokens: int, start: Position, group: int = 32
 ) -> Iterator[tuple[Encoded | str, Position]]:
-    """Records encoded `group` at a time: tokenizers are several times faster on batches."""
+    """Joined encoded `group` at a time: tokenizers are several times faster on batches."""
     waiting: list[tuple[Record, Position]] = []
     for item in reader.records(start):
         waiting.append(item)

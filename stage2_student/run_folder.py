@@ -14,33 +14,41 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.config import Recipe
+from pipeline.config import DumpRef, Recipe
 from schemas.manifest import Manifest, identity_differences, write_json
 from schemas.shard import sync_and_rename
+from stage2_student.mix import Mix
 from stage2_student.start import Ends, student_config
 
 _PLACEMENT = {"save_every", "log_every", "micro_batch_tokens", "num_processes"}
 _STEP = re.compile(r"step-(\d{6,})")
 
 
-def dump_path(recipe: Recipe) -> Path:
-    """The dump to learn from."""
-    student = student_config(recipe)
-    return Path(student.dumps[0].path if student.dumps else recipe.dump.path)
+def dump_refs(recipe: Recipe) -> tuple[DumpRef, ...]:
+    """The dumps to learn from, at least one."""
+    return student_config(recipe).dumps or (DumpRef(path=recipe.dump.path, weight=1.0),)
 
 
-def run_identity(recipe: Recipe, manifest: Manifest, tokenizer_sha256: str, ends: Ends, world: int) -> dict[str, Any]:
+def run_identity(
+    recipe: Recipe,
+    manifest: Manifest,
+    tokenizer_sha256: str,
+    ends: Ends,
+    world: int,
+    other_manifests: Sequence[Manifest] = (),
+) -> dict[str, Any]:
     """Everything that decides the trained weights, but rounding. Under ZeRO the world counts: files are per rank."""
     student, train = student_config(recipe), recipe.train
-    plan = json.dumps([shard.model_dump() for shard in manifest.shards], sort_keys=True)
     identity = {
-        "dump": {**manifest.identity, "documents_sha256": hashlib.sha256(plan.encode()).hexdigest()},
+        "dump": _dump_identity(manifest),
+        **(_mix_identity(recipe, other_manifests) if other_manifests else {}),
         "student": {
             **student.model_dump(
-                mode="json", exclude={"path", "dumps", "start", "end", "tokenizer", "trust_remote_code"}
+                mode="json", exclude={"path", "dumps", "mix", "start", "end", "tokenizer", "trust_remote_code"}
             ),
             "tokenizer_sha256": tokenizer_sha256,
             "start_id": ends.start,
@@ -50,6 +58,20 @@ def run_identity(recipe: Recipe, manifest: Manifest, tokenizer_sha256: str, ends
         "world": world if train.deepspeed.zero_stage else "any",
     }
     return dict(json.loads(json.dumps(identity)))
+
+
+def _dump_identity(manifest: Manifest) -> dict[str, Any]:
+    plan = json.dumps([shard.model_dump() for shard in manifest.shards], sort_keys=True)
+    return {**manifest.identity, "documents_sha256": hashlib.sha256(plan.encode()).hexdigest()}
+
+
+def _mix_identity(recipe: Recipe, other_manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """Of a student of several dumps: the others in order, and how their targets are mixed with the first one's."""
+    weights = Mix.of([ref.weight for ref in dump_refs(recipe)], "arithmetic").weights
+    return {
+        "other_dumps": {str(index): _dump_identity(other) for index, other in enumerate(other_manifests, 1)},
+        "mix": {"how": student_config(recipe).mix, "weights": {str(i): weight for i, weight in enumerate(weights)}},
+    }
 
 
 def lock(run: Path) -> IO[str]:

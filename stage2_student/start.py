@@ -1,5 +1,6 @@
 """The student before its first step: loaded, moved to its tokenizer, and kept in `<student.path>/start`."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.config import Recipe, StudentConfig
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
+from stage2_student.layers import drop_layers
 from stage2_student.transfer import transfer
 
 
@@ -24,15 +26,9 @@ class Ends:
 
 
 def student_config(recipe: Recipe) -> StudentConfig:
-    """The recipe's student section. Raises ValueError where there is none, or it asks for what is not supported."""
+    """The recipe's student section. Raises ValueError where there is none."""
     if recipe.student is None:
         raise ValueError("the recipe has no student section; add one (student: {model: ..., path: ...}) to train")
-    if recipe.student.lora_rank:
-        raise ValueError(
-            f"student.lora_rank is {recipe.student.lora_rank}: LoRA is not supported yet; set 0 for full fine-tuning"
-        )
-    if len(recipe.student.dumps) > 1:
-        raise ValueError(f"student.dumps names {len(recipe.student.dumps)} dumps: only one is supported yet")
     return recipe.student
 
 
@@ -66,6 +62,8 @@ def export_start(recipe: Recipe) -> Path:
     tokenizer, tokenizer_source = student_tokenizer(student)
     trust = {"trust_remote_code": student.trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(model_source, revision=student.revision, dtype="auto", **trust)
+    if student.drop_layers:
+        model = drop_layers(model, student.drop_layers)
     counts = _move(model, ByteTokenizer.load(model_source, student.trust_remote_code), tokenizer, student)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a start that was interrupted
@@ -94,6 +92,11 @@ def control_sources(old: ByteTokenizer, new: ByteTokenizer, ends: Ends) -> dict[
     roles = ((ends.end, old.default_end), (ends.start, old.default_start))  # where they are one token, start decides
     sources = {new_id: old.control.get(names.get(new_id, ""), fallback) for new_id, fallback in roles}
     return {new_id: old_id for new_id, old_id in sources.items() if old_id is not None}
+
+
+def tokenizer_moved(folder: Path) -> bool:
+    """Whether the start model in `folder` has another tokenizer than the model it comes from."""
+    return bool(json.loads((folder / "transfer.json").read_text(encoding="utf-8")))
 
 
 def load_start(folder: Path, trust_remote_code: bool) -> Any:

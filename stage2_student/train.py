@@ -14,8 +14,8 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
 from stage2_student import deepspeed_engine as ds
 from stage2_student import run_folder
+from stage2_student.alm import chunk_tensors
 from stage2_student.batches import (
     Masks,
     MicroBatch,
@@ -36,11 +37,20 @@ from stage2_student.batches import (
     plan_micro_batches,
 )
 from stage2_student.export import export
-from stage2_student.interfaces import make_interface
+from stage2_student.interfaces import Interface, StudentShape, make_interface
 from stage2_student.log import RunLog
-from stage2_student.model import PARTS, Precision, Student
+from stage2_student.lora import add_adapters
+from stage2_student.model import PARTS, Student
 from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
-from stage2_student.start import Ends, end_tokens, export_start, load_start, student_config, student_tokenizer
+from stage2_student.start import (
+    Ends,
+    end_tokens,
+    export_start,
+    load_start,
+    student_config,
+    student_tokenizer,
+    tokenizer_moved,
+)
 
 
 class Ranks(NamedTuple):
@@ -81,7 +91,7 @@ def train(recipe: Recipe) -> None:
     """Train, or resume; then export. Raises ValueError for another dump, recipe or tokenizer than it began with."""
     student = student_config(recipe)
     run = Path(student.path)
-    reader = DumpReader(run_folder.dump_path(recipe), recipe.train.seed)
+    reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
     tokenizer, _ = student_tokenizer(student)
     ends = end_tokens(student, tokenizer)
     ranks = Ranks(*ds.start_ranks())
@@ -104,20 +114,37 @@ def _prepare(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends:
     run = Path(student_config(recipe).path)
     for remark in tokenizer.remarks():
         print(f"{run}: the student's tokenizer {remark}", flush=True)
-    run_folder.claim(run, run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world))
+    for remark, count in reader.remarks.items():
+        print(f"{run}: {count} documents {remark}", flush=True)
+    identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world, reader.other_manifests)
+    run_folder.claim(run, identity)
     run_folder.remove_partial_checkpoints(run)
     save_recipe(recipe, run / "recipe.yaml")
     write_json(run / "deepspeed.json", ds.deepspeed_config(recipe, world))
     export_start(recipe)
 
 
-def build_student(recipe: Recipe) -> Student:
-    """The start model with its interface, float32, on the CPU."""
+def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Student:
+    """The start model with its interface (where an objective needs one), float32, on the CPU."""
     config = student_config(recipe)
-    lm = load_start(Path(config.path) / "start", config.trust_remote_code)
-    precision = Precision(getattr(torch, recipe.train.dtype))
-    interface = make_interface(config.interface, lm.config.get_text_config().hidden_size)
-    student = Student(lm, interface, recipe.train.objectives, precision)
+    start = Path(config.path) / "start"
+    lm = load_start(start, config.trust_remote_code)
+    if config.lora_rank:
+        add_adapters(lm, config, tokenizer_moved(start))
+    shape = StudentShape(
+        hidden_size=lm.config.get_text_config().hidden_size,
+        head_rows=lm.get_output_embeddings().weight.shape[0],
+        token_bytes=tokenizer.token_bytes,
+        prefix=tokenizer.prefix,
+        end_ids=(ends.end,),
+    )
+    interface = make_interface(config, shape) if recipe.train.objectives.uses_bytes else None
+    if interface is not None and recipe.train.interface_warmup_steps and not any(True for _ in interface.parameters()):
+        raise ValueError(
+            f"train.interface_warmup_steps is {recipe.train.interface_warmup_steps}, but student.interface "
+            f"{config.interface} has no parameters to warm up; set 0"
+        )
+    student = Student(lm, interface, recipe.train)
     student.eval()
     student.check_head()
     return student.train()
@@ -126,7 +153,9 @@ def build_student(recipe: Recipe) -> Student:
 def _loop(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: Ends, ranks: Ranks) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
     torch.manual_seed(config.seed)
-    engine = ds.start_engine(build_student(recipe), ds.deepspeed_config(recipe, ranks.world))
+    engine = ds.start_engine(
+        build_student(recipe, tokenizer, ends), ds.deepspeed_config(recipe, ranks.world), config.interface_lr
+    )
     state = _resume(engine, run, ranks)
     batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position)
     first_step, figures = state.step, {}
@@ -134,7 +163,7 @@ def _loop(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: En
         while state.step < config.steps:
             started = time.monotonic()
             batch = next(batches)
-            micro_batches = list(_own_share(batch, recipe, ends, engine, ranks))
+            micro_batches = list(_own_share(batch, recipe, ends, engine.module.interface, ranks))
             waited = time.monotonic() - started
             num_bytes = int(
                 ds.sum_over_ranks(torch.tensor(sum(m.num_bytes for m in micro_batches), device=ranks.device))
@@ -144,14 +173,14 @@ def _loop(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: En
                     f"no byte is supervised in {_names(batch)}; the student's tokens all straddle segments"
                 )
             torch.manual_seed((config.seed * 1_000_003 + state.step) * 4096 + ranks.rank)
-            parts = torch.zeros(len(PARTS), device=ranks.device)
+            sums = torch.zeros(len(engine.module.sums_names), device=ranks.device)
             for index, micro in enumerate(micro_batches):
-                nats, micro_parts = engine(micro.to(ranks.device))
-                _check_finite(nats, micro_parts, micro, state.step + 1, run)
+                nats, micro_sums = engine(micro.to(ranks.device), state.step < config.interface_warmup_steps)
+                _check_finite(nats, micro_sums, micro, state.step + 1, engine.module.sums_names, run)
                 ds.backward(engine, nats, num_bytes, ranks.world, last=index == len(micro_batches) - 1)
                 if index < len(micro_batches) - 1:
                     engine.step()
-                parts += micro_parts
+                sums += micro_sums
             lr = ds.learning_rate(state.step, config)
             grad_norm = ds.optimizer_step(engine, lr)
             if not math.isfinite(grad_norm):
@@ -159,34 +188,42 @@ def _loop(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: En
                     f"step {state.step + 1}: the gradient's norm is {grad_norm} for {_names(batch)}"
                 )
             state = _advance(state, batch, num_bytes)
-            parts_per_byte = (ds.sum_over_ranks(parts).double() / num_bytes).tolist()
-            figures = _figures(
-                parts_per_byte, recipe, batch.num_tokens, time.monotonic() - started, waited, ranks.device
-            )
+            named = dict(zip(engine.module.sums_names, ds.sum_over_ranks(sums).tolist(), strict=True))
+            figures = _loss_figures(named, num_bytes, recipe)
+            figures |= _machine_figures(batch.num_tokens, time.monotonic() - started, waited, ranks.device)
             figures |= {"lr": lr, "grad_norm": grad_norm, "epoch": state.position.epoch}
             if log is not None and (state.step % config.log_every == 0 or state.step == config.steps):
                 log.write(state.step, figures)
             if state.step % config.save_every == 0 or state.step == config.steps:
                 _save(engine, run, state, ranks)
     if ranks.rank == 0:
-        _summarise(run, state, figures)
+        _summarise(run, state, figures, reader)
 
 
-def _own_share(batch: GlobalBatch, recipe: Recipe, ends: Ends, engine: Any, ranks: Ranks) -> Iterator[MicroBatch]:
+def _own_share(
+    batch: GlobalBatch, recipe: Recipe, ends: Ends, interface: Interface | None, ranks: Ranks
+) -> Iterator[MicroBatch]:
     """This rank's micro-batches of a global batch, equally many on each rank."""
     student = student_config(recipe)
     masks = Masks(student.max_doubt, student.max_token_end)
     lengths = [document.num_tokens for document in batch.documents]
+    max_bytes = 0 if interface is None else interface.max_bytes
     for chosen in plan_micro_batches(lengths, recipe.train.micro_batch_tokens, ranks.world)[ranks.rank]:
-        max_bytes = engine.module.interface.max_bytes
-        examples = [make_example(batch.documents[i], ends.start, ends.end, max_bytes, masks) for i in chosen]
-        yield collate(examples) if examples else empty_micro_batch(ends.start)
+        documents = [batch.documents[i] for i in chosen]
+        examples = [make_example(document, ends.start, ends.end, max_bytes, masks) for document in documents]
+        micro = collate(examples) if examples else empty_micro_batch(ends.start)
+        extra = {} if interface is None else interface.prepare(documents, examples, micro)
+        if recipe.train.objectives.alm:
+            extra |= chunk_tensors(documents, micro.tokens_BL.shape[1], recipe.train.alm_debias)
+        yield replace(micro, extra=extra)
 
 
-def _check_finite(nats: torch.Tensor, parts: torch.Tensor, micro: MicroBatch, step: int, run: Path) -> None:
+def _check_finite(
+    nats: torch.Tensor, sums: torch.Tensor, micro: MicroBatch, step: int, names: Sequence[str], run: Path
+) -> None:
     """Stop before the optimizer sees a loss that is not a number; the newest checkpoint is still good."""
     if not bool(torch.isfinite(nats)):
-        values = ", ".join(f"{name} {value}" for name, value in zip(PARTS, parts.tolist(), strict=True))
+        values = ", ".join(f"{name} {value}" for name, value in zip(names, sums.tolist(), strict=True))
         raise FloatingPointError(
             f"step {step}: the loss is not finite ({values}) on documents {', '.join(micro.doc_ids)}. The weights "
             f"are as they were before this step; look at these documents with `bld inspect`, or lower train.lr. "
@@ -205,21 +242,30 @@ def _advance(state: State, batch: GlobalBatch, num_bytes: int) -> State:
     )
 
 
-def _figures(
-    parts_per_byte: list[float], recipe: Recipe, num_tokens: int, seconds: float, waited: float, device: torch.device
-) -> dict[str, float]:
-    """What a step is logged with; `bits_per_byte` is of the student's own tokens, END included in the nats."""
-    parts = dict(zip(PARTS, parts_per_byte, strict=True))
+def _loss_figures(sums: Mapping[str, float], num_bytes: int, recipe: Recipe) -> dict[str, float]:
+    """The loss and its parts per supervised byte; what was not computed is not there.
+
+    `bits_per_byte` is of the student's own tokens, END included in the nats. Of the positions, `uncounted_share` is
+    left out by the interface, `kl_share` contributes KL.
+    """
+    parts = {name: sums[name] / num_bytes for name in PARTS if name in sums}
     weights = recipe.train.objectives.model_dump()
+    figures = {"loss": sum(weights[name] * value for name, value in parts.items()), **parts}
+    if "ce" in parts:
+        figures["bits_per_byte"] = parts["ce"] / math.log(2)
+    if "positions" in sums:
+        figures["uncounted_share"] = sums["uncounted"] / sums["positions"]
+        figures["kl_share"] = sums["kl_positions"] / sums["positions"]
+    return figures
+
+
+def _machine_figures(num_tokens: int, seconds: float, waited: float, device: torch.device) -> dict[str, float]:
     memory = (
         torch.cuda.max_memory_allocated(device)
         if device.type == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     )
     return {
-        "loss": sum(weights[name] * value for name, value in parts.items()),
-        **parts,
-        "bits_per_byte": parts["ce"] / math.log(2),
         "tokens_per_second": num_tokens / seconds,
         "data_wait_share": waited / seconds,
         "memory_bytes": memory,
@@ -254,9 +300,10 @@ def _save(engine: Any, run: Path, state: State, ranks: Ranks) -> None:
         run_folder.commit_checkpoint(run, partial, state.step)
 
 
-def _summarise(run: Path, state: State, figures: dict[str, float]) -> None:
+def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader) -> None:
     transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
-    write_json(run / "summary.json", {**state.as_dict(), "transfer": transfer, "last_step": figures})
+    known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks}
+    write_json(run / "summary.json", {**state.as_dict(), **known})
     for reason, count in state.left_out.items():
         print(f"left out: {count} records, {reason}", file=sys.stderr, flush=True)
 

@@ -58,11 +58,15 @@ def transfer(model: Any, old: Vocabulary, new: Vocabulary, controls: dict[int, i
     )
     embedding_VD = mean_rows(model.get_input_embeddings().weight.detach(), sources)
     head_VD = None if tied else mean_rows(model.get_output_embeddings().weight.detach(), sources)
+    bias_V = getattr(model.get_output_embeddings(), "bias", None)  # of its own even where the weight is tied
+    bias_V1 = None if bias_V is None else mean_rows(bias_V.detach()[:, None], sources)
     model.resize_token_embeddings(len(sources), mean_resizing=False)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(embedding_VD)
         if head_VD is not None:
             model.get_output_embeddings().weight.copy_(head_VD)
+        if bias_V1 is not None:
+            model.get_output_embeddings().bias.copy_(bias_V1[:, 0])
     return TransferCounts(**{kind: kinds.count(kind) for kind in KINDS})
 
 

@@ -1,38 +1,23 @@
-"""How a student yields byte distributions. A new interface is one file here and one line in `INTERFACES`.
-
-Shape legend: B documents, L tokens (the start token included), D hidden width, P supervised byte positions,
-V symbols (256).
-"""
+"""How a student yields byte distributions. A new interface is one file here and one line in `INTERFACES`."""
 
 from collections.abc import Callable
-from typing import Protocol
 
-from torch import Tensor, nn
-
+from pipeline.config import StudentConfig
+from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
+from stage2_student.interfaces.causal import CausalInterface
 from stage2_student.interfaces.linear import LinearInterface
+from stage2_student.interfaces.token_marginal import TokenMarginal
+
+INTERFACES: dict[str, Callable[[StudentShape, StudentConfig], Interface]] = {
+    "linear": lambda shape, _: LinearInterface(shape),
+    "causal": lambda shape, _: CausalInterface(shape),
+    "token_marginal": lambda shape, student: TokenMarginal(shape, student.max_dropped),
+}
 
 
-class Interface(Protocol):
-    """A module that turns the student's hidden states into next-symbol logits."""
-
-    max_bytes: int  # bytes of a token that it predicts; what follows in a longer token is left out
-
-    def __call__(self, hidden_BLD: Tensor, state_P: Tensor, offset_P: Tensor) -> Tensor:
-        """(P, 256) float32 logits.
-
-        Args:
-            hidden_BLD: the student's last hidden states.
-            state_P: index into the flattened B x L states of the one that predicts the token in which the byte lies.
-            offset_P: which byte of that token, 0 the first; at most `max_bytes - 1`.
-        """
-        ...
+def make_interface(student: StudentConfig, shape: StudentShape) -> Interface:
+    """The interface that the recipe asks for, for a student of this shape."""
+    return INTERFACES[student.interface](shape, student)
 
 
-INTERFACES: dict[str, Callable[[int], nn.Module]] = {"linear": LinearInterface}
-
-
-def make_interface(name: str, hidden_size: int) -> nn.Module:
-    """The interface `name` for a student of this width. Raises ValueError for an unknown name."""
-    if name not in INTERFACES:
-        raise ValueError(f"student.interface is {name!r}; known: {', '.join(sorted(INTERFACES))}")
-    return INTERFACES[name](hidden_size)
+__all__ = ["INTERFACES", "ByteScores", "Head", "Interface", "StudentShape", "make_interface"]

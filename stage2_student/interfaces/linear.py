@@ -1,15 +1,18 @@
 """The linear interface of Byte-Level Distillation (arXiv 2604.07466): ten parallel maps of one hidden state.
 
-Shape legend: B documents, L tokens, D hidden width, J bytes of a token, P supervised byte positions, V symbols (256).
+Shape legend: B documents, L tokens, D hidden width, J bytes of a token, S states, P supervised byte positions, V
+symbols (256).
 """
 
 import torch
 from torch import Tensor, nn
 
 from schemas import NUM_SYMBOLS
+from stage2_student.batches import MicroBatch
+from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 
 
-class LinearInterface(nn.Module):
+class LinearInterface(Interface):
     """Byte `j` of a token is read off the state that predicts the token, by map `j`, which sees no earlier byte.
 
     It starts at zero: every byte is equally likely, and the first steps train the maps before any gradient of theirs
@@ -18,14 +21,14 @@ class LinearInterface(nn.Module):
 
     max_bytes = 10
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, shape: StudentShape) -> None:
         super().__init__()
-        self.maps = nn.Linear(hidden_size, self.max_bytes * NUM_SYMBOLS, bias=False)
+        self.maps = nn.Linear(shape.hidden_size, self.max_bytes * NUM_SYMBOLS, bias=False)
         nn.init.zeros_(self.maps.weight)
 
-    def forward(self, hidden_BLD: Tensor, state_P: Tensor, offset_P: Tensor) -> Tensor:
-        """(P, 256) float32 logits; see `stage2_student.interfaces.Interface`."""
+    def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
+        """See `Interface`; every position counts."""
         # Each state once, all ten maps together: the maps are 1-3 % of a student, a gather per map would cost more.
-        states, row_P = torch.unique(state_P, return_inverse=True)
+        states, row_P = torch.unique(batch.state_P, return_inverse=True)
         logits_SJV = self.maps(hidden_BLD.flatten(0, 1)[states]).unflatten(-1, (self.max_bytes, NUM_SYMBOLS))
-        return logits_SJV[row_P, offset_P].float()
+        return ByteScores(logits_SJV[row_P, batch.offset_P].float(), torch.ones_like(batch.kl_P))

@@ -28,11 +28,11 @@ def make_record(doc_id: str, document: bytes, window_start: int = 0, has_end: bo
         teacher_token_lengths=np.array(lengths, dtype=np.int32),
         teacher_token_logprobs=np.full(len(lengths), -1.0, dtype=np.float32),
         entry_counts=np.full(num, 2, dtype=np.uint16),
-        dropped=np.zeros(num, dtype=np.float16),
-        token_end=np.full(num, 0.25, dtype=np.float16),
-        doubt=np.zeros(num, dtype=np.float16),
+        dropped=np.zeros(num, dtype=np.float32),
+        token_end=np.full(num, 0.25, dtype=np.float32),
+        doubt=np.zeros(num, dtype=np.float32),
         symbols=symbols.ravel(),
-        logprobs=np.log(np.tile([0.5, 0.25], num)).astype(np.float16),
+        logprobs=np.log(np.tile([0.5, 0.25], num)).astype(np.float32),
     )
 
 
@@ -47,7 +47,7 @@ def varied_record(doc_id: str, seed: int, document: bytes = b"a document of byte
         others = rng.choice(np.delete(np.arange(256), symbol), count - 1, replace=False).tolist()
         probs = np.sort(rng.dirichlet(np.ones(count + 1))[:count])[::-1]
         symbols += rng.permutation([symbol, *others]).tolist()
-        logprobs += np.log(np.maximum(probs, 1e-3)).tolist()
+        logprobs += np.log(np.maximum(0.99 * probs, 1e-3)).tolist()
     num = len(realised)
     return Record(
         doc_id=doc_id,
@@ -57,11 +57,11 @@ def varied_record(doc_id: str, seed: int, document: bytes = b"a document of byte
         teacher_token_lengths=np.array(lengths, dtype=np.int32),
         teacher_token_logprobs=np.full(len(lengths), -1.0, dtype=np.float32),
         entry_counts=counts,
-        dropped=np.zeros(num, dtype=np.float16),
-        token_end=np.zeros(num, dtype=np.float16),
-        doubt=np.zeros(num, dtype=np.float16),
+        dropped=np.zeros(num, dtype=np.float32),
+        token_end=np.zeros(num, dtype=np.float32),
+        doubt=np.zeros(num, dtype=np.float32),
         symbols=np.array(symbols, dtype=np.uint8),
-        logprobs=np.minimum(np.array(logprobs), 0).astype(np.float16),
+        logprobs=np.minimum(np.array(logprobs), 0).astype(np.float32),
     )
 
 

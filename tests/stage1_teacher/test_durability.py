@@ -298,7 +298,7 @@ def with_column(table: pa.Table, name: str, rows: list[Any]) -> pa.Table:
 
 def two_dropped(table: pa.Table) -> pa.Table:
     rows = table["dropped"].to_pylist()
-    rows[0][0] = np.float16(2)
+    rows[0][0] = 2.0
     return with_column(table, "dropped", rows)
 
 

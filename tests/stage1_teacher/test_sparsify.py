@@ -20,7 +20,7 @@ def test_entries_are_the_most_probable_symbols_and_the_realised_one(
     seed: int, num_positions: int, top_k: int, min_prob: float
 ) -> None:
     probs_PV, realised_P = random_probs(seed, num_positions)
-    counts_P, symbols_E, logprobs_E = sparsify(probs_PV, realised_P, top_k, min_prob)
+    counts_P, symbols_E, probs_E = sparsify(probs_PV, realised_P, top_k, min_prob)
     start = 0
     for position, count in enumerate(counts_P):
         symbols = symbols_E[start : start + count].tolist()
@@ -29,19 +29,24 @@ def test_entries_are_the_most_probable_symbols_and_the_realised_one(
         if realised_P[position] not in expected:
             expected.append(int(realised_P[position]))
         assert sorted(symbols) == sorted(expected)
-        found = logprobs_E[start : start + count].astype(np.float64)
+        found = probs_E[start : start + count]
         assert (np.diff(found) <= 0).all()
-        np.testing.assert_allclose(found, np.log(probs_PV[position, symbols]), rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(found, probs_PV[position, symbols])
         start += count
-    assert start == len(symbols_E) == len(logprobs_E)
+    assert start == len(symbols_E) == len(probs_E)
 
 
-def test_a_realised_symbol_of_probability_zero_is_stored_with_a_finite_log() -> None:
+def test_a_realised_symbol_of_probability_zero_is_kept() -> None:
     probs_PV = np.zeros((1, 256))
     probs_PV[0, 65] = 1.0
-    counts_P, symbols_E, logprobs_E = sparsify(probs_PV, np.array([66], dtype=np.uint8), 16, 1e-3)
-    assert counts_P.tolist() == [2] and symbols_E.tolist() == [65, 66]
-    assert logprobs_E.tolist() == [0.0, -80.0]
+    counts_P, symbols_E, probs_E = sparsify(probs_PV, np.array([66], dtype=np.uint8), 16, 1e-3)
+    assert counts_P.tolist() == [2] and symbols_E.tolist() == [65, 66] and probs_E.tolist() == [1.0, 0.0]
+
+
+def test_of_equal_symbols_the_lower_are_kept_first() -> None:
+    probs_PV = np.full((1, 256), 1 / 256)
+    counts_P, symbols_E, _ = sparsify(probs_PV, np.array([77], dtype=np.uint8), 3, 0.0)
+    assert counts_P.tolist() == [4] and symbols_E.tolist() == [0, 1, 2, 77]
 
 
 def test_top_256_with_no_floor_stores_everything() -> None:

@@ -29,7 +29,7 @@ def make_record(
         others = rng.permutation([c for c in range(NUM_SYMBOLS) if c != symbol])[: top_k - 1]
         probs = np.sort(rng.dirichlet(np.ones(top_k + 1))[:top_k])[::-1]
         symbols.append(np.array([symbol, *others], dtype=np.uint8))
-        logprobs.append(np.log(np.maximum(probs, 1e-4)).astype(np.float16))
+        logprobs.append(np.log(np.maximum(probs, 1e-4)).astype(np.float32))
     count = len(realised)
     return Record(
         doc_id=doc_id,
@@ -39,9 +39,9 @@ def make_record(
         teacher_token_lengths=np.ones(len(document), dtype=np.int32),
         teacher_token_logprobs=np.full(len(document), -1.0, dtype=np.float32),
         entry_counts=np.full(count, top_k, dtype=np.uint16),
-        dropped=np.zeros(count, dtype=np.float16),
-        token_end=rng.choice([0.0, 0.0, 0.2], count).astype(np.float16),
-        doubt=np.zeros(count, dtype=np.float16),
+        dropped=np.zeros(count, dtype=np.float32),
+        token_end=rng.choice([0.0, 0.0, 0.2], count).astype(np.float32),
+        doubt=np.zeros(count, dtype=np.float32),
         symbols=np.concatenate(symbols),
         logprobs=np.concatenate(logprobs),
     )
@@ -66,7 +66,7 @@ def make_dump(folder: Path, num_records: int = 24, num_shards: int = 3, seed: in
 def make_recipe(dump: Path, model: Path, run: Path, train: dict[str, Any], **student: Any) -> Recipe:
     values = {
         "steps": 6, "batch_tokens": 120, "micro_batch_tokens": 60, "lr": 1e-3, "warmup_steps": 2, "save_every": 2,
-        "dtype": "float32", "max_tokens": 512,
+        "dtype": "float32", "max_tokens": 512, "objectives": {"ce": 1.0, "byte_ce": 1.0, "kl": 0.1, "alm": 10.0},
     }  # fmt: skip
     return Recipe.model_validate(
         {

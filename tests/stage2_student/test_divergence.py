@@ -17,13 +17,13 @@ from tests.tiny import END_OF_TEXT, tiny_model, tiny_tokenizer
 
 def record_of(probs_PV: np.ndarray, document: bytes, top_k: int) -> Record:
     realised_P = np.frombuffer(document, dtype=np.uint8)
-    counts, symbols, logprobs = sparsify(probs_PV, realised_P, top_k, 0.0)
-    zeros = np.zeros(len(document), dtype=np.float16)
+    entries = sparsify(probs_PV, realised_P, top_k, 0.0)
+    logprobs = np.log(entries.probs_E).astype(np.float32)
+    zeros = np.zeros(len(document), dtype=np.float32)
     lengths = np.array([len(document)], dtype=np.int32)
     segments = (Segment(0, len(document), False),)
-    return Record(
-        "0", 0, document, segments, lengths, np.zeros(1, np.float32), counts, zeros, zeros, zeros, symbols, logprobs
-    )
+    columns = (entries.counts_P, zeros, zeros, zeros, entries.symbols_E, logprobs)
+    return Record("0", 0, document, segments, lengths, np.zeros(1, np.float32), *columns)
 
 
 def random_probs(rng: np.random.Generator, num_positions: int) -> np.ndarray:
@@ -44,10 +44,10 @@ def test_sparse_kl_is_the_dense_sum_with_the_tail_as_one_class(top_k: int) -> No
         expected = (t * np.log(t / p)).sum()
         if count < 256:
             expected += (1 - t.sum()) * np.log((1 - t.sum()) / (1 - p.sum()))
-        assert found[position] == pytest.approx(expected, abs=5e-3)  # float16 entries
+        assert found[position] == pytest.approx(expected, abs=1e-5)
         start += count
     assert (jsd > 0).all() and (jsd < np.log(2)).all()
-    assert all((divergence < 1e-3).all() for divergence in sparse_divergence(record, teacher_PV))
+    assert all((divergence < 1e-5).all() for divergence in sparse_divergence(record, teacher_PV))
 
 
 def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path: Path) -> None:
@@ -64,7 +64,8 @@ def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path
     end = tiny_tokenizer().eos_token_id
     same = byte_divergence(str(own), tmp_path / "dump", end, (end,))
     assert same["positions"] == len("the thing and é".encode()) + len("banding") + 2
-    assert abs(same["kl_clear_nats"]) < 1e-3 and same["jsd_nats"] < 1e-3
+    # 256 entries that are nearly equal, which a real teacher's are not: a level there is 0.4 of one wide.
+    assert abs(same["kl_clear_nats"]) < 5e-3 and same["jsd_nats"] < 1e-3
     assert byte_divergence(str(other), tmp_path / "dump", end, (end,))["jsd_nats"] > 0.01
     record = next(read_shard(Manifest.load(tmp_path / "dump").shards[0].path(tmp_path / "dump")))
     assert ByteModel(str(own), end, (end,)).targets(record.document).probs_PV.shape == (len(record.document) + 1, 256)

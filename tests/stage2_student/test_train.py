@@ -22,7 +22,7 @@ from schemas.manifest import Manifest
 from stage2_student import run_folder
 from stage2_student.evaluate import evaluate
 from stage2_student.launch import launch_student
-from stage2_student.start import Ends, student_config
+from stage2_student.start import Ends
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
@@ -52,7 +52,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(work: Path, name: str, **train: Any) -> Recipe:
-    return make_recipe(work / "dump", work / "model", work / name, train)
+    """Every objective, the interface with most modules, its own learning rate and a step of warm-up."""
+    values = {"interface_lr": 3.0, "interface_warmup_steps": 1} | train
+    return make_recipe(work / "dump", work / "model", work / name, values, interface="causal")
 
 
 def student_environment(work: Path) -> dict[str, str]:
@@ -124,6 +126,18 @@ def test_two_ranks_train_what_one_does(work: Path, zero_stage: int) -> None:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
 
 
+def test_token_marginal_trains_on_two_ranks_of_zero_3_what_it_does_on_one(work: Path) -> None:
+    for name, placement in (("marginal-1", {}), ("marginal-2", {"num_processes": 2, "deepspeed": {"zero_stage": 3}})):
+        wanted = make_recipe(
+            work / "dump", work / "model", work / name, {"steps": 3, **placement}, interface="token_marginal"
+        )
+        assert launch_student(wanted) == 0
+    one, two = metrics(work / "marginal-1"), metrics(work / "marginal-2")
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert one[-1]["kl"] < one[0]["kl"] and 0 < one[0]["uncounted_share"] < 1
+
+
 def identity(work: Path, sha256: str = "s", dump: str = "dump", **train: Any) -> dict[str, Any]:
     wanted = recipe(work, "whole", **train)
     return run_folder.run_identity(wanted, Manifest.load(work / dump), sha256, Ends(1, 1), 1)
@@ -147,8 +161,3 @@ def test_a_second_process_in_the_same_run_is_refused(tmp_path: Path) -> None:
     with run_folder.lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
         run_folder.lock(tmp_path)
     run_folder.lock(tmp_path).close()
-
-
-def test_lora_is_refused_until_it_is_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="lora_rank is 8"):
-        student_config(make_recipe(tmp_path, tmp_path, tmp_path, {}, lora_rank=8))

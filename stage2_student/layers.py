@@ -1,0 +1,104 @@
+"""A smaller student: the same model without some of its layers.
+
+Shape legend: B documents, L tokens, V vocabulary.
+"""
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def drop_layers(model: Any, dropped: Sequence[int]) -> Any:
+    """The model without these layers, counted from 0; the weights are shared with `model`, not copied.
+
+    The new model is built from a configuration of fewer layers, so that whatever a family decides by a layer's number
+    (its attention's kind, its place in a cache) is decided anew; and then compared with the old one, its layers passed over.
+
+    Raises ValueError for a layer that is not there, for all of them, and for a model that cannot be cut this way.
+    """
+    name, num_layers = _block_list(model)
+    if set(dropped) - set(range(num_layers)):
+        raise ValueError(
+            f"student.drop_layers {list(dropped)} names layers outside 0 .. {num_layers - 1}, which the model has"
+        )
+    kept = [layer for layer in range(num_layers) if layer not in set(dropped)]
+    if not kept:
+        raise ValueError(f"student.drop_layers names all {num_layers} layers; leave at least one")
+    smaller = type(model)(_smaller_config(model.config, kept))
+    smaller.generation_config = model.generation_config
+    missing, unexpected = smaller.load_state_dict(
+        _renumbered(model.state_dict(), name, kept), strict=False, assign=True
+    )
+    smaller.tie_weights()
+    if unexpected or set(missing) - set(smaller.all_tied_weights_keys):
+        raise ValueError(
+            f"{model.config.model_type}: student.drop_layers cannot cut it: without layers {list(dropped)} it lacks weights "
+            f"{missing[:3]} and knows no place for {unexpected[:3]}"
+        )
+    _check_same(smaller.eval(), model.eval(), name, dropped)
+    return smaller
+
+
+def _block_list(model: Any) -> tuple[str, int]:
+    """Name of the list of layers, and how many there are. Raises ValueError unless there is exactly one such list."""
+    num_layers = model.config.get_text_config().num_hidden_layers
+    found = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers]
+    outer = [n for n in found if not any(n.startswith(f"{other}.") for other in found)]
+    if len(outer) != 1:
+        raise ValueError(
+            f"{model.config.model_type}: student.drop_layers needs one list of {num_layers} layers; found {outer or 'none'}"
+        )
+    return outer[0], num_layers
+
+
+def _smaller_config(config: Any, kept: Sequence[int]) -> Any:
+    """The configuration of the kept layers: their number, and of each list with a value per layer (their kinds) theirs."""
+    smaller = copy.deepcopy(config)
+    text = smaller.get_text_config()
+    num_layers = text.num_hidden_layers
+    for key, value in vars(text).items():
+        if isinstance(value, list | tuple) and len(value) == num_layers:
+            setattr(text, key, [value[layer] for layer in kept])
+    text.num_hidden_layers = len(kept)
+    return smaller
+
+
+def _renumbered(weights: dict[str, Tensor], name: str, kept: Sequence[int]) -> dict[str, Tensor]:
+    """Without the weights of dropped layers; the others under their new numbers."""
+    number = {old: new for new, old in enumerate(kept)}
+    layer_weight = re.compile(rf"{re.escape(name)}\.(\d+)\.(.*)")
+    renumbered = {}
+    for key, value in weights.items():
+        match = layer_weight.fullmatch(key)
+        if match is None:
+            renumbered[key] = value
+        elif int(match[1]) in number:
+            renumbered[f"{name}.{number[int(match[1])]}.{match[2]}"] = value
+    return renumbered
+
+
+@torch.no_grad()
+def _check_same(smaller: Any, model: Any, name: str, dropped: Sequence[int]) -> None:
+    """Raise ValueError unless `smaller` gives what `model` gives when the dropped layers hand on what they get."""
+    tokens_BL = torch.tensor([[0, 1, 2, 3, 4]])
+    blocks = model.get_submodule(name)
+    hooks = [blocks[layer].register_forward_hook(_passed_over, with_kwargs=True) for layer in dropped]
+    theirs_BLV = model(input_ids=tokens_BL, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    ours_BLV = smaller(input_ids=tokens_BL, use_cache=False).logits
+    if not torch.equal(ours_BLV, theirs_BLV):
+        raise ValueError(
+            f"{model.config.model_type}: student.drop_layers cannot cut it: the model of fewer layers differs from the one "
+            f"whose layers {list(dropped)} are passed over by {(ours_BLV - theirs_BLV).abs().max().item():.3g} in its logits"
+        )
+
+
+def _passed_over(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    """What a layer would give that changes nothing."""
+    hidden_BLD = arguments[0] if arguments else named["hidden_states"]
+    return (hidden_BLD, *output[1:]) if isinstance(output, tuple) else hidden_BLD

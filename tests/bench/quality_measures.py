@@ -1,0 +1,89 @@
+"""What is measured of a model in the quality benchmark, document by document, and what tells two methods apart.
+
+Resumable: a model's figures lie in one JSON file. Intervals are of paired differences: both methods on the same documents
+and seeds, documents and seeds drawn anew together (a bootstrap), so that what is hard about a document cancels out.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from schemas.manifest import write_json
+from stage2_student.divergence import ByteModel, DocumentDivergence, document_divergence, records_of
+from tests.bench.choices import TASKS, answers, questions
+
+RESAMPLES = 2000
+
+
+class Figures(NamedTuple):
+    """Of one model: its documents in each dump, and which questions of each task it answers rightly."""
+
+    documents: dict[str, list[DocumentDivergence]]
+    right: dict[str, list[bool]]
+
+    def per_document(self, dump: str, measure: str) -> np.ndarray:
+        """documents x 2: the measure's sum and what it is divided by."""
+        numerator, denominator = MEASURES[measure]
+        return np.array([[getattr(d, numerator), getattr(d, denominator)] for d in self.documents[dump]], dtype=float)
+
+    def mean(self, dump: str, measure: str) -> float:
+        total, number = self.per_document(dump, measure).sum(0)
+        return float(total / number * SCALES.get(measure, 1.0)) if number else float("nan")
+
+    def accuracy(self, task: str) -> float:
+        return float(np.mean(self.right[task]))
+
+
+MEASURES = {
+    "jsd": ("jsd_nats", "positions"),
+    "kl_clear": ("kl_clear_nats", "clear"),
+    "bits_per_byte": ("token_nats", "num_bytes"),
+}
+SCALES = {"bits_per_byte": 1 / np.log(2)}
+
+
+def measure(
+    model: str, start: int, ends: tuple[int, ...], dumps: dict[str, Path], num_questions: int, file: Path
+) -> Figures:
+    """A model's figures, from `file` where they are known."""
+    if not file.exists():
+        byte_model = ByteModel(model, start, ends)
+        documents = {
+            name: [document_divergence(byte_model, r) for r in records_of(dump)] for name, dump in dumps.items()
+        }
+        right = {
+            task: answers(byte_model.model, byte_model.tokenizer, start, questions(source, num_questions))
+            for task, source in (TASKS if num_questions else {}).items()
+        }
+        values = {name: [d._asdict() for d in found] for name, found in documents.items()}
+        write_json(file, {"documents": values, "right": right})
+    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    documents = {name: [DocumentDivergence(**d) for d in found] for name, found in loaded["documents"].items()}
+    return Figures(documents, loaded["right"])
+
+
+def paired_interval(
+    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean difference of two methods' ratios, and the bounds of its 95 % interval.
+
+    Args:
+        ours, theirs: for each seed, documents x 2 (sum, divisor), the same documents in the same order.
+    """
+    pairs = np.stack([np.stack(ours), np.stack(theirs)])  # 2 x seeds x documents x 2
+    random = np.random.default_rng(seed)
+    num_seeds, num_documents = pairs.shape[1:3]
+
+    def difference(seeds: np.ndarray, documents: np.ndarray) -> float:
+        sums = pairs[:, seeds][:, :, documents].sum((1, 2))
+        return float(sums[0, 0] / sums[0, 1] - sums[1, 0] / sums[1, 1])
+
+    drawn = [
+        difference(random.integers(num_seeds, size=num_seeds), random.integers(num_documents, size=num_documents))
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return difference(np.arange(num_seeds), np.arange(num_documents)), float(low), float(high)

@@ -1,0 +1,92 @@
+"""Rounding to levels, against a search over all combinations of neighbouring levels, and at the edges."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.levels import LOGPROBS, OTHER_LOGPROBS, TOP_LOGPROBS
+from stage1_teacher.rounding import round_entries
+from stage1_teacher.sparsify import Entries
+
+TOPS, OTHERS = np.exp(TOP_LOGPROBS.astype(np.float64)), np.exp(OTHER_LOGPROBS.astype(np.float64))
+
+
+def random_entries(seed: int, num_positions: int, most: int, sharpness: float) -> Entries:
+    """Positions with 1 to `most` of 256 symbols, falling; now and then all of the mass is stored."""
+    rng = np.random.default_rng(seed)
+    counts, symbols, probs = [], [], []
+    for _ in range(num_positions):
+        every = np.exp(rng.normal(size=256) * sharpness)
+        chosen = np.sort(rng.permutation(every / every.sum())[: rng.integers(1, most + 1)])[::-1]
+        counts.append(len(chosen))
+        symbols.append(rng.choice(256, len(chosen), replace=False).astype(np.uint8))
+        probs.append(chosen / (chosen.sum() if rng.random() < 0.2 else 1.0))
+    return Entries(np.array(counts, dtype=np.uint16), np.concatenate(symbols), np.concatenate(probs))
+
+
+def loss(probs: np.ndarray, rounded: np.ndarray) -> float:
+    """Over the entries and the tail."""
+    p, q = (np.sqrt(np.append(values, max(1 - values.sum(), 0.0))) for values in (probs, rounded))
+    return float(2 * ((p - q) ** 2).sum())
+
+
+def least_loss(probs: np.ndarray) -> float:
+    """Of every choice of neighbouring levels for the others, and any level for the top, that sum to at most 1."""
+    nearest = [int(np.abs(np.sqrt(OTHERS) - np.sqrt(p)).argmin()) for p in probs[1:]]
+    around = [range(max(level - 1, 0), min(level + 2, len(OTHERS))) for level in nearest]
+    found = np.inf
+    for levels in product(*around):
+        others = OTHERS[list(levels)]
+        for top in TOPS[TOPS + others.sum() <= 1 + 1e-9]:
+            found = min(found, loss(probs, np.append(top, others)))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([1, 4, 17, 256]), st.sampled_from([0.1, 1.0, 4.0]))
+def test_rounded_entries_are_levels_that_fall_and_sum_to_at_most_one(
+    seed: int, num_positions: int, most: int, sharpness: float
+) -> None:
+    entries = random_entries(seed, num_positions, most, sharpness)
+    symbols_E, logprobs_E = round_entries(entries)
+    assert np.isin(logprobs_E, LOGPROBS).all()
+    start = 0
+    for count in entries.counts_P.tolist():
+        taken = slice(start, start + count)
+        assert set(symbols_E[taken].tolist()) == set(entries.symbols_E[taken].tolist())
+        pairs = list(zip((-logprobs_E[taken]).tolist(), symbols_E[taken].tolist(), strict=True))
+        assert pairs == sorted(pairs)
+        assert np.exp(logprobs_E[taken].astype(np.float64)).sum() <= 1 + 1e-6
+        start += count
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 2.0, 4.0]))
+def test_one_position_is_rounded_nearly_as_well_as_by_trying_everything(seed: int, sharpness: float) -> None:
+    entries = random_entries(seed, 1, 3, sharpness)
+    symbols_E, logprobs_E = round_entries(entries)
+    back = np.argsort(symbols_E)[np.argsort(np.argsort(entries.symbols_E))]
+    found = loss(entries.probs_E, np.exp(logprobs_E[back].astype(np.float64)))
+    assert found <= 2 * least_loss(entries.probs_E) + 2e-4
+
+
+@pytest.mark.parametrize("prob", [1.0, 1 - 1e-12, 0.0, 1e-35, 1e-300, 1e-9, 1.2e-4, 1e-3])
+def test_a_symbol_of_any_probability_is_stored_beside_a_sure_one(prob: float) -> None:
+    probs_E = np.sort([prob, 1 - prob])[::-1]
+    symbols_E, logprobs_E = round_entries(
+        Entries(np.array([2], np.uint16), np.array([65, 255], np.uint8), probs_E.copy())
+    )
+    assert symbols_E.tolist() == [65, 255] and np.isfinite(logprobs_E).all()
+    assert logprobs_E[0] == pytest.approx(np.log(probs_E[0]), abs=4e-4)
+    if probs_E[1] > 2e-35:
+        assert logprobs_E[1] == pytest.approx(np.log(probs_E[1]), abs=1.3)  # half a step between rare levels
+    else:
+        assert logprobs_E[1] == -80
+
+
+def test_nothing_is_rounded_to_nothing() -> None:
+    none = Entries(np.empty(0, np.uint16), np.empty(0, np.uint8), np.empty(0))
+    assert [len(column) for column in round_entries(none)] == [0, 0]

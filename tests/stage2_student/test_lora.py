@@ -1,0 +1,200 @@
+"""Adapters: what trains, what is merged, and runs with them as an operator starts them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import Recipe, StudentConfig
+from pipeline.recipe import load_recipe, save_recipe
+from stage2_student.export import export
+from stage2_student.launch import launch_student
+from stage2_student.lora import add_adapters
+from stage2_student.start import load_start
+from tests.stage2_student.dumps import make_dump, make_recipe
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).parents[2]
+MERGES = ["t h", "o n", "Ġ t"]
+TRAIN_EACH = (
+    "import sys\n"
+    "from pipeline.recipe import load_recipe\n"
+    "from stage2_student.train import train\n"
+    "for path in sys.argv[1:]: train(load_recipe(path))\n"
+)
+
+
+def student_of(**values: Any) -> StudentConfig:
+    return StudentConfig(model="m", path="p", **values)
+
+
+def trained_names(model: Any) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def randomise(model: Any) -> None:
+    """Adapters start as no change; here they are one."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("alpha", [None, 4.0])
+def test_merged_weights_are_the_frozen_ones_plus_the_product_and_give_the_same_logits(
+    model: Path, alpha: float | None
+) -> None:
+    plain, lm = load_start(model, False), load_start(model, False)
+    adapted = add_adapters(lm, student_of(lora_rank=8, lora_alpha=alpha), False)
+    tokens_BL = torch.tensor([[268, 3, 77, 200, 41]])
+    torch.testing.assert_close(lm(tokens_BL).logits, plain(tokens_BL).logits)
+    randomise(lm)
+    before_BLV = lm(tokens_BL).logits
+    assert not torch.allclose(before_BLV, plain(tokens_BL).logits, atol=0.01)
+    layer = lm.model.layers[1].mlp.up_proj
+    product = layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double()
+    expected = plain.model.layers[1].mlp.up_proj.weight.double() + (alpha or 8) / 8 * product
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged.model.layers[1].mlp.up_proj.weight.double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(merged(tokens_BL).logits, before_BLV, rtol=1e-4, atol=1e-4)
+    assert merged.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_adapters_alone_train_and_embeddings_where_the_tokenizer_moved(model: Path) -> None:
+    stays, moves, told = (load_start(model, False) for _ in range(3))
+    add_adapters(stays, student_of(lora_rank=2), tokenizer_moved=False)
+    add_adapters(moves, student_of(lora_rank=2), tokenizer_moved=True)
+    add_adapters(told, student_of(lora_rank=2, lora_embeddings=False), tokenizer_moved=True)
+    assert trained_names(stays) and all("lora_" in name for name in trained_names(stays))
+    assert trained_names(moves) - trained_names(stays) == {"model.embed_tokens.weight"}
+    assert moves.lm_head.weight is moves.model.embed_tokens.weight
+    assert trained_names(told) == trained_names(stays)
+    beside = {name.split(".lora_")[0].rpartition(".")[2] for name in trained_names(stays)}
+    assert beside == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_an_untied_head_trains_with_the_embeddings(model: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(model, tie_word_embeddings=False).save_pretrained(tmp_path)
+    lm = load_start(tmp_path, False)
+    add_adapters(lm, student_of(lora_rank=2), tokenizer_moved=True)
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= trained_names(lm)
+
+
+def test_targets_are_chosen_by_name_and_a_name_that_is_not_there_is_refused(model: Path) -> None:
+    lm = load_start(model, False)
+    add_adapters(lm, student_of(lora_rank=2, lora_targets=["q_proj"]), False)
+    assert len(trained_names(lm)) == 2 * 2 and all("q_proj" in name for name in trained_names(lm))
+    with pytest.raises(ValueError, match=r"names lm_head, w1; the linear layers .* are down_proj, gate_proj"):
+        add_adapters(load_start(model, False), student_of(lora_rank=2, lora_targets=["w1", "lm_head", "q_proj"]), False)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with adapters beside a moved tokenizer; and one that went on from its second step in another folder."""
+    work = tmp_path_factory.mktemp("work")
+    tiny_model(work / "model")
+    tiny_model(work / "other", merges=MERGES)
+    make_dump(work / "dump")
+    train_each(work, lora_recipe(work, "whole"))
+    shutil.copytree(work / "whole", work / "resumed")
+    for step in (4, 6):
+        shutil.rmtree(work / "resumed" / "checkpoints" / f"step-{step:06d}")
+    shutil.rmtree(work / "resumed" / "export")
+    train_each(work, lora_recipe(work, "resumed"))
+    return work
+
+
+def lora_recipe(work: Path, name: str, **train: Any) -> Recipe:
+    return make_recipe(
+        work / "dump", work / "model", work / name, train, tokenizer=str(work / "other"), lora_rank=4, lora_alpha=8.0
+    )
+
+
+def train_each(work: Path, *recipes: Recipe) -> None:
+    """Train in one process, one after another."""
+    paths = [work / f"{index}.yaml" for index in range(len(recipes))]
+    for recipe, path in zip(recipes, paths, strict=True):
+        save_recipe(recipe, path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", TRAIN_EACH, *map(str, paths)], env=environment, cwd=work, check=True)
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_trains_adapters_embeddings_and_interface_and_exports_plain_weights(work: Path) -> None:
+    run = work / "whole"
+    assert losses(run)[-1] < losses(run)[0]
+    started, exported = (load_file(run / name / "model.safetensors") for name in ("start", "export"))
+    assert started.keys() == exported.keys()
+    frozen = {name for name in started if torch.equal(started[name], exported[name])}
+    assert frozen == {name for name in started if "norm" in name}
+    from stage2_student.deepspeed_engine import checkpoint_weights
+
+    weights = checkpoint_weights(run / "checkpoints", "step-000006")
+    assert weights["interface.maps.weight"].any()
+    assert not any("base_layer" in name for name in weights)
+
+
+def test_the_export_gives_the_logits_of_the_model_with_its_adapters(work: Path) -> None:
+    from stage2_student.deepspeed_engine import checkpoint_weights
+
+    lm = load_start(work / "whole" / "start", False)
+    add_adapters(lm, lora_recipe(work, "whole").student, tokenizer_moved=True)  # type: ignore[arg-type]
+    weights = checkpoint_weights(work / "whole" / "checkpoints", "step-000006")
+    lm.load_state_dict({n.removeprefix("lm."): w for n, w in weights.items() if n.startswith("lm.")}, strict=False)
+    exported = AutoModelForCausalLM.from_pretrained(work / "whole" / "export")
+    tokens_BL = torch.tensor([[258, 3, 77, 200, 41]])
+    torch.testing.assert_close(exported(tokens_BL).logits, lm(tokens_BL).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_any_checkpoint_is_exported_and_one_that_is_not_there_is_refused(work: Path, tmp_path: Path) -> None:
+    early = load_file(export(work / "whole", tmp_path / "early", step=2) / "model.safetensors")
+    last = load_file(work / "whole" / "export" / "model.safetensors")
+    assert json.loads((tmp_path / "early" / "distilled.json").read_text()) == {"step": 2}
+    assert not torch.equal(early["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
+    with pytest.raises(ValueError, match=r"no complete checkpoint of step 3; there are \[2, 4, 6\]"):
+        export(work / "whole", tmp_path / "never", step=3)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(work: Path) -> None:
+    assert losses(work / "resumed") == losses(work / "whole")
+    ours, theirs = (load_file(work / name / "export" / "model.safetensors") for name in ("resumed", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_two_ranks_train_what_one_does(work: Path, zero_stage: int) -> None:
+    name = f"two-{zero_stage}"
+    recipe = lora_recipe(work, name, num_processes=2, deepspeed={"zero_stage": zero_stage})
+    assert launch_student(recipe) == 0
+    assert losses(work / name) == pytest.approx(losses(work / "whole"), rel=1e-5)
+    two, one = (load_file(work / run / "export" / "model.safetensors") for run in (name, "whole"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
+    if zero_stage == 3:  # where frozen weights are split too, and stay as they are when a checkpoint is read
+        shutil.rmtree(work / name / "checkpoints" / "step-000006")
+        shutil.rmtree(work / name / "export")
+        assert launch_student(recipe) == 0
+        again = load_file(work / name / "export" / "model.safetensors")
+        assert all(torch.equal(again[key], two[key]) for key in two)
+
+
+@pytest.mark.parametrize("name", ["paper_bpe_transfer", "paper_byte_transfer", "paper_maths"])
+def test_the_papers_recipes_train_adapters_of_rank_64(name: str) -> None:
+    student = load_recipe(name).student
+    assert student is not None and student.lora_rank == 64

@@ -1,0 +1,100 @@
+"""What the student computes: only what has a weight, and only where the interface stands by it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config import TrainConfig
+from pipeline.tokenizer_bytes import ByteTokenizer
+from stage2_student.alm import chunk_tensors
+from stage2_student.batches import Masks, MicroBatch, collate, make_example
+from stage2_student.interfaces import ByteScores, Head, Interface
+from stage2_student.losses import class_divergence, symbol_cross_entropy
+from stage2_student.model import Student
+from stage2_student.reader import Encoded, encode_records
+from stage2_student.start import Ends, load_start
+from stage2_student.train import build_student
+from tests.stage2_student.dumps import make_recipe, make_record, make_text
+from tests.tiny import tiny_model
+
+END_ID = 268
+
+
+class HalfSure(Interface):
+    """Random logits; it stands by every other position, and says 3 nats of every token."""
+
+    max_bytes = None
+
+    def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
+        count = len(batch.state_P)
+        logits_PV = torch.randn(count, 256, generator=torch.Generator().manual_seed(0))
+        tokens = int((batch.labels_BL >= 0).sum())
+        return ByteScores(logits_PV, torch.arange(count) % 2 == 0, torch.full((tokens,), 3.0, requires_grad=True))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def batch(model: Path) -> MicroBatch:
+    rng = np.random.default_rng(0)
+    records = [make_record(f"d{i}", make_text(rng, 8), rng) for i in range(3)]
+    documents = encode_records(records, ByteTokenizer.load(str(model)), 512)
+    usable = [document for document in documents if isinstance(document, Encoded)]
+    micro = collate([make_example(document, END_ID, END_ID, None, Masks(1.0, 0.05)) for document in usable])
+    return replace(micro, extra=chunk_tensors(usable, micro.tokens_BL.shape[1], 0.1))
+
+
+def train_config(**objectives: float) -> TrainConfig:
+    weights = {"ce": 0.0, "byte_ce": 0.0, "kl": 0.0, "alm": 0.0} | objectives
+    return TrainConfig.model_validate({"dtype": "float32", "objectives": weights})
+
+
+def sums(student: Student, batch: MicroBatch) -> dict[str, Any]:
+    nats, values = student(batch)
+    return {"nats": nats, **dict(zip(student.sums_names, values.tolist(), strict=True))}
+
+
+def test_positions_that_the_interface_does_not_stand_by_feed_no_loss_and_are_counted(
+    model: Path, batch: MicroBatch
+) -> None:
+    student = Student(load_start(model, False), HalfSure(), train_config(byte_ce=1.0, kl=0.5))
+    found = sums(student, batch)
+    logits_PV, counted_P, _ = HalfSure()(torch.empty(0), batch, torch.nn.Identity())
+    byte_ce = symbol_cross_entropy(logits_PV, batch.symbols_P, counted_P)
+    kl_P = counted_P & batch.kl_P
+    kl = class_divergence(logits_PV, batch.entry_symbols_PE, batch.entry_logprobs_PE, kl_P)
+    assert found["nats"].item() == pytest.approx(float(byte_ce + 0.5 * kl), rel=1e-6)
+    assert "ce" not in found and "alm" not in found
+    assert found["positions"] == len(counted_P) and found["uncounted"] == len(counted_P) // 2
+    assert found["kl_positions"] == int(kl_P.sum()) < len(counted_P) - found["uncounted"]
+
+
+def test_token_nats_that_the_interface_knows_are_used_and_the_head_is_not_applied_again(
+    model: Path, batch: MicroBatch
+) -> None:
+    student = Student(load_start(model, False), HalfSure(), train_config(ce=2.0, byte_ce=1.0))
+    student.lm.get_output_embeddings().forward = None  # would fail
+    found = sums(student, batch)
+    assert found["ce"] == 3.0 * int((batch.labels_BL >= 0).sum())
+    assert found["nats"].item() == pytest.approx(2 * found["ce"] + found["byte_ce"])
+
+
+@pytest.mark.parametrize(("objectives", "names"), [({"ce": 1.0}, ("ce",)), ({"alm": 1.0}, ("ce", "alm"))])
+def test_a_run_without_byte_objectives_has_no_interface(
+    objectives: dict[str, float], names: tuple[str, ...], model: Path, batch: MicroBatch, tmp_path: Path
+) -> None:
+    recipe = make_recipe(tmp_path, model, tmp_path, {"objectives": train_config(**objectives).objectives.model_dump()})
+    (tmp_path / "start").symlink_to(model)
+    tokenizer = ByteTokenizer.load(str(model))
+    student = build_student(recipe, tokenizer, Ends(END_ID, END_ID))
+    assert student.interface is None and student.sums_names == names
+    found = sums(student, batch)
+    assert found["nats"].item() == pytest.approx(found[names[-1]], rel=1e-6) and found["nats"].requires_grad
