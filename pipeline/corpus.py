@@ -11,8 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.chat_template import ASSISTANT, Message
 from pipeline.config import CorpusConfig
 from pipeline.corpus_rows import Row, RowSource
+
+_UNHELD = (
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+)  # keys of messages that templates write besides the content
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Document:
 
     doc_id: str
     text: bytes
-    messages: tuple[dict[str, str], ...] | None
+    messages: tuple[Message, ...] | None
 
 
 class Corpus:
@@ -129,16 +136,24 @@ def _document(row: Row, config: CorpusConfig, number: int) -> Document:
         return Document(str(number), _decodable(row.text), None)
     assert row.columns is not None  # a row has columns, text or a fault
     doc_id = str(number) if config.id_field is None else str(_column(row.columns, config.id_field))
-    value = _column(row.columns, config.field)
-    if config.field == "messages":
-        messages = _messages(value)
-        said = "".join(message["content"] for message in messages if message["role"] == "assistant")
+    if config.has_chats:
+        messages = _messages(_chat(row.columns, config), config.strip)
+        said = "".join(message["content"] for message in messages if message["role"] == ASSISTANT)
         if not said:
             raise _UnusableError("the assistant says nothing")
         return Document(doc_id, _encoded(said), messages)
+    value = _column(row.columns, config.field)
     if not isinstance(value, str):
         raise _UnusableError(f"field {config.field!r} is not text")
     return Document(doc_id, _encoded(value), None)
+
+
+def _chat(columns: dict[str, Any], config: CorpusConfig) -> Any:
+    """A row's list of messages, not checked yet."""
+    if config.messages is None:
+        return _column(columns, config.field)
+    found = [(role, config.messages[role]) for role in ("system", "user", ASSISTANT) if role in config.messages]
+    return [{"role": role, "content": _column(columns, name)} for role, name in found]
 
 
 def _column(columns: dict[str, Any], name: str) -> Any:
@@ -147,15 +162,18 @@ def _column(columns: dict[str, Any], name: str) -> Any:
     return columns[name]
 
 
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
-    """Role and content of each message; other keys of a message are dropped."""
+def _messages(value: Any, strip: bool) -> tuple[Message, ...]:
+    """Role and content of each message. What a template would write besides, a call of a tool, a shard cannot hold."""
     if not isinstance(value, list) or not value:
         raise _UnusableError("field 'messages' is not a list of messages")
     for message in value:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise _UnusableError("a message has no role and content that are text")
+        for key in _UNHELD:
+            if message.get(key):
+                raise _UnusableError(f"a message has {key} beside its content")
         _encoded(message["content"], may_be_empty=True)
-    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+    return tuple({"role": m["role"], "content": m["content"].strip() if strip else m["content"]} for m in value)
 
 
 def _encoded(text: str, may_be_empty: bool = False) -> bytes:

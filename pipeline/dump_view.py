@@ -91,11 +91,12 @@ def positions(record: Record) -> Iterator[Position]:
     for index, offset in enumerate(offsets(record)):
         start = int(decoded.starts_P[index])
         entries = slice(start, start + int(record.entry_counts[index]))
-        token, logprob = tokens.get(offset, (None, None))
+        is_end = realised[index] == END
+        token, logprob = (None, None) if is_end else tokens.get(offset, (None, None))
         yield Position(
             offset=record.window_start + offset,
             realised=int(realised[index]),
-            token_starts=offset in tokens or offset == edges[-1],
+            token_starts=bool(is_end) or offset in tokens,
             token=token,
             token_logprob=logprob,
             symbols=list(zip(record.symbols[entries].tolist(), decoded.probs_E[entries].tolist(), strict=True)),
@@ -123,9 +124,39 @@ class DumpDocument:
             text[record.window_start :] = record.document
         return bytes(text)
 
+    @property
+    def messages(self) -> list["Said"]:
+        """Of a chat, its messages in order; empty for plain text. Windows overlap by whole messages, and agree where they do."""
+        messages: list[Said] = []
+        for record in self.records:
+            heard = messages[-1].end if messages else -1
+            messages += [message for message in said(record) if message.end > heard]
+        return messages
+
     def positions(self) -> Iterator[Position]:
         for record in self.records:
             yield from positions(record)
+
+
+class Said(NamedTuple):
+    """A message of a chat: who says it, from which byte of the document on, and what."""
+
+    role: str
+    start: int
+    content: bytes
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.content)
+
+
+def said(record: Record) -> list[Said]:
+    """The messages of a record that is a chat; empty for plain text."""
+    starts = np.cumsum([0, *record.message_lengths]).tolist()
+    return [
+        Said(role, record.window_start + start, record.document[start:end])
+        for role, (start, end) in zip(record.message_roles, pairwise(starts), strict=True)
+    ]
 
 
 def records(dump: Path) -> Iterator[Record]:
@@ -254,7 +285,7 @@ def summarise(dump: Path) -> dict[str, Any]:
             sums["records"] += 1
             sums["bytes"] += sum(s.length for s in record.segments)
             sums["positions"] += record.num_positions
-            sums["teacher_tokens"] += len(record.teacher_token_lengths)
+            sums["teacher_tokens"] += _num_tokens(record)
             entry_counts.update(record.entry_counts.tolist())
             entropy_counts += np.histogram(decoded.entropy_bits_P, bins=ENTROPY_BINS)[0]
             tail += float(decoded.tail_P.sum())
@@ -291,6 +322,14 @@ def summarise(dump: Path) -> dict[str, Any]:
             for (low, high), number in zip(pairwise(ENTROPY_BINS), entropy_counts, strict=True)
         },
     }
+
+
+def _num_tokens(record: Record) -> int:
+    """Teacher tokens of a record; of a chat, those that lie in its segments."""
+    if not record.message_roles:
+        return len(record.teacher_token_lengths)
+    starts = np.cumsum(record.teacher_token_lengths) - record.teacher_token_lengths
+    return sum(int(((starts >= s.start) & (starts < s.start + s.length)).sum()) for s in record.segments)
 
 
 def column_bytes(shards: list[Path]) -> dict[str, int]:

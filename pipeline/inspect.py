@@ -2,6 +2,7 @@
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline import dump_view
-from pipeline.dump_view import Occurrence, Position, Surprising
+from pipeline.dump_view import DumpDocument, Occurrence, Position, Surprising
 from schemas import END
 
 _NAMES = {END: "END", 0x20: "␠", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
@@ -76,11 +77,13 @@ def show(
         summary = dump_view.summarise(dump)
         print(json.dumps(summary, indent=1)) if as_json else _print_summary(summary, console)
     else:
-        found = list(dump_view.find_document(dump, doc_id).positions())
+        document = dump_view.find_document(dump, doc_id)
         if as_json:
-            print(json.dumps({"doc_id": doc_id, "positions": [as_values(position) for position in found]}))
+            values = {"doc_id": doc_id, "positions": [as_values(position) for position in document.positions()]}
+            chat = [{"role": m.role, "start": m.start, "content": m.content.decode()} for m in document.messages]
+            print(json.dumps(values | ({"messages": chat} if chat else {})))
             return
-        for line in table(found, top):
+        for line in document_table(document, top):
             console.print(line)
 
 
@@ -93,6 +96,22 @@ def table(found: Iterable[Position], top: int) -> list[Text]:
     """Aligned lines: a header, then a position each. `|` marks the edges of teacher tokens; the token that starts there is shown."""
     header = f"{'offset':>7}   byte   bits    tail dropped tok_end   doubt  symbols"
     return [Text(header, style="bold"), *[_line(position, top) for position in found]]
+
+
+def document_table(document: DumpDocument, top: int) -> list[Text]:
+    """`table` of a document's positions; in a chat each message comes before its own."""
+    found = list(document.positions())
+    if not document.messages:
+        return table(found, top)
+    header, *lines = table(found, top)
+    edges = [position.offset + (position.realised != END) for position in found]  # an END belongs to what it ends
+    shown, at = [header], 0
+    for message in document.messages:
+        shown.append(Text(f"{message.role}: ", style="bold").append(readable(message.content), style="not bold"))
+        last = bisect_right(edges, message.end, lo=at)
+        shown += lines[at:last]
+        at = last
+    return shown
 
 
 def _line(position: Position, top: int) -> Text:

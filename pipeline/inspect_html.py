@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.dump_view import DumpDocument, Position
+from pipeline.dump_view import DumpDocument, Position, Said
 from pipeline.inspect import readable
 from schemas import END
 from schemas.manifest import Manifest, flatten
@@ -120,13 +120,17 @@ def draw_text(document: DumpDocument, positions: Sequence[Position]) -> Drawn:
 
     def put_end(offset: int) -> None:
         if offset in ends:
-            put('<i class="mark end">END</i>', [ends[offset]], True)
+            put('<i class="mark end">END</i>', [ends.pop(offset)], True)
 
-    for cell in cells(document.text):
-        put_end(cell.start)
-        found = [by_offset[offset] for offset in range(cell.start, cell.end) if offset in by_offset]
-        put(glyphs(cell.text), found, cell.start in edges)
-    put_end(len(document.text))
+    for message in document.messages or [Said("", 0, document.text)]:
+        if message.role:
+            parts.append(f'<b class="role">{html.escape(message.role)}</b>')
+        for cell in cells(message.content):
+            start, end = message.start + cell.start, message.start + cell.end
+            put_end(start)
+            found = [by_offset[offset] for offset in range(start, end) if offset in by_offset]
+            put(glyphs(cell.text), found, start in edges)
+        put_end(message.end)
     return Drawn("".join(parts), data)
 
 
@@ -260,6 +264,7 @@ main { display: grid; grid-template-columns: minmax(0, 1fr) 21rem; gap: 1.5rem; 
 .s0 { background: var(--s0); } .s1 { background: var(--s1); } .s2 { background: var(--s2); } .s3 { background: var(--s3); } .s4 { background: var(--s4); }
 .s5 { background: var(--s5); } .s6 { background: var(--s6); color: #fff; } .s7 { background: var(--s7); color: #fff; } .s8 { background: var(--s8); color: #fff; }
 .s9 { background: var(--s9); color: #fff; } .c:hover, .c.on { outline: 2px solid var(--mine); outline-offset: -1px; border-radius: 3px; z-index: 1; }
+.role { display: block; margin-top: .8rem; color: var(--mine); font-size: .8em; } .role:first-child { margin-top: 0; }
 .mark { font-style: normal; opacity: .45; } .mark.end { font-size: .72em; letter-spacing: .06em; padding: 0 .35em; }
 .code { font-style: normal; font-size: .62em; border: 1px solid currentColor; border-radius: 3px; padding: 0 .25em; margin: 0 .1em; opacity: .75; vertical-align: .12em; }
 aside { position: sticky; top: 1.2rem; padding: 1rem 1.1rem; max-height: calc(100vh - 2.4rem); overflow: auto; font-variant-numeric: tabular-nums; }

@@ -46,6 +46,13 @@ class ListedRows:
     logprobs_E: np.ndarray  # float64, nats; exp of a row's sums to 1 or less
     top_k: int
 
+    def __getitem__(self, rows: slice) -> "ListedRows":
+        """Some consecutive rows of the prompt."""
+        ends = np.concatenate([[0], np.cumsum(self.counts_R)])
+        first, last, _ = rows.indices(len(self.counts_R))
+        entries = slice(int(ends[first]), int(ends[last]))
+        return ListedRows(self.counts_R[rows], self.token_ids_E[entries], self.logprobs_E[entries], self.top_k)
+
 
 class _Row(NamedTuple):
     """One row in sorted columns."""

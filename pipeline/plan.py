@@ -29,6 +29,8 @@ def sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield f"{key}.model", section.model
         if section.tokenizer is not None:
             yield f"{key}.tokenizer", section.tokenizer
+    if recipe.student is not None and recipe.student.chat_template is not None:
+        yield "student.chat_template", recipe.student.chat_template
 
 
 def describe_source(key: str, source: str) -> str:
@@ -50,6 +52,9 @@ def describe_source(key: str, source: str) -> str:
 def plan(recipe: Recipe) -> list[Line]:
     """What the recipe would fetch, make and write. Raises ValueError for what would fail whatever the machine."""
     lines = [(key, describe_source(key, source)) for key, source in sources(recipe)]
+    if recipe.corpus.has_chats:
+        stripped = "; white space at the ends of each message is stripped" if recipe.corpus.strip else ""
+        lines.append(("corpus", f"chats: only what the assistant says is supervised{stripped}"))
     lines.append(("teacher", describe_teacher(recipe)))
     dump = recipe.dump
     lines.append(

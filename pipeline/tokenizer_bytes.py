@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pipeline.tokenizer_spelling import encoder_definition, spellings, text_changers
+from pipeline.tokenizer_spelling import Prefixing, encoder_definition, prefixing, spellings, text_changers
 
 _SPACE = "▁"
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}  # the others are in no UTF-8 text
@@ -39,6 +39,7 @@ class ByteTokenizer:
         sha256: hex digest of what decides ids and bytes; control tokens' names count, chat templates do not.
         control: name -> id of the tokens that spell nothing.
         normalizers: the tokenizer's normalizers that can alter text, by name; a document they alter is refused.
+        prefixing: before which stretches of a text with control tokens in it the tokenizer itself puts `prefix`.
     """
 
     token_bytes: tuple[bytes | None, ...]
@@ -48,6 +49,7 @@ class ByteTokenizer:
     sha256: str
     control: dict[str, int] = field(repr=False)
     normalizers: tuple[str, ...]
+    prefixing: Prefixing
     _encoder: Tokenizer = field(repr=False, compare=False)
 
     def encode(self, document: bytes) -> list[int]:
@@ -57,15 +59,22 @@ class ByteTokenizer:
             raise ids
         return ids
 
-    def encode_batch(self, documents: Sequence[bytes]) -> list[list[int] | SpellingError]:
-        """Like `encode`, for many documents at once; what is wrong with one is returned in its place."""
+    def encode_batch(
+        self, documents: Sequence[bytes], prefixes: Sequence[bytes] | None = None
+    ) -> list[list[int] | SpellingError]:
+        """Like `encode`, for many documents at once; what is wrong with one is returned in its place.
+
+        Args:
+            prefixes: what comes before each instead of `prefix`: for what is not a whole document.
+        """
+        prefixes = [self.prefix] * len(documents) if prefixes is None else prefixes
         results: list[list[int] | SpellingError | None] = [None] * len(documents)
         texts: list[str] = []
-        for index, document in enumerate(documents):
+        for index, (prefix, document) in enumerate(zip(prefixes, documents, strict=True)):
             try:
-                texts.append((self.prefix + document).decode("utf-8"))
+                texts.append((prefix + document).decode("utf-8"))
             except UnicodeDecodeError as error:
-                offset = error.start - len(self.prefix)
+                offset = error.start - len(prefix)
                 results[index] = SpellingError(
                     f"the document is not valid UTF-8 at byte {offset}: {document[offset : offset + 8]!r} "
                     f"({error.reason})",
@@ -73,13 +82,20 @@ class ByteTokenizer:
                 )
         encodings = iter(self._encoder.encode_batch_fast(texts, add_special_tokens=False))
         return [
-            self._checked(next(encodings).ids, document) if result is None else result
-            for result, document in zip(results, documents, strict=True)
+            self._checked(next(encodings).ids, prefix, document) if result is None else result
+            for result, prefix, document in zip(results, prefixes, documents, strict=True)
         ]
 
-    def _checked(self, ids: list[int], document: bytes) -> list[int] | SpellingError:
+    def prefix_of(self, stretch: bytes, first: bool) -> bytes:
+        """What the tokenizer itself puts before a stretch of text between control tokens; `first`: none comes before it."""
+        prefixed = (first or self.prefixing.every_stretch) and not (
+            self.prefixing.unless_space and stretch.startswith(b" ")
+        )
+        return self.prefix if prefixed else b""
+
+    def _checked(self, ids: list[int], prefix: bytes, document: bytes) -> list[int] | SpellingError:
         spelled = [self.token_bytes[token] for token in ids]
-        wanted = self.prefix + document
+        wanted = prefix + document
         have = b"".join(token or b"" for token in spelled)
         if have == wanted and None not in spelled:
             return ids
@@ -87,7 +103,7 @@ class ByteTokenizer:
         at = next((i for i in range(shorter) if have[i] != wanted[i]), shorter)
         reason = self._reason(wanted, at)
         return SpellingError(
-            f"the tokens do not spell the document: at byte {at - len(self.prefix)} it has {wanted[at : at + 8]!r} "
+            f"the tokens do not spell the document: at byte {at - len(prefix)} it has {wanted[at : at + 8]!r} "
             f"where they have {have[at : at + 8]!r}; {reason}. Leave the document out, or choose another tokenizer.",
             reason,
         )
@@ -130,16 +146,21 @@ class ByteTokenizer:
         from transformers import AutoTokenizer
 
         wrapped = AutoTokenizer.from_pretrained(folder_or_hub_id, trust_remote_code=trust_remote_code)
+        return cls.from_wrapped(wrapped, folder_or_hub_id)
+
+    @classmethod
+    def from_wrapped(cls, wrapped: Any, name: str) -> "ByteTokenizer":
+        """From a transformers tokenizer; `name` is what errors call it."""
         backend = getattr(wrapped, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(
-                f"{folder_or_hub_id}: {type(wrapped).__name__} has no tokenizer.json, so its bytes are not known. "
+                f"{name}: {type(wrapped).__name__} has no tokenizer.json, so its bytes are not known. "
                 "Choose a tokenizer that has one; the source `bytes` is a tokenizer of the 256 bytes."
             )
         try:
             return cls.from_definition(json.loads(backend.to_str()), wrapped.bos_token_id, wrapped.eos_token_id)
         except ValueError as error:
-            raise ValueError(f"{folder_or_hub_id}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
 
     @classmethod
     def from_definition(cls, definition: dict[str, Any], bos: int | None, eos: int | None) -> "ByteTokenizer":
@@ -157,6 +178,7 @@ class ByteTokenizer:
             sha256=_fingerprint(definition),
             control=control,
             normalizers=text_changers(definition),
+            prefixing=prefixing(definition),
             _encoder=encoder,
         )
 

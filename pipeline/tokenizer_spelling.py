@@ -6,7 +6,7 @@ with byte fallback, which write a space as U+2581 and hold tokens <0x00> to <0xF
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.tokenizer_convert import byte_letters
 
@@ -74,6 +74,23 @@ def text_changers(definition: _Definition) -> tuple[str, ...]:
         if not space and step["type"] not in ("Prepend", "ByteLevel"):
             names.append("SentencePiece's own rules" if step["type"] == "Precompiled" else step["type"])
     return tuple(names)
+
+
+class Prefixing(NamedTuple):
+    """Where a tokenizer that puts a space before a text puts it, if there are control tokens in the text."""
+
+    every_stretch: bool  # after each control token; else only where the whole text begins
+    unless_space: bool  # not before a stretch that begins with a space
+
+
+def prefixing(definition: _Definition) -> Prefixing:
+    """How the tokenizer's own dummy prefix works; of no meaning for one without."""
+    for step in (*_steps(definition.get("normalizer")), *_steps(definition.get("pre_tokenizer"))):
+        if step["type"] == "Prepend":
+            return Prefixing(every_stretch=True, unless_space=False)
+        if step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never":
+            return Prefixing(every_stretch=step.get("prepend_scheme", "always") == "always", unless_space=True)
+    return Prefixing(every_stretch=True, unless_space=True)  # as byte-level tokenizers with a prefix do
 
 
 def _kind(definition: _Definition) -> bool:

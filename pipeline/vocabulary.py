@@ -58,6 +58,7 @@ class Vocabulary:
         others = sorted(set(range(width)) - ends - set(ids))
         self.num_spelling = len(ids)
         self.num_end = len(ends)
+        self.end_ids = tuple(sorted(ends))
         self.longest = max(map(len, self.sorted_bytes), default=0)
         self.order = np.array(ids + sorted(ends) + others, dtype=np.int64)  # column -> token id
         self.column = np.empty(width, dtype=np.int64)  # token id -> column

@@ -41,6 +41,11 @@ class Manifest(BaseModel):
     accepted_engines: tuple[str, ...] = ()
     shards: tuple[ShardPlan, ...]
 
+    @property
+    def has_chats(self) -> bool:
+        """Whether its documents are chats."""
+        return bool(self.identity.get("corpus", {}).get("field") == "messages")
+
     def save(self, dump: Path) -> None:
         write_json(dump / "manifest.json", self.model_dump(mode="json"))
 

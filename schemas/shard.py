@@ -1,6 +1,6 @@
 """A shard: one Parquet file of records, absent or complete.
 
-Shape legend: T tokens of the teacher, S segments, P positions (over all segments in turn), E entries (over all positions in turn).
+Shape legend: T tokens of the teacher, S segments, M messages of a chat, P positions (over all segments in turn), E entries (over all positions in turn).
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,12 +31,22 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
         pa.int64(),
         "byte offset of this record in its document; 0 unless the document was cut into windows",
     ),
-    ("document", pa.binary(), "the record's bytes, UTF-8"),
+    ("document", pa.binary(), "the record's bytes, UTF-8; of a chat the contents of its messages, joined"),
+    ("message_roles", _list(pa.string()), "M: who says each message of a chat; empty for plain text"),
+    ("message_lengths", _list(pa.int32()), "M: bytes of each message of a chat; empty for plain text"),
     ("segment_starts", _list(pa.int32()), "S: byte offset where each supervised segment starts"),
     ("segment_lengths", _list(pa.int32()), "S: bytes in each segment"),
     ("segment_has_end", _list(pa.bool_()), "S: whether the segment has a last position that asks for END"),
-    ("teacher_token_lengths", _list(pa.int32()), "T: bytes of each token of the teacher's encoding of the document"),
-    ("teacher_token_logprobs", _list(pa.float32()), "T: nats, of each such token given those before"),
+    (
+        "teacher_token_lengths",
+        _list(pa.int32()),
+        "T: bytes of each token of the teacher's encoding of the document; of a chat, what lies between segments is one entry",
+    ),
+    (
+        "teacher_token_logprobs",
+        _list(pa.float32()),
+        "T: nats, of each such token given those before; 0 for what lies between the segments of a chat",
+    ),
     ("entry_counts", _list(pa.uint16()), "P: stored entries"),
     (
         "dropped",
@@ -88,6 +99,15 @@ class Record:
     doubt: np.ndarray  # P, float32
     symbols: np.ndarray  # E, uint8
     logprobs: np.ndarray  # E, float32
+    message_roles: tuple[str, ...] = ()  # M
+    message_lengths: tuple[int, ...] = ()  # M
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """Role and content of each message of a chat; empty for plain text."""
+        ends = list(accumulate(self.message_lengths))
+        contents = [self.document[start:end].decode("utf-8") for start, end in pairwise([0, *ends])]
+        return [{"role": r, "content": c} for r, c in zip(self.message_roles, contents, strict=True)]
 
     @property
     def num_positions(self) -> int:
@@ -106,6 +126,11 @@ class Record:
             (
                 all(s.start >= 0 and s.length >= 0 and s.start + s.length <= len(self.document) for s in self.segments),
                 "a segment lies outside the document",
+            ),
+            (len(self.message_roles) == len(self.message_lengths), "message columns differ in length"),
+            (
+                not self.message_lengths or sum(self.message_lengths) == len(self.document),
+                "messages do not span the document",
             ),
             (
                 {len(self.entry_counts), len(self.dropped), len(self.token_end), len(self.doubt)}
@@ -141,13 +166,15 @@ class Record:
 
 def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table:
     """The shard's table. `identity` goes into the file's metadata, so that a shard found alone explains itself."""
-    segment_columns: dict[str, list[Any]] = {
+    made: dict[str, list[Any]] = {
         "segment_starts": [[s.start for s in r.segments] for r in records],
         "segment_lengths": [[s.length for s in r.segments] for r in records],
         "segment_has_end": [[s.has_end for s in r.segments] for r in records],
+        "message_roles": [list(r.message_roles) for r in records],
+        "message_lengths": [list(r.message_lengths) for r in records],
     }
     arrays = [
-        _column(field, segment_columns.get(field.name) or [getattr(r, field.name, None) for r in records])
+        _column(field, made.get(field.name) or [getattr(r, field.name, None) for r in records])
         for field in SHARD_SCHEMA
     ]
     metadata = {
@@ -276,8 +303,9 @@ def read_questions(path: Path) -> Iterator[Question]:
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:
     lists = {}
     for field in SHARD_SCHEMA:
-        column = batch.column(batch.schema.get_field_index(field.name))
-        if pa.types.is_list(field.type):
+        index = batch.schema.get_field_index(field.name)  # -1: a shard of plain text may lack the message columns
+        if pa.types.is_list(field.type) and index >= 0:
+            column = batch.column(index)
             lists[field.name] = (column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False))
     scalars = {
         name: batch.column(batch.schema.get_field_index(name)) for name in ("doc_id", "window_start", "document")
@@ -288,7 +316,10 @@ def _records(batch: pa.RecordBatch) -> Iterator[Record]:
         segments = zip(
             cells.pop("segment_starts"), cells.pop("segment_lengths"), cells.pop("segment_has_end"), strict=True
         )
+        roles, lengths = cells.pop("message_roles", ()), cells.pop("message_lengths", ())
         yield Record(
+            message_roles=tuple(roles),
+            message_lengths=tuple(int(length) for length in lengths),
             **{name: column[row].as_py() for name, column in scalars.items()},
             segments=tuple(Segment(int(start), int(length), bool(end)) for start, length, end in segments),
             **cells,

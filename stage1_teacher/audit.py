@@ -25,7 +25,7 @@ from pipeline.covering import Covering
 from schemas.manifest import Manifest
 from schemas.shard import Record
 from stage1_teacher.engine import ListingEngine
-from stage1_teacher.expand import expand
+from stage1_teacher.expand import Place, expand
 from stage1_teacher.fidelity import distances, realised_bits, stored_sums
 from stage1_teacher.pieces import Piece
 from stage1_teacher.reduce import Rows
@@ -82,23 +82,27 @@ class Wide(NamedTuple):
 
 
 def read_wide(teacher: Teacher, piece: Piece, num_tokens: int = MOST_TOKENS) -> Wide:
-    """Ask the teacher for the wide covering of a piece's first tokens. The position after the last of them is left out."""
+    """Ask the teacher for the wide covering of a piece's first tokens (of a chat, of its first turn). The position after the last
+    of them is left out."""
     if isinstance(teacher.engine, ListingEngine):
         return Wide(None, 0, "a served teacher holds no branches")
     assert teacher.reducer is not None
-    tokens = piece.tokens[:num_tokens]
-    start = [] if teacher.start is None else [teacher.start]
+    stretch = piece.stretches[0]
+    tokens = stretch.tokens[:num_tokens]
+    prompt = teacher.prompt(piece)
+    before = len(prompt) - len(piece.tokens) + stretch.first
     spelled = b"".join(teacher.tokenizer.token_bytes[token] or b"" for token in tokens)
     try:
-        branches = teacher.engine.branches([start + tokens])
+        branches = teacher.engine.branches([prompt[: before + len(tokens)]])
     except ValueError as error:
         return Wide(None, 0, str(error))
     covering = Covering(teacher.vocabulary, tokens, spelled)
     branching = Branching(covering, tokens, WIDE)
-    [canonical] = teacher.reducer.reduce([Rows(covering, covering.offsets, branches.hidden[0])])
+    # At least one token is before: the start.
+    [canonical] = teacher.reducer.reduce([Rows(covering, covering.offsets, branches.hidden[0][before - 1 :])])
     branching.add_canonical(canonical)
-    expand([branching], branches, teacher.reducer, num_start=len(start))
-    return Wide(branching.targets().probs_PV[len(teacher.tokenizer.prefix) : -1], branches.num_tokens, None)
+    expand([branching], [Place(0, before)], branches, teacher.reducer)
+    return Wide(branching.targets().probs_PV[stretch.num_prefix : -1], branches.num_tokens, None)
 
 
 def measure(record: Record, wide: Wide) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.card import write_card
+from pipeline.chat_template import ChatError
 from pipeline.config import DumpConfig, PlacementConfig, Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.covering import Targets
@@ -24,8 +25,9 @@ from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from schemas import levels
 from schemas.manifest import Manifest, ShardPlan, shard_identity, write_json
-from schemas.shard import Record, Segment, commit_shard, committed, sync_folder, to_table
+from schemas.shard import Record, commit_shard, committed, sync_folder, to_table
 from stage1_teacher import audit, plan
+from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.claims import Claims
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.extend import extend_dump
@@ -34,44 +36,69 @@ from stage1_teacher.pieces import Piece, batches, cut_pieces, spelled_lengths
 from stage1_teacher.restart import persist
 from stage1_teacher.rounding import round_entries
 from stage1_teacher.sparsify import sparsify
-from stage1_teacher.teacher import Answers, Teacher, load_tokenizer, open_teacher, resolve_ids
+from stage1_teacher.teacher import Answers, Named, Teacher, load_tokenizer, open_teacher, resolve_ids
 
 
 def make_records(pieces: Sequence[Piece], answers: Answers, teacher: Teacher, dump: DumpConfig) -> list[Record]:
     """The pieces' records out of what the engine gave for them."""
+    found = iter(teacher.targets(pieces, answers))
     return [
-        make_record(piece, targets, teacher.tokenizer, dump.top_k, dump.min_prob)
-        for piece, targets in zip(pieces, teacher.targets(pieces, answers), strict=True)
+        make_record(piece, [next(found) for _ in piece.stretches], teacher.tokenizer, dump.top_k, dump.min_prob)
+        for piece in pieces
     ]
 
 
-def make_record(piece: Piece, targets: Targets, tokenizer: ByteTokenizer, top_k: int, min_prob: float) -> Record:
-    """A piece's record from its targets, the tokenizer's prefix included."""
-    targets = targets.drop_prefix(len(tokenizer.prefix))
-    window = piece.window
-    segment = Segment(window.supervised - window.start, window.end - window.supervised, window.has_end)
-    taken = slice(segment.start, segment.start + segment.num_positions)
-    realised = piece.text[segment.start :] + (b"\xff" if window.has_end else b"")
-    entries = sparsify(targets.probs_PV[taken], np.frombuffer(realised, dtype=np.uint8), top_k, min_prob)
+def make_record(
+    piece: Piece, targets: Sequence[Targets], tokenizer: ByteTokenizer, top_k: int, min_prob: float
+) -> Record:
+    """A piece's record from the targets of its stretches, the tokenizer's prefix included."""
+    taken = [slice(s.skipped, s.skipped + s.segment.num_positions) for s in piece.stretches]
+    kept = list(zip(targets, taken, strict=True))
+    segments = tuple(stretch.segment for stretch in piece.stretches)
+    realised = b"".join(piece.text[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in segments)
+    probs_PV = np.concatenate([found.probs_PV[where] for found, where in kept])
+    entries = sparsify(probs_PV, np.frombuffer(realised, dtype=np.uint8), top_k, min_prob)
     rounded = round_entries(entries)
+    lengths, token_logprobs = _token_columns(piece, targets, tokenizer)
     return Record(
         doc_id=piece.doc_id,
-        window_start=window.start,
+        window_start=piece.window.start,
         document=piece.text,
-        segments=(segment,),
-        teacher_token_lengths=np.array(spelled_lengths(tokenizer, piece.tokens), dtype=np.int32),
-        teacher_token_logprobs=levels.round_token_logprobs(targets.token_logprobs),
+        segments=segments,
+        teacher_token_lengths=lengths,
+        teacher_token_logprobs=levels.round_token_logprobs(token_logprobs),
         entry_counts=entries.counts_P,
-        dropped=levels.round_shares(targets.dropped_P[taken]),
-        token_end=levels.round_shares(targets.token_end_P[taken]),
-        doubt=levels.round_shares(targets.doubt_P[taken]),
+        dropped=levels.round_shares(np.concatenate([found.dropped_P[where] for found, where in kept])),
+        token_end=levels.round_shares(np.concatenate([found.token_end_P[where] for found, where in kept])),
+        doubt=levels.round_shares(np.concatenate([found.doubt_P[where] for found, where in kept])),
         symbols=rounded.symbols_E,
         logprobs=rounded.logprobs_E,
+        message_roles=piece.roles,
+        message_lengths=piece.lengths,
     )
 
 
+def _token_columns(piece: Piece, targets: Sequence[Targets], tokenizer: ByteTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """T: bytes and log-probability of each token; what lies between stretches counts as one of log-probability 0."""
+    lengths: list[int] = []
+    logprobs = []
+    at = 0
+    for stretch, found in zip(piece.stretches, targets, strict=True):
+        if stretch.start > at:
+            lengths.append(stretch.start - at)
+            logprobs.append(np.zeros(1))
+        lengths += spelled_lengths(tokenizer, stretch.tokens, stretch.num_prefix)
+        logprobs.append(found.token_logprobs)
+        at = stretch.segment.start + stretch.segment.length
+    if len(piece.text) > at:
+        lengths.append(len(piece.text) - at)
+        logprobs.append(np.zeros(1))
+    return np.array(lengths, dtype=np.int32), np.concatenate(logprobs)
+
+
 class CutShard(NamedTuple):
-    """A shard's pieces, and why documents were left out that the teacher's tokenizer cannot spell, by name."""
+    """A shard's pieces, and why documents were left out, by name: the teacher's tokenizer cannot spell them, or its chat template
+    changes them."""
 
     plan: ShardPlan
     pieces: list[Piece]
@@ -102,10 +129,19 @@ def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher)
     left_out: dict[str, str] = {}
     for document in documents:
         try:
-            pieces += cut_pieces(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
-        except SpellingError as error:
+            pieces += _cut(document, teacher)
+        except (SpellingError, ChatError) as error:
             left_out[document.doc_id] = str(error)
     return CutShard(shard, pieces, left_out)
+
+
+def _cut(document: Document, teacher: Teacher) -> list[Piece]:
+    if document.messages is None:
+        return cut_pieces(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
+    assert teacher.chat is not None
+    return cut_chat(
+        document.doc_id, document.messages, teacher.chat, teacher.ends, teacher.max_tokens, teacher.overlap_tokens
+    )
 
 
 def forward(
@@ -146,7 +182,7 @@ class ShardWriter:
             records = make_records(batch.pieces, batch.answers, self._teacher, self._recipe.dump)
             self._audited += [audit.measure(records[number], wide) for number, wide in batch.wide.items()]
             self._records += records
-        num_tokens = sum(len(piece.tokens) + (self._teacher.start is not None) for piece in batch.pieces)
+        num_tokens = sum(len(self._teacher.prompt(piece)) for piece in batch.pieces)
         self._num_tokens += num_tokens
         self._num_computed += batch.answers.num_tokens
         num_documents = sum(piece.window.has_end for piece in batch.pieces)
@@ -155,7 +191,7 @@ class ShardWriter:
             num_documents += len(batch.finished.left_out)
             num_audited = len(self._audited)
             stored_bytes = self._commit(batch.finished)
-        num_bytes = sum(piece.window.end - piece.window.supervised for piece in batch.pieces)
+        num_bytes = sum(piece.num_supervised for piece in batch.pieces)
         return Made(num_documents, num_bytes, num_tokens, stored_bytes, num_audited)
 
     def _commit(self, shard: CutShard) -> int:
@@ -225,17 +261,22 @@ class Prepared(NamedTuple):
     audited: Set[str]
 
 
-def prepare(recipe: Recipe, corpus: Corpus, tokenizer: ByteTokenizer, model: str) -> Prepared:
+def prepare(recipe: Recipe, corpus: Corpus, teacher: Named) -> Prepared:
     """Plan the dump: a pure function of corpus and recipe."""
     engine = engine_name(recipe)  # first: a server that is not the teacher fails before the corpus is read
     sample = audit.Sample(recipe.dump.audit_documents)
     shards = list(plan.plan_shards(sample.passing(corpus.documents()), int(recipe.dump.shard_bytes)))
-    start, ends = resolve_ids(recipe, tokenizer)
-    served = recipe.teacher.engine == "openai"
-    weights = None if served else plan.weights_sha256(model, recipe.teacher.revision)
-    identity = plan.make_identity(recipe, tokenizer, start, ends, weights, engine, plan.corpus_sha256(shards))
+    identity = teacher_identity(recipe, teacher, engine, plan.corpus_sha256(shards))
     manifest = Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
     return Prepared(manifest, sample.chosen())
+
+
+def teacher_identity(recipe: Recipe, teacher: Named, engine: str, corpus_sha256: str) -> dict[str, Any]:
+    """The identity of a dump that this teacher makes of that corpus."""
+    start, ends = resolve_ids(recipe, teacher.tokenizer, teacher.chat)
+    served = recipe.teacher.engine == "openai"
+    weights = None if served else plan.weights_sha256(teacher.model, recipe.teacher.revision)
+    return plan.make_identity(recipe, teacher.tokenizer, start, ends, weights, engine, corpus_sha256, teacher.chat)
 
 
 def enter(recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, accept_engine: str | None) -> Manifest:
@@ -288,8 +329,6 @@ def run_teacher(
         ValueError: the folder holds another dump, or the corpus has changed since it was planned.
         OSError: the folder cannot be written, or the engine failed too often.
     """
-    if recipe.corpus.field == "messages":
-        raise ValueError("corpus.field: messages cannot be dumped yet; dump plain text (corpus.field: text)")
     if dry_run:
         from pipeline.plan import print_plan
 
@@ -301,19 +340,19 @@ def run_teacher(
 
 def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None) -> None:
     dump = Path(recipe.dump.path)
-    model, tokenizer = load_tokenizer(recipe)
-    for remark in tokenizer.remarks():
+    teacher = load_tokenizer(recipe)
+    for remark in teacher.tokenizer.remarks():
         print(f"{dump}: the teacher's tokenizer {remark}")
-    recipe = with_licence(recipe, model)
+    recipe = with_licence(recipe, teacher.model)
     print(f"{dump}: {describe(recipe.teacher.license)}")
     corpus = Corpus(recipe.corpus)
-    planned = prepare(recipe, corpus, tokenizer, model)
+    planned = prepare(recipe, corpus, teacher)
     make_folder(dump / "shards")
     with Claims(dump) as claims:
         manifest = enter(recipe, planned.manifest, corpus, claims, accept_engine)
         job = Job(recipe, manifest, planned.audited, claims, worker)
         try:
-            make_missing(job, corpus, lambda: open_teacher(recipe, model, tokenizer, branches=bool(planned.audited)))
+            make_missing(job, corpus, lambda: open_teacher(recipe, *teacher, branches=bool(planned.audited)))
         except (KeyboardInterrupt, Terminated):
             done = sum(shard.path(dump).exists() for shard in manifest.shards)
             print(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, TeacherConfig
 from pipeline.corpus import Document
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -16,9 +17,10 @@ from schemas.manifest import Manifest, ShardPlan, identity_differences
 
 
 def document_digest(document: Document) -> bytes:
-    """32 bytes over name and text, each with its length before it."""
-    name = document.doc_id.encode()
-    return hashlib.sha256(b"%d:%b%d:%b" % (len(name), name, len(document.text), document.text)).digest()
+    """32 bytes over name and text, each with its length before it; of a chat, over what everybody says."""
+    said = [text for message in document.messages or () for text in message.values()]
+    parts = [document.doc_id.encode(), *([document.text] if document.messages is None else map(str.encode, said))]
+    return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
 
 
 class _Open:
@@ -66,8 +68,9 @@ def make_identity(
     weights: str | None,
     engine: str,
     corpus: str,
+    chat: ChatTokenizer | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the content of a dump, and nothing else. `weights` is None for a served teacher."""
+    """Everything that decides the content of a dump, and nothing else. `weights` is None for a served teacher; `chat` where the corpus holds none."""
     teacher, dump = recipe.teacher, recipe.dump
     served = teacher.engine == "openai"
     return {
@@ -81,11 +84,12 @@ def make_identity(
             "tokenizer_sha256": tokenizer.sha256,
             "start_id": start,
             "end_ids": list(ends),
+            **({} if chat is None else {"template_sha256": chat.template.sha256}),
             "max_tokens": teacher.max_tokens,
             "overlap_tokens": teacher.overlap_tokens,
             **(_served_identity(teacher) if served else {}),
         },
-        "corpus": {"sha256": corpus, "field": recipe.corpus.field},
+        "corpus": {"sha256": corpus, "field": "messages" if recipe.corpus.has_chats else recipe.corpus.field},
         "covering": recipe.dump.covering.model_dump(),
         "sparsity": {"top_k": dump.top_k, "min_prob": dump.min_prob},
         "coding": levels.NAME,

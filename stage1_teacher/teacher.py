@@ -2,11 +2,12 @@
 
 import gc
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 
 from pipeline.branching import Branching
+from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
 from pipeline.covering import Covering, ReducedRow, Targets
 from pipeline.listed import ListedRows, listed_targets
@@ -15,16 +16,18 @@ from pipeline.spread import spread
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.engine import Branches, Engine, ListingEngine, open_engine
-from stage1_teacher.expand import expand
+from stage1_teacher.expand import Place, expand
 from stage1_teacher.head import load_head
 from stage1_teacher.pieces import Piece
 from stage1_teacher.reduce import Reducer, Rows
 
 
 class Answers(NamedTuple):
-    """What the engine gave for some pieces: hidden states, listed tokens, or coverings with their branch rows."""
+    """What the engine gave for some pieces' stretches: hidden states, listed tokens, or coverings with their branch rows."""
 
-    items: Sequence[torch.Tensor] | Sequence[ListedRows] | Sequence[Branching]
+    items: (
+        Sequence[torch.Tensor] | Sequence[ListedRows] | Sequence[Branching]
+    )  # for each of the pieces' stretches in turn
     num_tokens: int  # really computed
 
 
@@ -34,6 +37,7 @@ class Teacher:
     Args:
         reducer: None where the engine lists tokens itself.
         reopen: opens the engine anew; None for one that looks after itself.
+        chat: the tokenizer with its chat template, where it is asked about chats.
     """
 
     def __init__(
@@ -45,8 +49,10 @@ class Teacher:
         start: int | None,
         reducer: Reducer | None,
         reopen: Callable[[], Engine] | None = None,
+        chat: ChatTokenizer | None = None,
     ) -> None:
-        self.tokenizer, self.start = tokenizer, start
+        self.tokenizer, self.start, self.chat = tokenizer, start, chat
+        self.ends = vocabulary.end_ids
         self._engine: Engine | ListingEngine | None = engine
         self._reopen = reopen
         self.max_tokens, self.overlap_tokens = recipe.teacher.max_tokens, recipe.teacher.overlap_tokens
@@ -76,32 +82,44 @@ class Teacher:
             torch.cuda.empty_cache()
         self._engine = self._reopen()
 
+    def prompt(self, piece: Piece) -> list[int]:
+        """What the engine is given for a piece: its start token first."""
+        start = self.start if piece.start is None else piece.start
+        return [*([] if start is None else [start]), *piece.tokens]
+
     def ask(self, pieces: Sequence[Piece]) -> Answers:
         """Run the engine over some pieces. Raises ValueError where branch rows are wanted of an engine that lists tokens."""
-        start = [] if self.start is None else [self.start]
-        prompts = [start + piece.tokens for piece in pieces]
+        prompts = [self.prompt(piece) for piece in pieces]
         num_tokens = sum(map(len, prompts))
         if not prompts:
             return Answers([], 0)
         if isinstance(self.engine, ListingEngine):
-            return Answers(self.engine.listed_rows(prompts), num_tokens)
+            return Answers(_cut(self.engine.listed_rows(prompts), pieces), num_tokens)
         if not self._config.beam_width:
-            return Answers(self.engine.hidden_states(prompts), num_tokens)
+            return Answers(_cut(self.engine.hidden_states(prompts), pieces), num_tokens)
         return self._branch(pieces, self.engine.branches(prompts))
 
     def _branch(self, pieces: Sequence[Piece], branches: Branches) -> Answers:
         assert self.reducer is not None
         coverings = self._coverings(pieces)
+        stretches = [stretch for piece in pieces for stretch in piece.stretches]
         branchings = [
-            Branching(covering, piece.tokens, self._config) for covering, piece in zip(coverings, pieces, strict=True)
+            Branching(covering, stretch.tokens, self._config)
+            for covering, stretch in zip(coverings, stretches, strict=True)
         ]
-        for branching, rows in zip(branchings, self._canonical(coverings, branches.hidden), strict=True):
+        for branching, rows in zip(branchings, self._canonical(coverings, _cut(branches.hidden, pieces)), strict=True):
             branching.add_canonical(rows)
-        expand(branchings, branches, self.reducer, num_start=int(self.start is not None))
+        before = [len(self.prompt(piece)) - len(piece.tokens) for piece in pieces]
+        places = [
+            Place(prompt, before[prompt] + stretch.first)
+            for prompt, piece in enumerate(pieces)
+            for stretch in piece.stretches
+        ]
+        expand(branchings, places, branches, self.reducer)
         return Answers(branchings, branches.num_tokens)
 
     def targets(self, pieces: Sequence[Piece], answers: Answers) -> list[Targets]:
-        """The targets of some pieces out of what the engine gave for them, the tokenizer's prefix included."""
+        """The targets of the pieces' stretches in turn, out of what the engine gave for them, the tokenizer's prefix included."""
         coverings = self._coverings(pieces)
         found = self._covered(coverings, answers)
         if self._config.spread_dropped:
@@ -121,8 +139,8 @@ class Teacher:
         return [covering.targets(rows) for covering, rows in zip(coverings, reduced, strict=True)]
 
     def _coverings(self, pieces: Sequence[Piece]) -> list[Covering]:
-        prefix = self.tokenizer.prefix
-        return [Covering(self.vocabulary, piece.tokens, prefix + piece.text) for piece in pieces]
+        stretches = [stretch for piece in pieces for stretch in piece.stretches]
+        return [Covering(self.vocabulary, stretch.tokens, stretch.spelled) for stretch in stretches]
 
     def _canonical(self, coverings: Sequence[Covering], hidden: Sequence[torch.Tensor]) -> list[list[ReducedRow]]:
         assert self.reducer is not None
@@ -131,43 +149,87 @@ class Teacher:
         )
 
 
-def load_tokenizer(recipe: Recipe) -> tuple[str, ByteTokenizer]:
-    """The teacher's model, resolved (a served one that has a tokenizer of its own is a mere name), and its tokenizer."""
+Sliceable = TypeVar("Sliceable", torch.Tensor, ListedRows)
+
+
+def _cut(rows: Sequence[Sliceable], pieces: Sequence[Piece]) -> list[Sliceable]:
+    """The rows of each piece's stretches in turn: that before their first token, and that after each."""
+    return [
+        answered[stretch.first : stretch.first + len(stretch.tokens) + 1]
+        for answered, piece in zip(rows, pieces, strict=True)
+        for stretch in piece.stretches
+    ]
+
+
+class Named(NamedTuple):
+    """The teacher that a recipe names: its model, resolved (a served one that has a tokenizer of its own is a mere name), and
+    its tokenizer; where the corpus holds chats, with its chat template."""
+
+    model: str
+    tokenizer: ByteTokenizer
+    chat: ChatTokenizer | None
+
+
+def load_tokenizer(recipe: Recipe) -> Named:
+    """Raises ValueError for a corpus of chats where the tokenizer has no chat template."""
     teacher = recipe.teacher
     named = teacher.engine == "openai" and teacher.tokenizer is not None
     model = teacher.model if named else resolve_model(teacher.model, teacher.revision)
     source = resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else model
-    return model, ByteTokenizer.load(source, teacher.trust_remote_code)
+    if recipe.corpus.has_chats:
+        chat = ChatTokenizer.load(source, teacher.trust_remote_code)
+        return Named(model, chat.tokenizer, chat)
+    return Named(model, ByteTokenizer.load(source, teacher.trust_remote_code), None)
 
 
-def resolve_ids(recipe: Recipe, tokenizer: ByteTokenizer) -> tuple[int | None, tuple[int, ...]]:
-    """The start token and the tokens that mean END, as the recipe or else the tokenizer has them."""
+def resolve_ids(
+    recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None
+) -> tuple[int | None, tuple[int, ...]]:
+    """The start token and the tokens that mean END, as the recipe or else the tokenizer has them.
+
+    Of chats: None, as the template writes the start, and what ends a turn of the assistant.
+    """
     teacher = recipe.teacher
-    start = tokenizer.token_id(teacher.start) if teacher.start else tokenizer.default_start
     ends = tuple(tokenizer.token_id(name) for name in teacher.end)
-    if not ends and tokenizer.default_end is not None:
-        ends = (tokenizer.default_end,)
+    default = tokenizer.default_end if chat is None else chat.end_of_turn()
+    if ends and chat is not None and default not in (None, *ends):
+        name = next(name for name, token in tokenizer.control.items() if token == default)
+        raise ValueError(
+            f"teacher.end names {', '.join(teacher.end)}, but the chat template ends the assistant's turn with {name}: add that to "
+            "teacher.end, or leave teacher.end out"
+        )
+    if not ends and default is not None:
+        ends = (default,)
+    if not ends:
+        raise ValueError(
+            "the teacher's tokenizer names no end token; give teacher.end, e.g. teacher.end=[<|endoftext|>]"
+            if chat is None
+            else "the teacher's chat template writes no control token after what the assistant says, so that a turn has no END; "
+            "give another tokenizer or template"
+        )
+    if chat is not None:
+        return None, ends
+    start = tokenizer.token_id(teacher.start) if teacher.start else tokenizer.default_start
     if start is None:
         raise ValueError(
             "the teacher's tokenizer names no start token; give teacher.start, e.g. teacher.start=<|endoftext|>"
         )
-    if not ends:
-        raise ValueError(
-            "the teacher's tokenizer names no end token; give teacher.end, e.g. teacher.end=[<|endoftext|>]"
-        )
     return start, ends
 
 
-def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer, branches: bool = False) -> Teacher:
+def open_teacher(
+    recipe: Recipe, model: str, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None, branches: bool = False
+) -> Teacher:
     """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts.
 
     Args:
+        chat: the tokenizer with its chat template, where it is asked about chats.
         branches: it will be asked for branch rows even where the recipe's covering has none.
     """
     teacher, placement = recipe.teacher, recipe.placement
-    start, ends = resolve_ids(recipe, tokenizer)
+    start, ends = resolve_ids(recipe, tokenizer, chat)
     if teacher.engine == "openai":
-        return _open_served(recipe, tokenizer, start, ends)
+        return _open_served(recipe, tokenizer, chat, start, ends)
     head, vocabulary = load_head(
         model, teacher.revision, getattr(torch, teacher.dtype), tokenizer.token_bytes, ends, teacher.trust_remote_code
     )
@@ -178,10 +240,12 @@ def open_teacher(recipe: Recipe, model: str, tokenizer: ByteTokenizer, branches:
     def reopen() -> Engine:
         return open_engine(model, teacher, placement, branches=branches or recipe.dump.covering.beam_width > 0)
 
-    return Teacher(recipe, reopen(), vocabulary, tokenizer, start, reducer, reopen)
+    return Teacher(recipe, reopen(), vocabulary, tokenizer, start, reducer, reopen, chat)
 
 
-def _open_served(recipe: Recipe, tokenizer: ByteTokenizer, start: int | None, ends: tuple[int, ...]) -> Teacher:
+def _open_served(
+    recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start: int | None, ends: tuple[int, ...]
+) -> Teacher:
     """A teacher behind a server: no weights here, and the vocabulary is as wide as the tokenizer's."""
     from stage1_teacher.engine_openai import OpenAIEngine
 
@@ -193,4 +257,4 @@ def _open_served(recipe: Recipe, tokenizer: ByteTokenizer, start: int | None, en
         "tokens is counted in dropped and doubt."
     )
     vocabulary = Vocabulary(tokenizer.token_bytes, ends, len(tokenizer.token_bytes))
-    return Teacher(recipe, engine, vocabulary, tokenizer, start, None)
+    return Teacher(recipe, engine, vocabulary, tokenizer, start, None, chat=chat)

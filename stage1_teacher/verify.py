@@ -4,6 +4,8 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.chat_template import ASSISTANT
 from pipeline.config import Recipe
 from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan, identity_differences, shard_identity
 from schemas.seal import check_seal
 from schemas.shard import SHARD_SCHEMA, Record, read_shard
-from stage1_teacher import plan
-from stage1_teacher.dump import engine_name, summarise
+from stage1_teacher.chat_pieces import chat_piece
+from stage1_teacher.dump import engine_name, summarise, teacher_identity
 from stage1_teacher.fidelity import distances
-from stage1_teacher.pieces import Piece, batches
-from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher, resolve_ids
+from stage1_teacher.pieces import Piece, batches, plain_piece
+from stage1_teacher.teacher import Named, Teacher, load_tokenizer, open_teacher
 from stage1_teacher.windows import Window
 
 # Rounding to levels (1e-4) and other batches: the same teacher run twice in bfloat16 differs by about 1.5e-3 nats per token.
@@ -96,14 +98,21 @@ def _record_faults(path: Path, metadata: dict[str, str], shard: ShardPlan) -> It
     num_documents, num_bytes = 0, 0
     open_id: str | None = None  # of a document whose last window has not come yet
     done = 0  # bytes of it that are supervised so far
+    heard = 0  # of a chat, bytes that its windows held so far
     for row, record in enumerate(read_shard(path)):
         where = f", record {row} (doc_id {record.doc_id!r}): "
-        faults = [*record.faults(), *_share_faults(record)]
+        faults = [*record.faults(), *_share_faults(record), *_chat_faults(record)]
         yield from (where + fault for fault in faults)
         if faults:
             continue
         if open_id not in (None, record.doc_id):
             yield f", record {row - 1} (doc_id {open_id!r}): the document's last window is missing"
+        if record.message_roles:
+            heard = heard if record.window_start else 0
+            num_documents += not record.window_start
+            num_bytes += sum(len(part) for part in _said(record) if part.stop > heard)
+            heard, open_id = record.window_start + len(record.document), None
+            continue
         done = done if open_id == record.doc_id else 0
         for segment in record.segments:
             start = record.window_start + segment.start
@@ -120,7 +129,29 @@ def _record_faults(path: Path, metadata: dict[str, str], shard: ShardPlan) -> It
     if num_documents + len(left_out) != shard.num_documents:
         yield f": {num_documents} documents and {len(left_out)} left out, {shard.num_documents} are planned"
     if num_bytes != shard.num_bytes and not left_out:
-        yield f": {num_bytes} supervised bytes, {shard.num_bytes} are planned"
+        yield f": {num_bytes} bytes to supervise, {shard.num_bytes} are planned"
+
+
+def _said(record: Record) -> list[range]:
+    """Bytes of the whole chat that are the assistant's words, message by message."""
+    ends = list(accumulate(record.message_lengths, initial=record.window_start))
+    spans = zip(record.message_roles, pairwise(ends), strict=True)
+    return [range(start, end) for role, (start, end) in spans if role == ASSISTANT]
+
+
+def _chat_faults(record: Record) -> list[str]:
+    """Whether a chat's segments lie in what the assistant says, one after another."""
+    if not record.message_roles:
+        return []
+    spans = [(record.window_start + s.start, record.window_start + s.start + s.length) for s in record.segments]
+    faults = [
+        f"supervises bytes {start} to {end}, which are not what the assistant says"
+        for start, end in spans
+        if not any(part.start <= start and end <= part.stop for part in _said(record))
+    ]
+    if any(one[1] > other[0] for one, other in pairwise(spans)):
+        faults.append("segments overlap, or are out of order")
+    return faults
 
 
 def _share_faults(record: Record) -> list[str]:
@@ -164,12 +195,12 @@ class Recomputed(NamedTuple):
 
 def _verify_teacher(path: Path, manifest: Manifest, num_documents: int) -> list[str]:
     recipe = load_recipe(str(path / "recipe.yaml"), [])
-    model, tokenizer = load_tokenizer(recipe)
-    faults = _other_teacher(path, manifest, recipe, model, tokenizer)
+    named = load_tokenizer(recipe)
+    faults = _other_teacher(path, manifest, recipe, named)
     if faults:
         return faults
     records = _sampled_records(path, manifest, num_documents)
-    teacher = open_teacher(recipe, model, tokenizer)
+    teacher = open_teacher(recipe, *named)
     found = recompute(records, recipe, teacher)
     teacher.engine.close()
     if not found:
@@ -195,11 +226,9 @@ def _mean(found: list[Recomputed], field: str) -> float:
     return float(np.mean([getattr(result, field) for result in found]))
 
 
-def _other_teacher(path: Path, manifest: Manifest, recipe: Recipe, model: str, tokenizer: ByteTokenizer) -> list[str]:
+def _other_teacher(path: Path, manifest: Manifest, recipe: Recipe, named: Named) -> list[str]:
     """Where the teacher on this machine is not the dump's, so that a difference would say nothing about the dump."""
-    weights = None if recipe.teacher.engine == "openai" else plan.weights_sha256(model, recipe.teacher.revision)
-    start, ends = resolve_ids(recipe, tokenizer)
-    ours = plan.make_identity(recipe, tokenizer, start, ends, weights, engine_name(recipe), "")
+    ours = teacher_identity(recipe, named, engine_name(recipe), "")
     if ours["teacher"]["engine"] in manifest.accepted_engines:
         ours["teacher"]["engine"] = manifest.identity["teacher"]["engine"]
     return [
@@ -228,15 +257,13 @@ def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[R
     found = []
     for record, piece, control_PV in zip(records, pieces, batched, strict=True):
         [alone_PV] = _targets([piece], teacher)
-        segment = record.segments[0]
-        taken = slice(segment.start, segment.start + segment.num_positions)
-        stored = distances(record, alone_PV[taken])
+        stored = distances(record, alone_PV)
         found.append(
             Recomputed(
                 record.doc_id,
                 float(stored.kl_P.mean()),
                 float(stored.total_variation_P.mean()),
-                *_apart(alone_PV[taken], control_PV[taken]),
+                *_apart(alone_PV, control_PV),
             )
         )
     return found
@@ -250,17 +277,23 @@ def _apart(one_PV: np.ndarray, other_PV: np.ndarray) -> tuple[float, float]:
 
 
 def _targets(pieces: list[Piece], teacher: Teacher) -> list[np.ndarray]:
-    """Position by position, the tokenizer's prefix left out."""
-    skipped = len(teacher.tokenizer.prefix)
-    return [targets.probs_PV[skipped:] for targets in teacher.targets(pieces, teacher.ask(pieces))]
+    """Of each piece, position by position, what is supervised."""
+    found = iter(teacher.targets(pieces, teacher.ask(pieces)))
+    return [
+        np.concatenate([next(found).probs_PV[s.skipped : s.skipped + s.segment.num_positions] for s in piece.stretches])
+        for piece in pieces
+    ]
 
 
 def _piece(record: Record, teacher: Teacher) -> Piece:
-    segment = record.segments[0]
-    window = Window(
-        record.window_start,
-        record.window_start + len(record.document),
-        record.window_start + segment.start,
-        segment.has_end,
-    )
-    return Piece(record.doc_id, window, record.document, teacher.tokenizer.encode(record.document))
+    """What a record was made of. Raises ValueError for a chat that this teacher's template does not render."""
+    if record.message_roles:
+        assert teacher.chat is not None  # the recipe says that the corpus holds chats
+        piece = chat_piece(record.doc_id, record.messages, teacher.chat.encode(record.messages), teacher.ends)
+        # A window does not supervise its first turns.
+        return replace(piece, stretches=tuple(s for s in piece.stretches if s.segment in record.segments))
+    [segment] = record.segments
+    end = record.window_start + len(record.document)
+    window = Window(record.window_start, end, record.window_start + segment.start, segment.has_end)
+    tokens = teacher.tokenizer.encode(record.document)
+    return plain_piece(record.doc_id, window, record.document, tokens, teacher.tokenizer.prefix)

@@ -4,7 +4,7 @@ Shape legend: B documents, L tokens of the longest document (start token include
 E most entries stored at one position.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -31,12 +31,17 @@ class Masks:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] .. ends[l]`."""
+    """A record in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] .. ends[l]`.
+
+    In a chat the template writes the start token, and tokens that cover nothing: they stand empty where they come.
+    """
 
     record: Record
     tokens: np.ndarray  # int64, without the start token
     starts: np.ndarray  # int64, byte offsets
     ends: np.ndarray
+    start: int | None = None  # of a chat; None: the student's own start token
+    turn_ends: Mapping[int, int] | None = None  # of a chat: byte offset where a turn ends -> the token that says so
 
     @property
     def num_tokens(self) -> int:
@@ -93,9 +98,11 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | 
     """
     record, starts, ends = encoded.record, encoded.starts, encoded.ends
     inside = supervised_tokens(starts, ends, record.segments)
+    if encoded.turn_ends is not None:
+        inside &= ends > starts
     labels_L = np.append(np.where(inside, encoded.tokens, NO_LABEL), NO_LABEL)
     bytes_state, bytes_offset, bytes_at = _byte_positions(starts, ends, inside, max_bytes)
-    end_state, end_at = _end_positions(ends, record)
+    end_state, end_at = _end_positions(encoded, end_id)
     labels_L[end_state] = end_id
     row_of_byte, row_of_end = position_rows(record)
     rows = np.concatenate([row_of_byte[bytes_at], row_of_end[end_at]])
@@ -103,7 +110,9 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | 
     entry_symbols_PE, entry_logprobs_PE = _entries(record, rows)
     return Example(
         doc_id=record.doc_id,
-        tokens_L=np.concatenate([[start_id], encoded.tokens]).astype(np.int64),
+        tokens_L=np.concatenate([[start_id if encoded.start is None else encoded.start], encoded.tokens]).astype(
+            np.int64
+        ),
         labels_L=labels_L.astype(np.int64),
         state_P=np.concatenate([bytes_state, end_state]).astype(np.int64),
         offset_P=np.concatenate([bytes_offset, np.zeros(len(end_state))]).astype(np.int64),
@@ -126,14 +135,20 @@ def _byte_positions(
     return state, offset, starts[state] + offset
 
 
-def _end_positions(ends: np.ndarray, record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """(state, index of the segment) of each END that follows a token's last byte."""
+def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(state, index of the segment) of each END that follows a token's last byte; in a chat, where `end_id` does."""
+    ends, turn_ends = encoded.ends, encoded.turn_ends
     found = []
-    for index, segment in enumerate(record.segments):
+    for index, segment in enumerate(encoded.record.segments):
         stop = segment.start + segment.length
-        tokens_before = int(np.searchsorted(ends, stop, side="right"))
-        if segment.has_end and (ends[tokens_before - 1] if tokens_before else 0) == stop:
-            found.append((tokens_before, index))
+        if turn_ends is not None:
+            state = turn_ends.get(stop)
+            state = state if state is not None and encoded.tokens[state] == end_id else None
+        else:
+            tokens_before = int(np.searchsorted(ends, stop, side="right"))
+            state = tokens_before if (ends[tokens_before - 1] if tokens_before else 0) == stop else None
+        if segment.has_end and state is not None:
+            found.append((state, index))
     pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 

@@ -5,7 +5,7 @@ The model has no byte head: its own token logits are summed to bytes exactly as 
 Shape legend: R rows, C sorted columns, P positions, V symbols (256), E entries.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from pipeline.chat import ChatTokenizer
+from pipeline.chat_template import ChatError
 from pipeline.covering import Covering, ReducedRow, Targets, unnormalised
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 from schemas.manifest import Manifest
 from schemas.shard import Record, read_shard
+from stage2_student.batches import NO_ROW, position_rows
 
 MIN_PROB = 1e-10  # a canonical covering gives no mass to a symbol that no token goes on with; 23 nats stand for "never"
 
@@ -50,10 +53,17 @@ def _terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 class ByteModel:
-    """A Hugging Face model asked for next-byte distributions through the canonical covering."""
+    """A Hugging Face model asked for next-byte distributions through the canonical covering.
 
-    def __init__(self, model: str, start: int, ends: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
-        self.tokenizer = ByteTokenizer.load(model)
+    Args:
+        chats: it is asked about chats, which it renders with its own template.
+    """
+
+    def __init__(
+        self, model: str, start: int, ends: tuple[int, ...], dtype: torch.dtype = torch.float32, chats: bool = False
+    ) -> None:
+        self.chat = ChatTokenizer.load(model) if chats else None
+        self.tokenizer = ByteTokenizer.load(model) if self.chat is None else self.chat.tokenizer
         self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device)
@@ -62,19 +72,77 @@ class ByteModel:
         self.order = torch.from_numpy(self.vocabulary.order).to(self.device)
         self.start = start
 
-    @torch.inference_mode()
     def targets(self, document: bytes) -> Targets:
         """Distributions at the document's bytes + 1 positions. Raises SpellingError where the model's tokenizer cannot spell the document."""
         tokens = self.tokenizer.encode(document)
         prefix = self.tokenizer.prefix
-        covering = Covering(self.vocabulary, tokens, prefix + document)
-        ids_1R = torch.tensor([[self.start, *tokens]], device=self.device)
-        logits_RV = self.model(ids_1R, use_cache=False).logits[0].float()
+        return self._covered(tokens, prefix + document, self._logits([self.start, *tokens])).drop_prefix(len(prefix))
+
+    def answers(self, record: Record) -> "Answers":
+        """Distributions at a record's positions. Raises SpellingError or ChatError where the model cannot be asked."""
+        if record.message_roles:
+            return self._chat_answers(record)
+        targets = self.targets(record.document)
+        taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
+        return Answers(
+            targets.probs_PV[taken],
+            targets.token_end_P[taken],
+            np.ones(len(taken), dtype=bool),
+            len(record.document),
+            -float(targets.token_logprobs.sum()),
+        )
+
+    def _chat_answers(self, record: Record) -> "Answers":
+        assert self.chat is not None
+        encoded = self.chat.encode(record.messages)
+        logits_RV = self._logits(encoded.tokens)
+        num = record.num_positions
+        probs_PV = np.full((num, NUM_SYMBOLS), 1 / NUM_SYMBOLS)
+        token_end_P, asked_P = np.zeros(num), np.zeros(num, dtype=bool)
+        token_nats = 0.0
+        row_of_byte, row_of_end = position_rows(record)
+        end_rows = dict(zip([s.start + s.length for s in record.segments], row_of_end.tolist(), strict=True))
+        for turn in encoded.turns:
+            spelled = turn.prefix + record.document[turn.start : turn.end]
+            tokens = encoded.tokens[turn.first : turn.last]
+            targets = self._covered(tokens, spelled, logits_RV[turn.first - 1 : turn.last]).drop_prefix(
+                len(turn.prefix)
+            )
+            end_row = end_rows.get(turn.end, NO_ROW) if turn.end_token in self.vocabulary.end_ids else NO_ROW
+            rows = np.append(row_of_byte[turn.start : turn.end], end_row)
+            asked = rows != NO_ROW
+            probs_PV[rows[asked]] = targets.probs_PV[asked]
+            token_end_P[rows[asked]] = targets.token_end_P[asked]
+            asked_P[rows[asked]] = True
+            token_nats -= float(targets.token_logprobs.sum())
+        num_bytes = sum(turn.end - turn.start for turn in encoded.turns)
+        return Answers(probs_PV, token_end_P, asked_P, num_bytes, token_nats)
+
+    @torch.inference_mode()
+    def _logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        logits_RV: torch.Tensor = self.model(torch.tensor([list(tokens)], device=self.device), use_cache=False).logits[
+            0
+        ]
+        return logits_RV.float()
+
+    def _covered(self, tokens: Sequence[int], spelled: bytes, logits_RV: torch.Tensor) -> Targets:
+        """The covering of tokens whose rows these are: the one before the first, and one after each."""
+        covering = Covering(self.vocabulary, tokens, spelled)
         rows: list[ReducedRow] = []
         for part_RV in logits_RV.split(128):
             offsets = covering.offsets[len(rows) : len(rows) + len(part_RV)]
             rows += covering.reduce_rows(offsets, unnormalised(part_RV[:, self.order].cpu().numpy()))
-        return covering.targets(rows).drop_prefix(len(prefix))
+        return covering.targets(rows)
+
+
+class Answers(NamedTuple):
+    """What a model says at a record's positions; where `asked_P` is False it says nothing: its own tokens of a chat begin later."""
+
+    probs_PV: np.ndarray
+    token_end_P: np.ndarray
+    asked_P: np.ndarray
+    num_bytes: int  # of the record's document; of a chat, of what the assistant says
+    token_nats: float  # -ln p of the model's own tokens of these bytes, without END
 
 
 def records_of(dump: Path) -> Iterator[Record]:
@@ -90,16 +158,15 @@ class DocumentDivergence(NamedTuple):
     jsd_nats: float
     clear: int  # positions where token_end is at most a threshold on both sides: elsewhere one covering is uncertain itself
     kl_clear_nats: float  # KL(teacher || model)
-    num_bytes: int  # of the record's document
-    token_nats: float  # -ln p of the model's own tokens of the document, without END
+    num_bytes: int  # as in `Answers`
+    token_nats: float
 
 
 def document_divergence(byte_model: ByteModel, record: Record, max_token_end: float = 0.05) -> DocumentDivergence:
-    """One record's divergence. Raises SpellingError where the model's tokenizer cannot spell it."""
-    targets = byte_model.targets(record.document)
-    taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
-    kl_P, jsd_P = sparse_divergence(record, targets.probs_PV[taken])
-    token_end_P = np.maximum(record.token_end.astype(np.float64), targets.token_end_P[taken])
+    """One record's divergence. Raises SpellingError or ChatError where the model cannot be asked about it."""
+    answers = byte_model.answers(record)
+    kl_P, jsd_P = (nats_P[answers.asked_P] for nats_P in sparse_divergence(record, answers.probs_PV))
+    token_end_P = np.maximum(record.token_end.astype(np.float64), answers.token_end_P)[answers.asked_P]
     clear_P = token_end_P <= max_token_end
     return DocumentDivergence(
         record.doc_id,
@@ -107,8 +174,8 @@ def document_divergence(byte_model: ByteModel, record: Record, max_token_end: fl
         float(jsd_P.sum()),
         int(clear_P.sum()),
         float(kl_P[clear_P].sum()),
-        len(record.document),
-        -float(targets.token_logprobs.sum()),
+        answers.num_bytes,
+        answers.token_nats,
     )
 
 
@@ -120,9 +187,9 @@ def byte_divergence(
     Returns:
         jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not decide
         it. kl_clear_nats over the clear positions (nan where there is none). clear_share of the positions; positions and
-        records counted; records left out because the model cannot spell them.
+        records counted; records left out because the model cannot spell them, or its chat template changes them.
     """
-    byte_model = ByteModel(model, start, ends)
+    byte_model = ByteModel(model, start, ends, chats=Manifest.load(dump).has_chats)
     found: list[DocumentDivergence] = []
     left_out = 0
     for record in records_of(dump):
@@ -130,10 +197,12 @@ def byte_divergence(
             break
         try:
             found.append(document_divergence(byte_model, record, max_token_end))
-        except SpellingError:
+        except (SpellingError, ChatError):
             left_out += 1
     if not found:
-        raise ValueError(f"{dump}: none of its {left_out} records can be spelled by the tokenizer of {model}")
+        raise ValueError(
+            f"{dump}: none of its {left_out} records can be spelled by the tokenizer of {model}, or rendered by its chat template"
+        )
     positions, clear = sum(d.positions for d in found), sum(d.clear for d in found)
     return {
         "jsd_nats": sum(d.jsd_nats for d in found) / positions,

@@ -1,4 +1,4 @@
-"""Bits per byte of a Hugging Face model on held-out text.
+"""Bits per byte of a Hugging Face model on held-out text; of chats, on what the assistant says.
 
 Shape legend: B documents, L tokens (start token included), V vocabulary.
 """
@@ -8,16 +8,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from pipeline.chat import ChatTokenizer, EncodedChat
+from pipeline.chat_template import ChatError, Message
 from pipeline.config import CorpusConfig
 from pipeline.corpus import Corpus
 from pipeline.source import resolve_model
 from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.manifest import Manifest
 from stage2_student.batches import NO_LABEL
 from stage2_student.divergence import byte_divergence
 from stage2_student.losses import token_cross_entropy
@@ -26,36 +29,46 @@ from stage2_student.model import Precision
 _GROUP = 256  # documents encoded, and batched by length, at a time
 
 
+class Scored(NamedTuple):
+    """A document in a model's tokens: what it reads, what it is to predict there (`NO_LABEL`: nothing), and of how many bytes."""
+
+    tokens: list[int]
+    labels: list[int]
+    num_bytes: int
+
+
 def evaluate(
     model: Any,
     tokenizer: ByteTokenizer,
-    documents: Iterable[bytes],
+    documents: Iterable[bytes | Sequence[Message]],
     start_id: int,
     max_tokens: int = 2048,
     batch_tokens: int = 4096,
     dtype: torch.dtype = torch.float32,
+    chat: ChatTokenizer | None = None,
 ) -> dict[str, Any]:
     """Held-out bits per byte: nats of the documents' tokens given the start token, without END, / (bytes * ln 2).
 
-    A document that the tokenizer cannot spell, or longer than `max_tokens`, is counted by reason and left out.
+    Of a chat (a list of messages), rendered by `chat`, only what the assistant says counts. A document that the tokenizer cannot
+    spell, that the template changes, or longer than `max_tokens`, is counted by reason and left out.
     Returns bits_per_byte, nats, num_bytes, num_tokens, num_documents, left_out.
     """
     nats, num_bytes, num_tokens, left_out, measured = 0.0, 0, 0, Counter[str](), 0
     stream = iter(documents)
     while group := list(islice(stream, _GROUP)):
-        usable: list[tuple[list[int], int]] = []
-        for ids, document in zip(tokenizer.encode_batch(group), group, strict=True):
-            if isinstance(ids, ValueError):
-                left_out["the tokenizer cannot spell it"] += 1
-            elif len(ids) + 1 > max_tokens:
+        usable = []
+        for scored in _scored(group, tokenizer, start_id, chat):
+            if isinstance(scored, str):
+                left_out[scored] += 1
+            elif len(scored.tokens) > max_tokens:
                 left_out[f"longer than {max_tokens} tokens"] += 1
             else:
-                usable.append((ids, len(document)))
-        for batch in _by_length([ids for ids, _ in usable], batch_tokens):
-            nats += _batch_nats(model, batch, start_id, Precision(dtype))
+                usable.append(scored)
+        for batch in _by_length(usable, batch_tokens):
+            nats += _batch_nats(model, batch, Precision(dtype))
         measured += len(usable)
-        num_bytes += sum(size for _, size in usable)
-        num_tokens += sum(len(ids) for ids, _ in usable)
+        num_bytes += sum(scored.num_bytes for scored in usable)
+        num_tokens += sum(label != NO_LABEL for scored in usable for label in scored.labels)
     if num_bytes == 0:
         raise ValueError(f"no text to evaluate: left out {dict(left_out)}")
     return {
@@ -68,24 +81,54 @@ def evaluate(
     }
 
 
-def _by_length(encoded: Sequence[list[int]], batch_tokens: int) -> Iterator[list[list[int]]]:
+def _scored(
+    documents: Sequence[bytes | Sequence[Message]], tokenizer: ByteTokenizer, start_id: int, chat: ChatTokenizer | None
+) -> Iterator[Scored | str]:
+    """Each document, or the reason why it is left out."""
+    texts = iter(tokenizer.encode_batch([document for document in documents if isinstance(document, bytes)]))
+    for document in documents:
+        if not isinstance(document, bytes):
+            assert chat is not None
+            [encoded] = chat.encode_batch([document])
+            yield _scored_chat(encoded)
+            continue
+        ids = next(texts)
+        if isinstance(ids, ValueError):
+            yield "the tokenizer cannot spell it"
+        else:
+            yield Scored([start_id, *ids], [*ids, NO_LABEL], len(document))
+
+
+def _scored_chat(encoded: EncodedChat | ValueError) -> Scored | str:
+    if isinstance(encoded, ChatError):
+        return encoded.reason
+    if isinstance(encoded, ValueError):
+        return "the tokenizer cannot spell it"
+    labels = [NO_LABEL] * len(encoded.tokens)
+    for turn in encoded.turns:
+        labels[turn.first - 1 : turn.last - 1] = encoded.tokens[turn.first : turn.last]
+    return Scored(encoded.tokens, labels, sum(turn.end - turn.start for turn in encoded.turns))
+
+
+def _by_length(documents: Sequence[Scored], batch_tokens: int) -> Iterator[list[Scored]]:
     """Documents of like length together, at most `batch_tokens` with padding."""
-    batch: list[list[int]] = []
-    for ids in sorted(encoded, key=len, reverse=True):
-        if batch and (len(batch[0]) + 1) * (len(batch) + 1) > batch_tokens:
+    batch: list[Scored] = []
+    for scored in sorted(documents, key=lambda scored: len(scored.tokens), reverse=True):
+        if batch and len(batch[0].tokens) * (len(batch) + 1) > batch_tokens:
             yield batch
             batch = []
-        batch.append(ids)
+        batch.append(scored)
     if batch:
         yield batch
 
 
 @torch.no_grad()
-def _batch_nats(model: Any, batch: Sequence[list[int]], start_id: int, precision: Precision) -> float:
-    """Sum over the batch's tokens of -ln p(token | start, tokens before)."""
-    length = max(map(len, batch)) + 1
-    tokens_BL = torch.tensor([[start_id, *ids, *[start_id] * (length - 1 - len(ids))] for ids in batch])
-    labels_BL = torch.tensor([[*ids, *[NO_LABEL] * (length - len(ids))] for ids in batch])
+def _batch_nats(model: Any, batch: Sequence[Scored], precision: Precision) -> float:
+    """Sum over the batch's labels of -ln p(label | tokens before)."""
+    length = max(len(scored.tokens) for scored in batch)
+    padding = [length - len(scored.tokens) for scored in batch]
+    tokens_BL = torch.tensor([s.tokens + [0] * more for s, more in zip(batch, padding, strict=True)])
+    labels_BL = torch.tensor([s.labels + [NO_LABEL] * more for s, more in zip(batch, padding, strict=True)])
     tokens_BL, labels_BL = tokens_BL.to(model.device), labels_BL.to(model.device)
     softcap = getattr(model.config, "final_logit_softcapping", None)
 
@@ -102,20 +145,26 @@ def _batch_nats(model: Any, batch: Sequence[list[int]], start_id: int, precision
 
 def evaluate_folder(
     folder: str,
-    documents: Iterable[bytes],
+    documents: Iterable[bytes | Sequence[Message]],
     start: str | None = None,
     device: str | None = None,
     dtype: torch.dtype = torch.float32,
     max_tokens: int = 2048,
+    chats: bool = False,
 ) -> dict[str, Any]:
-    """`evaluate` for a folder or hub name; `start` is a token's name, default the tokenizer's own start token."""
-    tokenizer = ByteTokenizer.load(folder)
+    """`evaluate` for a folder or hub name; `start` is a token's name, default the tokenizer's own start token.
+
+    Args:
+        chats: the documents are chats. Raises ValueError for a model without chat template.
+    """
+    chat = ChatTokenizer.load(folder) if chats else None
+    tokenizer = ByteTokenizer.load(folder) if chat is None else chat.tokenizer
     start_id = tokenizer.token_id(start) if start else tokenizer.default_start
     if start_id is None:
         raise ValueError(f"{folder}: its tokenizer has no start token; name one with --start")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(chosen).eval()
-    return evaluate(model, tokenizer, documents, start_id, max_tokens, dtype=dtype)
+    return evaluate(model, tokenizer, documents, start_id, max_tokens, dtype=dtype, chat=chat)
 
 
 def run_eval(
@@ -130,12 +179,14 @@ def run_eval(
     folder = resolve_model(model)
     found = {}
     for name, config in corpora.items():
-        documents = (document.text for document in islice(Corpus(config).documents(), limit))
-        found[name] = evaluate_folder(folder, documents, start)
+        documents = (document.messages or document.text for document in islice(Corpus(config).documents(), limit))
+        found[name] = evaluate_folder(folder, documents, start, chats=config.has_chats)
     if dump is not None:
-        tokenizer = ByteTokenizer.load(folder)
+        chat = ChatTokenizer.load(folder) if Manifest.load(dump).has_chats else None
+        tokenizer = ByteTokenizer.load(folder) if chat is None else chat.tokenizer
         start_id = tokenizer.token_id(start) if start else tokenizer.default_start
-        end_id = tokenizer.token_id(end) if end else tokenizer.default_end
+        default_end = tokenizer.default_end if chat is None else chat.end_of_turn()
+        end_id = tokenizer.token_id(end) if end and chat is None else default_end
         if start_id is None or end_id is None:
             raise ValueError(f"{folder}: its tokenizer has no start or no end token; name them with --start and --end")
         found["dump"] = byte_divergence(folder, dump, start_id, (end_id,), limit)

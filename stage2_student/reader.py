@@ -8,11 +8,14 @@ world, a resume may change the world, and no two ranks meet the same document. B
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from pipeline.chat import ChatTokenizer, EncodedChat
+from pipeline.chat_template import ChatError
 from pipeline.config import DumpRef
 from schemas.shard import Record, read_shard
 from stage2_student.align import aligned
@@ -21,6 +24,7 @@ from stage2_student.join import Join, Joined, OpenDump
 from stage2_student.mix import Mix
 from stage2_student.spans import token_spans
 
+_TOO_LONG = "longer than train.max_tokens"
 BUFFER_RECORDS = 2048  # records that are shuffled together; at 2 kB of text and 20 bytes per position about 80 MB
 
 
@@ -131,17 +135,60 @@ def _draw(buffer: list[Joined], random: np.random.Generator) -> Joined:
     return buffer.pop()
 
 
-def encode_records(records: Sequence[Record], tokenizer: Tokenizer, max_tokens: int) -> list[Encoded | str]:
-    """Each record in the student's tokens, or the reason why it is left out. Nothing is ever cut."""
+def encode_records(
+    records: Sequence[Record], tokenizer: Tokenizer, max_tokens: int, chat: ChatTokenizer | None = None
+) -> list[Encoded | str]:
+    """Each record in the student's tokens, or the reason why it is left out. Nothing is ever cut.
+
+    Args:
+        chat: the tokenizer with its chat template. ValueError where it is None and there is a chat among the records.
+    """
+    plain = [record for record in records if not record.message_roles]
+    ids_of_plain = iter(tokenizer.encode_batch([record.document for record in plain]))
+    chats = [record for record in records if record.message_roles]
+    if chats and chat is None:
+        raise ValueError(
+            f"the dump holds chats (document {chats[0].doc_id!r}), and the student has no chat template; give student.chat_template"
+        )
+    of_chats = iter(chat.encode_batch([record.messages for record in chats]) if chat is not None else [])
     encoded: list[Encoded | str] = []
-    for record, ids in zip(records, tokenizer.encode_batch([r.document for r in records]), strict=True):
-        if isinstance(ids, ValueError):
+    for record in records:
+        ids = next(of_chats) if record.message_roles else next(ids_of_plain)
+        if isinstance(ids, ChatError):
+            encoded.append(ids.reason)
+        elif isinstance(ids, ValueError):
             encoded.append("the student's tokenizer cannot spell it")
+        elif isinstance(ids, EncodedChat):
+            found = encoded_chat(record, ids, tokenizer)
+            encoded.append(found if found.num_tokens <= max_tokens else _TOO_LONG)
         elif len(ids) + 1 > max_tokens:
-            encoded.append("longer than train.max_tokens")
+            encoded.append(_TOO_LONG)
         else:
             encoded.append(_encoded(record, ids, tokenizer))
     return encoded
+
+
+def encoded_chat(record: Record, chat: EncodedChat, tokenizer: Tokenizer) -> Encoded:
+    """A chat's tokens and the bytes they cover; its first token is the start. Tokens outside turns stand empty: what ends a turn at
+    its end, others where the next turn starts."""
+    starts = np.full(len(chat.tokens), chat.turns[0].start, dtype=np.int64)
+    ends = starts.copy()
+    for turn, after in zip_longest(chat.turns, chat.turns[1:]):
+        sizes = [len(tokenizer.token_bytes[token] or b"") for token in chat.tokens[turn.first : turn.last]]
+        edges = np.maximum(turn.start - len(turn.prefix) + np.cumsum([0, *sizes]), turn.start)
+        starts[turn.first : turn.last], ends[turn.first : turn.last] = edges[:-1], edges[1:]
+        starts[turn.last : turn.last + 1] = ends[turn.last : turn.last + 1] = turn.end
+        if after is not None:
+            starts[turn.last + 1 :] = ends[turn.last + 1 :] = after.start
+    turn_ends = {turn.end: turn.last - 1 for turn in chat.turns if turn.end_token is not None}
+    return Encoded(
+        record,
+        np.array(chat.tokens[1:], dtype=np.int64),
+        starts[1:],
+        ends[1:],
+        start=chat.tokens[0],
+        turn_ends=turn_ends,
+    )
 
 
 def _encoded(record: Record, ids: Sequence[int], tokenizer: Tokenizer) -> Encoded:
@@ -152,7 +199,12 @@ def _encoded(record: Record, ids: Sequence[int], tokenizer: Tokenizer) -> Encode
 
 
 def global_batches(
-    reader: DumpReader, tokenizer: Tokenizer, batch_tokens: int, max_tokens: int, start: Position = START
+    reader: DumpReader,
+    tokenizer: Tokenizer,
+    batch_tokens: int,
+    max_tokens: int,
+    start: Position = START,
+    chat: ChatTokenizer | None = None,
 ) -> Iterator[GlobalBatch]:
     """Documents in order until they hold at least `batch_tokens` student tokens; without end.
 
@@ -161,7 +213,7 @@ def global_batches(
     documents: list[Encoded] = []
     left_out: Counter[str] = Counter()
     num_tokens, unused_since = 0, start
-    for encoded, after in _encoded_stream(reader, tokenizer, max_tokens, start):
+    for encoded, after in _encoded_stream(reader, tokenizer, max_tokens, start, chat):
         if isinstance(encoded, str):
             left_out[encoded] += 1
             if after.epoch > unused_since.epoch + 1:
@@ -179,13 +231,18 @@ def global_batches(
 
 
 def _encoded_stream(
-    reader: DumpReader, tokenizer: Tokenizer, max_tokens: int, start: Position, group: int = 32
+    reader: DumpReader,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    start: Position,
+    chat: ChatTokenizer | None,
+    group: int = 32,
 ) -> Iterator[tuple[Encoded | str, Position]]:
-    """Joined encoded `group` at a time: tokenizers are several times faster on batches."""
+    """Records encoded `group` at a time: tokenizers are several times faster on batches."""
     waiting: list[tuple[Record, Position]] = []
     for item in reader.records(start):
         waiting.append(item)
         if len(waiting) == group:
-            encoded = encode_records([record for record, _ in waiting], tokenizer, max_tokens)
+            encoded = encode_records([record for record, _ in waiting], tokenizer, max_tokens, chat)
             yield from zip(encoded, [after for _, after in waiting], strict=True)
             waiting = []

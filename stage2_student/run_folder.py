@@ -48,7 +48,8 @@ def run_identity(
         **(_mix_identity(recipe, other_manifests) if other_manifests else {}),
         "student": {
             **student.model_dump(
-                mode="json", exclude={"path", "dumps", "mix", "start", "end", "tokenizer", "trust_remote_code"}
+                mode="json",
+                exclude={"path", "dumps", "mix", "start", "end", "tokenizer", "chat_template", "trust_remote_code"},
             ),
             "tokenizer_sha256": tokenizer_sha256,
             "start_id": ends.start,

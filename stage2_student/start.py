@@ -4,15 +4,17 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, StudentConfig
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
+from stage2_student.chats import with_template
 from stage2_student.layers import drop_layers
 from stage2_student.transfer import transfer
 
@@ -32,66 +34,92 @@ def student_config(recipe: Recipe) -> StudentConfig:
     return recipe.student
 
 
-def student_tokenizer(student: StudentConfig) -> tuple[ByteTokenizer, str]:
-    """The tokenizer that the student will have, and the folder or hub name it comes from."""
+class StudentTokenizer(NamedTuple):
+    """The tokenizer that the student will have: as bytes, with its chat template (None: it meets no chats), and as transformers has it."""
+
+    tokenizer: ByteTokenizer
+    chat: ChatTokenizer | None
+    wrapped: Any
+
+
+def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTokenizer:
+    """The student's tokenizer; with `chats`, it has a chat template. Raises ValueError where there is none to be had."""
     source = (
         resolve_tokenizer(student.tokenizer) if student.tokenizer else resolve_model(student.model, student.revision)
     )
-    return ByteTokenizer.load(source, student.trust_remote_code), source
+    wrapped = AutoTokenizer.from_pretrained(source, trust_remote_code=student.trust_remote_code)
+    if not chats:
+        return StudentTokenizer(ByteTokenizer.from_wrapped(wrapped, source), None, wrapped)
+    wrapped = with_template(wrapped, student)
+    tokenizer = ByteTokenizer.from_wrapped(wrapped, source)
+    return StudentTokenizer(tokenizer, ChatTokenizer(tokenizer, wrapped), wrapped)
 
 
-def end_tokens(student: StudentConfig, tokenizer: ByteTokenizer) -> Ends:
-    """Ids of `student.start` and `student.end`. Raises ValueError where neither recipe nor tokenizer names one."""
+def end_tokens(student: StudentConfig, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None) -> Ends:
+    """Ids of `student.start` and `student.end`. Raises ValueError where neither recipe nor tokenizer (with `chat`, the template,
+    which says what ends a turn) names one."""
     start = tokenizer.token_id(student.start) if student.start else tokenizer.default_start
-    end = tokenizer.token_id(student.end) if student.end else tokenizer.default_end
+    default = tokenizer.default_end if chat is None else chat.end_of_turn()
+    end = tokenizer.token_id(student.end) if student.end else default
     if start is None or end is None:
         raise ValueError(
             f"the student's tokenizer has no {'start' if start is None else 'end'} token of its own; name one of "
             f"{sorted(tokenizer.control)[:5]} as student.start and student.end"
         )
+    if chat is not None and end != default:
+        raise ValueError(
+            f"student.end is {student.end}, which is not what the student's chat template puts after a turn of the assistant; leave "
+            "student.end out, or give another student.chat_template"
+        )
     return Ends(start, end)
 
 
-def export_start(recipe: Recipe) -> Path:
-    """Write the student as it starts to `<student.path>/start`, absent or complete; one that is there is kept."""
+def export_start(recipe: Recipe, chats: bool = False) -> Path:
+    """Write the student as it starts to `<student.path>/start`, absent or complete; one that is there is kept.
+
+    Args:
+        chats: it will learn from chats, and needs a chat template.
+    """
     student = student_config(recipe)
     folder = Path(student.path) / "start"
     if folder.exists():
         return folder
     model_source = resolve_model(student.model, student.revision)
-    tokenizer, tokenizer_source = student_tokenizer(student)
+    tokenizer, chat, wrapped = student_tokenizer(student, chats)
     trust = {"trust_remote_code": student.trust_remote_code}
     model = AutoModelForCausalLM.from_pretrained(model_source, revision=student.revision, dtype="auto", **trust)
     if student.drop_layers:
         model = drop_layers(model, student.drop_layers)
-    counts = _move(model, ByteTokenizer.load(model_source, student.trust_remote_code), tokenizer, student)
+    ends = end_tokens(student, tokenizer, chat)
+    counts = _move(model, ByteTokenizer.load(model_source, student.trust_remote_code), tokenizer, ends)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a start that was interrupted
     model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(tokenizer_source, **trust).save_pretrained(partial)
+    wrapped.save_pretrained(partial)
     write_json(partial / "transfer.json", counts)
     partial.replace(folder)
     return folder
 
 
-def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, student: StudentConfig) -> dict[str, int]:
+def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ends: Ends) -> dict[str, int]:
     """Move the model to its new tokenizer, if that is another; set its control ids. Returns the counts."""
-    ends = end_tokens(student, new)
     counts: dict[str, int] = {}
     if old.sha256 != new.sha256:
-        counts = transfer(model, old, new, control_sources(old, new, ends)).as_dict()
+        rows = model.get_input_embeddings().weight.shape[0]
+        counts = transfer(model, old, new, control_sources(old, new, ends, rows)).as_dict()
         model.config.pad_token_id = model.generation_config.pad_token_id = ends.end
     for config in (model.config, model.generation_config):
         config.bos_token_id, config.eos_token_id = ends.start, ends.end
     return counts
 
 
-def control_sources(old: ByteTokenizer, new: ByteTokenizer, ends: Ends) -> dict[int, int]:
-    """New id -> old id of the start and end tokens: the old token of the same name, else the one in the same role."""
-    names = {token_id: name for name, token_id in new.control.items()}
+def control_sources(old: ByteTokenizer, new: ByteTokenizer, ends: Ends, old_rows: int) -> dict[int, int]:
+    """New id -> old id of control tokens: the old token of the same name that has a row; for start and end else the one in the
+    same role."""
     roles = ((ends.end, old.default_end), (ends.start, old.default_start))  # where they are one token, start decides
-    sources = {new_id: old.control.get(names.get(new_id, ""), fallback) for new_id, fallback in roles}
-    return {new_id: old_id for new_id, old_id in sources.items() if old_id is not None}
+    sources = {new_id: old_id for new_id, old_id in roles if old_id is not None}
+    named = {new_id: old.control[name] for name, new_id in new.control.items() if name in old.control}
+    return sources | {new_id: old_id for new_id, old_id in named.items() if old_id < old_rows}
 
 
 def tokenizer_moved(folder: Path) -> bool:

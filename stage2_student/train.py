@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
 from pipeline.recipe import load_recipe, save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -92,16 +93,16 @@ def train(recipe: Recipe) -> None:
     student = student_config(recipe)
     run = Path(student.path)
     reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
-    tokenizer, _ = student_tokenizer(student)
-    ends = end_tokens(student, tokenizer)
+    tokenizer, chat, _ = student_tokenizer(student, reader.manifest.has_chats)
+    ends = end_tokens(student, tokenizer, chat)
     ranks = Ranks(*ds.start_ranks())
     with contextlib.ExitStack() as stack:
         if ranks.rank == 0:
             stack.enter_context(run_folder.lock(run))
-            _prepare(recipe, reader, tokenizer, ends, ranks.world)
+            _prepare(recipe, reader, tokenizer, chat, ends, ranks.world)
         steps_done = ds.agree(run_folder.checkpoint_steps(run)[-1:] if ranks.rank == 0 else None)
         if steps_done != [recipe.train.steps]:
-            _loop(recipe, reader, tokenizer, ends, ranks)
+            _loop(recipe, reader, tokenizer, chat, ends, ranks)
         elif ranks.rank == 0:
             print(f"{run} has done its {recipe.train.steps} steps; nothing to train", flush=True)
         if ranks.rank == 0 and not (run / "export").exists():
@@ -109,7 +110,9 @@ def train(recipe: Recipe) -> None:
         ds.wait_for_all()
 
 
-def _prepare(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: Ends, world: int) -> None:
+def _prepare(
+    recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, ends: Ends, world: int
+) -> None:
     """Rank 0: claim the folder, write what the run consists of, make the start model."""
     run = Path(student_config(recipe).path)
     for remark in tokenizer.remarks():
@@ -117,11 +120,13 @@ def _prepare(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends:
     for remark, count in reader.remarks.items():
         print(f"{run}: {count} documents {remark}", flush=True)
     identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world, reader.other_manifests)
+    if chat is not None:
+        identity["student"]["template_sha256"] = chat.template.sha256
     run_folder.claim(run, identity)
     run_folder.remove_partial_checkpoints(run)
     save_recipe(recipe, run / "recipe.yaml")
     write_json(run / "deepspeed.json", ds.deepspeed_config(recipe, world))
-    export_start(recipe)
+    export_start(recipe, chats=chat is not None)
 
 
 def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Student:
@@ -150,14 +155,16 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     return student.train()
 
 
-def _loop(recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, ends: Ends, ranks: Ranks) -> None:
+def _loop(
+    recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, ends: Ends, ranks: Ranks
+) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
     torch.manual_seed(config.seed)
     engine = ds.start_engine(
         build_student(recipe, tokenizer, ends), ds.deepspeed_config(recipe, ranks.world), config.interface_lr
     )
     state = _resume(engine, run, ranks)
-    batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position)
+    batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position, chat)
     first_step, figures = state.step, {}
     with RunLog(run, first_step, config.steps) if ranks.rank == 0 else contextlib.nullcontext() as log:
         while state.step < config.steps:

@@ -207,7 +207,7 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
         with step("sums into targets"):
             targets = covering.targets(rows[first:last])
         with step("sparsify and record"):
-            records.append(make_record(piece, targets, task.tokenizer, 16, 1e-3))
+            records.append(make_record(piece, [targets], task.tokenizer, 16, 1e-3))
         first = last
     with step("Parquet, zstd"), tempfile.TemporaryDirectory() as folder:
         commit_shard(to_table(records, {}), Path(folder) / "part.parquet", task.recipe.dump.zstd_level)

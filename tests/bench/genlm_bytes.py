@@ -87,7 +87,7 @@ def cut(text: bytes, max_bytes: int) -> bytes:
 def same_teacher(path: str, max_bytes: int) -> tuple[Recipe, str, ByteTokenizer]:
     """The recipe with its teacher in float32 through transformers, every control token an END; its model and tokenizer."""
     base = load_recipe(path, ["teacher.engine=transformers", "teacher.dtype=float32"])
-    model, tokenizer = load_tokenizer(base)
+    model, tokenizer, _ = load_tokenizer(base)
     # A token has at least one byte: each document is one piece.
     update = {"end": tuple(sorted(tokenizer.control)), "max_tokens": max_bytes + 2, "overlap_tokens": 0}
     return base.with_values(teacher=base.teacher.model_copy(update=update)), model, tokenizer

@@ -5,9 +5,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import cli, dump_view, inspect
+from schemas.shard import Segment
 from tests.pipeline.dumps import cut_positions, make_dump, make_record, varied_record, write_dump
 
 
@@ -161,3 +163,41 @@ def test_views_that_exclude_each_other_are_refused(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1
+
+
+def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roles, lengths = ("user", "assistant", "user", "assistant"), (2, 3, 1, 2)
+    record = make_record("chat", b"7 bytes")
+    record = replace(
+        record,
+        document=b"q?yestno",
+        segments=(Segment(2, 3, True), Segment(6, 2, True)),
+        teacher_token_lengths=np.array([2, 3, 1, 2], dtype=np.int32),
+        teacher_token_logprobs=np.array([0, -1, 0, -1], dtype=np.float32),
+        message_roles=roles,
+        message_lengths=lengths,
+        symbols=np.array([s for c in b"yes\xffno\xff" for s in (c, ord("x"))], dtype=np.uint8),
+        **{name: getattr(record, name)[:7] for name in ("entry_counts", "dropped", "token_end", "doubt")},
+        logprobs=record.logprobs[:14],
+    )
+    dump = write_dump(tmp_path / "dump", [[record]])
+    inspect.show(dump, "chat", top=1)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[0] for line in lines] == ["user:", "assistant:", *"2345", "user:", "assistant:", *"678"]
+    assert [line[1 + ("|" in line)] for line in lines if line[0] in "2345678"] == [
+        "y",
+        "e",
+        "s",
+        "END",
+        "n",
+        "o",
+        "END",
+    ]
+    assert lines[5][1:3] == ["|", "END"] and "nats" not in lines[5]
+    inspect.show(dump, "chat", as_json=True)
+    assert [m["content"] for m in json.loads(capsys.readouterr().out)["messages"]] == ["q?", "yes", "t", "no"]
+    assert dump_view.summarise(dump)["teacher_tokens"] == 2
+    inspect.show(dump, html=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    marks = [text.index(mark) for mark in (">user<", ">assistant<", 'id="b2"', 'id="e5"', 'id="b6"', 'id="e8"')]
+    assert marks == sorted(marks)

@@ -109,3 +109,10 @@ def test_a_token_that_follows_with_probability_0_leaves_finite_targets() -> None
     found = listed_targets(Covering(vocabulary, [0], b"a"), listed)
     for values in (found.probs_PV, found.log_prefix_mass_P, found.dropped_P, found.doubt_P, found.token_logprobs):
         assert np.isfinite(values).all()
+
+
+def test_some_rows_of_a_prompt_are_those_rows() -> None:
+    listed = ListedRows(np.array([2, 1, 3, 2]), np.arange(8), -np.arange(8.0), 2)
+    part = listed[1:3]
+    assert part.counts_R.tolist() == [1, 3] and part.token_ids_E.tolist() == [2, 3, 4, 5] and part.top_k == 2
+    assert part.logprobs_E.tolist() == [-2.0, -3.0, -4.0, -5.0]
