@@ -146,7 +146,7 @@ class DumpConfig(Section):
     path: str = Field(description="Folder of the dump.")
     covering: CoveringConfig = CoveringConfig()
     top_k: int = Field(16, ge=1, le=256, description="Most entries stored per position.")
-    min_prob: float = Field(0.03, ge=0, lt=1, description="Least probability stored; the realised symbol always is.")
+    min_prob: float = Field(0.04, ge=0, lt=1, description="Least probability stored; the realised symbol always is.")
     shard_bytes: ByteSize = Field(
         ByteSize(16 << 20), ge=1, description="Text per shard, in bytes.", validate_default=True
     )

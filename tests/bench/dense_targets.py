@@ -29,14 +29,14 @@ class Dense:
 
     @property
     def num_bytes(self) -> int:
-        return self.piece.window.end - self.piece.window.supervised
+        return self.piece.num_supervised
 
 
 def dense_targets(recipe: Recipe, cell: str, documents: int, out: Path) -> list[Dense]:
     """The first documents of the recipe's corpus (cell `corpus`) or of the news, with their targets: from `out`, else from the teacher."""
     folder = out / Path(recipe.teacher.model).name / cell
     folder.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_tokenizer(recipe)
+    model, tokenizer, _ = load_tokenizer(recipe)
     options = recipe.teacher.max_tokens, recipe.teacher.overlap_tokens
     pieces = [piece for text in _texts(recipe, cell, documents) for piece in cut_pieces(text, tokenizer, *options)]
     paths = [folder / f"{index:05d}.npz" for index in range(len(pieces))]

@@ -25,6 +25,7 @@ from schemas import NUM_SYMBOLS
 from schemas.shard import Record, commit_shard, read_shard, to_table
 from stage1_teacher.dump import make_record
 from stage1_teacher.sparsify import Entries, sparsify
+from tests.bench.codings import DRAWS, codings_table, sampled
 from tests.bench.dense_targets import Dense, dense_targets
 from tests.bench.gradients import Gradients
 
@@ -38,7 +39,7 @@ class Setting:
     min_prob: float
 
     def stored(self, dense: Dense) -> Record:
-        return make_record(dense.piece, dense.targets, dense.tokenizer, self.top_k, self.min_prob)
+        return make_record(dense.piece, [dense.targets], dense.tokenizer, self.top_k, self.min_prob)
 
     def exact(self, dense: Dense) -> Record:
         """The record with its probabilities as they are, not rounded to levels."""
@@ -48,10 +49,13 @@ class Setting:
         return replace(record, entry_counts=counts_P, symbols=symbols_E, logprobs=logprobs_E)
 
     def entries(self, dense: Dense, record: Record) -> Entries:
-        [segment] = record.segments
-        targets = dense.targets.drop_prefix(len(dense.tokenizer.prefix))
-        taken = slice(segment.start, segment.start + segment.num_positions)
-        return sparsify(targets.probs_PV[taken], record.realised(), self.top_k, self.min_prob)
+        return sparsify(supervised(dense, record), record.realised(), self.top_k, self.min_prob)
+
+
+def supervised(dense: Dense, record: Record) -> np.ndarray:
+    """(P, 256) float64: the dense targets of the record's positions; rows sum to 1."""
+    [stretch] = dense.piece.stretches
+    return dense.targets.probs_PV[stretch.skipped : stretch.skipped + record.num_positions]
 
 
 EVERYTHING = Setting(NUM_SYMBOLS, 0.0)
@@ -114,6 +118,16 @@ def _angles(gradients: Gradients | None, stored: Sequence[Record], exact: Sequen
     return f"{coded.degrees:.2f}° | {coded.length_ratio:.4f} | {plain.degrees:.2f}°"
 
 
+def sampled_angles(dense: Sequence[Dense], stored: Sequence[Record], gradients: Gradients) -> Iterator[str]:
+    """Of symbols drawn instead of the most probable ones."""
+    random = np.random.default_rng(0)
+    pairs = list(zip(dense, stored, strict=True))[: len(gradients.batch.doc_ids)]
+    yield "| draws | angle | length ratio |\n| --- | --- | --- |"
+    for draws in DRAWS:
+        found = gradients.beside([sampled(record, supervised(d, record), draws, random) for d, record in pairs])
+        yield f"| {draws} | {found.degrees:.2f}° | {found.length_ratio:.4f} |"
+
+
 def levels_table(records: Sequence[Record], num_bytes: int) -> Iterator[str]:
     yield "| zstd level | bytes / text byte | text bytes / s written |\n| --- | --- | --- |"
     for level in (1, 3, 6, 9, 12, 15, 17, 19):
@@ -156,12 +170,18 @@ def main(
         for line in settings_table(dense, settings, dump.zstd_level, gradients):
             print(line, flush=True)
         num_bytes = sum(d.num_bytes for d in dense)
-        stored = [Setting(dump.top_k, dump.min_prob).stored(d) for d in dense]
+        chosen = Setting(dump.top_k, dump.min_prob)
+        stored, exact = [chosen.stored(d) for d in dense], [chosen.exact(d) for d in dense]
+        whole_PV = [supervised(d, record) for d, record in zip(dense, stored, strict=True)]
         print(f"\nAt top_k {dump.top_k}, min_prob {dump.min_prob}:\n")
-        print(
-            "\n".join([*columns_table(stored, num_bytes, dump.zstd_level), "", *levels_table(stored, num_bytes)]),
-            flush=True,
-        )
+        tables = [
+            columns_table(stored, num_bytes, dump.zstd_level),
+            levels_table(stored, num_bytes),
+            codings_table(stored, exact, whole_PV, num_bytes, dump.zstd_level),
+            sampled_angles(dense, stored, gradients) if gradients else (),
+        ]
+        for table in tables:
+            print("\n".join([*table, ""]), flush=True)
 
 
 if __name__ == "__main__":

@@ -377,7 +377,8 @@ def test_the_audit_of_a_wide_covering_finds_nothing_and_of_a_canonical_one_somet
     )
     same = read_audit(dump(wide))["wide_covering"]
     assert canonical["documents"] == same["documents"] >= 1
-    assert same["kl_nats"] < 1e-5 < canonical["kl_nats"]
+    # 256 entries that are nearly equal, which a real teacher's are not: each is rounded to levels 0.4 of it apart.
+    assert same["kl_nats"] < 0.01 < canonical["kl_nats"]
 
 
 def test_the_audit_does_not_depend_on_who_made_which_shard_or_when(tmp_path: Path, model: Path, whole: Path) -> None:

@@ -25,6 +25,7 @@ from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.plan import print_plan
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.levels import STORED_SHARES
 from schemas.manifest import Manifest
 from schemas.shard import Record, read_shard
 from stage1_teacher import engine_openai
@@ -393,16 +394,19 @@ def test_a_real_server_with_the_whole_vocabulary_gives_the_local_teachers_dump(
     run_teacher(load_recipe(recipe, [*overrides, *everything]))
     pairs = zip(records_of(tmp_path / "local" / "dump"), records_of(tmp_path / "served" / "dump"), strict=True)
     for expected, found in pairs:
-        np.testing.assert_allclose(dense(found), dense(expected), rtol=0, atol=1e-3)
-        np.testing.assert_allclose(found.teacher_token_logprobs, expected.teacher_token_logprobs, rtol=0, atol=1e-3)
+        # What is all but equal may be rounded to neighbouring levels.
+        np.testing.assert_allclose(dense(found), dense(expected), rtol=0, atol=0.03)
+        np.testing.assert_allclose(found.teacher_token_logprobs, expected.teacher_token_logprobs, rtol=0, atol=0.12)
         for name in ("dropped", "token_end", "doubt"):
-            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-3, err_msg=name)
+            steps = [np.searchsorted(STORED_SHARES, getattr(record, name)) for record in (found, expected)]
+            assert np.abs(steps[0] - steps[1]).max() <= 1, name
 
 
 def test_a_real_servers_dump_is_verified_against_it_and_its_unlisted_mass_is_counted(
     served: str, tmp_path: Path, model: Path
 ) -> None:
     recipe, overrides = served_recipe(tmp_path, model, served, "teacher.prompt_logprobs=5", "placement.requests=4")
+    overrides = [*overrides, "dump.min_prob=0.001"]
     run_teacher(load_recipe(recipe, overrides))
     records = records_of(tmp_path / "dump")
     for record in records:
