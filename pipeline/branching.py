@@ -12,16 +12,14 @@ threshold, a width and merging, the covering holds every tokenization, and the t
 Weights are natural logs throughout.
 """
 
-import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.config import CoveringConfig
 from pipeline.covering import Covering, ReducedRow, Targets
+from pipeline.weighing import Edges, Reaches, Weights, weigh
 
 
 class Branch(NamedTuple):
@@ -30,6 +28,7 @@ class Branch(NamedTuple):
     row: int
     token: int
     end: int
+    edge: int  # its number among the edges of all rows
 
 
 class Path(NamedTuple):
@@ -39,28 +38,27 @@ class Path(NamedTuple):
     tokens: tuple[int, ...]
 
 
-@dataclass
-class _Row:
-    """A row of the teacher in a document's covering."""
+class _Rows(NamedTuple):
+    """Rows R with their edges E (tokens that end along the document) and reaches H (how much of a row goes on how far), flat.
 
-    reduced: ReducedRow
-    path: Path
-    shared: int  # canonical tokens shared since it met the canonical boundaries; -1 off them
-    canonical: int | None  # its index among the canonical rows
-    children: dict[int, int] = field(default_factory=dict)  # token -> row
-    edges: list[tuple[int, int, float]] = field(
-        default_factory=list
-    )  # (end, token, log-probability) of tokens that end
-    reach: list[tuple[int, float]] = field(
-        default_factory=list
-    )  # (offset, log of the mass that goes as far, or further)
+    `shared` is how many canonical tokens a path has shared since it met the canonical boundaries; -1 off them.
+    """
 
+    offset_R: np.ndarray
+    shared_R: np.ndarray
+    is_branch_R: np.ndarray
+    row_E: np.ndarray
+    end_E: np.ndarray
+    token_E: np.ndarray
+    log_prob_E: np.ndarray
+    shared_E: np.ndarray
+    child_E: np.ndarray  # the row that the edge leads to; -1: none yet
+    row_H: np.ndarray
+    offset_H: np.ndarray
+    log_mass_H: np.ndarray
 
-class _Weighed(NamedTuple):
-    log_weights: list[float]  # by row
-    log_known: np.ndarray  # P: mass known just before each offset
-    log_continued: np.ndarray  # P: of that, what goes on in rows that start there
-    wanted: list[Branch]
+    def joined(self, other: "_Rows") -> "_Rows":
+        return _Rows(*map(np.concatenate, zip(self, other, strict=True)))
 
 
 class Branching:
@@ -72,136 +70,106 @@ class Branching:
     """
 
     def __init__(self, covering: Covering, tokens: Sequence[int], config: CoveringConfig) -> None:
-        self.covering, self._tokens, self._config = covering, list(tokens), config
-        self._boundaries = {offset: index for index, offset in enumerate(covering.offsets.tolist())}
-        self._rows: list[_Row] = []
-        self._weighed: _Weighed | None = None
+        self.covering, self._config = covering, config
+        num_positions = len(covering.document) + 1
+        self._boundary_P = np.full(num_positions, -1)  # the canonical row that starts there
+        self._boundary_P[covering.offsets] = np.arange(len(covering.offsets))
+        self._next_token_P = np.full(num_positions, -1)  # of the canonical encoding
+        self._next_token_P[covering.offsets[:-1]] = tokens
+        self._reduced: list[ReducedRow] = []
+        self._paths: list[Path] = []
+        self._rows: _Rows | None = None
+        self._weights: Weights | None = None
 
     @property
     def num_branch_rows(self) -> int:
-        return len(self._rows) - len(self._boundaries)
+        return len(self._reduced) - len(self.covering.offsets)
 
     def add_canonical(self, rows: Sequence[ReducedRow]) -> None:
         """The canonical rows, in order. They come first."""
-        for index, row in enumerate(rows):
-            self._add(row, Path(index, ()), shared=0, canonical=index)
+        paths = [Path(leaves, ()) for leaves in range(len(rows))]
+        self._add(rows, self.covering.offsets, paths, np.zeros(len(rows), dtype=np.int64), are_branches=False)
 
     def add(self, branches: Sequence[Branch], rows: Sequence[ReducedRow]) -> None:
         """The rows of branches that were wanted."""
-        for branch, row in zip(branches, rows, strict=True):
-            parent = self._rows[branch.row]
-            parent.children[branch.token] = len(self._rows)
-            self._add(row, self.path(branch), self._shared_after(parent, branch.token, branch.end), None)
+        assert self._rows is not None, "the canonical rows come first"
+        edges = [branch.edge for branch in branches]
+        self._rows.child_E[edges] = len(self._reduced) + np.arange(len(rows))
+        offsets = np.array([branch.end for branch in branches])
+        paths = [self.path(branch) for branch in branches]
+        self._add(rows, offsets, paths, self._rows.shared_E[edges], are_branches=True)
 
     def path(self, branch: Branch) -> Path:
         """The tokens of a row to be."""
-        leaves, tokens = self._rows[branch.row].path
+        leaves, tokens = self._paths[branch.row]
         return Path(leaves, (*tokens, branch.token))
 
-    def _add(self, reduced: ReducedRow, path: Path, shared: int, canonical: int | None) -> None:
-        row = _Row(reduced, path, shared, canonical)
-        row.reach = [(offset, math.log(mass)) for offset, mass in self.covering.reach(reduced) if mass]
-        row.edges = [(end, token, math.log(prob)) for end, token, prob in self.covering.token_ends(reduced) if prob]
-        self._rows.append(row)
-        self._weighed = None
-
-    def _shared_after(self, row: _Row, token: int, end: int) -> int:
-        """Canonical tokens that the path of `row` and `token` has shared since it met the boundaries; -1 if it ends off them."""
-        if end not in self._boundaries:
-            return -1
-        before = self._boundaries.get(row.reduced.offset)
-        if row.shared >= 0 and before is not None and self._is_canonical_step(before, token):
-            return row.shared + 1
-        return 0
-
-    def _is_canonical_step(self, before: int, token: int) -> bool:
-        return before < len(self._tokens) and token == self._tokens[before]
-
-    def _joins(self, row: _Row, token: int, end: int) -> bool:
-        """Whether the path of `row` and `token` is the canonical one, or counts as it."""
-        if row.canonical is not None and self._is_canonical_step(row.canonical, token):
-            return True
-        merge_after = self._config.merge_after
-        return merge_after is not None and self._shared_after(row, token, end) >= merge_after
+    def _add(
+        self,
+        rows: Sequence[ReducedRow],
+        offset_R: np.ndarray,
+        paths: Sequence[Path],
+        shared_R: np.ndarray,
+        are_branches: bool,
+    ) -> None:
+        steps = self.covering.steps(rows, offset_R)
+        offset_E = offset_R[steps.row_E]
+        is_canonical_step_E = self._next_token_P[offset_E] == steps.token_E
+        shared_E = np.where(is_canonical_step_E & (shared_R[steps.row_E] >= 0), shared_R[steps.row_E] + 1, 0)
+        shared_E[self._boundary_P[steps.end_E] < 0] = -1
+        joins_E = np.zeros(len(offset_E), dtype=bool) if are_branches else is_canonical_step_E
+        if self._config.merge_after is not None:
+            joins_E = joins_E | (shared_E >= self._config.merge_after)
+        first = len(self._reduced)
+        new = _Rows(
+            offset_R,
+            shared_R,
+            np.full(len(rows), are_branches),
+            first + steps.row_E,
+            steps.end_E,
+            steps.token_E,
+            steps.log_prob_E,
+            shared_E,
+            np.where(joins_E, self._boundary_P[steps.end_E], -1),
+            first + steps.row_H,
+            steps.offset_H,
+            steps.log_mass_H,
+        )
+        self._rows = new if self._rows is None else self._rows.joined(new)
+        self._reduced += rows
+        self._paths += paths
+        self._weights = None
 
     def wanted(self) -> list[Branch]:
         """Branches worth a row, by what is known so far; a round of expansion may want more, and none is wanted at the end."""
-        return self._weigh().wanted
+        rows = self._rows
+        assert rows is not None, "the canonical rows come first"
+        edges = np.flatnonzero(self._weigh().wanted_E)
+        columns = (rows.row_E[edges], rows.token_E[edges], rows.end_E[edges], edges)
+        return [Branch(*branch) for branch in zip(*(column.tolist() for column in columns), strict=True)]
 
-    def _weigh(self) -> _Weighed:
-        """Weigh all rows, in the order of their offsets: a row's weight is all that arrives at it."""
-        if self._weighed is None:
-            self._weighed = self._weigh_rows()
-        return self._weighed
+    def _weigh(self) -> Weights:
+        if self._weights is None:
+            rows, config = self._rows, self._config
+            assert rows is not None, "the canonical rows come first"
+            at = np.arange(len(rows.offset_R) + 1)
+            self._weights = weigh(
+                rows.offset_R,
+                rows.is_branch_R,
+                Edges(rows.end_E, rows.log_prob_E, rows.child_E, np.searchsorted(rows.row_E, at)),
+                Reaches(rows.offset_H, rows.log_mass_H, np.searchsorted(rows.row_H, at)),
+                config.branch_threshold,
+                config.beam_width,
+                len(self.covering.document) + 1,
+            )
+        return self._weights
 
-    def _weigh_rows(self) -> _Weighed:
-        num_positions = len(self.covering.document) + 1
-        by_offset: dict[int, list[int]] = defaultdict(list)
-        for number, row in enumerate(self._rows):
-            by_offset[row.reduced.offset].append(number)
-        arriving: list[list[float]] = [[] for _ in self._rows]
-        arriving[0] = [0.0]
-        known: list[list[float]] = [[] for _ in range(num_positions)]
-        open_ends: dict[int, list[tuple[float, Branch]]] = defaultdict(list)
-        log_weights = [-math.inf] * len(self._rows)
-        log_known = np.full(num_positions, -np.inf)
-        log_known[0] = 0.0
-        log_continued = np.full(num_positions, -np.inf)
-        wanted: list[Branch] = []
-        for offset in range(num_positions):
-            if offset:
-                log_known[offset] = _log_sum(known[offset])
-            here = by_offset.get(offset, [])
-            for number in here:
-                log_weights[number] = _log_sum(arriving[number])
-                self._send(number, log_weights[number], arriving, known, open_ends)
-            log_continued[offset] = _log_sum([log_weights[number] for number in here])
-            branch_weights = [log_weights[number] for number in here if self._rows[number].canonical is None]
-            wanted += self._choose(open_ends.pop(offset, []), log_known[offset], branch_weights)
-        return _Weighed(log_weights, log_known, log_continued, wanted)
-
-    def _send(
-        self,
-        number: int,
-        log_weight: float,
-        arriving: list[list[float]],
-        known: list[list[float]],
-        open_ends: dict[int, list[tuple[float, Branch]]],
-    ) -> None:
-        """Pass a row's weight on: to the offsets that its tokens reach, and to where they end."""
-        row = self._rows[number]
-        for offset, log_mass in row.reach:
-            known[offset].append(log_weight + log_mass)
-        for end, token, log_prob in row.edges:
-            child = row.children.get(token)
-            if child is None and self._joins(row, token, end):
-                child = self._boundaries[end]
-            if child is None:
-                open_ends[end].append((log_weight + log_prob, Branch(number, token, end)))
-            else:
-                arriving[child].append(log_weight + log_prob)
-
-    def _choose(
-        self, ends: list[tuple[float, Branch]], log_known: float, branch_weights: list[float]
-    ) -> Iterator[Branch]:
-        """The heaviest of the branches that end at an offset, beside those that have rows there already."""
-        threshold, width = self._config.branch_threshold, self._config.beam_width
-        least = math.log(threshold) + log_known if threshold else -math.inf
-        heavy = sorted((end for end in ends if end[0] > least), key=lambda end: (-end[0], end[1]))
-        for rank, (log_weight, branch) in enumerate(heavy):
-            if rank + sum(weight >= log_weight for weight in branch_weights) < width:
-                yield branch
+    def off_boundaries(self) -> list[ReducedRow]:
+        """The branch rows that start where the canonical encoding has no boundary."""
+        rows = self._reduced[len(self.covering.offsets) :]
+        return [row for row in rows if self._boundary_P[row.offset] < 0]
 
     def targets(self) -> Targets:
         """The covering's targets over all rows that were added."""
-        weighed = self._weigh()
-        return self.covering.weighted_targets(
-            [row.reduced for row in self._rows], np.array(weighed.log_weights), weighed.log_continued
-        )
-
-
-def _log_sum(logs: Sequence[float]) -> float:
-    largest = max(logs, default=-math.inf)
-    if largest == -math.inf:
-        return -math.inf
-    return largest + math.log(math.fsum(math.exp(log - largest) for log in logs))
+        weights = self._weigh()
+        return self.covering.weighted_targets(self._reduced, weights.log_weight_R, weights.log_continued_P)

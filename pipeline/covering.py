@@ -14,7 +14,7 @@ deepest of a row first, K cuts of all nodes in turn, I intervals of all nodes in
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -104,6 +104,21 @@ class ReducedRow(NamedTuple):
     masses_I: np.ndarray
     end: float
     token: float  # of the canonical token that follows; nan where none does
+
+
+class Steps(NamedTuple):
+    """What some rows have along the document, row by row: edges E, one for each token that ends there, and reaches H.
+
+    Only what has any probability; logs are natural.
+    """
+
+    row_E: np.ndarray  # its place among the rows asked for
+    end_E: np.ndarray
+    token_E: np.ndarray
+    log_prob_E: np.ndarray
+    row_H: np.ndarray
+    offset_H: np.ndarray  # past the row's own
+    log_mass_H: np.ndarray  # on tokens that go on as the document does at least to there
 
 
 class Covering:
@@ -220,23 +235,25 @@ class Covering:
         """
         return self._sum(self.intervals([row.offset for row in rows]), rows, log_weight_R, log_continued_P)
 
-    def reach(self, row: ReducedRow) -> Iterator[tuple[int, float]]:
-        """(offset, mass on tokens that go on as the document does at least to there), for each offset past the row's own."""
-        nodes = self.nodes(row.offset)
-        bounds = np.cumsum([0, *(len(node.labels) for node in nodes)])
-        for height, total in enumerate(
-            np.add.reduceat(row.masses_I, bounds[:-1])[:-1].tolist() if len(nodes) > 1 else []
-        ):
-            yield row.offset + len(nodes) - 1 - height, total
-
-    def token_ends(self, row: ReducedRow) -> Iterator[tuple[int, int, float]]:
-        """(offset, token, probability) of each token that spells the document's bytes from the row to that offset."""
-        nodes, at = self.nodes(row.offset), 0
-        for height, node in enumerate(nodes):
-            for exact in range(node.num_exact):
-                token = int(self.vocabulary.order[node.cuts[exact]])
-                yield row.offset + len(nodes) - 1 - height, token, float(row.masses_I[at + exact])
-            at += len(node.labels)
+    def steps(self, rows: Sequence[ReducedRow], offsets: Sequence[int] | np.ndarray) -> Steps:
+        """Where the tokens of rows that end at `offsets` end along the document, and how much of each row goes on how far."""
+        intervals = self.intervals(offsets)
+        masses_I = np.concatenate([row.masses_I for row in rows])
+        row_N = np.arange(len(rows)).repeat(np.diff(intervals.row_nodes))
+        exact_N, exact_I = _exact_intervals(intervals)
+        total_N = np.add.reduceat(masses_I, intervals.node_cuts[:-1] - np.arange(len(row_N)))
+        goes_on_N = (intervals.positions_N > intervals.offsets_R[row_N]) & (total_N > 0)  # the root goes nowhere yet
+        ends_E = masses_I[exact_I] > 0
+        exact_N, exact_I = exact_N[ends_E], exact_I[ends_E]
+        return Steps(
+            row_N[exact_N],
+            intervals.positions_N[exact_N],
+            self.vocabulary.order[intervals.cuts_K[exact_I + exact_N]],
+            np.log(masses_I[exact_I]),
+            row_N[goes_on_N],
+            intervals.positions_N[goes_on_N],
+            np.log(total_N[goes_on_N]),
+        )
 
     def _sum(
         self, intervals: Intervals, rows: Sequence[ReducedRow], log_weight_R: np.ndarray, log_continued_P: np.ndarray
@@ -249,8 +266,7 @@ class Covering:
         log_scale_P = self._log_scale(intervals, sizes_N, log_weight_N)
 
         # An exact interval at position i belongs to the mass known just before i, and feeds no symbol.
-        exact_N = np.flatnonzero(intervals.num_exact_N).repeat(intervals.num_exact_N[intervals.num_exact_N > 0])
-        exact_I = _exact_intervals(intervals)
+        exact_N, exact_I = _exact_intervals(intervals)
         exact_position = intervals.positions_N[exact_N]
         ended = masses_I[exact_I] * np.exp(log_weight_N[exact_N] - log_scale_P[exact_position - 1])
         ended_P = np.bincount(exact_position, ended, num_positions).astype(np.float64)  # int64 where there are none
@@ -303,13 +319,14 @@ class Covering:
         return maximum_P
 
 
-def _exact_intervals(intervals: Intervals) -> np.ndarray:
-    """Numbers of the intervals that hold one token that ends."""
-    first_N = intervals.node_cuts[:-1] - np.arange(len(intervals.num_exact_N))
-    before_N = intervals.num_exact_N.cumsum() - intervals.num_exact_N
-    exact_I: np.ndarray = (first_N - before_N).repeat(intervals.num_exact_N)
+def _exact_intervals(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and numbers of the intervals that hold one token that ends."""
+    num_exact_N = intervals.num_exact_N
+    first_N = intervals.node_cuts[:-1] - np.arange(len(num_exact_N))
+    before_N = num_exact_N.cumsum() - num_exact_N
+    exact_I: np.ndarray = (first_N - before_N).repeat(num_exact_N)
     exact_I += np.arange(len(exact_I))
-    return exact_I
+    return np.arange(len(num_exact_N)).repeat(num_exact_N), exact_I
 
 
 def doubt(dropped_P: np.ndarray, realised_P: np.ndarray) -> np.ndarray:

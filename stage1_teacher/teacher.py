@@ -123,8 +123,8 @@ class Teacher:
         coverings = self._coverings(pieces)
         found = self._covered(coverings, answers)
         if self._config.spread_dropped:
-            pairs = zip(found, coverings, strict=True)
-            found = [spread(targets, covering.document, covering.offsets) for targets, covering in pairs]
+            rows = [item.off_boundaries() if isinstance(item, Branching) else [] for item in answers.items]
+            found = [spread(*of_one) for of_one in zip(found, coverings, rows, strict=True)]
         return found
 
     def _covered(self, coverings: Sequence[Covering], answers: Answers) -> list[Targets]:

@@ -178,13 +178,16 @@ class _Extend:
             else:
                 self._parts.append((prompt, slice(at, at + 1)))
         depth = max(len(tree._paths[number]) for number in numbers)
-        paths = torch.full((len(numbers), depth), -1, dtype=torch.long)
+        # Padded with the token itself: the share of what is not seen is 0, but 0 times what no one has written may be nan.
+        paths = torch.tensor(list(numbers))[:, None].repeat(1, depth)
+        real = torch.zeros(len(numbers), depth, dtype=torch.bool)
         for at, number in enumerate(numbers):
             path = tree._paths[number]
             paths[at, depth - len(path) :] = torch.tensor(path)
+            real[at, depth - len(path) :] = True
         device = tree._model.device
         self._numbers = torch.tensor(list(numbers), device=device)
-        self._paths_NA = paths.to(device)
+        self._paths_NA, self._real_NA = paths.to(device), real.to(device)
         self._leaves_N = torch.tensor([tree._leaves[number][1] for number in numbers], device=device)
 
     def attend(
@@ -212,7 +215,7 @@ class _Extend:
         cap: float,
         window: int,
     ) -> Tensor:
-        paths_NA, leaves_N = self._paths_NA[part], self._leaves_N[part]
+        paths_NA, real_NA, leaves_N = self._paths_NA[part], self._real_NA[part], self._leaves_N[part]
         keys_T = keys_TKE[: int(leaves_N.max())]
         values_T = values_TKE[: len(keys_T)]
         num_heads, num_rows, size = query_HNE.shape
@@ -220,12 +223,11 @@ class _Extend:
         before_KGNT = _wide(torch.einsum("kgne,tke->kgnt", query_KGNE, keys_T)) * scale
         at_T = torch.arange(len(keys_T), device=leaves_N.device)
         seen_NT = at_T[None] < leaves_N[:, None]
-        real_NA = paths_NA >= 0
         if window:
             # The row's own position is that of its last ancestor.
             position_N = leaves_N + real_NA.sum(1) - 1
             seen_NT &= position_N[:, None] - at_T[None] < window
-            real_NA &= torch.arange(paths_NA.shape[1] - 1, -1, -1, device=leaves_N.device)[None] < window
+            real_NA = real_NA & (torch.arange(paths_NA.shape[1] - 1, -1, -1, device=leaves_N.device)[None] < window)
         keys_NAKE, values_NAKE = layer.keys_NKE[paths_NA], layer.values_NKE[paths_NA]
         own_KGNA = _wide(torch.einsum("kgne,nake->kgna", query_KGNE, keys_NAKE)) * scale
         scores = torch.cat(

@@ -8,7 +8,8 @@ that nothing but the choice of rows tells them apart. Per position: KL(reference
 1e-12), Jensen-Shannon divergence, total variation. Tokens really computed per document token are counted twice: with a tree
 attention (a branch row is one token) and with a prefix cache in blocks of 16 (a branch computes its path's unfinished block).
 
-Resumable: a document's figures lie in one file under `--out`. `--table` prints what is there.
+Resumable: a document's rows and its figures lie in two files under `--out`. The rows cost the forwards; where only the figures
+are deleted, other candidates are measured on the same rows in a second a document. `--table` prints what is there.
 """
 
 import json
@@ -21,23 +22,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 
-from pipeline.branching import Branching
 from pipeline.branching import Path as TokenPath
 from pipeline.config import CoveringConfig, Recipe
 from pipeline.covering import Covering, ReducedRow, Targets
 from pipeline.recipe import load_recipe
-from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.spread import spread
-from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import END, NUM_SYMBOLS
-from stage1_teacher.engine import Branches, BranchToken
-from stage1_teacher.engine_transformers import TransformersEngine
-from stage1_teacher.head import load_head
-from stage1_teacher.reduce import Reducer, Rows
-from stage1_teacher.teacher import resolve_ids
+from tests.bench.frontier_rows import BranchingTeacher, DocumentRows
 from tests.bench.texts import CELLS
 
 REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, merge_after=8)
@@ -46,7 +39,7 @@ BLOCK_TOKENS = 16
 
 
 def candidates(never_merged: bool) -> dict[str, CoveringConfig]:
-    """Coverings by name. Branches that never merge live on for hundreds of rounds, each of which weighs the document again."""
+    """Coverings by name. Branches that never merge live on for hundreds of rounds."""
     found = {"canonical": CoveringConfig(beam_width=0)}
     for threshold in (0.3, 0.1, 0.05, 0.03, 0.01, 0.003):
         found[f"branches > {threshold}"] = CoveringConfig(beam_width=10, branch_threshold=threshold, merge_after=4)
@@ -55,46 +48,6 @@ def candidates(never_merged: bool) -> dict[str, CoveringConfig]:
     if never_merged:
         found["paper (beam 10, 0.01)"] = CoveringConfig(beam_width=10, branch_threshold=0.01, merge_after=None)
     return found
-
-
-class Store:
-    """One document's rows by their paths, computed once."""
-
-    def __init__(
-        self, covering: Covering, tokens: Sequence[int], start: list[int], engine: TransformersEngine, reducer: Reducer
-    ) -> None:
-        self.covering, self.tokens, self._reducer, self._num_start = covering, tokens, reducer, len(start)
-        self._branches: Branches = engine.branches([[*start, *tokens]])
-        [self.canonical] = reducer.reduce([Rows(covering, covering.offsets, self._branches.hidden[0])])
-        self._rows: dict[TokenPath, ReducedRow] = {}
-        self._numbers: dict[TokenPath, int] = {}
-
-    def cover(self, config: CoveringConfig) -> tuple[Branching, list[TokenPath]]:
-        """The whole covering, and the paths of its branch rows."""
-        branching = Branching(self.covering, self.tokens, config)
-        branching.add_canonical(self.canonical)
-        paths: list[TokenPath] = []
-        while wanted := branching.wanted():
-            round_paths = [branching.path(branch) for branch in wanted]
-            new = [
-                (path, branch.end) for path, branch in zip(round_paths, wanted, strict=True) if path not in self._rows
-            ]
-            for first in range(0, len(new), 512):
-                self._compute(new[first : first + 512])
-            branching.add(wanted, [self._rows[path] for path in round_paths])
-            paths += round_paths
-        return branching, paths
-
-    def _compute(self, new: Sequence[tuple[TokenPath, int]]) -> None:
-        parents = [self._numbers[TokenPath(p.leaves, p.tokens[:-1])] if len(p.tokens) > 1 else None for p, _ in new]
-        tokens = [
-            BranchToken(0, self._num_start + path.leaves, path.tokens[-1], parent)
-            for (path, _), parent in zip(new, parents, strict=True)
-        ]
-        for path, _ in new:
-            self._numbers[path] = len(self._numbers)
-        [rows] = self._reducer.reduce([Rows(self.covering, [end for _, end in new], self._branches.extend(tokens))])
-        self._rows.update(zip((path for path, _ in new), rows, strict=True))
 
 
 def naive(covering: Covering, rows: Sequence[ReducedRow]) -> np.ndarray:
@@ -134,69 +87,50 @@ def block_tokens(paths: Sequence[TokenPath], num_start: int) -> int:
     return sum(num_start + path.leaves + len(path.tokens) - cached for path, cached in zip(paths, shared, strict=True))
 
 
-class Bench:
-    """A teacher that branches, in this process."""
+def measure(teacher: BranchingTeacher, document: DocumentRows, never_merged: bool) -> dict[str, Any]:
+    """Arrays of one document. Its last position is left out: a document that was cut does not end there."""
+    covering = document.covering
+    taken = slice(len(teacher.tokenizer.prefix), len(covering.document))
+    reference = document.cover(REFERENCE)[0].targets().probs_PV
+    num_start = len(teacher.start)
+    found: dict[str, Any] = {"num_tokens": len(document.tokens) + num_start}
 
-    def __init__(self, recipe: Recipe, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
-        teacher = recipe.teacher
-        model = resolve_model(teacher.model, teacher.revision)
-        self.tokenizer = ByteTokenizer.load(resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else model)
-        start, ends = resolve_ids(recipe, self.tokenizer)
-        self.start = [] if start is None else [start]
-        head, self.vocabulary = load_head(
-            model, teacher.revision, getattr(torch, teacher.dtype), self.tokenizer.token_bytes, ends, False
-        )
-        self.reducer = Reducer(head, self.vocabulary)
-        self.engine = TransformersEngine(model, teacher, recipe.placement, branches=True)
+    def keep(name: str, probs_PV: np.ndarray, paths: Sequence[TokenPath]) -> None:
+        found[f"{name}/distances"] = distances(reference[taken], probs_PV[taken]).astype(np.float32)
+        found[f"{name}/computed"] = np.array([len(paths), block_tokens(paths, num_start)])
 
-    def store(self, text: bytes, max_tokens: int) -> Store:
-        tokens = self.tokenizer.encode(text)[:max_tokens]
-        spelled = b"".join(self.tokenizer.token_bytes[token] or b"" for token in tokens)
-        return Store(Covering(self.vocabulary, tokens, spelled), tokens, self.start, self.engine, self.reducer)
-
-    def measure(self, text: bytes, max_tokens: int, never_merged: bool) -> dict[str, Any]:
-        """Arrays of one document. Its last position is left out: a document that was cut does not end there."""
-        store = self.store(text, max_tokens)
-        skip, covering = len(self.tokenizer.prefix), store.covering
-        taken = slice(skip, len(covering.document))
-        reference = store.cover(REFERENCE)[0].targets().probs_PV
-        num_tokens = len(store.tokens) + len(self.start)
-        found: dict[str, Any] = {"num_tokens": num_tokens}
-
-        def keep(name: str, probs_PV: np.ndarray, paths: Sequence[TokenPath]) -> None:
-            found[f"{name}/distances"] = distances(reference[taken], probs_PV[taken]).astype(np.float32)
-            found[f"{name}/computed"] = np.array([len(paths), block_tokens(paths, len(self.start))])
-
-        keep("naive", naive(covering, store.canonical), [])
-        for name, config in candidates(never_merged).items():
-            branching, paths = store.cover(config)
-            targets = branching.targets()
-            keep(name, targets.probs_PV, paths)
-            keep(f"{name}, spread", spread(targets, covering.document, covering.offsets).probs_PV, paths)
-            if name == "canonical":
-                found["doubt"], found["token_end"] = _shares(targets, taken)
-        return found
+    keep("naive", naive(covering, document.canonical), [])
+    for name, config in candidates(never_merged).items():
+        branching, paths = document.cover(config)
+        targets = branching.targets()
+        keep(name, targets.probs_PV, paths)
+        keep(f"{name}, spread", spread(targets, covering, branching.off_boundaries()).probs_PV, paths)
+        if name == "canonical":
+            found["doubt"], found["token_end"] = _shares(targets, taken)
+    return found
 
 
 def _shares(targets: Targets, taken: slice) -> tuple[np.ndarray, np.ndarray]:
     return targets.doubt_P[taken].astype(np.float32), targets.token_end_P[taken].astype(np.float32)
 
 
-_bench: Bench | None = None
+_teacher: BranchingTeacher | None = None
 
 
 def _open(recipe: Recipe, num_threads: int) -> None:
-    global _bench
-    _bench = Bench(recipe, num_threads)
+    global _teacher
+    _teacher = BranchingTeacher(recipe, num_threads)
 
 
 def _measure(job: tuple[Path, bytes], max_tokens: int, never_merged: bool) -> Path:
     path, text = job
-    assert _bench is not None
+    assert _teacher is not None
+    document = DocumentRows(_teacher, text, max_tokens, path.with_suffix(".rows"))
+    found = measure(_teacher, document, never_merged)
+    document.save()
     partial_path = path.with_suffix(".partial")
     with partial_path.open("wb") as file:
-        np.savez_compressed(file, **_bench.measure(text, max_tokens, never_merged))
+        np.savez_compressed(file, **found)
     partial_path.replace(path)
     return path
 

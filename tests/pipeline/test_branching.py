@@ -9,6 +9,7 @@ from pipeline.config import CoveringConfig
 from pipeline.covering import Covering, unnormalised
 from pipeline.vocabulary import Vocabulary
 from tests import brute_force
+from tests.pipeline import slow_weighing
 from tests.pipeline.test_covering import RandomModel, case, covering_targets
 
 ALL = CoveringConfig(beam_width=1_000_000, branch_threshold=0.0, merge_after=None)
@@ -80,6 +81,31 @@ def test_mass_is_conserved_at_every_offset(
     after = np.exp(found.log_prefix_mass_P[1:])
     assert (after <= before * (1 - found.dropped_P[1:]) * (1 + 1e-9)).all()
     assert (found.token_end_P[1:] >= 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 8),
+    st.sampled_from([None, 0, 1, 3]),
+    st.floats(0, 0.3),
+    st.integers(0, 3),
+    st.integers(0, 5),
+)
+def test_rows_weigh_what_arrives_at_them(
+    seed: int, num_tokens: int, merge_after: int | None, threshold: float, width: int, rounds: int
+) -> None:
+    model, _, _, tokens, document, vocabulary = case(seed, num_tokens)
+    config = CoveringConfig(beam_width=width, branch_threshold=threshold, merge_after=merge_after)
+    branching = branched(model, vocabulary, tokens, document, config, rounds)
+    rows = dict(zip(branching._paths, branching._reduced, strict=True))
+    expected = slow_weighing.weigh(branching.covering, tokens, rows, config)
+    found = branching._weigh()
+    weights = [expected.weights[path] for path in branching._paths]
+    np.testing.assert_allclose(found.log_weight_R, weights, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.log_known_P, expected.known, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.log_continued_P, expected.continued, rtol=0, atol=1e-12)
+    assert {branching.path(branch) for branch in branching.wanted()} == set(expected.wanted)
 
 
 def test_without_width_nothing_but_the_canonical_rows_is_wanted() -> None:

@@ -98,7 +98,13 @@ def test_branch_rows_through_an_engine_give_the_exact_distribution(engine: str, 
             },
             "dump": {
                 "path": str(tmp_path),
-                "covering": {"beam_width": 1000, "branch_threshold": 0, "merge_after": None},
+                # Nothing is dropped, so there is nothing to spread.
+                "covering": {
+                    "beam_width": 1000,
+                    "branch_threshold": 0,
+                    "merge_after": None,
+                    "spread_dropped": True,
+                },
             },
         }
     )

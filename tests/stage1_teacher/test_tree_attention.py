@@ -93,3 +93,16 @@ def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(type(model), "_supports_attention_backend", False)
     with pytest.raises(ValueError, match=r"attention of its own, which cannot branch. Use dump\.covering\.beam_width"):
         Tree(model, [[1]])
+
+
+def test_room_that_no_key_was_written_to_is_never_read() -> None:
+    """Its memory may hold anything: a share of 0 times nan is nan."""
+    model = trunk(CONFIGS["llama, grouped queries"])
+    tree = Tree(model, [[1, 2, 3]])
+    tree.extend([BranchToken(0, 2, 7, None)])
+    with torch.inference_mode():
+        for layer in tree._layers.values():
+            layer.keys_NKE[1:] = layer.values_NKE[1:] = torch.nan
+    deep_D, short_D = tree.extend([BranchToken(0, 2, 8, parent=0), BranchToken(0, 3, 9, None)])
+    torch.testing.assert_close(deep_D, alone(model, [1, 2, 7, 8])[-1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(short_D, alone(model, [1, 2, 3, 9])[-1], rtol=0, atol=1e-5)

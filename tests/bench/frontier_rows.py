@@ -1,0 +1,134 @@
+"""A document's teacher rows by their paths, each asked of the teacher once and kept in a file: coverings choose among them."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.branching import Branching
+from pipeline.branching import Path as TokenPath
+from pipeline.config import CoveringConfig, Recipe
+from pipeline.covering import Covering, ReducedRow
+from pipeline.source import resolve_model, resolve_tokenizer
+from pipeline.tokenizer_bytes import ByteTokenizer
+from stage1_teacher.engine import Branches, BranchToken
+from stage1_teacher.engine_transformers import TransformersEngine
+from stage1_teacher.head import load_head
+from stage1_teacher.reduce import Reducer, Rows
+from stage1_teacher.teacher import resolve_ids
+
+ROWS_AT_ONCE = 512
+
+
+class BranchingTeacher:
+    """A teacher that branches, in this process; its trunk is read when a row is wanted that no file holds."""
+
+    def __init__(self, recipe: Recipe, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self._recipe, teacher = recipe, recipe.teacher
+        self._model = resolve_model(teacher.model, teacher.revision)
+        self.tokenizer = ByteTokenizer.load(resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else self._model)
+        start, ends = resolve_ids(recipe, self.tokenizer)
+        self.start = [] if start is None else [start]
+        dtype = getattr(torch, teacher.dtype)
+        head, self.vocabulary = load_head(self._model, teacher.revision, dtype, self.tokenizer.token_bytes, ends, False)
+        self.reducer = Reducer(head, self.vocabulary)
+
+    @cached_property
+    def engine(self) -> TransformersEngine:
+        return TransformersEngine(self._model, self._recipe.teacher, self._recipe.placement, branches=True)
+
+    def covering(self, tokens: Sequence[int]) -> Covering:
+        spelled = b"".join(self.tokenizer.token_bytes[token] or b"" for token in tokens)
+        return Covering(self.vocabulary, tokens, spelled)
+
+
+class DocumentRows:
+    """Rows of one document, asked for so far; `file` holds them from one run to the next."""
+
+    def __init__(self, teacher: BranchingTeacher, text: bytes, max_tokens: int, file: Path) -> None:
+        self._teacher, self._file = teacher, file
+        self.tokens = teacher.tokenizer.encode(text)[:max_tokens]
+        self.covering = teacher.covering(self.tokens)
+        self.canonical: list[ReducedRow] = []
+        self._rows: dict[TokenPath, ReducedRow] = {}
+        self._numbers: dict[TokenPath, int] = {}
+        self._branches: Branches | None = None
+        if file.exists():
+            self._load()
+        else:
+            [self.canonical] = teacher.reducer.reduce(
+                [Rows(self.covering, self.covering.offsets, self._opened().hidden[0])]
+            )
+
+    def cover(self, config: CoveringConfig) -> tuple[Branching, list[TokenPath]]:
+        """The whole covering, and the paths of its branch rows."""
+        branching = Branching(self.covering, self.tokens, config)
+        branching.add_canonical(self.canonical)
+        paths: list[TokenPath] = []
+        while wanted := branching.wanted():
+            round_paths = [branching.path(branch) for branch in wanted]
+            new = [
+                (path, branch.end) for path, branch in zip(round_paths, wanted, strict=True) if path not in self._rows
+            ]
+            for first in range(0, len(new), ROWS_AT_ONCE):
+                self._compute(new[first : first + ROWS_AT_ONCE])
+            branching.add(wanted, [self._rows[path] for path in round_paths])
+            paths += round_paths
+        return branching, paths
+
+    def _opened(self) -> Branches:
+        if self._branches is None:
+            self._branches = self._teacher.engine.branches([[*self._teacher.start, *self.tokens]])
+        return self._branches
+
+    def _compute(self, new: Sequence[tuple[TokenPath, int]]) -> None:
+        """Ask for rows, and once more for those on the way to them that only the file holds."""
+        branches, tokens, taken = self._opened(), [], []
+        for path, _ in new:
+            for length in range(1, len(path.tokens) + 1):
+                part = TokenPath(path.leaves, path.tokens[:length])
+                if part not in self._numbers:
+                    parent = self._numbers.get(TokenPath(path.leaves, path.tokens[: length - 1]))
+                    tokens.append(BranchToken(0, len(self._teacher.start) + path.leaves, part.tokens[-1], parent))
+                    self._numbers[part] = len(self._numbers)
+            taken.append(len(tokens) - 1)
+        hidden_ND = branches.extend(tokens)[taken]
+        [rows] = self._teacher.reducer.reduce([Rows(self.covering, [end for _, end in new], hidden_ND)])
+        self._rows.update(zip((path for path, _ in new), rows, strict=True))
+
+    def save(self) -> None:
+        """Masses as float32, flat; a row's intervals follow from its offset."""
+        rows = [*self.canonical, *self._rows.values()]
+        partial_file = self._file.with_suffix(".rows.partial")
+        with partial_file.open("wb") as file:
+            np.savez(
+                file,
+                masses=np.concatenate([row.masses_I for row in rows]).astype(np.float32),
+                ends=np.array([row.end for row in rows]),
+                next_tokens=np.array([row.token for row in rows]),
+                offsets=np.array([row.offset for row in rows]),
+                leaves=np.array([path.leaves for path in self._rows], dtype=np.int64),
+                lengths=np.array([len(path.tokens) for path in self._rows], dtype=np.int64),
+                tokens=np.array([token for path in self._rows for token in path.tokens], dtype=np.int64),
+            )
+        partial_file.replace(self._file)
+
+    def _load(self) -> None:
+        with np.load(self._file) as arrays:
+            kept = {name: arrays[name] for name in arrays}
+        offsets = kept["offsets"].tolist()
+        sizes = [sum(len(node.labels) for node in self.covering.nodes(offset)) for offset in offsets]
+        masses = np.split(kept["masses"].astype(np.float64), np.cumsum(sizes)[:-1])
+        rows = [
+            ReducedRow(*row)
+            for row in zip(offsets, masses, kept["ends"].tolist(), kept["next_tokens"].tolist(), strict=True)
+        ]
+        bounds = pairwise(np.cumsum([0, *kept["lengths"].tolist()]).tolist())
+        tokens = [tuple(kept["tokens"][first:last].tolist()) for first, last in bounds]
+        paths = [TokenPath(*path) for path in zip(kept["leaves"].tolist(), tokens, strict=True)]
+        self.canonical = rows[: len(self.covering.offsets)]
+        self._rows = dict(zip(paths, rows[len(self.canonical) :], strict=True))
