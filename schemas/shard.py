@@ -287,17 +287,24 @@ class Question(NamedTuple):
     window_start: int
     document: bytes
     segments: tuple[Segment, ...]
+    message_roles: tuple[str, ...] = ()
+    message_lengths: tuple[int, ...] = ()
 
 
 def read_questions(path: Path) -> Iterator[Question]:
     """Of each record of a shard in order; reads little more than the text."""
     columns = ["window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
+    messages = ("message_roles", "message_lengths")
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         check_version(path, file.schema_arrow.metadata)
+        columns += [name for name in messages if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=256, columns=columns):
             for row in batch.to_pylist():
                 segments = zip(row["segment_starts"], row["segment_lengths"], row["segment_has_end"], strict=True)
-                yield Question(row["window_start"], row["document"], tuple(Segment(*values) for values in segments))
+                said = (tuple(row.get(name, ())) for name in messages)
+                yield Question(
+                    row["window_start"], row["document"], tuple(Segment(*values) for values in segments), *said
+                )
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[Record]:

@@ -36,6 +36,17 @@ def whole_document(windows: Sequence[Question | Record]) -> bytes:
     return bytes(document)
 
 
+def speakers(windows: Sequence[Question | Record]) -> bytes:
+    """Who says what of a whole chat: where each message starts, and its role; empty for plain text."""
+    roles = {}
+    for window in windows:
+        offset = window.window_start
+        for role, length in zip(window.message_roles, window.message_lengths, strict=True):
+            roles[offset] = role
+            offset += length
+    return "".join(f"{offset} {role}\n" for offset, role in sorted(roles.items())).encode()
+
+
 def overlapping(record: Record, windows: Sequence[Record]) -> tuple[Record, ...]:
     """Those of another dump's windows that supervise a position of this record."""
     return tuple(window for window in windows if np.isin(places(record), places(window)).any())

@@ -16,7 +16,7 @@ import numpy as np
 
 from schemas.manifest import Manifest
 from schemas.shard import Question, Record, read_questions, read_shard
-from stage2_student.align import overlapping, places, whole_document
+from stage2_student.align import overlapping, places, speakers, whole_document
 
 Joined = tuple[
     Record, tuple[tuple[Record, ...], ...]
@@ -50,7 +50,7 @@ class OpenDump:
 class Contents:
     """What a dump asks about, document by document (N of them), in its order."""
 
-    keys_N: np.ndarray  # uint64, of the document's bytes
+    keys_N: np.ndarray  # uint64, of the document's bytes and, of a chat, of who says which
     asked_N: np.ndarray  # uint64, of the positions that are supervised
     shard_N: np.ndarray  # int32
     row_N: np.ndarray  # int32, of its first record in the shard
@@ -59,7 +59,13 @@ class Contents:
     @classmethod
     def of(cls, dump: OpenDump) -> "Contents":
         rows = [
-            (_key(whole_document(group)), _key(b"".join(places(q).tobytes() for q in group)), shard, row, len(group))
+            (
+                _key(whole_document(group) + speakers(group)),
+                _key(b"".join(places(q).tobytes() for q in group)),
+                shard,
+                row,
+                len(group),
+            )
             for shard, path in enumerate(dump.shards)
             for row, group in _documents(read_questions(path))
         ]

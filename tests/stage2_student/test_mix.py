@@ -213,6 +213,16 @@ def test_a_document_that_a_dump_lacks_is_counted_by_name_and_left_out(tmp_path: 
         open_mixed([a, write_dump(tmp_path / "three", two, 4, "b")])
 
 
+def test_chats_of_the_same_words_by_other_speakers_are_other_documents(tmp_path: Path) -> None:
+    said = [replace(r, message_lengths=(3, len(r.document) - 3)) for r in corpus_records(0, [b"you said", b"so it is"])]
+    one = [replace(record, message_roles=("user", "assistant")) for record in said]
+    two = [one[0], replace(said[1], message_roles=("system", "assistant"))]
+    dumps = [write_dump(tmp_path / name, records, 1, name) for name, records in (("a", one), ("b", two))]
+    reader = open_mixed(dumps)
+    assert {record.document for record, _ in islice(reader.records(), 3)} == {b"you said"}
+    assert reader.remarks
+
+
 def windows_of(rng: np.random.Generator, name: str, document: bytes, ends: Sequence[int], overlap: int) -> list[Record]:
     """A document cut at these ends, each window after the first with `overlap` bytes of context."""
     records = []
