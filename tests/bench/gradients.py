@@ -44,7 +44,7 @@ class Gradients:
         self, recipe: Recipe, dense: Sequence[Record], others: Sequence[Record], layers: int | None, steps: int
     ) -> None:
         student = student_config(recipe)
-        self.tokenizer, _ = student_tokenizer(student)
+        self.tokenizer = student_tokenizer(student).tokenizer
         self.ends = end_tokens(student, self.tokenizer)
         self.masks = Masks(student.max_doubt, student.max_token_end)
         lm = load_start(export_start(recipe), student.trust_remote_code)

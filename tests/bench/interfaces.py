@@ -89,7 +89,7 @@ def variants(
     """Cross-entropy alone, and these interfaces, on one model."""
     config = recipe.student
     assert config is not None
-    tokenizer, _ = student_tokenizer(config)
+    tokenizer = student_tokenizer(config).tokenizer
     ends = end_tokens(config, tokenizer)
     lm = load_start(export_start(recipe), False).to(device).train()
     width = lm.get_output_embeddings().weight.shape[0]

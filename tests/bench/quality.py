@@ -94,7 +94,7 @@ class Quality:
         if not file.exists():
             self._bld("student", recipe, run.name)
         student = student_config(recipe)
-        ends = end_tokens(student, student_tokenizer(student)[0])
+        ends = end_tokens(student, student_tokenizer(student).tokenizer)
         found = self._measure(str(folder / "export"), ends.start, (ends.end,), split, file)
         for name in ("checkpoints", "start", *(["export"] if split == "search" else [])):
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -123,7 +123,7 @@ class Quality:
             student=student_config(self.base).model_copy(update={"path": str(self.out / "runs/start")})
         )
         student = student_config(recipe)
-        ends = end_tokens(student, student_tokenizer(student)[0])
+        ends = end_tokens(student, student_tokenizer(student).tokenizer)
         figures = self.out / "figures"
         start = self._measure(str(export_start(recipe)), ends.start, (ends.end,), "table", figures / "start.json")
         first, last = resolve_ids(recipe, load_tokenizer(recipe)[1])
