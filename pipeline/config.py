@@ -168,8 +168,12 @@ class PlacementConfig(Section):
         None, description="vLLM KV cache, bytes; default: 1 GiB on a CPU, vLLM's own on a GPU."
     )
     gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that each layer of a teacher is split over (vLLM).")
-    pipeline_parallel: int = Field(1, ge=1, description="GPUs that a teacher's layers are spread over (vLLM).")
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs (on a CPU: processes) that each layer of a teacher is split over (vLLM)."
+    )
+    pipeline_parallel: int = Field(
+        1, ge=1, description="GPUs (on a CPU: processes) that a teacher's layers are spread over (vLLM)."
+    )
     reduce_rows: int | None = Field(
         None,
         ge=1,
@@ -189,6 +193,11 @@ class PlacementConfig(Section):
         8, ge=1, description="Times a request is tried before the dump stops; waits between them double, up to 60 s."
     )
     request_timeout: float = Field(600.0, gt=0, description="Seconds until an answer that has not come counts as lost.")
+
+    @property
+    def num_workers(self) -> int:
+        """Processes of one engine (vLLM)."""
+        return self.tensor_parallel * self.pipeline_parallel
 
     @field_validator("base_url")
     @classmethod
@@ -349,6 +358,9 @@ class TrainConfig(Section):
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     interface_lr: float = Field(
         1.0, gt=0, description="Learning rate of the interface's own parameters, as a multiple of lr."
+    )
+    embedding_lr: float = Field(
+        1.0, gt=0, description="Learning rate of the embedding and the head, as a multiple of lr."
     )
     interface_warmup_steps: int = Field(
         0, ge=0, description="Steps in which the interface learns, and passes no gradient on into the model."

@@ -28,7 +28,7 @@ def engine_version() -> str:
     raise ValueError("vLLM is not installed: run `make setup`, or use teacher.engine: transformers")
 
 
-def prepare_environment() -> None:
+def prepare_environment(num_workers: int = 1) -> None:
     """What vLLM reads from the environment on import; an operator's own values stay."""
     # It warns once per batch of a thread count that it does not set on a CPU.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -36,7 +36,8 @@ def prepare_environment() -> None:
     if not torch.cuda.is_available():
         # vLLM's automatic binding takes one core; its own multiprocessing only adds start-up time for one worker.
         cores = sorted(os.sched_getaffinity(0))
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores)))
+        shares = [",".join(map(str, cores[first::num_workers])) for first in range(min(num_workers, len(cores)))]
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(shares) if num_workers <= len(cores) else "nobind")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         _make_llvmlite_inspectable()
 
@@ -52,11 +53,18 @@ def _make_llvmlite_inspectable() -> None:
 
 
 def engine_options(model: str, teacher: TeacherConfig, placement: PlacementConfig) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` that do not depend on what it is asked for."""
+    """Arguments of `vllm.LLM` that do not depend on what it is asked for. ValueError where this build cannot do as placed."""
     options: dict[str, Any] = {"gpu_memory_utilization": placement.gpu_memory}
     if not torch.cuda.is_available():
+        if placement.pipeline_parallel > 1:
+            # Its later stages expect tensors that only a GPU's warm-up allocates, and die of an assertion in the first step.
+            raise ValueError(
+                f"placement.pipeline_parallel is {placement.pipeline_parallel}, which vLLM's CPU build cannot do; set "
+                "placement.tensor_parallel instead, or run on GPUs"
+            )
         # The default takes a share of memory that a CPU does not have free.
-        options = {"kv_cache_memory_bytes": 1 << 30, "distributed_executor_backend": "uni", "enforce_eager": True}
+        executor = "uni" if placement.num_workers == 1 else "mp"
+        options = {"kv_cache_memory_bytes": 1 << 30, "distributed_executor_backend": executor, "enforce_eager": True}
     if placement.kv_cache is not None:
         options["kv_cache_memory_bytes"] = int(placement.kv_cache)
     return options | {
@@ -85,7 +93,7 @@ def generate_engine(
     Returns:
         A call of (prompts, prompt log-probabilities per token or None, whether these come as flat lists and not as an object each).
     """
-    prepare_environment()
+    prepare_environment(placement.num_workers)
     from vllm import LLM, SamplingParams
 
     llm = LLM(**engine_options(model, teacher, placement), max_logprobs=max_logprobs)
@@ -113,7 +121,7 @@ class VllmEngine:
 
     def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> None:
         self.name = engine_version()
-        prepare_environment()
+        prepare_environment(placement.num_workers)
         from vllm import LLM
         from vllm.config import PoolerConfig
 

@@ -6,7 +6,7 @@ bytes: DeepSpeed averages over ranks, and that makes the mean the sum that the b
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,12 @@ def start_ranks() -> tuple[int, int, torch.device]:
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def start_engine(student: nn.Module, config: dict[str, Any], interface_lr: float) -> Any:
+def start_engine(student: nn.Module, config: dict[str, Any], rates: Mapping[float, Sequence[nn.Parameter]]) -> Any:
     """Wrap the student; its weights are split over the ranks from here on, as the ZeRO stage says.
 
-    Frozen weights stay as they are. The interface's parameters learn at `interface_lr` times the rate that `optimizer_step` is given.
+    `rates` holds the parameters that learn, by their multiple of the rate that `optimizer_step` is given; others stay as they are.
     """
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in student.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(interface_lr if name.startswith("interface.") else 1.0, []).append(parameter)
-    parameters = [{"params": params, LR_FACTOR: factor} for factor, params in groups.items()]
+    parameters = [{"params": list(params), LR_FACTOR: factor} for factor, params in rates.items()]
     student.register_state_dict_post_hook(_without_frozen)
     engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=parameters, config=config)
     return engine

@@ -114,6 +114,19 @@ class Student(nn.Module):
         cap = self.logit_softcap
         return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
 
+    def rates(self) -> dict[float, list[nn.Parameter]]:
+        """The parameters that learn, by the multiple of the learning rate that they learn at."""
+        ends = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings())
+        embedding = {id(parameter) for module in ends for parameter in module.parameters()}
+        found: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            rate = self.train_config.embedding_lr if id(parameter) in embedding else 1.0
+            if name.startswith("interface."):
+                rate = self.train_config.interface_lr
+            if parameter.requires_grad:
+                found.setdefault(rate, []).append(parameter)
+        return found
+
     @torch.no_grad()
     def check_head(self) -> None:
         """Raise ValueError where `token_logits`, in float32, are not the model's: a family that scales its logits in another way."""

@@ -160,9 +160,8 @@ def _loop(
 ) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
     torch.manual_seed(config.seed)
-    engine = ds.start_engine(
-        build_student(recipe, tokenizer, ends), ds.deepspeed_config(recipe, ranks.world), config.interface_lr
-    )
+    student = build_student(recipe, tokenizer, ends)
+    engine = ds.start_engine(student, ds.deepspeed_config(recipe, ranks.world), student.rates())
     state = _resume(engine, run, ranks)
     batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position, chat)
     first_step, figures = state.step, {}

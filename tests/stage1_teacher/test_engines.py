@@ -53,13 +53,13 @@ def brute_force_targets(model: Path, documents: list[str]) -> list[np.ndarray]:
     ]
 
 
-def engine_targets(engine: str, model: Path) -> list[np.ndarray]:
+def engine_targets(engine: str, model: Path, **placement: int) -> list[np.ndarray]:
     config = TeacherConfig(model=str(model), engine=engine, dtype="float32", max_tokens=64, overlap_tokens=8)  # type: ignore[arg-type]
     tokenizer = tiny_tokenizer()
     end = tokenizer.eos_token_id
     head, vocabulary = load_head(str(model), None, torch.float32, tuple(token_bytes()), (end,), False)
     # 8: the longest prompt is computed in parts
-    opened = open_engine(str(model), config, PlacementConfig(engine_batch_tokens=8))
+    opened = open_engine(str(model), config, PlacementConfig(engine_batch_tokens=8, **placement))  # type: ignore[arg-type]
     tokens = [tokenizer.encode(text) for text in DOCUMENTS]
     hidden = opened.hidden_states([[end, *ids] for ids in tokens])
     opened.close()
@@ -81,6 +81,22 @@ def covering_targets(
 def test_targets_through_an_engine_equal_brute_force(engine: str, model: Path) -> None:
     for found, expected in zip(engine_targets(engine, model), brute_force_targets(model, DOCUMENTS), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_targets_through_a_tensor_parallel_engine_equal_brute_force(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "")  # so that what the engine sets does not outlast this test
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND")
+    found = engine_targets("vllm", model, tensor_parallel=2)
+    for targets, expected in zip(found, brute_force_targets(model, DOCUMENTS), strict=True):
+        np.testing.assert_allclose(targets, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU build takes pipelines")
+def test_a_pipeline_is_refused_by_the_cpu_build(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"placement.pipeline_parallel is 2.*tensor_parallel"):
+        engine_targets("vllm", model, pipeline_parallel=2)
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])

@@ -98,3 +98,19 @@ def test_a_run_without_byte_objectives_has_no_interface(
     assert student.interface is None and student.sums_names == names
     found = sums(student, batch)
     assert found["nats"].item() == pytest.approx(found[names[-1]], rel=1e-6) and found["nats"].requires_grad
+
+
+def test_embedding_and_interface_learn_at_multiples_of_the_rate_and_frozen_weights_not_at_all(
+    model: Path, tmp_path: Path
+) -> None:
+    train = {"embedding_lr": 5.0, "interface_lr": 3.0}
+    (tmp_path / "start").symlink_to(model)
+    recipe = make_recipe(tmp_path, model, tmp_path, train, interface="causal")
+    student = build_student(recipe, ByteTokenizer.load(str(model)), Ends(END_ID, END_ID))
+    frozen = student.lm.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    rates = {id(parameter): rate for rate, parameters in student.rates().items() for parameter in parameters}
+    assert rates.pop(id(student.lm.get_input_embeddings().weight)) == 5.0
+    rates.pop(id(student.lm.get_output_embeddings().weight), None)  # untied, it is one of its own
+    assert student.interface is not None
+    assert all(rates.pop(id(parameter)) == 3.0 for parameter in student.interface.parameters())
+    assert set(rates.values()) == {1.0} and id(frozen) not in rates

@@ -52,8 +52,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(work: Path, name: str, **train: Any) -> Recipe:
-    """Every objective, the interface with most modules, its own learning rate and a step of warm-up."""
-    values = {"interface_lr": 3.0, "interface_warmup_steps": 1} | train
+    """Every objective, the interface with most modules, learning rates of its own and the embedding's, and a step of warm-up."""
+    values = {"interface_lr": 3.0, "embedding_lr": 2.0, "interface_warmup_steps": 1} | train
     return make_recipe(work / "dump", work / "model", work / name, values, interface="causal")
 
 
