@@ -32,6 +32,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("-o", "--override", metavar="SECTION.KEY=VALUE", help="Replace one value of the recipe; repeatable."),
 ]
+DumpArgument = Annotated[
+    str, typer.Argument(metavar="DUMP", help="Folder of a dump, or its address (s3://, gs:// or hf://).")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the recipe and print what would be done; load no weights.")
 ]
@@ -135,7 +138,7 @@ def export(
 
 @app.command()
 def inspect(
-    dump: Annotated[Path, typer.Argument(metavar="DUMP", help="Folder of a dump.")],
+    dump: DumpArgument,
     doc: Annotated[
         str | None, typer.Option(metavar="ID", help="Show this document's positions (default: a summary).")
     ] = None,
@@ -158,17 +161,18 @@ def inspect(
 ) -> None:
     """Look into a dump: a summary, a document's positions with their top symbols, or what surprised the teacher."""
     from pipeline import inspect as looking
+    from schemas.store import location
 
     given = [name for name, value in (("--doc", doc), ("--worst", worst), ("--find", find)) if value is not None]
     if len(given) > 1 or (html is not None and (json or given not in ([], ["--doc"]))):
         asked = given + ["--html"] * (html is not None) + ["--json"] * json
         raise ValueError(f"{' and '.join(asked)} do not go together: give one at a time (--html takes --doc)")
-    looking.show(dump, doc, top, json, worst, find, html)
+    looking.show(location(dump), doc, top, json, worst, find, html)
 
 
 @app.command()
 def verify(
-    dump: Annotated[Path, typer.Argument(metavar="DUMP", help="Folder of a dump.")],
+    dump: DumpArgument,
     against_teacher: Annotated[
         int, typer.Option(min=0, metavar="N", help="Documents to recompute with the teacher and compare.")
     ] = 0,
@@ -177,9 +181,10 @@ def verify(
 
     Exit codes: 0 no fault found, 1 something is wrong (each fault on a line of its own), 2 a wrong option.
     """
+    from schemas.store import location
     from stage1_teacher.verify import verify_dump
 
-    faults = verify_dump(dump, against_teacher)
+    faults = verify_dump(location(dump), against_teacher)
     for fault in faults:
         typer.echo(fault, err=True)
     if faults:
@@ -202,7 +207,7 @@ def evaluate(
     field: Annotated[str, typer.Option(help="Column of --corpus that holds the text.")] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of --corpus (default: all).")] = None,
     dump: Annotated[
-        Path | None, typer.Option(metavar="DUMP", help="Also measure the byte divergence to this dump, nats.")
+        str | None, typer.Option(metavar="DUMP", help="Also measure the byte divergence to this dump, nats.")
     ] = None,
     start: Annotated[
         str | None, typer.Option(help="Token put before a document (default: the tokenizer's own).")
@@ -235,12 +240,14 @@ def _corpora_of_recipe(recipe: str | None, override: list[str] | None) -> "dict[
     return evaluation.corpora_of(_load(recipe, override))
 
 
-def _run_jobs(jobs: list[Any], corpora: "dict[str, CorpusConfig]", dump: Path | None, outs: list[Path]) -> None:
+def _run_jobs(jobs: list[Any], corpora: "dict[str, CorpusConfig]", dump: str | None, outs: list[Path]) -> None:
     from pipeline import evaluation
     from schemas.manifest import write_json
+    from schemas.store import location
     from stage2_student.evaluate import run_eval
 
-    results = {job.name: run_eval(job.model, corpora, dump, job.start, job.end, None) for job in jobs}
+    where = None if dump is None else location(dump)
+    results = {job.name: run_eval(job.model, corpora, where, job.start, job.end, None) for job in jobs}
     for out in outs:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, results)

@@ -4,10 +4,14 @@ What decides the content of a dump (its identity) lives in `corpus`, `teacher` a
 `placement`, which may change between a run and its resume.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+
+from schemas.store import check_address
+
+DumpPath = Annotated[str, AfterValidator(check_address)]
 
 
 class Section(BaseModel):
@@ -143,7 +147,9 @@ class CoveringConfig(Section):
 class DumpConfig(Section):
     """What is stored. All but `path`, `zstd_level` and `audit_documents` is part of the dump's identity."""
 
-    path: str = Field(description="Folder of the dump.")
+    path: DumpPath = Field(
+        description="Folder of the dump; a student may read it from a store as well: s3://, gs:// or hf://."
+    )
     covering: CoveringConfig = CoveringConfig()
     top_k: int = Field(16, ge=1, le=256, description="Most entries stored per position.")
     min_prob: float = Field(0.04, ge=0, lt=1, description="Least probability stored; the realised symbol always is.")
@@ -219,7 +225,7 @@ class PlacementConfig(Section):
 class DumpRef(Section):
     """A dump to learn from."""
 
-    path: str = Field(description="Folder of the dump.")
+    path: DumpPath = Field(description="Folder of the dump, or its address: s3://, gs:// or hf://.")
     weight: float = Field(1.0, gt=0, description="Its share of a mixed target, relative to the other dumps' weights.")
 
 
@@ -375,6 +381,9 @@ class TrainConfig(Section):
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
+    prefetch: int = Field(
+        2, ge=0, description="Optimizer steps whose batches are read and encoded ahead, beside the model; 0: none."
+    )
     objectives: Objectives = Objectives()
     kl_direction: Literal["forward", "reverse", "jensen_shannon"] = Field(
         "forward", description="KL(teacher || interface), KL(interface || teacher), or the Jensen-Shannon divergence."

@@ -8,15 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from schemas import END
 from schemas.manifest import Manifest, flatten
 from schemas.shard import Record, read_shard
+from schemas.store import Location, names, open_parquet
 
 ENTROPY_BINS = (0.0, 0.01, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.1)  # bits; 257 classes hold at most 8.006
 
@@ -159,15 +158,19 @@ def said(record: Record) -> list[Said]:
     ]
 
 
-def records(dump: Path) -> Iterator[Record]:
+def records(dump: Location) -> Iterator[Record]:
     """The records of the shards that exist, in order. Raises ValueError where the folder is not a dump."""
-    for shard in Manifest.load(dump).shards:
-        path = shard.path(dump)
-        if path.exists():
-            yield from read_shard(path)
+    for path in complete_shards(dump):
+        yield from read_shard(path)
 
 
-def documents(dump: Path) -> Iterator[DumpDocument]:
+def complete_shards(dump: Location) -> list[Location]:
+    """The planned shards that exist, in order."""
+    there = names(dump / "shards")
+    return [path for path in (shard.path(dump) for shard in Manifest.load(dump).shards) if path.name in there]
+
+
+def documents(dump: Location) -> Iterator[DumpDocument]:
     """The documents of the shards that exist, in order. A window that starts at 0 starts a document, whatever its name."""
     windows: list[Record] = []
     for record in records(dump):
@@ -179,7 +182,7 @@ def documents(dump: Path) -> Iterator[DumpDocument]:
         yield DumpDocument(windows[0].doc_id, tuple(windows))
 
 
-def find_document(dump: Path, doc_id: str | None) -> DumpDocument:
+def find_document(dump: Location, doc_id: str | None) -> DumpDocument:
     """The first document of that name; with None the first of all. Raises ValueError, naming near ids, where there is none."""
     for document in documents(dump):
         if doc_id is None or document.doc_id == doc_id:
@@ -205,7 +208,7 @@ class Surprising(NamedTuple):
 CONTEXT_BYTES = 32
 
 
-def worst_documents(dump: Path, number: int) -> list[Surprising]:
+def worst_documents(dump: Location, number: int) -> list[Surprising]:
     """The documents of most bits per byte under their targets, the worst first; END is not a byte."""
 
     def scores() -> Iterator[tuple[float, int, Surprising]]:
@@ -218,7 +221,7 @@ def worst_documents(dump: Path, number: int) -> list[Surprising]:
     return [found for *_, found in heapq.nlargest(number, scores())]
 
 
-def worst_positions(dump: Path, number: int) -> list[Surprising]:
+def worst_positions(dump: Location, number: int) -> list[Surprising]:
     """The positions whose realised symbol had the least probability, the worst first."""
 
     def scores() -> Iterator[tuple[float, int, Record, int]]:
@@ -250,7 +253,7 @@ class Occurrence(NamedTuple):
     positions: list[Position]
 
 
-def find(dump: Path, wanted: bytes) -> Iterator[Occurrence]:
+def find(dump: Location, wanted: bytes) -> Iterator[Occurrence]:
     """Each place where `wanted` stands in a document, overlapping ones included."""
     for document in documents(dump):
         text = document.text
@@ -270,10 +273,9 @@ def find(dump: Path, wanted: bytes) -> Iterator[Occurrence]:
             start = text.find(wanted, start + 1)
 
 
-def summarise(dump: Path) -> dict[str, Any]:
+def summarise(dump: Location) -> dict[str, Any]:
     """Counts, means and histograms over the shards that exist; keys say their units."""
-    manifest = Manifest.load(dump)
-    done = [shard.path(dump) for shard in manifest.shards if shard.path(dump).exists()]
+    manifest, done = Manifest.load(dump), complete_shards(dump)
     sums: Counter[str] = Counter()
     entry_counts: Counter[int] = Counter()
     entropy_counts = np.zeros(len(ENTROPY_BINS) - 1, dtype=np.int64)
@@ -332,11 +334,12 @@ def _num_tokens(record: Record) -> int:
     return sum(int(((starts >= s.start) & (starts < s.start + s.length)).sum()) for s in record.segments)
 
 
-def column_bytes(shards: list[Path]) -> dict[str, int]:
+def column_bytes(shards: list[Location]) -> dict[str, int]:
     """Compressed bytes of each column over some shards, the largest first; read from the files' footers."""
     sizes: Counter[str] = Counter()
     for path in shards:
-        footer = pq.read_metadata(path)
+        with open_parquet(path) as file:
+            footer = file.metadata
         for group in range(footer.num_row_groups):
             for index in range(footer.num_columns):
                 column = footer.row_group(group).column(index)
@@ -344,6 +347,6 @@ def column_bytes(shards: list[Path]) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
-def _left_out(dump: Path) -> dict[str, str]:
+def _left_out(dump: Location) -> dict[str, str]:
     path = dump / "summary.json"
     return json.loads(path.read_text(encoding="utf-8")).get("left_out_unspellable", {}) if path.exists() else {}

@@ -15,6 +15,7 @@ from rich.text import Text
 from pipeline import dump_view
 from pipeline.dump_view import DumpDocument, Occurrence, Position, Surprising
 from schemas import END
+from schemas.store import Location
 
 _NAMES = {END: "END", 0x20: "␠", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
 _BAR = 40  # characters of the longest bar
@@ -49,7 +50,7 @@ def wanted_bytes(text: str) -> bytes:
 
 
 def show(
-    dump: Path,
+    dump: Location,
     doc_id: str | None = None,
     top: int = 5,
     as_json: bool = False,
@@ -134,7 +135,7 @@ def _surprise_style(bits: float) -> str:
     return "bold red" if bits > 6 else "yellow" if bits > 3 else "dim"
 
 
-def _show_worst(dump: Path, number: int, top: int, as_json: bool, console: Console) -> None:
+def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: Console) -> None:
     documents, places = dump_view.worst_documents(dump, number), dump_view.worst_positions(dump, number)
     if as_json:
         print(
@@ -170,7 +171,7 @@ def _place_line(found: Surprising, top: int) -> Text:
     return line
 
 
-def _show_found(dump: Path, wanted: bytes, top: int, as_json: bool, console: Console) -> None:
+def _show_found(dump: Location, wanted: bytes, top: int, as_json: bool, console: Console) -> None:
     found = dump_view.find(dump, wanted)
     if as_json:
         print(json.dumps([_occurrence_values(occurrence) for occurrence in found]))

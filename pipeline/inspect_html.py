@@ -18,6 +18,7 @@ from pipeline.dump_view import DumpDocument, Position, Said
 from pipeline.inspect import readable
 from schemas import END
 from schemas.manifest import Manifest, flatten
+from schemas.store import Location
 
 SURPRISE_BITS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0)  # edges between the ten shades
 _STRIP = 240  # bars of the strip above the text
@@ -223,9 +224,10 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
 """
 
 
-def write_page(dump: Path, document: DumpDocument, out: Path) -> Path:
+def write_page(dump: Location, document: DumpDocument, out: Path) -> Path:
     """Draw a document into a file; returns its path."""
-    text = page("/".join(dump.resolve().parts[-2:]), Manifest.load(dump).identity, document)
+    whole = str(dump.resolve() if isinstance(dump, Path) else dump)
+    text = page("/".join(whole.split("/")[-2:]), Manifest.load(dump).identity, document)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     return out

@@ -63,7 +63,7 @@ def plan(recipe: Recipe) -> list[Line]:
             f"top {dump.top_k} symbols of at least {dump.min_prob}, {int(dump.shard_bytes):,} bytes of text a shard",
         )
     )
-    lines.append(("dump.path", describe_dump(Path(dump.path))))
+    lines.append(("dump.path", describe_dump(dump.path)))
     return lines + (_student_lines(recipe) if recipe.student is not None else [])
 
 
@@ -77,8 +77,11 @@ def describe_teacher(recipe: Recipe) -> str:
     return f"{teacher.name_at_server} at {recipe.placement.base_url}, {seen}, {windows}"
 
 
-def describe_dump(path: Path) -> str:
-    """What is in a dump's folder now."""
+def describe_dump(dump: str) -> str:
+    """What is in a dump's folder now; of an object store nothing is asked."""
+    path = Path(dump)
+    if "://" in dump:
+        return f"{dump}, read from there; not looked into"
     if not (path / "manifest.json").exists():
         return f"{path}, new"
     manifest = Manifest.load(path)

@@ -43,16 +43,21 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     `overrides` are `section.key=value`, the value in YAML. Raises ValueError that names what is wrong and where.
     """
     path = _find(path_or_name)
-    values = _parse(path.read_text(encoding="utf-8"), str(path))
+    return parse_recipe(path.read_text(encoding="utf-8"), str(path), overrides)
+
+
+def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from its YAML. Raises ValueError as `load_recipe` does, with `where` it was found."""
+    values = _parse(text, where)
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold sections (corpus:, teacher:, dump: ...), not {values!r}")
+        raise ValueError(f"{where} must hold sections (corpus:, teacher:, dump: ...), not {values!r}")
     for override in overrides:
         _apply(values, override)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise ValueError(
-            f"{path} is not a good recipe:\n" + "\n".join(f"  {line}" for line in _explain(error))
+            f"{where} is not a good recipe:\n" + "\n".join(f"  {line}" for line in _explain(error))
         ) from None
 
 

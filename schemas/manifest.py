@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas import SCHEMA_VERSION, version_fault
 from schemas.shard import committed
+from schemas.store import AnyLocation, Location
 
 
 class ShardPlan(BaseModel):
@@ -22,7 +23,7 @@ class ShardPlan(BaseModel):
     num_bytes: int
     sha256: str
 
-    def path(self, dump: Path) -> Path:
+    def path(self, dump: AnyLocation) -> AnyLocation:
         return dump / "shards" / f"part-{self.index:05d}.parquet"
 
 
@@ -50,7 +51,7 @@ class Manifest(BaseModel):
         write_json(dump / "manifest.json", self.model_dump(mode="json"))
 
     @classmethod
-    def load(cls, dump: Path) -> "Manifest":
+    def load(cls, dump: Location) -> "Manifest":
         path = dump / "manifest.json"
         if not path.exists():
             raise ValueError(

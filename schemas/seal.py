@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from schemas.store import Location
+
 SEAL_KEY = "bld.sha256"
 BLANK = "0" * 64
 # In the footer (Thrift's compact form): the key, then "the next field is a string" and its length, 64.
@@ -26,7 +28,7 @@ def seal(path: Path) -> None:
         file.write(digest.encode())
 
 
-def check_seal(path: Path) -> None:
+def check_seal(path: Location) -> None:
     """Raise ValueError unless a file is, byte for byte, what was sealed."""
     with path.open("rb") as file:
         at = _find(file, path)
@@ -38,7 +40,7 @@ def check_seal(path: Path) -> None:
         )
 
 
-def _find(file: BinaryIO, path: Path) -> int:
+def _find(file: BinaryIO, path: Location) -> int:
     """Where the 64 characters of the seal are. Raises ValueError where the file's end is not that of a sealed shard."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - _TRAILER_BYTES, 0))

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from schemas import SCHEMA_VERSION, version_fault
 from schemas.seal import BLANK, SEAL_KEY, seal
+from schemas.store import Location, open_parquet
 
 
 def _list(value: pa.DataType) -> pa.DataType:
@@ -263,7 +264,7 @@ def sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
-def check_version(path: Path, metadata: Mapping[bytes, bytes] | None) -> None:
+def check_version(path: Location, metadata: Mapping[bytes, bytes] | None) -> None:
     """Raise ValueError unless the file is a shard of a version we read."""
     version = (metadata or {}).get(b"bld.schema_version")
     if version is None:
@@ -273,9 +274,9 @@ def check_version(path: Path, metadata: Mapping[bytes, bytes] | None) -> None:
         raise ValueError(fault)
 
 
-def read_shard(path: Path, batch_records: int = 64) -> Iterator[Record]:
+def read_shard(path: Location, batch_records: int = 64) -> Iterator[Record]:
     """Yield a shard's records in order, holding `batch_records` of them in memory at once."""
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with open_parquet(path) as file:
         check_version(path, file.schema_arrow.metadata)
         for batch in file.iter_batches(batch_size=batch_records):
             yield from _records(batch)
@@ -291,11 +292,11 @@ class Question(NamedTuple):
     message_lengths: tuple[int, ...] = ()
 
 
-def read_questions(path: Path) -> Iterator[Question]:
+def read_questions(path: Location) -> Iterator[Question]:
     """Of each record of a shard in order; reads little more than the text."""
     columns = ["window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
     messages = ("message_roles", "message_lengths")
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with open_parquet(path) as file:
         check_version(path, file.schema_arrow.metadata)
         columns += [name for name in messages if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=256, columns=columns):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from pipeline.card import write_card
@@ -26,6 +25,7 @@ from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from schemas import levels
 from schemas.manifest import Manifest, ShardPlan, shard_identity, write_json
 from schemas.shard import Record, commit_shard, committed, sync_folder, to_table
+from schemas.store import Location, local_folder, open_parquet
 from stage1_teacher import audit, plan
 from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.claims import Claims
@@ -281,7 +281,7 @@ def teacher_identity(recipe: Recipe, teacher: Named, engine: str, corpus_sha256:
 
 def enter(recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, accept_engine: str | None) -> Manifest:
     """Hold the dump's folder to the plan; of processes that start at once, one writes the manifest and the others check it."""
-    dump = Path(recipe.dump.path)
+    dump = local_folder(recipe.dump.path)
     with claims.writing_json():
         for left in dump.glob("*.partial"):  # a living process writes these only in its turn, which is ours now
             left.unlink()
@@ -339,7 +339,7 @@ def run_teacher(
 
 
 def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None) -> None:
-    dump = Path(recipe.dump.path)
+    dump = local_folder(recipe.dump.path)
     teacher = load_tokenizer(recipe)
     for remark in teacher.tokenizer.remarks():
         print(f"{dump}: the teacher's tokenizer {remark}")
@@ -371,7 +371,7 @@ class Job(NamedTuple):
 
     @property
     def dump(self) -> Path:
-        return Path(self.recipe.dump.path)
+        return local_folder(self.recipe.dump.path)
 
     def missing(self) -> list[ShardPlan]:
         """This worker's shards that are not there; who makes them may be another process."""
@@ -438,7 +438,7 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
+def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
     """Counts over all shards, read from the shards alone, so that it does not matter who made them or when."""
     totals: dict[str, Any] = {
         "documents": 0,
@@ -454,7 +454,7 @@ def summarise(dump: Path, manifest: Manifest) -> dict[str, Any]:
     shards = []
     for shard in manifest.shards:
         path = shard.path(dump)
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             metadata = {k.decode(): v.decode() for k, v in file.schema_arrow.metadata.items()}
             table = file.read(columns=["segment_lengths", "segment_has_end"])
         if metadata["bld.shard_sha256"] != shard.sha256:  # a process of before the dump was extended wrote it late

@@ -6,19 +6,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.chat_template import ASSISTANT
 from pipeline.config import Recipe
-from pipeline.recipe import load_recipe
+from pipeline.recipe import parse_recipe
 from schemas.manifest import Manifest, ShardPlan, identity_differences, shard_identity
 from schemas.seal import check_seal
 from schemas.shard import SHARD_SCHEMA, Record, read_shard
+from schemas.store import Location, StoreError, names, open_parquet
 from stage1_teacher.chat_pieces import chat_piece
 from stage1_teacher.dump import engine_name, summarise, teacher_identity
 from stage1_teacher.fidelity import distances
@@ -31,7 +30,7 @@ TOLERANCE_NATS = 0.02
 TOLERANCE_CONTROLS = 3.0  # times what the teacher differs by from itself
 
 
-def verify_dump(path: Path, against_teacher: int = 0) -> list[str]:
+def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
     """Faults found, each naming its shard and record; an empty list for a good dump.
 
     Args:
@@ -42,26 +41,30 @@ def verify_dump(path: Path, against_teacher: int = 0) -> list[str]:
     for shard in manifest.shards:
         faults += verify_shard(shard.path(path), shard, manifest)
     planned = {shard.path(path).name for shard in manifest.shards}
-    for other in sorted((path / "shards").glob("*.parquet")):
-        if other.name not in planned:
-            faults.append(f"{other}: not in the plan (manifest.json); it belongs to another dump: move it away")
+    for other in sorted(names(path / "shards") - planned):
+        if other.endswith(".parquet"):
+            faults.append(
+                f"{path / 'shards' / other}: not in the plan (manifest.json); it belongs to another dump: move it away"
+            )
     faults += _summary_faults(path, manifest, bool(faults))
     if against_teacher and not faults:
         faults += _verify_teacher(path, manifest, against_teacher)
     return faults
 
 
-def verify_shard(path: Path, shard: ShardPlan, manifest: Manifest) -> list[str]:
+def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[str]:
     """Of a damaged shard only that: what cannot be trusted is not read."""
     if not path.exists():
         return [f"{path}: missing; run `bld teacher` again to make it"]
     again = "delete it and run `bld teacher` again"
     try:
         check_seal(path)
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             faults = _schema_faults(file.schema_arrow)
             metadata = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
         faults = faults or _plan_faults(metadata, shard, manifest) + list(_record_faults(path, metadata, shard))
+    except StoreError:
+        raise  # says nothing about the shard
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         text = str(error).removeprefix(f"{path} ")
         return [f"{path}: {text if isinstance(error, ValueError) else f'cannot be read ({error!r})'}; {again}"]
@@ -93,7 +96,7 @@ def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest)
     return faults
 
 
-def _record_faults(path: Path, metadata: dict[str, str], shard: ShardPlan) -> Iterator[str]:
+def _record_faults(path: Location, metadata: dict[str, str], shard: ShardPlan) -> Iterator[str]:
     """Of each record, of the windows of a document together, and of the shard's counts."""
     num_documents, num_bytes = 0, 0
     open_id: str | None = None  # of a document whose last window has not come yet
@@ -163,7 +166,7 @@ def _share_faults(record: Record) -> list[str]:
     ]
 
 
-def _summary_faults(path: Path, manifest: Manifest, damaged: bool) -> list[str]:
+def _summary_faults(path: Location, manifest: Manifest, damaged: bool) -> list[str]:
     """Whether the summary is that of these shards; not asked where they are damaged."""
     summary = path / "summary.json"
     if not summary.exists():
@@ -193,8 +196,9 @@ class Recomputed(NamedTuple):
     control_total_variation: float
 
 
-def _verify_teacher(path: Path, manifest: Manifest, num_documents: int) -> list[str]:
-    recipe = load_recipe(str(path / "recipe.yaml"), [])
+def _verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
+    made_by = path / "recipe.yaml"
+    recipe = parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by))
     named = load_tokenizer(recipe)
     faults = _other_teacher(path, manifest, recipe, named)
     if faults:
@@ -226,7 +230,7 @@ def _mean(found: list[Recomputed], field: str) -> float:
     return float(np.mean([getattr(result, field) for result in found]))
 
 
-def _other_teacher(path: Path, manifest: Manifest, recipe: Recipe, named: Named) -> list[str]:
+def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: Named) -> list[str]:
     """Where the teacher on this machine is not the dump's, so that a difference would say nothing about the dump."""
     ours = teacher_identity(recipe, named, engine_name(recipe), "")
     if ours["teacher"]["engine"] in manifest.accepted_engines:
@@ -237,13 +241,12 @@ def _other_teacher(path: Path, manifest: Manifest, recipe: Recipe, named: Named)
     ]
 
 
-def _sampled_records(path: Path, manifest: Manifest, num_documents: int) -> list[Record]:
+def _sampled_records(path: Location, manifest: Manifest, num_documents: int) -> list[Record]:
     """The records of the documents whose ids hash lowest: the same ones each time, from all over the dump."""
-    ids = {
-        doc_id
-        for shard in manifest.shards
-        for doc_id in pq.read_table(shard.path(path), columns=["doc_id"])["doc_id"].to_pylist()
-    }
+    ids: set[str] = set()
+    for shard in manifest.shards:
+        with open_parquet(shard.path(path)) as file:
+            ids.update(file.read(columns=["doc_id"])["doc_id"].to_pylist())
     chosen = set(heapq.nsmallest(num_documents, ids, key=lambda doc_id: hashlib.sha256(doc_id.encode()).digest()))
     return [record for shard in manifest.shards for record in read_shard(shard.path(path)) if record.doc_id in chosen]
 

@@ -6,7 +6,6 @@ Shape legend: R rows, C sorted columns, P positions, V symbols (256), E entries.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 from schemas.manifest import Manifest
 from schemas.shard import Record, read_shard
+from schemas.store import Location
 from stage2_student.batches import NO_ROW, position_rows
 
 MIN_PROB = 1e-10  # a canonical covering gives no mass to a symbol that no token goes on with; 23 nats stand for "never"
@@ -145,7 +145,7 @@ class Answers(NamedTuple):
     token_nats: float  # -ln p of the model's own tokens of these bytes, without END
 
 
-def records_of(dump: Path) -> Iterator[Record]:
+def records_of(dump: Location) -> Iterator[Record]:
     for shard in Manifest.load(dump).shards:
         yield from read_shard(shard.path(dump))
 
@@ -180,7 +180,7 @@ def document_divergence(byte_model: ByteModel, record: Record, max_token_end: fl
 
 
 def byte_divergence(
-    model: str, dump: Path, start: int, ends: tuple[int, ...], limit: int | None = None, max_token_end: float = 0.05
+    model: str, dump: Location, start: int, ends: tuple[int, ...], limit: int | None = None, max_token_end: float = 0.05
 ) -> dict[str, Any]:
     """Divergence of a model to a dump, mean nats per position.
 

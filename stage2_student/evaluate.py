@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from pipeline.corpus import Corpus
 from pipeline.source import resolve_model
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest
+from schemas.store import Location
 from stage2_student.batches import NO_LABEL
 from stage2_student.divergence import byte_divergence
 from stage2_student.losses import token_cross_entropy
@@ -170,7 +170,7 @@ def evaluate_folder(
 def run_eval(
     model: str,
     corpora: Mapping[str, CorpusConfig],
-    dump: Path | None = None,
+    dump: Location | None = None,
     start: str | None = None,
     end: str | None = None,
     limit: int | None = None,

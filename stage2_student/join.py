@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from schemas.manifest import Manifest
 from schemas.shard import Question, Record, read_questions, read_shard
+from schemas.store import Location, names
 from stage2_student.align import overlapping, places, speakers, whole_document
 
 Joined = tuple[
@@ -29,15 +29,16 @@ class OpenDump:
     Raises ValueError where a planned shard is missing, or none is planned.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         self.path = path
         self.manifest = Manifest.load(path)
         self.shards = [shard.path(path) for shard in self.manifest.shards]
-        missing = [shard.name for shard in self.shards if not shard.exists()]
+        there = names(path / "shards")
+        missing = [shard.name for shard in self.shards if shard.name not in there]
         if missing:
-            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
-                f"{path} is not complete: {len(missing)} of {len(self.shards)} shards are missing ({names}); "
+                f"{path} is not complete: {len(missing)} of {len(self.shards)} shards are missing ({listed}); "
                 "run `bld teacher` again with the same recipe, it goes on where it stopped"
             )
         if not self.shards:
@@ -168,7 +169,7 @@ class _Lookup:
         return list(islice(self._records, skipped, skipped + count))
 
 
-def _remarks(paths: Sequence[Path], contents: Sequence[Contents]) -> dict[str, int]:
+def _remarks(paths: Sequence[Location], contents: Sequence[Contents]) -> dict[str, int]:
     """What the dumps do not have in common: a sentence each that goes on after a number of documents."""
     found: dict[str, int] = {}
     for path, table in zip(paths, contents, strict=True):

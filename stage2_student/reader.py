@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from pipeline.chat import ChatTokenizer, EncodedChat
 from pipeline.chat_template import ChatError
 from pipeline.config import DumpRef
 from schemas.shard import Record, read_shard
+from schemas.store import Location, location
 from stage2_student.align import aligned
 from stage2_student.batches import Encoded
 from stage2_student.join import Join, Joined, OpenDump
@@ -71,7 +71,7 @@ class DumpReader:
         ValueError: a planned shard is missing, a dump holds no record, or several have no document in common.
     """
 
-    def __init__(self, dump: Path, seed: int, others: Sequence[Path] = (), mix: Mix | None = None) -> None:
+    def __init__(self, dump: Location, seed: int, others: Sequence[Location] = (), mix: Mix | None = None) -> None:
         assert bool(others) == (mix is not None)
         dumps = [OpenDump(path) for path in (dump, *others)]
         self.seed, self.mix = seed, mix
@@ -82,7 +82,7 @@ class DumpReader:
     @classmethod
     def of(cls, refs: Sequence[DumpRef], how: Literal["arithmetic", "geometric"], seed: int) -> "DumpReader":
         """Of a recipe's dumps; `how` several are mixed."""
-        paths = [Path(ref.path) for ref in refs]
+        paths = [location(ref.path) for ref in refs]
         mix = Mix.of([ref.weight for ref in refs], how) if len(refs) > 1 else None
         return cls(paths[0], seed, paths[1:], mix)
 

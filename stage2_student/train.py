@@ -42,6 +42,7 @@ from stage2_student.interfaces import Interface, StudentShape, make_interface
 from stage2_student.log import RunLog
 from stage2_student.lora import add_adapters
 from stage2_student.model import PARTS, Student
+from stage2_student.prefetch import prefetched
 from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
 from stage2_student.start import (
     Ends,
@@ -164,12 +165,15 @@ def _loop(
     engine = ds.start_engine(student, ds.deepspeed_config(recipe, ranks.world), student.rates())
     state = _resume(engine, run, ranks)
     batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position, chat)
+    shares = ((batch, list(_own_share(batch, recipe, ends, student.interface, ranks))) for batch in batches)
     first_step, figures = state.step, {}
-    with RunLog(run, first_step, config.steps) if ranks.rank == 0 else contextlib.nullcontext() as log:
+    with (
+        RunLog(run, first_step, config.steps) if ranks.rank == 0 else contextlib.nullcontext() as log,
+        prefetched(shares, config.prefetch) as steps,
+    ):
         while state.step < config.steps:
             started = time.monotonic()
-            batch = next(batches)
-            micro_batches = list(_own_share(batch, recipe, ends, engine.module.interface, ranks))
+            batch, micro_batches = next(steps)
             waited = time.monotonic() - started
             num_bytes = int(
                 ds.sum_over_ranks(torch.tensor(sum(m.num_bytes for m in micro_batches), device=ranks.device))
