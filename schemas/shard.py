@@ -274,6 +274,12 @@ def check_version(path: Location, metadata: Mapping[bytes, bytes] | None) -> Non
         raise ValueError(fault)
 
 
+def num_records(path: Location) -> int:
+    """How many records a shard holds, read off its footer."""
+    with open_parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def read_shard(path: Location, batch_records: int = 64) -> Iterator[Record]:
     """Yield a shard's records in order, holding `batch_records` of them in memory at once."""
     with open_parquet(path) as file:

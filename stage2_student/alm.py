@@ -5,7 +5,7 @@ the tokenizer knows of the end is a bias that differs between the two. So a chun
 likely that a space, a line break or END comes next, before which tokenizers cut whatever their vocabulary; shorter chunks
 are joined until one does.
 
-Shape legend: B documents, L tokens (the start token included), N supervised tokens, C chunks.
+Shape legend: B rows, L tokens (start tokens included), S = B x L states, N supervised tokens, C chunks.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from schemas import END
 from schemas.shard import Record
-from stage2_student.batches import NO_ROW, Encoded, position_rows
+from stage2_student.batches import NO_ROW, Encoded, Layout, position_rows
 
 NO_CHUNK = -1
 MIN_NATS = 1e-6  # of a chunk: one that is certain would make ln(1 - p) infinite
@@ -49,17 +49,18 @@ def _cut_probs(record: Record) -> np.ndarray:
     return np.append(np.bincount(position, probs, record.num_positions), 0.0)
 
 
-def chunk_tensors(documents: Sequence[Encoded], length: int, debias: float) -> dict[str, Tensor]:
+def chunk_tensors(documents: Sequence[Encoded], layout: Layout, debias: float) -> dict[str, Tensor]:
     """The chunks of a micro-batch, as part of its `extra`.
 
     Returns:
-        alm_chunk_BL: int64, the chunk of each label, NO_CHUNK where it is in none; B is at least 1.
+        alm_chunk_BL: int64, the chunk of each label, NO_CHUNK where it is in none.
         alm_teacher_C: float32 nats, the chunk's log-likelihood under the teacher.
     """
-    chunk_BL = np.full((max(1, len(documents)), length), NO_CHUNK, dtype=np.int64)
+    chunk_BL = np.full(layout.shape, NO_CHUNK, dtype=np.int64)
+    chunk_S = chunk_BL.reshape(-1)
     teacher: list[np.ndarray] = [np.empty(0)]
     count = 0
-    for row, encoded in enumerate(documents):
+    for encoded, first in zip(documents, layout.firsts, strict=True):
         record = encoded.record
         teacher_ends = np.cumsum(record.teacher_token_lengths)
         teacher_starts = teacher_ends - record.teacher_token_lengths
@@ -70,7 +71,8 @@ def chunk_tensors(documents: Sequence[Encoded], length: int, debias: float) -> d
                 _chunk_of(encoded.starts, encoded.ends, bounds),
                 _chunk_of(teacher_starts, teacher_ends, bounds),
             )
-            chunk_BL[row, : len(ours)] = np.where(ours >= 0, ours + count, chunk_BL[row, : len(ours)])
+            own_S = chunk_S[first : first + len(ours)]
+            own_S[ours >= 0] = ours[ours >= 0] + count
             inside = theirs >= 0
             sums = np.bincount(
                 theirs[inside], record.teacher_token_logprobs[inside].astype(np.float64), len(bounds) - 1

@@ -1,12 +1,13 @@
 """From a record to padded tensors: which token and which byte is supervised where, by exact byte offsets.
 
-Shape legend: B documents, L tokens of the longest document (start token included), P supervised byte positions,
-E most entries stored at one position.
+Shape legend: B rows (a document each, or several packed), L tokens of the longest row (start tokens included), P supervised byte
+positions, E most entries stored at one position.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,12 +66,31 @@ class Example:
     num_bytes: int  # supervised bytes: all bytes of supervised tokens; END is not a byte
 
 
+class Layout(NamedTuple):
+    """Where documents stand among the B x L states of a micro-batch."""
+
+    shape: tuple[int, int]  # B, L
+    firsts: tuple[int, ...]  # of each document the first of its states, in the flattened B x L
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], row_sizes: Sequence[int] | None = None) -> "Layout":
+        """Of documents in turn, by their tokens; `row_sizes` says how many share each row (None: each has its own)."""
+        sizes = [1] * len(lengths) if row_sizes is None else row_sizes
+        edges = np.cumsum([0, *sizes])
+        assert edges[-1] == len(lengths)
+        rows = [lengths[first:last] for first, last in pairwise(edges)]
+        length = max(map(sum, rows))
+        firsts = [row * length + start for row, inside in enumerate(rows) for start in accumulate([0, *inside[:-1]])]
+        return cls((len(rows), length), tuple(firsts))
+
+
 @dataclass(frozen=True)
 class MicroBatch:
-    """Examples side by side. `state_P` points into the flattened B x L states. A causal student needs no padding mask:
-    padding stands behind every supervised token."""
+    """Examples in rows. `state_P` points into the flattened B x L states. A causal student needs no padding mask:
+    padding stands behind every supervised token of its row."""
 
     doc_ids: tuple[str, ...]
+    layout: Layout
     tokens_BL: Tensor
     labels_BL: Tensor
     state_P: Tensor
@@ -80,6 +100,8 @@ class MicroBatch:
     entry_symbols_PE: Tensor
     entry_logprobs_PE: Tensor
     num_bytes: int
+    # Where a row holds several documents: each one's begin again at 0, and padding stands at 0. None: the model's own.
+    positions_BL: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)  # what the interface prepared, see `Interface.prepare`
 
     def to(self, device: torch.device | str) -> "MicroBatch":
@@ -177,15 +199,19 @@ def _entries(record: Record, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return symbols_PE, np.where(stored_PE, record.logprobs[where].astype(np.float32), 0.0).astype(np.float32)
 
 
-def collate(examples: Sequence[Example]) -> MicroBatch:
-    """Pad examples to one micro-batch."""
-    length = max(len(e.tokens_L) for e in examples)
+def collate(examples: Sequence[Example], row_sizes: Sequence[int] | None = None) -> MicroBatch:
+    """Pad examples to one micro-batch; `row_sizes` says how many share each row (None: each has its own)."""
+    lengths = [len(e.tokens_L) for e in examples]
+    layout = Layout.of(lengths, row_sizes)
     width = max(e.entry_symbols_PE.shape[1] for e in examples)
+    is_packed = layout.shape[0] < len(examples)
     return MicroBatch(
         doc_ids=tuple(e.doc_id for e in examples),
-        tokens_BL=_stack([e.tokens_L for e in examples], length, 0),
-        labels_BL=_stack([e.labels_L for e in examples], length, NO_LABEL),
-        state_P=_join(e.state_P + row * length for row, e in enumerate(examples)),
+        layout=layout,
+        tokens_BL=_place([e.tokens_L for e in examples], layout, 0),
+        labels_BL=_place([e.labels_L for e in examples], layout, NO_LABEL),
+        positions_BL=_place([np.arange(length) for length in lengths], layout, 0) if is_packed else None,
+        state_P=_join(e.state_P + first for e, first in zip(examples, layout.firsts, strict=True)),
         offset_P=_join(e.offset_P for e in examples),
         symbols_P=_join(e.symbols_P for e in examples),
         kl_P=_join(e.kl_P for e in examples),
@@ -202,13 +228,15 @@ def empty_micro_batch(start_id: int) -> MicroBatch:
     tokens_L, labels_L = np.array([start_id]), np.array([NO_LABEL])
     example = Example("", tokens_L, labels_L, none, none, none, none.astype(bool), entries_PE, entries_PE, 0)
     micro = collate([example])
-    return replace(micro, doc_ids=(), entry_symbols_PE=micro.entry_symbols_PE.long())
+    return replace(micro, doc_ids=(), layout=Layout((1, 1), ()), entry_symbols_PE=micro.entry_symbols_PE.long())
 
 
-def _stack(rows: Sequence[np.ndarray], length: int, fill: int) -> Tensor:
-    padded = np.full((len(rows), length), fill, dtype=np.int64)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
+def _place(documents: Sequence[np.ndarray], layout: Layout, fill: int) -> Tensor:
+    """B x L, int64: each document's values at its states, `fill` elsewhere."""
+    padded = np.full(layout.shape, fill, dtype=np.int64)
+    flat = padded.reshape(-1)
+    for values, first in zip(documents, layout.firsts, strict=True):
+        flat[first : first + len(values)] = values
     return torch.from_numpy(padded)
 
 
@@ -218,20 +246,3 @@ def _join(parts: Iterable[np.ndarray]) -> Tensor:
 
 def _widen(values_PE: np.ndarray, width: int, fill: float) -> np.ndarray:
     return np.pad(values_PE, ((0, 0), (0, width - values_PE.shape[1])), constant_values=fill)
-
-
-def plan_micro_batches(lengths: Sequence[int], micro_batch_tokens: int, world: int) -> list[list[list[int]]]:
-    """Which documents of a global batch each rank runs together: `plan[rank][micro_batch]` lists their indices.
-
-    Documents of like length share a micro-batch of at most `micro_batch_tokens`, padding included; one longer than that
-    stands alone. Every rank gets the same number of micro-batches, the last of some empty.
-    """
-    limit = min(micro_batch_tokens, -(-sum(lengths) // world))
-    packed: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if packed and lengths[packed[-1][0]] * (len(packed[-1]) + 1) <= limit:
-            packed[-1].append(index)
-        else:
-            packed.append([index])
-    packed += [[] for _ in range(-len(packed) % world)]
-    return [packed[rank::world] for rank in range(world)]

@@ -55,7 +55,8 @@ class Student(nn.Module):
         With `interface_alone` the interface learns, and none of its gradient reaches the states that it reads.
         """
         with self.precision.context(batch.tokens_BL.device.type):
-            hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
+            packed = {} if batch.positions_BL is None else {"position_ids": batch.positions_BL}
+            hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False, **packed).last_hidden_state
             sums: dict[str, Tensor] = {}
             nats_N = None
             if self.interface is not None:

@@ -8,21 +8,23 @@ world, a resume may change the world, and no two ranks meet the same document. B
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Literal, NamedTuple, Protocol
+from itertools import islice, zip_longest
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from pipeline.chat import ChatTokenizer, EncodedChat
 from pipeline.chat_template import ChatError
 from pipeline.config import DumpRef
-from schemas.shard import Record, read_shard
+from schemas.shard import Record, num_records, read_shard
 from schemas.store import Location, location
 from stage2_student.align import aligned
 from stage2_student.batches import Encoded
 from stage2_student.join import Join, Joined, OpenDump
 from stage2_student.mix import Mix
 from stage2_student.spans import token_spans
+
+Item = TypeVar("Item")
 
 _TOO_LONG = "longer than train.max_tokens"
 BUFFER_RECORDS = 2048  # records that are shuffled together; at 2 kB of text and 20 bytes per position about 80 MB
@@ -94,14 +96,13 @@ class DumpReader:
     def records(self, start: Position = START) -> Iterator[tuple[Record, Position]]:
         """Yield each record with the position after it, epoch after epoch, without end.
 
-        A resume reads the epoch up to `start` again without using it: some seconds for a gigabyte, and exact.
+        A resume draws the order up to `start` again, and reads only the shards whose records are waiting in the buffer there.
         """
         epoch, skip = start
         while True:
-            index = 0
-            for index, joined in enumerate(self._epoch(epoch), 1):
-                if index > skip:
-                    yield self._one(joined), Position(epoch, index)
+            index = skip
+            for index, joined in enumerate(self._epoch(epoch, skip), skip + 1):
+                yield self._one(joined), Position(epoch, index)
             if index == 0:
                 raise ValueError(f"the {len(self.shards)} shards in {self.shards[0].parent} hold no record")
             epoch, skip = epoch + 1, 0
@@ -110,15 +111,17 @@ class DumpReader:
         record, others = joined
         return record if self.mix is None else self.mix(aligned(record, others))
 
-    def _epoch(self, epoch: int) -> Iterator[Joined]:
-        """Shards in a drawn order; within it, each record is drawn from a buffer that the next one refills."""
+    def _epoch(self, epoch: int, skip: int) -> Iterator[Joined]:
+        """Shards in a drawn order; within it, each record is drawn from a buffer that the next one refills. After the first `skip`."""
         random = np.random.default_rng([self.seed, epoch])
-        buffer: list[Joined] = []
-        for shard in random.permutation(len(self.shards)):
-            for joined in self._shard(int(shard)):
-                buffer.append(joined)
-                if len(buffer) > BUFFER_RECORDS:
-                    yield _draw(buffer, random)
+        order = random.permutation(len(self.shards)).tolist()
+        places = (_Place(shard, row) for shard in order for row in range(self._num_records(shard)))
+        waiting, last = _skip(places, random, skip)
+        buffer = self._at(waiting)
+        for joined in self._after(order, last):
+            buffer.append(joined)
+            if len(buffer) > BUFFER_RECORDS:
+                yield _draw(buffer, random)
         while buffer:
             yield _draw(buffer, random)
 
@@ -127,8 +130,44 @@ class DumpReader:
             return self.join.shard(index)
         return ((record, ()) for record in read_shard(self.shards[index]))
 
+    def _num_records(self, shard: int) -> int:
+        """How many `_shard` yields: of several dumps only reading tells."""
+        return num_records(self.shards[shard]) if self.join is None else sum(1 for _ in self.join.shard(shard))
 
-def _draw(buffer: list[Joined], random: np.random.Generator) -> Joined:
+    def _at(self, places: Sequence["_Place"]) -> list[Joined]:
+        wanted, found = set(places), {}
+        for shard in sorted({place.shard for place in places}):
+            rows = ((_Place(shard, row), joined) for row, joined in enumerate(self._shard(shard)))
+            found.update((place, joined) for place, joined in rows if place in wanted)
+        return [found[place] for place in places]
+
+    def _after(self, order: Sequence[int], last: "_Place | None") -> Iterator[Joined]:
+        """The records of the shards in this order, after that place (None: all)."""
+        first = 0 if last is None else order.index(last.shard)
+        for shard in order[first:]:
+            done = last.row + 1 if last is not None and shard == last.shard else 0
+            yield from islice(self._shard(shard), done, None)
+
+
+class _Place(NamedTuple):
+    """Where a record stands: the shard, and which of its records it is."""
+
+    shard: int
+    row: int
+
+
+def _skip(places: Iterator[_Place], random: np.random.Generator, count: int) -> tuple[list[_Place], _Place | None]:
+    """Draw so many from the buffer. Returns what is left in it, and the last place that came into it."""
+    waiting: list[_Place] = []
+    last = None
+    for _ in range(count):
+        for last in islice(places, BUFFER_RECORDS + 1 - len(waiting)):
+            waiting.append(last)
+        _draw(waiting, random)
+    return waiting, last
+
+
+def _draw(buffer: list[Item], random: np.random.Generator) -> Item:
     """Take a random item out, in constant time."""
     chosen = int(random.integers(len(buffer)))
     buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]

@@ -24,7 +24,7 @@ from schemas.shard import sync_and_rename
 from stage2_student.mix import Mix
 from stage2_student.start import Ends, student_config
 
-_PLACEMENT = {"save_every", "log_every", "micro_batch_tokens", "num_processes", "prefetch"}
+_PLACEMENT = {"save_every", "log_every", "micro_batch_tokens", "num_processes", "prefetch", "packing"}
 _STEP = re.compile(r"step-(\d{6,})")
 
 

@@ -35,13 +35,13 @@ from stage2_student.batches import (
     collate,
     empty_micro_batch,
     make_example,
-    plan_micro_batches,
 )
 from stage2_student.export import export
 from stage2_student.interfaces import Interface, StudentShape, make_interface
 from stage2_student.log import RunLog
 from stage2_student.lora import add_adapters
 from stage2_student.model import PARTS, Student
+from stage2_student.packing import Packing, plan_micro_batches, settle
 from stage2_student.prefetch import prefetched
 from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
 from stage2_student.start import (
@@ -162,10 +162,13 @@ def _loop(
     config, run = recipe.train, Path(student_config(recipe).path)
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ends)
+    packing, remark = settle(student.lm, config.packing)
+    if remark is not None and ranks.rank == 0:
+        print(f"{run}: {remark}", flush=True)
     engine = ds.start_engine(student, ds.deepspeed_config(recipe, ranks.world), student.rates())
     state = _resume(engine, run, ranks)
     batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position, chat)
-    shares = ((batch, list(_own_share(batch, recipe, ends, student.interface, ranks))) for batch in batches)
+    shares = ((batch, list(_own_share(batch, recipe, ends, student.interface, packing, ranks))) for batch in batches)
     first_step, figures = state.step, {}
     with (
         RunLog(run, first_step, config.steps) if ranks.rank == 0 else contextlib.nullcontext() as log,
@@ -211,20 +214,20 @@ def _loop(
 
 
 def _own_share(
-    batch: GlobalBatch, recipe: Recipe, ends: Ends, interface: Interface | None, ranks: Ranks
+    batch: GlobalBatch, recipe: Recipe, ends: Ends, interface: Interface | None, packing: Packing, ranks: Ranks
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of a global batch, equally many on each rank."""
     student = student_config(recipe)
     masks = Masks(student.max_doubt, student.max_token_end)
     lengths = [document.num_tokens for document in batch.documents]
     max_bytes = 0 if interface is None else interface.max_bytes
-    for chosen in plan_micro_batches(lengths, recipe.train.micro_batch_tokens, ranks.world)[ranks.rank]:
-        documents = [batch.documents[i] for i in chosen]
+    for rows in plan_micro_batches(lengths, recipe.train.micro_batch_tokens, ranks.world, packing)[ranks.rank]:
+        documents = [batch.documents[i] for row in rows for i in row]
         examples = [make_example(document, ends.start, ends.end, max_bytes, masks) for document in documents]
-        micro = collate(examples) if examples else empty_micro_batch(ends.start)
+        micro = collate(examples, [len(row) for row in rows]) if examples else empty_micro_batch(ends.start)
         extra = {} if interface is None else interface.prepare(documents, examples, micro)
         if recipe.train.objectives.alm:
-            extra |= chunk_tensors(documents, micro.tokens_BL.shape[1], recipe.train.alm_debias)
+            extra |= chunk_tensors(documents, micro.layout, recipe.train.alm_debias)
         yield replace(micro, extra=extra)
 
 

@@ -61,23 +61,24 @@ def make_plan(
     token_lengths: np.ndarray,
     documents: Sequence[Encoded],
     examples: Sequence[Example],
-    length: int,
+    firsts: Sequence[int],
 ) -> Plan:
-    """The plan of a micro-batch whose documents are padded to `length` tokens.
+    """The plan of a micro-batch.
 
     Args:
+        firsts: of each document the first of its states, as in `Layout`; ascending.
         vocabulary: of the student.
         token_lengths: bytes by token id; 0 for a token that spells nothing.
     """
     parts: list[_Part] = []
     states, positions = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     base = 0
-    for row, (document, example) in enumerate(zip(documents, examples, strict=True)):
+    for document, example, first in zip(documents, examples, firsts, strict=True):
         position_L = np.full(len(example.tokens_L), -1, dtype=np.int64)
         for part in _parts(vocabulary, token_lengths, document, example, base):
             state_R = part.first_state + np.arange(part.intervals.num_rows)
             position_L[state_R] = part.intervals.offsets_R
-            states.append(state_R + row * length)
+            states.append(state_R + first)
             parts.append(part)
             base += len(part.realised)
         positions.append(_supervised_positions(position_L, token_lengths, document, example))

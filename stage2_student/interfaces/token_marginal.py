@@ -54,8 +54,7 @@ class TokenMarginal(Interface):
         self, documents: Sequence[Encoded], examples: Sequence[Example], batch: MicroBatch
     ) -> dict[str, Tensor]:
         """The `Plan` of the micro-batch."""
-        length = batch.tokens_BL.shape[1]
-        return make_plan(self.vocabulary, self.token_lengths, documents, examples, length)._asdict()
+        return make_plan(self.vocabulary, self.token_lengths, documents, examples, batch.layout.firsts)._asdict()
 
     def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
         """See `Interface`."""

@@ -20,9 +20,10 @@ import typer
 
 from pipeline.config import Objectives, Recipe
 from pipeline.recipe import load_recipe
-from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, make_example, plan_micro_batches
+from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, make_example
 from stage2_student.interfaces import INTERFACES, Interface, StudentShape, make_interface
 from stage2_student.model import Student
+from stage2_student.packing import plan_micro_batches
 from stage2_student.reader import DumpReader, global_batches
 from stage2_student.start import Ends, end_tokens, export_start, load_start, student_tokenizer
 
@@ -97,8 +98,8 @@ def variants(
     batch = next(global_batches(DumpReader(Path(recipe.dump.path), 0), tokenizer, 8 * tokens, 512))
     lengths = [document.num_tokens for document in batch.documents]
     # Of micro-batches as the trainer packs them the fullest: with padding the model is charged for what no head sees.
-    fullest = max(plan_micro_batches(lengths, tokens, 1)[0], key=lambda chosen: sum(lengths[i] for i in chosen))
-    documents = [batch.documents[i] for i in fullest]
+    fullest = max(plan_micro_batches(lengths, tokens, 1)[0], key=lambda rows: sum(lengths[i] for [i] in rows))
+    documents = [batch.documents[i] for [i] in fullest]
     found = []
     for name in (None, *interfaces):
         interface = None if name is None else make_interface(config.model_copy(update={"interface": name}), shape)

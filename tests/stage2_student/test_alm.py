@@ -11,7 +11,7 @@ import torch
 from schemas import END
 from schemas.shard import Record, Segment
 from stage2_student.alm import NO_CHUNK, chunk_bounds, chunk_loss, chunk_tensors
-from stage2_student.batches import Encoded
+from stage2_student.batches import Encoded, Layout
 from tests.stage2_student.dumps import make_record, make_text
 
 
@@ -66,7 +66,7 @@ def test_chunks_are_those_found_byte_by_byte(seed: int, debias: float) -> None:
         position += segment.num_positions
         found.append(bounds)
     assert [bounds.tolist() for bounds in chunk_bounds(encoded, debias)] == found
-    tensors = chunk_tensors([encoded], len(encoded.ends) + 3, debias)
+    tensors = chunk_tensors([encoded], Layout.of([len(encoded.ends) + 3]), debias)
     chunk_L, teacher_C = tensors["alm_chunk_BL"][0].tolist(), tensors["alm_teacher_C"].tolist()
     spans = [(a, b) for bounds in found for a, b in pairwise(bounds)]
     for token, (start, end) in enumerate(zip(encoded.starts, encoded.ends, strict=True)):
@@ -82,8 +82,8 @@ def test_chunks_are_those_found_byte_by_byte(seed: int, debias: float) -> None:
 def test_chunks_of_documents_side_by_side_are_numbered_on() -> None:
     items = [random_encoded(seed) for seed in range(3)]
     length = max(len(item.ends) for item in items) + 1
-    alone = [chunk_tensors([item], length, 0.02) for item in items]
-    together = chunk_tensors(items, length, 0.02)
+    alone = [chunk_tensors([item], Layout.of([length]), 0.02) for item in items]
+    together = chunk_tensors(items, Layout.of([length] * 3), 0.02)
     teacher = torch.cat([tensors["alm_teacher_C"] for tensors in alone])
     torch.testing.assert_close(together["alm_teacher_C"], teacher)
     for row, tensors in enumerate(alone):
@@ -92,7 +92,7 @@ def test_chunks_of_documents_side_by_side_are_numbered_on() -> None:
         torch.testing.assert_close(
             teacher[mine_L[mine_L != NO_CHUNK]], tensors["alm_teacher_C"][alone_L[alone_L != NO_CHUNK]]
         )
-    assert chunk_tensors([], 1, 0.1)["alm_chunk_BL"].tolist() == [[NO_CHUNK]]
+    assert chunk_tensors([], Layout((1, 1), ()), 0.1)["alm_chunk_BL"].tolist() == [[NO_CHUNK]]
 
 
 @pytest.mark.parametrize("tau", [1.0, 100.0])

@@ -22,7 +22,7 @@ from schemas.manifest import Manifest
 from schemas.shard import Record, Segment, read_shard
 from stage1_teacher.dump import run_teacher
 from stage2_student.alm import chunk_bounds, chunk_tensors
-from stage2_student.batches import NO_LABEL, Encoded, Example, Masks, collate, make_example
+from stage2_student.batches import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
 from stage2_student.evaluate import evaluate_folder, run_eval
 from stage2_student.interfaces.base import StudentShape
 from stage2_student.interfaces.token_marginal import TokenMarginal
@@ -130,7 +130,7 @@ def test_chunks_of_a_chat_lie_in_its_turns_and_hold_all_of_them() -> None:
     encoded = replace(encoded, record=record)
     for bounds, segment in zip(chunk_bounds(encoded, 0.0), record.segments, strict=True):
         assert bounds[0] == segment.start and bounds[-1] == segment.start + segment.length
-    found = chunk_tensors([encoded], len(encoded.tokens) + 1, 0.0)
+    found = chunk_tensors([encoded], Layout.of([encoded.num_tokens]), 0.0)
     gaps = [0, int(np.flatnonzero(np.cumsum(lengths) == record.segments[1].start)[0])]
     assert found["alm_teacher_C"].tolist() == [-i for i in range(len(lengths)) if i not in gaps]
     example = make_example(encoded, 77, loaded.tokenizer.token_id("<|im_end|>"), 10, MASKS)

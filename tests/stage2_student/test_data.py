@@ -12,12 +12,14 @@ import torch
 from pipeline.config import TrainConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import END
-from schemas.shard import Segment
+from schemas.shard import Segment, read_shard
+from stage2_student import reader as reader_module
 from stage2_student.alm import chunk_tensors
-from stage2_student.batches import NO_LABEL, Encoded, Masks, collate, make_example, plan_micro_batches
+from stage2_student.batches import NO_LABEL, Encoded, Masks, collate, make_example
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.linear import LinearInterface
 from stage2_student.model import Student
+from stage2_student.packing import plan_micro_batches
 from stage2_student.reader import DumpReader, encode_records, global_batches
 from stage2_student.spans import token_spans
 from stage2_student.start import load_start
@@ -73,15 +75,6 @@ def test_only_the_first_ten_bytes_of_a_token_feed_the_interface() -> None:
     assert example.offset_P.tolist() == list(range(10)) and example.num_bytes == 14
 
 
-def test_micro_batches_hold_each_document_once_and_are_equally_many_per_rank() -> None:
-    lengths = [int(n) for n in np.random.default_rng(0).integers(1, 50, 31)]
-    for world in (1, 2, 3, 8):
-        plan = plan_micro_batches(lengths, 64, world)
-        assert sorted(i for rank in plan for micro in rank for i in micro) == list(range(31))
-        assert len({len(rank) for rank in plan}) == 1
-        assert all(max(lengths[i] for i in m) * len(m) <= 64 for rank in plan for m in rank if len(m) > 1)
-
-
 def gradient(model: Path, dump: Path, micro_batch_tokens: int, train: TrainConfig) -> tuple[torch.Tensor, int]:
     tokenizer = ByteTokenizer.load(str(model))
     batch = next(global_batches(DumpReader(dump, 0), tokenizer, 300, 512))
@@ -89,10 +82,10 @@ def gradient(model: Path, dump: Path, micro_batch_tokens: int, train: TrainConfi
     student = Student(load_start(model, False), interface, train)
     torch.nn.init.normal_(interface.maps.weight, generator=torch.Generator().manual_seed(0))
     [plan] = plan_micro_batches([d.num_tokens for d in batch.documents], micro_batch_tokens, 1)
-    for chosen in plan:
-        documents = [batch.documents[i] for i in chosen]
+    for rows in plan:
+        documents = [batch.documents[i] for [i] in rows]
         micro = collate([make_example(document, 268, 268, 10, MASKS) for document in documents])
-        nats, _ = student(replace(micro, extra=chunk_tensors(documents, micro.tokens_BL.shape[1], 0.1)))
+        nats, _ = student(replace(micro, extra=chunk_tensors(documents, micro.layout, 0.1)))
         nats.backward()
     return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]), len(plan)
 
@@ -122,6 +115,22 @@ def test_reader_resumes_from_every_position(tmp_path: Path) -> None:
         assert [r.doc_id for r, _ in islice(reader.records(after), 2)] == [name for name, _ in stream[at + 1 : at + 3]]
     epochs = [[name for name, _ in stream[i : i + 12]] for i in (0, 12)]
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
+
+
+def test_a_resume_reads_only_the_shards_that_it_still_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "BUFFER_RECORDS", 4)
+    reader = DumpReader(make_dump(tmp_path / "dump", 60, 15), seed=1)
+    stream = [(record.doc_id, after) for record, after in islice(reader.records(), 130)]
+    assert sorted(name for name, _ in stream[:60]) == sorted(name for name, _ in stream[60:120])
+    read: list[str] = []
+    monkeypatch.setattr(reader_module, "read_shard", lambda path: read.append(path.name) or read_shard(path))
+    for at in range(119):
+        assert [r.doc_id for r, _ in islice(reader.records(stream[at][1]), 10)] == [
+            n for n, _ in stream[at + 1 : at + 11]
+        ]
+    read.clear()
+    next(reader.records(stream[55][1]))
+    assert 0 < len(set(read)) < 8  # of 15
 
 
 def test_reader_refuses_a_dump_with_a_missing_shard(tmp_path: Path) -> None:

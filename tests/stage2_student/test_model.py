@@ -49,7 +49,7 @@ def batch(model: Path) -> MicroBatch:
     documents = encode_records(records, ByteTokenizer.load(str(model)), 512)
     usable = [document for document in documents if isinstance(document, Encoded)]
     micro = collate([make_example(document, END_ID, END_ID, None, Masks(1.0, 0.05)) for document in usable])
-    return replace(micro, extra=chunk_tensors(usable, micro.tokens_BL.shape[1], 0.1))
+    return replace(micro, extra=chunk_tensors(usable, micro.layout, 0.1))
 
 
 def train_config(**objectives: float) -> TrainConfig:

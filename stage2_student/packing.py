@@ -1,0 +1,111 @@
+"""Which documents of a global batch run together: rows of a forward pass, with a document each or packed one after another.
+
+Packed documents share a row, and nothing else: positions begin again at 0 with each, and transformers' mask functions keep attention
+inside a document where they do (`find_packed_sequence_indices`). Whether all layers of a model heed that is asked of the model itself.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+Rows = list[list[int]]  # of a micro-batch: the documents of each row, by index
+Packing = Literal["auto", "on", "off"]
+
+PAYS_ABOVE = 0.1  # share of its tokens that packing must save a step
+
+
+def plan_micro_batches(
+    lengths: Sequence[int], micro_batch_tokens: int, world: int, packing: Packing = "off"
+) -> list[list[Rows]]:
+    """The micro-batches of each rank: `plan[rank][micro_batch]`.
+
+    Documents of like length share a micro-batch of at most `micro_batch_tokens`, padding included; one longer than that
+    stands alone. Every rank gets the same number of micro-batches, the last of some empty.
+
+    Args:
+        packing: of documents into rows as long as a micro-batch's longest; `auto`: where that saves more than `PAYS_ABOVE`.
+    """
+    limit = min(micro_batch_tokens, -(-sum(lengths) // world))
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    found = _side_by_side(lengths, longest_first, limit)
+    if packing != "off":
+        packed = _packed(lengths, longest_first, limit)
+        most = 1.0 if packing == "on" else 1 - PAYS_ABOVE
+        if packing == "on" or padded_tokens(lengths, packed) < most * padded_tokens(lengths, found):
+            found = packed
+    found += [[] for _ in range(-len(found) % world)]
+    return [found[rank::world] for rank in range(world)]
+
+
+def padded_tokens(lengths: Sequence[int], micro_batches: Sequence[Rows]) -> int:
+    """Tokens that a forward pass sees, padding included."""
+    return sum(len(rows) * max(sum(lengths[i] for i in row) for row in rows) for rows in micro_batches if rows)
+
+
+def _side_by_side(lengths: Sequence[int], longest_first: Sequence[int], limit: int) -> list[Rows]:
+    found: list[Rows] = []
+    for index in longest_first:
+        if found and lengths[found[-1][0][0]] * (len(found[-1]) + 1) <= limit:
+            found[-1].append([index])
+        else:
+            found.append([[index]])
+    return found
+
+
+def _packed(lengths: Sequence[int], longest_first: Sequence[int], limit: int) -> list[Rows]:
+    """Each document in the first row with room for it. Attention costs a row's length squared: it is that of the longest document."""
+    found: list[Rows] = []
+    left = list(longest_first)
+    while left:
+        length = lengths[left[0]]
+        rows: Rows = []
+        room: list[int] = []
+        later = []
+        for index in left:
+            row = next((row for row, free in enumerate(room) if lengths[index] <= free), None)
+            if row is not None:
+                rows[row].append(index)
+                room[row] -= lengths[index]
+            elif not rows or length * (len(rows) + 1) <= limit:
+                rows.append([index])
+                room.append(length - lengths[index])
+            else:
+                later.append(index)
+        found.append(rows)
+        left = later
+    return found
+
+
+@torch.no_grad()
+def packing_fault(lm: Any) -> str | None:
+    """Why documents of this model, on the CPU and in float32, must have a row each; None where packing changes no state of theirs."""
+    base = lm.base_model
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return "it takes no positions"
+    if getattr(lm.config.get_text_config(), "attention_chunk_size", None):
+        return "its attention goes by chunks of a row"  # longer ones than are tried here
+    documents = ([0, 1, 2], [2, 0, 1, 0])
+    was_training = lm.training
+    lm.eval()
+    apart = [base(input_ids=torch.tensor([d]), use_cache=False).last_hidden_state[0] for d in documents]
+    packed = base(
+        input_ids=torch.tensor([[token for d in documents for token in d]]),
+        position_ids=torch.tensor([[i for d in documents for i in range(len(d))]]),
+        use_cache=False,
+    ).last_hidden_state[0]
+    lm.train(was_training)
+    difference = float((torch.cat(apart) - packed).abs().max())
+    return None if difference <= 1e-4 * float(packed.abs().max()) else f"its states differ by {difference:.2g}"
+
+
+def settle(lm: Any, packing: Packing) -> tuple[Packing, str | None]:
+    """`packing`, or `off` and why, where it was `auto` and the model cannot pack. Raises ValueError where it was `on`."""
+    fault = None if packing == "off" else packing_fault(lm)
+    if fault is None:
+        return packing, None
+    remark = f"packed documents would not stay apart in a {lm.config.model_type}: {fault}"
+    if packing == "on":
+        raise ValueError(f"train.packing is on, but {remark}. Set it to auto or off.")
+    return "off", f"train.packing: auto packs nothing, for {remark}"
