@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -29,7 +30,8 @@ def bfloat16_products() -> Iterator[None]:
     Exact for factors that are bfloat16 numbers, and faster: by oneDNN, which has kernels for it, instead of by torch's default (on an
     AMD EPYC 0.6 of the time). The switch is the whole process's, not the thread's.
     """
-    products = torch.backends.mkldnn.matmul
+    backend: Any = torch.backends.mkldnn  # whose stubs lack `matmul`
+    products = backend.matmul
     before = products.fp32_precision
     products.fp32_precision = "bf16"
     try:
