@@ -388,9 +388,9 @@ class TrainConfig(Section):
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
     packing: Literal["auto", "on", "off"] = Field(
-        "off",
-        description="Documents packed into rows as long as the micro-batch's longest, attention and positions kept apart: always, "
-        "where a step saves more than a tenth of its tokens by it (auto), or a document a row, those of like length together (off).",
+        "auto",
+        description="Documents packed into rows as long as the micro-batch's longest, attention and positions kept apart (on), or a "
+        "document a row, those of like length together (off); auto: packed on a CPU, in steps that it saves over a tenth of their tokens.",
     )
     prefetch: int = Field(
         2, ge=0, description="Optimizer steps whose batches are read and encoded ahead, beside the model; 0: none."

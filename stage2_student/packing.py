@@ -100,8 +100,14 @@ def packing_fault(lm: Any) -> str | None:
     return None if difference <= 1e-4 * float(packed.abs().max()) else f"its states differ by {difference:.2g}"
 
 
-def settle(lm: Any, packing: Packing) -> tuple[Packing, str | None]:
-    """`packing`, or `off` and why, where it was `auto` and the model cannot pack. Raises ValueError where it was `on`."""
+def settle(lm: Any, packing: Packing, device_type: str) -> tuple[Packing, str | None]:
+    """`packing`; or `off`, and a remark on why, where it was `auto` and the model cannot pack.
+
+    On other devices than a CPU `auto` is `off`: attention of packed rows is masked, which there has a slower kernel than
+    causal attention, and where that pays is not measured. Raises ValueError where it was `on` and the model cannot pack.
+    """
+    if packing == "auto" and device_type != "cpu":
+        return "off", None
     fault = None if packing == "off" else packing_fault(lm)
     if fault is None:
         return packing, None

@@ -135,7 +135,8 @@ class DumpReader:
         return num_records(self.shards[shard]) if self.join is None else sum(1 for _ in self.join.shard(shard))
 
     def _at(self, places: Sequence["_Place"]) -> list[Joined]:
-        wanted, found = set(places), {}
+        wanted = set(places)
+        found: dict[_Place, Joined] = {}
         for shard in sorted({place.shard for place in places}):
             rows = ((_Place(shard, row), joined) for row, joined in enumerate(self._shard(shard)))
             found.update((place, joined) for place, joined in rows if place in wanted)

@@ -162,7 +162,7 @@ def _loop(
     config, run = recipe.train, Path(student_config(recipe).path)
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ends)
-    packing, remark = settle(student.lm, config.packing)
+    packing, remark = settle(student.lm, config.packing, ranks.device.type)
     if remark is not None and ranks.rank == 0:
         print(f"{run}: {remark}", flush=True)
     engine = ds.start_engine(student, ds.deepspeed_config(recipe, ranks.world), student.rates())

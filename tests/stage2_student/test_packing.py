@@ -118,12 +118,13 @@ def test_a_model_whose_documents_would_not_stay_apart_is_not_packed(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llama = load_start(model, False)
-    assert packing_fault(llama) is None and settle(llama, "auto") == ("auto", None)
+    assert settle(llama, "auto", "cuda") == ("off", None) and settle(llama, "on", "cuda") == ("on", None)
+    assert packing_fault(llama) is None and settle(llama, "auto", "cpu") == ("auto", None)
     mamba = MambaModel(MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1))
     assert packing_fault(mamba) == "it takes no positions"
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
     assert str(packing_fault(llama)).startswith("its states differ by")
-    kept, remark = settle(llama, "auto")
-    assert kept == "off" and "auto packs nothing" in str(remark) and settle(llama, "off") == ("off", None)
+    kept, remark = settle(llama, "auto", "cpu")
+    assert kept == "off" and "auto packs nothing" in str(remark) and settle(llama, "off", "cpu") == ("off", None)
     with pytest.raises(ValueError, match=r"train\.packing is on, but packed documents would not stay apart in a llama"):
-        settle(llama, "on")
+        settle(llama, "on", "cuda")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.config import Recipe
+from pipeline.config import DumpConfig, Recipe
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest
@@ -23,6 +23,7 @@ from stage2_student import run_folder
 from stage2_student.evaluate import evaluate
 from stage2_student.launch import launch_student
 from stage2_student.start import Ends
+from tests.object_store import SECRET, object_store
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
@@ -51,10 +52,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def recipe(work: Path, name: str, **train: Any) -> Recipe:
+def recipe(work: Path, name: str, dump: str = "dump", **train: Any) -> Recipe:
     """Every objective, the interface with most modules, learning rates of its own and the embedding's, and a step of warm-up."""
     values = {"interface_lr": 3.0, "embedding_lr": 2.0, "interface_warmup_steps": 1} | train
-    return make_recipe(work / "dump", work / "model", work / name, values, interface="causal")
+    found = make_recipe(work / "dump", work / "model", work / name, values, interface="causal")
+    return found.with_values(dump=DumpConfig(path=dump if "://" in dump else str(work / dump)))
 
 
 def student_environment(work: Path) -> dict[str, str]:
@@ -108,7 +110,13 @@ def test_a_run_killed_and_restarted_ends_with_the_same_bits(work: Path) -> None:
     process.wait()
     assert not (run / "export").exists()
     (run / "checkpoints" / "step-000099.partial").mkdir()  # as a kill in the middle of a checkpoint leaves it
-    assert start(work, "killed", prefetch=0).wait(120) == 0  # what was made ahead and lost must not matter
+    # What was made ahead and lost must not matter, nor where the dump lies.
+    with object_store() as store, pytest.MonkeyPatch.context() as patch:
+        for variable, value in store.environment.items():
+            patch.setenv(variable, value)
+        assert start(work, "killed", dump=store.put(work / "dump", "dump"), prefetch=0).wait(120) == 0
+    written = [path for path in run.rglob("*") if path.is_file()]
+    assert written and not [path for path in written if SECRET.encode() in path.read_bytes()]
     assert metrics(run) == metrics(work / "whole")
     ours, theirs = (load_file(work / name / "export" / "model.safetensors") for name in ("killed", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
