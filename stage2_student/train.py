@@ -200,7 +200,7 @@ def _loop(
         while state.step < config.steps:
             started = time.monotonic()
             batch = next(batches)
-            micro_batches = list(_own_share(batch, recipe, ends, engine.module.interface, ranks))
+            micro_batches = list(own_share(batch, recipe, ends, engine.module.interface, ranks))
             waited = time.monotonic() - started
             num_bytes = int(
                 ds.sum_over_ranks(torch.tensor(sum(m.num_bytes for m in micro_batches), device=ranks.device))
@@ -236,7 +236,7 @@ def _loop(
         _summarise(run, state, figures, reader)
 
 
-def _own_share(
+def own_share(
     batch: GlobalBatch, recipe: Recipe, ends: Ends, interface: Interface | None, ranks: Ranks
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of a global batch, equally many on each rank."""
