@@ -403,10 +403,8 @@ class TrainConfig(Section):
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
     hostfile: str | None = Field(
         None,
-        description="Machines, as DeepSpeed's launcher reads them: lines of NAME slots=RANKS; num_processes is then not used.",
-    )
-    launcher: Literal["pdsh", "openmpi", "mpich", "impi", "mvapich", "slurm"] = Field(
-        "pdsh", description="What starts the ranks on the machines of the hostfile."
+        description="Machines that DeepSpeed's launcher reaches by pdsh and ssh: lines of NAME slots=RANKS; num_processes is then not "
+        "used. Under SLURM start `bld student` with srun instead.",
     )
     objectives: Objectives = Objectives()
     kl_direction: Literal["forward", "reverse", "jensen_shannon"] = Field(

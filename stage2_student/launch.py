@@ -8,10 +8,8 @@ import base64
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -33,7 +31,7 @@ def launch_command(recipe_path: Path, train: TrainConfig, port: int) -> list[str
     module = ("--no_local_rank", "--module", _MODULE, "--recipe", str(recipe_path))
     if train.hostfile is not None:
         outer = (sys.executable, "-u", "-m", "deepspeed.launcher.runner", "--quiet", f"--hostfile={train.hostfile}")
-        return [*outer, f"--launcher={train.launcher}", f"--master_port={port}", *module]
+        return [*outer, f"--master_port={port}", *module]
     world = json.dumps({"localhost": list(range(train.num_processes))})
     return [
         *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet"),
@@ -62,10 +60,7 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
         return 0
     run.mkdir(parents=True, exist_ok=True)
     save_recipe(loaded, run / "launch.yaml")
-    # Of its own session, so that Ctrl-C comes to the ranks once, and through us.
-    launcher = subprocess.Popen(command, env=_environment(loaded.train), start_new_session=True)
-    with _signals_passed_on(launcher) as received:
-        code = _shell_code(launcher.wait())
+    code, received = _run(command, _environment(loaded.train))
     # Over several machines DeepSpeed's launcher ends with 1 for any signal.
     return 128 + received[0] if code == 1 and received and loaded.train.hostfile is not None else code
 
@@ -78,39 +73,46 @@ def _check_files(recipe: Recipe) -> None:
         raise ValueError(f"train.hostfile: {hostfile} is not a file; give one with lines of NAME slots=RANKS")
 
 
-@contextmanager
-def _signals_passed_on(launcher: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """The first SIGTERM or SIGINT goes to the ranks on this machine, which save and exit; another one kills them. Yields those received.
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:
+    """Run the launcher; returns its exit code, as a shell has it, and the signals that came in the meantime.
 
-    Not to DeepSpeed's local launcher: it would end one rank after the other, each after 30 seconds at most, and a rank cannot save alone.
-    The launcher gets the signal itself where it has no rank here: before it has started them, and over several machines.
+    The first SIGTERM or SIGINT goes to the ranks on this machine, which save and exit; another one kills them. Not to DeepSpeed's local
+    launcher: it would end one rank after the other, each after 30 seconds at most, and a rank cannot save alone. The launcher gets the
+    signal itself where it has no rank here: before it has started them, and over several machines.
     """
     received: list[int] = []
+    launched: list[psutil.Popen] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        with suppress(psutil.NoSuchProcess):  # it has just ended
-            targets = _ranks(launcher.pid) or [psutil.Process(launcher.pid)]
-            if len(received) > 1:
-                number, targets = signal.SIGKILL, [*targets, psutil.Process(launcher.pid)]
-            for target in targets:
-                target.send_signal(number)
+        for launcher in launched:
+            ranks = _ranks(launcher)
+            again = len(received) > 1
+            for process in [*ranks, launcher] if again else ranks or [launcher]:
+                with suppress(psutil.NoSuchProcess):  # it has just ended
+                    process.send_signal(signal.SIGKILL if again else number)
 
     before = {number: signal.signal(number, pass_on) for number in STOPPING}
     try:
-        yield received
+        # Of its own session, so that Ctrl-C comes to the ranks once, and through us.
+        launched.append(psutil.Popen(command, env=environment, start_new_session=True))
+        if received:  # while it was being started
+            launched[0].send_signal(received[0])
+        return _shell_code(launched[0].wait()), received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _ranks(launcher_pid: int) -> list[psutil.Process]:
+def _ranks(launcher: psutil.Popen) -> list[psutil.Process]:
     """The ranks that the launcher has started on this machine."""
     found = []
-    for child in psutil.Process(launcher_pid).children():
-        with suppress(psutil.NoSuchProcess):
-            if _MODULE in child.cmdline():
-                found.append(child)
+    with suppress(psutil.NoSuchProcess):  # the launcher has just ended
+        for process in launcher.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                words = process.cmdline()
+                if _MODULE in words and not any(word.startswith("deepspeed.launcher") for word in words):
+                    found.append(process)
     return found
 
 

@@ -29,7 +29,7 @@ from stage2_student.mix import Mix
 from stage2_student.start import Ends, student_config
 
 _PLACEMENT = {
-    "save_every", "log_every", "micro_batch_tokens", "num_processes", "hostfile", "launcher", "gradient_checkpointing", "deepspeed"
+    "save_every", "log_every", "micro_batch_tokens", "num_processes", "hostfile", "gradient_checkpointing", "deepspeed"
 }  # fmt: skip
 _STEP = re.compile(r"step-(\d{6,})")
 

@@ -14,9 +14,8 @@ import resource
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,9 @@ from stage2_student.export import export
 from stage2_student.interfaces import Interface, StudentShape, make_interface
 from stage2_student.log import RunLog
 from stage2_student.lora import add_adapters
-from stage2_student.loss_scale import LossScale, first_scale
+from stage2_student.loss_scale import first_scale
 from stage2_student.model import PARTS, Student
-from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
+from stage2_student.reader import DumpReader, GlobalBatch, global_batches
 from stage2_student.signals import Stopped, StopRequest
 from stage2_student.start import (
     Ends,
@@ -56,37 +55,8 @@ from stage2_student.start import (
     student_tokenizer,
     tokenizer_moved,
 )
+from stage2_student.state import State
 from stage2_student.step import Ranks, StepPlan, take_step
-
-
-@dataclass
-class State:
-    """All that a checkpoint stores beside weights and optimizer: sums since the run began, where the data stands."""
-
-    step: int = 0
-    position: Position = START
-    documents: int = 0
-    tokens: int = 0
-    num_bytes: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    loss_scale: LossScale | None = None  # of float16
-
-    def as_dict(self) -> dict[str, Any]:
-        scale = None if self.loss_scale is None else asdict(self.loss_scale)
-        inner = {"position": list(self.position), "left_out": dict(self.left_out), "loss_scale": scale}
-        return {**self.__dict__, **inner}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "State":
-        scale = values["loss_scale"]
-        return cls(
-            **{
-                **values,
-                "position": Position(*values["position"]),
-                "left_out": Counter(values["left_out"]),
-                "loss_scale": None if scale is None else LossScale(**scale),
-            }
-        )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -200,7 +170,7 @@ def _loop(
         while state.step < config.steps:
             started = time.monotonic()
             batch = next(batches)
-            micro_batches = list(own_share(batch, recipe, ends, engine.module.interface, ranks))
+            micro_batches = list(_own_share(batch, recipe, ends, engine.module.interface, ranks))
             waited = time.monotonic() - started
             num_bytes = int(
                 ds.sum_over_ranks(torch.tensor(sum(m.num_bytes for m in micro_batches), device=ranks.device))
@@ -217,7 +187,7 @@ def _loop(
                 interface_alone=state.step < config.interface_warmup_steps,
             )
             done = take_step(engine, micro_batches, plan, state.loss_scale, ranks)
-            state = _advance(state, batch, num_bytes, done.scale)
+            state = state.after_batch(batch, num_bytes, done.scale)
             named = dict(zip(engine.module.sums_names, ds.sum_over_ranks(done.sums).tolist(), strict=True))
             figures = _loss_figures(named, num_bytes, recipe)
             figures |= _machine_figures(batch.num_tokens, time.monotonic() - started, waited, ranks.device)
@@ -236,7 +206,7 @@ def _loop(
         _summarise(run, state, figures, reader)
 
 
-def own_share(
+def _own_share(
     batch: GlobalBatch, recipe: Recipe, ends: Ends, interface: Interface | None, ranks: Ranks
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of a global batch, equally many on each rank."""
@@ -252,18 +222,6 @@ def own_share(
         if recipe.train.objectives.alm:
             extra |= chunk_tensors(documents, micro.tokens_BL.shape[1], recipe.train.alm_debias)
         yield replace(micro, extra=extra)
-
-
-def _advance(state: State, batch: GlobalBatch, num_bytes: int, loss_scale: LossScale | None) -> State:
-    return State(
-        step=state.step + 1,
-        position=batch.after,
-        documents=state.documents + len(batch.documents),
-        tokens=state.tokens + batch.num_tokens,
-        num_bytes=state.num_bytes + num_bytes,
-        left_out=state.left_out + batch.left_out,
-        loss_scale=loss_scale,
-    )
 
 
 def _loss_figures(sums: Mapping[str, float], num_bytes: int, recipe: Recipe) -> dict[str, float]:

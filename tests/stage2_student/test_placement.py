@@ -22,7 +22,7 @@ from stage2_student.placement import first_host, rank_environment, started_as_ra
 from stage2_student.reader import START, DumpReader, global_batches
 from stage2_student.start import Ends
 from stage2_student.step import Ranks
-from stage2_student.train import own_share
+from stage2_student.train import _own_share
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
@@ -118,9 +118,9 @@ def test_a_loss_scale_halves_on_overflow_and_doubles_after_a_thousand_clean_step
 
 def test_a_hostfile_starts_deepspeeds_launcher_over_its_machines(tmp_path: Path) -> None:
     hostfile = tmp_path / "hosts"
-    train = recipe(tmp_path, hostfile=str(hostfile), launcher="slurm", num_processes=3).train
+    train = recipe(tmp_path, hostfile=str(hostfile), num_processes=3).train
     command = " ".join(launch_command(Path("r.yaml"), train, 1234))
-    assert f"-m deepspeed.launcher.runner --quiet --hostfile={hostfile} --launcher=slurm --master_port=1234" in command
+    assert f"-m deepspeed.launcher.runner --quiet --hostfile={hostfile} --master_port=1234" in command
     assert command.endswith("--no_local_rank --module stage2_student.train --recipe r.yaml")
     with pytest.raises(ValueError, match=r"train.hostfile: .* is not a file"):
         launch_student(recipe(tmp_path, hostfile=str(hostfile)), dry_run=True)
@@ -252,7 +252,7 @@ def test_every_document_is_seen_once_per_epoch_over_changes_of_world_and_micro_b
         for batch in islice(global_batches(reader, tokenizer, 120, 512, position), 2):
             of_batch = Counter[str]()
             for rank in range(world):
-                shares = list(own_share(batch, placed, Ends(268, 268), None, Ranks(rank, world, torch.device("cpu"))))
+                shares = list(_own_share(batch, placed, Ends(268, 268), None, Ranks(rank, world, torch.device("cpu"))))
                 of_batch.update(name for micro in shares for name in micro.doc_ids)
             assert of_batch == Counter(document.record.doc_id for document in batch.documents)
             seen, position = seen + of_batch, batch.after
