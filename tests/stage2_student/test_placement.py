@@ -20,9 +20,9 @@ from stage2_student.launch import launch_command, launch_student
 from stage2_student.loss_scale import GROWTH_STEPS, LARGEST, LossScale, first_scale
 from stage2_student.placement import first_host, rank_environment, started_as_rank
 from stage2_student.reader import START, DumpReader, global_batches
-from stage2_student.start import Ends
+from stage2_student.start import Ends, export_start
 from stage2_student.step import Ranks
-from stage2_student.train import _own_share
+from stage2_student.train import _own_share, build_student
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
@@ -260,3 +260,18 @@ def test_every_document_is_seen_once_per_epoch_over_changes_of_world_and_micro_b
     over = list(islice(reader.records(START), sum(seen.values())))
     assert seen == Counter(record.doc_id for record, _ in over)
     assert set(seen.values()) == {1, 2} or set(seen.values()) == {1}
+
+
+@pytest.mark.parametrize(("checkpointing", "passes"), [(False, 1), (True, 2)])
+def test_with_gradient_checkpointing_a_block_is_computed_again_in_the_backward_pass(
+    tmp_path: Path, checkpointing: bool, passes: int
+) -> None:
+    tokenizer = ByteTokenizer.load(str(tiny_model(tmp_path / "model")))
+    wanted = recipe(tmp_path, gradient_checkpointing=checkpointing, objectives={"ce": 1.0, "byte_ce": 0, "kl": 0})
+    export_start(wanted)
+    student = build_student(wanted, tokenizer, Ends(268, 268))
+    calls = []
+    student.lm.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    tokens_BL = torch.tensor([[268, 5, 6, 7]])
+    student.lm(input_ids=tokens_BL).logits.sum().backward()
+    assert len(calls) == passes
