@@ -242,7 +242,7 @@ def test_damaged_checkpoints_are_set_aside_and_never_lost(tmp_path: Path, capsys
 
 
 def test_every_document_is_seen_once_per_epoch_over_changes_of_world_and_micro_batch(tmp_path: Path) -> None:
-    """Resumed after every second step in another world, until the first epoch is over."""
+    """Resumed after every second step in another world, over some epochs."""
     make_dump(tmp_path / "dump", num_records=40)
     tokenizer = ByteTokenizer.load(str(tiny_model(tmp_path / "model")))
     reader = DumpReader(tmp_path / "dump", seed=0)
@@ -256,10 +256,9 @@ def test_every_document_is_seen_once_per_epoch_over_changes_of_world_and_micro_b
                 of_batch.update(name for micro in shares for name in micro.doc_ids)
             assert of_batch == Counter(document.record.doc_id for document in batch.documents)
             seen, position = seen + of_batch, batch.after
-    assert position.epoch == 1
-    over = list(islice(reader.records(START), sum(seen.values())))
-    assert seen == Counter(record.doc_id for record, _ in over)
-    assert set(seen.values()) == {1, 2} or set(seen.values()) == {1}
+    assert position.epoch > 0 and len(seen) == 40
+    assert set(seen.values()) <= {position.epoch, position.epoch + 1}
+    assert seen == Counter(record.doc_id for record, _ in islice(reader.records(START), sum(seen.values())))
 
 
 @pytest.mark.parametrize(("checkpointing", "passes"), [(False, 1), (True, 2)])

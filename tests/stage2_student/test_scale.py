@@ -32,11 +32,13 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pipeline.recipe import load_recipe
-from stage2_student import loss_scale, train
+from stage2_student import launch, loss_scale, train
 from stage2_student.model import Student
 from stage2_student.signals import Stopped
 
 RANK = int(os.environ.get("RANK", 0))
+# What `bld student` calls: under torchrun it launches nothing, and trains here.
+run = launch.launch_student if "TORCHELASTIC_RUN_ID" in os.environ else train.run_rank
 forward, take_step = Student.forward, train.take_step
 
 def bad_forward(self, *arguments):
@@ -54,7 +56,7 @@ for path in map(Path, sys.argv[1:]):
     Student.forward = bad_forward if path.stem == "nan" else forward
     train.take_step = signalled_step if path.stem == "signalled" else take_step
     try:
-        said = str(train.run_rank(recipe))
+        said = str(run(recipe))
     except FloatingPointError as error:
         said = str(error)
     (path.parent / f"{path.stem}.{RANK}.said").write_text(said)
@@ -67,7 +69,7 @@ for path in map(Path, sys.argv[1:]):
             victim.write_bytes(content)
         dist.barrier()
         train.take_step = take_step
-        said = str(train.run_rank(recipe))
+        said = str(run(recipe))
 """
 STOPPED = {"save_every": 1, "num_processes": 2, "deepspeed": {"zero_stage": 2}}
 ONE_RANK: dict[str, dict[str, Any]] = {
