@@ -128,12 +128,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "pipeline", "student", str(work / "stopped.yaml")]
     with (work / "stopped.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment(), cwd=work, stdout=log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not lines_of(work / "stopped"):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        (work / "stopped.code").write_text(str(process.wait(300)))
+        (work / "stopped.code").write_text(str(process.wait(600)))
     shutil.copytree(work / "stopped" / "checkpoints", work / "stopped-checkpoints")
     for name, train in ONE_RANK.items():
         write_recipe(work, name, train)
