@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import archive
-from pipeline.config import CorpusConfig, Recipe
+from pipeline.config import CorpusConfig, Recipe, TrainConfig
 from pipeline.source import BYTES, resolve_file
 from schemas.manifest import Manifest
 
@@ -114,11 +114,21 @@ def _student_lines(recipe: Recipe) -> list[Line]:
             "train.objectives",
             f"{weights} (nats per supervised byte)",
         ),
-        ("train.deepspeed", f"ZeRO stage {train.deepspeed.zero_stage}, {train.num_processes} process(es)"),
+        ("train.deepspeed", _deepspeed_line(train)),
     ]
     if recipe.eval is None:
         lines.append(("eval", "none: `bld eval` needs an eval section or --corpus"))
     return lines
+
+
+def _deepspeed_line(train: TrainConfig) -> str:
+    """Stage, ranks, and what lies elsewhere than on the device."""
+    config = train.deepspeed
+    ranks = f"{train.num_processes} process(es)" if train.hostfile is None else f"ranks of {train.hostfile}"
+    line = f"ZeRO stage {config.zero_stage}, {ranks}"
+    for what, where in (("optimizer", config.offload_optimizer), ("parameters", config.offload_parameters)):
+        line += f", {what} on the {where}" if where != "none" else ""
+    return line + (f", {config.config} merged over it" if config.config else "")
 
 
 def describe_run(path: Path) -> str:

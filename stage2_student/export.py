@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from pipeline.recipe import load_recipe
 from stage2_student import run_folder
+from stage2_student.inventory import find_damage
 from stage2_student.lora import add_adapters
 from stage2_student.start import load_start, student_config, tokenizer_moved
 
@@ -20,7 +21,7 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
 
     The weights have the dtype that was trained with; adapters are merged into them. `out` (default: RUN/export) is absent
     or complete, and replaced. `step`: which checkpoint; the newest by default.
-    Raises ValueError where there is no such checkpoint, or `out` holds something else.
+    Raises ValueError where there is no such checkpoint, it is damaged, or `out` holds something else.
     """
     run = Path(run)
     out = Path(out) if out is not None else run / "export"
@@ -30,6 +31,10 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     if step is not None and step not in steps:
         raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint of step {step}; there are {steps}")
     step = steps[-1] if step is None else step
+    if (damage := find_damage(run / "checkpoints" / run_folder.checkpoint_name(step))) is not None:
+        raise ValueError(
+            f"the checkpoint of step {step} in {run / 'checkpoints'} cannot be loaded: {damage}. Name another one; there are {steps}"
+        )
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
         raise ValueError(f"{out} exists and is not a model; give another folder")
     recipe = load_recipe(run / "recipe.yaml")
