@@ -35,7 +35,7 @@ class ObjectStore(NamedTuple):
 def object_store() -> Iterator[ObjectStore]:
     """A server with one empty bucket, while the context lasts."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     filesystem = fs.S3FileSystem(
