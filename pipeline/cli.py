@@ -126,11 +126,14 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a student's run (its student.path).")],
     out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export).")] = None,
     step: Annotated[int | None, typer.Option(help="The checkpoint of this step (default: the newest).")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The checkpoint of the fewest bits per byte held out (train.eval_every).")
+    ] = False,
 ) -> None:
     """Write a plain Hugging Face folder from a run's checkpoint."""
     from stage2_student.export import export as export_run
 
-    typer.echo(export_run(run, out, step))
+    typer.echo(export_run(run, out, step, best))
 
 
 @app.command()

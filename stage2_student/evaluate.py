@@ -57,7 +57,7 @@ def evaluate(
     stream = iter(documents)
     while group := list(islice(stream, _GROUP)):
         usable = []
-        for scored in _scored(group, tokenizer, start_id, chat):
+        for scored in scored_documents(group, tokenizer, start_id, chat):
             if isinstance(scored, str):
                 left_out[scored] += 1
             elif len(scored.tokens) > max_tokens:
@@ -81,7 +81,7 @@ def evaluate(
     }
 
 
-def _scored(
+def scored_documents(
     documents: Sequence[bytes | Sequence[Message]], tokenizer: ByteTokenizer, start_id: int, chat: ChatTokenizer | None
 ) -> Iterator[Scored | str]:
     """Each document, or the reason why it is left out."""

@@ -11,15 +11,17 @@ from transformers import AutoTokenizer
 
 from pipeline.recipe import load_recipe
 from stage2_student import run_folder
+from stage2_student.keep import best_step
 from stage2_student.lora import add_adapters
 from stage2_student.start import load_start, student_config, tokenizer_moved
 
 
-def export(run: Path | str, out: Path | str | None = None, step: int | None = None) -> Path:
+def export(run: Path | str, out: Path | str | None = None, step: int | None = None, best: bool = False) -> Path:
     """Write a complete checkpoint as safetensors, config, tokenizer and generation config; returns the folder.
 
     The weights have the dtype that was trained with; adapters are merged into them. `out` (default: RUN/export) is absent
-    or complete, and replaced. `step`: which checkpoint; the newest by default.
+    or complete, and replaced. `step`: which checkpoint; the newest by default, with `best` the one
+    of the fewest bits per byte on held-out text.
     Raises ValueError where there is no such checkpoint, or `out` holds something else.
     """
     run = Path(run)
@@ -29,6 +31,12 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
         raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint; run `bld student` first")
     if step is not None and step not in steps:
         raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint of step {step}; there are {steps}")
+    if best and step is not None:
+        raise ValueError(f"--best and --step {step} do not go together: give one of them")
+    if best and (step := best_step(run)) is None:
+        raise ValueError(
+            f"{run / 'checkpoints'}: none of {steps} was evaluated, so none is best; train with train.eval_every"
+        )
     step = steps[-1] if step is None else step
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
         raise ValueError(f"{out} exists and is not a model; give another folder")

@@ -27,7 +27,7 @@ from pipeline.recipe import load_recipe, save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
 from stage2_student import deepspeed_engine as ds
-from stage2_student import run_folder
+from stage2_student import keep, run_folder
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import (
     Masks,
@@ -38,8 +38,9 @@ from stage2_student.batches import (
     plan_micro_batches,
 )
 from stage2_student.export import export
+from stage2_student.held_out import held_out
 from stage2_student.interfaces import Interface, StudentShape, make_interface
-from stage2_student.log import RunLog
+from stage2_student.log import RunLog, where_to_look
 from stage2_student.lora import add_adapters
 from stage2_student.model import PARTS, Student
 from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
@@ -52,6 +53,7 @@ from stage2_student.start import (
     student_tokenizer,
     tokenizer_moved,
 )
+from stage2_student.trackers import check_installed
 
 
 class Ranks(NamedTuple):
@@ -105,8 +107,10 @@ def train(recipe: Recipe) -> None:
             _loop(recipe, reader, tokenizer, chat, ends, ranks)
         elif ranks.rank == 0:
             print(f"{run} has done its {recipe.train.steps} steps; nothing to train", flush=True)
-        if ranks.rank == 0 and not (run / "export").exists():
-            print(f"exported: {export(run)}", flush=True)
+        if ranks.rank == 0:
+            if not (run / "export").exists():
+                export(run)
+            print(where_to_look(run), flush=True)
         ds.wait_for_all()
 
 
@@ -115,6 +119,7 @@ def _prepare(
 ) -> None:
     """Rank 0: claim the folder, write what the run consists of, make the start model."""
     run = Path(student_config(recipe).path)
+    check_installed(recipe.train.wandb)
     for remark in tokenizer.remarks():
         print(f"{run}: the student's tokenizer {remark}", flush=True)
     for remark, count in reader.remarks.items():
@@ -159,13 +164,14 @@ def _loop(
     recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, ends: Ends, ranks: Ranks
 ) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
+    held = held_out(recipe, tokenizer, chat, ends.start, ranks.rank, ranks.world)
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ends)
     engine = ds.start_engine(student, ds.deepspeed_config(recipe, ranks.world), student.rates())
     state = _resume(engine, run, ranks)
     batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position, chat)
     first_step, figures = state.step, {}
-    with RunLog(run, first_step, config.steps) if ranks.rank == 0 else contextlib.nullcontext() as log:
+    with RunLog(run, first_step, recipe) if ranks.rank == 0 else contextlib.nullcontext() as log:
         while state.step < config.steps:
             started = time.monotonic()
             batch = next(batches)
@@ -198,10 +204,17 @@ def _loop(
             figures = _loss_figures(named, num_bytes, recipe)
             figures |= _machine_figures(batch.num_tokens, time.monotonic() - started, waited, ranks.device)
             figures |= {"lr": lr, "grad_norm": grad_norm, "epoch": state.position.epoch}
-            if log is not None and (state.step % config.log_every == 0 or state.step == config.steps):
+            figures["supervised_bytes"] = state.num_bytes
+            last = state.step == config.steps
+            saving = state.step % config.save_every == 0 or last
+            evaluation = None
+            if held is not None and (saving or state.step % config.eval_every == 0):
+                evaluation = held.measure(engine, ranks.device)
+                figures["eval_bits_per_byte"] = evaluation.bits_per_byte
+            if log is not None and (state.step % config.log_every == 0 or last or evaluation is not None):
                 log.write(state.step, figures)
-            if state.step % config.save_every == 0 or state.step == config.steps:
-                _save(engine, run, state, ranks)
+            if saving:
+                _save(engine, run, state, ranks, config.keep_last, evaluation)
     if ranks.rank == 0:
         _summarise(run, state, figures, reader)
 
@@ -298,12 +311,17 @@ def _resume(engine: Any, run: Path, ranks: Ranks) -> State:
     return state
 
 
-def _save(engine: Any, run: Path, state: State, ranks: Ranks) -> None:
+def _save(
+    engine: Any, run: Path, state: State, ranks: Ranks, keep_last: int, evaluation: keep.Evaluation | None
+) -> None:
     partial = f"{run_folder.checkpoint_name(state.step)}.partial"
     ds.save(engine, run / "checkpoints", partial, {"state": state.as_dict()})
     ds.wait_for_all()
     if ranks.rank == 0:
+        if evaluation is not None:
+            keep.record(run, partial, evaluation)
         run_folder.commit_checkpoint(run, partial, state.step)
+        keep.prune(run, keep_last)
 
 
 def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader) -> None:
