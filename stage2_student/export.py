@@ -26,18 +26,7 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     """
     run = Path(run)
     out = Path(out) if out is not None else run / "export"
-    steps = run_folder.checkpoint_steps(run)
-    if not steps:
-        raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint; run `bld student` first")
-    if step is not None and step not in steps:
-        raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint of step {step}; there are {steps}")
-    if best and step is not None:
-        raise ValueError(f"--best and --step {step} do not go together: give one of them")
-    if best and (step := best_step(run)) is None:
-        raise ValueError(
-            f"{run / 'checkpoints'}: none of {steps} was evaluated, so none is best; train with train.eval_every"
-        )
-    step = steps[-1] if step is None else step
+    step = _chosen_step(run, step, best)
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
         raise ValueError(f"{out} exists and is not a model; give another folder")
     recipe = load_recipe(run / "recipe.yaml")
@@ -59,6 +48,24 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     if out.exists():
         shutil.rmtree(out)
     return partial.replace(out)
+
+
+def _chosen_step(run: Path, step: int | None, best: bool) -> int:
+    steps = run_folder.checkpoint_steps(run)
+    if not steps:
+        raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint; run `bld student` first")
+    if best:
+        chosen = best_step(run)
+        if step is not None:
+            raise ValueError(f"--best and --step {step} do not go together: give one of them")
+        if chosen is None:
+            raise ValueError(
+                f"{run / 'checkpoints'}: none of {steps} was evaluated, so none is best; train with train.eval_every"
+            )
+        return chosen
+    if step is not None and step not in steps:
+        raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint of step {step}; there are {steps}")
+    return steps[-1] if step is None else step
 
 
 def _language_model(run: Path, step: int) -> dict[str, Tensor]:

@@ -61,8 +61,8 @@ class RunLog:
         self._lines = 0
         self.seconds_before = _seconds_taken(run / "metrics.jsonl")
         self.started = time.monotonic()
-        self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self._trackers = open_trackers(recipe, first_step)
+        self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self._bar: Progress | None = None
         if Console().is_terminal:
             columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,0 +1,259 @@
+"""The tables of a report. Every cell is escaped."""
+
+import html
+import math
+import shlex
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipeline.evaluation import format_figure
+from pipeline.report_data import Dump, Run, differences
+from pipeline.report_plots import NUM_COLOURS, PLOTS, format_seconds, format_size
+from schemas.manifest import flatten
+
+_MEASURES = (
+    ("bits_per_byte", "bits per byte"),
+    ("jsd_nats", "JSD, nats per position"),
+    ("kl_clear_nats", "KL at clear positions, nats"),
+)
+
+
+def escape(value: object) -> str:
+    return html.escape(format_figure(value))
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def swatch(run: int) -> str:
+    """The colour of a run, by its number on the page."""
+    dashed = " dashed" if run >= NUM_COLOURS else ""
+    return f'<i class="swatch c{run % NUM_COLOURS}{dashed}"></i>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], num_text: int = 1) -> str:
+    """A table of cells that are HTML already; it scrolls by itself where it is wide. Columns after the first `num_text` are numbers."""
+    kinds = ["" if i < num_text else ' class="n"' for i in range(len(head))]
+    top = "".join(f"<th{kind}>{cell}</th>" for kind, cell in zip(kinds, head, strict=True))
+    body = "".join(
+        f"<tr><th>{row[0]}</th>"
+        + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], row[1:], strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def escaped_table(head: Sequence[object], rows: Sequence[Sequence[object]], num_text: int = 1) -> str:
+    return table([escape(cell) for cell in head], [[escape(cell) for cell in row] for row in rows], num_text)
+
+
+def run_cells(names: Sequence[str]) -> list[str]:
+    """Each run's name with its colour; alone it needs none."""
+    return [(swatch(i) if len(names) > 1 else "") + html.escape(name) for i, name in enumerate(names)]
+
+
+def overview(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """A row per run: what it is, how far it is, where it stands. What no run has is not there."""
+    columns: dict[str, list[str]] = {
+        "state": [_state_cell(run) for run in runs],
+        "learns by": [html.escape(_learns_by(run)) for run in runs],
+        "bits/byte": [_last(run, "bits_per_byte", format_figure) for run in runs],
+        "held out": [_last(run, "eval_bits_per_byte", format_figure) for run in runs],
+        "best held out": [_best_cell(run) for run in runs],
+        "tokens/s": [_middle(run, "tokens_per_second", lambda v: f"{v:,.0f}") for run in runs],
+        "data wait": [_middle(run, "data_wait_share", lambda v: f"{v:.1%}") for run in runs],
+        "memory": [_last(run, "memory_bytes", lambda v: f"{v / 2**30:.1f} GiB") for run in runs],
+        "time": [_last(run, "seconds", lambda v: format_seconds(v, v)) for run in runs],
+    }
+    used = {head: cells for head, cells in columns.items() if any(cell != "-" for cell in cells)}
+    num_text = 1 + len({"state", "learns by"} & used.keys())
+    return table(["run", *used], list(zip(run_cells(names), *used.values(), strict=True)), num_text)
+
+
+def _state_cell(run: Run) -> str:
+    evaluated = "" if run.evaluation else ' <span class="soft">not evaluated</span>'
+    done = "done" if run.state == "finished" else "open"
+    return f'<span class="{done}">{html.escape(run.state)}</span>{evaluated}'
+
+
+def _learns_by(run: Run) -> str:
+    """The interface and the objectives' weights."""
+    weights = dict(dict(run.recipe.get("train") or {}).get("objectives") or {})
+    used = [f"{name} {weight:g}" for name, weight in weights.items() if is_number(weight) and weight]
+    interface = dict(run.recipe.get("student") or {}).get("interface")
+    needed = interface if weights.get("byte_ce") or weights.get("kl") else None
+    return ", ".join([*([str(needed)] if needed else []), *used]) or "-"
+
+
+def _best_cell(run: Run) -> str:
+    best = run.best_held_out
+    return "-" if best is None else html.escape(f"{format_figure(best['eval_bits_per_byte'])} at step {best['step']:,}")
+
+
+def _last(run: Run, key: str, form: Callable[[float], str]) -> str:
+    """The last logged value of a run; a dash where it logged none."""
+    values = [line[key] for line in run.metrics if is_number(line.get(key))]
+    return html.escape(form(values[-1])) if values else "-"
+
+
+def _middle(run: Run, key: str, form: Callable[[float], str]) -> str:
+    """The median over a run's steps."""
+    values = [line[key] for line in run.metrics if is_number(line.get(key))]
+    return html.escape(form(statistics.median(values))) if values else "-"
+
+
+def final_table(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """What every eval.json says: a row per run, a group of columns per corpus and measure, in it a column per model."""
+    groups = [
+        (corpus, measure, title)
+        for corpus in _ordered(corpus for run in runs for found in run.evaluation.values() for corpus in found)
+        for measure, title in _MEASURES
+        if any(_figure(run, model, corpus, measure) is not None for run in runs for model in run.evaluation)
+    ]
+    if not groups:
+        return "<p>No eval.json yet: run <code>bld eval</code> for a recipe of these runs.</p>"
+    shown = "".join(f"<div>{_group_table(runs, names, *group)}</div>" for group in groups)
+    return f'<div class="beside">{shown}</div>{_all_figures(runs, names)}'
+
+
+def _ordered(names: Any) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _figure(run: Run, model: str, corpus: str, measure: str) -> float | None:
+    value = run.evaluation.get(model, {}).get(corpus, {}).get(measure)
+    return float(value) if isinstance(value, int | float) and is_number(value) else None
+
+
+def _group_table(runs: Sequence[Run], names: Sequence[str], corpus: str, measure: str, title: str) -> str:
+    models = _ordered(
+        model for run in runs for model in run.evaluation if _figure(run, model, corpus, measure) is not None
+    )
+    lowest = {
+        model: min(v for run in runs if (v := _figure(run, model, corpus, measure)) is not None) for model in models
+    }
+    closes = measure == "bits_per_byte" and {"start", "student", "teacher"} <= set(models)
+    rows = []
+    for run, name in zip(runs, run_cells(names), strict=True):
+        cells = [_figure_cell(run, model, corpus, measure, lowest, len(runs) > 1) for model in models]
+        rows.append([name, *cells, *([_gap_closed(run, corpus)] if closes else [])])
+    head = ["run", *map(html.escape, models), *(["gap closed"] if closes else [])]
+    caption = f"{corpus.replace('_', ' ')}: {title}"
+    return f"<h3>{html.escape(caption)}</h3>{table(head, rows)}"
+
+
+def _figure_cell(run: Run, model: str, corpus: str, measure: str, lowest: Mapping[str, float], several: bool) -> str:
+    value = _figure(run, model, corpus, measure)
+    if value is None:
+        return "-"
+    best = several and model == "student" and value == lowest[model]
+    return f"<b>{escape(value)}</b>" if best else escape(value)
+
+
+def _gap_closed(run: Run, corpus: str) -> str:
+    """How much of the way from the start to the teacher the student has gone; a dash where the teacher is no better."""
+    found = [_figure(run, model, corpus, "bits_per_byte") for model in ("start", "student", "teacher")]
+    start, student, teacher = found
+    if start is None or student is None or teacher is None or teacher >= start:
+        return "-"
+    return f"{(start - student) / (start - teacher):.0%}"
+
+
+def _all_figures(runs: Sequence[Run], names: Sequence[str]) -> str:
+    found = [
+        (name, model, corpus, flatten(figures))
+        for run, name in zip(runs, names, strict=True)
+        for model, corpora in run.evaluation.items()
+        for corpus, figures in corpora.items()
+    ]
+    keys = _ordered(key for *_, figures in found for key in figures)
+    rows = [[run, model, corpus, *[figures.get(key) for key in keys]] for run, model, corpus, figures in found]
+    head = ["run", "model", "corpus", *[key.replace("_", " ") for key in keys]]
+    return f"<details><summary>All figures</summary>{escaped_table(head, rows, num_text=3)}</details>"
+
+
+def last_steps_table(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """The last step of each run that has metrics."""
+    last = [run.metrics[-1] for run in runs if run.metrics]
+    keys = [
+        key
+        for key in _ordered(["step", *[plot.key for plot in PLOTS], *(k for line in last for k in line)])
+        if any(key in line for line in last)
+    ]
+    rows = [
+        [name, *[run.metrics[-1].get(k) for k in keys]] for run, name in zip(runs, names, strict=True) if run.metrics
+    ]
+    return escaped_table(["run", *[key.replace("_", " ") for key in keys]], rows)
+
+
+def differences_table(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """The recipe keys in which runs differ, a column per run."""
+    rows = [["not set" if cell is None else cell for cell in row] for row in differences(runs)]
+    if not rows:
+        return "<p>Nothing but their folders.</p>"
+    return table(["key", *run_cells(names)], [[html.escape(cell) for cell in row] for row in rows], len(rows[0]))
+
+
+def dump_section(dump: Dump) -> str:
+    """A dump: its size, what it left out, how true it is by its own audit, and the documents that are least so."""
+    title = f"<h3><code>{html.escape(str(dump.path or dump.name))}</code></h3>"
+    if dump.path is None:
+        return f"{title}<p>Not on this machine, so nothing is known of it here.</p>"
+    facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in dump_facts(dump))
+    left_out = {**dump.corpus_counts, **flatten(dump.summary.get("left_out_unspellable", {}), "the teacher: ")}
+    left = [
+        [key.removeprefix("left out: "), value] for key, value in left_out.items() if key not in ("documents", "bytes")
+    ]
+    parts = [title, f"<dl>{facts}</dl>", _worst(dump)]
+    if left:
+        parts.append(f"<details><summary>Left out</summary>{escaped_table(['reason', 'documents'], left)}</details>")
+    rows = [[key, str(value)] for key, value in flatten(dump.identity).items()]
+    parts.append(f"<details><summary>Identity</summary>{escaped_table(['key', 'value'], rows, 2)}</details>")
+    return "".join(parts)
+
+
+def dump_facts(dump: Dump) -> list[tuple[str, str]]:
+    """What stands at a dump's head, by name; what is not known is not there."""
+    summary, audit = dump.summary, dump.audit
+    wide = dict(audit.get("wide_covering") or {})
+    there, planned = dump.shards
+    facts = [("shards", f"{there:,}" if there == planned else f"{there:,} of {planned:,}: not complete")]
+    facts += [(key, f"{summary[key]:,}") for key in ("documents", "positions") if key in summary]
+    if "bytes" in summary:
+        facts += [("text", _bytes(summary["bytes"])), ("stored", _bytes(summary["stored_bytes"]))]
+        facts.append(("stored per text byte", f"{summary['stored_bytes_per_text_byte']:.2f} bytes"))
+    if audit.get("positions"):
+        facts.append(("documents audited", f"{audit['documents']:,}"))
+        facts.append(("mass kept", f"{audit['kept_mass']:.2%}"))
+        facts.append(("mass dropped", f"{audit['dropped_mass']:.2%}"))
+        facts.append(("doubt", f"{audit['doubt']:.4f}"))
+        facts.append(("teacher, bits per byte", f"{audit['realised_bits_per_byte']:.3f}"))
+    if is_number(wide.get("kl_nats")):
+        facts.append(("KL to a wide covering", f"{wide['kl_nats']:.4f} nats"))
+        facts.append(("off by more than 0.05", f"{wide['share_off_by_0.05']:.1%} of positions"))
+    return facts
+
+
+def _bytes(size: float) -> str:
+    """`1.24 MB`."""
+    text = format_size(size)
+    return f"{text[:-1]} {text[-1]}B" if text[-1].isalpha() else f"{text} bytes"
+
+
+def _worst(dump: Dump) -> str:
+    """The audited documents whose targets are furthest from a wide covering's."""
+    worst = list(dump.audit.get("worst_documents") or ())
+    if not worst:
+        return ""
+    rows = [[html.escape(str(d["doc_id"])), escape(d.get("kl_nats")), escape(d.get("total_variation"))] for d in worst]
+    command = html.escape(
+        shlex.join(["bld", "inspect", str(dump.path), "--doc", str(worst[0]["doc_id"]), "--html", "page.html"])
+    )
+    shown = table(["document", "KL, nats per position", "total variation"], rows)
+    return (
+        f"<details><summary>Audited documents furthest from a wide covering ({len(rows)})</summary>{shown}"
+        f"<p>Look at one: <code>{command}</code></p></details>"
+    )
