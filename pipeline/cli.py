@@ -268,7 +268,10 @@ def report(
         Path | None, typer.Option(help="HTML file to write (default: report.html in the first run).")
     ] = None,
 ) -> None:
-    """One self-contained HTML page with curves, final figures and how the runs differ."""
+    """One self-contained HTML page that compares runs: curves, final figures, recipe differences, the dumps' audit.
+
+    Runs may be unfinished, or not evaluated yet; a dump that is not on this machine is left out.
+    """
     from pipeline.report import write_report
 
     folders = [run_folder(run, override) if is_recipe(run) else Path(run) for run in runs]

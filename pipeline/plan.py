@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import archive
-from pipeline.config import CorpusConfig, Recipe
+from pipeline.config import CorpusConfig, Recipe, TrainConfig
 from pipeline.source import BYTES, resolve_file
 from schemas.manifest import Manifest
 
@@ -111,11 +111,19 @@ def _student_lines(recipe: Recipe) -> list[Line]:
             "train.objectives",
             f"{weights} (nats per supervised byte)",
         ),
+        ("train.eval_every", _evaluations(train)),
         ("train.deepspeed", f"ZeRO stage {train.deepspeed.zero_stage}, {train.num_processes} process(es)"),
     ]
     if recipe.eval is None:
         lines.append(("eval", "none: `bld eval` needs an eval section or --corpus"))
     return lines
+
+
+def _evaluations(train: TrainConfig) -> str:
+    kept = f"the {train.keep_last} newest" if train.keep_last else "all"
+    if not train.eval_every:
+        return f"no evaluation while it trains; {kept} of its checkpoints are kept"
+    return f"every {train.eval_every} steps on {train.eval_documents} documents of eval; {kept} of its checkpoints are kept, and the best"
 
 
 def describe_run(path: Path) -> str:

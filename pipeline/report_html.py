@@ -13,7 +13,7 @@ from pipeline.report_data import Run, leaves, read_dumps
 from pipeline.report_look import SCRIPT, style
 from pipeline.report_plots import AXES, PLOTS, Axis, Plot, Series, draw
 
-_MOST_ROWS = 1500  # of a run whose values can be pointed at; a longer one's are every second, third ... step
+_MOST_ROWS = 600  # of a run whose values can be pointed at; a longer one's are every second, third ... step
 
 
 def page(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -62,8 +62,13 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
     )
     legend = f'<div class="legend" role="group" aria-label="runs shown">{legend}</div>' if len(runs) > 1 else ""
     last = f"<details><summary>Values of the last step</summary>{tables.last_steps_table(runs, names)}</details>"
+    faint = (
+        '<p class="soft">Faint: each step. Strong: the mean of the steps around it, one in forty.</p>'
+        if 'class="raw"' in figures
+        else ""
+    )
     return (
-        f'<div class="controls">{legend}<div class="axes" role="group" aria-label="axis">{buttons}</div></div>'
+        f'<div class="controls">{legend}<div class="axes" role="group" aria-label="axis">{buttons}</div></div>{faint}'
         f'<div class="plots" id="plots" data-axis="step">{figures}</div>{last}'
     )
 
@@ -107,4 +112,4 @@ def _values(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, object]
 def _rounded(value: object) -> float | int | None:
     if not tables.is_number(value):
         return None
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+    return value if isinstance(value, int) else float(f"{value:.5g}")

@@ -54,7 +54,7 @@ figure { margin: 0; padding: .9rem 1rem .5rem; background: var(--card); border: 
 figcaption { font-size: .9rem; font-weight: 600; } svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
 svg text { font-size: 12px; fill: var(--soft); } .grid { stroke: var(--line); fill: none; }
 .curve path { fill: none; stroke: var(--own); stroke-width: 1.6; stroke-linejoin: round; } .curve circle { fill: var(--own); } .curve.dashed path { stroke-dasharray: 5 3; }
-.curve.off { display: none; } .guide { stroke: var(--rule); stroke-dasharray: 2 3; } .hit { fill: var(--own); stroke: var(--card); stroke-width: 1.5; }
+.raw { opacity: .22; } .raw path { stroke-width: 1; } .curve.off { display: none; } .guide { stroke: var(--rule); stroke-dasharray: 2 3; } .hit { fill: var(--own); stroke: var(--card); stroke-width: 1.5; }
 .none { color: var(--soft); font-size: .85rem; margin: 2rem 0; text-align: center; }
 [data-axis=step] > figure > [data-axis]:not([data-axis=step]), [data-axis=supervised_bytes] > figure > [data-axis]:not([data-axis=supervised_bytes]),
 [data-axis=seconds] > figure > [data-axis]:not([data-axis=seconds]) { display: none; }

@@ -7,20 +7,24 @@ find a value under the pointer stands in attributes: the ranges of both axes (`d
 import html
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 34
 NUM_COLOURS = 10
-_MOST_POINTS = 400  # columns of a curve: about as many as it is wide on a screen
+_MOST_COLUMNS = 200  # of a curve, two points each: more do not tell apart on a screen
+_NOISY_FROM = 80  # points from which a noisy curve has its running mean drawn over it, of one in _MEANS of them
+_MEANS = 40
 
 
 class Plot(NamedTuple):
-    """A quantity of metrics.jsonl."""
+    """A quantity of metrics.jsonl; what is `noisy` differs from step to step by the text alone."""
 
     key: str
     title: str
     unit: str
+    noisy: bool = True
 
 
 PLOTS = (
@@ -30,8 +34,8 @@ PLOTS = (
     Plot("kl", "Divergence from the teacher", "nats per byte"),
     Plot("alm", "Likelihood matching of chunks", "nats per byte"),
     Plot("bits_per_byte", "Bits per byte, training text", "bits"),
-    Plot("eval_bits_per_byte", "Bits per byte, held out", "bits"),
-    Plot("lr", "Learning rate", ""),
+    Plot("eval_bits_per_byte", "Bits per byte, held out", "bits", noisy=False),
+    Plot("lr", "Learning rate", "", noisy=False),
     Plot("grad_norm", "Gradient norm", "before clipping"),
     Plot("tokens_per_second", "Speed", "student tokens per second"),
 )
@@ -81,7 +85,7 @@ def nice_scale(low: float, high: float, num_ticks: int, tight: bool = False) -> 
     return Scale(low, high, [round(number * step, 12) for number in range(first, last + 1)])
 
 
-def thinned(xs: Sequence[float], ys: Sequence[float], columns: int = _MOST_POINTS) -> list[tuple[float, float]]:
+def thinned(xs: Sequence[float], ys: Sequence[float], columns: int = _MOST_COLUMNS) -> list[tuple[float, float]]:
     """The points of a curve; of a long one the lowest and the highest in each of so many columns, in order."""
     if len(xs) <= 2 * columns:
         return list(zip(xs, ys, strict=True))
@@ -90,6 +94,14 @@ def thinned(xs: Sequence[float], ys: Sequence[float], columns: int = _MOST_POINT
         inside = range(column * len(xs) // columns, (column + 1) * len(xs) // columns)
         kept |= {min(inside, key=ys.__getitem__), max(inside, key=ys.__getitem__)}
     return [(xs[i], ys[i]) for i in sorted(kept)]
+
+
+def running_mean(ys: Sequence[float], width: int) -> list[float]:
+    """The mean of the values around each, `width` of them (odd), fewer at the ends."""
+    sums = [0.0, *accumulate(ys)]
+    half = width // 2
+    ends = [(max(0, i - half), min(len(ys), i + half + 1)) for i in range(len(ys))]
+    return [(sums[stop] - sums[start]) / (stop - start) for start, stop in ends]
 
 
 def format_size(value: float) -> str:
@@ -113,8 +125,8 @@ def format_seconds(value: float, longest: float) -> str:
     """A time at an axis that reaches to `longest`: seconds, minutes, hours or days."""
     for size, name in ((172800.0, "d"), (7200.0, "h"), (300.0, "min")):
         if longest >= size:
-            return f"{value / {'d': 86400, 'h': 3600, 'min': 60}[name]:.4g} {name}"
-    return f"{value:.4g} s"
+            return f"{value / {'d': 86400, 'h': 3600, 'min': 60}[name]:.3g} {name}"
+    return f"{value:.3g} s"
 
 
 def draw(plot: Plot, axis: Axis, series: Sequence[Series]) -> str:
@@ -125,7 +137,7 @@ def draw(plot: Plot, axis: Axis, series: Sequence[Series]) -> str:
     x = _x_scale(axis, max(one.xs[-1] for one in series), min(one.xs[0] for one in series))
     y = nice_scale(min(min(one.ys) for one in series), max(max(one.ys) for one in series), 4)
     ends = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)
-    parts = [_grid(axis, x, y), *[_curve(one, x, y) for one in series]]
+    parts = [_grid(axis, x, y), *[_curve(one, x, y, plot.noisy) for one in series]]
     label = html.escape(f"{plot.title} over {axis.name.lower()}")
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" data-axis="{axis.key}" data-key="{plot.key}" '
@@ -159,13 +171,21 @@ def _grid(axis: Axis, x: Scale, y: Scale) -> str:
     return "".join(parts)
 
 
-def _curve(one: Series, x: Scale, y: Scale) -> str:
-    """A line, and a dot for each point where there are few."""
-    points = [
-        (x.at(px, LEFT, WIDTH - RIGHT), y.at(py, HEIGHT - BOTTOM, TOP))
-        for px, py in thinned(list(one.xs), list(one.ys))
-    ]
-    path = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
-    dots = "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in points) if len(points) <= 12 else ""
+def _curve(one: Series, x: Scale, y: Scale, noisy: bool) -> str:
+    """A line, and a dot for each point where there are few; of many that are noisy, their running mean over a faint line."""
+    line, points = _line(one.xs, one.ys, x, y), len(one.xs)
+    if points <= 12:
+        line += "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in _places(one.xs, one.ys, x, y))
+    if noisy and points >= _NOISY_FROM:
+        means = running_mean(one.ys, 2 * (points // _MEANS // 2) + 1)
+        line = f'<g class="raw">{line}</g>{_line(one.xs, means, x, y)}'
     dashed = " dashed" if one.run >= NUM_COLOURS else ""
-    return f'<g class="curve c{one.run % NUM_COLOURS}{dashed}" data-run="{one.run}"><path d="M{path}"/>{dots}</g>'
+    return f'<g class="curve c{one.run % NUM_COLOURS}{dashed}" data-run="{one.run}">{line}</g>'
+
+
+def _line(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> str:
+    return f'<path d="M{"L".join(f"{px:.1f} {py:.1f}" for px, py in _places(xs, ys, x, y))}"/>'
+
+
+def _places(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> list[tuple[float, float]]:
+    return [(x.at(px, LEFT, WIDTH - RIGHT), y.at(py, HEIGHT - BOTTOM, TOP)) for px, py in thinned(xs, ys)]

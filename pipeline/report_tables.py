@@ -4,7 +4,7 @@ import html
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.evaluation import format_figure
@@ -132,25 +132,22 @@ def _group_table(runs: Sequence[Run], names: Sequence[str], corpus: str, measure
     models = _ordered(
         model for run in runs for model in run.evaluation if _figure(run, model, corpus, measure) is not None
     )
-    lowest = {
-        model: min(v for run in runs if (v := _figure(run, model, corpus, measure)) is not None) for model in models
-    }
+    of_students = [v for run in runs if (v := _figure(run, "student", corpus, measure)) is not None]
+    best = min(of_students) if len(set(of_students)) > 1 else None
     closes = measure == "bits_per_byte" and {"start", "student", "teacher"} <= set(models)
     rows = []
     for run, name in zip(runs, run_cells(names), strict=True):
-        cells = [_figure_cell(run, model, corpus, measure, lowest, len(runs) > 1) for model in models]
+        cells = [
+            _figure_cell(_figure(run, model, corpus, measure), best if model == "student" else None) for model in models
+        ]
         rows.append([name, *cells, *([_gap_closed(run, corpus)] if closes else [])])
     head = ["run", *map(html.escape, models), *(["gap closed"] if closes else [])]
     caption = f"{corpus.replace('_', ' ')}: {title}"
     return f"<h3>{html.escape(caption)}</h3>{table(head, rows)}"
 
 
-def _figure_cell(run: Run, model: str, corpus: str, measure: str, lowest: Mapping[str, float], several: bool) -> str:
-    value = _figure(run, model, corpus, measure)
-    if value is None:
-        return "-"
-    best = several and model == "student" and value == lowest[model]
-    return f"<b>{escape(value)}</b>" if best else escape(value)
+def _figure_cell(value: float | None, best: float | None) -> str:
+    return f"<b>{escape(value)}</b>" if value is not None and value == best else escape(value)
 
 
 def _gap_closed(run: Run, corpus: str) -> str:

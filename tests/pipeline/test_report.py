@@ -25,8 +25,15 @@ def make_run(folder: Path, lr: float, dump: Path | None = None, **train: Any) ->
     folder.mkdir(parents=True)
     steps = [
         {
-            **{"step": i, "ce": 3.0 - i, "byte_ce": 2.0, "kl": 0.5, "loss": 5.0, "lr": lr, "tokens_per_second": 10.0},
-            **{"supervised_bytes": 1000 * i, "seconds": 2.0 * i},
+            "step": i,
+            "ce": 3.0 - i,
+            "byte_ce": 2.0,
+            "kl": 0.5,
+            "loss": 5.0,
+            "lr": lr,
+            "tokens_per_second": 10.0,
+            "supervised_bytes": 1000 * i,
+            "seconds": 2.0 * i,
         }
         for i in (1, 2)
     ]
@@ -75,7 +82,7 @@ def test_a_recipe_that_is_older_than_a_key_has_its_default(tmp_path: Path) -> No
     for name, recipe in (("old", old), ("new", {**old, "train": {"keep_last": 3, "wandb": {"project": "p"}}})):
         make_run(tmp_path / name, 0.1)
         (tmp_path / name / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    found = dict((row[0], row[1:]) for row in differences([read_run(tmp_path / name) for name in ("old", "new")]))
+    found = {row[0]: row[1:] for row in differences([read_run(tmp_path / name) for name in ("old", "new")])}
     assert found["train.wandb.project"] == [None, "p"] and "train.keep_last" not in found
 
 
@@ -137,7 +144,11 @@ def test_a_dump_is_found_from_where_its_run_was_started_and_shows_its_audit(tmp_
 
 
 AUDIT = {
-    **{"documents": 2, "positions": 262, "kept_mass": 0.934, "dropped_mass": 0.031, "doubt": 0.035},
+    "documents": 2,
+    "positions": 262,
+    "kept_mass": 0.934,
+    "dropped_mass": 0.031,
+    "doubt": 0.035,
     "realised_bits_per_byte": 1.131,
     "wide_covering": {"kl_nats": 0.0851, "share_off_by_0.05": 0.073},
     "worst_documents": [{"doc_id": "a<b", "kl_nats": 0.2, "total_variation": 0.03}],
