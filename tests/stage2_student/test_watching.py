@@ -26,7 +26,8 @@ from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import END_OF_TEXT, tiny_model
 
 ROOT = Path(__file__).parents[2]
-TEXT = ["the river and the stone", "a thing in 7 hills.", "café under the", "x" * 600, "hills", "not asked for"]
+# Nothing like what is learned, so that it becomes ever less likely: the best checkpoint is not the last.
+TEXT = ["QZXJ VKWQ", "## ZZ %% QQ", "ÀÈ Ж QZXJ", "x" * 600, "QQ", "not asked for"]
 TIMES = {"tokens_per_second", "data_wait_share", "memory_bytes", "seconds"}
 TRAIN_EACH = (
     "import sys\nfrom pipeline.recipe import load_recipe\nfrom stage2_student.train import train\n"
@@ -50,7 +51,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(work: Path, name: str, **train: Any) -> Recipe:
-    """Its rate is so high that the best checkpoint is not the last."""
     made = make_recipe(work / "dump", work / "model", work / name, {"lr": 0.02}, interface="causal").model_dump()
     watching = {"eval_every": 3, "eval_documents": 5, "save_every": 1, "keep_last": 1}
     values = {"train": made["train"] | watching | train, "eval": {"source": str(work / "text.jsonl")}}
