@@ -12,7 +12,18 @@ import yaml
 from pipeline.report import write_report
 from pipeline.report_data import differences, read_dumps, read_metrics, read_run, short_names
 from pipeline.report_html import page
-from pipeline.report_plots import AXES, PLOTS, Series, draw, format_ticks, nice_scale, thinned
+from pipeline.report_look import COLOURS, SCRIPT
+from pipeline.report_plots import (
+    AXES,
+    NUM_COLOURS,
+    PLOTS,
+    Series,
+    draw,
+    format_ticks,
+    nice_scale,
+    running_mean,
+    thinned,
+)
 from schemas.manifest import write_json
 from tests.pipeline.browser import browser as browser
 from tests.pipeline.browser import open_page
@@ -187,6 +198,21 @@ def test_a_long_curve_keeps_its_extremes() -> None:
     points = thinned(list(range(10_000)), ys.tolist(), 100)
     assert len(points) <= 202 and points == sorted(points)
     assert {(4321, 50.0), (8765, -50.0), (0, ys[0]), (9_999, ys[-1])} <= set(points)
+
+
+def test_a_noisy_curve_has_its_running_mean_over_it() -> None:
+    ys = np.random.default_rng(0).normal(size=200)
+    means = running_mean(ys.tolist(), 5)
+    assert means == pytest.approx([ys[max(0, i - 2) : i + 3].mean() for i in range(200)])
+    noisy, smooth = (draw(plot, AXES[0], [Series(0, range(200), ys.tolist())]) for plot in (PLOTS[0], LR))
+    assert noisy.count('class="raw"') == 1 and noisy.count('"/></g>') == 2 and 'class="raw"' not in smooth
+
+
+LR = next(plot for plot in PLOTS if plot.key == "lr")
+
+
+def test_style_and_script_know_as_many_colours_as_the_curves_have() -> None:
+    assert len(COLOURS) == NUM_COLOURS and f"const COLOURS = {NUM_COLOURS};" in SCRIPT
 
 
 ASK = """

@@ -19,7 +19,7 @@ from stage2_student import keep
 from stage2_student.evaluate import evaluate
 from stage2_student.export import export
 from stage2_student.keep import Evaluation, best_step, prune
-from stage2_student.launch import launch_student
+from stage2_student.launch import free_port
 from stage2_student.log import RunLog, duration
 from stage2_student.run_folder import checkpoint_steps, remove_partial_checkpoints
 from tests.stage2_student.dumps import make_dump, make_recipe
@@ -37,17 +37,26 @@ TRAIN_EACH = (
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs that differ in what is watched alone."""
+    """Two runs that differ in what is watched alone, and one that two ranks are held to."""
     work = tmp_path_factory.mktemp("work")
     tiny_model(work / "model")
     make_dump(work / "dump")
     (work / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXT))
-    paths = [work / "plain.yaml", work / "watched.yaml"]
-    save_recipe(recipe(work, "plain", save_every=100, eval_every=0), paths[0])
-    save_recipe(recipe(work, "watched"), paths[1])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", TRAIN_EACH, *map(str, paths)], env=environment, cwd=work, check=True)
+    save_recipe(recipe(work, "plain", save_every=100, eval_every=0), work / "plain.yaml")
+    save_recipe(recipe(work, "watched"), work / "watched.yaml")
+    save_recipe(recipe(work, "one", **SHARED), work / "one.yaml")
+    assert train_each(work, "plain", "watched", "one").wait() == 0
     return work
+
+
+SHARED = {"lr": 1e-3, "steps": 3, "micro_batch_tokens": 30}
+
+
+def train_each(work: Path, *names: str, **environment: str) -> "subprocess.Popen[bytes]":
+    """One process that trains several recipes in turn."""
+    command = [sys.executable, "-c", TRAIN_EACH, *(str(work / f"{name}.yaml") for name in names)]
+    values = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, env=values, cwd=work)
 
 
 def recipe(work: Path, name: str, **train: Any) -> Recipe:
@@ -92,9 +101,11 @@ def test_every_checkpoint_is_measured_and_the_best_stays_with_the_newest(work: P
 
 
 def test_two_ranks_of_zero_3_share_the_documents_and_find_the_same(work: Path) -> None:
-    wanted = recipe(work, "two", num_processes=2, micro_batch_tokens=30, deepspeed={"zero_stage": 3}, lr=1e-3, steps=3)
-    alone = recipe(work, "one", lr=1e-3, steps=3)
-    assert launch_student(wanted) == 0 and launch_student(alone) == 0
+    save_recipe(recipe(work, "two", **SHARED, num_processes=2, deepspeed={"zero_stage": 3}), work / "two.yaml")
+    world = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [train_each(work, "two", RANK=rank, LOCAL_RANK=rank, **world) for rank in "01"]
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    assert len(metrics(work / "two")) == 3
     for ours, theirs in zip(metrics(work / "two"), metrics(work / "one"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
