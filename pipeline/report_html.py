@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pipeline import report_tables as tables
 from pipeline.page import content_policy, script_data
 from pipeline.report_data import Run, leaves, read_dumps
+from pipeline.report_dump import dump_section
 from pipeline.report_look import SCRIPT, style
 from pipeline.report_plots import AXES, PLOTS, Axis, Plot, Series, draw
 
@@ -26,7 +27,7 @@ def page(runs: Sequence[Run], names: Sequence[str]) -> str:
         ("Evaluation", tables.final_table(runs, names)),
         ("Curves", _curves(runs, names)),
         *_recipe_section(runs, names),
-        ("Dump" if len(dumps) == 1 else "Dumps", "".join(map(tables.dump_section, dumps))),
+        ("Dump" if len(dumps) == 1 else "Dumps", "".join(map(dump_section, dumps))),
     ]
     body = "".join(f"<section><h2>{name}</h2>{text}</section>" for name, text in sections if text)
     return f"""<!doctype html>

@@ -22,8 +22,8 @@ from stage2_student.trackers import open_trackers
 
 _LINES_PER_HEAD = 25
 LEGEND = (
-    "loss and its parts: nats per supervised byte; bits/byte: of the student's own tokens, on this step's text and held out; "
-    "uncount: positions that the interface leaves out; wait: share of the step's time without data"
+    "loss and its parts: nats per supervised byte; bits/byte: of the student's own tokens, on the step's text and held out;\n"
+    "uncount: positions that the interface leaves out; wait: share of the step without data; left: hours, minutes, seconds"
 )
 
 
