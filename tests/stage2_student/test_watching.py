@@ -20,7 +20,7 @@ from stage2_student.evaluate import evaluate
 from stage2_student.export import export
 from stage2_student.keep import Evaluation, best_step, prune
 from stage2_student.launch import free_port
-from stage2_student.log import RunLog, duration
+from stage2_student.log import RunLog, duration, where_to_look
 from stage2_student.run_folder import checkpoint_steps, remove_partial_checkpoints
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import END_OF_TEXT, tiny_model
@@ -94,6 +94,8 @@ def test_every_checkpoint_is_measured_and_the_best_stays_with_the_newest(work: P
     assert (run / "checkpoints" / "best").read_text() == f"step-{best:06d}"
     exported = export(run, tmp_path / "best", best=True)
     assert json.loads((exported / "distilled.json").read_text()) == {"step": best}
+    assert f"step {best}, {measured[best]:.4f} bits/byte" in where_to_look(run) and "--best" in where_to_look(run)
+    assert "best" not in where_to_look(work / "plain") and "bld report" in where_to_look(work / "plain")
     with pytest.raises(ValueError, match="do not go together"):
         export(run, tmp_path / "both", step=6, best=True)
     with pytest.raises(ValueError, match=r"none of \[6\] was evaluated"):
