@@ -7,7 +7,7 @@ inside its forward pass. The ranks share the documents. Nothing is drawn at rand
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from pipeline.corpus import Corpus
 from pipeline.evaluation import corpora_of
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student import deepspeed_engine as ds
-from stage2_student.batches import Example, MicroBatch, collate, empty_micro_batch, plan_micro_batches
-from stage2_student.evaluate import Scored, scored_documents
+from stage2_student.batches import Example, MicroBatch, collate, empty_micro_batch
+from stage2_student.evaluate import Scored, by_length, scored_documents
 from stage2_student.keep import Evaluation
 
 
@@ -31,13 +31,11 @@ class HeldOut(NamedTuple):
 
     Attributes:
         sha256: of all documents. Figures of unlike text are not compared.
-        left_out: documents that cannot be scored, by reason.
     """
 
     micro_batches: list[MicroBatch]
     num_bytes: int
     sha256: str
-    left_out: dict[str, int]
 
     def measure(self, engine: Any, device: torch.device) -> Evaluation:
         """The student as it is now; every rank calls it, and gets the same. Raises FloatingPointError unless it is finite."""
@@ -74,32 +72,40 @@ def held_out(
         )
     read = (document.messages or document.text for document in Corpus(config).documents()) if rank == 0 else ()
     documents = ds.agree(list(islice(read, train.eval_documents)))
-    left_out, usable = Counter[str](), []
-    for scored in scored_documents(documents, tokenizer, start_id, chat):
-        reason = _reason(scored, train.max_tokens)
-        if isinstance(scored, Scored) and reason is None:
-            usable.append(scored)
-        else:
-            left_out[str(reason)] += 1
+    usable, left_out = _usable(scored_documents(documents, tokenizer, start_id, chat), train.max_tokens)
     if not usable:
         raise ValueError(f"train.eval_every: none of {len(documents)} documents can be scored: {dict(left_out)}")
-    lengths = [len(scored.tokens) for scored in usable]
-    plan = plan_micro_batches(lengths, train.micro_batch_tokens, world)[rank]
-    micro_batches = [_micro_batch([usable[i] for i in chosen], start_id) for chosen in plan]
-    return HeldOut(micro_batches, sum(s.num_bytes for s in usable), _sha256(documents), dict(left_out))
+    num_bytes = sum(scored.num_bytes for scored in usable)
+    if rank == 0:
+        more = "".join(f"; left out: {count}, {reason}" for reason, count in left_out.items())
+        print(f"held out: {len(usable)} documents, {num_bytes} bytes{more}", flush=True)
+    micro_batches = _shares(usable, train.micro_batch_tokens, start_id, world)[rank]
+    return HeldOut(micro_batches, num_bytes, _sha256(documents))
 
 
-def _reason(scored: Scored | str, max_tokens: int) -> str | None:
-    """Why a document is left out; None where it is not."""
-    if isinstance(scored, str):
-        return scored
-    return f"longer than {max_tokens} tokens" if len(scored.tokens) > max_tokens else None
+def _usable(found: Iterable[Scored | str], max_tokens: int) -> tuple[list[Scored], Counter[str]]:
+    """Documents that can be scored, and why others cannot."""
+    usable, left_out = [], Counter[str]()
+    for scored in found:
+        if isinstance(scored, str):
+            left_out[scored] += 1
+        elif len(scored.tokens) > max_tokens:
+            left_out[f"longer than {max_tokens} tokens"] += 1
+        else:
+            usable.append(scored)
+    return usable, left_out
 
 
-def _micro_batch(documents: Sequence[Scored], start_id: int) -> MicroBatch:
+def _shares(documents: Sequence[Scored], micro_batch_tokens: int, start_id: int, world: int) -> list[list[MicroBatch]]:
+    """Each rank's micro-batches, equally many: ZeRO's collectives need all ranks."""
+    of_a_rank = -(-sum(len(scored.tokens) for scored in documents) // world)
+    batches = [_micro_batch(group) for group in by_length(documents, min(micro_batch_tokens, of_a_rank))]
+    batches += [empty_micro_batch(start_id) for _ in range(-len(batches) % world)]
+    return [batches[rank::world] for rank in range(world)]
+
+
+def _micro_batch(documents: Sequence[Scored]) -> MicroBatch:
     """Tokens and labels; no byte is asked for."""
-    if not documents:
-        return empty_micro_batch(start_id)
     none, entries_PE = np.empty(0, dtype=np.int64), np.empty((0, 1))
     examples = [
         Example(
