@@ -113,7 +113,10 @@ def parse_worker(text: str) -> tuple[int, int]:
 
 @app.command()
 def student(recipe: RecipeArgument, override: Overrides = None, dry_run: DryRun = False) -> None:
-    """Stage 2: train the student under the DeepSpeed launcher, or resume."""
+    """Stage 2: train the student under the DeepSpeed launcher, or resume; under torchrun or srun, as one of their ranks.
+
+    Exit codes: 0 done, 1 an error that is named, 130 or 143 stopped by SIGINT or SIGTERM, with a checkpoint: the same command goes on.
+    """
     from stage2_student.launch import launch_student
 
     code = launch_student(_load(recipe, override), dry_run)

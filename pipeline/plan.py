@@ -112,7 +112,7 @@ def _student_lines(recipe: Recipe) -> list[Line]:
             f"{weights} (nats per supervised byte)",
         ),
         ("train.eval_every", _evaluations(train)),
-        ("train.deepspeed", f"ZeRO stage {train.deepspeed.zero_stage}, {train.num_processes} process(es)"),
+        ("train.deepspeed", _deepspeed_line(train)),
     ]
     if recipe.eval is None:
         lines.append(("eval", "none: `bld eval` needs an eval section or --corpus"))
@@ -124,6 +124,16 @@ def _evaluations(train: TrainConfig) -> str:
     if not train.eval_every:
         return f"no evaluation while it trains; {kept} of its checkpoints are kept"
     return f"every {train.eval_every} steps on {train.eval_documents} documents of eval; {kept} of its checkpoints are kept, and the best"
+
+
+def _deepspeed_line(train: TrainConfig) -> str:
+    """Stage, ranks, and what lies elsewhere than on the device."""
+    config = train.deepspeed
+    ranks = f"{train.num_processes} process(es)" if train.hostfile is None else f"ranks of {train.hostfile}"
+    line = f"ZeRO stage {config.zero_stage}, {ranks}"
+    for what, where in (("optimizer", config.offload_optimizer), ("parameters", config.offload_parameters)):
+        line += f", {what} on the {where}" if where != "none" else ""
+    return line + (f", {config.config} merged over it" if config.config else "")
 
 
 def describe_run(path: Path) -> str:

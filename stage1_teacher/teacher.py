@@ -231,7 +231,13 @@ def open_teacher(
     if teacher.engine == "openai":
         return _open_served(recipe, tokenizer, chat, start, ends)
     head, vocabulary = load_head(
-        model, teacher.revision, getattr(torch, teacher.dtype), tokenizer.token_bytes, ends, teacher.trust_remote_code
+        model,
+        teacher.revision,
+        getattr(torch, teacher.dtype),
+        tokenizer.token_bytes,
+        ends,
+        teacher.trust_remote_code,
+        alone=not placement.overlap,  # else the engine computes in another thread
     )
     if torch.cuda.is_available():
         head = head.to("cuda")

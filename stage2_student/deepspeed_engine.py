@@ -4,6 +4,9 @@ Losses arrive as sums in nats. `engine.backward` gets them times the world size 
 bytes: DeepSpeed averages over ranks, and that makes the mean the sum that the bytes divide.
 """
 
+import argparse
+import contextlib
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,44 +17,15 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.checkpoint import ds_to_universal
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from pipeline.config import Recipe, TrainConfig
-from stage2_student.launch import free_port
+from pipeline.config import TrainConfig
+from stage2_student.placement import rank_environment
 
 LR_FACTOR = "lr_factor"  # of a parameter group
-
-
-def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
-    """What DeepSpeed is told, all of it: a pure function of the recipe and the number of ranks.
-
-    Batch sizes are DeepSpeed's book-keeping only (documents of one micro-batch vary); accumulation is steered by
-    `train_step`. Precision is ours (`stage2_student.model.Precision`): its weights are plain float32.
-    """
-    train = recipe.train
-    return {
-        "train_batch_size": world,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": train.grad_clip,
-        "optimizer": {
-            "type": "AdamW",
-            # torch's own: DeepSpeed's CPU kernel compiles for minutes, and resumed slightly off.
-            "params": {
-                "torch_adam": True,
-                "lr": train.lr,
-                "betas": list(train.betas),
-                "eps": 1e-8,
-                "weight_decay": train.weight_decay,
-            },
-        },
-        "zero_optimization": {"stage": train.deepspeed.zero_stage, "contiguous_gradients": True, "overlap_comm": False},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,  # we print our own lines
-        "wall_clock_breakdown": False,
-    }
 
 
 def learning_rate(step: int, train: TrainConfig) -> float:
@@ -64,11 +38,8 @@ def learning_rate(step: int, train: TrainConfig) -> float:
 
 
 def start_ranks() -> tuple[int, int, torch.device]:
-    """Join the launcher's group (or be alone, without a launcher). Returns (rank, world, device)."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in alone.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    """Join the group of whatever started this process (or be alone). Returns (rank, world, device)."""
+    os.environ.update(rank_environment(os.environ))
     # On a CPU DeepSpeed would compile a collective of its own first: a minute, a compiler, and a lock file that a kill
     # leaves behind for the next run to wait on. Gloo is there already.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -112,24 +83,56 @@ def agree(value: Any) -> Any:
     return box[0]
 
 
+def gather(value: Any) -> list[Any]:
+    """Each rank's value, in order, on every rank."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers, on every rank."""
+    box = torch.tensor([number], device=device)
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return int(box)
+
+
 def wait_for_all() -> None:
     dist.barrier()
 
 
-def backward(engine: Any, nats: Tensor, num_bytes: int, world: int, last: bool) -> None:
-    """Add a micro-batch's gradient; after the `last` of a step the optimizer runs at `optimizer_step`."""
+def backward(engine: Any, nats: Tensor, num_bytes: int, world: int, last: bool, scale: float = 1.0) -> None:
+    """Add a micro-batch's gradient, `scale` times; after the `last` of a step the optimizer runs at `optimizer_step`."""
     engine.set_gradient_accumulation_boundary(is_boundary=last)
-    engine.backward(nats * world / num_bytes, scale_wrt_gas=False)
+    loss = nats * world / num_bytes
+    if not engine.zero_optimization():
+        loss = loss * scale
+    elif scale != 1:
+        engine.optimizer.override_loss_scale(scale)  # ZeRO multiplies the loss, and divides its shares of the gradient
+    engine.backward(loss, scale_wrt_gas=False)
 
 
-def optimizer_step(engine: Any, lr: float) -> float:
-    """One AdamW step. Returns the gradient's norm over all ranks, before clipping."""
+def optimizer_step(engine: Any, lr: float, scale: float = 1.0) -> float:
+    """One AdamW step on the gradient over `scale`. Returns the gradient's norm over all ranks, before clipping.
+
+    Where that is not finite, nothing was changed, and the gradient is gone: the step may be tried again.
+    """
     for group in engine.optimizer.param_groups:
         group["lr"] = lr * group[LR_FACTOR]
-    plain = not engine.zero_optimization()  # without ZeRO DeepSpeed clips, but does not tell the norm
-    norm = get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]) if plain else None
-    engine.step()
-    return float(engine.get_global_grad_norm() if norm is None else norm)
+    if engine.zero_optimization():
+        engine.step()
+        return float(engine.get_global_grad_norm())
+    # Without ZeRO DeepSpeed clips, but neither tells the norm nor looks at it.
+    grads = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    if scale != 1:
+        for grad in grads:
+            grad.div_(scale)
+    norm = float(get_total_norm(grads))
+    if math.isfinite(norm):
+        engine.step()
+    else:
+        engine.zero_grad()
+    return norm
 
 
 def save(engine: Any, folder: Path, tag: str, client_state: dict[str, Any]) -> None:
@@ -140,7 +143,11 @@ def save(engine: Any, folder: Path, tag: str, client_state: dict[str, Any]) -> N
 
 
 def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
-    """Read weights and optimizer back; returns the `client_state` stored with them."""
+    """Read weights and optimizer back; returns the `client_state` stored with them.
+
+    A universal checkpoint (`for_any_world`) is read by an engine whose config says so.
+    """
+    factors = [group[LR_FACTOR] for group in engine.optimizer.param_groups]
     path, client_state = engine.load_checkpoint(
         str(folder), tag=tag, load_lr_scheduler_states=False, custom_load_fn=_load_trained
     )
@@ -148,7 +155,31 @@ def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
         raise ValueError(
             f"{folder / tag} is not a DeepSpeed checkpoint; delete that folder to resume from the one before"
         )
+    # A universal checkpoint gives ZeRO-3 the first group's values for all groups, and all of them one step to count in.
+    for group, factor in zip(engine.optimizer.param_groups, factors, strict=True):
+        group[LR_FACTOR] = factor
+    for state in getattr(engine.optimizer, "optimizer", engine.optimizer).state.values():
+        if "step" in state:
+            state["step"] = state["step"].clone()
     return dict(client_state)
+
+
+UNIVERSAL = {"checkpoint": {"load_universal": True}}  # of the config of an engine that will load one
+
+
+def for_any_world(checkpoint: Path, out: Path) -> None:
+    """Write a ZeRO checkpoint to `out` in the form that any number of ranks can load. One rank does it, in its own process."""
+    wanted = {
+        "input_folder": str(checkpoint),
+        "output_folder": str(out),
+        "num_extract_workers": 1,
+        "num_merge_workers": 1,
+    }
+    flags = {"keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+    said = io.StringIO()  # a progress bar for each of its passes
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        ds_to_universal.main(argparse.Namespace(**wanted, **flags))
+    (out.parent / "latest_universal").unlink()  # it names `out`, which does not stay
 
 
 def _load_trained(src: dict[str, Tensor], dst: nn.Module) -> None:

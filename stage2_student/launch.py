@@ -1,58 +1,132 @@
-"""Start the training under the DeepSpeed launcher, one process per rank on this machine.
+"""Start the training, one process per rank: on this machine, on those of a hostfile, or as the rank that torchrun or srun started.
 
-The launcher's local half is called directly: its outer half looks for ssh and a hostfile, and on a CPU counts devices
+On one machine the launcher's local half is called directly: its outer half looks for ssh and a hostfile, and on a CPU counts devices
 with numactl, none of which one machine needs.
 """
 
 import base64
 import json
 import os
-import socket
-import subprocess
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
-from pipeline.config import Recipe
+import psutil
+
+from pipeline.config import Recipe, TrainConfig
 from pipeline.recipe import load_recipe, save_recipe
+from stage2_student.deepspeed_json import deepspeed_config
+from stage2_student.placement import free_port, started_as_rank
 from stage2_student.run_folder import dump_refs
+from stage2_student.signals import STOPPING
 from stage2_student.start import student_config
 
+_MODULE = "stage2_student.train"
 
-def launch_command(recipe_path: Path, num_processes: int, port: int) -> list[str]:
-    """The command that trains the recipe on ranks 0 .. num_processes."""
-    world = json.dumps({"localhost": list(range(num_processes))})
+
+def launch_command(recipe_path: Path, train: TrainConfig, port: int) -> list[str]:
+    """The command that trains the recipe: on ranks 0 .. num_processes here, or on the machines of the hostfile."""
+    module = ("--no_local_rank", "--module", _MODULE, "--recipe", str(recipe_path))
+    if train.hostfile is not None:
+        outer = (sys.executable, "-u", "-m", "deepspeed.launcher.runner", "--quiet", f"--hostfile={train.hostfile}")
+        return [*outer, f"--master_port={port}", *module]
+    world = json.dumps({"localhost": list(range(train.num_processes))})
     return [
         *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet"),
         f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",
-        *("--master_addr=127.0.0.1", f"--master_port={port}", "--no_local_rank", "--module"),
-        *("stage2_student.train", "--recipe", str(recipe_path)),
+        *("--master_addr=127.0.0.1", f"--master_port={port}"),
+        *module,
     ]
 
 
 def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
-    """Train, or resume; returns the exit code of the launcher. With `dry_run` the command is only printed."""
+    """Train, or resume; returns the exit code, as a shell has it. With `dry_run` the command is only printed.
+
+    Where torchrun or srun has started this process as a rank of theirs, it trains here, and launches nothing.
+    """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     run = Path(student_config(loaded).path)
-    command = launch_command(run / "launch.yaml", loaded.train.num_processes, free_port())
+    _check_files(loaded)
+    if started_as_rank(os.environ) and not dry_run:
+        from stage2_student.train import run_rank  # seconds to import
+
+        return run_rank(loaded)
+    command = launch_command(run / "launch.yaml", loaded.train, free_port())
     if dry_run:
         dumps = ", ".join(ref.path for ref in dump_refs(loaded))
         print(f"dump {dumps} -> run {run}, {loaded.train.steps} steps:\n{' '.join(command)}")
         return 0
     run.mkdir(parents=True, exist_ok=True)
     save_recipe(loaded, run / "launch.yaml")
-    return subprocess.run(command, env=_environment(loaded.train.num_processes)).returncode
+    code, received = _run(command, _environment(loaded.train))
+    # Over several machines DeepSpeed's launcher ends with 1 for any signal.
+    return 128 + received[0] if code == 1 and received and loaded.train.hostfile is not None else code
 
 
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _check_files(recipe: Recipe) -> None:
+    """Raise ValueError for a hostfile that is not there, or a DeepSpeed JSON that cannot be used, before any rank starts."""
+    deepspeed_config(recipe, 1)
+    hostfile = recipe.train.hostfile
+    if hostfile is not None and not Path(hostfile).is_file():
+        raise ValueError(f"train.hostfile: {hostfile} is not a file; give one with lines of NAME slots=RANKS")
 
 
-def _environment(num_processes: int) -> dict[str, str]:
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:
+    """Run the launcher; returns its exit code, as a shell has it, and the signals that came in the meantime.
+
+    The first SIGTERM or SIGINT goes to the ranks on this machine, which save and exit; another one kills them. Not to DeepSpeed's local
+    launcher: it would end one rank after the other, each after 30 seconds at most, and a rank cannot save alone. The launcher gets the
+    signal itself where it has no rank here: before it has started them, and over several machines.
+    """
+    received: list[int] = []
+    launched: list[psutil.Popen] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for launcher in launched:
+            ranks = _ranks(launcher)
+            again = len(received) > 1
+            for process in [*ranks, launcher] if again else ranks or [launcher]:
+                with suppress(psutil.NoSuchProcess):  # it has just ended
+                    process.send_signal(signal.SIGKILL if again else number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    try:
+        # Of its own session, so that Ctrl-C comes to the ranks once, and through us.
+        launched.append(psutil.Popen(command, env=environment, start_new_session=True))
+        if received:  # while it was being started
+            launched[0].send_signal(received[0])
+        return _shell_code(launched[0].wait()), received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ranks(launcher: psutil.Popen) -> list[psutil.Process]:
+    """The ranks that the launcher has started on this machine."""
+    found = []
+    with suppress(psutil.NoSuchProcess):  # the launcher has just ended
+        for process in launcher.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                words = process.cmdline()
+                if _MODULE in words and not any(word.startswith("deepspeed.launcher") for word in words):
+                    found.append(process)
+    return found
+
+
+def _shell_code(code: int) -> int:
+    """The launcher's exit code as a shell has it: a rank that signal n ended comes as -n, or as 256 - n."""
+    if code < 0:
+        return 128 - code
+    return 128 + 256 - code if code > 192 else code
+
+
+def _environment(train: TrainConfig) -> dict[str, str]:
     """Ours, with this project importable, and the cores shared among the ranks: each would take all of them."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    defaults = {"OMP_NUM_THREADS": str(max(1, cores // num_processes)), "TOKENIZERS_PARALLELISM": "true"}
+    ranks = train.num_processes if train.hostfile is None else 1
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "TOKENIZERS_PARALLELISM": "true"}
     return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

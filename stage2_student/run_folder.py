@@ -6,6 +6,7 @@ start/                    the student before its first step, a Hugging Face fold
 checkpoints/step-000020   DeepSpeed's files; complete, since a checkpoint gets its name last
 checkpoints/latest        the newest of them, for DeepSpeed's own tools
 checkpoints/best          the best of them by evaluation (see `stage2_student.keep`)
+checkpoints/*.damaged     one that could not be loaded when the run was resumed
 metrics.jsonl, tensorboard/, summary.json, export/
 """
 
@@ -15,18 +16,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config import DumpRef, Recipe
 from schemas.manifest import Manifest, identity_differences, write_json
 from schemas.shard import sync_and_rename
+from stage2_student.deepspeed_json import decides_the_result
+from stage2_student.inventory import write_inventory
 from stage2_student.mix import Mix
 from stage2_student.start import Ends, student_config
 
 _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
-_PLACEMENT = {"micro_batch_tokens", "num_processes", *_WATCHING}
+_PLACEMENT = {"micro_batch_tokens", "num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_WATCHING}
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -40,10 +44,9 @@ def run_identity(
     manifest: Manifest,
     tokenizer_sha256: str,
     ends: Ends,
-    world: int,
     other_manifests: Sequence[Manifest] = (),
 ) -> dict[str, Any]:
-    """Everything that decides the trained weights, but rounding. Under ZeRO the world counts: files are per rank."""
+    """Everything that decides the trained weights, but rounding; and the ZeRO stage, whose checkpoints no other stage reads."""
     student, train = student_config(recipe), recipe.train
     identity = {
         "dump": _dump_identity(manifest),
@@ -58,7 +61,7 @@ def run_identity(
             "end_id": ends.end,
         },
         "train": train.model_dump(mode="json", exclude=_PLACEMENT),
-        "world": world if train.deepspeed.zero_stage else "any",
+        "deepspeed": {"zero_stage": train.deepspeed.zero_stage, **decides_the_result(train.deepspeed)},
     }
     return dict(json.loads(json.dumps(identity)))
 
@@ -125,16 +128,38 @@ def checkpoint_steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
 
 
-def commit_checkpoint(run: Path, partial: str, step: int) -> None:
-    """Make DeepSpeed's files durable, then give the folder its name, then say in `latest` that it is the newest."""
+def commit_checkpoint(run: Path, partial: str, step: int, world: int) -> None:
+    """List DeepSpeed's files and make them durable, then give the folder its name, then say in `latest` that it is the newest."""
     folder = run / "checkpoints"
+    write_inventory(folder / partial, world)
     for file in (folder / partial).iterdir():
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
     (folder / partial).replace(folder / checkpoint_name(step))
+    _write_latest(folder, step)
+
+
+def _write_latest(folder: Path, step: int) -> None:
     latest = folder / "latest.partial"
     latest.write_text(checkpoint_name(step), encoding="utf-8")
     sync_and_rename(latest, folder / "latest")
+
+
+def set_aside(run: Path, damaged: Mapping[int, str], sound: int) -> None:
+    """Say which checkpoints are damaged, and why, and keep them under names that no resume looks at; `sound` is now the newest."""
+    folder = run / "checkpoints"
+    for step, cause in damaged.items():
+        name = checkpoint_name(step)
+        kept = next(
+            new for n in count(1) if not (new := folder / f"{name}.damaged{'' if n == 1 else f'-{n}'}").exists()
+        )
+        (folder / name).replace(kept)
+        print(
+            f"{folder / name} cannot be loaded ({cause}); kept as {kept.name}, going back to {checkpoint_name(sound)}",
+            flush=True,
+        )
+    if damaged:
+        _write_latest(folder, sound)
 
 
 def remove_partial_checkpoints(run: Path) -> None:

@@ -91,7 +91,8 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
     if student.drop_layers:
         model = drop_layers(model, student.drop_layers)
     ends = end_tokens(student, tokenizer, chat)
-    counts = _move(model, ByteTokenizer.load(model_source, student.trust_remote_code), tokenizer, ends)
+    old = ByteTokenizer.load(model_source, student.trust_remote_code)
+    counts = _move(model, old, tokenizer, ends, student.averaged_scale)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a start that was interrupted
     model.save_pretrained(partial)
@@ -101,12 +102,12 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
     return folder
 
 
-def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ends: Ends) -> dict[str, int]:
+def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ends: Ends, averaged_scale: float) -> dict[str, int]:
     """Move the model to its new tokenizer, if that is another; set its control ids. Returns the counts."""
     counts: dict[str, int] = {}
     if old.sha256 != new.sha256:
         rows = model.get_input_embeddings().weight.shape[0]
-        counts = transfer(model, old, new, control_sources(old, new, ends, rows)).as_dict()
+        counts = transfer(model, old, new, control_sources(old, new, ends, rows), averaged_scale).as_dict()
         model.config.pad_token_id = model.generation_config.pad_token_id = ends.end
     for config in (model.config, model.generation_config):
         config.bos_token_id, config.eos_token_id = ends.start, ends.end

@@ -11,13 +11,13 @@ import contextlib
 import json
 import math
 import resource
+import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -27,7 +27,7 @@ from pipeline.recipe import load_recipe, save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
 from stage2_student import deepspeed_engine as ds
-from stage2_student import keep, run_folder
+from stage2_student import keep, resume, run_folder
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import (
     Masks,
@@ -37,13 +37,16 @@ from stage2_student.batches import (
     make_example,
     plan_micro_batches,
 )
+from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.export import export
 from stage2_student.held_out import held_out
 from stage2_student.interfaces import Interface, StudentShape, make_interface
 from stage2_student.log import RunLog, where_to_look
 from stage2_student.lora import add_adapters
+from stage2_student.loss_scale import first_scale
 from stage2_student.model import PARTS, Student
-from stage2_student.reader import START, DumpReader, GlobalBatch, Position, global_batches
+from stage2_student.reader import DumpReader, GlobalBatch, global_batches
+from stage2_student.signals import Stopped, StopRequest
 from stage2_student.start import (
     Ends,
     end_tokens,
@@ -53,45 +56,32 @@ from stage2_student.start import (
     student_tokenizer,
     tokenizer_moved,
 )
+from stage2_student.state import State
+from stage2_student.step import Ranks, StepPlan, take_step
 from stage2_student.trackers import check_installed
-
-
-class Ranks(NamedTuple):
-    """This process among the others."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-
-@dataclass
-class State:
-    """All that a checkpoint stores beside weights and optimizer: sums since the run began, where the data stands."""
-
-    step: int = 0
-    position: Position = START
-    documents: int = 0
-    tokens: int = 0
-    num_bytes: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "position": list(self.position), "left_out": dict(self.left_out)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "State":
-        return cls(**{**values, "position": Position(*values["position"]), "left_out": Counter(values["left_out"])})
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train a student from a dump; see `bld student`.")
     parser.add_argument("--recipe", required=True, help="YAML file.")
     parser.add_argument("--local_rank", type=int, help="Given by the launcher; not used.")
-    train(load_recipe(Path(parser.parse_args(arguments).recipe)))
+    raise SystemExit(run_rank(load_recipe(Path(parser.parse_args(arguments).recipe))))
+
+
+def run_rank(recipe: Recipe) -> int:
+    """Train as the rank that this process was started as. Returns the exit code: 130 or 143 where a signal stopped the run."""
+    try:
+        train(recipe)
+    except Stopped as stopped:
+        return stopped.exit_code
+    return 0
 
 
 def train(recipe: Recipe) -> None:
-    """Train, or resume; then export. Raises ValueError for another dump, recipe or tokenizer than it began with."""
+    """Train, or resume; then export.
+
+    Raises ValueError for another dump, recipe or tokenizer than it began with, and Stopped for a signal, after a checkpoint.
+    """
     student = student_config(recipe)
     run = Path(student.path)
     reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
@@ -102,9 +92,9 @@ def train(recipe: Recipe) -> None:
         if ranks.rank == 0:
             stack.enter_context(run_folder.lock(run))
             _prepare(recipe, reader, tokenizer, chat, ends, ranks.world)
-        steps_done = ds.agree(run_folder.checkpoint_steps(run)[-1:] if ranks.rank == 0 else None)
-        if steps_done != [recipe.train.steps]:
-            _loop(recipe, reader, tokenizer, chat, ends, ranks)
+        found = resume.newest_sound(run, ranks.rank, ranks.world)
+        if found is None or found.step != recipe.train.steps:
+            _loop(recipe, reader, tokenizer, chat, ends, ranks, found)
         elif ranks.rank == 0:
             print(f"{run} has done its {recipe.train.steps} steps; nothing to train", flush=True)
         if ranks.rank == 0:
@@ -124,13 +114,13 @@ def _prepare(
         print(f"{run}: the student's tokenizer {remark}", flush=True)
     for remark, count in reader.remarks.items():
         print(f"{run}: {count} documents {remark}", flush=True)
-    identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, world, reader.other_manifests)
+    identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests)
     if chat is not None:
         identity["student"]["template_sha256"] = chat.template.sha256
     run_folder.claim(run, identity)
     run_folder.remove_partial_checkpoints(run)
     save_recipe(recipe, run / "recipe.yaml")
-    write_json(run / "deepspeed.json", ds.deepspeed_config(recipe, world))
+    write_json(run / "deepspeed.json", deepspeed_config(recipe, world))
     export_start(recipe, chats=chat is not None)
 
 
@@ -141,6 +131,8 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     lm = load_start(start, config.trust_remote_code)
     if config.lora_rank:
         add_adapters(lm, config, tokenizer_moved(start))
+    if recipe.train.gradient_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
     shape = StudentShape(
         hidden_size=lm.config.get_text_config().hidden_size,
         head_rows=lm.get_output_embeddings().weight.shape[0],
@@ -161,17 +153,26 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
 
 
 def _loop(
-    recipe: Recipe, reader: DumpReader, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, ends: Ends, ranks: Ranks
+    recipe: Recipe,
+    reader: DumpReader,
+    tokenizer: ByteTokenizer,
+    chat: ChatTokenizer | None,
+    ends: Ends,
+    ranks: Ranks,
+    found: resume.Checkpoint | None,
 ) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
     held = held_out(recipe, tokenizer, chat, ends.start, ranks.rank, ranks.world)
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ends)
-    engine = ds.start_engine(student, ds.deepspeed_config(recipe, ranks.world), student.rates())
-    state = _resume(engine, run, ranks)
+    convert = resume.needs_conversion(found, config.deepspeed.zero_stage, ranks.world)
+    told = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
+    engine = ds.start_engine(student, told, student.rates())
+    state = _resume(engine, recipe, ranks, found, convert)
     batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position, chat)
     first_step, figures = state.step, {}
-    with RunLog(run, first_step, recipe) if ranks.rank == 0 else contextlib.nullcontext() as log:
+    log_of_rank_0 = RunLog(run, first_step, recipe) if ranks.rank == 0 else contextlib.nullcontext()
+    with StopRequest() as stop, log_of_rank_0 as log:
         while state.step < config.steps:
             started = time.monotonic()
             batch = next(batches)
@@ -184,27 +185,22 @@ def _loop(
                 raise ValueError(
                     f"no byte is supervised in {_names(batch)}; the student's tokens all straddle segments"
                 )
-            torch.manual_seed((config.seed * 1_000_003 + state.step) * 4096 + ranks.rank)
-            sums = torch.zeros(len(engine.module.sums_names), device=ranks.device)
-            for index, micro in enumerate(micro_batches):
-                nats, micro_sums = engine(micro.to(ranks.device), state.step < config.interface_warmup_steps)
-                _check_finite(nats, micro_sums, micro, state.step + 1, engine.module.sums_names, run)
-                ds.backward(engine, nats, num_bytes, ranks.world, last=index == len(micro_batches) - 1)
-                if index < len(micro_batches) - 1:
-                    engine.step()
-                sums += micro_sums
-            lr = ds.learning_rate(state.step, config)
-            grad_norm = ds.optimizer_step(engine, lr)
-            if not math.isfinite(grad_norm):
-                raise FloatingPointError(
-                    f"step {state.step + 1}: the gradient's norm is {grad_norm} for {_names(batch)}"
-                )
-            state = _advance(state, batch, num_bytes)
-            named = dict(zip(engine.module.sums_names, ds.sum_over_ranks(sums).tolist(), strict=True))
+            plan = StepPlan(
+                step=state.step + 1,
+                lr=ds.learning_rate(state.step, config),
+                seed=(config.seed * 1_000_003 + state.step) * 4096 + ranks.rank,
+                num_bytes=num_bytes,
+                interface_alone=state.step < config.interface_warmup_steps,
+            )
+            done = take_step(engine, micro_batches, plan, state.loss_scale, ranks)
+            state = state.after_batch(batch, num_bytes, done.scale)
+            named = dict(zip(engine.module.sums_names, ds.sum_over_ranks(done.sums).tolist(), strict=True))
             figures = _loss_figures(named, num_bytes, recipe)
             figures |= _machine_figures(batch.num_tokens, time.monotonic() - started, waited, ranks.device)
-            figures |= {"lr": lr, "grad_norm": grad_norm, "epoch": state.position.epoch}
+            figures |= {"lr": plan.lr, "grad_norm": done.grad_norm, "epoch": state.position.epoch}
             figures["supervised_bytes"] = state.num_bytes
+            if done.scale is not None:
+                figures["loss_scale"] = done.scale.factor
             last = state.step == config.steps
             saving = state.step % config.save_every == 0 or last
             evaluation = None
@@ -213,8 +209,12 @@ def _loop(
                 figures["eval_bits_per_byte"] = evaluation.bits_per_byte
             if log is not None and (state.step % config.log_every == 0 or last or evaluation is not None):
                 log.write(state.step, figures)
-            if saving:
+            signal_number = ds.largest(stop.received, ranks.device)
+            if saving or signal_number:
                 _save(engine, run, state, ranks, config.keep_last, evaluation)
+            if signal_number and not last:
+                _say_stopped(state, run, signal_number, ranks)
+                raise Stopped(signal_number)
     if ranks.rank == 0:
         _summarise(run, state, figures, reader)
 
@@ -235,30 +235,6 @@ def _own_share(
         if recipe.train.objectives.alm:
             extra |= chunk_tensors(documents, micro.tokens_BL.shape[1], recipe.train.alm_debias)
         yield replace(micro, extra=extra)
-
-
-def _check_finite(
-    nats: torch.Tensor, sums: torch.Tensor, micro: MicroBatch, step: int, names: Sequence[str], run: Path
-) -> None:
-    """Stop before the optimizer sees a loss that is not a number; the newest checkpoint is still good."""
-    if not bool(torch.isfinite(nats)):
-        values = ", ".join(f"{name} {value}" for name, value in zip(names, sums.tolist(), strict=True))
-        raise FloatingPointError(
-            f"step {step}: the loss is not finite ({values}) on documents {', '.join(micro.doc_ids)}. The weights "
-            f"are as they were before this step; look at these documents with `bld inspect`, or lower train.lr. "
-            f"Checkpoints: {run}"
-        )
-
-
-def _advance(state: State, batch: GlobalBatch, num_bytes: int) -> State:
-    return State(
-        step=state.step + 1,
-        position=batch.after,
-        documents=state.documents + len(batch.documents),
-        tokens=state.tokens + batch.num_tokens,
-        num_bytes=state.num_bytes + num_bytes,
-        left_out=state.left_out + batch.left_out,
-    )
 
 
 def _loss_figures(sums: Mapping[str, float], num_bytes: int, recipe: Recipe) -> dict[str, float]:
@@ -295,14 +271,14 @@ def _names(batch: GlobalBatch) -> str:
     return "documents " + ", ".join(document.record.doc_id for document in batch.documents)
 
 
-def _resume(engine: Any, run: Path, ranks: Ranks) -> State:
-    """The state of the newest complete checkpoint, its weights loaded; a new state where there is none."""
-    steps = ds.agree(run_folder.checkpoint_steps(run) if ranks.rank == 0 else None)
+def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint | None, convert: bool) -> State:
+    """The state of the checkpoint, its weights loaded; a new state where there is none."""
+    run = Path(student_config(recipe).path)
     if ranks.rank == 0:
-        run_folder.cut_metrics(run, steps[-1] if steps else 0)
-    if not steps:
-        return State()
-    state = State.from_dict(ds.load(engine, run / "checkpoints", run_folder.checkpoint_name(steps[-1]))["state"])
+        run_folder.cut_metrics(run, 0 if found is None else found.step)
+    if found is None:
+        return State(loss_scale=first_scale(recipe.train.dtype))
+    state = State.from_dict(resume.load(engine, run, found, ranks.rank, convert)["state"])
     if ranks.rank == 0:
         print(
             f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}",
@@ -320,8 +296,18 @@ def _save(
     if ranks.rank == 0:
         if evaluation is not None:
             keep.record(run, partial, evaluation)
-        run_folder.commit_checkpoint(run, partial, state.step)
+        run_folder.commit_checkpoint(run, partial, state.step, ranks.world)
         keep.prune(run, keep_last)
+    ds.wait_for_all()  # nobody exits, and has its launcher end the others, before the checkpoint has its name
+
+
+def _say_stopped(state: State, run: Path, signal_number: int, ranks: Ranks) -> None:
+    if ranks.rank == 0:
+        name = signal.Signals(signal_number).name
+        print(
+            f"{name}: stopped after step {state.step}, with a checkpoint in {run / 'checkpoints'}. The same command goes on from there",
+            flush=True,
+        )
 
 
 def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader) -> None:

@@ -39,11 +39,15 @@ class TransferCounts:
         return asdict(self)
 
 
-def transfer(model: Any, old: Vocabulary, new: Vocabulary, controls: dict[int, int]) -> TransferCounts:
+def transfer(
+    model: Any, old: Vocabulary, new: Vocabulary, controls: dict[int, int], averaged_scale: float = 1.0
+) -> TransferCounts:
     """Move a causal language model to the vocabulary `new`, in place: embedding, head and vocabulary size.
 
     Args:
         controls: new id -> old id of tokens with a role (start, end), whatever their spelling.
+        averaged_scale: rows that are means of old ones are multiplied by it. The mean of a word's pieces says how likely its pieces
+            are, not how likely they are one after the other: unscaled, such tokens get several times the mass that they should.
     Raises:
         ValueError: an old id in `controls` has no embedding row.
     """
@@ -56,10 +60,11 @@ def transfer(model: Any, old: Vocabulary, new: Vocabulary, controls: dict[int, i
         model.get_output_embeddings() is None
         or model.get_output_embeddings().weight is model.get_input_embeddings().weight
     )
-    embedding_VD = mean_rows(model.get_input_embeddings().weight.detach(), sources)
-    head_VD = None if tied else mean_rows(model.get_output_embeddings().weight.detach(), sources)
+    scales = torch.tensor([averaged_scale if kind in ("averaged", "fallback") else 1.0 for kind in kinds])
+    embedding_VD = mean_rows(model.get_input_embeddings().weight.detach(), sources, scales)
+    head_VD = None if tied else mean_rows(model.get_output_embeddings().weight.detach(), sources, scales)
     bias_V = getattr(model.get_output_embeddings(), "bias", None)  # of its own even where the weight is tied
-    bias_V1 = None if bias_V is None else mean_rows(bias_V.detach()[:, None], sources)
+    bias_V1 = None if bias_V is None else mean_rows(bias_V.detach()[:, None], sources, torch.ones(len(sources)))
     model.resize_token_embeddings(len(sources), mean_resizing=False)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(embedding_VD)
@@ -123,8 +128,8 @@ def longest_match(spelled: bytes, by_bytes: dict[bytes, int], longest: int) -> l
     return ids
 
 
-def mean_rows(weight_VD: Tensor, sources: Sequence[Sequence[int]]) -> Tensor:
-    """Row `i` is the float32 mean of the rows `sources[i]`, in the weight's dtype; of all rows where that is empty."""
+def mean_rows(weight_VD: Tensor, sources: Sequence[Sequence[int]], scales: Tensor) -> Tensor:
+    """Row `i` is `scales[i]` times the float32 mean of the rows `sources[i]`, in the weight's dtype; of all rows where that is empty."""
     flat = torch.tensor([i for source in sources for i in source], dtype=torch.long)
     counts = torch.tensor([len(source) for source in sources])
     into = torch.repeat_interleave(torch.arange(len(sources)), counts)
@@ -132,4 +137,4 @@ def mean_rows(weight_VD: Tensor, sources: Sequence[Sequence[int]]) -> Tensor:
     sums_VD.index_add_(0, into, weight_VD.float()[flat])
     means_VD = sums_VD / counts.clamp(min=1)[:, None]
     means_VD[counts == 0] = weight_VD.float().mean(0)
-    return means_VD.to(weight_VD.dtype)
+    return (scales[:, None] * means_VD).to(weight_VD.dtype)

@@ -118,11 +118,14 @@ def test_chunks_are_few_and_about_as_long() -> None:
     assert even_bounds(128, 128) == [0, 128] and even_bounds(0, 128) == []
 
 
-def test_logits_of_bfloat16_weights_are_summed_and_kept_in_float32() -> None:
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_logits_of_bfloat16_weights_are_summed_and_kept_in_float32(alone: bool, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     weight_VD = torch.randn(300, 64, generator=generator).bfloat16()
-    hidden_RD = torch.randn(5, 64, generator=generator).bfloat16()
+    hidden_RD = torch.randn(5, 64, generator=generator).to(dtype)
     vocabulary = Vocabulary([bytes([i]) for i in range(255)], [299], 300)
     exact_RC = (hidden_RD.double() @ weight_VD.double().T)[:, torch.from_numpy(vocabulary.order)]
-    found_RC = Head(weight_VD, None, vocabulary).logits(hidden_RD).double()
+    found_RC = Head(weight_VD, None, vocabulary, alone=alone).logits(hidden_RD).double()
     torch.testing.assert_close(found_RC, exact_RC, rtol=0, atol=2e-5)
+    assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"

@@ -341,7 +341,7 @@ def test_a_runs_identity_covers_all_dumps_their_weights_and_how_they_are_mixed(t
         refs = [{"path": str(path), "weight": weight if path == paths[-1] else 1.0} for path in paths]
         recipe = make_recipe(tmp_path, tmp_path, tmp_path / "run", {"objectives": {"alm": 0.0}}, dumps=refs, mix=how)
         first, *others = (Manifest.load(path) for path in paths)
-        return run_folder.run_identity(recipe, first, "s", Ends(1, 1), 1, others)
+        return run_folder.run_identity(recipe, first, "s", Ends(1, 1), others)
 
     (tmp_path / "run").mkdir()
     run_folder.claim(tmp_path / "run", identity(dumps[:2]))
