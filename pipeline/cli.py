@@ -132,11 +132,14 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a student's run (its student.path).")],
     out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export).")] = None,
     step: Annotated[int | None, typer.Option(help="The checkpoint of this step (default: the newest).")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The checkpoint of the fewest bits per byte held out (train.eval_every).")
+    ] = False,
 ) -> None:
     """Write a plain Hugging Face folder from a run's checkpoint."""
     from stage2_student.export import export as export_run
 
-    typer.echo(export_run(run, out, step))
+    typer.echo(export_run(run, out, step, best))
 
 
 @app.command()
@@ -275,7 +278,10 @@ def report(
         Path | None, typer.Option(help="HTML file to write (default: report.html in the first run).")
     ] = None,
 ) -> None:
-    """One self-contained HTML page with curves, final figures and how the runs differ."""
+    """One self-contained HTML page that compares runs: curves, final figures, recipe differences, the dumps' audit.
+
+    Runs may be unfinished, or not evaluated yet; a dump that is not on this machine is left out.
+    """
     from pipeline.report import write_report
 
     folders = [run_folder(run, override) if is_recipe(run) else Path(run) for run in runs]

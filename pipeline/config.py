@@ -372,6 +372,16 @@ class DeepSpeedConfig(Section):
         return self
 
 
+class WandbConfig(Section):
+    """A copy of the metrics at Weights & Biases. Who may write there is told to the package: `wandb login`, or WANDB_API_KEY."""
+
+    project: str = Field(description="Project there.")
+    name: str | None = Field(None, description="Name of the run there; default: the last parts of student.path.")
+    mode: Literal["online", "offline", "disabled"] = Field(
+        "online", description="offline: kept in the run's folder, for `wandb sync`."
+    )
+
+
 class TrainConfig(Section):
     """How the student is trained."""
 
@@ -411,7 +421,20 @@ class TrainConfig(Section):
         False, description="Keep only each block's input for the backward pass, and compute the block again there."
     )
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    keep_last: int = Field(
+        3, ge=0, description="Newest checkpoints that are kept, beside the best by evaluation; 0: all of them."
+    )
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
+    eval_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between evaluations, bits per byte of the student's own tokens on a part of the eval section's text; "
+        "each checkpoint is measured too. 0: none.",
+    )
+    eval_documents: int = Field(32, ge=1, description="Documents of an evaluation: the first of the eval section's.")
+    wandb: WandbConfig | None = Field(
+        None, description="Also log to Weights & Biases, as in {project: bytes}; needs the package wandb."
+    )
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -472,6 +495,15 @@ class Recipe(Section):
         if self.teacher.engine == "openai" and self.dump.covering.beam_width:
             raise ValueError(
                 "teacher.engine: openai lists tokens of the canonical rows only; use dump.covering.beam_width=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_have_text(self) -> "Recipe":
+        if self.train.eval_every and self.eval is None:
+            raise ValueError(
+                f"train.eval_every is {self.train.eval_every}, but there is no eval section to take text from: add one "
+                "(eval: {source: ...}), or set train.eval_every=0"
             )
         return self
 

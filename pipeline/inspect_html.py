@@ -4,11 +4,8 @@ Nothing is fetched: style, script and data are in the file, and its content secu
 from the dump is escaped; characters that print nothing, or turn the direction of text, are shown by their code.
 """
 
-import base64
 import bisect
-import hashlib
 import html
-import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import NamedTuple
 
 from pipeline.dump_view import DumpDocument, Position, Said
 from pipeline.inspect import readable
+from pipeline.page import content_policy, script_data
 from schemas import END
 from schemas.manifest import Manifest, flatten
 from schemas.store import Location
@@ -91,12 +89,6 @@ def position_values(position: Position) -> dict[str, object]:
     if token is not None and position.token_logprob is not None:
         values |= {"k": token, "l": round(position.token_logprob, 3)}
     return values
-
-
-def script_data(values: object) -> str:
-    """JSON that may stand in a <script> element whatever is in it."""
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 class Drawn(NamedTuple):
@@ -211,9 +203,8 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
     rows = "".join(
         f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in flatten(identity).items()
     )
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{_script_hash()}'; base-uri 'none'; form-action 'none'"
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{content_policy(_SCRIPT)}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>{_STYLE}</style></head>
 <body><header><p class="over">{html.escape(dump_name)}</p><h1>Document <code>{html.escape(document.doc_id)}</code></h1><dl>{facts}</dl>
 {draw_strip(positions)}{draw_legend()}</header>
@@ -231,11 +222,6 @@ def write_page(dump: Location, document: DumpDocument, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     return out
-
-
-def _script_hash() -> str:
-    digest = hashlib.sha256(_SCRIPT.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 # The shades go from the page's own ground through amber to a deep red, even steps of lightness; the last four carry white text.

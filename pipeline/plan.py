@@ -114,11 +114,19 @@ def _student_lines(recipe: Recipe) -> list[Line]:
             "train.objectives",
             f"{weights} (nats per supervised byte)",
         ),
+        ("train.eval_every", _evaluations(train)),
         ("train.deepspeed", _deepspeed_line(train)),
     ]
     if recipe.eval is None:
         lines.append(("eval", "none: `bld eval` needs an eval section or --corpus"))
     return lines
+
+
+def _evaluations(train: TrainConfig) -> str:
+    kept = f"the {train.keep_last} newest" if train.keep_last else "all"
+    if not train.eval_every:
+        return f"no evaluation while it trains; {kept} of its checkpoints are kept"
+    return f"every {train.eval_every} steps on {train.eval_documents} documents of eval; {kept} of its checkpoints are kept, and the best"
 
 
 def _deepspeed_line(train: TrainConfig) -> str:

@@ -57,14 +57,14 @@ def evaluate(
     stream = iter(documents)
     while group := list(islice(stream, _GROUP)):
         usable = []
-        for scored in _scored(group, tokenizer, start_id, chat):
+        for scored in scored_documents(group, tokenizer, start_id, chat):
             if isinstance(scored, str):
                 left_out[scored] += 1
             elif len(scored.tokens) > max_tokens:
                 left_out[f"longer than {max_tokens} tokens"] += 1
             else:
                 usable.append(scored)
-        for batch in _by_length(usable, batch_tokens):
+        for batch in by_length(usable, batch_tokens):
             nats += _batch_nats(model, batch, Precision(dtype))
         measured += len(usable)
         num_bytes += sum(scored.num_bytes for scored in usable)
@@ -81,7 +81,7 @@ def evaluate(
     }
 
 
-def _scored(
+def scored_documents(
     documents: Sequence[bytes | Sequence[Message]], tokenizer: ByteTokenizer, start_id: int, chat: ChatTokenizer | None
 ) -> Iterator[Scored | str]:
     """Each document, or the reason why it is left out."""
@@ -110,7 +110,7 @@ def _scored_chat(encoded: EncodedChat | ValueError) -> Scored | str:
     return Scored(encoded.tokens, labels, sum(turn.end - turn.start for turn in encoded.turns))
 
 
-def _by_length(documents: Sequence[Scored], batch_tokens: int) -> Iterator[list[Scored]]:
+def by_length(documents: Sequence[Scored], batch_tokens: int) -> Iterator[list[Scored]]:
     """Documents of like length together, at most `batch_tokens` with padding."""
     batch: list[Scored] = []
     for scored in sorted(documents, key=lambda scored: len(scored.tokens), reverse=True):

@@ -12,29 +12,22 @@ from transformers import AutoTokenizer
 from pipeline.recipe import load_recipe
 from stage2_student import run_folder
 from stage2_student.inventory import find_damage
+from stage2_student.keep import best_step
 from stage2_student.lora import add_adapters
 from stage2_student.start import load_start, student_config, tokenizer_moved
 
 
-def export(run: Path | str, out: Path | str | None = None, step: int | None = None) -> Path:
+def export(run: Path | str, out: Path | str | None = None, step: int | None = None, best: bool = False) -> Path:
     """Write a complete checkpoint as safetensors, config, tokenizer and generation config; returns the folder.
 
     The weights have the dtype that was trained with; adapters are merged into them. `out` (default: RUN/export) is absent
-    or complete, and replaced. `step`: which checkpoint; the newest by default.
+    or complete, and replaced. `step`: which checkpoint; the newest by default, with `best` the one
+    of the fewest bits per byte on held-out text.
     Raises ValueError where there is no such checkpoint, it is damaged, or `out` holds something else.
     """
     run = Path(run)
     out = Path(out) if out is not None else run / "export"
-    steps = run_folder.checkpoint_steps(run)
-    if not steps:
-        raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint; run `bld student` first")
-    if step is not None and step not in steps:
-        raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint of step {step}; there are {steps}")
-    step = steps[-1] if step is None else step
-    if (damage := find_damage(run / "checkpoints" / run_folder.checkpoint_name(step))) is not None:
-        raise ValueError(
-            f"the checkpoint of step {step} in {run / 'checkpoints'} cannot be loaded: {damage}. Name another one; there are {steps}"
-        )
+    step = _chosen_step(run, step, best)
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
         raise ValueError(f"{out} exists and is not a model; give another folder")
     recipe = load_recipe(run / "recipe.yaml")
@@ -56,6 +49,27 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     if out.exists():
         shutil.rmtree(out)
     return partial.replace(out)
+
+
+def _chosen_step(run: Path, step: int | None, best: bool) -> int:
+    """Raises ValueError where there is no such checkpoint, or it is damaged."""
+    steps = run_folder.checkpoint_steps(run)
+    if not steps:
+        raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint; run `bld student` first")
+    if best and step is not None:
+        raise ValueError(f"--best and --step {step} do not go together: give one of them")
+    chosen = best_step(run) if best else (steps[-1] if step is None else step)
+    if chosen is None:
+        raise ValueError(
+            f"{run / 'checkpoints'}: none of {steps} was evaluated, so none is best; train with train.eval_every"
+        )
+    if chosen not in steps:
+        raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint of step {chosen}; there are {steps}")
+    if (damage := find_damage(run / "checkpoints" / run_folder.checkpoint_name(chosen))) is not None:
+        raise ValueError(
+            f"the checkpoint of step {chosen} in {run / 'checkpoints'} cannot be loaded: {damage}. Name another one; there are {steps}"
+        )
+    return chosen
 
 
 def _language_model(run: Path, step: int) -> dict[str, Tensor]:

@@ -49,11 +49,17 @@ class Student(nn.Module):
         self.precision = Precision(getattr(torch, train.dtype))
         self.logit_softcap: float | None = getattr(lm.config, "final_logit_softcapping", None)
 
-    def forward(self, batch: MicroBatch, interface_alone: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: MicroBatch, interface_alone: bool = False, tokens_alone: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The weighted sum of the objectives in nats, and what `sums_names` names (unweighted, detached).
 
-        With `interface_alone` the interface learns, and none of its gradient reaches the states that it reads.
+        With `interface_alone` the interface learns, and none of its gradient reaches the states that it reads. With
+        `tokens_alone` it is the nats of the batch's labels, and no sums: evaluation has to come through `forward` too.
         """
+        if tokens_alone:
+            nats = self._label_nats(batch)
+            return nats, nats.new_empty(0)
         with self.precision.context(batch.tokens_BL.device.type):
             packed = {} if batch.positions_BL is None else {"position_ids": batch.positions_BL}
             hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False, **packed).last_hidden_state
@@ -69,6 +75,14 @@ class Student(nn.Module):
         weights = self.objectives.model_dump()
         nats = torch.stack([weights[name] * sums[name] for name in PARTS if weights[name]]).sum()
         return nats, torch.stack([sums[name] for name in self.sums_names]).detach()
+
+    def _label_nats(self, batch: MicroBatch) -> Tensor:
+        """Sum of -ln p(label | tokens before), a float32 scalar."""
+        with self.precision.context(batch.tokens_BL.device.type):
+            hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
+            supervised_BL = batch.labels_BL != NO_LABEL
+            nats_N = token_cross_entropy(hidden_BLD[supervised_BL], batch.labels_BL[supervised_BL], self.token_logits)
+        return nats_N.sum()
 
     @property
     def sums_names(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ recipe.yaml, deepspeed.json, transfer counts in start/
 start/                    the student before its first step, a Hugging Face folder
 checkpoints/step-000020   DeepSpeed's files; complete, since a checkpoint gets its name last
 checkpoints/latest        the newest of them, for DeepSpeed's own tools
+checkpoints/best          the best of them by evaluation (see `stage2_student.keep`)
 checkpoints/*.damaged     one that could not be loaded when the run was resumed
 metrics.jsonl, tensorboard/, summary.json, export/
 """
@@ -28,10 +29,9 @@ from stage2_student.inventory import write_inventory
 from stage2_student.mix import Mix
 from stage2_student.start import Ends, student_config
 
-_PLACEMENT = {
-    "save_every", "log_every", "micro_batch_tokens", "num_processes", "hostfile", "gradient_checkpointing", "deepspeed",
-    "prefetch", "packing",
-}  # fmt: skip
+_WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
+_DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
+_PLACEMENT = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -113,7 +113,8 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
     if theirs is None:
         for name in ("start", "start.partial", "checkpoints", "tensorboard"):
             shutil.rmtree(run / name, ignore_errors=True)
-        (run / "metrics.jsonl").unlink(missing_ok=True)
+        for name in ("metrics.jsonl", "wandb_id"):
+            (run / name).unlink(missing_ok=True)
         write_json(path, identity)
 
 

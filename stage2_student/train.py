@@ -27,7 +27,7 @@ from pipeline.recipe import load_recipe, save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
 from stage2_student import deepspeed_engine as ds
-from stage2_student import resume, run_folder
+from stage2_student import keep, resume, run_folder
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import (
     Masks,
@@ -38,8 +38,9 @@ from stage2_student.batches import (
 )
 from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.export import export
+from stage2_student.held_out import held_out
 from stage2_student.interfaces import Interface, StudentShape, make_interface
-from stage2_student.log import RunLog
+from stage2_student.log import RunLog, where_to_look
 from stage2_student.lora import add_adapters
 from stage2_student.loss_scale import first_scale
 from stage2_student.model import PARTS, Student
@@ -58,6 +59,7 @@ from stage2_student.start import (
 )
 from stage2_student.state import State
 from stage2_student.step import Ranks, StepPlan, take_step
+from stage2_student.trackers import check_installed
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -96,8 +98,10 @@ def train(recipe: Recipe) -> None:
             _loop(recipe, reader, tokenizer, chat, ends, ranks, found)
         elif ranks.rank == 0:
             print(f"{run} has done its {recipe.train.steps} steps; nothing to train", flush=True)
-        if ranks.rank == 0 and not (run / "export").exists():
-            print(f"exported: {export(run)}", flush=True)
+        if ranks.rank == 0:
+            if not (run / "export").exists():
+                export(run)
+            print(where_to_look(run), flush=True)
         ds.wait_for_all()
 
 
@@ -106,6 +110,7 @@ def _prepare(
 ) -> None:
     """Rank 0: claim the folder, write what the run consists of, make the start model."""
     run = Path(student_config(recipe).path)
+    check_installed(recipe.train.wandb)
     for remark in tokenizer.remarks():
         print(f"{run}: the student's tokenizer {remark}", flush=True)
     for remark, count in reader.remarks.items():
@@ -158,6 +163,7 @@ def _loop(
     found: resume.Checkpoint | None,
 ) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
+    held = held_out(recipe, tokenizer, chat, ends.start, ranks.rank, ranks.world)
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ends)
     packing, remark = settle(student.lm, config.packing, ranks.device.type)
@@ -170,7 +176,7 @@ def _loop(
     batches = global_batches(reader, tokenizer, config.batch_tokens, config.max_tokens, state.position, chat)
     shares = ((batch, list(_own_share(batch, recipe, ends, student.interface, packing, ranks))) for batch in batches)
     first_step, figures = state.step, {}
-    log_of_rank_0 = RunLog(run, first_step, config.steps) if ranks.rank == 0 else contextlib.nullcontext()
+    log_of_rank_0 = RunLog(run, first_step, recipe) if ranks.rank == 0 else contextlib.nullcontext()
     with StopRequest() as stop, log_of_rank_0 as log, prefetched(shares, config.prefetch) as steps:
         while state.step < config.steps:
             started = time.monotonic()
@@ -196,14 +202,21 @@ def _loop(
             figures = _loss_figures(named, num_bytes, recipe)
             figures |= _machine_figures(batch.num_tokens, time.monotonic() - started, waited, ranks.device)
             figures |= {"lr": plan.lr, "grad_norm": done.grad_norm, "epoch": state.position.epoch}
+            figures["supervised_bytes"] = state.num_bytes
             if done.scale is not None:
                 figures["loss_scale"] = done.scale.factor
-            if log is not None and (state.step % config.log_every == 0 or state.step == config.steps):
+            last = state.step == config.steps
+            saving = state.step % config.save_every == 0 or last
+            evaluation = None
+            if held is not None and (saving or state.step % config.eval_every == 0):
+                evaluation = held.measure(engine, ranks.device)
+                figures["eval_bits_per_byte"] = evaluation.bits_per_byte
+            if log is not None and (state.step % config.log_every == 0 or last or evaluation is not None):
                 log.write(state.step, figures)
             signal_number = ds.largest(stop.received, ranks.device)
-            if state.step % config.save_every == 0 or state.step == config.steps or signal_number:
-                _save(engine, run, state, ranks)
-            if signal_number and state.step < config.steps:
+            if saving or signal_number:
+                _save(engine, run, state, ranks, config.keep_last, evaluation)
+            if signal_number and not last:
                 _say_stopped(state, run, signal_number, ranks)
                 raise Stopped(signal_number)
     if ranks.rank == 0:
@@ -278,12 +291,17 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint 
     return state
 
 
-def _save(engine: Any, run: Path, state: State, ranks: Ranks) -> None:
+def _save(
+    engine: Any, run: Path, state: State, ranks: Ranks, keep_last: int, evaluation: keep.Evaluation | None
+) -> None:
     partial = f"{run_folder.checkpoint_name(state.step)}.partial"
     ds.save(engine, run / "checkpoints", partial, {"state": state.as_dict()})
     ds.wait_for_all()
     if ranks.rank == 0:
+        if evaluation is not None:
+            keep.record(run, partial, evaluation)
         run_folder.commit_checkpoint(run, partial, state.step, ranks.world)
+        keep.prune(run, keep_last)
     ds.wait_for_all()  # nobody exits, and has its launcher end the others, before the checkpoint has its name
 
 

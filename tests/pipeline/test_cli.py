@@ -66,7 +66,6 @@ def test_help_imports_no_stage_and_nothing_heavy() -> None:
         "torch",
         "transformers",
         "pyarrow",
-        "matplotlib",
         "stage1_teacher",
         "stage2_student",
         "deepspeed",

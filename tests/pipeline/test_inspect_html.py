@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,11 +13,12 @@ from pipeline import inspect
 from pipeline.dump_view import find_document
 from pipeline.inspect_html import Cell, cells, shade, token_edges
 from schemas.shard import Segment
+from tests.pipeline.browser import browser as browser
+from tests.pipeline.browser import open_page
 from tests.pipeline.dumps import cut_positions, make_record, varied_record, write_dump
 
 NASTY = "</script><script>document.title='owned'</script> <b onclick=x>é & ü</b>\n\tZ\u0310 a\u202egro\x00 👩‍👧 \"q\"".encode()
 NASTY_ID = "<img src=x onerror=alert(1)>'\"&"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture
@@ -113,28 +112,6 @@ def realised_entries(realised: bytes) -> dict[str, np.ndarray]:
 
 def test_shades_rise_with_surprise() -> None:
     assert [shade(bits) for bits in (0.0, 0.3, 1.0, 9.0, 40.0, float("inf"))] == [0, 1, 3, 8, 9, 9]
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    for name in BROWSERS:
-        if shutil.which(name):
-            return name
-    pytest.skip(f"no browser to open the page with: none of {', '.join(BROWSERS)} is installed")
-
-
-def open_page(browser: str, page: Path, mark: str, profile: Path) -> tuple[str, str]:
-    """The document after its script has run, and what the browser complained of."""
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--enable-logging=stderr",
-    ]
-    command = [browser, *flags, f"--user-data-dir={profile}", "--dump-dom", f"{page.as_uri()}#{mark}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
 def test_a_browser_shows_the_distribution_of_the_byte_that_is_asked_for(

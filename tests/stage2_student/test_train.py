@@ -27,7 +27,7 @@ from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
-TIMES = {"tokens_per_second", "data_wait_share", "memory_bytes"}
+TIMES = {"tokens_per_second", "data_wait_share", "memory_bytes", "seconds"}
 NO_TEACHER = """
 import sys
 

@@ -1,0 +1,124 @@
+"""Bits per byte on held-out text while a student trains: of its own tokens, and without any effect on the training.
+
+It is the measure of `stage2_student.evaluate`, on fewer documents, through the engine: under ZeRO-3 the weights exist only
+inside its forward pass. The ranks share the documents. Nothing is drawn at random, and nothing is left behind.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.chat import ChatTokenizer
+from pipeline.chat_template import Message
+from pipeline.config import Recipe
+from pipeline.corpus import Corpus
+from pipeline.evaluation import corpora_of
+from pipeline.tokenizer_bytes import ByteTokenizer
+from stage2_student import deepspeed_engine as ds
+from stage2_student.batches import Example, MicroBatch, collate, empty_micro_batch
+from stage2_student.evaluate import Scored, by_length, scored_documents
+from stage2_student.keep import Evaluation
+
+
+class HeldOut(NamedTuple):
+    """A rank's share of the text, and what all ranks have together.
+
+    Attributes:
+        sha256: of all documents. Figures of unlike text are not compared.
+    """
+
+    micro_batches: list[MicroBatch]
+    num_bytes: int
+    sha256: str
+
+    def measure(self, engine: Any, device: torch.device) -> Evaluation:
+        """The student as it is now; every rank calls it, and gets the same. Raises FloatingPointError unless it is finite."""
+        nats = torch.zeros(1, dtype=torch.float64, device=device)
+        engine.eval()
+        with torch.no_grad():
+            for micro in self.micro_batches:
+                nats += engine(micro.to(device), tokens_alone=True)[0]
+        engine.train()
+        bits_per_byte = ds.sum_over_ranks(nats).item() / (self.num_bytes * math.log(2))
+        if not math.isfinite(bits_per_byte):
+            raise FloatingPointError(
+                f"evaluation: {bits_per_byte} bits per byte; the student is broken, though its loss was finite. The newest "
+                "checkpoint is from before: lower train.lr"
+            )
+        return Evaluation(bits_per_byte, self.sha256)
+
+
+def held_out(
+    recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int, rank: int, world: int
+) -> HeldOut | None:
+    """The first `train.eval_documents` of the recipe's eval text, read by rank 0; None where there is to be no evaluation.
+
+    Raises ValueError for chats where the student has no chat template, and where no document can be scored.
+    """
+    train = recipe.train
+    if not train.eval_every:
+        return None
+    config = corpora_of(recipe)["held_out"]
+    if config.has_chats and chat is None:
+        raise ValueError(
+            "train.eval_every: the eval section holds chats, but the dump holds none, so that the student has no chat template; "
+            "give plain text, or set train.eval_every=0"
+        )
+    read = (document.messages or document.text for document in Corpus(config).documents()) if rank == 0 else ()
+    documents = ds.agree(list(islice(read, train.eval_documents)))
+    usable, left_out = _usable(scored_documents(documents, tokenizer, start_id, chat), train.max_tokens)
+    if not usable:
+        raise ValueError(f"train.eval_every: none of {len(documents)} documents can be scored: {dict(left_out)}")
+    num_bytes = sum(scored.num_bytes for scored in usable)
+    if rank == 0:
+        more = "".join(f"; left out: {count}, {reason}" for reason, count in left_out.items())
+        print(f"held out: {len(usable)} documents, {num_bytes} bytes{more}", flush=True)
+    micro_batches = _shares(usable, train.micro_batch_tokens, start_id, world)[rank]
+    return HeldOut(micro_batches, num_bytes, _sha256(documents))
+
+
+def _usable(found: Iterable[Scored | str], max_tokens: int) -> tuple[list[Scored], Counter[str]]:
+    """Documents that can be scored, and why others cannot."""
+    usable, left_out = [], Counter[str]()
+    for scored in found:
+        if isinstance(scored, str):
+            left_out[scored] += 1
+        elif len(scored.tokens) > max_tokens:
+            left_out[f"longer than {max_tokens} tokens"] += 1
+        else:
+            usable.append(scored)
+    return usable, left_out
+
+
+def _shares(documents: Sequence[Scored], micro_batch_tokens: int, start_id: int, world: int) -> list[list[MicroBatch]]:
+    """Each rank's micro-batches, equally many: ZeRO's collectives need all ranks."""
+    of_a_rank = -(-sum(len(scored.tokens) for scored in documents) // world)
+    batches = [_micro_batch(group) for group in by_length(documents, min(micro_batch_tokens, of_a_rank))]
+    batches += [empty_micro_batch(start_id) for _ in range(-len(batches) % world)]
+    return [batches[rank::world] for rank in range(world)]
+
+
+def _micro_batch(documents: Sequence[Scored]) -> MicroBatch:
+    """Tokens and labels; no byte is asked for."""
+    none, entries_PE = np.empty(0, dtype=np.int64), np.empty((0, 1))
+    examples = [
+        Example(
+            *("", np.array(scored.tokens), np.array(scored.labels), none, none, none, none.astype(bool)),
+            *(entries_PE, entries_PE, scored.num_bytes),
+        )
+        for scored in documents
+    ]
+    return collate(examples)
+
+
+def _sha256(documents: Sequence[bytes | Sequence[Message]]) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(repr(document).encode() + b"\n")
+    return digest.hexdigest()
