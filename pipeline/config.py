@@ -230,7 +230,7 @@ class StudentConfig(Section):
     revision: str | None = None
     tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
     averaged_scale: float = Field(
-        1.0,
+        0.85,
         gt=0,
         description="Where the tokenizer moves, embeddings and head rows of tokens that the old one spells in several pieces are "
         "this times the pieces' mean; 1: plain Fast Vocabulary Transfer.",

@@ -1,0 +1,64 @@
+"""Where a student that moves to another tokenizer starts, by `student.averaged_scale`: its distance to the teacher before any training.
+
+    .venv/bin/python -m tests.bench.transfer [--recipe pipeline/recipes/demo_mistral.yaml] [--scales 1.0,0.9,0.85,0.8,0.7]
+
+On held-out text of the recipe's `eval` section, dumped with everything stored where that is not done; nats per byte position and bits per byte.
+"""
+
+import itertools
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stage2_student.divergence import ByteModel, document_divergence, records_of
+from stage2_student.start import end_tokens, export_start, student_config, student_tokenizer
+from tests.bench.quality import Quality
+from tests.bench.quality_measures import Figures
+
+
+def start_figures(bench: Quality, scale: float, dumps: dict[str, Path], num_documents: dict[str, int]) -> Figures:
+    """Of the recipe's student as it starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        update = {"path": folder, "averaged_scale": scale}
+        recipe = bench.base.with_values(student=student_config(bench.base).model_copy(update=update))
+        student = student_config(recipe)
+        ends = end_tokens(student, student_tokenizer(student).tokenizer)
+        model = ByteModel(str(export_start(recipe)), ends.start, (ends.end,))
+        documents = {
+            name: [
+                document_divergence(model, record) for record in itertools.islice(records_of(dump), num_documents[name])
+            ]
+            for name, dump in dumps.items()
+        }
+    return Figures(documents, {})
+
+
+def main(
+    recipe: str = "pipeline/recipes/demo.yaml",
+    scales: Annotated[
+        str, typer.Option(help="Values of student.averaged_scale, with commas between.")
+    ] = "1.0,0.9,0.85,0.8,0.7",
+    in_domain: Annotated[int, typer.Option(help="Documents of the corpus' kind.")] = 16,
+    out_of_domain: Annotated[int, typer.Option(help="Documents of the other kind.")] = 6,
+    override: Annotated[list[str] | None, typer.Option("-o", help="section.key=value.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the held-out dumps; the quality benchmark's.")] = Path(
+        "runs/quality"
+    ),
+) -> None:
+    """Print a line for each scale."""
+    bench = Quality(recipe, override or [], out, 0)
+    dumps = bench.dumps("table")
+    num_documents = {"in_domain": in_domain, "out_of_domain": out_of_domain}
+    print(
+        "| averaged_scale | JSD in domain | JSD out | bits/byte in | bits/byte out |\n| --- | --- | --- | --- | --- |"
+    )
+    for scale in map(float, scales.split(",")):
+        found = start_figures(bench, scale, dumps, num_documents)
+        jsd, bits = ([found.mean(name, what) for name in dumps] for what in ("jsd", "bits_per_byte"))
+        print(f"| {scale:g} | " + " | ".join(f"{value:.4f}" for value in (*jsd, *bits)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
