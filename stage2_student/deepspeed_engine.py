@@ -107,7 +107,7 @@ def backward(engine: Any, nats: Tensor, num_bytes: int, world: int, last: bool, 
     loss = nats * world / num_bytes
     if not engine.zero_optimization():
         loss = loss * scale
-    elif scale != 1:
+    elif scale != engine.optimizer.loss_scale:
         engine.optimizer.override_loss_scale(scale)  # ZeRO multiplies the loss, and divides its shares of the gradient
     engine.backward(loss, scale_wrt_gas=False)
 

@@ -50,7 +50,7 @@ def needs_conversion(checkpoint: Checkpoint | None, zero_stage: int, world: int)
     return checkpoint is not None and zero_stage > 0 and checkpoint.world != world
 
 
-def load(engine: Any, run: Path, checkpoint: Checkpoint, rank: int, convert: bool) -> dict[str, Any]:
+def load(engine: Any, run: Path, checkpoint: Checkpoint, rank: int, world: int, convert: bool) -> dict[str, Any]:
     """Read a checkpoint into the engine of every rank; returns what was stored beside weights and optimizer.
 
     With `convert` it is first written once more in DeepSpeed's universal form, which takes as much disk again while it is read.
@@ -60,7 +60,10 @@ def load(engine: Any, run: Path, checkpoint: Checkpoint, rank: int, convert: boo
         return ds.load(engine, folder, checkpoint.name)
     universal = folder / f"{checkpoint.name}.universal.partial"
     if rank == 0:
-        print(f"{checkpoint.name} was written by {checkpoint.world} ranks; converting it for this world", flush=True)
+        print(
+            f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {world} ranks; converting it",
+            flush=True,
+        )
         shutil.rmtree(universal, ignore_errors=True)
         ds.for_any_world(folder / checkpoint.name, universal)
     ds.wait_for_all()

@@ -282,7 +282,7 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint 
         run_folder.cut_metrics(run, 0 if found is None else found.step)
     if found is None:
         return State(loss_scale=first_scale(recipe.train.dtype))
-    state = State.from_dict(resume.load(engine, run, found, ranks.rank, convert)["state"])
+    state = State.from_dict(resume.load(engine, run, found, ranks.rank, ranks.world, convert)["state"])
     if ranks.rank == 0:
         print(
             f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}",

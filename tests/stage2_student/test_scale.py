@@ -227,7 +227,7 @@ def test_two_ranks_of_torchrun_train_what_one_does(two: Path, work: Path) -> Non
 
 @pytest.mark.parametrize("name", ["offload-1", "checkpointed"])
 def test_two_ranks_go_on_where_one_rank_of_zero_1_or_3_left_off(two: Path, work: Path, name: str) -> None:
-    assert "step-000002 was written by 1 ranks; converting it" in (two / "log").read_text()
+    assert "step-000002: written by a world of 1, now there are 2 ranks; converting it" in (two / "log").read_text()
     assert_same_training(two / name, work / "whole")
     assert not list((two / name / "checkpoints").glob("*universal*"))
 
