@@ -252,7 +252,7 @@ def test_every_document_is_seen_once_per_epoch_over_changes_of_world_and_micro_b
         for batch in islice(global_batches(reader, tokenizer, 120, 512, position), 2):
             of_batch = Counter[str]()
             for rank in range(world):
-                shares = list(_own_share(batch, placed, Ends(268, 268), None, Ranks(rank, world, torch.device("cpu"))))
+                shares = list(_own_share(batch, placed, Ends(268, 268), None, "off", Ranks(rank, world, torch.device("cpu"))))
                 of_batch.update(name for micro in shares for name in micro.doc_ids)
             assert of_batch == Counter(document.record.doc_id for document in batch.documents)
             seen, position = seen + of_batch, batch.after
