@@ -63,14 +63,20 @@ def test_rounded_entries_are_levels_that_fall_and_sum_to_at_most_one(
         start += count
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 2.0, 4.0]))
-def test_one_position_is_rounded_nearly_as_well_as_by_trying_everything(seed: int, sharpness: float) -> None:
-    entries = random_entries(seed, 1, 3, sharpness)
-    symbols_E, logprobs_E = round_entries(entries)
-    back = np.argsort(symbols_E)[np.argsort(np.argsort(entries.symbols_E))]
-    found = loss(entries.probs_E, np.exp(logprobs_E[back].astype(np.float64)))
-    assert found <= 2 * least_loss(entries.probs_E) + 2e-4
+def test_positions_are_rounded_nearly_as_well_as_by_trying_everything(seed: int, sharpness: float) -> None:
+    """A seventh more on average (of 3,600 positions), and never more than 0.01 nats: 0.0062 was the most."""
+    losses = []
+    for number in range(200):
+        entries = random_entries((seed + number) % 2**32, 1, 3, sharpness)
+        symbols_E, logprobs_E = round_entries(entries)
+        back = np.argsort(symbols_E)[np.argsort(np.argsort(entries.symbols_E))]
+        found = loss(entries.probs_E, np.exp(logprobs_E[back].astype(np.float64)))
+        losses.append((found, least_loss(entries.probs_E)))
+    found_N, least_N = np.array(losses).T
+    assert found_N.mean() <= 1.5 * least_N.mean()
+    assert (found_N - least_N).max() <= 0.01
 
 
 @pytest.mark.parametrize("prob", [1.0, 1 - 1e-12, 0.0, 1e-35, 1e-300, 1e-9, 1.2e-4, 1e-3])

@@ -62,6 +62,15 @@ def test_an_exception_in_the_user_ends_the_thread() -> None:
     assert threads() == 0
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also in a process that was started with it ignored, as a shell starts those in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_signal_reaches_the_thread_that_waits() -> None:
     slow = threading.Event()
 
