@@ -97,7 +97,7 @@ def write_recipe(work: Path, name: str, train: dict[str, Any]) -> Recipe:
     """Every objective, the interface with most modules, three groups of parameters, and a step of warm-up."""
     interface = "token_marginal" if name.startswith("marginal") else "causal"
     values = {"interface_lr": 3.0, "embedding_lr": 2.0, "interface_warmup_steps": 1} if interface == "causal" else {}
-    recipe = make_recipe(work / "dump", work / "model", work / name, values | train, interface=interface)
+    recipe = make_recipe(work / "dump", (work / "model").resolve(), work / name, values | train, interface=interface)
     save_recipe(recipe, work / f"{name}.yaml")
     return recipe
 
