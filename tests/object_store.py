@@ -1,15 +1,24 @@
-"""An S3-compatible server on loopback."""
+"""An S3-compatible server on loopback, in a process of its own: vLLM looks into all modules that are loaded, and falls over Flask's."""
 
-import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 SECRET = "a-secret-that-nobody-may-see"
+SERVER = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(*server.get_host_and_port(), flush=True)
+sys.stdin.read()  # until the test is over, or gone
+"""
 
 
 class ObjectStore(NamedTuple):
@@ -34,16 +43,25 @@ class ObjectStore(NamedTuple):
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
     """A server with one empty bucket, while the context lasts."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        host, port = server.stdout.readline().split()
+        try:
+            yield _opened(f"{host}:{port}")
+        finally:
+            server.stdin.close()
+
+
+def _opened(endpoint: str) -> ObjectStore:
+    """The server's bucket, made."""
     filesystem = fs.S3FileSystem(
         access_key="key",
         secret_key=SECRET,
         region="us-east-1",
         scheme="http",
-        endpoint_override=f"{host}:{port}",
+        endpoint_override=endpoint,
         allow_bucket_creation=True,
     )
     filesystem.create_dir("bucket")
@@ -51,9 +69,6 @@ def object_store() -> Iterator[ObjectStore]:
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": f"http://{endpoint}",
     }
-    try:
-        yield ObjectStore("s3://bucket", environment, filesystem)
-    finally:
-        server.stop()
+    return ObjectStore("s3://bucket", environment, filesystem)
