@@ -178,7 +178,7 @@ class PlacementConfig(Section):
         1, ge=1, description="GPUs (on a CPU: processes) that each layer of a teacher is split over (vLLM)."
     )
     pipeline_parallel: int = Field(
-        1, ge=1, description="GPUs (on a CPU: processes) that a teacher's layers are spread over (vLLM)."
+        1, ge=1, description="GPUs that a teacher's layers are spread over (vLLM; its CPU build cannot)."
     )
     reduce_rows: int | None = Field(
         None,
