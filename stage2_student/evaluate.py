@@ -56,14 +56,8 @@ def evaluate(
     nats, num_bytes, num_tokens, left_out, measured = 0.0, 0, 0, Counter[str](), 0
     stream = iter(documents)
     while group := list(islice(stream, _GROUP)):
-        usable = []
-        for scored in scored_documents(group, tokenizer, start_id, chat):
-            if isinstance(scored, str):
-                left_out[scored] += 1
-            elif len(scored.tokens) > max_tokens:
-                left_out[f"longer than {max_tokens} tokens"] += 1
-            else:
-                usable.append(scored)
+        usable, reasons = usable_documents(scored_documents(group, tokenizer, start_id, chat), max_tokens)
+        left_out += reasons
         for batch in by_length(usable, batch_tokens):
             nats += _batch_nats(model, batch, Precision(dtype))
         measured += len(usable)
@@ -108,6 +102,19 @@ def _scored_chat(encoded: EncodedChat | ValueError) -> Scored | str:
     for turn in encoded.turns:
         labels[turn.first - 1 : turn.last - 1] = encoded.tokens[turn.first : turn.last]
     return Scored(encoded.tokens, labels, sum(turn.end - turn.start for turn in encoded.turns))
+
+
+def usable_documents(found: Iterable[Scored | str], max_tokens: int) -> tuple[list[Scored], Counter[str]]:
+    """Documents that can be scored, and why others cannot."""
+    usable, left_out = [], Counter[str]()
+    for scored in found:
+        if isinstance(scored, str):
+            left_out[scored] += 1
+        elif len(scored.tokens) > max_tokens:
+            left_out[f"longer than {max_tokens} tokens"] += 1
+        else:
+            usable.append(scored)
+    return usable, left_out
 
 
 def by_length(documents: Sequence[Scored], batch_tokens: int) -> Iterator[list[Scored]]:

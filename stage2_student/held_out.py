@@ -6,8 +6,7 @@ inside its forward pass. The ranks share the documents. Nothing is drawn at rand
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from pipeline.evaluation import corpora_of
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student import deepspeed_engine as ds
 from stage2_student.batches import Example, MicroBatch, collate, empty_micro_batch
-from stage2_student.evaluate import Scored, by_length, scored_documents
+from stage2_student.evaluate import Scored, by_length, scored_documents, usable_documents
 from stage2_student.keep import Evaluation
 
 
@@ -72,7 +71,7 @@ def held_out(
         )
     read = (document.messages or document.text for document in Corpus(config).documents()) if rank == 0 else ()
     documents = ds.agree(list(islice(read, train.eval_documents)))
-    usable, left_out = _usable(scored_documents(documents, tokenizer, start_id, chat), train.max_tokens)
+    usable, left_out = usable_documents(scored_documents(documents, tokenizer, start_id, chat), train.max_tokens)
     if not usable:
         raise ValueError(f"train.eval_every: none of {len(documents)} documents can be scored: {dict(left_out)}")
     num_bytes = sum(scored.num_bytes for scored in usable)
@@ -81,19 +80,6 @@ def held_out(
         print(f"held out: {len(usable)} documents, {num_bytes} bytes{more}", flush=True)
     micro_batches = _shares(usable, train.micro_batch_tokens, start_id, world)[rank]
     return HeldOut(micro_batches, num_bytes, _sha256(documents))
-
-
-def _usable(found: Iterable[Scored | str], max_tokens: int) -> tuple[list[Scored], Counter[str]]:
-    """Documents that can be scored, and why others cannot."""
-    usable, left_out = [], Counter[str]()
-    for scored in found:
-        if isinstance(scored, str):
-            left_out[scored] += 1
-        elif len(scored.tokens) > max_tokens:
-            left_out[f"longer than {max_tokens} tokens"] += 1
-        else:
-            usable.append(scored)
-    return usable, left_out
 
 
 def _shares(documents: Sequence[Scored], micro_batch_tokens: int, start_id: int, world: int) -> list[list[MicroBatch]]:
