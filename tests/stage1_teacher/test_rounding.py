@@ -76,6 +76,7 @@ def test_positions_are_rounded_nearly_as_well_as_by_trying_everything(seed: int,
         losses.append((found, least_loss(entries.probs_E)))
     found_N, least_N = np.array(losses).T
     assert found_N.mean() <= 1.5 * least_N.mean()
+    assert (found_N <= 2 * least_N + 2e-4).mean() >= 0.9  # of those 3,600 all but 40
     assert (found_N - least_N).max() <= 0.01
 
 
