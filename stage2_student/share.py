@@ -96,11 +96,10 @@ class Preparation:
         plans = plan_batches(lengths, train.seed, train.batch_tokens, train.max_tokens, start)
         of_rank = shares(plans, train.micro_batch_tokens, self.packing, self.rank, self.world)
         for share, records in fetched(of_rank, self.sources.reader):
-            documents = iter(self._encoded(share, records))
-            yield share.plan, [self._micro_batch(rows, documents) for rows in share.micro_batches]
+            yield share.plan, self.micro_batches(share, self.encoded(share, records))
 
-    def _encoded(self, share: Share, records: Sequence[Record]) -> list[Encoded]:
-        """Raises ValueError where a document has other tokens than were counted."""
+    def encoded(self, share: Share, records: Sequence[Record]) -> list[Encoded]:
+        """The share's documents in the student's tokens. Raises ValueError where one has other tokens than were counted."""
         _, tokenizer, chat, _ = self.sources
         found = encode_records(records, tokenizer, self.recipe.train.max_tokens, chat)
         documents = []
@@ -113,6 +112,11 @@ class Preparation:
                 )
             documents.append(encoded)
         return documents
+
+    def micro_batches(self, share: Share, documents: Sequence[Encoded]) -> list[MicroBatch]:
+        """The share as tensors."""
+        in_turn = iter(documents)
+        return [self._micro_batch(rows, in_turn) for rows in share.micro_batches]
 
     def _micro_batch(self, rows: Rows, encoded: Iterator[Encoded]) -> MicroBatch:
         student, ends = student_config(self.recipe), self.sources.ends
