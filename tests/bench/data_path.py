@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, NamedTuple, TypeVar
@@ -55,8 +55,8 @@ class Clock:
 
     def each(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
         """The same items, and the seconds that making them takes."""
-        while True:
-            yield self.run(name, lambda: next(items))
+        while (item := self.run(name, lambda: next(items, None))) is not None:
+            yield item
 
 
 class Figures(NamedTuple):
@@ -114,17 +114,18 @@ def make_dump(source: Path, folder: Path) -> Path:
     return folder
 
 
-def run(preparation: Preparation, tokens_per_rank: int, steps: int, whole: bool) -> Figures:
-    """So many steps; with `whole` every document is read and encoded, as if a rank had to know them all."""
+def run(preparation: Preparation, tokens_per_rank: int, epochs: int, whole: bool) -> Figures:
+    """So many epochs; with `whole` every document is read and encoded, as if a rank had to know them all."""
     clock, world = Clock(), preparation.world
     reader, tokenizer, _, _ = preparation.sources
     train = preparation.recipe.train
     lengths = count_all(reader, tokenizer)
-    plans = clock.each("plan", plan_batches(lengths, 0, tokens_per_rank * world, train.max_tokens))
-    of_all = clock.each("plan", shares(plans, train.micro_batch_tokens, "off", 0, 1 if whole else world))
-    batches = clock.each("read", fetched(of_all, reader))
+    planned = plan_batches(lengths, 0, tokens_per_rank * world, train.max_tokens)
+    plans = takewhile(lambda plan: plan.after.epoch < epochs, clock.each("plan", planned))
+    of_all = shares(plans, train.micro_batch_tokens, "off", 0, 1 if whole else world)
+    batches = fetched(clock.each("plan", of_all), reader)
     tokens = 0
-    for share, records in islice(batches, steps):
+    for share, records in clock.each("read", batches):
         documents = clock.run("encode", partial(preparation.encoded, share, records))
         own = share
         if whole:
@@ -140,8 +141,8 @@ def main(
     dump: Annotated[Path, typer.Option(help="of whose records the dump is made")] = Path("runs/demo/dump"),
     world: Annotated[list[int] | None, typer.Option(help="ranks, one or more; default: 1, 8, 64")] = None,
     interface: Annotated[str, typer.Option(help="for which documents are prepared")] = "linear",
-    tokens: Annotated[int, typer.Option(help="student tokens of a rank's step")] = 16384,
-    steps: Annotated[int, typer.Option(help="steps of each world")] = 12,
+    tokens: Annotated[int, typer.Option(help="student tokens of a rank's step")] = 4096,
+    epochs: Annotated[int, typer.Option(help="epochs of each world, of some 1.9 million tokens")] = 2,
 ) -> None:
     recipe = load_recipe(
         Path("pipeline/recipes/demo.yaml"), [f"student.interface={interface}", f"train.micro_batch_tokens={tokens}"]
@@ -161,7 +162,7 @@ def main(
         for size in world or [1, 8, 64]:
             preparation = Preparation(recipe, sources, make_interface(config, shape), "off", 0, size)
             for whole in (True, False):
-                found = run(preparation, tokens, steps, whole)
+                found = run(preparation, tokens, epochs, whole)
                 total = sum(found.seconds.values())
                 columns = [f"{100 * found.seconds[part] / total:.0f}" for part in parts]
                 rate = found.tokens / total
