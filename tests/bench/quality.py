@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tests.bench.quality [--recipe pipeline/recipes/demo.yaml] [--methods "sft; linear"] [--steps 40] [--seeds 3]
 
-Settings (learning rate, weights) are searched by successive halving, the same budget for every method: all of them for a
-quarter of the steps, the better third for half, judged by the Jensen-Shannon divergence to the teacher on held-out text that the
+Settings (learning rates) are searched by successive halving, the same budget for every method: all of them for a
+quarter of the steps, the better half for half, judged by the Jensen-Shannon divergence to the teacher on held-out text that the
 table does not use. The best one is trained with each seed. `--no-search` takes each method's first setting that the recipe's learning
 rate is in. Measures: divergence to the teacher on held-out text of the corpus' kind and of another (`eval`), bits per byte, accuracy on
 multiple-choice questions; differences to `sft` with 95 % intervals over documents and seeds. Resumable: what is there is not done again.
