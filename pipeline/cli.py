@@ -30,7 +30,12 @@ RecipeArgument = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("-o", "--override", metavar="SECTION.KEY=VALUE", help="Replace one value of the recipe; repeatable."),
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="SECTION.KEY=VALUE",
+        help="Replace one value of the recipe, or those of a YAML file; repeatable.",
+    ),
 ]
 DumpArgument = Annotated[
     str, typer.Argument(metavar="DUMP", help="Folder of a dump, or its address (s3://, gs:// or hf://).")
