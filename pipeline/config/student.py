@@ -28,9 +28,9 @@ class StudentConfig(Section):
         "this times the pieces' mean; 1: plain Fast Vocabulary Transfer.",
     )
     interface: Literal["linear", "causal", "token_marginal"] = Field(
-        "linear",
-        description="How it yields byte distributions: linear (the paper's ten parallel maps), causal (a decoder over a "
-        "token's bytes), token_marginal (its own token probabilities summed to bytes; no parameters).",
+        "token_marginal",
+        description="How it yields byte distributions: token_marginal (its own token probabilities summed to bytes; no parameters), "
+        "causal (a decoder over a token's bytes), linear (the paper's ten parallel maps).",
     )
     path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
     chat_template: str | None = Field(

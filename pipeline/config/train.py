@@ -10,10 +10,10 @@ from pipeline.config.section import Section
 class Objectives(Section):
     """Weights of the loss terms; nats per supervised byte."""
 
-    ce: float = Field(1.0, ge=0, description="Cross-entropy of the student's own tokens.")
-    byte_ce: float = Field(1.0, ge=0, description="Cross-entropy of the realised bytes under the interface.")
+    ce: float = Field(0.3, ge=0, description="Cross-entropy of the student's own tokens.")
+    byte_ce: float = Field(0.0, ge=0, description="Cross-entropy of the realised bytes under the interface.")
     kl: float = Field(
-        0.1, ge=0, description="Divergence of the interface from the dump's targets (train.kl_direction)."
+        1.0, ge=0, description="Divergence of the interface from the dump's targets (train.kl_direction)."
     )
     # SmolLM2 moved to GPT-2's tokenizer, before training, tau 100: the gradient of ce is 210 to 490 times that of alm.
     alm: float = Field(
