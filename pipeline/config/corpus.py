@@ -27,6 +27,11 @@ class CorpusConfig(Section):
         "is left out.",
     )
     id_field: str | None = Field(None, description="Column that names a document; default: its row number.")
+    max_row_bytes: int = Field(
+        2**24,
+        ge=1,
+        description="Longest line of JSON, text file or text of a document, in bytes; longer ones are counted and left out.",
+    )
     limit: int | None = Field(None, ge=1, description="Documents to take, after filters.")
     skip: int = Field(0, ge=0, description="Usable documents to leave out at the start.")
     unique: bool = Field(False, description="Drop a document that shares a key with an earlier one.")
