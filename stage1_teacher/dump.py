@@ -26,7 +26,7 @@ from schemas import levels
 from schemas.manifest import Manifest, ShardPlan, shard_identity, write_json
 from schemas.shard import Record, commit_shard, committed, sync_folder, to_table
 from schemas.store import Location, local_folder, open_parquet
-from stage1_teacher import audit, plan
+from stage1_teacher import audit, cost, plan
 from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.claims import Claims
 from stage1_teacher.engine import ListingEngine
@@ -176,6 +176,7 @@ class ShardWriter:
         self._records: list[Record] = []
         self._audited: list[dict[str, Any]] = []
         self._num_tokens, self._num_computed = 0, 0
+        self._watch = cost.Stopwatch()
 
     def take(self, batch: Forwarded) -> Made:
         if batch.pieces:
@@ -202,6 +203,8 @@ class ShardWriter:
             "bld.computed_tokens": str(self._num_computed),
             "bld.shard_sha256": shard.plan.sha256,
             "bld.engine": self._teacher.engine.name,
+            cost.SECONDS_KEY: f"{self._watch.lap():.3f}",
+            cost.DEVICES_KEY: cost.devices(self._recipe),
             audit.METADATA_KEY: json.dumps(self._audited),
         }
         table = table.replace_schema_metadata(
@@ -451,6 +454,7 @@ def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
     }
     left_out: dict[str, str] = {}
     engines: Counter[str] = Counter()
+    told: list[dict[str, str]] = []
     shards = []
     for shard in manifest.shards:
         path = shard.path(dump)
@@ -459,6 +463,7 @@ def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
             table = file.read(columns=["segment_lengths", "segment_has_end"])
         if metadata["bld.shard_sha256"] != shard.sha256:  # a process of before the dump was extended wrote it late
             raise ValueError(f"{path} holds other documents than planned; delete it and run `bld teacher` again")
+        told.append(metadata)
         skipped = json.loads(metadata["bld.left_out"])
         left_out |= skipped
         engines[metadata["bld.engine"]] += 1
@@ -483,6 +488,7 @@ def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
     counts = {key: value for key, value in manifest.corpus_counts.items() if key.startswith("left out")}
     return {
         **totals,
+        **cost.total_cost(told),
         "left_out_by_corpus": counts,
         "left_out_unspellable": left_out,
         "shards_by_engine": dict(engines),
