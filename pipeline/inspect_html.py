@@ -16,6 +16,7 @@ from pipeline.inspect import readable
 from pipeline.page import content_policy, script_data
 from schemas import END
 from schemas.manifest import Manifest, flatten
+from schemas.shard import committed
 from schemas.store import Location
 
 SURPRISE_BITS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0)  # edges between the ten shades
@@ -220,7 +221,8 @@ def write_page(dump: Location, document: DumpDocument, out: Path) -> Path:
     whole = str(dump.resolve() if isinstance(dump, Path) else dump)
     text = page("/".join(whole.split("/")[-2:]), Manifest.load(dump).identity, document)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    with committed(out) as partial:
+        partial.write_text(text, encoding="utf-8")
     return out
 
 

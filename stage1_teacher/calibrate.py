@@ -50,7 +50,8 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
         cold, again = dump_first(found.sample, teacher, recipe, Path(scratch))
         groups = grouped(found.sample, part_bytes(again, recipe, seconds))
         parts = list(dump_parts(groups, teacher, recipe, Path(scratch) / "parts", seconds))
-        files = joined(Path(scratch) / "parts", [part.text_bytes for part in parts], recipe)
+        paths = part_paths(Path(scratch) / "parts")
+        files = joined(paths, [part.text_bytes for part in parts], Path(scratch) / "joined.parquet", recipe)
     measured = Calibration(
         shape=found.shape,
         documents=encoded(found.sample, teacher, seconds * ENCODE_SHARE),
@@ -128,9 +129,17 @@ def read_part(plan: ShardPlan, folder: Path) -> Part:
     )
 
 
-def joined(folder: Path, text_bytes: Sequence[int], recipe: Recipe) -> list[File]:
-    """The parts' records in files as large as the dump's shards will be, or in one where the parts are less than a shard."""
-    paths = sorted((folder / "shards").glob("*.parquet"))
+def part_paths(folder: Path) -> list[Path]:
+    return sorted((folder / "shards").glob("*.parquet"))
+
+
+def joined(paths: Sequence[Path], text_bytes: Sequence[int], scratch: Path, recipe: Recipe) -> list[File]:
+    """The parts' records in files as large as the dump's shards will be, or in one where the parts are less than a shard.
+
+    Args:
+        text_bytes: of each part.
+        scratch: a name to write to.
+    """
     most = max(int(recipe.dump.shard_bytes), max(text_bytes))
     files: list[File] = []
     first = 0
@@ -138,17 +147,17 @@ def joined(folder: Path, text_bytes: Sequence[int], recipe: Recipe) -> list[File
         last = first + 1
         while last < len(paths) and sum(text_bytes[first : last + 1]) <= most:
             last += 1
-        if not files or last < len(paths):  # the rest, if there is anything before it, is smaller than a shard
-            files.append(_joined(folder, paths[first:last], sum(text_bytes[first:last]), recipe))
+        if not files or last < len(paths):  # the rest, where there is anything before it, is smaller than a shard
+            files.append(_joined(paths[first:last], sum(text_bytes[first:last]), scratch, recipe))
         first = last
     return files
 
 
-def _joined(folder: Path, paths: Sequence[Path], text_bytes: int, recipe: Recipe) -> File:
+def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recipe) -> File:
     records = list(chain.from_iterable(map(read_shard, paths)))
     middle = len(records) // 2
     sizes = [
-        commit_shard(to_table(some, {}), folder / "joined.parquet", recipe.dump.zstd_level)
+        commit_shard(to_table(some, {}), scratch, recipe.dump.zstd_level)
         for some in (records, records[:middle], records[middle:])
     ]
     return File(text_bytes, sizes[0], sizes[1] + sizes[2])

@@ -19,6 +19,7 @@ from pipeline.corpus import Corpus, Document
 from pipeline.covering import Targets
 from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
+from pipeline.logs import say
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
@@ -345,9 +346,9 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None) -> 
     dump = local_folder(recipe.dump.path)
     teacher = load_tokenizer(recipe)
     for remark in teacher.tokenizer.remarks():
-        print(f"{dump}: the teacher's tokenizer {remark}")
+        say(f"{dump}: the teacher's tokenizer {remark}")
     recipe = with_licence(recipe, teacher.model)
-    print(f"{dump}: {describe(recipe.teacher.license)}")
+    say(f"{dump}: {describe(recipe.teacher.license)}")
     corpus = Corpus(recipe.corpus)
     planned = prepare(recipe, corpus, teacher)
     make_folder(dump / "shards")
@@ -358,7 +359,7 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None) -> 
             make_missing(job, corpus, lambda: open_teacher(recipe, *teacher, branches=bool(planned.audited)))
         except (KeyboardInterrupt, Terminated):
             done = sum(shard.path(dump).exists() for shard in manifest.shards)
-            print(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")
+            say(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")
             raise
         finish(job)
 
@@ -392,7 +393,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], Teacher]) -> No
     """Make what is missing and free, and look again: another process may have died. The teacher is opened only if there is any."""
     todo = job.missing()
     counts = describe_counts(job.manifest.corpus_counts)
-    print(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
+    say(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
     if next(job.claim(todo), None) is None:
         return
     (job.dump / "summary.json").unlink(missing_ok=True)  # of a dump that has lost a shard since
@@ -410,7 +411,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], Teacher]) -> No
             if num_made == before:
                 break
     teacher.engine.close()
-    print(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
+    say(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
 
 
 def finish(job: Job) -> None:
@@ -418,14 +419,14 @@ def finish(job: Job) -> None:
     dump, manifest = job.dump, job.manifest
     num_missing = sum(not shard.path(dump).exists() for shard in manifest.shards)
     if num_missing:
-        print(f"{dump}: {num_missing} shards are missing: other processes make them, or run the same command again")
+        say(f"{dump}: {num_missing} shards are missing: other processes make them, or run the same command again")
         return
     with job.claims.writing_json():
         summary = summarise(dump, manifest)
         write_json(dump / "summary.json", summary)
     write_audit(job)
     write_card(dump)
-    print(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
+    say(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
 
 
 def write_audit(job: Job) -> None:

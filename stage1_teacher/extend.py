@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.corpus import Corpus
+from pipeline.logs import say
 from schemas.manifest import Manifest, ShardPlan, identity_differences
 from schemas.shard import sync_folder
 from stage1_teacher.plan import document_digest
@@ -41,7 +42,7 @@ def extend_dump(dump: Path, ours: Manifest, corpus: Corpus) -> None:
     ours.save(dump)
     kept = sum(shard.path(dump).exists() for shard in theirs.shards)
     more = sum(s.num_documents for s in ours.shards) - sum(s.num_documents for s in theirs.shards)
-    print(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards stay as they are")
+    say(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards stay as they are")
 
 
 def planned_sha256(path: Path) -> str | None:
