@@ -1,6 +1,5 @@
 """`bld merge`: dumps of one identity, but for their corpora, joined into one. Shards are linked or copied as they are, under new numbers."""
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,10 +12,10 @@ import yaml
 from pipeline.card import public_name, write_card
 from pipeline.complete import require_complete
 from pipeline.recipe import load_recipe, save_recipe
+from schemas.commit import sync_and_rename, writer_name
 from schemas.manifest import Manifest, ShardPlan, identity_differences, write_json
-from schemas.shard import sync_and_rename
-from stage1_teacher.dump import summarise
 from stage1_teacher.plan import corpus_sha256
+from stage1_teacher.summary import summarise
 
 
 def merge_dumps(out: Path, dumps: Sequence[Path]) -> dict[str, Any]:
@@ -115,7 +114,7 @@ def _link(source: Path, target: Path) -> None:
     """A second name for a file, or a copy where the file system cannot; nothing where the target is there, for it is complete."""
     if target.exists():
         return
-    partial = target.with_suffix(f".{os.getpid()}.partial")
+    partial = target.with_suffix(f".{writer_name()}.partial")
     partial.unlink(missing_ok=True)
     try:
         partial.hardlink_to(source)

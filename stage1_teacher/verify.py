@@ -19,9 +19,10 @@ from schemas.seal import check_seal
 from schemas.shard import SHARD_SCHEMA, Record, read_shard
 from schemas.store import Location, StoreError, names, open_parquet
 from stage1_teacher.chat_pieces import chat_piece
-from stage1_teacher.dump import engine_name, summarise, teacher_identity
 from stage1_teacher.fidelity import distances
+from stage1_teacher.identity import engine_name, teacher_identity
 from stage1_teacher.pieces import Piece, batches, plain_piece
+from stage1_teacher.summary import summarise
 from stage1_teacher.teacher import Named, Teacher, load_tokenizer, open_teacher
 from stage1_teacher.windows import Window
 
