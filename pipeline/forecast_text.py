@@ -62,15 +62,15 @@ def took(dump: Path) -> dict[str, Any] | None:
     """What the summary of a finished dump says that it took; None where there is none, or its shards do not tell."""
     path = dump / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return summary if "seconds" in summary else None
+    return summary if "cost" in summary else None
 
 
 def compared(found: Forecast, summary: dict[str, Any]) -> str:
     """A finished dump's figures, and how far the forecast is from each."""
     pairs = (
-        ("teacher_tokens", found.teacher_tokens, "tokens"),
-        ("stored_bytes", found.stored_bytes, "bytes"),
-        ("seconds", found.work_seconds, "s of work"),
+        (summary["teacher_tokens"], found.teacher_tokens, "tokens"),
+        (summary["stored_bytes"], found.stored_bytes, "bytes"),
+        (summary["cost"]["seconds"], found.work_seconds, "s of work"),
     )
-    told = (f"{summary[key]:,} {unit} ({est.value / summary[key] - 1:+.1%} forecast)" for key, est, unit in pairs)
-    return ", ".join(told) + f" on {', '.join(summary['seconds_by_devices'])}"
+    told = (f"{took:,} {unit} ({estimate.value / took - 1:+.1%} forecast)" for took, estimate, unit in pairs)
+    return ", ".join(told) + f" on {', '.join(summary['cost']['by_devices'])}"

@@ -15,8 +15,8 @@ from pipeline.dump_view import DumpDocument, Position, Said
 from pipeline.inspect import readable
 from pipeline.page import content_policy, script_data
 from schemas import END
+from schemas.commit import committed
 from schemas.manifest import Manifest, flatten
-from schemas.shard import committed
 from schemas.store import Location
 
 SURPRISE_BITS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0)  # edges between the ten shades

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.report_data import read_run, short_names
 from pipeline.report_html import page
-from schemas.shard import committed
+from schemas.commit import committed
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:

@@ -17,8 +17,8 @@ from pipeline.forecast import Calibration, Encoded, File, Part
 from schemas.manifest import ShardPlan
 from schemas.shard import commit_shard, read_shard, to_table
 from stage1_teacher import audit, cost
-from stage1_teacher.dump import cut_shard, make_shards
 from stage1_teacher.engine import ListingEngine
+from stage1_teacher.make_shards import cut_shard, make_shards
 from stage1_teacher.survey import survey
 from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
 
@@ -120,12 +120,14 @@ def dump_parts(
 def read_part(plan: ShardPlan, folder: Path) -> Part:
     path = plan.path(folder)
     metadata = pq.read_metadata(path).metadata
+    took = cost.read_cost(folder, plan)
+    assert took is not None  # it was made here
     return Part(
         text_bytes=plan.num_bytes,
         teacher_tokens=int(metadata[b"bld.teacher_tokens"]),
         computed_tokens=int(metadata[b"bld.computed_tokens"]),
         stored_bytes=path.stat().st_size,
-        seconds=float(metadata[cost.SECONDS_KEY.encode()]),
+        seconds=took.seconds,
     )
 
 

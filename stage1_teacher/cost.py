@@ -1,16 +1,24 @@
-"""What a shard took to make, told with the shard: wall seconds of the process that made it, and on what."""
+"""What a shard took to make, told beside it: wall seconds of the process that made it, and on what."""
 
+import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pipeline.config import Recipe
+from schemas.commit import make_folder
+from schemas.manifest import Manifest, ShardPlan, write_json
+from schemas.store import AnyLocation, Location
 
-SECONDS_KEY, DEVICES_KEY = "bld.seconds", "bld.devices"
+
+class Cost(NamedTuple):
+    """Seconds from the shard before, of the same process, to this one; of the first, from when the engine was there."""
+
+    seconds: float
+    devices: str
 
 
 def devices(recipe: Recipe) -> str:
@@ -39,14 +47,35 @@ class Stopwatch:
         return self._since - since
 
 
-def total_cost(shards: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """What `summary.json` says of cost, from the shards' metadata; nothing where a shard does not tell, being older than this."""
-    if not all(SECONDS_KEY in shard for shard in shards):
-        return {}
-    seconds = Counter[str]()
-    for shard in shards:
-        seconds[shard[DEVICES_KEY]] += round(float(shard[SECONDS_KEY]) * 1000)
+def write_cost(dump: Location, shard: ShardPlan, seconds: float, on: str) -> None:
+    """Beside the shard, not in it: a shard that is made again is the same file. Written before the shard is committed."""
+    make_folder(dump / "costs")
+    write_json(_path(dump, shard), {"seconds": round(seconds, 3), "devices": on})
+
+
+def read_cost(dump: Location, shard: ShardPlan) -> Cost | None:
+    """None where it is not told: of a dump that was merged or pulled only the sum is."""
+    path = _path(dump, shard)
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Cost(values["seconds"], values["devices"])
+
+
+def total_cost(dump: Location, manifest: Manifest) -> dict[str, Any] | None:
+    """Of all shards; None where one of them does not tell."""
+    found = [read_cost(dump, shard) for shard in manifest.shards]
+    told = [cost for cost in found if cost is not None]
+    if len(told) < len(found):
+        return None
+    milliseconds = Counter[str]()
+    for cost in told:
+        milliseconds[cost.devices] += round(cost.seconds * 1000)
     return {
-        "seconds": sum(seconds.values()) / 1000,
-        "seconds_by_devices": {name: milli / 1000 for name, milli in sorted(seconds.items())},
+        "seconds": sum(milliseconds.values()) / 1000,
+        "by_devices": {name: number / 1000 for name, number in sorted(milliseconds.items())},
     }
+
+
+def _path(dump: AnyLocation, shard: ShardPlan) -> AnyLocation:
+    return dump / "costs" / f"part-{shard.index:05d}.json"

@@ -13,10 +13,10 @@ from pipeline.card import public_name, write_card
 from pipeline.complete import require_complete
 from pipeline.logs import warn
 from pipeline.recipe import load_recipe, save_recipe
+from schemas.commit import committed
 from schemas.manifest import Manifest, ShardPlan, identity_differences, write_json
-from schemas.shard import committed
-from stage1_teacher.dump import summarise
 from stage1_teacher.plan import corpus_sha256
+from stage1_teacher.summary import summarise
 
 
 def merge_dumps(out: Path, dumps: Sequence[Path]) -> dict[str, Any]:

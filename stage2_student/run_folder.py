@@ -23,8 +23,8 @@ from typing import IO, Any
 
 from pipeline.config import DumpRef, Recipe
 from pipeline.logs import warn
+from schemas.commit import sync_and_rename
 from schemas.manifest import Manifest, identity_differences, write_json
-from schemas.shard import sync_and_rename
 from stage2_student.deepspeed_json import decides_the_result
 from stage2_student.inventory import write_inventory
 from stage2_student.mix import Mix

@@ -66,5 +66,5 @@ def _forecast(
     summary = forecast_text.took(Path(recipe.dump.path))
     if summary is not None:
         lines.append(("dump.path took", forecast_text.compared(found, summary)))
-        values["took"] = {key: summary[key] for key in ("teacher_tokens", "stored_bytes", "seconds")}
+        values["took"] = {key: summary[key] for key in ("teacher_tokens", "stored_bytes", "cost")}
     return lines, values

@@ -20,6 +20,8 @@ from pipeline.forecast import Calibration, Forecast, Part, forecast
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
 from stage1_teacher import audit, calibrate, cost, dump
+from stage1_teacher.make_shards import make_shards
+from stage1_teacher.summary import summarise
 from stage1_teacher.survey import survey
 from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
 
@@ -46,9 +48,7 @@ def turns(recipe: Recipe, planned: dump.Prepared, teacher: Teacher, scratch: Pat
         parts = list(calibrate.dump_parts(own, teacher, recipe, folder, seconds / len(shards)))
         between = time.process_time()
         read = dump.read_shards([shard], Corpus(recipe.corpus))
-        made = dump.make_shards(
-            read, teacher, recipe, planned.manifest.identity, Path(recipe.dump.path), planned.audited
-        )
+        made = make_shards(read, teacher, recipe, planned.manifest.identity, Path(recipe.dump.path), planned.audited)
         assert sum(one.stored_bytes for one in made)
         yield Turn(parts, between - before, time.process_time() - between)
 
@@ -87,12 +87,12 @@ def print_rounds(manifest: Manifest, folder: Path, taken: list[Turn]) -> None:
 
 
 def print_comparison(found: Forecast, folder: Path, manifest: Manifest) -> None:
-    summary = dump.summarise(folder, manifest)
+    summary = summarise(folder, manifest)
     rows = (
         ("documents", found.documents, summary["documents"]),
         ("teacher tokens", found.teacher_tokens, summary["teacher_tokens"]),
         ("stored bytes", found.stored_bytes, summary["stored_bytes"]),
-        ("seconds", found.work_seconds, summary["seconds"]),
+        ("seconds", found.work_seconds, summary["cost"]["seconds"]),
     )
     print("\n| what | forecast | ± (95 %) | the dump took | forecast / took |\n| --- | --- | --- | --- | --- |")
     for name, estimate, took in rows:

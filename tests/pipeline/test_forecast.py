@@ -99,7 +99,6 @@ def test_the_lines_name_each_figure_and_a_finished_dump_stands_beside() -> None:
     took = {
         "teacher_tokens": 25_000,
         "stored_bytes": 560_000,
-        "seconds": 200.0,
-        "seconds_by_devices": {"2 x GPU": 200.0},
+        "cost": {"seconds": 200.0, "by_devices": {"2 x GPU": 200.0}},
     }
     assert "(-10.0% forecast)" in compared(found, took) and "(+25.0% forecast)" in compared(found, took)

@@ -1,10 +1,10 @@
 """A calibration against the dump that it speaks of, and what a dump tells of its cost."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.corpus import Corpus
@@ -13,6 +13,7 @@ from pipeline.forecast import forecast
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
 from stage1_teacher.calibrate import calibrate, grouped
+from stage1_teacher.cost import read_cost
 from stage1_teacher.survey import survey
 from stage1_teacher.verify import verify_dump
 from tests.stage1_teacher.test_dump import dump, write_recipe
@@ -43,9 +44,12 @@ def test_a_calibration_foretells_the_dump(recipe: Path) -> None:
 def test_a_dump_tells_what_it_took_and_the_summary_adds_it_up(recipe: Path) -> None:
     folder = dump(recipe)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    told = [pq.read_metadata(s.path(folder)).metadata[b"bld.seconds"] for s in Manifest.load(folder).shards]
-    assert summary["seconds"] == pytest.approx(sum(map(float, told))) and summary["seconds"] > 0
-    assert list(summary["seconds_by_devices"].values()) == [pytest.approx(summary["seconds"])]
+    told = [read_cost(folder, shard) for shard in Manifest.load(folder).shards]
+    cost = summary["cost"]
+    assert cost["seconds"] == pytest.approx(sum(took.seconds for took in told if took is not None)) and None not in told
+    assert list(cost["by_devices"].values()) == [pytest.approx(cost["seconds"])] and cost["seconds"] > 0
+    assert verify_dump(folder) == []
+    shutil.rmtree(folder / "costs")  # as of a dump that was pulled
     assert verify_dump(folder) == []
 
 

@@ -25,9 +25,9 @@ from schemas.manifest import Manifest, write_json
 from schemas.seal import check_seal
 from schemas.shard import commit_shard, read_shard
 from stage1_teacher import audit, engine_transformers
-from stage1_teacher.dump import summarise
 from stage1_teacher.engine_transformers import TransformersEngine
 from stage1_teacher.restart import EngineError
+from stage1_teacher.summary import summarise
 from stage1_teacher.verify import verify_dump
 from tests.bench.kills import flip
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
@@ -170,8 +170,8 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, model: Path) -> No
 HOLD = """
 import sys
 from pathlib import Path
-from stage1_teacher.claims import Claims
-with Claims(Path(sys.argv[1])) as claims:
+from stage1_teacher.claims import open_claims
+with open_claims(Path(sys.argv[1])) as claims:
     print(claims.take(1), flush=True)
     sys.stdin.read()
 """
