@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import CorpusConfig, Recipe, StudentConfig
+from pipeline.logs import say
 
 
 class Job(NamedTuple):
@@ -42,7 +43,7 @@ def jobs_of_recipe(recipe: Recipe) -> list[Job]:
     own = [("start", folder / "start"), ("student", folder / "export")]
     jobs = [Job(name, str(path), student.start, student.end) for name, path in own if path.exists()]
     if teacher.engine == "openai":
-        print(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
+        say(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
         return jobs
     return [*jobs, Job("teacher", teacher.model, teacher.start, next(iter(teacher.end), None))]
 

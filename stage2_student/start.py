@@ -1,7 +1,6 @@
 """The student before its first step: loaded, moved to its tokenizer, and kept in `<student.path>/start`."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import check_head_rows
 from schemas.manifest import write_json
 from stage2_student.chats import with_template
+from stage2_student.folders import committed_folder
 from stage2_student.layers import drop_layers
 from stage2_student.transfer import transfer
 
@@ -94,12 +94,10 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
     old = ByteTokenizer.load(model_source, student.trust_remote_code)
     counts = _move(model, old, tokenizer, ends, student.averaged_scale)
     check_head_rows(model.get_output_embeddings().weight.shape[0], tokenizer.token_bytes)
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a start that was interrupted
-    model.save_pretrained(partial)
-    wrapped.save_pretrained(partial)
-    write_json(partial / "transfer.json", counts)
-    partial.replace(folder)
+    with committed_folder(folder) as partial:
+        model.save_pretrained(partial)
+        wrapped.save_pretrained(partial)
+        write_json(partial / "transfer.json", counts)
     return folder
 
 

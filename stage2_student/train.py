@@ -12,7 +12,6 @@ import json
 import math
 import resource
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,6 +22,7 @@ import torch
 
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
+from pipeline.logs import say, warn
 from pipeline.recipe import load_recipe, save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
@@ -97,7 +97,7 @@ def train(recipe: Recipe) -> None:
         if found is None or found.step != recipe.train.steps:
             _loop(recipe, reader, tokenizer, chat, ends, ranks, found)
         elif ranks.rank == 0:
-            print(f"{run} has done its {recipe.train.steps} steps; nothing to train", flush=True)
+            say(f"{run} has done its {recipe.train.steps} steps; nothing to train")
         if ranks.rank == 0:
             if not (run / "export").exists():
                 export(run)
@@ -112,9 +112,9 @@ def _prepare(
     run = Path(student_config(recipe).path)
     check_installed(recipe.train.wandb)
     for remark in tokenizer.remarks():
-        print(f"{run}: the student's tokenizer {remark}", flush=True)
+        say(f"{run}: the student's tokenizer {remark}")
     for remark, count in reader.remarks.items():
-        print(f"{run}: {count} documents {remark}", flush=True)
+        say(f"{run}: {count} documents {remark}")
     identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests)
     if chat is not None:
         identity["student"]["template_sha256"] = chat.template.sha256
@@ -168,7 +168,7 @@ def _loop(
     student = build_student(recipe, tokenizer, ends)
     packing, remark = settle(student.lm, config.packing, ranks.device.type)
     if remark is not None and ranks.rank == 0:
-        print(f"{run}: {remark}", flush=True)
+        say(f"{run}: {remark}")
     convert = resume.needs_conversion(found, config.deepspeed.zero_stage, ranks.world)
     told = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
     engine = ds.start_engine(student, told, student.rates())
@@ -284,10 +284,7 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint 
         return State(loss_scale=first_scale(recipe.train.dtype))
     state = State.from_dict(resume.load(engine, run, found, ranks.rank, ranks.world, convert)["state"])
     if ranks.rank == 0:
-        print(
-            f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}",
-            flush=True,
-        )
+        say(f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}")
     return state
 
 
@@ -308,9 +305,8 @@ def _save(
 def _say_stopped(state: State, run: Path, signal_number: int, ranks: Ranks) -> None:
     if ranks.rank == 0:
         name = signal.Signals(signal_number).name
-        print(
-            f"{name}: stopped after step {state.step}, with a checkpoint in {run / 'checkpoints'}. The same command goes on from there",
-            flush=True,
+        say(
+            f"{name}: stopped after step {state.step}, with a checkpoint in {run / 'checkpoints'}. The same command goes on from there"
         )
 
 
@@ -319,7 +315,7 @@ def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpR
     known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks}
     write_json(run / "summary.json", {**state.as_dict(), **known})
     for reason, count in state.left_out.items():
-        print(f"left out: {count} records, {reason}", file=sys.stderr, flush=True)
+        warn(f"left out: {count} records, {reason}")
 
 
 if __name__ == "__main__":
