@@ -469,10 +469,52 @@ class TrainConfig(Section):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
 
+class TasksConfig(Section):
+    """Tasks of lm-evaluation-harness that are asked in one way."""
+
+    names: tuple[str, ...] = Field(
+        min_length=1,
+        description="Tasks or groups, by the harness' names; without a hub: bld_piqa, bld_siqa, bld_openbookqa, bld_boolq, bld_mmlu_sample.",
+    )
+    num_fewshot: int | None = Field(None, ge=0, description="Examples before a question; default: each task's own.")
+    apply_chat_template: bool = Field(False, description="Ask in the model's chat template.")
+    limit: int | None = Field(None, ge=1, description="Questions of each task, the first ones; default: all.")
+    seed: int | None = Field(
+        None, description="Seed of few-shot examples and of sampling; default: the harness' own seeds."
+    )
+    start: str | None = Field(
+        None, description="Token put before a question, by name; default: what the tokenizer itself puts there."
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Requests in a forward pass; default: what fits into a GPU's memory; on a CPU, 2,048 tokens.",
+    )
+    include_path: str | None = Field(
+        None, description="Folder of task files (YAML) of your own; Python functions that they name are run."
+    )
+    metrics: dict[str, str] = Field(
+        {},
+        description="A task's figure in tables, as in {gsm8k: 'exact_match,flexible-extract'}; default: acc_norm, or else its first one.",
+    )
+
+
 class EvalConfig(CorpusConfig):
-    """Held-out text."""
+    """Held-out text, and tasks."""
 
     out_of_domain: CorpusConfig | None = Field(None, description="A second corpus, of another kind.")
+    tasks: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], TasksConfig] = Field(
+        {}, description="Groups of tasks for lm-evaluation-harness, by a name of your own."
+    )
+    published: dict[str, dict[str, float]] = Field(
+        {},
+        description="Figures of others that the tasks' table shows beside ours, as in {BLD: {piqa: 75.68}}, in percent.",
+    )
+
+    @property
+    def corpus(self) -> CorpusConfig:
+        """The held-out text."""
+        return CorpusConfig.model_validate({name: getattr(self, name) for name in CorpusConfig.model_fields})
 
 
 class Recipe(Section):
