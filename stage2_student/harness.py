@@ -118,9 +118,9 @@ def run_tasks(
 ) -> dict[str, dict[str, Any]]:
     """The harness' results of each group of tasks, as its JSON has them; with `log_samples`, `samples` holds every answer.
 
-    Raises ValueError for a task that is not known, or whose data cannot be had, before any weights are loaded in the first case.
+    Raises ValueError, before any weights are loaded, for a task that is not known or whose data cannot be had.
     """
-    managers = {name: _manager(group) for name, group in groups.items()}
+    tasks = {name: _load(group) for name, group in groups.items()}
     source = resolve_model(model, revision)
     lm = TextModel(
         str(Path(source).absolute())
@@ -130,40 +130,60 @@ def run_tasks(
         device="cuda" if torch.cuda.is_available() else "cpu",
         trust_remote_code=trust_remote_code,
     )
-    return {name: _run(lm, group, managers[name], log_samples) for name, group in groups.items()}
+    return {name: _run(lm, group, *tasks[name], log_samples) for name, group in groups.items()}
+
+
+def _load(group: TasksConfig) -> tuple[TaskManager, list[Any]]:
+    """The group's tasks with their data, and what loaded them."""
+    # It warns of every task that brings its own data.
+    logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)
+    manager = _manager(group)
+    return manager, [task for name in group.names for task in _task(manager, name)]
 
 
 def _manager(group: TasksConfig) -> TaskManager:
-    """The tasks that can be named: ours and the operator's, and the harness' own only where one is named (they take seconds to list)."""
+    """Knows our tasks and the operator's, and the harness' own only where one is named: those take seconds to list."""
     folders = [str(LOCAL_TASKS), *([group.include_path] if group.include_path is not None else [])]
     for folder in folders:
         if not Path(folder).is_dir():
             raise ValueError(f"include_path {folder} is not a folder; give one that holds task files (YAML)")
     local = TaskManager(include_path=folders, include_defaults=False)
-    if all(name in local.all_tasks for name in group.names):
-        return local
-    manager = TaskManager(include_path=folders)
+    manager = local if set(group.names) <= set(local.all_tasks) else TaskManager(include_path=folders)
     for name in group.names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
             raise ValueError(
-                f"the harness has no task {name!r}; the nearest it has: {', '.join(near) or 'none'}. Without a hub: {', '.join(local.all_tasks)}"
+                f"the harness has no task {name!r}; the nearest it has: {', '.join(near) or 'none'}. {_without_hub(local)}"
             )
     return manager
 
 
-def _run(lm: TextModel, group: TasksConfig, manager: TaskManager, log_samples: bool) -> dict[str, Any]:
+def _task(manager: TaskManager, name: str) -> list[Any]:
+    """The task or group of that name; the tasks of a tag."""
+    try:
+        loaded = manager.load([name])
+    except OSError as error:
+        raise ValueError(f"the data of task {name} cannot be had: {error}. {_without_hub(manager)}") from error
+    return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
+
+
+def _without_hub(manager: TaskManager) -> str:
+    return f"Without a hub: {', '.join(name for name in manager.all_tasks if name.startswith('bld_'))}"
+
+
+def _run(
+    lm: TextModel, group: TasksConfig, manager: TaskManager, tasks: list[Any], log_samples: bool
+) -> dict[str, Any]:
     lm.ask_with(group.start, group.batch_size)
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), group.seed)
-    logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)  # it warns of every task that brings its own data
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     results = simple_evaluate(
         model=lm,
-        tasks=list(group.names),
+        tasks=tasks,
         num_fewshot=group.num_fewshot,
         limit=group.limit,
         apply_chat_template=group.apply_chat_template,
         task_manager=manager,
         log_samples=log_samples,
-        **(seeds if group.seed is not None else {}),
+        **(dict.fromkeys(seeds, group.seed) if group.seed is not None else {}),
     )
     return dict(json.loads(json.dumps(results, default=handle_non_serializable, ensure_ascii=False)))
