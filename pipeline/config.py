@@ -482,6 +482,9 @@ class TasksConfig(Section):
     seed: int | None = Field(
         None, description="Seed of few-shot examples and of sampling; default: the harness' own seeds."
     )
+    max_gen_toks: int | None = Field(
+        None, ge=1, description="Tokens of a generated answer; default: each task's own, or 256."
+    )
     start: str | None = Field(
         None, description="Token put before a question, by name; default: what the tokenizer itself puts there."
     )

@@ -1,8 +1,9 @@
 """Tasks of lm-evaluation-harness, asked of a Hugging Face model; only here is the harness imported.
 
-The model is the harness' own `hf`, so that its figures are those that anyone else gets, but for two things. Text that spells a control
-token is text, whether it stands in a question, in an option or in a message of a chat. And a chat template is told the day that it is told
-in training, so that a figure does not change with the date.
+The model is the harness' own `hf`, so that its figures are those that anyone else gets, but for three things. Text that spells a control
+token is text, whether it stands in a question, in an option or in a message of a chat. A chat template is told the day that it is told
+in training, so that a figure does not change with the date. And an answer in a chat ends with the template's end of a turn, which need not
+be among the tokens that the model's files call ends.
 """
 
 import difflib
@@ -20,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 from tokenizers import normalizers
 
-from pipeline.chat_template import TODAY
+from pipeline.chat_template import ASSISTANT, TODAY
 from pipeline.config import TasksConfig
 from pipeline.source import resolve_model
 
@@ -44,13 +45,30 @@ class TextModel(HFLM):
         own = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Replace(_BROKEN, ""), *own])
 
-    def ask_with(self, start: str | None, batch_size: int | None) -> None:
-        """What may differ between groups of tasks. Raises ValueError for a start that is no control token."""
-        if start is not None and start not in self.tokenizer.get_vocab():
-            near = difflib.get_close_matches(start, self.tokenizer.all_special_tokens, n=3, cutoff=0.3)
-            raise ValueError(f"the tokenizer has no token {start!r}; the nearest it has: {', '.join(near) or 'none'}")
-        self.custom_prefix_token_id = None if start is None else self.tokenizer.convert_tokens_to_ids(start)
-        self.batch_size_per_gpu = batch_size or "auto"
+        self._turn_ends: list[int] = []
+
+    def ask_with(self, group: TasksConfig) -> None:
+        """What may differ between groups of tasks. Raises ValueError for a start, or a chat template, that the tokenizer does not have."""
+        names = {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items()}
+        if group.start is not None and group.start not in names:
+            near = difflib.get_close_matches(group.start, names, n=3, cutoff=0.3)
+            raise ValueError(
+                f"the tokenizer has no control token {group.start!r}; the nearest it has: {', '.join(near) or 'none'}"
+            )
+        if group.apply_chat_template and self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"{self.pretrained}: its tokenizer has no chat template; leave apply_chat_template out for it"
+            )
+        self.custom_prefix_token_id = None if group.start is None else names[group.start]
+        self.batch_size_per_gpu = group.batch_size or "auto"
+        self._turn_ends = self._ends_of_turn() if group.apply_chat_template else []
+
+    def _ends_of_turn(self) -> list[int]:
+        """The control token that the template puts after an answer; none where it puts text there."""
+        chat = [{"role": "user", "content": "Is it there?"}, {"role": ASSISTANT, "content": "Yes, it is."}]
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, **self.chat_template_args)
+        found = self._control.match(text.rpartition("Yes, it is.")[2].lstrip())
+        return [] if found is None else [self.tokenizer.convert_tokens_to_ids(found[0])]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A chat as the template writes it, marked as such."""
@@ -91,6 +109,13 @@ class TextModel(HFLM):
         if self.device.type != "cpu":
             return int(super()._batch_scheduler(pos, n_reordered_requests))
         return self._detect_batch_size(n_reordered_requests, pos)  # for each batch: they begin with their longest
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        if self._turn_ends:
+            own = self.model.generation_config.eos_token_id
+            ends = own if isinstance(own, list) else [own, self.tokenizer.eos_token_id]
+            options["eos_token_id"] = sorted({end for end in [*ends, *self._turn_ends] if end is not None})
+        return super()._model_generate(context, max_length, stop, **options)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         in_chat = context.startswith(_RENDERED)  # elsewhere all is text
@@ -174,13 +199,14 @@ def _without_hub(manager: TaskManager) -> str:
 def _run(
     lm: TextModel, group: TasksConfig, manager: TaskManager, tasks: list[Any], log_samples: bool
 ) -> dict[str, Any]:
-    lm.ask_with(group.start, group.batch_size)
+    lm.ask_with(group)
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     results = simple_evaluate(
         model=lm,
         tasks=tasks,
         num_fewshot=group.num_fewshot,
         limit=group.limit,
+        gen_kwargs=None if group.max_gen_toks is None else {"max_gen_toks": group.max_gen_toks},
         apply_chat_template=group.apply_chat_template,
         task_manager=manager,
         log_samples=log_samples,
