@@ -9,6 +9,7 @@ from pipeline.config.dump import CoveringConfig, DumpConfig, DumpPath, Placement
 from pipeline.config.recipe import Recipe
 from pipeline.config.section import Section
 from pipeline.config.student import DumpRef, StudentConfig
+from pipeline.config.tasks import TasksConfig
 from pipeline.config.train import DeepSpeedConfig, Objectives, TrainConfig, WandbConfig
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Recipe",
     "Section",
     "StudentConfig",
+    "TasksConfig",
     "TeacherConfig",
     "TrainConfig",
     "WandbConfig",

@@ -1,10 +1,11 @@
-"""Which text a recipe reads."""
+"""Which text a recipe reads, and what is measured on it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.section import Section
+from pipeline.config.tasks import TasksConfig
 
 
 class CorpusConfig(Section):
@@ -56,6 +57,18 @@ class CorpusConfig(Section):
 
 
 class EvalConfig(CorpusConfig):
-    """Held-out text."""
+    """Held-out text, and tasks."""
 
     out_of_domain: CorpusConfig | None = Field(None, description="A second corpus, of another kind.")
+    tasks: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], TasksConfig] = Field(
+        {}, description="Groups of tasks for lm-evaluation-harness, by a name of your own."
+    )
+    published: dict[str, dict[str, float]] = Field(
+        {},
+        description="Figures of others that the tasks' table shows beside ours, as in {BLD: {piqa: 75.68}}, in percent.",
+    )
+
+    @property
+    def corpus(self) -> CorpusConfig:
+        """The held-out text."""
+        return CorpusConfig.model_validate({name: getattr(self, name) for name in CorpusConfig.model_fields})

@@ -19,7 +19,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from pipeline.config import CorpusConfig, Recipe
+from pipeline.config import Recipe
 from pipeline.recipe import load_recipe, save_recipe
 from pipeline.source import resolve_model
 from stage1_teacher.teacher import load_tokenizer, resolve_ids
@@ -65,7 +65,7 @@ class Quality:
     def dumps(self, split: str) -> dict[str, Path]:
         """Held-out text with everything stored, made where it is missing: `search` or `table`."""
         assert self.base.eval is not None, "the recipe has no eval section"
-        corpora = {"in_domain": CorpusConfig.model_validate(self.base.eval.model_dump(exclude={"out_of_domain"}))}
+        corpora = {"in_domain": self.base.eval.corpus}
         if self.base.eval.out_of_domain is not None:
             corpora["out_of_domain"] = self.base.eval.out_of_domain
         found = {}
