@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import Recipe
 
 _PACKAGED = Path(__file__).parent / "recipes"
+_SETTINGS = _PACKAGED / "settings"
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,7 +41,8 @@ _Loader.add_implicit_resolver(
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a file, or by the bare name of a packaged one (`demo`).
 
-    `overrides` are `section.key=value`, the value in YAML. Raises ValueError that names what is wrong and where.
+    `overrides` are applied in turn: `section.key=value`, the value in YAML, or a YAML file of some of a recipe's keys (one of the
+    packaged settings by its bare name: `paper`). Raises ValueError that names what is wrong and where.
     """
     path = _find(path_or_name)
     return parse_recipe(path.read_text(encoding="utf-8"), str(path), overrides)
@@ -52,7 +54,10 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold sections (corpus:, teacher:, dump: ...), not {values!r}")
     for override in overrides:
-        _apply(values, override)
+        if "=" in override:
+            _apply(values, override)
+        else:
+            _merge(values, _settings(override))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -88,11 +93,34 @@ def _parse(text: str, where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
+def _settings(path_or_name: str) -> dict[str, Any]:
+    """Some of a recipe's keys, from a file."""
+    names = sorted(path.stem for path in _SETTINGS.glob("*.yaml"))
+    path = _SETTINGS / f"{path_or_name}.yaml" if path_or_name in names else Path(path_or_name).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"override {path_or_name!r} is neither of the form section.key=value, nor a YAML file, nor one of {', '.join(names)}"
+        )
+    values = _parse(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold sections (student:, train: ...), not {values!r}")
+    return values
+
+
+def _merge(values: dict[str, Any], over: dict[str, Any]) -> None:
+    """Put `over`'s values into nested values; what it does not name stays."""
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     """Put one `a.b=value` into nested values. A number in the key is a list's index."""
-    key, equals, text = override.partition("=")
+    key, _, text = override.partition("=")
     names = key.strip().split(".")
-    if not equals or not all(names):
+    if not all(names):
         raise ValueError(f"override {override!r} is not of the form section.key=value")
     target: Any = values
     for depth, name in enumerate(names[:-1]):

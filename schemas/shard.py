@@ -4,12 +4,9 @@ Shape legend: T tokens of the teacher, S segments, M messages of a chat, P posit
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import SCHEMA_VERSION, version_fault
+from schemas.commit import committed
 from schemas.seal import BLANK, SEAL_KEY, seal
 from schemas.store import Location, open_parquet
 
@@ -201,15 +199,17 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), child, type=field.type)
 
 
-def commit_shard(table: pa.Table, path: Path, zstd_level: int) -> int:
+def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool = False) -> int:
     """Write a shard so that `path` is absent or complete, whatever interrupts us. Returns its size in bytes.
+
+    `first`: one that is there by then stays, and this one is dropped.
 
     Every column but the text has a dictionary: the values of each are few (`schemas.levels`), a byte or half of one each.
     """
     with_dictionary = [
         f"{name}.list.element" if name in _LISTS else name for name in table.schema.names if name != "document"
     ]
-    with committed(path) as partial:
+    with committed(path, first) as partial:
         with pq.ParquetWriter(
             partial,
             table.schema,
@@ -222,44 +222,6 @@ def commit_shard(table: pa.Table, path: Path, zstd_level: int) -> int:
             writer.add_key_value_metadata({SEAL_KEY: BLANK})
         seal(partial)
     return path.stat().st_size
-
-
-@contextmanager
-def committed(path: Path) -> Iterator[Path]:
-    """A name to write to. What is written there becomes `path`, which is absent (or old) or complete; after an exception nothing is left.
-
-    Raises:
-        OSError: it cannot be written; says where and how to go on.
-    """
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        yield partial
-        sync_and_rename(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(
-                f"{path} cannot be written: {error}. What was complete stays, nothing half-written is left. "
-                "Make room (or the folder writable), then run the same command again."
-            ) from error
-        raise
-
-
-def sync_and_rename(partial: Path, path: Path) -> None:
-    """Make `partial` durable, then give it its name, then make the name durable."""
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def check_version(path: Location, metadata: Mapping[bytes, bytes] | None) -> None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.chat import ChatTokenizer
+from pipeline.logs import warn
 from schemas.seal import check_seal
 from schemas.shard import Question, Record, commit_shard
 from stage2_student.encode import Tokenizer, count_tokens
@@ -107,7 +108,7 @@ def _is_sound(path: Path, key: str) -> bool:
     try:
         check_seal(path)
     except ValueError as error:
-        print(f"{error}; counting its tokens again", flush=True)
+        warn(f"{error}; counting its tokens again")
         return False
     return bool(pq.read_schema(path).metadata[_KEY].decode() == key)
 

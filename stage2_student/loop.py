@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Recipe
+from pipeline.logs import say
 from stage2_student import deepspeed_engine as ds
 from stage2_student import keep, run_folder
 from stage2_student.batches import MicroBatch
@@ -133,7 +134,6 @@ def _save(
 def _say_stopped(state: State, run: Path, signal_number: int, ranks: Ranks) -> None:
     if ranks.rank == 0:
         name = signal.Signals(signal_number).name
-        print(
-            f"{name}: stopped after step {state.step}, with a checkpoint in {run / 'checkpoints'}. The same command goes on from there",
-            flush=True,
+        say(
+            f"{name}: stopped after step {state.step}, with a checkpoint in {run / 'checkpoints'}. The same command goes on from there"
         )

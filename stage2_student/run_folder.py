@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config import DumpRef, Recipe
+from pipeline.logs import warn
+from schemas.commit import sync_and_rename
 from schemas.manifest import Manifest, identity_differences, write_json
-from schemas.shard import sync_and_rename
 from stage2_student.deepspeed_json import decides_the_result
 from stage2_student.inventory import write_inventory
 from stage2_student.mix import Mix
@@ -163,10 +164,7 @@ def set_aside(run: Path, damaged: Mapping[int, str], sound: int) -> None:
             new for n in count(1) if not (new := folder / f"{name}.damaged{'' if n == 1 else f'-{n}'}").exists()
         )
         (folder / name).replace(kept)
-        print(
-            f"{folder / name} cannot be loaded ({cause}); kept as {kept.name}, going back to {checkpoint_name(sound)}",
-            flush=True,
-        )
+        warn(f"{folder / name} cannot be loaded ({cause}); kept as {kept.name}, going back to {checkpoint_name(sound)}")
     if damaged:
         _write_latest(folder, sound)
 

@@ -9,13 +9,13 @@ step from seed, step and rank, so there is no generator state to store: step and
 import argparse
 import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.config import Recipe
+from pipeline.logs import say, warn
 from pipeline.recipe import load_recipe, save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
@@ -84,7 +84,7 @@ def train(recipe: Recipe) -> None:
         if found is None or found.step != recipe.train.steps:
             _train(recipe, sources, ranks, found)
         elif ranks.rank == 0:
-            print(f"{run} has done its {recipe.train.steps} steps; nothing to train", flush=True)
+            say(f"{run} has done its {recipe.train.steps} steps; nothing to train")
         if ranks.rank == 0:
             if not (run / "export").exists():
                 export(run)
@@ -105,9 +105,9 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     run = Path(student_config(recipe).path)
     check_installed(recipe.train.wandb)
     for remark in sources.tokenizer.remarks():
-        print(f"{run}: the student's tokenizer {remark}", flush=True)
+        say(f"{run}: the student's tokenizer {remark}")
     for remark, count in sources.reader.remarks.items():
-        print(f"{run}: {count} documents {remark}", flush=True)
+        say(f"{run}: {count} documents {remark}")
     run_folder.claim(run, _identity(recipe, sources))
     run_folder.remove_partial_checkpoints(run)
     save_recipe(recipe, run / "recipe.yaml")
@@ -162,7 +162,7 @@ def _train(recipe: Recipe, sources: Sources, ranks: Ranks, found: resume.Checkpo
     student = build_student(recipe, tokenizer, ends)
     packing, remark = settle(student.lm, config.packing, ranks.device.type)
     if remark is not None and ranks.rank == 0:
-        print(f"{run}: {remark}", flush=True)
+        say(f"{run}: {remark}")
     convert = resume.needs_conversion(found, config.deepspeed.zero_stage, ranks.world)
     told = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
     engine = ds.start_engine(student, told, student.rates())
@@ -182,10 +182,7 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint 
         return State(loss_scale=first_scale(recipe.train.dtype))
     state = State.from_dict(resume.load(engine, run, found, ranks.rank, ranks.world, convert)["state"])
     if ranks.rank == 0:
-        print(
-            f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}",
-            flush=True,
-        )
+        say(f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}")
     return state
 
 
@@ -194,7 +191,7 @@ def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpR
     known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks}
     write_json(run / "summary.json", {**state.as_dict(), **known})
     for reason, count in state.left_out.items():
-        print(f"left out: {count} records, {reason}", file=sys.stderr, flush=True)
+        warn(f"left out: {count} records, {reason}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
         ("train.lr=fast", "train.lr: 'fast'"),
         ("train.steps=0", "train.steps: 0"),
         ("dump.path.x=1", "dump.path is 'd', which has no keys"),
-        ("train.lr", "not of the form section.key=value"),
+        ("train.lr", "neither of the form section.key=value, nor a YAML file, nor one of paper"),
+        ("..=1", "not of the form section.key=value"),
         ("train.lr=[1", "override 'train.lr=\\[1'"),
         ("teacher.overlap_tokens=2000", "at most half of teacher.max_tokens"),
     ],
@@ -57,6 +58,27 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
 def test_a_bad_override_is_named_with_what_would_be_right(tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(written(tmp_path, SMALL), [override])
+
+
+def test_an_override_may_be_a_file_of_some_keys(tmp_path):
+    over = tmp_path / "over.yaml"
+    over.write_text("corpus: {limit: 3}\ntrain: {steps: 7}", encoding="utf-8")
+    recipe = load_recipe(written(tmp_path, SMALL), ["corpus.limit=2", str(over), "train.steps=8"])
+    assert (recipe.corpus.limit, recipe.corpus.source, recipe.train.steps, recipe.train.lr) == (3, "a.jsonl", 8, 1e-5)
+    over.write_text("trian: {steps: 7}", encoding="utf-8")
+    with pytest.raises(ValueError, match="did you mean 'train'"):
+        load_recipe(written(tmp_path, SMALL), [str(over)])
+    over.write_text("- 1", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"over\.yaml must hold sections"):
+        load_recipe(written(tmp_path, SMALL), [str(over)])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_papers_own_settings_are_one_override_away(name):
+    recipe = load_recipe(name, ["paper"])
+    assert recipe.student is not None
+    assert (recipe.student.interface, recipe.student.averaged_scale, recipe.student.max_token_end) == ("linear", 1, 1)
+    assert recipe.train.objectives.model_dump() == {"ce": 1, "byte_ce": 1, "kl": 0.1, "alm": 0}
 
 
 def test_a_missing_recipe_names_the_packaged_ones():

@@ -231,7 +231,7 @@ def test_damaged_checkpoints_are_set_aside_and_never_lost(tmp_path: Path, capsys
         "step-000006.damaged", "step-000004.damaged", "step-000004.damaged-2"
     }  # fmt: skip
     assert (folder / "latest").read_text() == "step-000002"
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert (
         "step-000006 cannot be loaded (a.pt is missing); kept as step-000006.damaged, going back to step-000002" in said
     )

@@ -211,7 +211,7 @@ def test_counts_are_kept_by_several_ranks_and_a_start_counts_only_what_is_missin
     content[len(content) // 3] ^= 1
     (tmp_path / "part-00003.parquet").write_bytes(content)
     keep_counts(tmp_path, "key", reader, tokenizer, None, 0, 1)
-    assert counted == [1, 3] and "part-00003.parquet is damaged" in capsys.readouterr().out
+    assert counted == [1, 3] and "part-00003.parquet is damaged" in capsys.readouterr().err
     assert_equal(kept_counts(tmp_path, 5), kept)
     keep_counts(tmp_path, "another key", reader, tokenizer, None, 0, 1)
     assert counted == [1, 3, 0, 1, 2, 3, 4]
