@@ -5,6 +5,7 @@
 The same student, documents, losses and loop. `online` asks the teacher within each step (transformers, the recipe's dtype), reduces the whole
 softmax to bytes by the same code as a dump, and takes its targets from there; `offline` reads them from shards. Each runs in a process of its
 own, and they take turns step by step (`tests.bench.turns`). All documents have the same number of tokens.
+Both are in memory at once, some 4 GB each.
 """
 
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="timed steps of each; the median counts")] = 7,
     tokens: Annotated[int, typer.Option(help="student tokens of a document")] = 512,
     documents: Annotated[int, typer.Option(help="documents of a step")] = 2,
+    trainer: Annotated[list[str] | None, typer.Option(help="which, one or more: offline, online")] = None,
     worker: Annotated[str | None, typer.Option(help="be one of the trainers", hidden=True)] = None,
     out: Annotated[Path, typer.Option(help="folder of the students", hidden=True)] = Path(),
 ) -> None:
@@ -77,7 +79,7 @@ def main(
         equal_documents(dump, Path(folder) / "dump", student_tokenizer(student_config(recipe)).tokenizer, tokens)
         shared = ["--interface", interface, "--tokens", str(tokens), "--documents", str(documents), "--out", folder]
         names = {"offline": "offline: from shards", "online": "online: the teacher in memory"}
-        arguments = {shown: ["--worker", name, *shared] for name, shown in names.items()}
+        arguments = {names[name]: ["--worker", name, *shared] for name in trainer or names}
         compare("tests.bench.online", arguments, rounds, tokens * documents)
 
 

@@ -5,7 +5,8 @@
 
 TRL stands in a folder of its own, and uses what `.venv` has of all else. Each trainer runs its whole loop in a process of its own; they take
 turns step by step (`tests.bench.turns`). All documents have the same number of tokens, so that nothing is padded. Ours reads and encodes its
-batch within the step, without making any ahead; TRL is given tokens. `sft` is cross-entropy alone, as TRL's.
+batch within the step, without making any ahead; TRL is given tokens. `sft` is cross-entropy alone, as TRL's. All of them are in memory at
+once, some 4 GB each.
 """
 
 import sys
@@ -84,6 +85,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="timed steps of each trainer; the median counts")] = 7,
     tokens: Annotated[int, typer.Option(help="student tokens of a document")] = 512,
     documents: Annotated[int, typer.Option(help="documents of a step")] = 2,
+    trainer: Annotated[list[str] | None, typer.Option(help="which, one or more: trl, sft, token_marginal")] = None,
     worker: Annotated[str | None, typer.Option(help="be one of the trainers", hidden=True)] = None,
     out: Annotated[Path, typer.Option(help="folder of the students", hidden=True)] = Path(),
 ) -> None:
@@ -105,7 +107,7 @@ def main(
         equal_documents(dump, Path(folder) / "dump", student_tokenizer(student_config(recipe)).tokenizer, tokens)
         shared = ["--trl", str(trl), "--tokens", str(tokens), "--documents", str(documents), "--out", folder]
         names = {"trl": "TRL's SFTTrainer", **{name: f"ours, {name}" for name in OURS}}
-        arguments = {shown: ["--worker", name, *shared] for name, shown in names.items()}
+        arguments = {names[name]: ["--worker", name, *shared] for name in trainer or names}
         compare("tests.bench.trl_sft", arguments, rounds, tokens * documents)
 
 
