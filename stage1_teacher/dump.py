@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
 from typing import NamedTuple
 
+from pipeline import metrics
 from pipeline.card import write_card
 from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
@@ -151,6 +152,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
         for shards in chain([first], rounds):
             for made in make(read_shards(shards, corpus)):
                 progress.update(made.documents, made.text_bytes, made.tokens, made.stored_bytes)
+                count_missing(made)
                 job.claims.keep()
                 if made.committed is not None:
                     num_made += 1
@@ -158,6 +160,14 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
                 if made.audited:
                     write_audit(job)
     say(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
+
+
+def count_missing(made: Made) -> None:
+    """What the targets lack, for `--metrics`."""
+    metrics.POSITIONS.inc(made.positions)
+    metrics.MISSING.labels("dropped").inc(made.dropped)
+    metrics.MISSING.labels("tail").inc(made.tail)
+    metrics.FAILURES.labels("document").inc(made.left_out)
 
 
 def free_shards(job: Job) -> Iterator[Iterator[ShardPlan]]:

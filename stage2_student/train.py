@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from pipeline import metrics
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
 from pipeline.logs import say, warn
@@ -92,6 +93,7 @@ def train(recipe: Recipe) -> None:
     with contextlib.ExitStack() as stack:
         if ranks.rank == 0:
             stack.enter_context(run_folder.lock(run))
+            stack.enter_context(metrics.served())
             _prepare(recipe, reader, tokenizer, chat, ends, ranks.world)
         found = resume.newest_sound(run, ranks.rank, ranks.world)
         if found is None or found.step != recipe.train.steps:
