@@ -1,6 +1,7 @@
 """Which revision of the source this is: git's word in a checkout, what the wheel was built from elsewhere. Standard library only.
 
-`python -m pipeline.revision` prints git's word; the build of a wheel runs that (`pipeline.build_py`).
+`python -m pipeline.revision` prints it; the build of a wheel runs that (`pipeline.build_py`), and a container's puts the file there, for it
+has no git.
 """
 
 import subprocess
@@ -29,4 +30,4 @@ def revision() -> str | None:
 
 
 if __name__ == "__main__":
-    print(git_revision(Path(__file__).resolve().parents[1]) or "")
+    print(revision() or "")

@@ -63,6 +63,12 @@ def _forecast(
     found = forecast(measured, workers)
     lines = list(forecast_text.forecast_lines(found, measured, workers))
     values: dict[str, Any] = {"workers": workers, "devices": measured.devices, "forecast": found.as_dict()}
+    if recipe.student is not None:
+        from stage2_student.footprint import footprint_lines
+
+        student = list(footprint_lines(recipe))
+        lines += student
+        values["student"] = dict(student)
     summary = forecast_text.took(Path(recipe.dump.path))
     if summary is not None:
         lines.append(("dump.path took", forecast_text.compared(found, summary)))
