@@ -12,7 +12,7 @@ from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
-from pipeline.logs import say
+from pipeline.logs import detail, say
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from schemas.commit import committed, make_folder, remove
@@ -156,6 +156,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
                 job.claims.keep()
                 if made.committed is not None:
                     num_made += 1
+                    detail(f"{job.dump}: shard {made.committed}, {made.stored_bytes:,} bytes", shard=made.committed)
                     job.claims.give_back(made.committed)
                 if made.audited:
                     write_audit(job)
