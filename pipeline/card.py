@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from pipeline.licence import describe
+from schemas.commit import committed
 from schemas.manifest import Manifest, flatten
-from schemas.shard import committed
 from schemas.snippets import snippets
+from schemas.store import Location
 
 NAME = "README.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip
@@ -19,7 +20,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 _HUB_IDS = re.compile(r"apache-2\.0|mit|bsd(-[23]-clause)?|isc|cc0-1\.0|cc-by-(nc-|sa-|nc-sa-|nd-|nc-nd-)?[34]\.0|unlicense|zlib|gemma|llama[234]|llama3\.[123]|openrail|bigscience-openrail-m|creativeml-openrail-m|openrail\+\+|bigscience-bloom-rail-1\.0|deepl|wtfpl|mpl-2\.0|l?gpl-[23](\.0|\.1)?|agpl-3\.0")  # fmt: skip
 
 
-def write_card(dump: Path) -> Path:
+def write_card(dump: Location) -> Location:
     """Write the card of a complete dump; returns its path. Raises ValueError where there is no summary yet."""
     summary_path = dump / "summary.json"
     if not summary_path.exists():

@@ -1,29 +1,31 @@
 """`bld clean`: what killed processes left half written, and the cache. Shown first, removed only when asked."""
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from psutil import pid_exists
+
 from pipeline.archive import cache_folder
+from schemas.commit import writer_name
 from schemas.manifest import Manifest
 
 
 class Leftover(NamedTuple):
-    """A file or folder that may go. `owner` is the process that still writes it, None where nobody does."""
+    """A file or folder that may go. `owner` is who may still write it, in words, None where nobody does."""
 
     path: Path
     what: str
     num_bytes: int
-    owner: int | None = None
+    owner: str | None = None
 
 
 def clean(dumps: Sequence[Path], cache: bool, yes: bool) -> list[Leftover]:
     """List what may go, with its size; with `yes`, remove it. Returns what was, or would be, removed."""
     found = [left for dump in dumps for left in dump_leftovers(dump)] + (cache_leftovers() if cache else [])
     for left in found:
-        note = f"; kept: process {left.owner} is writing it" if left.owner is not None else ""
+        note = f"; kept: {left.owner}" if left.owner is not None else ""
         print(f"{size_text(left.num_bytes):>10}  {left.path}  ({left.what}{note})")
     going = [left for left in found if left.owner is None]
     if yes:
@@ -69,18 +71,14 @@ def size_text(num_bytes: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _writer(partial: Path) -> int | None:
-    """The living process that a partial file's name gives, `part-00003.4711.partial`; None where it is gone."""
-    number = partial.suffixes[-2].removeprefix(".") if len(partial.suffixes) > 1 else ""
+def _writer(partial: Path) -> str | None:
+    """Who may still write a partial file by its name, `part-00003.HOST-4711.partial`; None for a process of this machine that is gone."""
+    host, _, number = (partial.suffixes[-2] if len(partial.suffixes) > 1 else "").removeprefix(".").rpartition("-")
     if not number.isdigit():
         return None
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return None
-    except (PermissionError, OverflowError):
-        pass
-    return int(number)
+    if host != writer_name().rpartition("-")[0]:
+        return f"process {number} of {host} may be writing it; `bld teacher` removes it when nobody is"
+    return f"process {number} is writing it" if pid_exists(int(number)) else None
 
 
 def _remove(path: Path) -> None:

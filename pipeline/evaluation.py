@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import CorpusConfig, Recipe, StudentConfig, TasksConfig
+from pipeline.logs import say
 
 
 class Job(NamedTuple):
@@ -88,7 +89,7 @@ def jobs_of_recipe(recipe: Recipe) -> list[Job]:
     trust = student.trust_remote_code
     jobs = [Job(name, str(path), student.start, student.end, None, trust) for name, path in own if path.exists()]
     if teacher.engine == "openai":
-        print(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
+        say(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
         return jobs
     end = next(iter(teacher.end), None)
     return [*jobs, Job("teacher", teacher.model, teacher.start, end, teacher.revision, teacher.trust_remote_code)]

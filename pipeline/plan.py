@@ -1,6 +1,6 @@
 """What a recipe would do, before it does it: checked without weights, without a network, without a download."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline import archive
@@ -158,8 +158,12 @@ def describe_run(path: Path) -> str:
 
 
 def print_plan(recipe: Recipe) -> None:
-    """Print `plan`, one aligned line each."""
-    lines = plan(recipe)
+    """Print `plan`."""
+    print_lines(plan(recipe))
+
+
+def print_lines(lines: Sequence[Line]) -> None:
+    """One aligned line each."""
     width = max(len(what) for what, _ in lines)
     for what, text in lines:
         print(f"{what:<{width}}  {text}")

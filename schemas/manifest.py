@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from schemas import SCHEMA_VERSION, version_fault
-from schemas.shard import committed
-from schemas.store import AnyLocation, Location
+from schemas.commit import committed
+from schemas.store import AnyLocation, Location, names
 
 
 class ShardPlan(BaseModel):
@@ -47,7 +46,12 @@ class Manifest(BaseModel):
         """Whether its documents are chats."""
         return bool(self.identity.get("corpus", {}).get("field") == "messages")
 
-    def save(self, dump: Path) -> None:
+    def missing(self, dump: Location) -> list[ShardPlan]:
+        """Planned shards whose file is not there."""
+        there = names(dump / "shards")
+        return [shard for shard in self.shards if shard.path(dump).name not in there]
+
+    def save(self, dump: Location) -> None:
         write_json(dump / "manifest.json", self.model_dump(mode="json"))
 
     @classmethod
@@ -89,7 +93,7 @@ def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, **({"corpus": corpus} if "corpus" in identity else {})}
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Location, values: Any) -> None:
     """Write a JSON file so that it is absent (or old) or complete."""
     with committed(path) as partial:
         partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

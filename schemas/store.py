@@ -1,4 +1,4 @@
-"""Where a dump is read from: a local folder, or a folder of an object store by its address (s3://, gs://, hf://).
+"""Where a dump is: a local folder, or a folder of an object store by its address (s3://, gs://, hf://).
 
 An address names a place and holds no secret: it is stored with recipes and shown in messages. Keys, endpoints and regions come from
 the environment variables that each store's own tools read; what has to be asked for beside them is in `_s3` and `_gs`.
@@ -57,26 +57,26 @@ class RemotePath:
         return RemotePath(self.scheme, self.path.rpartition("/")[0], self.filesystem)
 
     def exists(self) -> bool:
-        with reading(self, self.scheme):
+        with reaching(self, self.scheme):
             return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
 
     def stat(self) -> Stat:
-        with reading(self, self.scheme):
+        with reaching(self, self.scheme):
             return Stat(self.filesystem.get_file_info(self.path).size)
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
         assert mode == "rb"
-        with reading(self, self.scheme):
+        with reaching(self, self.scheme):
             raw = cast(io.RawIOBase, self.filesystem.open_input_file(self.path))
         return io.BufferedReader(raw, _BUFFER_BYTES)
 
     def read_text(self, encoding: str) -> str:
-        with reading(self, self.scheme), self.open() as file:
+        with reaching(self, self.scheme), self.open() as file:
             return file.read().decode(encoding)
 
     def iterdir(self) -> "Iterator[RemotePath]":
         """What lies in a folder; nothing where there is no folder."""
-        with reading(self, self.scheme):
+        with reaching(self, self.scheme):
             found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return (self / info.base_name for info in found)
 
@@ -86,15 +86,15 @@ class StoreError(OSError):
 
 
 @contextmanager
-def reading(what: object, scheme: str) -> Iterator[None]:
-    """Tell a failure on the way to a store with what was read, and with what the way hangs on."""
+def reaching(what: object, scheme: str, done: str = "read") -> Iterator[None]:
+    """Tell a failure on the way to a store with what was to be read or written, and with what the way hangs on."""
     try:
         yield
     except StoreError:
         raise
     except OSError as error:
         way = f"The environment says how it is reached: {_ENVIRONMENT[scheme]}"
-        raise StoreError(f"{what} cannot be read: {error}. {way}") from error
+        raise StoreError(f"{what} cannot be {done}: {error}. {way}") from error
 
 
 Location = Path | RemotePath
@@ -128,18 +128,8 @@ def location(text: str) -> Location:
     if scheme == "file":
         return Path(unquote(rest))
     path = rest.strip("/")
-    with reading(text, scheme):
+    with reaching(text, scheme):
         return RemotePath(scheme, path, _STORES[scheme](path.partition("/")[0]))
-
-
-def local_folder(text: str) -> Path:
-    """A folder that is written to. Raises ValueError for the address of a store: dumps are only read from there."""
-    found = location(text)
-    if isinstance(found, RemotePath):
-        raise ValueError(
-            f"{found}: a dump is made in a local folder; give a local dump.path, and copy the dump there when it is complete"
-        )
-    return found
 
 
 def names(folder: Location) -> set[str]:
@@ -156,7 +146,7 @@ def open_parquet(path: Location) -> Iterator[pq.ParquetFile]:
         return
     # pre_buffer: a column's bytes are asked for together and ahead, not one after another as they are decoded.
     with (
-        reading(path, path.scheme),
+        reaching(path, path.scheme),
         pq.ParquetFile(path.path, filesystem=path.filesystem, pre_buffer=True, page_checksum_verification=True) as file,
     ):
         yield file

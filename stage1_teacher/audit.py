@@ -11,11 +11,9 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from pipeline.branching import Branching
@@ -24,9 +22,11 @@ from pipeline.corpus import Document
 from pipeline.covering import Covering
 from schemas.manifest import Manifest
 from schemas.shard import Record
+from schemas.store import Location, open_parquet
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.expand import Place, expand
 from stage1_teacher.fidelity import distances, realised_bits, stored_sums
+from stage1_teacher.overlap import in_threads
 from stage1_teacher.pieces import Piece
 from stage1_teacher.reduce import Rows
 from stage1_teacher.teacher import Teacher
@@ -67,10 +67,15 @@ class Sample:
             heapq.heappushpop(self._lowest, entry)
 
     def chosen(self) -> frozenset[str]:
-        """Ids of as many documents as the dump can afford; of a small one, one."""
-        cost = DOCUMENT_COST_GPU if torch.cuda.is_available() else DOCUMENT_COST_CPU
-        affordable = int(self._num_bytes / BYTES_PER_TOKEN * COST_SHARE / cost)
-        return frozenset(doc_id for _, doc_id in sorted(self._lowest, reverse=True)[: max(1, affordable)])
+        """Ids of as many documents as the dump can afford."""
+        number = affordable(self._num_bytes)
+        return frozenset(doc_id for _, doc_id in sorted(self._lowest, reverse=True)[:number])
+
+
+def affordable(num_bytes: int) -> int:
+    """How many documents of a corpus of that much text may be audited; of a small one, one."""
+    cost = DOCUMENT_COST_GPU if torch.cuda.is_available() else DOCUMENT_COST_CPU
+    return max(1, int(num_bytes / BYTES_PER_TOKEN * COST_SHARE / cost))
 
 
 class Wide(NamedTuple):
@@ -129,16 +134,13 @@ def measure(record: Record, wide: Wide) -> dict[str, Any]:
     }
 
 
-def gather(dump: Path, manifest: Manifest) -> dict[str, Any]:
+def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
     """What `audit.json` holds, from the shards that exist: means per position, and the worst documents."""
-    found: list[dict[str, Any]] = []
-    num_shards = num_tokens = 0
-    for shard in manifest.shards:
-        if shard.path(dump).exists():
-            metadata = pq.read_metadata(shard.path(dump)).metadata
-            found += json.loads(metadata[METADATA_KEY.encode()])
-            num_tokens += int(metadata[b"bld.computed_tokens"])
-            num_shards += 1
+    missing = {shard.index for shard in manifest.missing(dump)}
+    there = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
+    metadata = in_threads(_metadata, there)
+    found = [figures for values in metadata for figures in json.loads(values[METADATA_KEY.encode()])]
+    num_shards, num_tokens = len(there), sum(int(values[b"bld.computed_tokens"]) for values in metadata)
     compared = [figures for figures in found if "kl_nats" in figures]
     return {
         "shards": num_shards,
@@ -168,6 +170,11 @@ def gather(dump: Path, manifest: Manifest) -> dict[str, Any]:
             for figures in sorted(compared, key=lambda f: -f["kl_nats"] / max(f["compared"], 1))[:NUM_WORST]
         ],
     }
+
+
+def _metadata(shard: Location) -> dict[bytes, bytes]:
+    with open_parquet(shard) as file:
+        return dict(file.metadata.metadata)
 
 
 def _sum(found: Sequence[dict[str, Any]], key: str) -> int:

@@ -7,19 +7,18 @@ A shard's own metadata names its own documents, not the corpus: an extended dump
 
 import hashlib
 from itertools import islice
-from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from pipeline.corpus import Corpus
+from pipeline.logs import say
+from schemas.commit import remove
 from schemas.manifest import Manifest, ShardPlan, identity_differences
-from schemas.shard import sync_folder
+from schemas.store import Location, open_parquet
 from stage1_teacher.plan import document_digest
 
 _CORPUS = "corpus.sha256"
 
 
-def extend_dump(dump: Path, ours: Manifest, corpus: Corpus) -> None:
+def extend_dump(dump: Location, ours: Manifest, corpus: Corpus) -> None:
     """Let the dump's manifest grow to `ours` where only the corpus differs. Else nothing: a new dump, the same, or quite another one.
 
     Raises:
@@ -33,25 +32,25 @@ def extend_dump(dump: Path, ours: Manifest, corpus: Corpus) -> None:
         return
     _require_extension(dump, theirs, ours, corpus)
     # From here on the dump is not complete; the manifest goes last, so that no shard of the old plan counts as one of the new.
-    (dump / "summary.json").unlink(missing_ok=True)
+    remove(dump / "summary.json")
     last, grown = theirs.shards[-1], ours.shards[len(theirs.shards) - 1]
     if grown != last and planned_sha256(last.path(dump)) != grown.sha256:
-        last.path(dump).unlink(missing_ok=True)
-        sync_folder(dump / "shards")
+        remove(last.path(dump))
     ours.save(dump)
-    kept = sum(shard.path(dump).exists() for shard in theirs.shards)
+    kept = len(theirs.shards) - len(theirs.missing(dump))
     more = sum(s.num_documents for s in ours.shards) - sum(s.num_documents for s in theirs.shards)
-    print(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards stay as they are")
+    say(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards stay as they are")
 
 
-def planned_sha256(path: Path) -> str | None:
+def planned_sha256(path: Location) -> str | None:
     """The plan's hash of the documents that a shard file was made from; None where there is no file."""
     if not path.exists():
         return None
-    return str((pq.read_metadata(path).metadata or {}).get(b"bld.shard_sha256", b"").decode())
+    with open_parquet(path) as file:
+        return str((file.metadata.metadata or {}).get(b"bld.shard_sha256", b"").decode())
 
 
-def _require_extension(dump: Path, theirs: Manifest, ours: Manifest, corpus: Corpus) -> None:
+def _require_extension(dump: Location, theirs: Manifest, ours: Manifest, corpus: Corpus) -> None:
     num = len(theirs.shards)
     if _count(ours) < _count(theirs):
         _refuse(dump, f"it has fewer documents: {_count(ours)} here, {_count(theirs)} there")
@@ -64,7 +63,7 @@ def _require_extension(dump: Path, theirs: Manifest, ours: Manifest, corpus: Cor
         _refuse(dump, f"documents {changed.first_document} to {end} (shard {changed.index}) are not those of the dump")
 
 
-def _refuse(dump: Path, why: str) -> None:
+def _refuse(dump: Location, why: str) -> None:
     raise ValueError(
         f"{dump} holds another dump: {_CORPUS} differs, and the corpus is not that dump's with more documents at its end: {why}. "
         "Restore the corpus, give a new dump.path, or delete that folder to start again; `bld merge` joins dumps of different corpora."

@@ -1,12 +1,22 @@
-"""One thread works on what this one has just made: the engine runs the next batch while the last one is reduced and written."""
+"""Threads: one that works on what this one has just made (the engine runs the next batch while the last one is reduced and
+written), and several that wait for a store."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+_STORE_REQUESTS = 16  # at once; each takes as long as some megabytes, and a dump has thousands of shards
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`work(item)` of each, several at once where they wait for a store. What one raises is raised here."""
+    with ThreadPoolExecutor(_STORE_REQUESTS, "in-threads") as executor:
+        return list(executor.map(work, items))
 
 
 def one_ahead(items: Iterable[Item], work: Callable[[Item], Result], concurrent: bool) -> Iterator[Result]:

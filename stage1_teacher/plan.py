@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.corpus import Document
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import levels
 from schemas.manifest import Manifest, ShardPlan, identity_differences
+from schemas.store import Location, names
 
 
 def document_digest(document: Document) -> bytes:
@@ -128,7 +129,19 @@ def corpus_sha256(shards: list[ShardPlan]) -> str:
     return hashlib.sha256(json.dumps([shard.sha256 for shard in shards]).encode()).hexdigest()
 
 
-def hold_to_identity(dump: Path, manifest: Manifest, accept_engine: str | None = None) -> Manifest:
+def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Document]:
+    """The shard's documents off the stream, checked against the plan. Raises ValueError where the corpus has changed."""
+    documents = [document for _, document in zip(range(shard.num_documents), stream, strict=False)]
+    digest = hashlib.sha256(b"".join(document_digest(document) for document in documents)).hexdigest()
+    if digest != shard.sha256:
+        raise ValueError(
+            f"the corpus has changed since the dump was planned: shard {shard.index} holds other documents "
+            f"({shard.first_document} to {shard.first_document + shard.num_documents}). Restore the corpus, or give a new dump.path."
+        )
+    return documents
+
+
+def hold_to_identity(dump: Location, manifest: Manifest, accept_engine: str | None = None) -> Manifest:
     """Write the manifest of a new dump; of an existing one, check that it is the same.
 
     Args:
@@ -145,17 +158,24 @@ def hold_to_identity(dump: Path, manifest: Manifest, accept_engine: str | None =
         return manifest
     theirs = Manifest.load(dump)
     accepted = dict.fromkeys([*theirs.accepted_engines, *([accept_engine] if accept_engine else [])])
-    ours = dict(manifest.identity)
-    if engine in accepted:
-        ours["teacher"] = ours["teacher"] | {"engine": theirs.identity["teacher"]["engine"]}
-    differences = identity_differences(theirs.identity, ours)
-    if differences:
-        raise ValueError(f"{dump} holds another dump: {'; '.join(differences)}. {_way_out(differences, engine)}")
+    require_identity(dump, theirs.identity, manifest.identity, accepted)
     accepted.pop(theirs.identity["teacher"]["engine"], None)
     if tuple(accepted) != theirs.accepted_engines:
         theirs = theirs.model_copy(update={"accepted_engines": tuple(accepted)})
         theirs.save(dump)
     return theirs
+
+
+def require_identity(
+    dump: Location, theirs: dict[str, Any], ours: dict[str, Any], accepted_engines: Collection[str]
+) -> None:
+    """Raise ValueError, naming each field that differs, unless the dump's identity is ours, or differs in an engine that is accepted."""
+    engine = str(ours["teacher"]["engine"])
+    if engine in accepted_engines:
+        ours = ours | {"teacher": ours["teacher"] | {"engine": theirs["teacher"]["engine"]}}
+    differences = identity_differences(theirs, ours)
+    if differences:
+        raise ValueError(f"{dump} holds another dump: {'; '.join(differences)}. {_way_out(differences, engine)}")
 
 
 def _way_out(differences: list[str], engine: str) -> str:
@@ -165,11 +185,11 @@ def _way_out(differences: list[str], engine: str) -> str:
     return f"Go back to that engine, or accept what another one rounds otherwise with --accept-engine {engine}. {anew}"
 
 
-def _refuse_orphans(dump: Path) -> None:
+def _refuse_orphans(dump: Location) -> None:
     """Shards without a manifest are nobody's: a new manifest would claim them."""
-    orphans = sorted((dump / "shards").glob("*.parquet"))
+    orphans = sorted(name for name in names(dump / "shards") if name.endswith(".parquet"))
     if orphans:
         raise ValueError(
-            f"{dump} holds {len(orphans)} shards ({orphans[0].name} ...) but no manifest.json, so that nobody can say what they "
+            f"{dump} holds {len(orphans)} shards ({orphans[0]} ...) but no manifest.json, so that nobody can say what they "
             "are. Put the manifest back, or give a new dump.path, or delete that folder to start again."
         )

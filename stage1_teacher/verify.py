@@ -19,9 +19,10 @@ from schemas.seal import check_seal
 from schemas.shard import SHARD_SCHEMA, Record, read_shard
 from schemas.store import Location, StoreError, names, open_parquet
 from stage1_teacher.chat_pieces import chat_piece
-from stage1_teacher.dump import engine_name, summarise, teacher_identity
 from stage1_teacher.fidelity import distances
+from stage1_teacher.identity import engine_name, teacher_identity
 from stage1_teacher.pieces import Piece, batches, plain_piece
+from stage1_teacher.summary import summarise
 from stage1_teacher.teacher import Named, Teacher, load_tokenizer, open_teacher
 from stage1_teacher.windows import Window
 
@@ -174,8 +175,12 @@ def _summary_faults(path: Location, manifest: Manifest, damaged: bool) -> list[s
     if damaged:
         return []
     stored = json.loads(summary.read_text(encoding="utf-8"))
-    stored.pop("merged_from", None)  # what a merged dump was made of; its shards do not tell
-    differences = identity_differences(_by_name(stored), _by_name(summarise(path, manifest)))
+    counted = summarise(path, manifest)
+    # What a merged dump was made of, and what a dump took, its shards do not tell.
+    for values in (stored, counted):
+        for key in ("merged_from", "cost"):
+            values.pop(key, None)
+    differences = identity_differences(_by_name(stored), _by_name(counted))
     return [
         f"{summary}: is not that of these shards ({difference}); delete it and run `bld teacher` again"
         for difference in differences

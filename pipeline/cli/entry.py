@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
+from pipeline import logs
 from pipeline.cli import looking, machine, moving, planning, scoring, stages
+from pipeline.cli.options import Debug, LogJson, Quiet, Verbose, set_logs, with_logs
 from pipeline.cli.version import version_text
-from pipeline.interrupt import Terminated
+from pipeline.interrupt import Terminated, terminable
 
 INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes for SIGINT and SIGTERM
 
 app = typer.Typer(
     help="Offline distillation between language models with different tokenizers, through bytes.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -36,7 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": machine.doctor,
 }
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name)(with_logs(_name, _command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -50,16 +51,21 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print version and git revision.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (default: one line).")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_json: LogJson = False,
+    debug: Debug = False,
 ) -> None:
-    """Options before the command. `--debug` is read in `main`, which catches what commands raise."""
+    """Options before the command are the same as after it."""
+    set_logs(quiet, verbose, log_json, debug)
 
 
 def main() -> None:
     """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
     try:
         # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
-        code = app(standalone_mode=False) or 0
+        with terminable():
+            code = app(standalone_mode=False) or 0
     except BrokenPipeError:  # `bld inspect ... | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
         raise SystemExit(141) from None
@@ -68,13 +74,13 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if "--debug" in sys.argv[1:]:
             raise
-        _complain(str(error))
+        logs.complain(str(error))
         raise SystemExit(1) from None
     except Exception as error:
         _exit_for_usage_error(error)
         raise
     if code in (INTERRUPTED, TERMINATED):
-        _complain("interrupted; what is written stays. Run the same command again to resume.")
+        logs.warn("interrupted; what is written stays. Run the same command again to resume.")
     raise SystemExit(code)
 
 
@@ -84,7 +90,3 @@ def _exit_for_usage_error(error: Exception) -> None:
     if callable(show) and isinstance(code, int):
         show()
         raise SystemExit(code)
-
-
-def _complain(text: str) -> None:
-    typer.secho(f"bld: {text}", fg=typer.colors.RED if sys.stderr.isatty() else None, err=True)

@@ -144,7 +144,7 @@ def dump(task: Task, teacher: Any, overlap: bool) -> None:
     """From text to a committed shard."""
     from pipeline.corpus import Document
     from schemas.manifest import ShardPlan
-    from stage1_teacher.dump import make_shards
+    from stage1_teacher.make_shards import make_shards
 
     plan = ShardPlan(index=0, first_document=0, num_documents=len(task.texts), num_bytes=task.num_bytes, sha256="")
     documents = [Document(doc_id=str(i), text=text, messages=None) for i, text in enumerate(task.texts)]
@@ -162,8 +162,8 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
 
     from pipeline.covering import Covering, Intervals
     from schemas.shard import commit_shard, to_table
-    from stage1_teacher.dump import make_record
     from stage1_teacher.pieces import cut_pieces
+    from stage1_teacher.records import make_record
     from stage1_teacher.reduce import Masses, as_rows, even_bounds
 
     spent: dict[str, float] = {}

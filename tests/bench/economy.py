@@ -23,7 +23,7 @@ import typer
 from pipeline.recipe import load_recipe
 from schemas import NUM_SYMBOLS
 from schemas.shard import Record, commit_shard, read_shard, to_table
-from stage1_teacher.dump import make_record
+from stage1_teacher.records import make_record
 from stage1_teacher.sparsify import Entries, sparsify
 from tests.bench.codings import DRAWS, codings_table, sampled
 from tests.bench.dense_targets import Dense, dense_targets

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.clean import clean, size_text
+from schemas.commit import writer_name
 from tests.pipeline.dumps import make_dump
+
+HOST = writer_name().rpartition("-")[0]
 
 
 @pytest.fixture
@@ -19,8 +22,8 @@ def dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     dump = make_dump(tmp_path / "dump")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (dump / "shards" / f"part-00007.{gone.pid}.partial").write_bytes(b"x" * 100)
-    (dump / "shards" / f"part-00008.{os.getpid()}.partial").write_bytes(b"x" * 100)
+    (dump / "shards" / f"part-00007.{HOST}-{gone.pid}.partial").write_bytes(b"x" * 100)
+    (dump / "shards" / f"part-00008.{writer_name()}.partial").write_bytes(b"x" * 100)
     (dump / "odd.partial").write_bytes(b"x")
     return dump
 

@@ -17,7 +17,8 @@ from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
 from schemas.shard import Record, read_shard
 from stage1_teacher.chat_pieces import cut_chat
-from stage1_teacher.dump import make_records, run_teacher
+from stage1_teacher.dump import run_teacher
+from stage1_teacher.records import make_records
 from stage1_teacher.teacher import load_tokenizer, open_teacher, resolve_ids
 from stage1_teacher.verify import verify_dump
 from tests import brute_force

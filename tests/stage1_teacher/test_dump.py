@@ -113,7 +113,7 @@ def test_a_reduction_that_fails_ends_the_dump_with_its_error_and_leaves_whole_sh
             raise MemoryError("no room for logits")
         return sparsify(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("stage1_teacher.dump.sparsify", failing)
+    monkeypatch.setattr("stage1_teacher.records.sparsify", failing)
     with pytest.raises(MemoryError, match="no room for logits"):
         dump(recipe, f"placement.overlap={overlap}")
     monkeypatch.undo()

@@ -1,0 +1,97 @@
+"""Files and objects that are absent (or old) or complete, whatever interrupts us: one way to write a dump, two places to put it.
+
+In a folder a file is written beside its name, made durable (fsync), and renamed. In an object store it is written to the machine's
+scratch folder, and one PUT of the whole object commits it (`schemas.objects`).
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import gethostname
+
+from schemas import objects
+from schemas.store import Location, RemotePath, StoreError
+
+
+@contextmanager
+def committed(path: Location, first: bool = False) -> Iterator[Path]:
+    """A local name to write to. What is written there becomes `path`, which is absent (or old) or complete; after an exception
+    nothing is left.
+
+    Args:
+        first: what is at `path` by then stays, and what was written here is dropped: the first commit wins.
+
+    Raises:
+        OSError: it cannot be written; says where and how to go on.
+    """
+    with _told(path):
+        if isinstance(path, RemotePath):
+            with tempfile.TemporaryDirectory(prefix="bld-") as scratch:
+                local = Path(scratch) / path.name
+                yield local
+                content = local.read_bytes()
+                _ = objects.create(path, content) if first else objects.replace(path, content)
+            return
+        partial = path.with_suffix(f".{writer_name()}.partial")
+        try:
+            yield partial
+            if not (first and path.exists()):
+                sync_and_rename(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Location) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written: {error}. What was complete stays, nothing half-written is left. "
+            "Make room (or the folder writable), then run the same command again."
+        ) from error
+
+
+def writer_name() -> str:
+    """This process, among all that may write to a shared folder: `host-4711`; no dots, for it is a part of a file's name."""
+    return f"{gethostname().replace('.', '-')}-{os.getpid()}"
+
+
+def remove(path: Location) -> None:
+    """Delete a file or an object so that it stays deleted; nothing where there is none."""
+    if isinstance(path, RemotePath):
+        objects.remove(path)
+        return
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def make_folder(folder: Location) -> None:
+    """Make a folder and those above it, so that a power cut takes none of them back. A store has none."""
+    if isinstance(folder, RemotePath):
+        return
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
+
+
+def sync_and_rename(partial: Path, path: Path) -> None:
+    """Make `partial` durable, then give it its name, then make the name durable."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

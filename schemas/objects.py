@@ -1,0 +1,124 @@
+"""Objects of a store, written whole and on conditions: the only module that imports obstore.
+
+A PUT of a whole object is atomic: whoever reads sees the old object, or none, until all bytes have arrived, and a writer that dies
+before leaves nothing. With `If-None-Match: *` (on Google's, generation 0) of several writers of one name exactly one succeeds.
+pyarrow, which reads, offers no condition.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from schemas.store import RemotePath, reaching
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore, S3Config
+
+# One request carries a whole shard, some 100 MB by default: the client's own 30 s would end it below 30 Mbit/s.
+_TIMEOUT = "30min"
+_WRITABLE = ("s3", "gs")
+
+
+class Held(NamedTuple):
+    """An object as it was found."""
+
+    content: bytes
+    e_tag: str | None
+    modified: datetime  # by the store's clock, with its zone
+
+
+def check_writable(path: RemotePath) -> None:
+    """Raise ValueError for a store that a dump cannot be made in."""
+    if path.scheme not in _WRITABLE:
+        raise ValueError(
+            f"{path}: a dump cannot be made there: on a hub each file is a commit of its own. Give a local dump.path, or an "
+            f"address ({', '.join(f'{scheme}://' for scheme in _WRITABLE)}), and `bld push` the dump when it is complete"
+        )
+
+
+def create(path: RemotePath, content: bytes) -> bool:
+    """Write a new object; False where there is one, which stays as it is. Raises StoreError."""
+    return _put(path, content, "create")
+
+
+def replace(path: RemotePath, content: bytes, e_tag: str | None = None) -> bool:
+    """Write an object over what is there; with `e_tag`, only over that version, and False where it is another. Raises StoreError."""
+    return _put(path, content, "overwrite" if e_tag is None else {"e_tag": e_tag})
+
+
+def read(path: RemotePath) -> Held | None:
+    """An object, None where there is none. Raises StoreError."""
+    import obstore
+
+    with _writing(path):
+        try:
+            found = obstore.get(_bucket(path), _key(path))
+        except FileNotFoundError:
+            return None
+        return Held(bytes(found.bytes()), found.meta["e_tag"], found.meta["last_modified"])
+
+
+def remove(path: RemotePath) -> None:
+    """Delete an object; nothing where there is none. Raises StoreError."""
+    import obstore
+
+    with _writing(path):
+        try:
+            obstore.delete(_bucket(path), _key(path))
+        except FileNotFoundError:  # S3 does not say, Google does
+            return
+
+
+def _put(path: RemotePath, content: bytes, mode: Any) -> bool:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+    with _writing(path):
+        try:
+            # One request, not a multipart upload: what is cut off is gone, and leaves no parts to pay for.
+            obstore.put(_bucket(path), _key(path), content, mode=mode, use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            return False
+    return True
+
+
+@contextmanager
+def _writing(path: RemotePath) -> Iterator[None]:
+    """obstore's errors as StoreError, without the pages of Rust that follow their first lines."""
+    from obstore.exceptions import BaseError
+
+    with reaching(path, path.scheme, "written"):
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise OSError(str(error).partition("\n\nDebug source")[0]) from error
+
+
+def _key(path: RemotePath) -> str:
+    return path.path.partition("/")[2]
+
+
+def _bucket(path: RemotePath) -> "ObjectStore":
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = getattr(path.filesystem, "region", None)  # where pyarrow found the bucket
+    return _opened(path.scheme, path.path.partition("/")[0], endpoint, region)
+
+
+@lru_cache
+def _opened(scheme: str, bucket: str, endpoint: str | None, region: str | None) -> "ObjectStore":
+    """The bucket's client; it keeps its connections. Keys it takes from the environment or the machine's role, as documented."""
+    from obstore.store import GCSStore, S3Store
+
+    if scheme == "gs":
+        return GCSStore(bucket, client_options={"timeout": _TIMEOUT})
+    # The store compares this hash with what arrived, and refuses what was damaged on the way.
+    config: S3Config = {"checksum_algorithm": "SHA256"}
+    if endpoint:
+        config["endpoint"] = endpoint
+    if region:
+        config["region"] = region
+    plain = (endpoint or "").startswith("http://")
+    return S3Store(bucket, config=config, client_options={"timeout": _TIMEOUT, "allow_http": plain})

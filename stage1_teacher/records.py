@@ -1,0 +1,72 @@
+"""Records out of a teacher's targets: pieces of documents in, entries and columns of a shard out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.config import DumpConfig
+from pipeline.covering import Targets
+from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas import levels
+from schemas.shard import Record
+from stage1_teacher.pieces import Piece, spelled_lengths
+from stage1_teacher.rounding import round_entries
+from stage1_teacher.sparsify import sparsify
+from stage1_teacher.teacher import Answers, Teacher
+
+
+def make_records(pieces: Sequence[Piece], answers: Answers, teacher: Teacher, dump: DumpConfig) -> list[Record]:
+    """The pieces' records out of what the engine gave for them."""
+    found = iter(teacher.targets(pieces, answers))
+    return [
+        make_record(piece, [next(found) for _ in piece.stretches], teacher.tokenizer, dump.top_k, dump.min_prob)
+        for piece in pieces
+    ]
+
+
+def make_record(
+    piece: Piece, targets: Sequence[Targets], tokenizer: ByteTokenizer, top_k: int, min_prob: float
+) -> Record:
+    """A piece's record from the targets of its stretches, the tokenizer's prefix included."""
+    taken = [slice(s.skipped, s.skipped + s.segment.num_positions) for s in piece.stretches]
+    kept = list(zip(targets, taken, strict=True))
+    segments = tuple(stretch.segment for stretch in piece.stretches)
+    realised = b"".join(piece.text[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in segments)
+    probs_PV = np.concatenate([found.probs_PV[where] for found, where in kept])
+    entries = sparsify(probs_PV, np.frombuffer(realised, dtype=np.uint8), top_k, min_prob)
+    rounded = round_entries(entries)
+    lengths, token_logprobs = _token_columns(piece, targets, tokenizer)
+    return Record(
+        doc_id=piece.doc_id,
+        window_start=piece.window.start,
+        document=piece.text,
+        segments=segments,
+        teacher_token_lengths=lengths,
+        teacher_token_logprobs=levels.round_token_logprobs(token_logprobs),
+        entry_counts=entries.counts_P,
+        dropped=levels.round_shares(np.concatenate([found.dropped_P[where] for found, where in kept])),
+        token_end=levels.round_shares(np.concatenate([found.token_end_P[where] for found, where in kept])),
+        doubt=levels.round_shares(np.concatenate([found.doubt_P[where] for found, where in kept])),
+        symbols=rounded.symbols_E,
+        logprobs=rounded.logprobs_E,
+        message_roles=piece.roles,
+        message_lengths=piece.lengths,
+    )
+
+
+def _token_columns(piece: Piece, targets: Sequence[Targets], tokenizer: ByteTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """T: bytes and log-probability of each token; what lies between stretches counts as one of log-probability 0."""
+    lengths: list[int] = []
+    logprobs = []
+    at = 0
+    for stretch, found in zip(piece.stretches, targets, strict=True):
+        if stretch.start > at:
+            lengths.append(stretch.start - at)
+            logprobs.append(np.zeros(1))
+        lengths += spelled_lengths(tokenizer, stretch.tokens, stretch.num_prefix)
+        logprobs.append(found.token_logprobs)
+        at = stretch.segment.start + stretch.segment.length
+    if len(piece.text) > at:
+        lengths.append(len(piece.text) - at)
+        logprobs.append(np.zeros(1))
+    return np.array(lengths, dtype=np.int32), np.concatenate(logprobs)
