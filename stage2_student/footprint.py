@@ -80,7 +80,7 @@ def state_bytes(sizes: Sizes, zero_stage: int, num_ranks: int) -> int:
 def footprint_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """What the student takes, for `bld plan`: parameters, and GiB on each rank by ZeRO stage."""
     sizes = student_sizes(recipe)
-    yield "student", f"{sizes.total:,} parameters, {sizes.trained:,} of them trained"
+    yield "parameters", f"{sizes.total:,} parameters, {sizes.trained:,} of them trained"
     bucket = bucket_bytes(recipe.train.deepspeed)
     for num_ranks in sorted({1, 8, recipe.train.num_processes}):
         stages = (state_bytes(sizes, stage, num_ranks) + (bucket if stage else 0) for stage in range(4))

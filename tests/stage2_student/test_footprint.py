@@ -105,7 +105,7 @@ def test_the_plan_names_parameters_memory_and_the_bucket(tmp_path: Path) -> None
         RECIPE.format(model=tiny_model(tmp_path / "model"), path=tmp_path), "test", ["train.num_processes=2"]
     )
     lines = dict(footprint_lines(recipe))
-    assert list(lines) == ["student", "memory, 1 rank", "memory, 2 ranks", "memory, 8 ranks"]
+    assert list(lines) == ["parameters", "memory, 1 rank", "memory, 2 ranks", "memory, 8 ranks"]
     assert (
         bucket_bytes(recipe.train.deepspeed) == 2_000_000_000
         and "1.86 are DeepSpeed's bucket" in lines["memory, 1 rank"]
