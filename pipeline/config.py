@@ -180,6 +180,18 @@ class PlacementConfig(Section):
     pipeline_parallel: int = Field(
         1, ge=1, description="GPUs that a teacher's layers are spread over (vLLM; its CPU build cannot)."
     )
+    engine_gpus: int | None = Field(
+        None,
+        ge=0,
+        description="GPUs that an engine takes of a Ray cluster's machine; default: tensor_parallel x pipeline_parallel where the "
+        "cluster has GPUs, else 0.",
+    )
+    engine_cpus: int | None = Field(
+        None, ge=1, description="CPU cores that it takes; default: 1, without GPUs as many as the smallest machine has."
+    )
+    most_engines: int | None = Field(
+        None, ge=1, description="Engines on a Ray cluster at most; default: as many as have room, more when it grows."
+    )
     reduce_rows: int | None = Field(
         None,
         ge=1,
