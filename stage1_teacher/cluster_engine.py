@@ -63,9 +63,10 @@ class ClusterEngine:
         assert self._opened is not None
         task, teacher = self._opened
         dump = location(task.recipe.dump.path)
-        # Not `yield from`: Ray sends values into the generator, which what is under it cannot take.
-        for made in make_shards([(shard, documents)], teacher, task.recipe, task.identity, dump, task.audited):
-            yield made  # noqa: UP028
+        made = make_shards([(shard, documents)], teacher, task.recipe, task.identity, dump, task.audited)
+        # Ray sends values into this generator, which `yield from` would pass on to one that takes none.
+        for one in made:  # noqa: UP028
+            yield one
 
 
 def code_sha256() -> str:

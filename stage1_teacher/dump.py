@@ -102,10 +102,10 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
         print(f"{dump}: the teacher's tokenizer {remark}")
     recipe = with_licence(recipe, teacher.model)
     print(f"{dump}: {describe(recipe.teacher.license)}")
-    corpus = Corpus(recipe.corpus)
-    planned = prepare(recipe, corpus, teacher)
     make_folder(dump / "shards")
-    with open_claims(dump) as claims:
+    with open_claims(dump) as claims:  # first: a place that cannot be written fails before the corpus is read
+        corpus = Corpus(recipe.corpus)
+        planned = prepare(recipe, corpus, teacher)
         manifest = enter(recipe, planned.manifest, corpus, claims, accept_engine)
         job = Job(recipe, dump, manifest, planned.audited, claims, worker)
         try:
