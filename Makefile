@@ -11,10 +11,10 @@ STAMP := .venv/bld-stamp.json
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
 INSTALL = $(or $(PYTHON),$(error no Python 3.11 or 3.12 found: install one, or give PYTHON=/path/to/python3.12)) -m pipeline.install
-REPRODUCE_1 := pipeline/recipes/paper_bpe_transfer.yaml
-REPRODUCE_2 := pipeline/recipes/paper_byte_transfer.yaml
-REPRODUCE_3 := pipeline/recipes/paper_maths.yaml
-PAPER = $(REPRODUCE_$(TABLE))
+TABLE_1 := paper_bpe_transfer
+TABLE_2 := paper_byte_transfer
+TABLE_3 := paper_maths
+PAPER = pipeline/recipes/$(TABLE_$(TABLE)).yaml -o paper -o student.path=runs/$(TABLE_$(TABLE))/as_published $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup teacher student eval report demo test check bench bench-quality reproduce
@@ -61,8 +61,8 @@ bench: $(STAMP)  ## the benchmarks named in BENCH, one after another; hours for 
 bench-quality: $(STAMP)  ## the students against their controls
 	$(BIN)/python -m tests.bench.quality $(ARGS)
 
-reproduce: $(STAMP)  ## the paper's TABLE=1 (to Qwen2's tokenizer), 2 (to bytes) or 3 (maths); needs GPUs and a hub
-	@test -n "$(PAPER)" || { echo "TABLE is $(TABLE); give 1, 2 or 3" >&2; exit 1; }
-	$(BIN)/bld teacher $(PAPER) $(ARGS)
-	$(BIN)/bld student $(PAPER) $(ARGS)
-	$(BIN)/bld eval $(PAPER) $(ARGS)
+reproduce: $(STAMP)  ## the paper's TABLE=1 (to Qwen2's tokenizer), 2 (to bytes) or 3 (maths), trained as it says, beside its figures; needs GPUs and a hub
+	@test -n "$(TABLE_$(TABLE))" || { echo "TABLE is $(TABLE); give 1, 2 or 3" >&2; exit 1; }
+	$(BIN)/bld teacher $(PAPER)
+	$(BIN)/bld student $(PAPER)
+	$(BIN)/bld eval $(PAPER)

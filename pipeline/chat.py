@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from pipeline.chat_template import ASSISTANT, ChatError, ChatTemplate, Message, Part
+from pipeline.loading import load_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
 
 _PROBE = [{"role": "user", "content": "Is it there?"}, {"role": ASSISTANT, "content": "Yes, it is there."}]
@@ -87,9 +88,7 @@ class ChatTokenizer:
     @classmethod
     def load(cls, folder_or_hub_id: str, trust_remote_code: bool = False) -> "ChatTokenizer":
         """From what AutoTokenizer loads. Raises ValueError for a tokenizer without template, or one that cannot spell bytes."""
-        from transformers import AutoTokenizer
-
-        wrapped = AutoTokenizer.from_pretrained(folder_or_hub_id, trust_remote_code=trust_remote_code)
+        wrapped = load_tokenizer(folder_or_hub_id, trust_remote_code)
         if wrapped.chat_template is None:
             raise ValueError(f"{folder_or_hub_id}: its tokenizer has no chat template, so that no chat can be rendered")
         return cls(ByteTokenizer.from_wrapped(wrapped, folder_or_hub_id), wrapped)

@@ -19,7 +19,7 @@ Message = dict[str, str]  # role and content
 
 ASSISTANT = "assistant"
 # Llama 3's template writes today's date; a dump that is resumed tomorrow, and its student, must see the same. This is its own default.
-_TODAY = datetime(2024, 7, 26)
+TODAY = datetime(2024, 7, 26)
 _MARK = "\ue0a0{}\ue0a1"  # private use: in no template, and nothing that a template would strip
 _MARKS = re.compile("\ue0a0([0-9]+)\ue0a1")
 
@@ -50,7 +50,7 @@ class ChatTemplate:
         """Raises ValueError for a tokenizer without a template, or with several and no default."""
         self._tokenizer = tokenizer
         self._skeletons: dict[tuple[str, ...], list[Part]] = {}
-        source = [tokenizer.get_chat_template(), tokenizer.special_tokens_map, _TODAY.isoformat()]
+        source = [tokenizer.get_chat_template(), tokenizer.special_tokens_map, TODAY.isoformat()]
         self.sha256 = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()
 
     def render(self, messages: Sequence[Message]) -> list[Part]:
@@ -67,7 +67,7 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Message]) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, strftime_now=_TODAY.strftime)
+            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, strftime_now=TODAY.strftime)
         except TemplateError as error:
             raise ChatError(f"the chat template refuses it: {error}") from error
         return str(text)

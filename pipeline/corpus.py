@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.chat_template import ASSISTANT, Message
 from pipeline.config import CorpusConfig
-from pipeline.corpus_rows import Row, RowSource
+from pipeline.corpus_rows import TOO_LONG, Row, RowSource
 
 _UNHELD = (
     "tool_calls",
@@ -42,7 +42,7 @@ class Corpus:
         """Resolves the sources (downloading what is pinned). ValueError for a source or pattern that is no good."""
         self.config = config
         self.counts: dict[str, int] = {}
-        self._source = RowSource.resolve(config.source, config.split)
+        self._source = RowSource.resolve(config.source, config.split, config.max_row_bytes)
         self._pattern = _compiled(config.key_pattern)
         self._excluded_keys: frozenset[bytes] | None = None
         self._others = [
@@ -135,17 +135,26 @@ def _document(row: Row, config: CorpusConfig, number: int) -> Document:
     if row.text is not None:
         return Document(str(number), _decodable(row.text), None)
     assert row.columns is not None  # a row has columns, text or a fault
-    doc_id = str(number) if config.id_field is None else str(_column(row.columns, config.id_field))
+    doc_id = str(number) if config.id_field is None else _name(_column(row.columns, config.id_field), config.id_field)
     if config.has_chats:
         messages = _messages(_chat(row.columns, config), config.strip)
         said = "".join(message["content"] for message in messages if message["role"] == ASSISTANT)
         if not said:
             raise _UnusableError("the assistant says nothing")
-        return Document(doc_id, _encoded(said), messages)
+        return Document(doc_id, _encoded(said, config.max_row_bytes), messages)
     value = _column(row.columns, config.field)
     if not isinstance(value, str):
         raise _UnusableError(f"field {config.field!r} is not text")
-    return Document(doc_id, _encoded(value), None)
+    return Document(doc_id, _encoded(value, config.max_row_bytes), None)
+
+
+def _name(value: Any, field: str) -> str:
+    """A document's id: text, or a whole number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise _UnusableError(f"field {field!r} is neither text nor a whole number")
+    return _encoded(value).decode()
 
 
 def _chat(columns: dict[str, Any], config: CorpusConfig) -> Any:
@@ -172,17 +181,20 @@ def _messages(value: Any, strip: bool) -> tuple[Message, ...]:
         for key in _UNHELD:
             if message.get(key):
                 raise _UnusableError(f"a message has {key} beside its content")
-        _encoded(message["content"], may_be_empty=True)
+        _encoded(message["role"] + message["content"])
     return tuple({"role": m["role"], "content": m["content"].strip() if strip else m["content"]} for m in value)
 
 
-def _encoded(text: str, may_be_empty: bool = False) -> bytes:
-    if not text and not may_be_empty:
+def _encoded(text: str, max_bytes: int | None = None) -> bytes:
+    if not text:
         raise _UnusableError("empty text")
     try:
-        return text.encode("utf-8")
+        content = text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise _UnusableError("half of a surrogate pair") from error
+    if max_bytes is not None and len(content) > max_bytes:
+        raise _UnusableError(TOO_LONG)
+    return content
 
 
 def _decodable(content: bytes) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
-import zstandard
+import pyarrow as pa
 
 from pipeline.source import resolve_file
 
@@ -21,6 +21,7 @@ _JSONL = (".jsonl", ".ndjson", ".json")
 _TEXT = (".txt", ".text", ".md")
 _PARQUET = (".parquet",)
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+TOO_LONG = "longer than corpus.max_row_bytes"
 _KNOWN = f"{', '.join(_JSONL + _TEXT)} (each also with {', '.join(_COMPRESSED)}) and {', '.join(_PARQUET)}"
 
 
@@ -36,14 +37,15 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSource:
-    """A resolved source: files in order, or a hub data set."""
+    """A resolved source: files in order, or a hub data set. Lines and text files of more than `max_bytes` are faults."""
 
     files: tuple[str, ...]
     hub: str | None
     split: str
+    max_bytes: int
 
     @classmethod
-    def resolve(cls, source: str, split: str) -> "RowSource":
+    def resolve(cls, source: str, split: str, max_bytes: int) -> "RowSource":
         """Raises ValueError for a missing path or a kind of file that is not known."""
         resolved = resolve_file(source)
         if isinstance(resolved, Path):
@@ -55,11 +57,11 @@ class RowSource:
         elif "://" in resolved:
             files = [resolved]
         else:
-            return cls((), resolved, split)
+            return cls((), resolved, split, max_bytes)
         for name in files:
             if _suffix(name) not in _JSONL + _TEXT + _PARQUET:
                 raise ValueError(f"{name}: its kind is not known by its name; known are {_KNOWN}")
-        return cls(tuple(files), None, split)
+        return cls(tuple(files), None, split, max_bytes)
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, good and bad."""
@@ -71,13 +73,12 @@ class RowSource:
             suffix = _suffix(name)
             if suffix in _TEXT:
                 with _opened(name) as file:
-                    yield Row(name, text=file.read())
+                    text = file.read(self.max_bytes + 1)
+                    yield Row(name, fault=TOO_LONG) if len(text) > self.max_bytes else Row(name, text=text)
             elif suffix in _PARQUET:
-                from datasets import load_dataset
-
-                yield from _numbered(load_dataset("parquet", data_files=name, split="train", streaming=True), name)
+                yield from _parquet_rows(name)
             else:
-                yield from _json_lines(name)
+                yield from _json_lines(name, self.max_bytes)
 
 
 def _files_of(path: Path) -> list[str]:
@@ -101,23 +102,48 @@ def _numbered(rows: Any, where: str) -> Iterator[Row]:
         yield Row(f"{where}, row {number}", columns=columns)
 
 
+def _parquet_rows(name: str) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    try:
+        yield from _numbered(load_dataset("parquet", data_files=name, split="train", streaming=True), name)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{name} cannot be read: {error}. Fetch or write it again.") from error
+
+
 @contextmanager
 def _opened(name: str) -> Iterator[IO[bytes]]:
     """A file's content, decompressed by its name. Raises ValueError for compressed content that is damaged."""
     is_zstd = name.lower().endswith(".zst")
     try:
         with fsspec.open(name, "rb", compression=None if is_zstd else "infer") as file:
-            if is_zstd:  # fsspec's reader stops, without a word, after the first frame of several
-                file = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
+            if (
+                is_zstd
+            ):  # fsspec's reader stops, without a word, after the first frame of several, and where a frame is cut off
+                file = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
             yield file
-    except (EOFError, OSError, zstandard.ZstdError) as error:
+    except (EOFError, OSError) as error:
         raise ValueError(f"{name} cannot be read: {error}. Fetch or compress it again.") from error
 
 
-def _json_lines(name: str) -> Iterator[Row]:
+def _lines(file: IO[bytes], max_bytes: int) -> Iterator[bytes | None]:
+    """Lines with their ends; None for one of more than `max_bytes`, which is never held whole."""
+    while line := file.readline(max_bytes + 1):
+        if len(line) <= max_bytes:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(max_bytes)
+        yield None
+
+
+def _json_lines(name: str, max_bytes: int) -> Iterator[Row]:
     with _opened(name) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, max_bytes), start=1):
             where = f"{name}, line {number}"
+            if line is None:
+                yield Row(where, fault=TOO_LONG)
+                continue
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is not part of the text
             if not line.strip():

@@ -1,4 +1,4 @@
-"""Which models `bld eval` measures on which text, and the table of what it finds."""
+"""Which models `bld eval` measures on which text and tasks, and the table of what it finds on text."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import CorpusConfig, Recipe, StudentConfig
+from pipeline.config import CorpusConfig, Recipe, StudentConfig, TasksConfig
+from pipeline.logs import say
 
 
 class Job(NamedTuple):
@@ -17,6 +18,8 @@ class Job(NamedTuple):
     model: str
     start: str | None
     end: str | None
+    revision: str | None = None
+    trust_remote_code: bool = False
 
 
 def custom_corpus(source: str | None, field: str, limit: int | None) -> dict[str, CorpusConfig]:
@@ -24,13 +27,56 @@ def custom_corpus(source: str | None, field: str, limit: int | None) -> dict[str
     return {} if source is None else {Path(source).name: CorpusConfig(source=source, field=field, limit=limit)}
 
 
+def custom_tasks(names: str | None, options: Mapping[str, Any], start: str | None) -> dict[str, TasksConfig]:
+    """The tasks of the command line as one group; empty where it names none.
+
+    Args:
+        names: with commas between them.
+        options: keys of a group; None is its default. Raises ValueError for one that is given without names.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    if names is None:
+        if given:
+            raise ValueError(
+                f"{', '.join(given)}: these belong to --tasks; a recipe has them in its groups of eval.tasks"
+            )
+        return {}
+    return {"tasks": TasksConfig(names=tuple(name.strip() for name in names.split(",")), start=start, **given)}
+
+
+class Wanted(NamedTuple):
+    """What is to be measured of each model: text by name, and groups of tasks; one of them may be empty."""
+
+    corpora: dict[str, CorpusConfig]
+    tasks: dict[str, TasksConfig]
+    published: dict[str, dict[str, float]]
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Which figure stands for a task."""
+        return {task: metric for group in self.tasks.values() for task, metric in group.metrics.items()}
+
+
+def wanted(
+    recipe: Recipe | None, corpora: dict[str, CorpusConfig], tasks: dict[str, TasksConfig], dump: str | None
+) -> Wanted:
+    """What the command line names, else what the recipe's eval section does. Raises ValueError for nothing at all."""
+    if recipe is not None and recipe.eval is not None:
+        return Wanted(corpora or corpora_of(recipe), tasks or recipe.eval.tasks, recipe.eval.published)
+    if not (corpora or tasks or dump):
+        raise ValueError(
+            "no text to evaluate on: give --corpus SOURCE, --tasks NAMES or --dump DUMP, or a recipe with an eval section "
+            "(eval: {source: ...})"
+        )
+    return Wanted(corpora, tasks, {})
+
+
 def corpora_of(recipe: Recipe) -> dict[str, CorpusConfig]:
     """The recipe's held-out text. Raises ValueError where it has none."""
     if recipe.eval is None:
         raise ValueError("the recipe has no eval section: add one (eval: {source: ...}) or give --corpus SOURCE")
-    held_out = CorpusConfig.model_validate(recipe.eval.model_dump(exclude={"out_of_domain"}))
     other = recipe.eval.out_of_domain
-    return {"held_out": held_out} | ({"out_of_domain": other} if other is not None else {})
+    return {"held_out": recipe.eval.corpus} | ({"out_of_domain": other} if other is not None else {})
 
 
 def jobs_of_recipe(recipe: Recipe) -> list[Job]:
@@ -40,11 +86,13 @@ def jobs_of_recipe(recipe: Recipe) -> list[Job]:
     if not (folder / "export").exists():
         raise ValueError(f"{folder / 'export'} does not exist: run `bld student` first, or `bld export {folder}`")
     own = [("start", folder / "start"), ("student", folder / "export")]
-    jobs = [Job(name, str(path), student.start, student.end) for name, path in own if path.exists()]
+    trust = student.trust_remote_code
+    jobs = [Job(name, str(path), student.start, student.end, None, trust) for name, path in own if path.exists()]
     if teacher.engine == "openai":
-        print(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
+        say(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
         return jobs
-    return [*jobs, Job("teacher", teacher.model, teacher.start, next(iter(teacher.end), None))]
+    end = next(iter(teacher.end), None)
+    return [*jobs, Job("teacher", teacher.model, teacher.start, end, teacher.revision, teacher.trust_remote_code)]
 
 
 def result_path(recipe: Recipe) -> Path:

@@ -15,6 +15,7 @@ from pipeline.dump_view import DumpDocument, Position, Said
 from pipeline.inspect import readable
 from pipeline.page import content_policy, script_data
 from schemas import END
+from schemas.commit import committed
 from schemas.manifest import Manifest, flatten
 from schemas.store import Location
 
@@ -220,7 +221,8 @@ def write_page(dump: Location, document: DumpDocument, out: Path) -> Path:
     whole = str(dump.resolve() if isinstance(dump, Path) else dump)
     text = page("/".join(whole.split("/")[-2:]), Manifest.load(dump).identity, document)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    with committed(out) as partial:
+        partial.write_text(text, encoding="utf-8")
     return out
 
 

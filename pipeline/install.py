@@ -193,7 +193,7 @@ def install_commands(
         uv: the command up to its first requirement.
         torch, indexes: as from `torch_arguments` and `index_arguments`.
     """
-    project = [*uv, "-e", f".[{device},dev]"]
+    project = [*uv, "-e", f".[{device},eval,dev]"]
     if "--torch-backend" not in torch:
         return [[*project, *torch, *indexes]]
     # Torch first and alone: with a torch backend uv looks for more than torch on PyTorch's index (triton, which others need)

@@ -1,10 +1,10 @@
 """What a recipe would do, before it does it: checked without weights, without a network, without a download."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline import archive
-from pipeline.config import CorpusConfig, Recipe, TrainConfig
+from pipeline.config import CorpusConfig, Recipe, TasksConfig, TrainConfig
 from pipeline.source import BYTES, resolve_file
 from schemas.manifest import Manifest
 
@@ -118,8 +118,18 @@ def _student_lines(recipe: Recipe) -> list[Line]:
         ("train.deepspeed", _deepspeed_line(train)),
     ]
     if recipe.eval is None:
-        lines.append(("eval", "none: `bld eval` needs an eval section or --corpus"))
+        lines.append(("eval", "none: `bld eval` needs an eval section, --corpus or --tasks"))
+    else:
+        lines += [(f"eval.tasks.{name}", describe_tasks(group)) for name, group in recipe.eval.tasks.items()]
     return lines
+
+
+def describe_tasks(group: TasksConfig) -> str:
+    """What the harness is to ask, and how."""
+    how = ["in the chat template"] if group.apply_chat_template else []
+    how += [] if group.num_fewshot is None else [f"{group.num_fewshot} examples before a question"]
+    how += [] if group.limit is None else [f"{group.limit} questions of each"]
+    return ", ".join(group.names) + (f"; {', '.join(how)}" if how else "")
 
 
 def _evaluations(train: TrainConfig) -> str:
@@ -148,8 +158,12 @@ def describe_run(path: Path) -> str:
 
 
 def print_plan(recipe: Recipe) -> None:
-    """Print `plan`, one aligned line each."""
-    lines = plan(recipe)
+    """Print `plan`."""
+    print_lines(plan(recipe))
+
+
+def print_lines(lines: Sequence[Line]) -> None:
+    """One aligned line each."""
     width = max(len(what) for what, _ in lines)
     for what, text in lines:
         print(f"{what:<{width}}  {text}")

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from pipeline import logs
+
 _LINE_SECONDS = 10.0
 
 
@@ -16,13 +18,13 @@ class Progress:
     def __init__(self, total_documents: int, total_bytes: int, console: Console | None = None) -> None:
         self.total_documents, self.total_bytes = total_documents, total_bytes
         self.documents = self.text_bytes = self.tokens = self.stored_bytes = 0
-        self._console = console or Console()
+        self._console = console or Console(stderr=True)
         self._started = self._last_line = time.monotonic()
         self._bar = (
             RichProgress(
                 TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(compact=True), console=self._console
             )
-            if self._console.is_terminal
+            if self._console.is_terminal and logs.is_shown() and not logs.as_json()
             else None
         )
 
@@ -60,7 +62,15 @@ class Progress:
         elapsed = time.monotonic() - self._started
         left = elapsed * (self.total_bytes - self.text_bytes) / self.text_bytes if self.text_bytes else None
         more = f", {left:.0f} s left" if left and left > 0 else ""
-        self._console.print(f"{self.describe()}{more}", highlight=False, soft_wrap=True)
+        logs.say(
+            f"{self.describe()}{more}",
+            documents=self.documents,
+            text_bytes=self.text_bytes,
+            tokens=self.tokens,
+            stored_bytes=self.stored_bytes,
+            seconds=round(elapsed, 3),
+            seconds_left=None if left is None else round(left, 3),
+        )
         self._last_line = time.monotonic()
 
     def __exit__(

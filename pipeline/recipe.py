@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import Recipe
 
 _PACKAGED = Path(__file__).parent / "recipes"
+_SETTINGS = _PACKAGED / "settings"
+_MOST_LEVELS, _MOST_VALUES = 30, 10_000  # of a recipe's YAML
 
 
 class _Loader(yaml.SafeLoader):
@@ -21,6 +23,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise ValueError(f"line {key_node.start_mark.line + 1}: the key {key!r} is not text; put it in quotes")
@@ -29,6 +33,26 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen.add(key)
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
+
+
+def _check_size(node: yaml.Node | None) -> None:
+    """Raise ValueError for YAML that is small to read and huge to hold: aliases of aliases, or nesting without end."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if depth > _MOST_LEVELS:
+            raise ValueError(f"line {node.start_mark.line + 1}: nested more than {_MOST_LEVELS} deep")
+        if id(node) not in sizes:
+            inside = (
+                [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            )
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in inside if isinstance(part, yaml.Node))
+        if sizes[id(node)] > _MOST_VALUES:
+            raise ValueError(f"line {node.start_mark.line + 1}: its aliases stand for more than {_MOST_VALUES} values")
+        return sizes[id(node)]
+
+    if node is not None:
+        size(node, 0)
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -40,7 +64,8 @@ _Loader.add_implicit_resolver(
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a file, or by the bare name of a packaged one (`demo`).
 
-    `overrides` are `section.key=value`, the value in YAML. Raises ValueError that names what is wrong and where.
+    `overrides` are applied in turn: `section.key=value`, the value in YAML, or a YAML file of some of a recipe's keys (one of the
+    packaged settings by its bare name: `paper`). Raises ValueError that names what is wrong and where.
     """
     path = _find(path_or_name)
     return parse_recipe(path.read_text(encoding="utf-8"), str(path), overrides)
@@ -52,7 +77,10 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold sections (corpus:, teacher:, dump: ...), not {values!r}")
     for override in overrides:
-        _apply(values, override)
+        if "=" in override:
+            _apply(values, override)
+        else:
+            _merge(values, _settings(override))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -83,16 +111,42 @@ def _find(path_or_name: str | Path) -> Path:
 
 def _parse(text: str, where: str) -> Any:
     try:
+        _check_size(yaml.compose(text, Loader=_Loader))
         return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError(f"{where}: nested more than {_MOST_LEVELS} deep") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 
+def _settings(path_or_name: str) -> dict[str, Any]:
+    """Some of a recipe's keys, from a file."""
+    names = sorted(path.stem for path in _SETTINGS.glob("*.yaml"))
+    path = _SETTINGS / f"{path_or_name}.yaml" if path_or_name in names else Path(path_or_name).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"override {path_or_name!r} is neither of the form section.key=value, nor a YAML file, nor one of {', '.join(names)}"
+        )
+    values = _parse(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold sections (student:, train: ...), not {values!r}")
+    return values
+
+
+def _merge(values: dict[str, Any], over: dict[str, Any]) -> None:
+    """Put `over`'s values into nested values; what it does not name stays."""
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     """Put one `a.b=value` into nested values. A number in the key is a list's index."""
-    key, equals, text = override.partition("=")
+    key, _, text = override.partition("=")
     names = key.strip().split(".")
-    if not equals or not all(names):
+    if not all(names):
         raise ValueError(f"override {override!r} is not of the form section.key=value")
     target: Any = values
     for depth, name in enumerate(names[:-1]):

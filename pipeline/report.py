@@ -5,11 +5,13 @@ from pathlib import Path
 
 from pipeline.report_data import read_run, short_names
 from pipeline.report_html import page
+from schemas.commit import committed
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
     """Write the page about some runs; returns its path. Raises ValueError where a folder is not a run."""
     text = page([read_run(folder) for folder in folders], short_names(folders))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    with committed(out) as partial:
+        partial.write_text(text, encoding="utf-8")
     return out

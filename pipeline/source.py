@@ -25,6 +25,8 @@ def resolve_file(source: str) -> Path | str:
     path = Path(source).expanduser()
     if path.exists():
         return path
+    if path.is_symlink():
+        raise ValueError(f"{source!r} is a symbolic link that leads nowhere (to {path.readlink()}); mend or remove it")
     if _HUB_ID.fullmatch(source) and not source.endswith(_FILE_SUFFIXES):
         return source
     raise ValueError(

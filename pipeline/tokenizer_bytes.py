@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from pipeline.loading import load_tokenizer
 from pipeline.tokenizer_spelling import Prefixing, encoder_definition, prefixing, spellings, text_changers
 
 _SPACE = "▁"
@@ -143,9 +144,7 @@ class ByteTokenizer:
     @classmethod
     def load(cls, folder_or_hub_id: str, trust_remote_code: bool = False) -> "ByteTokenizer":
         """From what AutoTokenizer loads. Raises ValueError, with the reason, for one that cannot spell bytes."""
-        from transformers import AutoTokenizer
-
-        wrapped = AutoTokenizer.from_pretrained(folder_or_hub_id, trust_remote_code=trust_remote_code)
+        wrapped = load_tokenizer(folder_or_hub_id, trust_remote_code)
         return cls.from_wrapped(wrapped, folder_or_hub_id)
 
     @classmethod

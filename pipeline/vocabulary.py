@@ -30,6 +30,15 @@ class Node:
     children: dict[int, "Node"] = field(default_factory=dict, compare=False, repr=False)
 
 
+def check_head_rows(width: int, token_bytes: Sequence[bytes | None]) -> None:
+    """Raise ValueError where a model's head has fewer rows than its tokenizer has tokens."""
+    if width < len(token_bytes):
+        raise ValueError(
+            f"the model's head has {width} rows, fewer than the tokenizer's {len(token_bytes)} tokens: they do not belong together. "
+            "Give the tokenizer that the model was trained with."
+        )
+
+
 class Vocabulary:
     """Token bytes in sorted order, and the ranges of their prefixes.
 
@@ -42,11 +51,7 @@ class Vocabulary:
     """
 
     def __init__(self, token_bytes: Sequence[bytes | None], end_ids: Sequence[int], width: int) -> None:
-        if width < len(token_bytes):
-            raise ValueError(
-                f"the model's head has {width} rows, fewer than the tokenizer's {len(token_bytes)} tokens: "
-                "they do not belong together. Give the tokenizer that the model was trained with (teacher.tokenizer)."
-            )
+        check_head_rows(width, token_bytes)
         outside = [i for i in end_ids if not 0 <= i < width]
         if outside:
             raise ValueError(f"END tokens {outside} lie outside the head's {width} rows")

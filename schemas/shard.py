@@ -4,7 +4,7 @@ Shape legend: T tokens of the teacher, S segments, M messages of a chat, P posit
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -104,9 +104,7 @@ class Record:
     @property
     def messages(self) -> list[dict[str, str]]:
         """Role and content of each message of a chat; empty for plain text."""
-        ends = list(accumulate(self.message_lengths))
-        contents = [self.document[start:end].decode("utf-8") for start, end in pairwise([0, *ends])]
-        return [{"role": r, "content": c} for r, c in zip(self.message_roles, contents, strict=True)]
+        return _messages(self)
 
     @property
     def num_positions(self) -> int:
@@ -244,25 +242,59 @@ def num_records(path: Location) -> int:
 
 def read_shard(path: Location, batch_records: int = 64) -> Iterator[Record]:
     """Yield a shard's records in order, holding `batch_records` of them in memory at once."""
+    for batch in _batches(path, batch_records):
+        yield from map(batch.record, range(batch.num_rows))
+
+
+def read_rows(path: Location, rows: Iterable[int], batch_records: int = 64) -> Iterator[Record]:
+    """Yield these rows of a shard, ascending. What lies between is decoded by Arrow, which lets other threads run, and goes no further.
+
+    `rows` is asked for the next one when it is due, so that it may be found out meanwhile.
+    Raises ValueError for a row that the shard does not have.
+    """
+    batches, batch, first = _batches(path, batch_records), None, 0
+    for row in rows:
+        while batch is None or row >= first + batch.num_rows:
+            first += 0 if batch is None else batch.num_rows
+            batch = next(batches, None)
+            if batch is None:
+                raise ValueError(
+                    f"{path} has {first} records, and none at row {row}: it is not the file that was counted"
+                )
+        yield batch.record(row - first)
+
+
+def _batches(path: Location, batch_records: int) -> "Iterator[_Rows]":
     with open_parquet(path) as file:
         check_version(path, file.schema_arrow.metadata)
-        for batch in file.iter_batches(batch_size=batch_records):
-            yield from _records(batch)
+        yield from map(_Rows, file.iter_batches(batch_size=batch_records))
 
 
 class Question(NamedTuple):
     """What a record asks about, without the answers."""
 
+    doc_id: str
     window_start: int
     document: bytes
     segments: tuple[Segment, ...]
     message_roles: tuple[str, ...] = ()
     message_lengths: tuple[int, ...] = ()
 
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """As of `Record`."""
+        return _messages(self)
+
+
+def _messages(asked: Question | Record) -> list[dict[str, str]]:
+    ends = list(accumulate(asked.message_lengths))
+    contents = [asked.document[start:end].decode("utf-8") for start, end in pairwise([0, *ends])]
+    return [{"role": r, "content": c} for r, c in zip(asked.message_roles, contents, strict=True)]
+
 
 def read_questions(path: Location) -> Iterator[Question]:
     """Of each record of a shard in order; reads little more than the text."""
-    columns = ["window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
+    columns = ["doc_id", "window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
     messages = ("message_roles", "message_lengths")
     with open_parquet(path) as file:
         check_version(path, file.schema_arrow.metadata)
@@ -271,32 +303,36 @@ def read_questions(path: Location) -> Iterator[Question]:
             for row in batch.to_pylist():
                 segments = zip(row["segment_starts"], row["segment_lengths"], row["segment_has_end"], strict=True)
                 said = (tuple(row.get(name, ())) for name in messages)
-                yield Question(
-                    row["window_start"], row["document"], tuple(Segment(*values) for values in segments), *said
-                )
+                asked = tuple(Segment(*values) for values in segments)
+                yield Question(row["doc_id"], row["window_start"], row["document"], asked, *said)
 
 
-def _records(batch: pa.RecordBatch) -> Iterator[Record]:
-    lists = {}
-    for field in SHARD_SCHEMA:
-        index = batch.schema.get_field_index(field.name)  # -1: a shard of plain text may lack the message columns
-        if pa.types.is_list(field.type) and index >= 0:
-            column = batch.column(index)
-            lists[field.name] = (column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False))
-    scalars = {
-        name: batch.column(batch.schema.get_field_index(name)) for name in ("doc_id", "window_start", "document")
-    }
-    for row in range(batch.num_rows):
-        # Copies: a view would keep the whole batch in memory for as long as a reader keeps one record of it in its buffer.
-        cells = {name: values[offsets[row] : offsets[row + 1]].copy() for name, (offsets, values) in lists.items()}
+class _Rows:
+    """Arrow's rows, each of which becomes a record when it is asked for."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.num_rows = batch.num_rows
+        self._lists = {}
+        for field in SHARD_SCHEMA:
+            index = batch.schema.get_field_index(field.name)  # -1: a shard of plain text may lack the message columns
+            if pa.types.is_list(field.type) and index >= 0:
+                column = batch.column(index)
+                self._lists[field.name] = (column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False))
+        self._scalars = {
+            name: batch.column(batch.schema.get_field_index(name)) for name in ("doc_id", "window_start", "document")
+        }
+
+    def record(self, row: int) -> Record:
+        # Copies: a view would keep the whole batch in memory for as long as a reader keeps one record of it.
+        cells = {n: values[offsets[row] : offsets[row + 1]].copy() for n, (offsets, values) in self._lists.items()}
         segments = zip(
             cells.pop("segment_starts"), cells.pop("segment_lengths"), cells.pop("segment_has_end"), strict=True
         )
         roles, lengths = cells.pop("message_roles", ()), cells.pop("message_lengths", ())
-        yield Record(
+        return Record(
             message_roles=tuple(roles),
             message_lengths=tuple(int(length) for length in lengths),
-            **{name: column[row].as_py() for name, column in scalars.items()},
+            **{name: column[row].as_py() for name, column in self._scalars.items()},
             segments=tuple(Segment(int(start), int(length), bool(end)) for start, length, end in segments),
             **cells,
         )

@@ -67,10 +67,15 @@ class Sample:
             heapq.heappushpop(self._lowest, entry)
 
     def chosen(self) -> frozenset[str]:
-        """Ids of as many documents as the dump can afford; of a small one, one."""
-        cost = DOCUMENT_COST_GPU if torch.cuda.is_available() else DOCUMENT_COST_CPU
-        affordable = int(self._num_bytes / BYTES_PER_TOKEN * COST_SHARE / cost)
-        return frozenset(doc_id for _, doc_id in sorted(self._lowest, reverse=True)[: max(1, affordable)])
+        """Ids of as many documents as the dump can afford."""
+        number = affordable(self._num_bytes)
+        return frozenset(doc_id for _, doc_id in sorted(self._lowest, reverse=True)[:number])
+
+
+def affordable(num_bytes: int) -> int:
+    """How many documents of a corpus of that much text may be audited; of a small one, one."""
+    cost = DOCUMENT_COST_GPU if torch.cuda.is_available() else DOCUMENT_COST_CPU
+    return max(1, int(num_bytes / BYTES_PER_TOKEN * COST_SHARE / cost))
 
 
 class Wide(NamedTuple):

@@ -12,6 +12,7 @@ from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
+from pipeline.logs import say
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from schemas.commit import committed, make_folder, remove
@@ -99,9 +100,9 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
     dump = location(recipe.dump.path)
     teacher = load_tokenizer(recipe)
     for remark in teacher.tokenizer.remarks():
-        print(f"{dump}: the teacher's tokenizer {remark}")
+        say(f"{dump}: the teacher's tokenizer {remark}")
     recipe = with_licence(recipe, teacher.model)
-    print(f"{dump}: {describe(recipe.teacher.license)}")
+    say(f"{dump}: {describe(recipe.teacher.license)}")
     make_folder(dump / "shards")
     with open_claims(dump) as claims:  # first: a place that cannot be written fails before the corpus is read
         corpus = Corpus(recipe.corpus)
@@ -112,7 +113,7 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
             make_missing(job, corpus, lambda: engines(job, teacher))
         except (KeyboardInterrupt, Terminated):
             done = len(manifest.shards) - len(manifest.missing(dump))
-            print(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")
+            say(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")
             raise
         finish(job)
 
@@ -157,7 +158,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
     """Make what is missing and free, and look again: another process may have died. What makes shards is opened only if there are any."""
     todo = job.missing()
     counts = describe_counts(job.manifest.corpus_counts)
-    print(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
+    say(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
     rounds = free_shards(job)
     first = next(rounds, None)
     if first is None:
@@ -176,7 +177,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
                     job.claims.give_back(made.committed)
                 if made.audited:
                     write_audit(job)
-    print(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
+    say(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
 
 
 def free_shards(job: Job) -> Iterator[Iterator[ShardPlan]]:
@@ -206,14 +207,14 @@ def finish(job: Job) -> None:
     dump, manifest = job.dump, job.manifest
     num_missing = len(manifest.missing(dump))
     if num_missing:
-        print(f"{dump}: {num_missing} shards are missing: other processes make them, or run the same command again")
+        say(f"{dump}: {num_missing} shards are missing: other processes make them, or run the same command again")
         return
     with job.claims.writing_json():
         summary = summarise(dump, manifest)
         write_json(dump / "summary.json", summary)
     write_audit(job)
     write_card(dump)
-    print(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
+    say(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
 
 
 def write_audit(job: Job) -> None:

@@ -8,7 +8,6 @@ more token after it, a sentinel: an END token, so that the row lists END whether
 import asyncio
 import os
 import random
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.listed import ListedRows
+from pipeline.logs import warn
 from pipeline.tokenizer_bytes import ByteTokenizer
 
 KEY_VARIABLE = "BLD_API_KEY"  # not OPENAI_API_KEY: that one is for another host, which this server is not
@@ -91,7 +91,7 @@ class Server:
                 wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
                 wait = max(wait, min(asked_wait, LONGEST_WAIT))
                 again = f"attempt {attempt + 1} of {self._attempts} in {wait:.1f} s"
-                print(f"{method} {url}: {fault}; {again}", file=sys.stderr)
+                warn(f"{method} {url}: {fault}; {again}")
                 await asyncio.sleep(wait)
         raise ConnectionError(
             f"{method} {url} failed {self._attempts} times, at last with {fault}. Check that the server runs and that "
@@ -302,9 +302,7 @@ class OpenAIEngine:
                 f"{'; '.join(wrong[:3])}. Give the served model's tokenizer (teacher.tokenizer)."
             )
         if not compared:
-            print(
-                f"{self._server.base_url} gives no texts of tokens: that its tokenizer is the recipe's is not checked"
-            )
+            warn(f"{self._server.base_url} gives no texts of tokens: that its tokenizer is the recipe's is not checked")
 
     def close(self) -> None:
         self._server.close()

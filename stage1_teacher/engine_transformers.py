@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.loading import load_model
 from stage1_teacher.tree_attention import Tree
 
 
@@ -17,13 +17,7 @@ class TransformersEngine:
     def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> None:
         self.name = f"transformers-{transformers.__version__}"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        whole = AutoModelForCausalLM.from_pretrained(
-            model,
-            revision=teacher.revision,
-            dtype=getattr(torch, teacher.dtype),
-            trust_remote_code=teacher.trust_remote_code,
-            use_safetensors=True,
-        )
+        whole = load_model(model, teacher.revision, getattr(torch, teacher.dtype), teacher.trust_remote_code)
         if getattr(whole.config.get_text_config(), "attn_logit_softcapping", None):
             # Gemma 2: the others leave the soft cap out, without a word.
             whole.set_attn_implementation("eager")

@@ -9,6 +9,7 @@ import hashlib
 from itertools import islice
 
 from pipeline.corpus import Corpus
+from pipeline.logs import say
 from schemas.commit import remove
 from schemas.manifest import Manifest, ShardPlan, identity_differences
 from schemas.store import Location, open_parquet
@@ -38,7 +39,7 @@ def extend_dump(dump: Location, ours: Manifest, corpus: Corpus) -> None:
     ours.save(dump)
     kept = len(theirs.shards) - len(theirs.missing(dump))
     more = sum(s.num_documents for s in ours.shards) - sum(s.num_documents for s in theirs.shards)
-    print(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards stay as they are")
+    say(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards stay as they are")
 
 
 def planned_sha256(path: Location) -> str | None:

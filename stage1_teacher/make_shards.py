@@ -14,7 +14,7 @@ from pipeline.tokenizer_bytes import SpellingError
 from schemas.manifest import ShardPlan, shard_identity
 from schemas.shard import Record, commit_shard, to_table
 from schemas.store import Location
-from stage1_teacher import audit
+from stage1_teacher import audit, cost
 from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.overlap import one_ahead
@@ -105,6 +105,7 @@ class ShardWriter:
         self._records: list[Record] = []
         self._audited: list[dict[str, Any]] = []
         self._num_tokens, self._num_computed = 0, 0
+        self._watch = cost.Stopwatch()
 
     def take(self, batch: Forwarded) -> Made:
         if batch.pieces:
@@ -139,6 +140,7 @@ class ShardWriter:
             {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
         )
         self._records, self._audited, self._num_tokens, self._num_computed = [], [], 0, 0
+        cost.write_cost(self._folder, shard.plan, self._watch.lap(), cost.devices(self._recipe))
         return commit_shard(table, shard.plan.path(self._folder), self._recipe.dump.zstd_level, first=True)
 
 

@@ -11,8 +11,9 @@ import yaml
 
 from pipeline.card import public_name, write_card
 from pipeline.complete import require_complete
+from pipeline.logs import warn
 from pipeline.recipe import load_recipe, save_recipe
-from schemas.commit import sync_and_rename, writer_name
+from schemas.commit import committed
 from schemas.manifest import Manifest, ShardPlan, identity_differences, write_json
 from stage1_teacher.plan import corpus_sha256
 from stage1_teacher.summary import summarise
@@ -37,7 +38,7 @@ def merge_dumps(out: Path, dumps: Sequence[Path]) -> dict[str, Any]:
     write_card(out)
     twice = sum(number > 1 for number in Counter(_document_ids(out, merged)).values())
     if twice:
-        print(
+        warn(
             f"{out}: {twice} names of documents occur more than once; corpus.id_field gives documents names of their own"
         )
     return summary
@@ -114,13 +115,12 @@ def _link(source: Path, target: Path) -> None:
     """A second name for a file, or a copy where the file system cannot; nothing where the target is there, for it is complete."""
     if target.exists():
         return
-    partial = target.with_suffix(f".{writer_name()}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        partial.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, partial)
-    sync_and_rename(partial, target)
+    with committed(target) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            partial.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, partial)
 
 
 def _origin(dump: Path, manifest: Manifest) -> dict[str, Any]:

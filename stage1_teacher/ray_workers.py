@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.config import Recipe
 from pipeline.interrupt import terminable
+from pipeline.logs import say, warn
 from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
 from stage1_teacher.dump import Filled, Job, Maker
 from stage1_teacher.hand_out import HandOut, Run
@@ -153,11 +154,11 @@ class Engines:
                     f"{self._failed_starts} engines in a row were lost while they started (placement.engine_attempts), the last one: "
                     f"{_first_line(error)}. Mend the cause (less memory: lower placement.gpu_memory), then run the same command again."
                 ) from error
-            print(f"{self._job.dump}: an engine was lost while it started ({_first_line(error)}); starting another")
+            warn(f"{self._job.dump}: an engine was lost while it started ({_first_line(error)}); starting another")
             return
         self._failed_starts = 0
         self._idle.append(engine)
-        print(f"{self._job.dump}: an engine is ready in {self._places[engine]}; {len(self._places)} now")
+        say(f"{self._job.dump}: an engine is ready in {self._places[engine]}; {len(self._places)} now")
 
     def _take_made(self, call: Any, hand_out: HandOut) -> Iterator[Made]:
         engine, run = self._working[call]
@@ -171,7 +172,7 @@ class Engines:
             raise error.cause from error
         except self._ray.exceptions.RayActorError as error:
             del self._working[call]
-            print(
+            warn(
                 f"{self._job.dump}: the engine in {self._places.pop(engine)} is lost ({_first_line(error)}); shard "
                 f"{run.shard.plan.index} is handed out again"
             )

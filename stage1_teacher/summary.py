@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from schemas.manifest import Manifest, ShardPlan
 from schemas.store import Location, open_parquet
+from stage1_teacher.cost import total_cost
 from stage1_teacher.overlap import in_threads
 
 _SUMMED = ("documents", "records", "bytes", "positions", "teacher_tokens", "computed_tokens", "stored_bytes")
@@ -28,8 +29,10 @@ def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
     totals: dict[str, Any] = {name: sum(shard.counts[name] for shard in counted) for name in _SUMMED}
     totals["stored_bytes_per_text_byte"] = round(totals["stored_bytes"] / max(totals["bytes"], 1), 4)
     counts = {key: value for key, value in manifest.corpus_counts.items() if key.startswith("left out")}
+    cost = total_cost(dump, manifest)
     return {
         **totals,
+        **({} if cost is None else {"cost": cost}),
         "left_out_by_corpus": counts,
         "left_out_unspellable": {name: why for shard in counted for name, why in shard.left_out.items()},
         "shards_by_engine": dict(Counter(shard.engine for shard in counted)),

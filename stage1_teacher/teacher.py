@@ -11,6 +11,7 @@ from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
 from pipeline.covering import Covering, ReducedRow, Targets
 from pipeline.listed import ListedRows, listed_targets
+from pipeline.logs import say, warn
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.spread import spread
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -75,7 +76,7 @@ class Teacher:
             try:
                 failed.close()
             except Exception as error:  # it is broken; what matters is whether the new one starts
-                print(f"closing the failed engine: {type(error).__name__}: {error}")
+                warn(f"closing the failed engine: {type(error).__name__}: {error}")
             del failed
         gc.collect()
         if torch.cuda.is_available():
@@ -257,7 +258,7 @@ def _open_served(
 
     teacher, placement = recipe.teacher, recipe.placement
     engine = OpenAIEngine(teacher, placement, tokenizer, start, ends[0])
-    print(
+    say(
         f"{placement.base_url}: {teacher.name_at_server}, {engine.name}. Targets come from the {teacher.prompt_logprobs} "
         "most probable tokens of each row (teacher.prompt_logprobs), not from the whole softmax; what lies on other "
         "tokens is counted in dropped and doubt."

@@ -175,8 +175,12 @@ def _summary_faults(path: Location, manifest: Manifest, damaged: bool) -> list[s
     if damaged:
         return []
     stored = json.loads(summary.read_text(encoding="utf-8"))
-    stored.pop("merged_from", None)  # what a merged dump was made of; its shards do not tell
-    differences = identity_differences(_by_name(stored), _by_name(summarise(path, manifest)))
+    counted = summarise(path, manifest)
+    # What a merged dump was made of, and what a dump took, its shards do not tell.
+    for values in (stored, counted):
+        for key in ("merged_from", "cost"):
+            values.pop(key, None)
+    differences = identity_differences(_by_name(stored), _by_name(counted))
     return [
         f"{summary}: is not that of these shards ({difference}); delete it and run `bld teacher` again"
         for difference in differences

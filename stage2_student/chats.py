@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
-from transformers import AutoTokenizer
 
 from pipeline.config import StudentConfig
+from pipeline.loading import load_tokenizer
 from pipeline.source import resolve_file, resolve_model, resolve_tokenizer
 
 
@@ -44,4 +44,4 @@ def with_template(wrapped: Any, student: StudentConfig) -> Any:
 
 
 def _load(source: str, student: StudentConfig) -> Any:
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=student.trust_remote_code)
+    return load_tokenizer(source, student.trust_remote_code)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from pipeline.chat import ChatTokenizer
 from pipeline.chat_template import ChatError
 from pipeline.covering import Covering, ReducedRow, Targets, unnormalised
+from pipeline.loading import load_model
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
@@ -64,7 +64,7 @@ class ByteModel:
     ) -> None:
         self.chat = ChatTokenizer.load(model) if chats else None
         self.tokenizer = ByteTokenizer.load(model) if self.chat is None else self.chat.tokenizer
-        self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+        self.model: Any = load_model(model, None, dtype, trust_remote_code=False).eval()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device)
         width = self.model.get_output_embeddings().weight.shape[0]

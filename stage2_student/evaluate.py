@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from pipeline.chat import ChatTokenizer, EncodedChat
 from pipeline.chat_template import ChatError, Message
 from pipeline.config import CorpusConfig
 from pipeline.corpus import Corpus
+from pipeline.loading import load_model
 from pipeline.source import resolve_model
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest
@@ -170,7 +170,7 @@ def evaluate_folder(
     if start_id is None:
         raise ValueError(f"{folder}: its tokenizer has no start token; name one with --start")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(chosen).eval()
+    model = load_model(folder, None, torch.float32, trust_remote_code=False).to(chosen).eval()
     return evaluate(model, tokenizer, documents, start_id, max_tokens, dtype=dtype, chat=chat)
 
 

@@ -1,7 +1,6 @@
 """From a checkpoint to a plain Hugging Face folder; the byte interface stays behind."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import AutoTokenizer
 
 from pipeline.recipe import load_recipe
 from stage2_student import run_folder
+from stage2_student.folders import committed_folder
 from stage2_student.inventory import find_damage
 from stage2_student.keep import best_step
 from stage2_student.lora import add_adapters
@@ -41,14 +41,11 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     else:
         _fill(model, _language_model(run, step))
     model.config.use_cache = True
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
-    AutoTokenizer.from_pretrained(run / "start", trust_remote_code=trust).save_pretrained(partial)
-    (partial / "distilled.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
-    if out.exists():
-        shutil.rmtree(out)
-    return partial.replace(out)
+    with committed_folder(out) as partial:
+        model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
+        AutoTokenizer.from_pretrained(run / "start", trust_remote_code=trust).save_pretrained(partial)
+        (partial / "distilled.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    return out
 
 
 def _chosen_step(run: Path, step: int | None, best: bool) -> int:

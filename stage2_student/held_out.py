@@ -18,6 +18,7 @@ from pipeline.chat_template import Message
 from pipeline.config import Recipe
 from pipeline.corpus import Corpus
 from pipeline.evaluation import corpora_of
+from pipeline.logs import say
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student import deepspeed_engine as ds
 from stage2_student.batches import Example, MicroBatch, collate, empty_micro_batch
@@ -77,7 +78,7 @@ def held_out(
     num_bytes = sum(scored.num_bytes for scored in usable)
     if rank == 0:
         more = "".join(f"; left out: {count}, {reason}" for reason, count in left_out.items())
-        print(f"held out: {len(usable)} documents, {num_bytes} bytes{more}", flush=True)
+        say(f"held out: {len(usable)} documents, {num_bytes} bytes{more}")
     micro_batches = _shares(usable, train.micro_batch_tokens, start_id, world)[rank]
     return HeldOut(micro_batches, num_bytes, _sha256(documents))
 

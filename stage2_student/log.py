@@ -5,7 +5,6 @@ byte; memory in bytes in the files, GiB on the line; tokens are the student's; `
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipeline import logs
 from pipeline.config import Recipe
 from stage2_student.keep import best_step, evaluation_of
 from stage2_student.model import PARTS
@@ -22,8 +22,8 @@ from stage2_student.trackers import open_trackers
 
 _LINES_PER_HEAD = 25
 LEGEND = (
-    "loss and its parts: nats per supervised byte; bits/byte: of the student's own tokens, on the step's text and held out;\n"
-    "uncount: positions that the interface leaves out; wait: share of the step without data; left: hours, minutes, seconds"
+    "loss and its parts: nats per supervised byte; bits/byte: of the student's own tokens, on the step's text and held out",
+    "uncount: positions that the interface leaves out; wait: share of the step without data; left: hours, minutes, seconds",
 )
 
 
@@ -53,7 +53,7 @@ COLUMNS = (
 
 
 class RunLog:
-    """Opened by rank 0. A bar on a terminal, plain lines where the output is a file."""
+    """Opened by rank 0. A line a step, under a bar where the output is a terminal."""
 
     def __init__(self, run: Path, first_step: int, recipe: Recipe) -> None:
         self.first_step, self.num_steps = first_step, recipe.train.steps
@@ -64,9 +64,10 @@ class RunLog:
         self._trackers = open_trackers(recipe, first_step)
         self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self._bar: Progress | None = None
-        if Console().is_terminal:
+        console = Console(stderr=True)
+        if console.is_terminal and logs.is_shown() and not logs.as_json():
             columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns)
+            self._bar = Progress(*columns, console=console)
             self._bar.start()
             self._task = self._bar.add_task("train", total=self.num_steps, completed=first_step)
 
@@ -78,11 +79,12 @@ class RunLog:
         self._file.flush()
         for tracker in self._trackers:
             tracker.write(step, values)
-        if self._lines == 0:
-            self._say(LEGEND)
-        if self._lines % _LINES_PER_HEAD == 0:
-            self._say(self.head(values))
-        self._say(self.line(step, values, taken))
+        if self._lines == 0 and not logs.as_json():
+            for line in LEGEND:
+                logs.say(line)
+        if self._lines % _LINES_PER_HEAD == 0 and not logs.as_json():
+            logs.say(self.head(values))
+        logs.say(self.line(step, values, taken), step=step, **values)
         self._lines += 1
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
@@ -108,13 +110,6 @@ class RunLog:
     @property
     def _step_width(self) -> int:
         return 2 * len(str(self.num_steps)) + 1
-
-    def _say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
 
     def __enter__(self) -> "RunLog":
         return self

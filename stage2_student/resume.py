@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.logs import say
 from stage2_student import deepspeed_engine as ds
 from stage2_student import run_folder
 from stage2_student.inventory import Inventory, find_damage
@@ -60,10 +61,7 @@ def load(engine: Any, run: Path, checkpoint: Checkpoint, rank: int, world: int, 
         return ds.load(engine, folder, checkpoint.name)
     universal = folder / f"{checkpoint.name}.universal.partial"
     if rank == 0:
-        print(
-            f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {world} ranks; converting it",
-            flush=True,
-        )
+        say(f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {world} ranks; converting it")
         shutil.rmtree(universal, ignore_errors=True)
         ds.for_any_world(folder / checkpoint.name, universal)
     ds.wait_for_all()

@@ -2,6 +2,7 @@
 
 identity.json             what decides the result; a resume that differs is refused
 recipe.yaml, deepspeed.json, transfer counts in start/
+lengths/                  the student's tokens of each record, by shard (see `stage2_student.lengths`)
 start/                    the student before its first step, a Hugging Face folder
 checkpoints/step-000020   DeepSpeed's files; complete, since a checkpoint gets its name last
 checkpoints/latest        the newest of them, for DeepSpeed's own tools
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config import DumpRef, Recipe
+from pipeline.logs import warn
 from schemas.commit import sync_and_rename
 from schemas.manifest import Manifest, identity_differences, write_json
 from stage2_student.deepspeed_json import decides_the_result
@@ -79,6 +81,13 @@ def _mix_identity(recipe: Recipe, other_manifests: Sequence[Manifest]) -> dict[s
         "other_dumps": {str(index): _dump_identity(other) for index, other in enumerate(other_manifests, 1)},
         "mix": {"how": student_config(recipe).mix, "weights": {str(i): weight for i, weight in enumerate(weights)}},
     }
+
+
+def counts_key(identity: Mapping[str, Any]) -> str:
+    """What decides how many tokens the records of a run's dumps have, as a hash."""
+    student = {name: identity["student"].get(name) for name in ("tokenizer_sha256", "template_sha256")}
+    decisive = {"dump": identity["dump"], "other_dumps": identity.get("other_dumps"), **student}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def lock(run: Path) -> IO[str]:
@@ -155,10 +164,7 @@ def set_aside(run: Path, damaged: Mapping[int, str], sound: int) -> None:
             new for n in count(1) if not (new := folder / f"{name}.damaged{'' if n == 1 else f'-{n}'}").exists()
         )
         (folder / name).replace(kept)
-        print(
-            f"{folder / name} cannot be loaded ({cause}); kept as {kept.name}, going back to {checkpoint_name(sound)}",
-            flush=True,
-        )
+        warn(f"{folder / name} cannot be loaded ({cause}); kept as {kept.name}, going back to {checkpoint_name(sound)}")
     if damaged:
         _write_latest(folder, sound)
 

@@ -1,20 +1,21 @@
 """The student before its first step: loaded, moved to its tokenizer, and kept in `<student.path>/start`."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, StudentConfig
+from pipeline.loading import load_model, load_tokenizer
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.vocabulary import check_head_rows
 from schemas.manifest import write_json
 from stage2_student.chats import with_template
+from stage2_student.folders import committed_folder
 from stage2_student.layers import drop_layers
 from stage2_student.transfer import transfer
 
@@ -47,7 +48,7 @@ def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTok
     source = (
         resolve_tokenizer(student.tokenizer) if student.tokenizer else resolve_model(student.model, student.revision)
     )
-    wrapped = AutoTokenizer.from_pretrained(source, trust_remote_code=student.trust_remote_code)
+    wrapped = load_tokenizer(source, student.trust_remote_code)
     if not chats:
         return StudentTokenizer(ByteTokenizer.from_wrapped(wrapped, source), None, wrapped)
     wrapped = with_template(wrapped, student)
@@ -86,19 +87,17 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
         return folder
     model_source = resolve_model(student.model, student.revision)
     tokenizer, chat, wrapped = student_tokenizer(student, chats)
-    trust = {"trust_remote_code": student.trust_remote_code}
-    model = AutoModelForCausalLM.from_pretrained(model_source, revision=student.revision, dtype="auto", **trust)
+    model = load_model(model_source, student.revision, "auto", student.trust_remote_code)
     if student.drop_layers:
         model = drop_layers(model, student.drop_layers)
     ends = end_tokens(student, tokenizer, chat)
     old = ByteTokenizer.load(model_source, student.trust_remote_code)
     counts = _move(model, old, tokenizer, ends, student.averaged_scale)
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a start that was interrupted
-    model.save_pretrained(partial)
-    wrapped.save_pretrained(partial)
-    write_json(partial / "transfer.json", counts)
-    partial.replace(folder)
+    check_head_rows(model.get_output_embeddings().weight.shape[0], tokenizer.token_bytes)
+    with committed_folder(folder) as partial:
+        model.save_pretrained(partial)
+        wrapped.save_pretrained(partial)
+        write_json(partial / "transfer.json", counts)
     return folder
 
 
@@ -130,6 +129,6 @@ def tokenizer_moved(folder: Path) -> bool:
 
 def load_start(folder: Path, trust_remote_code: bool) -> Any:
     """The start model with float32 weights, on the CPU."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    model = load_model(str(folder), None, torch.float32, trust_remote_code)
     model.config.use_cache = False
     return model

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stage2_student.loss_scale import LossScale
-from stage2_student.reader import START, GlobalBatch, Position
+from stage2_student.order import START, Position
+from stage2_student.plan import BatchPlan
 
 
 @dataclass
@@ -20,7 +21,7 @@ class State:
     left_out: Counter[str] = field(default_factory=Counter)
     loss_scale: LossScale | None = None  # of float16
 
-    def after_batch(self, batch: GlobalBatch, num_bytes: int, loss_scale: LossScale | None) -> "State":
+    def after_batch(self, batch: BatchPlan, num_bytes: int, loss_scale: LossScale | None) -> "State":
         return State(
             step=self.step + 1,
             position=batch.after,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
+from pipeline.logs import warn
 from stage2_student import deepspeed_engine as ds
 from stage2_student.batches import MicroBatch
 from stage2_student.loss_scale import LossScale
@@ -63,9 +64,8 @@ def take_step(
             )
         scale = scale.after_overflow()
         if ranks.rank == 0:
-            print(
-                f"step {plan.step}: the gradient overflows float16 at loss scale {factor:g}; the same batch again at {scale.factor:g}",
-                flush=True,
+            warn(
+                f"step {plan.step}: the gradient overflows float16 at loss scale {factor:g}; the same batch again at {scale.factor:g}"
             )
 
 

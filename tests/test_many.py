@@ -55,7 +55,11 @@ def student_recipe(work: Path, name: str, **student: Any) -> Recipe:
     values = dump_recipe(work, "one").model_dump(mode="json")
     train = {"steps": 1, "batch_tokens": 60, "warmup_steps": 0, "lr": 1e-3, "dtype": "float32", "max_tokens": 512}
     return Recipe.model_validate(
-        values | {"student": {"model": str(work / "one"), "path": str(work / name), **student}, "train": train}
+        values
+        | {
+            "student": {"model": str(work / "one"), "path": str(work / name), "interface": "linear", **student},
+            "train": train,
+        }
     )
 
 

@@ -24,8 +24,9 @@ from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate
 from stage2_student.interfaces import INTERFACES, Interface, StudentShape, make_interface
 from stage2_student.model import Student
 from stage2_student.packing import plan_micro_batches
-from stage2_student.reader import DumpReader, global_batches
+from stage2_student.reader import DumpReader
 from stage2_student.start import Ends, end_tokens, export_start, load_start, student_tokenizer
+from tests.stage2_student.batches import global_batches
 
 TOKENIZERS = {
     "gpt2": "pypi:openai-whisper==20250625/whisper/assets/gpt2.tiktoken",

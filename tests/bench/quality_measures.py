@@ -48,21 +48,22 @@ SCALES = {"bits_per_byte": 1 / np.log(2)}
 def measure(
     model: str, start: int, ends: tuple[int, ...], dumps: dict[str, Path], num_questions: int, file: Path
 ) -> Figures:
-    """A model's figures, from `file` where they are known."""
-    if not file.exists():
+    """A model's figures, from `file` where they are known; what is not there is measured and added."""
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"right": {}}
+    tasks = {task: source for task, source in TASKS.items() if len(known["right"].get(task, ())) < num_questions}
+    if tasks or "documents" not in known:
         byte_model = ByteModel(model, start, ends)
-        documents = {
-            name: [document_divergence(byte_model, r) for r in records_of(dump)] for name, dump in dumps.items()
-        }
-        right = {
-            task: answers(byte_model.model, byte_model.tokenizer, start, questions(source, num_questions))
-            for task, source in (TASKS if num_questions else {}).items()
-        }
-        values = {name: [d._asdict() for d in found] for name, found in documents.items()}
-        write_json(file, {"documents": values, "right": right})
-    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    documents = {name: [DocumentDivergence(**d) for d in found] for name, found in loaded["documents"].items()}
-    return Figures(documents, loaded["right"])
+        if "documents" not in known:
+            found = {
+                name: [document_divergence(byte_model, r)._asdict() for r in records_of(d)] for name, d in dumps.items()
+            }
+            known["documents"] = found
+        for task, source in tasks.items():
+            asked = questions(source, num_questions)
+            known["right"][task] = answers(byte_model.model, byte_model.tokenizer, start, asked)
+        write_json(file, known)
+    documents = {name: [DocumentDivergence(**d) for d in found] for name, found in known["documents"].items()}
+    return Figures(documents, known["right"])
 
 
 def paired_interval(

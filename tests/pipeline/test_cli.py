@@ -11,6 +11,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from pipeline import cli
+from pipeline.cli.stages import parse_worker
 from tests.pipeline.dumps import make_dump
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,8 +137,8 @@ def test_an_interrupt_says_how_to_resume(monkeypatch: pytest.MonkeyPatch, capsys
 @pytest.mark.parametrize("worker", ["1/1", "x/2", "3", "-1/2", "0/0"])
 def test_a_worker_outside_its_range_is_refused(worker: str) -> None:
     with pytest.raises(ValueError, match="give I/N with 0 <= I < N"):
-        cli.parse_worker(worker)
-    assert cli.parse_worker("1/4") == (1, 4)
+        parse_worker(worker)
+    assert parse_worker("1/4") == (1, 4)
 
 
 def test_inspect_of_a_dump_is_json_when_asked(tmp_path: Path) -> None:

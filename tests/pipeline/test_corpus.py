@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import random
+import re
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -63,10 +66,42 @@ def test_compressed_lines_read_like_plain_ones(tmp_path):
         assert texts(corpus(tmp_path / name)) == [b"a", b"b"]
 
 
-def test_a_damaged_compressed_file_is_named(tmp_path):
-    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-20])
-    with pytest.raises(ValueError, match=r"c\.jsonl\.gz cannot be read"):
-        texts(corpus(tmp_path / "c.jsonl.gz"))
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gz", "zst"])
+@pytest.mark.parametrize("lost", [1, 20, 4000])
+def test_a_compressed_file_that_is_cut_off_is_named_and_never_read_as_a_shorter_one(tmp_path, compress, lost):
+    content = random.Random(0).randbytes(100_000).hex().encode()
+    name = f"c.jsonl.{'gz' if compress is gzip.compress else 'zst'}"
+    first = compress(b'{"text": "a"}\n') if name.endswith("zst") else b""
+    (tmp_path / name).write_bytes(first + compress(b'{"text": "b"}\n{"text": "' + content + b'"}\n')[:-lost])
+    with pytest.raises(ValueError, match=f"{re.escape(name)} cannot be read"):
+        texts(corpus(tmp_path / name))
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 and nothing else PAR1")
+    with pytest.raises(ValueError, match=r"c\.parquet cannot be read"):
+        texts(corpus(tmp_path / "c.parquet"))
+
+
+def test_a_row_that_is_too_long_is_counted_and_not_held(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"text": "x"}, {"text": "y" * 30_000_000}, {"text": "z"})
+    (tmp_path / "b.txt").write_bytes(b"t" * 60)
+    pq.write_table(pa.table({"text": ["u" * 60, "v"]}), tmp_path / "c.parquet")
+    found = corpus(tmp_path, max_row_bytes=50)
+    assert texts(found) == [b"x", b"z", b"v"]
+    assert found.counts["left out: longer than corpus.max_row_bytes"] == 3
+    tracemalloc.start()
+    assert texts(corpus(path, max_row_bytes=50)) == [b"x", b"z"]
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    assert len(texts(corpus(path))) == 2  # the default leaves out what no tokenizer should be asked to hold
+
+
+@pytest.mark.parametrize("value", [None, True, 1.5, "", {"a": 1}, "\ud800"])
+def test_an_id_is_text_or_a_whole_number(tmp_path, value):
+    path = lines(tmp_path / "c.jsonl", {"n": value, "text": "a"}, {"n": 7, "text": "b"}, {"n": "../é", "text": "c"})
+    found = corpus(path, id_field="n")
+    assert [document.doc_id for document in found.documents()] == ["7", "../é"]
 
 
 def test_a_text_file_is_one_document_with_its_line_ends_kept(tmp_path):
@@ -124,10 +159,16 @@ def test_a_corpus_without_a_usable_document_is_refused_with_the_counts_and_the_f
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none.jsonl", "neither a file"), ("*.none", "no file matches"), ("a.bin", "kind is not known")],
+    [
+        ("none.jsonl", "neither a file"),
+        ("*.none", "no file matches"),
+        ("a.bin", "kind is not known"),
+        ("loop", "a symbolic link that leads nowhere"),
+    ],
 )
 def test_a_source_that_cannot_be_read_is_refused_with_the_way_out(tmp_path, name, message):
     (tmp_path / "a.bin").write_bytes(b"x")
+    (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(ValueError, match=message):
         corpus(tmp_path / name)
 

@@ -67,9 +67,9 @@ def test_torch_comes_alone_where_its_own_index_is_asked() -> None:
     torch = ["--find-links", "elsewhere", "--torch-backend", "cpu"]
     first, second = install.install_commands(["uv"], "cpu", torch, ["--index", "i"], "2.13.0")
     assert first == ["uv", "torch==2.13.0", *torch, "--index", "i"]
-    assert second == ["uv", "-e", ".[cpu,dev]", "--find-links", "elsewhere", "--index", "i"]
+    assert second == ["uv", "-e", ".[cpu,eval,dev]", "--find-links", "elsewhere", "--index", "i"]
     links = ["--find-links", "wheels"]
-    assert install.install_commands(["uv"], "cpu", links, [], "2.13.0") == [["uv", "-e", ".[cpu,dev]", *links]]
+    assert install.install_commands(["uv"], "cpu", links, [], "2.13.0") == [["uv", "-e", ".[cpu,eval,dev]", *links]]
 
 
 def test_pip_settings_are_read_environment_first() -> None:

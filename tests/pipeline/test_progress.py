@@ -2,20 +2,20 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from pipeline.progress import Progress
 
 
-def test_a_file_gets_one_line_at_the_end_and_none_in_a_short_run() -> None:
-    out = io.StringIO()
-    with Progress(2, 100, Console(file=out)) as progress:
+def test_a_file_gets_one_line_at_the_end_and_none_in_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(2, 100, Console(file=io.StringIO())) as progress:
         progress.update(documents=1, text_bytes=60, tokens=20)
-        assert out.getvalue() == ""
+        assert capsys.readouterr().err == ""
         progress.update(documents=1, text_bytes=40, tokens=10)
         progress.update(stored_bytes=50)
-    (line,) = out.getvalue().splitlines()
-    assert line.startswith("2/2 documents") and "0.50 stored/text byte" in line
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2/2 documents" in line and "0.50 stored/text byte" in line
 
 
 def test_a_terminal_gets_a_bar() -> None:

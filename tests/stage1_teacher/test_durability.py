@@ -193,7 +193,7 @@ def test_processes_share_a_dump_and_a_dead_ones_claim_is_free(
     others = [path.name for path in parts(whole) if path.name != "part-00001.parquet"]
     assert [path.name for path in parts(tmp_path / "dump")] == others
     assert left(tmp_path) == [half] and not (tmp_path / "dump" / "summary.json").exists()
-    assert "1 shards are missing: other processes make them" in capsys.readouterr().out
+    assert "1 shards are missing: other processes make them" in capsys.readouterr().err
     other.kill()
     other.communicate()
     dump(recipe)
@@ -271,7 +271,7 @@ def test_an_engine_that_crashes_in_a_batch_is_restarted_and_nothing_is_lost(
     failing_engine(monkeypatch, {1, 4, 5}.__contains__)  # once, and twice in a row
     dump(recipe)
     assert content(tmp_path / "dump") == content(whole)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.count("failed with RuntimeError: engine core died; starting it again") == 3
     assert said.count("closing the failed engine: RuntimeError: it is dead") == 3
 

@@ -262,7 +262,8 @@ def test_a_dump_says_that_its_targets_are_truncated(
     loaded = load_recipe(recipe, overrides_all)
     run_teacher(loaded)
     print_plan(loaded)
-    assert capsys.readouterr().out.count("the 7 most probable tokens of each row") == 2
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("the 7 most probable tokens of each row") == 2
     teacher = Manifest.load(tmp_path / "dump").identity["teacher"]
     assert teacher["engine"] == "openai-vllm-0.32.0" and teacher["weights_sha256"] is teacher["dtype"] is None
     assert teacher["targets"] == "top-k tokens of each row" and teacher["prompt_logprobs"] == 7

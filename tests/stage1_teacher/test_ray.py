@@ -100,7 +100,7 @@ def test_a_dump_on_two_engines_survives_that_one_is_killed_and_the_other_hangs(
     finally:
         if psutil.pid_exists(trouble.hanging):
             os.kill(trouble.hanging, signal.SIGKILL)
-    said, folder = capsys.readouterr().out, location("s3://bucket/ray")
+    said, folder = capsys.readouterr().err, location("s3://bucket/ray")
     assert said.count("an engine is ready") == 3 and said.count("is handed out again") == 1
     assert f"the engine in process {trouble.killed} of" in said and "; complete" not in said and ": complete" in said
     assert stored(folder) == content(one) and verify_dump(folder) == []

@@ -73,7 +73,7 @@ def make_recipe(dump: Path, model: Path, run: Path, train: dict[str, Any], **stu
             "corpus": {"source": "none.jsonl"},
             "teacher": {"model": "/nonexistent/teacher"},
             "dump": {"path": str(dump)},
-            "student": {"model": str(model), "path": str(run), **student},
+            "student": {"model": str(model), "path": str(run), "interface": "linear", **student},
             "train": values | train,
         }
     )

@@ -12,10 +12,10 @@ from pipeline.config import TrainConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import END
 from stage2_student.batches import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
+from stage2_student.encode import encode_records
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.causal import FIRST, CausalInterface
 from stage2_student.model import Student
-from stage2_student.reader import encode_records
 from stage2_student.spans import token_spans
 from stage2_student.start import load_start
 from tests.stage2_student.dumps import make_record

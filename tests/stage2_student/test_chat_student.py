@@ -23,11 +23,11 @@ from schemas.shard import Record, Segment, read_shard
 from stage1_teacher.dump import run_teacher
 from stage2_student.alm import chunk_bounds, chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
+from stage2_student.encode import encode_records
 from stage2_student.evaluate import evaluate_folder, run_eval
 from stage2_student.interfaces.base import StudentShape
 from stage2_student.interfaces.token_marginal import TokenMarginal
 from stage2_student.launch import launch_student
-from stage2_student.reader import encode_records
 from stage2_student.start import end_tokens, export_start, student_tokenizer
 from tests.chats import CHAT_FAMILIES, chat, chat_model, load_chat
 from tests.stage2_student.dumps import make_recipe, make_record

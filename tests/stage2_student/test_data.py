@@ -12,17 +12,18 @@ import torch
 from pipeline.config import TrainConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import END
-from schemas.shard import Segment, read_shard
-from stage2_student import reader as reader_module
+from schemas.shard import Segment
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Masks, collate, make_example
+from stage2_student.encode import encode_records
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.linear import LinearInterface
 from stage2_student.model import Student
 from stage2_student.packing import plan_micro_batches
-from stage2_student.reader import DumpReader, encode_records, global_batches
+from stage2_student.reader import DumpReader
 from stage2_student.spans import token_spans
 from stage2_student.start import load_start
+from tests.stage2_student.batches import global_batches
 from tests.stage2_student.dumps import make_dump, make_record
 from tests.tiny import tiny_model
 
@@ -115,22 +116,6 @@ def test_reader_resumes_from_every_position(tmp_path: Path) -> None:
         assert [r.doc_id for r, _ in islice(reader.records(after), 2)] == [name for name, _ in stream[at + 1 : at + 3]]
     epochs = [[name for name, _ in stream[i : i + 12]] for i in (0, 12)]
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
-
-
-def test_a_resume_reads_only_the_shards_that_it_still_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader_module, "BUFFER_RECORDS", 4)
-    reader = DumpReader(make_dump(tmp_path / "dump", 60, 15), seed=1)
-    stream = [(record.doc_id, after) for record, after in islice(reader.records(), 130)]
-    assert sorted(name for name, _ in stream[:60]) == sorted(name for name, _ in stream[60:120])
-    read: list[str] = []
-    monkeypatch.setattr(reader_module, "read_shard", lambda path: read.append(path.name) or read_shard(path))
-    for at in range(119):
-        assert [r.doc_id for r, _ in islice(reader.records(stream[at][1]), 10)] == [
-            n for n, _ in stream[at + 1 : at + 11]
-        ]
-    read.clear()
-    next(reader.records(stream[55][1]))
-    assert 0 < len(set(read)) < 8  # of 15
 
 
 def test_reader_refuses_a_dump_with_a_missing_shard(tmp_path: Path) -> None:

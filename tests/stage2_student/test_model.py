@@ -12,11 +12,11 @@ from torch import Tensor
 from pipeline.config import TrainConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student.alm import chunk_tensors
-from stage2_student.batches import Masks, MicroBatch, collate, make_example
+from stage2_student.batches import Encoded, Masks, MicroBatch, collate, make_example
+from stage2_student.encode import encode_records
 from stage2_student.interfaces import ByteScores, Head, Interface
 from stage2_student.losses import class_divergence, symbol_cross_entropy
 from stage2_student.model import Student
-from stage2_student.reader import Encoded, encode_records
 from stage2_student.start import Ends, load_start
 from stage2_student.train import build_student
 from tests.stage2_student.dumps import make_recipe, make_record, make_text

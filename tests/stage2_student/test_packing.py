@@ -13,10 +13,10 @@ from pipeline.config import StudentConfig, TrainConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import Encoded, Layout, Masks, collate, empty_micro_batch, make_example
+from stage2_student.encode import encode_records
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.model import Student
 from stage2_student.packing import PAYS_ABOVE, Rows, packing_fault, padded_tokens, plan_micro_batches, settle
-from stage2_student.reader import encode_records
 from stage2_student.start import load_start
 from tests.stage2_student.dumps import make_record, make_text
 from tests.tiny import tiny_model

@@ -32,14 +32,14 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pipeline.recipe import load_recipe
-from stage2_student import launch, loss_scale, train
+from stage2_student import launch, loop, loss_scale, train
 from stage2_student.model import Student
 from stage2_student.signals import Stopped
 
 RANK = int(os.environ.get("RANK", 0))
 # What `bld student` calls: under torchrun it launches nothing, and trains here.
 run = launch.launch_student if "TORCHELASTIC_RUN_ID" in os.environ else train.run_rank
-forward, take_step = Student.forward, train.take_step
+forward, take_step = Student.forward, loop.take_step
 
 def bad_forward(self, *arguments):
     nats, sums = forward(self, *arguments)
@@ -54,7 +54,7 @@ for path in map(Path, sys.argv[1:]):
     recipe = load_recipe(path)
     loss_scale.INITIAL = 2.0**30  # so high that float16 overflows, some times in the same step
     Student.forward = bad_forward if path.stem == "nan" else forward
-    train.take_step = signalled_step if path.stem == "signalled" else take_step
+    loop.take_step = signalled_step if path.stem == "signalled" else take_step
     try:
         said = str(run(recipe))
     except FloatingPointError as error:
@@ -68,7 +68,7 @@ for path in map(Path, sys.argv[1:]):
             content[len(content) // 2] ^= 1
             victim.write_bytes(content)
         dist.barrier()
-        train.take_step = take_step
+        loop.take_step = take_step
         said = str(run(recipe))
 """
 STOPPED = {"save_every": 1, "num_processes": 2, "deepspeed": {"zero_stage": 2}}

@@ -164,7 +164,8 @@ def test_a_line_has_every_figure_and_fits_into_120_columns(tmp_path: Path, capsy
     with RunLog(tmp_path, 0, wanted) as log:
         log.write(1400, FIGURES)
         log.write(1401, {key: value for key, value in FIGURES.items() if key != "eval_bits_per_byte"})
-    *legend, head, first, second = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    *legend, head, first, second = [line.partition(": ")[2] for line in lines if " bld" in line]
     assert "nats per supervised byte" in legend[0] and all(len(line) <= 120 for line in legend)
     assert len(head) == len(first) <= 120
     assert head.split() == [

@@ -1,0 +1,92 @@
+"""The commands put together, and how they end: exit codes, interrupts, errors as one line."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from pipeline import logs
+from pipeline.cli import looking, machine, moving, planning, scoring, stages
+from pipeline.cli.options import Debug, LogJson, Quiet, Verbose, set_logs, with_logs
+from pipeline.cli.version import version_text
+from pipeline.interrupt import Terminated, terminable
+
+INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes for SIGINT and SIGTERM
+
+app = typer.Typer(
+    help="Offline distillation between language models with different tokenizers, through bytes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "teacher": stages.teacher,
+    "student": stages.student,
+    "export": stages.export,
+    "inspect": looking.inspect,
+    "verify": looking.verify,
+    "eval": scoring.evaluate,
+    "report": scoring.report,
+    "plan": planning.show_plan,
+    "merge": moving.merge,
+    "push": moving.push,
+    "pull": moving.pull,
+    "clean": machine.clean,
+    "doctor": machine.doctor,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(with_logs(_name, _command))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version_text())
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print version and git revision.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_json: LogJson = False,
+    debug: Debug = False,
+) -> None:
+    """Options before the command are the same as after it."""
+    set_logs(quiet, verbose, log_json, debug)
+
+
+def main() -> None:
+    """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
+    try:
+        # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
+        with terminable():
+            code = app(standalone_mode=False) or 0
+    except BrokenPipeError:  # `bld inspect ... | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
+        raise SystemExit(141) from None
+    except Terminated:
+        code = TERMINATED
+    except (ValueError, OSError) as error:
+        if "--debug" in sys.argv[1:]:
+            raise
+        logs.complain(str(error))
+        raise SystemExit(1) from None
+    except Exception as error:
+        _exit_for_usage_error(error)
+        raise
+    if code in (INTERRUPTED, TERMINATED):
+        logs.warn("interrupted; what is written stays. Run the same command again to resume.")
+    raise SystemExit(code)
+
+
+def _exit_for_usage_error(error: Exception) -> None:
+    """Exit as typer would for its own errors, such as an unknown option. Returns for any other error."""
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if callable(show) and isinstance(code, int):
+        show()
+        raise SystemExit(code)

@@ -1,0 +1,70 @@
+"""`bld plan`: what a recipe would take, before it takes it."""
+
+import json as json_text
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.common import AsJson, Overrides, RecipeArgument, load
+
+if TYPE_CHECKING:
+    from pipeline.config import Recipe
+
+
+def show_plan(
+    recipe: RecipeArgument,
+    override: Overrides = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Dump a sample with the real teacher, and say what the whole will take.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Of that sample, the engine's start not counted (with --calibrate).")
+    ] = 60.0,
+    workers: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Machines, or groups of GPUs, like this one (with --calibrate).")
+    ] = 1,
+    corpus_bytes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Text of the whole corpus, as in 1TB, where reading all of it takes too long (with --calibrate).",
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Check a recipe and print what it would fetch, make and write; without --calibrate it needs no network and no weights."""
+    from pipeline.plan import plan, print_lines
+
+    loaded = load(recipe, override)
+    lines = plan(loaded)
+    values: dict[str, Any] = {"plan": dict(lines)}
+    if calibrate:
+        more, found = _forecast(loaded, seconds, workers, corpus_bytes)
+        lines, values = lines + more, values | found
+    if json:
+        typer.echo(json_text.dumps(values, indent=1))
+    else:
+        print_lines(lines)
+
+
+def _forecast(
+    recipe: "Recipe", seconds: float, workers: int, corpus_bytes: str | None
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Lines for reading, and the same as JSON."""
+    from pydantic import ByteSize, TypeAdapter
+
+    from pipeline import forecast_text
+    from pipeline.forecast import forecast
+    from stage1_teacher.calibrate import calibrate
+
+    size = None if corpus_bytes is None else int(TypeAdapter(ByteSize).validate_python(corpus_bytes))
+    measured = calibrate(recipe, seconds, size)
+    found = forecast(measured, workers)
+    lines = list(forecast_text.forecast_lines(found, measured, workers))
+    values: dict[str, Any] = {"workers": workers, "devices": measured.devices, "forecast": found.as_dict()}
+    summary = forecast_text.took(Path(recipe.dump.path))
+    if summary is not None:
+        lines.append(("dump.path took", forecast_text.compared(found, summary)))
+        values["took"] = {key: summary[key] for key in ("teacher_tokens", "stored_bytes", "cost")}
+    return lines, values

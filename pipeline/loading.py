@@ -1,0 +1,64 @@
+"""Models and tokenizers loaded by transformers, whole or not at all: what is missing or damaged is an error that names it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_REMEDY = {
+    "trust_remote_code": "It comes with Python code of its own. If you have read that and trust it, set trust_remote_code: true "
+    "where the recipe names the model.",
+}
+
+
+def load_model(source: str, revision: str | None, dtype: "torch.dtype | str", trust_remote_code: bool) -> Any:
+    """A causal language model, on the CPU, from safetensors only.
+
+    Args:
+        source: local folder or hub name.
+        dtype: "auto" for the checkpoint's own.
+
+    Raises:
+        ValueError: no safetensors, a damaged file, an architecture that is not known, code that is not trusted, or weights that the
+            checkpoint does not hold: transformers would go on with random ones.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _named(source, "model"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+    lacking = sorted(info["missing_keys"]) + sorted(str(found) for found in info["mismatched_keys"])
+    if lacking:
+        raise ValueError(
+            f"{source}: the checkpoint lacks weights of the model, or holds them in another shape: {', '.join(lacking[:5])}"
+            f"{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}. Fetch it again"
+        )
+    return model
+
+
+def load_tokenizer(source: str, trust_remote_code: bool = False) -> Any:
+    """What AutoTokenizer makes of a local folder or a hub name. Raises ValueError, with the cause, where it makes nothing."""
+    from transformers import AutoTokenizer
+
+    with _named(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _named(source: str, what: str) -> Iterator[None]:
+    """Damaged files raise whatever the library that stumbled over them raises; a ValueError here says which file's folder it was."""
+    try:
+        yield
+    except Exception as error:
+        remedy = next((text for word, text in _REMEDY.items() if word in str(error)), None)
+        said = remedy or f"{type(error).__name__}: {str(error).strip()}"
+        raise ValueError(f"{source}: its {what} cannot be loaded. {said}") from error

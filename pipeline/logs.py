@@ -1,0 +1,111 @@
+"""What commands say while they work, one line each, on stderr; what they find goes to stdout.
+
+    15:20:31 bld teacher: runs/demo/dump: 4 shards planned, 4 to make
+    15:20:33 bld teacher: warning: the teacher's engine failed; starting it again (2/3)
+
+As JSON a line is an object: `time` (UTC), `level`, `command`, `message`, and the figures that it speaks of as fields of their own.
+
+How much is said, and how, stands in the environment, so that the processes which a command starts say it alike: `bld`'s options put it
+there. What other packages print themselves is theirs; `quiet` and `json` ask them for silence, `verbose` for all of it.
+"""
+
+import datetime
+import json
+import logging
+import os
+import sys
+from typing import Any, Literal
+
+LEVEL, FORMAT, COMMAND = "BLD_LOG_LEVEL", "BLD_LOG_FORMAT", "BLD_COMMAND"
+Level = Literal["quiet", "normal", "verbose"]
+_LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
+_NAMES = {"warning": "warning: ", "error": "error: "}
+_LOGGER = logging.getLogger("bld")
+
+
+def say(message: str, **figures: Any) -> None:
+    """What an operator wants to know of work that goes as it should."""
+    _LOGGER.info(message, extra={"figures": figures})
+
+
+def detail(message: str, **figures: Any) -> None:
+    """What only someone who looks for a cause wants to know."""
+    _LOGGER.debug(message, extra={"figures": figures})
+
+
+def warn(message: str, **figures: Any) -> None:
+    """What went otherwise than it should, and was dealt with."""
+    _LOGGER.warning(message, extra={"figures": figures})
+
+
+def complain(message: str) -> None:
+    """What ends the command."""
+    _LOGGER.error(message, extra={"figures": {}})
+
+
+def as_json() -> bool:
+    return os.environ.get(FORMAT) == "json"
+
+
+def is_shown() -> bool:
+    """Whether `say` says anything."""
+    return _LOGGER.isEnabledFor(logging.INFO)
+
+
+def set_level(level: Level) -> None:
+    """For this process and those that it starts."""
+    os.environ[LEVEL] = level
+    _LOGGER.setLevel(_LEVELS[level])
+    if level == "verbose":
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
+    elif level == "quiet":
+        _silence_bars()
+
+
+def set_format(form: Literal["text", "json"]) -> None:
+    """For this process and those that it starts."""
+    os.environ[FORMAT] = form
+    if form == "json":
+        _silence_bars()
+
+
+def _silence_bars() -> None:
+    """Progress bars of packages that load models: read when those are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to what `sys.stderr` is when a line is written: a progress bar, or a test, may have put another in its place."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = record.levelname.lower()
+        if as_json():
+            return self._object(record, level)
+        time = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        command = os.environ.get(COMMAND)
+        return f"{time} bld{f' {command}' if command else ''}: {_NAMES.get(level, '')}{record.getMessage()}"
+
+    def _object(self, record: logging.LogRecord, level: str) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        values = {"time": time, "level": level, "command": os.environ.get(COMMAND), "message": record.getMessage()}
+        return json.dumps(values | getattr(record, "figures", {}), ensure_ascii=False, default=str)
+
+
+def _begin() -> None:
+    _LOGGER.addHandler(_Stderr())
+    _LOGGER.propagate = False  # who configures the root logger must not get each line twice
+    level = os.environ.get(LEVEL, "normal")
+    if level not in _LEVELS or os.environ.get(FORMAT, "text") not in ("text", "json"):
+        raise ValueError(f"{LEVEL} must be one of {', '.join(_LEVELS)}, {FORMAT} text or json")
+    _LOGGER.setLevel(_LEVELS[level])
+
+
+_begin()

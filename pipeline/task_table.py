@@ -1,0 +1,135 @@
+"""What the harness found, a row per task: our models, and beside them what others have published."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+Results = Mapping[str, Mapping[str, Any]]  # the harness' JSON, by group of tasks
+
+
+class TaskFigure(NamedTuple):
+    """One task's figure for one model.
+
+    Attributes:
+        value, stderr: as the harness has them: shares of 1, as a rule; `stderr` is None where it has none.
+        num_questions: how many were asked; a group's are its tasks' together.
+    """
+
+    metric: str
+    value: float
+    stderr: float | None
+    num_fewshot: str
+    num_questions: int
+
+
+def task_figures(results: Results, metrics: Mapping[str, str]) -> dict[str, TaskFigure]:
+    """A figure per task that was asked for, by `metrics`, else acc_norm, else the task's first metric.
+
+    A group stands for its tasks. Raises ValueError for a metric that the task does not have.
+    """
+    found = {}
+    for group in results.values():
+        members = group.get("group_subtasks", {})
+        inner = {name for names in members.values() for name in names}
+        for task, values in group["results"].items():
+            if task not in inner and (key := _metric(task, values, metrics.get(task))) is not None:
+                found[task] = _figure(group, task, key)
+    return found
+
+
+def _metric(task: str, values: Mapping[str, Any], wanted: str | None) -> str | None:
+    """A key of the harness: `metric,filter`; None for a group that has no figure of its own."""
+    keys = [key for key, value in values.items() if "," in key and "_stderr," not in key and isinstance(value, float)]
+    if wanted is None:
+        return next((key for key in keys if key.startswith("acc_norm,")), keys[0] if keys else None)
+    chosen = [key for key in keys if wanted in (key, key.partition(",")[0])]
+    if not chosen:
+        raise ValueError(f"metrics: {task} has no {wanted!r}; it has {', '.join(keys) or 'none'}")
+    return chosen[0]
+
+
+def _figure(group: Mapping[str, Any], task: str, key: str) -> TaskFigure:
+    values, (metric, _, filtered) = group["results"][task], key.partition(",")
+    stderr = values.get(f"{metric}_stderr,{filtered}")
+    leaves = _leaves(task, group.get("group_subtasks", {}))
+    shots = sorted({int(group["n-shot"][leaf]) for leaf in leaves if leaf in group["n-shot"]})
+    return TaskFigure(
+        metric=metric if filtered == "none" else key,
+        value=values[key],
+        stderr=stderr if isinstance(stderr, float) else None,
+        num_fewshot="-".join(map(str, dict.fromkeys((shots[0], shots[-1])))) if shots else "",
+        num_questions=sum(int(group["n-samples"][leaf]["effective"]) for leaf in leaves if leaf in group["n-samples"]),
+    )
+
+
+def _leaves(task: str, members: Mapping[str, list[str]]) -> list[str]:
+    """The tasks in a group, however deep; a task itself."""
+    return [leaf for name in members[task] for leaf in _leaves(name, members)] if members.get(task) else [task]
+
+
+def rows_of(
+    found: Mapping[str, Results], metrics: Mapping[str, str], published: Mapping[str, Mapping[str, float]]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, figures in percent with their standard errors.
+
+    Args:
+        found: the results of each model.
+        published: percent, by whose they are and task.
+    """
+    ours = {model: task_figures(results, metrics) for model, results in found.items()}
+    tasks = dict.fromkeys(task for figures in ours.values() for task in figures)
+    rows = []
+    for task in tasks:
+        known = next(figures[task] for figures in ours.values() if task in figures)
+        cells = [_cell(figures.get(task)) for figures in ours.values()]
+        theirs = [f"{figures[task]:.2f}" if task in figures else "-" for figures in published.values()]
+        rows.append([task, known.metric, known.num_fewshot, f"{known.num_questions:,}", *cells, *theirs])
+    return ["task", "metric", "shots", "questions", *ours, *published], rows
+
+
+def _cell(figure: TaskFigure | None) -> str:
+    if figure is None:
+        return "-"
+    error = "" if figure.stderr is None else f" ± {100 * figure.stderr:.2f}"
+    return f"{100 * figure.value:.2f}{error}"
+
+
+def print_tasks(
+    found: Mapping[str, Results],
+    metrics: Mapping[str, str],
+    published: Mapping[str, Mapping[str, float]],
+    console: Console | None = None,
+) -> None:
+    """Print the table of `rows_of`."""
+    head, rows = rows_of(found, metrics, published)
+    table = Table(*head, title="tasks, in percent")
+    for row in rows:
+        table.add_row(*row)
+    (console or Console()).print(table)
+
+
+def save_tasks(results: Results, folder: Path) -> list[Path]:
+    """Write each group's results to `folder`/GROUP.json, and answers, where there are any, to GROUP.TASK.jsonl; what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, group in results.items():
+        samples = group.get("samples", {})
+        texts = {f"{name}.{task}.jsonl": "".join(_line(row) for row in rows) for task, rows in samples.items()}
+        texts[f"{name}.json"] = json.dumps({k: v for k, v in group.items() if k != "samples"}, indent=2) + "\n"
+        for file, text in texts.items():
+            (folder / file).write_text(text, encoding="utf-8")
+            written.append(folder / file)
+    return written
+
+
+def load_tasks(folder: Path) -> dict[str, dict[str, Any]]:
+    """The results that `save_tasks` wrote; empty where there are none."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def _line(row: Any) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,74 @@
+"""Which documents make each global batch: the same in any world, and known without reading a document.
+
+Where we are is a value, `Position`, handed out with each batch; a checkpoint stores it and nothing else is needed.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from stage2_student.encode import TOO_LONG
+from stage2_student.lengths import Lengths
+from stage2_student.order import START, Order, Place, Position
+
+
+class Planned(NamedTuple):
+    """A document that will be trained on."""
+
+    place: Place
+    num_tokens: int  # the start token included: what the student's forward pass sees
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The documents of one optimizer step over all ranks, and what was left out while they were gathered."""
+
+    documents: tuple[Planned, ...]
+    after: Position
+    left_out: Counter[str]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(document.num_tokens for document in self.documents)
+
+
+def plan_batches(
+    lengths: Lengths, seed: int, batch_tokens: int, max_tokens: int, start: Position = START
+) -> Iterator[BatchPlan]:
+    """Documents in order until they hold at least `batch_tokens` student tokens; without end.
+
+    Raises ValueError when none of the records can be used, with the reasons.
+    """
+    order = Order(seed, lengths.counts_S)
+    _check_usable(lengths, max_tokens)
+    first_S = np.cumsum(lengths.counts_S) - lengths.counts_S
+    documents: list[Planned] = []
+    left_out: Counter[str] = Counter()
+    num_tokens = 0
+    for window in order.windows(start):
+        epoch, before = window.first
+        record_W = first_S[window.shard_W] + window.row_W
+        tokens_W = lengths.tokens_N[record_W].tolist()
+        for index in range(max(start.record - before, 0) if epoch == start.epoch else 0, len(tokens_W)):
+            tokens = tokens_W[index]
+            if not 0 < tokens <= max_tokens:
+                left_out[lengths.reasons.get(int(record_W[index]), TOO_LONG)] += 1
+                continue
+            documents.append(Planned(window.place(index), tokens))
+            num_tokens += tokens
+            if num_tokens >= batch_tokens:
+                yield BatchPlan(tuple(documents), Position(epoch, before + index + 1), left_out)
+                documents, left_out, num_tokens = [], Counter(), 0
+
+
+def _check_usable(lengths: Lengths, max_tokens: int) -> None:
+    if ((lengths.tokens_N > 0) & (lengths.tokens_N <= max_tokens)).any():
+        return
+    left_out = Counter(lengths.reasons.values())
+    left_out[TOO_LONG] += len(lengths.tokens_N) - len(lengths.reasons)
+    raise ValueError(
+        f"no record of the dump can be used: {dict(+left_out)}; change the student's tokenizer or train.max_tokens"
+    )

@@ -1,0 +1,131 @@
+"""A rank's share of each global batch: it reads, encodes and lines up its own documents, and no others.
+
+plan (lengths alone) -> which micro-batches are mine -> their records, read once an epoch -> tokens, targets -> tensors
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from pipeline.chat import ChatTokenizer
+from pipeline.config import Recipe
+from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.shard import Record
+from stage2_student.alm import chunk_tensors
+from stage2_student.batches import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
+from stage2_student.encode import encode_records
+from stage2_student.interfaces import Interface
+from stage2_student.lengths import Lengths
+from stage2_student.order import START, Place, Position, window_of
+from stage2_student.packing import Packing, Rows, plan_micro_batches
+from stage2_student.plan import BatchPlan, Planned, plan_batches
+from stage2_student.reader import DumpReader
+from stage2_student.start import Ends, student_config
+
+
+class Sources(NamedTuple):
+    """What a run reads, opened."""
+
+    reader: DumpReader
+    tokenizer: ByteTokenizer
+    chat: ChatTokenizer | None  # None: the dump holds no chats
+    ends: Ends
+
+
+class Share(NamedTuple):
+    """What a rank does of a global batch: micro-batches of documents, by their index in the plan."""
+
+    plan: BatchPlan
+    micro_batches: Sequence[Rows]
+
+    @property
+    def documents(self) -> list[Planned]:
+        """In the order of the micro-batches."""
+        return [self.plan.documents[i] for rows in self.micro_batches for row in rows for i in row]
+
+
+def shares(
+    plans: Iterable[BatchPlan], micro_batch_tokens: int, packing: Packing, rank: int, world: int
+) -> Iterator[Share]:
+    """This rank's share of each batch; equally many micro-batches on each rank."""
+    for plan in plans:
+        lengths = [document.num_tokens for document in plan.documents]
+        yield Share(plan, plan_micro_batches(lengths, micro_batch_tokens, world, packing)[rank])
+
+
+def fetched(of_rank: Iterable[Share], reader: DumpReader) -> Iterator[tuple[Share, list[Record]]]:
+    """Each share with its records, which are read window by window, ascending, once all of a window's batches are planned.
+
+    Held in memory: this rank's records of two windows at most, and those of the batches that reach over more.
+    """
+    due: deque[Place] = deque()
+    records = reader.read(iter(due.popleft, None))
+    waiting: deque[Share] = deque()
+    unread: list[Place] = []
+    found: dict[Place, Record] = {}
+    window = (0, 0)
+    for share in of_rank:
+        waiting.append(share)
+        unread += [document.place for document in share.documents]
+        before, window = window, window_of(share.plan.after.epoch, share.plan.after.record)
+        if window == before:
+            continue
+        due.extend(sorted(place for place in unread if window_of(place.epoch, place.at) < window))
+        unread = [place for place in unread if window_of(place.epoch, place.at) >= window]
+        found.update((place, next(records)) for place in tuple(due))
+        while waiting and all(document.place in found for document in waiting[0].documents):
+            ready = waiting.popleft()
+            yield ready, [found.pop(document.place) for document in ready.documents]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How records become this rank's micro-batches."""
+
+    recipe: Recipe
+    sources: Sources
+    interface: Interface | None
+    packing: Packing
+    rank: int
+    world: int
+
+    def steps(self, lengths: Lengths, start: Position = START) -> Iterator[tuple[BatchPlan, list[MicroBatch]]]:
+        """Each global batch, and this rank's share of it as tensors; without end."""
+        train = self.recipe.train
+        plans = plan_batches(lengths, train.seed, train.batch_tokens, train.max_tokens, start)
+        of_rank = shares(plans, train.micro_batch_tokens, self.packing, self.rank, self.world)
+        for share, records in fetched(of_rank, self.sources.reader):
+            yield share.plan, self.micro_batches(share, self.encoded(share, records))
+
+    def encoded(self, share: Share, records: Sequence[Record]) -> list[Encoded]:
+        """The share's documents in the student's tokens. Raises ValueError where one has other tokens than were counted."""
+        _, tokenizer, chat, _ = self.sources
+        found = encode_records(records, tokenizer, self.recipe.train.max_tokens, chat)
+        documents = []
+        for record, encoded, planned in zip(records, found, share.documents, strict=True):
+            if isinstance(encoded, str) or encoded.num_tokens != planned.num_tokens:
+                now = encoded if isinstance(encoded, str) else f"{encoded.num_tokens} tokens"
+                raise ValueError(
+                    f"document {record.doc_id}: {planned.num_tokens} tokens were counted when the run began, now: {now}. The dump or the "
+                    f"tokenizer has changed; put it back, or delete {student_config(self.recipe).path} to start again"
+                )
+            documents.append(encoded)
+        return documents
+
+    def micro_batches(self, share: Share, documents: Sequence[Encoded]) -> list[MicroBatch]:
+        """The share as tensors."""
+        in_turn = iter(documents)
+        return [self._micro_batch(rows, in_turn) for rows in share.micro_batches]
+
+    def _micro_batch(self, rows: Rows, encoded: Iterator[Encoded]) -> MicroBatch:
+        student, ends = student_config(self.recipe), self.sources.ends
+        masks = Masks(student.max_doubt, student.max_token_end)
+        max_bytes = 0 if self.interface is None else self.interface.max_bytes
+        documents = [next(encoded) for row in rows for _ in row]
+        examples = [make_example(document, ends.start, ends.end, max_bytes, masks) for document in documents]
+        micro = collate(examples, [len(row) for row in rows]) if examples else empty_micro_batch(ends.start)
+        extra = {} if self.interface is None else self.interface.prepare(documents, examples, micro)
+        if self.recipe.train.objectives.alm:
+            extra |= chunk_tensors(documents, micro.layout, self.recipe.train.alm_debias)
+        return replace(micro, extra=extra)

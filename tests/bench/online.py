@@ -1,0 +1,85 @@
+"""Training from a dump beside training with the teacher in memory, as one would without a dump: memory and time of a step.
+
+    .venv/bin/python -m tests.bench.online [--dump runs/demo/dump] [--interface token_marginal] [--rounds 7]
+
+The same student, documents, losses and loop. `online` asks the teacher within each step (transformers, the recipe's dtype), reduces the whole
+softmax to bytes by the same code as a dump, and takes its targets from there; `offline` reads them from shards. Each runs in a process of its
+own, and they take turns step by step (`tests.bench.turns`). All documents have the same number of tokens.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from pipeline.config import Recipe
+from pipeline.corpus import Document
+from schemas.shard import Record
+from stage1_teacher.dump import make_records
+from stage1_teacher.pieces import cut_pieces
+from stage1_teacher.teacher import load_tokenizer, open_teacher
+from stage2_student.batches import Encoded
+from stage2_student.share import Preparation, Share
+from stage2_student.start import student_config, student_tokenizer
+from tests.bench.turns import compare, equal_documents, train_in_turns, trainer_recipe
+
+
+class Online:
+    """A teacher in memory that gives records their targets."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        model, tokenizer, _ = load_tokenizer(recipe)
+        self._teacher = open_teacher(recipe, model, tokenizer)
+        self._dump = recipe.dump
+
+    def __call__(self, records: Sequence[Record]) -> list[Record]:
+        """The same documents, with targets that are computed now."""
+        teacher = self._teacher
+        limits = teacher.max_tokens, teacher.overlap_tokens
+        pieces = [
+            piece
+            for record in records
+            for piece in cut_pieces(Document(record.doc_id, record.document, None), teacher.tokenizer, *limits)
+        ]
+        assert len(pieces) == len(records), "a document is longer than the teacher's context"
+        return make_records(pieces, teacher.ask(pieces), teacher, self._dump)
+
+
+def train_online(recipe: Recipe) -> None:
+    """The real trainer, with `Online` between what it reads and what it encodes."""
+    ask, encoded = Online(recipe), Preparation.encoded
+
+    def asked(self: Preparation, share: Share, records: Sequence[Record]) -> list[Encoded]:
+        return encoded(self, share, ask(records))
+
+    Preparation.encoded = asked  # type: ignore[method-assign]
+    train_in_turns(recipe)
+
+
+def main(
+    dump: Annotated[Path, typer.Option(help="documents and targets to train on")] = Path("runs/demo/dump"),
+    interface: Annotated[str, typer.Option(help="of the student")] = "token_marginal",
+    rounds: Annotated[int, typer.Option(help="timed steps of each; the median counts")] = 7,
+    tokens: Annotated[int, typer.Option(help="student tokens of a document")] = 512,
+    documents: Annotated[int, typer.Option(help="documents of a step")] = 2,
+    worker: Annotated[str | None, typer.Option(help="be one of the trainers", hidden=True)] = None,
+    out: Annotated[Path, typer.Option(help="folder of the students", hidden=True)] = Path(),
+) -> None:
+    if worker is not None:
+        recipe = trainer_recipe(out / "dump", out / worker, interface, tokens, documents)
+        teacher = recipe.teacher.model_copy(update={"engine": "transformers", "max_tokens": 2 * tokens})
+        (train_online if worker == "online" else train_in_turns)(recipe.with_values(teacher=teacher))
+        return
+    with TemporaryDirectory() as folder:
+        recipe = trainer_recipe(dump, Path(folder), interface, tokens, documents)
+        equal_documents(dump, Path(folder) / "dump", student_tokenizer(student_config(recipe)).tokenizer, tokens)
+        shared = ["--interface", interface, "--tokens", str(tokens), "--documents", str(documents), "--out", folder]
+        names = {"offline": "offline: from shards", "online": "online: the teacher in memory"}
+        arguments = {shown: ["--worker", name, *shared] for name, shown in names.items()}
+        compare("tests.bench.online", arguments, rounds, tokens * documents)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,101 @@
+"""Models and tokenizers come whole, as safetensors, and without running what lies beside them; or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import Recipe
+from pipeline.loading import load_model, load_tokenizer
+from stage2_student.start import export_start
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("loading") / "good")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def only_a_pickle(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    no_weights(folder)
+
+
+def cut_off(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def another_shape(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(3)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def unknown_architecture(folder: Path, **more: object) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "nosuch"} | more), encoding="utf-8")
+
+
+def code_of_its_own(folder: Path) -> None:
+    unknown_architecture(folder, auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    (folder / "own.py").write_text("raise SystemExit('this code must not run')\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (no_weights, "no file named model.safetensors"),
+        (only_a_pickle, "no file named model.safetensors"),
+        (cut_off, "SafetensorError"),
+        (without_a_tensor, r"lacks weights of the model.*q_proj\.weight"),
+        (another_shape, "model.norm.weight"),
+        (unknown_architecture, "nosuch"),
+        (code_of_its_own, "set trust_remote_code: true where the recipe names the model"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused_by_name(
+    damage: Callable[[Path], None], said: str, good: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(good, tmp_path / "damaged"))
+    damage(folder)
+    with pytest.raises(ValueError, match=f"(?s)damaged: .*{said}"):
+        load_model(str(folder), None, torch.float32, trust_remote_code=False)
+
+
+def test_a_tied_head_is_not_missing(good: Path) -> None:
+    model = load_model(str(good), None, torch.float32, trust_remote_code=False)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_a_damaged_tokenizer_is_refused_by_name(good: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(good, tmp_path / "damaged"))
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="damaged: its tokenizer cannot be loaded"):
+        load_tokenizer(str(folder))
+
+
+def test_a_student_whose_head_is_smaller_than_its_tokenizer_is_refused(good: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(good, tmp_path / "small"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(200)
+    model.save_pretrained(folder)
+    sections = {"corpus": {"source": "c"}, "teacher": {"model": "t"}, "dump": {"path": "d"}}
+    student = {"model": str(folder), "path": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match="200 rows, fewer than the tokenizer's 269 tokens"):
+        export_start(Recipe.model_validate(sections | {"student": student}))

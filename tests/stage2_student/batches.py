@@ -1,0 +1,34 @@
+"""Global batches as one process has them all: documents in the student's tokens, read and counted in memory."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.tokenizer_bytes import ByteTokenizer
+from stage2_student.batches import Encoded
+from stage2_student.encode import encode_records
+from stage2_student.lengths import count_all
+from stage2_student.order import START, Position
+from stage2_student.plan import plan_batches
+from stage2_student.reader import DumpReader
+from stage2_student.share import fetched, shares
+
+
+class GlobalBatch(NamedTuple):
+    """The documents of one optimizer step."""
+
+    documents: tuple[Encoded, ...]
+    after: Position
+    left_out: Counter[str]
+
+
+def global_batches(
+    reader: DumpReader, tokenizer: ByteTokenizer, batch_tokens: int, max_tokens: int, start: Position = START
+) -> Iterator[GlobalBatch]:
+    """Those of a run, in turn, without end."""
+    plans = plan_batches(count_all(reader, tokenizer), reader.seed, batch_tokens, max_tokens, start)
+    for share, records in fetched(shares(plans, 10**9, "off", 0, 1), reader):
+        found = encode_records(records, tokenizer, max_tokens)
+        documents = tuple(document for document in found if isinstance(document, Encoded))
+        assert len(documents) == len(found) == len(share.plan.documents)
+        yield GlobalBatch(documents, share.plan.after, share.plan.left_out)
