@@ -51,7 +51,7 @@ def object_store() -> Iterator[ObjectStore]:
         assert server.stdin is not None and server.stdout is not None
         host, port = server.stdout.readline().split()
         try:
-            yield _opened(f"{host}:{port}")
+            yield open_bucket(f"{host}:{port}")
         finally:
             server.stdin.close()
 
@@ -102,8 +102,8 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
             target.sendall(data)
 
 
-def _opened(endpoint: str) -> ObjectStore:
-    """The server's bucket, made."""
+def open_bucket(endpoint: str) -> ObjectStore:
+    """The bucket of a server at `host:port`, made."""
     filesystem = fs.S3FileSystem(
         access_key="key",
         secret_key=SECRET,
