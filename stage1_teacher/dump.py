@@ -7,12 +7,13 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
+from pipeline import metrics
 from pipeline.card import write_card
 from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
-from pipeline.logs import say
+from pipeline.logs import detail, say
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from schemas.commit import committed, make_folder, remove
@@ -171,13 +172,23 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
         for shards in chain([first], rounds):
             for made in make(read_shards(shards, corpus)):
                 progress.update(made.documents, made.text_bytes, made.tokens, made.stored_bytes)
+                count_missing(made)
                 job.claims.keep()
                 if made.committed is not None:
                     num_made += 1
+                    detail(f"{job.dump}: shard {made.committed}, {made.stored_bytes:,} bytes", shard=made.committed)
                     job.claims.give_back(made.committed)
                 if made.audited:
                     write_audit(job)
     say(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
+
+
+def count_missing(made: Made) -> None:
+    """What the targets lack, for `--metrics`."""
+    metrics.POSITIONS.inc(made.positions)
+    metrics.MISSING.labels("dropped").inc(made.dropped)
+    metrics.MISSING.labels("tail").inc(made.tail)
+    metrics.FAILURES.labels("document").inc(made.left_out)
 
 
 def free_shards(job: Job) -> Iterator[Iterator[ShardPlan]]:

@@ -13,6 +13,7 @@ from stage1_teacher.restart import EngineError
 
 _MOST_COPIES = 2  # engines on one shard
 _NOTHING = Made(0, 0, 0)
+_COUNTED = [name for name in Made._fields if name not in ("committed", "audited")]
 
 
 class Shard:
@@ -100,11 +101,6 @@ class HandOut:
             self._lost.append(shard)
 
 
-def _each(do: Callable[[int, int], int], a: Made, b: Made) -> Made:
-    """Of the counts of two; not of what they say of a shard that is complete."""
-    return Made(
-        do(a.documents, b.documents),
-        do(a.text_bytes, b.text_bytes),
-        do(a.tokens, b.tokens),
-        do(a.stored_bytes, b.stored_bytes),
-    )
+def _each(do: Callable[[Any, Any], Any], a: Made, b: Made) -> Made:
+    """Of all that is counted of two; not of what they say of a shard that is complete."""
+    return Made(**{name: do(getattr(a, name), getattr(b, name)) for name in _COUNTED})

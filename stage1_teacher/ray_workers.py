@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline import metrics
 from pipeline.config import Recipe
 from pipeline.interrupt import terminable
 from pipeline.logs import say, warn
@@ -149,6 +150,7 @@ class Engines:
             raise error.cause from error
         except self._ray.exceptions.RayActorError as error:
             self._failed_starts += 1
+            metrics.FAILURES.labels("engine").inc()
             if self._failed_starts >= self._placement.engine_attempts:
                 raise EngineError(
                     f"{self._failed_starts} engines in a row were lost while they started (placement.engine_attempts), the last one: "
@@ -172,6 +174,7 @@ class Engines:
             raise error.cause from error
         except self._ray.exceptions.RayActorError as error:
             del self._working[call]
+            metrics.FAILURES.labels("engine").inc()
             warn(
                 f"{self._job.dump}: the engine in {self._places.pop(engine)} is lost ({_first_line(error)}); shard "
                 f"{run.shard.plan.index} is handed out again"
