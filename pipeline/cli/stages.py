@@ -23,6 +23,16 @@ def teacher(
             help="Go on with a dump that another engine began, as in vllm-0.33.0; it is recorded.",
         ),
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Have the shards made by engines on a Ray cluster (default: by this process).")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The cluster of --ray (default: that of RAY_ADDRESS, or one of this machine, or one started for this dump).",
+        ),
+    ] = None,
     metrics: Metrics = None,
 ) -> None:
     """Stage 1: dump the teacher's next-byte distributions, or resume a dump.
@@ -35,7 +45,7 @@ def teacher(
 
     ask_for_metrics(metrics)
     with served():
-        run_teacher(load(recipe, override), dry_run, parse_worker(worker), accept_engine)
+        run_teacher(load(recipe, override), dry_run, parse_worker(worker), accept_engine, ray, address)
 
 
 def parse_worker(text: str) -> tuple[int, int]:
