@@ -44,6 +44,10 @@ class Lengths:
     tokens_N: np.ndarray  # int32, the start token included; 0: it cannot be used
     reasons: dict[int, str]  # of N: why a record cannot be used
 
+    def usable(self, max_tokens: int) -> np.ndarray:
+        """Bool: which records can be trained on."""
+        return (self.tokens_N > 0) & (self.tokens_N <= max_tokens)
+
     @classmethod
     def of(cls, shards: Iterable[Sequence[int | str]]) -> "Lengths":
         """Of the tokens of each record, or the reason why it cannot be used, shard by shard."""

@@ -65,7 +65,7 @@ def plan_batches(
 
 
 def _check_usable(lengths: Lengths, max_tokens: int) -> None:
-    if ((lengths.tokens_N > 0) & (lengths.tokens_N <= max_tokens)).any():
+    if lengths.usable(max_tokens).any():
         return
     left_out = Counter(lengths.reasons.values())
     left_out[TOO_LONG] += len(lengths.tokens_N) - len(lengths.reasons)

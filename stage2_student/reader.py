@@ -80,8 +80,9 @@ class DumpReader:
             in_turn = sorted(places)
             found = dict(zip(in_turn, self.read(in_turn), strict=True))
             for index, place in enumerate(places, window.first.record):
+                record = found.pop(place)
                 if Position(window.first.epoch, index) >= start:
-                    yield found[place], Position(window.first.epoch, index + 1)
+                    yield record, Position(window.first.epoch, index + 1)
 
     def _counts(self) -> np.ndarray:
         if self.join is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipeline import metrics
 from pipeline.config import Recipe
 from pipeline.logs import say, warn
 from pipeline.recipe import load_recipe, save_recipe
@@ -79,6 +80,7 @@ def train(recipe: Recipe) -> None:
     with contextlib.ExitStack() as stack:
         if ranks.rank == 0:
             stack.enter_context(run_folder.lock(run))
+            stack.enter_context(metrics.served())
             _prepare(recipe, sources, ranks.world)
         found = resume.newest_sound(run, ranks.rank, ranks.world)
         if found is None or found.step != recipe.train.steps:
@@ -122,7 +124,16 @@ def _lengths(recipe: Recipe, sources: Sources, ranks: Ranks) -> Lengths:
     key = run_folder.counts_key(_identity(recipe, sources))
     keep_counts(folder, key, reader, tokenizer, chat, ranks.rank, ranks.world)
     ds.wait_for_all()
-    return kept_counts(folder, reader.num_shards)
+    lengths = kept_counts(folder, reader.num_shards)
+    if ranks.rank == 0:
+        usable_N = lengths.usable(recipe.train.max_tokens)
+        documents, tokens = int(usable_N.sum()), int(lengths.tokens_N[usable_N].sum())
+        steps = round(tokens / recipe.train.batch_tokens, 1)
+        say(
+            f"an epoch: {documents:,} records, {tokens:,} tokens, {steps:,} steps; {len(usable_N) - documents:,} records cannot be used",
+            records=documents, tokens=tokens, steps=steps,
+        )  # fmt: skip
+    return lengths
 
 
 def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Student:
