@@ -44,7 +44,9 @@ def ray_engines(job: Job, _: Named, address: str | None) -> Iterator[Maker]:
     try:
         ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
     except ConnectionError as error:
-        raise ValueError(f"--address {address}: no Ray cluster answers: {error}") from error
+        raise ValueError(
+            f"--address {address}: no Ray cluster answers: {error}. One that asks for a token needs RAY_AUTH_MODE=token in the environment"
+        ) from error
     try:
         with terminable():  # again: ray.init puts a handler of its own for SIGTERM in place
             yield Engines(ray, job).make
