@@ -148,15 +148,20 @@ def run_tasks(
     """
     tasks = {name: _load(group) for name, group in groups.items()}
     source = resolve_model(model, revision)
-    lm = TextModel(
-        str(Path(source).absolute())
-        if Path(source).exists()
-        else source,  # a relative path would be asked for at the hub
-        revision=revision or "main",
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        trust_remote_code=trust_remote_code,
-    )
-    return {name: _run(lm, group, *tasks[name], log_samples) for name, group in groups.items()}
+    if Path(source).exists():
+        source = str(Path(source).absolute())  # a relative path would be asked for at the hub
+    found: dict[str, dict[str, Any]] = {}
+    for dtype in dict.fromkeys(group.dtype for group in groups.values()):
+        lm = TextModel(
+            source,
+            revision=revision or "main",
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+        asked = {name: group for name, group in groups.items() if group.dtype == dtype}
+        found |= {name: _run(lm, group, *tasks[name], log_samples) for name, group in asked.items()}
+    return found
 
 
 def _load(group: TasksConfig) -> tuple[TaskManager, list[Any]]:

@@ -70,7 +70,7 @@ def drawn(records: Sequence[Record], rng: np.random.Generator) -> Record:
     """A record of some 2 kB, out of the words and the positions of others; its targets are not those of its text."""
     text = b""
     while len(text) < 2000:
-        text += records[rng.integers(len(records))].document + b" "
+        text += records[int(rng.integers(len(records)))].document + b" "
     words = text.split(b" ")
     document = b" ".join(words[i] for i in rng.permutation(len(words)))
     symbols = np.concatenate([record.symbols for record in records])

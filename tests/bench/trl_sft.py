@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import torch
 import typer
 from transformers import AutoTokenizer, TrainerCallback
 
@@ -40,7 +41,6 @@ def train_with_trl(recipe: Recipe, out: Path, documents: int) -> None:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    in_turns = InTurns()  # first: from here on nothing else may write to the parent
     config, train = student_config(recipe), recipe.train
     tokenizer = student_tokenizer(config).tokenizer
     first = end_tokens(config, tokenizer).start
@@ -62,6 +62,7 @@ def train_with_trl(recipe: Recipe, out: Path, documents: int) -> None:
         warmup_steps=train.warmup_steps,
         optim="adamw_torch",
         bf16=train.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=False,
         logging_steps=1,
         save_strategy="no",
@@ -73,7 +74,7 @@ def train_with_trl(recipe: Recipe, out: Path, documents: int) -> None:
         args=arguments,
         train_dataset=Dataset.from_dict({"input_ids": rows}),
         processing_class=wrapped,
-        callbacks=[in_turns],
+        callbacks=[InTurns()],
     ).train()
 
 

@@ -32,15 +32,15 @@ OBJECTIVES = {
     "linear": Objectives(ce=1.0, byte_ce=1.0, kl=0.1),  # the paper's
     "causal": Objectives(ce=1.0, byte_ce=1.0, kl=0.1),
 }
+_FIGURES = "BLD_BENCH_FIGURES"  # names the pipe to the parent, by its number
 _SHARES = ("dropped", "token_end", "doubt")
 
 
 class Turn:
-    """The worker's side. Only figures go to the parent: what is printed otherwise goes to stderr."""
+    """The worker's side."""
 
     def __init__(self) -> None:
-        self._to_parent = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
+        self._to_parent = os.fdopen(int(os.environ[_FIGURES]), "w")
         self._started: tuple[float, float] | None = None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -72,31 +72,40 @@ def train_in_turns(recipe: Recipe) -> None:
 
 
 class Worker:
-    """The parent's side; entering waits until the worker is ready."""
+    """The parent's side; made when the worker is ready for its first step."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        read, write = os.pipe()
+        self._figures = os.fdopen(read)
+        # Figures have a pipe of their own, for anything may print to stdout; what does is shown on stderr.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=sys.stderr, text=True,
+            pass_fds=[write], env={**os.environ, _FIGURES: str(write)},
+        )  # fmt: skip
+        os.close(write)
         self._read()
 
     def step(self) -> Figures:
-        self._pipe(self._process.stdin).write("\n")
-        self._pipe(self._process.stdin).flush()
+        self._to_worker.write("\n")
+        self._to_worker.flush()
         return Figures(*self._read())
 
     def close(self) -> None:
-        self._pipe(self._process.stdin).close()
+        self._to_worker.close()
         self._process.wait()
+        self._figures.close()
 
     def _read(self) -> Sequence[float]:
-        line = self._pipe(self._process.stdout).readline()
+        line = self._figures.readline()
         if not line:
             raise RuntimeError(f"{self.name} ended with {self._process.wait()}")
         return list(json.loads(line))
 
-    def _pipe(self, pipe: IO[str] | None) -> IO[str]:
-        assert pipe is not None
-        return pipe
+    @property
+    def _to_worker(self) -> IO[str]:
+        assert self._process.stdin is not None
+        return self._process.stdin
 
 
 def compare(module: str, arguments: Mapping[str, Sequence[str]], rounds: int, tokens: int) -> None:

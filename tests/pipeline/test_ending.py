@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,14 @@ LONG = {
     ("plan", "demo", "--calibrate"): "stage1_teacher.calibrate.calibrate",
     ("teacher", "demo"): "stage1_teacher.dump.run_teacher",
 }
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell starts what runs in the background with SIGINT ignored; these processes take it as usual."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def struck(number: signal.Signals) -> Callable[..., None]:
@@ -62,7 +70,8 @@ def test_a_signal_ends_every_long_command_with_its_code_and_says_how_to_go_on(
 @pytest.mark.parametrize("number", CODES)
 def test_what_is_being_written_is_gone_and_what_was_there_stays(number: signal.Signals, tmp_path: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from pipeline.interrupt import *\n"
+        "import os, signal, sys; from pathlib import Path; from pipeline.interrupt import *\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from schemas.commit import committed; from stage2_student.folders import committed_folder\n"
         "with terminable(), committed(Path('page.html')) as page, committed_folder(Path('export')) as export:\n"
         "    page.write_text('half'); export.mkdir(); (export / 'model').write_text('half')\n"

@@ -205,7 +205,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_the_command_writes_the_harness_json(
     command: Any, model: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    named = ("eval", str(model), "--tasks", "three", "--include-path", str(tasks))
+    named = ("eval", str(model), "--tasks", "three", "--include-path", str(tasks), "--dtype", "bfloat16")
     assert (
         command(
             *named, "--task-limit", "2", "--num_fewshot", "1", "--seed", "5", "--out", str(tmp_path), "--log-samples"
@@ -215,6 +215,7 @@ def test_the_command_writes_the_harness_json(
     found = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
     assert found["n-samples"]["three"] == {"original": 3, "effective": 2}
     assert found["n-shot"]["three"] == 1 and found["config"]["fewshot_seed"] == 5
+    assert found["config"]["model_dtype"] == "torch.bfloat16"
     assert found["lm_eval_version"] and "acc_norm,none" in found["results"]["three"]
     assert len((tmp_path / "tasks.three.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     assert "acc_norm" in capsys.readouterr().out
