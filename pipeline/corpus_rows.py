@@ -6,6 +6,8 @@ JSON is read line by line in binary: one bad line costs one row, not the file, a
 import glob
 import io
 import json
+import lzma
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,7 +124,7 @@ def _opened(name: str) -> Iterator[IO[bytes]]:
             ):  # fsspec's reader stops, without a word, after the first frame of several, and where a frame is cut off
                 file = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
             yield file
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{name} cannot be read: {error}. Fetch or compress it again.") from error
 
 

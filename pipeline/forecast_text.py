@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pipeline.estimates import Estimate
 from pipeline.forecast import Calibration, Forecast
+from schemas.store import Location
 
 Line = tuple[str, str]  # what, and what is expected of it
 
@@ -58,7 +58,7 @@ def duration(found: Estimate) -> str:
     return f"{hours:,}:{minutes:02}:{rest:02} h{spread(found)}"
 
 
-def took(dump: Path) -> dict[str, Any] | None:
+def took(dump: Location) -> dict[str, Any] | None:
     """What the summary of a finished dump says that it took; None where there is none, or its shards do not tell."""
     path = dump / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -81,7 +81,7 @@ def describe_dump(dump: str) -> str:
     """What is in a dump's folder now; of an object store nothing is asked."""
     path = Path(dump)
     if "://" in dump:
-        return f"{dump}, read from there; not looked into"
+        return f"{dump}, in a store; not looked into"
     if not (path / "manifest.json").exists():
         return f"{path}, new"
     manifest = Manifest.load(path)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from pipeline import logs
+from pipeline import logs, metrics
 
 _LINE_SECONDS = 10.0
 
@@ -20,6 +20,7 @@ class Progress:
         self.documents = self.text_bytes = self.tokens = self.stored_bytes = 0
         self._console = console or Console(stderr=True)
         self._started = self._last_line = time.monotonic()
+        metrics.PLANNED_BYTES.set(total_bytes)
         self._bar = (
             RichProgress(
                 TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(compact=True), console=self._console
@@ -41,6 +42,13 @@ class Progress:
         self.text_bytes += text_bytes
         self.tokens += tokens
         self.stored_bytes += stored_bytes
+        for counter, more in (
+            (metrics.DOCUMENTS, documents),
+            (metrics.TEXT_BYTES, text_bytes),
+            (metrics.TOKENS, tokens),
+            (metrics.STORED_BYTES, stored_bytes),
+        ):
+            counter.inc(more)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.text_bytes, description=self.describe())
         elif time.monotonic() - self._last_line >= _LINE_SECONDS:

@@ -13,6 +13,7 @@ from pipeline.config import Recipe
 
 _PACKAGED = Path(__file__).parent / "recipes"
 _SETTINGS = _PACKAGED / "settings"
+_MOST_LEVELS, _MOST_VALUES = 30, 10_000  # of a recipe's YAML
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,6 +23,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise ValueError(f"line {key_node.start_mark.line + 1}: the key {key!r} is not text; put it in quotes")
@@ -30,6 +33,26 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen.add(key)
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
+
+
+def _check_size(node: yaml.Node | None) -> None:
+    """Raise ValueError for YAML that is small to read and huge to hold: aliases of aliases, or nesting without end."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if depth > _MOST_LEVELS:
+            raise ValueError(f"line {node.start_mark.line + 1}: nested more than {_MOST_LEVELS} deep")
+        if id(node) not in sizes:
+            inside = (
+                [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            )
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in inside if isinstance(part, yaml.Node))
+        if sizes[id(node)] > _MOST_VALUES:
+            raise ValueError(f"line {node.start_mark.line + 1}: its aliases stand for more than {_MOST_VALUES} values")
+        return sizes[id(node)]
+
+    if node is not None:
+        size(node, 0)
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -88,7 +111,10 @@ def _find(path_or_name: str | Path) -> Path:
 
 def _parse(text: str, where: str) -> Any:
     try:
+        _check_size(yaml.compose(text, Loader=_Loader))
         return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError(f"{where}: nested more than {_MOST_LEVELS} deep") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 

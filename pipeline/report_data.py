@@ -10,17 +10,19 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config import Recipe
+from pipeline.task_table import load_tasks
 from schemas.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder holds; empty where a file is not there yet."""
+    """What a run's folder holds; empty where a file is not there yet. `tasks` are the harness' results of each model."""
 
     folder: Path
     metrics: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -58,6 +60,7 @@ def read_run(folder: Path) -> Run:
         metrics=read_metrics(metrics) if metrics.exists() else [],
         evaluation=_json(evaluation),
         recipe=with_defaults(yaml.safe_load(recipe.read_text(encoding="utf-8"))) if recipe.exists() else {},
+        tasks={model.name: load_tasks(model) for model in sorted((folder / "tasks").glob("*")) if model.is_dir()},
     )
 
 

@@ -25,6 +25,7 @@ def page(runs: Sequence[Run], names: Sequence[str]) -> str:
     sections = [
         ("Runs", tables.overview(runs, names)),
         ("Evaluation", tables.final_table(runs, names)),
+        ("Tasks, in percent", tables.task_tables(runs, names)),
         ("Curves", _curves(runs, names)),
         *_recipe_section(runs, names),
         ("Dump" if len(dumps) == 1 else "Dumps", "".join(map(dump_section, dumps))),

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.evaluation import format_figure
 from pipeline.report_data import Run, differences
 from pipeline.report_plots import NUM_COLOURS, PLOTS, format_seconds
+from pipeline.task_table import rows_of
 from schemas.manifest import flatten
 
 _MEASURES = (
@@ -169,6 +170,22 @@ def _all_figures(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = [[run, model, corpus, *[figures.get(key) for key in keys]] for run, model, corpus, figures in found]
     head = ["run", "model", "corpus", *[key.replace("_", " ") for key in keys]]
     return f"<details><summary>All figures</summary>{escaped_table(head, rows, num_text=3)}</details>"
+
+
+def task_tables(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """The tasks that were asked, a table per run that has any, beside what its recipe says that others have published."""
+    return "".join(
+        (f"<h3>{cell}</h3>" if len(runs) > 1 else "") + escaped_table(*_task_rows(run), num_text=2)
+        for run, cell in zip(runs, run_cells(names), strict=True)
+        if run.tasks
+    )
+
+
+def _task_rows(run: Run) -> tuple[list[str], list[list[str]]]:
+    section = dict(run.recipe.get("eval") or {})
+    groups = dict(section.get("tasks") or {}).values()
+    metrics = {task: metric for group in groups for task, metric in dict(group.get("metrics") or {}).items()}
+    return rows_of(run.tasks, metrics, dict(section.get("published") or {}))
 
 
 def last_steps_table(runs: Sequence[Run], names: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ def _writing(path: RemotePath) -> Iterator[None]:
         try:
             yield
         except (BaseError, OSError) as error:
-            raise OSError(str(error).partition("\n\nDebug source")[0]) from error
+            raise OSError(" ".join(str(error).partition("\n\nDebug source")[0].split())) from error
 
 
 def _key(path: RemotePath) -> str:

@@ -66,6 +66,7 @@ SHARD_SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=False, metadata={"description": text}) for name, kind, text in _COLUMNS]
 )
 
+_OF_CHATS = ("message_roles", "message_lengths")  # columns that a shard of plain text may lack
 _LISTS = frozenset(name for name, kind, _ in _COLUMNS if pa.types.is_list(kind))
 
 
@@ -117,8 +118,16 @@ class Record:
 
     def faults(self) -> list[str]:
         """What is wrong with this record, in words; empty for a good one."""
+        return self.layout_faults() or self._entry_faults()
+
+    def layout_faults(self) -> list[str]:
+        """Those that would send a reader astray: counts that do not fit, and numbers that are no log-probabilities."""
         checks = [
-            (sum(self.teacher_token_lengths) == len(self.document), "teacher tokens do not span the document"),
+            (
+                int(self.teacher_token_lengths.sum(dtype=np.int64)) == len(self.document)
+                and bool((self.teacher_token_lengths >= 0).all()),
+                "teacher tokens do not span the document",
+            ),
             (len(self.teacher_token_lengths) == len(self.teacher_token_logprobs), "token columns differ in length"),
             (
                 all(s.start >= 0 and s.length >= 0 and s.start + s.length <= len(self.document) for s in self.segments),
@@ -126,7 +135,8 @@ class Record:
             ),
             (len(self.message_roles) == len(self.message_lengths), "message columns differ in length"),
             (
-                not self.message_lengths or sum(self.message_lengths) == len(self.document),
+                not self.message_lengths
+                or (sum(self.message_lengths) == len(self.document) and min(self.message_lengths) >= 0),
                 "messages do not span the document",
             ),
             (
@@ -139,14 +149,15 @@ class Record:
                 "entry columns differ in length",
             ),
             (bool((self.entry_counts > 0).all()), "a position has no entry"),
+            (
+                bool(((self.logprobs <= 0) & (self.logprobs > -np.inf)).all()),
+                "a stored log-probability is positive or not finite",
+            ),
         ]
-        faults = [text for good, text in checks if not good]
-        return faults or self._entry_faults()
+        return [text for good, text in checks if not good]
 
     def _entry_faults(self) -> list[str]:
         logprobs = self.logprobs.astype(np.float64)
-        if not (np.isfinite(logprobs).all() and (logprobs <= 0).all()):
-            return ["a stored log-probability is positive or not finite"]
         if not len(self.entry_counts):
             return []
         starts = np.concatenate([[0], np.cumsum(self.entry_counts.astype(np.int64))[:-1]])
@@ -240,17 +251,23 @@ def num_records(path: Location) -> int:
         return int(file.metadata.num_rows)
 
 
-def read_shard(path: Location, batch_records: int = 64) -> Iterator[Record]:
-    """Yield a shard's records in order, holding `batch_records` of them in memory at once."""
+def read_shard(path: Location, batch_records: int = 64, checked: bool = True) -> Iterator[Record]:
+    """Yield a shard's records in order, holding `batch_records` of them in memory at once.
+
+    Raises ValueError for columns that are not the format's, and, where `checked`, for a record with `layout_faults`.
+    """
+    first = 0
     for batch in _batches(path, batch_records):
-        yield from map(batch.record, range(batch.num_rows))
+        for row in range(batch.num_rows):
+            yield _checked(batch.record(row), path, first + row) if checked else batch.record(row)
+        first += batch.num_rows
 
 
 def read_rows(path: Location, rows: Iterable[int], batch_records: int = 64) -> Iterator[Record]:
     """Yield these rows of a shard, ascending. What lies between is decoded by Arrow, which lets other threads run, and goes no further.
 
     `rows` is asked for the next one when it is due, so that it may be found out meanwhile.
-    Raises ValueError for a row that the shard does not have.
+    Raises ValueError for a row that the shard does not have, and as `read_shard` does.
     """
     batches, batch, first = _batches(path, batch_records), None, 0
     for row in rows:
@@ -261,13 +278,33 @@ def read_rows(path: Location, rows: Iterable[int], batch_records: int = 64) -> I
                 raise ValueError(
                     f"{path} has {first} records, and none at row {row}: it is not the file that was counted"
                 )
-        yield batch.record(row - first)
+        yield _checked(batch.record(row - first), path, row)
+
+
+def _checked(record: Record, path: Location, row: int) -> Record:
+    faults = record.layout_faults()
+    if faults:
+        raise ValueError(
+            f"{path}, record {row} (doc_id {record.doc_id!r}): {'; '.join(faults)}. `bld verify` says what else is wrong"
+        )
+    return record
 
 
 def _batches(path: Location, batch_records: int) -> "Iterator[_Rows]":
     with open_parquet(path) as file:
         check_version(path, file.schema_arrow.metadata)
+        _check_columns(path, file.schema_arrow)
         yield from map(_Rows, file.iter_batches(batch_size=batch_records))
+
+
+def _check_columns(path: Location, schema: pa.Schema) -> None:
+    """Raise ValueError where a reader would find another type than the format's, or nothing. More columns than those do no harm."""
+    theirs = {field.name: (field.type, field.nullable) for field in schema}
+    for field in SHARD_SCHEMA:
+        if field.name in theirs or field.name not in _OF_CHATS:
+            found, wanted = theirs.get(field.name), (field.type, field.nullable)
+            if found != wanted:
+                raise ValueError(f"{path}: column {field.name} is {found}, the format says {wanted}")
 
 
 class Question(NamedTuple):
@@ -295,14 +332,14 @@ def _messages(asked: Question | Record) -> list[dict[str, str]]:
 def read_questions(path: Location) -> Iterator[Question]:
     """Of each record of a shard in order; reads little more than the text."""
     columns = ["doc_id", "window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
-    messages = ("message_roles", "message_lengths")
     with open_parquet(path) as file:
         check_version(path, file.schema_arrow.metadata)
-        columns += [name for name in messages if name in file.schema_arrow.names]
+        _check_columns(path, file.schema_arrow)
+        columns += [name for name in _OF_CHATS if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=256, columns=columns):
             for row in batch.to_pylist():
                 segments = zip(row["segment_starts"], row["segment_lengths"], row["segment_has_end"], strict=True)
-                said = (tuple(row.get(name, ())) for name in messages)
+                said = (tuple(row.get(name, ())) for name in _OF_CHATS)
                 asked = tuple(Segment(*values) for values in segments)
                 yield Question(row["doc_id"], row["window_start"], row["document"], asked, *said)
 

@@ -104,7 +104,7 @@ class FolderClaims:
                 "*.partial"
             ):  # a living process writes these only in its turn, which is ours now
                 left.unlink(missing_ok=True)
-        for left in (self._dump / "shards").glob("part-*.partial"):
+        for left in self._dump.glob("*/part-*.partial"):  # shards and their costs
             index = int(left.name.removeprefix("part-").split(".")[0])
             if self.take(index):
                 left.unlink(missing_ok=True)

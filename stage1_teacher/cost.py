@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections import Counter
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from pipeline.config import Recipe
 from schemas.commit import make_folder
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.store import AnyLocation, Location
+from stage1_teacher.overlap import in_threads
 
 
 class Cost(NamedTuple):
@@ -64,7 +66,7 @@ def read_cost(dump: Location, shard: ShardPlan) -> Cost | None:
 
 def total_cost(dump: Location, manifest: Manifest) -> dict[str, Any] | None:
     """Of all shards; None where one of them does not tell."""
-    found = [read_cost(dump, shard) for shard in manifest.shards]
+    found = in_threads(partial(read_cost, dump), manifest.shards)
     told = [cost for cost in found if cost is not None]
     if len(told) < len(found):
         return None

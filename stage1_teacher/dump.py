@@ -3,15 +3,17 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
+from pipeline import metrics
 from pipeline.card import write_card
 from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
-from pipeline.logs import say
+from pipeline.logs import detail, say
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from schemas.commit import committed, make_folder, remove
@@ -59,15 +61,21 @@ def enter(recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, ac
 
 
 def run_teacher(
-    recipe: Recipe, dry_run: bool = False, worker: tuple[int, int] = (0, 1), accept_engine: str | None = None
+    recipe: Recipe,
+    dry_run: bool = False,
+    worker: tuple[int, int] = (0, 1),
+    accept_engine: str | None = None,
+    ray: bool = False,
+    address: str | None = None,
 ) -> None:
     """Dump, or resume a dump: every planned shard whose file is missing, and which no other process is making, is made.
 
     Args:
         worker: (i, n): make only each n-th shard, from the i-th on.
         accept_engine: see `plan.hold_to_identity`.
+        ray: the shards are made by engines of a Ray cluster; `address`: see `ray_workers.ray_engines`.
     Raises:
-        ValueError: the folder holds another dump, or the corpus has changed since it was planned.
+        ValueError: the folder holds another dump, the corpus has changed since it was planned, or Ray or its cluster is not there.
         OSError: the folder cannot be written, or the engine failed too often.
     """
     if dry_run:
@@ -75,25 +83,35 @@ def run_teacher(
 
         print_plan(recipe)
         return
+    engines: Engines
+    if ray:
+        from stage1_teacher.ray_workers import import_ray, ray_engines
+
+        import_ray()  # before the corpus is read
+        engines = partial(ray_engines, address=address)
+    elif address is not None:
+        raise ValueError(f"--address {address} is that of a Ray cluster; give --ray too")
+    else:
+        engines = this_process
     with terminable():
-        _run(recipe, worker, accept_engine)
+        _run(recipe, worker, accept_engine, engines)
 
 
-def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None) -> None:
+def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: "Engines") -> None:
     dump = location(recipe.dump.path)
     teacher = load_tokenizer(recipe)
     for remark in teacher.tokenizer.remarks():
         say(f"{dump}: the teacher's tokenizer {remark}")
     recipe = with_licence(recipe, teacher.model)
     say(f"{dump}: {describe(recipe.teacher.license)}")
-    corpus = Corpus(recipe.corpus)
-    planned = prepare(recipe, corpus, teacher)
     make_folder(dump / "shards")
-    with open_claims(dump) as claims:
+    with open_claims(dump) as claims:  # first: a place that cannot be written fails before the corpus is read
+        corpus = Corpus(recipe.corpus)
+        planned = prepare(recipe, corpus, teacher)
         manifest = enter(recipe, planned.manifest, corpus, claims, accept_engine)
         job = Job(recipe, dump, manifest, planned.audited, claims, worker)
         try:
-            make_missing(job, corpus, lambda: this_process(job, teacher))
+            make_missing(job, corpus, lambda: engines(job, teacher))
         except (KeyboardInterrupt, Terminated):
             done = len(manifest.shards) - len(manifest.missing(dump))
             say(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")
@@ -126,6 +144,9 @@ class Job(NamedTuple):
                     self.claims.give_back(shard.index)
 
 
+Engines = Callable[[Job, Named], AbstractContextManager[Maker]]
+
+
 @contextmanager
 def this_process(job: Job, teacher: Named) -> Iterator[Maker]:
     """Shards made by an engine of this process."""
@@ -151,13 +172,23 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
         for shards in chain([first], rounds):
             for made in make(read_shards(shards, corpus)):
                 progress.update(made.documents, made.text_bytes, made.tokens, made.stored_bytes)
+                count_missing(made)
                 job.claims.keep()
                 if made.committed is not None:
                     num_made += 1
+                    detail(f"{job.dump}: shard {made.committed}, {made.stored_bytes:,} bytes", shard=made.committed)
                     job.claims.give_back(made.committed)
                 if made.audited:
                     write_audit(job)
     say(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
+
+
+def count_missing(made: Made) -> None:
+    """What the targets lack, for `--metrics`."""
+    metrics.POSITIONS.inc(made.positions)
+    metrics.MISSING.labels("dropped").inc(made.dropped)
+    metrics.MISSING.labels("tail").inc(made.tail)
+    metrics.FAILURES.labels("document").inc(made.left_out)
 
 
 def free_shards(job: Job) -> Iterator[Iterator[ShardPlan]]:

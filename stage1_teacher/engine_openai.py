@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.listed import ListedRows
 from pipeline.logs import warn
+from pipeline.metrics import FAILURES
 from pipeline.tokenizer_bytes import ByteTokenizer
 
 KEY_VARIABLE = "BLD_API_KEY"  # not OPENAI_API_KEY: that one is for another host, which this server is not
@@ -91,6 +92,7 @@ class Server:
                 wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
                 wait = max(wait, min(asked_wait, LONGEST_WAIT))
                 again = f"attempt {attempt + 1} of {self._attempts} in {wait:.1f} s"
+                FAILURES.labels("request").inc()
                 warn(f"{method} {url}: {fault}; {again}")
                 await asyncio.sleep(wait)
         raise ConnectionError(

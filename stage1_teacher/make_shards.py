@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.chat_template import ChatError
@@ -17,6 +18,7 @@ from schemas.store import Location
 from stage1_teacher import audit, cost
 from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.engine import ListingEngine
+from stage1_teacher.fidelity import stored_sums
 from stage1_teacher.overlap import one_ahead
 from stage1_teacher.pieces import Piece, batches, cut_pieces
 from stage1_teacher.records import make_records
@@ -43,7 +45,7 @@ class Forwarded(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What has been done, for the progress bar."""
+    """What has been done, for the progress bar and the metrics."""
 
     documents: int
     text_bytes: int
@@ -51,6 +53,10 @@ class Made(NamedTuple):
     stored_bytes: int = 0  # of a shard that is complete with this
     committed: int | None = None  # that shard's number
     audited: int = 0  # documents in that shard
+    left_out: int = 0  # documents of that shard
+    positions: int = 0
+    dropped: float = 0.0  # summed over these positions, as is the tail
+    tail: float = 0.0
 
 
 def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> CutShard:
@@ -108,6 +114,7 @@ class ShardWriter:
         self._watch = cost.Stopwatch()
 
     def take(self, batch: Forwarded) -> Made:
+        records: list[Record] = []
         if batch.pieces:
             records = make_records(batch.pieces, batch.answers, self._teacher, self._recipe.dump)
             self._audited += [audit.measure(records[number], wide) for number, wide in batch.wide.items()]
@@ -116,12 +123,20 @@ class ShardWriter:
         self._num_tokens += num_tokens
         self._num_computed += batch.answers.num_tokens
         num_documents = sum(piece.window.has_end for piece in batch.pieces)
-        made = Made(num_documents, sum(piece.num_supervised for piece in batch.pieces), num_tokens)
+        made = Made(
+            num_documents,
+            sum(piece.num_supervised for piece in batch.pieces),
+            num_tokens,
+            positions=sum(record.num_positions for record in records),
+            dropped=sum(float(record.dropped.sum(dtype=np.float64)) for record in records),
+            tail=sum(float(np.maximum(1 - stored_sums(record), 0).sum()) for record in records),
+        )
         if batch.finished is None:
             return made
         return made._replace(
             documents=num_documents + len(batch.finished.left_out),
             audited=len(self._audited),
+            left_out=len(batch.finished.left_out),
             committed=batch.finished.plan.index,
             stored_bytes=self._commit(batch.finished),
         )

@@ -103,7 +103,7 @@ def _record_faults(path: Location, metadata: dict[str, str], shard: ShardPlan) -
     open_id: str | None = None  # of a document whose last window has not come yet
     done = 0  # bytes of it that are supervised so far
     heard = 0  # of a chat, bytes that its windows held so far
-    for row, record in enumerate(read_shard(path)):
+    for row, record in enumerate(read_shard(path, checked=False)):
         where = f", record {row} (doc_id {record.doc_id!r}): "
         faults = [*record.faults(), *_share_faults(record), *_chat_faults(record)]
         yield from (where + fault for fault in faults)

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +148,20 @@ def run_tasks(
     """
     tasks = {name: _load(group) for name, group in groups.items()}
     source = resolve_model(model, revision)
-    lm = TextModel(
-        str(Path(source).absolute())
-        if Path(source).exists()
-        else source,  # a relative path would be asked for at the hub
-        revision=revision or "main",
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        trust_remote_code=trust_remote_code,
-    )
-    return {name: _run(lm, group, *tasks[name], log_samples) for name, group in groups.items()}
+    if Path(source).exists():
+        source = str(Path(source).absolute())  # a relative path would be asked for at the hub
+    found: dict[str, dict[str, Any]] = {}
+    for dtype in dict.fromkeys(group.dtype for group in groups.values()):
+        lm = TextModel(
+            source,
+            revision=revision or "main",
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+        asked = {name: group for name, group in groups.items() if group.dtype == dtype}
+        found |= {name: _run(lm, group, *tasks[name], log_samples) for name, group in asked.items()}
+    return found
 
 
 def _load(group: TasksConfig) -> tuple[TaskManager, list[Any]]:
@@ -173,7 +179,7 @@ def _manager(group: TasksConfig) -> TaskManager:
         if not Path(folder).is_dir():
             raise ValueError(f"include_path {folder} is not a folder; give one that holds task files (YAML)")
     local = TaskManager(include_path=folders, include_defaults=False)
-    manager = local if set(group.names) <= set(local.all_tasks) else TaskManager(include_path=folders)
+    manager = local if set(group.names) <= set(local.all_tasks) else _with_all_tasks(*folders)
     for name in group.names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
@@ -181,6 +187,11 @@ def _manager(group: TasksConfig) -> TaskManager:
                 f"the harness has no task {name!r}; the nearest it has: {', '.join(near) or 'none'}. {_without_hub(local)}"
             )
     return manager
+
+
+@cache
+def _with_all_tasks(*folders: str) -> TaskManager:
+    return TaskManager(include_path=list(folders))
 
 
 def _task(manager: TaskManager, name: str) -> list[Any]:

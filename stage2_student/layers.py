@@ -28,7 +28,7 @@ def drop_layers(model: Any, dropped: Sequence[int]) -> Any:
     kept = [layer for layer in range(num_layers) if layer not in set(dropped)]
     if not kept:
         raise ValueError(f"student.drop_layers names all {num_layers} layers; leave at least one")
-    smaller = type(model)(_smaller_config(model.config, kept))
+    smaller = type(model)(smaller_config(model.config, kept))
     smaller.generation_config = model.generation_config
     missing, unexpected = smaller.load_state_dict(
         _renumbered(model.state_dict(), name, kept), strict=False, assign=True
@@ -55,7 +55,7 @@ def _block_list(model: Any) -> tuple[str, int]:
     return outer[0], num_layers
 
 
-def _smaller_config(config: Any, kept: Sequence[int]) -> Any:
+def smaller_config(config: Any, kept: Sequence[int]) -> Any:
     """The configuration of the kept layers: their number, and of each list with a value per layer (their kinds) theirs."""
     smaller = copy.deepcopy(config)
     text = smaller.get_text_config()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from pipeline.logs import warn
+from pipeline.metrics import FAILURES
 from stage2_student import deepspeed_engine as ds
 from stage2_student.batches import MicroBatch
 from stage2_student.loss_scale import LossScale
@@ -64,6 +65,7 @@ def take_step(
             )
         scale = scale.after_overflow()
         if ranks.rank == 0:
+            FAILURES.labels("overflow").inc()
             warn(
                 f"step {plan.step}: the gradient overflows float16 at loss scale {factor:g}; the same batch again at {scale.factor:g}"
             )

@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard always, Weights & Biases where the recipe asks for it."""
+"""Where metrics go beside metrics.jsonl: TensorBoard and Prometheus always, Weights & Biases where the recipe asks for it."""
 
 import importlib
 import importlib.util
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.config import Recipe, WandbConfig
+from pipeline.metrics import set_train
 from stage2_student.start import student_config
 
 
@@ -33,6 +34,16 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class Prometheus:
+    """The last step's figures, for who asks this process (`--metrics`)."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        set_train(step, values)
+
+    def close(self) -> None:
+        """They stay what they are."""
 
 
 class Wandb:
@@ -86,5 +97,5 @@ def check_installed(config: WandbConfig | None) -> None:
 def open_trackers(recipe: Recipe, first_step: int) -> list[Tracker]:
     """What a recipe wants its metrics written to."""
     run, config = Path(student_config(recipe).path), recipe.train.wandb
-    trackers: list[Tracker] = [TensorBoard(run, first_step)]
+    trackers: list[Tracker] = [TensorBoard(run, first_step), Prometheus()]
     return trackers if config is None else [*trackers, Wandb(run, config, recipe)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipeline import metrics
 from pipeline.config import Recipe
 from pipeline.logs import say, warn
 from pipeline.recipe import load_recipe, save_recipe
@@ -79,6 +80,7 @@ def train(recipe: Recipe) -> None:
     with contextlib.ExitStack() as stack:
         if ranks.rank == 0:
             stack.enter_context(run_folder.lock(run))
+            stack.enter_context(metrics.served())
             _prepare(recipe, sources, ranks.world)
         found = resume.newest_sound(run, ranks.rank, ranks.world)
         if found is None or found.step != recipe.train.steps:

@@ -1,9 +1,11 @@
 """An S3-compatible server on loopback, in a process of its own: vLLM looks into all modules that are loaded, and falls over Flask's."""
 
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,13 +51,59 @@ def object_store() -> Iterator[ObjectStore]:
         assert server.stdin is not None and server.stdout is not None
         host, port = server.stdout.readline().split()
         try:
-            yield _opened(f"{host}:{port}")
+            yield open_bucket(f"{host}:{port}")
         finally:
             server.stdin.close()
 
 
-def _opened(endpoint: str) -> ObjectStore:
-    """The server's bucket, made."""
+@contextmanager
+def cut_off(store: ObjectStore, request: bytes, after_bytes: int) -> Iterator[tuple[dict[str, str], threading.Event]]:
+    """A way to the store on which a request whose head starts so gets no further than its first bytes, and then hangs.
+
+    Yields:
+        The environment by which the store is reached on that way, and an event: that the request hangs.
+    """
+    host, _, port = store.environment["AWS_ENDPOINT_URL"].removeprefix("http://").rpartition(":")
+    reached, over = threading.Event(), threading.Event()
+
+    def forward(client: socket.socket) -> None:
+        with client, socket.create_connection((host, int(port))) as server:
+            threading.Thread(target=_pump, args=(server, client), daemon=True).start()
+            seen = b""
+            while data := client.recv(1 << 16):
+                seen = (seen + data)[-(1 << 16) :]
+                at = seen.find(request)
+                if at >= 0 and len(seen) - at > after_bytes:
+                    server.sendall(data[: len(data) - (len(seen) - at - after_bytes)])
+                    reached.set()
+                    over.wait()
+                    return
+                server.sendall(data)
+
+    def listen(listener: socket.socket) -> None:
+        while not over.is_set():
+            with suppress(TimeoutError):
+                threading.Thread(target=forward, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        thread = threading.Thread(target=listen, args=(listener,))
+        thread.start()
+        try:
+            yield {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{listener.getsockname()[1]}"}, reached
+        finally:
+            over.set()
+            thread.join()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
+
+
+def open_bucket(endpoint: str) -> ObjectStore:
+    """The bucket of a server at `host:port`, made."""
     filesystem = fs.S3FileSystem(
         access_key="key",
         secret_key=SECRET,

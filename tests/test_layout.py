@@ -56,7 +56,7 @@ def test_the_roof_imports_a_stage_only_inside_a_command() -> None:
         assert not [name for name in top if str(name).startswith("stage")], path
 
 
-@pytest.mark.parametrize("engine", ["vllm", "deepspeed"])
+@pytest.mark.parametrize("engine", ["vllm", "deepspeed", "ray", "obstore"])
 def test_an_engine_is_imported_in_one_module(engine: str) -> None:
     assert len(importers(engine)) == 1, importers(engine)
 

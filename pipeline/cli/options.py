@@ -30,6 +30,25 @@ def set_logs(quiet: Quiet = False, verbose: Verbose = False, log_json: LogJson =
         logs.set_format("json")
 
 
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="Serve figures for Prometheus there, at /metrics; without HOST to this machine alone (BLD_METRICS).",
+    ),
+]
+
+
+def ask_for_metrics(address: str | None) -> None:
+    """Put it where this process, or the rank that it starts, finds it. Raises ValueError for what is no address."""
+    from pipeline import metrics
+
+    if address is not None:
+        metrics.parse_address(address)
+        os.environ[metrics.VARIABLE] = address
+
+
 def with_logs(name: str, command: Callable[..., None]) -> Callable[..., None]:
     """The command, with these options after its own."""
     common = inspect.signature(set_logs).parameters

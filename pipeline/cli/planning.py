@@ -1,7 +1,6 @@
 """`bld plan`: what a recipe would take, before it takes it."""
 
 import json as json_text
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,6 +55,7 @@ def _forecast(
 
     from pipeline import forecast_text
     from pipeline.forecast import forecast
+    from schemas.store import location
     from stage1_teacher.calibrate import calibrate
 
     size = None if corpus_bytes is None else int(TypeAdapter(ByteSize).validate_python(corpus_bytes))
@@ -63,7 +63,13 @@ def _forecast(
     found = forecast(measured, workers)
     lines = list(forecast_text.forecast_lines(found, measured, workers))
     values: dict[str, Any] = {"workers": workers, "devices": measured.devices, "forecast": found.as_dict()}
-    summary = forecast_text.took(Path(recipe.dump.path))
+    if recipe.student is not None:
+        from stage2_student.footprint import footprint_lines
+
+        student = list(footprint_lines(recipe))
+        lines += student
+        values["student"] = dict(student)
+    summary = forecast_text.took(location(recipe.dump.path))
     if summary is not None:
         lines.append(("dump.path took", forecast_text.compared(found, summary)))
         values["took"] = {key: summary[key] for key in ("teacher_tokens", "stored_bytes", "cost")}

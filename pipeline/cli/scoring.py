@@ -54,6 +54,10 @@ def evaluate(
     ] = False,
     task_limit: Annotated[int | None, typer.Option(min=1, help="Questions of each of --tasks (default: all).")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of --tasks (default: the harness' own).")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Arithmetic of --tasks: auto (as the weights are saved), float32, bfloat16 or float16."),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -90,6 +94,7 @@ def evaluate(
         "apply_chat_template": apply_chat_template or None,
         "limit": task_limit,
         "seed": seed,
+        "dtype": dtype,
         "batch_size": batch_size,
         "include_path": include_path,
     }

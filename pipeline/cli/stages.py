@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.common import DryRun, Overrides, RecipeArgument, load
+from pipeline.cli.options import Metrics, ask_for_metrics
 
 
 def teacher(
@@ -22,15 +23,29 @@ def teacher(
             help="Go on with a dump that another engine began, as in vllm-0.33.0; it is recorded.",
         ),
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Have the shards made by engines on a Ray cluster (default: by this process).")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The cluster of --ray (default: that of RAY_ADDRESS, or one of this machine, or one started for this dump).",
+        ),
+    ] = None,
+    metrics: Metrics = None,
 ) -> None:
     """Stage 1: dump the teacher's next-byte distributions, or resume a dump.
 
     Start it more than once on one dump, and the processes share the shards. Exit codes: 0 done, 1 an error that is named, 2 a wrong
     option, 130 or 143 stopped by SIGINT or SIGTERM: the same command goes on.
     """
+    from pipeline.metrics import served
     from stage1_teacher.dump import run_teacher
 
-    run_teacher(load(recipe, override), dry_run, parse_worker(worker), accept_engine)
+    ask_for_metrics(metrics)
+    with served():
+        run_teacher(load(recipe, override), dry_run, parse_worker(worker), accept_engine, ray, address)
 
 
 def parse_worker(text: str) -> tuple[int, int]:
@@ -41,13 +56,16 @@ def parse_worker(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def student(recipe: RecipeArgument, override: Overrides = None, dry_run: DryRun = False) -> None:
+def student(
+    recipe: RecipeArgument, override: Overrides = None, dry_run: DryRun = False, metrics: Metrics = None
+) -> None:
     """Stage 2: train the student under the DeepSpeed launcher, or resume; under torchrun or srun, as one of their ranks.
 
     Exit codes: 0 done, 1 an error that is named, 130 or 143 stopped by SIGINT or SIGTERM, with a checkpoint: the same command goes on.
     """
     from stage2_student.launch import launch_student
 
+    ask_for_metrics(metrics)
     code = launch_student(load(recipe, override), dry_run)
     if code:
         raise typer.Exit(code)

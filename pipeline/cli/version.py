@@ -1,23 +1,16 @@
 """Which version this is."""
 
-import subprocess
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from pathlib import Path
+
+from pipeline.revision import revision
 
 
 def version_text() -> str:
-    """`bld 0.1.0`, with the git revision where the package lies in a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    """`bld 0.1.0 (9f2c1ab)`: the release, and the git revision that runs, or that the wheel was built from."""
     try:
         text = f"bld {package_version('byte-level-distillation')}"
     except PackageNotFoundError:
         text = "bld, not installed: run from its folder"
-    if not (root / ".git").exists():
-        return text
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # git itself is not installed
-        return text
-    return f"{text} ({found.stdout.strip()})" if found.returncode == 0 else text
+    found = revision()
+    return text if found is None else f"{text} ({found})"

@@ -96,7 +96,7 @@ class DumpConfig(Section):
     """What is stored. All but `path`, `zstd_level` and `audit_documents` is part of the dump's identity."""
 
     path: DumpPath = Field(
-        description="Folder of the dump; a student may read it from a store as well: s3://, gs:// or hf://."
+        description="Folder of the dump, or its address in an object store: s3:// or gs://; a student reads hf:// as well."
     )
     covering: CoveringConfig = CoveringConfig()
     top_k: int = Field(16, ge=1, le=256, description="Most entries stored per position.")
@@ -127,6 +127,18 @@ class PlacementConfig(Section):
     )
     pipeline_parallel: int = Field(
         1, ge=1, description="GPUs that a teacher's layers are spread over (vLLM; its CPU build cannot)."
+    )
+    engine_gpus: int | None = Field(
+        None,
+        ge=0,
+        description="GPUs that an engine takes of a Ray cluster's machine; default: tensor_parallel x pipeline_parallel where the "
+        "cluster has GPUs, else 0.",
+    )
+    engine_cpus: int | None = Field(
+        None, ge=1, description="CPU cores that it takes; default: 1, without GPUs as many as the smallest machine has."
+    )
+    most_engines: int | None = Field(
+        None, ge=1, description="Engines on a Ray cluster at most; default: as many as have room, more when it grows."
     )
     reduce_rows: int | None = Field(
         None,

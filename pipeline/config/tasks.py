@@ -1,5 +1,7 @@
 """Tasks of lm-evaluation-harness."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from pipeline.config.section import Section
@@ -23,6 +25,10 @@ class TasksConfig(Section):
     )
     start: str | None = Field(
         None, description="Token put before a question, by name; default: what the tokenizer itself puts there."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Arithmetic of the model; auto: what its weights are saved in. In bfloat16 options can tie; the first then counts.",
     )
     batch_size: int | None = Field(
         None,

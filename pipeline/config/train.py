@@ -108,7 +108,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the order of documents, dropout and new parameters.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16",
         description="Of the forward pass; master weights are float32. float16 scales the loss, by a factor that adapts.",

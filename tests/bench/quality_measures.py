@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.config import TasksConfig
 from schemas.manifest import write_json
 from stage2_student.divergence import ByteModel, DocumentDivergence, document_divergence, records_of
-from tests.bench.choices import TASKS, answers, questions
+from stage2_student.harness import run_tasks
 
 RESAMPLES = 2000
+TASKS = {"PIQA": "bld_piqa", "SIQA": "bld_siqa", "OpenBookQA": "bld_openbookqa"}
 
 
 class Figures(NamedTuple):
@@ -50,20 +52,29 @@ def measure(
 ) -> Figures:
     """A model's figures, from `file` where they are known; what is not there is measured and added."""
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"right": {}}
-    tasks = {task: source for task, source in TASKS.items() if len(known["right"].get(task, ())) < num_questions}
-    if tasks or "documents" not in known:
+    tasks = [task for task in TASKS if len(known["right"].get(task, ())) < num_questions]
+    if "documents" not in known:
         byte_model = ByteModel(model, start, ends)
-        if "documents" not in known:
-            found = {
-                name: [document_divergence(byte_model, r)._asdict() for r in records_of(d)] for name, d in dumps.items()
-            }
-            known["documents"] = found
-        for task, source in tasks.items():
-            asked = questions(source, num_questions)
-            known["right"][task] = answers(byte_model.model, byte_model.tokenizer, start, asked)
+        known["documents"] = {
+            name: [document_divergence(byte_model, r)._asdict() for r in records_of(dump)]
+            for name, dump in dumps.items()
+        }
+        write_json(file, known)
+    if tasks:
+        known["right"] |= right_answers(model, tasks, num_questions)
         write_json(file, known)
     documents = {name: [DocumentDivergence(**d) for d in found] for name, found in known["documents"].items()}
     return Figures(documents, known["right"])
+
+
+def right_answers(model: str, tasks: Sequence[str], num_questions: int) -> dict[str, list[bool]]:
+    """Of each task's first questions, whether the option that is most probable per byte is the right one."""
+    asked = TasksConfig(names=tuple(TASKS[task] for task in tasks), limit=num_questions)
+    samples = run_tasks(model, {"tasks": asked}, log_samples=True)["tasks"]["samples"]
+    return {
+        task: [bool(row["acc_bytes"]) for row in sorted(samples[TASKS[task]], key=lambda row: row["doc_id"])]
+        for task in tasks
+    }
 
 
 def paired_interval(

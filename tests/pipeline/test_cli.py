@@ -184,3 +184,17 @@ def test_eval_of_a_recipe_without_a_trained_student_says_what_to_run(
 ) -> None:
     assert run_main(monkeypatch, "eval", recipe) == 1
     assert "run `bld student` first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_shown_for_a_shell_and_completes_a_command(shell: str) -> None:
+    shown = bld("--show-completion", shell)
+    assert shown.returncode == 0 and "complet" in shown.stdout
+
+
+def test_a_half_written_command_is_completed() -> None:
+    asked = {"_BLD_COMPLETE": "complete_bash", "COMP_WORDS": "bld te", "COMP_CWORD": "1"}
+    script = "import sys; sys.argv = ['bld']; from pipeline.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **asked}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["teacher"]

@@ -53,11 +53,44 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
         ("..=1", "not of the form section.key=value"),
         ("train.lr=[1", "override 'train.lr=\\[1'"),
         ("teacher.overlap_tokens=2000", "at most half of teacher.max_tokens"),
+        ("train.steps=true", "train: steps is True, and has to be a number"),
+        ("train.lr=.inf", "train.lr: inf"),
+        ("train.seed=-1", "train.seed: -1"),
+        ("dump.path=''", "dump.path: ''"),
     ],
 )
 def test_a_bad_override_is_named_with_what_would_be_right(tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(written(tmp_path, SMALL), [override])
+
+
+LAUGHS = "a0: &a0 [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS + "corpus: {source: *a9}", r"line \d: its aliases stand for more than 10000 values"),
+        ("corpus: &a {source: *a}", "nested more than 30 deep"),
+        ("corpus: " + "[" * 50_000, "nested more than 30 deep"),
+        ("corpus: !!python/object/apply:os.system ['id']", "could not determine a constructor"),
+        ("corpus: {source: \x00}", "unacceptable character"),
+    ],
+)
+def test_yaml_that_is_an_attack_is_refused_at_once(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(written(tmp_path, text))
+
+
+def test_sections_may_share_what_an_anchor_names(tmp_path):
+    text = (
+        "corpus: &text {source: a.jsonl, limit: 3}\nteacher: {model: t}\ndump: {path: d}\neval: {<<: *text, limit: 5}"
+    )
+    recipe = load_recipe(written(tmp_path, text))
+    assert recipe.eval is not None
+    assert (recipe.eval.source, recipe.eval.limit, recipe.corpus.limit) == ("a.jsonl", 5, 3)
 
 
 def test_an_override_may_be_a_file_of_some_keys(tmp_path):

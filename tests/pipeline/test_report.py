@@ -24,6 +24,7 @@ from pipeline.report_plots import (
     running_mean,
     thinned,
 )
+from pipeline.task_table import save_tasks
 from schemas.manifest import write_json
 from tests.pipeline.browser import browser as browser
 from tests.pipeline.browser import open_page
@@ -70,6 +71,20 @@ def test_the_page_refers_to_nothing_outside_it(tmp_path: Path) -> None:
     assert not re.search(r"""\s(?:src|href|on\w+)=|@import|url\(""", text)
     assert text.count("<svg") == 6 * 3  # the curves that these metrics hold, over each axis
     assert "prefers-color-scheme: dark" in text
+
+
+def test_tasks_stand_beside_what_others_have_published(tmp_path: Path) -> None:
+    run, other = make_run(tmp_path / "run", 0.1), make_run(tmp_path / "other", 0.1)
+    values = {"<acc>,none": 0.5, "<acc>_stderr,none": 0.02, "f1,none": 0.75}
+    results = {"results": {"piqa": values}, "n-shot": {"piqa": 0}, "n-samples": {"piqa": {"effective": 7}}}
+    save_tasks({"plain": results}, run / "tasks" / "student")
+    assert "50.00 ± 2.00" in page_of(run) and "&lt;acc&gt;" in page_of(run) and "<acc>" not in page_of(run)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["eval"] = {"tasks": {"plain": {"metrics": {"piqa": "f1"}}}, "published": {"BLD": {"piqa": 75.68}}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    shown = section(page_of(run, other), "Tasks, in percent")
+    assert shown.count("<table>") == 1 and "75.00" in shown and "75.68" in shown and "50.00" not in shown
+    assert "Tasks, in percent" not in page_of(other)
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline import dump_view
 from pipeline.config import DumpConfig, DumpRef
 from schemas.manifest import Manifest
-from schemas.store import RemotePath, StoreError, local_folder, location, names
+from schemas.store import RemotePath, StoreError, location, names
 from stage1_teacher.verify import verify_dump
 from stage2_student.reader import DumpReader
 from tests.object_store import SECRET, ObjectStore, object_store
@@ -99,6 +99,4 @@ def test_addresses_that_are_not_read_are_refused() -> None:
         location("ftp://host/dump")
     with pytest.raises(ValueError, match="names no folder"):
         location("s3://")
-    with pytest.raises(ValueError, match="a dump is made in a local folder"):
-        local_folder("s3://bucket/dump")
-    assert location("file:///a/b%20c") == local_folder("/a/b c") == Path("/a/b c")
+    assert location("file:///a/b%20c") == location("/a/b c") == Path("/a/b c")

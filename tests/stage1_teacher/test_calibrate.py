@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import metrics
 from pipeline.corpus import Corpus
 from pipeline.estimates import student_t
 from pipeline.forecast import forecast
@@ -19,6 +20,14 @@ from stage1_teacher.verify import verify_dump
 from tests.stage1_teacher.test_dump import dump, write_recipe
 from tests.tiny import tiny_model
 
+COUNTED = {
+    "bld_documents_total": "documents",
+    "bld_text_bytes_total": "bytes",
+    "bld_positions_total": "positions",
+    "bld_teacher_tokens_total": "teacher_tokens",
+    "bld_stored_bytes_total": "stored_bytes",
+}
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,11 +38,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(folder, tiny_model(folder / "model"), texts, shard_bytes=3000)
 
 
-def test_a_calibration_foretells_the_dump(recipe: Path) -> None:
+def test_a_calibration_foretells_the_dump_and_the_metrics_count_it(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     found = forecast(calibrate(loaded, seconds=1.0), num_workers=1)
+    counted = {name: metrics.REGISTRY.get_sample_value(name) or 0.0 for name in COUNTED}
     folder = dump(recipe)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    for name, key in COUNTED.items():
+        assert (metrics.REGISTRY.get_sample_value(name) or 0.0) - counted[name] == summary[key]
     assert found.documents == (summary["documents"], 0) and found.text_bytes == (summary["bytes"], 0)
     assert abs(found.teacher_tokens.value - summary["teacher_tokens"]) <= 2 * found.teacher_tokens.half + 1
     assert found.stored_bytes.value == pytest.approx(summary["stored_bytes"], rel=0.15)

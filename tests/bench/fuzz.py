@@ -1,0 +1,43 @@
+"""Random damage by the thousand: rows of a corpus, recipes and shards. Ends at the first input that is neither taken nor refused.
+
+.venv/bin/python -m tests.bench.fuzz [corpus|recipe|shard] [--cases 10000] [--first 0]
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tests.fuzz import TARGETS, accepted
+
+SLOW_SECONDS = 10.0
+
+
+def main(
+    target: Annotated[str, typer.Argument(help="One of them, or all.")] = "all",
+    cases: Annotated[int, typer.Option(help="Inputs of each.")] = 10_000,
+    first: Annotated[int, typer.Option(help="Seed of the first.")] = 0,
+) -> None:
+    for name in TARGETS if target == "all" else [target]:
+        taken, slowest = 0, 0.0
+        with tempfile.TemporaryDirectory() as folder:
+            for seed in range(first, first + cases):
+                started = time.monotonic()
+                try:
+                    taken += accepted(name, seed, Path(folder))
+                except BaseException:
+                    print(f"{name}: seed {seed}", file=sys.stderr)
+                    raise
+                slowest = max(slowest, time.monotonic() - started)
+                if slowest > SLOW_SECONDS:
+                    raise SystemExit(f"{name}: seed {seed} took {slowest:.0f} s")
+        print(
+            f"{name}: {cases} inputs, {taken} taken, {cases - taken} refused in words; the slowest took {slowest:.2f} s"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,212 @@
+"""Damaged and crafted input at random: rows of a corpus, recipes, shards. What is no good has to be refused, in words; never a
+traceback of another kind, never a value that is quietly wrong.
+
+Each target takes a seed, so that what it found can be seen again: `python -m tests.bench.fuzz shard --first 812 --cases 1`.
+"""
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import zstandard
+
+from pipeline.config import CorpusConfig, Recipe
+from pipeline.corpus import Corpus
+from pipeline.recipe import parse_recipe, recipe_names
+from schemas.seal import check_seal
+from schemas.shard import commit_shard, read_questions, read_shard, to_table
+from tests.pipeline.dumps import IDENTITY, make_record, varied_record
+
+PIECES = (
+    b"\x00",
+    b"\xff",
+    b'"',
+    b"\\",
+    b"\\ud800",
+    b"\\udc00x",
+    b"{",
+    b"[",
+    b"}",
+    b"\n",
+    b"\r\n",
+    b": ",
+    b"NaN",
+    b"1e999",
+    b"null",
+    b"true",
+)
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+ROWS: tuple[dict[str, Any], ...] = (
+    {"text": "one", "id": 1},
+    {"text": "<|endoftext|> שלום e\u0301 \x00", "id": "a/../b"},
+    {"text": "", "id": None},
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "text": "t", "id": "x"},
+)
+VALUES = (
+    "",
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1e999",
+    ".nan",
+    "9" * 40,
+    "[]",
+    "{}",
+    "[1, 2]",
+    "{a: 1}",
+    "'x'",
+    "*a",
+    "&a b",
+    "!!int x",
+    "2020-01-01",
+    "~",
+    "\t",
+)
+
+
+def mutated(content: bytes, rng: np.random.Generator, most: int = 4) -> bytes:
+    """A few bytes flipped, put in, taken out or doubled."""
+    found = bytearray(content)
+    for _ in range(int(rng.integers(0, most + 1))):
+        at = int(rng.integers(0, len(found) + 1))
+        length = int(rng.integers(1, 9))
+        match int(rng.integers(0, 4)):
+            case 0 if found:
+                found[at % len(found)] ^= 1 << int(rng.integers(0, 8))
+            case 1:
+                found[at:at] = PIECES[int(rng.integers(0, len(PIECES)))]
+            case 2:
+                del found[at : at + length]
+            case _:
+                found[at:at] = found[at : at + length]
+    return bytes(found)
+
+
+def corpus(seed: int, folder: Path) -> None:
+    """Every line becomes a document or is counted; a compressed file that is damaged is refused, or reads as it was."""
+    rng = np.random.default_rng(seed)
+    rows = [ROWS[i] for i in rng.integers(0, len(ROWS), int(rng.integers(0, 6)))]
+    content = mutated(
+        "".join(json.dumps(row, ensure_ascii=bool(rng.integers(0, 2))) + "\n" for row in rows).encode(), rng
+    )
+    suffix = list(COMPRESSORS)[int(rng.integers(0, len(COMPRESSORS)))]
+    path = folder / f"c.jsonl{suffix}"
+    packed = COMPRESSORS[suffix](content)
+    path.write_bytes(mutated(packed, rng) if suffix and rng.integers(0, 2) else packed)
+    damaged = path.read_bytes() != packed
+    keys = {
+        "field": ("text", "text", "messages", "none")[int(rng.integers(0, 4))],
+        "id_field": (None, "id")[int(rng.integers(0, 2))],
+    }
+    found = Corpus(CorpusConfig(source=str(path), max_row_bytes=int(rng.choice([8, 40, 10**6])), **keys))
+    documents = list(found.documents())  # ValueError where there is none
+    assert all(document.text and document.text.decode("utf-8") for document in documents)
+    assert all(document.doc_id.encode("utf-8") for document in documents)
+    lines = content.split(b"\n")
+    if not damaged:  # a flip in a header that the format does not check leaves the content as it is
+        assert sum(n for key, n in found.counts.items() if key != "bytes") == len(lines) - (not lines[-1])
+
+
+def recipe(seed: int, folder: Path) -> None:
+    """A recipe that is read is one that can be written and read again."""
+    rng = np.random.default_rng(seed)
+    names = recipe_names()
+    base = "".join(f"# {name}\n" for name in names[:1]) + _recipe_text(names[int(rng.integers(0, len(names)))])
+    if rng.integers(0, 2):
+        lines = base.split("\n")
+        at = int(rng.integers(0, len(lines)))
+        lines[at] = lines[at].partition(":")[0] + ": " + VALUES[int(rng.integers(0, len(VALUES)))]
+        base = "\n".join(lines)
+    text = mutated(base.encode(), rng).decode("utf-8", errors="replace")
+    found = parse_recipe(text, "fuzz.yaml", [f"train.steps={VALUES[seed % len(VALUES)]}"] if seed % 3 == 0 else [])
+    assert Recipe.model_validate(found.model_dump(mode="json")) == found
+
+
+def _recipe_text(name: str) -> str:
+    from pipeline import recipe as module
+
+    return (Path(module.__file__).parent / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def shard(seed: int, folder: Path) -> None:
+    """A damaged shard is refused by its seal; a crafted one, whose seal is right, is refused or holds together."""
+    rng = np.random.default_rng(seed)
+    records = [make_record("a", b"some text"), varied_record("b", seed)]
+    path = folder / "s.parquet"
+    table = to_table(records, IDENTITY)
+    if rng.integers(0, 2):
+        commit_shard(_crafted(table, rng), path, 1)
+        check_seal(path)
+        assert not [fault for record in read_shard(path) for fault in record.layout_faults()]
+        assert all(question.document is not None for question in read_questions(path))
+        return
+    commit_shard(table, path, 1)
+    content = path.read_bytes()
+    path.write_bytes(mutated(content, rng))
+    if path.read_bytes() != content:
+        check_seal(path)  # ValueError, or
+        raise AssertionError("a seal that is right on a file that was changed")
+
+
+def _crafted(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+    """Another value, length or type in one column, or a column that is not there."""
+    index = int(rng.integers(0, table.num_columns))
+    field = table.schema.field(index)
+    if rng.integers(0, 8) == 0:
+        return table.remove_column(index)
+    values = table.column(index).to_pylist()
+    row = int(rng.integers(0, len(values)))
+    if isinstance(values[row], list):
+        values[row] = _crafted_list(values[row], field.type.value_type, rng)
+    elif isinstance(values[row], int):
+        values[row] = int(rng.choice([-1, 0, 2**40, -(2**63)]))
+    else:
+        values[row] = values[row][: int(rng.integers(0, 3))]
+    kind = pa.list_(pa.int64()) if field.name == "entry_counts" and rng.integers(0, 4) == 0 else field.type
+    return table.set_column(index, pa.field(field.name, kind, nullable=False), pa.array(values, type=kind))
+
+
+def _crafted_list(values: list[Any], kind: pa.DataType, rng: np.random.Generator) -> list[Any]:
+    if not values or rng.integers(0, 3) == 0:
+        return values[: int(rng.integers(0, len(values) + 1))]
+    at = int(rng.integers(0, len(values)))
+    if pa.types.is_floating(kind):
+        wrong: Any = float(rng.choice([np.nan, np.inf, -np.inf, 0.5, -0.1]))
+    elif pa.types.is_integer(kind):
+        width = kind.bit_width - (not pa.types.is_unsigned_integer(kind))
+        wrong = (
+            int(rng.choice([0, 1, 2**width - 1]))
+            if pa.types.is_unsigned_integer(kind)
+            else int(rng.choice([-1, 0, 2**width - 1]))
+        )
+    elif pa.types.is_boolean(kind):
+        wrong = not values[at]
+    else:
+        wrong = ""
+    return [*values[:at], wrong, *values[at + 1 :]]
+
+
+TARGETS: dict[str, Callable[[int, Path], None]] = {"corpus": corpus, "recipe": recipe, "shard": shard}
+
+
+def accepted(target: str, seed: int, folder: Path) -> bool:
+    """Whether an input was taken, not refused. Anything else than a refusal in words comes through as it was raised."""
+    try:
+        TARGETS[target](seed, folder)
+    except (ValueError, OSError) as error:
+        assert str(error).strip(), f"{target} {seed}: refused without a word"
+        return False
+    return True

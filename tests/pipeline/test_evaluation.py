@@ -1,0 +1,54 @@
+"""What `bld eval` measures: what the command line names, else what the recipe's eval section does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import scoring
+from pipeline.config import CorpusConfig, EvalConfig, Recipe, TasksConfig
+from pipeline.evaluation import Job, Wanted, custom_corpus, custom_tasks, wanted
+
+PIQA = {"chat": {"names": ["piqa"], "apply_chat_template": True, "metrics": {"piqa": "acc"}}}
+PUBLISHED = {"BLD": {"piqa": 75.68}}
+
+
+def recipe(**values: Any) -> Recipe:
+    sections = {"corpus": {"source": "a.txt"}, "teacher": {"model": "some/model"}, "dump": {"path": "dump"}}
+    return Recipe.model_validate(sections | values)
+
+
+def test_a_recipe_names_text_tasks_and_what_others_have_published() -> None:
+    section = {"source": "b.txt", "limit": 3, "tasks": PIQA, "published": PUBLISHED}
+    found = wanted(recipe(eval=section), {}, {}, None)
+    assert found.corpora == {"held_out": CorpusConfig(source="b.txt", limit=3)}
+    assert found.tasks["chat"].names == ("piqa",) and found.tasks["chat"].apply_chat_template
+    assert found.metrics == {"piqa": "acc"} and found.published == PUBLISHED
+
+
+def test_the_command_line_stands_in_for_the_recipes_own() -> None:
+    text, tasks = custom_corpus("c.txt", "text", 2), custom_tasks("boolq, mmlu", {"limit": 5, "seed": None}, "<s>")
+    found = wanted(recipe(eval={"source": "b.txt", "tasks": PIQA}), text, tasks, None)
+    assert found.corpora == {"c.txt": CorpusConfig(source="c.txt", limit=2)}
+    assert found.tasks == {"tasks": TasksConfig(names=("boolq", "mmlu"), limit=5, start="<s>")}
+
+
+def test_tasks_or_a_dump_need_no_text_but_something_has_to_be_asked() -> None:
+    tasks = custom_tasks("boolq", {}, None)
+    assert wanted(None, {}, tasks, None) == Wanted({}, tasks, {})
+    assert wanted(recipe(), {}, {}, "dump") == Wanted({}, {}, {})
+    for nothing in (None, recipe()):
+        with pytest.raises(ValueError, match="no text to evaluate on"):
+            wanted(nothing, {}, {}, None)
+
+
+def test_a_groups_name_is_a_files_name() -> None:
+    with pytest.raises(ValueError, match="should match pattern"):
+        EvalConfig.model_validate({"source": "b.txt", "tasks": {"../up": {"names": ["piqa"]}}})
+
+
+def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "find_spec", lambda _: None)
+    found = wanted(None, {}, custom_tasks("piqa", {}, None), None)
+    with pytest.raises(ValueError, match=r"byte-level-distillation\[eval\]"):
+        scoring._run_tasks([Job("m", "some/model", None, None)], found, {"m": Path("out")}, False)

@@ -1,0 +1,104 @@
+"""Which shard an engine of a cluster is given: none is forgotten, none counted twice, and none waits for an engine that hangs."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.config import Recipe
+from pipeline.corpus import Document
+from schemas.manifest import ShardPlan
+from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
+from stage1_teacher.hand_out import HandOut, Run
+from stage1_teacher.make_shards import Made
+from stage1_teacher.ray_workers import engine_resources, import_ray
+from stage1_teacher.restart import EngineError
+
+RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
+
+
+def shards(count: int) -> Iterator[tuple[ShardPlan, list[Document]]]:
+    for index in range(count):
+        yield ShardPlan(index=index, first_document=index, num_documents=1, num_bytes=10, sha256=""), []
+
+
+def hand_out(count: int, attempts: int = 3) -> HandOut:
+    return HandOut(shards(count), lambda documents: documents, attempts)
+
+
+def last(index: int) -> Made:
+    return Made(1, 10, 5, stored_bytes=100, committed=index, audited=1)
+
+
+def test_any_order_of_finishes_losses_and_hangs_makes_each_shard_once_and_counts_it_once() -> None:
+    for seed in range(50):
+        chance = random.Random(seed)
+        out, running, told = hand_out(7, attempts=100), [], []
+        while not out.is_done:
+            while len(running) < 3 and (run := out.next()):
+                running.append(run)
+            run = chance.choice(running)
+            fate = chance.random()
+            if fate < 0.2:
+                running.remove(run)
+                out.lose(run, "gone")
+            elif fate < 0.6:
+                told.append(out.advance(run, Made(0, 4, 2)) if run.done.text_bytes < 4 else None)
+            else:
+                running.remove(run)
+                told.append(out.advance(run, Made(1, 10 - run.done.text_bytes, 5, 100, run.shard.plan.index, 1)))
+        made = [t for t in told if t is not None]
+        assert sorted(t.committed for t in made if t.committed is not None) == list(range(7))
+        assert [sum(t[field] for t in made) for field in (0, 1, 3)] == [7, 70, 700]
+
+
+def test_a_lost_shard_is_the_next_one_and_an_idle_engine_takes_the_oldest_that_another_is_at() -> None:
+    out = hand_out(3)
+    first, second = out.next(), out.next()
+    assert isinstance(first, Run) and isinstance(second, Run)
+    out.lose(first, "gone")
+    again, third = out.next(), out.next()
+    assert again is not None and third is not None
+    assert (again.shard.plan.index, third.shard.plan.index) == (0, 2)
+    copies = [out.next() for _ in range(4)]
+    assert [copy.shard.plan.index if copy else None for copy in copies] == [0, 1, 2, None]
+    assert out.advance(copies[1], last(1)) is not None  # type: ignore[arg-type]
+    assert out.advance(second, last(1)) is None and not out.is_done
+
+
+def test_a_shard_that_costs_engine_after_engine_ends_the_dump_with_the_cause() -> None:
+    out = hand_out(1, attempts=2)
+    out.lose(out.next(), "killed")  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=r"shard 0 has cost 2 engines .*the last one: out of memory"):
+        out.lose(out.next(), "out of memory")  # type: ignore[arg-type]
+
+
+def test_an_engine_takes_the_gpus_of_its_parallel_sizes_or_a_machine_without_gpus() -> None:
+    split = {"tensor_parallel": 4, "pipeline_parallel": 2}
+    gpus = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0}]
+    for teacher, placement, machines, wanted in (
+        ({}, split, gpus, {"CPU": 1, "GPU": 8}),
+        ({}, {}, gpus, {"CPU": 1, "GPU": 1}),
+        ({}, {}, [{"CPU": 16.0}, {"CPU": 8.0}, {}], {"CPU": 8, "GPU": 0}),
+        ({}, {"engine_gpus": 2, "engine_cpus": 3}, [], {"CPU": 3, "GPU": 2}),
+        ({"engine": "openai"}, {"base_url": "http://h"}, gpus, {"CPU": 1, "GPU": 0}),
+    ):
+        recipe = Recipe.model_validate(RECIPE | {"teacher": RECIPE["teacher"] | teacher, "placement": placement})
+        assert engine_resources(recipe, machines) == wanted
+
+
+def test_a_machine_with_other_code_or_without_the_dump_refuses_to_make_shards(tmp_path: object) -> None:
+    recipe = Recipe.model_validate(RECIPE | {"dump": {"path": f"{tmp_path}/elsewhere"}})
+    task = Task(recipe, {}, (), frozenset(), str(tmp_path), "another")
+    with pytest.raises(ValueError, match=r"process \d+ of .* runs another release of this package"):
+        ClusterEngine().open(task)
+    with pytest.raises(
+        ValueError, match=r"does not find .*elsewhere: dump.path must be a folder that all machines share"
+    ):
+        ClusterEngine().open(task._replace(code=code_sha256()))
+
+
+def test_without_ray_the_error_names_the_extra_and_the_way_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ValueError, match=r"byte-level-distillation\[ray\].*--worker I/N"):
+        import_ray()
