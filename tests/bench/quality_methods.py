@@ -29,11 +29,13 @@ def interface(name: str) -> str:
     return f"student.interface={name}"
 
 
+OWN_RATE = "train.interface_lr=10"  # at the body's an interface of new parameters has learned nothing after 10 steps
+
 METHODS: dict[str, Method] = {
     "sft": Method((objectives(ce=1),)),
     "alm": Method((objectives(ce=1, alm=100),)),
-    "linear": Method((interface("linear"), objectives(ce=1, byte_ce=1, kl=0.1))),
-    "causal": Method((interface("causal"), objectives(ce=1, byte_ce=1, kl=1))),
+    "linear": Method((interface("linear"), objectives(ce=1, byte_ce=1, kl=0.1), OWN_RATE)),
+    "causal": Method((interface("causal"), objectives(ce=1, byte_ce=1, kl=1), OWN_RATE)),
     "token_marginal": Method((interface("token_marginal"), objectives(ce=0.3, kl=1))),
     "token_marginal, pure": Method((interface("token_marginal"), objectives(kl=1))),
     "token_marginal + alm": Method((interface("token_marginal"), objectives(ce=0.1, kl=1, alm=100))),
