@@ -26,7 +26,7 @@ from tests.tiny import tiny_model
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = """
 import sys, ray
-ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, _node_ip_address="127.0.0.1")
+ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, _node_ip_address="127.0.0.1")
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()  # until the test is over, or gone
 """
