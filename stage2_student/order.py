@@ -17,6 +17,9 @@ WINDOW_RECORDS = (
 )
 
 
+VERSION = 2  # of the order that a seed gives, and of how batches are planned along it; a run goes on in its own only
+
+
 class Position(NamedTuple):
     """The next record to take: the `record`-th of the epoch's order."""
 

@@ -26,6 +26,7 @@ from pipeline.config import DumpRef, Recipe
 from pipeline.logs import warn
 from schemas.commit import sync_and_rename
 from schemas.manifest import Manifest, identity_differences, write_json
+from stage2_student import order
 from stage2_student.deepspeed_json import decides_the_result
 from stage2_student.inventory import write_inventory
 from stage2_student.mix import Mix
@@ -64,6 +65,7 @@ def run_identity(
             "end_id": ends.end,
         },
         "train": train.model_dump(mode="json", exclude=_PLACEMENT),
+        "data_order": order.VERSION,
         "deepspeed": {"zero_stage": train.deepspeed.zero_stage, **decides_the_result(train.deepspeed)},
     }
     return dict(json.loads(json.dumps(identity)))

@@ -99,6 +99,19 @@ def test_of_deepspeeds_settings_those_that_decide_the_result_are_part_of_the_ide
     assert identity(zero_stage=3)["deepspeed"] == {"zero_stage": 3}
 
 
+def test_a_run_that_took_its_documents_in_another_order_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dump(tmp_path / "dump", num_records=3)
+    identity = run_folder.run_identity(recipe(tmp_path), Manifest.load(tmp_path / "dump"), "s", Ends(1, 1))
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    before_it_was_told = {name: value for name, value in identity.items() if name != "data_order"}
+    (run / "identity.json").write_text(json.dumps(before_it_was_told))
+    with pytest.raises(ValueError, match=r"data_order: None there, 2 here.* new student.path"):
+        run_folder.claim(run, identity)
+
+
 def test_a_loss_scale_halves_on_overflow_and_doubles_after_a_thousand_clean_steps() -> None:
     assert first_scale("bfloat16") is None and first_scale("float32") is None
     scale = first_scale("float16")
