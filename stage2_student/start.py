@@ -46,7 +46,9 @@ class StudentTokenizer(NamedTuple):
 def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTokenizer:
     """The student's tokenizer; with `chats`, it has a chat template. Raises ValueError where there is none to be had."""
     source = (
-        resolve_tokenizer(student.tokenizer) if student.tokenizer else resolve_model(student.model, student.revision)
+        resolve_tokenizer(student.tokenizer, own=True)
+        if student.tokenizer
+        else resolve_model(student.model, student.revision)
     )
     wrapped = load_tokenizer(source, student.trust_remote_code)
     if not chats:
