@@ -17,7 +17,7 @@ TABLE_3 := paper_maths
 PAPER = pipeline/recipes/$(TABLE_$(TABLE)).yaml -o paper -o student.path=runs/$(TABLE_$(TABLE))/as_published $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher student eval report demo test check bench bench-quality reproduce
+.PHONY: help setup teacher student eval report demo test check lock audit bench bench-quality reproduce
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -26,7 +26,7 @@ help:  ## this list
 setup:  ## make .venv with everything in it (a second run does nothing)
 	@$(INSTALL)
 
-$(STAMP): pyproject.toml pipeline/install.py
+$(STAMP): pyproject.toml pipeline/install.py $(wildcard pipeline/locks/*.txt)
 	@$(INSTALL)
 
 teacher: $(STAMP)  ## stage 1: dump, or resume a dump, of RECIPE
@@ -50,10 +50,17 @@ demo: $(STAMP)  ## teacher, student, eval and report on real weights, on a CPU
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(STAMP)  ## lint, format and types
+check: $(STAMP)  ## lint, format, types, and the packages against their locks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pipeline.locks
+
+lock: $(STAMP)  ## lock the packages anew after a change of pyproject.toml (ARGS=--upgrade: at their newest)
+	$(BIN)/python -m pipeline.locks --write $(ARGS)
+
+audit: $(STAMP)  ## known vulnerabilities of the locked packages; needs PyPI's own data
+	$(BIN)/python -m pipeline.locks --audit
 
 bench: $(STAMP)  ## the benchmarks named in BENCH, one after another; hours for all, ARGS goes to each
 	set -e; for name in $(BENCH); do $(BIN)/python -m tests.bench.$$name $(ARGS); done
