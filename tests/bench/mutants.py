@@ -37,7 +37,9 @@ class Target(NamedTuple):
 OURS = ("pipeline", "schemas", "stage1_teacher", "stage2_student", "tests")
 COVERING = ("tests/pipeline/test_covering.py", "tests/pipeline/test_branching.py")
 # Without those that build whole students.
-MARGINAL = ("tests/stage2_student/test_token_marginal.py -k not weights and not bfloat16 and not rank and not tokenizer",)
+MARGINAL = (
+    "tests/stage2_student/test_token_marginal.py -k not weights and not bfloat16 and not rank and not tokenizer",
+)
 TARGETS = {
     "vocabulary": Target("pipeline.vocabulary", COVERING),
     "covering": Target("pipeline.covering", COVERING),
@@ -210,9 +212,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, name: str, path: Path, code: CodeType) -> None:
         self._name, self._path, self._code = name, path, code
 
-    def find_spec(
-        self, name: str, path: object = None, target: object = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
         if name != self._name:
             return None
         return importlib.util.spec_from_file_location(name, self._path, loader=self)
