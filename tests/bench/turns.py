@@ -22,7 +22,8 @@ from pipeline.config import Objectives, Recipe
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan
-from schemas.shard import Record, Segment, commit_shard, read_shard, to_table
+from schemas.record import Record, Segment
+from schemas.shard import commit_shard, read_shard, to_table
 from stage2_student import loop
 from stage2_student.train import train
 from tests.bench.interfaces import Figures, peak_bytes, reset_peak
