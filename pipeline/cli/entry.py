@@ -62,6 +62,8 @@ def root(
 
 def main() -> None:
     """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
+    if "--debug" in sys.argv[1:]:
+        logs.show_tracebacks()
     try:
         # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
         with terminable():
@@ -71,8 +73,8 @@ def main() -> None:
         raise SystemExit(141) from None
     except Terminated:
         code = TERMINATED
-    except (ValueError, OSError) as error:
-        if "--debug" in sys.argv[1:]:
+    except (ValueError, OSError, FloatingPointError) as error:
+        if logs.shows_tracebacks():
             raise
         logs.complain(str(error))
         raise SystemExit(1) from None
