@@ -11,7 +11,8 @@ from schemas.manifest import ShardPlan
 from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
 from stage1_teacher.hand_out import HandOut, Run
 from stage1_teacher.make_shards import Made
-from stage1_teacher.ray_workers import engine_resources, import_ray
+from stage1_teacher.engine_room import Room, engine_room, remark
+from stage1_teacher.ray_workers import import_ray
 from stage1_teacher.restart import EngineError
 
 RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
@@ -77,19 +78,42 @@ def test_an_engine_takes_the_gpus_of_its_parallel_sizes_or_a_machine_without_gpu
     split = {"tensor_parallel": 4, "pipeline_parallel": 2}
     gpus = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0}]
     for teacher, placement, machines, wanted in (
-        ({}, split, gpus, {"CPU": 1, "GPU": 8}),
-        ({}, {}, gpus, {"CPU": 1, "GPU": 1}),
-        ({}, {}, [{"CPU": 16.0}, {"CPU": 8.0}, {}], {"CPU": 8, "GPU": 0}),
-        ({}, {"engine_gpus": 2, "engine_cpus": 3}, [], {"CPU": 3, "GPU": 2}),
-        ({"engine": "openai"}, {"base_url": "http://h"}, gpus, {"CPU": 1, "GPU": 0}),
+        ({}, split, gpus, Room(1, 8)),
+        ({}, {}, gpus, Room(1, 1)),
+        ({}, {}, [{"CPU": 16.0}, {"CPU": 8.0}, {}], Room(8, 0)),
+        ({}, {"engine_gpus": 2, "engine_cpus": 3}, [], Room(3, 2)),
+        ({"engine": "openai"}, {"base_url": "http://h"}, gpus, Room(1, 0)),
     ):
-        recipe = Recipe.model_validate(RECIPE | {"teacher": RECIPE["teacher"] | teacher, "placement": placement})
-        assert engine_resources(recipe, machines) == wanted
+        assert engine_room(placed(teacher, placement), machines) == wanted
+
+
+def placed(teacher: dict[str, object], placement: dict[str, object]) -> Recipe:
+    return Recipe.model_validate(RECIPE | {"teacher": RECIPE["teacher"] | teacher, "placement": placement})
+
+
+def test_an_engine_that_no_machine_has_gpus_for_takes_a_bundle_for_each() -> None:
+    split = {"tensor_parallel": 4, "pipeline_parallel": 3}
+    four = {"CPU": 16.0, "GPU": 4.0}
+    room = engine_room(placed({}, split), [four])
+    assert room == Room(1, 12, over_machines=True)
+    assert room.bundles == [{"CPU": 1, "GPU": 1}] + 11 * [{"GPU": 1}]
+    assert [room.count(n * [four]) for n in (2, 3, 5, 6)] == [0, 1, 1, 2]
+    assert room.count([four, four, {"GPU": 4.0}]) == 1  # its first process needs a core as well, the others none
+    assert room.count(3 * [{"GPU": 4.0}]) == 0
+    assert remark(room, 4, [four]) is None
+    assert "Rather tensor_parallel: 4" in (remark(room, 12, [four]) or "")
+    with pytest.raises(ValueError, match=r"engine_gpus is 5, more than any machine .* has \(4\).*\(12\)"):
+        engine_room(placed({}, split | {"engine_gpus": 5}), [four])
+
+
+def test_one_machine_holds_as_many_engines_as_its_scarcest_part_allows() -> None:
+    assert Room(4, 2).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0, "GPU": 8.0}, {"CPU": 64.0}, {}]) == 4 + 1
+    assert Room(4, 0).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0}]) == 4 + 1
 
 
 def test_a_machine_with_other_code_or_without_the_dump_refuses_to_make_shards(tmp_path: object) -> None:
     recipe = Recipe.model_validate(RECIPE | {"dump": {"path": f"{tmp_path}/elsewhere"}})
-    task = Task(recipe, {}, (), frozenset(), str(tmp_path), "another")
+    task = Task(recipe, {}, (), frozenset(), str(tmp_path), "another", False)
     with pytest.raises(ValueError, match=r"process \d+ of .* runs another release of this package"):
         ClusterEngine().open(task)
     with pytest.raises(
