@@ -28,13 +28,14 @@ _LOOK_SECONDS = 1.0  # the longest that nothing happens here: the cluster may ha
 
 
 @contextmanager
-def ray_engines(job: Job, _: Named, address: str | None) -> Iterator[Maker]:
-    """Shards made by engines of a Ray cluster, while the context lasts.
+def ray_cluster(address: str | None) -> Iterator[Any]:
+    """Ray, connected to a cluster while the context lasts.
 
     Args:
-        address: of the cluster; None: that of RAY_ADDRESS, or else one that runs on this machine, or else one that is started here.
+        address: of the cluster; None: that of RAY_ADDRESS, or else one that runs on this machine, or else one that is started here;
+            `local`: one that is started here.
     Raises:
-        ValueError: Ray is not installed, there is no such cluster, or it has no room for an engine.
+        ValueError: Ray is not installed, there is no such cluster, it has another version, or none can be started here.
     """
     ray = import_ray()
     if address is not None and address.startswith("ray://"):
@@ -43,15 +44,39 @@ def ray_engines(job: Job, _: Named, address: str | None) -> Iterator[Maker]:
         )
     try:
         ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise ValueError(
-            f"--address {address}: no Ray cluster answers: {error}. One that asks for a token needs RAY_AUTH_MODE=token in the environment"
-        ) from error
+    except Exception as error:  # Ray has no class of its own for most of what goes wrong here
+        raise ValueError(_not_connected(address, error)) from error
     try:
         with terminable():  # again: ray.init puts a handler of its own for SIGTERM in place
-            yield Engines(ray, job).make
+            yield ray
     finally:
         ray.shutdown()
+
+
+def _not_connected(address: str | None, error: Exception) -> str:
+    """What went wrong, and how to go on."""
+    where = "--ray" if address is None else f"--address {address}"
+    said = " ".join(str(error).split())
+    if isinstance(error, ConnectionError):
+        remembered = (
+            "The address is that of RAY_ADDRESS, or of a cluster that this machine was part of, which Ray remembers until `ray stop`; "
+            "--address local starts one for this dump. "
+        )
+        return (
+            f"{where}: no Ray cluster answers: {said}. {remembered if address is None else ''}`ray start --head` starts one, and "
+            "`ray status` says whether it is up; one that asks for a token needs RAY_AUTH_MODE=token in the environment"
+        )
+    if isinstance(error, ValueError):
+        return f"{where}: {said}. Give HOST:PORT of the cluster's head, as in 10.0.0.1:6379, or auto or local"
+    if "ersion" in said:
+        return f"{where}: {said}. Install the same Ray and Python on all machines of the cluster"
+    return f"{where}: Ray could not be started: {said}. Its logs are in /tmp/ray/session_latest/logs"
+
+
+@contextmanager
+def ray_engines(job: Job, _: Named, ray: Any) -> Iterator[Maker]:
+    """Shards made by engines of a Ray cluster, while it is connected. Raises ValueError where it has no room for an engine."""
+    yield Engines(ray, job).make
 
 
 def import_ray() -> Any:

@@ -1,7 +1,9 @@
 """Which shard an engine of a cluster is given: none is forgotten, none counted twice, and none waits for an engine that hangs."""
 
 import random
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,10 +11,10 @@ from pipeline.config import Recipe
 from pipeline.corpus import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
+from stage1_teacher.engine_room import Room, engine_room, remark
 from stage1_teacher.hand_out import HandOut, Run
 from stage1_teacher.make_shards import Made
-from stage1_teacher.engine_room import Room, engine_room, remark
-from stage1_teacher.ray_workers import import_ray
+from stage1_teacher.ray_workers import import_ray, ray_cluster
 from stage1_teacher.restart import EngineError
 
 RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
@@ -123,6 +125,49 @@ def test_a_machine_with_other_code_or_without_the_dump_refuses_to_make_shards(tm
 
 
 def test_without_ray_the_error_names_the_extra_and_the_way_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"byte-level-distillation\[ray\].*--worker I/N"):
         import_ray()
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "said"),
+    [
+        (
+            "10.0.0.1:6379",
+            ConnectionError("Failed to connect"),
+            r"--address 10.0.0.1:6379: no Ray cluster .*`ray start --head`",
+        ),
+        (
+            None,
+            ConnectionError("Failed to connect"),
+            r"^--ray: no Ray cluster answers.*RAY_ADDRESS.*--address local starts one",
+        ),
+        (
+            "10.0.0.1",
+            ValueError("Malformed address"),
+            r"--address 10.0.0.1: Malformed address. Give HOST:PORT of the cluster's head",
+        ),
+        (
+            None,
+            RuntimeError("Version mismatch: Ray 2.1"),
+            r"Version mismatch: Ray 2.1. Install the same Ray and Python on all",
+        ),
+        (
+            "local",
+            Exception("The current node timed out"),
+            r"could not be started: The current node timed out. Its logs are in",
+        ),
+        ("ray://h:10001", None, r"ray://h:10001: the dump is started on a machine of the cluster"),
+    ],
+)
+def test_what_is_wrong_with_a_cluster_is_said_with_the_way_out(
+    address: str | None, error: Exception | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        assert error is not None
+        raise error
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=said), ray_cluster(address):
+        pass
