@@ -114,7 +114,6 @@ class Engines:
         self._places: dict[Any, str] = {}
         self._groups: dict[Any, Any] = {}  # of engines over several machines
         self._failed_starts = 0  # in a row
-        self._lost_by = (ray.exceptions.RayTaskError, ray.exceptions.RayActorError)
         if not self._num_wanted():
             raise ValueError(
                 f"the Ray cluster has no room for an engine, which takes {self._room}: its machines have "
@@ -185,7 +184,9 @@ class Engines:
         engine = self._starting.pop(call)
         try:
             self._places[engine] = self._ray.get(call)
-        except self._lost_by as error:
+        except (
+            self._ray.exceptions.RayError
+        ) as error:  # it failed, its process or machine died, or Ray ended it to save memory
             why = _cause(error)
             self._drop(engine)
             self._failed_starts += 1
@@ -209,7 +210,9 @@ class Engines:
             del self._working[call]
             self._idle.append(engine)
             return
-        except self._lost_by as error:
+        except (
+            self._ray.exceptions.RayError
+        ) as error:  # it failed, its process or machine died, or Ray ended it to save memory
             why = _cause(error)
             del self._working[call]
             self._drop(engine)

@@ -4,8 +4,10 @@ import random
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray.exceptions
 
 from pipeline.config import Recipe
 from pipeline.corpus import Document
@@ -14,7 +16,7 @@ from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
 from stage1_teacher.engine_room import Room, engine_room, remark
 from stage1_teacher.hand_out import HandOut, Run
 from stage1_teacher.make_shards import Made
-from stage1_teacher.ray_workers import import_ray, ray_cluster
+from stage1_teacher.ray_workers import Engines, import_ray, ray_cluster
 from stage1_teacher.restart import EngineError
 
 RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
@@ -171,3 +173,87 @@ def test_what_is_wrong_with_a_cluster_is_said_with_the_way_out(
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=said), ray_cluster(address):
         pass
+
+
+class FakeRay:
+    """One machine with room for one engine. Each that is started opens and makes as it is told; an exception is raised."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, *engines: tuple[Any, Any]) -> None:
+        self._engines = list(engines)
+        self.killed: list[Any] = []
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 1.0}}]
+
+    def remote(self, _: type) -> Any:
+        opened, made = self._engines.pop(0)
+        engine = SimpleNamespace(open=SimpleNamespace(remote=lambda _: Call(opened)))
+        engine.make = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: iter([made])))
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: Handle(engine)))
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def wait(self, calls: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        return calls[:1], calls[1:]
+
+    def get(self, call: Any) -> Any:
+        found = call.gives if isinstance(call, Call) else call
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def kill(self, engine: Any) -> None:
+        self.killed.append(engine)
+
+
+class Call:
+    def __init__(self, gives: Any) -> None:
+        self.gives = gives
+
+
+class Handle:
+    """Told apart by identity, as Ray's are by their ids."""
+
+    def __init__(self, engine: Any) -> None:
+        self.open, self.make = engine.open, engine.make
+
+
+def failed(cause: Exception) -> ray.exceptions.RayTaskError:
+    return ray.exceptions.RayTaskError("open", "traceback", cause)
+
+
+def make_on(fake: FakeRay) -> list[int | None]:
+    shards = [ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=1, sha256="")]
+    manifest = SimpleNamespace(identity={}, accepted_engines=())
+    job: Any = SimpleNamespace(
+        recipe=placed({}, {}), manifest=manifest, audited=set(), dump="d", missing=lambda: shards
+    )
+    made = Engines(fake, job).make(iter([(shard, []) for shard in shards]))
+    return [one.committed for one in made]
+
+
+def test_an_engine_that_fails_dies_or_is_ended_for_its_memory_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    good = Made(1, 1, 1, committed=0)
+    fake = FakeRay(
+        (ray.exceptions.OutOfMemoryError("the node is low on memory\nand so on"), None),
+        (failed(RuntimeError("no GPU here")), None),
+        ("a", failed(EngineError("failed 3 times"))),
+        ("b", ray.exceptions.ActorDiedError()),
+        ("c", good),
+    )
+    assert make_on(fake) == [0] and len(fake.killed) == 4
+    said = capsys.readouterr().err
+    assert "lost while it started (the node is low on memory)" in said and "(RuntimeError: no GPU here)" in said
+    assert "the engine in a is lost (EngineError: failed 3 times); shard 0 is handed out again" in said
+
+
+def test_what_every_engine_would_say_ends_the_dump_at_once() -> None:
+    fake = FakeRay((failed(ValueError("teacher.end names no token")), None))
+    with pytest.raises(ValueError, match="teacher.end names no token"):
+        make_on(fake)
+    lost = [(failed(RuntimeError(f"number {i}")), None) for i in range(3)]
+    with pytest.raises(EngineError, match=r"3 engines in a row were lost .*RuntimeError: number 2"):
+        make_on(FakeRay(*lost))
