@@ -49,7 +49,9 @@ def cluster() -> Iterator[str]:
         ) as process:
             assert process.stdin is not None and process.stdout is not None
             try:
-                yield process.stdout.readline().strip()
+                address = process.stdout.readline().strip()
+                assert address, "the cluster did not start; what it says is above"
+                yield address
             finally:
                 process.stdin.close()
 
