@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.covering import Covering, Intervals, ReducedRow
+from pipeline.covering import Covering, ReducedRow
+from pipeline.intervals import Intervals
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.head import Head
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.covering import Covering, Intervals
+from pipeline.covering import Covering
+from pipeline.intervals import Intervals
 from pipeline.vocabulary import Vocabulary
 from schemas import END, NUM_SYMBOLS
 from stage2_student.batches import NO_LABEL, Encoded, Example

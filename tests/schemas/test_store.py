@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import dump_view
+from pipeline import dump_summary, dump_view
 from pipeline.config import DumpConfig, DumpRef
 from schemas.manifest import Manifest
 from schemas.store import RemotePath, StoreError, location, names
@@ -55,7 +55,7 @@ def test_a_student_reads_a_remote_dump_as_the_local_one(dump: Path, remote: Remo
 
 
 def test_inspect_sees_in_a_remote_dump_what_it_sees_in_the_local_one(dump: Path, remote: RemotePath) -> None:
-    assert dump_view.summarise(remote) == dump_view.summarise(dump)
+    assert dump_summary.summarise(remote) == dump_summary.summarise(dump)
     assert dump_view.find_document(remote, "d7").text == dump_view.find_document(dump, "d7").text
 
 
