@@ -17,7 +17,7 @@ TABLE_3 := paper_maths
 PAPER = pipeline/recipes/$(TABLE_$(TABLE)).yaml -o paper -o student.path=runs/$(TABLE_$(TABLE))/as_published $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher student eval report demo test check bench bench-quality reproduce
+.PHONY: help setup teacher student eval report demo test coverage check bench bench-quality reproduce
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -49,6 +49,12 @@ demo: $(STAMP)  ## teacher, student, eval and report on real weights, on a CPU
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(STAMP)  ## the tests again, and which lines they do not run; fails below 90 %
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .
