@@ -1,7 +1,6 @@
 """Dumps in an object store, read where they lie."""
 
 import shutil
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -13,16 +12,8 @@ from schemas.manifest import Manifest
 from schemas.store import RemotePath, StoreError, location, names
 from stage1_teacher.verify import verify_dump
 from stage2_student.reader import DumpReader
-from tests.object_store import SECRET, ObjectStore, object_store
+from tests.object_store import SECRET, ObjectStore
 from tests.stage2_student.dumps import make_dump
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with object_store() as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
-        yield store
 
 
 @pytest.fixture(scope="module")
