@@ -1,6 +1,7 @@
 """What tests of both stages ask for."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,3 +15,11 @@ def store() -> Iterator[ObjectStore]:
         for name, value in store.environment.items():
             patch.setenv(name, value)
         yield store
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that no test may change."""
+    from tests.tiny import tiny_model  # with torch and transformers, which many tests do without
+
+    return tiny_model(tmp_path_factory.mktemp("tiny") / "model")

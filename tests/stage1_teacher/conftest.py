@@ -10,13 +10,6 @@ from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher import server as http
 from tests.stage1_teacher.fake_server import FakeServer
 from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe
-from tests.tiny import tiny_model
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that no test may change."""
-    return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
