@@ -74,7 +74,7 @@ def run_teacher(
     Args:
         worker: (i, n): make only each n-th shard, from the i-th on.
         accept_engine: see `plan.hold_to_identity`.
-        ray: the shards are made by engines of a Ray cluster; `address`: see `ray_workers.ray_engines`.
+        ray: the shards are made by engines of a Ray cluster; `address`: see `ray_workers.ray_cluster`.
     Raises:
         ValueError: the folder holds another dump, the corpus has changed since it was planned, or Ray or its cluster is not there.
         OSError: the folder cannot be written, or the engine failed too often.
@@ -84,17 +84,15 @@ def run_teacher(
 
         print_plan(recipe)
         return
-    engines: Engines
-    if ray:
-        from stage1_teacher.ray_workers import import_ray, ray_engines
-
-        import_ray()  # before the corpus is read
-        engines = partial(ray_engines, address=address)
-    elif address is not None:
+    if address is not None and not ray:
         raise ValueError(f"--address {address} is that of a Ray cluster; give --ray too")
-    else:
-        engines = this_process
-    with terminable():
+    with terminable(), ExitStack() as connected:
+        engines: Engines = this_process
+        if ray:
+            from stage1_teacher.ray_workers import ray_cluster, ray_engines
+
+            # First: a cluster that is not there is found before the corpus is read.
+            engines = partial(ray_engines, ray=connected.enter_context(ray_cluster(address)))
         _run(recipe, worker, accept_engine, engines)
 
 

