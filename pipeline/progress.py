@@ -18,6 +18,7 @@ class Progress:
     def __init__(self, total_documents: int, total_bytes: int, console: Console | None = None) -> None:
         self.total_documents, self.total_bytes = total_documents, total_bytes
         self.documents = self.text_bytes = self.tokens = self.stored_bytes = 0
+        self._said: tuple[int, int] | None = None  # documents and stored bytes, in the last line
         self._console = console or Console(stderr=True)
         self._started = self._last_line = time.monotonic()
         metrics.PLANNED_BYTES.set(total_bytes)
@@ -80,11 +81,12 @@ class Progress:
             seconds_left=None if left is None else round(left, 3),
         )
         self._last_line = time.monotonic()
+        self._said = (self.documents, self.stored_bytes)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        else:
+        elif self._said != (self.documents, self.stored_bytes):
             self._print_line()
