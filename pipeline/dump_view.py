@@ -2,7 +2,6 @@
 
 import difflib
 import heapq
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from schemas import END
-from schemas.manifest import Manifest, flatten
+from schemas.manifest import Manifest, flatten, read_json
 from schemas.shard import Record, read_shard
 from schemas.store import Location, names, open_parquet
 
@@ -182,17 +182,32 @@ def documents(dump: Location) -> Iterator[DumpDocument]:
         yield DumpDocument(windows[0].doc_id, tuple(windows))
 
 
-def find_document(dump: Location, doc_id: str | None) -> DumpDocument:
-    """The first document of that name; with None the first of all. Raises ValueError, naming near ids, where there is none."""
+def find_document(dump: Location, doc_id: str | None, nth: int = 1) -> DumpDocument:
+    """The `nth` document of that name; with None of all. Raises ValueError, naming near ids, where there is none."""
+    found = 0
     for document in documents(dump):
-        if doc_id is None or document.doc_id == doc_id:
+        found += doc_id is None or document.doc_id == doc_id
+        if found == nth:
             return document
+    if found:
+        name = "documents" if doc_id is None else f"documents named {doc_id!r}"
+        raise ValueError(f"{dump} holds {found} {name}; --nth {nth} is none of them")
     if doc_id is None:
         raise ValueError(f"{dump} holds no document yet: run `bld teacher` first")
     ids = (record.doc_id for record in records(dump))
     near = heapq.nlargest(3, ((difflib.SequenceMatcher(None, doc_id, name).ratio(), name) for name in ids))
-    names = ", ".join(dict.fromkeys(name for _, name in near)) or "none: no shard is there yet"
+    names = ", ".join(dict.fromkeys(repr(name) for _, name in near)) or "none: no shard is there yet"
     raise ValueError(f"{dump} holds no document {doc_id!r}; the nearest ids: {names}")
+
+
+def number_named(dump: Location, doc_id: str) -> int:
+    """How many documents have that name; reads names and windows only."""
+    number = 0
+    for path in complete_shards(dump):
+        with open_parquet(path) as file:
+            table = file.read(columns=["doc_id", "window_start"])
+        number += pc.sum(pc.and_(pc.equal(table["doc_id"], doc_id), pc.equal(table["window_start"], 0))).as_py() or 0
+    return number
 
 
 class Surprising(NamedTuple):
@@ -349,4 +364,4 @@ def column_bytes(shards: list[Location]) -> dict[str, int]:
 
 def _left_out(dump: Location) -> dict[str, str]:
     path = dump / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("left_out_unspellable", {}) if path.exists() else {}
+    return dict(read_json(path).get("left_out_unspellable", {})) if path.exists() else {}

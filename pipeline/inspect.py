@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pipeline import dump_view
 from pipeline.dump_view import DumpDocument, Occurrence, Position, Surprising
+from pipeline.logs import warn
 from schemas import END
 from schemas.store import Location
 
@@ -38,6 +39,11 @@ def readable(text: bytes) -> str:
     return "".join(marks.get(char) or (char if char.isprintable() else f"<{ord(char):x}>") for char in shown)
 
 
+def name_of(text: str) -> str:
+    """A name out of a dump as a terminal may be given it: what prints nothing, or turns the line around, as its code."""
+    return readable(text.encode()).replace("␠", " ")
+
+
 def wanted_bytes(text: str) -> bytes:
     """What `--find` looks for: UTF-8, with `\\n`, `\\t`, `\\r`, `\\\\` and `\\xHH` as in a Python string."""
     parts = re.split(r"(\\x[0-9a-fA-F]{2}|\\[nrt\\])", text)
@@ -57,6 +63,7 @@ def show(
     worst: int | None = None,
     find: str | None = None,
     html: Path | None = None,
+    nth: int = 1,
 ) -> None:
     """Print a dump's summary, or with `doc_id` that document's positions with their `top` symbols.
 
@@ -64,12 +71,13 @@ def show(
         worst: print that many documents and positions of most surprise instead.
         find: print where this text stands, with the distributions of its bytes, instead.
         html: draw the document (the first, where `doc_id` is None) into this file instead.
+        nth: which of several documents of that name.
     """
     console = Console(highlight=False, soft_wrap=True)
     if html is not None:
         from pipeline.inspect_html import write_page
 
-        print(write_page(dump, dump_view.find_document(dump, doc_id), html))
+        print(write_page(dump, _chosen(dump, doc_id, nth), html))
     elif worst is not None:
         _show_worst(dump, worst, top, as_json, console)
     elif find is not None:
@@ -78,7 +86,7 @@ def show(
         summary = dump_view.summarise(dump)
         print(json.dumps(summary, indent=1)) if as_json else _print_summary(summary, console)
     else:
-        document = dump_view.find_document(dump, doc_id)
+        document = _chosen(dump, doc_id, nth)
         if as_json:
             values = {"doc_id": doc_id, "positions": [as_values(position) for position in document.positions()]}
             chat = [{"role": m.role, "start": m.start, "content": m.content.decode()} for m in document.messages]
@@ -86,6 +94,17 @@ def show(
             return
         for line in document_table(document, top):
             console.print(line)
+
+
+def _chosen(dump: Location, doc_id: str | None, nth: int) -> DumpDocument:
+    document = dump_view.find_document(dump, doc_id, nth)
+    number = 1 if doc_id is None else dump_view.number_named(dump, doc_id)
+    if number > 1:
+        warn(
+            f"{dump}: {number} documents are named {doc_id!r}; this is number {nth} (--nth chooses). "
+            "corpus.id_field gives documents names of their own"
+        )
+    return document
 
 
 def as_values(position: Position) -> dict[str, Any]:
@@ -108,7 +127,9 @@ def document_table(document: DumpDocument, top: int) -> list[Text]:
     edges = [position.offset + (position.realised != END) for position in found]  # an END belongs to what it ends
     shown, at = [header], 0
     for message in document.messages:
-        shown.append(Text(f"{message.role}: ", style="bold").append(readable(message.content), style="not bold"))
+        shown.append(
+            Text(f"{name_of(message.role)}: ", style="bold").append(readable(message.content), style="not bold")
+        )
         last = bisect_right(edges, message.end, lo=at)
         shown += lines[at:last]
         at = last
@@ -149,7 +170,7 @@ def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: C
         return
     console.print(Text("documents by bits per byte of their targets", style="bold"))
     for found in documents:
-        console.print(Text(f"{found.bits:8.3f}  {found.doc_id:<12} {readable(found.context)}"))
+        console.print(Text(f"{found.bits:8.3f}  {name_of(found.doc_id):<12} {readable(found.context)}"))
     console.print(Text("positions by bits of the byte that is really there", style="bold"))
     for found in places:
         console.print(_place_line(found, top))
@@ -163,7 +184,7 @@ def _place_values(found: Surprising) -> dict[str, Any]:
 def _place_line(found: Surprising, top: int) -> Text:
     position = found.position
     assert position is not None
-    line = Text(f"{found.bits:8.3f}  {found.doc_id:<12} at {found.offset:>6} ")
+    line = Text(f"{found.bits:8.3f}  {name_of(found.doc_id):<12} at {found.offset:>6} ")
     line.append(f"{readable(found.context):>{dump_view.CONTEXT_BYTES}}")
     line.append(f"[{symbol_name(position.realised)}]", style="bold red")
     for symbol, probability in position.symbols[:top]:
@@ -178,7 +199,7 @@ def _show_found(dump: Location, wanted: bytes, top: int, as_json: bool, console:
         return
     shown = list(islice(found, _SHOWN))
     for occurrence in shown:
-        line = Text(f"{occurrence.doc_id} at {occurrence.offset}: ", style="bold")
+        line = Text(f"{name_of(occurrence.doc_id)} at {occurrence.offset}: ", style="bold")
         line.append(readable(occurrence.before), style="not bold")
         line.append(readable(wanted), style="reverse")
         line.append(readable(occurrence.after), style="not bold")

