@@ -108,7 +108,7 @@ def read_json(path: Location, *needed: str) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}. {_MEND}") from error
-    lacking = [key for key in needed if key not in values] if isinstance(values, dict) else ["an object"]
+    lacking = [key for key in needed if key not in values] if isinstance(values, dict) else ["object"]
     if lacking:
         raise ValueError(f"{path} is damaged: it holds no {', '.join(lacking)}. {_MEND}")
     return dict(values)
