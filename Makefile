@@ -1,9 +1,10 @@
-# The operator's targets. RECIPE picks the recipe, ARGS adds options (ARGS="-o train.steps=50"), BENCH the benchmarks, PYTHON the
-# system's Python, BLD_DEVICE=cpu|gpu the build where the machine should not be looked at.
+# The operator's targets. RECIPE picks the recipe, ARGS adds options (ARGS="-o train.steps=50"), BENCH the benchmarks, WORKERS how many
+# processes run tests, PYTHON the system's Python, BLD_DEVICE=cpu|gpu the build where the machine should not be looked at.
 
 RECIPE ?= pipeline/recipes/demo.yaml
 ARGS ?=
 TABLE ?= 1
+WORKERS ?= 2
 BENCH ?= dump_speed frontier economy shard_speed tokenizers kills forecast
 BIN := .venv/bin
 STAMP := .venv/bld-stamp.json
@@ -47,8 +48,8 @@ demo: $(STAMP)  ## teacher, student, eval and report on real weights, on a CPU
 	$(BIN)/bld eval $(RECIPE) $(ARGS)
 	$(BIN)/bld report $(RECIPE) $(ARGS)
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## all tests, WORKERS (2) files at a time; each may take 4 GB
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, and the packages against their locks
 	$(BIN)/ruff check .

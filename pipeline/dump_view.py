@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from schemas import END
 from schemas.manifest import Manifest, flatten, read_json
-from schemas.shard import Record, read_shard
+from schemas.record import Record
+from schemas.shard import read_shard
 from schemas.store import Location, names, open_parquet
 
 ENTROPY_BINS = (0.0, 0.01, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.1)  # bits; 257 classes hold at most 8.006

@@ -15,6 +15,7 @@ from rich.text import Text
 from pipeline import dump_view
 from pipeline.dump_view import DumpDocument, Occurrence, Position, Surprising
 from pipeline.logs import warn
+from pipeline.page import printable
 from schemas import END
 from schemas.store import Location
 
@@ -37,11 +38,6 @@ def readable(text: bytes) -> str:
     shown = text.decode("utf-8", errors="replace")
     marks = {" ": "␠", "\n": "⏎", "\r": "␍", "\t": "⇥"}
     return "".join(marks.get(char) or (char if char.isprintable() else f"<{ord(char):x}>") for char in shown)
-
-
-def name_of(text: str) -> str:
-    """A name out of a dump as a terminal may be given it: what prints nothing, or turns the line around, as its code."""
-    return readable(text.encode()).replace("␠", " ")
 
 
 def wanted_bytes(text: str) -> bytes:
@@ -128,7 +124,7 @@ def document_table(document: DumpDocument, top: int) -> list[Text]:
     shown, at = [header], 0
     for message in document.messages:
         shown.append(
-            Text(f"{name_of(message.role)}: ", style="bold").append(readable(message.content), style="not bold")
+            Text(f"{printable(message.role)}: ", style="bold").append(readable(message.content), style="not bold")
         )
         last = bisect_right(edges, message.end, lo=at)
         shown += lines[at:last]
@@ -170,7 +166,7 @@ def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: C
         return
     console.print(Text("documents by bits per byte of their targets", style="bold"))
     for found in documents:
-        console.print(Text(f"{found.bits:8.3f}  {name_of(found.doc_id):<12} {readable(found.context)}"))
+        console.print(Text(f"{found.bits:8.3f}  {printable(found.doc_id):<12} {readable(found.context)}"))
     console.print(Text("positions by bits of the byte that is really there", style="bold"))
     for found in places:
         console.print(_place_line(found, top))
@@ -184,7 +180,7 @@ def _place_values(found: Surprising) -> dict[str, Any]:
 def _place_line(found: Surprising, top: int) -> Text:
     position = found.position
     assert position is not None
-    line = Text(f"{found.bits:8.3f}  {name_of(found.doc_id):<12} at {found.offset:>6} ")
+    line = Text(f"{found.bits:8.3f}  {printable(found.doc_id):<12} at {found.offset:>6} ")
     line.append(f"{readable(found.context):>{dump_view.CONTEXT_BYTES}}")
     line.append(f"[{symbol_name(position.realised)}]", style="bold red")
     for symbol, probability in position.symbols[:top]:
@@ -199,7 +195,7 @@ def _show_found(dump: Location, wanted: bytes, top: int, as_json: bool, console:
         return
     shown = list(islice(found, _SHOWN))
     for occurrence in shown:
-        line = Text(f"{name_of(occurrence.doc_id)} at {occurrence.offset}: ", style="bold")
+        line = Text(f"{printable(occurrence.doc_id)} at {occurrence.offset}: ", style="bold")
         line.append(readable(occurrence.before), style="not bold")
         line.append(readable(wanted), style="reverse")
         line.append(readable(occurrence.after), style="not bold")

@@ -45,12 +45,12 @@ def load_model(source: str, revision: str | None, dtype: "torch.dtype | str", tr
     return model
 
 
-def load_tokenizer(source: str, trust_remote_code: bool = False) -> Any:
-    """What AutoTokenizer makes of a local folder or a hub name. Raises ValueError, with the cause, where it makes nothing."""
+def load_tokenizer(source: str, trust_remote_code: bool = False, revision: str | None = None) -> Any:
+    """What AutoTokenizer makes of a local folder or a hub name, at its revision. Raises ValueError, with the cause, where it makes nothing."""
     from transformers import AutoTokenizer
 
     with _named(source, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

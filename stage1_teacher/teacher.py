@@ -176,11 +176,11 @@ def load_tokenizer(recipe: Recipe) -> Named:
     teacher = recipe.teacher
     named = teacher.engine == "openai" and teacher.tokenizer is not None
     model = teacher.model if named else resolve_model(teacher.model, teacher.revision)
-    source = resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else model
+    source, revision = (resolve_tokenizer(teacher.tokenizer), None) if teacher.tokenizer else (model, teacher.revision)
     if recipe.corpus.has_chats:
-        chat = ChatTokenizer.load(source, teacher.trust_remote_code)
+        chat = ChatTokenizer.load(source, teacher.trust_remote_code, revision)
         return Named(model, chat.tokenizer, chat)
-    return Named(model, ByteTokenizer.load(source, teacher.trust_remote_code), None)
+    return Named(model, ByteTokenizer.load(source, teacher.trust_remote_code, revision), None)
 
 
 def resolve_ids(
