@@ -9,11 +9,12 @@ import torch
 from pipeline.branching import Branching
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
-from pipeline.covering import Covering, ReducedRow, Targets
+from pipeline.covering import Covering, ReducedRow
 from pipeline.listed import ListedRows, listed_targets
 from pipeline.logs import say, warn
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.spread import spread
+from pipeline.targets import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.engine import Branches, Engine, ListingEngine, open_engine
@@ -219,13 +220,19 @@ def resolve_ids(
 
 
 def open_teacher(
-    recipe: Recipe, model: str, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None, branches: bool = False
+    recipe: Recipe,
+    model: str,
+    tokenizer: ByteTokenizer,
+    chat: ChatTokenizer | None = None,
+    branches: bool = False,
+    over_machines: bool = False,
 ) -> Teacher:
     """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts.
 
     Args:
         chat: the tokenizer with its chat template, where it is asked about chats.
         branches: it will be asked for branch rows even where the recipe's covering has none.
+        over_machines: see `open_engine`.
     """
     teacher, placement = recipe.teacher, recipe.placement
     start, ends = resolve_ids(recipe, tokenizer, chat)
@@ -245,7 +252,8 @@ def open_teacher(
     reducer = Reducer(head, vocabulary, placement.reduce_rows)
 
     def reopen() -> Engine:
-        return open_engine(model, teacher, placement, branches=branches or recipe.dump.covering.beam_width > 0)
+        branching = branches or recipe.dump.covering.beam_width > 0
+        return open_engine(model, teacher, placement, branching, over_machines)
 
     return Teacher(recipe, reopen(), vocabulary, tokenizer, start, reducer, reopen, chat)
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -165,7 +164,7 @@ def test_names_and_texts_of_any_kind_are_kept_and_lead_nowhere(
         assert not set("\x00\x1b\u202e") & set(page)
         assert ("2 documents are named 'same'; this is number 1 (--nth chooses)" in text) == (name == "same")
         told += text + page
-    assert json.loads(bld("inspect", dump, "--doc", "same", "--nth", "2", "--json")[1].splitlines()[-1])["positions"]
+    assert json.loads(bld("inspect", dump, "--doc", "same", "--nth", "2", "--json")[1].splitlines()[0])["positions"]
     code, text = bld("inspect", dump, "--doc", "same", "--nth", "3")
     assert code == 1 and "holds 2 documents named 'same'; --nth 3 is none of them" in text
     for options in (("--worst", "10"), ("--find", "a"), ("--doc", "none such")):
@@ -184,7 +183,7 @@ def shard_of(dump: Path) -> Path:
 
 
 RECORDS = [make_record("a", b"some text"), varied_record("b", 0)]
-METADATA = {"shard_sha256": "0", "engine": "e", "left_out": "{}", "teacher_tokens": "9", "computed_tokens": "9"}
+METADATA = {"shard_sha256": "s", "engine": "e", "left_out": "{}", "teacher_tokens": "9", "computed_tokens": "9"}
 
 
 def commit(dump: Path, table: pa.Table, **metadata: str) -> None:
@@ -195,7 +194,7 @@ def commit(dump: Path, table: pa.Table, **metadata: str) -> None:
 def sound_dump(folder: Path) -> Path:
     """A dump in which `bld verify` finds no fault."""
     num_bytes = sum(len(record.document) for record in RECORDS)
-    plan = ShardPlan(index=0, first_document=0, num_documents=2, num_bytes=num_bytes, sha256="0")
+    plan = ShardPlan(index=0, first_document=0, num_documents=2, num_bytes=num_bytes, sha256="s")
     found = Manifest(identity=IDENTITY, corpus_counts={"documents": 2}, accepted_engines=("e",), shards=(plan,))
     (folder / "shards").mkdir(parents=True)
     found.save(folder)
@@ -222,19 +221,6 @@ def crafted_version(version: str) -> Callable[[Path], None]:
     return lambda dump: commit(dump, to_table(RECORDS, IDENTITY), schema_version=version)
 
 
-def crafted_offsets(dump: Path) -> None:
-    """List lengths below zero, and beyond what there is."""
-    table = to_table(RECORDS, IDENTITY)
-    column = table.column("symbols").combine_chunks()
-    offsets = pa.py_buffer(np.array([0, -7, 2**31 - 1], dtype=np.int32))
-    field = table.schema.field("symbols")
-    wrong = pa.ListArray.from_buffers(field.type, 2, [None, offsets], children=[column.values])
-    with pytest.raises((ValueError, OSError)):  # Arrow does not write them
-        wrong.validate(full=True)
-        commit(dump, table.set_column(table.schema.get_field_index("symbols"), field, wrong))
-    shard_of(dump).write_bytes(shard_of(dump).read_bytes()[:900])
-
-
 def manifest(old: str, new: str) -> Callable[[Path], None]:
     def spoil(dump: Path) -> None:
         path = dump / "manifest.json"
@@ -258,7 +244,7 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (crafted("document", b"\xff" * 32), RECORD + "its text, or that of a message, is not UTF-8"),
     (crafted_version("99"), SHARD + ".*version"),
     (crafted_version("x"), SHARD + ".*version"),
-    (crafted_offsets, SHARD),
+    (lambda dump: shard_of(dump).write_bytes(shard_of(dump).read_bytes()[:900]), SHARD),
     (lambda dump: shard_of(dump).write_bytes(b""), SHARD),
     (manifest('"index": 0', '"index": "../../x"'), MANIFEST + ": shards.0.index is '../../x'"),
     (manifest('"index": 0', '"index": -7'), MANIFEST + ": shards.0.index is -7"),
