@@ -1,9 +1,10 @@
-# The operator's targets. RECIPE picks the recipe, ARGS adds options (ARGS="-o train.steps=50"), BENCH the benchmarks, PYTHON the
-# system's Python, BLD_DEVICE=cpu|gpu the build where the machine should not be looked at.
+# The operator's targets. RECIPE picks the recipe, ARGS adds options (ARGS="-o train.steps=50"), BENCH the benchmarks, WORKERS how many
+# processes run tests, PYTHON the system's Python, BLD_DEVICE=cpu|gpu the build where the machine should not be looked at.
 
 RECIPE ?= pipeline/recipes/demo.yaml
 ARGS ?=
 TABLE ?= 1
+WORKERS ?= 2
 BENCH ?= dump_speed frontier economy shard_speed tokenizers kills forecast
 BIN := .venv/bin
 STAMP := .venv/bld-stamp.json
@@ -14,10 +15,21 @@ INSTALL = $(or $(PYTHON),$(error no Python 3.11 or 3.12 found: install one, or g
 TABLE_1 := paper_bpe_transfer
 TABLE_2 := paper_byte_transfer
 TABLE_3 := paper_maths
-PAPER = pipeline/recipes/$(TABLE_$(TABLE)).yaml -o paper -o student.path=runs/$(TABLE_$(TABLE))/as_published $(ARGS)
+TASK = $(or $(TABLE_$(TABLE)),$(error TABLE is $(TABLE); give 1, 2 or 3))
+PAPER = pipeline/recipes/$(TASK).yaml -o paper -o student.path=runs/$(TASK)/as_published
+# Of table 1, a tokenizer that needs no hub.
+REHEARSED_1 := -o student.tokenizer=pypi:openai-whisper==20250625/whisper/assets/gpt2.tiktoken
+REHEARSED_AT = runs/rehearsal/$(TASK)
+REHEARSED = $(PAPER) -o rehearsal $(REHEARSED_$(TABLE)) -o dump.path=$(REHEARSED_AT)/dump -o student.path=$(REHEARSED_AT)/student
+
+define REPRODUCE
+	$(BIN)/bld teacher $(1) $(ARGS)
+	$(BIN)/bld student $(1) $(ARGS)
+	$(BIN)/bld eval $(1) $(ARGS)
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher student eval report demo test coverage check bench bench-quality reproduce
+.PHONY: help setup teacher student eval report demo test coverage check lock audit bench bench-quality reproduce rehearse
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -26,7 +38,7 @@ help:  ## this list
 setup:  ## make .venv with everything in it (a second run does nothing)
 	@$(INSTALL)
 
-$(STAMP): pyproject.toml pipeline/install.py
+$(STAMP): pyproject.toml pipeline/install.py $(wildcard pipeline/locks/*.txt)
 	@$(INSTALL)
 
 teacher: $(STAMP)  ## stage 1: dump, or resume a dump, of RECIPE
@@ -47,8 +59,8 @@ demo: $(STAMP)  ## teacher, student, eval and report on real weights, on a CPU
 	$(BIN)/bld eval $(RECIPE) $(ARGS)
 	$(BIN)/bld report $(RECIPE) $(ARGS)
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## all tests, WORKERS (2) files at a time; each may take 4 GB
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 coverage: $(STAMP)  ## the tests again, and which lines they do not run; fails below 90 %
 	$(BIN)/coverage erase
@@ -56,10 +68,17 @@ coverage: $(STAMP)  ## the tests again, and which lines they do not run; fails b
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-check: $(STAMP)  ## lint, format and types
+check: $(STAMP)  ## lint, format, types, and the packages against their locks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pipeline.locks
+
+lock: $(STAMP)  ## lock the packages anew after a change of pyproject.toml (ARGS=--upgrade: at their newest)
+	$(BIN)/python -m pipeline.locks --write $(ARGS)
+
+audit: $(STAMP)  ## known vulnerabilities of the locked packages; needs PyPI's own data
+	$(BIN)/python -m pipeline.locks --audit
 
 bench: $(STAMP)  ## the benchmarks named in BENCH, one after another; hours for all, ARGS goes to each
 	set -e; for name in $(BENCH); do $(BIN)/python -m tests.bench.$$name $(ARGS); done
@@ -68,7 +87,7 @@ bench-quality: $(STAMP)  ## the students against their controls
 	$(BIN)/python -m tests.bench.quality $(ARGS)
 
 reproduce: $(STAMP)  ## the paper's TABLE=1 (to Qwen2's tokenizer), 2 (to bytes) or 3 (maths), trained as it says, beside its figures; needs GPUs and a hub
-	@test -n "$(TABLE_$(TABLE))" || { echo "TABLE is $(TABLE); give 1, 2 or 3" >&2; exit 1; }
-	$(BIN)/bld teacher $(PAPER)
-	$(BIN)/bld student $(PAPER)
-	$(BIN)/bld eval $(PAPER)
+	$(call REPRODUCE,$(PAPER))
+
+rehearse: $(STAMP)  ## every step of `make reproduce TABLE=1` (2, 3) on a CPU and without a hub: small models, few texts, two steps
+	$(call REPRODUCE,$(REHEARSED))

@@ -86,9 +86,11 @@ class ChatTokenizer:
         self._control = re.compile(f"({'|'.join(names)})") if names else None
 
     @classmethod
-    def load(cls, folder_or_hub_id: str, trust_remote_code: bool = False) -> "ChatTokenizer":
+    def load(
+        cls, folder_or_hub_id: str, trust_remote_code: bool = False, revision: str | None = None
+    ) -> "ChatTokenizer":
         """From what AutoTokenizer loads. Raises ValueError for a tokenizer without template, or one that cannot spell bytes."""
-        wrapped = load_tokenizer(folder_or_hub_id, trust_remote_code)
+        wrapped = load_tokenizer(folder_or_hub_id, trust_remote_code, revision)
         if wrapped.chat_template is None:
             raise ValueError(f"{folder_or_hub_id}: its tokenizer has no chat template, so that no chat can be rendered")
         return cls(ByteTokenizer.from_wrapped(wrapped, folder_or_hub_id), wrapped)

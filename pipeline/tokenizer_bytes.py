@@ -142,9 +142,11 @@ class ByteTokenizer:
         )
 
     @classmethod
-    def load(cls, folder_or_hub_id: str, trust_remote_code: bool = False) -> "ByteTokenizer":
+    def load(
+        cls, folder_or_hub_id: str, trust_remote_code: bool = False, revision: str | None = None
+    ) -> "ByteTokenizer":
         """From what AutoTokenizer loads. Raises ValueError, with the reason, for one that cannot spell bytes."""
-        wrapped = load_tokenizer(folder_or_hub_id, trust_remote_code)
+        wrapped = load_tokenizer(folder_or_hub_id, trust_remote_code, revision)
         return cls.from_wrapped(wrapped, folder_or_hub_id)
 
     @classmethod

@@ -27,6 +27,7 @@ class Task(NamedTuple):
     audited: Set[str]
     folder: str  # that relative paths of the recipe start from
     code: str  # `code_sha256` where the dump was started
+    over_machines: bool  # the engine's GPUs may lie on several
 
 
 class ClusterEngine:
@@ -55,7 +56,9 @@ class ClusterEngine:
         corpus_sha256 = task.identity["corpus"]["sha256"]
         ours = teacher_identity(task.recipe, teacher, engine_name(task.recipe), corpus_sha256)
         plan.require_identity(dump, Manifest.load(dump).identity, ours, task.accepted_engines)
-        self._opened = task, open_teacher(task.recipe, *teacher, branches=bool(task.audited))
+        branches = bool(task.audited)
+        opened = open_teacher(task.recipe, *teacher, branches=branches, over_machines=task.over_machines)
+        self._opened = task, opened
         return place
 
     def make(self, shard: ShardPlan, documents: list[Document]) -> Iterator[Made]:

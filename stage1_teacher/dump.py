@@ -13,6 +13,7 @@ from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
+from pipeline.loading import check_positions, load_config
 from pipeline.logs import detail, say
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
@@ -73,7 +74,7 @@ def run_teacher(
     Args:
         worker: (i, n): make only each n-th shard, from the i-th on.
         accept_engine: see `plan.hold_to_identity`.
-        ray: the shards are made by engines of a Ray cluster; `address`: see `ray_workers.ray_engines`.
+        ray: the shards are made by engines of a Ray cluster; `address`: see `ray_workers.ray_cluster`.
     Raises:
         ValueError: the folder holds another dump, the corpus has changed since it was planned, or Ray or its cluster is not there.
         OSError: the folder cannot be written, or the engine failed too often.
@@ -83,23 +84,26 @@ def run_teacher(
 
         print_plan(recipe)
         return
-    engines: Engines
-    if ray:
-        from stage1_teacher.ray_workers import import_ray, ray_engines
-
-        import_ray()  # before the corpus is read
-        engines = partial(ray_engines, address=address)
-    elif address is not None:
+    if address is not None and not ray:
         raise ValueError(f"--address {address} is that of a Ray cluster; give --ray too")
-    else:
-        engines = this_process
-    with terminable():
+    with terminable(), ExitStack() as connected:
+        engines: Engines = this_process
+        if ray:
+            from stage1_teacher.ray_workers import ray_cluster, ray_engines
+
+            # First: a cluster that is not there is found before the corpus is read.
+            engines = partial(ray_engines, ray=connected.enter_context(ray_cluster(address)))
         _run(recipe, worker, accept_engine, engines)
 
 
 def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: "Engines") -> None:
     dump = location(recipe.dump.path)
     teacher = load_tokenizer(recipe)
+    if (
+        recipe.teacher.engine != "openai"
+    ):  # a server is asked; an engine would say so in its own words, and minutes later
+        config = load_config(teacher.model, recipe.teacher.revision, recipe.teacher.trust_remote_code)
+        check_positions(config, recipe.teacher.max_tokens, "teacher.max_tokens")
     for remark in teacher.tokenizer.remarks():
         say(f"{dump}: the teacher's tokenizer {remark}")
     recipe = with_licence(recipe, teacher.model)

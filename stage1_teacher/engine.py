@@ -61,8 +61,15 @@ class ListingEngine(Protocol):
         """Give connections back."""
 
 
-def open_engine(model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> Engine:
-    """The engine that the recipe names, with `model` (a local folder or hub id) loaded; `branches`: it will be asked for some.
+def open_engine(
+    model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False, over_machines: bool = False
+) -> Engine:
+    """The engine that the recipe names, with `model` (a local folder or hub id) loaded.
+
+    Args:
+        branches: it will be asked for some.
+        over_machines: this process is a Ray actor in the first bundle of a placement group that has a GPU for each of the engine's
+            workers (vLLM).
 
     Raises ValueError for a served teacher, which gives no hidden states.
     """
@@ -71,7 +78,7 @@ def open_engine(model: str, teacher: TeacherConfig, placement: PlacementConfig, 
     if teacher.engine == "vllm":
         from stage1_teacher.engine_vllm import VllmEngine
 
-        return VllmEngine(model, teacher, placement, branches)
+        return VllmEngine(model, teacher, placement, branches, over_machines)
     from stage1_teacher.engine_transformers import TransformersEngine
 
     return TransformersEngine(model, teacher, placement, branches)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from stage1_teacher.engine import BranchToken
+from stage1_teacher.engine_room import HEAD_SHARE
 
 
 def engine_version() -> str:
@@ -28,11 +29,15 @@ def engine_version() -> str:
     raise ValueError("vLLM is not installed: run `make setup`, or use teacher.engine: transformers")
 
 
-def prepare_environment(num_workers: int = 1) -> None:
+def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> None:
     """What vLLM reads from the environment on import; an operator's own values stay."""
     # It warns once per batch of a thread count that it does not set on a CPU.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if over_machines:
+        # The scheduler stays in this process: one of its own would not be in the placement group. Its workers leave our head its share.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_RAY_PER_WORKER_GPUS"] = str(1 - HEAD_SHARE)
     if not torch.cuda.is_available():
         # vLLM's automatic binding takes one core; its own multiprocessing only adds start-up time for one worker.
         cores = sorted(os.sched_getaffinity(0))
@@ -52,7 +57,9 @@ def _make_llvmlite_inspectable() -> None:
         ffi.lib._fntab.setdefault("__dict__", {})
 
 
-def engine_options(model: str, teacher: TeacherConfig, placement: PlacementConfig) -> dict[str, Any]:
+def engine_options(
+    model: str, teacher: TeacherConfig, placement: PlacementConfig, over_machines: bool = False
+) -> dict[str, Any]:
     """Arguments of `vllm.LLM` that do not depend on what it is asked for. ValueError where this build cannot do as placed."""
     options: dict[str, Any] = {"gpu_memory_utilization": placement.gpu_memory}
     if not torch.cuda.is_available():
@@ -65,6 +72,8 @@ def engine_options(model: str, teacher: TeacherConfig, placement: PlacementConfi
         # The default takes a share of memory that a CPU does not have free.
         executor = "uni" if placement.num_workers == 1 else "mp"
         options = {"kv_cache_memory_bytes": 1 << 30, "distributed_executor_backend": executor, "enforce_eager": True}
+    if over_machines:  # vLLM finds the placement group that this process is in
+        options["distributed_executor_backend"] = "ray"
     if placement.kv_cache is not None:
         options["kv_cache_memory_bytes"] = int(placement.kv_cache)
     return options | {
@@ -117,15 +126,22 @@ BRANCH_BLOCK_TOKENS = 16 if torch.cuda.is_available() else 32
 
 
 class VllmEngine:
-    """A teacher served by vLLM in this process."""
+    """A teacher served by vLLM in this process; its workers may be elsewhere."""
 
-    def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> None:
+    def __init__(
+        self,
+        model: str,
+        teacher: TeacherConfig,
+        placement: PlacementConfig,
+        branches: bool = False,
+        over_machines: bool = False,
+    ) -> None:
         self.name = engine_version()
-        prepare_environment(placement.num_workers)
+        prepare_environment(placement.num_workers, over_machines)
         from vllm import LLM
         from vllm.config import PoolerConfig
 
-        options = engine_options(model, teacher, placement)
+        options = engine_options(model, teacher, placement, over_machines)
         if branches:
             options |= {"enable_prefix_caching": True, "block_size": BRANCH_BLOCK_TOKENS}
         self._llm = LLM(

@@ -8,17 +8,17 @@ do makes the oldest shard of another one as well; whichever commits first has ma
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline import metrics
-from pipeline.config import Recipe
 from pipeline.interrupt import terminable
 from pipeline.logs import say, warn
 from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
 from stage1_teacher.dump import Filled, Job, Maker
+from stage1_teacher.engine_room import HEAD_SHARE, engine_room, remark
 from stage1_teacher.hand_out import HandOut, Run
 from stage1_teacher.make_shards import Made
 from stage1_teacher.restart import EngineError
@@ -28,13 +28,14 @@ _LOOK_SECONDS = 1.0  # the longest that nothing happens here: the cluster may ha
 
 
 @contextmanager
-def ray_engines(job: Job, _: Named, address: str | None) -> Iterator[Maker]:
-    """Shards made by engines of a Ray cluster, while the context lasts.
+def ray_cluster(address: str | None) -> Iterator[Any]:
+    """Ray, connected to a cluster while the context lasts.
 
     Args:
-        address: of the cluster; None: that of RAY_ADDRESS, or else one that runs on this machine, or else one that is started here.
+        address: of the cluster; None: that of RAY_ADDRESS, or else one that runs on this machine, or else one that is started here;
+            `local`: one that is started here.
     Raises:
-        ValueError: Ray is not installed, there is no such cluster, or it has no room for an engine.
+        ValueError: Ray is not installed, there is no such cluster, it has another version, or none can be started here.
     """
     ray = import_ray()
     if address is not None and address.startswith("ray://"):
@@ -43,15 +44,39 @@ def ray_engines(job: Job, _: Named, address: str | None) -> Iterator[Maker]:
         )
     try:
         ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise ValueError(
-            f"--address {address}: no Ray cluster answers: {error}. One that asks for a token needs RAY_AUTH_MODE=token in the environment"
-        ) from error
+    except Exception as error:  # Ray has no class of its own for most of what goes wrong here
+        raise ValueError(_not_connected(address, error)) from error
     try:
         with terminable():  # again: ray.init puts a handler of its own for SIGTERM in place
-            yield Engines(ray, job).make
+            yield ray
     finally:
         ray.shutdown()
+
+
+def _not_connected(address: str | None, error: Exception) -> str:
+    """What went wrong, and how to go on."""
+    where = "--ray" if address is None else f"--address {address}"
+    said = " ".join(str(error).split())
+    if isinstance(error, ConnectionError):
+        remembered = (
+            "The address is that of RAY_ADDRESS, or of a cluster that this machine was part of, which Ray remembers until `ray stop`; "
+            "--address local starts one for this dump. "
+        )
+        return (
+            f"{where}: no Ray cluster answers: {said}. {remembered if address is None else ''}`ray start --head` starts one, and "
+            "`ray status` says whether it is up; one that asks for a token needs RAY_AUTH_MODE=token in the environment"
+        )
+    if isinstance(error, ValueError):
+        return f"{where}: {said}. Give HOST:PORT of the cluster's head, as in 10.0.0.1:6379, or auto or local"
+    if "ersion" in said:
+        return f"{where}: {said}. Install the same Ray and Python on all machines of the cluster"
+    return f"{where}: Ray could not be started: {said}. Its logs are in /tmp/ray/session_latest/logs"
+
+
+@contextmanager
+def ray_engines(job: Job, _: Named, ray: Any) -> Iterator[Maker]:
+    """Shards made by engines of a Ray cluster, while it is connected. Raises ValueError where it has no room for an engine."""
+    yield Engines(ray, job).make
 
 
 def import_ray() -> Any:
@@ -67,38 +92,32 @@ def import_ray() -> Any:
     return ray
 
 
-def engine_resources(recipe: Recipe, machines: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What an engine reserves of one machine, in Ray's units."""
-    placement = recipe.placement
-    local = recipe.teacher.engine != "openai"
-    gpus = placement.engine_gpus
-    if gpus is None:
-        gpus = placement.num_workers if local and any(machine.get("GPU") for machine in machines) else 0
-    cpus: float | None = placement.engine_cpus
-    if cpus is None:  # an engine on a CPU has a machine to itself
-        cores = [machine["CPU"] for machine in machines if machine.get("CPU")]
-        cpus = min(cores, default=1) if local and not gpus else 1
-    return {"CPU": cpus, "GPU": gpus}
-
-
 class Engines:
-    """The cluster's engines: those that are starting, idle, or at work. Each is one actor, and lies on one machine."""
+    """The cluster's engines: those that are starting, idle, or at work. Each is one actor; where one machine has too few GPUs for it,
+    the actor stands in a placement group in which vLLM starts an actor for each of them."""
 
     def __init__(self, ray: Any, job: Job) -> None:
         self._ray, self._job, self._placement = ray, job, job.recipe.placement
-        self._resources = engine_resources(job.recipe, self._machines())
+        machines = self._machines()
+        self._room = engine_room(job.recipe, machines)
+        if (said := remark(self._room, self._placement.tensor_parallel, machines)) is not None:
+            warn(f"{job.dump}: {said}")
         self._num_shards = self._num_at_first = len(job.missing())
         identity, accepted = job.manifest.identity, job.manifest.accepted_engines
-        self._task = ray.put(Task(job.recipe, identity, accepted, job.audited, str(Path.cwd()), code_sha256()))
+        over_machines = self._room.over_machines
+        self._task = ray.put(
+            Task(job.recipe, identity, accepted, job.audited, str(Path.cwd()), code_sha256(), over_machines)
+        )
         self._starting: dict[Any, Any] = {}  # the call of `open`: its engine
         self._idle: list[Any] = []
         self._working: dict[Any, tuple[Any, Run]] = {}  # the call of `make`: its engine, and what it makes
         self._places: dict[Any, str] = {}
+        self._groups: dict[Any, Any] = {}  # of engines over several machines
         self._failed_starts = 0  # in a row
         if not self._num_wanted():
             raise ValueError(
-                f"no machine of the Ray cluster has room for an engine, which takes {_described(self._resources)}: its machines have "
-                f"{'; '.join(map(_described, self._machines()))}. Add one, or set placement.engine_gpus and placement.engine_cpus; "
+                f"the Ray cluster has no room for an engine, which takes {self._room}: its machines have "
+                f"{'; '.join(map(_described, machines))}. Add one, or set placement.engine_gpus and placement.engine_cpus; "
                 "with placement.most_engines the dump waits for machines to come"
             )
 
@@ -117,15 +136,32 @@ class Engines:
     def _start(self) -> None:
         """Ask for engines, as many as there is room and work for; Ray starts each once its resources are free."""
         for _ in range(self._num_wanted() - len(self._starting) - len(self._places)):
-            options = {"num_cpus": self._resources["CPU"], "num_gpus": self._resources["GPU"]}
-            engine = self._ray.remote(ClusterEngine).options(**options, scheduling_strategy="SPREAD").remote()
+            engine = self._new_over_machines() if self._room.over_machines else self._new()
             self._starting[engine.open.remote(self._task)] = engine
 
+    def _new(self) -> Any:
+        options = {"num_cpus": self._room.cpus, "num_gpus": self._room.gpus}
+        return self._ray.remote(ClusterEngine).options(**options, scheduling_strategy="SPREAD").remote()
+
+    def _new_over_machines(self) -> Any:
+        """An engine in the first bundle of a placement group of its own; on as few machines as have room."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        group = self._ray.util.placement_group(self._room.bundles, strategy="PACK")
+        options = {"num_cpus": self._room.cpus, "num_gpus": HEAD_SHARE}
+        first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        engine = self._ray.remote(ClusterEngine).options(**options, scheduling_strategy=first).remote()
+        self._groups[engine] = group
+        return engine
+
+    def _drop(self, engine: Any) -> None:
+        """An engine that is lost: what is left of it ends, and what it reserved is free."""
+        self._ray.kill(engine)
+        if engine in self._groups:
+            self._ray.util.remove_placement_group(self._groups.pop(engine))
+
     def _num_wanted(self) -> int:
-        rooms = sum(
-            min(int(machine.get(kind, 0) // needed) for kind, needed in self._resources.items() if needed)
-            for machine in self._machines()
-        )
+        rooms = self._room.count(self._machines())
         # Two to the end, so that one that hangs has another beside it.
         return min(self._placement.most_engines or rooms, max(self._num_shards, min(self._num_at_first, 2)))
 
@@ -148,17 +184,19 @@ class Engines:
         engine = self._starting.pop(call)
         try:
             self._places[engine] = self._ray.get(call)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except self._ray.exceptions.RayActorError as error:
+        except (
+            self._ray.exceptions.RayError
+        ) as error:  # it failed, its process or machine died, or Ray ended it to save memory
+            why = _cause(error)
+            self._drop(engine)
             self._failed_starts += 1
             metrics.FAILURES.labels("engine").inc()
             if self._failed_starts >= self._placement.engine_attempts:
                 raise EngineError(
                     f"{self._failed_starts} engines in a row were lost while they started (placement.engine_attempts), the last one: "
-                    f"{_first_line(error)}. Mend the cause (less memory: lower placement.gpu_memory), then run the same command again."
+                    f"{why}. Mend the cause (less memory: lower placement.gpu_memory), then run the same command again."
                 ) from error
-            warn(f"{self._job.dump}: an engine was lost while it started ({_first_line(error)}); starting another")
+            warn(f"{self._job.dump}: an engine was lost while it started ({why}); starting another")
             return
         self._failed_starts = 0
         self._idle.append(engine)
@@ -172,16 +210,18 @@ class Engines:
             del self._working[call]
             self._idle.append(engine)
             return
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except self._ray.exceptions.RayActorError as error:
+        except (
+            self._ray.exceptions.RayError
+        ) as error:  # it failed, its process or machine died, or Ray ended it to save memory
+            why = _cause(error)
             del self._working[call]
+            self._drop(engine)
             metrics.FAILURES.labels("engine").inc()
             warn(
-                f"{self._job.dump}: the engine in {self._places.pop(engine)} is lost ({_first_line(error)}); shard "
-                f"{run.shard.plan.index} is handed out again"
+                f"{self._job.dump}: the engine in {self._places.pop(engine)} is lost ({why}); shard {run.shard.plan.index} is handed "
+                "out again"
             )
-            hand_out.lose(run, _first_line(error))
+            hand_out.lose(run, why)
             return
         if made is not None:
             self._num_shards -= made.committed is not None
@@ -192,5 +232,10 @@ def _described(resources: Mapping[str, float]) -> str:
     return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _cause(error: Any) -> str:
+    """What an engine was lost by, in a line. Raises what it says is wrong with recipe, weights or text, which another would say too."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, ValueError):
+        raise cause from error
+    said = str(cause or error).strip().partition("\n")[0]
+    return f"{type(cause).__name__}: {said}" if cause is not None else said

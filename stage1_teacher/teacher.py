@@ -177,11 +177,11 @@ def load_tokenizer(recipe: Recipe) -> Named:
     teacher = recipe.teacher
     named = teacher.engine == "openai" and teacher.tokenizer is not None
     model = teacher.model if named else resolve_model(teacher.model, teacher.revision)
-    source = resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else model
+    source, revision = (resolve_tokenizer(teacher.tokenizer), None) if teacher.tokenizer else (model, teacher.revision)
     if recipe.corpus.has_chats:
-        chat = ChatTokenizer.load(source, teacher.trust_remote_code)
+        chat = ChatTokenizer.load(source, teacher.trust_remote_code, revision)
         return Named(model, chat.tokenizer, chat)
-    return Named(model, ByteTokenizer.load(source, teacher.trust_remote_code), None)
+    return Named(model, ByteTokenizer.load(source, teacher.trust_remote_code, revision), None)
 
 
 def resolve_ids(
@@ -220,13 +220,19 @@ def resolve_ids(
 
 
 def open_teacher(
-    recipe: Recipe, model: str, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None, branches: bool = False
+    recipe: Recipe,
+    model: str,
+    tokenizer: ByteTokenizer,
+    chat: ChatTokenizer | None = None,
+    branches: bool = False,
+    over_machines: bool = False,
 ) -> Teacher:
     """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts.
 
     Args:
         chat: the tokenizer with its chat template, where it is asked about chats.
         branches: it will be asked for branch rows even where the recipe's covering has none.
+        over_machines: see `open_engine`.
     """
     teacher, placement = recipe.teacher, recipe.placement
     start, ends = resolve_ids(recipe, tokenizer, chat)
@@ -246,7 +252,8 @@ def open_teacher(
     reducer = Reducer(head, vocabulary, placement.reduce_rows)
 
     def reopen() -> Engine:
-        return open_engine(model, teacher, placement, branches=branches or recipe.dump.covering.beam_width > 0)
+        branching = branches or recipe.dump.covering.beam_width > 0
+        return open_engine(model, teacher, placement, branching, over_machines)
 
     return Teacher(recipe, reopen(), vocabulary, tokenizer, start, reducer, reopen, chat)
 

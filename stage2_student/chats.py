@@ -22,9 +22,9 @@ def with_template(wrapped: Any, student: StudentConfig) -> Any:
         return wrapped
     model = resolve_model(student.model, student.revision)
     if student.chat_template is None or student.chat_template.endswith(".jinja"):
-        donor = _load(model, student)
+        donor = load_tokenizer(model, student.trust_remote_code, student.revision)
     else:
-        donor = _load(resolve_tokenizer(student.chat_template), student)
+        donor = load_tokenizer(resolve_tokenizer(student.chat_template), student.trust_remote_code)
     if student.chat_template is not None and student.chat_template.endswith(".jinja"):
         template = Path(resolve_file(student.chat_template)).read_text(encoding="utf-8")
     elif donor.chat_template is not None:
@@ -41,7 +41,3 @@ def with_template(wrapped: Any, student: StudentConfig) -> Any:
     lacking = [t.content for t in written if t.content not in known]
     wrapped.add_tokens([AddedToken(name, normalized=False, special=True) for name in lacking], special_tokens=True)
     return wrapped
-
-
-def _load(source: str, student: StudentConfig) -> Any:
-    return load_tokenizer(source, student.trust_remote_code)

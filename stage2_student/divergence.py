@@ -54,6 +54,16 @@ def _terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return terms * p
 
 
+def load_spelling(
+    model: str, chats: bool, revision: str | None, trust_remote_code: bool
+) -> tuple[ByteTokenizer, ChatTokenizer | None]:
+    """A model's tokenizer; with `chats`, with its chat template. Raises ValueError where it has none."""
+    if not chats:
+        return ByteTokenizer.load(model, trust_remote_code, revision), None
+    chat = ChatTokenizer.load(model, trust_remote_code, revision)
+    return chat.tokenizer, chat
+
+
 class ByteModel:
     """A Hugging Face model asked for next-byte distributions through the canonical covering.
 
@@ -62,11 +72,17 @@ class ByteModel:
     """
 
     def __init__(
-        self, model: str, start: int, ends: tuple[int, ...], dtype: torch.dtype = torch.float32, chats: bool = False
+        self,
+        model: str,
+        start: int,
+        ends: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        chats: bool = False,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
-        self.chat = ChatTokenizer.load(model) if chats else None
-        self.tokenizer = ByteTokenizer.load(model) if self.chat is None else self.chat.tokenizer
-        self.model: Any = load_model(model, None, dtype, trust_remote_code=False).eval()
+        self.tokenizer, self.chat = load_spelling(model, chats, revision, trust_remote_code)
+        self.model: Any = load_model(model, revision, dtype, trust_remote_code).eval()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device)
         width = self.model.get_output_embeddings().weight.shape[0]
@@ -182,7 +198,14 @@ def document_divergence(byte_model: ByteModel, record: Record, max_token_end: fl
 
 
 def byte_divergence(
-    model: str, dump: Location, start: int, ends: tuple[int, ...], limit: int | None = None, max_token_end: float = 0.05
+    model: str,
+    dump: Location,
+    start: int,
+    ends: tuple[int, ...],
+    limit: int | None = None,
+    max_token_end: float = 0.05,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Divergence of a model to a dump, mean nats per position.
 
@@ -191,7 +214,8 @@ def byte_divergence(
         it. kl_clear_nats over the clear positions (nan where there is none). clear_share of the positions; positions and
         records counted; records left out because the model cannot spell them, or its chat template changes them.
     """
-    byte_model = ByteModel(model, start, ends, chats=Manifest.load(dump).has_chats)
+    chats = Manifest.load(dump).has_chats
+    byte_model = ByteModel(model, start, ends, chats=chats, revision=revision, trust_remote_code=trust_remote_code)
     found: list[DocumentDivergence] = []
     left_out = 0
     for record in records_of(dump):

@@ -22,7 +22,7 @@ from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest
 from schemas.store import Location
 from stage2_student.batches import NO_LABEL
-from stage2_student.divergence import byte_divergence
+from stage2_student.divergence import byte_divergence, load_spelling
 from stage2_student.losses import token_cross_entropy
 from stage2_student.model import Precision
 
@@ -158,19 +158,20 @@ def evaluate_folder(
     dtype: torch.dtype = torch.float32,
     max_tokens: int = 2048,
     chats: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """`evaluate` for a folder or hub name; `start` is a token's name, default the tokenizer's own start token.
 
     Args:
         chats: the documents are chats. Raises ValueError for a model without chat template.
     """
-    chat = ChatTokenizer.load(folder) if chats else None
-    tokenizer = ByteTokenizer.load(folder) if chat is None else chat.tokenizer
+    tokenizer, chat = load_spelling(folder, chats, revision, trust_remote_code)
     start_id = tokenizer.token_id(start) if start else tokenizer.default_start
     if start_id is None:
         raise ValueError(f"{folder}: its tokenizer has no start token; name one with --start")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(folder, None, torch.float32, trust_remote_code=False).to(chosen).eval()
+    model = load_model(folder, revision, torch.float32, trust_remote_code).to(chosen).eval()
     return evaluate(model, tokenizer, documents, start_id, max_tokens, dtype=dtype, chat=chat)
 
 
@@ -181,20 +182,26 @@ def run_eval(
     start: str | None = None,
     end: str | None = None,
     limit: int | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Figures of one model, by corpus; with a dump, `dump` holds the byte divergence to it (END included)."""
-    folder = resolve_model(model)
+    """Figures of one model, by corpus; with a dump, `dump` holds the byte divergence to it (END included).
+
+    Args:
+        revision: of a hub name, for weights and tokenizer; ValueError for anything else.
+    """
+    folder = resolve_model(model, revision)
+    of_model: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     found = {}
     for name, config in corpora.items():
         documents = (document.messages or document.text for document in islice(Corpus(config).documents(), limit))
-        found[name] = evaluate_folder(folder, documents, start, chats=config.has_chats)
+        found[name] = evaluate_folder(folder, documents, start, chats=config.has_chats, **of_model)
     if dump is not None:
-        chat = ChatTokenizer.load(folder) if Manifest.load(dump).has_chats else None
-        tokenizer = ByteTokenizer.load(folder) if chat is None else chat.tokenizer
+        tokenizer, chat = load_spelling(folder, Manifest.load(dump).has_chats, **of_model)
         start_id = tokenizer.token_id(start) if start else tokenizer.default_start
         default_end = tokenizer.default_end if chat is None else chat.end_of_turn()
         end_id = tokenizer.token_id(end) if end and chat is None else default_end
         if start_id is None or end_id is None:
             raise ValueError(f"{folder}: its tokenizer has no start or no end token; name them with --start and --end")
-        found["dump"] = byte_divergence(folder, dump, start_id, (end_id,), limit)
+        found["dump"] = byte_divergence(folder, dump, start_id, (end_id,), limit, **of_model)
     return found

@@ -39,7 +39,7 @@ def student_sizes(recipe: Recipe) -> Sizes:
     student = student_config(recipe)
     source = resolve_model(student.model, student.revision)
     tokenizer, _, _ = student_tokenizer(student)
-    moved = tokenizer.sha256 != ByteTokenizer.load(source, student.trust_remote_code).sha256
+    moved = tokenizer.sha256 != ByteTokenizer.load(source, student.trust_remote_code, student.revision).sha256
     trust = {"trust_remote_code": student.trust_remote_code}
     config = AutoConfig.from_pretrained(source, revision=student.revision, **trust)
     if moved:

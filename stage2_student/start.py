@@ -45,10 +45,11 @@ class StudentTokenizer(NamedTuple):
 
 def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTokenizer:
     """The student's tokenizer; with `chats`, it has a chat template. Raises ValueError where there is none to be had."""
-    source = (
-        resolve_tokenizer(student.tokenizer) if student.tokenizer else resolve_model(student.model, student.revision)
-    )
-    wrapped = load_tokenizer(source, student.trust_remote_code)
+    if student.tokenizer is None:
+        source, revision = resolve_model(student.model, student.revision), student.revision
+    else:
+        source, revision = resolve_tokenizer(student.tokenizer, own=True), None
+    wrapped = load_tokenizer(source, student.trust_remote_code, revision)
     if not chats:
         return StudentTokenizer(ByteTokenizer.from_wrapped(wrapped, source), None, wrapped)
     wrapped = with_template(wrapped, student)
@@ -91,7 +92,7 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
     if student.drop_layers:
         model = drop_layers(model, student.drop_layers)
     ends = end_tokens(student, tokenizer, chat)
-    old = ByteTokenizer.load(model_source, student.trust_remote_code)
+    old = ByteTokenizer.load(model_source, student.trust_remote_code, student.revision)
     counts = _move(model, old, tokenizer, ends, student.averaged_scale)
     check_head_rows(model.get_output_embeddings().weight.shape[0], tokenizer.token_bytes)
     with committed_folder(folder) as partial:

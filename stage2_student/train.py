@@ -16,6 +16,7 @@ import torch
 
 from pipeline import metrics
 from pipeline.config import Recipe
+from pipeline.loading import check_positions
 from pipeline.logs import say, warn
 from pipeline.recipe import load_recipe, save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -142,6 +143,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     config = student_config(recipe)
     start = Path(config.path) / "start"
     lm = load_start(start, config.trust_remote_code)
+    check_positions(lm.config, recipe.train.max_tokens, "train.max_tokens")
     if config.lora_rank:
         add_adapters(lm, config, tokenizer_moved(start))
     if recipe.train.gradient_checkpointing:

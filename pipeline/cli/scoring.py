@@ -34,6 +34,13 @@ def evaluate(
         str | None, typer.Option(help="Token put before a document (default: the tokenizer's own).")
     ] = None,
     end: Annotated[str | None, typer.Option(help="Token that ends a document (default: the tokenizer's own).")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Of a MODEL on a hub: branch, tag or commit (default: its main branch).")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", "--trust_remote_code", help="Run Python code that comes with the MODEL."),
+    ] = False,
     json: Annotated[Path | None, typer.Option(metavar="OUT", help="Also write the figures on text here.")] = None,
     tasks: Annotated[
         str | None,
@@ -82,12 +89,17 @@ def evaluate(
     if of_run and recipe is not None:
         raise ValueError(f"{target} is a recipe already; leave out --recipe {recipe}")
     loaded = load(target, override) if of_run else (None if recipe is None else load(recipe, override))
+    if of_run and (revision is not None or trust_remote_code):
+        raise ValueError(
+            "--revision and --trust-remote-code belong to a MODEL; a recipe says them as teacher.revision, "
+            "student.trust_remote_code and so on"
+        )
     if of_run:
         assert loaded is not None
         jobs, run = evaluation.jobs_of_recipe(loaded), evaluation.result_path(loaded)
         outs, folders = [run], {job.name: (out or run.parent / "tasks") / job.name for job in jobs}
     else:
-        jobs, outs = [evaluation.Job(target, target, start, end)], []
+        jobs, outs = [evaluation.Job(target, target, start, end, revision, trust_remote_code)], []
         folders = {} if out is None else {target: out}
     options = {
         "num_fewshot": num_fewshot,
@@ -117,7 +129,10 @@ def _run_text(jobs: "list[Job]", corpora: "dict[str, CorpusConfig]", dump: str |
     if not corpora and dump is None:
         return
     where = None if dump is None else location(dump)
-    results = {job.name: run_eval(job.model, corpora, where, job.start, job.end, None) for job in jobs}
+    results = {
+        job.name: run_eval(job.model, corpora, where, job.start, job.end, None, job.revision, job.trust_remote_code)
+        for job in jobs
+    }
     for out in outs:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, results)

@@ -1,17 +1,22 @@
 """Which shard an engine of a cluster is given: none is forgotten, none counted twice, and none waits for an engine that hangs."""
 
 import random
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray.exceptions
 
 from pipeline.config import Recipe
 from pipeline.corpus import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
+from stage1_teacher.engine_room import Room, engine_room, remark
 from stage1_teacher.hand_out import HandOut, Run
 from stage1_teacher.make_shards import Made
-from stage1_teacher.ray_workers import engine_resources, import_ray
+from stage1_teacher.ray_workers import Engines, import_ray, ray_cluster
 from stage1_teacher.restart import EngineError
 
 RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
@@ -77,19 +82,42 @@ def test_an_engine_takes_the_gpus_of_its_parallel_sizes_or_a_machine_without_gpu
     split = {"tensor_parallel": 4, "pipeline_parallel": 2}
     gpus = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0}]
     for teacher, placement, machines, wanted in (
-        ({}, split, gpus, {"CPU": 1, "GPU": 8}),
-        ({}, {}, gpus, {"CPU": 1, "GPU": 1}),
-        ({}, {}, [{"CPU": 16.0}, {"CPU": 8.0}, {}], {"CPU": 8, "GPU": 0}),
-        ({}, {"engine_gpus": 2, "engine_cpus": 3}, [], {"CPU": 3, "GPU": 2}),
-        ({"engine": "openai"}, {"base_url": "http://h"}, gpus, {"CPU": 1, "GPU": 0}),
+        ({}, split, gpus, Room(1, 8)),
+        ({}, {}, gpus, Room(1, 1)),
+        ({}, {}, [{"CPU": 16.0}, {"CPU": 8.0}, {}], Room(8, 0)),
+        ({}, {"engine_gpus": 2, "engine_cpus": 3}, [], Room(3, 2)),
+        ({"engine": "openai"}, {"base_url": "http://h"}, gpus, Room(1, 0)),
     ):
-        recipe = Recipe.model_validate(RECIPE | {"teacher": RECIPE["teacher"] | teacher, "placement": placement})
-        assert engine_resources(recipe, machines) == wanted
+        assert engine_room(placed(teacher, placement), machines) == wanted
+
+
+def placed(teacher: dict[str, object], placement: dict[str, object]) -> Recipe:
+    return Recipe.model_validate(RECIPE | {"teacher": RECIPE["teacher"] | teacher, "placement": placement})
+
+
+def test_an_engine_that_no_machine_has_gpus_for_takes_a_bundle_for_each() -> None:
+    split = {"tensor_parallel": 4, "pipeline_parallel": 3}
+    four = {"CPU": 16.0, "GPU": 4.0}
+    room = engine_room(placed({}, split), [four])
+    assert room == Room(1, 12, over_machines=True)
+    assert room.bundles == [{"CPU": 1, "GPU": 1}] + 11 * [{"GPU": 1}]
+    assert [room.count(n * [four]) for n in (2, 3, 5, 6)] == [0, 1, 1, 2]
+    assert room.count([four, four, {"GPU": 4.0}]) == 1  # its first process needs a core as well, the others none
+    assert room.count(3 * [{"GPU": 4.0}]) == 0
+    assert remark(room, 4, [four]) is None
+    assert "Rather tensor_parallel: 4" in (remark(room, 12, [four]) or "")
+    with pytest.raises(ValueError, match=r"engine_gpus is 5, more than any machine .* has \(4\).*\(12\)"):
+        engine_room(placed({}, split | {"engine_gpus": 5}), [four])
+
+
+def test_one_machine_holds_as_many_engines_as_its_scarcest_part_allows() -> None:
+    assert Room(4, 2).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0, "GPU": 8.0}, {"CPU": 64.0}, {}]) == 4 + 1
+    assert Room(4, 0).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0}]) == 4 + 1
 
 
 def test_a_machine_with_other_code_or_without_the_dump_refuses_to_make_shards(tmp_path: object) -> None:
     recipe = Recipe.model_validate(RECIPE | {"dump": {"path": f"{tmp_path}/elsewhere"}})
-    task = Task(recipe, {}, (), frozenset(), str(tmp_path), "another")
+    task = Task(recipe, {}, (), frozenset(), str(tmp_path), "another", False)
     with pytest.raises(ValueError, match=r"process \d+ of .* runs another release of this package"):
         ClusterEngine().open(task)
     with pytest.raises(
@@ -99,6 +127,133 @@ def test_a_machine_with_other_code_or_without_the_dump_refuses_to_make_shards(tm
 
 
 def test_without_ray_the_error_names_the_extra_and_the_way_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"byte-level-distillation\[ray\].*--worker I/N"):
         import_ray()
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "said"),
+    [
+        (
+            "10.0.0.1:6379",
+            ConnectionError("Failed to connect"),
+            r"--address 10.0.0.1:6379: no Ray cluster .*`ray start --head`",
+        ),
+        (
+            None,
+            ConnectionError("Failed to connect"),
+            r"^--ray: no Ray cluster answers.*RAY_ADDRESS.*--address local starts one",
+        ),
+        (
+            "10.0.0.1",
+            ValueError("Malformed address"),
+            r"--address 10.0.0.1: Malformed address. Give HOST:PORT of the cluster's head",
+        ),
+        (
+            None,
+            RuntimeError("Version mismatch: Ray 2.1"),
+            r"Version mismatch: Ray 2.1. Install the same Ray and Python on all",
+        ),
+        (
+            "local",
+            Exception("The current node timed out"),
+            r"could not be started: The current node timed out. Its logs are in",
+        ),
+        ("ray://h:10001", None, r"ray://h:10001: the dump is started on a machine of the cluster"),
+    ],
+)
+def test_what_is_wrong_with_a_cluster_is_said_with_the_way_out(
+    address: str | None, error: Exception | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        assert error is not None
+        raise error
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=said), ray_cluster(address):
+        pass
+
+
+class FakeRay:
+    """One machine with room for one engine. Each that is started opens and makes as it is told; an exception is raised."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, *engines: tuple[Any, Any]) -> None:
+        self._engines = list(engines)
+        self.killed: list[Any] = []
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 1.0}}]
+
+    def remote(self, _: type) -> Any:
+        opened, made = self._engines.pop(0)
+        engine = SimpleNamespace(open=SimpleNamespace(remote=lambda _: Call(opened)))
+        engine.make = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: iter([made])))
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: Handle(engine)))
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def wait(self, calls: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        return calls[:1], calls[1:]
+
+    def get(self, call: Any) -> Any:
+        found = call.gives if isinstance(call, Call) else call
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def kill(self, engine: Any) -> None:
+        self.killed.append(engine)
+
+
+class Call:
+    def __init__(self, gives: Any) -> None:
+        self.gives = gives
+
+
+class Handle:
+    """Told apart by identity, as Ray's are by their ids."""
+
+    def __init__(self, engine: Any) -> None:
+        self.open, self.make = engine.open, engine.make
+
+
+def failed(cause: Exception) -> ray.exceptions.RayTaskError:
+    return ray.exceptions.RayTaskError("open", "traceback", cause)
+
+
+def make_on(fake: FakeRay) -> list[int | None]:
+    shards = [ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=1, sha256="")]
+    manifest = SimpleNamespace(identity={}, accepted_engines=())
+    job: Any = SimpleNamespace(
+        recipe=placed({}, {}), manifest=manifest, audited=set(), dump="d", missing=lambda: shards
+    )
+    made = Engines(fake, job).make(iter([(shard, []) for shard in shards]))
+    return [one.committed for one in made]
+
+
+def test_an_engine_that_fails_dies_or_is_ended_for_its_memory_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    good = Made(1, 1, 1, committed=0)
+    fake = FakeRay(
+        (ray.exceptions.OutOfMemoryError("the node is low on memory\nand so on"), None),
+        (failed(RuntimeError("no GPU here")), None),
+        ("a", failed(EngineError("failed 3 times"))),
+        ("b", ray.exceptions.ActorDiedError()),
+        ("c", good),
+    )
+    assert make_on(fake) == [0] and len(fake.killed) == 4
+    said = capsys.readouterr().err
+    assert "lost while it started (the node is low on memory)" in said and "(RuntimeError: no GPU here)" in said
+    assert "the engine in a is lost (EngineError: failed 3 times); shard 0 is handed out again" in said
+
+
+def test_what_every_engine_would_say_ends_the_dump_at_once() -> None:
+    fake = FakeRay((failed(ValueError("teacher.end names no token")), None))
+    with pytest.raises(ValueError, match=r"teacher\.end names no token"):
+        make_on(fake)
+    lost = [(failed(RuntimeError(f"number {i}")), None) for i in range(3)]
+    with pytest.raises(EngineError, match=r"3 engines in a row were lost .*RuntimeError: number 2"):
+        make_on(FakeRay(*lost))

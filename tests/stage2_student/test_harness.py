@@ -174,7 +174,7 @@ def test_a_local_task_asks_what_its_rows_say(name: str, tmp_path: Path, monkeypa
         {"question": f"q{i}", "options": "A. w\nB. x\n y\nC. z\nD. z", "answer": "D. z", "passage": "p"}
         for i in range(2)
     ]
-    if name == "bld_boolq":
+    if name.startswith("bld_boolq"):
         rows = [{"question": f"q{i}", "title": "t", "passage": "p", "answer": "True"} for i in range(2)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr("pipeline.tasks.questions.resolve_file", lambda _: tmp_path / "rows.jsonl")

@@ -1,0 +1,67 @@
+"""`bld eval MODEL` measures the revision that is named, with code of the model's own only where that is trusted."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import transformers.dynamic_module_utils as own_code
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from stage2_student.evaluate import run_eval
+from tests.tiny import tiny_model
+
+TEXT = "and the thing\nin the end\n"
+CODE = "from transformers import LlamaForCausalLM\n\nclass Own(LlamaForCausalLM):\n    pass\n"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub's cache, off line, with `some/model`; its branch `small` has other weights and another tokenizer. Gives its snapshots."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repo = tmp_path / "cache" / "models--some--model"
+    (repo / "refs").mkdir(parents=True)
+    for name, commit, merges in (("main", "a" * 40, None), ("small", "b" * 40, ["t h", "th e"])):
+        (repo / "refs" / name).write_text(commit, encoding="utf-8")
+        tiny_model(repo / "snapshots" / commit, seed=len(name), merges=merges)
+    return repo / "snapshots"
+
+
+def figures(target: str, text: Path, *options: str) -> dict[str, float]:
+    out = text.with_name("figures.json")
+    command = ["eval", target, "--corpus", str(text), "--json", str(out), *options]
+    CliRunner().invoke(app, command, catch_exceptions=False)
+    figures: dict[str, float] = json.loads(out.read_text())[target][text.name]
+    return figures
+
+
+def test_a_revision_decides_weights_and_tokenizer(hub: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    main, small = figures("some/model", text), figures("some/model", text, "--revision", "small")
+    assert main == figures(str(hub / ("a" * 40)), text) and small == figures(str(hub / ("b" * 40)), text)
+    assert main["num_tokens"] < small["num_tokens"]
+    with pytest.raises(ValueError, match="revision 'small' needs a hub name"):
+        run_eval(str(hub / ("b" * 40)), {}, revision="small")
+
+
+def test_code_of_a_models_own_runs_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_code, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    plain = tiny_model(tmp_path / "plain")
+    folder = Path(shutil.copytree(plain, tmp_path / "own"))
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "own.Own"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "own.py").write_text(CODE, encoding="utf-8")
+    assert figures(str(folder), text, "--trust-remote-code") == figures(str(plain), text)
+
+
+def test_a_recipe_says_revision_and_trust_itself() -> None:
+    with pytest.raises(ValueError, match=r"belong to a MODEL; a recipe says them as teacher\.revision"):
+        CliRunner().invoke(app, ["eval", "demo", "--revision", "x"], catch_exceptions=False)
