@@ -85,21 +85,6 @@ def test_no_key_of_the_environment_is_in_anything_that_a_dump_and_a_run_leave(fo
     assert len(files) > 10 and not [path for path in files if b"geheim" in path.read_bytes()]
 
 
-def test_vllm_loads_the_export(folder: Path) -> None:
-    code = (
-        "from pipeline.config import PlacementConfig, TeacherConfig\n"
-        "from stage1_teacher.engine_vllm import VllmEngine\n"
-        "model = 'runs/demo/student/export'\n"
-        "engine = VllmEngine(model, TeacherConfig(model=model, max_tokens=64, overlap_tokens=8), PlacementConfig())\n"
-        "print('SHAPE', tuple(engine.hidden_states([[50256, 464, 3290]])[0].shape))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert "SHAPE (3, 576)" in done.stdout, done.stderr[-3000:]
-
-
 def test_a_second_student_with_another_tokenizer_trains_from_the_same_dump(folder: Path) -> None:
     bld(folder, "student", "demo_mistral", *overrides("train.steps=1"))
     assert (folder / "runs/demo_mistral/student/export/model.safetensors").exists()

@@ -112,7 +112,7 @@ def main() -> None:
     raise SystemExit(code)
 
 
-def _told(error: ValueError | OSError) -> str:
+def _told(error: Exception) -> str:
     """What is wrong, with a way out where the words are the system's own."""
     way_out = _WAY_OUT.get(getattr(error, "errno", None) or 0)
     return f"{error}. {way_out}" if way_out else str(error)
