@@ -252,7 +252,7 @@ def test_an_engine_that_fails_dies_or_is_ended_for_its_memory_is_replaced(capsys
 
 def test_what_every_engine_would_say_ends_the_dump_at_once() -> None:
     fake = FakeRay((failed(ValueError("teacher.end names no token")), None))
-    with pytest.raises(ValueError, match="teacher.end names no token"):
+    with pytest.raises(ValueError, match=r"teacher\.end names no token"):
         make_on(fake)
     lost = [(failed(RuntimeError(f"number {i}")), None) for i in range(3)]
     with pytest.raises(EngineError, match=r"3 engines in a row were lost .*RuntimeError: number 2"):
