@@ -1,9 +1,10 @@
-# The operator's targets. RECIPE picks the recipe, ARGS adds options (ARGS="-o train.steps=50"), BENCH the benchmarks, PYTHON the
-# system's Python, BLD_DEVICE=cpu|gpu the build where the machine should not be looked at.
+# The operator's targets. RECIPE picks the recipe, ARGS adds options (ARGS="-o train.steps=50"), BENCH the benchmarks, WORKERS how many
+# processes run tests, PYTHON the system's Python, BLD_DEVICE=cpu|gpu the build where the machine should not be looked at.
 
 RECIPE ?= pipeline/recipes/demo.yaml
 ARGS ?=
 TABLE ?= 1
+WORKERS ?= 2
 BENCH ?= dump_speed frontier economy shard_speed tokenizers kills forecast
 BIN := .venv/bin
 STAMP := .venv/bld-stamp.json
@@ -28,7 +29,7 @@ define REPRODUCE
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher student eval report demo test check bench bench-quality reproduce rehearse
+.PHONY: help setup teacher student eval report demo test check lock audit bench bench-quality reproduce rehearse
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -37,7 +38,7 @@ help:  ## this list
 setup:  ## make .venv with everything in it (a second run does nothing)
 	@$(INSTALL)
 
-$(STAMP): pyproject.toml pipeline/install.py
+$(STAMP): pyproject.toml pipeline/install.py $(wildcard pipeline/locks/*.txt)
 	@$(INSTALL)
 
 teacher: $(STAMP)  ## stage 1: dump, or resume a dump, of RECIPE
@@ -58,13 +59,20 @@ demo: $(STAMP)  ## teacher, student, eval and report on real weights, on a CPU
 	$(BIN)/bld eval $(RECIPE) $(ARGS)
 	$(BIN)/bld report $(RECIPE) $(ARGS)
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## all tests, WORKERS (2) files at a time; each may take 4 GB
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-check: $(STAMP)  ## lint, format and types
+check: $(STAMP)  ## lint, format, types, and the packages against their locks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pipeline.locks
+
+lock: $(STAMP)  ## lock the packages anew after a change of pyproject.toml (ARGS=--upgrade: at their newest)
+	$(BIN)/python -m pipeline.locks --write $(ARGS)
+
+audit: $(STAMP)  ## known vulnerabilities of the locked packages; needs PyPI's own data
+	$(BIN)/python -m pipeline.locks --audit
 
 bench: $(STAMP)  ## the benchmarks named in BENCH, one after another; hours for all, ARGS goes to each
 	set -e; for name in $(BENCH); do $(BIN)/python -m tests.bench.$$name $(ARGS); done

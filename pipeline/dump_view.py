@@ -14,7 +14,8 @@ import numpy as np
 
 from schemas import END
 from schemas.manifest import Manifest, flatten
-from schemas.shard import Record, read_shard
+from schemas.record import Record
+from schemas.shard import read_shard
 from schemas.store import Location, names, open_parquet
 
 ENTROPY_BINS = (0.0, 0.01, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.1)  # bits; 257 classes hold at most 8.006

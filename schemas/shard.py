@@ -5,9 +5,7 @@ Shape legend: T tokens of the teacher, S segments, M messages of a chat, P posit
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +13,8 @@ import pyarrow.parquet as pq
 
 from schemas import SCHEMA_VERSION, version_fault
 from schemas.commit import committed
+from schemas.faults import layout_faults
+from schemas.record import Question, Record, Segment
 from schemas.seal import BLANK, SEAL_KEY, seal
 from schemas.store import Location, open_parquet
 
@@ -61,115 +61,11 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("symbols", _list(pa.uint8()), "E: 0-254 a byte, 255 END; in descending probability within a position"),
     ("logprobs", _list(pa.float32()), "E: natural log of the probability; what is left to 1 is the tail"),
 )
-
 SHARD_SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=False, metadata={"description": text}) for name, kind, text in _COLUMNS]
 )
-
 _OF_CHATS = ("message_roles", "message_lengths")  # columns that a shard of plain text may lack
 _LISTS = frozenset(name for name, kind, _ in _COLUMNS if pa.types.is_list(kind))
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Bytes `start .. start + length` of a record are supervised; with `has_end`, so is the END after them."""
-
-    start: int
-    length: int
-    has_end: bool
-
-    @property
-    def num_positions(self) -> int:
-        return self.length + self.has_end
-
-
-@dataclass(frozen=True)
-class Record:
-    """One entry of a shard; see `SHARD_SCHEMA` for units."""
-
-    doc_id: str
-    window_start: int
-    document: bytes
-    segments: tuple[Segment, ...]
-    teacher_token_lengths: np.ndarray  # T, int32
-    teacher_token_logprobs: np.ndarray  # T, float32
-    entry_counts: np.ndarray  # P, uint16
-    dropped: np.ndarray  # P, float32
-    token_end: np.ndarray  # P, float32
-    doubt: np.ndarray  # P, float32
-    symbols: np.ndarray  # E, uint8
-    logprobs: np.ndarray  # E, float32
-    message_roles: tuple[str, ...] = ()  # M
-    message_lengths: tuple[int, ...] = ()  # M
-
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        """Role and content of each message of a chat; empty for plain text."""
-        return _messages(self)
-
-    @property
-    def num_positions(self) -> int:
-        return sum(segment.num_positions for segment in self.segments)
-
-    def realised(self) -> np.ndarray:
-        """P, uint8: the symbol that the document really has at each position."""
-        parts = [self.document[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in self.segments]
-        return np.frombuffer(b"".join(parts), dtype=np.uint8)
-
-    def faults(self) -> list[str]:
-        """What is wrong with this record, in words; empty for a good one."""
-        return self.layout_faults() or self._entry_faults()
-
-    def layout_faults(self) -> list[str]:
-        """Those that would send a reader astray: counts that do not fit, and numbers that are no log-probabilities."""
-        checks = [
-            (
-                int(self.teacher_token_lengths.sum(dtype=np.int64)) == len(self.document)
-                and bool((self.teacher_token_lengths >= 0).all()),
-                "teacher tokens do not span the document",
-            ),
-            (len(self.teacher_token_lengths) == len(self.teacher_token_logprobs), "token columns differ in length"),
-            (
-                all(s.start >= 0 and s.length >= 0 and s.start + s.length <= len(self.document) for s in self.segments),
-                "a segment lies outside the document",
-            ),
-            (len(self.message_roles) == len(self.message_lengths), "message columns differ in length"),
-            (
-                not self.message_lengths
-                or (sum(self.message_lengths) == len(self.document) and min(self.message_lengths) >= 0),
-                "messages do not span the document",
-            ),
-            (
-                {len(self.entry_counts), len(self.dropped), len(self.token_end), len(self.doubt)}
-                == {self.num_positions},
-                "position columns differ from the segments' positions",
-            ),
-            (
-                int(self.entry_counts.sum(dtype=np.int64)) == len(self.symbols) == len(self.logprobs),
-                "entry columns differ in length",
-            ),
-            (bool((self.entry_counts > 0).all()), "a position has no entry"),
-            (
-                bool(((self.logprobs <= 0) & (self.logprobs > -np.inf)).all()),
-                "a stored log-probability is positive or not finite",
-            ),
-        ]
-        return [text for good, text in checks if not good]
-
-    def _entry_faults(self) -> list[str]:
-        logprobs = self.logprobs.astype(np.float64)
-        if not len(self.entry_counts):
-            return []
-        starts = np.concatenate([[0], np.cumsum(self.entry_counts.astype(np.int64))[:-1]])
-        position = np.repeat(np.arange(len(starts)), self.entry_counts)
-        faults = []
-        if (np.add.reduceat(np.exp(logprobs), starts) > 1 + 1e-5).any():  # float32's rounding of logs
-            faults.append("the entries of a position sum to more than 1")
-        found = np.zeros(len(starts), dtype=bool)
-        found[position[self.symbols == self.realised()[position]]] = True
-        if not found.all():
-            faults.append(f"the realised symbol is not stored at position {int(np.argmin(found))}")
-        return faults
 
 
 def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table:
@@ -282,7 +178,7 @@ def read_rows(path: Location, rows: Iterable[int], batch_records: int = 64) -> I
 
 
 def _checked(record: Record, path: Location, row: int) -> Record:
-    faults = record.layout_faults()
+    faults = layout_faults(record)
     if faults:
         raise ValueError(
             f"{path}, record {row} (doc_id {record.doc_id!r}): {'; '.join(faults)}. `bld verify` says what else is wrong"
@@ -305,28 +201,6 @@ def _check_columns(path: Location, schema: pa.Schema) -> None:
             found, wanted = theirs.get(field.name), (field.type, field.nullable)
             if found != wanted:
                 raise ValueError(f"{path}: column {field.name} is {found}, the format says {wanted}")
-
-
-class Question(NamedTuple):
-    """What a record asks about, without the answers."""
-
-    doc_id: str
-    window_start: int
-    document: bytes
-    segments: tuple[Segment, ...]
-    message_roles: tuple[str, ...] = ()
-    message_lengths: tuple[int, ...] = ()
-
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        """As of `Record`."""
-        return _messages(self)
-
-
-def _messages(asked: Question | Record) -> list[dict[str, str]]:
-    ends = list(accumulate(asked.message_lengths))
-    contents = [asked.document[start:end].decode("utf-8") for start, end in pairwise([0, *ends])]
-    return [{"role": r, "content": c} for r, c in zip(asked.message_roles, contents, strict=True)]
 
 
 def read_questions(path: Location) -> Iterator[Question]:

@@ -21,7 +21,7 @@ from pipeline.config import CoveringConfig
 from pipeline.corpus import Document
 from pipeline.covering import Covering
 from schemas.manifest import Manifest
-from schemas.shard import Record
+from schemas.record import Record
 from schemas.store import Location, open_parquet
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.expand import Place, expand

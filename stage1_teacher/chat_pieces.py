@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipeline.chat import ChatTokenizer, EncodedChat, Turn, document_of
 from pipeline.chat_template import ChatError, Message
-from schemas.shard import Segment
+from schemas.record import Segment
 from stage1_teacher.pieces import Piece, Stretch
 from stage1_teacher.windows import Window
 

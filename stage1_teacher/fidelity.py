@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from schemas import END
-from schemas.shard import Record
+from schemas.record import Record
 
 # The levels that are nearest to 1 lack 0, 0.000025 and 0.0001 to it (`schemas.levels`): smaller tails cannot be told apart.
 TAIL_FLOOR = 1e-4

@@ -13,7 +13,8 @@ from pipeline.config import PlacementConfig, Recipe
 from pipeline.corpus import Document
 from pipeline.tokenizer_bytes import SpellingError
 from schemas.manifest import ShardPlan, shard_identity
-from schemas.shard import Record, commit_shard, to_table
+from schemas.record import Record
+from schemas.shard import commit_shard, to_table
 from schemas.store import Location
 from stage1_teacher import audit, cost
 from stage1_teacher.chat_pieces import cut_chat

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.corpus import Document
 from pipeline.tokenizer_bytes import ByteTokenizer
-from schemas.shard import Segment
+from schemas.record import Segment
 from stage1_teacher.windows import Window, cut_windows
 
 

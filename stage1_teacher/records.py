@@ -8,7 +8,7 @@ from pipeline.config import DumpConfig
 from pipeline.covering import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import levels
-from schemas.shard import Record
+from schemas.record import Record
 from stage1_teacher.pieces import Piece, spelled_lengths
 from stage1_teacher.rounding import round_entries
 from stage1_teacher.sparsify import sparsify

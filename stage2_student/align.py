@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.shard import Question, Record, Segment
+from schemas.record import Question, Record, Segment
 
 
 def places(asked: Question | Record) -> np.ndarray:

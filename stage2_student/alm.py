@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from schemas import END
-from schemas.shard import Record
+from schemas.record import Record
 from stage2_student.batches import NO_ROW, Encoded, Layout, position_rows
 
 NO_CHUNK = -1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from schemas import END
-from schemas.shard import Record
+from schemas.record import Record
 from stage2_student.losses import NO_SYMBOL
 from stage2_student.spans import supervised_tokens
 

@@ -19,7 +19,8 @@ from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 from schemas.manifest import Manifest
-from schemas.shard import Record, read_shard
+from schemas.record import Record
+from schemas.shard import read_shard
 from schemas.store import Location
 from stage2_student.batches import NO_ROW, position_rows
 

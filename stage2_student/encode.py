@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.chat import ChatTokenizer, EncodedChat
 from pipeline.chat_template import ChatError
-from schemas.shard import Question, Record
+from schemas.record import Question, Record
 from stage2_student.batches import Encoded
 from stage2_student.spans import token_spans
 

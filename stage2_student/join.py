@@ -14,7 +14,8 @@ from typing import TypeVar
 import numpy as np
 
 from schemas.manifest import Manifest
-from schemas.shard import Question, Record, read_questions, read_shard
+from schemas.record import Question, Record
+from schemas.shard import read_questions, read_shard
 from schemas.store import Location, names
 from stage2_student.align import overlapping, places, speakers, whole_document
 

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from pipeline.chat import ChatTokenizer
 from pipeline.logs import warn
+from schemas.record import Question, Record
 from schemas.seal import check_seal
-from schemas.shard import Question, Record, commit_shard
+from schemas.shard import commit_shard
 from stage2_student.encode import Tokenizer, count_tokens
 
 _GROUP = 256  # records that are encoded together: the tokenizer shares them among the cores

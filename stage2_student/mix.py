@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from schemas import NUM_SYMBOLS
-from schemas.shard import Record
+from schemas.record import Record
 
 MIN_LOGPROB = -80.0  # as in the format: this much or less
 

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from pipeline.config import DumpRef
-from schemas.shard import Question, Record, num_records, read_questions, read_rows
+from schemas.record import Question, Record
+from schemas.shard import num_records, read_questions, read_rows
 from schemas.store import Location, location
 from stage2_student.align import aligned
 from stage2_student.join import Join, Joined, OpenDump

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
-from schemas.shard import Record
+from schemas.record import Record
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
 from stage2_student.encode import encode_records

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from schemas.shard import Segment
+from schemas.record import Segment
 
 
 def token_spans(tokens: Sequence[bytes], document: bytes, prefix: bytes = b"") -> list[range]:

@@ -2,12 +2,12 @@
 
 A row is a state of the student that predicts a token; `pipeline.covering` says which column ranges of its softmax feed which symbol
 of which position. A cell is a range that no deeper node of its row divides: the cells of a row are disjoint and hold all columns
-that spell bytes, and what a node holds is its own cells and all that lies deeper.
+that spell bytes, and what a node holds is its own cells and all that lies deeper (`marginal_trie` finds them).
 
 Rows are taken by stretches: the tokens between two that spell nothing (control tokens), since no token reaches across one. Of a
 stretch only those rows count that reach a supervised position.
 
-Shape legend: L tokens of a document (start token included), R rows, N nodes, I cells of all rows in turn, Q positions of all
+Shape legend: L tokens of a document (start token included), S stretches, R rows, I cells of all rows in turn, Q positions of all
 stretches, P supervised byte positions, U of them that differ, D most nodes of a row (depth 0 is the root).
 """
 
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.covering import Covering, Intervals
 from pipeline.vocabulary import Vocabulary
-from schemas import END, NUM_SYMBOLS
+from schemas import END
 from stage2_student.batches import NO_LABEL, Encoded, Example
+from stage2_student.interfaces.marginal_trie import Trie, row_cells, walk
 
 NO_TOKEN = -1
 
@@ -47,17 +47,41 @@ class Plan(NamedTuple):
     unique_P: Tensor  # int64, of U
 
 
-class _Part(NamedTuple):
-    """Consecutive rows of a stretch. Positions count from the first row's offset."""
+class _Stretch(NamedTuple):
+    """The rows that count of one stretch of one document."""
 
-    first_state: int
-    intervals: Intervals
-    symbols_I: np.ndarray  # of the intervals
-    realised: bytes
+    document: int
+    states: np.ndarray  # of the document, one for each row
+    offsets: np.ndarray  # of the rows, in the stretch's bytes
+    spelled: bytes
+
+
+class _Text(NamedTuple):
+    """The bytes of all stretches in turn, and where rows stand in them. Indices are int64."""
+
+    bytes_: np.ndarray  # uint8
+    num_rows_S: np.ndarray
+    byte_R: np.ndarray  # of its stretch
+    at_R: np.ndarray  # of the text
+    end_R: np.ndarray  # where the row's stretch ends
+
+    @classmethod
+    def of(cls, stretches: Sequence[_Stretch]) -> "_Text":
+        num_rows_S = np.array([len(stretch.offsets) for stretch in stretches], dtype=np.int64)
+        length_S = np.array([len(stretch.spelled) for stretch in stretches], dtype=np.int64)
+        end_S, byte_R = np.cumsum(length_S), _joined([stretch.offsets for stretch in stretches])
+        return cls(
+            np.frombuffer(b"".join(stretch.spelled for stretch in stretches), dtype=np.uint8),
+            num_rows_S,
+            byte_R,
+            byte_R + (end_S - length_S).repeat(num_rows_S),
+            end_S.repeat(num_rows_S),
+        )
 
 
 def make_plan(
     vocabulary: Vocabulary,
+    trie: Trie,
     token_lengths: np.ndarray,
     documents: Sequence[Encoded],
     examples: Sequence[Example],
@@ -66,81 +90,36 @@ def make_plan(
     """The plan of a micro-batch.
 
     Args:
-        firsts: of each document the first of its states, as in `Layout`; ascending.
         vocabulary: of the student.
+        trie: of the vocabulary.
         token_lengths: bytes by token id; 0 for a token that spells nothing.
+        firsts: of each document the first of its states, as in `Layout`; ascending.
     """
-    parts: list[_Part] = []
-    states, positions = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    base = 0
-    for document, example, first in zip(documents, examples, firsts, strict=True):
-        position_L = np.full(len(example.tokens_L), -1, dtype=np.int64)
-        for part in _parts(vocabulary, token_lengths, document, example, base):
-            state_R = part.first_state + np.arange(part.intervals.num_rows)
-            position_L[state_R] = part.intervals.offsets_R
-            states.append(state_R + first)
-            parts.append(part)
-            base += len(part.realised)
-        positions.append(_supervised_positions(position_L, token_lengths, document, example))
-    nothing = _Part(0, Covering(vocabulary, [], b"").intervals([]), np.empty(0, dtype=np.int64), b"")
-    return _assemble(vocabulary, [nothing, *parts], np.concatenate(states), np.concatenate(positions))
-
-
-def _supervised_positions(
-    position_L: np.ndarray, token_lengths: np.ndarray, document: Encoded, example: Example
-) -> np.ndarray:
-    """P: where each supervised byte or END lies."""
-    # What a tokenizer puts before a document is cut off its first tokens' spans; in the tokens it is there.
-    cut_L = np.append(token_lengths[document.tokens] - (document.ends - document.starts), 0)
-    cut_P = np.where(example.symbols_P == END, 0, cut_L[example.state_P])
-    position_P: np.ndarray = position_L[example.state_P] + cut_P + example.offset_P
-    return position_P
-
-
-def _parts(
-    vocabulary: Vocabulary, token_lengths: np.ndarray, document: Encoded, example: Example, base: int
-) -> Iterator[_Part]:
-    """The rows that are needed, of each stretch; the first part's positions start at `base`, those of others behind it."""
-    is_used_L = example.labels_L != NO_LABEL
-    is_used_L[example.state_P] = True
-    controls = np.flatnonzero(token_lengths[document.tokens] == 0).tolist()
-    for before, after in pairwise([-1, *controls, len(document.tokens)]):
-        used = np.flatnonzero(is_used_L[before + 1 : after + 1])
-        if not len(used):
-            continue
-        columns = vocabulary.column[document.tokens[before + 1 : after]].tolist()
-        spelled = b"".join(vocabulary.sorted_bytes[column] for column in columns)
-        covering = Covering(vocabulary, document.tokens[before + 1 : after].tolist(), spelled)
-        first = int(np.searchsorted(covering.offsets, covering.offsets[used[0]] - vocabulary.longest))
-        offsets = covering.offsets[first : used[-1] + 1]
-        intervals = covering.intervals(offsets)
-        symbols_I = covering.labels(offsets)
-        # A token may reach past the last row that is needed.
-        length = int(intervals.positions_N.max() - offsets[0]) + 1
-        shift = base - offsets[0]
-        intervals = intervals._replace(positions_N=intervals.positions_N + shift, offsets_R=intervals.offsets_R + shift)
-        realised = spelled[offsets[0] : offsets[0] + length].ljust(length, bytes([END]))
-        yield _Part(before + 1 + first, intervals, symbols_I, realised)
-        base += length
-
-
-def _assemble(vocabulary: Vocabulary, parts: Sequence[_Part], state_R: np.ndarray, position_P: np.ndarray) -> Plan:
-    intervals = Intervals.join([part.intervals for part in parts])
-    symbols_I = np.concatenate([part.symbols_I for part in parts])
-    realised_Q = np.frombuffer(b"".join(part.realised for part in parts), dtype=np.uint8).astype(np.int64)
-    asked_U, unique_P = np.unique(position_P, return_inverse=True)
-    unique_Q = np.full(len(realised_Q), len(asked_U), dtype=np.int64)
+    stretches = [
+        stretch
+        for index, (document, example) in enumerate(zip(documents, examples, strict=True))
+        for stretch in _stretches(vocabulary, token_lengths, index, document, example)
+    ]
+    text = _Text.of(stretches)
+    walks = walk(trie, text.bytes_, text.at_R, text.end_R)
+    offset_R, realised = _positions(stretches, text, walks.num_nodes_R)
+    asked_U, unique_P = np.unique(
+        _supervised_positions(token_lengths, documents, examples, stretches, offset_R), return_inverse=True
+    )
+    unique_Q = np.full(len(realised), len(asked_U), dtype=np.int64)
     unique_Q[asked_U] = np.arange(len(asked_U))
-    last_R = np.cumsum([part.intervals.num_rows for part in parts])[1:] - 1
-    next_R = vocabulary.order[intervals.columns_R]
-    next_R[last_R] = NO_TOKEN
+    cells = row_cells(trie, text.bytes_, text.at_R, text.end_R, walks, offset_R, unique_Q, len(asked_U))
+    # No row that counts follows a stretch's last.
+    next_tokens = [np.append(documents[s.document].tokens[s.states[:-1]], NO_TOKEN) for s in stretches]
     arrays = {
-        "state_R": state_R,
-        "next_R": next_R,
-        "offset_R": intervals.offsets_R,
-        "num_nodes_R": np.diff(intervals.row_nodes),
-        **_cells(intervals, symbols_I, unique_Q, len(asked_U)),
-        "realised_Q": realised_Q,
+        "state_R": _joined([firsts[stretch.document] + stretch.states for stretch in stretches]),
+        "next_R": _joined(next_tokens),
+        "offset_R": offset_R,
+        "num_nodes_R": walks.num_nodes_R,
+        "depth_D": np.arange(int(walks.num_nodes_R.max(initial=1))),
+        "num_cells_R": walks.num_cells_R,
+        **cells._asdict(),
+        "realised_Q": np.frombuffer(realised, dtype=np.uint8).astype(np.int64),
         "unique_Q": unique_Q,
         "asked_U": asked_U,
         "unique_P": unique_P,
@@ -148,34 +127,63 @@ def _assemble(vocabulary: Vocabulary, parts: Sequence[_Part], state_R: np.ndarra
     return Plan(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
 
-def _cells(intervals: Intervals, symbols_I: np.ndarray, unique_Q: np.ndarray, num_unique: int) -> dict[str, np.ndarray]:
-    """The intervals that are not a deeper node as a whole."""
-    node_cuts, row_nodes = intervals.node_cuts, intervals.row_nodes
-    num_nodes = len(node_cuts) - 1
-    sizes_N = np.diff(node_cuts) - 1
-    is_first = np.ones(len(intervals.cuts_K), dtype=bool)
-    is_first[node_cuts[1:] - 1] = False  # a node's last cut begins no interval
-    starts = np.flatnonzero(is_first)
-    first_I, last_I = intervals.cuts_K[starts], intervals.cuts_K[starts + 1]
-    # The range of each node is one interval of the next, but for the root, the last of its row.
-    deeper_first_N = np.full(num_nodes, -1, dtype=np.int64)
-    deeper_first_N[1:] = intervals.cuts_K[node_cuts[:-2]]
-    deeper_first_N[row_nodes[:-1]] = -1
-    before_N = (node_cuts[:-1] - np.arange(num_nodes)).repeat(sizes_N)  # of intervals
-    is_exact_I = np.arange(len(first_I)) - before_N < intervals.num_exact_N.repeat(sizes_N)
-    is_cell_I = first_I != deeper_first_N.repeat(sizes_N)
-    row_N = np.arange(intervals.num_rows).repeat(np.diff(row_nodes))
-    depth_N = intervals.positions_N - intervals.offsets_R[row_N]
-    most_nodes = int(np.diff(row_nodes).max(initial=1))
-    unique_I = unique_Q[intervals.positions_N].repeat(sizes_N)
-    is_fed_I = ~is_exact_I & (unique_I < num_unique)
-    fed_I = np.where(is_fed_I, unique_I * NUM_SYMBOLS + symbols_I, num_unique * NUM_SYMBOLS)
-    return {
-        "depth_D": np.arange(most_nodes),
-        "num_cells_R": np.bincount(row_N.repeat(sizes_N)[is_cell_I], minlength=intervals.num_rows),
-        "first_I": first_I[is_cell_I].astype(np.int32),
-        "last_I": last_I[is_cell_I].astype(np.int32),
-        "node_I": (row_N * most_nodes + depth_N).repeat(sizes_N)[is_cell_I].astype(np.int32),
-        "fed_I": fed_I[is_cell_I].astype(np.int32),
-        "is_exact_I": is_exact_I[is_cell_I],
-    }
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
+
+
+def _positions(stretches: Sequence[_Stretch], text: _Text, num_nodes_R: np.ndarray) -> tuple[np.ndarray, bytes]:
+    """(offset_R, realised): where the rows stand among the positions of all stretches, and the document's symbol at each of these.
+
+    A stretch's positions begin at its first row, and end where the last token does that any row could have.
+    """
+    first_row_S = np.cumsum(text.num_rows_S) - text.num_rows_S
+    start_S = text.byte_R[first_row_S]
+    reach_R = text.byte_R + num_nodes_R
+    length_S = (np.maximum.reduceat(reach_R, first_row_S) if stretches else start_S) - start_S
+    realised = b"".join(
+        stretch.spelled[start : start + length].ljust(length, bytes([END]))
+        for stretch, start, length in zip(stretches, start_S.tolist(), length_S.tolist(), strict=True)
+    )
+    return text.byte_R + (np.cumsum(length_S) - length_S - start_S).repeat(text.num_rows_S), realised
+
+
+def _stretches(
+    vocabulary: Vocabulary, token_lengths: np.ndarray, index: int, document: Encoded, example: Example
+) -> Iterator[_Stretch]:
+    """The stretches of a document in which anything is supervised."""
+    is_used_L = example.labels_L != NO_LABEL
+    is_used_L[example.state_P] = True
+    lengths = token_lengths[document.tokens]
+    for before, after in pairwise([-1, *np.flatnonzero(lengths == 0).tolist(), len(document.tokens)]):
+        used = np.flatnonzero(is_used_L[before + 1 : after + 1])
+        if not len(used):
+            continue
+        columns = vocabulary.column[document.tokens[before + 1 : after]].tolist()
+        spelled = b"".join([vocabulary.sorted_bytes[column] for column in columns])
+        offsets = np.concatenate([[0], np.cumsum(lengths[before + 1 : after])])
+        # Rows before it that may have tokens which reach to it.
+        first = int(np.searchsorted(offsets, offsets[used[0]] - vocabulary.longest))
+        rows = np.arange(first, used[-1] + 1)
+        yield _Stretch(index, before + 1 + rows, offsets[rows], spelled)
+
+
+def _supervised_positions(
+    token_lengths: np.ndarray,
+    documents: Sequence[Encoded],
+    examples: Sequence[Example],
+    stretches: Sequence[_Stretch],
+    offset_R: np.ndarray,
+) -> np.ndarray:
+    """P: where each supervised byte or END lies among the Q positions."""
+    position_L = [np.full(len(example.tokens_L), -1, dtype=np.int64) for example in examples]
+    row = 0
+    for stretch in stretches:
+        position_L[stretch.document][stretch.states] = offset_R[row : row + len(stretch.states)]
+        row += len(stretch.states)
+    found = []
+    for document, example, position in zip(documents, examples, position_L, strict=True):
+        # What a tokenizer puts before a document is cut off its first tokens' spans; in the tokens it is there.
+        cut_L = np.append(token_lengths[document.tokens] - (document.ends - document.starts), 0)
+        cut_P = np.where(example.symbols_P == END, 0, cut_L[example.state_P])
+        found.append(position[example.state_P] + cut_P + example.offset_P)
+    return _joined(found)

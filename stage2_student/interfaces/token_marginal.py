@@ -19,6 +19,7 @@ from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentS
 from stage2_student.interfaces.marginal_cells import Cells, Columns, Sums, cell_sums
 from stage2_student.interfaces.marginal_plan import Plan, make_plan
 from stage2_student.interfaces.marginal_positions import Distributions, distributions
+from stage2_student.interfaces.marginal_trie import Trie
 
 CHUNK_ROWS = 256
 
@@ -39,6 +40,7 @@ class TokenMarginal(Interface):
         super().__init__()
         self.max_dropped = max_dropped
         self.vocabulary = Vocabulary(shape.token_bytes, shape.end_ids, shape.head_rows)
+        self.trie = Trie.of(self.vocabulary)
         self.token_lengths = np.zeros(shape.head_rows, dtype=np.int64)
         self.token_lengths[self.vocabulary.order[: self.vocabulary.num_spelling]] = list(
             map(len, self.vocabulary.sorted_bytes)
@@ -54,7 +56,8 @@ class TokenMarginal(Interface):
         self, documents: Sequence[Encoded], examples: Sequence[Example], batch: MicroBatch
     ) -> dict[str, Tensor]:
         """The `Plan` of the micro-batch."""
-        return make_plan(self.vocabulary, self.token_lengths, documents, examples, batch.layout.firsts)._asdict()
+        plan = make_plan(self.vocabulary, self.trie, self.token_lengths, documents, examples, batch.layout.firsts)
+        return plan._asdict()
 
     def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
         """See `Interface`."""

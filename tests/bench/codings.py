@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.levels import LOGPROBS
-from schemas.shard import Record
+from schemas.record import Record
 
 DRAWS = (8, 16, 32, 50)
 _PLAIN: dict[str, Any] = {"use_dictionary": False}

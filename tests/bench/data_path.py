@@ -22,7 +22,8 @@ import typer
 
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest, ShardPlan
-from schemas.shard import Record, Segment, commit_shard, read_shard, to_table
+from schemas.record import Record, Segment
+from schemas.shard import commit_shard, read_shard, to_table
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.lengths import count_all
 from stage2_student.plan import plan_batches

@@ -22,7 +22,8 @@ import typer
 
 from pipeline.recipe import load_recipe
 from schemas import NUM_SYMBOLS
-from schemas.shard import Record, commit_shard, read_shard, to_table
+from schemas.record import Record
+from schemas.shard import commit_shard, read_shard, to_table
 from stage1_teacher.records import make_record
 from stage1_teacher.sparsify import Entries, sparsify
 from tests.bench.codings import DRAWS, codings_table, sampled

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from pipeline.config import Recipe
-from schemas.shard import Record
+from schemas.record import Record
 from stage2_student.batches import Masks, MicroBatch, collate, make_example
 from stage2_student.encode import encode_records
 from stage2_student.interfaces import StudentShape

@@ -17,7 +17,7 @@ import typer
 
 from pipeline.config import Recipe
 from pipeline.corpus import Document
-from schemas.shard import Record
+from schemas.record import Record
 from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.records import make_records
 from stage1_teacher.teacher import load_tokenizer, open_teacher

@@ -20,7 +20,8 @@ import typer
 from pipeline.config import Recipe
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest, ShardPlan
-from schemas.shard import Record, commit_shard, read_shard, to_table
+from schemas.record import Record
+from schemas.shard import commit_shard, read_shard, to_table
 from stage1_teacher.records import make_record
 from stage2_student.batches import Encoded, Masks, make_example
 from stage2_student.reader import DumpReader

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import IO, Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from pipeline.config import Objectives, Recipe
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan
-from schemas.shard import Record, Segment, commit_shard, read_shard, to_table
+from schemas.record import Record, Segment
+from schemas.shard import commit_shard, read_shard, to_table
 from stage2_student import loop
 from stage2_student.train import train
 from tests.bench.interfaces import Figures, peak_bytes, reset_peak
@@ -115,13 +117,15 @@ def compare(module: str, arguments: Mapping[str, Sequence[str]], rounds: int, to
         arguments: of `python -m module`, for each worker by its name.
         tokens: of a step.
     """
-    workers = []
+    workers: list[Worker] = []
+    random = Random(0)
     steps: dict[str, list[Figures]] = {name: [] for name in arguments}
     try:
         for name, own in arguments.items():
             workers.append(Worker(name, [sys.executable, "-m", module, *own]))
         for number in range(rounds + 2):
-            for worker in workers:
+            # In another order each time: a step leaves memory and caches behind in which the next one begins.
+            for worker in random.sample(workers, len(workers)):
                 found = worker.step()
                 print(f"round {number}: {worker.name} {found.seconds:.2f} s", file=sys.stderr, flush=True)
                 if number > 1:  # the first steps compile and fill caches

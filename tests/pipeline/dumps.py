@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from schemas import END
+from schemas.faults import record_faults
 from schemas.manifest import Manifest, ShardPlan, write_json
-from schemas.shard import Record, Segment, commit_shard, to_table
+from schemas.record import Record, Segment
+from schemas.shard import commit_shard, to_table
 
 IDENTITY = {"teacher": {"model": "a <b>teacher</b>"}, "sparsity": {"top_k": 2}}
 
@@ -89,7 +91,7 @@ def write_dump(folder: Path, shards: Sequence[Sequence[Record]], num_planned: in
     )
     Manifest(identity=IDENTITY, corpus_counts={"documents": 3, "left out: empty": 7}, shards=plans).save(folder)
     for plan, records in zip(plans, shards, strict=False):
-        assert not [fault for record in records for fault in record.faults()]
+        assert not [fault for record in records for fault in record_faults(record)]
         commit_shard(to_table(records, IDENTITY), plan.path(folder), zstd_level=1)
     return folder
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import cli, dump_view, inspect
-from schemas.shard import Segment
+from schemas.record import Segment
 from tests.pipeline.dumps import cut_positions, make_dump, make_record, varied_record, write_dump
 
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline import inspect
 from pipeline.dump_view import find_document
 from pipeline.inspect_html import Cell, cells, shade, token_edges
-from schemas.shard import Segment
+from schemas.record import Segment
 from tests.pipeline.browser import browser as browser
 from tests.pipeline.browser import open_page
 from tests.pipeline.dumps import cut_positions, make_record, varied_record, write_dump

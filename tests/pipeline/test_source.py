@@ -159,3 +159,56 @@ def test_a_file_that_is_no_tokenizer_is_refused_with_the_known_kinds(tmp_path, c
     with pytest.raises(ValueError, match=r"not a tokenizer file.*\.gguf"):
         resolve_tokenizer(str(tmp_path / "x.bin"))
     assert not list((cache / "converted").glob("*"))
+
+
+def test_of_a_source_archive_that_pip_finds_nothing_is_built_or_run(cache, monkeypatch, tmp_path):
+    """Wheels and source archives through the real pip, with no network: links in a folder are all that it may look at."""
+    setup = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    for name, text in (("p", setup), ("q", setup)):
+        folder = tmp_path / f"{name}-1"
+        folder.mkdir()
+        (folder / "setup.py").write_text(text)
+        (folder / "PKG-INFO").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (tmp_path / "links").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "links" / f"{name}-1.tar.gz", "w:gz") as file:
+            file.add(folder, f"{name}-1")
+    for key, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(tmp_path / "links"))):
+        monkeypatch.setenv(key, value)
+    content = (tmp_path / "links" / "p-1.tar.gz").read_bytes()
+    assert Path(resolve_file(source_of(content, "setup.py"))).read_text() == setup
+    with pytest.raises(ValueError, match=r"q-1\.tar\.gz has sha256 .* is pinned"):
+        resolve_file(f"pypi:q==1/setup.py#sha256={'0' * 64}")
+    with pytest.raises(ValueError, match="no index holds a source archive r==1"):
+        resolve_file(f"pypi:r==1/setup.py#sha256={'0' * 64}")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["wheel", "source"])
+def test_members_of_an_archive_that_name_places_outside_it_are_not_written_anywhere(cache, monkeypatch, tmp_path, kind):
+    evil = ["../out.txt", "/abs/out.txt", "p-1/../../out.txt", "p-1/a.txt"]
+    out = io.BytesIO()
+    if kind == "wheel":
+        with zipfile.ZipFile(out, "w") as wheel_file:
+            for name in evil:
+                wheel_file.writestr(name, b"x")
+    else:
+        with tarfile.open(fileobj=out, mode="w:gz") as sdist:
+            for name in evil:
+                info = tarfile.TarInfo(name)
+                info.size = 1
+                sdist.addfile(info, io.BytesIO(b"x"))
+            for kind_of_link, name in ((tarfile.SYMTYPE, "p-1/soft"), (tarfile.LNKTYPE, "p-1/hard")):
+                link = tarfile.TarInfo(name)
+                link.type, link.linkname = kind_of_link, "../../../../etc/passwd"
+                sdist.addfile(link)
+    serve(monkeypatch, out.getvalue(), "p-1-py3-none-any.whl" if kind == "wheel" else "p-1.tar.gz")
+    good = "p-1/a.txt" if kind == "wheel" else "a.txt"
+    before = {path for path in tmp_path.rglob("*") if cache not in path.parents}
+    assert Path(resolve_file(source_of(out.getvalue(), good))).read_bytes() == b"x"
+    for member in ("soft", "hard", "out.txt", "p-1/soft"):
+        with pytest.raises(ValueError, match="holds no file"):
+            resolve_file(source_of(out.getvalue(), member))
+    for member in ("../out.txt", "/abs/out.txt", "p-1/../../out.txt"):
+        with pytest.raises(ValueError, match="not a plain path"):
+            resolve_file(source_of(out.getvalue(), member))
+    assert {path for path in tmp_path.rglob("*") if cache not in path.parents} - before <= {cache}

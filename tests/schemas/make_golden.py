@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.dump_view import positions
 from schemas import SCHEMA_VERSION
-from schemas.shard import Record, commit_shard, read_shard, to_table
+from schemas.record import Record
+from schemas.shard import commit_shard, read_shard, to_table
 from tests.pipeline.dumps import cut_positions, make_record, varied_record
 
 FOLDER = Path(__file__).with_name("golden")

@@ -14,8 +14,10 @@ from pipeline.chat import ChatTokenizer, document_of
 from pipeline.config import Recipe
 from pipeline.dump_view import find_document
 from pipeline.recipe import load_recipe
+from schemas.faults import record_faults
 from schemas.manifest import Manifest
-from schemas.shard import Record, read_shard
+from schemas.record import Record
+from schemas.shard import read_shard
 from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.records import make_records
@@ -107,7 +109,7 @@ def check_targets(recipe: Recipe, chats: list[Any], exact: bool) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
     for record, messages in zip(make_records(pieces, answers, teacher, recipe.dump), chats, strict=True):
-        assert record.faults() == [] and record.messages == messages and record.document == document_of(messages)
+        assert record_faults(record) == [] and record.messages == messages and record.document == document_of(messages)
     teacher.engine.close()
 
 
@@ -197,7 +199,7 @@ def test_a_long_chat_is_cut_between_messages_and_each_turn_is_supervised_once(mo
     assert said == contents[1::2] and all(s.has_end for record in windows for s in record.segments)
     whole = document_of(messages)
     for record in windows:
-        assert whole[record.window_start :].startswith(record.document) and record.faults() == []
+        assert whole[record.window_start :].startswith(record.document) and record_faults(record) == []
         assert record.messages == [m for m in messages if m in record.messages]
         assert record.message_roles[0] == ("user" if record.window_start else "system")
         assert record.message_roles[-1] == "assistant"

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from pipeline.recipe import load_recipe
+from schemas.faults import record_faults
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
@@ -162,7 +163,7 @@ def test_stored_entries_decode_to_the_targets_and_the_summary_adds_up(tmp_path: 
     records = [r for path in sorted((folder / "shards").glob("*.parquet")) for r in read_shard(path)]
     assert summary["bytes"] == sum(len(r.document) for r in records) == sum(len(t.encode()) for t in TEXTS[:4])
     for record in records:
-        assert record.faults() == [] and set(record.entry_counts.tolist()) == {256}
+        assert record_faults(record) == [] and set(record.entry_counts.tolist()) == {256}
         sums = np.exp(record.logprobs.astype(np.float64)).reshape(-1, 256).sum(axis=1)
         np.testing.assert_allclose(sums, 1, atol=5e-3)
 

@@ -25,9 +25,11 @@ from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.plan import print_plan
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.faults import record_faults
 from schemas.levels import STORED_SHARES
 from schemas.manifest import Manifest
-from schemas.shard import Record, read_shard
+from schemas.record import Record
+from schemas.shard import read_shard
 from stage1_teacher import engine_openai
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.engine_openai import OpenAIEngine
@@ -267,7 +269,7 @@ def test_a_dump_says_that_its_targets_are_truncated(
     teacher = Manifest.load(tmp_path / "dump").identity["teacher"]
     assert teacher["engine"] == "openai-vllm-0.32.0" and teacher["weights_sha256"] is teacher["dtype"] is None
     assert teacher["targets"] == "top-k tokens of each row" and teacher["prompt_logprobs"] == 7
-    assert all((record.dropped.max() > 0.09) and not record.faults() for record in records_of(tmp_path / "dump"))
+    assert all((record.dropped.max() > 0.09) and not record_faults(record) for record in records_of(tmp_path / "dump"))
     with pytest.raises(ValueError, match=r"holds another dump: teacher\.prompt_logprobs: 7 there, 8 here"):
         run_teacher(load_recipe(recipe, [*overrides_all, "teacher.prompt_logprobs=8"]))
     run_teacher(load_recipe(recipe, [*overrides_all, "placement.requests=1"]))  # how it is asked is no part of it

@@ -37,11 +37,15 @@ def least_loss(probs: np.ndarray) -> float:
     """Of every choice of neighbouring levels for the others, and any level for the top, that sum to at most 1."""
     nearest = [int(np.abs(np.sqrt(OTHERS) - np.sqrt(p)).argmin()) for p in probs[1:]]
     around = [range(max(level - 1, 0), min(level + 2, len(OTHERS))) for level in nearest]
+    tail_root = np.sqrt(max(1 - probs.sum(), 0.0))
     found = np.inf
     for levels in product(*around):
         others = OTHERS[list(levels)]
-        for top in TOPS[TOPS + others.sum() <= 1 + 1e-9]:
-            found = min(found, loss(probs, np.append(top, others)))
+        tops = TOPS[TOPS + others.sum() <= 1 + 1e-9]
+        rests = np.maximum(1 - tops - others.sum(), 0.0)
+        ends = (np.sqrt(tops) - np.sqrt(probs[0])) ** 2 + (np.sqrt(rests) - tail_root) ** 2
+        between = ((np.sqrt(probs[1:]) - np.sqrt(others)) ** 2).sum()
+        found = min(found, 2 * (ends.min(initial=np.inf) + between))
     return found
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from pipeline.config import Recipe
 from schemas import END, NUM_SYMBOLS
 from schemas.manifest import Manifest, ShardPlan
-from schemas.shard import Record, Segment, commit_shard, to_table
+from schemas.record import Record, Segment
+from schemas.shard import commit_shard, to_table
 
 WORDS = ["the", "and", "river", "in", "a", "thing", "stone", "café", "ran", "under", "7", "hills."]
 

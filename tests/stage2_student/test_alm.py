@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from schemas import END
-from schemas.shard import Record, Segment
+from schemas.record import Record, Segment
 from stage2_student.alm import NO_CHUNK, chunk_bounds, chunk_loss, chunk_tensors
 from stage2_student.batches import Encoded, Layout
 from tests.stage2_student.dumps import make_record, make_text

@@ -19,7 +19,8 @@ from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import END
 from schemas.manifest import Manifest
-from schemas.shard import Record, Segment, read_shard
+from schemas.record import Record, Segment
+from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
 from stage2_student.alm import chunk_bounds, chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example

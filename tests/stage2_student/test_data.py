@@ -12,7 +12,7 @@ import torch
 from pipeline.config import TrainConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import END
-from schemas.shard import Segment
+from schemas.record import Segment
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Masks, collate, make_example
 from stage2_student.encode import encode_records

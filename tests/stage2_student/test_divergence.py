@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
-from schemas.shard import Record, Segment, read_shard
+from schemas.record import Record, Segment
+from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.sparsify import sparsify
 from stage2_student.divergence import ByteModel, byte_divergence, sparse_divergence

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from schemas import END, NUM_SYMBOLS
 from schemas.manifest import Manifest, ShardPlan
-from schemas.shard import Record, Segment, commit_shard, to_table
+from schemas.record import Record, Segment
+from schemas.shard import commit_shard, to_table
 from stage2_student import run_folder
 from stage2_student.align import aligned, overlapping, whole_document
 from stage2_student.mix import MIN_LOGPROB, Mix

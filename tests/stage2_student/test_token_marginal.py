@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.covering import Covering
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import END, NUM_SYMBOLS
-from schemas.shard import Segment
+from schemas.record import Segment
 from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
 from stage2_student.interfaces import StudentShape, marginal_cells, marginal_numba, token_marginal
 from stage2_student.interfaces.marginal_plan import Plan

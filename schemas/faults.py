@@ -1,0 +1,63 @@
+"""What can be wrong with a record: what would send a reader astray, and what a target must not say."""
+
+import numpy as np
+
+from schemas.record import Record
+
+
+def record_faults(record: Record) -> list[str]:
+    """What is wrong with a record, in words; empty for a good one."""
+    return layout_faults(record) or _entry_faults(record)
+
+
+def layout_faults(record: Record) -> list[str]:
+    """Those that would send a reader astray: counts that do not fit, and numbers that are no log-probabilities."""
+    checks = [
+        (
+            int(record.teacher_token_lengths.sum(dtype=np.int64)) == len(record.document)
+            and bool((record.teacher_token_lengths >= 0).all()),
+            "teacher tokens do not span the document",
+        ),
+        (len(record.teacher_token_lengths) == len(record.teacher_token_logprobs), "token columns differ in length"),
+        (
+            all(s.start >= 0 and s.length >= 0 and s.start + s.length <= len(record.document) for s in record.segments),
+            "a segment lies outside the document",
+        ),
+        (len(record.message_roles) == len(record.message_lengths), "message columns differ in length"),
+        (
+            not record.message_lengths
+            or (sum(record.message_lengths) == len(record.document) and min(record.message_lengths) >= 0),
+            "messages do not span the document",
+        ),
+        (
+            {len(record.entry_counts), len(record.dropped), len(record.token_end), len(record.doubt)}
+            == {record.num_positions},
+            "position columns differ from the segments' positions",
+        ),
+        (
+            int(record.entry_counts.sum(dtype=np.int64)) == len(record.symbols) == len(record.logprobs),
+            "entry columns differ in length",
+        ),
+        (bool((record.entry_counts > 0).all()), "a position has no entry"),
+        (
+            bool(((record.logprobs <= 0) & (record.logprobs > -np.inf)).all()),
+            "a stored log-probability is positive or not finite",
+        ),
+    ]
+    return [text for good, text in checks if not good]
+
+
+def _entry_faults(record: Record) -> list[str]:
+    logprobs = record.logprobs.astype(np.float64)
+    if not len(record.entry_counts):
+        return []
+    starts = np.concatenate([[0], np.cumsum(record.entry_counts.astype(np.int64))[:-1]])
+    position = np.repeat(np.arange(len(starts)), record.entry_counts)
+    faults = []
+    if (np.add.reduceat(np.exp(logprobs), starts) > 1 + 1e-5).any():  # float32's rounding of logs
+        faults.append("the entries of a position sum to more than 1")
+    found = np.zeros(len(starts), dtype=bool)
+    found[position[record.symbols == record.realised()[position]]] = True
+    if not found.all():
+        faults.append(f"the realised symbol is not stored at position {int(np.argmin(found))}")
+    return faults

@@ -1,0 +1,79 @@
+"""What a shard is a list of: records, and what each of them asks about.
+
+Shape legend: as in `schemas.shard`.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes `start .. start + length` of a record are supervised; with `has_end`, so is the END after them."""
+
+    start: int
+    length: int
+    has_end: bool
+
+    @property
+    def num_positions(self) -> int:
+        return self.length + self.has_end
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of a shard; see `schemas.shard.SHARD_SCHEMA` for units."""
+
+    doc_id: str
+    window_start: int
+    document: bytes
+    segments: tuple[Segment, ...]
+    teacher_token_lengths: np.ndarray  # T, int32
+    teacher_token_logprobs: np.ndarray  # T, float32
+    entry_counts: np.ndarray  # P, uint16
+    dropped: np.ndarray  # P, float32
+    token_end: np.ndarray  # P, float32
+    doubt: np.ndarray  # P, float32
+    symbols: np.ndarray  # E, uint8
+    logprobs: np.ndarray  # E, float32
+    message_roles: tuple[str, ...] = ()  # M
+    message_lengths: tuple[int, ...] = ()  # M
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """Role and content of each message of a chat; empty for plain text."""
+        return _messages(self)
+
+    @property
+    def num_positions(self) -> int:
+        return sum(segment.num_positions for segment in self.segments)
+
+    def realised(self) -> np.ndarray:
+        """P, uint8: the symbol that the document really has at each position."""
+        parts = [self.document[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in self.segments]
+        return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+
+class Question(NamedTuple):
+    """What a record asks about, without the answers."""
+
+    doc_id: str
+    window_start: int
+    document: bytes
+    segments: tuple[Segment, ...]
+    message_roles: tuple[str, ...] = ()
+    message_lengths: tuple[int, ...] = ()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """As of `Record`."""
+        return _messages(self)
+
+
+def _messages(asked: Question | Record) -> list[dict[str, str]]:
+    ends = list(accumulate(asked.message_lengths))
+    contents = [asked.document[start:end].decode("utf-8") for start, end in pairwise([0, *ends])]
+    return [{"role": r, "content": c} for r, c in zip(asked.message_roles, contents, strict=True)]

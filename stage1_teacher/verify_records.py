@@ -1,0 +1,82 @@
+"""What is wrong with the records of a shard: each by itself, the windows of a document together, and their counts."""
+
+import json
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+
+from pipeline.chat_template import ASSISTANT
+from schemas.faults import record_faults
+from schemas.manifest import ShardPlan
+from schemas.record import Record
+from schemas.shard import read_shard
+from schemas.store import Location
+
+
+def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan) -> Iterator[str]:
+    """Of each record, of the windows of a document together, and of the shard's counts."""
+    num_documents, num_bytes = 0, 0
+    open_id: str | None = None  # of a document whose last window has not come yet
+    done = 0  # bytes of it that are supervised so far
+    heard = 0  # of a chat, bytes that its windows held so far
+    for row, record in enumerate(read_shard(path, checked=False)):
+        where = f", record {row} (doc_id {record.doc_id!r}): "
+        faults = [*record_faults(record), *_share_faults(record), *_chat_faults(record)]
+        yield from (where + fault for fault in faults)
+        if faults:
+            continue
+        if open_id not in (None, record.doc_id):
+            yield f", record {row - 1} (doc_id {open_id!r}): the document's last window is missing"
+        if record.message_roles:
+            heard = heard if record.window_start else 0
+            num_documents += not record.window_start
+            num_bytes += sum(len(part) for part in _said(record) if part.stop > heard)
+            heard, open_id = record.window_start + len(record.document), None
+            continue
+        done = done if open_id == record.doc_id else 0
+        for segment in record.segments:
+            start = record.window_start + segment.start
+            if start != done:
+                yield f"{where}supervises from byte {start} on, what is before it ends at {done}"
+            done = start + segment.length
+            num_bytes += segment.length
+        ends = bool(record.segments) and record.segments[-1].has_end
+        num_documents += ends
+        open_id = None if ends else record.doc_id
+    if open_id is not None:
+        yield f" (doc_id {open_id!r}): the document's last window is missing"
+    left_out = json.loads(metadata["bld.left_out"])
+    if num_documents + len(left_out) != shard.num_documents:
+        yield f": {num_documents} documents and {len(left_out)} left out, {shard.num_documents} are planned"
+    if num_bytes != shard.num_bytes and not left_out:
+        yield f": {num_bytes} bytes to supervise, {shard.num_bytes} are planned"
+
+
+def _said(record: Record) -> list[range]:
+    """Bytes of the whole chat that are the assistant's words, message by message."""
+    ends = list(accumulate(record.message_lengths, initial=record.window_start))
+    spans = zip(record.message_roles, pairwise(ends), strict=True)
+    return [range(start, end) for role, (start, end) in spans if role == ASSISTANT]
+
+
+def _chat_faults(record: Record) -> list[str]:
+    """Whether a chat's segments lie in what the assistant says, one after another."""
+    if not record.message_roles:
+        return []
+    spans = [(record.window_start + s.start, record.window_start + s.start + s.length) for s in record.segments]
+    faults = [
+        f"supervises bytes {start} to {end}, which are not what the assistant says"
+        for start, end in spans
+        if not any(part.start <= start and end <= part.stop for part in _said(record))
+    ]
+    if any(one[1] > other[0] for one, other in pairwise(spans)):
+        faults.append("segments overlap, or are out of order")
+    return faults
+
+
+def _share_faults(record: Record) -> list[str]:
+    shares = {"dropped": record.dropped, "token_end": record.token_end, "doubt": record.doubt}
+    return [
+        f"{name} holds values outside 0..1"
+        for name, value_P in shares.items()
+        if not bool(((value_P >= 0) & (value_P <= 1)).all())  # false for nan
+    ]

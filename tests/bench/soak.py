@@ -1,0 +1,246 @@
+"""A dump and a training run for hours, side by side: do memory, open files and threads stay flat, and does the rate?
+
+    .venv/bin/python -m tests.bench.soak [--hours 2] [--engine vllm] [--out runs/soak]
+
+Tiny models, so that as many documents, shards, steps, checkpoints and evaluations go by in an hour as else in days: what grows with each of
+them shows. A sample every 20 seconds: each command's whole process tree (memory that is its own, open files, threads, CPU time) and what
+it says at its own metrics endpoint. Beside each sample a fixed piece of work is timed; rates are per CPU second, over the rate of that
+work, for a machine drifts. Both commands end by SIGTERM, and must say so. Trends are least squares over all samples after the first
+tenth, with 95 % intervals from ten blocks of time (neighbouring samples are not independent).
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import psutil
+import typer
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.tiny import END_OF_TEXT, tiny_model
+
+EVERY = 20.0  # seconds between samples
+WORDS = ["the", "thing", "and", "another", "in", "an", "é", "other", "number", "then", "thin", "ring", "band", "there"]
+PROGRESS = {"teacher": "bld_text_bytes_total", "student": "bld_train_step"}
+BLOCKS = 10
+STUDENT_T_8 = 2.306  # 97.5 % of Student's t with BLOCKS - 2 degrees of freedom
+
+
+class Sample(NamedTuple):
+    """One look at one command."""
+
+    seconds: float  # since it was started
+    memory_bytes: int  # of its own: private pages, all processes
+    open_files: int
+    threads: int
+    cpu_seconds: float
+    progress: float  # bytes of text dumped, or steps
+    control_seconds: float  # CPU time of the fixed piece of work
+
+
+def write_corpus(path: Path, num_bytes: int) -> None:
+    drawn = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        while file.tell() < num_bytes:
+            words = drawn.choices(WORDS, k=drawn.randrange(5, 150))
+            file.write(json.dumps({"text": " ".join(words) + f" {drawn.random()}"}) + "\n")
+
+
+def write_recipes(out: Path, engine: str, num_bytes: int) -> dict[str, Path]:
+    """`short`, the dump that the student learns from; `teacher`, one that takes for ever; `student`, likewise."""
+    tiny_model(out / "teacher_model")
+    tiny_model(out / "student_model", seed=1, merges=["a n", "an d", "Ġ and", "t h", "th e"])
+    write_corpus(out / "corpus.jsonl", num_bytes)
+    teacher = {
+        "model": str(out / "teacher_model"), "engine": engine, "dtype": "float32", "max_tokens": 256, "overlap_tokens": 32,
+        "start": END_OF_TEXT, "end": [END_OF_TEXT],
+    }  # fmt: skip
+    student = {
+        "model": str(out / "student_model"), "interface": "token_marginal", "path": str(out / "run"), "start": END_OF_TEXT,
+        "end": END_OF_TEXT,
+    }  # fmt: skip
+    train = {
+        "steps": 10**7, "batch_tokens": 512, "micro_batch_tokens": 256, "max_tokens": 256, "lr": 1e-5, "dtype": "float32",
+        "save_every": 500, "eval_every": 250, "eval_documents": 4, "log_every": 10,
+    }  # fmt: skip
+    corpus = {"source": str(out / "corpus.jsonl")}
+    short = {
+        "corpus": corpus | {"limit": 2000},
+        "teacher": teacher,
+        "dump": {"path": str(out / "short"), "shard_bytes": 65536},
+    }
+    recipes = {
+        "short": short,
+        "teacher": {"corpus": corpus, "teacher": teacher, "dump": {"path": str(out / "dump"), "shard_bytes": 65536}},
+        "student": short | {"student": student, "train": train, "eval": corpus | {"limit": 20, "skip": 2000}},
+    }
+    for name, recipe in recipes.items():
+        (out / f"{name}.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return {name: out / f"{name}.yaml" for name in recipes}
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def fixed_work() -> float:
+    """CPU seconds of a piece of work that is always the same: products, memory, Python."""
+    started = time.thread_time()
+    a = np.linspace(0, 1, 300 * 300, dtype=np.float32).reshape(300, 300)
+    for _ in range(10):
+        a = np.tanh(a @ a.T)
+    sum(i * i for i in range(300_000))
+    np.sort(np.random.default_rng(0).random(500_000))
+    return time.thread_time() - started
+
+
+class Command:
+    """A `bld` command under watch."""
+
+    def __init__(self, name: str, recipe: Path, out: Path) -> None:
+        self.name, self.port, self.log = name, free_port(), out / f"{name}.log"
+        self.samples: list[Sample] = []
+        self._file = (out / f"{name}.jsonl").open("w", encoding="utf-8")
+        self._cpu: dict[int, float] = {}  # of each process so far: what has ended must still be counted
+        self._started = time.monotonic()
+        with self.log.open("w", encoding="utf-8") as log:
+            command = [sys.executable, "-m", "pipeline", name, str(recipe), "--metrics", str(self.port)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def look(self) -> None:
+        """Take a sample. Raises RuntimeError where the command has ended."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}; see {self.log}")
+        root = psutil.Process(self.process.pid)
+        memory = files = threads = 0
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                with process.oneshot():
+                    memory += process.memory_full_info().uss
+                    files += process.num_fds()
+                    threads += process.num_threads()
+                    self._cpu[process.pid] = sum(process.cpu_times()[:2])
+            except psutil.NoSuchProcess:
+                continue  # ended while we looked
+        progress = self._progress()
+        if progress is None:
+            return
+        found = Sample(
+            time.monotonic() - self._started, memory, files, threads, sum(self._cpu.values()), progress, fixed_work()
+        )
+        self.samples.append(found)
+        print(json.dumps(found._asdict()), file=self._file, flush=True)
+
+    def _progress(self) -> float | None:
+        """None while it does not serve figures yet."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return None
+        values = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
+        return values.get(PROGRESS[self.name])
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=600)
+
+
+class Trend(NamedTuple):
+    """A least-squares line: its middle, its slope an hour, and half of the slope's 95 % interval."""
+
+    middle: float
+    slope: float
+    margin: float
+
+
+def trend(hours: np.ndarray, values: np.ndarray) -> Trend:
+    """Of the means of `BLOCKS` stretches of equal length."""
+    x = np.array([block.mean() for block in np.array_split(hours, BLOCKS)])
+    y = np.array([block.mean() for block in np.array_split(values, BLOCKS)])
+    slope, start = np.polyfit(x, y, 1)
+    residual = y - (slope * x + start)
+    error = np.sqrt((residual**2).sum() / (BLOCKS - 2) / ((x - x.mean()) ** 2).sum())
+    return Trend(float(y.mean()), float(slope), float(STUDENT_T_8 * error))
+
+
+def trends(samples: Sequence[Sample]) -> dict[str, Trend]:
+    """Raises ValueError where there are too few samples to tell."""
+    settled = samples[len(samples) // 10 :]
+    if len(settled) < 2 * BLOCKS:
+        raise ValueError(f"{len(settled)} samples after the first tenth; {2 * BLOCKS} are needed: give more --hours")
+    columns = {name: np.array([getattr(s, name) for s in settled]) for name in Sample._fields}
+    hours = columns["seconds"] / 3600
+    work = np.diff(columns["progress"])
+    rate = work / np.diff(columns["cpu_seconds"])
+    own_pace = rate * columns["control_seconds"][1:]  # of the machine's speed at that moment nothing is left
+    return {
+        "memory, MiB": trend(hours, columns["memory_bytes"] / 2**20),
+        "open files": trend(hours, columns["open_files"]),
+        "threads": trend(hours, columns["threads"]),
+        "work per CPU second": trend(hours[1:], rate),
+        "the same over the control's rate": trend(hours[1:], own_pace / own_pace.mean()),
+    }
+
+
+def report(name: str, samples: Sequence[Sample]) -> None:
+    last = samples[-1]
+    print(f"\n{name}: {len(samples)} samples in {last.seconds / 3600:.2f} h, {last.progress:,.0f} {PROGRESS[name]}")
+    print("| figure | mean | slope an hour | 95 % |")
+    print("| --- | --- | --- | --- |")
+    for figure, found in trends(samples).items():
+        print(f"| {figure} | {found.middle:,.4g} | {found.slope:+,.4g} | ± {found.margin:,.3g} |")
+
+
+def read_samples(path: Path) -> list[Sample]:
+    return [Sample(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def soak(hours: float, engine: str, out: Path, megabytes: int) -> dict[str, int]:
+    """Run both commands so long; their exit codes."""
+    out.mkdir(parents=True)
+    recipes = write_recipes(out, engine, megabytes * 10**6)
+    subprocess.run([sys.executable, "-m", "pipeline", "teacher", str(recipes["short"])], check=True)
+    commands = [Command(name, recipes[name], out) for name in ("teacher", "student")]
+    end = time.monotonic() + 3600 * hours
+    try:
+        while time.monotonic() < end:
+            time.sleep(EVERY)
+            for command in commands:
+                command.look()
+    finally:
+        codes = {command.name: command.stop() for command in commands if command.process.poll() is None}
+    return codes
+
+
+def main(
+    hours: float = 2.0,
+    engine: Annotated[str, typer.Option(help="Of the dump: vllm or transformers.")] = "vllm",
+    out: Path = Path("runs/soak"),
+    megabytes: Annotated[int, typer.Option(help="Of the corpus; more than the dump gets through.")] = 300,
+    again: Annotated[bool, typer.Option(help="Only report what lies in --out.")] = False,
+) -> None:
+    """Soak, then say what grew."""
+    if not again:
+        codes: dict[str, Any] = soak(hours, engine, out, megabytes)
+        print(f"exit codes after SIGTERM: {codes} (143 expected)")
+    for name in ("teacher", "student"):
+        report(name, read_samples(out / f"{name}.jsonl"))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    typer.run(main)
