@@ -29,7 +29,7 @@ define REPRODUCE
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup teacher student eval report demo test check lock audit bench bench-quality reproduce rehearse
+.PHONY: help setup teacher student eval report demo test coverage check lock audit bench bench-quality reproduce rehearse
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -61,6 +61,12 @@ demo: $(STAMP)  ## teacher, student, eval and report on real weights, on a CPU
 
 test: $(STAMP)  ## all tests, WORKERS (2) files at a time; each may take 4 GB
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+coverage: $(STAMP)  ## the tests again, and which lines they do not run; fails below 90 %
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check: $(STAMP)  ## lint, format, types, and the packages against their locks
 	$(BIN)/ruff check .

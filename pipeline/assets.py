@@ -4,6 +4,7 @@ A converted folder is absent or complete (made aside, then renamed) and keyed by
 """
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -26,6 +27,18 @@ def tokenizer_folder(path: Path) -> Path:
 def byte_tokenizer() -> Path:
     """The folder of the tokenizer of the 256 bytes."""
     return _make(cache_folder() / "converted" / f"bytes-{VERSION}", lambda out: _save_tokenizer(from_bytes(), out))
+
+
+def own_tokenizer(file: str, converted: object) -> Path:
+    """The folder of what an operator's `tokenizer()` made. ValueError where that is no `Converted`."""
+    if not isinstance(converted, Converted):
+        raise ValueError(
+            f"{file}: tokenizer() gives a {type(converted).__name__}, and has to give a pipeline.tokenizer_convert.Converted"
+        )
+    key = json.dumps([converted.tokenizer.to_str(), converted.bos, converted.eos])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = cache_folder() / "converted" / f"{Path(file).name}-{VERSION}-{digest}"
+    return _make(folder, lambda out: _save_tokenizer(converted, out))
 
 
 def gguf_model(path: Path) -> Path:

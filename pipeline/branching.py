@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.config import CoveringConfig
-from pipeline.covering import Covering, ReducedRow, Targets
+from pipeline.covering import Covering, ReducedRow
+from pipeline.targets import Targets
 from pipeline.weighing import Edges, Reaches, Weights, weigh
 
 

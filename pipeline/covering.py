@@ -13,88 +13,19 @@ Shape legend: R rows (tokens + 1), C sorted columns, P positions (bytes + 1), V 
 deepest of a row first, K cuts of all nodes in turn, I intervals of all nodes in turn (a node's cuts less one).
 """
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.intervals import Intervals, exact_intervals
+from pipeline.targets import Targets, doubt
 from pipeline.vocabulary import Node, Vocabulary
 from schemas import END, NUM_SYMBOLS
 
-# Share of a dropped branch that goes on as the document does, per byte. Chosen on 24 encyclopaedic documents against a wide
-# covering: where doubt is at most 0.02, 1.54 % of positions still have a total variation above 0.05, and 10.1 % are left out (1.72 and
-# 9.1 % at a survival of 0). doubt's mean error is 0.0076 (0.0066 at 0, 0.0117 at 0.02, 0.0364 at 0.1).
-BRANCH_SURVIVAL = 0.003
 _NO_COLUMNS = np.empty(0, dtype=np.int64)
 MIN_LOGIT = -80.0  # logits further below the row's largest count as this: exp stays a normal float32, and masses below 1e-34 matter to nobody
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The covering's distributions at all positions of a document; float64.
-
-    `dropped`, `token_end` and `doubt` are shares of the mass known just before a position, 0 at position 0.
-    `log_prefix_mass` is the natural log of K_i.
-    """
-
-    probs_PV: np.ndarray
-    log_prefix_mass_P: np.ndarray
-    dropped_P: np.ndarray
-    token_end_P: np.ndarray
-    doubt_P: np.ndarray
-    token_logprobs: np.ndarray  # R - 1, of the canonical tokens
-
-    def drop_prefix(self, num_bytes: int) -> "Targets":
-        """The targets after the first `num_bytes` positions: what a tokenizer puts before a document is known, not predicted."""
-        return Targets(
-            self.probs_PV[num_bytes:],
-            self.log_prefix_mass_P[num_bytes:],
-            self.dropped_P[num_bytes:],
-            self.token_end_P[num_bytes:],
-            self.doubt_P[num_bytes:],
-            self.token_logprobs,
-        )
-
-
-class Intervals(NamedTuple):
-    """The column ranges that some rows are summed over, flat; all int64, made before the teacher runs.
-
-    Node n owns cuts `node_cuts[n] .. node_cuts[n + 1]`; its intervals lie between consecutive ones. In a row the deepest node
-    comes first and the root last, and the range of each is one interval of the next.
-    """
-
-    cuts_K: np.ndarray
-    node_cuts: np.ndarray  # N + 1
-    row_nodes: np.ndarray  # R + 1: row r owns nodes row_nodes[r] .. row_nodes[r + 1]
-    positions_N: np.ndarray  # where a node's symbols lie in the document
-    num_exact_N: np.ndarray  # how many of its first intervals hold a token each that ends there
-    offsets_R: np.ndarray
-    columns_R: np.ndarray  # of the canonical token that follows; -1 where none does
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.offsets_R)
-
-    @property
-    def row_intervals(self) -> np.ndarray:
-        """R + 1: row r owns intervals row_intervals[r] .. row_intervals[r + 1]."""
-        return self.node_cuts[self.row_nodes] - self.row_nodes
-
-    @staticmethod
-    def join(parts: Sequence["Intervals"]) -> "Intervals":
-        """The rows of several documents in turn."""
-        joined = [np.concatenate([part[field] for part in parts]) for field in range(len(Intervals._fields))]
-        return Intervals(*joined)._replace(
-            node_cuts=_starts([np.diff(part.node_cuts) for part in parts]),
-            row_nodes=_starts([np.diff(part.row_nodes) for part in parts]),
-        )
-
-
-def _starts(sizes: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([[0], *sizes]).cumsum(dtype=np.int64)
 
 
 class ReducedRow(NamedTuple):
@@ -240,7 +171,7 @@ class Covering:
         intervals = self.intervals(offsets)
         masses_I = np.concatenate([row.masses_I for row in rows])
         row_N = np.arange(len(rows)).repeat(np.diff(intervals.row_nodes))
-        exact_N, exact_I = _exact_intervals(intervals)
+        exact_N, exact_I = exact_intervals(intervals)
         total_N = np.add.reduceat(masses_I, intervals.node_cuts[:-1] - np.arange(len(row_N)))
         goes_on_N = (intervals.positions_N > intervals.offsets_R[row_N]) & (total_N > 0)  # the root goes nowhere yet
         ends_E = masses_I[exact_I] > 0
@@ -266,7 +197,7 @@ class Covering:
         log_scale_P = self._log_scale(intervals, sizes_N, log_weight_N)
 
         # An exact interval at position i belongs to the mass known just before i, and feeds no symbol.
-        exact_N, exact_I = _exact_intervals(intervals)
+        exact_N, exact_I = exact_intervals(intervals)
         exact_position = intervals.positions_N[exact_N]
         ended = masses_I[exact_I] * np.exp(log_weight_N[exact_N] - log_scale_P[exact_position - 1])
         ended_P = np.bincount(exact_position, ended, num_positions).astype(np.float64)  # int64 where there are none
@@ -317,35 +248,6 @@ class Covering:
             inside = starts[lengths > depth] + depth
             maximum_P[inside] = np.maximum(maximum_P[inside - 1], share_P[inside])
         return maximum_P
-
-
-def _exact_intervals(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and numbers of the intervals that hold one token that ends."""
-    num_exact_N = intervals.num_exact_N
-    first_N = intervals.node_cuts[:-1] - np.arange(len(num_exact_N))
-    before_N = num_exact_N.cumsum() - num_exact_N
-    exact_I: np.ndarray = (first_N - before_N).repeat(num_exact_N)
-    exact_I += np.arange(len(exact_I))
-    return np.arange(len(num_exact_N)).repeat(num_exact_N), exact_I
-
-
-def doubt(dropped_P: np.ndarray, realised_P: np.ndarray) -> np.ndarray:
-    """P: the total variation between target and exact distribution to expect at each position.
-
-    What is dropped at a position is missing there whole: no row says how it goes on. Of a branch that was dropped before,
-    `BRANCH_SURVIVAL` is taken to go on as the document does with each byte, beside the share that the target gives to the byte.
-
-    Args:
-        dropped_P: share of the mass known just before each position that is dropped there.
-        realised_P: P - 1, the target's probability of the document's symbol at each position.
-    """
-    lost, doubt_P = 0.0, []
-    for dropped, shrinks in zip(dropped_P.tolist(), [1.0, *realised_P.tolist()], strict=True):
-        # `lost` is relative to what is known
-        lost = lost * BRANCH_SURVIVAL / shrinks if shrinks else math.inf
-        lost = (lost + dropped) / (1.0 - dropped) if dropped < 1.0 else math.inf
-        doubt_P.append(1.0 - 1.0 / (1.0 + lost))
-    return np.array(doubt_P)
 
 
 def unnormalised(logits_RC: np.ndarray) -> np.ndarray:

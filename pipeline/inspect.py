@@ -12,8 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pipeline import dump_view
-from pipeline.dump_view import DumpDocument, Occurrence, Position, Surprising
+from pipeline import dump_search, dump_summary, dump_view
+from pipeline.dump_positions import Position
+from pipeline.dump_search import Occurrence, Surprising
+from pipeline.dump_view import DumpDocument
 from schemas import END
 from schemas.store import Location
 
@@ -75,7 +77,7 @@ def show(
     elif find is not None:
         _show_found(dump, wanted_bytes(find), top, as_json, console)
     elif doc_id is None:
-        summary = dump_view.summarise(dump)
+        summary = dump_summary.summarise(dump)
         print(json.dumps(summary, indent=1)) if as_json else _print_summary(summary, console)
     else:
         document = dump_view.find_document(dump, doc_id)
@@ -136,7 +138,7 @@ def _surprise_style(bits: float) -> str:
 
 
 def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: Console) -> None:
-    documents, places = dump_view.worst_documents(dump, number), dump_view.worst_positions(dump, number)
+    documents, places = dump_search.worst_documents(dump, number), dump_search.worst_positions(dump, number)
     if as_json:
         print(
             json.dumps(
@@ -164,7 +166,7 @@ def _place_line(found: Surprising, top: int) -> Text:
     position = found.position
     assert position is not None
     line = Text(f"{found.bits:8.3f}  {found.doc_id:<12} at {found.offset:>6} ")
-    line.append(f"{readable(found.context):>{dump_view.CONTEXT_BYTES}}")
+    line.append(f"{readable(found.context):>{dump_search.CONTEXT_BYTES}}")
     line.append(f"[{symbol_name(position.realised)}]", style="bold red")
     for symbol, probability in position.symbols[:top]:
         line.append(f"  {symbol_name(symbol)} {probability:.3f}")
@@ -172,7 +174,7 @@ def _place_line(found: Surprising, top: int) -> Text:
 
 
 def _show_found(dump: Location, wanted: bytes, top: int, as_json: bool, console: Console) -> None:
-    found = dump_view.find(dump, wanted)
+    found = dump_search.find(dump, wanted)
     if as_json:
         print(json.dumps([_occurrence_values(occurrence) for occurrence in found]))
         return

@@ -28,7 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.covering import MIN_LOGIT, Covering, Targets
+from pipeline.covering import MIN_LOGIT, Covering
+from pipeline.targets import Targets
 from pipeline.vocabulary import Vocabulary
 
 _MAX_EXPONENT = 700.0  # exp of it is still a float64

@@ -53,6 +53,31 @@ def load_tokenizer(source: str, trust_remote_code: bool = False, revision: str |
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
+def check_positions(config: Any, tokens: int, key: str) -> None:
+    """Raise ValueError where a text of `tokens`, which the recipe's `key` allows, has more positions than the model was made for.
+
+    Where its config scales positions (YaRN and others), how many it has is the engine's own business.
+    """
+    text = config.get_text_config()
+    most, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
+    kinds = {
+        rope.get("rope_type", "default"),
+        *(part.get("rope_type", "default") for part in rope.values() if isinstance(part, dict)),
+    }
+    if most is not None and kinds == {"default"} and tokens > most:
+        raise ValueError(
+            f"{key} is {tokens}, and the model ({text.model_type}) has {most} positions (max_position_embeddings); give {key}={most} or less"
+        )
+
+
+def load_config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The config of a local folder or hub name. Raises ValueError, with the cause, where it cannot be loaded."""
+    from transformers import AutoConfig
+
+    with _named(source, "config"):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+
+
 @contextmanager
 def _named(source: str, what: str) -> Iterator[None]:
     """Damaged files raise whatever the library that stumbled over them raises; a ValueError here says which file's folder it was."""

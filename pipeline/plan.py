@@ -94,7 +94,7 @@ def describe_dump(dump: str) -> str:
 def _student_lines(recipe: Recipe) -> list[Line]:
     student, train = recipe.student, recipe.train
     assert student is not None
-    weights = ", ".join(f"{name} {weight:g}" for name, weight in train.objectives.model_dump().items())
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in train.objectives.weights.items())
     dumps = student.dumps
     paths = [f"{ref.path} (weight {ref.weight:g})" for ref in dumps] or [recipe.dump.path]
     if len(paths) > 1:

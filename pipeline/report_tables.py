@@ -4,9 +4,11 @@ import html
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation import format_figure
+from pipeline.own_code import is_own
 from pipeline.report_data import Run, differences
 from pipeline.report_plots import NUM_COLOURS, PLOTS, format_seconds
 from pipeline.task_table import rows_of
@@ -82,9 +84,10 @@ def _state_cell(run: Run) -> str:
 def _learns_by(run: Run) -> str:
     """The interface and the objectives' weights."""
     weights = dict(dict(run.recipe.get("train") or {}).get("objectives") or {})
-    used = [f"{name} {weight:g}" for name, weight in weights.items() if is_number(weight) and weight]
+    used = [f"{Path(name).stem} {weight:g}" for name, weight in weights.items() if is_number(weight) and weight]
     interface = dict(run.recipe.get("student") or {}).get("interface")
-    needed = interface if weights.get("byte_ce") or weights.get("kl") else None
+    reads_bytes = any(weight for name, weight in weights.items() if name in ("byte_ce", "kl") or is_own(name))
+    needed = interface if reads_bytes else None
     return ", ".join([*([str(needed)] if needed else []), *used]) or "-"
 
 

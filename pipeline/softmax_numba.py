@@ -66,6 +66,7 @@ def largest32(bits_C: Any) -> Any:
 
 @njit(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy")
 def sum32(probs_C: Any, first: int, last: int) -> Any:
+    """The sum of columns `first .. last - 1`, float64."""
     total = 0.0
     for run in range(first, last, _RUN):
         part: Any = np.float32(0.0)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline import archive, assets
 from pipeline.archive import cache_folder
+from pipeline.own_code import is_own, run_file
 
 __all__ = ["cache_folder", "resolve_file", "resolve_model", "resolve_tokenizer"]
 
@@ -54,10 +55,15 @@ def resolve_model(source: str, revision: str | None = None) -> str:
     raise ValueError(f"{path} is not a model: give a Hugging Face folder, a hub name or a .gguf file")
 
 
-def resolve_tokenizer(source: str) -> str:
-    """A local folder that AutoTokenizer loads, or a hub name. `bytes` is the tokenizer of the 256 bytes."""
+def resolve_tokenizer(source: str, own: bool = False) -> str:
+    """A local folder that AutoTokenizer loads, or a hub name. `bytes` is the tokenizer of the 256 bytes.
+
+    With `own`, a local Python file is run, and its `tokenizer()` converted.
+    """
     if source == BYTES:
         return str(assets.byte_tokenizer())
+    if own and is_own(source) and not source.startswith(archive.PREFIX):
+        return str(assets.own_tokenizer(source, run_file(source, "tokenizer")()))
     path = resolve_file(source)
     if isinstance(path, str):
         return path

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.covering import Covering, ReducedRow, Targets
+from pipeline.covering import Covering, ReducedRow
+from pipeline.targets import Targets
 from schemas import END, NUM_SYMBOLS
 
 # Kind of each byte: a letter, a digit, white space, other ASCII, part of a longer character.

@@ -125,8 +125,14 @@ def from_ranks(path: Path) -> Converted:
     if family is None or sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(
             f"{path} holds {len(ranks)} ranks; a rank file does not say how text is split, and only GPT-2 (50256), "
-            "Qwen (151643) and Llama 3 (128000) are known. Give a Hugging Face folder or a tokenizer.json instead."
+            "Qwen (151643) and Llama 3 (128000) are known. Give a Hugging Face folder or a tokenizer.json instead, or say how it "
+            "splits in a Python file (stage2_student/interfaces/README.md)."
         )
+    return rank_tokenizer(ranks, family)
+
+
+def rank_tokenizer(ranks: dict[bytes, int], family: RankFamily) -> Converted:
+    """A tokenizer of ranks, 0 to their number less one; control tokens follow."""
     tokenizer = _RankConverter(ranks, family.pattern).converted()
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in family.special])
     return Converted(tokenizer, family.bos, family.eos)

@@ -32,6 +32,8 @@ class Reaches(NamedTuple):
 
 
 class Weights(NamedTuple):
+    """What `weigh` finds; natural logs."""
+
     log_weight_R: np.ndarray
     log_known_P: np.ndarray  # mass known just before each offset
     log_continued_P: np.ndarray  # of that, what goes on in rows that start there

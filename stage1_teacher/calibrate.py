@@ -118,6 +118,7 @@ def dump_parts(
 
 
 def read_part(plan: ShardPlan, folder: Path) -> Part:
+    """What a trial shard holds, off its footer, and what it took."""
     path = plan.path(folder)
     metadata = pq.read_metadata(path).metadata
     took = cost.read_cost(folder, plan)

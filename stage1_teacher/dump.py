@@ -13,6 +13,7 @@ from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
+from pipeline.loading import check_positions, load_config
 from pipeline.logs import detail, say
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
@@ -98,6 +99,11 @@ def run_teacher(
 def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: "Engines") -> None:
     dump = location(recipe.dump.path)
     teacher = load_tokenizer(recipe)
+    if (
+        recipe.teacher.engine != "openai"
+    ):  # a server is asked; an engine would say so in its own words, and minutes later
+        config = load_config(teacher.model, recipe.teacher.revision, recipe.teacher.trust_remote_code)
+        check_positions(config, recipe.teacher.max_tokens, "teacher.max_tokens")
     for remark in teacher.tokenizer.remarks():
         say(f"{dump}: the teacher's tokenizer {remark}")
     recipe = with_licence(recipe, teacher.model)

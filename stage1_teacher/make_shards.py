@@ -61,6 +61,7 @@ class Made(NamedTuple):
 
 
 def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> CutShard:
+    """A shard's documents as pieces for the teacher; those that its tokenizer or template cannot spell are left out, with the reason."""
     pieces: list[Piece] = []
     left_out: dict[str, str] = {}
     for document in documents:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.config import DumpConfig
-from pipeline.covering import Targets
+from pipeline.targets import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import levels
 from schemas.record import Record

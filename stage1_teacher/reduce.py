@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.covering import Covering, Intervals, ReducedRow
+from pipeline.covering import Covering, ReducedRow
+from pipeline.intervals import Intervals
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.head import Head
 
@@ -127,6 +128,7 @@ class Reducer:
 
 
 def open_kernel(head: Head, vocabulary: Vocabulary) -> Kernel:
+    """The kernel for the device that holds the head."""
     if head.weight_CD.is_cuda:
         from stage1_teacher.reduce_triton import TritonKernel  # CUDA builds of torch bring Triton along
 
@@ -141,6 +143,7 @@ def even_bounds(count: int, most: int) -> list[int]:
 
 
 def as_rows(intervals: Intervals, masses: Masses) -> list[ReducedRow]:
+    """Masses cut into rows; views, nothing is copied."""
     bounds = intervals.row_intervals.tolist()
     return [
         ReducedRow(offset, masses.masses_I[first:last], end, token)

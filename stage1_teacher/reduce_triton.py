@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.covering import MIN_LOGIT, Intervals
+from pipeline.covering import MIN_LOGIT
+from pipeline.intervals import Intervals
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.reduce import NOT_FINITE, Masses
 

@@ -9,11 +9,12 @@ import torch
 from pipeline.branching import Branching
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
-from pipeline.covering import Covering, ReducedRow, Targets
+from pipeline.covering import Covering, ReducedRow
 from pipeline.listed import ListedRows, listed_targets
 from pipeline.logs import say, warn
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.spread import spread
+from pipeline.targets import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.engine import Branches, Engine, ListingEngine, open_engine

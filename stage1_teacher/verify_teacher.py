@@ -36,6 +36,7 @@ class Recomputed(NamedTuple):
 
 
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
+    """Faults where the teacher says something else than the dump, of `num_documents` documents; prints how far apart they are."""
     made_by = path / "recipe.yaml"
     recipe = parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by))
     named = load_tokenizer(recipe)

@@ -13,8 +13,9 @@ import torch
 
 from pipeline.chat import ChatTokenizer
 from pipeline.chat_template import ChatError
-from pipeline.covering import Covering, ReducedRow, Targets, unnormalised
+from pipeline.covering import Covering, ReducedRow, unnormalised
 from pipeline.loading import load_model
+from pipeline.targets import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline import logs
 from pipeline.config import Recipe
 from stage2_student.keep import best_step, evaluation_of
-from stage2_student.model import PARTS
+from stage2_student.objectives import OBJECTIVES
 from stage2_student.trackers import open_trackers
 
 _LINES_PER_HEAD = 25
@@ -40,7 +40,7 @@ _LOSS: Callable[[float], str] = "{:.4f}".format
 _SHARE: Callable[[float], str] = "{:.0%}".format
 COLUMNS = (
     Column("loss", "loss", 7, _LOSS),
-    *(Column(part, part, 7, _LOSS) for part in PARTS),
+    *(Column(name, name, 7, _LOSS) for name in OBJECTIVES),
     Column("bits_per_byte", "bits/byte", 9, _LOSS),
     Column("eval_bits_per_byte", "held out", 8, _LOSS),
     Column("uncounted_share", "uncount", 7, _SHARE),
@@ -52,12 +52,17 @@ COLUMNS = (
 )
 
 
+_NUM_LOSSES = 1 + len(OBJECTIVES)
+
+
 class RunLog:
     """Opened by rank 0. A line a step, under a bar where the output is a terminal."""
 
     def __init__(self, run: Path, first_step: int, recipe: Recipe) -> None:
         self.first_step, self.num_steps = first_step, recipe.train.steps
         self._held_out = recipe.train.eval_every > 0
+        own = [Column(name, name, max(7, len(name)), _LOSS) for name in recipe.train.objectives.files]
+        self._known = (*COLUMNS[:_NUM_LOSSES], *own, *COLUMNS[_NUM_LOSSES:])
         self._lines = 0
         self.seconds_before = _seconds_taken(run / "metrics.jsonl")
         self.started = time.monotonic()
@@ -105,7 +110,7 @@ class RunLog:
 
     def _columns(self, values: Mapping[str, float]) -> list[Column]:
         """Those that this run fills."""
-        return [c for c in COLUMNS if c.key in values or (c.key == "eval_bits_per_byte" and self._held_out)]
+        return [c for c in self._known if c.key in values or (c.key == "eval_bits_per_byte" and self._held_out)]
 
     @property
     def _step_width(self) -> int:

@@ -19,7 +19,6 @@ from stage2_student.batches import MicroBatch
 from stage2_student.held_out import HeldOut
 from stage2_student.lengths import Lengths
 from stage2_student.log import RunLog
-from stage2_student.model import PARTS
 from stage2_student.prefetch import prefetched
 from stage2_student.share import Preparation
 from stage2_student.signals import Stopped, StopRequest
@@ -93,8 +92,8 @@ def _loss_figures(sums: Mapping[str, float], num_bytes: int, recipe: Recipe) -> 
     `bits_per_byte` is of the student's own tokens, END included in the nats. Of the positions, `uncounted_share` is
     left out by the interface, `kl_share` contributes KL.
     """
-    parts = {name: sums[name] / num_bytes for name in PARTS if name in sums}
-    weights = recipe.train.objectives.model_dump()
+    weights = recipe.train.objectives.weights
+    parts = {name: sums[name] / num_bytes for name in weights if name in sums}
     figures = {"loss": sum(weights[name] * value for name, value in parts.items()), **parts}
     if "ce" in parts:
         figures["bits_per_byte"] = parts["ce"] / math.log(2)

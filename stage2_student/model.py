@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
-from stage2_student.alm import chunk_loss
 from stage2_student.batches import NO_LABEL, MicroBatch
 from stage2_student.interfaces import ByteScores, Interface
-from stage2_student.losses import class_divergence, symbol_cross_entropy, token_cross_entropy
+from stage2_student.losses import token_cross_entropy
+from stage2_student.objectives import Seen, chosen
 
-PARTS = ("ce", "byte_ce", "kl", "alm")
 COUNTS = ("positions", "uncounted", "kl_positions")  # all; those the interface does not stand by; those with KL
 
 
@@ -46,6 +45,8 @@ class Student(nn.Module):
         self.interface = interface
         self.train_config = train
         self.objectives = train.objectives
+        self.terms = chosen(train.objectives)
+        self.weights = train.objectives.weights
         self.precision = Precision(getattr(torch, train.dtype))
         self.logit_softcap: float | None = getattr(lm.config, "final_logit_softcapping", None)
 
@@ -63,61 +64,34 @@ class Student(nn.Module):
         with self.precision.context(batch.tokens_BL.device.type):
             packed = {} if batch.positions_BL is None else {"position_ids": batch.positions_BL}
             hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False, **packed).last_hidden_state
-            sums: dict[str, Tensor] = {}
-            nats_N = None
+            scores = None
             if self.interface is not None:
                 read_BLD = hidden_BLD.detach() if interface_alone else hidden_BLD
                 scores = self.interface(read_BLD, batch, self.token_logits)
-                sums |= self._byte_sums(scores, batch)
-                nats_N = None if interface_alone else scores.token_nats_N
-            if self.objectives.uses_tokens:
-                sums |= self._token_sums(hidden_BLD, batch, nats_N)
-        weights = self.objectives.model_dump()
-        nats = torch.stack([weights[name] * sums[name] for name in PARTS if weights[name]]).sum()
-        return nats, torch.stack([sums[name] for name in self.sums_names]).detach()
+            nats_N = None if scores is None or interface_alone else scores.token_nats_N
+            if nats_N is None and self.objectives.uses_tokens:
+                nats_N = self._nats_of_tokens(hidden_BLD, batch)
+            seen = Seen(batch, scores, nats_N, self.train_config)
+            sums = {name: objective(seen) for name, objective in self.terms.items()}
+        nats = torch.stack([self.weights[name] * value for name, value in sums.items() if self.weights[name]]).sum()
+        counts = () if scores is None else _counts(scores, batch)
+        return nats, torch.stack([*sums.values(), *counts]).detach()
 
     def _label_nats(self, batch: MicroBatch) -> Tensor:
         """Sum of -ln p(label | tokens before), a float32 scalar."""
         with self.precision.context(batch.tokens_BL.device.type):
             hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
-            supervised_BL = batch.labels_BL != NO_LABEL
-            nats_N = token_cross_entropy(hidden_BLD[supervised_BL], batch.labels_BL[supervised_BL], self.token_logits)
-        return nats_N.sum()
+            return self._nats_of_tokens(hidden_BLD, batch).sum()
+
+    def _nats_of_tokens(self, hidden_BLD: Tensor, batch: MicroBatch) -> Tensor:
+        """-ln p of the supervised tokens, END included."""
+        supervised_BL = batch.labels_BL != NO_LABEL
+        return token_cross_entropy(hidden_BLD[supervised_BL], batch.labels_BL[supervised_BL], self.token_logits)
 
     @property
     def sums_names(self) -> tuple[str, ...]:
-        """What `forward` sums up: the parts that are computed, then counts of positions."""
-        used = self.objectives
-        computed = {"ce": used.uses_tokens, "byte_ce": used.uses_bytes, "kl": used.kl > 0, "alm": used.alm > 0}
-        return tuple(name for name in PARTS if computed[name]) + (COUNTS if used.uses_bytes else ())
-
-    def _token_sums(self, hidden_BLD: Tensor, batch: MicroBatch, nats_N: Tensor | None) -> dict[str, Tensor]:
-        """Sums over the supervised tokens, END included; `nats_N` where the interface knows them already."""
-        supervised_BL = batch.labels_BL != NO_LABEL
-        if nats_N is None:
-            labels_N = batch.labels_BL[supervised_BL]
-            nats_N = token_cross_entropy(hidden_BLD[supervised_BL], labels_N, self.token_logits)
-        sums = {"ce": nats_N.sum()}
-        if self.objectives.alm:
-            chunk_N = batch.extra["alm_chunk_BL"][supervised_BL]
-            sums["alm"] = chunk_loss(nats_N, chunk_N, batch.extra["alm_teacher_C"], self.train_config.alm_tau)
-        return sums
-
-    def _byte_sums(self, scores: ByteScores, batch: MicroBatch) -> dict[str, Tensor]:
-        """Sums over the positions that the interface stands by."""
-        logits_PV, counted_P = scores.logits_PV, scores.counted_P
-        kl_P = batch.kl_P & counted_P
-        sums = {
-            "byte_ce": symbol_cross_entropy(logits_PV, batch.symbols_P, counted_P),
-            "positions": counted_P.new_ones(counted_P.shape).sum().float(),
-            "uncounted": (~counted_P).sum().float(),
-            "kl_positions": kl_P.sum().float(),
-        }
-        if self.objectives.kl:
-            entries = (batch.entry_symbols_PE, batch.entry_logprobs_PE)
-            train = self.train_config
-            sums["kl"] = class_divergence(logits_PV, *entries, kl_P, train.kl_direction, train.kl_temperature)
-        return sums
+        """What `forward` sums up: the objectives that are computed, then counts of positions."""
+        return tuple(self.terms) + (COUNTS if self.objectives.uses_bytes else ())
 
     def token_logits(self, hidden_ND: Tensor) -> Tensor:
         """The student's own next-token logits."""
@@ -154,3 +128,10 @@ class Student(nn.Module):
                 f"{self.lm.config.model_type}: the head applied to the last hidden states differs from the model's "
                 f"logits by {(theirs_BLV - ours_BLV).abs().max().item():.3g}; its scaling of logits is not supported"
             )
+
+
+def _counts(scores: ByteScores, batch: MicroBatch) -> tuple[Tensor, ...]:
+    """Of positions, as `COUNTS` names them."""
+    counted_P = scores.counted_P
+    num_positions = counted_P.new_ones(counted_P.shape).sum().float()
+    return num_positions, (~counted_P).sum().float(), (batch.kl_P & counted_P).sum().float()

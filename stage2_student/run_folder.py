@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline import own_code
 from pipeline.config import DumpRef, Recipe
 from pipeline.logs import warn
 from schemas.commit import sync_and_rename
@@ -65,6 +66,7 @@ def run_identity(
             "end_id": ends.end,
         },
         "train": train.model_dump(mode="json", exclude=_PLACEMENT),
+        **_own_code(student.interface, *train.objectives.files.values()),
         "data_order": order.VERSION,
         "deepspeed": {"zero_stage": train.deepspeed.zero_stage, **decides_the_result(train.deepspeed)},
     }
@@ -74,6 +76,12 @@ def run_identity(
 def _dump_identity(manifest: Manifest) -> dict[str, Any]:
     plan = json.dumps([shard.model_dump() for shard in manifest.shards], sort_keys=True)
     return {**manifest.identity, "documents_sha256": hashlib.sha256(plan.encode()).hexdigest()}
+
+
+def _own_code(*names: str) -> dict[str, Any]:
+    """Of the operator's own files, by their content; what they import is not known."""
+    files = {name: own_code.sha256(name) for name in names if own_code.is_own(name)}
+    return {"own_code": files} if files else {}
 
 
 def _mix_identity(recipe: Recipe, other_manifests: Sequence[Manifest]) -> dict[str, Any]:

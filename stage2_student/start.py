@@ -48,7 +48,7 @@ def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTok
     if student.tokenizer is None:
         source, revision = resolve_model(student.model, student.revision), student.revision
     else:
-        source, revision = resolve_tokenizer(student.tokenizer), None
+        source, revision = resolve_tokenizer(student.tokenizer, own=True), None
     wrapped = load_tokenizer(source, student.trust_remote_code, revision)
     if not chats:
         return StudentTokenizer(ByteTokenizer.from_wrapped(wrapped, source), None, wrapped)

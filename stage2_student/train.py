@@ -16,6 +16,7 @@ import torch
 
 from pipeline import metrics
 from pipeline.config import Recipe
+from pipeline.loading import check_positions
 from pipeline.logs import say, warn
 from pipeline.recipe import load_recipe, save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -51,6 +52,7 @@ from stage2_student.trackers import check_installed
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """What the launcher starts once a rank; exits with `run_rank`'s status."""
     parser = argparse.ArgumentParser(description="Train a student from a dump; see `bld student`.")
     parser.add_argument("--recipe", required=True, help="YAML file.")
     parser.add_argument("--local_rank", type=int, help="Given by the launcher; not used.")
@@ -141,6 +143,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     config = student_config(recipe)
     start = Path(config.path) / "start"
     lm = load_start(start, config.trust_remote_code)
+    check_positions(lm.config, recipe.train.max_tokens, "train.max_tokens")
     if config.lora_rank:
         add_adapters(lm, config, tokenizer_moved(start))
     if recipe.train.gradient_checkpointing:

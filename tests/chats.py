@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.chat import ChatTokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
-from tests.tiny import MERGES, tiny_tokenizer
+from tests.tiny import MERGES, save_tiny, tiny_tokenizer
 
 # A template's line breaks are joined to what the assistant says; an "a" behind a break, too.
 CHAT_MERGES = [*MERGES, "Ċ Ċ", "Ċ a", "Ġ y", "Ġy e", "Ġye s"]
@@ -141,24 +140,7 @@ def load_chat(name: str, merges: Sequence[str] = CHAT_MERGES) -> ChatTokenizer:
 
 def chat_model(folder: Path, name: str, seed: int = 0, merges: Sequence[str] = CHAT_MERGES) -> Path:
     """A tiny random Llama with that tokenizer, as a plain Hugging Face folder; see `tests.tiny`."""
-    tokenizer = chat_tokenizer(name, merges)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny(folder, chat_tokenizer(name, merges), seed)
 
 
 def chat(*contents: str, system: str | None = None) -> list[dict[str, str]]:

@@ -2,9 +2,14 @@
 
 import ast
 import subprocess
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from pipeline.config import Recipe, Section
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
@@ -64,6 +69,76 @@ def test_an_engine_is_imported_in_one_module(engine: str) -> None:
 def test_schemas_know_nothing_of_the_rest() -> None:
     for package in ("pipeline", "stage1_teacher", "stage2_student"):
         assert not [name for name in importers(package) if name.startswith("schemas")]
+
+
+def imported_at_once(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The imports that run when a module is imported: those that do not stand in a function."""
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
+            yield from imported_at_once([*node.body, *getattr(node, "orelse", [])])
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    trees = {}
+    for path in modules(*PACKAGES):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+    graph: dict[str, set[str]] = {name: set() for name in trees}
+    for name, tree in trees.items():
+        for node in imported_at_once(tree.body):
+            if isinstance(node, ast.ImportFrom):
+                found = [f"{node.module}.{alias.name}" for alias in node.names]
+                graph[name] |= {one if one in trees else str(node.module) for one in found}
+    try:
+        TopologicalSorter({name: found & trees.keys() - {name} for name, found in graph.items()}).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def num_statements(node: ast.AST) -> int:
+    return sum(isinstance(inner, ast.stmt) for inner in ast.walk(node)) - 1
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_classes_and_functions_of_more_than_three_statements_have_docstrings(package: str) -> None:
+    """Shorter functions say what they do; methods that have none do what their class or protocol says."""
+    silent = []
+    for path in modules(package):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        silent += [str(path)] if tree.body and ast.get_docstring(tree) is None else []
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                speaks = isinstance(node, ast.FunctionDef) and num_statements(node) <= 3
+                silent += [] if speaks or ast.get_docstring(node) else [f"{path}:{node.lineno} {node.name}"]
+    assert not silent
+
+
+def section_of(kind: object) -> list[type[Section]]:
+    """The sections that a field's annotation names, however deep: `Section | None`, `tuple[Section, ...]`."""
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return [kind]
+    return [found for part in get_args(kind) for found in section_of(part)]
+
+
+def sections(first: type[Section]) -> list[type[Section]]:
+    """A section with all that are under it; some hold others of their own kind."""
+    found = [first]
+    for section in found:
+        below = [part for field in section.model_fields.values() for part in section_of(field.annotation)]
+        found += [part for part in dict.fromkeys(below) if part not in found]
+    return found
+
+
+def test_every_field_of_a_recipe_is_described_and_read() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules(*PACKAGES)]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for section in sections(Recipe):
+        assert section.__doc__, section
+        for name, field in section.model_fields.items():
+            assert name in read, f"{section.__name__}.{name} is read nowhere"
+            assert field.description or section_of(field.annotation), f"{section.__name__}.{name} has no description"
 
 
 def test_the_installer_needs_only_the_standard_library() -> None:

@@ -26,7 +26,11 @@ def tiny_model(
     folder: Path, seed: int = 0, merges: list[str] | None = None, dtype: torch.dtype = torch.float32
 ) -> Path:
     """Write model and tokenizer to `folder`; logits are spread wide enough to have likely and unlikely tokens."""
-    tokenizer = tiny_tokenizer(merges)
+    return save_tiny(folder, tiny_tokenizer(merges), seed, dtype)
+
+
+def save_tiny(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, dtype: torch.dtype = torch.float32) -> Path:
+    """As `tiny_model`, with any tokenizer."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -60,8 +60,18 @@ def root(
     set_logs(quiet, verbose, log_json, debug)
 
 
+def _bound_kernel_caches() -> None:
+    """Before torch is loaded: it and oneDNN keep what they compile for each shape, 1,024 of each, and documents are of any length.
+
+    That is gigabytes on a CPU, and is in use for one step; a step itself has some thirty shapes.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "64")
+
+
 def main() -> None:
     """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
+    _bound_kernel_caches()
     try:
         # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
         with terminable():

@@ -6,6 +6,9 @@ from pydantic import Field, field_validator
 
 from pipeline.config.dump import DumpPath
 from pipeline.config.section import Section
+from pipeline.own_code import check_name
+
+INTERFACES = ("token_marginal", "causal", "linear")
 
 
 class DumpRef(Section):
@@ -19,18 +22,21 @@ class StudentConfig(Section):
     """The model that learns."""
 
     model: str = Field(description="Local folder, hub name or pypi: source.")
-    revision: str | None = None
-    tokenizer: str | None = Field(None, description="Move the student to this tokenizer first; default: keep its own.")
+    revision: str | None = Field(None, description="Of a model on a hub: branch, tag or commit.")
+    tokenizer: str | None = Field(
+        None,
+        description="Move the student to this tokenizer first: a source, or a Python file of your own; default: keep its own.",
+    )
     averaged_scale: float = Field(
         0.85,
         gt=0,
         description="Where the tokenizer moves, embeddings and head rows of tokens that the old one spells in several pieces are "
         "this times the pieces' mean; 1: plain Fast Vocabulary Transfer.",
     )
-    interface: Literal["linear", "causal", "token_marginal"] = Field(
+    interface: str = Field(
         "token_marginal",
         description="How it yields byte distributions: token_marginal (its own token probabilities summed to bytes; no parameters), "
-        "causal (a decoder over a token's bytes), linear (the paper's ten parallel maps).",
+        "causal (a decoder over a token's bytes), linear (the paper's ten parallel maps), or a Python file of your own.",
     )
     path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
     chat_template: str | None = Field(
@@ -78,6 +84,11 @@ class StudentConfig(Section):
         "arithmetic", description="Mean of several dumps' probabilities, or of their logarithms, renormalised."
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+
+    @field_validator("interface")
+    @classmethod
+    def _interface_is_known(cls, name: str) -> str:
+        return check_name(name, INTERFACES, "interface")
 
     @field_validator("drop_layers")
     @classmethod

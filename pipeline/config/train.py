@@ -1,14 +1,19 @@
 """Stage 2: how the student is trained."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.config.section import Section
+from pipeline.own_code import check_name
 
 
 class Objectives(Section):
-    """Weights of the loss terms; nats per supervised byte."""
+    """Weights of the loss terms; nats per supervised byte. Beside those named here, Python files of your own: {entropy.py: 0.1}."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[float, Field(ge=0, strict=True)]]
 
     ce: float = Field(0.3, ge=0, description="Cross-entropy of the student's own tokens.")
     byte_ce: float = Field(0.0, ge=0, description="Cross-entropy of the realised bytes under the interface.")
@@ -26,12 +31,33 @@ class Objectives(Section):
     @property
     def uses_bytes(self) -> bool:
         """Whether the interface is needed."""
-        return self.byte_ce > 0 or self.kl > 0
+        return self.byte_ce > 0 or self.kl > 0 or bool(self.files)
 
     @property
     def uses_tokens(self) -> bool:
         """Whether the log-probabilities of the student's own tokens are needed."""
-        return self.ce > 0 or self.alm > 0
+        return self.ce > 0 or self.alm > 0 or bool(self.files)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The operator's own objectives that have a weight: name (in metrics.jsonl, the file's) to file."""
+        return {Path(file).stem: file for file, weight in (self.model_extra or {}).items() if weight}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By name, zeros included."""
+        return {Path(name).stem: weight for name, weight in self.model_dump().items()}
+
+    @model_validator(mode="after")
+    def _names_are_known_and_differ(self) -> "Objectives":
+        known = tuple(type(self).model_fields)
+        for name in self.model_extra or {}:
+            check_name(name, known, "objective")
+        names = [*known, *(Path(name).stem for name in self.model_extra or {})]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two objectives are called {', '.join(twice)}; give the file another name")
+        return self
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> "Objectives":
@@ -95,7 +121,9 @@ class TrainConfig(Section):
     warmup_steps: int = Field(
         10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows."
     )
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    min_lr_ratio: float = Field(
+        0.1, ge=0, le=1, description="Where the cosine decay of each rate ends, as a share of it."
+    )
     interface_lr: float = Field(
         1.0, gt=0, description="Learning rate of the interface's own parameters, as a multiple of lr."
     )
@@ -105,8 +133,12 @@ class TrainConfig(Section):
     interface_warmup_steps: int = Field(
         0, ge=0, description="Steps in which the interface learns, and passes no gradient on into the model."
     )
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(
+        0.0, ge=0, description="AdamW's, decoupled: a step shrinks a weight by this times the rate."
+    )
+    betas: tuple[float, float] = Field(
+        (0.9, 0.95), description="AdamW's decay of the mean gradient and of its mean square."
+    )
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the order of documents, dropout and new parameters.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(

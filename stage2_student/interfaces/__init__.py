@@ -1,8 +1,12 @@
-"""How a student yields byte distributions. A new interface is one file here and one line in `INTERFACES`."""
+"""How a student yields byte distributions.
+
+A new interface is one Python file anywhere, named as `student.interface` in the recipe (README.md beside this file).
+"""
 
 from collections.abc import Callable
 
 from pipeline.config import StudentConfig
+from pipeline.own_code import is_own, run_file
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 from stage2_student.interfaces.causal import CausalInterface
 from stage2_student.interfaces.linear import LinearInterface
@@ -16,8 +20,14 @@ INTERFACES: dict[str, Callable[[StudentShape, StudentConfig], Interface]] = {
 
 
 def make_interface(student: StudentConfig, shape: StudentShape) -> Interface:
-    """The interface that the recipe asks for, for a student of this shape."""
-    return INTERFACES[student.interface](shape, student)
+    """The interface that the recipe asks for, for a student of this shape. ValueError where a file of the operator's own is faulty."""
+    make = run_file(student.interface, "make_interface") if is_own(student.interface) else INTERFACES[student.interface]
+    interface = make(shape, student)
+    if not isinstance(interface, Interface):
+        raise ValueError(
+            f"{student.interface}: make_interface gives a {type(interface).__name__}, which is no stage2_student.interfaces.Interface"
+        )
+    return interface
 
 
 __all__ = ["INTERFACES", "ByteScores", "Head", "Interface", "StudentShape", "make_interface"]

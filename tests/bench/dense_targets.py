@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
-from pipeline.covering import Targets
+from pipeline.targets import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher.pieces import Piece, cut_pieces
 from stage1_teacher.teacher import load_tokenizer, open_teacher

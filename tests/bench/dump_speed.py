@@ -160,7 +160,8 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
     """Microseconds per token of each step beyond the hidden states, and the least that the reduction could take."""
     import torch
 
-    from pipeline.covering import Covering, Intervals
+    from pipeline.covering import Covering
+    from pipeline.intervals import Intervals
     from schemas.shard import commit_shard, to_table
     from stage1_teacher.pieces import cut_pieces
     from stage1_teacher.records import make_record

@@ -26,9 +26,10 @@ import typer
 
 from pipeline.branching import Path as TokenPath
 from pipeline.config import CoveringConfig, Recipe
-from pipeline.covering import Covering, ReducedRow, Targets
+from pipeline.covering import Covering, ReducedRow
 from pipeline.recipe import load_recipe
 from pipeline.spread import spread
+from pipeline.targets import Targets
 from schemas import END, NUM_SYMBOLS
 from tests.bench.frontier_rows import BranchingTeacher, DocumentRows
 from tests.bench.texts import CELLS

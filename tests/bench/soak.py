@@ -5,8 +5,9 @@
 Tiny models, so that as many documents, shards, steps, checkpoints and evaluations go by in an hour as else in days: what grows with each of
 them shows. A sample every 20 seconds: each command's whole process tree (memory that is its own, open files, threads, CPU time) and what
 it says at its own metrics endpoint. Beside each sample a fixed piece of work is timed; rates are per CPU second, over the rate of that
-work, for a machine drifts. Both commands end by SIGTERM, and must say so. Trends are least squares over all samples after the first
-tenth, with 95 % intervals from ten blocks of time (neighbouring samples are not independent).
+work, for a machine drifts, and only of stretches in which the command had a tenth of a core at least. Both commands end by SIGTERM,
+and must say so. Trends are least squares over all samples after the first tenth, with 95 % intervals from ten blocks of time
+(neighbouring samples are not independent).
 """
 
 import json
@@ -34,6 +35,7 @@ EVERY = 20.0  # seconds between samples
 WORDS = ["the", "thing", "and", "another", "in", "an", "é", "other", "number", "then", "thin", "ring", "band", "there"]
 PROGRESS = {"teacher": "bld_text_bytes_total", "student": "bld_train_step"}
 BLOCKS = 10
+LEAST_SHARE = 0.1  # of a core: a command that other work kept from running tells of that work
 STUDENT_T_8 = 2.306  # 97.5 % of Student's t with BLOCKS - 2 degrees of freedom
 
 
@@ -184,15 +186,16 @@ def trends(samples: Sequence[Sample]) -> dict[str, Trend]:
         raise ValueError(f"{len(settled)} samples after the first tenth; {2 * BLOCKS} are needed: give more --hours")
     columns = {name: np.array([getattr(s, name) for s in settled]) for name in Sample._fields}
     hours = columns["seconds"] / 3600
-    work = np.diff(columns["progress"])
-    rate = work / np.diff(columns["cpu_seconds"])
-    own_pace = rate * columns["control_seconds"][1:]  # of the machine's speed at that moment nothing is left
+    cpu_seconds = np.diff(columns["cpu_seconds"])
+    ran = cpu_seconds >= LEAST_SHARE * np.diff(columns["seconds"])
+    rate = np.diff(columns["progress"])[ran] / cpu_seconds[ran]
+    own_pace = rate * columns["control_seconds"][1:][ran]  # of the machine's speed at that moment nothing is left
     return {
         "memory, MiB": trend(hours, columns["memory_bytes"] / 2**20),
         "open files": trend(hours, columns["open_files"]),
         "threads": trend(hours, columns["threads"]),
-        "work per CPU second": trend(hours[1:], rate),
-        "the same over the control's rate": trend(hours[1:], own_pace / own_pace.mean()),
+        f"work per CPU second ({ran.mean():.0%} of the samples)": trend(hours[1:][ran], rate),
+        "the same over the control's rate": trend(hours[1:][ran], own_pace / own_pace.mean()),
     }
 
 

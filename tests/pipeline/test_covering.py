@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.covering import Covering, Targets, unnormalised
+from pipeline.covering import Covering, unnormalised
+from pipeline.targets import Targets
 from pipeline.vocabulary import Vocabulary
 from tests import brute_force
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import cli, dump_view, inspect
+from pipeline import cli, dump_positions, dump_search, dump_summary, dump_view, inspect
 from schemas.record import Segment
 from tests.pipeline.dumps import cut_positions, make_dump, make_record, varied_record, write_dump
 
@@ -19,7 +19,7 @@ def dump(tmp_path: Path) -> Path:
 
 
 def test_the_summary_counts_documents_once_whatever_their_windows(dump: Path) -> None:
-    summary = dump_view.summarise(dump)
+    summary = dump_summary.summarise(dump)
     assert (summary["documents"], summary["records"]) == (3, 4)
     assert (summary["shards_done"], summary["shards_planned"]) == (2, 3)
     assert summary["text_bytes"] == 6 + 5 + 4 + 1
@@ -27,7 +27,7 @@ def test_the_summary_counts_documents_once_whatever_their_windows(dump: Path) ->
 
 
 def test_the_summary_gives_the_targets_one_bit_per_byte_and_a_quarter_of_tail(dump: Path) -> None:
-    summary = dump_view.summarise(dump)
+    summary = dump_summary.summarise(dump)
     assert summary["target_bits_per_byte"] == pytest.approx(1.0, abs=1e-3)
     assert summary["mean_tail"] == pytest.approx(0.25, abs=1e-3)
     assert summary["entry_count_positions"] == {2: summary["positions"]}
@@ -91,8 +91,8 @@ def test_windows_that_overlap_are_one_document_and_equal_names_are_two(tmp_path:
 
 def test_entropy_and_surprise_are_those_of_the_slow_way(tmp_path: Path) -> None:
     record = varied_record("0", seed=3)
-    decoded = dump_view.decode(record)
-    for index, position in enumerate(dump_view.positions(record)):
+    decoded = dump_positions.decode(record)
+    for index, position in enumerate(dump_positions.positions(record)):
         probabilities = [probability for _, probability in position.symbols]
         classes = [*probabilities, max(0.0, 1 - sum(probabilities))]
         assert position.entropy_bits == pytest.approx(-sum(p * math.log2(p) for p in classes if p > 0), abs=1e-9)
@@ -111,12 +111,12 @@ def test_the_worst_are_those_that_sorting_all_finds(tmp_path: Path) -> None:
         ),
         key=lambda found: -found[0],
     )
-    worst = dump_view.worst_positions(dump, 6)
+    worst = dump_search.worst_positions(dump, 6)
     assert [place.bits for place in worst] == [bits for bits, *_ in every[:6]]
     assert {(place.doc_id, place.offset) for place in worst} <= {
         found[1:] for found in every if found[0] >= every[5][0]
     }
-    documents = dump_view.worst_documents(dump, 12)
+    documents = dump_search.worst_documents(dump, 12)
     assert [d.bits for d in documents] == sorted((d.bits for d in documents), reverse=True)
 
 
@@ -133,7 +133,7 @@ def test_find_sees_across_windows_and_overlaps(tmp_path: Path, capsys: pytest.Ca
     second = replace(make_record("doc", b"xaaay"), window_start=2)
     second = cut_positions(second, start=2)  # bytes 4 on are its own
     dump = write_dump(tmp_path / "dump", [[first, second]])
-    found = list(dump_view.find(dump, b"aa"))
+    found = list(dump_search.find(dump, b"aa"))
     assert [occurrence.offset for occurrence in found] == [0, 3, 4]
     assert [[p.offset for p in occurrence.positions] for occurrence in found] == [[0, 1], [3, 4], [4, 5]]
     inspect.show(dump, find="aa")
@@ -144,7 +144,7 @@ def test_find_sees_across_windows_and_overlaps(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_summary_draws_its_histograms(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = dump_view.summarise(dump)
+    summary = dump_summary.summarise(dump)
     assert summary["entropy_bits_positions"]["1-1.5"] == 0 and summary["entropy_bits_positions"]["1.5-2"] == 19
     assert sum(summary["column_bytes"].values()) <= summary["stored_bytes"]
     inspect.show(dump)
@@ -196,7 +196,7 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
     assert lines[5][1:3] == ["|", "END"] and "nats" not in lines[5]
     inspect.show(dump, "chat", as_json=True)
     assert [m["content"] for m in json.loads(capsys.readouterr().out)["messages"]] == ["q?", "yes", "t", "no"]
-    assert dump_view.summarise(dump)["teacher_tokens"] == 2
+    assert dump_summary.summarise(dump)["teacher_tokens"] == 2
     inspect.show(dump, html=tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     marks = [text.index(mark) for mark in (">user<", ">assistant<", 'id="b2"', 'id="e5"', 'id="b6"', 'id="e8"')]

@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.covering import Covering, Targets
+from pipeline.covering import Covering
 from pipeline.listed import ListedRows, listed_targets
+from pipeline.targets import Targets
 from pipeline.vocabulary import Vocabulary
 from tests import brute_force
 from tests.pipeline.test_covering import RandomModel, case, covering_targets

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
 from pipeline.config import Recipe
-from pipeline.loading import load_model, load_tokenizer
+from pipeline.loading import check_positions, load_model, load_tokenizer
 from stage2_student.start import export_start
 from tests.tiny import tiny_model
 
@@ -99,3 +99,18 @@ def test_a_student_whose_head_is_smaller_than_its_tokenizer_is_refused(good: Pat
     student = {"model": str(folder), "path": str(tmp_path / "run")}
     with pytest.raises(ValueError, match="200 rows, fewer than the tokenizer's 269 tokens"):
         export_start(Recipe.model_validate(sections | {"student": student}))
+
+
+def test_more_tokens_than_a_model_has_positions_are_refused_with_the_number_that_fits() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+    for config in (
+        LlamaConfig(max_position_embeddings=64),
+        Gemma3TextConfig(max_position_embeddings=64),
+        GPT2Config(n_positions=64),
+    ):
+        check_positions(config, 64, "teacher.max_tokens")
+        with pytest.raises(
+            ValueError, match=r"teacher.max_tokens is 65, .* 64 positions .*; give teacher.max_tokens=64 or less"
+        ):
+            check_positions(config, 65, "teacher.max_tokens")
+    check_positions(LlamaConfig(max_position_embeddings=64, rope_parameters=yarn), 65, "teacher.max_tokens")

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import CoveringConfig
-from pipeline.covering import Covering, Targets
+from pipeline.covering import Covering
 from pipeline.spread import CARRIED_SHARE, KINDS, spread
+from pipeline.targets import Targets
 from schemas import END
 from tests.pipeline.test_branching import branched
 from tests.pipeline.test_covering import case, covering_targets

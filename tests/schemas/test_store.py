@@ -1,28 +1,19 @@
 """Dumps in an object store, read where they lie."""
 
 import shutil
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from pipeline import dump_view
+from pipeline import dump_summary, dump_view
 from pipeline.config import DumpConfig, DumpRef
 from schemas.manifest import Manifest
 from schemas.store import RemotePath, StoreError, location, names
 from stage1_teacher.verify import verify_dump
 from stage2_student.reader import DumpReader
-from tests.object_store import SECRET, ObjectStore, object_store
+from tests.object_store import SECRET, ObjectStore
 from tests.stage2_student.dumps import make_dump
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with object_store() as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
-        yield store
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +46,7 @@ def test_a_student_reads_a_remote_dump_as_the_local_one(dump: Path, remote: Remo
 
 
 def test_inspect_sees_in_a_remote_dump_what_it_sees_in_the_local_one(dump: Path, remote: RemotePath) -> None:
-    assert dump_view.summarise(remote) == dump_view.summarise(dump)
+    assert dump_summary.summarise(remote) == dump_summary.summarise(dump)
     assert dump_view.find_document(remote, "d7").text == dump_view.find_document(dump, "d7").text
 
 

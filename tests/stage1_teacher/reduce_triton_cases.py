@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.covering import Covering, Intervals, ReducedRow, unnormalised
+from pipeline.covering import Covering, ReducedRow, unnormalised
+from pipeline.intervals import Intervals
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.reduce import Masses, as_rows
 from stage1_teacher.reduce_triton import TritonKernel, range_probs

@@ -21,14 +21,9 @@ from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.sparsify import sparsify
 from stage1_teacher.verify import verify_dump
-from tests.tiny import END_OF_TEXT, tiny_model
+from tests.tiny import END_OF_TEXT
 
 TEXTS = [f"the thing number {i} and the other thing, é or {'in ' * (i % 7)}{i}" for i in range(40)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def write_recipe(folder: Path, model: Path, texts: list[str], **dump: object) -> Path:

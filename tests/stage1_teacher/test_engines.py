@@ -19,14 +19,9 @@ from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.reduce import Reducer, Rows
 from stage1_teacher.teacher import open_teacher
 from tests import brute_force
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 
 DOCUMENTS = ["the thing and", " in the and é", "", "banding"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def token_bytes() -> list[bytes | None]:

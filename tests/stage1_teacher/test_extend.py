@@ -11,12 +11,6 @@ from schemas.manifest import Manifest
 from stage1_teacher.merge import merge_dumps
 from stage1_teacher.verify import verify_dump
 from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe
-from tests.tiny import tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 def files(folder: Path) -> dict[str, str]:

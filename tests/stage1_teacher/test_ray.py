@@ -26,7 +26,14 @@ from tests.tiny import tiny_model
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = """
 import sys, ray
-ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, _node_ip_address="127.0.0.1")
+for attempts_left in (2, 1, 0):  # Ray gives a node 30 seconds to start, however busy the machine is
+    try:
+        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, _node_ip_address="127.0.0.1")
+        break
+    except Exception:
+        ray.shutdown()
+        if not attempts_left:
+            raise
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()  # until the test is over, or gone
 """
@@ -49,7 +56,9 @@ def cluster() -> Iterator[str]:
         ) as process:
             assert process.stdin is not None and process.stdout is not None
             try:
-                yield process.stdout.readline().strip()
+                address = process.stdout.readline().strip()
+                assert address, "the cluster did not start; what it says is above"
+                yield address
             finally:
                 process.stdin.close()
 

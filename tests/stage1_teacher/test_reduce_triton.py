@@ -20,7 +20,7 @@ def test_the_kernels_equal_the_slow_twin() -> None:
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     cases = Path(__file__).with_name("reduce_triton_cases.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(cases)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "--noconftest", str(cases)],
         env=os.environ | interpreted,
         capture_output=True,
         text=True,

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,30 +17,10 @@ from schemas.store import Location, RemotePath, StoreError, location, names, ope
 from stage1_teacher import leases
 from stage1_teacher.leases import StoreClaims
 from stage1_teacher.verify import verify_dump
-from tests.object_store import ObjectStore, cut_off, object_store
+from tests.object_store import ObjectStore, cut_off
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
-from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with object_store() as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
-        yield store
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A complete local dump that no test may change."""
-    return dump(write_recipe(tmp_path_factory.mktemp("whole"), model, TEXTS[:12]))
 
 
 def remote(address: str) -> RemotePath:

@@ -25,14 +25,8 @@ from stage2_student.spans import token_spans
 from stage2_student.start import load_start
 from tests.stage2_student.batches import global_batches
 from tests.stage2_student.dumps import make_dump, make_record
-from tests.tiny import tiny_model
 
 MASKS = Masks(max_doubt=1.0, max_token_end=0.05)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def encoded(document: bytes, tokens: list[bytes], segments: list[Segment]) -> Encoded:

@@ -47,11 +47,6 @@ def randomise(model: Any) -> None:
             torch.nn.init.normal_(parameter, std=0.1, generator=generator)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.mark.parametrize("alpha", [None, 4.0])
 def test_merged_weights_are_the_frozen_ones_plus_the_product_and_give_the_same_logits(
     model: Path, alpha: float | None

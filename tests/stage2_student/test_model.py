@@ -20,7 +20,6 @@ from stage2_student.model import Student
 from stage2_student.start import Ends, load_start
 from stage2_student.train import build_student
 from tests.stage2_student.dumps import make_recipe, make_record, make_text
-from tests.tiny import tiny_model
 
 END_ID = 268
 
@@ -35,11 +34,6 @@ class HalfSure(Interface):
         logits_PV = torch.randn(count, 256, generator=torch.Generator().manual_seed(0))
         tokens = int((batch.labels_BL >= 0).sum())
         return ByteScores(logits_PV, torch.arange(count) % 2 == 0, torch.full((tokens,), 3.0, requires_grad=True))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,9 @@ from stage2_student.model import Student
 from stage2_student.packing import PAYS_ABOVE, Rows, packing_fault, padded_tokens, plan_micro_batches, settle
 from stage2_student.start import load_start
 from tests.stage2_student.dumps import make_record, make_text
-from tests.tiny import tiny_model
 
 END_ID = 268
 ALL = {"ce": 1.0, "byte_ce": 1.0, "kl": 1.0, "alm": 10.0}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""What a covering says of a document, position by position, and how far it may be trusted.
+
+Shape legend: R rows, P positions (bytes + 1), V symbols (256).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+# Share of a dropped branch that goes on as the document does, per byte. Chosen on 24 encyclopaedic documents against a wide
+# covering: where doubt is at most 0.02, 1.54 % of positions still have a total variation above 0.05, and 10.1 % are left out (1.72 and
+# 9.1 % at a survival of 0). doubt's mean error is 0.0076 (0.0066 at 0, 0.0117 at 0.02, 0.0364 at 0.1).
+BRANCH_SURVIVAL = 0.003
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The covering's distributions at all positions of a document; float64.
+
+    `dropped`, `token_end` and `doubt` are shares of the mass known just before a position, 0 at position 0.
+    `log_prefix_mass` is the natural log of K_i.
+    """
+
+    probs_PV: np.ndarray
+    log_prefix_mass_P: np.ndarray
+    dropped_P: np.ndarray
+    token_end_P: np.ndarray
+    doubt_P: np.ndarray
+    token_logprobs: np.ndarray  # R - 1, of the canonical tokens
+
+    def drop_prefix(self, num_bytes: int) -> "Targets":
+        """The targets after the first `num_bytes` positions: what a tokenizer puts before a document is known, not predicted."""
+        return Targets(
+            self.probs_PV[num_bytes:],
+            self.log_prefix_mass_P[num_bytes:],
+            self.dropped_P[num_bytes:],
+            self.token_end_P[num_bytes:],
+            self.doubt_P[num_bytes:],
+            self.token_logprobs,
+        )
+
+
+def doubt(dropped_P: np.ndarray, realised_P: np.ndarray) -> np.ndarray:
+    """P: the total variation between target and exact distribution to expect at each position.
+
+    What is dropped at a position is missing there whole: no row says how it goes on. Of a branch that was dropped before,
+    `BRANCH_SURVIVAL` is taken to go on as the document does with each byte, beside the share that the target gives to the byte.
+
+    Args:
+        dropped_P: share of the mass known just before each position that is dropped there.
+        realised_P: P - 1, the target's probability of the document's symbol at each position.
+    """
+    lost, doubt_P = 0.0, []
+    for dropped, shrinks in zip(dropped_P.tolist(), [1.0, *realised_P.tolist()], strict=True):
+        # `lost` is relative to what is known
+        lost = lost * BRANCH_SURVIVAL / shrinks if shrinks else math.inf
+        lost = (lost + dropped) / (1.0 - dropped) if dropped < 1.0 else math.inf
+        doubt_P.append(1.0 - 1.0 / (1.0 + lost))
+    return np.array(doubt_P)

@@ -1,0 +1,97 @@
+"""What `bld verify` finds in a dump that looks sound."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.manifest import Manifest, write_json
+from schemas.shard import commit_shard
+from stage1_teacher.summary import summarise
+from stage1_teacher.verify import verify_dump
+from tests.stage1_teacher.test_durability import parts
+from tests.stage1_teacher.test_restart import pretend_version
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Commit a shard anew, sealed, with its table changed: no checksum can tell."""
+    table = pq.read_table(path)
+    commit_shard(change(table).replace_schema_metadata(table.schema.metadata), path, 3)
+
+
+def with_column(table: pa.Table, name: str, rows: list[Any]) -> pa.Table:
+    field = table.schema.field(name)
+    return table.set_column(table.schema.get_field_index(name), field, pa.array(rows, field.type))
+
+
+def two_dropped(table: pa.Table) -> pa.Table:
+    rows = table["dropped"].to_pylist()
+    rows[0][0] = 2.0
+    return with_column(table, "dropped", rows)
+
+
+def swap_symbols(table: pa.Table) -> pa.Table:
+    """The first two symbols of each position, which both are stored, have each other's probabilities."""
+    rows = []
+    for counts, symbols in zip(table["entry_counts"].to_pylist(), table["symbols"].to_pylist(), strict=True):
+        for at, count in zip(np.cumsum([0, *counts]).tolist(), counts, strict=False):
+            if count > 1:
+                symbols[at], symbols[at + 1] = symbols[at + 1], symbols[at]
+        rows.append(symbols)
+    return with_column(table, "symbols", rows)
+
+
+def test_verify_finds_what_no_checksum_can(copy: Path) -> None:
+    first, second, *_ = parts(copy)
+    good = first.read_bytes()
+
+    def faults_of(spoil: Callable[[pa.Table], pa.Table]) -> str:
+        rewrite(first, spoil)
+        found = "\n".join(verify_dump(copy))
+        first.write_bytes(good)
+        return found
+
+    assert "documents and 0 left out" in faults_of(lambda table: table.slice(1))
+    assert "column doubt is None" in faults_of(lambda table: table.drop_columns(["doubt"]))
+    assert "dropped holds values outside 0..1" in faults_of(two_dropped)
+    shifted = faults_of(lambda table: with_column(table, "window_start", [7] * table.num_rows))
+    assert "supervises from byte 7 on" in shifted
+    first.write_bytes(second.read_bytes())
+    assert "made of other documents than the plan's" in "\n".join(verify_dump(copy))
+    first.write_bytes(good)
+    assert verify_dump(copy) == []
+
+
+def test_verify_finds_a_summary_of_other_shards_and_a_shard_of_no_plan(copy: Path) -> None:
+    summary = json.loads((copy / "summary.json").read_text(encoding="utf-8"))
+    (copy / "summary.json").write_text(json.dumps(summary | {"positions": 1}), encoding="utf-8")
+    shutil.copy(parts(copy)[0], copy / "shards" / "part-00077.parquet")
+    found = verify_dump(copy)
+    assert any("part-00077.parquet: not in the plan" in fault for fault in found)
+    (copy / "shards" / "part-00077.parquet").unlink()
+    [fault] = verify_dump(copy)
+    assert "is not that of these shards (positions: 1 there" in fault
+
+
+def test_verify_against_another_teacher_says_so_instead_of_comparing(
+    copy: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_version(monkeypatch, "99.0")
+    [fault] = verify_dump(copy, against_teacher=2)
+    assert "another one: engine: " in fault
+
+
+def test_verify_finds_targets_that_the_teacher_does_not_give(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_dump(copy, against_teacher=12) == []
+    assert "12 records recomputed" in capsys.readouterr().out
+    for path in parts(copy):
+        rewrite(path, swap_symbols)
+    write_json(copy / "summary.json", summarise(copy, Manifest.load(copy)))
+    found = verify_dump(copy, against_teacher=2)
+    assert len(found) == 2 and all("nats per position from what is stored" in fault for fault in found)

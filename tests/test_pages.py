@@ -1,0 +1,92 @@
+"""The Markdown pages: what they link to is there, what they name exists, what they quote is said."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+from typer.main import get_command
+
+from pipeline.cli import app
+from pipeline.config import Recipe
+from pipeline.recipe import parse_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (".", "pipeline", "schemas", "stage1_teacher", "stage2_student", "stage2_student/interfaces", "tests/bench")
+PAGES = [ROOT / folder / "README.md" for folder in FOLDERS]
+SUFFIXES = ("json", "yaml", "py", "md", "jsonl")
+PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def key_exists(model: Any, names: list[str]) -> bool:
+    """Whether `a.b.c` is a key of a recipe; what lies below a free mapping is."""
+    if not names:
+        return True
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return any(key_exists(inner, names) for inner in get_args(model))
+    return names[0] in model.model_fields and (
+        len(names) == 1 or key_exists(model.model_fields[names[0]].annotation, names[1:])
+    )
+
+
+def code(text: str) -> Iterator[str]:
+    """What stands in backquotes, blocks included."""
+    yield from re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    yield from re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=FOLDERS)
+def test_what_a_page_links_to_and_shows_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert "://" in link or target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=FOLDERS)
+def test_recipe_keys_commands_and_options_that_a_page_names_exist(page: Path) -> None:
+    sections = "|".join(Recipe.model_fields)
+    options = {
+        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+    }
+    for found in code(page.read_text(encoding="utf-8")):
+        for section, rest in re.findall(rf"(?<![\w./-])({sections})\.([a-z_]+(?:\.[a-z_]+)*)(?![\w/(])", found):
+            names = [section, *rest.split(".")]
+            if page.parent.name == "schemas":  # it speaks of a manifest's keys
+                continue
+            assert names[-1] in SUFFIXES or key_exists(Recipe, names), (names, found)
+        for command, rest in re.findall(r"(?:^|[ /])bld ([a-z]+)([^`\n#|&]*)", found):
+            assert command in options, found
+            assert set(re.findall(r"(?<= )--?[a-z][a-z-]*", rest)) <= options[command] | {"-q", "-v"}, found
+
+
+def test_the_recipe_that_the_readme_shows_is_one() -> None:
+    [text] = re.findall(r"```yaml\n(corpus:.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    recipe = parse_recipe(text, "README.md")
+    assert recipe.student is not None and recipe.eval is not None
+
+
+def test_the_messages_that_the_readme_explains_are_those_that_the_code_says() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Troubleshooting")[1].split("\n## ")[0]
+    sources = [p.read_text(encoding="utf-8") for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
+    quoted = {
+        message
+        for row in table.splitlines()
+        for message in re.findall(r'"([^"]+)"', row.partition("|")[2].partition("|")[0])
+    }
+    assert len(quoted) >= 10
+    for message in quoted - {"operator torchvision::nms does not exist"}:  # torch says it
+        parts = re.split(r"\b[NM3]\b", message)  # a number there, a value in the code
+        assert any(all(part.strip(" ") in source for part in parts) for source in sources), message
