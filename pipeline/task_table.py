@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 Results = Mapping[str, Mapping[str, Any]]  # the harness' JSON, by group of tasks
+_WIDEST = 1000  # columns of a printed table
 
 
 class TaskFigure(NamedTuple):
@@ -88,7 +89,7 @@ def rows_of(
         cells = [_cell(figures.get(task)) for figures in ours.values()]
         theirs = [f"{figures[task]:.2f}" if task in figures else "-" for figures in published.values()]
         rows.append([task, known.metric, known.num_fewshot, f"{known.num_questions:,}", *cells, *theirs])
-    return ["task", "metric", "shots", "questions", *ours, *published], rows
+    return ["task", "metric", "shots", "questions", *ours, *(f"{whose} (published)" for whose in published)], rows
 
 
 def _cell(figure: TaskFigure | None) -> str:
@@ -104,12 +105,14 @@ def print_tasks(
     published: Mapping[str, Mapping[str, float]],
     console: Console | None = None,
 ) -> None:
-    """Print the table of `rows_of`."""
+    """Print the table of `rows_of`, whole: a log is 80 columns wide to rich, which would cut figures off."""
     head, rows = rows_of(found, metrics, published)
     table = Table(*head, title="tasks, in percent")
     for row in rows:
         table.add_row(*row)
-    (console or Console()).print(table)
+    out = console or Console()
+    out.width = max(out.width, out.measure(table, options=out.options.update_width(_WIDEST)).maximum)
+    out.print(table)
 
 
 def save_tasks(results: Results, folder: Path) -> list[Path]:

@@ -1,11 +1,13 @@
 """The table of tasks: a row per task that was asked for, each with the figure that stands for it."""
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from pipeline.task_table import load_tasks, rows_of, save_tasks, task_figures
+from pipeline.task_table import load_tasks, print_tasks, rows_of, save_tasks, task_figures
 
 RESULTS: dict[str, dict[str, Any]] = {
     "plain": {
@@ -53,9 +55,19 @@ def test_a_recipe_can_name_another_metric() -> None:
 
 def test_others_figures_stand_beside_ours() -> None:
     head, rows = rows_of({"start": {}, "student": RESULTS}, {}, {"BLD": {"piqa": 75.68}})
-    assert head == ["task", "metric", "shots", "questions", "start", "student", "BLD"]
+    assert head == ["task", "metric", "shots", "questions", "start", "student", "BLD (published)"]
     assert rows[0] == ["piqa", "acc_norm", "0", "4", "-", "75.00 ± 1.00", "75.68"]
     assert rows[1] == ["mmlu", "acc", "0-5", "8", "-", "40.00", "-"]
+
+
+def test_a_printed_table_is_whole_however_narrow_the_screen() -> None:
+    text = StringIO()
+    published = {name: {"piqa": 75.68} for name in ("original", "SFT", "DSKD", "MinED", "ALM + SFT", "teacher")}
+    found = dict.fromkeys(("start", "student", "teacher"), RESULTS)
+    print_tasks(found, {"gsm8k": "exact_match,flexible-extract"}, published, Console(file=text, width=80))
+    said = text.getvalue()
+    assert "exact_match,flexible-extract" in said and "teacher (published)" in said and "…" not in said
+    assert said.count("75.00 ± 1.00") == 3 and said.count("75.68") == 6
 
 
 def test_what_is_saved_is_loaded_again_and_answers_lie_beside_it(tmp_path: Path) -> None:

@@ -1,16 +1,15 @@
-"""An engine over several machines without weights: it takes its GPUs as vLLM's Ray executor does, and says which."""
+"""An engine over several machines without weights: it takes its GPUs as vLLM's Ray executor does, and says which.
+
+Ray starts a process for each of these classes, so this module imports little.
+"""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import ray
-from ray.util import get_current_placement_group, placement_group_table
+from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-from schemas.manifest import ShardPlan
-from stage1_teacher.engine_room import HEAD_SHARE
-from stage1_teacher.make_shards import Made
-from stage1_teacher.restart import EngineError
 
 Gpu = tuple[str, str]  # the machine, and its number there
 
@@ -19,27 +18,23 @@ class StandInEngine:
     """In place of `ClusterEngine`. The first of a cluster fails at its first shard."""
 
     def open(self, task: Any) -> str:
-        """Where this process and each worker run, as Python's repr of a list of `Gpu`."""
-        assert task.over_machines
-        group = get_current_placement_group()
-        assert group is not None and len(placement_group_table(group)["bundles"]) == group.bundle_count
-        workers = [
-            ray.remote(Worker)
-            .options(
-                num_cpus=0,
-                num_gpus=1 - HEAD_SHARE,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-            )
-            .remote()
-            for bundle in range(group.bundle_count)
-        ]
-        self._workers = workers
-        return repr([gpu(), *ray.get([worker.gpu.remote() for worker in workers])])
+        """The GPUs of this process and of each worker, as Python's repr of a list of `Gpu`."""
+        from stage1_teacher.engine_room import HEAD_SHARE
 
-    def make(self, shard: ShardPlan, documents: Any) -> Iterator[Made]:
+        group = get_current_placement_group()
+        assert group is not None
+        self._workers = []
+        for bundle in range(group.bundle_count):
+            there = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+            options = {"num_cpus": 0, "num_gpus": 1 - HEAD_SHARE, "scheduling_strategy": there}
+            self._workers.append(ray.remote(Worker).options(**options).remote())
+        return repr([gpu(), *ray.get([worker.gpu.remote() for worker in self._workers])])
+
+    def make(self, shard: Any, documents: Any) -> Iterator[SimpleNamespace]:
         if ray.get(ray.get_actor("failures").fail.remote()):
-            raise EngineError("a worker is gone")
-        yield Made(1, 1, 1, committed=shard.index)
+            raise RuntimeError("a worker is gone")
+        counted = dict.fromkeys(("documents", "text_bytes", "tokens", "stored_bytes", "left_out"), 1)
+        yield SimpleNamespace(**counted, committed=shard.index, audited=0, positions=1, dropped=0.0, tail=0.0)
 
 
 class Worker:
