@@ -13,13 +13,21 @@ class Terminated(BaseException):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it the first SIGTERM raises `Terminated`; a second one ends the process at once. Elsewhere than in the main thread: nothing."""
+    """Within it the first SIGTERM raises `Terminated`; a second one ends the process at once. Elsewhere than in the main thread: nothing.
+
+    Compiled code that does not look whether a handler raised gives back a result beside it, of which Python makes a SystemError
+    (Ray's `wait` does): out of here it comes as what was raised.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, _raise)
     try:
         yield
+    except SystemError as error:
+        if isinstance(error.__cause__, (Terminated, KeyboardInterrupt)):
+            raise error.__cause__ from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.clean import dump_leftovers
+from pipeline.interrupt import Terminated, terminable
 from schemas.commit import committed
 from stage1_teacher.merge import merge_dumps
 from stage2_student.folders import committed_folder
@@ -131,3 +132,11 @@ def mergeable(dumps: list[Path]) -> list[object]:
     from schemas.manifest import Manifest
 
     return [Manifest.load(dump) for dump in dumps]
+
+
+@pytest.mark.parametrize("raised", [Terminated, KeyboardInterrupt])
+def test_a_signal_that_compiled_code_made_a_system_error_of_is_still_that_signal(raised: type[BaseException]) -> None:
+    with pytest.raises(raised), terminable():
+        raise SystemError("<built-in method wait> returned a result with an exception set") from raised()
+    with pytest.raises(SystemError), terminable():
+        raise SystemError("of its own")
