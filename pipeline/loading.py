@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 _REMEDY = {
     "trust_remote_code": "It comes with Python code of its own. If you have read that and trust it, set trust_remote_code: true "
     "where the recipe names the model.",
+    "no file named model.safetensors": "It holds no model.safetensors. Weights that are pickles are not read, for they run code: where you trust "
+    "them, load them with transformers and `save_pretrained` the model into a folder, else fetch the model again.",
 }
 
 
