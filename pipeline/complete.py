@@ -1,10 +1,9 @@
 """Is a dump all there: every planned shard, with the size and the checksum that its summary gives."""
 
 import hashlib
-import json
 from pathlib import Path
 
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, read_json
 
 
 def dump_faults(dump: Path) -> list[str]:
@@ -14,7 +13,7 @@ def dump_faults(dump: Path) -> list[str]:
     if not path.exists():
         done = sum(shard.path(dump).exists() for shard in manifest.shards)
         return [f"{path} is missing: the dump was not finished ({done} of {len(manifest.shards)} shards are there)"]
-    listed = {str(shard["name"]): shard for shard in json.loads(path.read_text(encoding="utf-8"))["shards"]}
+    listed = {str(shard["name"]): shard for shard in read_json(path, "shards")["shards"]}
     planned = {shard.path(dump).name: shard.path(dump) for shard in manifest.shards}
     if listed.keys() != planned.keys():
         other = ", ".join(sorted(listed.keys() ^ planned.keys())[:5])

@@ -36,12 +36,14 @@ class Corpus:
 
     Attributes:
         counts: of the last full pass: `documents`, `bytes`, `skipped`, and `left out: <reason>`; empty before one.
+        first_places: where the first row of each reason stands, in the last pass: file and line, or row.
     """
 
     def __init__(self, config: CorpusConfig) -> None:
         """Resolves the sources (downloading what is pinned). ValueError for a source or pattern that is no good."""
         self.config = config
         self.counts: dict[str, int] = {}
+        self.first_places: dict[str, str] = {}
         self._source = RowSource.resolve(config.source, config.split, config.max_row_bytes)
         self._pattern = _compiled(config.key_pattern)
         self._excluded_keys: frozenset[bytes] | None = None
@@ -53,12 +55,12 @@ class Corpus:
     def documents(self, start: int = 0) -> Iterator[Document]:
         """Usable documents in order, from the `start`-th on. ValueError, with the counts, if there is none at all."""
         counts: Counter[str] = Counter()
-        first_fault = ""
+        self.first_places = {}
         for item in self._filtered():
             if isinstance(item, str):
                 reason, where = item.split("\0")
                 counts[f"left out: {reason}"] += 1
-                first_fault = first_fault or f"{where}: {reason}"
+                self.first_places.setdefault(reason, where)
                 continue
             if counts["skipped"] < self.config.skip:
                 counts["skipped"] += 1
@@ -71,11 +73,10 @@ class Corpus:
                 break
         self.counts = {key: number for key, number in counts.items() if number}
         if not counts["documents"]:
+            first = next((f"; the first left out: {where}: {why}" for why, where in self.first_places.items()), "")
             raise ValueError(
                 f"{self.config.source} yields no usable document (field {self.config.field!r}): "
-                f"{self.counts or 'it is empty'}"
-                + (f"; the first left out: {first_fault}" if first_fault else "")
-                + ". Check corpus.field, corpus.skip and the filters."
+                f"{self.counts or 'it is empty'}" + first + ". Check corpus.field, corpus.skip and the filters."
             )
 
     def keys(self, text: bytes) -> set[bytes]:

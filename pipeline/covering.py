@@ -216,18 +216,14 @@ class Covering:
         known_P = realised_P * prefix_mass_P[:-1]
         continued_P = np.exp(log_continued_P[1:] - log_scale_P[:-1])
         dropped_P = np.concatenate([[0.0], np.clip((ended_P[1:] - continued_P) / known_P, 0.0, 1.0)])
-        token_logprobs = np.log(np.array([row.token for row in rows[: len(self.offsets) - 1]]))
-        token_end_P = ended_P
-        before = log_scale_P[self.offsets[1:] - 1]
-        token_end_P[self.offsets[1:]] -= np.exp(log_weight_R[: len(token_logprobs)] + token_logprobs - before)
-        token_end_P[1:] /= known_P
+        share_P = np.concatenate([[0.0], np.clip(ended_P[1:] / known_P, 0.0, 1.0)])
         return Targets(
             mass_PV,
             np.log(prefix_mass_P) + log_scale_P,
             dropped_P,
-            self._since_token_start(np.clip(token_end_P, 0.0, 1.0)),
+            self._since_token_start(share_P),
             doubt(dropped_P, realised_P),
-            token_logprobs,
+            np.log(np.array([row.token for row in rows[: len(self.offsets) - 1]])),
         )
 
     def _log_scale(self, intervals: Intervals, sizes_N: np.ndarray, log_weight_N: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """A dump in numbers: counts, means and histograms over the shards that exist."""
 
-import json
 import math
 from collections import Counter
 from itertools import pairwise
@@ -11,7 +10,7 @@ import numpy as np
 from pipeline.dump_positions import decode
 from pipeline.dump_view import complete_shards, documents
 from schemas import END
-from schemas.manifest import Manifest, flatten
+from schemas.manifest import Manifest, flatten, read_json
 from schemas.record import Record
 from schemas.store import Location, open_parquet
 
@@ -94,4 +93,4 @@ def column_bytes(shards: list[Location]) -> dict[str, int]:
 
 def _left_out(dump: Location) -> dict[str, str]:
     path = dump / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("left_out_unspellable", {}) if path.exists() else {}
+    return dict(read_json(path).get("left_out_unspellable", {})) if path.exists() else {}

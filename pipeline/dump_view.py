@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipeline.dump_positions import Position, positions
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard
-from schemas.store import Location, names
+from schemas.store import Location, names, open_parquet
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,29 @@ def documents(dump: Location) -> Iterator[DumpDocument]:
         yield DumpDocument(windows[0].doc_id, tuple(windows))
 
 
-def find_document(dump: Location, doc_id: str | None) -> DumpDocument:
-    """The first document of that name; with None the first of all. Raises ValueError, naming near ids, where there is none."""
+def find_document(dump: Location, doc_id: str | None, nth: int = 1) -> DumpDocument:
+    """The `nth` document of that name; with None of all. Raises ValueError, naming near ids, where there is none."""
+    found = 0
     for document in documents(dump):
-        if doc_id is None or document.doc_id == doc_id:
+        found += doc_id is None or document.doc_id == doc_id
+        if found == nth:
             return document
+    if found:
+        name = "documents" if doc_id is None else f"documents named {doc_id!r}"
+        raise ValueError(f"{dump} holds {found} {name}; --nth {nth} is none of them")
     if doc_id is None:
         raise ValueError(f"{dump} holds no document yet: run `bld teacher` first")
     ids = (record.doc_id for record in records(dump))
     near = heapq.nlargest(3, ((difflib.SequenceMatcher(None, doc_id, name).ratio(), name) for name in ids))
-    names = ", ".join(dict.fromkeys(name for _, name in near)) or "none: no shard is there yet"
+    names = ", ".join(dict.fromkeys(repr(name) for _, name in near)) or "none: no shard is there yet"
     raise ValueError(f"{dump} holds no document {doc_id!r}; the nearest ids: {names}")
+
+
+def number_named(dump: Location, doc_id: str) -> int:
+    """How many documents have that name; reads names and windows only."""
+    number = 0
+    for path in complete_shards(dump):
+        with open_parquet(path) as file:
+            table = file.read(columns=["doc_id", "window_start"])
+        number += pc.sum(pc.and_(pc.equal(table["doc_id"], doc_id), pc.equal(table["window_start"], 0))).as_py() or 0
+    return number

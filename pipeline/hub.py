@@ -60,7 +60,9 @@ def pull(repo: str, dump: Path, revision: str | None = None, api: Any = None) ->
     _require_repo(repo)
     api = api or _api()
     with _hub_errors(f"pulling {repo} into {dump}"):
-        commit = api.repo_info(repo, repo_type="dataset", revision=revision).sha  # all files of one moment
+        found = api.repo_info(repo, repo_type="dataset", revision=revision)
+        commit = found.sha  # all files of one moment
+        _refuse_outside(repo, [file.rfilename for file in found.siblings or ()])
         _refuse_foreign_folder(repo, commit, dump, api)
         # The summary last: a dump that is not all there has none.
         for patterns in ([*_FIRST, *(name for name in _LAST if name != "summary.json")], ["summary.json"]):
@@ -119,6 +121,15 @@ def _refuse_foreign_folder(repo: str, commit: str, dump: Path, api: Any) -> None
         raise ValueError(f"{dump} is not empty and is not a dump; give a new folder")
     if _remote_manifest(repo, commit, api) != Manifest.load(dump):
         raise ValueError(f"{dump} holds another dump than {repo}; give a new folder, or delete that one")
+
+
+def _refuse_outside(repo: str, names: list[str]) -> None:
+    """A hub, or one that HF_ENDPOINT names, may list what it likes."""
+    outside = [name for name in names if name.startswith("/") or ".." in name.split("/") or "\\" in name]
+    if outside:
+        raise ValueError(
+            f"{repo} lists a file outside its folder, {outside[0]!r}: nothing of it was fetched; do not use it"
+        )
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from pipeline import dump_search, dump_summary, dump_view
 from pipeline.dump_positions import Position
 from pipeline.dump_search import Occurrence, Surprising
 from pipeline.dump_view import DumpDocument
+from pipeline.logs import warn
+from pipeline.page import printable
 from schemas import END
 from schemas.store import Location
 
@@ -59,6 +61,7 @@ def show(
     worst: int | None = None,
     find: str | None = None,
     html: Path | None = None,
+    nth: int = 1,
 ) -> None:
     """Print a dump's summary, or with `doc_id` that document's positions with their `top` symbols.
 
@@ -66,12 +69,13 @@ def show(
         worst: print that many documents and positions of most surprise instead.
         find: print where this text stands, with the distributions of its bytes, instead.
         html: draw the document (the first, where `doc_id` is None) into this file instead.
+        nth: which of several documents of that name.
     """
     console = Console(highlight=False, soft_wrap=True)
     if html is not None:
         from pipeline.inspect_html import write_page
 
-        print(write_page(dump, dump_view.find_document(dump, doc_id), html))
+        print(write_page(dump, _chosen(dump, doc_id, nth), html))
     elif worst is not None:
         _show_worst(dump, worst, top, as_json, console)
     elif find is not None:
@@ -80,7 +84,7 @@ def show(
         summary = dump_summary.summarise(dump)
         print(json.dumps(summary, indent=1)) if as_json else _print_summary(summary, console)
     else:
-        document = dump_view.find_document(dump, doc_id)
+        document = _chosen(dump, doc_id, nth)
         if as_json:
             values = {"doc_id": doc_id, "positions": [as_values(position) for position in document.positions()]}
             chat = [{"role": m.role, "start": m.start, "content": m.content.decode()} for m in document.messages]
@@ -88,6 +92,17 @@ def show(
             return
         for line in document_table(document, top):
             console.print(line)
+
+
+def _chosen(dump: Location, doc_id: str | None, nth: int) -> DumpDocument:
+    document = dump_view.find_document(dump, doc_id, nth)
+    number = 1 if doc_id is None else dump_view.number_named(dump, doc_id)
+    if number > 1:
+        warn(
+            f"{dump}: {number} documents are named {doc_id!r}; this is number {nth} (--nth chooses). "
+            "corpus.id_field gives documents names of their own"
+        )
+    return document
 
 
 def as_values(position: Position) -> dict[str, Any]:
@@ -110,7 +125,9 @@ def document_table(document: DumpDocument, top: int) -> list[Text]:
     edges = [position.offset + (position.realised != END) for position in found]  # an END belongs to what it ends
     shown, at = [header], 0
     for message in document.messages:
-        shown.append(Text(f"{message.role}: ", style="bold").append(readable(message.content), style="not bold"))
+        shown.append(
+            Text(f"{printable(message.role)}: ", style="bold").append(readable(message.content), style="not bold")
+        )
         last = bisect_right(edges, message.end, lo=at)
         shown += lines[at:last]
         at = last
@@ -151,7 +168,7 @@ def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: C
         return
     console.print(Text("documents by bits per byte of their targets", style="bold"))
     for found in documents:
-        console.print(Text(f"{found.bits:8.3f}  {found.doc_id:<12} {readable(found.context)}"))
+        console.print(Text(f"{found.bits:8.3f}  {printable(found.doc_id):<12} {readable(found.context)}"))
     console.print(Text("positions by bits of the byte that is really there", style="bold"))
     for found in places:
         console.print(_place_line(found, top))
@@ -165,7 +182,7 @@ def _place_values(found: Surprising) -> dict[str, Any]:
 def _place_line(found: Surprising, top: int) -> Text:
     position = found.position
     assert position is not None
-    line = Text(f"{found.bits:8.3f}  {found.doc_id:<12} at {found.offset:>6} ")
+    line = Text(f"{found.bits:8.3f}  {printable(found.doc_id):<12} at {found.offset:>6} ")
     line.append(f"{readable(found.context):>{dump_search.CONTEXT_BYTES}}")
     line.append(f"[{symbol_name(position.realised)}]", style="bold red")
     for symbol, probability in position.symbols[:top]:
@@ -180,7 +197,7 @@ def _show_found(dump: Location, wanted: bytes, top: int, as_json: bool, console:
         return
     shown = list(islice(found, _SHOWN))
     for occurrence in shown:
-        line = Text(f"{occurrence.doc_id} at {occurrence.offset}: ", style="bold")
+        line = Text(f"{printable(occurrence.doc_id)} at {occurrence.offset}: ", style="bold")
         line.append(readable(occurrence.before), style="not bold")
         line.append(readable(wanted), style="reverse")
         line.append(readable(occurrence.after), style="not bold")

@@ -15,7 +15,7 @@ from pipeline.dump_positions import Position
 from pipeline.dump_view import DumpDocument, Said
 from pipeline.inspect import readable
 from pipeline.inspect_look import SCRIPT, STYLE
-from pipeline.page import content_policy, script_data
+from pipeline.page import content_policy, script_data, shown
 from schemas import END
 from schemas.commit import committed
 from schemas.manifest import Manifest, flatten
@@ -120,7 +120,7 @@ def draw_text(document: DumpDocument, positions: Sequence[Position]) -> Drawn:
 
     for message in document.messages or [Said("", 0, document.text)]:
         if message.role:
-            parts.append(f'<b class="role">{html.escape(message.role)}</b>')
+            parts.append(f'<b class="role">{shown(message.role)}</b>')
         for cell in cells(message.content):
             start, end = message.start + cell.start, message.start + cell.end
             put_end(start)
@@ -198,18 +198,15 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
     """The whole page."""
     positions = list(document.positions())
     drawn = draw_text(document, positions)
-    title = html.escape(f"{document.doc_id} · {dump_name}")
+    title = shown(f"{document.doc_id} · {dump_name}")
     facts = "".join(
-        f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>"
-        for k, v in figures(document, positions).items()
+        f"<div><dt>{shown(k)}</dt><dd>{shown(v)}</dd></div>" for k, v in figures(document, positions).items()
     )
-    rows = "".join(
-        f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in flatten(identity).items()
-    )
+    rows = "".join(f"<tr><th>{shown(k)}</th><td>{shown(str(v))}</td></tr>" for k, v in flatten(identity).items())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{content_policy(SCRIPT)}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>{STYLE}</style></head>
-<body><header><p class="over">{html.escape(dump_name)}</p><h1>Document <code>{html.escape(document.doc_id)}</code></h1><dl>{facts}</dl>
+<body><header><p class="over">{shown(dump_name)}</p><h1>Document <code>{shown(document.doc_id)}</code></h1><dl>{facts}</dl>
 {draw_strip(positions)}{draw_legend()}</header>
 <main><div id="text" dir="auto">{drawn.text}</div>
 <aside id="panel" aria-live="polite"><p class="hint">Point at a character to see what the teacher expected there. Click to keep it, arrow keys to walk.</p></aside></main>

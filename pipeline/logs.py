@@ -16,7 +16,7 @@ import os
 import sys
 from typing import Any, Literal
 
-LEVEL, FORMAT, COMMAND = "BLD_LOG_LEVEL", "BLD_LOG_FORMAT", "BLD_COMMAND"
+LEVEL, FORMAT, COMMAND, DEBUG = "BLD_LOG_LEVEL", "BLD_LOG_FORMAT", "BLD_COMMAND", "BLD_DEBUG"
 Level = Literal["quiet", "normal", "verbose"]
 _LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 _NAMES = {"warning": "warning: ", "error": "error: "}
@@ -45,6 +45,15 @@ def complain(message: str) -> None:
 
 def as_json() -> bool:
     return os.environ.get(FORMAT) == "json"
+
+
+def show_tracebacks() -> None:
+    """Of errors, in this process and those that it starts."""
+    os.environ[DEBUG] = "1"
+
+
+def shows_tracebacks() -> bool:
+    return bool(os.environ.get(DEBUG))
 
 
 def is_shown() -> bool:

@@ -2,7 +2,18 @@
 
 import base64
 import hashlib
+import html
 import json
+
+
+def printable(text: str) -> str:
+    """The text on one line; what prints nothing, or turns the direction of a line, as its code: it may come from a dump of another."""
+    return "".join(char if char.isprintable() else f"<{ord(char):x}>" for char in text)
+
+
+def shown(text: str) -> str:
+    """`printable`, as text of a page."""
+    return html.escape(printable(text))
 
 
 def content_policy(script: str) -> str:

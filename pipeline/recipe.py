@@ -68,7 +68,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     packaged settings by its bare name: `paper`). Raises ValueError that names what is wrong and where.
     """
     path = _find(path_or_name)
-    return parse_recipe(path.read_text(encoding="utf-8"), str(path), overrides)
+    return parse_recipe(_read(path), str(path), overrides)
 
 
 def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -109,6 +109,13 @@ def _find(path_or_name: str | Path) -> Path:
     raise ValueError(f"no recipe {str(path_or_name)!r}: give a YAML file, or one of {', '.join(recipe_names())}")
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 (its byte {error.start} is none): save it as that") from error
+
+
 def _parse(text: str, where: str) -> Any:
     try:
         _check_size(yaml.compose(text, Loader=_Loader))
@@ -127,7 +134,7 @@ def _settings(path_or_name: str) -> dict[str, Any]:
         raise ValueError(
             f"override {path_or_name!r} is neither of the form section.key=value, nor a YAML file, nor one of {', '.join(names)}"
         )
-    values = _parse(path.read_text(encoding="utf-8"), str(path))
+    values = _parse(_read(path), str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold sections (student:, train: ...), not {values!r}")
     return values

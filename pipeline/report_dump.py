@@ -1,8 +1,8 @@
 """What a report says of a dump. Every cell is escaped."""
 
-import html
 import shlex
 
+from pipeline.page import shown
 from pipeline.report_data import Dump
 from pipeline.report_plots import format_size
 from pipeline.report_tables import escape, escaped_table, is_number, table
@@ -11,10 +11,10 @@ from schemas.manifest import flatten
 
 def dump_section(dump: Dump) -> str:
     """A dump: its size, what it left out, how true it is by its own audit, and the documents that are least so."""
-    title = f"<h3><code>{html.escape(str(dump.path or dump.name))}</code></h3>"
+    title = f"<h3><code>{shown(str(dump.path or dump.name))}</code></h3>"
     if dump.path is None:
         return f"{title}<p>Not on this machine, so nothing is known of it here.</p>"
-    facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in dump_facts(dump))
+    facts = "".join(f"<div><dt>{shown(k)}</dt><dd>{shown(v)}</dd></div>" for k, v in dump_facts(dump))
     left_out = {**dump.corpus_counts, **flatten(dump.summary.get("left_out_unspellable", {}), "the teacher: ")}
     left = [
         [key.removeprefix("left out: "), value] for key, value in left_out.items() if key not in ("documents", "bytes")
@@ -60,12 +60,12 @@ def _worst(dump: Dump) -> str:
     worst = list(dump.audit.get("worst_documents") or ())
     if not worst:
         return ""
-    rows = [[html.escape(str(d["doc_id"])), escape(d.get("kl_nats")), escape(d.get("total_variation"))] for d in worst]
-    command = html.escape(
+    rows = [[shown(str(d["doc_id"])), escape(d.get("kl_nats")), escape(d.get("total_variation"))] for d in worst]
+    command = shown(
         shlex.join(["bld", "inspect", str(dump.path), "--doc", str(worst[0]["doc_id"]), "--html", "page.html"])
     )
-    shown = table(["document", "KL, nats per position", "total variation"], rows)
+    found = table(["document", "KL, nats per position", "total variation"], rows)
     return (
-        f"<details><summary>Audited documents furthest from a wide covering ({len(rows)})</summary>{shown}"
+        f"<details><summary>Audited documents furthest from a wide covering ({len(rows)})</summary>{found}"
         f"<p>Look at one: <code>{command}</code></p></details>"
     )

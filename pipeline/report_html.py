@@ -4,11 +4,10 @@ The curves are drawn already (`pipeline.report_plots`); the script only shows va
 the axis. Without it the page is complete but for these.
 """
 
-import html
 from collections.abc import Sequence
 
 from pipeline import report_tables as tables
-from pipeline.page import content_policy, script_data
+from pipeline.page import content_policy, script_data, shown
 from pipeline.report_data import Run, leaves, read_dumps
 from pipeline.report_dump import dump_section
 from pipeline.report_look import SCRIPT, style
@@ -19,8 +18,8 @@ _MOST_ROWS = 600  # of a run whose values can be pointed at; a longer one's are 
 
 def page(runs: Sequence[Run], names: Sequence[str]) -> str:
     """The whole page about some runs."""
-    title = html.escape(names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}")
-    heading = html.escape(names[0]) if len(runs) == 1 else f"{len(runs)} runs"
+    title = shown(names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}")
+    heading = shown(names[0]) if len(runs) == 1 else f"{len(runs)} runs"
     dumps = read_dumps(runs)
     sections = [
         ("Runs", tables.overview(runs, names)),
@@ -85,8 +84,8 @@ def _figure(plot: Plot, runs: Sequence[Run]) -> str:
         for axis, svg in zip(AXES, drawn, strict=True)
         if not svg
     ]
-    unit = f' <span class="soft">{html.escape(plot.unit)}</span>' if plot.unit else ""
-    return f"<figure><figcaption>{html.escape(plot.title)}{unit}</figcaption>{''.join(drawn)}{''.join(none)}</figure>"
+    unit = f' <span class="soft">{shown(plot.unit)}</span>' if plot.unit else ""
+    return f"<figure><figcaption>{shown(plot.title)}{unit}</figcaption>{''.join(drawn)}{''.join(none)}</figure>"
 
 
 def _recipe_section(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, str]]:

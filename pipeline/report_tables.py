@@ -1,6 +1,5 @@
 """The tables of a report about its runs. Every cell is escaped."""
 
-import html
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 from pipeline.evaluation import format_figure
 from pipeline.own_code import is_own
+from pipeline.page import shown
 from pipeline.report_data import Run, differences
 from pipeline.report_plots import NUM_COLOURS, PLOTS, format_seconds
 from pipeline.task_table import rows_of
@@ -22,7 +22,7 @@ _MEASURES = (
 
 
 def escape(value: object) -> str:
-    return html.escape(format_figure(value))
+    return shown(format_figure(value))
 
 
 def is_number(value: object) -> bool:
@@ -54,14 +54,14 @@ def escaped_table(head: Sequence[object], rows: Sequence[Sequence[object]], num_
 
 def run_cells(names: Sequence[str]) -> list[str]:
     """Each run's name with its colour; alone it needs none."""
-    return [(swatch(i) if len(names) > 1 else "") + html.escape(name) for i, name in enumerate(names)]
+    return [(swatch(i) if len(names) > 1 else "") + shown(name) for i, name in enumerate(names)]
 
 
 def overview(runs: Sequence[Run], names: Sequence[str]) -> str:
     """A row per run: what it is, how far it is, where it stands. What no run has is not there."""
     columns: dict[str, list[str]] = {
         "state": [_state_cell(run) for run in runs],
-        "learns by": [html.escape(_learns_by(run)) for run in runs],
+        "learns by": [shown(_learns_by(run)) for run in runs],
         "bits/byte": [_last(run, "bits_per_byte", format_figure) for run in runs],
         "held out": [_last(run, "eval_bits_per_byte", format_figure) for run in runs],
         "best held out": [_best_cell(run) for run in runs],
@@ -78,7 +78,7 @@ def overview(runs: Sequence[Run], names: Sequence[str]) -> str:
 def _state_cell(run: Run) -> str:
     evaluated = "" if run.evaluation else ' <span class="soft">not evaluated</span>'
     done = "done" if run.state == "finished" else "open"
-    return f'<span class="{done}">{html.escape(run.state)}</span>{evaluated}'
+    return f'<span class="{done}">{shown(run.state)}</span>{evaluated}'
 
 
 def _learns_by(run: Run) -> str:
@@ -93,19 +93,19 @@ def _learns_by(run: Run) -> str:
 
 def _best_cell(run: Run) -> str:
     best = run.best_held_out
-    return "-" if best is None else html.escape(f"{format_figure(best['eval_bits_per_byte'])} at step {best['step']:,}")
+    return "-" if best is None else shown(f"{format_figure(best['eval_bits_per_byte'])} at step {best['step']:,}")
 
 
 def _last(run: Run, key: str, form: Callable[[float], str]) -> str:
     """The last logged value of a run; a dash where it logged none."""
     values = [line[key] for line in run.metrics if is_number(line.get(key))]
-    return html.escape(form(values[-1])) if values else "-"
+    return shown(form(values[-1])) if values else "-"
 
 
 def _middle(run: Run, key: str, form: Callable[[float], str]) -> str:
     """The median over a run's steps."""
     values = [line[key] for line in run.metrics if is_number(line.get(key))]
-    return html.escape(form(statistics.median(values))) if values else "-"
+    return shown(form(statistics.median(values))) if values else "-"
 
 
 def final_table(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -144,9 +144,9 @@ def _group_table(runs: Sequence[Run], names: Sequence[str], corpus: str, measure
             _figure_cell(_figure(run, model, corpus, measure), best if model == "student" else None) for model in models
         ]
         rows.append([name, *cells, *([_gap_closed(run, corpus)] if closes else [])])
-    head = ["run", *map(html.escape, models), *(["gap closed"] if closes else [])]
+    head = ["run", *map(shown, models), *(["gap closed"] if closes else [])]
     caption = f"{corpus.replace('_', ' ')}: {title}"
-    return f"<h3>{html.escape(caption)}</h3>{table(head, rows)}"
+    return f"<h3>{shown(caption)}</h3>{table(head, rows)}"
 
 
 def _figure_cell(value: float | None, best: float | None) -> str:
@@ -210,4 +210,4 @@ def differences_table(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = [["not set" if cell is None else cell for cell in row] for row in differences(runs)]
     if not rows:
         return "<p>Nothing but their folders.</p>"
-    return table(["key", *run_cells(names)], [[html.escape(cell) for cell in row] for row in rows], len(rows[0]))
+    return table(["key", *run_cells(names)], [[shown(cell) for cell in row] for row in rows], len(rows[0]))

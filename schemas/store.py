@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -138,10 +139,21 @@ def names(folder: Location) -> set[str]:
 
 
 @contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Arrow does not say which file it could not read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None or str(path) in str(error):
+            raise
+        raise ValueError(f"{path} is damaged: {error}. `bld verify` says what else is wrong") from error
+
+
+@contextmanager
 def open_parquet(path: Location) -> Iterator[pq.ParquetFile]:
     """A Parquet file whose pages are checked as they are read."""
     if isinstance(path, Path):
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with _naming(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
         return
     # pre_buffer: a column's bytes are asked for together and ahead, not one after another as they are decoded.

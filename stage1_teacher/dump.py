@@ -14,7 +14,7 @@ from pipeline.corpus import Corpus, Document
 from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
 from pipeline.loading import check_positions, load_config
-from pipeline.logs import detail, say
+from pipeline.logs import detail, say, warn
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from schemas.commit import committed, make_folder, remove
@@ -112,6 +112,7 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
     with open_claims(dump) as claims:  # first: a place that cannot be written fails before the corpus is read
         corpus = Corpus(recipe.corpus)
         planned = prepare(recipe, corpus, teacher)
+        warn_left_out(corpus)
         manifest = enter(recipe, planned.manifest, corpus, claims, accept_engine)
         job = Job(recipe, dump, manifest, planned.audited, claims, worker)
         try:
@@ -235,6 +236,13 @@ def finish(job: Job) -> None:
 def write_audit(job: Job) -> None:
     with job.claims.writing_json():
         write_json(job.dump / "audit.json", audit.gather(job.dump, job.manifest))
+
+
+def warn_left_out(corpus: Corpus) -> None:
+    """What the corpus holds that is no document, and where to look."""
+    for reason, where in corpus.first_places.items():
+        number = corpus.counts[f"left out: {reason}"]
+        warn(f"{number} rows are left out: {reason}; the first: {where}", rows=number, reason=reason, first=where)
 
 
 def describe_counts(counts: dict[str, int]) -> str:

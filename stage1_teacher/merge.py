@@ -1,5 +1,6 @@
 """`bld merge`: dumps of one identity, but for their corpora, joined into one. Shards are linked or copied as they are, under new numbers."""
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,9 @@ def check_mergeable(out: Path, dumps: Sequence[Path]) -> list[Manifest]:
     """The dumps' manifests. Raises ValueError where they cannot be one dump; every byte of theirs is checked."""
     if len(dumps) < 2:
         raise ValueError(f"{len(dumps)} dump to merge into {out}: give two or more")
-    if out.resolve() in {dump.resolve() for dump in dumps}:
+    if os.path.realpath(out) in map(
+        os.path.realpath, dumps
+    ):  # Path.resolve fails, as nothing else does, where links run in a circle
         raise ValueError(f"{out} is one of the dumps to merge; give a new folder")
     manifests = [Manifest.load(dump) for dump in dumps]
     for dump, manifest in zip(dumps[1:], manifests[1:], strict=True):

@@ -24,6 +24,9 @@ def document_digest(document: Document) -> bytes:
     return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
 
 
+MOST_DOCUMENTS = 1 << 16  # of a shard: while it is made, each takes a kilobyte of memory beside its text
+
+
 class _Open:
     """A shard that may still grow."""
 
@@ -37,7 +40,8 @@ class _Open:
 
 
 def plan_shards(documents: Iterable[Document], shard_bytes: int) -> Iterator[ShardPlan]:
-    """Shards of whole documents, each closed before it would overflow `shard_bytes` (a longer document has one for itself)."""
+    """Shards of whole documents, each closed before it would overflow `shard_bytes` (a longer document has one for itself) or
+    `MOST_DOCUMENTS`."""
     first = 0
     for index, shard in enumerate(_closed_before_overflow(documents, shard_bytes)):
         yield ShardPlan(
@@ -53,7 +57,8 @@ def plan_shards(documents: Iterable[Document], shard_bytes: int) -> Iterator[Sha
 def _closed_before_overflow(documents: Iterable[Document], shard_bytes: int) -> Iterator[_Open]:
     shard = _Open()
     for document in documents:
-        if shard.num_documents and shard.num_bytes + len(document.text) > shard_bytes:
+        full = shard.num_bytes + len(document.text) > shard_bytes or shard.num_documents == MOST_DOCUMENTS
+        if shard.num_documents and full:
             yield shard
             shard = _Open()
         shard.add(document)

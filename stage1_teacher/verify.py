@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.manifest import Manifest, ShardPlan, identity_differences, shard_identity
+from schemas.manifest import Manifest, ShardPlan, identity_differences, read_json, shard_identity
 from schemas.seal import check_seal
 from schemas.shard import SHARD_SCHEMA
 from schemas.store import Location, StoreError, names, open_parquet
@@ -49,6 +49,8 @@ def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[s
         faults = faults or _plan_faults(metadata, shard, manifest) + list(faults_of_records(path, metadata, shard))
     except StoreError:
         raise  # says nothing about the shard
+    except PermissionError as error:
+        return [f"{path}: cannot be read ({error.strerror}); give this user the right to"]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         text = str(error).removeprefix(f"{path} ")
         return [f"{path}: {text if isinstance(error, ValueError) else f'cannot be read ({error!r})'}; {again}"]
@@ -87,7 +89,10 @@ def _summary_faults(path: Location, manifest: Manifest, damaged: bool) -> list[s
         return [f"{summary}: missing; the dump is not complete: run `bld teacher` again"]
     if damaged:
         return []
-    stored = json.loads(summary.read_text(encoding="utf-8"))
+    try:
+        stored = read_json(summary, "shards")
+    except ValueError as error:
+        return [str(error)]
     counted = summarise(path, manifest)
     # What a merged dump was made of, and what a dump took, its shards do not tell.
     for values in (stored, counted):

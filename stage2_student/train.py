@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline import metrics
+from pipeline import logs, metrics
 from pipeline.config import Recipe
 from pipeline.loading import check_positions
 from pipeline.logs import say, warn
@@ -56,7 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train a student from a dump; see `bld student`.")
     parser.add_argument("--recipe", required=True, help="YAML file.")
     parser.add_argument("--local_rank", type=int, help="Given by the launcher; not used.")
-    raise SystemExit(run_rank(load_recipe(Path(parser.parse_args(arguments).recipe))))
+    try:
+        raise SystemExit(run_rank(load_recipe(Path(parser.parse_args(arguments).recipe))))
+    except (ValueError, OSError, FloatingPointError) as error:  # what a user can cause, a line as `bld` itself says it
+        if logs.shows_tracebacks():
+            raise
+        logs.complain(str(error))
+        raise SystemExit(1) from None
 
 
 def run_rank(recipe: Recipe) -> int:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.tokenizer_convert import from_sentencepiece
 from stage1_teacher.pieces import cut_pieces, spelled_lengths
 from stage2_student.spans import token_spans
-from tests.bench.texts import code
+from tests.bench.texts import code, messages
+from tests.unicode_texts import words
 
 _MISTRAL = "pypi:mistral-common==1.13.1/mistral_common/data"
 SPACE_MARK = "the tokenizer writes a space as U+2581, and takes that character in a text for a space"
@@ -84,6 +86,13 @@ def load(name: str) -> ByteTokenizer:
     return ByteTokenizer.from_definition(
         definition(folder) | {"normalizer": {"type": family.normalizer}}, bos=None, eos=None
     )
+
+
+@cache
+def documents() -> list[bytes]:
+    """200: source code, program messages in nine languages, words in 23 scripts."""
+    real = chain(code(50), messages(70))
+    return [text.decode()[:1500].encode() for _, text in real] + [words(seed).encode() for seed in range(80)]
 
 
 def train_sentencepiece(path: Path, **options: Any) -> Path:

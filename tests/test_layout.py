@@ -3,6 +3,7 @@
 import ast
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import get_args
@@ -16,6 +17,7 @@ PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
 TOP_LEVEL = {"pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md", *PACKAGES, "tests"}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Dotted names that a module imports, wherever in it the import stands; `from a import b` gives `a` and `a.b`."""
     names: set[str] = set()

@@ -1,7 +1,6 @@
-"""Each family of tokenizers, as a teacher's and as a student's: its tokens are the document's bytes, or it says why not."""
+"""Small tokenizers of every kind, made here: their tokens are a document's bytes, or they say why not."""
 
 import json
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.tokenizer_convert import from_sentencepiece
 from tests import families
-from tests.bench import texts
 from tests.families import SPACE_MARK, check
-from tests.unicode_texts import hostile, words
-
-every = pytest.mark.parametrize("name", families.SMALL)
-
-
-@pytest.fixture(scope="module")
-def documents() -> list[bytes]:
-    """200: source code, program messages in nine languages, words in 23 scripts."""
-    real = chain(texts.code(50), texts.messages(70))
-    return [text.decode()[:1500].encode() for _, text in real] + [words(seed).encode() for seed in range(80)]
+from tests.unicode_texts import hostile
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["prefix", "no-prefix"])
@@ -31,36 +20,19 @@ def unigram(request, tmp_path_factory) -> Path:
     return families.train_sentencepiece(path, add_dummy_prefix=request.param)
 
 
-@every
-def test_documents_of_many_scripts_are_spelled_by_teacher_and_student(name, documents):
-    counts = check(families.load(name), documents)
-    assert sum(counts.values()) == len(documents) == 200
-    assert counts["exact"] >= 120
-    assert set(counts) <= {"exact", *families.FAMILIES[name].left_out}
-
-
-@every
-def test_hostile_unicode_is_spelled_or_left_out_with_a_reason_that_is_expected(name):
-    tokenizer = families.load(name)
-    counts = check(tokenizer, [hostile(seed, sorted(tokenizer.control)).encode() for seed in range(100)])
-    assert set(counts) <= {"exact", *families.FAMILIES[name].left_out}
-    if not families.FAMILIES[name].left_out:
-        assert counts["exact"] == 100
-
-
-def test_unigram_with_byte_fallback_spells_what_has_no_mark_for_a_space(unigram, documents):
+def test_unigram_with_byte_fallback_spells_what_has_no_mark_for_a_space(unigram):
     tokenizer = families.load_sentencepiece(unigram)
     controls = sorted(tokenizer.control)
     made = [hostile(seed, controls).encode() for seed in range(100)]
-    counts = check(tokenizer, documents + made)
+    counts = check(tokenizer, families.documents() + made)
     assert set(counts) <= {"exact", SPACE_MARK}
-    assert counts[SPACE_MARK] == sum("▁".encode() in document for document in documents + made)
+    assert counts[SPACE_MARK] == sum("▁".encode() in document for document in families.documents() + made)
 
 
-def test_unigram_gives_the_ids_of_sentencepiece_or_ids_of_the_same_score(unigram, documents):
+def test_unigram_gives_the_ids_of_sentencepiece_or_ids_of_the_same_score(unigram):
     reference = sentencepiece.SentencePieceProcessor(model_file=str(unigram))
     tokenizer = families.load_sentencepiece(unigram)
-    for document in documents[:20] + documents[-40:]:
+    for document in families.documents()[:20] + families.documents()[-40:]:
         ids, theirs = tokenizer.encode(document), reference.encode(document.decode())
         if ids != theirs:  # a line of an odd number of dashes: which of them stands alone is a tie
             assert sorted(ids) == sorted(theirs)
@@ -126,21 +98,6 @@ def dropping_spaces() -> Tokenizer:
 def test_another_family_is_refused_with_the_reason_and_what_is_supported(made, reason):
     with pytest.raises(ValueError, match=f"{reason}.*Supported are byte-level BPE.*SentencePiece BPE and Unigram"):
         ByteTokenizer.from_definition(json.loads(made().to_str()), None, None)
-
-
-@pytest.mark.parametrize(
-    ("name", "remark"),
-    [("gpt2-nfc", "normalises text (NFC): documents that change under it"), ("mistral-v1", "writes a space as U+2581")],
-)
-def test_a_tokenizer_that_leaves_documents_out_says_so_when_it_is_loaded(name, remark):
-    [said] = families.load(name).remarks()
-    assert said.startswith(remark)
-    assert said.endswith("are counted and left out")
-
-
-@pytest.mark.parametrize("name", ["bytes", "gpt2", "qwen", "deepseek", "tekken"])
-def test_a_tokenizer_that_spells_everything_has_nothing_to_remark(name):
-    assert families.load(name).remarks() == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The commands put together, and how they end: exit codes, interrupts, errors as one line."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,21 @@ from pipeline.cli.version import version_text
 from pipeline.interrupt import Terminated, terminable
 
 INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes for SIGINT and SIGTERM
+_WAY_OUT = {  # of errors that the system words, and nobody on the way has
+    errno.EACCES: "Give this user the right to it (ls -ld shows whose it is), or give another path.",
+    errno.EPERM: "Give this user the right to it (ls -ld shows whose it is), or give another path.",
+    errno.EROFS: "It lies on a file system that is mounted read-only: give a path on another.",
+    errno.ENOTDIR: "A part of this path is a file where a folder is needed: give another path, or move that file away.",
+    errno.EEXIST: "A file is where a folder is needed: give another path, or move that file away.",
+    errno.EISDIR: "This is a folder where a file is needed: give the name of a file.",
+    errno.ELOOP: "A symbolic link of this path leads back to itself: remove that link, or give another path.",
+    errno.ENAMETOOLONG: "Give a shorter path.",
+    errno.ENOENT: "Check the path: it is looked for from the folder that the command runs in.",
+    errno.ENOSPC: "Make room, or give a path on another disk; then run the same command again.",
+    errno.EDQUOT: "Make room, or give a path on another disk; then run the same command again.",
+    errno.EFBIG: "Files may not grow that large here (ulimit -f): raise the limit, or give a path on another disk.",
+    errno.EMFILE: "Too few files may be open at once: raise the limit (ulimit -n).",
+}
 
 app = typer.Typer(
     help="Offline distillation between language models with different tokenizers, through bytes.",
@@ -71,6 +87,8 @@ def _bound_kernel_caches() -> None:
 
 def main() -> None:
     """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
+    if "--debug" in sys.argv[1:]:
+        logs.show_tracebacks()
     _bound_kernel_caches()
     try:
         # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
@@ -81,10 +99,10 @@ def main() -> None:
         raise SystemExit(141) from None
     except Terminated:
         code = TERMINATED
-    except (ValueError, OSError) as error:
-        if "--debug" in sys.argv[1:]:
+    except (ValueError, OSError, FloatingPointError) as error:
+        if logs.shows_tracebacks():
             raise
-        logs.complain(str(error))
+        logs.complain(_told(error))
         raise SystemExit(1) from None
     except Exception as error:
         _exit_for_usage_error(error)
@@ -92,6 +110,12 @@ def main() -> None:
     if code in (INTERRUPTED, TERMINATED):
         logs.warn("interrupted; what is written stays. Run the same command again to resume.")
     raise SystemExit(code)
+
+
+def _told(error: Exception) -> str:
+    """What is wrong, with a way out where the words are the system's own."""
+    way_out = _WAY_OUT.get(getattr(error, "errno", None) or 0)
+    return f"{error}. {way_out}" if way_out else str(error)
 
 
 def _exit_for_usage_error(error: Exception) -> None:

@@ -13,6 +13,7 @@ def inspect(
     doc: Annotated[
         str | None, typer.Option(metavar="ID", help="Show this document's positions (default: a summary).")
     ] = None,
+    nth: Annotated[int, typer.Option(min=1, metavar="N", help="Which one, where several documents have that ID.")] = 1,
     worst: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Show the N documents and the N positions of highest surprise, bits."),
@@ -38,7 +39,7 @@ def inspect(
     if len(given) > 1 or (html is not None and (json or given not in ([], ["--doc"]))):
         asked = given + ["--html"] * (html is not None) + ["--json"] * json
         raise ValueError(f"{' and '.join(asked)} do not go together: give one at a time (--html takes --doc)")
-    looking.show(location(dump), doc, top, json, worst, find, html)
+    looking.show(location(dump), doc, top, json, worst, find, html, nth)
 
 
 def verify(

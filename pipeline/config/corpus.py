@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.section import Section
+from pipeline.config.section import Section, plain_address
 from pipeline.config.tasks import TasksConfig
 
 
@@ -45,6 +45,8 @@ class CorpusConfig(Section):
     def has_chats(self) -> bool:
         """Whether its documents are chats."""
         return self.field == "messages" or self.messages is not None
+
+    _plain_source = field_validator("source")(plain_address)
 
     @model_validator(mode="after")
     def _chats_are_answered(self) -> "CorpusConfig":

@@ -102,7 +102,10 @@ class DumpConfig(Section):
     top_k: int = Field(16, ge=1, le=256, description="Most entries stored per position.")
     min_prob: float = Field(0.04, ge=0, lt=1, description="Least probability stored; the realised symbol always is.")
     shard_bytes: ByteSize = Field(
-        ByteSize(16 << 20), ge=1, description="Text per shard, in bytes.", validate_default=True
+        ByteSize(16 << 20),
+        ge=1,
+        description="Text per shard, in bytes; a shard of very short documents closes at 65,536 of them.",
+        validate_default=True,
     )
     zstd_level: int = Field(15, ge=1, le=22, description="Compression level of the shards.")
     audit_documents: int = Field(

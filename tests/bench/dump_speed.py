@@ -10,20 +10,20 @@ The floor is the bare forward that also applies the head at every position and t
 back, so each engine lives in a process of its own; all of them stay up, and in each round every mode has one turn.
 """
 
-import copy
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from tests.bench.dump_profile import controls, profile
+from tests.bench.dump_task import Task
 
 GENERATE = ("prefill", "prompt_logprobs_64_flat", "prompt_logprobs_64")
 POOLING = ("hidden", "hidden_head_rounded", "hidden_head", "dump", "dump_overlapped")
@@ -37,44 +37,7 @@ MEANING = {
     "dump": "the dump: whole softmax, covering, shard written",
     "dump_overlapped": "the dump with `placement.overlap`: the engine a batch ahead",
 }
-
-
 Modes = tuple[dict[str, Callable[["Task"], float]], dict[str, Callable[["Task"], Any]]]
-
-
-class Task:
-    """What all modes work on: documents of about `num_tokens` teacher tokens, cut from the recipe's corpus joined together."""
-
-    def __init__(self, recipe_path: str, dtype: str, num_documents: int, num_tokens: int) -> None:
-        from pipeline.corpus import Corpus
-        from pipeline.recipe import load_recipe
-        from pipeline.source import resolve_model
-        from pipeline.tokenizer_bytes import ByteTokenizer
-
-        self.recipe = load_recipe(
-            recipe_path,
-            ["corpus.limit=2000", "teacher.max_tokens=1024", f"teacher.dtype={dtype}", "placement.batch_tokens=2048"],
-        )
-        self.model = resolve_model(self.recipe.teacher.model)
-        self.tokenizer = ByteTokenizer.load(self.model)
-        text = "\n\n".join(d.text.decode() for d in Corpus(self.recipe.corpus).documents())
-        size = int(num_tokens * 4.3)
-        self.texts = [text[i * size : (i + 1) * size].encode() for i in range(min(num_documents, len(text) // size))]
-        self.prompts = [[0, *self.tokenizer.encode(text)][:1023] for text in self.texts]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(map(len, self.prompts))
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(map(len, self.texts))
-
-    def small(self) -> "Task":
-        """Two documents, to warm up on."""
-        small = copy.copy(self)
-        small.texts, small.prompts = self.texts[:2], self.prompts[:2]
-        return small
 
 
 def serve(kind: str, task: Task) -> None:
@@ -154,123 +117,6 @@ def dump(task: Task, teacher: Any, overlap: bool) -> None:
         (Path(folder) / "shards").mkdir()
         for _ in make_shards([(plan, documents)], teacher, recipe, {}, Path(folder)):
             pass
-
-
-def profile(task: Task, teacher: Any) -> dict[str, float]:
-    """Microseconds per token of each step beyond the hidden states, and the least that the reduction could take."""
-    import torch
-
-    from pipeline.covering import Covering
-    from pipeline.intervals import Intervals
-    from schemas.shard import commit_shard, to_table
-    from stage1_teacher.pieces import cut_pieces
-    from stage1_teacher.records import make_record
-    from stage1_teacher.reduce import Masses, as_rows, even_bounds
-
-    spent: dict[str, float] = {}
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        spent[name] = spent.get(name, 0.0) + (time.perf_counter() - started) * 1e6 / task.num_tokens
-
-    reducer, vocabulary = teacher.reducer, teacher.vocabulary
-    hidden_RD = torch.cat(teacher.engine.hidden_states(task.prompts))
-    from pipeline.corpus import Document
-
-    with step("encode"):
-        documents = [Document(doc_id="", text=text, messages=None) for text in task.texts]
-        pieces = [cut_pieces(document, task.tokenizer, 1024, 128)[0] for document in documents]
-    with step("which ranges (covering)"):
-        coverings = [Covering(vocabulary, piece.tokens, piece.text) for piece in pieces]
-        intervals = Intervals.join([covering.canonical for covering in coverings])
-    masses = Masses.empty(intervals)
-    bounds = even_bounds(len(hidden_RD), reducer.chunk)
-    for first, last in pairwise(bounds):
-        with step("head"):
-            logits_RC = reducer.head.logits(hidden_RD[first:last])
-        with step("floor of the reduction: each logit read once"):
-            torch.sum(logits_RC)
-        with step("softmax and range sums"):
-            reducer.kernel(logits_RC, first, intervals, masses)
-    hot_RC = torch.linspace(-20, 0, 4 * logits_RC.shape[1]).view(
-        4, -1
-    )  # stays in cache, and 4 rows keep the threads busy
-    exp_RC = torch.empty_like(hot_RC)
-    for _ in range(len(hidden_RD) // 4):
-        with step("floor of the reduction: one exp a logit, in cache"):
-            torch.exp(hot_RC, out=exp_RC)
-    rows, first = as_rows(intervals, masses), 0
-    records = []
-    for piece, covering in zip(pieces, coverings, strict=True):
-        last = first + len(covering.offsets)
-        with step("sums into targets"):
-            targets = covering.targets(rows[first:last])
-        with step("sparsify and record"):
-            records.append(make_record(piece, [targets], task.tokenizer, 16, 1e-3))
-        first = last
-    with step("Parquet, zstd"), tempfile.TemporaryDirectory() as folder:
-        commit_shard(to_table(records, {}), Path(folder) / "part.parquet", task.recipe.dump.zstd_level)
-    spent["ranges per row"] = len(masses.masses_I) / len(hidden_RD)
-    return spent
-
-
-def controls(task: Task, teacher: Any) -> dict[str, dict[str, float]]:
-    """Divergence in nats per position between dense targets of one teacher, asked twice."""
-    import torch
-
-    first = dense_targets(task, teacher, task.prompts)
-    rounded = teacher.reducer.head.logits
-
-    @torch.inference_mode()
-    def round_logits(hidden_RD: Any) -> Any:
-        logits_RC = rounded(hidden_RD)
-        return logits_RC.copy_(logits_RC.bfloat16())
-
-    alone = dense_targets(task, teacher, None)
-    teacher.reducer.head.logits = round_logits
-    in_bfloat16 = dense_targets(task, teacher, task.prompts)
-    del teacher.reducer.head.logits
-    return {
-        "asked again, each document alone in its batch": divergence(first, alone),
-        "logits rounded to bfloat16": divergence(first, in_bfloat16),
-    }
-
-
-def dense_targets(task: Task, teacher: Any, prompts: list[list[int]] | None) -> Any:
-    """All positions' distributions, one under another; `prompts` together, or one at a time in the reverse order."""
-    import numpy as np
-
-    from pipeline.covering import Covering
-    from stage1_teacher.reduce import Rows
-
-    if prompts is not None:
-        hidden = teacher.engine.hidden_states(prompts)
-    else:
-        hidden = [teacher.engine.hidden_states([prompt])[0] for prompt in reversed(task.prompts)][::-1]
-    found = []
-    for text, prompt, states_RD in zip(task.texts, task.prompts, hidden, strict=True):
-        covering = Covering(teacher.vocabulary, prompt[1:], text)
-        [rows] = teacher.reducer.reduce([Rows(covering, covering.offsets, states_RD)])
-        found.append(covering.targets(rows).probs_PV)
-    return np.concatenate(found)
-
-
-def divergence(p_PV: Any, q_PV: Any) -> dict[str, float]:
-    import numpy as np
-
-    def kl(p: Any, q: Any) -> Any:
-        return np.where(p > 0, p * np.log(np.maximum(p, 1e-300) / np.maximum(q, 1e-300)), 0.0).sum(axis=1)
-
-    middle_PV = (p_PV + q_PV) / 2
-    kl_P = kl(p_PV, q_PV)
-    return {
-        "KL": float(kl_P.mean()),
-        "JSD": float((kl(p_PV, middle_PV) + kl(q_PV, middle_PV)).mean() / 2),
-        "KL, 99th percentile": float(np.quantile(kl_P, 0.99)),
-        "largest KL": float(kl_P.max()),
-    }
 
 
 class Server:

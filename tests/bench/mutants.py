@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -97,7 +97,6 @@ NAMES = {
     "ones": "zeros",
     "zeros_like": "ones_like",
     "ones_like": "zeros_like",
-    "isin": "not_isin",
     "exp": "expm1",
     "expm1": "exp",
     "left": "right",
@@ -138,37 +137,30 @@ class _Skip(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-def edits(node: ast.AST) -> Iterator[tuple[str, Callable[[ast.AST], ast.AST]]]:
-    """What can be done to one node: a description, and the edit of a copy of it."""
+def edits(node: ast.AST) -> Iterator[Callable[[Any], ast.AST]]:
+    """What can be done to one node, each an edit of a copy of it."""
     if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in OPERATORS:
-        other = OPERATORS[type(node.op)]
-        yield f"{type(node.op).__name__} -> {other.__name__}", lambda n: _set(n, "op", other())
+        yield lambda n: _set(n, "op", OPERATORS[type(n.op)]())
     if isinstance(node, ast.Compare):
-        for place, op in enumerate(node.ops):
-            other = OPERATORS[type(op)]
-            ops = [*node.ops[:place], other(), *node.ops[place + 1 :]]
-            yield f"{type(op).__name__} -> {other.__name__}", lambda n, ops=ops: _set(n, "ops", ops)
+        for place in range(len(node.ops)):
+            yield lambda n, at=place: _set(n, "ops", [*n.ops[:at], OPERATORS[type(n.ops[at])](), *n.ops[at + 1 :]])
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
-        yield f"{type(node.op).__name__} left out", lambda n: n.operand  # type: ignore[attr-defined]
+        yield lambda n: n.operand
     if isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield f"{node.value} -> {not node.value}", lambda n: _set(n, "value", not node.value)
+        yield lambda n: _set(n, "value", not n.value)
     elif isinstance(node, ast.Constant) and isinstance(node.value, int):
-        yield f"{node.value} -> {node.value + 1}", lambda n: _set(n, "value", node.value + 1)
+        yield lambda n: _set(n, "value", n.value + 1)
     elif isinstance(node, ast.Constant) and isinstance(node.value, float):
-        value = node.value * 2 or 1.0
-        yield f"{node.value} -> {value}", lambda n: _set(n, "value", value)
-    elif isinstance(node, ast.Constant) and node.value in NAMES:
-        yield f"{node.value} -> {NAMES[node.value]}", lambda n: _set(n, "value", NAMES[node.value])
-    if isinstance(node, ast.Attribute) and node.attr in NAMES and not NAMES[node.attr].startswith("not_"):
-        yield f"{node.attr} -> {NAMES[node.attr]}", lambda n: _set(n, "attr", NAMES[node.attr])
-    if isinstance(node, ast.Name) and node.id in NAMES:
-        yield f"{node.id} -> {NAMES[node.id]}", lambda n: _set(n, "id", NAMES[node.id])
+        yield lambda n: _set(n, "value", n.value * 2 or 1.0)
+    for name in ("value", "attr", "id"):
+        if isinstance(word := getattr(node, name, None), str) and word in NAMES:
+            yield lambda n, name=name, word=word: _set(n, name, NAMES[word])
     if isinstance(node, ast.If | ast.IfExp | ast.While):
-        yield "condition turned", lambda n: _set(n, "test", ast.UnaryOp(ast.Not(), n.test))  # type: ignore[attr-defined]
+        yield lambda n: _set(n, "test", ast.UnaryOp(ast.Not(), n.test))
     if isinstance(node, ast.AugAssign | ast.Break | ast.Continue | ast.Expr) or (
         isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)
     ):
-        yield "left out", lambda n: ast.Pass()
+        yield lambda n: ast.Pass()
 
 
 def _set(node: ast.AST, name: str, value: object) -> ast.AST:
@@ -177,7 +169,7 @@ def _set(node: ast.AST, name: str, value: object) -> ast.AST:
 
 
 class _Replace(ast.NodeTransformer):
-    def __init__(self, number: int, edit: Callable[[ast.AST], ast.AST]) -> None:
+    def __init__(self, number: int, edit: Callable[[Any], ast.AST]) -> None:
         self._left, self._edit = number, edit
 
     def visit(self, node: ast.AST) -> ast.AST:
@@ -193,10 +185,15 @@ def mutants(source: str) -> list[Mutant]:
     found: list[Mutant] = []
     for number, node in enumerate(_in_order(tree)):
         if id(node) not in skipped.nodes:
-            for what, edit in edits(node):
+            for edit in edits(node):
+                what = f"{_short(node)} -> {_short(edit(copy.deepcopy(node)))}"
                 changed = ast.fix_missing_locations(_Replace(number, edit).visit(copy.deepcopy(tree)))
                 found.append(Mutant(getattr(node, "lineno", 0), what, changed))
     return sorted(found, key=lambda mutant: mutant.line)
+
+
+def _short(node: ast.AST) -> str:
+    return ast.unparse(node).partition("\n")[0]
 
 
 def _in_order(node: ast.AST) -> Iterator[ast.AST]:

@@ -27,6 +27,7 @@ class FakeHub:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.listed: list[str] = []
         self.fail: Callable[[str, dict[str, Any]], None] = lambda name, arguments: None
 
     def _bind(self, name: str, *args: object, **kwargs: object) -> dict[str, Any]:
@@ -48,7 +49,7 @@ class FakeHub:
         arguments = self._bind("repo_info", *args, **kwargs)
         if not (self.root / arguments["repo_id"]).exists():
             raise RepositoryNotFoundError("404", response=response(404))
-        return SimpleNamespace(sha="c0ffee" * 6)
+        return SimpleNamespace(sha="c0ffee" * 6, siblings=[SimpleNamespace(rfilename=name) for name in self.listed])
 
     def upload_folder(self, *args: object, **kwargs: object) -> None:
         arguments = self._bind("upload_folder", *args, **kwargs)
@@ -188,3 +189,14 @@ def test_a_name_that_is_none_and_a_data_set_that_is_not_there_are_said(
         hub.push(dump, "just-a-name", api=fake)
     with pytest.raises(ValueError, match="no such data set"):
         hub.pull("a/nothing", tmp_path / "got", api=fake)
+
+
+@pytest.mark.parametrize("name", ["shards/../../x.parquet", "/etc/x.parquet", "shards\\..\\x.parquet"])
+def test_a_hub_that_lists_files_outside_the_folder_is_refused_before_anything_is_fetched(
+    fake: FakeHub, dump: Path, tmp_path: Path, name: str
+) -> None:
+    hub.push(dump, "a/b", api=fake)
+    fake.listed = ["manifest.json", name]
+    with pytest.raises(ValueError, match="a/b lists a file outside its folder"):
+        hub.pull("a/b", tmp_path / "got", api=fake)
+    assert not (tmp_path / "got").exists() and fake.calls[-1][0] == "repo_info"

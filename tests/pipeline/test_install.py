@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from pipeline import install
+from pipeline import install, locks
 from pipeline.install import PipSettings, Stamp
 
 PY311 = (3, 11)
@@ -63,7 +64,8 @@ def test_without_find_links_uv_finds_the_cpu_build() -> None:
     assert install.torch_arguments("cpu", settings(), "2.13.0", PY311) == ["--torch-backend", "cpu"]
 
 
-def test_torch_comes_alone_where_its_own_index_is_asked() -> None:
+def test_torch_comes_alone_where_its_own_index_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLD_LOCK", "off")
     torch = ["--find-links", "elsewhere", "--torch-backend", "cpu"]
     first, second = install.install_commands(["uv"], "cpu", torch, ["--index", "i"], "2.13.0")
     assert first == ["uv", "torch==2.13.0", *torch, "--index", "i"]
@@ -128,3 +130,37 @@ def test_an_up_to_date_environment_is_left_alone(
 
 def test_the_pin_of_torch_is_found_in_the_real_project() -> None:
     assert install.pinned_torch(install.ROOT)[0].isdigit()
+
+
+def block(name: str, version: str, digits: str = "a", marker: str = "") -> str:
+    return f"{name}=={version}{marker} \\\n    --hash=sha256:{digits * 64} \\\n    --hash=sha256:{'b' * 64}"
+
+
+def test_what_is_installed_or_wanted_is_held_to_the_locks(tmp_path: Path) -> None:
+    common = [block("a-a", "1"), block("b", "2", marker=" ; sys_platform == 'nowhere'"), "c==3", block("torch", "9")]
+    (tmp_path / "common.txt").write_text("# head\n" + "\n".join(common) + "\n")
+    (tmp_path / "cpu.txt").write_text(block("d", "4") + "\n")
+    pins = locks.read_pins(tmp_path, "cpu")
+    assert [(str(pin.requirement), pin.num_hashes) for pin in pins] == [("a-a==1", 2), ("c==3", 0), ("d==4", 2)]
+    wanted = [Requirement(text) for text in ("A.a>=1", "d>=5", "e", "torch==2.13.0")]
+    assert list(locks.faults(pins, wanted, {"a-a": "1.1", "d": "4", "own": "7"})) == [
+        "a-a 1.1 is installed, a-a==1 is locked: rm -rf .venv; make setup",
+        "c==3 is locked without a hash: run `make lock`",
+        "d>=5 of pyproject.toml, locked is 4: run `make lock`",
+        "e of pyproject.toml, locked is nothing: run `make lock`",
+    ]
+
+
+def test_the_locks_of_the_project_have_hashes_for_all_that_it_asks_for() -> None:
+    for device in ("cpu", "gpu"):
+        assert not list(
+            locks.faults(locks.read_pins(install.LOCKS, device), locks.requirements(install.ROOT, device), {})
+        )
+
+
+def test_uv_is_held_to_the_locks_unless_asked_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    [command] = install.install_commands(["uv"], "gpu", ["--find-links", "w"], [], "2.13.0")
+    assert [Path(path).name for path in command if path.endswith(".txt")] == ["common.txt", "gpu.txt"]
+    monkeypatch.setenv("BLD_LOCK", "off")
+    [command] = install.install_commands(["uv"], "gpu", ["--find-links", "w"], [], "2.13.0")
+    assert "--constraint" not in command

@@ -57,11 +57,37 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
         ("train.lr=.inf", "train.lr: inf"),
         ("train.seed=-1", "train.seed: -1"),
         ("dump.path=''", "dump.path: ''"),
+        ('dump.path="a\\0b"', r"dump: path is 'a\\x00b', which holds a NUL character"),
+        ("train.steps=99999999999999999999", "train: steps is 99999999999999999999, beyond 9223372036854775807"),
+        ("train.steps=1e30", r"train.steps: 1e\+30"),
+        ("dump.shard_bytes=0", "dump.shard_bytes: 0: .*greater than or equal to 1"),
+        ("dump.shard_bytes=-5", "dump.shard_bytes: -5"),
+        ("dump.shard_bytes=1e30TB", "dump.shard_bytes: '1e30TB'"),
+        ("placement.batch_tokens=-1", "placement.batch_tokens: -1: .*greater than or equal to 16"),
+        ("corpus.limit=0", "corpus.limit: 0: .*greater than or equal to 1"),
     ],
 )
 def test_a_bad_override_is_named_with_what_would_be_right(tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(written(tmp_path, SMALL), [override])
+
+
+@pytest.mark.parametrize(
+    "source", ["https://me:geheim@h/c.jsonl", "https://h/c.jsonl?key=geheim", "s3://geheim@b/c.jsonl"]
+)
+def test_a_key_in_an_address_is_refused_unseen(tmp_path, source):
+    for key in ("corpus.source", "eval.source", "corpus.exclude.0.source"):
+        overrides = ["corpus.exclude=[{source: x}]", f"{key}={source}"]
+        with pytest.raises(ValueError, match=rf"{key}: an address must hold no user, password") as error:
+            load_recipe(written(tmp_path, SMALL), overrides)
+        assert "geheim" not in str(error.value)
+
+
+def test_a_recipe_that_is_no_text_is_named_with_its_first_wrong_byte(tmp_path):
+    (tmp_path / "r.yaml").write_bytes(b"corpus: \xff")
+    for arguments in ((tmp_path / "r.yaml",), ("demo", [str(tmp_path / "r.yaml")])):
+        with pytest.raises(ValueError, match=r"r\.yaml is not text in UTF-8 \(its byte 8 is none\)"):
+            load_recipe(*arguments)
 
 
 LAUGHS = "a0: &a0 [1,1,1,1,1,1,1,1,1]\n" + "".join(

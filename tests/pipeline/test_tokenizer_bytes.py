@@ -1,4 +1,7 @@
-"""Every tokenizer we support, against all bytes and hostile text: its tokens spell it or it is refused."""
+"""Every tokenizer we support, as a teacher's and a student's: its tokens spell all bytes and hostile text, or it is refused.
+
+Loading one takes seconds, so that all that is asked of them is asked here.
+"""
 
 import base64
 import json
@@ -15,6 +18,7 @@ from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from pipeline.tokenizer_convert import GPT2_PATTERN, QWEN_PATTERN, read_ranks
 from tests import families
 from tests.families import load
+from tests.unicode_texts import hostile
 
 SOURCES = {name: family.source for name, family in families.SMALL.items() if family.normalizer is None}
 SOURCES["smollm2"] = families.FAMILIES["smollm2"].source
@@ -22,8 +26,8 @@ MIXED = (
     "Ça va? naïve e\u0301 <0x0A> <|x|> Привет 日本語のテキスト 안녕 مرحبا 👩‍👩‍👧 🏳️‍🌈"
     "\r\n\n\t  x    y 12345 don't\u00a0\u200b\u3000\ufeff"
 )
-
 every = pytest.mark.parametrize("name", SOURCES)
+small = pytest.mark.parametrize("name", families.SMALL)
 
 
 def spelled(tokenizer: ByteTokenizer, ids: list[int]) -> bytes:
@@ -72,6 +76,38 @@ def test_any_text_is_spelled_exactly_or_refused(name):
             assert spelled(tokenizer, ids) == tokenizer.prefix + text.encode()
 
     check()
+
+
+@small
+def test_documents_of_many_scripts_are_spelled_by_teacher_and_student(name):
+    counts = families.check(load(name), families.documents())
+    assert sum(counts.values()) == 200
+    assert counts["exact"] >= 120
+    assert set(counts) <= {"exact", *families.FAMILIES[name].left_out}
+
+
+@small
+def test_hostile_unicode_is_spelled_or_left_out_with_a_reason_that_is_expected(name):
+    tokenizer = load(name)
+    counts = families.check(tokenizer, [hostile(seed, sorted(tokenizer.control)).encode() for seed in range(100)])
+    assert set(counts) <= {"exact", *families.FAMILIES[name].left_out}
+    if not families.FAMILIES[name].left_out:
+        assert counts["exact"] == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "remark"),
+    [("gpt2-nfc", "normalises text (NFC): documents that change under it"), ("mistral-v1", "writes a space as U+2581")],
+)
+def test_a_tokenizer_that_leaves_documents_out_says_so_when_it_is_loaded(name, remark):
+    [said] = load(name).remarks()
+    assert said.startswith(remark)
+    assert said.endswith("are counted and left out")
+
+
+@pytest.mark.parametrize("name", ["bytes", "gpt2", "qwen", "deepseek", "tekken"])
+def test_a_tokenizer_that_spells_everything_has_nothing_to_remark(name):
+    assert load(name).remarks() == []
 
 
 @pytest.mark.parametrize(("name", "pattern"), [("gpt2", GPT2_PATTERN), ("qwen", QWEN_PATTERN)])

@@ -21,7 +21,7 @@ from stage2_student.interfaces.linear import LinearInterface
 from stage2_student.model import Student
 from stage2_student.packing import plan_micro_batches
 from stage2_student.reader import DumpReader
-from stage2_student.spans import token_spans
+from stage2_student.spans import supervised_tokens, token_spans
 from stage2_student.start import load_start
 from tests.stage2_student.batches import global_batches
 from tests.stage2_student.dumps import make_dump, make_record
@@ -63,6 +63,24 @@ def test_a_token_partly_outside_a_segment_is_not_supervised() -> None:
     assert example.labels_L.tolist() == [NO_LABEL, 1, NO_LABEL, 3, 99]  # the first END lies inside "ef"
     assert example.symbols_P.tolist() == [*b"cdgh", END] and example.num_bytes == 4
     assert (example.entry_symbols_PE[:, 0] == example.symbols_P).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_token_is_supervised_where_all_its_bytes_or_its_place_lie_in_one_segment(seed: int) -> None:
+    """Byte by byte; segments may be empty (a turn that is END alone), and so may tokens (a prefix)."""
+    rng = np.random.default_rng(seed)
+    bounds = np.sort(rng.integers(0, 8, size=7))  # equal ones make empty tokens
+    edges = np.sort(rng.integers(0, 9, size=6)).reshape(-1, 2).tolist()
+    segments = [Segment(start, end - start, True) for start, end in edges]
+    starts, ends = bounds[:-1], bounds[1:]
+
+    def lies_in(start: int, end: int, segment: Segment) -> bool:
+        inside = range(segment.start, segment.start + segment.length) or range(segment.start, segment.start + 1)
+        return start in inside and (start == end or (segment.length > 0 and end - 1 in inside))
+
+    found = supervised_tokens(starts, ends, segments).tolist()
+    pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+    assert found == [any(lies_in(start, end, segment) for segment in segments) for start, end in pairs]
 
 
 def test_only_the_first_ten_bytes_of_a_token_feed_the_interface() -> None:

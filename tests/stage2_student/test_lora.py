@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +22,23 @@ from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
 MERGES = ["t h", "o n", "Ġ t"]
-TRAIN_EACH = (
-    "import sys\n"
-    "from pipeline.recipe import load_recipe\n"
-    "from stage2_student.train import train\n"
-    "for path in sys.argv[1:]: train(load_recipe(path))\n"
-)
+# Each argument is a recipe. One that is named with the steps to forget goes on in a copy of another run, without its last checkpoints.
+TRAIN_EACH = """
+import shutil, sys
+from pathlib import Path
+from pipeline.recipe import load_recipe
+from stage2_student.train import train
+
+for argument in sys.argv[1:]:
+    name, _, rest = argument.partition(":")
+    if rest:
+        other, *steps = rest.split(",")
+        shutil.copytree(other, name)
+        shutil.rmtree(Path(name, "export"))
+        for step in steps:
+            shutil.rmtree(Path(name, "checkpoints", "step-" + step.zfill(6)))
+    train(load_recipe(name + ".yaml"))
+"""
 
 
 def student_of(**values: Any) -> StudentConfig:
@@ -97,17 +107,22 @@ def test_targets_are_chosen_by_name_and_a_name_that_is_not_there_is_refused(mode
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with adapters beside a moved tokenizer; and one that went on from its second step in another folder."""
+    """Runs with adapters beside a moved tokenizer: of two ranks at each stage that splits something, then of one rank: one that
+    goes on from its own second step, and one that goes on where two ranks were before their last checkpoint.
+
+    DeepSpeed takes seconds to start: one torchrun and one process do them all.
+    """
     work = tmp_path_factory.mktemp("work")
     tiny_model(work / "model")
     tiny_model(work / "other", merges=MERGES)
     make_dump(work / "dump")
-    train_each(work, lora_recipe(work, "whole"))
-    shutil.copytree(work / "whole", work / "resumed")
-    for step in (4, 6):
-        shutil.rmtree(work / "resumed" / "checkpoints" / f"step-{step:06d}")
-    shutil.rmtree(work / "resumed" / "export")
-    train_each(work, lora_recipe(work, "resumed"))
+    (work / "each.py").write_text(TRAIN_EACH)
+    stages = {"whole": 0, "resumed": 0, "again": 3} | {f"two-{stage}": stage for stage in (1, 2, 3)}
+    for name, stage in stages.items():
+        save_recipe(lora_recipe(work, name, deepspeed={"zero_stage": stage}), work / f"{name}.yaml")
+    two_ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    train_each(work, *two_ranks, "each.py", "two-1", "two-2", "two-3")
+    train_each(work, "each.py", "whole", "resumed:whole,4,6", "again:two-3,6")
     return work
 
 
@@ -117,16 +132,9 @@ def lora_recipe(work: Path, name: str, **train: Any) -> Recipe:
     )
 
 
-def train_each(work: Path, *recipes: Recipe, num_ranks: int = 1) -> None:
-    """Train in one process (or one torchrun of several ranks), one after another."""
-    paths = [work / f"{index}.yaml" for index in range(len(recipes))]
-    for recipe, path in zip(recipes, paths, strict=True):
-        save_recipe(recipe, path)
+def train_each(work: Path, *arguments: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    (work / "each.py").write_text(TRAIN_EACH)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"] if num_ranks > 1 else []
-    command = [sys.executable, *torchrun, "each.py", *map(str, paths)]
-    subprocess.run(command, env=environment, cwd=work, check=True)
+    subprocess.run([sys.executable, *arguments], env=environment, cwd=work, check=True)
 
 
 def losses(run: Path) -> list[float]:
@@ -174,31 +182,19 @@ def test_a_resumed_run_ends_with_the_same_bits(work: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.fixture(scope="module")
-def two_ranks(work: Path) -> Path:
-    """Runs of two ranks, one for each stage that splits something, and one that lost its last checkpoint and was started again."""
-    recipes = [lora_recipe(work, f"two-{stage}", deepspeed={"zero_stage": stage}) for stage in (1, 2, 3)]
-    train_each(work, *recipes, num_ranks=2)
-    shutil.copytree(work / "two-3", work / "again")
-    shutil.rmtree(work / "again" / "checkpoints" / "step-000006")
-    shutil.rmtree(work / "again" / "export")
-    return work
-
-
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_two_ranks_train_what_one_does(two_ranks: Path, zero_stage: int) -> None:
+def test_two_ranks_train_what_one_does(work: Path, zero_stage: int) -> None:
     name = f"two-{zero_stage}"
-    assert losses(two_ranks / name) == pytest.approx(losses(two_ranks / "whole"), rel=1e-5)
-    two, one = (load_file(two_ranks / run / "export" / "model.safetensors") for run in (name, "whole"))
+    assert losses(work / name) == pytest.approx(losses(work / "whole"), rel=1e-5)
+    two, one = (load_file(work / run / "export" / "model.safetensors") for run in (name, "whole"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
 
 
 def test_frozen_weights_that_are_split_too_stay_as_they_are_when_one_rank_reads_the_checkpoint_of_two(
-    two_ranks: Path,
+    work: Path,
 ) -> None:
-    train_each(two_ranks, lora_recipe(two_ranks, "again", deepspeed={"zero_stage": 3}))
-    again, two = (load_file(two_ranks / run / "export" / "model.safetensors") for run in ("again", "two-3"))
+    again, two = (load_file(work / run / "export" / "model.safetensors") for run in ("again", "two-3"))
     for key in two:
         torch.testing.assert_close(again[key], two[key], rtol=1e-3, atol=1e-5)
     frozen = [key for key in two if "norm" in key]

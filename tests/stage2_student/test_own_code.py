@@ -79,6 +79,16 @@ def test_the_pages_interface_objective_and_tokenizer_train_a_student(folder: Pat
     assert weights["model.embed_tokens.weight"].shape[0] == 256 + 9 + 1 and not [n for n in weights if "place" in n]
 
 
+def test_a_rank_says_what_is_wrong_in_a_line_without_traceback(folder: Path) -> None:
+    (folder / "bad.py").write_text("objective = 1 / 0\n", encoding="utf-8")
+    save_recipe(load_recipe(folder / "demo.yaml", ["train.objectives={bad.py: 1}"]), folder / "bad.yaml")
+    command = [sys.executable, "-m", "stage2_student.train", "--recipe", "bad.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "error: bad.py, line 1: ZeroDivisionError" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_file_that_is_faulty_is_named_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     with pytest.raises(ValueError, match="is not a file"):
