@@ -134,8 +134,8 @@ class PlacementConfig(Section):
     engine_gpus: int | None = Field(
         None,
         ge=0,
-        description="GPUs that an engine takes of a Ray cluster's machine; default: tensor_parallel x pipeline_parallel where the "
-        "cluster has GPUs, else 0.",
+        description="GPUs that an engine takes of a Ray cluster; default: tensor_parallel x pipeline_parallel where the cluster has "
+        "GPUs, else 0. Where no machine has so many, it lies on several (vLLM).",
     )
     engine_cpus: int | None = Field(
         None, ge=1, description="CPU cores that it takes; default: 1, without GPUs as many as the smallest machine has."
