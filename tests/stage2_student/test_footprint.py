@@ -21,7 +21,7 @@ corpus: {{source: none.txt}}
 teacher: {{model: {model}}}
 dump: {{path: {path}/dump}}
 student: {{model: {model}, tokenizer: bytes, start: <|endoftext|>, end: <|endoftext|>, path: {path}/run}}
-train: {{objectives: {{byte_ce: 1, kl: 1}}}}
+train: {{max_tokens: 512, objectives: {{byte_ce: 1, kl: 1}}}}
 """
 # Six layers, the first of them frozen; two steps, and what is held before the optimizer takes the second.
 HELD = """
