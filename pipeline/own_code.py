@@ -24,7 +24,7 @@ def check_name(name: str, known: Collection[str], key: str) -> str:
     if name in known or is_own(name):
         return name
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
     raise ValueError(f"{name!r} is no {key}; {hint} One of your own is a Python file, named with its {SUFFIX}")
 
 
