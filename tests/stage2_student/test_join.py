@@ -17,7 +17,7 @@ from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
 from schemas.shard import commit_shard, to_table
 from stage2_student import run_folder
-from stage2_student.align import aligned, overlapping, whole_document
+from stage2_student.align import aligned, overlapping, speakers, whole_document
 from stage2_student.mix import Mix
 from stage2_student.reader import DumpReader
 from stage2_student.start import Ends
@@ -104,6 +104,15 @@ def test_chats_of_the_same_words_by_other_speakers_are_other_documents(tmp_path:
     reader = open_mixed(dumps)
     assert {record.document for record, _ in islice(reader.records(), 3)} == {b"you said"}
     assert reader.remarks
+
+
+def test_who_says_what_is_known_by_where_each_message_starts_whole_or_in_windows() -> None:
+    plain = make_record("d", b"hi there you", np.random.default_rng(0))
+    whole = replace(plain, message_roles=("user", "assistant", "user"), message_lengths=(3, 6, 3))
+    first = replace(plain, message_roles=("user", "assistant"), message_lengths=(3, 6))
+    second = replace(plain, window_start=3, message_roles=("assistant", "user"), message_lengths=(6, 3))
+    assert speakers([whole]) == speakers([first, second]) == b"0 user\n3 assistant\n9 user\n"
+    assert speakers([plain]) == b""
 
 
 def windows_of(rng: np.random.Generator, name: str, document: bytes, ends: Sequence[int], overlap: int) -> list[Record]:
