@@ -1,18 +1,20 @@
 """Damaged and crafted input at random: rows of a corpus, recipes, shards. What is no good has to be refused, in words; never a
 traceback of another kind, never a value that is quietly wrong.
 
-Each target takes a seed, so that what it found can be seen again: `python -m tests.bench.fuzz shard --first 812 --cases 1`.
+Each target draws what it does from a `Random`: of a seed, so that what was found can be seen again (`python -m tests.bench.fuzz shard
+--first 812 --cases 1`), of hypothesis, which makes it shorter, or of a fuzzer that follows the code's branches.
 """
 
 import bz2
 import gzip
 import json
 import lzma
+import math
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import zstandard
 
@@ -78,17 +80,17 @@ VALUES = (
 )
 
 
-def mutated(content: bytes, rng: np.random.Generator, most: int = 4) -> bytes:
+def mutated(content: bytes, rng: Random, most: int = 4) -> bytes:
     """A few bytes flipped, put in, taken out or doubled."""
     found = bytearray(content)
-    for _ in range(int(rng.integers(0, most + 1))):
-        at = int(rng.integers(0, len(found) + 1))
-        length = int(rng.integers(1, 9))
-        match int(rng.integers(0, 4)):
+    for _ in range(rng.randrange(most + 1)):
+        at = rng.randrange(len(found) + 1)
+        length = rng.randrange(1, 9)
+        match rng.randrange(4):
             case 0 if found:
-                found[at % len(found)] ^= 1 << int(rng.integers(0, 8))
+                found[at % len(found)] ^= 1 << rng.randrange(8)
             case 1:
-                found[at:at] = PIECES[int(rng.integers(0, len(PIECES)))]
+                found[at:at] = rng.choice(PIECES)
             case 2:
                 del found[at : at + length]
             case _:
@@ -96,23 +98,22 @@ def mutated(content: bytes, rng: np.random.Generator, most: int = 4) -> bytes:
     return bytes(found)
 
 
-def corpus(seed: int, folder: Path) -> None:
+def corpus(rng: Random, folder: Path) -> None:
     """Every line becomes a document or is counted; a compressed file that is damaged is refused, or reads as it was."""
-    rng = np.random.default_rng(seed)
-    rows = [ROWS[i] for i in rng.integers(0, len(ROWS), int(rng.integers(0, 6)))]
+    rows = rng.choices(ROWS, k=rng.randrange(6))
     content = mutated(
-        "".join(json.dumps(row, ensure_ascii=bool(rng.integers(0, 2))) + "\n" for row in rows).encode(), rng
+        "".join(json.dumps(row, ensure_ascii=bool(rng.randrange(2))) + "\n" for row in rows).encode(), rng
     )
-    suffix = list(COMPRESSORS)[int(rng.integers(0, len(COMPRESSORS)))]
+    suffix = rng.choice(list(COMPRESSORS))
     path = folder / f"c.jsonl{suffix}"
     packed = COMPRESSORS[suffix](content)
-    path.write_bytes(mutated(packed, rng) if suffix and rng.integers(0, 2) else packed)
+    path.write_bytes(mutated(packed, rng) if suffix and rng.randrange(2) else packed)
     damaged = path.read_bytes() != packed
     keys = {
-        "field": ("text", "text", "messages", "none")[int(rng.integers(0, 4))],
-        "id_field": (None, "id")[int(rng.integers(0, 2))],
+        "field": rng.choice(("text", "text", "messages", "none")),
+        "id_field": rng.choice((None, "id")),
     }
-    found = Corpus(CorpusConfig(source=str(path), max_row_bytes=int(rng.choice([8, 40, 10**6])), **keys))
+    found = Corpus(CorpusConfig(source=str(path), max_row_bytes=rng.choice([8, 40, 10**6]), **keys))
     documents = list(found.documents())  # ValueError where there is none
     assert all(document.text and document.text.decode("utf-8") for document in documents)
     assert all(document.doc_id.encode("utf-8") for document in documents)
@@ -121,18 +122,17 @@ def corpus(seed: int, folder: Path) -> None:
         assert sum(n for key, n in found.counts.items() if key != "bytes") == len(lines) - (not lines[-1])
 
 
-def recipe(seed: int, folder: Path) -> None:
+def recipe(rng: Random, folder: Path) -> None:
     """A recipe that is read is one that can be written and read again."""
-    rng = np.random.default_rng(seed)
     names = recipe_names()
-    base = "".join(f"# {name}\n" for name in names[:1]) + _recipe_text(names[int(rng.integers(0, len(names)))])
-    if rng.integers(0, 2):
+    base = "".join(f"# {name}\n" for name in names[:1]) + _recipe_text(rng.choice(names))
+    if rng.randrange(2):
         lines = base.split("\n")
-        at = int(rng.integers(0, len(lines)))
-        lines[at] = lines[at].partition(":")[0] + ": " + VALUES[int(rng.integers(0, len(VALUES)))]
+        at = rng.randrange(len(lines))
+        lines[at] = lines[at].partition(":")[0] + ": " + rng.choice(VALUES)
         base = "\n".join(lines)
     text = mutated(base.encode(), rng).decode("utf-8", errors="replace")
-    found = parse_recipe(text, "fuzz.yaml", [f"train.steps={VALUES[seed % len(VALUES)]}"] if seed % 3 == 0 else [])
+    found = parse_recipe(text, "fuzz.yaml", [f"train.steps={rng.choice(VALUES)}"] if rng.randrange(3) == 0 else [])
     assert Recipe.model_validate(found.model_dump(mode="json")) == found
 
 
@@ -142,13 +142,12 @@ def _recipe_text(name: str) -> str:
     return (Path(module.__file__).parent / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def shard(seed: int, folder: Path) -> None:
+def shard(rng: Random, folder: Path) -> None:
     """A damaged shard is refused by its seal; a crafted one, whose seal is right, is refused or holds together."""
-    rng = np.random.default_rng(seed)
-    records = [make_record("a", b"some text"), varied_record("b", seed)]
+    records = [make_record("a", b"some text"), varied_record("b", rng.randrange(2**32))]
     path = folder / "s.parquet"
     table = to_table(records, IDENTITY)
-    if rng.integers(0, 2):
+    if rng.randrange(2):
         commit_shard(_crafted(table, rng), path, 1)
         check_seal(path)
         assert not [fault for record in read_shard(path) for fault in layout_faults(record)]
@@ -162,36 +161,36 @@ def shard(seed: int, folder: Path) -> None:
         raise AssertionError("a seal that is right on a file that was changed")
 
 
-def _crafted(table: pa.Table, rng: np.random.Generator) -> pa.Table:
+def _crafted(table: pa.Table, rng: Random) -> pa.Table:
     """Another value, length or type in one column, or a column that is not there."""
-    index = int(rng.integers(0, table.num_columns))
+    index = rng.randrange(table.num_columns)
     field = table.schema.field(index)
-    if rng.integers(0, 8) == 0:
+    if rng.randrange(8) == 0:
         return table.remove_column(index)
     values = table.column(index).to_pylist()
-    row = int(rng.integers(0, len(values)))
+    row = rng.randrange(len(values))
     if isinstance(values[row], list):
         values[row] = _crafted_list(values[row], field.type.value_type, rng)
     elif isinstance(values[row], int):
-        values[row] = int(rng.choice([-1, 0, 2**40, -(2**63)]))
+        values[row] = rng.choice([-1, 0, 2**40, -(2**63)])
     else:
-        values[row] = values[row][: int(rng.integers(0, 3))]
-    kind = pa.list_(pa.int64()) if field.name == "entry_counts" and rng.integers(0, 4) == 0 else field.type
+        values[row] = values[row][: rng.randrange(3)]
+    kind = pa.list_(pa.int64()) if field.name == "entry_counts" and rng.randrange(4) == 0 else field.type
     return table.set_column(index, pa.field(field.name, kind, nullable=False), pa.array(values, type=kind))
 
 
-def _crafted_list(values: list[Any], kind: pa.DataType, rng: np.random.Generator) -> list[Any]:
-    if not values or rng.integers(0, 3) == 0:
-        return values[: int(rng.integers(0, len(values) + 1))]
-    at = int(rng.integers(0, len(values)))
+def _crafted_list(values: list[Any], kind: pa.DataType, rng: Random) -> list[Any]:
+    if not values or rng.randrange(3) == 0:
+        return values[: rng.randrange(len(values) + 1)]
+    at = rng.randrange(len(values))
     if pa.types.is_floating(kind):
-        wrong: Any = float(rng.choice([np.nan, np.inf, -np.inf, 0.5, -0.1]))
+        wrong: Any = rng.choice([math.nan, math.inf, -math.inf, 0.5, -0.1])
     elif pa.types.is_integer(kind):
         width = kind.bit_width - (not pa.types.is_unsigned_integer(kind))
         wrong = (
-            int(rng.choice([0, 1, 2**width - 1]))
+            rng.choice([0, 1, 2**width - 1])
             if pa.types.is_unsigned_integer(kind)
-            else int(rng.choice([-1, 0, 2**width - 1]))
+            else rng.choice([-1, 0, 2**width - 1])
         )
     elif pa.types.is_boolean(kind):
         wrong = not values[at]
@@ -200,14 +199,14 @@ def _crafted_list(values: list[Any], kind: pa.DataType, rng: np.random.Generator
     return [*values[:at], wrong, *values[at + 1 :]]
 
 
-TARGETS: dict[str, Callable[[int, Path], None]] = {"corpus": corpus, "recipe": recipe, "shard": shard}
+TARGETS: dict[str, Callable[[Random, Path], None]] = {"corpus": corpus, "recipe": recipe, "shard": shard}
 
 
-def accepted(target: str, seed: int, folder: Path) -> bool:
+def accepted(target: str, rng: Random, folder: Path) -> bool:
     """Whether an input was taken, not refused. Anything else than a refusal in words comes through as it was raised."""
     try:
-        TARGETS[target](seed, folder)
+        TARGETS[target](rng, folder)
     except (ValueError, OSError) as error:
-        assert str(error).strip(), f"{target} {seed}: refused without a word"
+        assert str(error).strip(), f"{target}: refused without a word"
         return False
     return True

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from random import Random
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ def main(
             for seed in range(first, first + cases):
                 started = time.monotonic()
                 try:
-                    taken += accepted(name, seed, Path(folder))
+                    taken += accepted(name, Random(seed), Path(folder))
                 except BaseException:
                     print(f"{name}: seed {seed}", file=sys.stderr)
                     raise
