@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config import Recipe
+from pipeline.own_code import is_own
 from pipeline.task_table import load_tasks
 from schemas.manifest import Manifest
 
@@ -42,6 +43,12 @@ class Run:
         if self.num_steps is None:
             return f"step {self.step:,}"
         return "finished" if self.step >= self.num_steps else f"unfinished: step {self.step:,} of {self.num_steps:,}"
+
+    @property
+    def own_objectives(self) -> list[str]:
+        """Names, as in its metrics, of the objectives that a file of the operator's own computes."""
+        weights = dict(dict(self.recipe.get("train") or {}).get("objectives") or {})
+        return [Path(name).stem for name, weight in weights.items() if is_own(name) and weight]
 
     @property
     def best_held_out(self) -> dict[str, Any] | None:

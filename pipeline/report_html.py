@@ -7,6 +7,7 @@ the axis. Without it the page is complete but for these.
 from collections.abc import Sequence
 
 from pipeline import report_tables as tables
+from pipeline.config import Objectives
 from pipeline.page import content_policy, script_data, shown
 from pipeline.report_data import Run, leaves, read_dumps
 from pipeline.report_dump import dump_section
@@ -49,8 +50,15 @@ def series(runs: Sequence[Run], plot: Plot, axis: Axis) -> list[Series]:
     return found
 
 
+def plots_of(runs: Sequence[Run]) -> list[Plot]:
+    """What these runs may have a curve of: objectives of the operator's own stand after those that come along."""
+    own = dict.fromkeys(name for run in runs for name in run.own_objectives)
+    after = 1 + max(i for i, plot in enumerate(PLOTS) if plot.key in Objectives.model_fields)
+    return [*PLOTS[:after], *(Plot(name, name, "nats per byte") for name in own), *PLOTS[after:]]
+
+
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
-    figures = "".join(_figure(plot, runs) for plot in PLOTS)
+    figures = "".join(_figure(plot, runs) for plot in plots_of(runs))
     if not figures:
         return "<p>No metrics yet.</p>"
     buttons = "".join(
@@ -98,7 +106,7 @@ def _recipe_section(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str
 
 def _values(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, object]]:
     """The numbers behind the curves, a list per key; None where a step lacks one."""
-    keys = [axis.key for axis in AXES] + [plot.key for plot in PLOTS]
+    keys = [axis.key for axis in AXES] + [plot.key for plot in plots_of(runs)]
     found: list[dict[str, object]] = []
     for run, name in zip(runs, names, strict=True):
         each = -(-len(run.metrics) // _MOST_ROWS) or 1

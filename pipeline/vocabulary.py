@@ -4,7 +4,6 @@ The columns of a sorted head are: N tokens that feed symbols, in byte order; the
 (control tokens, unused slots, tokens that hold a 0xFF byte, padding rows of the head), which feed nothing but count in the softmax.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -95,9 +94,3 @@ class Vocabulary:
             found = self._node(int(node.cuts[at]), int(node.cuts[at + 1]), depth + 1)
             node.children[symbol] = found
         return found
-
-    def prefix_range(self, prefix: bytes) -> range:
-        """Columns of the tokens whose bytes start with `prefix`, by binary search; the slow twin of the nodes."""
-        low = bisect_left(self.sorted_bytes, prefix)
-        # 0xFF sorts after every byte of a token that feeds symbols.
-        return range(low, bisect_left(self.sorted_bytes, prefix + b"\xff"))

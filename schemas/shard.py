@@ -141,6 +141,21 @@ def check_version(path: Location, metadata: Mapping[bytes, bytes] | None) -> Non
         raise ValueError(fault)
 
 
+_KEYS = ("identity", "left_out", "teacher_tokens", "computed_tokens", "shard_sha256", "engine")
+
+
+def shard_metadata(path: Location, schema: pa.Schema) -> dict[str, str]:
+    """What the Parquet metadata of a shard, whose schema it is, says. Raises ValueError where something is not said."""
+    check_version(path, schema.metadata)
+    found = {key.decode(): value.decode(errors="replace") for key, value in schema.metadata.items()}
+    missing = [f"bld.{key}" for key in _KEYS if f"bld.{key}" not in found]
+    if missing:
+        raise ValueError(
+            f"{path} is no shard that stage 1 has made: its Parquet metadata holds no {', '.join(missing)}"
+        )
+    return found
+
+
 def num_records(path: Location) -> int:
     """How many records a shard holds, read off its footer."""
     with open_parquet(path) as file:

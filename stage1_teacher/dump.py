@@ -231,6 +231,9 @@ def finish(job: Job) -> None:
     write_audit(job)
     write_card(dump)
     say(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
+    say(
+        f"{dump}: look with `bld inspect {dump}`, check with `bld verify {dump}`; what learns from it: `bld student RECIPE`"
+    )
 
 
 def write_audit(job: Job) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from schemas.manifest import Manifest, ShardPlan
+from schemas.shard import shard_metadata
 from schemas.store import Location, open_parquet
 from stage1_teacher.cost import total_cost
 from stage1_teacher.overlap import in_threads
@@ -43,7 +44,7 @@ def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
 def _count(dump: Location, shard: ShardPlan) -> _Counted:
     path = shard.path(dump)
     with open_parquet(path) as file:
-        metadata = {k.decode(): v.decode() for k, v in file.schema_arrow.metadata.items()}
+        metadata = shard_metadata(path, file.schema_arrow)
         table = file.read(columns=["segment_lengths", "segment_has_end"])
     if metadata["bld.shard_sha256"] != shard.sha256:  # a process of before the dump was extended wrote it late
         raise ValueError(f"{path} holds other documents than planned; delete it and run `bld teacher` again")

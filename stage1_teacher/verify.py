@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from schemas.manifest import Manifest, ShardPlan, identity_differences, read_json, shard_identity
 from schemas.seal import check_seal
-from schemas.shard import SHARD_SCHEMA
+from schemas.shard import SHARD_SCHEMA, shard_metadata
 from schemas.store import Location, StoreError, names, open_parquet
 from stage1_teacher.summary import summarise
 from stage1_teacher.verify_records import faults_of_records
@@ -45,7 +45,7 @@ def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[s
         check_seal(path)
         with open_parquet(path) as file:
             faults = _schema_faults(file.schema_arrow)
-            metadata = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
+            metadata = shard_metadata(path, file.schema_arrow)
         faults = faults or _plan_faults(metadata, shard, manifest) + list(faults_of_records(path, metadata, shard))
     except StoreError:
         raise  # says nothing about the shard

@@ -73,11 +73,6 @@ def count_shard(
         yield from count_tokens(group, tokenizer, chat)
 
 
-def count_all(reader: Asking, tokenizer: Tokenizer, chat: ChatTokenizer | None = None) -> Lengths:
-    """Of all records, in this process; nothing is kept."""
-    return Lengths.of(list(count_shard(reader, shard, tokenizer, chat)) for shard in range(reader.num_shards))
-
-
 def keep_counts(
     folder: Path, key: str, reader: Asking, tokenizer: Tokenizer, chat: ChatTokenizer | None, part: int, parts: int
 ) -> None:

@@ -1,9 +1,11 @@
 """The slow and obvious covering, in float64: every token path that spells a prefix of the document, one by one."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pipeline.vocabulary import Vocabulary
 from schemas import END, NUM_SYMBOLS
 
 NextProbs = Callable[[tuple[int, ...]], np.ndarray]  # token path -> probabilities over all ids of the head
@@ -59,3 +61,10 @@ def _targets(
                 elif spelled and END not in spelled and len(spelled) > len(known) and spelled.startswith(known):
                     numerators[position, spelled[len(known)]] += weight * probs[token]
     return numerators / numerators.sum(axis=1, keepdims=True)
+
+
+def prefix_columns(vocabulary: Vocabulary, prefix: bytes) -> range:
+    """Columns of the tokens whose bytes start with `prefix`, by binary search."""
+    low = bisect_left(vocabulary.sorted_bytes, prefix)
+    # 0xFF sorts after every byte of a token that feeds symbols.
+    return range(low, bisect_left(vocabulary.sorted_bytes, prefix + b"\xff"))

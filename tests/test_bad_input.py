@@ -280,6 +280,18 @@ def test_a_dump_that_is_crafted_or_damaged_is_refused_by_every_command_in_words(
             list(DumpReader(location(str(dump)), 0).records())
 
 
+def test_a_shard_that_does_not_say_what_made_it_is_refused_in_words(bld: Bld, tmp_path: Path) -> None:
+    dump = sound_dump(tmp_path / "dump")
+    commit_shard(to_table(RECORDS, IDENTITY), shard_of(dump), 1)
+    code, text = bld("verify", dump)
+    missing = ", ".join(
+        f"bld.{key}" for key in ("left_out", "teacher_tokens", "computed_tokens", "shard_sha256", "engine")
+    )
+    assert code == 1 and f"its Parquet metadata holds no {missing}; delete it and run `bld teacher` again" in text
+    with pytest.raises(ValueError, match=r"part-00000\.parquet is no shard that stage 1 has made"):
+        summarise(dump, Manifest.load(dump))
+
+
 def test_a_million_documents_of_one_byte_make_shards_that_fit_into_memory() -> None:
     from pipeline.corpus import Document
 

@@ -25,11 +25,11 @@ from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
 from schemas.shard import commit_shard, read_shard, to_table
 from stage2_student.interfaces import StudentShape, make_interface
-from stage2_student.lengths import count_all
 from stage2_student.plan import plan_batches
 from stage2_student.reader import DumpReader
 from stage2_student.share import Preparation, Sources, fetched, shares
 from stage2_student.start import end_tokens, student_config, student_tokenizer
+from tests.stage2_student.batches import count_all
 
 Item = TypeVar("Item")
 RECORDS, SHARDS = 512, 8  # a shard's records, of some 2 kB

@@ -15,7 +15,9 @@ class Method(NamedTuple):
     varied: tuple[str, ...] = ()
 
     def settings(self) -> list[tuple[str, ...]]:
-        return [(*self.fixed, f"train.lr={lr:.1e}", f"train.embedding_lr={factor}", *self.varied) for lr, factor in RATES]
+        return [
+            (*self.fixed, f"train.lr={lr:.1e}", f"train.embedding_lr={factor}", *self.varied) for lr, factor in RATES
+        ]
 
 
 # Of the model's body, and of its embedding and head as a multiple: a moved student's new rows have further to go.

@@ -139,7 +139,7 @@ def test_nodes_agree_with_binary_search() -> None:
             found = vocabulary.child(node, symbol, depth)
             assert found is not None
             node = found
-            columns = vocabulary.prefix_range(spelled[: depth + 1])
+            columns = brute_force.prefix_columns(vocabulary, spelled[: depth + 1])
             assert (node.cuts[0], node.cuts[-1]) == (columns.start, columns.stop)
 
 

@@ -207,6 +207,16 @@ def test_a_scale_holds_all_values_between_even_ticks() -> None:
     assert format_ticks([0.8, 1.0, 1.2]) == ["0.8", "1.0", "1.2"] and format_ticks([0, 20000.0]) == ["0", "20k"]
 
 
+def test_an_objective_of_the_operator_has_a_curve_beside_the_others(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 0.1, objectives={"kl": 1.0, "files/focal.py": 0.5, "unused.py": 0.0})
+    lines = [json.loads(line) | {"focal": 0.25, "unused": 1.0} for line in (run / "metrics.jsonl").open()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = page_of(run)
+    drawn = list(dict.fromkeys(re.findall(r'<svg[^>]* data-key="([^"]+)"', text)))
+    assert drawn[:5] == ["loss", "ce", "byte_ce", "kl", "focal"] and "unused" not in drawn
+    assert "<figcaption>focal <" in text and '"focal":[0.25,0.25]' in text.replace(" ", "")
+
+
 def test_a_long_curve_keeps_its_extremes() -> None:
     ys = np.random.default_rng(0).normal(size=10_000)
     ys[4321], ys[8765] = 50.0, -50.0

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student.batches import Encoded
-from stage2_student.encode import encode_records
-from stage2_student.lengths import count_all
+from stage2_student.encode import Tokenizer, encode_records
+from stage2_student.lengths import Asking, Lengths, count_shard
 from stage2_student.order import START, Position
 from stage2_student.plan import plan_batches
 from stage2_student.reader import DumpReader
@@ -20,6 +20,11 @@ class GlobalBatch(NamedTuple):
     documents: tuple[Encoded, ...]
     after: Position
     left_out: Counter[str]
+
+
+def count_all(reader: Asking, tokenizer: Tokenizer) -> Lengths:
+    """Tokens of all records, in this process."""
+    return Lengths.of(list(count_shard(reader, shard, tokenizer)) for shard in range(reader.num_shards))
 
 
 def global_batches(

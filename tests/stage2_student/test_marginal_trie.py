@@ -6,6 +6,7 @@ import pytest
 from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 from stage2_student.interfaces.marginal_trie import Trie, row_cells, walk
+from tests.brute_force import prefix_columns
 
 Cell = tuple[int, int, int, int, bool]  # first, last, depth, symbol (-1: none is fed), is_exact
 
@@ -21,16 +22,16 @@ def cells_one_by_one(vocabulary: Vocabulary, text: bytes) -> tuple[int, list[Cel
     found, num_nodes = [], 0
     for depth in range(len(text) + 1):
         prefix = text[:depth]
-        columns = vocabulary.prefix_range(prefix)
+        columns = prefix_columns(vocabulary, prefix)
         if not len(columns):
             break
         num_nodes += 1
-        deeper = vocabulary.prefix_range(text[: depth + 1]) if depth < len(text) else range(0)
+        deeper = prefix_columns(vocabulary, text[: depth + 1]) if depth < len(text) else range(0)
         for column in columns:
             if vocabulary.sorted_bytes[column] == prefix:
                 found.append((column, column + 1, depth, -1, True))
         for symbol in range(NUM_SYMBOLS - 1):
-            going_on = vocabulary.prefix_range(prefix + bytes([symbol]))
+            going_on = prefix_columns(vocabulary, prefix + bytes([symbol]))
             if len(going_on) and (going_on != deeper or not len(deeper)):
                 found.append((going_on.start, going_on.stop, depth, symbol, False))
     return num_nodes, found

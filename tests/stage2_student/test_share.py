@@ -15,13 +15,13 @@ from stage2_student import lengths as lengths_module
 from stage2_student import order as order_module
 from stage2_student import reader as reader_module
 from stage2_student.encode import TOO_LONG
-from stage2_student.lengths import Lengths, count_all, count_shard, keep_counts, kept_counts
+from stage2_student.lengths import Lengths, count_shard, keep_counts, kept_counts
 from stage2_student.order import START, Order, Position
 from stage2_student.plan import BatchPlan, plan_batches
 from stage2_student.reader import DumpReader
 from stage2_student.share import Preparation, Sources
 from stage2_student.start import Ends
-from tests.stage2_student.batches import global_batches
+from tests.stage2_student.batches import count_all, global_batches
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
