@@ -7,8 +7,6 @@ from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-
 from pipeline.config import Recipe
 from schemas.commit import make_folder
 from schemas.manifest import Manifest, ShardPlan, write_json
@@ -27,6 +25,8 @@ def devices(recipe: Recipe) -> str:
     """What one process computes on, as in `2 x NVIDIA H100 80GB HBM3`, `4 CPU cores` or `a server`."""
     if recipe.teacher.engine == "openai":
         return "a server"
+    import torch  # seconds to import, and who only reads costs needs none of it
+
     if not torch.cuda.is_available():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return f"{cores} CPU core{'' if cores == 1 else 's'}"
@@ -35,6 +35,8 @@ def devices(recipe: Recipe) -> str:
 
 def num_devices(recipe: Recipe) -> int:
     """How many of them: GPUs of a process on GPUs, else 1, a machine."""
+    import torch
+
     return recipe.placement.num_workers if torch.cuda.is_available() else 1
 
 

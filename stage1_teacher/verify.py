@@ -11,7 +11,6 @@ from schemas.shard import SHARD_SCHEMA, shard_metadata
 from schemas.store import Location, StoreError, names, open_parquet
 from stage1_teacher.summary import summarise
 from stage1_teacher.verify_records import faults_of_records
-from stage1_teacher.verify_teacher import verify_teacher
 
 
 def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
@@ -32,6 +31,8 @@ def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
             )
     faults += _summary_faults(path, manifest, bool(faults))
     if against_teacher and not faults:
+        from stage1_teacher.verify_teacher import verify_teacher  # seconds to import: it can open a teacher
+
         faults += verify_teacher(path, manifest, against_teacher)
     return faults
 

@@ -73,6 +73,15 @@ def test_help_imports_no_stage_and_nothing_heavy() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "module", ["stage1_teacher.verify", "pipeline.inspect", "pipeline.inspect_html", "pipeline.report"]
+)
+def test_what_looks_at_dumps_and_runs_loads_no_engine(module: str) -> None:
+    script = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert not set(done.stdout.split()) & {"torch", "transformers", "vllm", "deepspeed", "ray", "numba", "datasets"}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_help(command: str) -> None:
     group = typer.main.get_command(cli.app)
