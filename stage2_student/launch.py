@@ -16,6 +16,7 @@ from types import FrameType
 import psutil
 
 from pipeline.config import Recipe, TrainConfig
+from pipeline.install import has_nvidia_gpu
 from pipeline.recipe import load_recipe, save_recipe
 from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.placement import free_port, started_as_rank
@@ -24,6 +25,13 @@ from stage2_student.signals import STOPPING
 from stage2_student.start import student_config
 
 _MODULE = "stage2_student.train"
+# Where the model is in the host's memory, glibc keeps what was freed, in large pages: a step frees and asks for gigabytes, and to have each page
+# of them handed out and cleared anew takes a fifth of its time.
+_ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+}
 
 
 def launch_command(recipe_path: Path, train: TrainConfig, port: int) -> list[str]:
@@ -129,4 +137,6 @@ def _environment(train: TrainConfig) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = train.num_processes if train.hostfile is None else 1
     defaults = {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "TOKENIZERS_PARALLELISM": "true"}
+    if not has_nvidia_gpu():
+        defaults |= _ALLOCATOR
     return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.config import DeepSpeedConfig, Recipe
+from pipeline.config import DeepSpeedConfig, Recipe, TrainConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest
-from stage2_student import run_folder
+from stage2_student import launch, run_folder
 from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.inventory import Inventory, find_damage, write_inventory
 from stage2_student.launch import launch_command, launch_student
@@ -151,6 +151,21 @@ SLURM = {
     "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
     "SLURM_STEP_NODELIST": "gpu[003-004]", "SLURM_JOB_ID": "123456",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_on_a_cpu_the_ranks_keep_freed_memory_unless_the_operator_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    monkeypatch.setattr(launch, "has_nvidia_gpu", lambda: gpu)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    for name in ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    found = launch._environment(TrainConfig())
+    assert found["MALLOC_TRIM_THRESHOLD_"] == "1"
+    assert [found.get(name) for name in ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_")] == (
+        [None, None] if gpu else ["glibc.malloc.hugetlb=1", str(8 << 30)]
+    )
 
 
 def test_a_rank_of_srun_finds_the_others_by_what_slurm_says() -> None:
