@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pipeline.targets import Targets
 from pipeline.vocabulary import Vocabulary
 from schemas import END, NUM_SYMBOLS
 
@@ -61,6 +62,15 @@ def _targets(
                 elif spelled and END not in spelled and len(spelled) > len(known) and spelled.startswith(known):
                     numerators[position, spelled[len(known)]] += weight * probs[token]
     return numerators / numerators.sum(axis=1, keepdims=True)
+
+
+def known_masses(found: Targets, document: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Of each byte of the document: the mass known before it that goes on with it, and that known after it. Checks the targets' shares."""
+    np.testing.assert_allclose(found.probs_PV.sum(axis=1), 1, atol=1e-12)
+    for share in (found.dropped_P, found.token_end_P, found.doubt_P):
+        assert (share >= 0).all() and (share <= 1).all()
+    realised = found.probs_PV[np.arange(len(document)), np.frombuffer(document, np.uint8)]
+    return np.exp(found.log_prefix_mass_P[:-1]) * realised, np.exp(found.log_prefix_mass_P[1:])
 
 
 def prefix_columns(vocabulary: Vocabulary, prefix: bytes) -> range:

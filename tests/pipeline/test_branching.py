@@ -72,13 +72,8 @@ def test_mass_is_conserved_at_every_offset(
     model, _, _, tokens, document, vocabulary = case(seed, num_tokens)
     config = CoveringConfig(beam_width=4, branch_threshold=threshold, merge_after=merge_after)
     found = branched(model, vocabulary, tokens, document, config, rounds=6).targets()
-    np.testing.assert_allclose(found.probs_PV.sum(axis=1), 1, atol=1e-12)
-    for share in (found.dropped_P, found.token_end_P, found.doubt_P):
-        assert (share >= 0).all() and (share <= 1).all()
+    before, after = brute_force.known_masses(found, document)
     # What is known before an offset is what goes on past it, plus what is dropped there, plus what feeds no symbol there.
-    realised = found.probs_PV[np.arange(len(document)), np.frombuffer(document, np.uint8)]
-    before = np.exp(found.log_prefix_mass_P[:-1]) * realised
-    after = np.exp(found.log_prefix_mass_P[1:])
     assert (after <= before * (1 - found.dropped_P[1:]) * (1 + 1e-9)).all()
     assert (found.token_end_P[1:] >= 0).all()
 
