@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from pipeline.config import student_config
 from pipeline.recipe import load_recipe
 from stage2_student import run_folder
 from stage2_student.folders import committed_folder
 from stage2_student.inventory import find_damage
 from stage2_student.keep import best_step
 from stage2_student.lora import add_adapters
-from stage2_student.start import load_start, student_config, tokenizer_moved
+from stage2_student.start import load_start, tokenizer_moved
 
 
 def export(run: Path | str, out: Path | str | None = None, step: int | None = None, best: bool = False) -> Path:

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.config import DeepSpeedConfig, Recipe
+from pipeline.config import DeepSpeedConfig, Recipe, student_config
 from pipeline.source import resolve_model
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student.deepspeed_json import operators_json
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.layers import smaller_config
 from stage2_student.lora import add_adapters
-from stage2_student.start import end_tokens, student_config, student_tokenizer
+from stage2_student.start import end_tokens, student_tokenizer
 
 FLOAT_BYTES = 4
 BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default of zero_optimization.reduce_bucket_size

@@ -15,14 +15,13 @@ from types import FrameType
 
 import psutil
 
-from pipeline.config import Recipe, TrainConfig
+from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.install import has_nvidia_gpu
 from pipeline.recipe import load_recipe, save_recipe
 from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.placement import free_port, started_as_rank
 from stage2_student.run_folder import dump_refs
 from stage2_student.signals import STOPPING
-from stage2_student.start import student_config
 
 _MODULE = "stage2_student.train"
 # Where the model is in the host's memory, glibc keeps what was freed, in large pages: a step frees and asks for gigabytes, and to have each page

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, student_config
 from pipeline.logs import say
 from stage2_student import deepspeed_engine as ds
 from stage2_student import keep, run_folder
@@ -22,7 +22,6 @@ from stage2_student.log import RunLog
 from stage2_student.prefetch import prefetched
 from stage2_student.share import Preparation
 from stage2_student.signals import Stopped, StopRequest
-from stage2_student.start import student_config
 from stage2_student.state import State
 from stage2_student.step import Ranks, StepPlan, take_step
 

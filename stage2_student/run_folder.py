@@ -20,10 +20,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline import own_code
-from pipeline.config import DumpRef, Recipe
+from pipeline.config import DumpRef, Recipe, student_config
 from pipeline.logs import warn
 from schemas.commit import sync_and_rename
 from schemas.manifest import Manifest, identity_differences, write_json
@@ -31,7 +31,9 @@ from stage2_student import order
 from stage2_student.deepspeed_json import decides_the_result
 from stage2_student.inventory import write_inventory
 from stage2_student.mix import Mix
-from stage2_student.start import Ends, student_config
+
+if TYPE_CHECKING:  # who only starts the ranks need not load what makes a student
+    from stage2_student.start import Ends
 
 _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
@@ -48,7 +50,7 @@ def run_identity(
     recipe: Recipe,
     manifest: Manifest,
     tokenizer_sha256: str,
-    ends: Ends,
+    ends: "Ends",
     other_manifests: Sequence[Manifest] = (),
 ) -> dict[str, Any]:
     """Everything that decides the trained weights, but rounding; and the ZeRO stage, whose checkpoints no other stage reads."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pipeline.chat import ChatTokenizer
-from pipeline.config import Recipe
+from pipeline.config import Recipe, student_config
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.record import Record
 from stage2_student.alm import chunk_tensors
@@ -21,7 +21,7 @@ from stage2_student.order import START, Place, Position, window_of
 from stage2_student.packing import Packing, Rows, plan_micro_batches
 from stage2_student.plan import BatchPlan, Planned, plan_batches
 from stage2_student.reader import DumpReader
-from stage2_student.start import Ends, student_config
+from stage2_student.start import Ends
 
 
 class Sources(NamedTuple):

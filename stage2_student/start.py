@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.chat import ChatTokenizer
-from pipeline.config import Recipe, StudentConfig
+from pipeline.config import Recipe, StudentConfig, student_config
 from pipeline.loading import load_model, load_tokenizer
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -26,13 +26,6 @@ class Ends:
 
     start: int
     end: int
-
-
-def student_config(recipe: Recipe) -> StudentConfig:
-    """The recipe's student section. Raises ValueError where there is none."""
-    if recipe.student is None:
-        raise ValueError("the recipe has no student section; add one (student: {model: ..., path: ...}) to train")
-    return recipe.student
 
 
 class StudentTokenizer(NamedTuple):

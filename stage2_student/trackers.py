@@ -10,9 +10,8 @@ from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.config import Recipe, WandbConfig
+from pipeline.config import Recipe, WandbConfig, student_config
 from pipeline.metrics import set_train
-from stage2_student.start import student_config
 
 
 class Tracker(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pipeline import logs, metrics
-from pipeline.config import Recipe
+from pipeline.config import Recipe, student_config
 from pipeline.loading import check_positions
 from pipeline.logs import say, warn
 from pipeline.recipe import load_recipe, save_recipe
@@ -42,7 +42,6 @@ from stage2_student.start import (
     end_tokens,
     export_start,
     load_start,
-    student_config,
     student_tokenizer,
     tokenizer_moved,
 )

@@ -1,5 +1,6 @@
 """What `make reproduce` and its rehearsal would run, command by command, without running it."""
 
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,12 +12,23 @@ from pipeline.plan import describe_source, plan, sources
 from pipeline.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
+# Not what a `make test` around this was told.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS", "TABLE")
+}
 
 
 def commands(target: str, table: int, *arguments: str) -> list[list[str]]:
     """The commands of `bld` that the target runs."""
     made = subprocess.run(
-        ["make", "-n", target, f"TABLE={table}", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", target, f"TABLE={table}", *arguments],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [shlex.split(line) for line in made.stdout.splitlines() if line.startswith(".venv/bin/bld ")]
 
@@ -51,5 +63,7 @@ def test_a_rehearsal_needs_no_hub_and_writes_beside_the_real_run(table: int) -> 
 
 
 def test_a_table_that_the_paper_does_not_have_is_refused() -> None:
-    done = subprocess.run(["make", "-n", "reproduce", "TABLE=4"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "-n", "reproduce", "TABLE=4"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     assert done.returncode != 0 and "TABLE is 4; give 1, 2 or 3" in done.stderr

@@ -6,7 +6,7 @@ What decides the content of a dump (its identity) lives in `corpus`, `teacher` a
 
 from pipeline.config.corpus import CorpusConfig, EvalConfig
 from pipeline.config.dump import CoveringConfig, DumpConfig, DumpPath, PlacementConfig, TeacherConfig
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, student_config
 from pipeline.config.section import Section
 from pipeline.config.student import DumpRef, StudentConfig
 from pipeline.config.tasks import TasksConfig
@@ -29,4 +29,5 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "WandbConfig",
+    "student_config",
 ]

@@ -56,3 +56,10 @@ class Recipe(Section):
     def with_values(self, **sections: Any) -> "Recipe":
         """A copy with whole sections replaced."""
         return self.model_copy(update=sections)
+
+
+def student_config(recipe: Recipe) -> StudentConfig:
+    """The recipe's student section. Raises ValueError where there is none."""
+    if recipe.student is None:
+        raise ValueError("the recipe has no student section; add one (student: {model: ..., path: ...}) to train")
+    return recipe.student

@@ -20,6 +20,7 @@ from typing import Annotated, NamedTuple, TypeVar
 import numpy as np
 import typer
 
+from pipeline.config import student_config
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
@@ -28,7 +29,7 @@ from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.plan import plan_batches
 from stage2_student.reader import DumpReader
 from stage2_student.share import Preparation, Sources, fetched, shares
-from stage2_student.start import end_tokens, student_config, student_tokenizer
+from stage2_student.start import end_tokens, student_tokenizer
 from tests.stage2_student.batches import count_all
 
 Item = TypeVar("Item")

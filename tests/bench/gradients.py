@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import cosine_similarity
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, student_config
 from schemas.record import Record
 from stage2_student.batches import Masks, MicroBatch, collate, make_example
 from stage2_student.encode import encode_records
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.linear import LinearInterface
 from stage2_student.losses import class_divergence
-from stage2_student.start import end_tokens, export_start, load_start, student_config, student_tokenizer
+from stage2_student.start import end_tokens, export_start, load_start, student_tokenizer
 
 
 class Beside(NamedTuple):

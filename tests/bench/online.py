@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, student_config
 from pipeline.corpus import Document
 from schemas.record import Record
 from stage1_teacher.pieces import cut_pieces
@@ -23,7 +23,7 @@ from stage1_teacher.records import make_records
 from stage1_teacher.teacher import load_tokenizer, open_teacher
 from stage2_student.batches import Encoded
 from stage2_student.share import Preparation, Share
-from stage2_student.start import student_config, student_tokenizer
+from stage2_student.start import student_tokenizer
 from tests.bench.turns import compare, equal_documents, train_in_turns, trainer_recipe
 
 

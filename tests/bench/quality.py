@@ -19,11 +19,11 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, student_config
 from pipeline.recipe import load_recipe, save_recipe
 from pipeline.source import resolve_model
 from stage1_teacher.teacher import load_tokenizer, resolve_ids
-from stage2_student.start import end_tokens, export_start, student_config, student_tokenizer
+from stage2_student.start import end_tokens, export_start, student_tokenizer
 from tests.bench.quality_measures import Figures, measure, paired_interval
 from tests.bench.quality_methods import METHODS, method_of
 

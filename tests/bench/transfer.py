@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
+from pipeline.config import student_config
 from stage2_student.divergence import ByteModel, document_divergence, records_of
-from stage2_student.start import end_tokens, export_start, student_config, student_tokenizer
+from stage2_student.start import end_tokens, export_start, student_tokenizer
 from tests.bench.quality import Quality
 from tests.bench.quality_measures import Figures
 

@@ -19,9 +19,9 @@ import torch
 import typer
 from transformers import AutoTokenizer, TrainerCallback
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, student_config
 from stage2_student.reader import DumpReader
-from stage2_student.start import end_tokens, export_start, load_start, student_config, student_tokenizer
+from stage2_student.start import end_tokens, export_start, load_start, student_tokenizer
 from tests.bench.turns import FOREVER, Turn, compare, equal_documents, train_in_turns, trainer_recipe
 
 OURS = ("sft", "token_marginal")

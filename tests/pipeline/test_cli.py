@@ -74,9 +74,10 @@ def test_help_imports_no_stage_and_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["stage1_teacher.verify", "pipeline.inspect", "pipeline.inspect_html", "pipeline.report"]
+    "module",
+    ["stage1_teacher.verify", "pipeline.inspect", "pipeline.inspect_html", "pipeline.report", "stage2_student.launch"],
 )
-def test_what_looks_at_dumps_and_runs_loads_no_engine(module: str) -> None:
+def test_what_looks_at_dumps_and_runs_or_starts_ranks_loads_no_engine(module: str) -> None:
     script = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert not set(done.stdout.split()) & {"torch", "transformers", "vllm", "deepspeed", "ray", "numba", "datasets"}

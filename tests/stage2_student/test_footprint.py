@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.config import student_config
 from pipeline.recipe import parse_recipe
 from stage2_student.footprint import Sizes, bucket_bytes, footprint_lines, state_bytes, student_sizes
-from stage2_student.start import end_tokens, export_start, student_config, student_tokenizer
+from stage2_student.start import end_tokens, export_start, student_tokenizer
 from stage2_student.train import build_student
 from tests.pipeline.test_cli import ROOT
 from tests.tiny import tiny_model
