@@ -1,5 +1,6 @@
 """The dump: planned, made shard by shard, finished. Restarting it is the resume, and so is a second process."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -231,8 +232,9 @@ def finish(job: Job) -> None:
     write_audit(job)
     write_card(dump)
     say(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
+    named = shlex.quote(str(dump))
     say(
-        f"{dump}: look with `bld inspect {dump}`, check with `bld verify {dump}`; what learns from it: `bld student RECIPE`"
+        f"{dump}: look with `bld inspect {named}`, check with `bld verify {named}`; what learns from it: `bld student RECIPE`"
     )
 
 

@@ -5,6 +5,7 @@ byte; memory in bytes in the files, GiB on the line; tokens are the student's; `
 """
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -139,12 +140,14 @@ def duration(seconds: float) -> str:
 def where_to_look(run: Path) -> str:
     """What there is when a run has ended, and the commands that show more."""
     best = best_step(run)
+    named = shlex.quote(str(run))
     lines = [f"model:   {run / 'export'} (a Hugging Face folder)"]
     if best is not None and (found := evaluation_of(run, best)) is not None:
+        out = shlex.quote(str(run / "best"))
         lines.append(
-            f"best:    step {best}, {found.bits_per_byte:.4f} bits/byte held out: bld export {run} --best --out {run / 'best'}"
+            f"best:    step {best}, {found.bits_per_byte:.4f} bits/byte held out: bld export {named} --best --out {out}"
         )
-    lines += [f"measure: bld eval {run / 'recipe.yaml'}", f"curves:  bld report {run}"]
+    lines += [f"measure: bld eval {shlex.quote(str(run / 'recipe.yaml'))}", f"curves:  bld report {named}"]
     return "\n".join(lines)
 
 
