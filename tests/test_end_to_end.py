@@ -46,7 +46,7 @@ def overrides(*more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the demo has run, dump and student."""
-    folder = tmp_path_factory.mktemp("demo")
+    folder = tmp_path_factory.mktemp("eine übung")
     bld(folder, "teacher", "demo", *overrides())
     bld(folder, "student", "demo", *overrides())
     return folder

@@ -43,7 +43,7 @@ sys.meta_path.insert(0, Refuse())
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a dump, and a run that nothing disturbed (`whole`)."""
-    work = tmp_path_factory.mktemp("work")
+    work = tmp_path_factory.mktemp("die läufe")  # a space and no ASCII: as names are
     tiny_model(work / "model")
     make_dump(work / "dump")
     (work / "sitecustomize.py").write_text(NO_TEACHER)
