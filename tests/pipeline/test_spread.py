@@ -95,3 +95,7 @@ def test_nothing_changes_where_there_is_nothing_to_learn_from() -> None:
     model, _, _, _, _, vocabulary = case(0, 0)
     targets = covering_targets(model, vocabulary, [], b"")
     assert spread(targets, Covering(vocabulary, [], b"")) is targets
+
+
+def test_bytes_are_of_five_kinds() -> None:
+    assert KINDS[list(b"aZ07 \n._\x00\x7f\x80\xc3\xff")].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 4, 4, 4]
