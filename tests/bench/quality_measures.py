@@ -5,7 +5,7 @@ and seeds, documents and seeds drawn anew together (a bootstrap), so that what i
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,25 +77,42 @@ def right_answers(model: str, tasks: Sequence[str], num_questions: int) -> dict[
     }
 
 
-def paired_interval(
-    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], seed: int = 0
-) -> tuple[float, float, float]:
+def paired_interval(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tuple[float, float, float]:
     """Mean difference of two methods' ratios, and the bounds of its 95 % interval.
 
     Args:
         ours, theirs: for each seed, documents x 2 (sum, divisor), the same documents in the same order.
     """
-    pairs = np.stack([np.stack(ours), np.stack(theirs)])  # 2 x seeds x documents x 2
-    random = np.random.default_rng(seed)
-    num_seeds, num_documents = pairs.shape[1:3]
+    return _interval((ours, theirs), lambda ratios: ratios[0] - ratios[1])
 
-    def difference(seeds: np.ndarray, documents: np.ndarray) -> float:
-        sums = pairs[:, seeds][:, :, documents].sum((1, 2))
-        return float(sums[0, 0] / sums[0, 1] - sums[1, 0] / sums[1, 1])
 
-    drawn = [
-        difference(random.integers(num_seeds, size=num_seeds), random.integers(num_documents, size=num_documents))
+def gap_closed(
+    ours: Sequence[np.ndarray], control: Sequence[np.ndarray], best: np.ndarray
+) -> tuple[float, float, float]:
+    """How much of the way from the control's ratio to the best model's a method goes, with its 95 % interval.
+
+    Args:
+        best: as one seed of the others; it has no seeds.
+    """
+    methods = (ours, control, [best] * len(ours))
+    return _interval(methods, lambda ratios: (ratios[1] - ratios[0]) / (ratios[1] - ratios[2]))
+
+
+def _interval(
+    methods: Sequence[Sequence[np.ndarray]], of_ratios: Callable[[np.ndarray], float]
+) -> tuple[float, float, float]:
+    """What `of_ratios` makes of the methods' ratios, and its 95 % interval: seeds and documents drawn anew together."""
+    figures = np.stack([np.stack(seeds) for seeds in methods])  # methods x seeds x documents x 2
+    random = np.random.default_rng(0)
+    num_seeds, num_documents = figures.shape[1:3]
+
+    def drawn(seeds: np.ndarray, documents: np.ndarray) -> float:
+        sums = figures[:, seeds][:, :, documents].sum((1, 2))
+        return float(of_ratios(sums[:, 0] / sums[:, 1]))
+
+    again = [
+        drawn(random.integers(num_seeds, size=num_seeds), random.integers(num_documents, size=num_documents))
         for _ in range(RESAMPLES)
     ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return difference(np.arange(num_seeds), np.arange(num_documents)), float(low), float(high)
+    low, high = np.quantile(again, [0.025, 0.975])
+    return drawn(np.arange(num_seeds), np.arange(num_documents)), float(low), float(high)
