@@ -91,6 +91,15 @@ def test_a_constant_added_to_all_logits_changes_nothing(offset: float) -> None:
     assert_close(found, expected, rtol=2e-5)
 
 
+def test_the_next_token_may_be_the_first_of_all_columns() -> None:
+    vocabulary = Vocabulary([b"b", b"a", None], [2], 3)
+    logits = np.log(np.array([[0.25, 0.5, 0.25], [0.5, 0.25, 0.25]]))
+    assert vocabulary.column[1] == 0
+    found, expected = reduced_twice(vocabulary, [(b"a", [0, 1])], [logits], 2)
+    assert_close(found, expected, rtol=2e-5)
+    assert found[0][0].token == pytest.approx(0.5, rel=1e-5) and np.isnan(found[0][1].token)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_hidden_state_that_is_not_finite_is_refused(bad: float) -> None:
     vocabulary = wide_vocabulary(np.random.default_rng(0))
