@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.archive import cache_folder
+from pipeline.arithmetic import installed, slow_bfloat16
 
 Level = Literal["ok", "warn", "fail"]
 PACKAGE = "byte-level-distillation"
@@ -34,14 +35,6 @@ class Finding(NamedTuple):
     what: str
     text: str
     remedy: str = ""
-
-
-def installed(package: str) -> str | None:
-    """A package's version, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def requirements() -> list[Requirement]:
@@ -107,6 +100,9 @@ def check_devices() -> Iterator[Finding]:
     smi = shutil.which("nvidia-smi")
     if smi is None:
         yield Finding("ok", "GPUs", "none: the CPU does the work")
+        if slow_bfloat16():
+            text = "this CPU has no instructions for it; dtype is float32 where a recipe does not say"
+            yield Finding("ok", "bfloat16", text)
         return
     listing = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False)
     names = [line.split(" (")[0] for line in listing.stdout.splitlines() if line.startswith("GPU ")]

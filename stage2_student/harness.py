@@ -22,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 from tokenizers import normalizers
 
+from pipeline.arithmetic import natural_dtype
 from pipeline.chat_template import ASSISTANT, TODAY
 from pipeline.config import TasksConfig
 from pipeline.source import resolve_model
@@ -156,7 +157,7 @@ def run_tasks(
             source,
             revision=revision or "main",
             device="cuda" if torch.cuda.is_available() else "cpu",
-            dtype=dtype,
+            dtype="float32" if dtype == "auto" and natural_dtype() == "float32" else dtype,
             trust_remote_code=trust_remote_code,
         )
         asked = {name: group for name, group in groups.items() if group.dtype == dtype}

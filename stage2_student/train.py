@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pipeline import logs, metrics
+from pipeline.arithmetic import slow_dtype
 from pipeline.config import Recipe, student_config
 from pipeline.loading import check_positions
 from pipeline.logs import say, warn
@@ -113,6 +114,8 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     """Rank 0: claim the folder, write what the run consists of, make the start model."""
     run = Path(student_config(recipe).path)
     check_installed(recipe.train.wandb)
+    if slow := slow_dtype("train.dtype", recipe.train.dtype):
+        warn(slow)
     for remark in sources.tokenizer.remarks():
         say(f"{run}: the student's tokenizer {remark}")
     for remark, count in sources.reader.remarks.items():

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ByteSize, Field, field_validator, model_validator
 
+from pipeline.arithmetic import natural_dtype
 from pipeline.config.section import Section
 from schemas.store import check_address
 
@@ -30,7 +31,9 @@ class TeacherConfig(Section):
         description="Most probable tokens asked for per row (engine openai); start the server with --max-logprobs of this.",
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16", description="Of weights and activations; a server (engine openai) has its own."
+        default_factory=natural_dtype,
+        description="Of weights and activations; a server (engine openai) has its own. Default: bfloat16; float32 on a CPU without "
+        "instructions for it.",
     )
     quantization: str | None = Field(
         None, description="vLLM's quantization method, e.g. fp8 (engine vllm); default: what the checkpoint says."

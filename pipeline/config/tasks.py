@@ -28,7 +28,8 @@ class TasksConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Arithmetic of the model; auto: what its weights are saved in. In bfloat16 options can tie; the first then counts.",
+        description="Arithmetic of the model; auto: what its weights are saved in, or float32 on a CPU "
+        "without instructions for bfloat16. In bfloat16 options can tie; the first then counts.",
     )
     batch_size: int | None = Field(
         None,

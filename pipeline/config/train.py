@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from pipeline.arithmetic import natural_dtype
 from pipeline.config.section import Section
 from pipeline.own_code import check_name
 
@@ -142,8 +143,9 @@ class TrainConfig(Section):
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the order of documents, dropout and new parameters.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        "bfloat16",
-        description="Of the forward pass; master weights are float32. float16 scales the loss, by a factor that adapts.",
+        default_factory=natural_dtype,
+        description="Of the forward pass; master weights are float32. float16 scales the loss, by a factor that adapts. Default: bfloat16; "
+        "float32 on a CPU without instructions for it.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Keep only each block's input for the backward pass, and compute the block again there."
