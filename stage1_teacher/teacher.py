@@ -19,7 +19,6 @@ from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.engine import Branches, Engine, ListingEngine, open_engine
 from stage1_teacher.expand import Place, expand
-from stage1_teacher.head import load_head
 from stage1_teacher.pieces import Piece
 from stage1_teacher.reduce import Reducer, Rows
 
@@ -238,6 +237,8 @@ def open_teacher(
     start, ends = resolve_ids(recipe, tokenizer, chat)
     if teacher.engine == "openai":
         return _open_served(recipe, tokenizer, chat, start, ends)
+    from stage1_teacher.head_weights import load_head  # seconds to import
+
     head, vocabulary = load_head(
         model,
         teacher.revision,

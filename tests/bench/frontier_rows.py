@@ -16,7 +16,7 @@ from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher.engine import Branches, BranchToken
 from stage1_teacher.engine_transformers import TransformersEngine
-from stage1_teacher.head import load_head
+from stage1_teacher.head_weights import load_head
 from stage1_teacher.reduce import Reducer, Rows
 from stage1_teacher.teacher import resolve_ids
 

@@ -14,7 +14,8 @@ from pipeline.covering import Covering
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.engine import open_engine
-from stage1_teacher.head import Head, load_head
+from stage1_teacher.head import Head
+from stage1_teacher.head_weights import load_head
 from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.reduce import Reducer, Rows
 from stage1_teacher.teacher import open_teacher

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from stage1_teacher.head import load_head
+from stage1_teacher.head_weights import load_head
 
 TOKENS: tuple[bytes | None, ...] = (b"b", b"a", None, b"ab", b"\xff", b"a", b"c", b"ba")
 SIZES: dict[str, Any] = {
