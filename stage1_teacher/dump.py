@@ -9,7 +9,6 @@ from itertools import chain
 from typing import NamedTuple
 
 from pipeline import metrics
-from pipeline.arithmetic import slow_dtype
 from pipeline.card import write_card
 from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
@@ -100,8 +99,6 @@ def run_teacher(
 
 def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: "Engines") -> None:
     dump = location(recipe.dump.path)
-    if recipe.teacher.engine != "openai" and (slow := slow_dtype("teacher.dtype", recipe.teacher.dtype)):
-        warn(slow)
     teacher = load_tokenizer(recipe)
     if (
         recipe.teacher.engine != "openai"

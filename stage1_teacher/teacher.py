@@ -6,6 +6,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import torch
 
+from pipeline.arithmetic import slow_dtype
 from pipeline.branching import Branching
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
@@ -239,6 +240,8 @@ def open_teacher(
         return _open_served(recipe, tokenizer, chat, start, ends)
     from stage1_teacher.head_weights import load_head  # seconds to import
 
+    if slow := slow_dtype("teacher.dtype", teacher.dtype):
+        warn(slow)
     head, vocabulary = load_head(
         model,
         teacher.revision,
