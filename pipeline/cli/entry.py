@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline import logs
+from pipeline.arithmetic import cpu_build
 from pipeline.cli import looking, machine, moving, planning, scoring, stages
 from pipeline.cli.options import Debug, LogJson, Quiet, Verbose, set_logs, with_logs
 from pipeline.cli.version import version_text
@@ -85,11 +86,18 @@ def _bound_kernel_caches() -> None:
         os.environ.setdefault(name, "64")
 
 
+def _name_the_accelerator() -> None:
+    """To DeepSpeed, which transformers loads too: with the CPU build it would look for a GPU, and warn that it found none."""
+    if cpu_build():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def main() -> None:
     """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
     if "--debug" in sys.argv[1:]:
         logs.show_tracebacks()
     _bound_kernel_caches()
+    _name_the_accelerator()
     try:
         # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
         with terminable():
