@@ -69,9 +69,9 @@ class StudentConfig(Section):
         "must be learnt. The byte interface always trains.",
     )
     max_doubt: float = Field(1.0, ge=0, le=1, description="Positions with more doubt contribute no KL.")
-    max_token_end: float = Field(0.05, ge=0, le=1, description="Positions with more token_end contribute no KL.")
+    max_token_end: float = Field(1.0, ge=0, le=1, description="Positions with more token_end contribute no KL.")
     max_dropped: float = Field(
-        0.05,
+        1.0,
         ge=0,
         le=1,
         description="Interface token_marginal: positions where a larger share of the student's own mass lies on tokens that "
