@@ -97,7 +97,9 @@ def write_recipe(work: Path, name: str, train: dict[str, Any]) -> Recipe:
     """Every objective, the interface with most modules, three groups of parameters, and a step of warm-up."""
     interface = "token_marginal" if name.startswith("marginal") else "causal"
     values = {"interface_lr": 3.0, "embedding_lr": 2.0, "interface_warmup_steps": 1} if interface == "causal" else {}
-    recipe = make_recipe(work / "dump", (work / "model").resolve(), work / name, values | train, interface=interface)
+    model = (work / "model").resolve()
+    # max_dropped: a mask that takes some positions, so that ranks differ in what they count.
+    recipe = make_recipe(work / "dump", model, work / name, values | train, interface=interface, max_dropped=0.05)
     save_recipe(recipe, work / f"{name}.yaml")
     return recipe
 
