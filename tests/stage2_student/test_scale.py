@@ -98,8 +98,9 @@ def write_recipe(work: Path, name: str, train: dict[str, Any]) -> Recipe:
     interface = "token_marginal" if name.startswith("marginal") else "causal"
     values = {"interface_lr": 3.0, "embedding_lr": 2.0, "interface_warmup_steps": 1} if interface == "causal" else {}
     model = (work / "model").resolve()
-    # max_dropped: a mask that takes some positions, so that ranks differ in what they count.
-    recipe = make_recipe(work / "dump", model, work / name, values | train, interface=interface, max_dropped=0.05)
+    # Some positions are left out, so that ranks differ in what they count.
+    masks = {"max_token_end": 0.05, "max_dropped": 0.05}
+    recipe = make_recipe(work / "dump", model, work / name, values | train, interface=interface, **masks)
     save_recipe(recipe, work / f"{name}.yaml")
     return recipe
 
