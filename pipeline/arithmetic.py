@@ -58,7 +58,7 @@ def flags_of(cpuinfo: str) -> Set[str]:
 
 def slow_dtype(key: str, dtype: str) -> str | None:
     """In words, that a recipe asks for what this CPU is slow at, and the way out; None where it does not."""
-    if dtype != "bfloat16" or not (cpu_build() and slow_bfloat16()):
+    if dtype != "bfloat16" or natural_dtype() == "bfloat16":
         return None
     return (
         f"{key} is bfloat16, for which this CPU has no instructions: torch multiplies matrices some 70 times as slowly as in float32. "

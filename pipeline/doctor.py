@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.archive import cache_folder
-from pipeline.arithmetic import installed, slow_bfloat16
+from pipeline.arithmetic import installed, natural_dtype
 
 Level = Literal["ok", "warn", "fail"]
 PACKAGE = "byte-level-distillation"
@@ -100,7 +100,7 @@ def check_devices() -> Iterator[Finding]:
     smi = shutil.which("nvidia-smi")
     if smi is None:
         yield Finding("ok", "GPUs", "none: the CPU does the work")
-        if slow_bfloat16():
+        if natural_dtype() == "float32":
             text = "this CPU has no instructions for it; dtype is float32 where a recipe does not say"
             yield Finding("ok", "bfloat16", text)
         return
