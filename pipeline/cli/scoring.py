@@ -63,7 +63,9 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(help="Seed of --tasks (default: the harness' own).")] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="Arithmetic of --tasks: auto (as the weights are saved), float32, bfloat16 or float16."),
+        typer.Option(
+            help="Arithmetic of --tasks: auto (as the weights are saved; float32 on a CPU without instructions for bfloat16), float32, bfloat16 or float16."
+        ),
     ] = None,
     batch_size: Annotated[
         int | None,

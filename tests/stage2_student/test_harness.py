@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,18 @@ def test_a_local_task_asks_what_its_rows_say(name: str, tmp_path: Path, monkeypa
         "bld_mmlu_sample": ("q0\nA. w\nB. x\n y\nC. z\nD. z\nAnswer:", ["A", "B", "C", "D"], 3),
     }
     assert (task.doc_to_text(doc), task.doc_to_choice(doc), task.doc_to_target(doc)) == asked[name]
+
+
+@pytest.mark.parametrize("natural", ["float32", "bfloat16"])
+def test_auto_is_what_the_weights_are_saved_in_where_the_cpu_can(
+    model: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, natural: str
+) -> None:
+    saved = shutil.copytree(model, tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(saved)
+    monkeypatch.setattr("stage2_student.harness.natural_dtype", lambda: natural)
+    group = TasksConfig(names=("three",), include_path=str(tasks), limit=1)
+    found = run_tasks(str(saved), {"group": group})["group"]
+    assert found["config"]["model_dtype"] == f"torch.{natural}"
 
 
 @pytest.fixture
