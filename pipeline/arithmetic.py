@@ -62,5 +62,5 @@ def slow_dtype(key: str, dtype: str) -> str | None:
         return None
     return (
         f"{key} is bfloat16, for which this CPU has no instructions: torch multiplies matrices some 70 times as slowly as in float32. "
-        f"Leave {key} out, or give -o {key}=float32"
+        f"For a new dump or run leave {key} out, or give -o {key}=float32"
     )
