@@ -5,7 +5,8 @@
 Settings (learning rates) are searched by successive halving, the same budget for every method: all of them for a quarter of the steps, the
 better half for half (where they are within 3 % of each other), judged by the Jensen-Shannon divergence to the teacher on held-out text that
 the table does not use. The best one is trained with each seed. `--no-search` takes each method's first setting that the recipe's learning
-rate is in. Measures: divergence to the teacher on held-out text of the corpus' kind and of another (`eval`), bits per byte, accuracy on
+rate is in. `--jobs` trains and measures several students at once, each in processes of its own: one as small as these leaves a GPU idle.
+Measures: divergence to the teacher on held-out text of the corpus' kind and of another (`eval`), bits per byte, accuracy on
 multiple-choice questions; differences to `sft` with 95 % intervals over documents and seeds. Resumable: what is there is not done again.
 """
 
@@ -13,9 +14,11 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import typer
 
@@ -29,7 +32,9 @@ from tests.bench.quality_methods import METHODS, method_of
 
 SEARCH_SKIP = {"in_domain": 500, "out_of_domain": 200}  # held-out documents that the table does not use
 SEARCH_DOCUMENTS = {"in_domain": 16, "out_of_domain": 6}
+REFERENCES = ("teacher", "start")  # the table's first two lines
 CONTROL = "sft"
+Wanted, Found = TypeVar("Wanted"), TypeVar("Found")
 TIE = 0.03  # settings that are further behind the best are out
 
 
@@ -56,14 +61,16 @@ class Run(NamedTuple):
 class Quality:
     """The benchmark's folder: dumps of held-out text, runs, figures."""
 
-    def __init__(self, recipe: str, overrides: Sequence[str], out: Path, num_questions: int) -> None:
-        self.recipe, self.overrides, self.out, self.num_questions = recipe, list(overrides), out, num_questions
+    def __init__(self, recipe: str, overrides: Sequence[str], out: Path, num_questions: int, jobs: int = 1) -> None:
+        self.recipe, self.overrides, self.out = recipe, list(overrides), out
+        self.num_questions, self.jobs = num_questions, jobs
         self.base = load_recipe(recipe, self.overrides)
+        self.dumps_of: dict[str, dict[str, Path]] = {}
         for folder in ("recipes", "figures", "dumps", "runs"):
             (out / folder).mkdir(parents=True, exist_ok=True)
 
-    def dumps(self, split: str) -> dict[str, Path]:
-        """Held-out text with everything stored, made where it is missing: `search` or `table`."""
+    def _held_out(self, split: str) -> dict[str, tuple[Path, Recipe]]:
+        """Where each held-out text lies with everything stored, and what dumps it: `search` or `table`."""
         assert self.base.eval is not None, "the recipe has no eval section"
         corpora = {"in_domain": self.base.eval.corpus}
         if self.base.eval.out_of_domain is not None:
@@ -73,12 +80,11 @@ class Quality:
             if split == "search":
                 part = {"skip": corpus.skip + SEARCH_SKIP[name], "limit": SEARCH_DOCUMENTS[name]}
                 corpus = corpus.model_copy(update=part)
-            found[name] = self.out / "dumps" / f"{split}-{name}"
-            stored = {"path": str(found[name]), "top_k": 256, "min_prob": 0.0, "audit_documents": 0}
-            self._bld(
-                "teacher",
+            path = self.out / "dumps" / f"{split}-{name}"
+            stored = {"path": str(path), "top_k": 256, "min_prob": 0.0, "audit_documents": 0}
+            found[name] = (
+                path,
                 self.base.with_values(corpus=corpus, dump=self.base.dump.model_copy(update=stored)),
-                f"{split}-{name}",
             )
         return found
 
@@ -115,40 +121,60 @@ class Quality:
     def _measure(self, model: str, start: int, ends: tuple[int, ...], split: str, file: Path) -> Figures:
         return measure(model, start, ends, self.dumps_of[split], self.num_questions if split == "table" else 0, file)
 
-    def prepare(self, splits: Sequence[str]) -> None:
-        """The dump that students learn from, and those of held-out text."""
-        self._bld("teacher", self.base, "dump")
-        self.dumps_of = {split: self.dumps(split) for split in splits}
+    def prepare(self, splits: Sequence[str], training: bool = True) -> None:
+        """The dumps of held-out text, and that which students learn from, `jobs` at a time."""
+        wanted = {"dump": self.base} if training else {}
+        for split in splits:
+            held_out = self._held_out(split)
+            self.dumps_of[split] = {name: path for name, (path, _) in held_out.items()}
+            wanted |= {f"{split}-{name}": recipe for name, (_, recipe) in held_out.items()}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(lambda name: self._bld("teacher", wanted[name], name), wanted))
 
-    def start_and_teacher(self) -> dict[str, Figures]:
-        """The table's first two lines."""
-        recipe = self.base.with_values(
-            student=student_config(self.base).model_copy(update={"path": str(self.out / "runs/start")})
-        )
-        student = student_config(recipe)
+    def reference(self, name: str) -> Figures:
+        """One of `REFERENCES`, measured."""
+        file = self.out / "figures" / f"{name}.json"
+        if name == "teacher":
+            first, last = resolve_ids(self.base, load_tokenizer(self.base)[1])
+            assert first is not None
+            model = resolve_model(self.base.teacher.model, self.base.teacher.revision)
+            return self._measure(model, first, last, "table", file)
+        student = student_config(self.base).model_copy(update={"path": str(self.out / "runs/start")})
         ends = end_tokens(student, student_tokenizer(student).tokenizer)
-        figures = self.out / "figures"
-        start = self._measure(str(export_start(recipe)), ends.start, (ends.end,), "table", figures / "start.json")
-        first, last = resolve_ids(recipe, load_tokenizer(recipe)[1])
-        assert first is not None
-        model = resolve_model(recipe.teacher.model, recipe.teacher.revision)
-        return {"teacher": self._measure(model, first, last, "table", figures / "teacher.json"), "start": start}
+        start = export_start(self.base.with_values(student=student))
+        return self._measure(str(start), ends.start, (ends.end,), "table", file)
 
-    def search(self, method: str, steps: int) -> tuple[str, ...]:
-        """The method's best setting, by successive halving."""
-        left = method_of(method).settings()
+    def search(self, methods: Sequence[str], steps: int) -> dict[str, tuple[str, ...]]:
+        """Each method's best setting, by successive halving."""
+        left = {method: method_of(method).settings() for method in methods}
         for share, kept in ((4, 2), (2, 1)):
-            scores = {setting: self._score(Run(method, setting, max(1, steps // share), 0)) for setting in left}
-            best = min(scores.values())
-            left = sorted(left, key=lambda setting: scores[setting])[:kept]
-            left = [setting for setting in left if scores[setting] <= (1 + TIE) * best]
-            for setting in left:
-                print(
-                    f"{method}, {steps // share} steps: {scores[setting]:.4f} nats with {' '.join(setting)}", flush=True
-                )
-            if len(left) == 1:
-                break
-        return left[0]
+            runs = [
+                Run(method, setting, max(1, steps // share), 0)
+                for method, settings in left.items()
+                for setting in settings
+                if len(settings) > 1
+            ]
+            scores = dict(zip(runs, self.of_all(self._score, runs), strict=True))
+            for method in {run.method: None for run in runs}:
+                ranked = sorted((run for run in runs if run.method == method), key=scores.__getitem__)[:kept]
+                near = [run for run in ranked if scores[run] <= (1 + TIE) * scores[ranked[0]]]
+                for run in near:
+                    print(
+                        f"{method}, {run.steps} steps: {scores[run]:.4f} nats with {' '.join(run.setting)}", flush=True
+                    )
+                left[method] = [run.setting for run in near]
+        return {method: settings[0] for method, settings in left.items()}
+
+    def of_table(self, wanted: str | Run) -> Figures:
+        """A line of the table, or one seed of it."""
+        return self.reference(wanted) if isinstance(wanted, str) else self.figures(wanted, "table")
+
+    def of_all(self, what: Callable[[Wanted], Found], wanted: Sequence[Wanted]) -> list[Found]:
+        """`what` of each, `jobs` of them at a time; all are tried before an error of one is raised."""
+        if self.jobs == 1:
+            return [what(one) for one in wanted]
+        with ProcessPoolExecutor(self.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
+            return list(pool.map(what, wanted))
 
     def _score(self, run: Run) -> float:
         found = self.figures(run, "search")
@@ -203,10 +229,11 @@ def main(
     seeds: Annotated[int, typer.Option(help="Seeds of each method's best setting.")] = 3,
     search: Annotated[bool, typer.Option(help="Search settings first.")] = True,
     num_questions: Annotated[int, typer.Option(help="Of each multiple-choice task; 0: none.")] = 300,
+    jobs: Annotated[int, typer.Option(help="Students trained and measured at once.")] = 1,
     out: Path = Path("runs/quality"),
 ) -> None:
     """Run everything that is missing, then print the table."""
-    bench = Quality(recipe, override or [], out, num_questions)
+    bench = Quality(recipe, override or [], out, num_questions, jobs)
     num_steps = steps or bench.base.train.steps
     chosen = [name.strip() for name in methods.split(";")] if methods else list(METHODS)
     try:
@@ -215,11 +242,12 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     bench.prepare(["search", "table"] if search else ["table"])
-    table = {name: [figures] for name, figures in bench.start_and_teacher().items()}
-    settings = {}
-    for name in chosen:
-        settings[name] = bench.search(name, num_steps) if search else bench.unsearched(name)
-        table[name] = [bench.figures(Run(name, settings[name], num_steps, seed), "table") for seed in range(seeds)]
+    settings = bench.search(chosen, num_steps) if search else {name: bench.unsearched(name) for name in chosen}
+    runs = [Run(name, setting, num_steps, seed) for seed in range(seeds) for name, setting in settings.items()]
+    wanted: list[str | Run] = [*REFERENCES, *runs]
+    found = dict(zip(wanted, bench.of_all(bench.of_table, wanted), strict=True))
+    table = {name: [found[name]] for name in REFERENCES}
+    table |= {name: [found[run] for run in runs if run.method == name] for name in chosen}
     for name, setting in settings.items():
         print(f"{name}: {' '.join(setting)}")
     tasks = list(next(iter(table.values()))[0].right)

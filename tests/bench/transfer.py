@@ -50,7 +50,8 @@ def main(
 ) -> None:
     """Print a line for each scale."""
     bench = Quality(recipe, override or [], out, 0)
-    dumps = bench.dumps("table")
+    bench.prepare(["table"], training=False)
+    dumps = bench.dumps_of["table"]
     num_documents = {"in_domain": in_domain, "out_of_domain": out_of_domain}
     print(
         "| averaged_scale | JSD in domain | JSD out | bits/byte in | bits/byte out |\n| --- | --- | --- | --- | --- |"
