@@ -4,8 +4,7 @@ The first kernel streams each row, keeps its running maximum and total, and leav
 what it read). The second adds up those sums for each range, and reads again only the up to 31 columns at either end, one cache line
 each. All are sums of what lies inside a range, never differences of running sums, so that small masses keep their digits.
 
-Correct under Triton's interpreter against the slow twin (`tests/stage1_teacher/test_reduce_triton.py`); its speed on a GPU has not
-been measured: `python -m tests.bench.kernel` does that.
+Held to the slow twin by `tests/stage1_teacher/test_reduce_triton.py`, on a GPU or under Triton's interpreter; `python -m tests.bench.kernel` times it.
 
 Shape legend: R rows, C sorted columns, B blocks of 32 columns, T tiles of `TILE` columns, J ranges.
 """
