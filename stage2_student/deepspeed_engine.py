@@ -5,6 +5,7 @@ bytes: DeepSpeed averages over ranks, and that makes the mean the sum that the b
 """
 
 import argparse
+import atexit
 import contextlib
 import io
 import math
@@ -49,6 +50,12 @@ def start_ranks() -> tuple[int, int, torch.device]:
         return dist.get_rank(), dist.get_world_size(), torch.device("cpu")
     get_accelerator().set_device(device.index)
     return dist.get_rank(), dist.get_world_size(), device
+
+
+def leave_at_exit() -> None:
+    """Have this process leave the group when it ends, as NCCL wants it. Not for after an error: the others may be waiting in it."""
+    atexit.unregister(deepspeed.comm.destroy_process_group)  # once, however often a process trains
+    atexit.register(deepspeed.comm.destroy_process_group)
 
 
 def start_engine(student: nn.Module, config: dict[str, Any], rates: Mapping[float, Sequence[nn.Parameter]]) -> Any:

@@ -67,11 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_rank(recipe: Recipe) -> int:
     """Train as the rank that this process was started as. Returns the exit code: 130 or 143 where a signal stopped the run."""
+    code = 0
     try:
         train(recipe)
     except Stopped as stopped:
-        return stopped.exit_code
-    return 0
+        code = stopped.exit_code
+    ds.leave_at_exit()
+    return code
 
 
 def train(recipe: Recipe) -> None:
