@@ -170,7 +170,7 @@ class Quality:
         return self.reference(wanted) if isinstance(wanted, str) else self.figures(wanted, "table")
 
     def of_all(self, what: Callable[[Wanted], Found], wanted: Sequence[Wanted]) -> list[Found]:
-        """`what` of each, `jobs` of them at a time; all are tried before an error of one is raised."""
+        """`what` of each, `jobs` of them at a time; with more than one, all are tried before an error of one is raised."""
         if self.jobs == 1:
             return [what(one) for one in wanted]
         with ProcessPoolExecutor(self.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
