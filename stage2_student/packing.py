@@ -5,7 +5,7 @@ inside a document where they do (`find_packed_sequence_indices`). Whether all la
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ Rows = list[list[int]]  # of a micro-batch: the documents of each row, by index
 Packing = Literal["auto", "on", "off"]
 
 PAYS_ABOVE = 0.1  # share of its tokens that packing must save a step
+CLOSE = 1 / 16  # how near to the smallest limit on a micro-batch is near enough
 
 
 def plan_micro_batches(
@@ -22,16 +23,16 @@ def plan_micro_batches(
     """The micro-batches of each rank: `plan[rank][micro_batch]`.
 
     Documents of like length share a micro-batch of at most `micro_batch_tokens`, padding included; one longer than that
-    stands alone. Every rank gets the same number of micro-batches, the last of some empty.
+    stands alone. Every rank gets the same number of micro-batches, as few as can be, those side by side of like size: each rank waits
+    for the largest. The last of some may be empty.
 
     Args:
         packing: of documents into rows as long as a micro-batch's longest; `auto`: where that saves more than `PAYS_ABOVE`.
     """
-    limit = min(micro_batch_tokens, -(-sum(lengths) // world))
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    found = _side_by_side(lengths, longest_first, limit)
+    found = _even(_side_by_side, lengths, longest_first, micro_batch_tokens, world)
     if packing != "off":
-        packed = _packed(lengths, longest_first, limit)
+        packed = _even(_packed, lengths, longest_first, micro_batch_tokens, world)
         most = 1.0 if packing == "on" else 1 - PAYS_ABOVE
         if packing == "on" or padded_tokens(lengths, packed) < most * padded_tokens(lengths, found):
             found = packed
@@ -39,9 +40,42 @@ def plan_micro_batches(
     return [found[rank::world] for rank in range(world)]
 
 
+def _even(
+    grouped: Callable[[Sequence[int], Sequence[int], int], list[Rows]],
+    lengths: Sequence[int],
+    longest_first: Sequence[int],
+    most: int,
+    world: int,
+) -> list[Rows]:
+    """Of the plans with as few micro-batches a rank as `most` tokens allow, found by bisecting that limit, the one that takes the ranks least."""
+    best = grouped(lengths, longest_first, most)
+    places = -(-len(best) // world) * world
+    low, high = sum(lengths) // max(places, 1), min(most, max((_padded(lengths, rows) for rows in best), default=0))
+    while high - low > high * CLOSE:
+        limit = (low + high) // 2
+        tried = grouped(lengths, longest_first, limit)
+        if len(tried) > places:
+            low = limit
+            continue
+        high = limit
+        if _time(lengths, tried, world) < _time(lengths, best, world):
+            best = tried
+    return best
+
+
 def padded_tokens(lengths: Sequence[int], micro_batches: Sequence[Rows]) -> int:
     """Tokens that a forward pass sees, padding included."""
-    return sum(len(rows) * max(sum(lengths[i] for i in row) for row in rows) for rows in micro_batches if rows)
+    return sum(_padded(lengths, rows) for rows in micro_batches)
+
+
+def _padded(lengths: Sequence[int], rows: Rows) -> int:
+    return len(rows) * max((sum(lengths[i] for i in row) for row in rows), default=0)
+
+
+def _time(lengths: Sequence[int], micro_batches: Sequence[Rows], world: int) -> int:
+    """Tokens that pass, padding included, while all ranks are at work: each waits for the largest micro-batch of those side by side."""
+    sizes = [_padded(lengths, rows) for rows in micro_batches]
+    return sum(max(sizes[first : first + world]) for first in range(0, len(sizes), world))
 
 
 def _side_by_side(lengths: Sequence[int], longest_first: Sequence[int], limit: int) -> list[Rows]:
@@ -62,15 +96,18 @@ def _packed(lengths: Sequence[int], longest_first: Sequence[int], limit: int) ->
         length = lengths[left[0]]
         rows: Rows = []
         room: list[int] = []
+        most_room = 0
         later = []
         for index in left:
-            row = next((row for row, free in enumerate(room) if lengths[index] <= free), None)
-            if row is not None:
+            if lengths[index] <= most_room:
+                row = next(row for row, free in enumerate(room) if lengths[index] <= free)
                 rows[row].append(index)
                 room[row] -= lengths[index]
+                most_room = max(room)
             elif not rows or length * (len(rows) + 1) <= limit:
                 rows.append([index])
                 room.append(length - lengths[index])
+                most_room = max(most_room, room[-1])
             else:
                 later.append(index)
         found.append(rows)

@@ -51,6 +51,26 @@ def test_micro_batches_hold_each_document_once_and_are_equally_many_per_rank(pac
             assert longest * len(rows) <= 64 or (len(rows) == 1 and lengths[rows[0][0]] == longest)
 
 
+@pytest.mark.parametrize("packing", ["off", "on"])
+@pytest.mark.parametrize(("world", "of_rank"), [(8, 4096), (8, 16384), (32, 8192)])
+def test_ranks_wait_little_for_each_other(packing: str, world: int, of_rank: int) -> None:
+    rng = np.random.default_rng(world)
+    lengths = [int(n) for n in rng.lognormal(4.9, 0.6, 2 * world * of_rank // 160).clip(20, 512)]
+    lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), world * of_rank))]
+    plan = plan_micro_batches(lengths, 8192, world, packing)
+    slots = list(zip(*plan, strict=True))
+    waited_for = sum(max(padded_tokens(lengths, [rows]) for rows in slot) for slot in slots)
+    assert waited_for < 1.25 * sum(lengths) / world
+    assert len(slots) == -(-len(plan_micro_batches(lengths, 8192, 1, packing)[0]) // world)  # no more than have to be
+    assert all(padded_tokens(lengths, [rows]) <= 8192 for slot in slots for rows in slot)
+
+
+def test_one_rank_has_all_that_fits_in_one_micro_batch() -> None:
+    lengths = [40, 30, 30, 20, 10, 10]
+    assert plan_micro_batches(lengths, 1000, 1) == [[[[0], [1], [2], [3], [4], [5]]]]
+    assert plan_micro_batches(lengths, 1000, 1, "on") == [[[[0], [1, 4], [2, 5], [3]]]]
+
+
 def test_auto_packs_a_step_where_that_saves_enough() -> None:
     def all_of(lengths: Sequence[int], packing: str) -> list[Rows]:
         return plan_micro_batches(lengths, 256, 1, packing)[0]
