@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from pipeline.arithmetic import natural_dtype
 from pipeline.config.section import Section
@@ -197,3 +197,9 @@ class TrainConfig(Section):
         "token end.",
     )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+
+    @field_validator("packing", mode="before")
+    @classmethod
+    def _as_it_is_written(cls, value: object) -> object:
+        """YAML reads a bare `on` and `off` as true and false."""
+        return ("on" if value else "off") if isinstance(value, bool) else value

@@ -34,6 +34,13 @@ def test_one_e_minus_five_is_a_number_though_yaml_1_1_reads_text(tmp_path):
     assert load_recipe(path, ["dump.path=run-1e"]).dump.path == "run-1e"
 
 
+@pytest.mark.parametrize("value", ["on", "off", "auto"])
+def test_packing_is_what_is_written_though_yaml_1_1_reads_a_boolean(value, tmp_path):
+    recipe = load_recipe("demo", [f"train.packing={value}"])
+    save_recipe(recipe, tmp_path / "again.yaml")
+    assert recipe.train.packing == load_recipe(tmp_path / "again.yaml").train.packing == value
+
+
 def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
     with pytest.raises(ValueError, match=r"line 6.*'corpus' is given twice"):
         load_recipe(written(tmp_path, SMALL + "corpus: {source: b.jsonl}"))
