@@ -4,7 +4,8 @@
 
 The dump is made of the records of another: words and positions drawn anew, since zstd would find what is repeated. Beside each world
 stands what a rank did before batches were planned by lengths: read and encode all documents, and line up its own. Times are CPU
-seconds of the process, all threads; the rate over all ranks is the world times a rank's own.
+seconds of the process, all threads; the rate over all ranks is the world times a rank's own. The last column is what the ranks pass
+through the model in a step, padding and waiting for each other included, over what there is to pass.
 """
 
 import time
@@ -26,7 +27,8 @@ from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
 from schemas.shard import commit_shard, read_shard, to_table
 from stage2_student.interfaces import StudentShape, make_interface
-from stage2_student.plan import plan_batches
+from stage2_student.packing import padded_tokens, plan_micro_batches
+from stage2_student.plan import BatchPlan, plan_batches
 from stage2_student.reader import DumpReader
 from stage2_student.share import Preparation, Sources, fetched, shares
 from stage2_student.start import end_tokens, student_tokenizer
@@ -65,6 +67,7 @@ class Figures(NamedTuple):
     """Of one world."""
 
     tokens: int  # of this rank
+    over_ideal: float  # a step's time in tokens, over a rank's share of them
     seconds: dict[str, float]
 
 
@@ -136,7 +139,23 @@ def run(preparation: Preparation, tokens_per_rank: int, epochs: int, whole: bool
             documents = [found[planned.place] for planned in own.documents]
         clock.run("tensors", partial(preparation.micro_batches, own, documents))
         tokens += sum(planned.num_tokens for planned in own.documents)
-    return Figures(tokens, dict(clock.seconds))
+    planned = plan_batches(lengths, 0, tokens_per_rank * world, train.max_tokens)
+    return Figures(
+        tokens, over_ideal(takewhile(lambda plan: plan.after.epoch < epochs, planned), preparation), dict(clock.seconds)
+    )
+
+
+def over_ideal(plans: Iterator[BatchPlan], preparation: Preparation) -> float:
+    """Tokens that pass while all ranks are at work on a step, each waiting for the largest of the micro-batches side by side, over a rank's share."""
+    passed = there = 0.0
+    micro_batch_tokens, world = preparation.recipe.train.micro_batch_tokens, preparation.world
+    for plan in plans:
+        lengths = [document.num_tokens for document in plan.documents]
+        of_ranks = plan_micro_batches(lengths, micro_batch_tokens, world, preparation.packing)
+        side_by_side = zip(*of_ranks, strict=True)
+        passed += sum(max(padded_tokens(lengths, [rows]) for rows in slot) for slot in side_by_side)
+        there += sum(lengths) / world
+    return passed / there
 
 
 def main(
@@ -155,9 +174,11 @@ def main(
     shape = StudentShape(576, len(tokenizer.token_bytes), tokenizer.token_bytes, tokenizer.prefix, (ends.end,))
     parts = ("plan", "read", "encode", "tensors")
     print(
-        "| world | documents | tokens/s of a rank | of all ranks | " + " | ".join(f"{part}, %" for part in parts) + " |"
+        "| world | documents | tokens/s of a rank | of all ranks | "
+        + " | ".join(f"{part}, %" for part in parts)
+        + " | step over ideal |"
     )
-    print("|" + " --- |" * (4 + len(parts)))
+    print("|" + " --- |" * (5 + len(parts)))
     with TemporaryDirectory() as folder:
         reader = DumpReader(make_dump(dump, Path(folder) / "dump"), 0)
         sources = Sources(reader, tokenizer, None, ends)
@@ -169,7 +190,10 @@ def main(
                 columns = [f"{100 * found.seconds[part] / total:.0f}" for part in parts]
                 rate = found.tokens / total
                 which = "all" if whole else "its own"
-                print(f"| {size} | {which} | {rate:,.0f} | {size * rate:,.0f} | {' | '.join(columns)} |", flush=True)
+                print(
+                    f"| {size} | {which} | {rate:,.0f} | {size * rate:,.0f} | {' | '.join(columns)} | {found.over_ideal:.2f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
