@@ -56,13 +56,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train a student from a dump; see `bld student`.")
     parser.add_argument("--recipe", required=True, help="YAML file.")
     parser.add_argument("--local_rank", type=int, help="Given by the launcher; not used.")
+    recipe = Path(parser.parse_args(arguments).recipe)
     try:
-        raise SystemExit(run_rank(load_recipe(Path(parser.parse_args(arguments).recipe))))
-    except (ValueError, OSError, FloatingPointError) as error:  # what a user can cause, a line as `bld` itself says it
-        if logs.shows_tracebacks():
+        raise SystemExit(run_rank(load_recipe(recipe)))
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        said = _in_a_line(error, recipe)
+        if said is None or logs.shows_tracebacks():
             raise
-        logs.complain(str(error))
+        logs.complain(said)
         raise SystemExit(1) from None
+
+
+def _in_a_line(error: Exception, recipe: Path) -> str | None:
+    """What is wrong, as `bld` itself says it, where a user can cause it."""
+    if not isinstance(error, RuntimeError):
+        return str(error)
+    # torch has a class of its own only for what its allocator of a GPU could not get.
+    if not any(said in str(error) for said in ("out of memory", "_ALLOC_FAILED", "can't allocate memory")):
+        return None
+    train = load_recipe(recipe).train
+    checkpointing = "" if train.gradient_checkpointing else ", or set train.gradient_checkpointing: true"
+    return (
+        f"out of memory: {str(error).splitlines()[0]}. Lower train.micro_batch_tokens ({train.micro_batch_tokens}){checkpointing}: the same "
+        "command then goes on from the newest checkpoint, if there is one. For a new run there are train.deepspeed.zero_stage "
+        f"({train.deepspeed.zero_stage}) with more ranks and student.lora_rank; `bld plan` counts what each takes"
+    )
 
 
 def run_rank(recipe: Recipe) -> int:
