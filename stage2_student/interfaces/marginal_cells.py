@@ -1,7 +1,7 @@
 """The softmax of some rows summed into cells, with its gradient: one pass over the logits for the bytes and the tokens alike.
 
-Only sums leave the chunk, in float64; logits are made again for the gradient (`cell_sums` is run under a checkpoint), which is
-p * (gradient of the column's cell - mean gradient), so nothing of the size of the logits is kept.
+Only sums leave the chunk, in float64; logits are made again for the gradient (`cell_sums` is run under a checkpoint), their sums are not.
+The gradient is p * (gradient of the column's cell - mean gradient), so nothing of the size of the logits is kept.
 
 Shape legend: R rows of a chunk, V columns of the head by token id, C the same in the order of their bytes, I cells.
 """
@@ -41,21 +41,35 @@ class Sums(NamedTuple):
     logprob_R2: Tensor  # 0 for no token
 
 
-def cell_sums(logits_RV: Tensor, cells: Cells, columns: Columns) -> Sums:
-    """Sum the softmax of each row into its cells. Differentiable in the logits, which may be of any float dtype."""
-    return Sums(*_CellSums.apply(logits_RV, cells, columns))  # type: ignore[no-untyped-call]
+Kept = list[
+    tuple[Sums, Tensor]
+]  # of a chunk, once it is known: its sums, and each row's log of the sum of exponentials
+
+
+def cell_sums(logits_RV: Tensor, cells: Cells, columns: Columns, kept: Kept) -> Sums:
+    """Sum the softmax of each row into its cells. Differentiable in the logits, which may be of any float dtype.
+
+    Args:
+        kept: empty at first; a checkpoint that calls this again, with the same logits, gets what is in it.
+    """
+    return Sums(*_CellSums.apply(logits_RV, cells, columns, kept))  # type: ignore[no-untyped-call]
 
 
 class _CellSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
-        sums, log_total_R = _kernels(logits_RV)[0](logits_RV, cells, columns)
+    def forward(ctx: Any, logits_RV: Tensor, cells: Cells, columns: Columns, kept: Kept) -> tuple[Tensor, ...]:
+        if not kept:
+            kept.append(_kernels(logits_RV)[0](logits_RV, cells, columns))
+        sums, log_total_R = kept[0]
+        sums = Sums(
+            *(sum_.detach() for sum_ in sums)
+        )  # what is returned becomes part of a graph, what is kept must not
         ctx.cells, ctx.columns = cells, columns
         ctx.save_for_backward(logits_RV, log_total_R, sums.mass_I, sums.end_R)
-        return sums.mass_I, sums.end_R, sums.logprob_R2
+        return tuple(sums)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         logits_RV, log_total_R, mass_I, end_R = ctx.saved_tensors
         wanted = Sums(*gradients)
         wanted = wanted._replace(logprob_R2=wanted.logprob_R2.where(ctx.cells.tokens_R2 >= 0, 0.0))
@@ -64,7 +78,7 @@ class _CellSums(torch.autograd.Function):
             0, row_of_cells(ctx.cells), wanted.mass_I * mass_I
         )
         spread = _kernels(logits_RV)[1]
-        return spread(logits_RV, log_total_R, wanted, common_R, ctx.cells, ctx.columns), None, None
+        return spread(logits_RV, log_total_R, wanted, common_R, ctx.cells, ctx.columns), None, None, None
 
 
 def _kernels(logits_RV: Tensor) -> tuple[Callable[..., tuple[Sums, Tensor]], Callable[..., Tensor]]:
@@ -118,8 +132,7 @@ def row_of_cells(cells: Cells) -> Tensor:
 def _exponentials(logits_RV: Tensor, shift_R: Tensor, columns: Columns) -> Tensor:
     """In the order of the columns; below MIN_LOGIT a float32 would lose its digits."""
     dtype = torch.promote_types(logits_RV.dtype, torch.float32)
-    logits_RC = logits_RV[:, columns.token_C].to(dtype)
-    logits_RC -= shift_R[:, None].to(dtype)
+    logits_RC = logits_RV[:, columns.token_C] - shift_R[:, None].to(dtype)
     return (logits_RC if dtype == torch.float64 else logits_RC.clamp_(min=MIN_LOGIT)).exp_()
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.vocabulary import Vocabulary
 from stage2_student.batches import NO_LABEL, Encoded, Example, MicroBatch
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
-from stage2_student.interfaces.marginal_cells import Cells, Columns, Sums, cell_sums
+from stage2_student.interfaces.marginal_cells import Cells, Columns, Kept, Sums, cell_sums
 from stage2_student.interfaces.marginal_plan import Plan, make_plan
 from stage2_student.interfaces.marginal_positions import Distributions, distributions
 from stage2_student.interfaces.marginal_trie import Trie
@@ -75,8 +75,8 @@ class TokenMarginal(Interface):
         """The sums of all rows; the logits of `CHUNK_ROWS` rows are held at once, and computed again for the gradient."""
         columns = self.columns
 
-        def chunk_sums(hidden_rD: Tensor, cells: Cells) -> tuple[Tensor, ...]:
-            return cell_sums(head(hidden_rD), cells, columns)
+        def chunk_sums(hidden_rD: Tensor, cells: Cells, kept: Kept) -> tuple[Tensor, ...]:
+            return cell_sums(head(hidden_rD), cells, columns, kept)
 
         tokens_R2 = torch.stack([plan.next_R, labels_R], dim=-1)
         # At least one chunk, empty or not: on a rank without supervised tokens the head must still have a (zero) gradient.
@@ -89,5 +89,5 @@ class TokenMarginal(Interface):
             cells = Cells(
                 plan.num_cells_R[first:last], plan.first_I[inside], plan.last_I[inside], tokens_R2[first:last]
             )
-            found.append(checkpoint(chunk_sums, hidden_RD[first:last], cells, use_reentrant=False))
+            found.append(checkpoint(chunk_sums, hidden_RD[first:last], cells, Kept(), use_reentrant=False))
         return Sums(*(torch.cat(parts) for parts in zip(*found, strict=True)))

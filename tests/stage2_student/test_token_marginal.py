@@ -257,6 +257,21 @@ def test_many_chunks_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     check_against_brute_force(random_case(8, [6, 1, 4]))
 
 
+def test_the_gradient_makes_the_logits_again_and_not_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_marginal, "CHUNK_ROWS", 4)
+    summed, plain = list[int](), marginal_cells.sum_cells
+
+    def counted(logits_RV: torch.Tensor, *rest: Any) -> Any:
+        summed.append(len(logits_RV))
+        return plain(logits_RV, *rest)
+
+    monkeypatch.setattr(marginal_cells, "sum_cells", counted)
+    case = random_case(8, [6, 1, 4])
+    num_rows = len(case.batch.extra["state_R"])
+    check_against_brute_force(case)
+    assert sum(summed) == num_rows and len(summed) == -(-num_rows // 4) > 1
+
+
 def test_positions_where_the_student_dropped_too_much_are_not_counted() -> None:
     case = random_case(9, [9, 9])
     token_end_P = case.marginals()[0].token_end_P
