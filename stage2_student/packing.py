@@ -51,7 +51,7 @@ def _even(
     best = grouped(lengths, longest_first, most)
     places = -(-len(best) // world) * world
     low, high = sum(lengths) // max(places, 1), min(most, max((_padded(lengths, rows) for rows in best), default=0))
-    while high - low > high * CLOSE:
+    while high - low > max(1, high * CLOSE):
         limit = (low + high) // 2
         tried = grouped(lengths, longest_first, limit)
         if len(tried) > places:

@@ -41,9 +41,8 @@ class Sums(NamedTuple):
     logprob_R2: Tensor  # 0 for no token
 
 
-Kept = list[
-    tuple[Sums, Tensor]
-]  # of a chunk, once it is known: its sums, and each row's log of the sum of exponentials
+# Of a chunk, once it is known: its sums, and each row's log of the sum of exponentials.
+Kept = list[tuple[Sums, Tensor]]
 
 
 def cell_sums(logits_RV: Tensor, cells: Cells, columns: Columns, kept: Kept) -> Sums:
@@ -61,9 +60,8 @@ class _CellSums(torch.autograd.Function):
         if not kept:
             kept.append(_kernels(logits_RV)[0](logits_RV, cells, columns))
         sums, log_total_R = kept[0]
-        sums = Sums(
-            *(sum_.detach() for sum_ in sums)
-        )  # what is returned becomes part of a graph, what is kept must not
+        # What is returned becomes part of a graph; what is kept must not.
+        sums = Sums(*(sum_.detach() for sum_ in sums))
         ctx.cells, ctx.columns = cells, columns
         ctx.save_for_backward(logits_RV, log_total_R, sums.mass_I, sums.end_R)
         return tuple(sums)

@@ -65,6 +65,18 @@ def test_ranks_wait_little_for_each_other(packing: str, world: int, of_rank: int
     assert all(padded_tokens(lengths, [rows]) <= 8192 for slot in slots for rows in slot)
 
 
+@pytest.mark.parametrize("packing", ["off", "on"])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_shortest_documents_are_planned_too(packing: str, world: int) -> None:
+    rng = np.random.default_rng(0)
+    for num in range(12):  # the search for a limit ends also where there is nothing left between two of them
+        for longest in (1, 2, 3, 15):
+            lengths = [int(n) for n in rng.integers(1, longest + 1, num)]
+            for most in (1, 2, 5, 16):
+                plan = plan_micro_batches(lengths, most, world, packing)
+                assert sorted(i for rank in plan for rows in rank for row in rows for i in row) == list(range(num))
+
+
 def test_one_rank_has_all_that_fits_in_one_micro_batch() -> None:
     lengths = [40, 30, 30, 20, 10, 10]
     assert plan_micro_batches(lengths, 1000, 1) == [[[[0], [1], [2], [3], [4], [5]]]]
