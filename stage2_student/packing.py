@@ -58,7 +58,7 @@ def _even(
             low = limit
             continue
         high = limit
-        if _time(lengths, tried, world) < _time(lengths, best, world):
+        if tokens_passed(lengths, tried, world) < tokens_passed(lengths, best, world):
             best = tried
     return best
 
@@ -72,8 +72,12 @@ def _padded(lengths: Sequence[int], rows: Rows) -> int:
     return len(rows) * max((sum(lengths[i] for i in row) for row in rows), default=0)
 
 
-def _time(lengths: Sequence[int], micro_batches: Sequence[Rows], world: int) -> int:
-    """Tokens that pass, padding included, while all ranks are at work: each waits for the largest micro-batch of those side by side."""
+def tokens_passed(lengths: Sequence[int], micro_batches: Sequence[Rows], world: int) -> int:
+    """Tokens that pass while all ranks are at work, padding included: each waits for the largest of the micro-batches side by side.
+
+    Args:
+        micro_batches: of all ranks, those that run side by side one after another.
+    """
     sizes = [_padded(lengths, rows) for rows in micro_batches]
     return sum(max(sizes[first : first + world]) for first in range(0, len(sizes), world))
 

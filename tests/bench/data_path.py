@@ -27,7 +27,7 @@ from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
 from schemas.shard import commit_shard, read_shard, to_table
 from stage2_student.interfaces import StudentShape, make_interface
-from stage2_student.packing import padded_tokens, plan_micro_batches
+from stage2_student.packing import plan_micro_batches, tokens_passed
 from stage2_student.plan import BatchPlan, plan_batches
 from stage2_student.reader import DumpReader
 from stage2_student.share import Preparation, Sources, fetched, shares
@@ -152,8 +152,7 @@ def over_ideal(plans: Iterator[BatchPlan], preparation: Preparation) -> float:
     for plan in plans:
         lengths = [document.num_tokens for document in plan.documents]
         of_ranks = plan_micro_batches(lengths, micro_batch_tokens, world, preparation.packing)
-        side_by_side = zip(*of_ranks, strict=True)
-        passed += sum(max(padded_tokens(lengths, [rows]) for rows in slot) for slot in side_by_side)
+        passed += tokens_passed(lengths, [rows for slot in zip(*of_ranks, strict=True) for rows in slot], world)
         there += sum(lengths) / world
     return passed / there
 

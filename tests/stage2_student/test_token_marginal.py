@@ -257,7 +257,7 @@ def test_many_chunks_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     check_against_brute_force(random_case(8, [6, 1, 4]))
 
 
-def test_the_gradient_makes_the_logits_again_and_not_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rows_sums_are_made_once_its_gradient_included(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_marginal, "CHUNK_ROWS", 4)
     summed, plain = list[int](), marginal_cells.sum_cells
 
