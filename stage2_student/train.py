@@ -79,7 +79,7 @@ def _in_a_line(error: Exception, recipe: Path) -> str | None:
     return (
         f"out of memory: {str(error).splitlines()[0]}. Lower train.micro_batch_tokens ({train.micro_batch_tokens}){checkpointing}: the same "
         "command then goes on from the newest checkpoint, if there is one. For a new run there are train.deepspeed.zero_stage "
-        f"({train.deepspeed.zero_stage}) with more ranks and student.lora_rank; `bld plan` counts what each takes"
+        f"({train.deepspeed.zero_stage}) with more ranks and student.lora_rank; `bld plan --calibrate` counts what a run holds"
     )
 
 
