@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.bench.quality [--recipe pipeline/recipes/demo.yaml] [--methods "sft; linear"] [--steps 40] [--seeds 3]
 
-Settings (learning rates) are searched by successive halving, the same budget for every method: all of them for a quarter of the steps, the
+Settings (learning rates and weights) are searched by successive halving, the same budget for every method: all of them for a quarter of the steps, the
 better half for half (where they are within 3 % of each other), judged by the Jensen-Shannon divergence to the teacher on held-out text that
 the table does not use. The best one is trained with each seed. `--no-search` takes each method's first setting that the recipe's learning
 rate is in. `--jobs` trains and measures several students at once, each in processes of its own: one as small as these leaves a GPU idle.
@@ -154,13 +154,18 @@ class Quality:
                 for setting in settings
                 if len(settings) > 1
             ]
-            scores = dict(zip(runs, self.of_all(self._score, runs), strict=True))
+            found = dict(zip(runs, self.of_all(self._searched, runs), strict=True))
+            scores = {run: mean_jsd(figures) for run, figures in found.items()}
             for method in {run.method: None for run in runs}:
-                ranked = sorted((run for run in runs if run.method == method), key=scores.__getitem__)[:kept]
-                near = [run for run in ranked if scores[run] <= (1 + TIE) * scores[ranked[0]]]
-                for run in near:
+                ranked = sorted((run for run in runs if run.method == method), key=scores.__getitem__)
+                near = [run for run in ranked[:kept] if scores[run] <= (1 + TIE) * scores[ranked[0]]]
+                for run in ranked:
+                    bits = " / ".join(f"{found[run].mean(name, 'bits_per_byte'):.4f}" for name in found[run].documents)
+                    kind = "stays" if run in near else "out"
+                    setting = " ".join(run.setting)
                     print(
-                        f"{method}, {run.steps} steps: {scores[run]:.4f} nats with {' '.join(run.setting)}", flush=True
+                        f"{method}, {run.steps} steps, {kind}: {scores[run]:.4f} nats, {bits} bits with {setting}",
+                        flush=True,
                     )
                 left[method] = [run.setting for run in near]
         return {method: settings[0] for method, settings in left.items()}
@@ -176,14 +181,18 @@ class Quality:
         with ProcessPoolExecutor(self.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
             return list(pool.map(what, wanted))
 
-    def _score(self, run: Run) -> float:
-        found = self.figures(run, "search")
-        return sum(found.mean(name, "jsd") for name in found.documents) / len(found.documents)
+    def _searched(self, run: Run) -> Figures:
+        return self.figures(run, "search")
 
     def unsearched(self, method: str) -> tuple[str, ...]:
         settings = method_of(method).settings()
         rate = f"train.lr={self.base.train.lr:.1e}"
         return next((setting for setting in settings if rate in setting), settings[0])
+
+
+def mean_jsd(found: Figures) -> float:
+    """What the search judges by, in nats per byte position: the mean over held-out texts, each of the same weight."""
+    return sum(found.mean(name, "jsd") for name in found.documents) / len(found.documents)
 
 
 def lines(name: str, found: Sequence[Figures], control: Sequence[Figures] | None) -> str:
