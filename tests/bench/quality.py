@@ -34,7 +34,8 @@ SEARCH_SKIP = {"in_domain": 500, "out_of_domain": 200}  # held-out documents tha
 SEARCH_DOCUMENTS = {"in_domain": 16, "out_of_domain": 6}
 REFERENCES = ("teacher", "start")  # the table's first two lines
 CONTROL = "sft"
-Wanted, Found = TypeVar("Wanted"), TypeVar("Found")
+Wanted = TypeVar("Wanted")
+Found = TypeVar("Found")
 TIE = 0.03  # settings that are further behind the best are out
 
 
@@ -223,8 +224,8 @@ def lines(name: str, found: Sequence[Figures], control: Sequence[Figures] | None
 
 def gap(name: str, found: Sequence[Figures], control: Sequence[Figures], teacher: Figures) -> str:
     """In words, how much of the control's distance to the teacher a method takes away, out of domain."""
-    seeds = [[f.per_document("out_of_domain", "bits_per_byte") for f in figures] for figures in (found, control)]
-    share, low, high = gap_closed(*seeds, teacher.per_document("out_of_domain", "bits_per_byte"))
+    ours, theirs = ([f.per_document("out_of_domain", "bits_per_byte") for f in figures] for figures in (found, control))
+    share, low, high = gap_closed(ours, theirs, teacher.per_document("out_of_domain", "bits_per_byte"))
     return f"{name}: {share:.0%} [{low:.0%}, {high:.0%}] of the gap in bits/byte out of domain between {CONTROL} and the teacher"
 
 
@@ -266,9 +267,9 @@ def main(
         + "bits/byte in domain |"
     )
     print("| --- " * (6 + len(tasks)) + "|")
-    for name, found in table.items():
+    for name, figures in table.items():
         control = table.get(CONTROL) if name not in ("teacher", "start", CONTROL) else None
-        print(lines(name, found, control), flush=True)
+        print(lines(name, figures, control), flush=True)
     if CONTROL in table and "out_of_domain" in table[CONTROL][0].documents:
         for name in chosen:
             if name != CONTROL:
