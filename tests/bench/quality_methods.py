@@ -9,7 +9,7 @@ import shlex
 from typing import NamedTuple
 
 # Of the model's body, and of its embedding and head as a multiple: a moved student's new rows have further to go. The first is the
-# best of two searches of rates alone, at 10 steps and at 50.
+# best by divergence of two searches of rates alone, at 10 steps and at 50.
 RATES = ((1e-4, 3), (3e-5, 10), (3e-4, 1), (1e-4, 10), (3e-4, 3))
 NUM_SETTINGS = len(RATES)
 
