@@ -4,7 +4,7 @@
 
 Settings (learning rates and weights) are searched by successive halving, the same budget for every method: all of them for a quarter of the steps, the
 best two for half (where they are within 0.005 bits of each other), judged by the bits per byte of held-out text of the other kind, which the
-table does not use. (Not by the divergence to the teacher: a student that moves away from it is nearest where it is hardly trained.) The best
+table does not use. (Not by the divergence to the teacher: by that, plain cross-entropy is best at the lowest rate, with more bits.) The best
 one is trained with each seed. `--no-search` takes each method's first setting that the recipe's learning
 rate is in. `--jobs` trains and measures several students at once, each in processes of its own: one as small as these leaves a GPU idle.
 Measures: divergence to the teacher on held-out text of the corpus' kind and of another (`eval`), bits per byte, accuracy on

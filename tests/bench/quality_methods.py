@@ -22,6 +22,9 @@ class Method(NamedTuple):
     varied: tuple[str, ...] = ()
 
     def settings(self) -> list[tuple[str, ...]]:
+        assert len(self.weights) <= NUM_SETTINGS, (
+            "more weights than settings: a method would have a larger budget than others"
+        )
         first, *others = self.weights
         chosen = [(first, rates) for rates in RATES[: NUM_SETTINGS - len(others)]]
         chosen += [(weights, RATES[0]) for weights in others]
