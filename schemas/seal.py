@@ -28,16 +28,19 @@ def seal(path: Path) -> None:
         file.write(digest.encode())
 
 
-def check_seal(path: Location) -> None:
-    """Raise ValueError unless a file is, byte for byte, what was sealed."""
+def check_seal(path: Location) -> str:
+    """The file's own SHA-256, in hexadecimal digits. Raises ValueError unless it is, byte for byte, what was sealed."""
+    whole = hashlib.sha256()
     with path.open("rb") as file:
         at = _find(file, path)
         file.seek(at)
-        written, found = file.read(len(BLANK)), _digest(file, at).encode()
+        written = file.read(len(BLANK))
+        found = _digest(file, at, whole).encode()
     if written != found:
         raise ValueError(
             f"{path} is damaged: its bytes hash to {found[:12].decode()}.., its seal says {written[:12].decode('latin-1')}.."
         )
+    return whole.hexdigest()
 
 
 def _find(file: BinaryIO, path: Location) -> int:
@@ -46,6 +49,8 @@ def _find(file: BinaryIO, path: Location) -> int:
     file.seek(max(size - _TRAILER_BYTES, 0))
     trailer = file.read()
     footer_bytes = int.from_bytes(trailer[:4], "little")
+    if not size:
+        raise ValueError(f"{path} is empty: 0 bytes, as a copy that was cut off leaves it")
     if len(trailer) < _TRAILER_BYTES or trailer[4:] != b"PAR1" or footer_bytes > size - _TRAILER_BYTES:
         raise ValueError(f"{path} is damaged: it does not end as a Parquet file of {size} bytes does")
     start = size - _TRAILER_BYTES - footer_bytes
@@ -56,20 +61,24 @@ def _find(file: BinaryIO, path: Location) -> int:
     return start + at + len(_MARK)
 
 
-def _digest(file: BinaryIO, at: int) -> str:
-    """Of the file, with the seal blank."""
-    digest = hashlib.sha256()
+def _digest(file: BinaryIO, at: int, whole: "hashlib._Hash | None" = None) -> str:
+    """Of the file, with the seal blank. `whole` takes in the bytes as they are, in the same pass."""
+    sealed = hashlib.sha256()
     file.seek(0)
-    _update(digest, file, at)
-    digest.update(BLANK.encode())
-    file.seek(at + len(BLANK))
-    _update(digest, file, None)
-    return digest.hexdigest()
+    _update(file, at, sealed, whole)
+    sealed.update(BLANK.encode())
+    written = file.read(len(BLANK))
+    if whole is not None:
+        whole.update(written)
+    _update(file, None, sealed, whole)
+    return sealed.hexdigest()
 
 
-def _update(digest: "hashlib._Hash", file: BinaryIO, num_bytes: int | None) -> None:
+def _update(file: BinaryIO, num_bytes: int | None, *digests: "hashlib._Hash | None") -> None:
     """Hash on: so many bytes, or all that is left."""
     left = num_bytes
     while chunk := file.read(_CHUNK_BYTES if left is None else min(_CHUNK_BYTES, left)):
-        digest.update(chunk)
+        for digest in digests:
+            if digest is not None:
+                digest.update(chunk)
         left = None if left is None else left - len(chunk)

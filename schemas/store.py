@@ -146,6 +146,10 @@ def _naming(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None or str(path) in str(error):
             raise
+        if not path.stat().st_size:
+            raise ValueError(
+                f"{path} is empty: 0 bytes, as a copy that was cut off leaves it. Copy it again, or delete it and run `bld teacher` again"
+            ) from error
         raise ValueError(f"{path} is damaged: {error}. `bld verify` says what else is wrong") from error
 
 

@@ -54,7 +54,7 @@ def enter(recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, ac
     """Hold the dump's folder to the plan; of processes that start at once, one writes the manifest and the others check it."""
     dump = location(recipe.dump.path)
     with claims.writing_json():
-        extend_dump(dump, manifest, corpus)
+        extend_dump(dump, manifest, corpus, accept_engine)
         manifest = plan.hold_to_identity(dump, manifest, accept_engine)
         with committed(dump / "recipe.yaml") as path:
             save_recipe(recipe, path)

@@ -13,20 +13,25 @@ from pipeline.logs import say
 from schemas.commit import remove
 from schemas.manifest import Manifest, ShardPlan, identity_differences
 from schemas.store import Location, open_parquet
-from stage1_teacher.plan import document_digest
+from stage1_teacher.plan import document_digest, with_accepted_engine
 
 _CORPUS = "corpus.sha256"
 
 
-def extend_dump(dump: Location, ours: Manifest, corpus: Corpus) -> None:
+def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: str | None = None) -> None:
     """Let the dump's manifest grow to `ours` where only the corpus differs. Else nothing: a new dump, the same, or quite another one.
 
+    Args:
+        accept_engine: as `plan.hold_to_identity` has it; engines that the dump accepts already stay accepted.
     Raises:
         ValueError: the corpus differs, and is not the dump's with more documents after it.
     """
     if not (dump / "manifest.json").exists():
         return
     theirs = Manifest.load(dump)
+    accepted = {*theirs.accepted_engines, *([accept_engine] if accept_engine else [])}
+    identity = with_accepted_engine(ours.identity, theirs.identity, accepted)
+    ours = ours.model_copy(update={"identity": identity, "accepted_engines": theirs.accepted_engines})
     differences = identity_differences(theirs.identity, ours.identity)
     if len(differences) != 1 or not differences[0].startswith(_CORPUS):
         return

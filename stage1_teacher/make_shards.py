@@ -25,11 +25,12 @@ from stage1_teacher.pieces import Piece, batches, cut_pieces
 from stage1_teacher.records import make_records
 from stage1_teacher.restart import persist
 from stage1_teacher.teacher import Answers, Teacher
+from stage1_teacher.windows import WindowError
 
 
 class CutShard(NamedTuple):
-    """A shard's pieces, and why documents were left out, by name: the teacher's tokenizer cannot spell them, or its chat template
-    changes them."""
+    """A shard's pieces, and why documents were left out, by name: the teacher's tokenizer cannot spell them, its chat template changes
+    them, or no window of `teacher.max_tokens` fits them."""
 
     plan: ShardPlan
     pieces: list[Piece]
@@ -61,13 +62,13 @@ class Made(NamedTuple):
 
 
 def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> CutShard:
-    """A shard's documents as pieces for the teacher; those that its tokenizer or template cannot spell are left out, with the reason."""
+    """A shard's documents as pieces for the teacher; those that cannot be are left out, with the reason."""
     pieces: list[Piece] = []
     left_out: dict[str, str] = {}
     for document in documents:
         try:
             pieces += _cut(document, teacher)
-        except (SpellingError, ChatError) as error:
+        except (SpellingError, ChatError, WindowError) as error:
             left_out[document.doc_id] = str(error)
     return CutShard(shard, pieces, left_out)
 

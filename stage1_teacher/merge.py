@@ -93,9 +93,11 @@ def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
     counts: Counter[str] = Counter()
     for manifest in manifests:
         counts.update(manifest.corpus_counts)
+    engines = dict.fromkeys(engine for manifest in manifests for engine in manifest.accepted_engines)
     return Manifest(
         identity=manifests[0].identity | {"corpus": {"sha256": corpus_sha256(shards), "field": ", ".join(fields)}},
         corpus_counts=dict(counts),
+        accepted_engines=tuple(engines),
         shards=tuple(shards),
     )
 
@@ -103,8 +105,11 @@ def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
 def _claim(out: Path, merged: Manifest, first: Path) -> None:
     """Make the folder this merge's. Raises ValueError where it holds something else."""
     if (out / "manifest.json").exists():
-        if Manifest.load(out) != merged:
+        theirs = Manifest.load(out)
+        if theirs.model_copy(update={"accepted_engines": merged.accepted_engines}) != merged:
             raise ValueError(f"{out} holds another dump; give a new folder, or delete that one")
+        if theirs != merged:  # begun by a release that forgot which engines the parts accept
+            merged.save(out)
         return
     if out.exists() and any(path.name not in ("recipe.yaml", "shards") for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and is not a dump; give a new folder")

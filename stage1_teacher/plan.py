@@ -175,12 +175,19 @@ def require_identity(
     dump: Location, theirs: dict[str, Any], ours: dict[str, Any], accepted_engines: Collection[str]
 ) -> None:
     """Raise ValueError, naming each field that differs, unless the dump's identity is ours, or differs in an engine that is accepted."""
-    engine = str(ours["teacher"]["engine"])
-    if engine in accepted_engines:
-        ours = ours | {"teacher": ours["teacher"] | {"engine": theirs["teacher"]["engine"]}}
-    differences = identity_differences(theirs, ours)
+    differences = identity_differences(theirs, with_accepted_engine(ours, theirs, accepted_engines))
     if differences:
+        engine = str(ours["teacher"]["engine"])
         raise ValueError(f"{dump} holds another dump: {'; '.join(differences)}. {_way_out(differences, engine)}")
+
+
+def with_accepted_engine(
+    ours: dict[str, Any], theirs: dict[str, Any], accepted_engines: Collection[str]
+) -> dict[str, Any]:
+    """Our identity, with the engine that began the dump where ours is one of those that are accepted beside it."""
+    if ours["teacher"]["engine"] not in accepted_engines:
+        return ours
+    return ours | {"teacher": ours["teacher"] | {"engine": theirs["teacher"]["engine"]}}
 
 
 def _way_out(differences: list[str], engine: str) -> str:

@@ -1,12 +1,12 @@
 """The summary of a dump: counts over all its shards, read from the shards alone, so that it does not matter who made them or when."""
 
-import hashlib
 import json
 from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
 from schemas.manifest import Manifest, ShardPlan
+from schemas.seal import check_seal
 from schemas.shard import shard_metadata
 from schemas.store import Location, open_parquet
 from stage1_teacher.cost import total_cost
@@ -25,7 +25,7 @@ class _Counted(NamedTuple):
 
 
 def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
-    """What `summary.json` holds. Reads every byte. Raises ValueError for a shard of other documents than planned."""
+    """What `summary.json` holds. Reads every byte. Raises ValueError for a shard that is damaged, or of other documents than planned."""
     counted = in_threads(partial(_count, dump), manifest.shards)
     totals: dict[str, Any] = {name: sum(shard.counts[name] for shard in counted) for name in _SUMMED}
     totals["stored_bytes_per_text_byte"] = round(totals["stored_bytes"] / max(totals["bytes"], 1), 4)
@@ -43,6 +43,10 @@ def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
 
 def _count(dump: Location, shard: ShardPlan) -> _Counted:
     path = shard.path(dump)
+    try:
+        digest = check_seal(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it and run the same command again, which makes that shard anew") from error
     with open_parquet(path) as file:
         metadata = shard_metadata(path, file.schema_arrow)
         table = file.read(columns=["segment_lengths", "segment_has_end"])
@@ -60,8 +64,6 @@ def _count(dump: Location, shard: ShardPlan) -> _Counted:
         "computed_tokens": int(metadata["bld.computed_tokens"]),
         "stored_bytes": size,
     }
-    with path.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return _Counted(counts, left_out, metadata["bld.engine"], {"name": path.name, "bytes": size, "sha256": digest})
 
 

@@ -6,6 +6,10 @@ from itertools import accumulate
 from typing import NamedTuple
 
 
+class WindowError(ValueError):
+    """No window of a document fits the budget, so that it cannot be dumped; other documents can."""
+
+
 class Window(NamedTuple):
     """Bytes `start .. end` of a document are the record; its bytes `supervised .. end` are supervised, with END if `has_end`."""
 
@@ -30,7 +34,7 @@ def cut_windows(
         count_tokens: tokens of the encoding of some bytes; a window is encoded on its own, and may need more tokens
             than the same bytes took inside the document.
     Raises:
-        ValueError: not even one token past the overlap fits, so that no cut makes progress.
+        WindowError: not even one character past the overlap fits, so that no cut makes progress.
     """
     if len(token_lengths) <= budget:
         return [Window(0, len(document), 0, True)]
@@ -64,7 +68,7 @@ def _last_fitting(
         if excess <= 0:
             return end
         end = _character_start(document, max(end - excess, done))  # every token has a byte at least
-    raise ValueError(
+    raise WindowError(
         f"no window of {budget} tokens moves past byte {done} of the document; "
         "lower teacher.overlap_tokens or raise teacher.max_tokens"
     )

@@ -174,6 +174,21 @@ def test_a_document_that_the_tokenizer_cannot_spell_is_named_in_the_summary(tmp_
     assert list(summary["left_out_unspellable"]) == ["1"] and summary["documents"] == 2
 
 
+def test_a_document_that_no_window_can_hold_is_left_out_by_name_and_the_others_are_dumped(
+    tmp_path: Path, model: Path
+) -> None:
+    texts = [
+        "the thing",
+        "\U0001f600" * 5,
+        "\u00e9 and",
+    ]  # an emoji is four tokens here; beside three of context none fits
+    folder = dump(write_recipe(tmp_path, model, texts), "teacher.max_tokens=8", "teacher.overlap_tokens=4")
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["documents"] == 2 and list(summary["left_out_unspellable"]) == ["1"]
+    assert "no window of 7 tokens moves past byte" in summary["left_out_unspellable"]["1"]
+    assert verify_dump(folder) == []
+
+
 def test_verify_against_the_teacher_finds_no_difference(tmp_path: Path, model: Path) -> None:
     recipe = write_recipe(tmp_path, model, TEXTS[:3])
     dump(recipe)

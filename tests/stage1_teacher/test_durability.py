@@ -75,6 +75,38 @@ def test_a_shard_that_was_deleted_is_named_and_made_again_alike(tmp_path: Path, 
     assert content(tmp_path / "dump") == content(whole) and verify_dump(tmp_path / "dump") == []
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "empty"])
+def test_a_damaged_shard_is_never_summed_up_as_complete(tmp_path: Path, model: Path, whole: Path, damage: str) -> None:
+    recipe = write_recipe(tmp_path, model, TEXTS[:12])
+    shutil.copytree(whole, tmp_path / "dump")
+    (tmp_path / "dump" / "summary.json").unlink()
+    path = parts(tmp_path / "dump")[1]
+    column = pq.read_metadata(path).row_group(0).column(2)  # of the text, which no summary reads
+    good = path.read_bytes()
+    at = column.data_page_offset + column.total_compressed_size - 8
+    path.write_bytes(
+        {"flipped": good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :], "cut off": good[:-9], "empty": b""}[damage]
+    )
+    with pytest.raises(
+        ValueError, match=r"part-00001\.parquet is (damaged|empty): .*; delete it and run the same command again"
+    ):
+        dump(recipe)
+    assert not (tmp_path / "dump" / "summary.json").exists()
+    path.unlink()
+    dump(recipe)
+    assert content(tmp_path / "dump") == content(whole) and verify_dump(tmp_path / "dump") == []
+
+
+def test_an_empty_shard_is_called_empty_by_who_reads_it(copy: Path) -> None:
+    path = parts(copy)[0]
+    path.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"part-00000\.parquet is empty: 0 bytes.*delete it and run `bld teacher` again"
+    ):
+        list(read_shard(path))
+    assert verify_dump(copy)[0].startswith(f"{path}: is empty: 0 bytes")
+
+
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
     """No file may grow beyond this: a write fails as it does on a full disk (EFBIG for ENOSPC), and needs no privileges."""

@@ -113,6 +113,46 @@ def test_merged_dumps_are_one_that_reads_and_verifies(
         merge_dumps(out, [two, one])
 
 
+def with_another_engine(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A dump whose last shard an engine of another version made, which an operator accepted."""
+    folder = dump(recipe)
+    monkeypatch.setattr("transformers.__version__", "9.9.9")
+    Manifest.load(folder).shards[-1].path(folder).unlink()
+    dump(recipe, accept_engine="transformers-9.9.9")
+    monkeypatch.undo()
+    assert verify_dump(folder) == []
+    return folder
+
+
+def test_engines_that_were_accepted_stay_accepted_in_a_merged_dump(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = with_another_engine(write_recipe(tmp_path / "a", model, TEXTS[:4]), monkeypatch)
+    two = dump(write_recipe(tmp_path / "b", model, TEXTS[4:6]))
+    for number, dumps in enumerate(([one, two], [two, one])):
+        out = tmp_path / f"merged-{number}"
+        merge_dumps(out, dumps)
+        merged = Manifest.load(out)
+        assert merged.accepted_engines == ("transformers-9.9.9",) and verify_dump(out) == []
+        merged.model_copy(update={"accepted_engines": ()}).save(out)  # as a release that forgot them began it
+        merge_dumps(out, dumps)
+        assert verify_dump(out) == []
+
+
+def test_engines_that_were_accepted_stay_accepted_in_a_dump_that_grows(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_another_engine(write_recipe(tmp_path, model, TEXTS[:4]), monkeypatch)
+    longer = write_recipe(tmp_path, model, TEXTS[:6])
+    dump(longer)
+    assert Manifest.load(folder).accepted_engines == ("transformers-9.9.9",) and verify_dump(folder) == []
+    engine = Manifest.load(folder).identity["teacher"]["engine"]
+    monkeypatch.setattr("transformers.__version__", "9.9.9")  # which is accepted, so that it may make it longer too
+    dump(write_recipe(tmp_path, model, TEXTS[:9]))
+    assert Manifest.load(folder).identity["teacher"]["engine"] == engine
+    assert json.loads((folder / "summary.json").read_text())["documents"] == 9 and verify_dump(folder) == []
+
+
 def test_dumps_that_cannot_be_one_are_refused_by_what_differs(tmp_path: Path, model: Path) -> None:
     one = dump(write_recipe(tmp_path / "a", model, TEXTS[:3]))
     other = dump(write_recipe(tmp_path / "b", model, TEXTS[3:5], top_k=3))

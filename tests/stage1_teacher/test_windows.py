@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stage1_teacher.windows import cut_windows, is_boundary
+from stage1_teacher.windows import WindowError, cut_windows, is_boundary
 
 
 def pairs(document: bytes) -> list[int]:
@@ -33,5 +33,5 @@ def test_each_byte_is_supervised_once_and_in_order(text: str, budget: int, overl
 
 def test_a_window_that_cannot_move_on_is_refused() -> None:
     document = b"abcdefgh"
-    with pytest.raises(ValueError, match="no window of 2 tokens moves past byte"):
+    with pytest.raises(WindowError, match="no window of 2 tokens moves past byte"):
         cut_windows(document, pairs(document), lambda part: 99, 2, 0)
