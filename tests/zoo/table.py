@@ -1,0 +1,66 @@
+"""Outcomes as the tables of tests/bench/README.md, between markers there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.zoo.cells import Cell, Outcome
+from tests.zoo.models import OF_VLLM_ALONE
+from tests.zoo.spellings import REAL, SMALL
+
+README = Path(__file__).parents[1] / "bench" / "README.md"
+BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
+_WORDS = {"right": "right", "refused": "refused", "wrong": "**WRONG**"}
+_BPE, _SP = "byte-bpe", "sp-bpe"
+_COLUMNS = {
+    "teacher, transformers": (("targets", _BPE, "transformers", ""), ("targets", _SP, "transformers", "")),
+    "teacher, vLLM": (("targets", _BPE, "vllm", ""),),
+    "`bld eval`": (("eval", _SP, "", ""),),
+    "trained, exported": (("trained", _BPE, "", ""),),
+    "moved": (("moved", _BPE, "", _SP), ("moved", _SP, "", _BPE)),
+}
+
+
+def write_tables(found: Mapping[Cell, Outcome], readme: Path = README) -> None:
+    """Replace what is between the markers. ValueError where they are not there."""
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}; put them where the tables belong")
+    made = "\n\n".join([families_table(found), *(tokenizers_table(found, kinds) for kinds in (SMALL, REAL))])
+    readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+
+
+def families_table(found: Mapping[Cell, Outcome]) -> str:
+    """A row a family; of several cells of a column, the worst."""
+    families = dict.fromkeys(cell.family for cell in found)
+    lines = [_row(["family", *_COLUMNS]), _row(["---"] * (1 + len(_COLUMNS)))]
+    for family in sorted(families, key=lambda name: (name in OF_VLLM_ALONE, name)):
+        cells = [[Cell(check, family, *rest) for check, *rest in column] for column in _COLUMNS.values()]
+        lines.append(_row([f"`{family}`", *(_worst([found[c] for c in column if c in found]) for column in cells)]))
+    return "\n".join(lines)
+
+
+def tokenizers_table(found: Mapping[Cell, Outcome], kinds: Mapping[str, object]) -> str:
+    """A row a tokenizer: as a teacher's and a student's own, and moved from it (a row) to the others (columns)."""
+    lines = [_row(["tokenizer", "teacher", "`bld eval`", *(f"to {kind}" for kind in kinds)])]
+    lines.append(_row(["---"] * (3 + len(kinds))))
+    for old in kinds:
+        of = [
+            [cell for cell in found if (cell.check, cell.tokenizer) == ("targets", old) and cell.family == "llama"],
+            [cell for cell in found if (cell.check, cell.tokenizer, cell.family) == ("eval", old, "llama")],
+            *([c for c in found if (c.check, c.tokenizer, c.target) == ("moved", old, new)] for new in kinds),
+        ]
+        lines.append(_row([old, *(_worst([found[cell] for cell in cells]) for cells in of)]))
+    return "\n".join(lines)
+
+
+def _worst(outcomes: list[Outcome]) -> str:
+    for status in ("wrong", "refused", "right"):
+        if any(outcome.status == status for outcome in outcomes):
+            return _WORDS[status]
+    return ""
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

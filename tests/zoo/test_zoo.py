@@ -1,0 +1,150 @@
+"""A sample of the matrix of families and tokenizers: what the product says is what the model says, or it refuses by name.
+
+Some cells are drawn anew each day (`BLD_ZOO_SEED` repeats a draw), the known-hard ones are always there; `make bench BENCH=zoo` runs all.
+"""
+
+import datetime
+import json
+import os
+import random
+import subprocess
+from functools import cache
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import brute_force
+from tests.bench.zoo import all_cells, measure_apart, read, record
+from tests.zoo.cells import TEXTS, Cell, Outcome, Place, names_it, run
+from tests.zoo.checks import Targets
+from tests.zoo.spellings import SMALL, Spelling, small
+from tests.zoo.table import BEGIN, END, families_table, write_tables
+
+SEED = int(os.environ.get("BLD_ZOO_SEED", datetime.date.today().toordinal()))
+DRAWN = {"targets": 4, "eval": 3, "moved": 4}
+
+
+HARD = [
+    Cell("targets", "bert", "byte-bpe", "transformers"),  # reads what follows
+    Cell("targets", "falcon_h1", "sp-bpe", "transformers"),  # the head times 0.04
+    Cell("targets", "hyperclovax", "byte-bpe", "transformers"),  # logits_scaling multiplies
+    Cell("targets", "granite", "byte-bpe", "transformers"),  # logits_scaling divides
+    Cell("targets", "recurrent_gemma", "byte-bpe", "transformers"),  # logits_soft_cap
+    Cell("targets", "xlstm", "byte-bpe", "transformers"),  # output_logit_soft_cap
+    Cell("eval", "cohere", "byte-bpe"),
+    Cell("eval", "granite", "sp-bpe"),
+    Cell("moved", "llama", "sp-bpe", target="byte-bpe"),  # rows of byte-fallback tokens
+    Cell("moved", "llama", "byte-bpe", target="sp-bpe"),  # twins of single characters
+    Cell("moved", "phi", "sp-unigram", target="bytes"),
+]
+
+
+def drawn() -> list[Cell]:
+    """A few cells of each cheap check, by the seed."""
+    chance = random.Random(SEED)
+    cells = [cell for cell in all_cells(with_real=False, with_vllm=False) if cell not in HARD]
+    return [
+        cell
+        for check, number in DRAWN.items()
+        for cell in chance.sample([cell for cell in cells if cell.check == check], number)
+    ]
+
+
+@pytest.fixture(scope="module")
+def spelled(tmp_path_factory: pytest.TempPathFactory):
+    work = tmp_path_factory.mktemp("tokenizers")
+    return cache(lambda name: small(name, work))
+
+
+@pytest.mark.parametrize("cell", [*HARD, *drawn()], ids=str)
+def test_what_the_product_says_is_what_the_model_says_or_it_refuses_by_name(
+    cell: Cell, spelled, tmp_path: Path
+) -> None:
+    outcome = run(cell, Place(tmp_path, spelled, SEED))
+    assert outcome.status in ("right", "refused"), f"{cell}, BLD_ZOO_SEED={SEED}: {outcome.detail}"
+
+
+def test_what_is_trained_and_exported_and_what_vllm_serves_is_what_the_model_says(tmp_path: Path) -> None:
+    trained = random.Random(SEED).choice([cell for cell in all_cells(False, False) if cell.check == "trained"])
+    cells = [trained, Cell("targets", "mimo", "byte-bpe", "vllm")]  # its norm is a part of its head
+    for cell in cells:
+        measure_apart([cell], tmp_path / "zoo.jsonl", SEED)
+    found = read(tmp_path / "zoo.jsonl")
+    assert set(found) == set(cells)
+    for cell, outcome in found.items():
+        assert outcome.status in ("right", "refused"), f"{cell}, BLD_ZOO_SEED={SEED}: {outcome.detail}"
+
+
+def test_a_cell_whose_process_ends_is_wrong_and_the_cells_after_it_are_measured(tmp_path: Path, monkeypatch) -> None:
+    out, asked = tmp_path / "zoo.jsonl", []
+    cells = [Cell("eval", family, "byte-bpe") for family in ("llama", "gpt2", "opt")]
+
+    def dies_at_the_second(command: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        asked.append([Cell(*json.loads(part)) for part in command if part.startswith("[")])
+        if len(asked) == 1:
+            record(out, cells[0], Outcome("right", ""))
+            return subprocess.CompletedProcess(command, -11)
+        for cell in asked[-1]:
+            record(out, cell, Outcome("right", ""))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", dies_at_the_second)
+    measure_apart(cells, out, 0)
+    assert asked == [cells, cells[2:]]
+    assert [outcome.status for outcome in read(out).values()] == ["right", "wrong", "right"]
+
+
+@pytest.mark.parametrize(
+    ("message", "is_one"),
+    [
+        ("falcon_h1: its logits are not the head's; use another teacher", True),
+        ("FalconH1ForCausalLM scales its logits; give another engine", True),
+        ("the head differs by 3.1; use another teacher", False),  # does not say whose
+        ("falcon_h1: the head differs by 3.1", False),  # no way out
+    ],
+)
+def test_a_refusal_names_what_it_refuses_and_a_way_out(message: str, is_one: bool) -> None:
+    assert names_it(message, Cell("targets", "falcon_h1", "byte-bpe", "transformers")) == is_one
+
+
+def test_the_zoo_has_thirty_families_and_every_kind_of_tokenizer_in_both_directions() -> None:
+    cells = all_cells(with_real=False, with_vllm=False)
+    for check in ("targets", "eval", "moved", "trained"):
+        assert len({cell.family for cell in cells if cell.check == check}) >= 30
+    assert {(cell.tokenizer, cell.target) for cell in cells if cell.check == "moved"} == set(permutations(SMALL, 2))
+
+
+def test_targets_by_brute_force_are_those_of_the_other_brute_force(spelled) -> None:
+    """Two that know nothing of each other, on random distributions."""
+    spelling: Spelling = spelled("sp-bpe")
+    generator = np.random.default_rng(SEED)
+    ids = spelling.encode(TEXTS[0])
+    logprobs_RV = np.log(generator.dirichlet(np.full(len(spelling.token_bytes), 0.05), len(ids) + 1) + 1e-12)
+    end = spelling.token_bytes.index(None)
+    rows = {tuple(ids[:length]): np.exp(logprobs_RV[length]) for length in range(len(ids) + 1)}
+    text = spelling.prefix + TEXTS[0].encode()
+    expected = brute_force.canonical_targets(rows.__getitem__, spelling.token_bytes, {end}, ids, text)
+    found = Targets(spelling, [end]).of(logprobs_RV, ids, TEXTS[0].encode())
+    np.testing.assert_allclose(found, expected[len(spelling.prefix) :], rtol=1e-9, atol=1e-15)
+
+
+def test_the_tables_say_the_worst_of_each_cell_and_nothing_else_of_the_page_changes(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    found = {
+        Cell("targets", "llama", "byte-bpe", "transformers"): Outcome("right", ""),
+        Cell("targets", "llama", "sp-bpe", "transformers"): Outcome("wrong", ""),
+        Cell("eval", "bert", "sp-bpe"): Outcome("refused", ""),
+    }
+    write_tables(found, readme)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{BEGIN}\n| family |") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert families_table(found).splitlines()[2:] == [
+        "| `bert` |  |  | refused |  |  |",
+        "| `llama` | **WRONG** |  |  |  |  |",
+    ]
+    readme.write_text("no markers", encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks the markers"):
+        write_tables(found, readme)
