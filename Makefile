@@ -5,7 +5,7 @@ RECIPE ?= pipeline/recipes/demo.yaml
 ARGS ?=
 TABLE ?= 1
 WORKERS ?= 2
-BENCH ?= dump_speed frontier economy shard_speed tokenizers kills forecast
+BENCH ?= dump_speed frontier economy shard_speed tokenizers zoo kills forecast
 BIN := .venv/bin
 STAMP := .venv/bld-stamp.json
 # The first Python that fits and runs: a shim on the PATH may name one that is not installed.

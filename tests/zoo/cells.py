@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from pipeline.config import Recipe
 from pipeline.corpus import Document
 from pipeline.recipe import save_recipe
+from pipeline.targets import Targets
 from stage1_teacher.dump import run_teacher
+from stage1_teacher.engine_vllm import generate_engine
 from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.teacher import load_tokenizer, open_teacher
 from stage2_student.evaluate import evaluate_folder
@@ -27,6 +29,7 @@ from tests.zoo.spellings import Spelling
 
 TEXTS = ("the thing and é", " in the end", "naïve 日本 42", "def f(x):\n    return x")
 MOST_KL = 0.02  # nats a byte that a dump's rounding makes
+PADDING = 3  # rows of a head beyond the tokenizer's tokens
 MOST_MASS = 0.01  # on all tokens together that the tokenizer never yields
 
 Status = Literal["right", "refused", "wrong"]
@@ -135,7 +138,7 @@ def _control(spelling: Spelling, name: str) -> int:
 def check_targets(cell: Cell, place: Place) -> str:
     """Targets and token log-probabilities through an engine, against the model's own logits."""
     spelling = place.spelling(cell.tokenizer)
-    folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=3)
+    folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=PADDING)
     texts = _texts(spelling)
     recipe = recipe_of(cell, place, folder, texts)
     named = load_tokenizer(recipe)
@@ -148,24 +151,70 @@ def check_targets(cell: Cell, place: Place) -> str:
     finally:
         teacher.engine.close()
     own = _own_model(folder)
+    start = _control(spelling, spelling.start)
+    rows = [checks.row_logprobs(own, start, spelling.encode(text)) for text in texts]
+    worst = _worst_difference(spelling, texts, found, rows)
+    if worst.is_small or cell.engine != "vllm":
+        return worst.held_right()
+    served = _worst_difference(spelling, texts, found, _rows_of_vllm(recipe, folder, spelling, texts))
+    return f"vLLM's own logits: {served.held_right()}; transformers' are others: {worst}"
+
+
+class Difference(NamedTuple):
+    """The largest of all documents: of a target's probability, and of a token's log-probability (nats)."""
+
+    probability: float
+    nats: float
+
+    @property
+    def is_small(self) -> bool:
+        return self.probability < 1e-3 and self.nats < 5e-3
+
+    def held_right(self) -> str:
+        """In words. Raises WrongError where it is not small."""
+        if not self.is_small:
+            raise WrongError(str(self))
+        return str(self)
+
+    def __str__(self) -> str:
+        return f"targets differ by {self.probability:.1e}, tokens by {self.nats:.1e} nats"
+
+
+def _worst_difference(
+    spelling: Spelling, texts: Sequence[str], found: Sequence[Targets], rows: Sequence[np.ndarray]
+) -> Difference:
+    """Between what the product found and brute force from `rows`, the log-probabilities of each text's rows."""
     brute = checks.Targets(spelling, [_control(spelling, spelling.end)])
-    worst, worst_nats = 0.0, 0.0
-    for text, targets in zip(texts, found, strict=True):
+    probability, nats = 0.0, 0.0
+    for text, targets, logprobs_RV in zip(texts, found, rows, strict=True):
         ids = spelling.encode(text)
-        rows = checks.row_logprobs(own, _control(spelling, spelling.start), ids)
-        expected = brute.of(rows, ids, text.encode())
-        worst = max(worst, float(np.abs(targets.probs_PV[len(spelling.prefix) :] - expected).max()))
-        worst_nats = max(worst_nats, float(np.abs(targets.token_logprobs - checks.token_logprobs(rows, ids)).max()))
-    measured = f"targets differ by {worst:.1e}, tokens by {worst_nats:.1e} nats"
-    if not (worst < 1e-3 and worst_nats < 5e-3):
-        raise WrongError(measured)
-    return measured
+        off = targets.probs_PV[len(spelling.prefix) :] - brute.of(logprobs_RV, ids, text.encode())
+        probability = max(probability, float(np.abs(off).max()))
+        tokens = targets.token_logprobs - checks.token_logprobs(logprobs_RV, ids)
+        nats = max(nats, float(np.abs(tokens).max()))
+    return Difference(probability, nats)
+
+
+def _rows_of_vllm(recipe: Recipe, folder: Path, spelling: Spelling, texts: Sequence[str]) -> list[np.ndarray]:
+    """[R, V] of each text: what vLLM itself says of a prompt's tokens, by its prompt log-probabilities."""
+    width = len(spelling.token_bytes) + PADDING
+    generate = generate_engine(str(folder), recipe.teacher, recipe.placement, max_logprobs=width)
+    start = _control(spelling, spelling.start)
+    prompts = [[start, *spelling.encode(text), start] for text in texts]  # the last for the row before it
+    found = []
+    for output in generate(prompts, width, False):
+        rows = np.full((len(output.prompt_logprobs) - 1, width), -np.inf)
+        for row, listed in zip(rows, output.prompt_logprobs[1:], strict=True):
+            for token, said in listed.items():
+                row[token] = said.logprob
+        found.append(rows)
+    return found
 
 
 def check_eval(cell: Cell, place: Place) -> str:
     """`bld eval MODEL` against the model's own nats."""
     spelling = place.spelling(cell.tokenizer)
-    folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=3)
+    folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=PADDING)
     texts = _texts(spelling)
     found = evaluate_folder(str(folder), [text.encode() for text in texts], start=spelling.start)["bits_per_byte"]
     own = _own_model(folder)

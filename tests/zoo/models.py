@@ -61,7 +61,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bitnet": {},
     "biogpt": {},
     "bloom": {},
-    "codegen": {"rotary_dim": 8, "n_ctx": POSITIONS, "n_head": 4},
+    "codegen": {"rotary_dim": 8, "n_ctx": POSITIONS, "n_head": 4, "num_attention_heads": 4},
     "cohere": {"logit_scale": 0.0625},
     "cohere2": {"logit_scale": 0.25},
     "cwm": {},
