@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.config import Recipe
 from pipeline.corpus import Document
 from pipeline.recipe import save_recipe
@@ -21,7 +23,6 @@ from stage1_teacher.dump import run_teacher
 from stage1_teacher.engine_vllm import generate_engine
 from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.teacher import load_tokenizer, open_teacher
-from stage2_student.evaluate import evaluate_folder
 from stage2_student.start import export_start
 from tests.zoo import checks
 from tests.zoo.models import OF_VLLM_ALONE, save_tiny, tiny_config
@@ -108,11 +109,16 @@ def _own_model(folder: Path) -> Any:
     return checks.in_float64(AutoModelForCausalLM.from_pretrained(folder, dtype="float32"))
 
 
+def write_corpus(work: Path, texts: Sequence[str]) -> Path:
+    corpus = work / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return corpus
+
+
 def recipe_of(cell: Cell, place: Place, model: Path, texts: Sequence[str]) -> Recipe:
     """A dump of `texts` that stores everything, and a student of the same model."""
     spelling = place.spelling(cell.tokenizer)
-    corpus = place.work / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    corpus = write_corpus(place.work, texts)
     teacher = {
         "model": str(model), "engine": cell.engine or "transformers", "dtype": "float32", "max_tokens": 64,
         "overlap_tokens": 8, "start": spelling.start, "end": [spelling.end],
@@ -216,7 +222,13 @@ def check_eval(cell: Cell, place: Place) -> str:
     spelling = place.spelling(cell.tokenizer)
     folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=PADDING)
     texts = _texts(spelling)
-    found = evaluate_folder(str(folder), [text.encode() for text in texts], start=spelling.start)["bits_per_byte"]
+    corpus, said = write_corpus(place.work, texts), place.work / "said.json"
+    asked = ["eval", str(folder), "--corpus", str(corpus), "--start", spelling.start, "--json", str(said)]
+    CliRunner().invoke(app, asked, catch_exceptions=False)
+    figures = json.loads(said.read_text(encoding="utf-8"))[str(folder)][corpus.name]
+    found = figures["bits_per_byte"]
+    if figures["num_bytes"] != sum(len(text.encode()) for text in texts):
+        raise WrongError(f"{figures['num_bytes']} bytes are scored, of {sum(len(text.encode()) for text in texts)}")
     own = _own_model(folder)
     expected = checks.bits_per_byte(own, spelling, _control(spelling, spelling.start), texts)
     measured = f"{found:.5f} bits per byte, the model's own are {expected:.5f}"
