@@ -10,6 +10,7 @@ import torch
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, StudentConfig, student_config
 from pipeline.loading import load_model, load_tokenizer
+from pipeline.logs import say
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import check_head_rows
@@ -100,7 +101,9 @@ def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ends: Ends, averag
     counts: dict[str, int] = {}
     if old.sha256 != new.sha256:
         rows = model.get_input_embeddings().weight.shape[0]
-        counts = transfer(model, old, new, control_sources(old, new, ends, rows), averaged_scale).as_dict()
+        moved = transfer(model, old, new, control_sources(old, new, ends, rows), averaged_scale)
+        say(f"{len(new.token_bytes):,} rows of the new tokenizer: {moved}")
+        counts = moved.as_dict()
         model.config.pad_token_id = model.generation_config.pad_token_id = ends.end
     for config in (model.config, model.generation_config):
         config.bos_token_id, config.eos_token_id = ends.start, ends.end

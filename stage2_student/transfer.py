@@ -4,39 +4,37 @@ Shape legend: V tokens of a vocabulary, D hidden width.
 Source: Gee et al. 2022, EMNLP industry track, "Fast Vocabulary Transfer for Language Model Compression".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-KINDS = ("copied", "averaged", "fallback", "control")
+from pipeline.tokenizer_reach import Tokenizing, reachable
+
+KINDS = ("copied", "averaged", "fallback", "control", "unreachable")
 
 
-class Vocabulary(Protocol):
-    """What a transfer needs of `pipeline.tokenizer_bytes.ByteTokenizer`."""
-
-    @property
-    def token_bytes(self) -> tuple[bytes | None, ...]: ...
-    @property
-    def prefix(self) -> bytes: ...
-    def encode(self, document: bytes) -> list[int]: ...
+class Vocabulary(Tokenizing, Protocol):
+    """What a transfer needs of `pipeline.tokenizer_bytes.ByteTokenizer`: bytes by id, and encodings."""
 
 
 @dataclass(frozen=True)
 class TransferCounts:
     """Rows of the new vocabulary, by where they come from."""
 
-    copied: int  # the old vocabulary has a token of the same bytes
+    copied: int  # the old tokenizer yields a token of the same bytes, or has one for this byte alone
     averaged: int  # mean over the old tokenizer's own pieces of the bytes
-    fallback: (
-        int  # mean over the longest old tokens that spell the bytes: half a character, or not spelled by the tokenizer
-    )
+    fallback: int  # mean over the longest old tokens that spell the bytes: half a character, or bytes that the tokenizer drops
     control: int  # spells nothing: a start or end row of the old model, or the mean of all rows
+    unreachable: int  # the new tokenizer never yields it, as `<0x2E>` beside `.`: the mean of all rows, which is far from any text
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count:,} {kind}" for kind, count in asdict(self).items())
 
 
 def transfer(
@@ -78,49 +76,66 @@ def transfer(
 def row_sources(
     old: Vocabulary, new: Vocabulary, controls: dict[int, int], old_rows: int
 ) -> tuple[list[list[int]], list[str]]:
-    """For each new token the old rows whose mean it gets (empty: the mean of all), and which kind of row that is."""
-    by_bytes: dict[bytes, int] = {}
-    for token_id, spelled in enumerate(old.token_bytes[:old_rows]):
-        if spelled:
-            by_bytes.setdefault(spelled, token_id)
-    longest = max(map(len, by_bytes))
+    """For each new token the old rows whose mean it gets (empty: the mean of all), and which kind of row that is.
+
+    A token that the new tokenizer never yields must not share the mass of one that it does: two rows of the same bytes get the same
+    logit, and a sum over bytes cannot tell them apart.
+    """
+    pieces_of = spelling_tokens(old, old_rows)
+    longest = max(map(len, pieces_of))
+    yields_V = reachable(new)
+    averaged = _old_encodings(
+        old, [b for b, yields in zip(new.token_bytes, yields_V, strict=True) if yields and b not in pieces_of], old_rows
+    )
     sources: list[list[int]] = []
     kinds: list[str] = []
     for token_id, spelled in enumerate(new.token_bytes):
-        if token_id in controls or not spelled:
-            source, kind = [controls[token_id]] if token_id in controls else [], "control"
-        elif spelled in by_bytes:
-            source, kind = [by_bytes[spelled]], "copied"
+        if token_id in controls:
+            source, kind = [controls[token_id]], "control"
+        elif not spelled:
+            source, kind = [], "control"
+        elif not yields_V[token_id]:
+            source, kind = [], "unreachable"
+        elif spelled in pieces_of:
+            source, kind = [pieces_of[spelled]], "copied"
+        elif spelled in averaged:
+            source, kind = averaged[spelled], "averaged"
         else:
-            source, kind = _pieces(spelled, old, by_bytes, longest, old_rows)
+            source, kind = longest_match(spelled, pieces_of, longest), "fallback"
         sources.append(source)
         kinds.append(kind)
     return sources, kinds
 
 
-def _pieces(
-    spelled: bytes, old: Vocabulary, by_bytes: dict[bytes, int], longest: int, old_rows: int
-) -> tuple[list[int], str]:
-    """The old tokenizer's pieces of these bytes; where it has none, the longest old tokens from the left."""
-    bare = spelled.removeprefix(old.prefix) if old.prefix else spelled
-    if bare and (not old.prefix or bare != spelled):  # else the tokenizer would put its prefix before a word's middle
-        try:
-            bare.decode("utf-8")
-            ids = old.encode(bare)
-        except ValueError:  # half a character, or bytes that the old tokenizer drops
-            ids = []
-        if ids and max(ids) < old_rows:
-            return ids, "averaged"
-    return longest_match(spelled, by_bytes, longest), "fallback"
+def spelling_tokens(old: Vocabulary, old_rows: int) -> dict[bytes, int]:
+    """The old token of each byte string: the one that the tokenizer itself yields for it, else the first that it yields anywhere.
+
+    Those that it never yields have rows that no text has trained (`<0x61>` beside `a`), and stand in for single bytes alone, where
+    there is nothing else.
+    """
+    yields_V = reachable(old)
+    spelling = [(token, spelled) for token, spelled in enumerate(old.token_bytes[:old_rows]) if spelled]
+    yielded = [(token, spelled) for token, spelled in spelling if yields_V[token]]
+    encodings = old.encode_batch([spelled for _, spelled in yielded], [b""] * len(yielded))
+    own = {spelled: token for (token, spelled), ids in zip(yielded, encodings, strict=True) if ids == [token]}
+    found = {spelled: token for token, spelled in reversed(spelling) if len(spelled) == 1}
+    return found | {spelled: token for token, spelled in reversed(yielded)} | own
 
 
-def longest_match(spelled: bytes, by_bytes: dict[bytes, int], longest: int) -> list[int]:
+def _old_encodings(old: Vocabulary, wanted: Sequence[bytes | None], old_rows: int) -> dict[bytes, list[int]]:
+    """The old tokenizer's own pieces of each of these bytes, as in the middle of a text; without those that it cannot spell."""
+    texts = [spelled for spelled in wanted if spelled]
+    encodings = zip(texts, old.encode_batch(texts, [b""] * len(texts)), strict=True)
+    return {text: ids for text, ids in encodings if not isinstance(ids, ValueError) and ids and max(ids) < old_rows}
+
+
+def longest_match(spelled: bytes, pieces_of: Mapping[bytes, int], longest: int) -> list[int]:
     """Greedy pieces from the left; a byte that no old token spells is passed over."""
     ids, at = [], 0
     while at < len(spelled):
         for size in range(min(longest, len(spelled) - at), 0, -1):
-            if spelled[at : at + size] in by_bytes:
-                ids.append(by_bytes[spelled[at : at + size]])
+            if spelled[at : at + size] in pieces_of:
+                ids.append(pieces_of[spelled[at : at + size]])
                 at += size
                 break
         else:
