@@ -106,12 +106,15 @@ def _student(recipe: Recipe) -> StudentConfig:
     return recipe.student
 
 
+_UNSHOWN = ("nats", "num_tokens", "num_windows", "text_sha256")  # in the JSON
+
+
 def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], console: Console | None = None) -> None:
     """A table with a row per model and corpus, a column per figure."""
     rows = [(model, corpus, figures) for model, corpora in results.items() for corpus, figures in corpora.items()]
     # What is empty everywhere, and what follows from the other columns, only makes the table too wide to read.
     names = dict.fromkeys(name for _, _, figures in rows for name, value in figures.items() if value != {})
-    names = {name: None for name in names if name not in ("nats", "num_tokens")}
+    names = {name: None for name in names if name not in _UNSHOWN}
     table = Table("model", "corpus", *[name.replace("_", " ") for name in names])
     for model, corpus, figures in rows:
         table.add_row(model, corpus, *[format_figure(figures.get(name)) for name in names])

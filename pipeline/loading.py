@@ -55,10 +55,10 @@ def load_tokenizer(source: str, trust_remote_code: bool = False, revision: str |
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
-def check_positions(config: Any, tokens: int, key: str) -> None:
-    """Raise ValueError where a text of `tokens`, which the recipe's `key` allows, has more positions than the model was made for.
+def max_positions(config: Any) -> int | None:
+    """Positions that a model was made for; None where its config names none, as of Mamba.
 
-    Where its config scales positions (YaRN and others), how many it has is the engine's own business.
+    Nor where it scales them (YaRN and others): how many it has then is the engine's own business.
     """
     text = config.get_text_config()
     most, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
@@ -66,9 +66,16 @@ def check_positions(config: Any, tokens: int, key: str) -> None:
         rope.get("rope_type", "default"),
         *(part.get("rope_type", "default") for part in rope.values() if isinstance(part, dict)),
     }
-    if most is not None and kinds == {"default"} and tokens > most:
+    return most if kinds == {"default"} else None
+
+
+def check_positions(config: Any, tokens: int, key: str) -> None:
+    """Raise ValueError where a text of `tokens`, which the recipe's `key` allows, has more than the model's `max_positions`."""
+    most = max_positions(config)
+    if most is not None and tokens > most:
         raise ValueError(
-            f"{key} is {tokens}, and the model ({text.model_type}) has {most} positions (max_position_embeddings); give {key}={most} or less"
+            f"{key} is {tokens}, and the model ({config.get_text_config().model_type}) has {most} positions (max_position_embeddings); "
+            f"give {key}={most} or less"
         )
 
 

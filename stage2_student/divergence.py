@@ -5,27 +5,29 @@ The model has no byte head: its own token logits are summed to bytes exactly as 
 Shape legend: R rows, C sorted columns, P positions, V symbols (256), E entries.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline.chat import ChatTokenizer
-from pipeline.chat_template import ChatError
 from pipeline.covering import Covering, ReducedRow, unnormalised
 from pipeline.loading import load_model
 from pipeline.targets import Targets
-from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
+from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
-from schemas.manifest import Manifest
 from schemas.record import Record
-from schemas.shard import read_shard
 from schemas.store import Location
+from stage2_student.asked import AskedRecords, turn_rows
 from stage2_student.batches import NO_ROW, position_rows
+from stage2_student.spelled import restarts_of, token_edges
+from stage2_student.token_windows import DEFAULT_MAX_TOKENS, cut_tokens, window_size
 
 MIN_PROB = 1e-10  # a canonical covering gives no mass to a symbol that no token goes on with; 23 nats stand for "never"
+_ROWS = 128  # summed to bytes at once
 
 
 def sparse_divergence(record: Record, probs_PV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -54,47 +56,46 @@ def _terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return terms * p
 
 
-def load_spelling(
-    model: str, chats: bool, revision: str | None, trust_remote_code: bool
-) -> tuple[ByteTokenizer, ChatTokenizer | None]:
-    """A model's tokenizer; with `chats`, with its chat template. Raises ValueError where it has none."""
-    if not chats:
-        return ByteTokenizer.load(model, trust_remote_code, revision), None
-    chat = ChatTokenizer.load(model, trust_remote_code, revision)
-    return chat.tokenizer, chat
-
-
 class ByteModel:
     """A Hugging Face model asked for next-byte distributions through the canonical covering.
 
     Args:
-        chats: it is asked about chats, which it renders with its own template.
+        model: loaded, on its device.
+        start: its start token; of a chat the template writes one.
+        ends: tokens that mean END.
+        chat: the tokenizer with its chat template, where it is asked about chats.
+        max_tokens: of a window; a longer record is read in several (`stage2_student.token_windows`).
     """
 
     def __init__(
         self,
-        model: str,
+        model: Any,
+        tokenizer: ByteTokenizer,
         start: int,
         ends: tuple[int, ...],
-        dtype: torch.dtype = torch.float32,
-        chats: bool = False,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
+        chat: ChatTokenizer | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> None:
-        self.tokenizer, self.chat = load_spelling(model, chats, revision, trust_remote_code)
-        self.model: Any = load_model(model, revision, dtype, trust_remote_code).eval()
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model.to(self.device)
-        width = self.model.get_output_embeddings().weight.shape[0]
-        self.vocabulary = Vocabulary(self.tokenizer.token_bytes, ends, width)
-        self.order = torch.from_numpy(self.vocabulary.order).to(self.device)
-        self.start = start
+        self.model, self.tokenizer, self.chat = model, tokenizer, chat
+        self.start, self.max_tokens = start, max_tokens
+        width = model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = Vocabulary(tokenizer.token_bytes, ends, width)
+        self.order = torch.from_numpy(self.vocabulary.order).to(model.device)
+
+    @classmethod
+    def load(cls, folder: str, start: int, ends: tuple[int, ...], dtype: torch.dtype = torch.float32) -> "ByteModel":
+        """Of a folder, for plain text, in the windows that `window_size` gives it."""
+        model = load_model(folder, None, dtype, trust_remote_code=False).eval()
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        size = window_size(model.config, None, folder)
+        return cls(model, ByteTokenizer.load(folder), start, ends, max_tokens=size)
 
     def targets(self, document: bytes) -> Targets:
         """Distributions at the document's bytes + 1 positions. Raises SpellingError where the model's tokenizer cannot spell the document."""
-        tokens = self.tokenizer.encode(document)
+        ids = self.tokenizer.encode(document)
         prefix = self.tokenizer.prefix
-        return self._covered(tokens, prefix + document, self._logits([self.start, *tokens])).drop_prefix(len(prefix))
+        [targets] = self._covered([self.start, *ids], [(1, 1 + len(ids), prefix + document)])
+        return targets.drop_prefix(len(prefix))
 
     def answers(self, record: Record) -> "Answers":
         """Distributions at a record's positions. Raises SpellingError or ChatError where the model cannot be asked."""
@@ -102,55 +103,72 @@ class ByteModel:
             return self._chat_answers(record)
         targets = self.targets(record.document)
         taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
+        edges = token_edges(self.tokenizer.encode(record.document), self.tokenizer)
+        asked_P = np.ones(len(taken), dtype=bool)
         return Answers(
-            targets.probs_PV[taken],
-            targets.token_end_P[taken],
-            np.ones(len(taken), dtype=bool),
-            len(record.document),
-            -float(targets.token_logprobs.sum()),
+            targets.probs_PV[taken], targets.token_end_P[taken], asked_P, *_of_tokens(record, edges, targets)
         )
 
     def _chat_answers(self, record: Record) -> "Answers":
         assert self.chat is not None
         encoded = self.chat.encode(record.messages)
-        logits_RV = self._logits(encoded.tokens)
+        parts = [
+            (turn.first, turn.last, turn.prefix + record.document[turn.start : turn.end]) for turn in encoded.turns
+        ]
         num = record.num_positions
         probs_PV = np.full((num, NUM_SYMBOLS), 1 / NUM_SYMBOLS)
         token_end_P, asked_P = np.zeros(num), np.zeros(num, dtype=bool)
-        token_nats = 0.0
-        row_of_byte, row_of_end = position_rows(record)
-        end_rows = dict(zip([s.start + s.length for s in record.segments], row_of_end.tolist(), strict=True))
-        for turn in encoded.turns:
-            spelled = turn.prefix + record.document[turn.start : turn.end]
-            tokens = encoded.tokens[turn.first : turn.last]
-            targets = self._covered(tokens, spelled, logits_RV[turn.first - 1 : turn.last]).drop_prefix(
-                len(turn.prefix)
-            )
-            end_row = end_rows.get(turn.end, NO_ROW) if turn.end_token in self.vocabulary.end_ids else NO_ROW
-            rows = np.append(row_of_byte[turn.start : turn.end], end_row)
+        num_bytes, token_nats = 0, 0.0
+        for turn, covered in zip(
+            encoded.turns, self._covered(encoded.tokens, parts, *restarts_of(encoded)), strict=True
+        ):
+            targets = covered.drop_prefix(len(turn.prefix))
+            rows = turn_rows(record, turn, self.vocabulary.end_ids)
             asked = rows != NO_ROW
             probs_PV[rows[asked]] = targets.probs_PV[asked]
             token_end_P[rows[asked]] = targets.token_end_P[asked]
             asked_P[rows[asked]] = True
-            token_nats -= float(targets.token_logprobs.sum())
-        num_bytes = sum(turn.end - turn.start for turn in encoded.turns)
+            edges = token_edges(encoded.tokens[turn.first : turn.last], self.tokenizer, turn.start, len(turn.prefix))
+            of_turn = _of_tokens(record, edges, targets)
+            num_bytes, token_nats = num_bytes + of_turn[0], token_nats + of_turn[1]
         return Answers(probs_PV, token_end_P, asked_P, num_bytes, token_nats)
 
     @torch.inference_mode()
     def _logits(self, tokens: Sequence[int]) -> torch.Tensor:
-        logits_RV: torch.Tensor = self.model(torch.tensor([list(tokens)], device=self.device), use_cache=False).logits[
-            0
-        ]
-        return logits_RV.float()
+        """L x V: the model's own, after each token."""
+        tokens_BL = torch.tensor([list(tokens)], device=self.model.device)
+        logits_BLV: torch.Tensor = self.model(input_ids=tokens_BL, use_cache=False).logits
+        return logits_BLV[0]
 
-    def _covered(self, tokens: Sequence[int], spelled: bytes, logits_RV: torch.Tensor) -> Targets:
-        """The covering of tokens whose rows these are: the one before the first, and one after each."""
-        covering = Covering(self.vocabulary, tokens, spelled)
-        rows: list[ReducedRow] = []
-        for part_RV in logits_RV.split(128):
-            offsets = covering.offsets[len(rows) : len(rows) + len(part_RV)]
-            rows += covering.reduce_rows(offsets, unnormalised(part_RV[:, self.order].cpu().numpy()))
-        return covering.targets(rows)
+    def _covered(
+        self,
+        tokens: Sequence[int],
+        parts: Sequence[tuple[int, int, bytes]],
+        restarts: Sequence[int] = (),
+        repeats_start: bool = True,
+    ) -> list[Targets]:
+        """The covering of each part: tokens `first .. last` of these, and the bytes that they spell. The other arguments are `cut_tokens`'."""
+        coverings = [Covering(self.vocabulary, tokens[first:last], spelled) for first, last, spelled in parts]
+        rows: list[list[ReducedRow]] = [[] for _ in parts]
+        wanted_L = np.zeros(len(tokens) + 1, dtype=bool)
+        for first, last, _ in parts:
+            wanted_L[first : last + 1] = True  # what follows the last token too: END
+        for window in cut_tokens(wanted_L, self.max_tokens, restarts, repeats_start):
+            logits_RV = self._logits(window.read(tokens))
+            for (first, last, _), covering, done in zip(parts, coverings, rows, strict=True):
+                inside = window.rows[(first <= window.targets) & (window.targets <= last)]
+                for some in np.split(inside, range(_ROWS, len(inside), _ROWS)):
+                    offsets = covering.offsets[len(done) : len(done) + len(some)]
+                    some_RV = logits_RV[torch.from_numpy(some).to(logits_RV.device)].float()
+                    done += covering.reduce_rows(offsets, unnormalised(some_RV[:, self.order].cpu().numpy()))
+        return [covering.targets(done) for covering, done in zip(coverings, rows, strict=True)]
+
+
+def _of_tokens(record: Record, edges: Sequence[int], targets: Targets) -> tuple[int, float]:
+    """Bytes and nats of the tokens whose bytes the record supervises: of a later window not those of its overlap."""
+    supervised = position_rows(record)[0] != NO_ROW
+    counted = [bool(supervised[a : max(b, a + 1)].all()) for a, b in pairwise(edges)]
+    return int(np.diff(edges)[counted].sum()), -float(targets.token_logprobs[counted].sum())
 
 
 class Answers(NamedTuple):
@@ -159,13 +177,8 @@ class Answers(NamedTuple):
     probs_PV: np.ndarray
     token_end_P: np.ndarray
     asked_P: np.ndarray
-    num_bytes: int  # of the record's document; of a chat, of what the assistant says
+    num_bytes: int  # that the record supervises, but for those that share a token with others
     token_nats: float  # -ln p of the model's own tokens of these bytes, without END
-
-
-def records_of(dump: Location) -> Iterator[Record]:
-    for shard in Manifest.load(dump).shards:
-        yield from read_shard(shard.path(dump))
 
 
 class DocumentDivergence(NamedTuple):
@@ -180,11 +193,18 @@ class DocumentDivergence(NamedTuple):
     token_nats: float
 
 
-def document_divergence(byte_model: ByteModel, record: Record, max_token_end: float = 0.05) -> DocumentDivergence:
-    """One record's divergence. Raises SpellingError or ChatError where the model cannot be asked about it."""
+def document_divergence(
+    byte_model: ByteModel, record: Record, max_token_end: float = 0.05, common_P: np.ndarray | None = None
+) -> DocumentDivergence:
+    """One record's divergence, at the positions of `common_P` (None: all that the model can be asked about).
+
+    Raises SpellingError or ChatError where the model cannot be asked about it.
+    """
     answers = byte_model.answers(record)
-    kl_P, jsd_P = (nats_P[answers.asked_P] for nats_P in sparse_divergence(record, answers.probs_PV))
-    token_end_P = np.maximum(record.token_end.astype(np.float64), answers.token_end_P)[answers.asked_P]
+    asked_P = answers.asked_P if common_P is None else common_P
+    assert not (asked_P & ~answers.asked_P).any()
+    kl_P, jsd_P = (nats_P[asked_P] for nats_P in sparse_divergence(record, answers.probs_PV))
+    token_end_P = np.maximum(record.token_end.astype(np.float64), answers.token_end_P)[asked_P]
     clear_P = token_end_P <= max_token_end
     return DocumentDivergence(
         record.doc_id,
@@ -198,37 +218,16 @@ def document_divergence(byte_model: ByteModel, record: Record, max_token_end: fl
 
 
 def byte_divergence(
-    model: str,
-    dump: Location,
-    start: int,
-    ends: tuple[int, ...],
-    limit: int | None = None,
-    max_token_end: float = 0.05,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+    byte_model: ByteModel, dump: Location, asked: AskedRecords, max_token_end: float = 0.05
 ) -> dict[str, Any]:
-    """Divergence of a model to a dump, mean nats per position.
+    """Divergence of a model to a dump, mean nats per position, where `asked` says.
 
     Returns:
         jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not decide
         it. kl_clear_nats over the clear positions (nan where there is none). clear_share of the positions; positions and
-        records counted; records left out because the model cannot spell them, or its chat template changes them.
+        records counted; records left out, by reason, because a model cannot spell them, or its chat template changes them.
     """
-    chats = Manifest.load(dump).has_chats
-    byte_model = ByteModel(model, start, ends, chats=chats, revision=revision, trust_remote_code=trust_remote_code)
-    found: list[DocumentDivergence] = []
-    left_out = 0
-    for record in records_of(dump):
-        if limit is not None and len(found) == limit:
-            break
-        try:
-            found.append(document_divergence(byte_model, record, max_token_end))
-        except (SpellingError, ChatError):
-            left_out += 1
-    if not found:
-        raise ValueError(
-            f"{dump}: none of its {left_out} records can be spelled by the tokenizer of {model}, or rendered by its chat template"
-        )
+    found = [document_divergence(byte_model, record, max_token_end, mask_P) for record, mask_P in asked.records(dump)]
     positions, clear = sum(d.positions for d in found), sum(d.clear for d in found)
     return {
         "jsd_nats": sum(d.jsd_nats for d in found) / positions,
@@ -236,5 +235,6 @@ def byte_divergence(
         "clear_share": clear / positions,
         "positions": positions,
         "records": len(found),
-        "left_out_unspellable": left_out,
+        "left_out": asked.left_out,
+        "text_sha256": asked.sha256,
     }

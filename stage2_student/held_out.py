@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from pipeline.chat import ChatTokenizer
-from pipeline.chat_template import Message
 from pipeline.config import Recipe
 from pipeline.corpus import Corpus
 from pipeline.evaluation import corpora_of
@@ -22,8 +21,10 @@ from pipeline.logs import say
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student import deepspeed_engine as ds
 from stage2_student.batches import Example, MicroBatch, collate, empty_micro_batch
-from stage2_student.evaluate import Scored, by_length, scored_documents, usable_documents
+from stage2_student.evaluate import Scored, by_length, cut_document
 from stage2_student.keep import Evaluation
+from stage2_student.scored_text import Reader, scored_text
+from stage2_student.spelled import Spelled, Text
 
 
 class HeldOut(NamedTuple):
@@ -71,27 +72,37 @@ def held_out(
             "give plain text, or set train.eval_every=0"
         )
     read = (document.messages or document.text for document in Corpus(config).documents()) if rank == 0 else ()
-    documents = ds.agree(list(islice(read, train.eval_documents)))
-    usable, left_out = usable_documents(scored_documents(documents, tokenizer, start_id, chat), train.max_tokens)
-    if not usable:
-        raise ValueError(f"train.eval_every: none of {len(documents)} documents can be scored: {dict(left_out)}")
-    num_bytes = sum(scored.num_bytes for scored in usable)
+    documents: list[Text] = ds.agree(list(islice(read, train.eval_documents)))
+    reader = Reader("student", tokenizer, chat, start_id)
+    try:
+        text = scored_text(documents, [reader])
+    except ValueError as error:
+        raise ValueError(f"train.eval_every: of the first {len(documents)} documents: {error}") from None
+    windows = [
+        window
+        for number, spelled in enumerate(reader.spell(documents))
+        if isinstance(spelled, Spelled)
+        for window in cut_document(spelled, text.spans(number, spelled), train.max_tokens)
+    ]
     if rank == 0:
-        more = "".join(f"; left out: {count}, {reason}" for reason, count in left_out.items())
-        say(f"held out: {len(usable)} documents, {num_bytes} bytes{more}")
-    micro_batches = _shares(usable, train.micro_batch_tokens, start_id, world)[rank]
-    return HeldOut(micro_batches, num_bytes, _sha256(documents))
+        cut = f" in {len(windows)} windows" if len(windows) > text.num_documents else ""
+        more = "".join(f"; left out: {count}, {reason}" for reason, count in text.left_out.items())
+        say(f"held out: {text.num_documents} documents{cut}, {text.num_bytes} bytes{more}")
+    micro_batches = _shares(windows, train.micro_batch_tokens, start_id, world)[rank]
+    # Documents longer than a window were left out once; figures of then have the digest of the documents alone.
+    how = f"windows of {train.max_tokens} tokens" if len(windows) > text.num_documents else ""
+    return HeldOut(micro_batches, text.num_bytes, _sha256(documents, how))
 
 
-def _shares(documents: Sequence[Scored], micro_batch_tokens: int, start_id: int, world: int) -> list[list[MicroBatch]]:
+def _shares(windows: Sequence[Scored], micro_batch_tokens: int, start_id: int, world: int) -> list[list[MicroBatch]]:
     """Each rank's micro-batches, equally many: ZeRO's collectives need all ranks."""
-    of_a_rank = -(-sum(len(scored.tokens) for scored in documents) // world)
-    batches = [_micro_batch(group) for group in by_length(documents, min(micro_batch_tokens, of_a_rank))]
+    of_a_rank = -(-sum(len(scored.tokens) for scored in windows) // world)
+    batches = [_micro_batch(group) for group in by_length(windows, min(micro_batch_tokens, of_a_rank))]
     batches += [empty_micro_batch(start_id) for _ in range(-len(batches) % world)]
     return [batches[rank::world] for rank in range(world)]
 
 
-def _micro_batch(documents: Sequence[Scored]) -> MicroBatch:
+def _micro_batch(windows: Sequence[Scored]) -> MicroBatch:
     """Tokens and labels; no byte is asked for."""
     none, entries_PE = np.empty(0, dtype=np.int64), np.empty((0, 1))
     examples = [
@@ -99,13 +110,14 @@ def _micro_batch(documents: Sequence[Scored]) -> MicroBatch:
             *("", np.array(scored.tokens), np.array(scored.labels), none, none, none, none.astype(bool)),
             *(entries_PE, entries_PE, scored.num_bytes),
         )
-        for scored in documents
+        for scored in windows
     ]
     return collate(examples)
 
 
-def _sha256(documents: Sequence[bytes | Sequence[Message]]) -> str:
+def _sha256(documents: Sequence[Text], how: str) -> str:
     digest = hashlib.sha256()
     for document in documents:
         digest.update(repr(document).encode() + b"\n")
+    digest.update(how.encode())
     return digest.hexdigest()

@@ -27,6 +27,16 @@ def evaluate(
     ] = None,
     field: Annotated[str, typer.Option(help="Column of --corpus that holds the text.")] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of --corpus (default: all).")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            "--max_tokens",
+            min=8,
+            help="Tokens of a window; longer documents are read in several (default: the recipe's eval.max_tokens, else 2048, or as "
+            "many as the model has positions for).",
+        ),
+    ] = None,
     dump: Annotated[
         str | None, typer.Option(metavar="DUMP", help="Also measure the byte divergence to this dump, nats.")
     ] = None,
@@ -118,11 +128,15 @@ def evaluate(
         if not (wanted.corpora or dump):
             raise ValueError(f"--json {json} takes figures on text, and none is asked for; tasks write to --out FOLDER")
         outs.append(json)
-    _run_text(jobs, wanted.corpora, dump, outs)
+    if max_tokens is None and loaded is not None and loaded.eval is not None:
+        max_tokens = loaded.eval.max_tokens
+    _run_text(jobs, wanted.corpora, dump, outs, max_tokens)
     _run_tasks(jobs, wanted, folders, log_samples)
 
 
-def _run_text(jobs: "list[Job]", corpora: "dict[str, CorpusConfig]", dump: str | None, outs: list[Path]) -> None:
+def _run_text(
+    jobs: "list[Job]", corpora: "dict[str, CorpusConfig]", dump: str | None, outs: list[Path], max_tokens: int | None
+) -> None:
     from pipeline import evaluation
     from schemas.manifest import write_json
     from schemas.store import location
@@ -131,10 +145,7 @@ def _run_text(jobs: "list[Job]", corpora: "dict[str, CorpusConfig]", dump: str |
     if not corpora and dump is None:
         return
     where = None if dump is None else location(dump)
-    results = {
-        job.name: run_eval(job.model, corpora, where, job.start, job.end, None, job.revision, job.trust_remote_code)
-        for job in jobs
-    }
+    results = run_eval(jobs, corpora, where, max_tokens=max_tokens)
     for out in outs:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, results)

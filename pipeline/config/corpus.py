@@ -62,6 +62,12 @@ class EvalConfig(CorpusConfig):
     """Held-out text, and tasks."""
 
     out_of_domain: CorpusConfig | None = Field(None, description="A second corpus, of another kind.")
+    max_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="Tokens of a window in which a model reads it; longer documents are read in several. Default: 2,048, or as many as the "
+        "model has positions for.",
+    )
     tasks: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], TasksConfig] = Field(
         {}, description="Groups of tasks for lm-evaluation-harness, by a name of your own."
     )

@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.config import TasksConfig
 from schemas.manifest import write_json
-from stage2_student.divergence import ByteModel, DocumentDivergence, document_divergence, records_of
+from stage2_student.asked import records_of
+from stage2_student.divergence import ByteModel, DocumentDivergence, document_divergence
 from stage2_student.harness import run_tasks
 
 RESAMPLES = 2000
@@ -54,7 +55,7 @@ def measure(
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"right": {}}
     tasks = [task for task in TASKS if len(known["right"].get(task, ())) < num_questions]
     if "documents" not in known:
-        byte_model = ByteModel(model, start, ends)
+        byte_model = ByteModel.load(model, start, ends)
         known["documents"] = {
             name: [document_divergence(byte_model, r)._asdict() for r in records_of(dump)]
             for name, dump in dumps.items()

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from pipeline.config import student_config
-from stage2_student.divergence import ByteModel, document_divergence, records_of
+from stage2_student.asked import records_of
+from stage2_student.divergence import ByteModel, document_divergence
 from stage2_student.start import end_tokens, export_start, student_tokenizer
 from tests.bench.quality import Quality
 from tests.bench.quality_measures import Figures
@@ -26,7 +27,7 @@ def start_figures(bench: Quality, scale: float, dumps: dict[str, Path], num_docu
         recipe = bench.base.with_values(student=student_config(bench.base).model_copy(update=update))
         student = student_config(recipe)
         ends = end_tokens(student, student_tokenizer(student).tokenizer)
-        model = ByteModel(str(export_start(recipe)), ends.start, (ends.end,))
+        model = ByteModel.load(str(export_start(recipe)), ends.start, (ends.end,))
         documents = {
             name: [
                 document_divergence(model, record) for record in itertools.islice(records_of(dump), num_documents[name])

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.evaluation import Job
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
 from schemas.record import Record, Segment
 from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.sparsify import sparsify
-from stage2_student.divergence import ByteModel, byte_divergence, sparse_divergence
+from stage2_student.divergence import ByteModel, sparse_divergence
+from stage2_student.evaluate import run_eval
 from tests.tiny import END_OF_TEXT, tiny_model, tiny_tokenizer
 
 
@@ -63,10 +65,15 @@ def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path
     )
     run_teacher(load_recipe(recipe))
     end = tiny_tokenizer().eos_token_id
-    same = byte_divergence(str(own), tmp_path / "dump", end, (end,))
+    jobs = [Job("own", str(own), None, None), Job("other", str(other), None, None)]
+    found = run_eval(jobs, {}, tmp_path / "dump")
+    same = found["own"]["dump"]
     assert same["positions"] == len("the thing and é".encode()) + len("banding") + 2
     # 256 entries that are nearly equal, which a real teacher's are not: a level there is 0.4 of one wide.
     assert abs(same["kl_clear_nats"]) < 5e-3 and same["jsd_nats"] < 1e-3
-    assert byte_divergence(str(other), tmp_path / "dump", end, (end,))["jsd_nats"] > 0.01
+    assert found["other"]["dump"]["jsd_nats"] > 0.01
     record = next(read_shard(Manifest.load(tmp_path / "dump").shards[0].path(tmp_path / "dump")))
-    assert ByteModel(str(own), end, (end,)).targets(record.document).probs_PV.shape == (len(record.document) + 1, 256)
+    assert ByteModel.load(str(own), end, (end,)).targets(record.document).probs_PV.shape == (
+        len(record.document) + 1,
+        256,
+    )

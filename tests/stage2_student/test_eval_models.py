@@ -10,6 +10,7 @@ import transformers.dynamic_module_utils as own_code
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.evaluation import Job
 from stage2_student.evaluate import run_eval
 from tests.tiny import tiny_model
 
@@ -45,7 +46,7 @@ def test_a_revision_decides_weights_and_tokenizer(hub: Path, tmp_path: Path) -> 
     assert main == figures(str(hub / ("a" * 40)), text) and small == figures(str(hub / ("b" * 40)), text)
     assert main["num_tokens"] < small["num_tokens"]
     with pytest.raises(ValueError, match="revision 'small' needs a hub name"):
-        run_eval(str(hub / ("b" * 40)), {}, revision="small")
+        run_eval([Job("m", str(hub / ("b" * 40)), None, None, "small")], {})
 
 
 def test_code_of_a_models_own_runs_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,10 +20,10 @@ from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest
 from stage2_student import run_folder
-from stage2_student.evaluate import evaluate
 from stage2_student.start import Ends
 from tests.object_store import SECRET, object_store
 from tests.stage2_student.dumps import make_dump, make_recipe
+from tests.stage2_student.scoring import score
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_a_run_trains_and_exports_a_plain_model(work: Path) -> None:
     assert not [name for name in load_file(run / "export" / "model.safetensors") if "interface" in name]
     tokenizer = ByteTokenizer.load(str(run / "export"))
     text = [b"the river and the stone", b"a thing in 7 hills."]
-    before, after = (evaluate(m.eval(), tokenizer, text, 268)["bits_per_byte"] for m in (started, exported))
+    before, after = (score(m.eval(), tokenizer, text, 268)["bits_per_byte"] for m in (started, exported))
     assert after < before
 
 

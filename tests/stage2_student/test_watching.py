@@ -16,13 +16,13 @@ from pipeline.config import Recipe
 from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student import keep
-from stage2_student.evaluate import evaluate
 from stage2_student.export import export
 from stage2_student.keep import Evaluation, best_step, prune
 from stage2_student.launch import free_port
 from stage2_student.log import RunLog, duration, where_to_look
 from stage2_student.run_folder import checkpoint_steps, remove_partial_checkpoints
 from tests.stage2_student.dumps import make_dump, make_recipe
+from tests.stage2_student.scoring import score
 from tests.tiny import END_OF_TEXT, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -80,8 +80,8 @@ def test_the_evaluation_is_that_of_the_exported_model(work: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(work / "watched" / "export").eval()
     tokenizer = ByteTokenizer.load(str(work / "watched" / "export"))
     documents = [text.encode() for text in TEXT[:5]]
-    found = evaluate(model, tokenizer, documents, tokenizer.token_id(END_OF_TEXT) or 0, max_tokens=512)
-    assert found["left_out"] == {"longer than 512 tokens": 1}
+    found = score(model, tokenizer, documents, tokenizer.token_id(END_OF_TEXT) or 0, max_tokens=512)
+    assert found["num_windows"] == 6 and found["num_documents"] == 5 and found["left_out"] == {}
     assert metrics(work / "watched")[-1]["eval_bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-6)
 
 

@@ -1,0 +1,132 @@
+"""Documents in a model's tokens, with the bytes that each token covers, and which of these bytes several models have in common.
+
+A token that holds bytes of the assistant and of the chat template beside them is not the assistant's. So two models may not supervise
+the same bytes of a chat; what lies between token ends that all of them have is what they can be compared on.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.chat import ChatTokenizer, EncodedChat
+from pipeline.chat_template import ChatError, Message
+from pipeline.tokenizer_bytes import ByteTokenizer
+
+Text = bytes | Sequence[Message]  # a document, or a chat
+Span = tuple[int, int]  # bytes `start .. end` of a document; of a chat, of its messages' contents in turn
+
+UNSPELLABLE = "the tokenizer cannot spell it"
+
+
+class Stretch(NamedTuple):
+    """Tokens that spell bytes of the document and nothing else: token `first + k` covers bytes `edges[k] .. edges[k + 1]`."""
+
+    first: int
+    edges: list[int]
+
+    @property
+    def span(self) -> Span:
+        return self.edges[0], self.edges[-1]
+
+
+class Spelled(NamedTuple):
+    """A document in a model's tokens, its start token first.
+
+    Attributes:
+        restarts: of a chat, tokens at which a later message begins; a text that starts there begins like a chat of its own.
+        repeats_start: the first token has to be put before what starts there; else it stands there already.
+    """
+
+    tokens: list[int]
+    stretches: tuple[Stretch, ...]
+    restarts: tuple[int, ...] = ()
+    repeats_start: bool = True
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Bytes that its tokens can be asked about."""
+        return tuple(stretch.span for stretch in self.stretches)
+
+    def token_bytes(self, spans: Sequence[Span]) -> np.ndarray:
+        """Bytes of each token that lies in the spans; -1 for a token that does not. Each span ends and begins where tokens do."""
+        sizes_L = np.full(len(self.tokens), -1, dtype=np.int64)
+        for first, edges in self.stretches:
+            for start, end in spans:
+                if edges[0] <= start < end <= edges[-1]:
+                    # The first of equal edges: what a tokenizer puts before a text may be a token of no bytes.
+                    low, high = bisect_left(edges, start), bisect_left(edges, end)
+                    assert edges[low] == start and edges[high] == end
+                    sizes_L[first + low : first + high] = np.diff(edges[low : high + 1])
+        return sizes_L
+
+
+def spell(
+    documents: Sequence[Text], tokenizer: ByteTokenizer, start_id: int, chat: ChatTokenizer | None = None
+) -> Iterator[Spelled | str]:
+    """Each document in the model's tokens, or the reason why it cannot be. A chat is rendered by `chat`, which writes its own start."""
+    texts = iter(tokenizer.encode_batch([document for document in documents if isinstance(document, bytes)]))
+    for document in documents:
+        if not isinstance(document, bytes):
+            assert chat is not None
+            [encoded] = chat.encode_batch([document])
+            yield _spelled_chat(encoded, tokenizer)
+            continue
+        ids = next(texts)
+        if isinstance(ids, ValueError):
+            yield UNSPELLABLE
+        else:
+            yield Spelled([start_id, *ids], (Stretch(1, token_edges(ids, tokenizer)),))
+
+
+def _spelled_chat(encoded: EncodedChat | ValueError, tokenizer: ByteTokenizer) -> Spelled | str:
+    if isinstance(encoded, ChatError):
+        return encoded.reason
+    if isinstance(encoded, ValueError):
+        return UNSPELLABLE
+    tokens, turns = encoded.tokens, encoded.turns
+    stretches = tuple(
+        Stretch(turn.first, token_edges(tokens[turn.first : turn.last], tokenizer, turn.start, len(turn.prefix)))
+        for turn in turns
+    )
+    return Spelled(tokens, stretches, *restarts_of(encoded))
+
+
+def restarts_of(encoded: EncodedChat) -> tuple[tuple[int, ...], bool]:
+    """Where later messages of a chat begin, and whether its first token has to be put before a text that starts there.
+
+    The next message begins after the token that ends a turn; where the template writes the chat's first token before each message, there.
+    """
+    tokens, turns = encoded.tokens, encoded.turns
+    if all(tokens[0] in tokens[a.last + 1 : b.first] for a, b in pairwise(turns)):
+        return tuple(tokens.index(tokens[0], a.last + 1) for a in turns[:-1]), False
+    return tuple(a.last + (a.end_token is not None) for a in turns[:-1]), True
+
+
+def token_edges(
+    ids: Sequence[int], tokenizer: ByteTokenizer, start: int = 0, num_prefix: int | None = None
+) -> list[int]:
+    """Where tokens begin and end, one edge more than tokens, from byte `start` on; what the tokenizer puts before them covers nothing."""
+    sizes = [len(tokenizer.token_bytes[token] or b"") for token in ids]
+    before = len(tokenizer.prefix) if num_prefix is None else num_prefix
+    edges = np.maximum(start - before + np.cumsum([0, *sizes]), start)
+    return [int(edge) for edge in edges]
+
+
+def common_spans(spelled: Sequence[Spelled]) -> tuple[Span, ...]:
+    """The bytes that all of these can be asked about, as spans that begin and end where all of them have a token end."""
+    common = spelled[0].spans
+    if all(other.spans == common for other in spelled[1:]):
+        return common
+    edges_of_all = set.intersection(*({e for stretch in one.stretches for e in stretch.edges} for one in spelled))
+    for other in spelled[1:]:
+        overlaps = ((max(a, c), min(b, d)) for a, b in common for c, d in other.spans)
+        common = tuple((start, end) for start, end in overlaps if start < end)
+    found = []
+    for start, end in common:
+        edges = [edge for edge in edges_of_all if start <= edge <= end]
+        if edges and min(edges) < max(edges):
+            found.append((min(edges), max(edges)))
+    return tuple(found)

@@ -1,0 +1,23 @@
+"""Bits per byte of a model that is loaded, on plain text or chats."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.chat import ChatTokenizer
+from pipeline.tokenizer_bytes import ByteTokenizer
+from stage2_student.evaluate import evaluate
+from stage2_student.scored_text import Reader, scored_text
+from stage2_student.spelled import Text
+
+
+def score(
+    model: Any,
+    tokenizer: ByteTokenizer,
+    documents: Sequence[Text],
+    start_id: int,
+    max_tokens: int = 2048,
+    chat: ChatTokenizer | None = None,
+) -> dict[str, Any]:
+    """`evaluate`, on all that this model can be asked about."""
+    reader = Reader("model", tokenizer, chat, start_id)
+    return evaluate(model, reader, documents, scored_text(documents, [reader]), max_tokens)
