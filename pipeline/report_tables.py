@@ -135,8 +135,10 @@ def _group_table(runs: Sequence[Run], names: Sequence[str], corpus: str, measure
     models = _ordered(
         model for run in runs for model in run.evaluation if _figure(run, model, corpus, measure) is not None
     )
+    scored = [(run, model) for run in runs for model in models if _figure(run, model, corpus, measure) is not None]
+    alike = all(_same_text(first, other, corpus) for first in scored for other in scored)
     of_students = [v for run in runs if (v := _figure(run, "student", corpus, measure)) is not None]
-    best = min(of_students) if len(set(of_students)) > 1 else None
+    best = min(of_students) if len(set(of_students)) > 1 and alike else None
     closes = measure == "bits_per_byte" and {"start", "student", "teacher"} <= set(models)
     rows = []
     for run, name in zip(runs, run_cells(names), strict=True):
@@ -146,7 +148,20 @@ def _group_table(runs: Sequence[Run], names: Sequence[str], corpus: str, measure
         rows.append([name, *cells, *([_gap_closed(run, corpus)] if closes else [])])
     head = ["run", *map(shown, models), *(["gap closed"] if closes else [])]
     caption = f"{corpus.replace('_', ' ')}: {title}"
-    return f"<h3>{shown(caption)}</h3>{table(head, rows)}"
+    return f"<h3>{shown(caption)}</h3>{table(head, rows)}{'' if alike else _UNLIKE}"
+
+
+_UNLIKE = (
+    '<p class="soft">Not all of these are of the same text, so they do not compare: the figures below say how many bytes each is of. '
+    "<code>bld eval RECIPE</code> scores all models of a run on the same.</p>"
+)
+
+
+def _same_text(first: tuple[Run, str], other: tuple[Run, str], corpus: str) -> bool:
+    """Whether two models were scored on the same text, as far as their figures say: by its digest, in older ones by its bytes."""
+    of_first, of_other = (run.evaluation[model][corpus] for run, model in (first, other))
+    keys = ("text_sha256",) if "text_sha256" in of_first and "text_sha256" in of_other else ("num_bytes", "positions")
+    return all(of_first.get(key) == of_other.get(key) for key in keys)
 
 
 def _figure_cell(value: float | None, best: float | None) -> str:
@@ -154,10 +169,12 @@ def _figure_cell(value: float | None, best: float | None) -> str:
 
 
 def _gap_closed(run: Run, corpus: str) -> str:
-    """How much of the way from the start to the teacher the student has gone; a dash where the teacher is no better."""
+    """How much of the way from the start to the teacher the student has gone; a dash where the teacher is no better, or the text unlike."""
     found = [_figure(run, model, corpus, "bits_per_byte") for model in ("start", "student", "teacher")]
     start, student, teacher = found
     if start is None or student is None or teacher is None or teacher >= start:
+        return "-"
+    if not all(_same_text((run, "student"), (run, other), corpus) for other in ("start", "teacher")):
         return "-"
     return f"{(start - student) / (start - teacher):.0%}"
 

@@ -154,6 +154,24 @@ def test_the_way_from_start_to_teacher_is_measured(tmp_path: Path) -> None:
     assert "75%" in section(page_of(folder), "Evaluation")
 
 
+@pytest.mark.parametrize("mark", ["num_bytes", "text_sha256"])
+def test_figures_of_unlike_text_are_not_set_beside_each_other(tmp_path: Path, mark: str) -> None:
+    def evaluated(name: str, student: float, teachers: str, students: str = "a") -> Path:
+        folder = make_run(tmp_path / name, 0.1)
+        known = [("start", 2.0, students), ("student", student, students), ("teacher", 1.0, teachers)]
+        figures = {model: {"held_out": {"bits_per_byte": bits, mark: text}} for model, bits, text in known}
+        (folder / "eval.json").write_text(json.dumps(figures))
+        return folder
+
+    alike = section(page_of(evaluated("one", 1.25, "a"), evaluated("two", 1.5, "a")), "Evaluation")
+    assert "75%" in alike and "50%" in alike and "<b>1.2500</b>" in alike and "do not compare" not in alike
+    unlike = section(page_of(evaluated("three", 1.25, "b")), "Evaluation")
+    assert "75%" not in unlike and "do not compare" in unlike
+    between = section(page_of(evaluated("four", 1.25, "a"), evaluated("five", 1.5, "b", "b")), "Evaluation")
+    assert "75%" in between and "50%" in between  # within a run the text is the same
+    assert "<b>1.2500</b>" not in between and "do not compare" in between
+
+
 def test_a_dump_is_found_from_where_its_run_was_started_and_shows_its_audit(tmp_path: Path) -> None:
     dump = make_dump(tmp_path / "runs/x/dump")
     write_json(dump / "audit.json", AUDIT)
