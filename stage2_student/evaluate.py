@@ -27,6 +27,7 @@ from schemas.manifest import Manifest
 from schemas.store import Location
 from stage2_student.asked import asked_records
 from stage2_student.batches import NO_LABEL
+from stage2_student.causality import check_causal
 from stage2_student.divergence import ByteModel, byte_divergence
 from stage2_student.model import Precision
 from stage2_student.scored_text import GROUP, Reader, ScoredText, scored_text
@@ -194,6 +195,7 @@ def run_eval(
     for index, job in enumerate(jobs):
         model = load_model(folders[index], job.revision, torch.float32, job.trust_remote_code).eval()
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_causal(model, job.name)
         figures = {
             name: evaluate(model, corpus_readers[name][index], _texts(config, limit), texts[name], sizes[index])
             for name, config in corpora.items()

@@ -17,6 +17,7 @@ from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher.dump import run_teacher
 from stage2_student import evaluate as evaluation
+from stage2_student.causality import check_causal
 from stage2_student.evaluate import run_eval
 from stage2_student.scored_text import Reader, scored_text
 from stage2_student.spelled import Spelled, common_spans
@@ -41,6 +42,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granitemoe": {"logits_scaling": 6.0, "num_local_experts": 4, "num_experts_per_tok": 2},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
     "mamba": {"state_size": 8},
+    "bert": {"is_decoder": True},
 }  # fmt: skip
 TEXTS = [b"the thing and the end", "in é, andé".encode(), b"a", b"the ing " * 12]
 
@@ -59,6 +61,17 @@ def own_nats(model: Any, tokens: Sequence[int], first: int = 1) -> float:
     with torch.no_grad():
         logprobs_LV = model(input_ids=torch.tensor([list(tokens)])).logits[0].double().log_softmax(-1)
     return -sum(float(logprobs_LV[at - 1, tokens[at]]) for at in range(first, len(tokens)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_causal_model_of_any_family_is_known_as_one(name: str) -> None:
+    check_causal(tiny_family(name)[0], name)
+
+
+def test_a_model_that_looks_ahead_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "bert", {"is_decoder": False})
+    with pytest.raises(ValueError, match="mine: BertLMHeadModel looks ahead"):
+        check_causal(tiny_family("bert")[0], "mine")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
