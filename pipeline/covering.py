@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.intervals import Intervals, exact_intervals
 from pipeline.targets import Targets, doubt
 from pipeline.vocabulary import Node, Vocabulary
-from schemas import END, NUM_SYMBOLS
+from schemas import ARITHMETIC, END, NUM_SYMBOLS
 
 _NO_COLUMNS = np.empty(0, dtype=np.int64)
 MIN_LOGIT = -80.0  # logits further below the row's largest count as this: exp stays a normal float32, and masses below 1e-34 matter to nobody
@@ -59,10 +59,13 @@ class Covering:
         vocabulary: of the teacher.
         tokens: ids of the tokenizer's own encoding; together they spell `document`.
         document: the bytes, the tokenizer's prefix included.
+        arithmetic: which version of it the targets follow (`schemas.ARITHMETIC`).
     """
 
-    def __init__(self, vocabulary: Vocabulary, tokens: Sequence[int], document: bytes) -> None:
-        self.vocabulary = vocabulary
+    def __init__(
+        self, vocabulary: Vocabulary, tokens: Sequence[int], document: bytes, arithmetic: int = ARITHMETIC
+    ) -> None:
+        self.vocabulary, self._arithmetic = vocabulary, arithmetic
         self.document = document
         columns = vocabulary.column[np.asarray(tokens, dtype=np.int64)].tolist()
         lengths = np.array([len(vocabulary.sorted_bytes[c]) for c in columns], dtype=np.int64)
@@ -222,7 +225,7 @@ class Covering:
             np.log(prefix_mass_P) + log_scale_P,
             dropped_P,
             self._since_token_start(share_P),
-            doubt(dropped_P, realised_P),
+            doubt(dropped_P, realised_P, self._arithmetic),
             np.log(np.array([row.token for row in rows[: len(self.offsets) - 1]])),
         )
 

@@ -10,18 +10,19 @@ import math
 import numpy as np
 
 NAME = "levels of square roots"  # part of a dump's identity
+EXACT = "float32"  # of a dump that stores everything, which has no levels
 
 _STEPS = 90  # of the square root of a probability, from 0 to 1; used up to `_MIDDLE`
 _TOP_STEPS = 200  # of the square root of what the most probable symbol lacks to 1
 _MIDDLE = 0.5
 _TOP_LEAST = 0.35
-_MIN_LOGPROB = -80.0  # float32 holds exp of it, 2e-35
+MIN_LOGPROB = -80.0  # float32 holds exp of it, 2e-35
 NUM_RARE = 30  # log-probabilities below the least square, which only a realised symbol has unless everything is stored
 
 
 def _rare_and_squares() -> np.ndarray:
     squares = (np.arange(1, math.floor(_STEPS * math.sqrt(_MIDDLE)) + 1) / _STEPS) ** 2
-    rare = np.linspace(_MIN_LOGPROB, math.log(squares[0]), NUM_RARE, endpoint=False)
+    rare = np.linspace(MIN_LOGPROB, math.log(squares[0]), NUM_RARE, endpoint=False)
     return np.concatenate([rare, np.log(squares)]).astype(np.float32)
 
 

@@ -86,9 +86,17 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_UNSAID = {"arithmetic": 1}  # what an identity means that does not say it
+
+
+def arithmetic_of(identity: Mapping[str, Any]) -> int:
+    """The version of the arithmetic (`schemas.ARITHMETIC`) that a dump of this identity follows."""
+    return int(identity.get("arithmetic", _UNSAID["arithmetic"]))
+
+
 def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """`field: theirs there, ours here` for each field in which two identities differ."""
-    a, b = flatten(theirs), flatten(json.loads(json.dumps(ours)))
+    a, b = _UNSAID | flatten(theirs), _UNSAID | flatten(json.loads(json.dumps(ours)))
     return [
         f"{key}: {a.get(key)!r} there, {b.get(key)!r} here"
         for key in sorted(a.keys() | b.keys())

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas import SCHEMA_VERSION, version_fault
+from schemas import SCHEMA_VERSION, levels, version_fault
 from schemas.commit import committed
 from schemas.faults import layout_faults
 from schemas.record import Question, Record, Segment
@@ -66,6 +66,15 @@ SHARD_SCHEMA = pa.schema(
 )
 _OF_CHATS = ("message_roles", "message_lengths")  # columns that a shard of plain text may lack
 _LISTS = frozenset(name for name, kind, _ in _COLUMNS if pa.types.is_list(kind))
+_FLOATS = frozenset(
+    name for name, kind, _ in _COLUMNS if pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)
+)
+
+
+_ROUNDED = {
+    True: "of every symbol, a float32; so are shares",
+    False: "rounded to at most 256 levels so that a position's sum to at most 1; shares are rounded up to 16 levels",
+}
 
 
 def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table:
@@ -88,8 +97,8 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
             "logprobs, teacher_token_logprobs: natural log; dropped, token_end, doubt: shares 0..1; lengths and starts: bytes"
         ),
         "bld.decoding": (
-            "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; probability = exp(logprob), rounded "
-            "to at most 256 levels so that a position's sum to at most 1; shares are rounded up to 16 levels; "
+            "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; probability = exp(logprob), "
+            f"{_ROUNDED[identity.get('coding') == levels.EXACT]}; "
             "the tail 1 - sum is one class of all symbols not stored; symbol 255 is END; positions run through the "
             "segments in turn, segment_length (+ 1 if segment_has_end) each"
         ),
@@ -111,11 +120,11 @@ def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool =
 
     `first`: one that is there by then stays, and this one is dropped.
 
-    Every column but the text has a dictionary: the values of each are few (`schemas.levels`), a byte or half of one each.
+    Every column but the text has a dictionary: the values of each are few (`schemas.levels`), a byte or half of one each. Of a dump
+    that stores everything the floats have none, but their bytes apart, the first of all numbers together.
     """
-    with_dictionary = [
-        f"{name}.list.element" if name in _LISTS else name for name in table.schema.names if name != "document"
-    ]
+    split = _FLOATS if _is_exact(table) else frozenset[str]()
+    with_dictionary = [_leaf(name) for name in table.schema.names if name != "document" and name not in split]
     with committed(path, first) as partial:
         with pq.ParquetWriter(
             partial,
@@ -123,12 +132,22 @@ def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool =
             compression="zstd",
             compression_level=zstd_level,
             use_dictionary=with_dictionary,
+            use_byte_stream_split=[_leaf(name) for name in table.schema.names if name in split],
             write_page_checksum=True,
         ) as writer:
             writer.write_table(table)
             writer.add_key_value_metadata({SEAL_KEY: BLANK})
         seal(partial)
     return path.stat().st_size
+
+
+def _leaf(name: str) -> str:
+    return f"{name}.list.element" if name in _LISTS else name
+
+
+def _is_exact(table: pa.Table) -> bool:
+    identity = json.loads((table.schema.metadata or {}).get(b"bld.identity", b"{}"))
+    return bool(identity.get("coding") == levels.EXACT)
 
 
 def check_version(path: Location, metadata: Mapping[bytes, bytes] | None) -> None:

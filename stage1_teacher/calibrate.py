@@ -112,7 +112,11 @@ def dump_parts(
             )
             yield plans[-1], group
 
-    made = (made for made in make_shards(planned(), teacher, recipe, {}, folder) if made.stored_bytes)
+    made = (
+        made
+        for made in make_shards(planned(), teacher, recipe, {"coding": recipe.dump.coding}, folder)
+        if made.stored_bytes
+    )
     for number, _ in enumerate(made):
         yield read_part(plans[number], folder)
 
@@ -160,7 +164,7 @@ def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recip
     records = list(chain.from_iterable(map(read_shard, paths)))
     middle = len(records) // 2
     sizes = [
-        commit_shard(to_table(some, {}), scratch, recipe.dump.zstd_level)
+        commit_shard(to_table(some, {"coding": recipe.dump.coding}), scratch, recipe.dump.zstd_level)
         for some in (records, records[:middle], records[middle:])
     ]
     return File(text_bytes, sizes[0], sizes[1] + sizes[2])

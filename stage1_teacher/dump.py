@@ -22,6 +22,7 @@ from schemas.commit import committed, make_folder, remove
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.store import Location, location
 from stage1_teacher import audit, plan
+from stage1_teacher.begun import as_begun, warn_other_libraries
 from stage1_teacher.claims import Claims, open_claims
 from stage1_teacher.extend import extend_dump
 from stage1_teacher.identity import engine_name, teacher_identity
@@ -56,6 +57,7 @@ def enter(recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, ac
     with claims.writing_json():
         extend_dump(dump, manifest, corpus, accept_engine)
         manifest = plan.hold_to_identity(dump, manifest, accept_engine)
+        warn_other_libraries(dump, manifest)
         with committed(dump / "recipe.yaml") as path:
             save_recipe(recipe, path)
     claims.remove_dead_partials()
@@ -99,6 +101,7 @@ def run_teacher(
 
 def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: "Engines") -> None:
     dump = location(recipe.dump.path)
+    recipe = as_begun(recipe)
     teacher = load_tokenizer(recipe)
     if (
         recipe.teacher.engine != "openai"

@@ -12,7 +12,11 @@ def teacher_identity(recipe: Recipe, teacher: Named, engine: str, corpus_sha256:
     start, ends = resolve_ids(recipe, teacher.tokenizer, teacher.chat)
     served = recipe.teacher.engine == "openai"
     weights = None if served else plan.weights_sha256(teacher.model, recipe.teacher.revision)
-    return plan.make_identity(recipe, teacher.tokenizer, start, ends, weights, engine, corpus_sha256, teacher.chat)
+    runs_code = recipe.teacher.trust_remote_code and not served and recipe.dump.arithmetic_used > 1
+    code = plan.code_sha256(teacher.model, recipe.teacher.revision) if runs_code else None
+    return plan.make_identity(
+        recipe, teacher.tokenizer, start, ends, weights, engine, corpus_sha256, teacher.chat, code
+    )
 
 
 def engine_name(recipe: Recipe) -> str:

@@ -17,6 +17,7 @@ from schemas.record import Record
 from schemas.shard import commit_shard, to_table
 from schemas.store import Location
 from stage1_teacher import audit, cost
+from stage1_teacher.begun import LIBRARIES_KEY, libraries
 from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.fidelity import stored_sums
@@ -152,6 +153,7 @@ class ShardWriter:
             "bld.computed_tokens": str(self._num_computed),
             "bld.shard_sha256": shard.plan.sha256,
             "bld.engine": self._teacher.engine.name,
+            LIBRARIES_KEY: json.dumps(libraries()),
             audit.METADATA_KEY: json.dumps(self._audited),
         }
         table = table.replace_schema_metadata(

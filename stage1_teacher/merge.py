@@ -15,7 +15,7 @@ from pipeline.complete import require_complete
 from pipeline.logs import warn
 from pipeline.recipe import load_recipe, save_recipe
 from schemas.commit import committed
-from schemas.manifest import Manifest, ShardPlan, identity_differences, write_json
+from schemas.manifest import Manifest, ShardPlan, arithmetic_of, identity_differences, write_json
 from stage1_teacher.plan import corpus_sha256
 from stage1_teacher.summary import summarise
 
@@ -57,9 +57,11 @@ def check_mergeable(out: Path, dumps: Sequence[Path]) -> list[Manifest]:
     for dump, manifest in zip(dumps[1:], manifests[1:], strict=True):
         differences = identity_differences(_but_corpus(manifests[0].identity), _but_corpus(manifest.identity))
         if differences:
+            older = min(arithmetic_of(manifests[0].identity), arithmetic_of(manifest.identity))
+            hint = f" (dump.arithmetic={older})" if any(text.startswith("arithmetic:") for text in differences) else ""
             raise ValueError(
                 f"{dumps[0]} and {dump} cannot be one dump; they differ in {'; '.join(differences)} ({dumps[0]} there, "
-                f"{dump} here). Make one of them again with the other's settings."
+                f"{dump} here). Make one of them again with the other's settings{hint}."
             )
     _refuse_same_documents(dumps, manifests)
     for dump in dumps:

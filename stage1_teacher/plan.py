@@ -8,11 +8,11 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from pipeline.archive import sha256_of
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, TeacherConfig
 from pipeline.corpus import Document
 from pipeline.tokenizer_bytes import ByteTokenizer
-from schemas import levels
 from schemas.manifest import Manifest, ShardPlan, identity_differences
 from schemas.store import Location, names
 
@@ -75,8 +75,10 @@ def make_identity(
     engine: str,
     corpus: str,
     chat: ChatTokenizer | None = None,
+    code: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the content of a dump, and nothing else. `weights` is None for a served teacher; `chat` where the corpus holds none."""
+    """Everything that decides the content of a dump, and nothing else. `weights` is None for a served teacher; `chat` where the corpus
+    holds none; `code` where no Python code of the model's own runs."""
     teacher, dump = recipe.teacher, recipe.dump
     served = teacher.engine == "openai"
     return {
@@ -84,6 +86,7 @@ def make_identity(
             "model": teacher.model,
             "revision": teacher.revision,
             "weights_sha256": weights,
+            **({} if code is None else {"code_sha256": code}),
             "dtype": None if served else teacher.dtype,  # a server has its own and does not tell
             "quantization": teacher.quantization,
             "engine": engine,
@@ -98,7 +101,8 @@ def make_identity(
         "corpus": {"sha256": corpus, "field": "messages" if recipe.corpus.has_chats else recipe.corpus.field},
         "covering": recipe.dump.covering.model_dump(),
         "sparsity": {"top_k": dump.top_k, "min_prob": dump.min_prob},
-        "coding": levels.NAME,
+        "coding": dump.coding,
+        **({"arithmetic": dump.arithmetic_used} if dump.arithmetic_used > 1 else {}),
         "shard_bytes": int(dump.shard_bytes),
     }
 
@@ -128,6 +132,18 @@ def weights_sha256(model: str, revision: str | None) -> str:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
+
+
+def code_sha256(model: str, revision: str | None) -> str | None:
+    """Over the Python files that come with a model, in the order of their names; None where there are none."""
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.py"]))
+    files = sorted(file for file in folder.rglob("*.py") if file.is_file())
+    if not files:
+        return None
+    parts = [f"{file.relative_to(folder).as_posix()}:{sha256_of(file)}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def corpus_sha256(shards: list[ShardPlan]) -> str:

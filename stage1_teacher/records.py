@@ -9,6 +9,7 @@ from pipeline.targets import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas import levels
 from schemas.record import Record
+from stage1_teacher.exact import counts, exact_entries
 from stage1_teacher.pieces import Piece, spelled_lengths
 from stage1_teacher.rounding import round_entries
 from stage1_teacher.sparsify import sparsify
@@ -19,34 +20,59 @@ def make_records(pieces: Sequence[Piece], answers: Answers, teacher: Teacher, du
     """The pieces' records out of what the engine gave for them."""
     found = iter(teacher.targets(pieces, answers))
     return [
-        make_record(piece, [next(found) for _ in piece.stretches], teacher.tokenizer, dump.top_k, dump.min_prob)
+        make_record(
+            piece,
+            [next(found) for _ in piece.stretches],
+            teacher.tokenizer,
+            dump.top_k,
+            dump.min_prob,
+            exact=dump.coding == levels.EXACT,
+        )
         for piece in pieces
     ]
 
 
 def make_record(
-    piece: Piece, targets: Sequence[Targets], tokenizer: ByteTokenizer, top_k: int, min_prob: float
+    piece: Piece,
+    targets: Sequence[Targets],
+    tokenizer: ByteTokenizer,
+    top_k: int,
+    min_prob: float,
+    exact: bool = False,
 ) -> Record:
-    """A piece's record from the targets of its stretches, the tokenizer's prefix included."""
+    """A piece's record from the targets of its stretches, the tokenizer's prefix included.
+
+    `exact`: every number as float32, and every symbol, whatever `top_k` and `min_prob` say.
+    """
     taken = [slice(s.skipped, s.skipped + s.segment.num_positions) for s in piece.stretches]
     kept = list(zip(targets, taken, strict=True))
     segments = tuple(stretch.segment for stretch in piece.stretches)
     realised = b"".join(piece.text[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in segments)
     probs_PV = np.concatenate([found.probs_PV[where] for found, where in kept])
-    entries = sparsify(probs_PV, np.frombuffer(realised, dtype=np.uint8), top_k, min_prob)
-    rounded = round_entries(entries)
+    if exact:
+        counts_P, rounded = counts(len(probs_PV)), exact_entries(probs_PV)
+    else:
+        entries = sparsify(probs_PV, np.frombuffer(realised, dtype=np.uint8), top_k, min_prob)
+        counts_P, rounded = entries.counts_P, round_entries(entries)
     lengths, token_logprobs = _token_columns(piece, targets, tokenizer)
+
+    def shares(column: str) -> np.ndarray:
+        found_P = np.concatenate([getattr(found, column)[where] for found, where in kept])
+        return found_P.astype(np.float32) if exact else levels.round_shares(found_P)
+
     return Record(
         doc_id=piece.doc_id,
         window_start=piece.window.start,
         document=piece.text,
         segments=segments,
         teacher_token_lengths=lengths,
-        teacher_token_logprobs=levels.round_token_logprobs(token_logprobs),
-        entry_counts=entries.counts_P,
-        dropped=levels.round_shares(np.concatenate([found.dropped_P[where] for found, where in kept])),
-        token_end=levels.round_shares(np.concatenate([found.token_end_P[where] for found, where in kept])),
-        doubt=levels.round_shares(np.concatenate([found.doubt_P[where] for found, where in kept])),
+        teacher_token_logprobs=(
+            token_logprobs.astype(np.float32) if exact else levels.round_token_logprobs(token_logprobs)
+        ),
+        entry_counts=counts_P,
+        dropped=shares("dropped_P"),
+        token_end=shares("token_end_P"),
+        doubt=shares("doubt_P"),
         symbols=rounded.symbols_E,
         logprobs=rounded.logprobs_E,
         message_roles=piece.roles,

@@ -59,6 +59,7 @@ class Teacher:
         self._reopen = reopen
         self.max_tokens, self.overlap_tokens = recipe.teacher.max_tokens, recipe.teacher.overlap_tokens
         self.vocabulary, self.reducer, self._config = vocabulary, reducer, recipe.dump.covering
+        self._arithmetic = recipe.dump.arithmetic_used
 
     @property
     def engine(self) -> Engine | ListingEngine:
@@ -142,7 +143,7 @@ class Teacher:
 
     def _coverings(self, pieces: Sequence[Piece]) -> list[Covering]:
         stretches = [stretch for piece in pieces for stretch in piece.stretches]
-        return [Covering(self.vocabulary, stretch.tokens, stretch.spelled) for stretch in stretches]
+        return [Covering(self.vocabulary, stretch.tokens, stretch.spelled, self._arithmetic) for stretch in stretches]
 
     def _canonical(self, coverings: Sequence[Covering], hidden: Sequence[torch.Tensor]) -> list[list[ReducedRow]]:
         assert self.reducer is not None

@@ -4,7 +4,10 @@ import json
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
+import numpy as np
+
 from pipeline.chat_template import ASSISTANT
+from schemas import NUM_SYMBOLS, levels
 from schemas.faults import record_faults
 from schemas.manifest import ShardPlan
 from schemas.record import Record
@@ -14,6 +17,7 @@ from schemas.store import Location
 
 def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan) -> Iterator[str]:
     """Of each record, of the windows of a document together, and of the shard's counts."""
+    exact = json.loads(metadata["bld.identity"]).get("coding") == levels.EXACT
     num_documents, num_bytes = 0, 0
     open_id: str | None = None  # of a document whose last window has not come yet
     done = 0  # bytes of it that are supervised so far
@@ -21,6 +25,7 @@ def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan
     for row, record in enumerate(read_shard(path, checked=False)):
         where = f", record {row} (doc_id {record.doc_id!r}): "
         faults = [*record_faults(record), *_share_faults(record), *_chat_faults(record)]
+        faults += _lacking(record) if exact and not faults else []
         yield from (where + fault for fault in faults)
         if faults:
             continue
@@ -71,6 +76,19 @@ def _chat_faults(record: Record) -> list[str]:
     if any(one[1] > other[0] for one, other in pairwise(spans)):
         faults.append("segments overlap, or are out of order")
     return faults
+
+
+def _lacking(record: Record) -> list[str]:
+    """Of a record that says it holds everything: where a position does not, or its symbols do not sum to 1."""
+    if (record.entry_counts != NUM_SYMBOLS).any():
+        return [f"position {int(np.argmax(record.entry_counts != NUM_SYMBOLS))} lacks symbols, and the dump stores all"]
+    sums_P = np.exp(record.logprobs.astype(np.float64)).reshape(-1, NUM_SYMBOLS).sum(axis=1)
+    off_P = np.abs(sums_P - 1) > 1e-5  # float32's rounding of logs
+    return (
+        [f"all symbols of position {int(np.argmax(off_P))} sum to {sums_P[np.argmax(off_P)]:.6f}"]
+        if off_P.any()
+        else []
+    )
 
 
 def _share_faults(record: Record) -> list[str]:

@@ -13,6 +13,7 @@ from schemas.manifest import Manifest, identity_differences
 from schemas.record import Record
 from schemas.shard import read_shard
 from schemas.store import Location, open_parquet
+from stage1_teacher.begun import as_dumped
 from stage1_teacher.chat_pieces import chat_piece
 from stage1_teacher.fidelity import distances
 from stage1_teacher.identity import engine_name, teacher_identity
@@ -38,7 +39,7 @@ class Recomputed(NamedTuple):
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
     """Faults where the teacher says something else than the dump, of `num_documents` documents; prints how far apart they are."""
     made_by = path / "recipe.yaml"
-    recipe = parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by))
+    recipe = as_dumped(parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by)), path, manifest)
     named = load_tokenizer(recipe)
     faults = _other_teacher(path, manifest, recipe, named)
     if faults:

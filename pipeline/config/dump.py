@@ -7,6 +7,7 @@ from pydantic import AfterValidator, ByteSize, Field, field_validator, model_val
 
 from pipeline.arithmetic import natural_dtype
 from pipeline.config.section import Section
+from schemas import ARITHMETIC, NUM_SYMBOLS, levels
 from schemas.store import check_address
 
 DumpPath = Annotated[str, AfterValidator(check_address)]
@@ -111,12 +112,30 @@ class DumpConfig(Section):
         validate_default=True,
     )
     zstd_level: int = Field(15, ge=1, le=22, description="Compression level of the shards.")
+    arithmetic: int | None = Field(
+        None,
+        ge=1,
+        le=ARITHMETIC,
+        description="Version of the arithmetic; default: the one that the dump was begun with, of a new one the newest. Give an older "
+        "one for a dump that is to be merged with older ones.",
+    )
     audit_documents: int = Field(
         16,
         ge=0,
         description="Documents compared with a wide covering while dumping, at most (audit.json); 0: none. "
         "They are chosen by a hash of their ids, and are fewer where they would take over about 3 % of the dump's time.",
     )
+
+    @property
+    def arithmetic_used(self) -> int:
+        """The version in use; the newest where the recipe says nothing, which of a dump that is there it does (`stage1_teacher.begun`)."""
+        return ARITHMETIC if self.arithmetic is None else self.arithmetic
+
+    @property
+    def coding(self) -> str:
+        """How numbers are stored, by its name in the identity: rounded to levels, but for a dump that stores everything."""
+        exact = self.top_k == NUM_SYMBOLS and not self.min_prob and self.arithmetic_used > 1
+        return levels.EXACT if exact else levels.NAME
 
 
 class PlacementConfig(Section):

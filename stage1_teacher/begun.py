@@ -1,0 +1,72 @@
+"""What a dump was begun with and goes on with, whatever has changed on this machine since."""
+
+import json
+from importlib.metadata import version
+
+from pipeline.config import Recipe
+from pipeline.logs import say, warn
+from schemas import ARITHMETIC
+from schemas.manifest import Manifest, arithmetic_of
+from schemas.store import Location, location, open_parquet
+
+LIBRARIES_KEY = "bld.libraries"
+
+
+def as_begun(recipe: Recipe) -> Recipe:
+    """The recipe with the version of the arithmetic that it runs under: its own, else that of the dump in its folder, else the newest.
+
+    Raises:
+        ValueError: the dump there follows a version that this release does not know.
+    """
+    dump = location(recipe.dump.path)
+    if recipe.dump.arithmetic is not None or not (dump / "manifest.json").exists():
+        return _under(recipe, recipe.dump.arithmetic_used)
+    found = _known(dump, Manifest.load(dump))
+    if found != ARITHMETIC:
+        say(
+            f"{dump}: goes on under arithmetic {found}, with which it was begun; of a new dump it would be {ARITHMETIC}"
+        )
+    return _under(recipe, found)
+
+
+def as_dumped(recipe: Recipe, dump: Location, manifest: Manifest) -> Recipe:
+    """The recipe under the arithmetic of a dump, wherever it lies. Raises as `as_begun` does."""
+    return _under(recipe, _known(dump, manifest))
+
+
+def _known(dump: Location, manifest: Manifest) -> int:
+    found = arithmetic_of(manifest.identity)
+    if not 1 <= found <= ARITHMETIC:
+        raise ValueError(
+            f"{dump} was begun under arithmetic {found}; this release knows 1 to {ARITHMETIC}. Go on with the release that began it, or a "
+            "newer one, or give a new dump.path."
+        )
+    return found
+
+
+def _under(recipe: Recipe, arithmetic: int) -> Recipe:
+    return recipe.model_copy(update={"dump": recipe.dump.model_copy(update={"arithmetic": arithmetic})})
+
+
+def libraries() -> dict[str, str]:
+    """Versions that may decide content, though seldom and by little: Unicode's tables, what a template renders to."""
+    return {name: version(name) for name in ("tokenizers", "transformers", "jinja2")}
+
+
+def warn_other_libraries(dump: Location, manifest: Manifest) -> None:
+    """Say where the first shard that is there was made with other versions of the libraries than the rest will be."""
+    missing = {shard.index for shard in manifest.missing(dump)}
+    there = next((shard.path(dump) for shard in manifest.shards if shard.index not in missing), None)
+    if there is None or not missing:
+        return
+    with open_parquet(there) as file:
+        theirs = json.loads((file.schema_arrow.metadata or {}).get(LIBRARIES_KEY.encode(), b"{}"))
+    ours = libraries()
+    other = [
+        f"{name} {found} there, {ours[name]} here" for name, found in theirs.items() if ours.get(name, found) != found
+    ]
+    if other:
+        warn(
+            f"{dump}: {there.name} was made with other libraries ({', '.join(other)}); tokens and templates are compared by what "
+            "they are, but go back to those versions if the shards have to be alike to the last byte"
+        )
