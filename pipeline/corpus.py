@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.chat_template import ASSISTANT, Message
 from pipeline.config import CorpusConfig
 from pipeline.corpus_rows import TOO_LONG, Row, RowSource
+from schemas import ARITHMETIC
 
 _UNHELD = (
     "tool_calls",
@@ -39,16 +40,21 @@ class Corpus:
         first_places: where the first row of each reason stands, in the last pass: file and line, or row.
     """
 
-    def __init__(self, config: CorpusConfig) -> None:
-        """Resolves the sources (downloading what is pinned). ValueError for a source or pattern that is no good."""
+    def __init__(self, config: CorpusConfig, arithmetic: int = ARITHMETIC) -> None:
+        """Resolves the sources (downloading what is pinned). ValueError for a source or pattern that is no good.
+
+        `arithmetic` is that of the dump that is made of it; it decides which rows of a file are documents.
+        """
         self.config = config
         self.counts: dict[str, int] = {}
         self.first_places: dict[str, str] = {}
-        self._source = RowSource.resolve(config.source, config.split, config.max_row_bytes)
+        self._source = RowSource.resolve(config.source, config.split, config.max_row_bytes, arithmetic)
         self._pattern = _compiled(config.key_pattern)
         self._excluded_keys: frozenset[bytes] | None = None
         self._others = [
-            Corpus(other if other.key_pattern else other.model_copy(update={"key_pattern": config.key_pattern}))
+            Corpus(
+                other if other.key_pattern else other.model_copy(update={"key_pattern": config.key_pattern}), arithmetic
+            )
             for other in config.exclude
         ]
 
@@ -74,9 +80,11 @@ class Corpus:
         self.counts = {key: number for key, number in counts.items() if number}
         if not counts["documents"]:
             first = next((f"; the first left out: {where}: {why}" for why, where in self.first_places.items()), "")
+            malformed = "left out: malformed JSON" in counts
+            json = "JSON is read as one object a line, or as one array of objects. " if malformed else ""
             raise ValueError(
                 f"{self.config.source} yields no usable document (field {self.config.field!r}): "
-                f"{self.counts or 'it is empty'}" + first + ". Check corpus.field, corpus.skip and the filters."
+                f"{self.counts or 'it is empty'}{first}. {json}Check corpus.field, corpus.skip and the filters."
             )
 
     def keys(self, text: bytes) -> set[bytes]:

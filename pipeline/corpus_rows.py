@@ -1,28 +1,34 @@
 """Rows of a corpus, from JSONL, text and Parquet files, folders, globs and hub names.
 
-JSON is read line by line in binary: one bad line costs one row, not the file, and a row keeps its line number.
+JSON is read line by line in binary, or as one array of objects: one bad line costs one row, not the file, and a row keeps its line number.
 """
 
 import glob
 import io
 import json
-import lzma
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from pipeline.corpus_files import COMPRESSIONS, Peeked, opened, peek
+from pipeline.hub import require_data_set
+from pipeline.json_array import JsonArray, is_array
 from pipeline.source import resolve_file
+from schemas import ARITHMETIC
 
 _JSONL = (".jsonl", ".ndjson", ".json")
 _TEXT = (".txt", ".text", ".md")
 _PARQUET = (".parquet",)
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+_COMPRESSED = tuple(COMPRESSIONS)
+_MARK = b"\xef\xbb\xbf"  # a byte order mark is not part of the text
+_BATCH_ROWS = 256  # of a Parquet file, held at once as Python objects
 TOO_LONG = "longer than corpus.max_row_bytes"
 _KNOWN = f"{', '.join(_JSONL + _TEXT)} (each also with {', '.join(_COMPRESSED)}) and {', '.join(_PARQUET)}"
 
@@ -39,16 +45,21 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSource:
-    """A resolved source: files in order, or a hub data set. Lines and text files of more than `max_bytes` are faults."""
+    """A resolved source: files in order, or a hub data set. Lines and text files of more than `max_bytes` are faults.
+
+    `arithmetic` is that of the dump that is read for (`schemas.ARITHMETIC`): under 1 names alone said what is compressed, a text kept
+    its byte order mark, and JSON was lines.
+    """
 
     files: tuple[str, ...]
     hub: str | None
     split: str
     max_bytes: int
+    arithmetic: int
 
     @classmethod
-    def resolve(cls, source: str, split: str, max_bytes: int) -> "RowSource":
-        """Raises ValueError for a missing path or a kind of file that is not known."""
+    def resolve(cls, source: str, split: str, max_bytes: int, arithmetic: int = ARITHMETIC) -> "RowSource":
+        """Raises ValueError for a missing path, a kind of file that is not known, or a name that the hub has no data set of."""
         resolved = resolve_file(source)
         if isinstance(resolved, Path):
             files = _files_of(resolved)
@@ -59,11 +70,12 @@ class RowSource:
         elif "://" in resolved:
             files = [resolved]
         else:
-            return cls((), resolved, split, max_bytes)
+            require_data_set(resolved)
+            return cls((), resolved, split, max_bytes, arithmetic)
         for name in files:
             if _suffix(name) not in _JSONL + _TEXT + _PARQUET:
                 raise ValueError(f"{name}: its kind is not known by its name; known are {_KNOWN}")
-        return cls(tuple(files), None, split, max_bytes)
+        return cls(tuple(files), None, split, max_bytes, arithmetic)
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, good and bad."""
@@ -73,14 +85,28 @@ class RowSource:
             yield from _numbered(load_dataset(self.hub, split=self.split, streaming=True), f"{self.hub} [{self.split}]")
         for name in self.files:
             suffix = _suffix(name)
-            if suffix in _TEXT:
-                with _opened(name) as file:
-                    text = file.read(self.max_bytes + 1)
-                    yield Row(name, fault=TOO_LONG) if len(text) > self.max_bytes else Row(name, text=text)
-            elif suffix in _PARQUET:
+            if suffix in _PARQUET:
                 yield from _parquet_rows(name)
-            else:
-                yield from _json_lines(name, self.max_bytes)
+                continue
+            with opened(name, by_content=self.arithmetic > 1) as file:
+                yield from self._text(name, file) if suffix in _TEXT else self._json(name, file)
+
+    def _text(self, name: str, file: IO[bytes]) -> Iterator[Row]:
+        text = file.read(self.max_bytes + len(_MARK) + 1)
+        text = text.removeprefix(_MARK) if self.arithmetic > 1 else text
+        yield Row(name, fault=TOO_LONG) if len(text) > self.max_bytes else Row(name, text=text)
+
+    def _json(self, name: str, file: IO[bytes]) -> Iterator[Row]:
+        head, file = peek(file)
+        if self.arithmetic < 2 or not is_array(head):
+            yield from _json_lines(file, f"{name}, line", self.max_bytes)
+            return
+        array = JsonArray(file, self.max_bytes)
+        for number, element in enumerate(array.elements(), start=1):
+            yield _json_row(element, f"{name}, element {number}")
+        behind = io.BufferedReader(Peeked(array.rest, file))
+        lines = _json_lines(behind, f"{name}, behind its array, line", self.max_bytes)
+        yield from dropwhile(lambda row: array.ends and row.fault == "blank line", lines)
 
 
 def _files_of(path: Path) -> list[str]:
@@ -105,27 +131,31 @@ def _numbered(rows: Any, where: str) -> Iterator[Row]:
 
 
 def _parquet_rows(name: str) -> Iterator[Row]:
-    from datasets import load_dataset
-
+    number = 0
     try:
-        yield from _numbered(load_dataset("parquet", data_files=name, split="train", streaming=True), name)
+        with (
+            nullcontext(name) if "://" not in name else fsspec.open(name, "rb") as file,
+            pq.ParquetFile(file) as parquet,
+        ):
+            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+                for columns in _plain_rows(batch):
+                    where = f"{name}, row {number}"
+                    yield Row(where, fault="not valid UTF-8") if columns is None else Row(where, columns=columns)
+                    number += 1
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{name} cannot be read: {error}. Fetch or write it again.") from error
 
 
-@contextmanager
-def _opened(name: str) -> Iterator[IO[bytes]]:
-    """A file's content, decompressed by its name. Raises ValueError for compressed content that is damaged."""
-    is_zstd = name.lower().endswith(".zst")
+def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
+    """Python's values; None for a row with text that is not UTF-8, which Parquet does not check."""
     try:
-        with fsspec.open(name, "rb", compression=None if is_zstd else "infer") as file:
-            if (
-                is_zstd
-            ):  # fsspec's reader stops, without a word, after the first frame of several, and where a frame is cut off
-                file = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
-            yield file
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{name} cannot be read: {error}. Fetch or compress it again.") from error
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        return (
+            [None]
+            if batch.num_rows == 1
+            else [row for i in range(batch.num_rows) for row in _plain_rows(batch[i : i + 1])]
+        )
 
 
 def _lines(file: IO[bytes], max_bytes: int) -> Iterator[bytes | None]:
@@ -139,26 +169,21 @@ def _lines(file: IO[bytes], max_bytes: int) -> Iterator[bytes | None]:
         yield None
 
 
-def _json_lines(name: str, max_bytes: int) -> Iterator[Row]:
-    with _opened(name) as file:
-        for number, line in enumerate(_lines(file, max_bytes), start=1):
-            where = f"{name}, line {number}"
-            if line is None:
-                yield Row(where, fault=TOO_LONG)
-                continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # a byte order mark is not part of the text
-            if not line.strip():
-                yield Row(where, fault="blank line")
-                continue
-            try:
-                columns = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError:
-                yield Row(where, fault="not valid UTF-8")
-            except (ValueError, RecursionError):
-                yield Row(where, fault="malformed JSON")
-            else:
-                if isinstance(columns, dict):
-                    yield Row(where, columns=columns)
-                else:
-                    yield Row(where, fault="not a JSON object")
+def _json_lines(file: IO[bytes], where: str, max_bytes: int) -> Iterator[Row]:
+    for number, line in enumerate(_lines(file, max_bytes), start=1):
+        yield _json_row(line.removeprefix(_MARK) if line and number == 1 else line, f"{where} {number}")
+
+
+def _json_row(content: bytes | None, where: str) -> Row:
+    """A line, or an element of an array, of JSON; None for one that is too long."""
+    if content is None:
+        return Row(where, fault=TOO_LONG)
+    if not content.strip():
+        return Row(where, fault="blank line")
+    try:
+        columns = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Row(where, fault="not valid UTF-8")
+    except (ValueError, RecursionError):
+        return Row(where, fault="malformed JSON")
+    return Row(where, columns=columns) if isinstance(columns, dict) else Row(where, fault="not a JSON object")

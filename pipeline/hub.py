@@ -19,6 +19,7 @@ from schemas.manifest import Manifest, identity_differences, shard_identity
 
 _FIRST = ("shards/*.parquet",)
 _LAST = ("manifest.json", "summary.json", "audit.json", "recipe.yaml", "README.md")
+HUB_SECONDS = 10.0  # to wait for an answer to whether something is there
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -76,6 +77,33 @@ def pull(repo: str, dump: Path, revision: str | None = None, api: Any = None) ->
     manifest = Manifest.load(dump)
     documents = sum(shard.num_documents for shard in manifest.shards)
     return f"{dump}: {documents} documents in {len(manifest.shards)} shards, checksums good (commit {commit[:12]})"
+
+
+def require_data_set(name: str, api: Any = None) -> None:
+    """Raises ValueError at once for a name of which there is neither a file or folder (which is known by then) nor a data set on the hub.
+
+    A library that loads data sets asks again and again for one that is not there; most often such a name is a mistyped folder.
+    """
+    from httpx2 import HTTPError
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return  # it may be in the cache
+    nowhere = f"there is no file or folder {name!r} (from {Path.cwd()})"
+    try:
+        (api or _api()).dataset_info(name, timeout=HUB_SECONDS)
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"{nowhere}, and no data set of that name on the hub that you may see. Check the path, or log in (`hf auth login`)."
+        ) from None
+    except HfHubHTTPError:
+        return  # whoever loads it says what is wrong
+    except (HTTPError, OSError) as error:
+        raise ValueError(
+            f"{nowhere}, and the hub cannot be asked for a data set of that name ({type(error).__name__}: "
+            f"{without_secrets(str(error))}). Check the path, or the network and HF_ENDPOINT."
+        ) from None
 
 
 def _api() -> Any:

@@ -41,7 +41,7 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
         ValueError: the recipe cannot be dumped, or its corpus is too small to sample.
     """
     named = load_tokenizer(recipe)
-    found = survey(Corpus(recipe.corpus), int(recipe.dump.shard_bytes), corpus_bytes)
+    found = survey(Corpus(recipe.corpus, recipe.dump.arithmetic_used), int(recipe.dump.shard_bytes), corpus_bytes)
     num_audited = min(recipe.dump.audit_documents, audit.affordable(found.shape.num_bytes))
     started = time.monotonic()
     teacher = open_teacher(recipe, *named, branches=num_audited > 0)

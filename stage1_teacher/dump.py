@@ -114,7 +114,7 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
     say(f"{dump}: {describe(recipe.teacher.license)}")
     make_folder(dump / "shards")
     with open_claims(dump) as claims:  # first: a place that cannot be written fails before the corpus is read
-        corpus = Corpus(recipe.corpus)
+        corpus = Corpus(recipe.corpus, recipe.dump.arithmetic_used)
         planned = prepare(recipe, corpus, teacher)
         warn_left_out(corpus)
         manifest = enter(recipe, planned.manifest, corpus, claims, accept_engine)

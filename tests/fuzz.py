@@ -1,4 +1,4 @@
-"""Damaged and crafted input at random: rows of a corpus, recipes, shards. What is no good has to be refused, in words; never a
+"""Damaged and crafted input at random: files of a corpus, recipes, shards. What is no good has to be refused, in words; never a
 traceback of another kind, never a value that is quietly wrong.
 
 Each target draws what it does from a `Random`: of a seed, so that what was found can be seen again (`python -m tests.bench.fuzz shard
@@ -7,19 +7,23 @@ Each target draws what it does from a `Random`: of a seed, so that what was foun
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import zstandard
 
 from pipeline.config import CorpusConfig, Recipe
 from pipeline.corpus import Corpus
+from pipeline.json_array import is_array
 from pipeline.recipe import parse_recipe, recipe_names
 from schemas.faults import layout_faults
 from schemas.seal import check_seal
@@ -44,6 +48,7 @@ PIECES = (
     b"null",
     b"true",
 )
+MARK = b"\xef\xbb\xbf"
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
@@ -98,28 +103,90 @@ def mutated(content: bytes, rng: Random, most: int = 4) -> bytes:
     return bytes(found)
 
 
-def corpus(rng: Random, folder: Path) -> None:
-    """Every line becomes a document or is counted; a compressed file that is damaged is refused, or reads as it was."""
+class Written(NamedTuple):
+    """A file of a corpus. `num_rows` is how many documents and faults it holds; None where that cannot be told beforehand."""
+
+    name: str
+    content: bytes
+    num_rows: int | None
+
+
+def _json_lines(rng: Random) -> Written:
     rows = rng.choices(ROWS, k=rng.randrange(6))
-    content = mutated(
-        "".join(json.dumps(row, ensure_ascii=bool(rng.randrange(2))) + "\n" for row in rows).encode(), rng
-    )
+    text = "".join(json.dumps(row, ensure_ascii=bool(rng.randrange(2))) + "\n" for row in rows)
+    content = rng.choice((b"", b"", MARK)) + mutated(text.encode(), rng)
+    lines = content.split(b"\n")
+    told = not is_array(content)  # a first line that was made to look like one is read on from where it breaks
+    return Written(rng.choice(("c.jsonl", "c.json")), content, len(lines) - (not lines[-1]) if told else None)
+
+
+def _json_array(rng: Random) -> Written:
+    rows: list[Any] = rng.choices([*ROWS, 5, [], "x"], k=rng.randrange(6))
+    rows.insert(0, {"text": "first"})
+    layout = rng.choice(({}, {"indent": 1}, {"separators": (",\n", ":")}))
+    content = rng.choice((b"", MARK)) + json.dumps(rows, ensure_ascii=bool(rng.randrange(2)), **layout).encode()
+    spoiled = mutated(content, rng) if rng.randrange(2) else content
+    return Written(rng.choice(("c.jsonl", "c.json")), spoiled, len(rows) if spoiled == content else None)
+
+
+def _text(rng: Random) -> Written:
+    return Written("c.txt", rng.choice((b"", MARK)) + mutated(b"some text \xc3\xa9", rng), 1)
+
+
+def _parquet(rng: Random) -> Written:
+    rows = rng.choices(ROWS[:1], k=rng.choice((0, 0, 1, 5)))
+    table = pa.table({"text": pa.array([row["text"] for row in rows], pa.string()), "id": pa.array([1] * len(rows))})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=rng.choice((1, 100)))
+    content = sink.getvalue()
+    spoiled = mutated(content, rng) if rng.randrange(4) == 0 else content
+    return Written("c.parquet", spoiled, len(rows) if spoiled == content else None)
+
+
+def _packed(written: Written, rng: Random) -> Written:
+    """Compressed, under a name that says so, or another one, or none."""
     suffix = rng.choice(list(COMPRESSORS))
-    path = folder / f"c.jsonl{suffix}"
-    packed = COMPRESSORS[suffix](content)
-    path.write_bytes(mutated(packed, rng) if suffix and rng.randrange(2) else packed)
-    damaged = path.read_bytes() != packed
-    keys = {
+    packed = COMPRESSORS[suffix](written.content)
+    damaged = mutated(packed, rng) if suffix and rng.randrange(2) else packed
+    name = written.name + rng.choice((suffix, suffix, *COMPRESSORS) if suffix else ("",))
+    return Written(name, damaged, written.num_rows if damaged == packed else None)
+
+
+def corpus(rng: Random, folder: Path) -> None:
+    """Every row becomes a document or is counted, whatever files follow one another; what is damaged is refused, or reads as it was."""
+    source = folder / "corpus"
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir()
+    total: int | None = 0
+    for place in range(rng.choice((1, 1, 2, 3))):
+        written = rng.choice((_json_lines, _json_lines, _json_array, _text, _parquet))(rng)
+        if not written.name.endswith(".parquet"):
+            written = _packed(written, rng)
+        (source / f"{place}-{written.name}").write_bytes(written.content)
+        total = None if total is None or written.num_rows is None else total + written.num_rows
+    keys: dict[str, Any] = {
         "field": rng.choice(("text", "text", "messages", "none")),
         "id_field": rng.choice((None, "id")),
+        "max_row_bytes": rng.choice([8, 40, 10**6]),
     }
-    found = Corpus(CorpusConfig(source=str(path), max_row_bytes=rng.choice([8, 40, 10**6]), **keys))
+    found = Corpus(CorpusConfig(source=str(source), **keys))
     documents = list(found.documents())  # ValueError where there is none
     assert all(document.text and document.text.decode("utf-8") for document in documents)
+    assert not any(document.text.startswith(MARK) for document in documents if document.doc_id == "0")
     assert all(document.doc_id.encode("utf-8") for document in documents)
-    lines = content.split(b"\n")
-    if not damaged:  # a flip in a header that the format does not check leaves the content as it is
-        assert sum(n for key, n in found.counts.items() if key != "bytes") == len(lines) - (not lines[-1])
+    apart = [text for file in sorted(source.iterdir()) for text in _texts_of(file, keys)]
+    assert [document.text for document in documents] == apart
+    if total is not None:  # a flip in a header that the format does not check leaves the content as it is
+        assert sum(n for key, n in found.counts.items() if key != "bytes") == total
+
+
+def _texts_of(file: Path, keys: dict[str, Any]) -> list[bytes]:
+    """A file's documents, read by itself."""
+    try:
+        return [document.text for document in Corpus(CorpusConfig(source=str(file), **keys)).documents()]
+    except ValueError as error:
+        assert "yields no usable document" in str(error)
+        return []
 
 
 def recipe(rng: Random, folder: Path) -> None:

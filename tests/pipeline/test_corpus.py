@@ -1,7 +1,9 @@
 """The corpus: every row is a document or is counted under a reason, and the n-th document is always the same."""
 
+import bz2
 import gzip
 import json
+import lzma
 import random
 import re
 import tracemalloc
@@ -14,6 +16,7 @@ import zstandard
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus import Corpus
+from pipeline.corpus_rows import RowSource
 from pipeline.recipe import load_recipe
 
 
@@ -81,6 +84,168 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     (tmp_path / "c.parquet").write_bytes(b"PAR1 and nothing else PAR1")
     with pytest.raises(ValueError, match=r"c\.parquet cannot be read"):
         texts(corpus(tmp_path / "c.parquet"))
+
+
+def test_empty_parquet_files_and_partitions_end_nothing(tmp_path):
+    schema = pa.schema([("text", pa.string())])
+    for name, rows in (("a", ["x"]), ("b", []), ("deep/p=1/c", []), ("deep/p=2/d", ["y", "z"]), ("e", [])):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"text": rows}, schema=schema), tmp_path / f"{name}.parquet")
+    assert texts(corpus(tmp_path)) == [b"x", b"y", b"z"]
+    assert [document.doc_id for document in corpus(tmp_path).documents()] == ["0", "1", "2"]
+    with pytest.raises(ValueError, match=r"yields no usable document.*it is empty"):
+        texts(corpus(tmp_path / "b.parquet"))
+
+
+def test_parquet_rows_are_those_that_the_datasets_library_gives(tmp_path):
+    """By which rows were read before; row groups and batches of any size change nothing."""
+    from datasets import load_dataset
+
+    rng = random.Random(0)
+    chats = [[{"role": "user", "content": "q" * i}, {"role": "assistant", "content": None}] for i in range(3)]
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    table = pa.table(
+        {
+            "text": pa.array([rng.choice(["a", "é", None, ""]) for _ in range(900)]),
+            "category": pa.array([rng.choice("xyz") for _ in range(900)]).dictionary_encode(),
+            "n": pa.array(range(900), pa.int32()),
+            "chat": pa.array([chats[i % 3] for i in range(900)], kind),
+            "more": pa.array([{"deep": {"x": i}} for i in range(900)]),
+        }
+    )
+    pq.write_table(table, tmp_path / "c.parquet", row_group_size=70)
+    found = [row.columns for row in RowSource.resolve(str(tmp_path / "c.parquet"), "train", 10**6).rows()]
+    assert found == list(load_dataset("parquet", data_files=str(tmp_path / "c.parquet"), split="train"))
+
+
+def test_a_parquet_row_whose_text_is_not_utf8_costs_that_row_alone(tmp_path):
+    values = pa.array([b"a", b"\xff", b"b"]).view(pa.string())
+    pq.write_table(pa.table({"text": values}), tmp_path / "c.parquet")
+    found = corpus(tmp_path / "c.parquet")
+    assert texts(found) == [b"a", b"b"] and found.counts["left out: not valid UTF-8"] == 1
+
+
+ARRAYS = {
+    "on one line": '[{"text": "a]}"}, {"text": "b\\"[{"}]',
+    "an element a line": '[\n{"text": "a]}"},\n{"text": "b\\"[{"}\n]\n',
+    "commas first": '[{"text": "a]}"}\r\n, {"text": "b\\"[{"}\r\n]',
+    "pretty": json.dumps([{"text": "a]}"}, {"text": 'b"[{', "deep": [{"x": [1, "]"]}]}], indent=2),
+    "with a mark": '\ufeff [ {"text": "a]}"}, {"text": "b\\"[{"} ]\n\n',
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 20])
+def test_an_array_of_json_objects_reads_like_its_lines(tmp_path, monkeypatch, name, chunk_bytes):
+    monkeypatch.setattr("pipeline.json_array._CHUNK_BYTES", chunk_bytes)
+    for file in ("c.json", "c.jsonl"):
+        (tmp_path / file).write_text(ARRAYS[name], encoding="utf-8")
+        found = corpus(tmp_path / file)
+        assert texts(found) == [b"a]}", b'b"[{'] and found.counts == {"documents": 2, "bytes": 7}
+
+
+def test_random_arrays_give_their_elements_whatever_their_layout(tmp_path, monkeypatch):
+    for seed in range(60):
+        rng = random.Random(seed)
+        monkeypatch.setattr("pipeline.json_array._CHUNK_BYTES", rng.choice([1, 2, 5, 64]))
+        rows = [
+            {"text": "".join(rng.choices('a"\\[]{},\n é', k=rng.randrange(1, 12))), "more": [[i], {}]} for i in range(5)
+        ]
+        layout = {"indent": rng.choice([None, 0, 3]), "ensure_ascii": bool(rng.randrange(2))}
+        (tmp_path / "c.json").write_text(json.dumps(rows, **layout), encoding="utf-8")
+        assert texts(corpus(tmp_path / "c.json")) == [row["text"].encode() for row in rows]
+
+
+def test_an_array_that_breaks_off_or_holds_bad_elements_says_so_and_loses_no_other(tmp_path):
+    rows = ['{"text": "a"}', "5", '{"text": "' + "y" * 99 + '"}', '{"text": oops}', '{"text": "b"}']
+    path = tmp_path / "c.json"
+    path.write_text("[" + ", ".join(['{"text": "0"}', *rows]) + "]")
+    found = corpus(path, max_row_bytes=50)
+    assert texts(found) == [b"0", b"a", b"b"]
+    assert {key: n for key, n in found.counts.items() if key.startswith("left")} == {
+        "left out: not a JSON object": 1,
+        "left out: longer than corpus.max_row_bytes": 1,
+        "left out: malformed JSON": 1,
+    }
+    assert found.first_places["malformed JSON"] == f"{path}, element 5"
+    path.write_text('[{"text": "a"},\n{"text": "b"}')  # cut off: nobody knows whether the last is whole
+    found = corpus(path)
+    assert texts(found) == [b"a"] and found.counts["left out: malformed JSON"] == 1
+
+
+def test_lines_whose_first_starts_with_a_bracket_are_lines(tmp_path):
+    path = tmp_path / "c.jsonl"
+    for first in ('[{"text": "x"}', '[{"text": "x', '[{"text": ["x"}', '[{"text": "x"} {', '[{"text": "x"},]'):
+        path.write_text(first + '\n{"text": "a"}\n{"text": "b"}\n')
+        found = corpus(path)
+        kept = [b"x"] if first.endswith(",]") else []
+        assert texts(found) == [*kept, b"a", b"b"], first
+        assert found.counts.get("left out: malformed JSON", 0) == 1 - len(kept)
+
+
+def test_a_json_file_of_one_object_over_many_lines_is_refused_with_what_is_read(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"data": [{"text": "a"}]}, indent=1))
+    with pytest.raises(ValueError, match="as one object a line, or as one array of objects"):
+        texts(corpus(tmp_path / "c.json"))
+
+
+def test_a_byte_order_mark_is_no_text_whatever_holds_it(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "two"}')
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfsix"))
+    (tmp_path / "d.txt").write_bytes(b"\xef\xbb\xbf")
+    found = corpus(tmp_path, max_row_bytes=20)
+    assert texts(found) == [b"one", b"two", b"six"] and found.counts["left out: empty text"] == 1
+    assert texts(corpus(tmp_path / "a.txt", max_row_bytes=3)) == [b"one"]
+
+
+@pytest.mark.parametrize(
+    "compress", [gzip.compress, zstandard.compress, bz2.compress, lzma.compress], ids=["gz", "zst", "bz2", "xz"]
+)
+@pytest.mark.parametrize("name", ["c.jsonl", "c.jsonl.gz", "c.jsonl.xz"])
+def test_what_is_compressed_is_read_whatever_its_name_says(tmp_path, compress, name):
+    content = lines(tmp_path / "plain.jsonl", {"text": "a"}, {"text": "b"}).read_bytes()
+    (tmp_path / name).write_bytes(compress(content))
+    assert texts(corpus(tmp_path / name)) == [b"a", b"b"]
+
+
+def test_under_the_first_arithmetic_files_read_as_they_did(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "b.json").write_text('[\n{"text": "x"},\n{"text": "y"}\n]\n')
+    (tmp_path / "c.jsonl").write_bytes(gzip.compress(b'{"text": "z"}\n'))
+    found = Corpus(CorpusConfig(source=str(tmp_path)), arithmetic=1)
+    assert texts(found) == [b"\xef\xbb\xbfone", b"y"]
+
+
+class Hub:
+    """Stands in for a hub that answers so when it is asked for a data set."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error, self.asked = error, 0
+
+    def dataset_info(self, name: str, timeout: float) -> None:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", ["there is none", "no way there"])
+def test_a_mistyped_folder_is_said_to_be_missing_at_once(tmp_path, monkeypatch, error):
+    from httpx2 import ConnectError, Request, Response
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    answer = Response(404, request=Request("GET", "https://hub"))
+    errors = {
+        "there is none": RepositoryNotFoundError("none", response=answer),
+        "no way there": ConnectError("refused"),
+    }
+    hub = Hub(errors[error])
+    monkeypatch.setattr("pipeline.hub._api", lambda: hub)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"there is no file or folder 'data/trian' \(from .*data set of that name"):
+        corpus("data/trian")
+    assert hub.asked == 1
 
 
 def test_a_row_that_is_too_long_is_counted_and_not_held(tmp_path):
