@@ -51,7 +51,9 @@ def dump_leftovers(dump: Path) -> list[Leftover]:
 def cache_leftovers() -> list[Leftover]:
     """The parts of our own cache (BLD_CACHE); all of it is fetched or made again when it is needed."""
     folder = cache_folder()
-    parts = [path for kind in ("archives", "files", "converted") for path in sorted((folder / kind).glob("*"))]
+    parts = [
+        path for kind in ("archives", "files", "converted", "hashes") for path in sorted((folder / kind).glob("*"))
+    ]
     return [Leftover(path, f"cache, {path.parent.name}", tree_bytes(path)) for path in parts]
 
 

@@ -60,22 +60,11 @@ class RowSource:
     @classmethod
     def resolve(cls, source: str, split: str, max_bytes: int, arithmetic: int = ARITHMETIC) -> "RowSource":
         """Raises ValueError for a missing path, a kind of file that is not known, or a name that the hub has no data set of."""
-        resolved = resolve_file(source)
-        if isinstance(resolved, Path):
-            files = _files_of(resolved)
-        elif any(mark in resolved for mark in "*?[") and "://" not in resolved:
-            files = [name for name in sorted(glob.glob(resolved, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
-            if not files:
-                raise ValueError(f"no file matches {resolved!r} (from {Path.cwd()})")
-        elif "://" in resolved:
-            files = [resolved]
-        else:
-            require_data_set(resolved)
-            return cls((), resolved, split, max_bytes, arithmetic)
-        for name in files:
-            if _suffix(name) not in _JSONL + _TEXT + _PARQUET:
-                raise ValueError(f"{name}: its kind is not known by its name; known are {_KNOWN}")
-        return cls(tuple(files), None, split, max_bytes, arithmetic)
+        files = source_files(source)
+        if files is None:
+            require_data_set(source)
+            return cls((), source, split, max_bytes, arithmetic)
+        return cls(files, None, split, max_bytes, arithmetic)
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, good and bad."""
@@ -107,6 +96,25 @@ class RowSource:
         behind = io.BufferedReader(Peeked(array.rest, file))
         lines = _json_lines(behind, f"{name}, behind its array, line", self.max_bytes)
         yield from dropwhile(lambda row: array.ends and row.fault == "blank line", lines)
+
+
+def source_files(source: str) -> tuple[str, ...] | None:
+    """A source's files or addresses, in order; None for a name on a hub. Raises ValueError as `RowSource.resolve` does."""
+    resolved = resolve_file(source)
+    if isinstance(resolved, Path):
+        files = _files_of(resolved)
+    elif any(mark in resolved for mark in "*?[") and "://" not in resolved:
+        files = [name for name in sorted(glob.glob(resolved, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+        if not files:
+            raise ValueError(f"no file matches {resolved!r} (from {Path.cwd()})")
+    elif "://" in resolved:
+        files = [resolved]
+    else:
+        return None
+    for name in files:
+        if _suffix(name) not in _JSONL + _TEXT + _PARQUET:
+            raise ValueError(f"{name}: its kind is not known by its name; known are {_KNOWN}")
+    return tuple(files)
 
 
 def _files_of(path: Path) -> list[str]:

@@ -19,13 +19,14 @@ from pipeline.logs import detail, say, warn
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
 from schemas.commit import committed, make_folder, remove
-from schemas.manifest import Manifest, ShardPlan, write_json
+from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.store import Location, location
 from stage1_teacher import audit, plan
 from stage1_teacher.begun import as_begun, warn_other_libraries
 from stage1_teacher.claims import Claims, open_claims
 from stage1_teacher.extend import extend_dump
 from stage1_teacher.identity import engine_name, teacher_identity
+from stage1_teacher.inputs import inputs_sha256, is_done, is_summed_up, note_inputs
 from stage1_teacher.make_shards import Made, make_shards
 from stage1_teacher.summary import summarise
 from stage1_teacher.teacher import Named, load_tokenizer, open_teacher
@@ -89,6 +90,13 @@ def run_teacher(
         return
     if address is not None and not ray:
         raise ValueError(f"--address {address} is that of a Ray cluster; give --ray too")
+    recipe = as_begun(recipe)
+    if accept_engine is None and is_done(recipe):
+        say(
+            f"{recipe.dump.path}: complete, and what it is made of is as it was (sizes and times of files); nothing to do"
+        )
+        say_next(location(recipe.dump.path))
+        return
     with terminable(), ExitStack() as connected:
         engines: Engines = this_process
         if ray:
@@ -101,7 +109,8 @@ def run_teacher(
 
 def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: "Engines") -> None:
     dump = location(recipe.dump.path)
-    recipe = as_begun(recipe)
+    at_start = inputs_sha256(recipe)
+    named = recipe
     teacher = load_tokenizer(recipe)
     if (
         recipe.teacher.engine != "openai"
@@ -126,6 +135,9 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
             say(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")
             raise
         finish(job)
+        if is_summed_up(dump, manifest):
+            with claims.writing_json():
+                note_inputs(dump, named, at_start)
 
 
 class Job(NamedTuple):
@@ -230,11 +242,21 @@ def finish(job: Job) -> None:
         say(f"{dump}: {num_missing} shards are missing: other processes make them, or run the same command again")
         return
     with job.claims.writing_json():
-        summary = summarise(dump, manifest)
-        write_json(dump / "summary.json", summary)
-    write_audit(job)
+        there = is_summed_up(
+            dump, manifest
+        )  # by this process before, or by another one; whoever makes a shard removes it
+        summary = read_json(dump / "summary.json") if there else summarise(dump, manifest)
+        if not there:
+            write_json(dump / "summary.json", summary)
+    if not (there and (dump / "audit.json").exists()):
+        write_audit(job)
     write_card(dump)
     say(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
+    say_next(dump)
+
+
+def say_next(dump: Location) -> None:
+    """What a complete dump is for."""
     named = shlex.quote(str(dump))
     say(
         f"{dump}: look with `bld inspect {named}`, check with `bld verify {named}`; what learns from it: `bld student RECIPE`"

@@ -12,6 +12,7 @@ from pipeline.archive import sha256_of
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, TeacherConfig
 from pipeline.corpus import Document
+from pipeline.file_hash import known_sha256
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan, identity_differences
 from schemas.store import Location, names
@@ -129,8 +130,7 @@ def weights_sha256(model: str, revision: str | None) -> str:
         )
     for file in files:
         digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(bytes.fromhex(known_sha256(file)))
     return digest.hexdigest()
 
 
