@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.arithmetic import installed
 from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.left_behind import end_children_with_me
 from stage1_teacher.engine import BranchToken
 from stage1_teacher.engine_room import HEAD_SHARE
 
@@ -45,6 +46,8 @@ def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> No
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(shares) if num_workers <= len(cores) else "nobind")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         _make_llvmlite_inspectable()
+    if num_workers > 1 or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
+        end_children_with_me()  # its engine core stays, with the GPU's memory, where the process that wanted it is killed
 
 
 def _make_llvmlite_inspectable() -> None:

@@ -10,7 +10,7 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,28 +45,55 @@ def start_ranks() -> tuple[int, int, torch.device]:
     # leaves behind for the next run to wait on. Gloo is there already.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=get_accelerator().communication_backend_name(), verbose=False)
-    device = torch.device(get_accelerator().device_name(), int(os.environ["LOCAL_RANK"]))
-    if device.type == "cpu":
-        return dist.get_rank(), dist.get_world_size(), torch.device("cpu")
-    get_accelerator().set_device(device.index)
+    device = own_device()
+    if device.type != "cpu":
+        get_accelerator().set_device(device.index)
     return dist.get_rank(), dist.get_world_size(), device
+
+
+def own_device() -> torch.device:
+    """What this rank computes on; LOCAL_RANK says which of the machine's."""
+    name = get_accelerator().device_name()
+    return torch.device("cpu") if name == "cpu" else torch.device(name, int(os.environ["LOCAL_RANK"]))
 
 
 def leave_at_exit() -> None:
     """Have this process leave the group when it ends, as NCCL wants it. Not for after an error: the others may be waiting in it."""
     atexit.unregister(deepspeed.comm.destroy_process_group)  # once, however often a process trains
-    atexit.register(deepspeed.comm.destroy_process_group)
+    if dist.is_initialized():
+        atexit.register(deepspeed.comm.destroy_process_group)
 
 
-def start_engine(student: nn.Module, config: dict[str, Any], rates: Mapping[float, Sequence[nn.Parameter]]) -> Any:
+def start_engine(
+    student: nn.Module,
+    config: dict[str, Any],
+    rates: Mapping[float, Sequence[nn.Parameter]],
+    meet: Callable[[], object] = lambda: None,
+) -> Any:
     """Wrap the student; its weights are split over the ranks from here on, as the ZeRO stage says.
 
-    `rates` holds the parameters that learn, by their multiple of the rate that `optimizer_step` is given; others stay as they are.
+    Args:
+        rates: the parameters that learn, by their multiple of the rate that `optimizer_step` is given; others stay as they are.
+        meet: returns when all ranks have called it: once they have written or read their files of a checkpoint, for some disks take
+            longer than DeepSpeed's own collectives after that wait.
     """
     parameters = [{"params": list(params), LR_FACTOR: factor} for factor, params in rates.items()]
     student.register_state_dict_post_hook(_without_frozen)
     engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=parameters, config=config)
+    _meet_before(engine.checkpoint_engine, "commit", meet)  # then DeepSpeed has all ranks wait in a barrier
+    if hasattr(engine.optimizer, "checkpoint_event_epilogue"):  # ZeRO-3's, which gathers weights
+        _meet_before(engine.optimizer, "checkpoint_event_epilogue", meet)
     return engine
+
+
+def _meet_before(holder: Any, name: str, meet: Callable[[], object]) -> None:
+    method = getattr(holder, name)
+
+    def met(*arguments: Any) -> Any:
+        meet()
+        return method(*arguments)
+
+    setattr(holder, name, met)
 
 
 def _without_frozen(student: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -83,13 +110,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return summed
 
 
-def agree(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def gather(value: Any) -> list[Any]:
     """Each rank's value, in order, on every rank."""
     values = [None] * dist.get_world_size()
@@ -102,10 +122,6 @@ def largest(number: int, device: torch.device) -> int:
     box = torch.tensor([number], device=device)
     dist.all_reduce(box, op=dist.ReduceOp.MAX)
     return int(box)
-
-
-def wait_for_all() -> None:
-    dist.barrier()
 
 
 def backward(engine: Any, nats: Tensor, num_bytes: int, world: int, last: bool, scale: float = 1.0) -> None:

@@ -21,6 +21,7 @@ from pipeline.logs import say
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student import deepspeed_engine as ds
 from stage2_student.batches import Example, MicroBatch, collate, empty_micro_batch
+from stage2_student.channel import Channel
 from stage2_student.evaluate import Scored, by_length, cut_document
 from stage2_student.keep import Evaluation
 from stage2_student.scored_text import Reader, scored_text
@@ -56,13 +57,13 @@ class HeldOut(NamedTuple):
 
 
 def held_out(
-    recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int, rank: int, world: int
+    recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int, channel: Channel
 ) -> HeldOut | None:
     """The first `train.eval_documents` of the recipe's eval text, read by rank 0; None where there is to be no evaluation.
 
     Raises ValueError for chats where the student has no chat template, and where no document can be scored.
     """
-    train = recipe.train
+    train, rank, world = recipe.train, channel.rank, channel.world
     if not train.eval_every:
         return None
     config = corpora_of(recipe)["held_out"]
@@ -71,8 +72,9 @@ def held_out(
             "train.eval_every: the eval section holds chats, but the dump holds none, so that the student has no chat template; "
             "give plain text, or set train.eval_every=0"
         )
-    read = (document.messages or document.text for document in Corpus(config).documents()) if rank == 0 else ()
-    documents: list[Text] = ds.agree(list(islice(read, train.eval_documents)))
+    read = (document.messages or document.text.decode() for document in Corpus(config).documents()) if rank == 0 else ()
+    told = channel.gather(list(islice(read, train.eval_documents)))[0]
+    documents: list[Text] = [found.encode() if isinstance(found, str) else tuple(found) for found in told]
     reader = Reader("student", tokenizer, chat, start_id)
     try:
         text = scored_text(documents, [reader])

@@ -17,7 +17,9 @@ import psutil
 
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.install import has_nvidia_gpu
+from pipeline.left_behind import end_children_with_me
 from pipeline.recipe import load_recipe, save_recipe
+from stage2_student.ancestors import end_with_ancestors
 from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.placement import free_port, started_as_rank
 from stage2_student.run_folder import dump_refs
@@ -59,6 +61,7 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
     if started_as_rank(os.environ) and not dry_run:
         from stage2_student.train import run_rank  # seconds to import
 
+        end_with_ancestors(over_ssh=False)
         return run_rank(loaded)
     command = launch_command(run / "launch.yaml", loaded.train, free_port())
     if dry_run:
@@ -67,6 +70,7 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
         return 0
     run.mkdir(parents=True, exist_ok=True)
     save_recipe(loaded, run / "launch.yaml")
+    end_children_with_me()
     code, received = _run(command, _environment(loaded.train))
     # Over several machines DeepSpeed's launcher ends with 1 for any signal.
     return 128 + received[0] if code == 1 and received and loaded.train.hostfile is not None else code
@@ -85,21 +89,23 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int
 
     The first SIGTERM or SIGINT goes to the ranks on this machine, which save and exit; another one kills them. Not to DeepSpeed's local
     launcher: it would end one rank after the other, each after 30 seconds at most, and a rank cannot save alone. The launcher gets the
-    signal itself where it has no rank here: before it has started them, and over several machines.
+    signal itself where it has no rank here: before it has started them, and over several machines. A terminal that is closed (SIGHUP) is
+    a SIGTERM to them. For SIGKILL there is `end_children_with_me`.
     """
     received: list[int] = []
     launched: list[psutil.Popen] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
+        received.append(signal.SIGTERM if number == signal.SIGHUP else number)
         for launcher in launched:
             ranks = _ranks(launcher)
             again = len(received) > 1
             for process in [*ranks, launcher] if again else ranks or [launcher]:
                 with suppress(psutil.NoSuchProcess):  # it has just ended
-                    process.send_signal(signal.SIGKILL if again else number)
+                    process.send_signal(signal.SIGKILL if again else received[0])
 
-    before = {number: signal.signal(number, pass_on) for number in STOPPING}
+    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)  # nohup has it ignored
+    before = {number: signal.signal(number, pass_on) for number in (*STOPPING, *hang_up)}
     try:
         # Of its own session, so that Ctrl-C comes to the ranks once, and through us.
         launched.append(psutil.Popen(command, env=environment, start_new_session=True))

@@ -120,13 +120,12 @@ def _save(
 ) -> None:
     partial = f"{run_folder.checkpoint_name(state.step)}.partial"
     ds.save(engine, run / "checkpoints", partial, {"state": state.as_dict()})
-    ds.wait_for_all()
     if ranks.rank == 0:
         if evaluation is not None:
             keep.record(run, partial, evaluation)
         run_folder.commit_checkpoint(run, partial, state.step, ranks.world)
         keep.prune(run, keep_last)
-    ds.wait_for_all()  # nobody exits, and has its launcher end the others, before the checkpoint has its name
+    ranks.channel.gather()  # nobody exits, and has its launcher end the others, before the checkpoint has its name
 
 
 def _say_stopped(state: State, run: Path, signal_number: int, ranks: Ranks) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pipeline.logs import say
 from stage2_student import deepspeed_engine as ds
 from stage2_student import run_folder
+from stage2_student.channel import Channel
 from stage2_student.inventory import Inventory, find_damage
 
 
@@ -21,16 +22,16 @@ class Checkpoint(NamedTuple):
         return run_folder.checkpoint_name(self.step)
 
 
-def newest_sound(run: Path, rank: int, world: int) -> Checkpoint | None:
+def newest_sound(run: Path, channel: Channel) -> Checkpoint | None:
     """The newest checkpoint whose files are all there and as they were written, the same on all ranks; None where there is none.
 
     The ranks share the reading. Newer ones that are damaged are set aside, and named with the cause.
     Raises ValueError where there are checkpoints, and all of them are damaged.
     """
-    folder = run / "checkpoints"
+    folder, rank = run / "checkpoints", channel.rank
     damaged: dict[int, str] = {}
-    for step in reversed(ds.agree(run_folder.checkpoint_steps(run) if rank == 0 else None)):
-        causes = ds.gather(find_damage(folder / run_folder.checkpoint_name(step), rank, world))
+    for step in reversed(channel.gather(run_folder.checkpoint_steps(run) if rank == 0 else None)[0]):
+        causes = channel.gather(find_damage(folder / run_folder.checkpoint_name(step), rank, channel.world))
         cause = next((cause for cause in causes if cause is not None), None)
         if cause is not None:
             damaged[step] = cause
@@ -51,22 +52,23 @@ def needs_conversion(checkpoint: Checkpoint | None, zero_stage: int, world: int)
     return checkpoint is not None and zero_stage > 0 and checkpoint.world != world
 
 
-def load(engine: Any, run: Path, checkpoint: Checkpoint, rank: int, world: int, convert: bool) -> dict[str, Any]:
+def load(engine: Any, run: Path, checkpoint: Checkpoint, channel: Channel, convert: bool) -> dict[str, Any]:
     """Read a checkpoint into the engine of every rank; returns what was stored beside weights and optimizer.
 
     With `convert` it is first written once more in DeepSpeed's universal form, which takes as much disk again while it is read.
     """
-    folder = run / "checkpoints"
-    if not convert:
-        return ds.load(engine, folder, checkpoint.name)
-    universal = folder / f"{checkpoint.name}.universal.partial"
-    if rank == 0:
-        say(f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {world} ranks; converting it")
-        shutil.rmtree(universal, ignore_errors=True)
-        ds.for_any_world(folder / checkpoint.name, universal)
-    ds.wait_for_all()
-    values = ds.load(engine, folder, universal.name)
-    ds.wait_for_all()
-    if rank == 0:
-        shutil.rmtree(universal)
+    folder, tag = run / "checkpoints", checkpoint.name
+    if convert:
+        tag = f"{checkpoint.name}.universal.partial"
+        if channel.rank == 0:
+            say(
+                f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {channel.world} ranks; converting it"
+            )
+            shutil.rmtree(folder / tag, ignore_errors=True)
+            ds.for_any_world(folder / checkpoint.name, folder / tag)
+        channel.gather()
+    values = ds.load(engine, folder, tag)
+    channel.gather()  # all have read
+    if convert and channel.rank == 0:
+        shutil.rmtree(folder / tag)
     return values

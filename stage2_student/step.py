@@ -11,15 +11,17 @@ from pipeline.logs import warn
 from pipeline.metrics import FAILURES
 from stage2_student import deepspeed_engine as ds
 from stage2_student.batches import MicroBatch
+from stage2_student.channel import Channel
 from stage2_student.loss_scale import LossScale
 
 
 class Ranks(NamedTuple):
-    """This process among the others."""
+    """This process among the others. Where one may take longer than the others, they meet in the channel, not in a collective."""
 
     rank: int
     world: int
     device: torch.device
+    channel: Channel
 
 
 @dataclass(frozen=True)

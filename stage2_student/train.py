@@ -24,6 +24,8 @@ from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
 from stage2_student import deepspeed_engine as ds
 from stage2_student import resume, run_folder
+from stage2_student.ancestors import end_with_ancestors
+from stage2_student.channel import Channel, LostRankError, join
 from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.export import export
 from stage2_student.held_out import held_out
@@ -58,7 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--local_rank", type=int, help="Given by the launcher; not used.")
     recipe = Path(parser.parse_args(arguments).recipe)
     try:
-        raise SystemExit(run_rank(load_recipe(recipe)))
+        loaded = load_recipe(recipe)
+        end_with_ancestors(over_ssh=loaded.train.hostfile is not None)
+        raise SystemExit(run_rank(loaded))
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         said = _in_a_line(error, recipe)
         if said is None or logs.shows_tracebacks():
@@ -97,29 +101,44 @@ def run_rank(recipe: Recipe) -> int:
 def train(recipe: Recipe) -> None:
     """Train, or resume; then export.
 
-    Raises ValueError for another dump, recipe or tokenizer than it began with, and Stopped for a signal, after a checkpoint.
+    Raises ValueError for another dump, recipe or tokenizer than it began with, Stopped for a signal, after a checkpoint, and
+    LostRankError where another rank has ended.
     """
+    channel = join()
+    try:
+        _train_and_export(recipe, channel)
+    except Stopped:
+        raise
+    except BaseException as error:
+        lost = channel.loss(2.0) if isinstance(error, RuntimeError) else None
+        channel.fail(error)
+        if lost is not None:  # a collective fails when a rank of it ends
+            raise LostRankError(lost) from error
+        raise
+
+
+def _train_and_export(recipe: Recipe, channel: Channel) -> None:
     student = student_config(recipe)
     run = Path(student.path)
     reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
     tokenizer, chat, _ = student_tokenizer(student, reader.manifest.has_chats)
     sources = Sources(reader, tokenizer, chat, end_tokens(student, tokenizer, chat))
-    ranks = Ranks(*ds.start_ranks())
     with contextlib.ExitStack() as stack:
-        if ranks.rank == 0:
+        if channel.rank == 0:
             stack.enter_context(run_folder.lock(run))
             stack.enter_context(metrics.served())
-            _prepare(recipe, sources, ranks.world)
-        found = resume.newest_sound(run, ranks.rank, ranks.world)
+            _prepare(recipe, sources, channel.world)
+        channel.gather()  # rank 0 has moved the start model, which may take it longer than a collective
+        found = resume.newest_sound(run, channel)
         if found is None or found.step != recipe.train.steps:
-            _train(recipe, sources, ranks, found)
-        elif ranks.rank == 0:
+            _train(recipe, sources, channel, found)
+        elif channel.rank == 0:
             say(f"{run} has done its {recipe.train.steps} steps; nothing to train")
-        if ranks.rank == 0:
+        if channel.rank == 0:
             if not (run / "export").exists():
                 export(run)
             print(where_to_look(run), flush=True)
-        ds.wait_for_all()
+        channel.gather()  # nobody ends before the export is written: what started the ranks may then end rank 0
 
 
 def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
@@ -147,15 +166,15 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     export_start(recipe, chats=sources.chat is not None)
 
 
-def _lengths(recipe: Recipe, sources: Sources, ranks: Ranks) -> Lengths:
+def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
     """Of all records, each rank counting its part of those that no earlier start of this run has counted."""
     folder = Path(student_config(recipe).path) / "lengths"
     reader, tokenizer, chat, _ = sources
     key = run_folder.counts_key(_identity(recipe, sources))
-    keep_counts(folder, key, reader, tokenizer, chat, ranks.rank, ranks.world)
-    ds.wait_for_all()
+    keep_counts(folder, key, reader, tokenizer, chat, channel.rank, channel.world)
+    channel.gather()
     lengths = kept_counts(folder, reader.num_shards)
-    if ranks.rank == 0:
+    if channel.rank == 0:
         usable_N = lengths.usable(recipe.train.max_tokens)
         documents, tokens = int(usable_N.sum()), int(lengths.tokens_N[usable_N].sum())
         steps = round(tokens / recipe.train.batch_tokens, 1)
@@ -195,19 +214,21 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     return student.train()
 
 
-def _train(recipe: Recipe, sources: Sources, ranks: Ranks, found: resume.Checkpoint | None) -> None:
+def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Checkpoint | None) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
     _, tokenizer, chat, ends = sources
-    lengths = _lengths(recipe, sources, ranks)
-    held = held_out(recipe, tokenizer, chat, ends.start, ranks.rank, ranks.world)
+    lengths = _lengths(recipe, sources, channel)
+    held = held_out(recipe, tokenizer, chat, ends.start, channel)
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ends)
-    packing, remark = settle(student.lm, config.packing, ranks.device.type)
-    if remark is not None and ranks.rank == 0:
+    packing, remark = settle(student.lm, config.packing, ds.own_device().type)
+    if remark is not None and channel.rank == 0:
         say(f"{run}: {remark}")
+    channel.gather()  # all have read the start model: from here on they wait for each other in collectives
+    ranks = Ranks(*ds.start_ranks(), channel)
     convert = resume.needs_conversion(found, config.deepspeed.zero_stage, ranks.world)
     told = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
-    engine = ds.start_engine(student, told, student.rates())
+    engine = ds.start_engine(student, told, student.rates(), channel.gather)
     state = _resume(engine, recipe, ranks, found, convert)
     preparation = Preparation(recipe, sources, student.interface, packing, ranks.rank, ranks.world)
     state, figures = run_steps(engine, state, preparation, lengths, held, ranks)
@@ -222,7 +243,7 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint 
         run_folder.cut_metrics(run, 0 if found is None else found.step)
     if found is None:
         return State(loss_scale=first_scale(recipe.train.dtype))
-    state = State.from_dict(resume.load(engine, run, found, ranks.rank, ranks.world, convert)["state"])
+    state = State.from_dict(resume.load(engine, run, found, ranks.channel, convert)["state"])
     if ranks.rank == 0:
         say(f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}")
     return state

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.left_behind import end_children_with_me
 from tests.bench.dump_profile import controls, profile
 from tests.bench.dump_task import Task
 
@@ -201,6 +202,7 @@ def main(
     serve_kind: Annotated[str, typer.Option("--serve", hidden=True)] = "",
 ) -> None:
     """Print tables of teacher tokens per second, of what a dump costs beyond them, and of the controls."""
+    end_children_with_me()
     if serve_kind:
         serve(serve_kind, Task(recipe, dtypes, documents, tokens))
         return

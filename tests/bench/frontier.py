@@ -27,6 +27,7 @@ import typer
 from pipeline.branching import Path as TokenPath
 from pipeline.config import CoveringConfig, Recipe
 from pipeline.covering import Covering, ReducedRow
+from pipeline.left_behind import end_children_with_me
 from pipeline.recipe import load_recipe
 from pipeline.spread import spread
 from pipeline.targets import Targets
@@ -184,6 +185,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/frontier"),
     only_table: Annotated[bool, typer.Option("--table", help="Print what is there.")] = False,
 ) -> None:
+    end_children_with_me()
     loaded = load_recipe(recipe, [])
     num_workers = workers or os.cpu_count() or 1
     names = cell or list(CELLS)

@@ -20,6 +20,7 @@ from typing import Annotated
 import psutil
 import typer
 
+from pipeline.left_behind import end_children_with_me
 from schemas.store import location, names
 from stage1_teacher.verify import verify_dump
 from tests.object_store import SERVER, open_bucket
@@ -152,6 +153,7 @@ def main(
     cut_after: Annotated[int, typer.Option(help="Shards after which the last host is cut off.")] = 6,
     inner: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
+    end_children_with_me()
     if inner:
         inside(documents, cut_after)
         return

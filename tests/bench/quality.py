@@ -24,6 +24,7 @@ from typing import Annotated, NamedTuple, TypeVar
 import typer
 
 from pipeline.config import Recipe, student_config
+from pipeline.left_behind import end_children_with_me
 from pipeline.recipe import load_recipe, save_recipe
 from pipeline.source import resolve_model
 from stage1_teacher.teacher import load_tokenizer, resolve_ids
@@ -243,6 +244,7 @@ def main(
     out: Path = Path("runs/quality"),
 ) -> None:
     """Run everything that is missing, then print the table."""
+    end_children_with_me()
     bench = Quality(recipe, override or [], out, num_questions, jobs)
     num_steps = steps or bench.base.train.steps
     chosen = [name.strip() for name in methods.split(";")] if methods else list(METHODS)

@@ -29,6 +29,7 @@ import typer
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.left_behind import end_children_with_me
 from tests.tiny import END_OF_TEXT, tiny_model
 
 EVERY = 20.0  # seconds between samples
@@ -237,6 +238,7 @@ def main(
     again: Annotated[bool, typer.Option(help="Only report what lies in --out.")] = False,
 ) -> None:
     """Soak, then say what grew."""
+    end_children_with_me()
     if not again:
         codes: dict[str, Any] = soak(hours, engine, out, megabytes)
         print(f"exit codes after SIGTERM: {codes} (143 expected)")

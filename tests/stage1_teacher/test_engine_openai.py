@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.left_behind import end_children_with_me
 from pipeline.plan import print_plan
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -104,6 +105,7 @@ def test_a_served_teacher_has_no_branch_rows(tmp_path: Path, model: Path, fake: 
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a real vLLM server of the tiny model, in float32."""
+    end_children_with_me()  # it is of a session of its own: who kills the tests would not see it
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,6 +1,9 @@
 """What is derived before a rank starts: DeepSpeed's JSON, commands, ranks, and which checkpoint is sound."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from stage2_student.start import Ends, export_start
 from stage2_student.train import build_student
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def recipe(tmp_path: Path, **train: Any) -> Recipe:
@@ -279,3 +284,22 @@ def test_with_gradient_checkpointing_a_block_is_computed_again_in_the_backward_p
     tokens_BL = torch.tensor([[268, 5, 6, 7]])
     student.lm(input_ids=tokens_BL).logits.sum().backward()
     assert len(calls) == passes
+
+
+@pytest.mark.parametrize(("ignored", "code"), [(False, 143), (True, 0)])
+def test_a_closed_terminal_is_a_sigterm_to_the_ranks_but_under_nohup(ignored: bool, code: int) -> None:
+    launcher = "print('started', flush=True); input()"
+    script = (
+        f"import os, signal, sys; signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
+        f"from stage2_student import launch\n"
+        f"sys.exit(launch._run([sys.executable, '-c', {launcher!r}], dict(os.environ))[0])\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(signal.SIGHUP)
+        if ignored:
+            process.stdin.write("on\n")
+            process.stdin.close()
+        assert process.wait(60) == code

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -109,8 +110,12 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
 
-def lines_of(run: Path) -> int:
-    return len((run / "metrics.jsonl").read_bytes().splitlines()) if (run / "metrics.jsonl").exists() else 0
+def await_step(process: "subprocess.Popen[bytes]", log: Path, said_before: int = 0) -> None:
+    """Until a step's line stands in the log, after its first bytes."""
+    deadline = time.monotonic() + 600
+    while b"/6 " not in log.read_bytes()[said_before:]:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def forget(run: Path, *steps: int) -> None:
@@ -122,7 +127,7 @@ def forget(run: Path, *steps: int) -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that one rank made, and one that it went on with where two ranks were stopped by SIGTERM."""
+    """Runs that one rank made, and one that it went on with where two ranks were stopped: killed with what had started them, then by SIGTERM."""
     work = tmp_path_factory.mktemp("scale")
     tiny_model(work / "model")
     make_dump(work / "dump")
@@ -131,10 +136,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "pipeline", "student", str(work / "stopped.yaml")]
     with (work / "stopped.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment(), cwd=work, stdout=log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 600
-        while not lines_of(work / "stopped"):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        await_step(process, work / "stopped.log")
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        gone, left = psutil.wait_procs(started, timeout=60)
+        (work / "killed.said").write_text(f"{len(gone)} gone, {len(left)} left")
+        said = (work / "stopped.log").stat().st_size
+        process = subprocess.Popen(command, env=environment(), cwd=work, stdout=log, stderr=subprocess.STDOUT)
+        await_step(process, work / "stopped.log", said)
         process.send_signal(signal.SIGTERM)
         (work / "stopped.code").write_text(str(process.wait(600)))
     shutil.copytree(work / "stopped" / "checkpoints", work / "stopped-checkpoints")
@@ -183,6 +193,13 @@ def assert_same_training(run: Path, other: Path, rel: float = 1e-5) -> None:
     assert exported.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(exported[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_ranks_end_with_the_command_that_is_killed_and_the_same_command_trains_on(work: Path) -> None:
+    gone, left = (int(words.split()[0]) for words in (work / "killed.said").read_text().split(", "))
+    assert gone >= 4 and left == 0  # launcher, two ranks, and who ended them
+    log = (work / "stopped.log").read_text()
+    assert "is gone; ended 3 processes that it had started" in log and "another process is training" not in log
 
 
 def test_sigterm_stops_all_ranks_after_the_same_step_and_saves_it(work: Path) -> None:
