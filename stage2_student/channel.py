@@ -28,7 +28,9 @@ from torch.distributed.rendezvous import rendezvous
 from pipeline.logs import complain
 from stage2_student.placement import rank_environment
 
-JOIN = timedelta(minutes=30)  # for all ranks to come: machines start one after another
+JOIN = timedelta(
+    minutes=int(os.getenv("DEEPSPEED_TIMEOUT", "10"))
+)  # for all ranks to come: DeepSpeed's own time for it
 SILENCE_SECONDS = 240  # of a machine, until it counts as away
 _SPEAK_SECONDS, _END_SECONDS = 0.5, 5.0  # for what a rank has to say of its own, once another is lost
 _KEY = "bld/channel"
