@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline import metrics
 from pipeline.interrupt import terminable
+from pipeline.left_behind import end_children_with_me
 from pipeline.logs import say, warn
 from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
 from stage1_teacher.dump import Filled, Job, Maker
@@ -42,6 +43,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
         raise ValueError(
             f"--address {address}: the dump is started on a machine of the cluster, or there with `ray job submit`; give --address auto"
         )
+    end_children_with_me()  # a cluster that is started here is for this dump
     try:
         ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
     except Exception as error:  # Ray has no class of its own for most of what goes wrong here

@@ -36,6 +36,7 @@ def run_steps(
     steps_ahead = prefetched(preparation.steps(lengths, state.position), config.prefetch)
     log_of_rank_0 = RunLog(run, first_step, recipe) if ranks.rank == 0 else contextlib.nullcontext()
     with StopRequest() as stop, log_of_rank_0 as log, steps_ahead as steps:
+        ranks.channel.gather()  # rank 0 has opened its trackers, some of which ask a server
         while state.step < config.steps:
             started = time.monotonic()
             batch, micro_batches = next(steps)
