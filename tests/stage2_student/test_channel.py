@@ -74,6 +74,7 @@ def test_a_rank_alone_gets_what_json_makes_of_its_value() -> None:
 @pytest.mark.parametrize("ends", [0, 2])
 def test_a_rank_that_ends_without_a_word_ends_the_wait_of_all_others_by_name(ends: int, connected: Connect) -> None:
     ranks = connected(3)
+    ranks[ends]._ended = True  # the dead do not talk
     for peer in ranks[ends]._peers.values():
         peer._socket.shutdown(socket.SHUT_RDWR)
     left = [channel for channel in ranks if channel.rank != ends]
