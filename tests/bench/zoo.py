@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.bench.zoo [--only falcon_h1] [--small] [--out runs/zoo.jsonl] [--write]
 
-What is measured of a cell, and when it is right, is in `tests/zoo/cells.py`. A line of `--out` is the outcome of a cell; those that are there
+What is measured of a cell, and when it is right, is in `tests/zoo/measure.py`. A line of `--out` is the outcome of a cell; those that are there
 are not measured again (remove the file for that). Cells run a few at a time in processes of their own: one that dies is an outcome too.
 `--write` puts the tables into tests/bench/README.md. `--small` leaves out the tokenizers of real models, which are downloaded (18 MB).
 """
@@ -15,67 +15,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
-from itertools import groupby, permutations
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tests.zoo.cells import Cell, Outcome, Place, run
-from tests.zoo.models import FAMILIES, OF_VLLM_ALONE, architecture
-from tests.zoo.spellings import REAL, SMALL, Spelling, of_family, small
+from tests.zoo.cells import SMALL_KINDS, Cell, Outcome, all_cells
 from tests.zoo.table import write_tables
 
-BATCH = {"targets vllm": 4, "trained": 12}  # cells of a process; others: 24
+BATCH = {"targets vllm": 8, "trained": 25}  # cells of a process; others: 100
 SECONDS = 150  # that a cell may take, on a machine with other work
-HEADS = (
-    "llama",
-    "phi",
-    "gpt2",
-)  # a tied head or one of its own, one with a bias, learned positions: what moving rows can meet
-TRAINED_MOVED = ("llama", "qwen3_moe", "gemma2", "gpt_neox")
-
-
-def _all_cells(with_real: bool = True, with_vllm: bool = True) -> Iterator[Cell]:
-    """What is run: families by two tokenizers, tokenizers by a few families.
-
-    Whether logits are a model's own does not depend on which bytes its tokens spell, nor the covering on where the logits come from: so
-    each side is run through all of its own kinds, with the two kinds of the other that differ most.
-    """
-    for family in FAMILIES:
-        yield Cell("targets", family, "byte-bpe", "transformers")
-        yield Cell("targets", family, "sp-bpe", "transformers")
-        yield Cell("eval", family, "sp-bpe")
-        yield Cell("moved", family, "byte-bpe", target="sp-bpe")
-        yield Cell("moved", family, "sp-bpe", target="byte-bpe")
-        yield Cell("trained", family, "byte-bpe")
-    for family in TRAINED_MOVED:
-        yield Cell("trained", family, "byte-bpe", target="sp-bpe")
-        yield Cell("trained", family, "sp-bpe", target="byte-bpe")
-    for kinds in (SMALL, REAL) if with_real else (SMALL,):
-        for name in kinds:
-            yield from (Cell("targets", family, name, "transformers") for family in HEADS[:1])
-            yield Cell("eval", "llama", name)
-        for old, new in permutations(kinds, 2):
-            yield from (Cell("moved", family, old, target=new) for family in (HEADS if kinds is SMALL else HEADS[:1]))
-    for family in (*FAMILIES, *OF_VLLM_ALONE) if with_vllm else ():
-        if architecture(family) in known_to_vllm():
-            yield Cell("targets", family, "byte-bpe", "vllm")
-    for name in SMALL if with_vllm else ():
-        yield Cell("targets", "llama", name, "vllm")
-
-
-def all_cells(with_real: bool = True, with_vllm: bool = True) -> list[Cell]:
-    """Each cell once, see `_all_cells`."""
-    return list(dict.fromkeys(_all_cells(with_real, with_vllm)))
-
-
-@cache
-def known_to_vllm() -> frozenset[str]:
-    """Architectures in its registry, of its own or by transformers' code; none where vLLM is not installed."""
-    asked = "from vllm import ModelRegistry; print(*ModelRegistry.get_supported_archs())"
-    found = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
-    return frozenset(found.stdout.split())
 
 
 def read(out: Path) -> dict[Cell, Outcome]:
@@ -93,21 +43,19 @@ def record(out: Path, cell: Cell, outcome: Outcome) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def spelling(name: str, work: Path) -> Spelling:
-    """A kind of tokenizer, by name."""
-    return small(name, work) if name in SMALL else of_family(name)
-
-
 def measure(cells: Sequence[Cell], out: Path, seed: int) -> None:
     """Each cell in this process."""
     import transformers
+
+    from tests.zoo.measure import Place, run  # seconds to import, with both stages
+    from tests.zoo.spellings import of_family, small
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     trained = out.parent / "zoo_tokenizers"
     trained.mkdir(parents=True, exist_ok=True)
-    of = cache(lambda name: spelling(name, trained))
+    of = cache(lambda name: small(name, trained) if name in SMALL_KINDS else of_family(name))
     for cell in cells:
         with tempfile.TemporaryDirectory(prefix="zoo-") as work:
             outcome = run(cell, Place(Path(work), of, seed))
@@ -137,7 +85,7 @@ def batches(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
         return f"{cell.check} {cell.engine}".strip()
 
     for name, group in groupby(sorted(cells, key=kind), key=kind):
-        of_kind, size = list(group), BATCH.get(name, 24)
+        of_kind, size = list(group), BATCH.get(name, 100)
         yield from (of_kind[first : first + size] for first in range(0, len(of_kind), size))
 
 
@@ -157,7 +105,7 @@ def main(
         measure([Cell(*json.loads(text)) for text in cell], out, seed)
         return
     parts = [set(words.split()) for words in only or [""]]
-    cells = all_cells(not small_ones, with_vllm=not only or any("vllm" in part for part in parts))
+    cells = all_cells(not small_ones)
     wanted = [one for one in cells if any(part <= set(str(one).split()) for part in parts)]
     done = read(out)
     todo = [one for one in wanted if one not in done]

@@ -243,5 +243,3 @@ SMALL: dict[str, Callable[[Path], Spelling]] = {
     "sp-unigram": _sentencepiece("sp-unigram", model_type="unigram"),
     "bytes": _bytes,
 }
-# Of real models, by their names in `tests.families`; those whose own library reads their file.
-REAL = ("gpt2", "qwen", "llama3", "deepseek", "mistral-v1", "mistral-v3", "tekken")

@@ -1,11 +1,10 @@
 """Outcomes as the tables of tests/bench/README.md, between markers there."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.zoo.cells import Cell, Outcome
-from tests.zoo.models import OF_VLLM_ALONE
-from tests.zoo.spellings import REAL, SMALL
+from tests.zoo.cells import REAL_KINDS, SMALL_KINDS, Cell, Outcome
+from tests.zoo.families import OF_VLLM_ALONE
 
 README = Path(__file__).parents[1] / "bench" / "README.md"
 BEGIN, END = "<!-- zoo: begin -->", "<!-- zoo: end -->"
@@ -27,7 +26,9 @@ def write_tables(found: Mapping[Cell, Outcome], readme: Path = README) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}; put them where the tables belong")
-    made = "\n\n".join([families_table(found), *(tokenizers_table(found, kinds) for kinds in (SMALL, REAL))])
+    made = "\n\n".join(
+        [families_table(found), *(tokenizers_table(found, kinds) for kinds in (SMALL_KINDS, REAL_KINDS))]
+    )
     readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
 
 
@@ -41,7 +42,7 @@ def families_table(found: Mapping[Cell, Outcome]) -> str:
     return "\n".join(lines)
 
 
-def tokenizers_table(found: Mapping[Cell, Outcome], kinds: Mapping[str, object]) -> str:
+def tokenizers_table(found: Mapping[Cell, Outcome], kinds: Sequence[str]) -> str:
     """A row a tokenizer: as a teacher's and a student's own, and moved from it (a row) to the others (columns)."""
     lines = [_row(["tokenizer", "teacher", "`bld eval`", *(f"to {kind}" for kind in kinds)])]
     lines.append(_row(["---"] * (3 + len(kinds))))

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from tests import brute_force
-from tests.bench.zoo import all_cells, measure_apart, read, record
-from tests.zoo.cells import TEXTS, Cell, Outcome, Place, names_it, run
+from tests.bench.zoo import measure_apart, read, record
+from tests.zoo.cells import SMALL_KINDS, Cell, Outcome, all_cells
 from tests.zoo.checks import Targets
+from tests.zoo.measure import TEXTS, Place, names_it, run
 from tests.zoo.spellings import SMALL, Spelling, small
 from tests.zoo.table import BEGIN, END, families_table, write_tables
 
@@ -134,6 +135,7 @@ def test_the_zoo_has_thirty_families_and_every_kind_of_tokenizer_in_both_directi
     for check in ("targets", "eval", "moved", "trained"):
         assert len({cell.family for cell in cells if cell.check == check}) >= 30
     assert {(cell.tokenizer, cell.target) for cell in cells if cell.check == "moved"} == set(permutations(SMALL, 2))
+    assert tuple(SMALL) == SMALL_KINDS
 
 
 def test_targets_by_brute_force_are_those_of_the_other_brute_force(spelled) -> None:
