@@ -47,8 +47,9 @@ def measure(cells: Sequence[Cell], out: Path, seed: int) -> None:
     """Each cell in this process."""
     import transformers
 
-    from tests.zoo.measure import Place, run  # seconds to import, with both stages
+    from tests.zoo.measure import run  # seconds to import, with both stages
     from tests.zoo.spellings import of_family, small
+    from tests.zoo.subject import Place
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()

@@ -19,8 +19,9 @@ from tests import brute_force
 from tests.bench.zoo import measure_apart, read, record
 from tests.zoo.cells import SMALL_KINDS, Cell, Outcome, all_cells
 from tests.zoo.checks import Targets
-from tests.zoo.measure import TEXTS, Place, names_it, run
+from tests.zoo.measure import names_it, run
 from tests.zoo.spellings import SMALL, Spelling, small
+from tests.zoo.subject import TEXTS, Place
 from tests.zoo.table import BEGIN, END, families_table, write_tables
 
 SEED = int(os.environ.get("BLD_ZOO_SEED", datetime.date.today().toordinal()))

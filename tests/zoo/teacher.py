@@ -1,0 +1,95 @@
+"""What stage 1 does in a cell: targets and log-probabilities of tokens, through an engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.config import Recipe
+from pipeline.corpus import Document
+from pipeline.targets import Targets
+from stage1_teacher.engine_vllm import generate_engine
+from stage1_teacher.pieces import cut_pieces
+from stage1_teacher.teacher import load_tokenizer, open_teacher
+from tests.zoo import checks
+from tests.zoo.cells import Cell
+from tests.zoo.models import save_tiny
+from tests.zoo.spellings import Spelling
+from tests.zoo.subject import PADDING, Place, WrongError, control_id, own_model, recipe_of, spelled_texts
+
+
+def check_targets(cell: Cell, place: Place) -> str:
+    """Targets and token log-probabilities through an engine, against the model's own logits."""
+    spelling = place.spelling(cell.tokenizer)
+    folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=PADDING)
+    texts = spelled_texts(spelling)
+    recipe = recipe_of(cell, place, folder, texts)
+    named = load_tokenizer(recipe)
+    teacher = open_teacher(recipe, *named)
+    try:
+        pieces = [
+            piece for text in texts for piece in cut_pieces(Document(text, text.encode(), None), named.tokenizer, 64, 8)
+        ]
+        found = teacher.targets(pieces, teacher.ask(pieces))
+    finally:
+        teacher.engine.close()
+    own = own_model(folder)
+    start = control_id(spelling, spelling.start)
+    rows = [checks.row_logprobs(own, start, spelling.encode(text)) for text in texts]
+    worst = _worst_difference(spelling, texts, found, rows)
+    if worst.is_small or cell.engine != "vllm":
+        return worst.held_right()
+    served = _worst_difference(spelling, texts, found, _rows_of_vllm(recipe, folder, spelling, texts))
+    return f"vLLM's own logits: {served.held_right()}; transformers' are others: {worst}"
+
+
+class Difference(NamedTuple):
+    """The largest of all documents: of a target's probability, and of a token's log-probability (nats)."""
+
+    probability: float
+    nats: float
+
+    @property
+    def is_small(self) -> bool:
+        return self.probability < 1e-3 and self.nats < 5e-3
+
+    def held_right(self) -> str:
+        """In words. Raises WrongError where it is not small."""
+        if not self.is_small:
+            raise WrongError(str(self))
+        return str(self)
+
+    def __str__(self) -> str:
+        return f"targets differ by {self.probability:.1e}, tokens by {self.nats:.1e} nats"
+
+
+def _worst_difference(
+    spelling: Spelling, texts: Sequence[str], found: Sequence[Targets], rows: Sequence[np.ndarray]
+) -> Difference:
+    """Between what the product found and brute force from `rows`, the log-probabilities of each text's rows."""
+    brute = checks.Targets(spelling, [control_id(spelling, spelling.end)])
+    probability, nats = 0.0, 0.0
+    for text, targets, logprobs_RV in zip(texts, found, rows, strict=True):
+        ids = spelling.encode(text)
+        off = targets.probs_PV[len(spelling.prefix) :] - brute.of(logprobs_RV, ids, text.encode())
+        probability = max(probability, float(np.abs(off).max()))
+        tokens = targets.token_logprobs - checks.token_logprobs(logprobs_RV, ids)
+        nats = max(nats, float(np.abs(tokens).max()))
+    return Difference(probability, nats)
+
+
+def _rows_of_vllm(recipe: Recipe, folder: Path, spelling: Spelling, texts: Sequence[str]) -> list[np.ndarray]:
+    """[R, V] of each text: what vLLM itself says of a prompt's tokens, by its prompt log-probabilities."""
+    width = len(spelling.token_bytes) + PADDING
+    generate = generate_engine(str(folder), recipe.teacher, recipe.placement, max_logprobs=width)
+    start = control_id(spelling, spelling.start)
+    prompts = [[start, *spelling.encode(text), start] for text in texts]  # the last for the row before it
+    found = []
+    for output in generate(prompts, width, False):
+        rows = np.full((len(output.prompt_logprobs) - 1, width), -np.inf)
+        for row, listed in zip(rows, output.prompt_logprobs[1:], strict=True):
+            for token, said in listed.items():
+                row[token] = said.logprob
+        found.append(rows)
+    return found
