@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from pipeline.causality import check_causal
 from pipeline.config import CorpusConfig
 from pipeline.corpus import Corpus, Document
 from pipeline.evaluation import Job
@@ -27,7 +28,6 @@ from schemas.manifest import Manifest
 from schemas.store import Location
 from stage2_student.asked import asked_records
 from stage2_student.batches import NO_LABEL
-from stage2_student.causality import check_causal
 from stage2_student.divergence import ByteModel, byte_divergence
 from stage2_student.model import Precision
 from stage2_student.scored_text import GROUP, Reader, ScoredText, scored_text

@@ -16,6 +16,7 @@ import torch
 
 from pipeline import logs, metrics
 from pipeline.arithmetic import slow_dtype
+from pipeline.causality import check_causal
 from pipeline.config import Recipe, student_config
 from pipeline.loading import check_positions
 from pipeline.logs import say, warn
@@ -210,6 +211,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
         )
     student = Student(lm, interface, recipe.train)
     student.eval()
+    check_causal(lm, config.model)
     student.check_head()
     return student.train()
 

@@ -9,7 +9,7 @@ from tests.zoo.models import tiny_model
 
 @pytest.mark.parametrize("family", ["bert", "xlnet"])
 def test_a_model_that_looks_ahead_is_refused_by_name(family: str) -> None:
-    with pytest.raises(ValueError, match=rf"some/model \({family}\): it looks ahead.*Take a causal language model"):
+    with pytest.raises(ValueError, match=r"some/model: .* looks ahead.*give one that is"):
         check_causal(tiny_model(family, 300), "some/model")
 
 

@@ -11,13 +11,13 @@ import torch
 from tokenizers import normalizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from pipeline.causality import check_causal
 from pipeline.config import CorpusConfig
 from pipeline.evaluation import Job
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher.dump import run_teacher
 from stage2_student import evaluate as evaluation
-from stage2_student.causality import check_causal
 from stage2_student.evaluate import run_eval
 from stage2_student.scored_text import Reader, scored_text
 from stage2_student.spelled import Spelled, common_spans

@@ -36,6 +36,7 @@ HARD = [
     Cell("targets", "recurrent_gemma", "byte-bpe", "transformers"),  # logits_soft_cap
     Cell("targets", "xlstm", "byte-bpe", "transformers"),  # output_logit_soft_cap
     Cell("eval", "cohere", "byte-bpe"),
+    Cell("eval", "xlnet", "byte-bpe"),  # reads what follows
     Cell("eval", "granite", "sp-bpe"),
     Cell("moved", "llama", "sp-bpe", target="byte-bpe"),  # rows of byte-fallback tokens
     Cell("moved", "llama", "byte-bpe", target="sp-bpe"),  # twins of single characters
