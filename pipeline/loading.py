@@ -1,7 +1,9 @@
 """Models and tokenizers loaded by transformers, whole or not at all: what is missing or damaged is an error that names it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,11 +50,38 @@ def load_model(source: str, revision: str | None, dtype: "torch.dtype | str", tr
 
 
 def load_tokenizer(source: str, trust_remote_code: bool = False, revision: str | None = None) -> Any:
-    """What AutoTokenizer makes of a local folder or a hub name, at its revision. Raises ValueError, with the cause, where it makes nothing."""
+    """What AutoTokenizer makes of a local folder or a hub name, at its revision.
+
+    Raises ValueError, with the cause, where it makes nothing, or of a tokenizer with byte fallback a byte-level one or the reverse.
+    """
     from transformers import AutoTokenizer
 
     with _named(source, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        wrapped = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    if type(wrapped).__name__ not in (
+        "TokenizersBackend",
+        "PreTrainedTokenizerFast",
+    ):  # these take tokenizer.json as it is
+        _check_kind(source, revision, trust_remote_code, wrapped)
+    return wrapped
+
+
+def _check_kind(source: str, revision: str | None, trust_remote_code: bool, wrapped: Any) -> None:
+    """Beside some types of model (qwen2) transformers makes every tokenizer into that of the type: the vocabulary of one kind, written
+    by the rules of the other, spells nothing."""
+    from transformers.utils import cached_file
+
+    path = cached_file(source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    backend = getattr(wrapped, "backend_tokenizer", None)
+    if path is None or backend is None:
+        return
+    written, made = (json.loads(text) for text in (Path(path).read_text(encoding="utf-8"), backend.to_str()))
+    if _is_byte_level(written) != _is_byte_level(made):
+        raise ValueError(
+            f"{source}: transformers reads its tokenizer.json as a {type(wrapped).__name__}, as it does beside every model of its type "
+            f"({load_config(source, revision, trust_remote_code).model_type}), and that is a tokenizer of another kind: its tokens would not be the text. "
+            "Take a model of another type, or give its tokenizer from a folder without the model's config.json"
+        )
 
 
 def max_positions(config: Any) -> int | None:
@@ -67,6 +96,10 @@ def max_positions(config: Any) -> int | None:
         *(part.get("rope_type", "default") for part in rope.values() if isinstance(part, dict)),
     }
     return most if kinds == {"default"} else None
+
+
+def _is_byte_level(definition: dict[str, Any]) -> bool:
+    return "ByteLevel" in json.dumps([definition.get("normalizer"), definition.get("pre_tokenizer")])
 
 
 def check_positions(config: Any, tokens: int, key: str) -> None:

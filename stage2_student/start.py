@@ -93,7 +93,21 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
         model.save_pretrained(partial)
         wrapped.save_pretrained(partial)
         write_json(partial / "transfer.json", counts)
+        if counts:
+            _check_readable(partial, student, model.config.model_type, tokenizer)
     return folder
+
+
+def _check_readable(folder: Path, student: StudentConfig, model_type: str, tokenizer: ByteTokenizer) -> None:
+    """Raise ValueError where transformers, asked for the tokenizer beside the moved model, does not give the one that was saved there:
+    for some types of model (qwen2) it makes every tokenizer into that of the type, with its rule of splitting text."""
+    read = load_tokenizer(str(folder), student.trust_remote_code)
+    if ByteTokenizer.from_wrapped(read, str(folder)).sha256 != tokenizer.sha256:
+        raise ValueError(
+            f"{student.model} cannot move to {student.tokenizer}: beside a model of type {model_type} transformers reads every tokenizer as its "
+            f"{type(read).__name__}, which splits text otherwise, so that the student would be used with tokens that it has not "
+            "learnt. Take a student.model of another type, or leave student.tokenizer out"
+        )
 
 
 def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ends: Ends, averaged_scale: float) -> dict[str, int]:
