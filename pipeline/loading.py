@@ -95,7 +95,7 @@ def max_positions(config: Any) -> int | None:
         rope.get("rope_type", "default"),
         *(part.get("rope_type", "default") for part in rope.values() if isinstance(part, dict)),
     }
-    return most if kinds == {"default"} else None
+    return most if kinds == {"default"} and (most or 0) > 0 else None  # XLNet says -1
 
 
 def _is_byte_level(definition: dict[str, Any]) -> bool:

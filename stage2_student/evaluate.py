@@ -85,7 +85,10 @@ def evaluate(
         num_windows += len(windows)
         num_bytes += sum(scored.num_bytes for scored in windows)
         num_tokens += sum(label != NO_LABEL for scored in windows for label in scored.labels)
-    assert num_bytes == text.num_bytes, (num_bytes, text.num_bytes)
+    if num_bytes != text.num_bytes:
+        raise ValueError(
+            f"{reader.name}: {num_bytes} bytes were scored, and {text.num_bytes} were to be: the text has changed meanwhile; start again"
+        )
     if not math.isfinite(nats):
         raise ValueError(
             f"{reader.name}: the text has {nats} nats: weights that are not finite, or a token of the text that the model never gives"

@@ -8,7 +8,8 @@ table does not use. (Not by the divergence to the teacher: by that, plain cross-
 one is trained with each seed. `--no-search` takes each method's first setting that the recipe's learning
 rate is in. `--jobs` trains and measures several students at once, each in processes of its own: one as small as these leaves a GPU idle.
 Measures: divergence to the teacher on held-out text of the corpus' kind and of another (`eval`), bits per byte, accuracy on
-multiple-choice questions; differences to `sft` with 95 % intervals over documents and seeds. Resumable: what is there is not done again.
+multiple-choice questions; differences to `sft` with 95 % intervals over documents and seeds, over documents alone where there is one seed
+(`tests.bench.quality_intervals`). Resumable: what is there is not done again.
 """
 
 import hashlib
@@ -29,7 +30,8 @@ from pipeline.recipe import load_recipe, save_recipe
 from pipeline.source import resolve_model
 from stage1_teacher.teacher import load_tokenizer, resolve_ids
 from stage2_student.start import end_tokens, export_start, student_tokenizer
-from tests.bench.quality_measures import Figures, gap_closed, measure, paired_interval
+from tests.bench.quality_intervals import over_seeds
+from tests.bench.quality_measures import Figures, closed, gap_closed, measure, paired_interval
 from tests.bench.quality_methods import METHODS, method_of
 
 SEARCH_SKIP = {"in_domain": 500, "out_of_domain": 200}  # held-out documents that the table does not use
@@ -226,8 +228,21 @@ def lines(name: str, found: Sequence[Figures], control: Sequence[Figures] | None
 def gap(name: str, found: Sequence[Figures], control: Sequence[Figures], teacher: Figures) -> str:
     """In words, how much of the control's distance to the teacher a method takes away, out of domain."""
     ours, theirs = ([f.per_document("out_of_domain", "bits_per_byte") for f in figures] for figures in (found, control))
-    share, low, high = gap_closed(ours, theirs, teacher.per_document("out_of_domain", "bits_per_byte"))
-    return f"{name}: {share:.0%} [{low:.0%}, {high:.0%}] of the gap in bits/byte out of domain between {CONTROL} and the teacher"
+    best = teacher.per_document("out_of_domain", "bits_per_byte")
+    share, low, high = gap_closed(ours, theirs, best)
+    said = f"{name}: {share:.0%} [{low:.0%}, {high:.0%}] of the gap in bits/byte out of domain between {CONTROL} and the teacher"
+    seeds = over_seeds((ours, theirs, [best] * len(ours)), closed)
+    return said + (
+        "" if seeds is None else f"; on these documents, over seeds alone [{seeds.low:.0%}, {seeds.high:.0%}]"
+    )
+
+
+def way_from_start(name: str, found: Sequence[Figures], start: Figures, teacher: Figures) -> str:
+    """In words, how far a method goes from the untrained start to the teacher, out of domain: of this the control has no part."""
+    ours = [f.per_document("out_of_domain", "bits_per_byte") for f in found]
+    first, best = (figures.per_document("out_of_domain", "bits_per_byte") for figures in (start, teacher))
+    share, low, high = gap_closed(ours, [first] * len(ours), best)
+    return f"{name}: {share:.0%} [{low:.0%}, {high:.0%}] of the way in bits/byte out of domain from the start to the teacher"
 
 
 def main(
@@ -262,7 +277,15 @@ def main(
     table |= {name: [found[run] for run in runs if run.method == name] for name in chosen}
     for name, setting in settings.items():
         print(f"{name}: {' '.join(setting)}")
-    tasks = list(next(iter(table.values()))[0].right)
+    first = next(iter(table.values()))[0]
+    tasks = list(first.right)
+    counted = ", ".join(f"{len(first.per_document(name, 'jsd'))} {name}" for name in first.documents)
+    over = (
+        f"documents ({counted}) and {seeds} seeds"
+        if seeds > 1
+        else f"documents ({counted}); how seeds differ, one does not say"
+    )
+    print(f"\nIn brackets the difference to {CONTROL} with its 95 % interval over {over}.")
     print(
         "\n| model | JSD in domain, nats | JSD out of domain | KL, clear, out of domain | bits/byte out of domain | "
         + "".join(f"{t}, % | " for t in tasks)
@@ -272,10 +295,14 @@ def main(
     for name, figures in table.items():
         control = table.get(CONTROL) if name not in ("teacher", "start", CONTROL) else None
         print(lines(name, figures, control), flush=True)
-    if CONTROL in table and "out_of_domain" in table[CONTROL][0].documents:
+    if "out_of_domain" in first.documents:
         for name in chosen:
+            print(way_from_start(name, table[name], table["start"][0], table["teacher"][0]))
+    if CONTROL in table and "out_of_domain" in table[CONTROL][0].documents:
+        for name in ["start", *chosen]:
             if name != CONTROL:
-                print(gap(name, table[name], table[CONTROL], table["teacher"][0]))
+                found_by = table[name] * (len(table[CONTROL]) if name == "start" else 1)
+                print(gap(name, found_by, table[CONTROL], table["teacher"][0]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What is measured of a model in the quality benchmark, document by document, and what tells two methods apart.
 
 Resumable: a model's figures lie in one JSON file. Intervals are of paired differences: both methods on the same documents
-and seeds, documents and seeds drawn anew together (a bootstrap), so that what is hard about a document cancels out.
+and seeds, so that what is hard about a document cancels out (`tests.bench.quality_intervals`).
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +16,25 @@ from schemas.manifest import write_json
 from stage2_student.asked import records_of
 from stage2_student.divergence import ByteModel, DocumentDivergence, document_divergence
 from stage2_student.harness import run_tasks
+from tests.bench.quality_intervals import Interval, difference, interval
 
-RESAMPLES = 2000
 TASKS = {"PIQA": "bld_piqa", "SIQA": "bld_siqa", "OpenBookQA": "bld_openbookqa"}
 
 
 class Figures(NamedTuple):
-    """Of one model: its documents in each dump, and which questions of each task it answers rightly."""
+    """Of one model: the records of its documents in each dump, and which questions of each task it answers rightly."""
 
     documents: dict[str, list[DocumentDivergence]]
     right: dict[str, list[bool]]
 
     def per_document(self, dump: str, measure: str) -> np.ndarray:
-        """documents x 2: the measure's sum and what it is divided by."""
+        """documents x 2: the measure's sum and what it is divided by. The windows of a document are no documents of their own."""
         numerator, denominator = MEASURES[measure]
-        return np.array([[getattr(d, numerator), getattr(d, denominator)] for d in self.documents[dump]], dtype=float)
+        sums: dict[str, np.ndarray] = {}
+        for record in self.documents[dump]:
+            of_record = np.array([getattr(record, numerator), getattr(record, denominator)], dtype=float)
+            sums[record.doc_id] = sums.get(record.doc_id, 0.0) + of_record
+        return np.array(list(sums.values()))
 
     def mean(self, dump: str, measure: str) -> float:
         total, number = self.per_document(dump, measure).sum(0)
@@ -78,42 +82,25 @@ def right_answers(model: str, tasks: Sequence[str], num_questions: int) -> dict[
     }
 
 
-def paired_interval(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """Mean difference of two methods' ratios, and the bounds of its 95 % interval.
+def closed(ratios: np.ndarray) -> np.ndarray:
+    """How much of the way from the second's ratio, the control's, to the third's, the best model's, the first method goes."""
+    share: np.ndarray = (ratios[1] - ratios[0]) / (ratios[1] - ratios[2])
+    return share
+
+
+def paired_interval(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Interval:
+    """Mean difference of two methods' ratios, with its 95 % interval.
 
     Args:
         ours, theirs: for each seed, documents x 2 (sum, divisor), the same documents in the same order.
     """
-    return _interval((ours, theirs), lambda ratios: ratios[0] - ratios[1])
+    return interval((ours, theirs), difference)
 
 
-def gap_closed(
-    ours: Sequence[np.ndarray], control: Sequence[np.ndarray], best: np.ndarray
-) -> tuple[float, float, float]:
+def gap_closed(ours: Sequence[np.ndarray], control: Sequence[np.ndarray], best: np.ndarray) -> Interval:
     """How much of the way from the control's ratio to the best model's a method goes, with its 95 % interval.
 
     Args:
         best: as one seed of the others; it has no seeds.
     """
-    methods = (ours, control, [best] * len(ours))
-    return _interval(methods, lambda ratios: (ratios[1] - ratios[0]) / (ratios[1] - ratios[2]))
-
-
-def _interval(
-    methods: Sequence[Sequence[np.ndarray]], of_ratios: Callable[[np.ndarray], float]
-) -> tuple[float, float, float]:
-    """What `of_ratios` makes of the methods' ratios, and its 95 % interval: seeds and documents drawn anew together."""
-    figures = np.stack([np.stack(seeds) for seeds in methods])  # methods x seeds x documents x 2
-    random = np.random.default_rng(0)
-    num_seeds, num_documents = figures.shape[1:3]
-
-    def drawn(seeds: np.ndarray, documents: np.ndarray) -> float:
-        sums = figures[:, seeds][:, :, documents].sum((1, 2))
-        return float(of_ratios(sums[:, 0] / sums[:, 1]))
-
-    again = [
-        drawn(random.integers(num_seeds, size=num_seeds), random.integers(num_documents, size=num_documents))
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.quantile(again, [0.025, 0.975])
-    return drawn(np.arange(num_seeds), np.arange(num_documents)), float(low), float(high)
+    return interval((ours, control, [best] * len(ours)), closed)

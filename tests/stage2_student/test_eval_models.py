@@ -66,3 +66,15 @@ def test_code_of_a_models_own_runs_only_where_it_is_trusted(tmp_path: Path, monk
 def test_a_recipe_says_revision_and_trust_itself() -> None:
     with pytest.raises(ValueError, match=r"belong to a MODEL; a recipe says them as teacher\.revision"):
         CliRunner().invoke(app, ["eval", "demo", "--revision", "x"], catch_exceptions=False)
+
+
+def test_the_window_is_the_recipes_unless_the_command_names_one(tmp_path: Path) -> None:
+    model, text = tiny_model(tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("and the thing in the end " * 6, encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"corpus: {{source: c.txt}}\nteacher: {{model: t}}\ndump: {{path: d}}\neval: {{source: {text}, max_tokens: 16}}\n"
+    )
+    own, named = (figures(str(model), text, "--recipe", str(recipe), *more) for more in ((), ("--max-tokens", "32")))
+    assert (own["max_tokens"], named["max_tokens"]) == (16, 32)
+    assert own["num_windows"] > named["num_windows"] > 1 and own["num_bytes"] == named["num_bytes"]

@@ -1,5 +1,6 @@
 """What an operator sees of a training run, and which of its checkpoints stay."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from pipeline.recipe import save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student import keep
 from stage2_student.export import export
+from stage2_student.held_out import _sha256
 from stage2_student.keep import Evaluation, best_step, prune
 from stage2_student.launch import free_port
 from stage2_student.log import RunLog, duration, where_to_look
@@ -83,6 +85,12 @@ def test_the_evaluation_is_that_of_the_exported_model(work: Path) -> None:
     found = score(model, tokenizer, documents, tokenizer.token_id(END_OF_TEXT) or 0, max_tokens=512)
     assert found["num_windows"] == 6 and found["num_documents"] == 5 and found["left_out"] == {}
     assert metrics(work / "watched")[-1]["eval_bits_per_byte"] == pytest.approx(found["bits_per_byte"], rel=1e-6)
+
+
+def test_figures_of_runs_of_before_compare_where_no_document_is_cut() -> None:
+    texts = [b"one", [{"role": "user", "content": "two"}]]
+    before = hashlib.sha256("".join(repr(text) + "\n" for text in texts).encode()).hexdigest()
+    assert _sha256(texts, "") == before != _sha256(texts, "windows of 512 tokens")
 
 
 def test_every_checkpoint_is_measured_and_the_best_stays_with_the_newest(work: Path, tmp_path: Path) -> None:
