@@ -1,7 +1,8 @@
 """Totals of a whole estimated from a sample of it, each with its 95 % interval.
 
-Source: the ratio estimator and its variance, Cochran, Sampling Techniques (1977), section 6.4; Student's t by the Cornish-Fisher
-expansion, Abramowitz & Stegun 26.7.5.
+Source: the ratio estimator, Cochran, Sampling Techniques (1977), chapter 6, with the jackknife's variance: that of section 6.4 is too small where
+units are few and unlike in size. Student's t by the Cornish-Fisher expansion, Abramowitz & Stegun 26.7.5; its degrees of freedom from the
+effective number of units, Kish, Survey Sampling (1965).
 """
 
 import math
@@ -47,19 +48,21 @@ def ratio(amounts: Sequence[float], sizes: Sequence[float], population: int | No
     Args:
         population: units that there are; of a sample that holds a share of them only the rest is uncertain. None: endless.
     Raises:
-        ValueError: fewer than `LEAST_UNITS`, or none of any size.
+        ValueError: fewer than `LEAST_UNITS`, or fewer than two of any size.
     """
     num = len(amounts)
-    if num < LEAST_UNITS or sum(sizes) <= 0:
+    if num < LEAST_UNITS or sum(sizes) <= max(sizes):
         raise ValueError(f"{num} samples are too few to tell how they vary; {LEAST_UNITS} are the least")
     value = sum(amounts) / sum(sizes)
-    squares = sum((amount - value * size) ** 2 for amount, size in zip(amounts, sizes, strict=True))
+    without = [(sum(amounts) - amount) / (sum(sizes) - size) for amount, size in zip(amounts, sizes, strict=True)]
     unseen = 1.0 if population is None else max(0.0, 1 - num / population)
-    deviation = math.sqrt(unseen * squares / (num - 1) / num) / (sum(sizes) / num)
-    return Estimate(value, student_t(num - 1) * deviation)
+    deviation = math.sqrt(unseen * (num - 1) / num * sum((other - value) ** 2 for other in without))
+    # A few large units say what their number does, not what that of all does.
+    effective = sum(sizes) ** 2 / sum(size**2 for size in sizes)
+    return Estimate(value, student_t(max(2.0, effective - 1)) * deviation)
 
 
-def student_t(freedom: int) -> float:
+def student_t(freedom: float) -> float:
     """The 97.5 % quantile of Student's t; within 1 % from 2 degrees of freedom on."""
     z = _NORMAL
     terms = (

@@ -50,6 +50,17 @@ def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says() -> None:
     assert 900 < held < 985  # 95 % of endless normal samples; sizes of a long tail cost some
 
 
+@pytest.mark.parametrize("num", [5, 12, 40])
+def test_an_interval_of_few_units_of_unlike_size_holds_the_truth_as_often_as_it_says(num: int) -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        sizes = rng.lognormal(6, 1, num)
+        found = ratio((sizes * rng.normal(0.25, 0.05, num)).tolist(), sizes.tolist())
+        held += abs(found.value - 0.25) <= found.half
+    assert 920 < held < 985
+
+
 def test_a_sample_of_everything_is_certain_and_one_of_two_is_refused() -> None:
     assert ratio([1, 2, 6], [1, 1, 1], population=3).half == 0
     assert ratio([1, 2, 6], [1, 1, 1]).half > 0
