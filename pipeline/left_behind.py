@@ -29,7 +29,8 @@ def end_children_with_me() -> None:
     """From here on what this process starts, and what that starts, ends within seconds of it, in whatever way it ends."""
     owner = os.getpid()
     os.environ[_MARK] = f"{owner}-{time.time_ns()}"
-    command = [sys.executable, "-I", str(Path(__file__).resolve()), str(owner), os.environ[_MARK]]
+    # -P: modules beside this file have names of the standard library's.
+    command = [sys.executable, "-P", str(Path(__file__).resolve()), str(owner), os.environ[_MARK]]
     watcher = subprocess.Popen(  # of its own session: a Ctrl-C at the terminal is not for it
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/", start_new_session=True
     )

@@ -19,7 +19,7 @@ from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
-# A collective's time-out is 4 seconds, and what takes long 6: on rank 0, but for the counting. The second run has nothing to train.
+# A collective's time-out is 5 seconds, and what takes long 7: on rank 0, but for the counting. The second run has nothing to train.
 TRAIN_TWICE = """
 import os, shutil, sys, time
 from datetime import timedelta
@@ -29,14 +29,14 @@ from stage2_student import deepspeed_engine as ds, run_folder, train
 
 RANK = int(os.environ["RANK"])
 init_distributed = ds.deepspeed.init_distributed
-ds.deepspeed.init_distributed = lambda **told: init_distributed(**told | {"timeout": timedelta(seconds=4)})
+ds.deepspeed.init_distributed = lambda **told: init_distributed(**told | {"timeout": timedelta(seconds=5)})
 
 def slow(holder, name, rank=0, after=""):
     function = getattr(holder, name)
 
     def slowly(*arguments, **options):
         if RANK == rank and name not in done and (not after or after in done):
-            time.sleep(6)
+            time.sleep(7)
             done.append(name)
         return function(*arguments, **options)
 
