@@ -4,29 +4,35 @@ Control tokens are parsed in the template's own text alone: a message that spell
 and contents are one stretch of text, encoded together as the model would see them. So a token may hold bytes of both; what it
 holds of the assistant's words is context then, and not supervised.
 
-The bytes of a chat are the contents of all its messages, joined in order; no template has a part in them. Offsets count in them.
+The bytes of a chat are the contents of all its messages, joined in order; no template has a part in them. Offsets count in them. Of a chat
+with more than contents in it, they are what the template writes for a turn of the assistant: see `pipeline.chat_turns`.
 """
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from pipeline.chat_template import ASSISTANT, ChatError, ChatTemplate, Message, Part
+from pipeline.chat_turns import TurnTemplate
+from pipeline.control_tokens import ControlTokens
+from pipeline.conversation import Conversation, Excerpt, chat_of
 from pipeline.loading import load_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
+from schemas.record import Question, Record
 
 _PROBE = [{"role": "user", "content": "Is it there?"}, {"role": ASSISTANT, "content": "Yes, it is there."}]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What the assistant says in one message, as far as whole tokens hold it and nothing else.
+    """What the assistant says in one message, as far as whole tokens hold it and nothing else. A message in which the template writes
+    control tokens is several.
 
     Attributes:
-        message: its number.
+        message: its number, in a record's chat that of the record's message.
         start, end: bytes of the chat that the tokens hold.
         first, last: tokens `first .. last` of the chat hold them.
         prefix: what the tokenizer put before the first of these tokens; part of what they spell.
@@ -44,10 +50,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A chat's tokens, from the template's first to the end of the assistant's last turn; never empty, and nor is `turns`."""
+    """A chat's tokens, from the template's first to the end of the assistant's last turn; never empty, and nor is `turns`.
+
+    `contents`: the bytes of each message.
+    """
 
     tokens: list[int]
     turns: tuple[Turn, ...]
+    contents: tuple[bytes, ...]
 
 
 class _Stretch(NamedTuple):
@@ -61,12 +71,25 @@ class _Stretch(NamedTuple):
         return "".join(part.text for part in self.parts).encode()
 
 
-_Layout = list[int | _Stretch]  # control tokens by id, and what stands between them
+class _Layout(NamedTuple):
+    """A chat's control tokens by id, and what stands between them; of each message its bytes, and which ones are supervised."""
+
+    items: list[int | _Stretch]
+    contents: tuple[bytes, ...]
+    spoken: set[int]
+
+
+Chat = Sequence[Message] | Excerpt
 
 
 def document_of(messages: Sequence[Message]) -> bytes:
     """The bytes of a chat."""
     return "".join(message["content"] for message in messages).encode()
+
+
+def _is_stored(encoded: EncodedChat, record: Question | Record) -> bool:
+    lengths = tuple(map(len, encoded.contents))
+    return lengths == tuple(record.message_lengths) and b"".join(encoded.contents) == record.document
 
 
 class ChatTokenizer:
@@ -76,14 +99,11 @@ class ChatTokenizer:
         """`wrapped` is the transformers tokenizer that `tokenizer` was made of. Raises ValueError where it has no template."""
         self.tokenizer = tokenizer
         self.template = ChatTemplate(wrapped)
-        added = [(index, token) for index, token in wrapped.added_tokens_decoder.items() if token.special]
-        self._ids = {token.content: index for index, token in added}
-        # Some control tokens take the blanks beside them along.
-        names = [
-            (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
-            for _, token in sorted(added, key=lambda item: -len(item[1].content))
-        ]
-        self._control = re.compile(f"({'|'.join(names)})") if names else None
+        self._control = ControlTokens(wrapped)
+
+    @cached_property
+    def _turns_of(self) -> TurnTemplate:
+        return TurnTemplate(self.template, self._control, self.end_of_turn())
 
     @classmethod
     def load(
@@ -95,22 +115,51 @@ class ChatTokenizer:
             raise ValueError(f"{folder_or_hub_id}: its tokenizer has no chat template, so that no chat can be rendered")
         return cls(ByteTokenizer.from_wrapped(wrapped, folder_or_hub_id), wrapped)
 
-    def encode(self, messages: Sequence[Message]) -> EncodedChat:
+    def encode(self, chat: Chat) -> EncodedChat:
         """A chat's tokens and turns. Raises ChatError or SpellingError, each with its reason."""
-        [encoded] = self.encode_batch([messages])
+        [encoded] = self.encode_batch([chat])
         if isinstance(encoded, ValueError):
             raise encoded
         return encoded
 
-    def encode_batch(self, chats: Sequence[Sequence[Message]]) -> list[EncodedChat | ValueError]:
+    def encode_batch(self, chats: Sequence[Chat]) -> list[EncodedChat | ValueError]:
         """Like `encode`, for many chats at once; what is wrong with one is returned in its place."""
-        layouts = [self._layout(messages) for messages in chats]
-        stretches = [s for layout in layouts if isinstance(layout, list) for s in layout if isinstance(s, _Stretch)]
-        encodings = iter(self.tokenizer.encode_batch([s.text for s in stretches], [s.prefix for s in stretches]))
-        return [
-            layout if isinstance(layout, ValueError) else self._encoded(messages, layout, encodings)
-            for messages, layout in zip(chats, layouts, strict=True)
+        layouts = [self._layout(chat) for chat in chats]
+        stretches = [
+            s for layout in layouts if isinstance(layout, _Layout) for s in layout.items if isinstance(s, _Stretch)
         ]
+        encodings = iter(self.tokenizer.encode_batch([s.text for s in stretches], [s.prefix for s in stretches]))
+        return [layout if isinstance(layout, ValueError) else self._encoded(layout, encodings) for layout in layouts]
+
+    def encode_stored(self, asked: Question | Record) -> EncodedChat:
+        """Like `encode`, for a chat of a dump: ChatError too where this template writes a turn otherwise than is stored."""
+        [encoded] = self.encode_stored_batch([asked])
+        if isinstance(encoded, ValueError):
+            raise encoded
+        return encoded
+
+    def encode_stored_batch(self, asked: Sequence[Question | Record]) -> list[EncodedChat | ValueError]:
+        """Like `encode_stored`, for many at once; what is wrong with one is returned in its place."""
+        encodings = self.encode_batch([chat_of(record) for record in asked])
+        return [
+            ChatError("the chat template writes reasoning or calls otherwise than the teacher's")
+            if isinstance(encoded, EncodedChat) and not _is_stored(encoded, record)
+            else encoded
+            for encoded, record in zip(encodings, asked, strict=True)
+        ]
+
+    def beyond_contents(self, conversation: Conversation | None) -> Conversation | None:
+        """A conversation as the template is to see it; None where its contents are all that there is to see.
+
+        Reasoning in a content is text to a template that does not look for it there, and is taken out of it for one that does.
+        """
+        if conversation is None or (conversation.is_plain and self._turns_of.forms.reasoning is None):
+            return None
+        return self._turns_of.seen(conversation)
+
+    def excerpts(self, conversation: Conversation) -> list[Excerpt]:
+        """The records that a conversation takes. Raises ChatError where the template does not write it whole."""
+        return list(self._turns_of.excerpts(self._turns_of.seen(conversation)))
 
     def end_of_turn(self) -> int | None:
         """The control token that the template puts after what the assistant says; None where it puts none."""
@@ -119,49 +168,52 @@ class ChatTokenizer:
         except ChatError as error:
             raise ValueError(f"the chat template cannot write a question and its answer: {error}") from error
 
-    def _layout(self, messages: Sequence[Message]) -> _Layout | ChatError:
+    def _layout(self, chat: Chat) -> _Layout | ChatError:
         try:
-            parts = self.template.render(messages)
+            if isinstance(chat, Excerpt):
+                written = self._turns_of.write(chat)
+                pieces, contents = iter(written.items), written.contents
+            else:
+                pieces = self._split(self.template.render(chat))
+                contents = tuple(message["content"] for message in chat)
         except ChatError as error:
             return error
-        layout: _Layout = []
-        for item in self._split(parts):
+        items: list[int | _Stretch] = []
+        for item in pieces:
             if isinstance(item, int):
-                layout.append(item)
-            elif layout and isinstance(layout[-1], _Stretch):
-                layout[-1].parts.append(item)
+                items.append(item)
+            elif items and isinstance(items[-1], _Stretch):
+                items[-1].parts.append(item)
             else:
-                layout.append(_Stretch(b"", [item]))
-        return [
+                items.append(_Stretch(b"", [item]))
+        items = [
             item
             if isinstance(item, int)
             else item._replace(prefix=self.tokenizer.prefix_of(item.text, first=not index))
-            for index, item in enumerate(layout)
+            for index, item in enumerate(items)
         ]
+        roles = [message["role"] for message in (chat.messages if isinstance(chat, Excerpt) else chat)]
+        spoken = {index for index, role in enumerate(roles) if role == ASSISTANT}
+        return _Layout(items, tuple(map(str.encode, contents)), spoken)
 
     def _split(self, parts: Sequence[Part]) -> Iterator[int | Part]:
         """Control tokens that the template writes, and the text around them."""
         for part in parts:
-            if part.message is not None or self._control is None:
-                if part.text:
-                    yield part
-                continue
-            for index, piece in enumerate(self._control.split(part.text)):
-                if index % 2:
-                    yield self._ids[piece] if piece in self._ids else self._ids[piece.strip()]
-                elif piece:
-                    yield Part(piece, None)
+            at = 0
+            for found in self._control.find(part.text) if part.message is None else ():
+                if found.start > at:
+                    yield Part(part.text[at : found.start], None)
+                yield found.token
+                at = found.end
+            if len(part.text) > at:
+                yield part._replace(text=part.text[at:])
 
-    def _encoded(
-        self, messages: Sequence[Message], layout: _Layout, encodings: Iterator[list[int] | ValueError]
-    ) -> EncodedChat | ValueError:
-        sizes = [len(message["content"].encode()) for message in messages]
-        message_starts = [0, *accumulate(sizes)]
-        spoken = {index for index, message in enumerate(messages) if message["role"] == ASSISTANT}
+    def _encoded(self, layout: _Layout, encodings: Iterator[list[int] | ValueError]) -> EncodedChat | ValueError:
+        message_starts = [0, *accumulate(map(len, layout.contents))]
         tokens: list[int] = []
         turns: list[Turn] = []
         fault: ValueError | None = None
-        for index, item in enumerate(layout):
+        for index, item in enumerate(layout.items):
             if isinstance(item, int):
                 tokens.append(item)
                 continue
@@ -169,9 +221,9 @@ class ChatTokenizer:
             if isinstance(ids, ValueError):
                 fault = fault or ids
                 continue
-            follows = next(iter(layout[index + 1 : index + 2]), None)  # a control token, where anything does
+            follows = next(iter(layout.items[index + 1 : index + 2]), None)  # a control token, where anything does
             assert not isinstance(follows, _Stretch)
-            turns += self._turns(item, ids, len(tokens), follows, message_starts, spoken)
+            turns += self._turns(item, ids, len(tokens), follows, message_starts, layout.spoken)
             tokens += ids
         if fault is not None:
             return fault
@@ -180,7 +232,7 @@ class ChatTokenizer:
         if not turns[0].first:
             return ChatError("the chat template writes nothing before what the assistant says")
         last = turns[-1].last + (turns[-1].end_token is not None)
-        return EncodedChat(tokens[:last], tuple(turns))
+        return EncodedChat(tokens[:last], tuple(turns), layout.contents)
 
     def _turns(
         self,
@@ -202,7 +254,7 @@ class ChatTokenizer:
                 first, last = bisect_left(edges, begin - len(prefix)), bisect_right(edges, end) - 1
                 end_token = follows if edges[last] == end == edges[-1] else None
                 if first < last or (first == last and end_token is not None):
-                    at = message_starts[part.message] - begin
+                    at = message_starts[part.message] + part.at - begin
                     yield Turn(
                         message=part.message,
                         start=at + max(edges[first], begin),

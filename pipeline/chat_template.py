@@ -9,8 +9,9 @@ affair, but what the assistant says must stand there once, byte for byte, and in
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
@@ -33,16 +34,21 @@ class ChatError(ValueError):
 
 
 class Part(NamedTuple):
-    """Text of a rendering: the template's own (`message` is None), or a message's content, as the template writes it."""
+    """Text of a rendering: the template's own (`message` is None), or a message's content, as the template writes it.
+
+    `at`: bytes of that content before it, where the template writes control tokens between its parts.
+    """
 
     text: str
     message: int | None
+    at: int = 0
 
 
 class ChatTemplate:
     """The chat template of a transformers tokenizer.
 
     Attributes:
+        source: the template's own text.
         sha256: hex digest of what decides a rendering: the template, the tokenizer's named tokens, the date it is told.
     """
 
@@ -50,7 +56,8 @@ class ChatTemplate:
         """Raises ValueError for a tokenizer without a template, or with several and no default."""
         self._tokenizer = tokenizer
         self._skeletons: dict[tuple[str, ...], list[Part]] = {}
-        source = [tokenizer.get_chat_template(), tokenizer.special_tokens_map, TODAY.isoformat()]
+        self.source: str = tokenizer.get_chat_template()
+        source = [self.source, tokenizer.special_tokens_map, TODAY.isoformat()]
         self.sha256 = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()
 
     def render(self, messages: Sequence[Message]) -> list[Part]:
@@ -64,6 +71,28 @@ class ChatTemplate:
                 raise ChatError("the chat template's own text depends on what the messages say")
         _require_intact(messages, parts)
         return parts
+
+    def apply(
+        self, messages: list[dict[str, Any]], tools: list[Any], options: Mapping[str, bool] = MappingProxyType({})
+    ) -> str:
+        """What the template writes for messages of any form; `options` are variables that it may look at.
+
+        Raises ChatError where it refuses them, or fails at them.
+        """
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=tools or None, tokenize=False, strftime_now=TODAY.strftime, **options
+            )
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            IndexError,
+        ) as error:  # of the template's program
+            raise ChatError(f"the chat template refuses it: {error}") from error
+        return str(text)
 
     def _apply(self, messages: Sequence[Message]) -> str:
         try:

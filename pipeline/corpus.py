@@ -11,25 +11,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.chat_template import ASSISTANT, Message
+from pipeline.chat_template import Message
 from pipeline.config import CorpusConfig
+from pipeline.conversation import Conversation, Excerpt
+from pipeline.corpus_chats import UnusableError, column, read_chat
 from pipeline.corpus_rows import TOO_LONG, Row, RowSource
 from schemas import ARITHMETIC
-
-_UNHELD = (
-    "tool_calls",
-    "function_call",
-    "reasoning_content",
-)  # keys of messages that templates write besides the content
 
 
 @dataclass(frozen=True)
 class Document:
-    """`text` is valid UTF-8, not empty; of a chat, what the assistant says. `messages`: of a chat, role and content."""
+    """`text` is valid UTF-8, not empty; of a chat, what the assistant says. `messages`: of a chat, role and content; `conversation`: of
+    one with more than that, the whole."""
 
     doc_id: str
     text: bytes
     messages: tuple[Message, ...] | None
+    conversation: Conversation | None = None
+
+    @property
+    def texts(self) -> Iterator[bytes | tuple[Message, ...] | Excerpt]:
+        """What a model of any template is asked about: the text, or the chat; of one with reasoning or calls, each turn by itself."""
+        if self.conversation is None:
+            yield self.messages or self.text
+            return
+        done = 0
+        for index in self.conversation.turns:
+            yield Excerpt(self.conversation.until(index + 1), index + 1 - done)
+            done = index + 1
 
 
 class Corpus:
@@ -101,7 +110,7 @@ class Corpus:
         for number, row in enumerate(self._source.rows()):
             try:
                 document = _document(row, self.config, number)
-            except _UnusableError as error:
+            except UnusableError as error:
                 yield f"{error}\0{row.where}"
                 continue
             keys = self.keys(document.text) if excluded or self.config.unique else set()
@@ -122,10 +131,6 @@ class Corpus:
         return self._excluded_keys
 
 
-class _UnusableError(ValueError):
-    """Why a row is not a document."""
-
-
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     if pattern is None:
         return None
@@ -140,20 +145,17 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
 
 def _document(row: Row, config: CorpusConfig, number: int) -> Document:
     if row.fault is not None:
-        raise _UnusableError(row.fault)
+        raise UnusableError(row.fault)
     if row.text is not None:
         return Document(str(number), _decodable(row.text), None)
     assert row.columns is not None  # a row has columns, text or a fault
-    doc_id = str(number) if config.id_field is None else _name(_column(row.columns, config.id_field), config.id_field)
+    doc_id = str(number) if config.id_field is None else _name(column(row.columns, config.id_field), config.id_field)
     if config.has_chats:
-        messages = _messages(_chat(row.columns, config), config.strip)
-        said = "".join(message["content"] for message in messages if message["role"] == ASSISTANT)
-        if not said:
-            raise _UnusableError("the assistant says nothing")
-        return Document(doc_id, _encoded(said, config.max_row_bytes), messages)
-    value = _column(row.columns, config.field)
+        chat = read_chat(row.columns, config)
+        return Document(doc_id, _encoded(chat.said, config.max_row_bytes), *chat)
+    value = column(row.columns, config.field)
     if not isinstance(value, str):
-        raise _UnusableError(f"field {config.field!r} is not text")
+        raise UnusableError(f"field {config.field!r} is not text")
     return Document(doc_id, _encoded(value, config.max_row_bytes), None)
 
 
@@ -162,47 +164,19 @@ def _name(value: Any, field: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:
-        raise _UnusableError(f"field {field!r} is neither text nor a whole number")
+        raise UnusableError(f"field {field!r} is neither text nor a whole number")
     return _encoded(value).decode()
-
-
-def _chat(columns: dict[str, Any], config: CorpusConfig) -> Any:
-    """A row's list of messages, not checked yet."""
-    if config.messages is None:
-        return _column(columns, config.field)
-    found = [(role, config.messages[role]) for role in ("system", "user", ASSISTANT) if role in config.messages]
-    return [{"role": role, "content": _column(columns, name)} for role, name in found]
-
-
-def _column(columns: dict[str, Any], name: str) -> Any:
-    if name not in columns:
-        raise _UnusableError(f"no field {name!r}")
-    return columns[name]
-
-
-def _messages(value: Any, strip: bool) -> tuple[Message, ...]:
-    """Role and content of each message. What a template would write besides, a call of a tool, a shard cannot hold."""
-    if not isinstance(value, list) or not value:
-        raise _UnusableError("field 'messages' is not a list of messages")
-    for message in value:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise _UnusableError("a message has no role and content that are text")
-        for key in _UNHELD:
-            if message.get(key):
-                raise _UnusableError(f"a message has {key} beside its content")
-        _encoded(message["role"] + message["content"])
-    return tuple({"role": m["role"], "content": m["content"].strip() if strip else m["content"]} for m in value)
 
 
 def _encoded(text: str, max_bytes: int | None = None) -> bytes:
     if not text:
-        raise _UnusableError("empty text")
+        raise UnusableError("empty text")
     try:
         content = text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _UnusableError("half of a surrogate pair") from error
+        raise UnusableError("half of a surrogate pair") from error
     if max_bytes is not None and len(content) > max_bytes:
-        raise _UnusableError(TOO_LONG)
+        raise UnusableError(TOO_LONG)
     return content
 
 
@@ -210,7 +184,7 @@ def _decodable(content: bytes) -> bytes:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _UnusableError("not valid UTF-8") from error
+        raise UnusableError("not valid UTF-8") from error
     if not content:
-        raise _UnusableError("empty text")
+        raise UnusableError("empty text")
     return content

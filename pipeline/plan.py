@@ -54,7 +54,12 @@ def plan(recipe: Recipe) -> list[Line]:
     lines = [(key, describe_source(key, source)) for key, source in sources(recipe)]
     if recipe.corpus.has_chats:
         stripped = "; white space at the ends of each message is stripped" if recipe.corpus.strip else ""
-        lines.append(("corpus", f"chats: only what the assistant says is supervised{stripped}"))
+        says = {
+            ("rendered", "keep"): "says is supervised, its reasoning and calls too",
+            ("rendered", "drop"): "says is supervised, its calls too; its reasoning is dropped",
+            ("contents", "keep"): "says is supervised, in contents alone",
+        }[recipe.corpus.turns, recipe.corpus.reasoning]
+        lines.append(("corpus", f"chats: only what the assistant {says}{stripped}"))
     lines.append(("teacher", describe_teacher(recipe)))
     dump = recipe.dump
     lines.append(

@@ -1,5 +1,6 @@
 """What can be wrong with a record: what would send a reader astray, and what a target must not say."""
 
+import json
 from itertools import accumulate
 
 import numpy as np
@@ -34,6 +35,11 @@ def layout_faults(record: Record) -> list[str]:
             "messages do not span the document",
         ),
         (
+            not record.conversation
+            or _roles(record.conversation)[-len(record.message_roles) :] == [*record.message_roles],
+            "its conversation does not end with its messages",
+        ),
+        (
             {len(record.entry_counts), len(record.dropped), len(record.token_end), len(record.doubt)}
             == {record.num_positions},
             "position columns differ from the segments' positions",
@@ -49,6 +55,14 @@ def layout_faults(record: Record) -> list[str]:
         ),
     ]
     return [text for good, text in checks if not good]
+
+
+def _roles(conversation: str) -> list[str]:
+    """Who speaks in a conversation, message by message; nobody where it is damaged."""
+    try:
+        return [str(message["role"]) for message in json.loads(conversation)["messages"]]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return []
 
 
 def _is_utf8(record: Record) -> bool:

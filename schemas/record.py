@@ -41,6 +41,7 @@ class Record:
     logprobs: np.ndarray  # E, float32
     message_roles: tuple[str, ...] = ()  # M
     message_lengths: tuple[int, ...] = ()  # M
+    conversation: str = ""  # JSON, of a chat with more than contents
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -66,6 +67,7 @@ class Question(NamedTuple):
     segments: tuple[Segment, ...]
     message_roles: tuple[str, ...] = ()
     message_lengths: tuple[int, ...] = ()
+    conversation: str = ""
 
     @property
     def messages(self) -> list[dict[str, str]]:

@@ -64,7 +64,19 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
 SHARD_SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=False, metadata={"description": text}) for name, kind, text in _COLUMNS]
 )
+# What a shard of chats has besides, where its identity names `corpus.turns`.
+_CONVERSATION = pa.field(
+    "conversation",
+    pa.string(),
+    nullable=False,
+    metadata={
+        "description": "JSON: messages and tools as a chat template was given them, this record's messages the last; empty where roles and "
+        "contents say all"
+    },
+)
 _OF_CHATS = ("message_roles", "message_lengths")  # columns that a shard of plain text may lack
+_SCALARS = ("doc_id", "window_start", "document")
+_MAY_LACK = (*_OF_CHATS, _CONVERSATION.name)
 _LISTS = frozenset(name for name, kind, _ in _COLUMNS if pa.types.is_list(kind))
 _FLOATS = frozenset(
     name for name, kind, _ in _COLUMNS if pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)
@@ -77,6 +89,11 @@ _ROUNDED = {
 }
 
 
+def shard_schema(identity: Mapping[str, Any]) -> pa.Schema:
+    """The columns of a dump's shards, those of one dump alike: a chat's conversation where the identity says how its turns are read."""
+    return SHARD_SCHEMA.append(_CONVERSATION) if "turns" in identity.get("corpus", {}) else SHARD_SCHEMA
+
+
 def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table:
     """The shard's table. `identity` goes into the file's metadata, so that a shard found alone explains itself."""
     made: dict[str, list[Any]] = {
@@ -86,9 +103,9 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
         "message_roles": [list(r.message_roles) for r in records],
         "message_lengths": [list(r.message_lengths) for r in records],
     }
+    schema = shard_schema(identity)
     arrays = [
-        _column(field, made.get(field.name) or [getattr(r, field.name, None) for r in records])
-        for field in SHARD_SCHEMA
+        _column(field, made.get(field.name) or [getattr(r, field.name, None) for r in records]) for field in schema
     ]
     metadata = {
         "bld.schema_version": str(SCHEMA_VERSION),
@@ -103,7 +120,7 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
             "segments in turn, segment_length (+ 1 if segment_has_end) each"
         ),
     }
-    return pa.Table.from_arrays(arrays, schema=SHARD_SCHEMA.with_metadata(metadata))
+    return pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
 
 
 def _column(field: pa.Field, values: list[Any]) -> pa.Array:
@@ -124,7 +141,8 @@ def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool =
     that stores everything the floats have none, but their bytes apart, the first of all numbers together.
     """
     split = _FLOATS if _is_exact(table) else frozenset[str]()
-    with_dictionary = [_leaf(name) for name in table.schema.names if name != "document" and name not in split]
+    whole = ("document", _CONVERSATION.name, *split)
+    with_dictionary = [_leaf(name) for name in table.schema.names if name not in whole]
     with committed(path, first) as partial:
         with pq.ParquetWriter(
             partial,
@@ -230,8 +248,8 @@ def _batches(path: Location, batch_records: int) -> "Iterator[_Rows]":
 def _check_columns(path: Location, schema: pa.Schema) -> None:
     """Raise ValueError where a reader would find another type than the format's, or nothing. More columns than those do no harm."""
     theirs = {field.name: (field.type, field.nullable) for field in schema}
-    for field in SHARD_SCHEMA:
-        if field.name in theirs or field.name not in _OF_CHATS:
+    for field in (*SHARD_SCHEMA, _CONVERSATION):
+        if field.name in theirs or field.name not in _MAY_LACK:
             found, wanted = theirs.get(field.name), (field.type, field.nullable)
             if found != wanted:
                 raise ValueError(f"{path}: column {field.name} is {found}, the format says {wanted}")
@@ -243,13 +261,14 @@ def read_questions(path: Location) -> Iterator[Question]:
     with open_parquet(path) as file:
         check_version(path, file.schema_arrow.metadata)
         _check_columns(path, file.schema_arrow)
-        columns += [name for name in _OF_CHATS if name in file.schema_arrow.names]
+        columns += [name for name in _MAY_LACK if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=256, columns=columns):
             for row in batch.to_pylist():
                 segments = zip(row["segment_starts"], row["segment_lengths"], row["segment_has_end"], strict=True)
-                said = (tuple(row.get(name, ())) for name in _OF_CHATS)
+                roles, lengths = (tuple(row.get(name, ())) for name in _OF_CHATS)
                 asked = tuple(Segment(*values) for values in segments)
-                yield Question(row["doc_id"], row["window_start"], row["document"], asked, *said)
+                conversation = row.get(_CONVERSATION.name, "")
+                yield Question(row["doc_id"], row["window_start"], row["document"], asked, roles, lengths, conversation)
 
 
 class _Rows:
@@ -263,9 +282,8 @@ class _Rows:
             if pa.types.is_list(field.type) and index >= 0:
                 column = batch.column(index)
                 self._lists[field.name] = (column.offsets.to_numpy(), column.values.to_numpy(zero_copy_only=False))
-        self._scalars = {
-            name: batch.column(batch.schema.get_field_index(name)) for name in ("doc_id", "window_start", "document")
-        }
+        scalars = [name for name in batch.schema.names if name in (*_SCALARS, _CONVERSATION.name)]
+        self._scalars = {name: batch.column(batch.schema.get_field_index(name)) for name in scalars}
 
     def record(self, row: int) -> Record:
         # Copies: a view would keep the whole batch in memory for as long as a reader keeps one record of it.

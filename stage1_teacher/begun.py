@@ -3,7 +3,7 @@
 import json
 from importlib.metadata import version
 
-from pipeline.config import Recipe
+from pipeline.config import CorpusConfig, Recipe
 from pipeline.logs import say, warn
 from schemas import ARITHMETIC
 from schemas.manifest import Manifest, arithmetic_of
@@ -13,12 +13,14 @@ LIBRARIES_KEY = "bld.libraries"
 
 
 def as_begun(recipe: Recipe) -> Recipe:
-    """The recipe with the version of the arithmetic that it runs under: its own, else that of the dump in its folder, else the newest.
+    """The recipe with what it runs under: its own, else that of the dump in its folder, else the newest. That is the version of the
+    arithmetic, and of chats whether their contents alone are read (`corpus.turns`).
 
     Raises:
         ValueError: the dump there follows a version that this release does not know.
     """
     dump = location(recipe.dump.path)
+    recipe = _with_turns_of(dump, recipe)
     if recipe.dump.arithmetic is not None or not (dump / "manifest.json").exists():
         return _under(recipe, recipe.dump.arithmetic_used)
     found = _known(dump, Manifest.load(dump))
@@ -27,6 +29,24 @@ def as_begun(recipe: Recipe) -> Recipe:
             f"{dump}: goes on under arithmetic {found}, with which it was begun; of a new dump it would be {ARITHMETIC}"
         )
     return _under(recipe, found)
+
+
+def _with_turns_of(dump: Location, recipe: Recipe) -> Recipe:
+    """The recipe with contents alone where the dump was begun so, and the recipe says nothing of it."""
+    corpus = recipe.corpus
+    if not (corpus.has_chats and corpus.turns == "rendered" and (dump / "manifest.json").exists()):
+        return recipe
+    if "turns" in Manifest.load(dump).identity.get("corpus", {}) or corpus.model_fields_set & {"turns", "reasoning"}:
+        return recipe
+    say(
+        f"{dump} was begun with contents alone, and goes on so (corpus.turns: contents); a new dump.path has reasoning and calls too"
+    )
+    return recipe.model_copy(update={"corpus": _contents_alone(corpus)})
+
+
+def _contents_alone(corpus: CorpusConfig) -> CorpusConfig:
+    others = tuple(map(_contents_alone, corpus.exclude))
+    return corpus.model_copy(update={"turns": "contents", "reasoning": "keep", "exclude": others})
 
 
 def as_dumped(recipe: Recipe, dump: Location, manifest: Manifest) -> Recipe:

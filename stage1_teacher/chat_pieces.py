@@ -39,15 +39,15 @@ def cut_chat(
         overlap: tokens of context that a later window repeats, about, and as far as they fit.
     """
     whole = chat.encode(messages)
-    if _num_prompt(whole) <= max_tokens:
-        return [chat_piece(doc_id, messages, whole, ends)]
+    if num_prompt(whole) <= max_tokens:
+        return [chat_piece(doc_id, _roles(messages), whole, ends)]
     pieces: list[Piece] = []
     done = 0
     while done < len(whole.turns):
         part = _next_part(messages, whole.turns, done, chat, max_tokens, overlap)
         piece = chat_piece(
             doc_id,
-            messages[part.first : part.last],
+            _roles(messages[part.first : part.last]),
             part.encoded,
             ends,
             first_supervised=whole.turns[done].message - part.first,
@@ -61,35 +61,43 @@ def cut_chat(
 
 def chat_piece(
     doc_id: str,
-    messages: Sequence[Message],
+    roles: Sequence[str],
     encoded: EncodedChat,
     ends: Sequence[int],
     first_supervised: int = 0,
     start: int = 0,
     is_last: bool = True,
+    conversation: str = "",
 ) -> Piece:
     """A conversation as one piece.
 
     Args:
+        roles: who says each of its messages.
         first_supervised: the message from which on turns are supervised.
         start: byte offset of these messages in the chat that they are a window of.
         is_last: they are its end.
+        conversation: JSON, where there is more than contents; its last messages are these.
     """
-    text = document_of(messages)
+    text = b"".join(encoded.contents)
     turns = [turn for turn in encoded.turns if turn.message >= first_supervised]
     return Piece(
         doc_id=doc_id,
         window=Window(start, start + len(text), start + turns[0].start, is_last),
         text=text,
-        tokens=encoded.tokens[1 : _num_prompt(encoded)],
+        tokens=encoded.tokens[1 : num_prompt(encoded)],
         stretches=tuple(_stretch(turn, encoded, text, ends) for turn in turns),
         start=encoded.tokens[0],
-        roles=tuple(message["role"] for message in messages),
-        lengths=tuple(len(message["content"].encode()) for message in messages),
+        roles=tuple(roles),
+        lengths=tuple(map(len, encoded.contents)),
+        conversation=conversation,
     )
 
 
-def _num_prompt(encoded: EncodedChat) -> int:
+def _roles(messages: Sequence[Message]) -> list[str]:
+    return [message["role"] for message in messages]
+
+
+def num_prompt(encoded: EncodedChat) -> int:
     """Tokens that the teacher reads: the last row is the one after the assistant's last word."""
     return encoded.turns[-1].last
 
@@ -114,7 +122,7 @@ def _next_part(
         for last in reversed([done, *fitting]):  # rendered by themselves they may need more tokens, or fewer
             part = messages[first : turns[last].message + 1]
             encoded = chat.encode(part)
-            if _num_prompt(encoded) <= max_tokens:
+            if num_prompt(encoded) <= max_tokens:
                 return _Part(first, first + len(part), last + 1, encoded)
     raise ChatError("a turn and what it answers are longer than teacher.max_tokens")
 

@@ -26,6 +26,7 @@ from stage1_teacher.pieces import Piece, batches, cut_pieces
 from stage1_teacher.records import make_records
 from stage1_teacher.restart import persist
 from stage1_teacher.teacher import Answers, Teacher
+from stage1_teacher.turn_pieces import cut_conversation
 from stage1_teacher.windows import WindowError
 
 
@@ -78,9 +79,11 @@ def _cut(document: Document, teacher: Teacher) -> list[Piece]:
     if document.messages is None:
         return cut_pieces(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
     assert teacher.chat is not None
-    return cut_chat(
-        document.doc_id, document.messages, teacher.chat, teacher.ends, teacher.max_tokens, teacher.overlap_tokens
-    )
+    to_cut = (teacher.chat, teacher.ends, teacher.max_tokens, teacher.overlap_tokens)
+    conversation = teacher.chat.beyond_contents(document.conversation)
+    if conversation is None:
+        return cut_chat(document.doc_id, document.messages, *to_cut)
+    return cut_conversation(document.doc_id, conversation, *to_cut)
 
 
 def forward(

@@ -70,7 +70,12 @@ def check_mergeable(out: Path, dumps: Sequence[Path]) -> list[Manifest]:
 
 
 def _but_corpus(identity: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in identity.items() if key != "corpus"}
+    return {**identity, "corpus": _how_read(identity)}
+
+
+def _how_read(identity: dict[str, Any]) -> dict[str, Any]:
+    """What an identity says of how the corpus is read, whichever it is."""
+    return {key: value for key, value in identity.get("corpus", {}).items() if key not in ("sha256", "field")}
 
 
 def _refuse_same_documents(dumps: Sequence[Path], manifests: Sequence[Manifest]) -> None:
@@ -96,8 +101,9 @@ def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
     for manifest in manifests:
         counts.update(manifest.corpus_counts)
     engines = dict.fromkeys(engine for manifest in manifests for engine in manifest.accepted_engines)
+    corpus = {"sha256": corpus_sha256(shards), "field": ", ".join(fields), **_how_read(manifests[0].identity)}
     return Manifest(
-        identity=manifests[0].identity | {"corpus": {"sha256": corpus_sha256(shards), "field": ", ".join(fields)}},
+        identity=manifests[0].identity | {"corpus": corpus},
         corpus_counts=dict(counts),
         accepted_engines=tuple(engines),
         shards=tuple(shards),

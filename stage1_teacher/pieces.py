@@ -46,6 +46,7 @@ class Piece:
         tokens: what the teacher reads after the start token.
         start: the start token of a chat, which its template writes; None for the teacher's own.
         roles, lengths: of a chat, who says each message, and its bytes.
+        conversation: JSON, of a chat with more than contents.
     """
 
     doc_id: str
@@ -56,6 +57,7 @@ class Piece:
     start: int | None = None
     roles: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
+    conversation: str = ""
 
     @property
     def num_supervised(self) -> int:

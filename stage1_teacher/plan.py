@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 
 from pipeline.archive import sha256_of
 from pipeline.chat import ChatTokenizer
-from pipeline.config import Recipe, TeacherConfig
+from pipeline.config import CorpusConfig, Recipe, TeacherConfig
 from pipeline.corpus import Document
 from pipeline.file_hash import known_sha256
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -20,7 +20,10 @@ from schemas.store import Location, names
 
 def document_digest(document: Document) -> bytes:
     """32 bytes over name and text, each with its length before it; of a chat, over what everybody says."""
-    said = [text for message in document.messages or () for text in message.values()]
+    if document.conversation is not None:
+        said = [document.conversation.to_json()]
+    else:
+        said = [text for message in document.messages or () for text in message.values()]
     parts = [document.doc_id.encode(), *([document.text] if document.messages is None else map(str.encode, said))]
     return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
 
@@ -99,12 +102,22 @@ def make_identity(
             "overlap_tokens": teacher.overlap_tokens,
             **(_served_identity(teacher) if served else {}),
         },
-        "corpus": {"sha256": corpus, "field": "messages" if recipe.corpus.has_chats else recipe.corpus.field},
+        "corpus": {"sha256": corpus, **_read(recipe.corpus)},
         "covering": recipe.dump.covering.model_dump(),
         "sparsity": {"top_k": dump.top_k, "min_prob": dump.min_prob},
         "coding": dump.coding,
         **({"arithmetic": dump.arithmetic_used} if dump.arithmetic_used > 1 else {}),
         "shard_bytes": int(dump.shard_bytes),
+    }
+
+
+def _read(corpus: CorpusConfig) -> dict[str, Any]:
+    """What is read of a corpus's rows. A dump of contents alone does not name what there was no choice of when it was begun."""
+    if not corpus.has_chats:
+        return {"field": corpus.field}
+    return {
+        "field": "messages",
+        **({} if corpus.turns == "contents" else corpus.model_dump(include={"turns", "reasoning"})),
     }
 
 

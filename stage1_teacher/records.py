@@ -77,6 +77,7 @@ def make_record(
         logprobs=rounded.logprobs_E,
         message_roles=piece.roles,
         message_lengths=piece.lengths,
+        conversation=piece.conversation,
     )
 
 

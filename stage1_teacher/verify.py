@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from schemas.manifest import Manifest, ShardPlan, identity_differences, read_json, shard_identity
 from schemas.seal import check_seal
-from schemas.shard import SHARD_SCHEMA, shard_metadata
+from schemas.shard import shard_metadata, shard_schema
 from schemas.store import Location, StoreError, names, open_parquet
 from stage1_teacher.summary import summarise
 from stage1_teacher.verify_records import faults_of_records
@@ -45,8 +45,8 @@ def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[s
     try:
         check_seal(path)
         with open_parquet(path) as file:
-            faults = _schema_faults(file.schema_arrow)
             metadata = shard_metadata(path, file.schema_arrow)
+            faults = _schema_faults(file.schema_arrow, json.loads(metadata["bld.identity"]))
         faults = faults or _plan_faults(metadata, shard, manifest) + list(faults_of_records(path, metadata, shard))
     except StoreError:
         raise  # says nothing about the shard
@@ -58,9 +58,9 @@ def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[s
     return [f"{path}{fault}" for fault in faults]
 
 
-def _schema_faults(schema: pa.Schema) -> list[str]:
+def _schema_faults(schema: pa.Schema, identity: dict[str, Any]) -> list[str]:
     """Other columns than the format's; metadata apart."""
-    ours = {field.name: (field.type, field.nullable) for field in SHARD_SCHEMA}
+    ours = {field.name: (field.type, field.nullable) for field in shard_schema(identity)}
     theirs = {field.name: (field.type, field.nullable) for field in schema}
     return [
         f": column {name} is {theirs.get(name)}, the format says {ours.get(name)}"

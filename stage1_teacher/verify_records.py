@@ -22,6 +22,7 @@ def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan
     open_id: str | None = None  # of a document whose last window has not come yet
     done = 0  # bytes of it that are supervised so far
     heard = 0  # of a chat, bytes that its windows held so far
+    rendered = False  # what is supervised is the template's, not as many bytes as the corpus has
     for row, record in enumerate(read_shard(path, checked=False)):
         where = f", record {row} (doc_id {record.doc_id!r}): "
         faults = [*record_faults(record), *_share_faults(record), *_chat_faults(record)]
@@ -33,6 +34,7 @@ def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan
             yield f", record {row - 1} (doc_id {open_id!r}): the document's last window is missing"
         if record.message_roles:
             heard = heard if record.window_start else 0
+            rendered = rendered or bool(record.conversation)
             num_documents += not record.window_start
             num_bytes += sum(len(part) for part in _said(record) if part.stop > heard)
             heard, open_id = record.window_start + len(record.document), None
@@ -52,7 +54,7 @@ def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan
     left_out = json.loads(metadata["bld.left_out"])
     if num_documents + len(left_out) != shard.num_documents:
         yield f": {num_documents} documents and {len(left_out)} left out, {shard.num_documents} are planned"
-    if num_bytes != shard.num_bytes and not left_out:
+    if num_bytes != shard.num_bytes and not (left_out or rendered):
         yield f": {num_bytes} bytes to supervise, {shard.num_bytes} are planned"
 
 

@@ -133,7 +133,9 @@ def _piece(record: Record, teacher: Teacher) -> Piece:
     """What a record was made of. Raises ValueError for a chat that this teacher's template does not render."""
     if record.message_roles:
         assert teacher.chat is not None  # the recipe says that the corpus holds chats
-        piece = chat_piece(record.doc_id, record.messages, teacher.chat.encode(record.messages), teacher.ends)
+        conversation = record.conversation
+        encoded = teacher.chat.encode_stored(record)
+        piece = chat_piece(record.doc_id, record.message_roles, encoded, teacher.ends, conversation=conversation)
         # A window does not supervise its first turns.
         return replace(piece, stretches=tuple(s for s in piece.stretches if s.segment in record.segments))
     [segment] = record.segments

@@ -47,7 +47,7 @@ def asked_positions(
         return np.ones(record.num_positions, dtype=bool)
     assert chat is not None
     asked_P = np.zeros(record.num_positions, dtype=bool)
-    for turn in chat.encode(record.messages).turns:
+    for turn in chat.encode_stored(record).turns:
         rows = turn_rows(record, turn, end_ids)
         asked_P[rows[rows != NO_ROW]] = True
     return asked_P

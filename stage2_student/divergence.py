@@ -111,7 +111,7 @@ class ByteModel:
 
     def _chat_answers(self, record: Record) -> "Answers":
         assert self.chat is not None
-        encoded = self.chat.encode(record.messages)
+        encoded = self.chat.encode_stored(record)
         parts = [
             (turn.first, turn.last, turn.prefix + record.document[turn.start : turn.end]) for turn in encoded.turns
         ]

@@ -70,7 +70,7 @@ def _tokens(
         raise ValueError(
             f"the dump holds chats (document {chats[0].doc_id!r}), and the student has no chat template; give student.chat_template"
         )
-    of_chats = iter(chat.encode_batch([record.messages for record in chats]) if chat is not None else [])
+    of_chats = iter(chat.encode_stored_batch(chats) if chat is not None else [])
     return [_or_reason(next(of_chats) if record.message_roles else next(ids_of_plain)) for record in asked]
 
 

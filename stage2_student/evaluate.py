@@ -59,7 +59,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Held-out bits per byte: nats of the documents' tokens given the start token, without END, / (bytes * ln 2).
 
-    Of a chat (a list of messages) only what the assistant says counts. Of a document longer than a window each token is predicted once,
+    Of a chat only what the assistant says counts; one with reasoning or calls counts as a document for each turn. Of a document longer than a window each token is predicted once,
     with at least a quarter of a window before it.
 
     Args:
@@ -228,7 +228,8 @@ def _say_left_out(corpus: str, text: ScoredText, documents: Iterator[Document]) 
     if not text.reasons:
         return
     first = {number: reason for reason, number in text.first_left_out().items()}
-    for number, document in enumerate(islice(documents, max(first) + 1)):
+    asked = (document for document in documents for _ in document.texts)
+    for number, document in enumerate(islice(asked, max(first) + 1)):
         if number in first:
             reason = first[number]
             say(
@@ -237,7 +238,7 @@ def _say_left_out(corpus: str, text: ScoredText, documents: Iterator[Document]) 
 
 
 def _texts(config: CorpusConfig, limit: int | None) -> Iterator[Text]:
-    return (document.messages or document.text for document in _documents(config, limit))
+    return (text for document in _documents(config, limit) for text in document.texts)
 
 
 def _documents(config: CorpusConfig, limit: int | None) -> Iterator[Document]:

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
+from pipeline.conversation import Conversation, Excerpt
 from pipeline.corpus import Corpus
 from pipeline.evaluation import corpora_of
 from pipeline.logs import say
@@ -72,9 +73,9 @@ def held_out(
             "train.eval_every: the eval section holds chats, but the dump holds none, so that the student has no chat template; "
             "give plain text, or set train.eval_every=0"
         )
-    read = (document.messages or document.text.decode() for document in Corpus(config).documents()) if rank == 0 else ()
-    told = channel.gather(list(islice(read, train.eval_documents)))[0]
-    documents: list[Text] = [found.encode() if isinstance(found, str) else tuple(found) for found in told]
+    read = islice(Corpus(config).documents(), train.eval_documents) if rank == 0 else ()
+    told = channel.gather([_as_json(text) for document in read for text in document.texts])[0]
+    documents = [_of_json(found) for found in told]
     reader = Reader("student", tokenizer, chat, start_id)
     try:
         text = scored_text(documents, [reader])
@@ -94,6 +95,19 @@ def held_out(
     # Documents longer than a window were left out once; figures of then have the digest of the documents alone.
     how = f"windows of {train.max_tokens} tokens" if len(windows) > text.num_documents else ""
     return HeldOut(micro_batches, text.num_bytes, _sha256(documents, how))
+
+
+def _as_json(text: Text) -> Any:
+    """What one rank tells the others of a text."""
+    if isinstance(text, Excerpt):
+        return {"conversation": text.conversation.to_json(), "num_messages": text.num_messages}
+    return text.decode() if isinstance(text, bytes) else list(text)
+
+
+def _of_json(told: Any) -> Text:
+    if isinstance(told, dict):
+        return Excerpt(Conversation.from_json(told["conversation"]), told["num_messages"])
+    return told.encode() if isinstance(told, str) else tuple(told)
 
 
 def _shares(windows: Sequence[Scored], micro_batch_tokens: int, start_id: int, world: int) -> list[list[MicroBatch]]:

@@ -15,6 +15,7 @@ from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student.spelled import Span, Spelled, Text, common_spans, spell
 
 GROUP = 256  # documents encoded, and batched by length, at a time
+WRITTEN_OTHERWISE = "the models' chat templates write reasoning or calls differently"
 NO_COMMON_BYTE = "no bytes that all models can be asked about: their templates' tokens hold some of each answer"
 
 
@@ -103,7 +104,8 @@ def scored_text(documents: Iterable[Text], readers: Sequence[Reader]) -> ScoredT
                     found.parts[number] = spans
                 found.num_documents += 1
                 found.num_bytes += sum(end - start for start, end in spans)
-                digest.update(f"{document!r}{spans!r}\n".encode())
+                written = spelled[0].contents if isinstance(spelled[0], Spelled) else b""
+                digest.update(f"{document!r}{spans!r}\n".encode() + written)
             number += 1
     if not found.num_bytes:
         raise ValueError(f"no text to evaluate: left out {found.left_out}")
@@ -116,4 +118,7 @@ def _common(spelled: Sequence[Spelled | str], readers: Sequence[Reader]) -> tupl
     for one, reader in zip(spelled, readers, strict=True):
         if isinstance(one, str):
             return one if len(readers) == 1 else f"{reader.name}: {one}"
-    return common_spans([one for one in spelled if isinstance(one, Spelled)]) or NO_COMMON_BYTE
+    good = [one for one in spelled if isinstance(one, Spelled)]
+    if len({one.contents for one in good}) > 1:
+        return WRITTEN_OTHERWISE
+    return common_spans(good) or NO_COMMON_BYTE

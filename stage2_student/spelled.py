@@ -13,9 +13,10 @@ import numpy as np
 
 from pipeline.chat import ChatTokenizer, EncodedChat
 from pipeline.chat_template import ChatError, Message
+from pipeline.conversation import Excerpt
 from pipeline.tokenizer_bytes import ByteTokenizer
 
-Text = bytes | Sequence[Message]  # a document, or a chat
+Text = bytes | Sequence[Message] | Excerpt  # a document, a chat, or a turn of a chat with what was before it
 Span = tuple[int, int]  # bytes `start .. end` of a document; of a chat, of its messages' contents in turn
 
 UNSPELLABLE = "the tokenizer cannot spell it"
@@ -38,12 +39,14 @@ class Spelled(NamedTuple):
     Attributes:
         restarts: of a chat, tokens at which a later message begins; a text that starts there begins like a chat of its own.
         repeats_start: the first token has to be put before what starts there; else it stands there already.
+        contents: of a turn of a chat the bytes that the spans are of, as this model's template writes them.
     """
 
     tokens: list[int]
     stretches: tuple[Stretch, ...]
     restarts: tuple[int, ...] = ()
     repeats_start: bool = True
+    contents: bytes = b""
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -72,7 +75,10 @@ def spell(
         if not isinstance(document, bytes):
             assert chat is not None
             [encoded] = chat.encode_batch([document])
-            yield _spelled_chat(encoded, tokenizer)
+            spelled = _spelled_chat(encoded, tokenizer)
+            if isinstance(document, Excerpt) and isinstance(spelled, Spelled) and isinstance(encoded, EncodedChat):
+                spelled = spelled._replace(contents=b"".join(encoded.contents))
+            yield spelled
             continue
         ids = next(texts)
         if isinstance(ids, ValueError):

@@ -29,7 +29,13 @@ def tiny_model(
     return save_tiny(folder, tiny_tokenizer(merges), seed, dtype)
 
 
-def save_tiny(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, dtype: torch.dtype = torch.float32) -> Path:
+def save_tiny(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    positions: int = 512,
+) -> Path:
     """As `tiny_model`, with any tokenizer."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -39,7 +45,7 @@ def save_tiny(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, dtype
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -16,7 +16,9 @@ class CorpusConfig(Section):
     )
     split: str = Field("train", description="Split of a hub data set.")
     field: str = Field(
-        "text", description="Column of the text; `messages` for chats: a list of messages, each with role and content."
+        "text",
+        description="Column of the text; `messages` for chats: a list of messages, each with role and content, and where there are any "
+        "tool_calls and reasoning (reasoning_content, reasoning or thinking). A column `tools` beside it holds what may be called.",
     )
     messages: dict[Literal["system", "user", "assistant"], str] | None = Field(
         None,
@@ -26,6 +28,17 @@ class CorpusConfig(Section):
         False,
         description="Strip white space off the ends of each message of a chat. Many chat templates do; a chat that one would change "
         "is left out.",
+    )
+    turns: Literal["rendered", "contents"] = Field(
+        "rendered",
+        description="What is learned of a chat's assistant: `rendered`, all that its chat template writes for a turn, reasoning and calls of "
+        "tools too; `contents`, contents alone: a chat with tool_calls or reasoning_content is left out. A dump goes on as it was "
+        "begun.",
+    )
+    reasoning: Literal["keep", "drop"] = Field(
+        "keep",
+        description="The assistant's reasoning, beside a content or at its beginning in <think> tags: learned with the rest, or dropped "
+        "before any template sees it. Only with `turns: rendered`.",
     )
     id_field: str | None = Field(None, description="Column that names a document; default: its row number.")
     max_row_bytes: int = Field(
@@ -47,6 +60,14 @@ class CorpusConfig(Section):
         return self.field == "messages" or self.messages is not None
 
     _plain_source = field_validator("source")(plain_address)
+
+    @model_validator(mode="after")
+    def _reasoning_is_read(self) -> "CorpusConfig":
+        if self.turns == "contents" and self.reasoning == "drop":
+            raise ValueError(
+                "corpus.reasoning: drop needs corpus.turns: rendered; with contents, a chat with reasoning beside one is left out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _chats_are_answered(self) -> "CorpusConfig":

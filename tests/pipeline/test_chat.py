@@ -65,6 +65,8 @@ def test_any_chat_is_found_whole_or_its_template_is_named(name: str) -> None:
         except ChatError as error:
             if error.reason == STRIPS:
                 assert family.strips and any(answer != answer.strip() for answer in answers)
+            elif error.reason == "the chat template changes what the assistant says":
+                assert name == "qwen3" and any("</think>" in answer for answer in answers)
             else:
                 assert error.reason in (
                     "no token holds only what the assistant says",
