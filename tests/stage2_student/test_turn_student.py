@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import CorpusConfig
+from pipeline.conversation import Excerpt
 from pipeline.evaluation import Job
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
@@ -18,6 +19,7 @@ from stage1_teacher.dump import run_teacher
 from stage2_student.batches import NO_LABEL, Encoded, Masks, make_example
 from stage2_student.encode import count_tokens, encode_records
 from stage2_student.evaluate import run_eval
+from stage2_student.held_out import _as_json, _of_json
 from stage2_student.launch import launch_student
 from tests.chat_turns import CALLED, REASONED, answer, load_turns, result, talk, turn_model, user
 from tests.stage1_teacher.test_chat_dump import write_recipe
@@ -134,3 +136,8 @@ def test_the_teacher_itself_is_no_distance_from_its_dump_and_all_models_are_scor
             "llama: the chat template leaves out the reasoning": 2,
             "the models' chat templates write reasoning or calls differently": 2,
         }
+
+
+def test_ranks_tell_each_other_a_turn_as_it_is() -> None:
+    for text in (b"and \xc3\xa9", ({"role": "user", "content": "the?"},), Excerpt(CALLED, 2)):
+        assert _of_json(json.loads(json.dumps(_as_json(text)))) == text
