@@ -8,6 +8,7 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from tests.bench.texts import code
 
 END_OF_TEXT = "<|endoftext|>"
 SIZE = 420
+_UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
 class Spelling(NamedTuple):
@@ -49,9 +51,28 @@ class Spelling(NamedTuple):
 
     @property
     def never_yielded(self) -> frozenset[int]:
-        """Byte-fallback tokens whose byte another token spells."""
+        """Byte-fallback tokens whose byte another token spells, and tokens with a byte that no UTF-8 text has."""
         others = {spelled for i, spelled in enumerate(self.token_bytes) if i not in self.fallback}
-        return frozenset(i for i in self.fallback if self.token_bytes[i] in others)
+        twins = (i for i in self.fallback if self.token_bytes[i] in others)
+        foreign = (i for i, spelled in enumerate(self.token_bytes) if spelled and not _UTF8_BYTES.issuperset(spelled))
+        return frozenset(chain(twins, foreign))
+
+    def yielded(self) -> dict[bytes, int]:
+        """By their bytes the tokens that it is seen to yield: for these bytes, after an `x`, or for a byte of a character it has not."""
+        found, never = {}, self.never_yielded
+        for index, spelled in enumerate(self.token_bytes):
+            if not spelled or index in never:
+                continue
+            try:
+                text = spelled.decode()
+            except UnicodeDecodeError:
+                if len(spelled) == 1:
+                    found[spelled] = index
+                continue
+            tried = [text, "x" + text, *([text[1:]] if self.prefix and text.startswith(" ") else [])]
+            if any(index in self.encode(one) for one in tried):
+                found[spelled] = index
+        return found
 
     @property
     def wrapped(self) -> PreTrainedTokenizerFast:

@@ -58,7 +58,7 @@ def check_moved(cell: Cell, place: Place) -> str:
     folder = save_tiny(place.work / "model", cell.family, old.wrapped, place.seed)
     start = export_start(recipe_of(cell, place, folder, TEXTS))
     before, after = (AutoModelForCausalLM.from_pretrained(path, dtype="float32").eval() for path in (folder, start))
-    yielded = [{s: i for i, s in enumerate(one.token_bytes) if s and i not in one.never_yielded} for one in (old, new)]
+    yielded = [one.yielded() for one in (old, new)]
     both = sorted(yielded[0].keys() & yielded[1].keys())
     olds, news = ([ids[spelled] for spelled in both] for ids in yielded)
     rows = [model.get_input_embeddings().weight.detach().float() for model in (before, after)]
