@@ -118,15 +118,23 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Raise ValueError where `token_logits`, in float32, are not the model's: a family that scales its logits in another way."""
+        """Raise ValueError where `token_logits`, in float32, are not the model's: a family that scales its logits in another way, or
+        does more to its states before the head."""
         tokens_BL = torch.tensor([[0, 1, 2]])
         theirs_BLV = self.lm(input_ids=tokens_BL, use_cache=False).logits
-        hidden_BLD = self.lm.base_model(input_ids=tokens_BL, use_cache=False).last_hidden_state
-        ours_BLV = self._capped(self.lm.get_output_embeddings()(hidden_BLD))
+        trunk = self.lm.base_model(input_ids=tokens_BL, use_cache=False)
+        named = f"{type(self.lm).__name__} ({self.lm.config.model_type})"
+        if not hasattr(trunk, "last_hidden_state"):
+            raise ValueError(
+                f"{named}: it has no trunk of its own that gives its last hidden states, which training reads; take a student.model of "
+                "another family"
+            )
+        ours_BLV = self._capped(self.lm.get_output_embeddings()(trunk.last_hidden_state))
         if not torch.allclose(theirs_BLV, ours_BLV, rtol=1e-3, atol=1e-3):
             raise ValueError(
-                f"{self.lm.config.model_type}: the head applied to the last hidden states differs from the model's "
-                f"logits by {(theirs_BLV - ours_BLV).abs().max().item():.3g}; its scaling of logits is not supported"
+                f"{named}: the head applied to the last hidden states differs from the model's logits by "
+                f"{(theirs_BLV - ours_BLV).abs().max().item():.3g}; what it does to them is not supported in training. Take a student.model of "
+                "another family"
             )
 
 

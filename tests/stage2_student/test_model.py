@@ -20,6 +20,7 @@ from stage2_student.model import Student
 from stage2_student.start import Ends, load_start
 from stage2_student.train import build_student
 from tests.stage2_student.dumps import make_recipe, make_record, make_text
+from tests.zoo.models import tiny_model
 
 END_ID = 268
 
@@ -108,3 +109,23 @@ def test_embedding_and_interface_learn_at_multiples_of_the_rate_and_frozen_weigh
     assert student.interface is not None
     assert all(rates.pop(id(parameter)) == 3.0 for parameter in student.interface.parameters())
     assert set(rates.values()) == {1.0} and id(frozen) not in rates
+
+
+@pytest.mark.parametrize("family", ["cohere", "granite", "falcon_h1", "recurrent_gemma", "xlstm", "modernbert-decoder"])
+def test_a_family_that_does_more_to_its_logits_than_we_know_is_refused_by_name(family: str) -> None:
+    student = Student(tiny_model(family, 300), None, train_config(ce=1.0))
+    with pytest.raises(
+        ValueError, match=rf"ForCausalLM \({family}\): .* not supported in training\. Take a student\.model"
+    ):
+        student.check_head()
+
+
+def test_a_family_whose_trunk_gives_no_hidden_states_is_refused_by_name() -> None:
+    student = Student(tiny_model("llama4_text", 300), None, train_config(ce=1.0))
+    with pytest.raises(ValueError, match=r"Llama4ForCausalLM \(llama4_text\): it has no trunk.*another family"):
+        student.check_head()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "phi", "qwen3_moe", "mamba"])
+def test_a_family_whose_logits_are_its_heads_products_is_not(family: str) -> None:
+    Student(tiny_model(family, 300), None, train_config(ce=1.0)).check_head()

@@ -29,7 +29,9 @@ from tests.zoo.subject import (
 )
 
 MOST_KL = 0.02  # nats a byte that a dump's rounding makes
-MOST_MASS = 0.01  # on all tokens together that the tokenizer never yields
+MOST_MASS = (
+    0.03  # on all tokens together that no text contains; logits are spread by 3 here, and capped at 4 in some families
+)
 
 
 def check_eval(cell: Cell, place: Place) -> str:
