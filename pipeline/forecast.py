@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.estimates import Estimate, counted, ratio
+from schemas.record import Question
 
 
 class Part(NamedTuple):
@@ -56,6 +57,7 @@ class Calibration:
         read_seconds: one pass over the corpus.
         audit_seconds: of all documents that will be audited together.
         devices, num_devices: what one worker computes on.
+        questions: the records that the sampled documents will be, as a student meets them.
     """
 
     shape: Shape
@@ -68,6 +70,7 @@ class Calibration:
     audit_seconds: float
     devices: str
     num_devices: int
+    questions: Sequence[Question] = ()
 
 
 class Forecast(NamedTuple):

@@ -115,6 +115,7 @@ def _student_lines(recipe: Recipe) -> list[Line]:
             "train",
             f"{train.steps} steps of {train.batch_tokens} tokens ({tokens:,} in all), lr {train.lr:g}, {train.dtype}",
         ),
+        ("train.max_tokens", _max_tokens(train)),
         (
             "train.objectives",
             f"{weights} (nats per supervised byte)",
@@ -142,6 +143,14 @@ def _evaluations(train: TrainConfig) -> str:
     if not train.eval_every:
         return f"no evaluation while it trains; {kept} of its checkpoints are kept"
     return f"every {train.eval_every} steps on {train.eval_documents} documents of eval; {kept} of its checkpoints are kept, and the best"
+
+
+def _max_tokens(train: TrainConfig) -> str:
+    given = "" if train.max_tokens is not None else ", or the student's positions where it has fewer"
+    return (
+        f"records of more than {train.piece_tokens} of the student's tokens{given} are cut into pieces; what cannot be used `bld student` "
+        "counts when it begins, and --calibrate on a sample"
+    )
 
 
 def _deepspeed_line(train: TrainConfig) -> str:

@@ -68,6 +68,7 @@ class Question(NamedTuple):
     message_roles: tuple[str, ...] = ()
     message_lengths: tuple[int, ...] = ()
     conversation: str = ""
+    teacher_token_lengths: np.ndarray = np.empty(0, dtype=np.int32)  # T; empty where it was not asked for
 
     @property
     def messages(self) -> list[dict[str, str]]:

@@ -211,13 +211,15 @@ def read_shard(path: Location, batch_records: int = 64, checked: bool = True) ->
         first += batch.num_rows
 
 
-def read_rows(path: Location, rows: Iterable[int], batch_records: int = 64) -> Iterator[Record]:
+def read_rows(
+    path: Location, rows: Iterable[int], batch_records: int = 64, beside_others: bool = False
+) -> Iterator[Record]:
     """Yield these rows of a shard, ascending. What lies between is decoded by Arrow, which lets other threads run, and goes no further.
 
-    `rows` is asked for the next one when it is due, so that it may be found out meanwhile.
+    `rows` is asked for the next one when it is due, so that it may be found out meanwhile. `beside_others`: as of `open_parquet`.
     Raises ValueError for a row that the shard does not have, and as `read_shard` does.
     """
-    batches, batch, first = _batches(path, batch_records), None, 0
+    batches, batch, first = _batches(path, batch_records, beside_others), None, 0
     for row in rows:
         while batch is None or row >= first + batch.num_rows:
             first += 0 if batch is None else batch.num_rows
@@ -238,8 +240,8 @@ def _checked(record: Record, path: Location, row: int) -> Record:
     return record
 
 
-def _batches(path: Location, batch_records: int) -> "Iterator[_Rows]":
-    with open_parquet(path) as file:
+def _batches(path: Location, batch_records: int, beside_others: bool = False) -> "Iterator[_Rows]":
+    with open_parquet(path, beside_others) as file:
         check_version(path, file.schema_arrow.metadata)
         _check_columns(path, file.schema_arrow)
         yield from map(_Rows, file.iter_batches(batch_size=batch_records))
@@ -255,20 +257,16 @@ def _check_columns(path: Location, schema: pa.Schema) -> None:
                 raise ValueError(f"{path}: column {field.name} is {found}, the format says {wanted}")
 
 
-def read_questions(path: Location) -> Iterator[Question]:
-    """Of each record of a shard in order; reads little more than the text."""
+def read_questions(path: Location, with_tokens: bool = False) -> Iterator[Question]:
+    """Of each record of a shard in order; reads little more than the text. `with_tokens`: the lengths of the teacher's tokens too."""
     columns = ["doc_id", "window_start", "document", "segment_starts", "segment_lengths", "segment_has_end"]
+    columns += ["teacher_token_lengths"] if with_tokens else []
     with open_parquet(path) as file:
         check_version(path, file.schema_arrow.metadata)
         _check_columns(path, file.schema_arrow)
         columns += [name for name in _MAY_LACK if name in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            for row in batch.to_pylist():
-                segments = zip(row["segment_starts"], row["segment_lengths"], row["segment_has_end"], strict=True)
-                roles, lengths = (tuple(row.get(name, ())) for name in _OF_CHATS)
-                asked = tuple(Segment(*values) for values in segments)
-                conversation = row.get(_CONVERSATION.name, "")
-                yield Question(row["doc_id"], row["window_start"], row["document"], asked, roles, lengths, conversation)
+        for rows in map(_Rows, file.iter_batches(batch_size=256, columns=columns)):
+            yield from (rows.question(row) for row in range(rows.num_rows))
 
 
 class _Rows:
@@ -286,16 +284,22 @@ class _Rows:
         self._scalars = {name: batch.column(batch.schema.get_field_index(name)) for name in scalars}
 
     def record(self, row: int) -> Record:
+        return Record(**self._asked(row))
+
+    def question(self, row: int) -> Question:
+        return Question(**self._asked(row))
+
+    def _asked(self, row: int) -> dict[str, Any]:
         # Copies: a view would keep the whole batch in memory for as long as a reader keeps one record of it.
         cells = {n: values[offsets[row] : offsets[row + 1]].copy() for n, (offsets, values) in self._lists.items()}
         segments = zip(
             cells.pop("segment_starts"), cells.pop("segment_lengths"), cells.pop("segment_has_end"), strict=True
         )
         roles, lengths = cells.pop("message_roles", ()), cells.pop("message_lengths", ())
-        return Record(
-            message_roles=tuple(roles),
-            message_lengths=tuple(int(length) for length in lengths),
+        return {
+            "message_roles": tuple(roles),
+            "message_lengths": tuple(int(length) for length in lengths),
+            "segments": tuple(Segment(int(start), int(length), bool(end)) for start, length, end in segments),
             **{name: column[row].as_py() for name, column in self._scalars.items()},
-            segments=tuple(Segment(int(start), int(length), bool(end)) for start, length, end in segments),
             **cells,
-        )
+        }

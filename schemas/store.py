@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 _BUFFER_BYTES = 8 << 20  # read at once: a request to a store takes as long as some megabytes
+_PART_BYTES = 256 << 10
+_REMOTE_PART_BYTES = 2 << 20  # some 40 requests for a shard of 16 MiB of text
 _ENVIRONMENT = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_NO_SIGN_REQUEST=1 for a public bucket",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST, CLOUDSDK_AUTH_DISABLE_CREDENTIALS=1 for a public bucket",
@@ -154,16 +156,22 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_parquet(path: Location) -> Iterator[pq.ParquetFile]:
-    """A Parquet file whose pages are checked as they are read."""
+def open_parquet(path: Location, beside_others: bool = False) -> Iterator[pq.ParquetFile]:
+    """A Parquet file whose pages are checked as they are read.
+
+    `beside_others`: one of many that are open and read on bit by bit. Of each column a part is held at a time, of a shard of 16 MiB of
+    text some 35 MB in all; else whatever a row group has of it, some 125 MB.
+    """
     if isinstance(path, Path):
-        with _naming(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        buffers = {"buffer_size": _PART_BYTES, "pre_buffer": False} if beside_others else {}
+        with _naming(path), pq.ParquetFile(path, page_checksum_verification=True, **buffers) as file:
             yield file
         return
     # pre_buffer: a column's bytes are asked for together and ahead, not one after another as they are decoded.
+    buffers = {"buffer_size": _REMOTE_PART_BYTES, "pre_buffer": False} if beside_others else {"pre_buffer": True}
     with (
         reaching(path, path.scheme),
-        pq.ParquetFile(path.path, filesystem=path.filesystem, pre_buffer=True, page_checksum_verification=True) as file,
+        pq.ParquetFile(path.path, filesystem=path.filesystem, page_checksum_verification=True, **buffers) as file,
     ):
         yield file
 

@@ -15,6 +15,7 @@ from pipeline.corpus import Corpus, Document
 from pipeline.estimates import LEAST_UNITS as LEAST_PARTS
 from pipeline.forecast import Calibration, Encoded, File, Part
 from schemas.manifest import ShardPlan
+from schemas.record import Question
 from schemas.shard import commit_shard, read_shard, to_table
 from stage1_teacher import audit, cost
 from stage1_teacher.engine import ListingEngine
@@ -52,9 +53,10 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
         parts = list(dump_parts(groups, teacher, recipe, Path(scratch) / "parts", seconds))
         paths = part_paths(Path(scratch) / "parts")
         files = joined(paths, [part.text_bytes for part in parts], Path(scratch) / "joined.parquet", recipe)
+    documents, questions = encoded(found.sample, teacher, seconds * ENCODE_SHARE)
     measured = Calibration(
         shape=found.shape,
-        documents=encoded(found.sample, teacher, seconds * ENCODE_SHARE),
+        documents=documents,
         parts=parts,
         files=files,
         load_seconds=loaded,
@@ -63,6 +65,7 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
         audit_seconds=seconds_of_audit(found.sample, teacher, num_audited),
         devices=cost.devices(recipe),
         num_devices=cost.num_devices(recipe),
+        questions=questions,
     )
     teacher.engine.close()
     return measured
@@ -170,17 +173,31 @@ def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recip
     return File(text_bytes, sizes[0], sizes[1] + sizes[2])
 
 
-def encoded(sample: Sequence[Document], teacher: Teacher, seconds: float) -> list[Encoded]:
-    """Documents of the sample in tokens, as many as the time allows; one that must be left out has none."""
+def encoded(sample: Sequence[Document], teacher: Teacher, seconds: float) -> tuple[list[Encoded], list[Question]]:
+    """Documents of the sample in tokens, as many as the time allows, and the records that they will be; one that must be left out has none."""
     until = time.monotonic() + seconds
     found: list[Encoded] = []
+    questions: list[Question] = []
     for document in sample:
         if len(found) >= LEAST_PARTS and time.monotonic() > until:
             break
         plan = ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=len(document.text), sha256="")
         pieces = cut_shard(plan, [document], teacher).pieces
         found.append(Encoded(len(document.text), sum(len(teacher.prompt(piece)) for piece in pieces)))
-    return found
+        for piece in pieces:
+            segments = tuple(stretch.segment for stretch in piece.stretches)
+            questions.append(
+                Question(
+                    piece.doc_id,
+                    piece.window.start,
+                    piece.text,
+                    segments,
+                    piece.roles,
+                    piece.lengths,
+                    conversation=piece.conversation,
+                )
+            )
+    return found, questions
 
 
 def seconds_of_audit(sample: Sequence[Document], teacher: Teacher, num_documents: int) -> float:

@@ -58,11 +58,22 @@ def aligned(record: Record, others: Sequence[Sequence[Record]]) -> list[Record]:
     Args:
         others: of each other dump, the windows of the same document that overlap with the record.
     """
+    kept_P = _kept(record, others)
+    segments, kept_K = tuple(_cut(record.segments, kept_P)), places(record)[kept_P]
+    return [replace(record, segments=segments, **_columns(windows, kept_K)) for windows in ([record], *others)]
+
+
+def common_segments(record: Record, others: Sequence[Sequence[Record]]) -> tuple[Segment, ...]:
+    """The segments of the records that `aligned` gives."""
+    return tuple(_cut(record.segments, _kept(record, others)))
+
+
+def _kept(record: Record, others: Sequence[Sequence[Record]]) -> np.ndarray:
+    """P, bool: which positions all supervise."""
     kept_P = np.ones(record.num_positions, dtype=bool)
     for windows in others:
         kept_P &= np.isin(places(record), np.concatenate([places(window) for window in windows]))
-    segments, kept_K = tuple(_cut(record.segments, kept_P)), places(record)[kept_P]
-    return [replace(record, segments=segments, **_columns(windows, kept_K)) for windows in ([record], *others)]
+    return kept_P
 
 
 def _cut(segments: Sequence[Segment], kept_P: np.ndarray) -> Iterator[Segment]:

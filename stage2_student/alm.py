@@ -28,8 +28,10 @@ def chunk_bounds(encoded: Encoded, debias: float) -> list[np.ndarray]:
 
     The segment's start is one of them if no token straddles it; any other only where the teacher's next symbol is a cut
     with a probability of at least `debias`. The end of a segment without END has no stored position, so no probability.
+    Of a piece of a record they are those of the whole record that lie in what it supervises.
     """
     record = encoded.record
+    first, last = _supervised_bytes(encoded)
     shared = np.intersect1d(np.append(0, encoded.ends), np.append(0, np.cumsum(record.teacher_token_lengths)))
     cut_probs = _cut_probs(record)
     row_of_byte, row_of_end = position_rows(record)
@@ -38,8 +40,16 @@ def chunk_bounds(encoded: Encoded, debias: float) -> list[np.ndarray]:
         stop = segment.start + segment.length
         inside = shared[(shared >= segment.start) & (shared <= stop)]
         rows = np.where(inside == stop, row, np.append(row_of_byte, NO_ROW)[inside])
-        bounds.append(inside[(inside == segment.start) | (cut_probs[rows] >= debias)])
+        kept = (inside == segment.start) | (cut_probs[rows] >= debias)
+        bounds.append(inside[kept & (inside >= first) & (inside <= last)])
     return bounds
+
+
+def _supervised_bytes(encoded: Encoded) -> tuple[int, int]:
+    """Byte offsets that a piece supervises; of a whole record all of them."""
+    if not len(encoded.ends):
+        return 0, 0
+    return int(encoded.starts[encoded.num_context]), int(encoded.ends[-1])
 
 
 def _cut_probs(record: Record) -> np.ndarray:

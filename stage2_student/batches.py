@@ -32,9 +32,9 @@ class Masks:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] .. ends[l]`.
+    """A record, or a piece of one, in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] .. ends[l]`.
 
-    In a chat the template writes the start token, and tokens that cover nothing: they stand empty where they come.
+    The document is the whole record's. In a chat the template writes the start token, and tokens that cover nothing: they stand empty where they come.
     """
 
     record: Record
@@ -43,6 +43,7 @@ class Encoded:
     ends: np.ndarray
     start: int | None = None  # of a chat; None: the student's own start token
     turn_ends: Mapping[int, int] | None = None  # of a chat: byte offset where a turn ends -> the token that says so
+    num_context: int = 0  # tokens at the front of a piece that are context: the piece before it supervises them
 
     @property
     def num_tokens(self) -> int:
@@ -120,6 +121,7 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | 
     """
     record, starts, ends = encoded.record, encoded.starts, encoded.ends
     inside = supervised_tokens(starts, ends, record.segments)
+    inside[: encoded.num_context] = False
     if encoded.turn_ends is not None:
         inside &= ends > starts
     labels_L = np.append(np.where(inside, encoded.tokens, NO_LABEL), NO_LABEL)
@@ -158,8 +160,8 @@ def _byte_positions(
 
 
 def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """(state, index of the segment) of each END that follows a token's last byte; in a chat, where `end_id` does."""
-    ends, turn_ends = encoded.ends, encoded.turn_ends
+    """(state, index of the segment) of each END that follows a token's last byte; in a chat, where `end_id` does. None after context."""
+    ends, turn_ends, num_context = encoded.ends, encoded.turn_ends, encoded.num_context
     found = []
     for index, segment in enumerate(encoded.record.segments):
         stop = segment.start + segment.length
@@ -168,7 +170,8 @@ def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarra
             state = state if state is not None and encoded.tokens[state] == end_id else None
         else:
             tokens_before = int(np.searchsorted(ends, stop, side="right"))
-            state = tokens_before if (ends[tokens_before - 1] if tokens_before else 0) == stop else None
+            is_end = (ends[tokens_before - 1] if tokens_before else 0) == stop
+            state = tokens_before if is_end and (tokens_before > num_context or not num_context) else None
         if segment.has_end and state is not None:
             found.append((state, index))
     pairs = np.array(found, dtype=np.int64).reshape(-1, 2)

@@ -1,8 +1,8 @@
-"""Records in the student's tokens: how many, and which bytes each of them covers. Nothing is ever cut."""
+"""Records in the student's tokens: how many, and which bytes each of them covers; whole, or in pieces (see `stage2_student.pieces`)."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise, zip_longest
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,9 +10,12 @@ from pipeline.chat import ChatTokenizer, EncodedChat
 from pipeline.chat_template import ChatError
 from schemas.record import Question, Record
 from stage2_student.batches import Encoded
-from stage2_student.spans import token_spans
+from stage2_student.pieces import Cuttable, Piece, cut
+from stage2_student.spans import supervised_tokens, token_spans
 
 TOO_LONG = "longer than train.max_tokens"
+UNSPELLABLE = "the student's tokenizer cannot spell it"
+NOTHING = "no token of the student's lies in what the dump supervises"
 
 
 class Tokenizer(Protocol):
@@ -27,32 +30,97 @@ class Tokenizer(Protocol):
     def encode_batch(self, documents: Sequence[bytes]) -> Sequence[list[int] | ValueError]: ...
 
 
-def count_tokens(
-    asked: Sequence[Question | Record], tokenizer: Tokenizer, chat: ChatTokenizer | None = None
-) -> list[int | str]:
-    """Of each record the student's tokens, its start token included, or the reason why it cannot be used. Errors as `encode_records`."""
-    return [found if isinstance(found, str) else _num_tokens(found) for found in _tokens(asked, tokenizer, chat)]
+class Spelled(NamedTuple):
+    """A record in the student's tokens, as `Encoded` has it; `restarts` are tokens that later messages of a chat begin with."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    start: int | None = None
+    turn_ends: Mapping[int, int] | None = None
+    restarts: tuple[int, ...] = ()
+
+    def encoded(self, record: Record, piece: Piece | None = None) -> Encoded:
+        """The record, or a piece of it."""
+        if piece is None:
+            return Encoded(record, self.tokens, self.starts, self.ends, self.start, self.turn_ends)
+        first, done, last = piece
+        inside = slice(first, last)
+        ends = self.turn_ends
+        if ends is not None:
+            ends = {offset: token - first for offset, token in ends.items() if done <= token < last}
+        of_piece = (self.tokens[inside], self.starts[inside], self.ends[inside], self.start, ends)
+        return Encoded(record, *of_piece, num_context=done - first)
+
+
+def count_pieces(
+    asked: Sequence[Question | Record], tokenizer: Tokenizer, chat: ChatTokenizer | None, max_tokens: int | None
+) -> Iterator[tuple[int, ...] | str]:
+    """Of each record the student's tokens in each of its pieces, start tokens included, or the reason why it cannot be used.
+
+    Args:
+        max_tokens: None: a record is one piece, however long.
+    Raises:
+        ValueError: as `encode_records`.
+    """
+    for record, found in zip(asked, _tokens(asked, tokenizer, chat), strict=True):
+        if isinstance(found, str):
+            yield found
+        elif max_tokens is None or _num_tokens(found) <= max_tokens:
+            yield (_num_tokens(found),)
+        else:
+            yield (
+                tuple(piece.num_tokens for piece in _pieces(record, _spelled(record, found, tokenizer), max_tokens))
+                or NOTHING
+            )
+
+
+def encode_pieces(
+    records: Sequence[Record], tokenizer: Tokenizer, chat: ChatTokenizer | None, max_tokens: int | None
+) -> Iterator[list[Encoded] | str]:
+    """The pieces that `count_pieces` counts."""
+    for record, found in zip(records, _tokens(records, tokenizer, chat), strict=True):
+        if isinstance(found, str):
+            yield found
+            continue
+        spelled = _spelled(record, found, tokenizer)
+        if max_tokens is None or _num_tokens(found) <= max_tokens:
+            yield [spelled.encoded(record)]
+        else:
+            yield [spelled.encoded(record, piece) for piece in _pieces(record, spelled, max_tokens)] or NOTHING
 
 
 def encode_records(
     records: Sequence[Record], tokenizer: Tokenizer, max_tokens: int, chat: ChatTokenizer | None = None
 ) -> list[Encoded | str]:
-    """Each record in the student's tokens, or the reason why it is left out.
+    """Each record whole, or the reason why it is left out.
 
     Args:
         chat: the tokenizer with its chat template. ValueError where it is None and there is a chat among the records.
     """
-    encoded: list[Encoded | str] = []
-    for record, found in zip(records, _tokens(records, tokenizer, chat), strict=True):
-        if isinstance(found, str):
-            encoded.append(found)
-        elif _num_tokens(found) > max_tokens:
-            encoded.append(TOO_LONG)
-        elif isinstance(found, EncodedChat):
-            encoded.append(encoded_chat(record, found, tokenizer))
-        else:
-            encoded.append(_encoded(record, found, tokenizer))
-    return encoded
+    found = (
+        pieces if isinstance(pieces, str) else pieces[0] for pieces in encode_pieces(records, tokenizer, chat, None)
+    )
+    return [one if isinstance(one, str) or one.num_tokens <= max_tokens else TOO_LONG for one in found]
+
+
+def _pieces(asked: Question | Record, spelled: Spelled, max_tokens: int) -> Iterator[Piece]:
+    theirs = np.append(0, np.cumsum(asked.teacher_token_lengths)) if len(asked.teacher_token_lengths) else None
+    record = Cuttable(asked.document, spelled.starts, spelled.ends, _used(asked, spelled), theirs, spelled.restarts)
+    return cut(record, max_tokens)
+
+
+def _used(asked: Question | Record, spelled: Spelled) -> np.ndarray:
+    """Bool per token: it is supervised, or an END is that follows it; in a chat, that it stands for."""
+    starts, ends = spelled.starts, spelled.ends
+    used = supervised_tokens(starts, ends, asked.segments)
+    stops = {segment.start + segment.length for segment in asked.segments if segment.has_end}
+    if spelled.turn_ends is None:
+        used[np.isin(ends, list(stops)) & (ends > starts)] = True
+    else:
+        used &= ends > starts
+        used[[token for offset, token in spelled.turn_ends.items() if offset in stops]] = True
+    return used
 
 
 def _num_tokens(found: list[int] | EncodedChat) -> int:
@@ -77,10 +145,19 @@ def _tokens(
 def _or_reason(found: list[int] | EncodedChat | ValueError) -> list[int] | EncodedChat | str:
     if isinstance(found, ChatError):
         return found.reason
-    return "the student's tokenizer cannot spell it" if isinstance(found, ValueError) else found
+    return UNSPELLABLE if isinstance(found, ValueError) else found
 
 
-def encoded_chat(record: Record, chat: EncodedChat, tokenizer: Tokenizer) -> Encoded:
+def _spelled(asked: Question | Record, found: list[int] | EncodedChat, tokenizer: Tokenizer) -> Spelled:
+    if isinstance(found, EncodedChat):
+        return _spelled_chat(found, tokenizer)
+    spans = token_spans([tokenizer.token_bytes[i] or b"" for i in found], asked.document, tokenizer.prefix)
+    starts = np.array([span.start for span in spans], dtype=np.int64)
+    ends = np.array([span.stop for span in spans], dtype=np.int64)
+    return Spelled(np.array(found, dtype=np.int64), starts, ends)
+
+
+def _spelled_chat(chat: EncodedChat, tokenizer: Tokenizer) -> Spelled:
     """A chat's tokens and the bytes they cover; its first token is the start. Tokens outside turns stand empty: what ends a turn at
     its end, others where the next turn starts."""
     starts = np.full(len(chat.tokens), chat.turns[0].start, dtype=np.int64)
@@ -92,19 +169,22 @@ def encoded_chat(record: Record, chat: EncodedChat, tokenizer: Tokenizer) -> Enc
         starts[turn.last : turn.last + 1] = ends[turn.last : turn.last + 1] = turn.end
         if after is not None:
             starts[turn.last + 1 :] = ends[turn.last + 1 :] = after.start
-    turn_ends = {turn.end: turn.last - 1 for turn in chat.turns if turn.end_token is not None}
-    return Encoded(
-        record,
+    return Spelled(
         np.array(chat.tokens[1:], dtype=np.int64),
         starts[1:],
         ends[1:],
         start=chat.tokens[0],
-        turn_ends=turn_ends,
+        turn_ends={turn.end: turn.last - 1 for turn in chat.turns if turn.end_token is not None},
+        restarts=tuple(_restarts(chat)),
     )
 
 
-def _encoded(record: Record, ids: Sequence[int], tokenizer: Tokenizer) -> Encoded:
-    spans = token_spans([tokenizer.token_bytes[i] or b"" for i in ids], record.document, tokenizer.prefix)
-    starts = np.array([span.start for span in spans], dtype=np.int64)
-    ends = np.array([span.stop for span in spans], dtype=np.int64)
-    return Encoded(record, np.array(ids, dtype=np.int64), starts, ends)
+def _restarts(chat: EncodedChat) -> Iterator[int]:
+    """Where a piece may begin like a chat of its own, the chat's first token put before: of the tokens after that one, which.
+
+    Where the template writes its first token before each message, that is put before already.
+    """
+    for before, after in pairwise(chat.turns):
+        begin = before.last + (before.end_token is not None)
+        marks = [i for i in range(begin, after.first) if chat.tokens[i] == chat.tokens[0]]
+        yield marks[0] if marks else begin - 1

@@ -85,7 +85,7 @@ def held_out(
         window
         for number, spelled in enumerate(reader.spell(documents))
         if isinstance(spelled, Spelled)
-        for window in cut_document(spelled, text.spans(number, spelled), train.max_tokens)
+        for window in cut_document(spelled, text.spans(number, spelled), train.piece_tokens)
     ]
     if rank == 0:
         cut = f" in {len(windows)} windows" if len(windows) > text.num_documents else ""
@@ -93,7 +93,7 @@ def held_out(
         say(f"held out: {text.num_documents} documents{cut}, {text.num_bytes} bytes{more}")
     micro_batches = _shares(windows, train.micro_batch_tokens, start_id, world)[rank]
     # Documents longer than a window were left out once; figures of then have the digest of the documents alone.
-    how = f"windows of {train.max_tokens} tokens" if len(windows) > text.num_documents else ""
+    how = f"windows of {train.piece_tokens} tokens" if len(windows) > text.num_documents else ""
     return HeldOut(micro_batches, text.num_bytes, _sha256(documents, how))
 
 

@@ -1,7 +1,8 @@
 """Several dumps of one corpus, read side by side: documents joined by content, whatever their names, shards and windows.
 
 Dumps that list their documents in one order, as dumps of one corpus do, are each read once from front to back; another
-order is joined too, but its shards are opened again and again. Held in memory: 28 bytes per document of each dump.
+order is joined too, but its shards are opened again and again. Held in memory: 28 bytes per document of each dump, twice that while they are
+compared.
 """
 
 import hashlib
@@ -60,6 +61,12 @@ class Contents:
 
     @classmethod
     def of(cls, dump: OpenDump) -> "Contents":
+        parts = [cls._of_shard(shard, path) for shard, path in enumerate(dump.shards)]
+        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    @staticmethod
+    def _of_shard(shard: int, path: Location) -> list[np.ndarray]:
+        """The columns of one shard: as tuples of Python's numbers they would take seven times as much, so never of all at once."""
         rows = [
             (
                 _key(whole_document(group) + speakers(group)),
@@ -68,11 +75,10 @@ class Contents:
                 row,
                 len(group),
             )
-            for shard, path in enumerate(dump.shards)
             for row, group in _documents(read_questions(path))
         ]
         kinds = (np.uint64, np.uint64, np.int32, np.int32, np.int32)
-        return cls(*(np.array([r[i] for r in rows], dtype=kind) for i, kind in enumerate(kinds)))
+        return [np.array([r[i] for r in rows], dtype=kind) for i, kind in enumerate(kinds)]
 
 
 def _key(content: bytes) -> int:
@@ -177,10 +183,13 @@ def _remarks(paths: Sequence[Location], contents: Sequence[Contents]) -> dict[st
         for other_path, other in zip(paths, contents, strict=True):
             lacking = int((~np.isin(table.keys_N, other.keys_N)).sum())
             found[f"in {path} but not in {other_path}: left out"] = lacking
-    first = dict(zip(contents[0].keys_N.tolist(), contents[0].asked_N.tolist(), strict=True))
+    order = np.argsort(contents[0].keys_N, kind="stable")
+    keys, asked = contents[0].keys_N[order], contents[0].asked_N[order]
     for path, table in zip(paths[1:], contents[1:], strict=True):
-        both = zip(table.keys_N.tolist(), table.asked_N.tolist(), strict=True)
-        differing = sum(first.get(key, asked) != asked for key, asked in both)
+        # Of several equal documents the last, as `Places` lists them.
+        last = np.searchsorted(keys, table.keys_N, side="right") - 1
+        common = (last >= 0) & (keys[last] == table.keys_N)
+        differing = int((asked[last[common]] != table.asked_N[common]).sum())
         found[f"with other positions supervised in {path} than in {paths[0]}: those that both supervise are mixed"] = (
             differing
         )

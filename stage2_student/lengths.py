@@ -1,17 +1,19 @@
-"""How many of the student's tokens each record has: known before training, so that every rank can plan all batches without their text.
+"""How many of the student's tokens each record has, in how many pieces: known before training, so that every rank can plan all batches
+without their text.
 
 Counted once for a dump and a tokenizer, by all ranks in parallel, a shard at a time, and kept in the run's folder:
 
     lengths/part-00003.parquet   absent or complete, and sealed; its metadata says what was counted with what
 
-Shape legend: S shards, N records of all shards in turn.
+Shape legend: S shards, U pieces of all shards in turn (a record that cannot be used counts as one), C records of several pieces.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +24,18 @@ from pipeline.logs import warn
 from schemas.record import Question, Record
 from schemas.seal import check_seal
 from schemas.shard import commit_shard
-from stage2_student.encode import Tokenizer, count_tokens
+from stage2_student.encode import Tokenizer, count_pieces
 
 _GROUP = 256  # records that are encoded together: the tokenizer shares them among the cores
 _KEY = b"bld.counted_of"
-_SCHEMA = pa.schema([pa.field("num_tokens", pa.int32()), pa.field("left_out", pa.string())])  # one of them is null
+_SCHEMA = pa.schema(
+    [
+        pa.field("num_tokens", pa.list_(pa.int32())),  # of each piece; empty where it cannot be used
+        pa.field("left_out", pa.string()),  # then: why
+        pa.field("num_bytes", pa.int64()),  # supervised
+        pa.field("continues", pa.bool_()),
+    ]
+)
 
 
 class Asking(Protocol):
@@ -37,62 +46,167 @@ class Asking(Protocol):
     def questions(self, shard: int) -> Iterator[Question | Record]: ...
 
 
+class Counted(NamedTuple):
+    """What there is to know of a record.
+
+    Attributes:
+        tokens: of each of its pieces, the start token included; empty where it cannot be used.
+        reason: then why.
+        num_bytes: that it supervises; END is not one.
+        continues: it is a window of the same document as the record before it.
+    """
+
+    tokens: tuple[int, ...]
+    reason: str | None = None
+    num_bytes: int = 0
+    continues: bool = False
+
+
+class Unusable(NamedTuple):
+    """Records that are left out for one reason, and the bytes that they supervise."""
+
+    records: int
+    num_bytes: int
+
+
 @dataclass(frozen=True)
 class Lengths:
     """Of all records of a dump, in the order of its shards."""
 
-    counts_S: np.ndarray  # int64, records of each shard
-    tokens_N: np.ndarray  # int32, the start token included; 0: it cannot be used
-    reasons: dict[int, str]  # of N: why a record cannot be used
+    counts_S: np.ndarray  # int64, pieces of each shard
+    tokens_U: np.ndarray  # int32, the start token included; 0: it cannot be used
+    continues_U: np.ndarray  # bool, of the same document as the piece before
+    first_C: np.ndarray  # int64, the first piece of each record that has several
+    pieces_C: np.ndarray  # int64, how many
+    num_bytes: int  # supervised, of all records
+    reasons: dict[int, str] = field(default_factory=dict)  # of U: why a record cannot be used
+    bytes_left_out: Counter[str] = field(default_factory=Counter)  # supervised, by reason
+
+    @property
+    def num_records(self) -> int:
+        return len(self.tokens_U) - int((self.pieces_C - 1).sum())
 
     def usable(self, max_tokens: int) -> np.ndarray:
-        """Bool: which records can be trained on."""
-        return (self.tokens_N > 0) & (self.tokens_N <= max_tokens)
+        """U, bool: which pieces can be trained on."""
+        return (self.tokens_U > 0) & (self.tokens_U <= max_tokens)
+
+    def unusable(self) -> dict[str, Unusable]:
+        """What cannot be used, by reason."""
+        records = Counter(self.reasons.values())
+        return {reason: Unusable(count, self.bytes_left_out[reason]) for reason, count in records.most_common()}
+
+    def rows(self, shard_W: np.ndarray, unit_W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(record of its shard, piece of that record) of the `unit`-th piece of each shard; W each, int64."""
+        first_S = np.cumsum(self.counts_S) - self.counts_S
+        record_W, piece_W = self._records(first_S[shard_W] + unit_W)
+        return record_W - self._records(first_S[shard_W])[0], piece_W
+
+    def _records(self, unit_W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(record of all shards, piece of it) of each piece."""
+        extra_C = np.append(0, np.cumsum(self.pieces_C - 1))
+        before_W = (
+            np.searchsorted(self.first_C, unit_W, side="right") - 1
+        )  # the last record of several pieces that has begun
+        piece_W = np.zeros_like(unit_W)
+        begun = before_W >= 0
+        since_W = unit_W[begun] - self.first_C[before_W[begun]]
+        last_W = self.pieces_C[before_W[begun]] - 1
+        piece_W[begun] = np.where(since_W <= last_W, since_W, 0)
+        passed_W = extra_C[np.maximum(before_W, 0)]
+        passed_W[begun] += np.minimum(since_W, last_W)
+        return unit_W - passed_W, piece_W
 
     @classmethod
-    def of(cls, shards: Iterable[Sequence[int | str]]) -> "Lengths":
-        """Of the tokens of each record, or the reason why it cannot be used, shard by shard."""
+    def of(cls, shards: Iterable[Sequence[Counted]]) -> "Lengths":
+        """Of what was counted, shard by shard."""
         counts: list[int] = []
-        tokens = [np.empty(0, dtype=np.int32)]
+        tokens, continues, pieces = ([np.empty(0, dtype=kind)] for kind in (np.int32, bool, np.int32))
         reasons: dict[int, str] = {}
-        before = 0
+        left_out: Counter[str] = Counter()
+        before = num_bytes = 0
         for shard in shards:
-            reasons |= {before + row: found for row, found in enumerate(shard) if isinstance(found, str)}
-            tokens.append(np.array([0 if isinstance(found, str) else found for found in shard], dtype=np.int32))
-            counts.append(len(shard))
-            before += len(shard)
-        return cls(np.array(counts, dtype=np.int64), np.concatenate(tokens), reasons)
+            sizes = np.array([max(len(record.tokens), 1) for record in shard], dtype=np.int32)
+            first = before + np.cumsum(sizes) - sizes
+            for at, record in zip(first.tolist(), shard, strict=True):
+                if record.reason is not None:
+                    reasons[at] = record.reason
+                    left_out[record.reason] += record.num_bytes
+            tokens.append(np.array([n for record in shard for n in record.tokens or (0,)], dtype=np.int32))
+            flags = np.ones(int(sizes.sum()), dtype=bool)
+            flags[first - before] = [record.continues for record in shard]
+            continues.append(flags)
+            pieces.append(sizes)
+            counts.append(len(flags))
+            before += len(flags)
+            num_bytes += sum(record.num_bytes for record in shard)
+        pieces_N = np.concatenate(pieces)
+        first_N = np.cumsum(pieces_N, dtype=np.int64) - pieces_N
+        several_N = pieces_N > 1
+        return cls(
+            counts_S=np.array(counts, dtype=np.int64),
+            tokens_U=np.concatenate(tokens),
+            continues_U=np.concatenate(continues),
+            first_C=first_N[several_N],
+            pieces_C=pieces_N[several_N].astype(np.int64),
+            num_bytes=num_bytes,
+            reasons=reasons,
+            bytes_left_out=left_out,
+        )
 
 
 def count_shard(
-    reader: Asking, shard: int, tokenizer: Tokenizer, chat: ChatTokenizer | None = None
-) -> Iterator[int | str]:
-    """Of each record of a shard its tokens, or the reason why it cannot be used."""
-    questions = reader.questions(shard)
+    reader: Asking, shard: int, tokenizer: Tokenizer, chat: ChatTokenizer | None = None, max_tokens: int | None = None
+) -> Iterator[Counted]:
+    """Of each record of a shard. `max_tokens`: longer ones are cut; None: none is."""
+    return count_questions(reader.questions(shard), tokenizer, chat, max_tokens)
+
+
+def count_questions(
+    asked: Iterable[Question | Record], tokenizer: Tokenizer, chat: ChatTokenizer | None, max_tokens: int | None
+) -> Iterator[Counted]:
+    """Of each of these, in turn."""
+    questions = iter(asked)
+    before: str | None = None
     while group := list(islice(questions, _GROUP)):
-        yield from count_tokens(group, tokenizer, chat)
+        for record, found in zip(group, count_pieces(group, tokenizer, chat, max_tokens), strict=True):
+            num_bytes = sum(segment.length for segment in record.segments)
+            continues = record.window_start > 0 and record.doc_id == before
+            tokens, reason = ((), found) if isinstance(found, str) else (found, None)
+            yield Counted(tokens, reason, num_bytes, continues)
+            before = record.doc_id
 
 
 def keep_counts(
-    folder: Path, key: str, reader: Asking, tokenizer: Tokenizer, chat: ChatTokenizer | None, part: int, parts: int
+    folder: Path,
+    key: str,
+    reader: Asking,
+    tokenizer: Tokenizer,
+    chat: ChatTokenizer | None,
+    part: int,
+    parts: int,
+    max_tokens: int | None = None,
 ) -> None:
     """Count, of every `parts`-th shard from `part`, what is not there yet.
 
     Args:
-        key: what decides the counts: dump and tokenizer.
+        key: what decides the counts: dump, tokenizer, and where records are cut.
+        max_tokens: as of `count_shard`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(part, reader.num_shards, parts):
         path = _path(folder, shard)
         if path.exists() and _is_sound(path, key):
             continue
-        found = list(count_shard(reader, shard, tokenizer, chat))
-        columns = [
-            [None if isinstance(n, str) else n for n in found],
-            [n if isinstance(n, str) else None for n in found],
-        ]
+        found = list(count_shard(reader, shard, tokenizer, chat, max_tokens))
+        columns = [list(column) for column in zip(*found, strict=True)] if found else [[] for _ in _SCHEMA]
         table = pa.Table.from_pydict(dict(zip(_SCHEMA.names, columns, strict=True)), _SCHEMA)
         commit_shard(table.replace_schema_metadata({_KEY: key.encode()}), path, zstd_level=3)
+
+
+def are_counted(folder: Path, num_shards: int, key: str) -> bool:
+    """Whether `keep_counts` has written all of so many shards, and under this key."""
+    paths = [_path(folder, shard) for shard in range(num_shards)]
+    return bool(paths) and all(path.exists() and _is_sound(path, key) for path in paths)
 
 
 def kept_counts(folder: Path, num_shards: int) -> Lengths:
@@ -113,6 +227,7 @@ def _is_sound(path: Path, key: str) -> bool:
     return bool(pq.read_schema(path).metadata[_KEY].decode() == key)
 
 
-def _read(path: Path) -> list[int | str]:
+def _read(path: Path) -> list[Counted]:
     columns = pq.read_table(path, page_checksum_verification=True).to_pydict()
-    return [reason or tokens for tokens, reason in zip(*(columns[name] for name in _SCHEMA.names), strict=True)]
+    rows = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
+    return [Counted(tuple(tokens), reason, num_bytes, continues) for tokens, reason, num_bytes, continues in rows]

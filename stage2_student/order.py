@@ -1,27 +1,39 @@
-"""The order in which a run meets the records of a dump: a pure function of the seed and of how many records each shard holds.
+"""The order in which a run meets what it trains on: a pure function of the seed and of how many pieces each shard holds.
 
-An epoch takes the shards in a drawn order, and shuffles the records of each window of it. So every rank knows the order of all
-records without reading one, any position is found at once, and what a window needs of a shard is known before it is read.
+A piece is a record, or a part of one that is too long for the student (`stage2_student.pieces`). An epoch deals the shards, in a drawn
+order, to lanes that are read side by side, each from front to back. A window takes the next pieces of every lane, of each an equal
+share of what it holds, and shuffles them: so a step holds what far parts of the corpus hold, and each shard is read about once. Pieces of
+one document, which stand together in a shard, are spread over the window: none share a step that is smaller than their distance.
 
-Shape legend: S shards, W records of a window.
+So every rank knows the order of all pieces without reading one, any position is found at once, and what a window needs is known
+before it is read.
+
+Shape legend: S shards, K lanes, U pieces of all shards in turn, W pieces of a window.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-WINDOW_RECORDS = (
-    2048  # shuffled together; at 2 kB of text and 26 bytes per position about 110 MB where one rank holds them all
+WINDOW_PIECES = (
+    2048  # shuffled together; 2 kB of text and 26 bytes per position make 110 MB where one rank holds them all
 )
+# Of 8 sources, one after another in 64 shards of 8,192 records, a step of 30 records holds 1.0 with one lane, 3.7, 5.8, 7.2 and 7.6 with 4, 8,
+# 16 and 32; of all records shuffled at once it would hold 7.9.
+LANES = 16
+STRIPES = 4  # most lanes in one shard, where there are fewer shards than lanes: it is decoded 2.5 times then, for each from its start
 
-
-VERSION = 2  # of the order that a seed gives, and of how batches are planned along it; a run goes on in its own only
+VERSION = 3  # of the order that a seed gives, and of how batches are planned along it; a run goes on in its own only
+WHOLE_RECORDS = 2  # the order before: one lane, records never cut. Runs that began in it go on in it
+READ = (WHOLE_RECORDS, VERSION)
 
 
 class Position(NamedTuple):
-    """The next record to take: the `record`-th of the epoch's order."""
+    """The next piece to take: the `record`-th of the epoch's order."""
 
     epoch: int
     record: int
@@ -31,53 +43,127 @@ START = Position(0, 0)
 
 
 class Place(NamedTuple):
-    """A record: the `at`-th of the epoch as the shards are read, and where it stands."""
+    """A piece, and where it stands; places ascend as they are read. `at` counts the pieces of a lane."""
 
     epoch: int
+    window: int
+    lane: int
     at: int
     shard: int
     row: int
-
-
-def window_of(epoch: int, record: int) -> tuple[int, int]:
-    """Which window holds the `record`-th of an epoch; windows compare as they follow one another."""
-    return epoch, record // WINDOW_RECORDS
+    piece: int = 0  # of the record
 
 
 class Window(NamedTuple):
-    """Records that are shuffled together, in the order in which they are taken."""
+    """Pieces that are shuffled together, in the order in which they are taken."""
 
-    first: Position
-    at_W: np.ndarray  # int64
+    epoch: int
+    number: int
+    first: int  # how many pieces of the epoch come before
+    lane_W: np.ndarray  # int64
+    at_W: np.ndarray
     shard_W: np.ndarray
-    row_W: np.ndarray
+    unit_W: np.ndarray  # which piece of its shard
 
-    def place(self, index: int) -> Place:
-        return Place(self.first.epoch, int(self.at_W[index]), int(self.shard_W[index]), int(self.row_W[index]))
+
+class _Lane(NamedTuple):
+    """Parts of shards, read one after another."""
+
+    shard_T: np.ndarray  # int64, of T parts
+    first_T: np.ndarray  # the first piece of the shard that is read
+    end_T: np.ndarray  # pieces of the lane up to the part's end
+
+    @property
+    def length(self) -> int:
+        return int(self.end_T[-1])
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order of all epochs. Raises ValueError where there is no record at all."""
+    """The order of all epochs. Raises ValueError where there is nothing at all.
+
+    Attributes:
+        counts_S: int64, pieces of each shard.
+        continues_U: bool, whether a piece is of the same document as the piece before it; None: none is.
+    """
 
     seed: int
-    counts_S: np.ndarray  # int64, records of each shard
+    counts_S: np.ndarray
+    continues_U: np.ndarray | None = None
+    version: int = VERSION
 
     def __post_init__(self) -> None:
+        assert self.version in READ
         if not self.counts_S.sum():
             raise ValueError(f"the dump's {len(self.counts_S)} shards hold no record")
 
     def windows(self, start: Position = START) -> Iterator[Window]:
         """Without end; the first is the one in which `start` lies."""
         epoch, skip = start
+        num_windows = -(-int(self.counts_S.sum()) // WINDOW_PIECES)
         while True:
-            shards_S = np.random.default_rng([self.seed, epoch]).permutation(len(self.counts_S))
-            ends_S = np.cumsum(self.counts_S[shards_S])
-            num_records = int(ends_S[-1])
-            for first in range(skip - skip % WINDOW_RECORDS, num_records, WINDOW_RECORDS):
-                random = np.random.default_rng([self.seed, epoch, 1 + first // WINDOW_RECORDS])
-                at_W = random.permutation(np.arange(first, min(first + WINDOW_RECORDS, num_records)))
-                turn_W = np.searchsorted(ends_S, at_W, side="right")
-                shard_W = shards_S[turn_W]
-                yield Window(Position(epoch, first), at_W, shard_W, at_W - ends_S[turn_W] + self.counts_S[shard_W])
+            lanes = self._lanes(epoch)
+            lengths_K = np.array([lane.length for lane in lanes], dtype=np.int64)
+            edges = partial(self._edges, lengths_K, num_windows)
+            first = bisect_right(range(num_windows), skip, key=lambda number: int(edges(number + 1).sum()))
+            for number in range(first, num_windows):
+                yield self._window(epoch, number, lanes, edges(number), edges(number + 1))
             epoch, skip = epoch + 1, 0
+
+    def _edges(self, lengths_K: np.ndarray, num_windows: int, number: int) -> np.ndarray:
+        """K: how many pieces of each lane come before the window of this number."""
+        if self.version == WHOLE_RECORDS:
+            return np.minimum(number * WINDOW_PIECES, lengths_K)
+        return number * lengths_K // num_windows
+
+    def _lanes(self, epoch: int) -> list[_Lane]:
+        random = np.random.default_rng([self.seed, epoch])
+        if self.version == WHOLE_RECORDS:
+            shards = random.permutation(len(self.counts_S))
+            return [_Lane(shards, np.zeros_like(shards), np.cumsum(self.counts_S[shards]))]
+        held = np.flatnonzero(self.counts_S)
+        stripes = min(STRIPES, -(-LANES // len(held)))
+        counts = self.counts_S[held]
+        firsts = np.stack([counts * stripe // stripes for stripe in range(stripes + 1)], axis=1)
+        parts = np.stack([np.repeat(held, stripes), firsts[:, :-1].reshape(-1), firsts[:, 1:].reshape(-1)], axis=1)
+        parts = random.permutation(parts[parts[:, 1] < parts[:, 2]])
+        dealt = [parts[lane::LANES] for lane in range(min(LANES, len(parts)))]
+        return [_Lane(own[:, 0], own[:, 1], np.cumsum(own[:, 2] - own[:, 1])) for own in dealt]
+
+    def _window(self, epoch: int, number: int, lanes: list[_Lane], begin_K: np.ndarray, end_K: np.ndarray) -> Window:
+        found = []
+        for index, (lane, begin, end) in enumerate(zip(lanes, begin_K, end_K, strict=True)):
+            at = np.arange(begin, end)
+            part = np.searchsorted(lane.end_T, at, side="right")
+            before = np.append(0, lane.end_T)[part]
+            found.append(np.stack([np.full_like(at, index), at, lane.shard_T[part], lane.first_T[part] + at - before]))
+        columns = np.concatenate(found, axis=1)
+        random = np.random.default_rng([self.seed, epoch, 1 + number])
+        if self.version == WHOLE_RECORDS:
+            order = random.permutation(columns.shape[1])
+        else:
+            order = _spread(self._groups(columns), random)
+        return Window(epoch, number, int(begin_K.sum()), *columns[:, order])
+
+    def _groups(self, columns: np.ndarray) -> np.ndarray:
+        """W, int64: pieces that stand one after another in a document have one number."""
+        lane_W, _, shard_W, unit_W = columns
+        if self.continues_U is None:
+            return np.arange(len(lane_W))
+        first_S = np.cumsum(self.counts_S) - self.counts_S
+        continues_W = self.continues_U[first_S[shard_W] + unit_W]
+        same_W = (np.diff(lane_W, prepend=-1) == 0) & (np.diff(shard_W, prepend=-1) == 0)
+        groups: np.ndarray = np.cumsum(~(continues_W & same_W)) - 1
+        return groups
+
+
+def _spread(group_W: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A drawn order in which the members of each group stand at like distances, each anywhere with the same probability."""
+    draw_W = random.random(len(group_W))
+    sizes = np.bincount(group_W)
+    by_group = np.lexsort((draw_W, group_W))
+    turn_W = np.empty(len(group_W))
+    turn_W[by_group] = np.arange(len(group_W)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    shift_W = random.random(len(sizes))[group_W]
+    order: np.ndarray = np.argsort((turn_W + shift_W) / sizes[group_W], kind="stable")
+    return order

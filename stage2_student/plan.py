@@ -12,11 +12,11 @@ import numpy as np
 
 from stage2_student.encode import TOO_LONG
 from stage2_student.lengths import Lengths
-from stage2_student.order import START, Order, Place, Position
+from stage2_student.order import START, VERSION, Order, Place, Position
 
 
 class Planned(NamedTuple):
-    """A document that will be trained on."""
+    """A record, or a piece of one, that will be trained on."""
 
     place: Place
     num_tokens: int  # the start token included: what the student's forward pass sees
@@ -28,6 +28,7 @@ class BatchPlan:
 
     documents: tuple[Planned, ...]
     after: Position
+    window: tuple[int, int]  # epoch and number of the window in which `after` lies: all before it are planned
     left_out: Counter[str]
 
     @property
@@ -36,31 +37,41 @@ class BatchPlan:
 
 
 def plan_batches(
-    lengths: Lengths, seed: int, batch_tokens: int, max_tokens: int, start: Position = START
+    lengths: Lengths,
+    seed: int,
+    batch_tokens: int,
+    max_tokens: int,
+    start: Position = START,
+    version: int = VERSION,
 ) -> Iterator[BatchPlan]:
     """Documents in order until they hold at least `batch_tokens` student tokens; without end.
 
-    Raises ValueError when none of the records can be used, with the reasons.
+    Args:
+        version: of the order, as `Order` has it.
+    Raises:
+        ValueError: none of the records can be used, with the reasons.
     """
-    order = Order(seed, lengths.counts_S)
+    order = Order(seed, lengths.counts_S, lengths.continues_U, version)
     _check_usable(lengths, max_tokens)
     first_S = np.cumsum(lengths.counts_S) - lengths.counts_S
     documents: list[Planned] = []
     left_out: Counter[str] = Counter()
     num_tokens = 0
     for window in order.windows(start):
-        epoch, before = window.first
-        record_W = first_S[window.shard_W] + window.row_W
-        tokens_W = lengths.tokens_N[record_W].tolist()
+        epoch, number, before, lane_W, at_W, shard_W, unit_W = window
+        tokens_W = lengths.tokens_U[first_S[shard_W] + unit_W].tolist()
+        row_W, piece_W = lengths.rows(shard_W, unit_W)
+        places = np.stack([lane_W, at_W, shard_W, row_W, piece_W], axis=1).tolist()
         for index in range(max(start.record - before, 0) if epoch == start.epoch else 0, len(tokens_W)):
             tokens = tokens_W[index]
             if not 0 < tokens <= max_tokens:
-                left_out[lengths.reasons.get(int(record_W[index]), TOO_LONG)] += 1
+                left_out[lengths.reasons.get(int(first_S[shard_W[index]] + unit_W[index]), TOO_LONG)] += 1
                 continue
-            documents.append(Planned(window.place(index), tokens))
+            documents.append(Planned(Place(epoch, number, *places[index]), tokens))
             num_tokens += tokens
             if num_tokens >= batch_tokens:
-                yield BatchPlan(tuple(documents), Position(epoch, before + index + 1), left_out)
+                next_window = (epoch, number + (index + 1 == len(tokens_W)))
+                yield BatchPlan(tuple(documents), Position(epoch, before + index + 1), next_window, left_out)
                 documents, left_out, num_tokens = [], Counter(), 0
 
 
@@ -68,7 +79,7 @@ def _check_usable(lengths: Lengths, max_tokens: int) -> None:
     if lengths.usable(max_tokens).any():
         return
     left_out = Counter(lengths.reasons.values())
-    left_out[TOO_LONG] += len(lengths.tokens_N) - len(lengths.reasons)
+    left_out[TOO_LONG] += int((lengths.tokens_U > max_tokens).sum())
     raise ValueError(
         f"no record of the dump can be used: {dict(+left_out)}; change the student's tokenizer or train.max_tokens"
     )

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # who only starts the ranks need not load what makes a studen
 _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
 _PLACEMENT = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
+_PIECES_VERSION = 1  # of how records are cut (`stage2_student.pieces`), and of what is kept of their lengths
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -52,6 +53,7 @@ def run_identity(
     tokenizer_sha256: str,
     ends: "Ends",
     other_manifests: Sequence[Manifest] = (),
+    data_order: int = order.VERSION,
 ) -> dict[str, Any]:
     """Everything that decides the trained weights, but rounding; and the ZeRO stage, whose checkpoints no other stage reads."""
     student, train = student_config(recipe), recipe.train
@@ -69,10 +71,19 @@ def run_identity(
         },
         "train": train.model_dump(mode="json", exclude=_PLACEMENT),
         **_own_code(student.interface, *train.objectives.files.values()),
-        "data_order": order.VERSION,
+        "data_order": data_order,
         "deepspeed": {"zero_stage": train.deepspeed.zero_stage, **decides_the_result(train.deepspeed)},
     }
     return dict(json.loads(json.dumps(identity)))
+
+
+def data_order(run: Path) -> int:
+    """The version of the order in which the run takes its documents: the one that its checkpoints were made in, where it can still be taken."""
+    path = run / "identity.json"
+    if not path.exists() or not checkpoint_steps(run):
+        return order.VERSION
+    begun = json.loads(path.read_text(encoding="utf-8")).get("data_order")
+    return begun if begun in order.READ else order.VERSION
 
 
 def _dump_identity(manifest: Manifest) -> dict[str, Any]:
@@ -96,9 +107,11 @@ def _mix_identity(recipe: Recipe, other_manifests: Sequence[Manifest]) -> dict[s
 
 
 def counts_key(identity: Mapping[str, Any]) -> str:
-    """What decides how many tokens the records of a run's dumps have, as a hash."""
+    """What decides how many tokens the records of a run's dumps have, in which pieces, as a hash."""
     student = {name: identity["student"].get(name) for name in ("tokenizer_sha256", "template_sha256")}
-    decisive = {"dump": identity["dump"], "other_dumps": identity.get("other_dumps"), **student}
+    is_cut = identity["data_order"] > order.WHOLE_RECORDS
+    pieces = {"pieces": _PIECES_VERSION, "max_tokens": identity["train"]["max_tokens"] if is_cut else None}
+    decisive = {"dump": identity["dump"], "other_dumps": identity.get("other_dumps"), **student, **pieces}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,17 +7,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from pipeline.chat import ChatTokenizer
-from pipeline.config import Recipe, student_config
+from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.record import Record
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
-from stage2_student.encode import encode_records
+from stage2_student.encode import encode_pieces
 from stage2_student.interfaces import Interface
 from stage2_student.lengths import Lengths
-from stage2_student.order import START, Place, Position, window_of
+from stage2_student.order import START, VERSION, WHOLE_RECORDS, Place, Position
 from stage2_student.packing import Packing, Rows, plan_micro_batches
 from stage2_student.plan import BatchPlan, Planned, plan_batches
 from stage2_student.reader import DumpReader
@@ -54,29 +55,50 @@ def shares(
         yield Share(plan, plan_micro_batches(lengths, micro_batch_tokens, world, packing)[rank])
 
 
-def fetched(of_rank: Iterable[Share], reader: DumpReader) -> Iterator[tuple[Share, list[Record]]]:
+class Held:
+    """A record that was read; its pieces, all of them, once the first is due."""
+
+    def __init__(self, record: Record) -> None:
+        self.doc_id = record.doc_id
+        self.record: Record | None = record
+        self.pieces: list[Encoded] = []
+
+    def encode(self, pieces: list[Encoded]) -> None:
+        self.record, self.pieces = None, pieces
+
+
+def fetched(of_rank: Iterable[Share], reader: DumpReader) -> Iterator[tuple[Share, list[Held]]]:
     """Each share with its records, which are read window by window, ascending, once all of a window's batches are planned.
 
+    Pieces of one record share what holds it, so that it is read and encoded once for as long as any of them is to come.
     Held in memory: this rank's records of two windows at most, and those of the batches that reach over more.
     """
-    due: deque[Place] = deque()
-    records = reader.read(iter(due.popleft, None))
+    lanes = reader.lanes()
+    held: WeakValueDictionary[tuple[int, int, int], Held] = WeakValueDictionary()
     waiting: deque[Share] = deque()
     unread: list[Place] = []
-    found: dict[Place, Record] = {}
+    found: dict[Place, Held] = {}
     window = (0, 0)
     for share in of_rank:
         waiting.append(share)
         unread += [document.place for document in share.documents]
-        before, window = window, window_of(share.plan.after.epoch, share.plan.after.record)
+        before, window = window, share.plan.window
         if window == before:
             continue
-        due.extend(sorted(place for place in unread if window_of(place.epoch, place.at) < window))
-        unread = [place for place in unread if window_of(place.epoch, place.at) >= window]
-        found.update((place, next(records)) for place in tuple(due))
+        due = sorted(place for place in unread if place[:2] < window)
+        unread = [place for place in unread if place[:2] >= window]
+        for place in due:
+            key = (place.epoch, place.shard, place.row)
+            holder = held.get(key) or Held(lanes.record(place))
+            held[key] = found[place] = holder
         while waiting and all(document.place in found for document in waiting[0].documents):
             ready = waiting.popleft()
             yield ready, [found.pop(document.place) for document in ready.documents]
+
+
+def cut_at(train: TrainConfig, order: int) -> int | None:
+    """Tokens above which a record is cut; None: records are not cut in this order."""
+    return train.piece_tokens if order > WHOLE_RECORDS else None
 
 
 @dataclass(frozen=True)
@@ -89,25 +111,32 @@ class Preparation:
     packing: Packing
     rank: int
     world: int
+    order: int = VERSION  # of the order of documents
 
     def steps(self, lengths: Lengths, start: Position = START) -> Iterator[tuple[BatchPlan, list[MicroBatch]]]:
         """Each global batch, and this rank's share of it as tensors; without end."""
         train = self.recipe.train
-        plans = plan_batches(lengths, train.seed, train.batch_tokens, train.max_tokens, start)
+        plans = plan_batches(lengths, train.seed, train.batch_tokens, train.piece_tokens, start, self.order)
         of_rank = shares(plans, train.micro_batch_tokens, self.packing, self.rank, self.world)
         for share, records in fetched(of_rank, self.sources.reader):
             yield share.plan, self.micro_batches(share, self.encoded(share, records))
 
-    def encoded(self, share: Share, records: Sequence[Record]) -> list[Encoded]:
+    def encoded(self, share: Share, records: Sequence[Held]) -> list[Encoded]:
         """The share's documents in the student's tokens. Raises ValueError where one has other tokens than were counted."""
         _, tokenizer, chat, _ = self.sources
-        found = encode_records(records, tokenizer, self.recipe.train.max_tokens, chat)
+        new = {id(held): (held, held.record) for held in records if held.record is not None}
+        found = encode_pieces(
+            [record for _, record in new.values()], tokenizer, chat, cut_at(self.recipe.train, self.order)
+        )
+        for (held, _), pieces in zip(new.values(), found, strict=True):
+            held.encode(pieces if isinstance(pieces, list) else [])
         documents = []
-        for record, encoded, planned in zip(records, found, share.documents, strict=True):
-            if isinstance(encoded, str) or encoded.num_tokens != planned.num_tokens:
-                now = encoded if isinstance(encoded, str) else f"{encoded.num_tokens} tokens"
+        for held, planned in zip(records, share.documents, strict=True):
+            encoded = next(iter(held.pieces[planned.place.piece :]), None)
+            if encoded is None or encoded.num_tokens != planned.num_tokens:
+                now = "it cannot be used" if encoded is None else f"{encoded.num_tokens} tokens"
                 raise ValueError(
-                    f"document {record.doc_id}: {planned.num_tokens} tokens were counted when the run began, now: {now}. The dump or the "
+                    f"document {held.doc_id}: {planned.num_tokens} tokens were counted when the run began, now: {now}. The dump or the "
                     f"tokenizer has changed; put it back, or delete {student_config(self.recipe).path} to start again"
                 )
             documents.append(encoded)

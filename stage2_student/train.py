@@ -39,8 +39,9 @@ from stage2_student.loss_scale import first_scale
 from stage2_student.model import Student
 from stage2_student.packing import settle
 from stage2_student.reader import DumpReader
-from stage2_student.share import Preparation, Sources
+from stage2_student.share import Preparation, Sources, cut_at
 from stage2_student.signals import Stopped
+from stage2_student.sized import sized
 from stage2_student.start import (
     Ends,
     end_tokens,
@@ -52,6 +53,7 @@ from stage2_student.start import (
 from stage2_student.state import State
 from stage2_student.step import Ranks
 from stage2_student.trackers import check_installed
+from stage2_student.usable import remarks
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -119,6 +121,7 @@ def train(recipe: Recipe) -> None:
 
 
 def _train_and_export(recipe: Recipe, channel: Channel) -> None:
+    recipe, remark = sized(recipe)
     student = student_config(recipe)
     run = Path(student.path)
     reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
@@ -128,6 +131,8 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
         if channel.rank == 0:
             stack.enter_context(run_folder.lock(run))
             stack.enter_context(metrics.served())
+            if remark is not None:
+                say(f"{run}: {remark}")
             _prepare(recipe, sources, channel.world)
         channel.gather()  # rank 0 has moved the start model, which may take it longer than a collective
         found = resume.newest_sound(run, channel)
@@ -144,7 +149,8 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
 
 def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
     reader, tokenizer, chat, ends = sources
-    identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests)
+    order = run_folder.data_order(Path(student_config(recipe).path))
+    identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests, order)
     if chat is not None:
         identity["student"]["template_sha256"] = chat.template.sha256
     return identity
@@ -171,18 +177,14 @@ def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
     """Of all records, each rank counting its part of those that no earlier start of this run has counted."""
     folder = Path(student_config(recipe).path) / "lengths"
     reader, tokenizer, chat, _ = sources
+    order = run_folder.data_order(folder.parent)
     key = run_folder.counts_key(_identity(recipe, sources))
-    keep_counts(folder, key, reader, tokenizer, chat, channel.rank, channel.world)
+    keep_counts(folder, key, reader, tokenizer, chat, channel.rank, channel.world, cut_at(recipe.train, order))
     channel.gather()
     lengths = kept_counts(folder, reader.num_shards)
     if channel.rank == 0:
-        usable_N = lengths.usable(recipe.train.max_tokens)
-        documents, tokens = int(usable_N.sum()), int(lengths.tokens_N[usable_N].sum())
-        steps = round(tokens / recipe.train.batch_tokens, 1)
-        say(
-            f"an epoch: {documents:,} records, {tokens:,} tokens, {steps:,} steps; {len(usable_N) - documents:,} records cannot be used",
-            records=documents, tokens=tokens, steps=steps,
-        )  # fmt: skip
+        for line in remarks(lengths, recipe.train, order):
+            say(line)
     return lengths
 
 
@@ -191,7 +193,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     config = student_config(recipe)
     start = Path(config.path) / "start"
     lm = load_start(start, config.trust_remote_code)
-    check_positions(lm.config, recipe.train.max_tokens, "train.max_tokens")
+    check_positions(lm.config, recipe.train.piece_tokens, "train.max_tokens")
     if config.lora_rank:
         add_adapters(lm, config, tokenizer_moved(start))
     if recipe.train.gradient_checkpointing:
@@ -232,7 +234,8 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Che
     told = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
     engine = ds.start_engine(student, told, student.rates(), channel.gather)
     state = _resume(engine, recipe, ranks, found, convert)
-    preparation = Preparation(recipe, sources, student.interface, packing, ranks.rank, ranks.world)
+    order = run_folder.data_order(run)
+    preparation = Preparation(recipe, sources, student.interface, packing, ranks.rank, ranks.world, order)
     state, figures = run_steps(engine, state, preparation, lengths, held, ranks)
     if ranks.rank == 0:
         _summarise(run, state, figures, sources.reader)

@@ -1,6 +1,7 @@
 """`bld plan`: what a recipe would take, before it takes it."""
 
 import json as json_text
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +38,10 @@ def show_plan(
 
     loaded = load(recipe, override)
     lines = plan(loaded)
+    if loaded.student is not None and (Path(loaded.student.path) / "lengths").exists():
+        from stage2_student.usable import counted_lines  # seconds to import
+
+        lines += counted_lines(loaded)
     values: dict[str, Any] = {"plan": dict(lines)}
     if calibrate:
         more, found = _forecast(loaded, seconds, workers, corpus_bytes)
@@ -65,8 +70,9 @@ def _forecast(
     values: dict[str, Any] = {"workers": workers, "devices": measured.devices, "forecast": found.as_dict()}
     if recipe.student is not None:
         from stage2_student.footprint import footprint_lines
+        from stage2_student.usable import usable_lines
 
-        student = list(footprint_lines(recipe))
+        student = [*footprint_lines(recipe), *usable_lines(recipe, measured.questions)]
         lines += student
         values["student"] = dict(student)
     summary = forecast_text.took(location(recipe.dump.path))

@@ -105,6 +105,9 @@ class WandbConfig(Section):
     )
 
 
+DEFAULT_MAX_TOKENS = 2048
+
+
 class TrainConfig(Section):
     """How the student is trained."""
 
@@ -115,8 +118,11 @@ class TrainConfig(Section):
     micro_batch_tokens: int = Field(
         4096, ge=1, description="Student tokens (padding included) per forward pass on a rank."
     )
-    max_tokens: int = Field(
-        2048, ge=8, description="Longest document in student tokens; longer ones are counted and left out."
+    max_tokens: int | None = Field(
+        None,
+        ge=8,
+        description="What the student reads at once, in its tokens; longer records are cut into pieces, an eighth of this being context. "
+        f"Default: {DEFAULT_MAX_TOKENS}, or the model's positions where it has fewer.",
     )
     lr: float = Field(1.0e-5, gt=0, description="Peak learning rate.")
     warmup_steps: int = Field(
@@ -197,6 +203,11 @@ class TrainConfig(Section):
         "token end.",
     )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+
+    @property
+    def piece_tokens(self) -> int:
+        """`max_tokens`, or its default where no model was asked for fewer."""
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @field_validator("packing", mode="before")
     @classmethod

@@ -124,8 +124,8 @@ def run(preparation: Preparation, tokens_per_rank: int, epochs: int, whole: bool
     clock, world = Clock(), preparation.world
     reader, tokenizer, _, _ = preparation.sources
     train = preparation.recipe.train
-    lengths = count_all(reader, tokenizer)
-    planned = plan_batches(lengths, 0, tokens_per_rank * world, train.max_tokens)
+    lengths = count_all(reader, tokenizer, train.piece_tokens)
+    planned = plan_batches(lengths, 0, tokens_per_rank * world, train.piece_tokens)
     plans = takewhile(lambda plan: plan.after.epoch < epochs, clock.each("plan", planned))
     of_all = shares(plans, train.micro_batch_tokens, "off", 0, 1 if whole else world)
     batches = fetched(clock.each("plan", of_all), reader)
@@ -139,7 +139,7 @@ def run(preparation: Preparation, tokens_per_rank: int, epochs: int, whole: bool
             documents = [found[planned.place] for planned in own.documents]
         clock.run("tensors", partial(preparation.micro_batches, own, documents))
         tokens += sum(planned.num_tokens for planned in own.documents)
-    planned = plan_batches(lengths, 0, tokens_per_rank * world, train.max_tokens)
+    planned = plan_batches(lengths, 0, tokens_per_rank * world, train.piece_tokens)
     return Figures(
         tokens, over_ideal(takewhile(lambda plan: plan.after.epoch < epochs, planned), preparation), dict(clock.seconds)
     )

@@ -61,7 +61,7 @@ def gathered(recipe: Recipe, teacher: Teacher, taken: list[Turn], scratch: Path,
     num_audited = min(recipe.dump.audit_documents, audit.affordable(found.shape.num_bytes))
     return Calibration(
         shape=found.shape,
-        documents=calibrate.encoded(found.sample, teacher, seconds * calibrate.ENCODE_SHARE),
+        documents=calibrate.encoded(found.sample, teacher, seconds * calibrate.ENCODE_SHARE)[0],
         parts=parts,
         files=calibrate.joined(paths, [part.text_bytes for part in parts], scratch / "joined.parquet", recipe),
         load_seconds=0.0,

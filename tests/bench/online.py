@@ -22,7 +22,7 @@ from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.records import make_records
 from stage1_teacher.teacher import load_tokenizer, open_teacher
 from stage2_student.batches import Encoded
-from stage2_student.share import Preparation, Share
+from stage2_student.share import Held, Preparation, Share
 from stage2_student.start import student_tokenizer
 from tests.bench.turns import compare, equal_documents, train_in_turns, trainer_recipe
 
@@ -52,8 +52,8 @@ def train_online(recipe: Recipe) -> None:
     """The real trainer, with `Online` between what it reads and what it encodes."""
     ask, encoded = Online(recipe), Preparation.encoded
 
-    def asked(self: Preparation, share: Share, records: Sequence[Record]) -> list[Encoded]:
-        return encoded(self, share, ask(records))
+    def asked(self: Preparation, share: Share, records: Sequence[Held]) -> list[Encoded]:
+        return encoded(self, share, [Held(record) for record in ask([held.record for held in records if held.record])])
 
     Preparation.encoded = asked  # type: ignore[method-assign]
     train_in_turns(recipe)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student.batches import Encoded
-from stage2_student.encode import Tokenizer, encode_records
+from stage2_student.encode import Tokenizer, encode_pieces
 from stage2_student.lengths import Asking, Lengths, count_shard
 from stage2_student.order import START, Position
 from stage2_student.plan import plan_batches
@@ -22,18 +22,24 @@ class GlobalBatch(NamedTuple):
     left_out: Counter[str]
 
 
-def count_all(reader: Asking, tokenizer: Tokenizer) -> Lengths:
-    """Tokens of all records, in this process."""
-    return Lengths.of(list(count_shard(reader, shard, tokenizer)) for shard in range(reader.num_shards))
+def count_all(reader: Asking, tokenizer: Tokenizer, max_tokens: int | None = None) -> Lengths:
+    """Tokens of all records, in this process; longer ones than `max_tokens` cut."""
+    return Lengths.of(
+        list(count_shard(reader, shard, tokenizer, None, max_tokens)) for shard in range(reader.num_shards)
+    )
 
 
 def global_batches(
     reader: DumpReader, tokenizer: ByteTokenizer, batch_tokens: int, max_tokens: int, start: Position = START
 ) -> Iterator[GlobalBatch]:
     """Those of a run, in turn, without end."""
-    plans = plan_batches(count_all(reader, tokenizer), reader.seed, batch_tokens, max_tokens, start)
+    lengths = count_all(reader, tokenizer, max_tokens)
+    plans = plan_batches(lengths, reader.seed, batch_tokens, max_tokens, start)
     for share, records in fetched(shares(plans, 10**9, "off", 0, 1), reader):
-        found = encode_records(records, tokenizer, max_tokens)
-        documents = tuple(document for document in found if isinstance(document, Encoded))
-        assert len(documents) == len(found) == len(share.plan.documents)
+        for held in records:
+            if held.record is not None:
+                [pieces] = encode_pieces([held.record], tokenizer, None, max_tokens)
+                assert isinstance(pieces, list)
+                held.encode(pieces)
+        documents = tuple(h.pieces[p.place.piece] for h, p in zip(records, share.documents, strict=True))
         yield GlobalBatch(documents, share.plan.after, share.plan.left_out)

@@ -20,10 +20,11 @@ from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.linear import LinearInterface
 from stage2_student.model import Student
 from stage2_student.packing import plan_micro_batches
+from stage2_student.plan import plan_batches
 from stage2_student.reader import DumpReader
 from stage2_student.spans import supervised_tokens, token_spans
 from stage2_student.start import load_start
-from tests.stage2_student.batches import global_batches
+from tests.stage2_student.batches import count_all, global_batches
 from tests.stage2_student.dumps import make_dump, make_record
 
 MASKS = Masks(max_doubt=1.0, max_token_end=0.05)
@@ -146,4 +147,4 @@ def test_documents_that_cannot_be_used_are_counted_by_reason(model: Path, tmp_pa
     assert long == "longer than train.max_tokens" and broken == "the student's tokenizer cannot spell it"
     assert isinstance(good, Encoded) and good.num_tokens == 4
     with pytest.raises(ValueError, match="no record of the dump can be used"):
-        next(global_batches(DumpReader(make_dump(tmp_path / "dump"), 0), tokenizer, 300, 1))
+        next(plan_batches(count_all(DumpReader(make_dump(tmp_path / "dump"), 0), tokenizer), 0, 300, 1))

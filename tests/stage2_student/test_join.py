@@ -1,9 +1,11 @@
 """Records of several dumps, joined by content whatever their names, shards and windows."""
 
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise, takewhile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,9 +16,9 @@ from pydantic import ValidationError
 
 from schemas import END
 from schemas.manifest import Manifest, ShardPlan
-from schemas.record import Record, Segment
+from schemas.record import Question, Record, Segment
 from schemas.shard import commit_shard, to_table
-from stage2_student import run_folder
+from stage2_student import join, run_folder
 from stage2_student.align import aligned, overlapping, speakers, whole_document
 from stage2_student.mix import Mix
 from stage2_student.reader import DumpReader
@@ -247,3 +249,28 @@ def test_a_runs_identity_covers_all_dumps_their_weights_and_how_they_are_mixed(t
     ]:
         with pytest.raises(ValueError, match=field):
             run_folder.claim(tmp_path / "run", changed)
+
+
+def test_what_a_dump_asks_takes_28_bytes_a_document_and_little_more_while_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def questions(shard: int) -> Iterator[Question]:
+        return (Question(str(i), 0, b"%d %d" % (shard, i), (Segment(0, 3, True),)) for i in range(200))
+
+    monkeypatch.setattr(join, "read_questions", questions)
+    dump: Any = SimpleNamespace(shards=list(range(100)))
+    tracemalloc.start()
+    contents = join.Contents.of(dump)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(contents.keys_N) == 20_000
+    assert kept < 32 * 20_000 and peak < 80 * 20_000
+
+
+def test_dumps_that_ask_about_other_positions_are_told_by_how_many_documents(tmp_path: Path) -> None:
+    one = corpus_records(1, TEXTS)
+    two = [replace(record, segments=(Segment(0, 3, False),)) if i in (2, 5) else record for i, record in enumerate(one)]
+    two = [make_record(r.doc_id, r.document, np.random.default_rng(i), r.segments) for i, r in enumerate(two)]
+    dumps = [write_dump(tmp_path / "one", one, 4, "a"), write_dump(tmp_path / "two", two[::-1], 3, "b")]
+    said = f"with other positions supervised in {dumps[1]} than in {dumps[0]}: those that both supervise are mixed"
+    assert open_mixed(dumps).remarks == {said: 2}

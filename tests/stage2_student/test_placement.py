@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import LlamaConfig
 
 from pipeline.config import DeepSpeedConfig, Recipe, TrainConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest
-from stage2_student import launch, run_folder
+from stage2_student import launch, order, run_folder
 from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.inventory import Inventory, find_damage, write_inventory
 from stage2_student.launch import launch_command, launch_student
 from stage2_student.loss_scale import GROWTH_STEPS, LARGEST, LossScale, first_scale
 from stage2_student.placement import first_host, rank_environment, started_as_rank
+from stage2_student.sized import sized
 from stage2_student.start import Ends, export_start
 from stage2_student.train import build_student
 from tests.stage2_student.dumps import make_dump, make_recipe
@@ -113,8 +115,39 @@ def test_a_run_that_took_its_documents_in_another_order_is_refused_by_name(
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     before_it_was_told = {name: value for name, value in identity.items() if name != "data_order"}
     (run / "identity.json").write_text(json.dumps(before_it_was_told))
-    with pytest.raises(ValueError, match=r"data_order: None there, 2 here.* new student.path"):
+    with pytest.raises(ValueError, match=r"data_order: None there, 3 here.* new student.path"):
         run_folder.claim(run, identity)
+
+
+def test_a_run_that_began_before_records_were_cut_goes_on_as_it_began(tmp_path: Path) -> None:
+    make_dump(tmp_path / "dump", num_records=3)
+    manifest, run = Manifest.load(tmp_path / "dump"), tmp_path / "run"
+    now = run_folder.run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1))
+    begun = {**now, "data_order": order.WHOLE_RECORDS}
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    (run / "identity.json").write_text(json.dumps(begun))
+    assert run_folder.data_order(run) == order.WHOLE_RECORDS
+    ours = run_folder.run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1), data_order=run_folder.data_order(run))
+    run_folder.claim(run, ours)  # does not raise
+    shorter = {**now, "train": now["train"] | {"max_tokens": 9}}
+    assert run_folder.counts_key(now) != run_folder.counts_key(shorter)
+    assert run_folder.counts_key(begun) == run_folder.counts_key(shorter | {"data_order": order.WHOLE_RECORDS})
+    (run / "checkpoints" / "step-000001").rmdir()  # nothing to go on with
+    assert run_folder.data_order(run) == order.VERSION == now["data_order"]
+
+
+@pytest.mark.parametrize(("positions", "found"), [(512, 512), (4096, 2048)])
+def test_what_the_student_reads_at_once_is_by_default_what_it_has_positions_for(
+    tmp_path: Path, positions: int, found: int
+) -> None:
+    model = tmp_path / "model"
+    LlamaConfig(max_position_embeddings=positions).save_pretrained(model)
+    plain = recipe(tmp_path, max_tokens=None)  # its student is in that folder
+    given, remark = sized(plain)
+    assert given.train.max_tokens == given.train.piece_tokens == found
+    assert (remark is not None) == (found < 2048) and (remark is None or "train.max_tokens is 512" in remark)
+    explicit = plain.model_copy(update={"train": plain.train.model_copy(update={"max_tokens": 3000})})
+    assert sized(explicit) == (explicit, None)
 
 
 def test_a_loss_scale_halves_on_overflow_and_doubles_after_a_thousand_clean_steps() -> None:

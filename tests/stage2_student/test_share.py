@@ -1,8 +1,10 @@
 """What each rank reads, encodes and trains on: planned by lengths alone, the same over all ranks in any world."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from stage2_student import lengths as lengths_module
 from stage2_student import order as order_module
 from stage2_student import reader as reader_module
 from stage2_student.encode import TOO_LONG
-from stage2_student.lengths import Lengths, count_shard, keep_counts, kept_counts
+from stage2_student.lengths import Counted, Lengths, count_shard, keep_counts, kept_counts
 from stage2_student.order import START, Order, Position
 from stage2_student.plan import BatchPlan, plan_batches
 from stage2_student.reader import DumpReader
+from stage2_student.run_folder import counts_key, run_identity
 from stage2_student.share import Preparation, Sources
 from stage2_student.start import Ends
+from stage2_student.usable import counted_lines, remarks, usable_lines
 from tests.stage2_student.batches import count_all, global_batches
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
@@ -44,7 +48,7 @@ def tokenizer(work: Path) -> ByteTokenizer:
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a dump of 60 records has several, which end inside shards."""
-    monkeypatch.setattr(order_module, "WINDOW_RECORDS", SMALL_WINDOW)
+    monkeypatch.setattr(order_module, "WINDOW_PIECES", SMALL_WINDOW)
 
 
 @pytest.fixture
@@ -52,8 +56,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all records that are read from now on."""
     names: list[str] = []
 
-    def watched(*arguments: Any) -> Iterator[Any]:
-        for record in read_rows(*arguments):
+    def watched(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for record in read_rows(*arguments, **options):
             names.append(record.doc_id)
             yield record
 
@@ -114,16 +118,16 @@ def test_a_rank_reads_and_encodes_its_own_documents_and_no_others(
     assert 0.2 < len(trained) / 120 < 0.5
 
 
-def test_the_order_takes_each_record_once_an_epoch_and_goes_on_from_every_position() -> None:
+@pytest.mark.parametrize("version", order_module.READ)
+def test_the_order_takes_each_record_once_an_epoch_and_goes_on_from_every_position(version: int) -> None:
     counts_S = np.array([3, 0, 20, 1, 13])
-    order = Order(1, counts_S)
+    order = Order(1, counts_S, None, version)
 
     def places(start: Position) -> Iterator[tuple[int, int, int]]:
         for window in order.windows(start):
-            for index in range(len(window.at_W)):
-                place = window.place(index)
-                if (place.epoch, window.first.record + index) >= start:
-                    yield place.epoch, place.shard, place.row
+            for index, (shard, row) in enumerate(zip(window.shard_W, window.unit_W, strict=True)):
+                if (window.epoch, window.first + index) >= start:
+                    yield window.epoch, int(shard), int(row)
 
     every = {(shard, row) for shard, count in enumerate(counts_S) for row in range(count)}
     stream = list(islice(places(START), 37 * 3))
@@ -136,11 +140,13 @@ def test_the_order_takes_each_record_once_an_epoch_and_goes_on_from_every_positi
 
 
 def test_a_resume_reads_only_the_shards_that_it_still_needs(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_module, "LANES", 2)
+    monkeypatch.setattr(order_module, "STRIPES", 1)
     reader = DumpReader(work / "dump", seed=1)
     stream = [after for _, after in islice(reader.records(), 60)]
     opened: list[str] = []
     monkeypatch.setattr(
-        reader_module, "read_rows", lambda path, rows: opened.append(path.name) or read_rows(path, rows)
+        reader_module, "read_rows", lambda path, rows, **options: opened.append(path.name) or read_rows(path, rows)
     )
     next(reader.records(stream[50]))
     assert 0 < len(set(opened)) <= 2  # of 5
@@ -169,6 +175,101 @@ class Changed:
         return [[*ids, 5] if isinstance(ids, list) else ids for ids in self._encode(documents)]
 
 
+def test_long_records_are_trained_on_in_pieces_each_once_an_epoch_over_all_ranks(
+    work: Path, tokenizer: ByteTokenizer, read: list[str]
+) -> None:
+    counts = count_all(DumpReader(work / "dump", 0), tokenizer, 20)
+    assert len(counts.pieces_C) > 20 and counts.num_records == 60 and not counts.reasons
+    trained: list[int] = []
+    for rank in range(2):
+        for plan, micro_batches in preparation(work, tokenizer, rank, 2, max_tokens=20).steps(counts):
+            if plan.after.epoch:
+                break
+            trained.append(sum(micro.num_bytes for micro in micro_batches))
+            assert max(micro.tokens_BL.shape[1] for micro in micro_batches) <= 20
+    plans = list(takewhile(lambda plan: not plan.after.epoch, plan_batches(counts, 0, 120, 20)))
+    taken = [planned.place[4:] for plan in plans for planned in plan.documents]
+    pieces = {
+        (shard, *place) for shard, count in enumerate(counts.counts_S) for place in rows(counts, shard, int(count))
+    }
+    assert len(set(taken)) == len(taken) and set(taken) <= pieces and len(taken) > len(pieces) - 20
+    # All bytes of the documents, but those of the last step, which reaches into the next epoch.
+    left = len(pieces) - len(taken)
+    assert counts.num_bytes - left * 120 <= sum(trained) <= counts.num_bytes
+    assert len(read) < 60 * 2 + 60  # a record is read by a rank once in a window, not once for each of its pieces
+
+
+def rows(counts: Lengths, shard: int, count: int) -> list[tuple[int, int]]:
+    found = counts.rows(np.full(count, shard), np.arange(count))
+    return list(zip(*(column.tolist() for column in found), strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_piece_is_found_by_its_number(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    shards = [[Counted((5,) * int(n)) for n in random.choice([0, 1, 1, 2, 5], size)] for size in (7, 0, 12)]
+    counts = Lengths.of(shards)
+    assert counts.num_records == 19
+    for shard, records in enumerate(shards):
+        expected = [(row, piece) for row, record in enumerate(records) for piece in range(max(len(record.tokens), 1))]
+        assert rows(counts, shard, int(counts.counts_S[shard])) == expected
+
+
+def test_a_run_that_began_with_whole_records_leaves_long_ones_out_as_it_did(
+    work: Path, tokenizer: ByteTokenizer
+) -> None:
+    reader = DumpReader(work / "dump", 0)
+    counts = count_all(reader, tokenizer)
+    short = {row for row in range(60) if counts.tokens_U[row] <= 40}
+    assert 20 < len(short) < 60
+    order = Order(0, counts.counts_S, None, order_module.WHOLE_RECORDS)
+    windows = list(takewhile(lambda window: window.epoch < 1, order.windows()))
+    in_turn = [f"d{shard * 12 + row}" for w in windows for shard, row in zip(w.shard_W, w.unit_W, strict=True)]
+    expected = [name for name in in_turn if int(name[1:]) in short]
+    ours = replace(preparation(work, tokenizer, 0, 1, max_tokens=40), order=order_module.WHOLE_RECORDS)
+    trained: list[str] = []
+    left_out = Counter[str]()
+    for plan, micro_batches in ours.steps(counts):
+        names = [name for micro in micro_batches for name in micro.doc_ids]
+        assert sorted(names) == sorted((expected * 2)[len(trained) : len(trained) + len(names)]) or plan.after.epoch
+        trained += names
+        left_out += plan.left_out
+        if plan.after.epoch:
+            break
+    assert len(trained) >= len(expected) and left_out[TOO_LONG] >= 60 - len(short)
+
+
+def test_what_is_cut_and_left_out_is_said_with_its_share_of_the_bytes(work: Path, tokenizer: ByteTokenizer) -> None:
+    train = preparation(work, tokenizer, 0, 1, max_tokens=20).recipe.train
+    shard = [Counted((19, 15), num_bytes=60), Counted((7,), num_bytes=20), Counted((), "cannot be spelled", 20)]
+    lines = list(remarks(Lengths.of([shard]), train, order_module.VERSION))
+    assert lines[0] == "an epoch: 2 records, 41 tokens, 0.3 steps; 1 records cannot be used"
+    assert lines[1].startswith("1 records of more than 20 tokens (train.max_tokens) are cut into 2 pieces")
+    assert lines[2:] == ["left out: 1 records, 20.0 % of the supervised bytes: cannot be spelled"]
+    whole = [Counted((30,), num_bytes=60), Counted((10,), num_bytes=20)]
+    lines = list(remarks(Lengths.of([whole]), train, order_module.WHOLE_RECORDS))
+    assert "left out: 1 records, 75.0 % of the tokens: longer than train.max_tokens" in lines
+    assert "goes on in the order that it began in" in lines[-1]
+
+
+def test_a_plan_tells_what_can_be_used_of_a_sample_and_of_what_a_run_has_counted(
+    work: Path, tokenizer: ByteTokenizer, tmp_path: Path
+) -> None:
+    reader = DumpReader(work / "dump", 0)
+    recipe = make_recipe(work / "dump", work / "model", tmp_path, {"max_tokens": 20})
+    questions = [question for shard in range(5) for question in reader.questions(shard)]
+    [(_, told)] = usable_lines(recipe, questions)
+    assert told.startswith("of 60 sampled, ") and told.endswith("100.0 % of the supervised bytes can be used")
+    identity = run_identity(recipe, reader.manifest, tokenizer.sha256, Ends(268, 268))
+    (tmp_path / "identity.json").write_text(json.dumps(identity))
+    assert not list(counted_lines(recipe))
+    keep_counts(tmp_path / "lengths", counts_key(identity), reader, tokenizer, None, 0, 1, 20)
+    lines = [text for _, text in counted_lines(recipe)]
+    assert lines == list(remarks(count_all(reader, tokenizer, 20), recipe.train, order_module.VERSION))
+    (tmp_path / "identity.json").write_text(json.dumps(identity | {"data_order": order_module.WHOLE_RECORDS}))
+    assert not list(counted_lines(recipe))  # that were counts of pieces
+
+
 def test_a_document_with_other_tokens_than_were_counted_stops_the_run_by_name(
     work: Path, tokenizer: ByteTokenizer
 ) -> None:
@@ -178,8 +279,9 @@ def test_a_document_with_other_tokens_than_were_counted_stops_the_run_by_name(
 
 
 def assert_equal(ours: Lengths, theirs: Lengths) -> None:
-    assert (ours.counts_S == theirs.counts_S).all() and (ours.tokens_N == theirs.tokens_N).all()
-    assert ours.reasons == theirs.reasons
+    for name in ("counts_S", "tokens_U", "continues_U", "first_C", "pieces_C"):
+        assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
+    assert (ours.reasons, ours.num_bytes, ours.unusable()) == (theirs.reasons, theirs.num_bytes, theirs.unusable())
 
 
 def test_counts_are_kept_by_several_ranks_and_a_start_counts_only_what_is_missing_damaged_or_of_another_key(
@@ -193,18 +295,19 @@ def test_counts_are_kept_by_several_ranks_and_a_start_counts_only_what_is_missin
     expected = count_all(reader, tokenizer)
     counted: list[int] = []
 
-    def watched(reader: Any, shard: int, *others: Any) -> Iterator[int | str]:
+    def watched(reader: Any, shard: int, *others: Any) -> Iterator[Counted]:
         counted.append(shard)
         found = list(count_shard(reader, shard, *others))
-        return iter(["cannot be spelled", *found[1:]] if shard == 2 else found)
+        return iter([Counted((), "cannot be spelled", 7), *found[1:]] if shard == 2 else found)
 
     monkeypatch.setattr(lengths_module, "count_shard", watched)
     for rank in range(2):
         keep_counts(tmp_path, "key", reader, tokenizer, None, rank, 2)
     assert counted == [0, 2, 4, 1, 3]
     kept = kept_counts(tmp_path, 5)
-    assert kept.reasons == {24: "cannot be spelled"} and kept.tokens_N[24] == 0
-    assert (np.delete(kept.tokens_N, 24) == np.delete(expected.tokens_N, 24)).all()
+    assert kept.reasons == {24: "cannot be spelled"} and kept.tokens_U[24] == 0
+    assert kept.unusable() == {"cannot be spelled": (1, 7)}
+    assert (np.delete(kept.tokens_U, 24) == np.delete(expected.tokens_U, 24)).all()
     counted.clear()
     (tmp_path / "part-00001.parquet").unlink()
     content = bytearray((tmp_path / "part-00003.parquet").read_bytes())
@@ -218,7 +321,10 @@ def test_counts_are_kept_by_several_ranks_and_a_start_counts_only_what_is_missin
 
 
 def test_what_cannot_be_used_is_left_out_by_reason_and_nothing_at_all_is_refused() -> None:
-    counts = Lengths.of([[10, "not a chat", 300], [], [20, "not a chat", 30]])
+    chat = Counted((), "not a chat")
+    counts = Lengths.of(
+        [[Counted((10,)), chat, Counted((300,))], [], [Counted((20,)), chat, Counted((30,))]],
+    )
     batches: list[BatchPlan] = list(islice(plan_batches(counts, 0, 40, 100), 6))
     used = [document.num_tokens for batch in batches for document in batch.documents]
     epochs = batches[-1].after.epoch
