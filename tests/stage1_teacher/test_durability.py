@@ -1,11 +1,13 @@
 """The failures that a dump promises to survive, and those that it promises to name."""
 
+import errno
 import os
 import random
 import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +129,60 @@ def test_a_write_that_fails_is_named_leaves_nothing_half_written_and_is_resumed(
     assert parts(tmp_path / "dump") == left(tmp_path) == []
     dump(recipe)
     assert content(tmp_path / "dump") == content(whole)
+
+
+class SlowDisk:
+    """Takes its time to make what was written durable, and fails at one of its calls, long after the write itself went well."""
+
+    def __init__(self, seconds: float, fails_at: int | None) -> None:
+        self.seconds, self.fails_at, self.calls = seconds, fails_at, 0
+        self.early: list[str] = []  # files that had their name before they were durable
+        self._fsync = os.fsync
+
+    def fsync(self, descriptor: int) -> None:
+        number, self.calls = self.calls, self.calls + 1
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.suffix == ".partial" and path.parent.name == "shards":
+            name = path.with_name(f"{path.name.partition('.')[0]}.parquet")
+            self.early += [name.name] if name.exists() else []
+        time.sleep(self.seconds)
+        if number == self.fails_at:
+            raise OSError(errno.EIO, "Input/output error")
+        self._fsync(descriptor)
+
+
+def test_on_a_slow_disk_a_shard_has_its_name_only_once_it_is_durable(
+    tmp_path: Path, model: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk(0.02, None)
+    monkeypatch.setattr("os.fsync", disk.fsync)
+    dump(write_recipe(tmp_path, model, TEXTS[:12]), "placement.overlap=true")
+    assert disk.calls >= 2 * len(parts(whole)) and disk.early == []
+    assert content(tmp_path / "dump") == content(whole) and verify_dump(tmp_path / "dump") == []
+
+
+def test_a_disk_that_fails_late_at_any_moment_leaves_whole_files_only_and_the_dump_goes_on(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = dump(write_recipe(tmp_path / "once", model, TEXTS[:4]))
+    counting = SlowDisk(0.0, None)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", counting.fsync)
+        dump(write_recipe(tmp_path / "counted", model, TEXTS[:4]))
+    for fails_at in sorted({*random.Random(0).sample(range(counting.calls), 4), counting.calls - 1}):
+        recipe = write_recipe(tmp_path / str(fails_at), model, TEXTS[:4])
+        folder, disk = recipe.parent / "dump", SlowDisk(0.0, fails_at)
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", disk.fsync)
+            with pytest.raises(OSError, match=r"Input/output error"):
+                dump(recipe)
+        assert left(folder) == [] and disk.early == []
+        for path in parts(folder):
+            check_seal(path)
+        if (folder / "summary.json").exists():
+            assert len(parts(folder)) == len(parts(at_once))
+        dump(recipe)
+        assert content(folder) == content(at_once) and verify_dump(folder) == [], fails_at
 
 
 @pytest.fixture
