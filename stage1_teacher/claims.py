@@ -49,6 +49,14 @@ class Claims(Protocol):
     ) -> None: ...
 
 
+def require_place(dump: Location) -> None:
+    """Raises ValueError for a store in which no dump can be made; asks nothing of it."""
+    if isinstance(dump, RemotePath):
+        from schemas import objects
+
+        objects.check_writable(dump)
+
+
 def open_claims(dump: Location) -> Claims:
     """Raises OSError where the dump cannot be written to, ValueError for a store that cannot hold one."""
     if isinstance(dump, RemotePath):

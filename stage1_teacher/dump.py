@@ -23,7 +23,7 @@ from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.store import Location, location
 from stage1_teacher import audit, plan
 from stage1_teacher.begun import as_begun, warn_other_libraries
-from stage1_teacher.claims import Claims, open_claims
+from stage1_teacher.claims import Claims, open_claims, require_place
 from stage1_teacher.extend import extend_dump
 from stage1_teacher.identity import engine_name, teacher_identity
 from stage1_teacher.inputs import inputs_sha256, is_done, is_summed_up, note_inputs
@@ -90,6 +90,7 @@ def run_teacher(
         return
     if address is not None and not ray:
         raise ValueError(f"--address {address} is that of a Ray cluster; give --ray too")
+    require_place(location(recipe.dump.path))
     recipe = as_begun(recipe)
     if accept_engine is None and is_done(recipe):
         say(

@@ -95,7 +95,7 @@ def test_a_path_that_is_something_else_is_named_with_a_way_out(
         assert code == 1 and re.search(said, text.splitlines()[-1]), (arguments, text)
         assert "Traceback" not in text and "geheim" not in text
     assert {path.name for path in tmp_path.iterdir()} == {"r", "file", "folder", "loop"}
-    assert {path.name for path in (tmp_path / "r").iterdir()} == {"recipe.yaml", "corpus.jsonl", "dump"}
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"recipe.yaml", "corpus.jsonl"}
 
 
 @contextmanager
