@@ -102,6 +102,11 @@ def _is_byte_level(definition: dict[str, Any]) -> bool:
     return "ByteLevel" in json.dumps([definition.get("normalizer"), definition.get("pre_tokenizer")])
 
 
+def learned_positions(config: Any) -> int | None:
+    """Positions that the model has a row for each, so that there is none beyond them; None where they are computed (rotated)."""
+    return None if getattr(config.get_text_config(), "rope_parameters", None) else max_positions(config)
+
+
 def check_positions(config: Any, tokens: int, key: str) -> None:
     """Raise ValueError where a text of `tokens`, which the recipe's `key` allows, has more than the model's `max_positions`."""
     most = max_positions(config)

@@ -4,7 +4,8 @@ The sample is the documents whose ids hash lowest, a function of corpus and reci
 same ones. A document's figures are stored with its shard, whose existence stays the only record of progress; `audit.json` is
 gathered from the shards that exist.
 
-A wide covering takes many branch rows per token, so that of each document only the first tokens are compared with it.
+A wide covering takes many branch rows per token, so that of each document only the first tokens are compared with it. Their stored
+log-probabilities are also held against those that the model gives itself, in which none of the dump's arithmetic is used.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from pipeline.covering import Covering
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.store import Location, open_parquet
+from stage1_teacher import own_tokens
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.expand import Place, expand
 from stage1_teacher.fidelity import distances, realised_bits, stored_sums
@@ -84,6 +86,7 @@ class Wide(NamedTuple):
     probs_PV: np.ndarray | None
     num_tokens: int  # computed for them
     fault: str | None
+    own: own_tokens.OwnTokens | None = None  # what the model itself says of the piece's first tokens
 
 
 def read_wide(teacher: Teacher, piece: Piece, num_tokens: int = MOST_TOKENS) -> Wide:
@@ -91,6 +94,7 @@ def read_wide(teacher: Teacher, piece: Piece, num_tokens: int = MOST_TOKENS) -> 
     of them is left out."""
     if isinstance(teacher.engine, ListingEngine):
         return Wide(None, 0, "a served teacher holds no branches")
+    own = own_tokens.ask_own(teacher, piece, num_tokens)
     assert teacher.reducer is not None
     stretch = piece.stretches[0]
     tokens = stretch.tokens[:num_tokens]
@@ -100,14 +104,14 @@ def read_wide(teacher: Teacher, piece: Piece, num_tokens: int = MOST_TOKENS) -> 
     try:
         branches = teacher.engine.branches([prompt[: before + len(tokens)]])
     except ValueError as error:
-        return Wide(None, 0, str(error))
+        return Wide(None, 0, str(error), own)
     covering = Covering(teacher.vocabulary, tokens, spelled)
     branching = Branching(covering, tokens, WIDE)
     # At least one token is before: the start.
     [canonical] = teacher.reducer.reduce([Rows(covering, covering.offsets, branches.hidden[0][before - 1 :])])
     branching.add_canonical(canonical)
     expand([branching], [Place(0, before)], branches, teacher.reducer)
-    return Wide(branching.targets().probs_PV[stretch.num_prefix : -1], branches.num_tokens, None)
+    return Wide(branching.targets().probs_PV[stretch.num_prefix : -1], branches.num_tokens, None, own)
 
 
 def measure(record: Record, wide: Wide) -> dict[str, Any]:
@@ -122,6 +126,9 @@ def measure(record: Record, wide: Wide) -> dict[str, Any]:
         "dropped": float(record.dropped.sum(dtype=np.float64)),
         "doubt": float(record.doubt.sum(dtype=np.float64)),
     }
+    if wide.own is not None:
+        nats_N = own_tokens.apart(record, wide.own)
+        figures |= {"own_tokens": len(nats_N), "own_nats": float(nats_N.sum())}
     if wide.probs_PV is None:
         return figures | {"not_compared": wide.fault}
     kl_P, total_variation_P = distances(record, wide.probs_PV)
@@ -151,6 +158,13 @@ def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
         "dropped_mass": _mean(found, "dropped", "positions"),
         "doubt": _mean(found, "doubt", "positions"),
         "realised_bits_per_byte": _mean(found, "realised_bits", "bytes"),
+        "models_own_tokens": {
+            "tokens": sum(figures.get("own_tokens", 0) for figures in found),
+            "half_mean_square_nats": _mean(
+                [figures for figures in found if "own_tokens" in figures], "own_nats", "own_tokens"
+            ),
+            "limit_nats": own_tokens.LIMIT_NATS,
+        },
         "wide_covering": {
             **WIDE.model_dump(include={"beam_width", "branch_threshold", "merge_after"}),
             "documents": len(compared),

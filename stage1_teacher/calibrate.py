@@ -19,6 +19,7 @@ from schemas.record import Question
 from schemas.shard import commit_shard, read_shard, to_table
 from stage1_teacher import audit, cost
 from stage1_teacher.engine import ListingEngine
+from stage1_teacher.fit_windows import with_fitting_windows
 from stage1_teacher.make_shards import cut_shard, make_shards
 from stage1_teacher.survey import survey
 from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
@@ -42,6 +43,7 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
         ValueError: the recipe cannot be dumped, or its corpus is too small to sample.
     """
     named = load_tokenizer(recipe)
+    recipe = with_fitting_windows(recipe, named.model)
     found = survey(Corpus(recipe.corpus, recipe.dump.arithmetic_used), int(recipe.dump.shard_bytes), corpus_bytes)
     num_audited = min(recipe.dump.audit_documents, audit.affordable(found.shape.num_bytes))
     started = time.monotonic()

@@ -13,6 +13,7 @@ from pipeline.corpus import Document
 from schemas.manifest import Manifest, ShardPlan
 from schemas.store import location
 from stage1_teacher import plan
+from stage1_teacher.check_resumed import check_resumed
 from stage1_teacher.identity import engine_name, teacher_identity
 from stage1_teacher.make_shards import Made, make_shards
 from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
@@ -55,9 +56,11 @@ class ClusterEngine:
         teacher = load_tokenizer(task.recipe)
         corpus_sha256 = task.identity["corpus"]["sha256"]
         ours = teacher_identity(task.recipe, teacher, engine_name(task.recipe), corpus_sha256)
-        plan.require_identity(dump, Manifest.load(dump).identity, ours, task.accepted_engines)
+        manifest = Manifest.load(dump)
+        plan.require_identity(dump, manifest.identity, ours, task.accepted_engines)
         branches = bool(task.audited)
         opened = open_teacher(task.recipe, *teacher, branches=branches, over_machines=task.over_machines)
+        check_resumed(dump, manifest, opened)
         self._opened = task, opened
         return place
 

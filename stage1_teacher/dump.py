@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline import metrics
 from pipeline.card import write_card
@@ -14,7 +14,6 @@ from pipeline.config import Recipe
 from pipeline.corpus import Corpus, Document
 from pipeline.interrupt import Terminated, terminable
 from pipeline.licence import describe, with_licence
-from pipeline.loading import check_positions, load_config
 from pipeline.logs import detail, say, warn
 from pipeline.progress import Progress
 from pipeline.recipe import save_recipe
@@ -23,8 +22,10 @@ from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.store import Location, location
 from stage1_teacher import audit, plan
 from stage1_teacher.begun import as_begun, warn_other_libraries
+from stage1_teacher.check_resumed import check_resumed
 from stage1_teacher.claims import Claims, open_claims, require_place
 from stage1_teacher.extend import extend_dump
+from stage1_teacher.fit_windows import with_fitting_windows
 from stage1_teacher.identity import engine_name, teacher_identity
 from stage1_teacher.inputs import inputs_sha256, is_done, is_summed_up, note_inputs
 from stage1_teacher.make_shards import Made, make_shards
@@ -113,11 +114,7 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
     at_start = inputs_sha256(recipe)
     named = recipe
     teacher = load_tokenizer(recipe)
-    if (
-        recipe.teacher.engine != "openai"
-    ):  # a server is asked; an engine would say so in its own words, and minutes later
-        config = load_config(teacher.model, recipe.teacher.revision, recipe.teacher.trust_remote_code)
-        check_positions(config, recipe.teacher.max_tokens, "teacher.max_tokens")
+    recipe = with_fitting_windows(recipe, teacher.model)
     for remark in teacher.tokenizer.remarks():
         say(f"{dump}: the teacher's tokenizer {remark}")
     recipe = with_licence(recipe, teacher.model)
@@ -173,6 +170,7 @@ Engines = Callable[[Job, Named], AbstractContextManager[Maker]]
 def this_process(job: Job, teacher: Named) -> Iterator[Maker]:
     """Shards made by an engine of this process."""
     opened = open_teacher(job.recipe, *teacher, branches=bool(job.audited))
+    check_resumed(job.dump, job.manifest, opened)
     yield lambda shards: make_shards(shards, opened, job.recipe, job.manifest.identity, job.dump, job.audited)
     opened.engine.close()
 
@@ -250,7 +248,7 @@ def finish(job: Job) -> None:
         if not there:
             write_json(dump / "summary.json", summary)
     if not (there and (dump / "audit.json").exists()):
-        write_audit(job)
+        warn_not_own(dump, write_audit(job)["models_own_tokens"])
     write_card(dump)
     say(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
     say_next(dump)
@@ -264,9 +262,22 @@ def say_next(dump: Location) -> None:
     )
 
 
-def write_audit(job: Job) -> None:
+def write_audit(job: Job) -> dict[str, Any]:
+    """Gather what the shards hold of it into `audit.json`; returns that."""
     with job.claims.writing_json():
-        write_json(job.dump / "audit.json", audit.gather(job.dump, job.manifest))
+        gathered = audit.gather(job.dump, job.manifest)
+        write_json(job.dump / "audit.json", gathered)
+    return gathered
+
+
+def warn_not_own(dump: Location, own: dict[str, Any]) -> None:
+    """Where stored log-probabilities are not the model's own; `own` is the audit's `models_own_tokens`."""
+    if own["tokens"] and not own["half_mean_square_nats"] <= own["limit_nats"]:
+        warn(
+            f"{dump}: the stored log-probabilities of {own['tokens']} audited tokens are {own['half_mean_square_nats']:.3g} nats (half the "
+            f"mean square; limit {own['limit_nats']}) from those that the model gives itself: `bld verify {shlex.quote(str(dump))} "
+            "--against-teacher 8` says of which documents"
+        )
 
 
 def warn_left_out(corpus: Corpus) -> None:

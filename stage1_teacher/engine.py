@@ -1,4 +1,4 @@
-"""What stage 1 asks of an engine: the last hidden states of every position of some prompts. Everything after is shared.
+"""What stage 1 asks of an engine: what its model's head is applied to, at every position of some prompts. Everything after is shared.
 
 An engine that cannot give them lists the most probable tokens of each position instead.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.listed import ListedRows
+from stage1_teacher.logit_rule import LogitRule
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Branches(Protocol):
 
     hidden: list[Tensor]  # as of `Engine.hidden_states`
     num_tokens: int  # really computed so far, those of the prompts included
+    longest: int | None  # tokens that a path may have, its prompt's included; None: any number
 
     def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
-        """The last hidden state of each new branch token, [len(tokens), hidden size]. They are numbered on from earlier calls'."""
+        """What the head is applied to after each new branch token, [len(tokens), hidden size]. They are numbered on from earlier calls'."""
 
 
 class Engine(Protocol):
@@ -39,7 +41,14 @@ class Engine(Protocol):
     name: str  # with its version; part of the dump's identity
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """For each prompt of token ids, [len(prompt), hidden size]: what the head is applied to, the final norm included."""
+        """For each prompt of token ids, [len(prompt), hidden size]: what the head is applied to, whatever the model does before it included."""
+
+    def logit_rule(self) -> LogitRule:
+        """What the model does to its head's products. Raises ValueError where that is no `LogitRule`."""
+
+    def own_logprobs(self, prompt: Sequence[int], first: int = 0) -> Tensor:
+        """[len(prompt) - first, token ids] float32 natural logs: the model's own answer after each token from `first` on, for which none of
+        our code rebuilds a head. For checks: a row holds the whole vocabulary."""
 
     def branches(self, prompts: Sequence[Sequence[int]]) -> Branches:
         """Compute some prompts and hold them. Raises ValueError where the engine was not opened with `branches`."""

@@ -30,6 +30,20 @@ def check_server(server: Server, teacher: TeacherConfig) -> str:
         ValueError: the server has no such model, or serves it with too short a context.
     """
     wanted = teacher.name_at_server
+    longest, needed = _longest_prompt(server, wanted), teacher.max_tokens + EXTRA_TOKENS
+    if longest is not None and longest < needed:
+        raise ValueError(
+            f"{server.base_url} serves {wanted!r} with max_model_len {longest}, and windows of teacher.max_tokens "
+            f"{teacher.max_tokens} need {needed} ({EXTRA_TOKENS} more). Give teacher.max_tokens={longest - EXTRA_TOKENS} "
+            f"or less, or start the server with --max-model-len {needed}."
+        )
+    version = server.get(server.base_url.removesuffix("/v1") + "/version", missing_is_none=True)
+    number = version.get("version") if isinstance(version, dict) else None
+    return f"openai-vllm-{number}" if number else "openai-vllm"
+
+
+def _longest_prompt(server: Server, wanted: str) -> int | None:
+    """The served model's max_model_len, if the server tells. Raises ValueError where it has no such model."""
     url = f"{server.base_url}/models"
     answer = server.get(url)
     cards = answer.get("data") if isinstance(answer, dict) else None
@@ -41,16 +55,18 @@ def check_server(server: Server, teacher: TeacherConfig) -> str:
             f"{server.base_url} serves no model {wanted!r}; it serves {', '.join(map(repr, served)) or 'none'}. "
             "Give its name there (teacher.served_model), or another placement.base_url."
         )
-    longest, needed = served[wanted].get("max_model_len"), teacher.max_tokens + EXTRA_TOKENS
-    if longest is not None and longest < needed:
-        raise ValueError(
-            f"{server.base_url} serves {wanted!r} with max_model_len {longest}, and windows of teacher.max_tokens "
-            f"{teacher.max_tokens} need {needed} ({EXTRA_TOKENS} more). Give teacher.max_tokens={longest - EXTRA_TOKENS} "
-            f"or less, or start the server with --max-model-len {needed}."
-        )
-    version = server.get(server.base_url.removesuffix("/v1") + "/version", missing_is_none=True)
-    number = version.get("version") if isinstance(version, dict) else None
-    return f"openai-vllm-{number}" if number else "openai-vllm"
+    longest: int | None = served[wanted].get("max_model_len")
+    return longest
+
+
+def longest_window(teacher: TeacherConfig, placement: PlacementConfig) -> int | None:
+    """The longest window that the server takes, in tokens; None where it does not tell. Raises as `check_server` does."""
+    server = Server(placement)
+    try:
+        longest = _longest_prompt(server, teacher.name_at_server)
+    finally:
+        server.close()
+    return None if longest is None else longest - EXTRA_TOKENS
 
 
 def engine_name(teacher: TeacherConfig, placement: PlacementConfig) -> str:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.loading import load_model
+from stage1_teacher import model_head
+from stage1_teacher.logit_rule import LogitRule
+from stage1_teacher.model_head import head_inputs
 from stage1_teacher.tree_attention import Tree
 
 
@@ -21,7 +24,7 @@ class TransformersEngine:
         if getattr(whole.config.get_text_config(), "attn_logit_softcapping", None):
             # Gemma 2: the others leave the soft cap out, without a word.
             whole.set_attn_implementation("eager")
-        self._trunk = whole.base_model.to(self._device).eval()
+        self._model = whole.to(self._device).eval()
         self._batch_tokens = placement.engine_batch_tokens
 
     @torch.inference_mode()
@@ -34,13 +37,19 @@ class TransformersEngine:
             for row, index in enumerate(batch):
                 ids_BT[row, : len(prompts[index])] = torch.tensor(prompts[index])
                 mask_BT[row, : len(prompts[index])] = 1
-            states_BTD = self._trunk(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+            states_BTD = head_inputs(self._model, input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
             for row, index in enumerate(batch):
                 hidden[index] = states_BTD[row, : len(prompts[index])]
         return [hidden[index] for index in range(len(prompts))]
 
+    def logit_rule(self) -> LogitRule:
+        return model_head.logit_rule(self._model)
+
+    def own_logprobs(self, prompt: Sequence[int], first: int = 0) -> Tensor:
+        return model_head.own_logprobs(self._model, torch.tensor([prompt], device=self._device), first)[0].cpu()
+
     def branches(self, prompts: Sequence[Sequence[int]]) -> Tree:
-        return Tree(self._trunk, prompts)
+        return Tree(self._model, prompts)
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Indices of prompts by falling length, each batch at most `engine_batch_tokens` with its padding."""
@@ -54,4 +63,4 @@ class TransformersEngine:
         return batches
 
     def close(self) -> None:
-        del self._trunk
+        del self._model

@@ -1,7 +1,7 @@
-"""vLLM as the engine: the only module that imports it.
+"""vLLM as the engine: the only module that imports it, beside `stage1_teacher.vllm_worker`, which runs in its workers.
 
-The pooling API (`runner="pooling"`, task `token_embed`) is public and gives the last hidden state of every prompt position; the
-model's own head, applied to them in `stage1_teacher.head`, gives its logits.
+The pooling API (`runner="pooling"`, task `token_embed`) is public and gives what the model's head is applied to at every prompt
+position; the head's weights, applied to it in `stage1_teacher.head`, give its logits.
 """
 
 import os
@@ -16,8 +16,12 @@ from torch import Tensor
 from pipeline.arithmetic import installed
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.left_behind import end_children_with_me
+from pipeline.loading import load_config, max_positions
 from stage1_teacher.engine import BranchToken
 from stage1_teacher.engine_room import HEAD_SHARE
+from stage1_teacher.logit_rule import LogitRule
+
+OWN_LOGPROBS = "bld_own_logprobs"  # asks `stage1_teacher.vllm_worker` for them, from this token of the prompt on
 
 
 def engine_version() -> str:
@@ -122,6 +126,7 @@ def generate_engine(
     return generate
 
 
+BRANCH_ROOM = 64  # tokens beyond a window, where the model has positions for them
 MAX_SEQUENCES = 256  # in one step; vLLM refuses more than it has tokens for
 # The smallest blocks of the prefix cache: a branch computes its path's last, unfinished block again, half a block on average.
 # vLLM's CPU kernels want multiples of 32.
@@ -144,28 +149,64 @@ class VllmEngine:
         from vllm import LLM
         from vllm.config import PoolerConfig
 
+        import stage1_teacher.vllm_worker  # noqa: F401  # here too: what a model is converted to is looked up, and kept, before a worker starts
+
         options = engine_options(model, teacher, placement, over_machines)
         if branches:
-            options |= {"enable_prefix_caching": True, "block_size": BRANCH_BLOCK_TOKENS}
+            # A branch may spell what a window's last tokens spell in more of them.
+            config = load_config(model, teacher.revision, teacher.trust_remote_code)
+            longest = max(teacher.max_tokens, min(teacher.max_tokens + BRANCH_ROOM, max_positions(config) or 0))
+            options |= {"enable_prefix_caching": True, "block_size": BRANCH_BLOCK_TOKENS, "max_model_len": longest}
+        self.longest: int = options["max_model_len"]
         self._llm = LLM(
             runner="pooling",
             convert="embed",
             pooler_config=PoolerConfig(task="token_embed", use_activation=False),
+            worker_extension_cls="stage1_teacher.vllm_worker.Worker",
             **options,
         )
         self._caches_prefixes = branches
 
-    def _encode(self, prompts: Sequence[Sequence[int]], from_cache: bool) -> list[Tensor]:
-        """Hidden states of each prompt's positions; with `from_cache` only of those that the prefix cache does not hold."""
+    def _encode(
+        self, prompts: Sequence[Sequence[int]], from_cache: bool = False, own_from: int | None = None
+    ) -> list[Tensor]:
+        """Rows of each prompt's positions; with `from_cache` only of those that the prefix cache does not hold."""
         from vllm import PoolingParams
+        from vllm.exceptions import VLLMValidationError
 
-        outputs = self._llm.encode(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            PoolingParams(use_activation=False, skip_reading_prefix_cache=not from_cache),
-            pooling_task="token_embed",
-            use_tqdm=False,
+        params = PoolingParams(
+            use_activation=False,
+            skip_reading_prefix_cache=not from_cache,
+            extra_kwargs=None if own_from is None else {OWN_LOGPROBS: own_from},
         )
+        try:
+            outputs = self._llm.encode(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                params,
+                pooling_task="token_embed",
+                use_tqdm=False,
+            )
+        except VLLMValidationError as error:  # no crash: another engine would refuse them too
+            lengths = [len(prompt) for prompt in prompts]
+            raise ValueError(
+                f"{self.name} refuses prompts of {min(lengths)} to {max(lengths)} tokens: {error}. It was opened for up to {self.longest} "
+                "(teacher.max_tokens, and room for branches); lower teacher.max_tokens, or give the tokenizer that the model was trained with"
+            ) from error
         return [output.outputs.data for output in outputs]
+
+    def logit_rule(self) -> LogitRule:
+        """As its workers' model has it."""
+        for answer in self._llm.collective_rpc("bld_logit_rule"):
+            if isinstance(answer, str):
+                raise ValueError(answer)
+            if answer is not None:
+                scale, soft_cap, suppressed = answer
+                return LogitRule(scale, soft_cap, tuple(suppressed))
+        raise RuntimeError("none of vLLM's workers has the model's head")
+
+    def own_logprobs(self, prompt: Sequence[int], first: int = 0) -> Tensor:
+        [rows_TV] = self._encode([prompt], own_from=first)
+        return rows_TV
 
     def branches(self, prompts: Sequence[Sequence[int]]) -> "VllmBranches":
         if not self._caches_prefixes:
@@ -173,7 +214,7 @@ class VllmEngine:
         return VllmBranches(self, prompts)
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        hidden = self._encode(prompts, from_cache=False)
+        hidden = self._encode(prompts)
         for prompt, states_TD in zip(prompts, hidden, strict=True):
             if len(states_TD) != len(prompt):
                 raise RuntimeError(
@@ -195,6 +236,7 @@ class VllmBranches:
         self._engine = engine
         self._prompts = [list(prompt) for prompt in prompts]
         self._paths: list[list[int]] = []
+        self.longest: int | None = engine.longest
         self.hidden = engine.hidden_states(prompts)
         self.num_tokens = sum(map(len, prompts))
 

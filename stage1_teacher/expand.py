@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.branching import Branching, Path
+from pipeline.branching import Branch, Branching, Path
 from stage1_teacher.engine import Branches, BranchToken
 from stage1_teacher.reduce import Reducer, Rows
 
@@ -16,7 +16,8 @@ class Place(NamedTuple):
 
 
 def expand(branchings: Sequence[Branching], places: Sequence[Place], branches: Branches, reducer: Reducer) -> None:
-    """Add to each covering all rows that it wants.
+    """Add to each covering all rows that it wants. Branches whose paths are longer than the engine takes are not expanded, so that they
+    are counted in `dropped`.
 
     Args:
         branchings: with their canonical rows; `branches` holds their prompts.
@@ -24,7 +25,9 @@ def expand(branchings: Sequence[Branching], places: Sequence[Place], branches: B
     """
     numbers: dict[tuple[int, Path], int] = {}
     while True:
-        wanted = [(index, branching.wanted()) for index, branching in enumerate(branchings)]
+        wanted = [
+            (index, _fitting(branching, places[index], branches.longest)) for index, branching in enumerate(branchings)
+        ]
         wanted = [(index, found) for index, found in wanted if found]
         if not wanted:
             return
@@ -47,3 +50,16 @@ def expand(branchings: Sequence[Branching], places: Sequence[Place], branches: B
         )
         for (index, found), reduced in zip(wanted, rows, strict=True):
             branchings[index].add(found, reduced)
+
+
+def _fitting(branching: Branching, place: Place, longest: int | None) -> list[Branch]:
+    """The branches that it wants, without those whose paths have no room."""
+    wanted = branching.wanted()
+    if longest is None:
+        return wanted
+    paths = map(branching.path, wanted)
+    return [
+        branch
+        for branch, path in zip(wanted, paths, strict=True)
+        if place.before + path.leaves + len(path.tokens) <= longest
+    ]

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.vocabulary import Vocabulary
+from stage1_teacher.logit_rule import LogitRule
+
+NEVER = -1e30  # the logit of what is never said: finite, so that a difference of two of them is a number
 
 
 @contextmanager
@@ -34,13 +37,11 @@ def bfloat16_products() -> Iterator[None]:
 
 
 class Head:
-    """Hidden states to logits in sorted columns.
+    """Hidden states to logits in sorted columns, by the rule of the engine that gives the states (`follow`).
 
     Args:
         weight_VD: rows by token id, as the checkpoint has them.
         bias_V: or None.
-        scale: logits are multiplied by it (Cohere's logit_scale; 1 / Granite's logits_scaling).
-        soft_cap: logits become cap * tanh(logits / cap) (Gemma 2); 0 for none.
         alone: nothing else multiplies matrices in this process while `logits` does; see `bfloat16_products`.
     """
 
@@ -49,15 +50,14 @@ class Head:
         weight_VD: Tensor,
         bias_V: Tensor | None,
         vocabulary: Vocabulary,
-        scale: float = 1.0,
-        soft_cap: float = 0.0,
         alone: bool = False,
     ) -> None:
         order = torch.from_numpy(vocabulary.order)
         # In float32 on a CPU: its products round the sum to the inputs' dtype, and bfloat16 logits are off by up to 0.1.
         self.weight_CD = weight_VD[order].float()
         self.bias_C = None if bias_V is None else bias_V[order].float()
-        self.scale, self.soft_cap, self.alone = scale, soft_cap, alone
+        self.alone, self._column_V = alone, torch.from_numpy(vocabulary.column)
+        self.follow(LogitRule())
         self._dtype = weight_VD.dtype
         self._room: Tensor | None = None
 
@@ -66,7 +66,13 @@ class Head:
         self.weight_CD = self.weight_CD.to(device, torch.float32 if device == "cpu" else self._dtype)
         self.bias_C = None if self.bias_C is None else self.bias_C.to(device)
         self._room = None
+        self.follow(self.rule)
         return self
+
+    def follow(self, rule: LogitRule) -> None:
+        """Do to the products what the engine's model does."""
+        self.rule = rule
+        self._suppressed = self._column_V[list(rule.suppressed)].to(self.weight_CD.device)
 
     @torch.inference_mode()
     def logits(self, hidden_RD: Tensor) -> Tensor:
@@ -81,10 +87,12 @@ class Head:
             torch.mm(hidden_RD, weight_CD.T, out_dtype=torch.float32, out=logits_RC)
         if self.bias_C is not None:
             logits_RC += self.bias_C
-        if self.scale != 1.0:
-            logits_RC *= self.scale
-        if self.soft_cap:
-            logits_RC.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        if self.rule.scale != 1.0:
+            logits_RC *= self.rule.scale
+        if self.rule.soft_cap:
+            logits_RC.div_(self.rule.soft_cap).tanh_().mul_(self.rule.soft_cap)
+        if self.rule.suppressed:
+            logits_RC[:, self._suppressed] = NEVER
         return logits_RC
 
     def _holds_bfloat16(self, hidden_RD: Tensor) -> bool:

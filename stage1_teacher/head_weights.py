@@ -28,20 +28,20 @@ def load_head(
     trust: bool,
     alone: bool = False,
 ) -> tuple[Head, Vocabulary]:
-    """Read only the head's tensors of a Hugging Face model, tied or not, and sort them.
+    """Read only the head's tensors of a Hugging Face model, tied or not, and sort them. What the model does to their products, its engine
+    says (`Engine.logit_rule`).
 
     Raises:
-        ValueError: the checkpoint holds no safetensors, or not the tensor that the model's head is.
+        ValueError: the checkpoint holds no safetensors, or not the tensor that the model's head is, or one that is not finite.
     """
     config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust)
-    text = config.get_text_config()
     names, bias_name, rename = _head_names(config, trust)
     weight_VD = _tensor(model, revision, names, rename).to(dtype)
+    if not bool(torch.isfinite(weight_VD).all()):
+        raise ValueError(f"{model}: the weights of its head ({names[0]}) are not finite; fetch it again")
     bias_V = _tensor(model, revision, [bias_name], rename) if bias_name else None
-    scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-    soft_cap = float(getattr(text, "final_logit_softcapping", None) or 0.0)
     vocabulary = Vocabulary(token_bytes, end_ids, len(weight_VD))
-    return Head(weight_VD, bias_V, vocabulary, scale, soft_cap, alone), vocabulary
+    return Head(weight_VD, bias_V, vocabulary, alone), vocabulary
 
 
 def _head_names(config: object, trust: bool) -> tuple[list[str], str | None, Callable[[str], str]]:

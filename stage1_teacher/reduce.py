@@ -105,7 +105,7 @@ class Reducer:
     """
 
     def __init__(self, head: Head, vocabulary: Vocabulary, chunk: int | None = None) -> None:
-        self.head = head
+        self.head, self.vocabulary = head, vocabulary
         self.chunk = chunk or (1024 if head.weight_CD.is_cuda else 256)
         self.kernel = open_kernel(head, vocabulary)
         self._turn = threading.Lock()  # the room for logits is one; the audit reduces beside the dump's other thread

@@ -53,12 +53,14 @@ def _stream_rows(
     row = tl.program_id(0).to(tl.int64)
     largest = tl.full((), -float("inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
+    is_number = tl.full((), 1, tl.int32)  # a maximum passes over what is not
     tile_blocks = tl.arange(0, tile // block)
     for t in range(num_tiles):
         blocks = t * (tile // block) + tile_blocks
         columns = blocks[:, None] * block + tl.arange(0, block)[None, :]
         inside = columns < width
         logits = tl.load(logits_RC + row * row_stride + columns, mask=inside, other=-float("inf"))
+        is_number = tl.minimum(is_number, tl.min(tl.min((logits == logits).to(tl.int32), axis=1), axis=0))
         before = largest
         largest = tl.maximum(largest, tl.max(logits))
         probs = tl.where(inside, _exp_at_most_0(logits - largest, floor), 0.0)
@@ -66,7 +68,7 @@ def _stream_rows(
         tl.store(block_sums_RB + row * num_blocks + blocks, sums, mask=blocks < num_blocks)
         tl.store(tile_max_RT + row * num_tiles + t, largest)
         total = total * tl.exp(before - largest) + tl.sum(sums, axis=0)
-    tl.store(row_max_R + row, largest)
+    tl.store(row_max_R + row, tl.where(is_number == 1, largest, float("nan")))
     tl.store(total_R + row, total)
 
 
@@ -130,7 +132,7 @@ def range_probs(logits_RC: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tenso
         logits_RC: float32, columns next to each other.
         row_J, first_J, last_J: int32, on the same device.
     Raises:
-        ValueError: a row's largest logit is not finite.
+        ValueError: a row's largest logit is not finite, or a logit is no number.
     """
     num_rows, width = logits_RC.shape
     num_blocks, num_tiles = triton.cdiv(width, BLOCK), triton.cdiv(width, TILE)

@@ -12,6 +12,7 @@ from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
 from pipeline.covering import Covering, ReducedRow
 from pipeline.listed import ListedRows, listed_targets
+from pipeline.loading import load_config
 from pipeline.logs import say, warn
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.spread import spread
@@ -22,6 +23,7 @@ from stage1_teacher.engine import Branches, Engine, ListingEngine, open_engine
 from stage1_teacher.expand import Place, expand
 from stage1_teacher.pieces import Piece
 from stage1_teacher.reduce import Reducer, Rows
+from stage1_teacher.self_check import check_engine
 
 
 class Answers(NamedTuple):
@@ -230,6 +232,8 @@ def open_teacher(
 ) -> Teacher:
     """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts.
 
+    An engine is used only after `check_engine` has found that head and engine together say what the model says itself.
+
     Args:
         chat: the tokenizer with its chat template, where it is asked about chats.
         branches: it will be asked for branch rows even where the recipe's covering has none.
@@ -255,10 +259,19 @@ def open_teacher(
     if torch.cuda.is_available():
         head = head.to("cuda")
     reducer = Reducer(head, vocabulary, placement.reduce_rows)
+    config = load_config(model, teacher.revision, teacher.trust_remote_code)
+    named = f"{teacher.model} ({', '.join(config.architectures or [config.model_type])})"
 
     def reopen() -> Engine:
         branching = branches or recipe.dump.covering.beam_width > 0
-        return open_engine(model, teacher, placement, branching, over_machines)
+        engine = open_engine(model, teacher, placement, branching, over_machines)
+        try:
+            head.follow(engine.logit_rule())
+            check_engine(engine, reducer, tokenizer, start, teacher, named)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     return Teacher(recipe, reopen(), vocabulary, tokenizer, start, reducer, reopen, chat)
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from pipeline.loading import learned_positions
 from stage1_teacher.engine import BranchToken
+from stage1_teacher.model_head import head_inputs
 
 NAME = "bld_tree"
 
@@ -42,7 +44,8 @@ class Tree:
         self._paths: list[tuple[int, ...]] = []  # branch tokens on the path of each branch token, itself last
         self._leaves: list[tuple[int, int]] = []
         self.num_tokens = 0  # computed so far
-        self.hidden = self._prefill(prompts)  # a T x D tensor for each prompt
+        self.longest = learned_positions(model.config)
+        self.hidden = self._prefill(prompts)  # a T x D tensor for each prompt: what the head is applied to
 
     @torch.inference_mode()
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -54,7 +57,7 @@ class Tree:
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
-        """Last hidden state of each new branch token, N x D; they are numbered on from the earlier ones."""
+        """What the head is applied to after each new branch token, N x D; they are numbered on from the earlier ones."""
         order = sorted(range(len(tokens)), key=lambda i: tokens[i].prompt)
         first = len(self._paths)
         numbers = [first + i for i in range(len(tokens))]
@@ -78,7 +81,8 @@ class Tree:
         usual = self._model.config._attn_implementation
         self._model.set_attn_implementation(NAME)
         try:
-            output = self._model(
+            states_BTD = head_inputs(
+                self._model,
                 input_ids=ids,
                 position_ids=positions[None].to(device),
                 use_cache=False,
@@ -87,8 +91,7 @@ class Tree:
             )
         finally:
             self._model.set_attn_implementation(usual)
-        hidden_TD: Tensor = output.last_hidden_state[0]
-        return hidden_TD
+        return states_BTD[0]
 
     def layer(self, index: int) -> "_Layer":
         return self._layers.setdefault(index, _Layer())

@@ -13,6 +13,7 @@ from schemas.manifest import Manifest, identity_differences
 from schemas.record import Record
 from schemas.shard import read_shard
 from schemas.store import Location, open_parquet
+from stage1_teacher import own_tokens
 from stage1_teacher.begun import as_dumped
 from stage1_teacher.chat_pieces import chat_piece
 from stage1_teacher.fidelity import distances
@@ -34,6 +35,14 @@ class Recomputed(NamedTuple):
     total_variation: float
     control_nats: float  # of the teacher to itself in another batch: |KL|, over the same classes
     control_total_variation: float
+    own_nats_N: (
+        np.ndarray
+    )  # what stored tokens are off by from the model's own log-probabilities; see `own_tokens.apart`
+
+    @property
+    def own_nats(self) -> float:
+        """Mean per token; 0 where none was compared."""
+        return float(self.own_nats_N.mean()) if len(self.own_nats_N) else 0.0
 
 
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
@@ -57,13 +66,33 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
         f"{_mean(found, 'kl_nats'):.2e} nats, total variation {_mean(found, 'total_variation'):.2e} per position, "
         f"worst record {max(result.kl_nats for result in found):.2e} nats. "
         f"Control, the teacher run twice in other batches: {_mean(found, 'control_nats'):.2e} nats, total variation "
-        f"{_mean(found, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. Limit: {limit:.2e} nats"
+        f"{_mean(found, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. Limit: {limit:.2e} nats{_say_own(found)}"
     )
-    return [
+    return _own_faults(path, found) + [
         f"{path}, doc_id {result.doc_id!r}: the teacher's targets are {result.kl_nats:.3f} nats per position from what is stored "
         f"(limit {limit:.3f}; run twice it differs by {result.control_nats:.3f})"
         for result in found
         if not result.kl_nats <= limit
+    ]
+
+
+def _say_own(found: list[Recomputed]) -> str:
+    nats_N = np.concatenate([result.own_nats_N for result in found])
+    if not len(nats_N):
+        return ""
+    return (
+        f". Stored log-probabilities of {len(nats_N)} teacher tokens to those that the model gives itself: {nats_N.mean():.2e} nats "
+        f"(half the mean square), worst record {max(result.own_nats for result in found):.2e}. Limit: {own_tokens.LIMIT_NATS} nats"
+    )
+
+
+def _own_faults(path: Location, found: list[Recomputed]) -> list[str]:
+    return [
+        f"{path}, doc_id {result.doc_id!r}: the stored log-probabilities of the teacher's tokens are {result.own_nats:.3g} nats (half the mean "
+        f"square; limit {own_tokens.LIMIT_NATS}) from those that the model gives itself: the dump was not made of what the model says. Make "
+        "it again, with this release"
+        for result in found
+        if not result.own_nats <= own_tokens.LIMIT_NATS
     ]
 
 
@@ -94,7 +123,7 @@ def _sampled_records(path: Location, manifest: Manifest, num_documents: int) -> 
 
 def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[Recomputed]:
     """Ask the teacher for each record alone, and for the control in batches as a dump makes them."""
-    pieces = [_piece(record, teacher) for record in records]
+    pieces = [piece_of(record, teacher) for record in records]
     batched = [
         targets for batch in batches(pieces, recipe.placement.batch_tokens) for targets in _targets(batch, teacher)
     ]
@@ -108,6 +137,7 @@ def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[R
                 float(stored.kl_P.mean()),
                 float(stored.total_variation_P.mean()),
                 *_apart(alone_PV, control_PV),
+                own_nats_N=own_tokens.nats_apart(record, piece, teacher),
             )
         )
     return found
@@ -129,7 +159,7 @@ def _targets(pieces: list[Piece], teacher: Teacher) -> list[np.ndarray]:
     ]
 
 
-def _piece(record: Record, teacher: Teacher) -> Piece:
+def piece_of(record: Record, teacher: Teacher) -> Piece:
     """What a record was made of. Raises ValueError for a chat that this teacher's template does not render."""
     if record.message_roles:
         assert teacher.chat is not None  # the recipe says that the corpus holds chats

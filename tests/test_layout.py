@@ -63,9 +63,13 @@ def test_the_roof_imports_a_stage_only_inside_a_command() -> None:
         assert not [name for name in top if str(name).startswith("stage")], path
 
 
-@pytest.mark.parametrize("engine", ["vllm", "deepspeed", "ray", "obstore"])
+@pytest.mark.parametrize("engine", ["deepspeed", "ray", "obstore"])
 def test_an_engine_is_imported_in_one_module(engine: str) -> None:
     assert len(importers(engine)) == 1, importers(engine)
+
+
+def test_vllm_is_imported_where_it_is_driven_and_in_what_runs_in_its_workers() -> None:
+    assert importers("vllm") == ["stage1_teacher/engine_vllm.py", "stage1_teacher/vllm_worker.py"]
 
 
 def test_schemas_know_nothing_of_the_rest() -> None:

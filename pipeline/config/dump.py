@@ -10,6 +10,7 @@ from pipeline.config.section import Section
 from schemas import ARITHMETIC, NUM_SYMBOLS, levels
 from schemas.store import check_address
 
+MOST_OVERLAP = 256  # tokens; where nothing is said
 DumpPath = Annotated[str, AfterValidator(check_address)]
 
 
@@ -39,8 +40,16 @@ class TeacherConfig(Section):
     quantization: str | None = Field(
         None, description="vLLM's quantization method, e.g. fp8 (engine vllm); default: what the checkpoint says."
     )
-    max_tokens: int = Field(2048, ge=8, description="Longest window in teacher tokens, its start token included.")
-    overlap_tokens: int = Field(256, ge=0, description="Context in tokens that a later window repeats.")
+    max_tokens: int = Field(
+        2048,
+        ge=8,
+        description="Longest window in teacher tokens, its start token included. Default: 2048, or the model's positions where it has fewer.",
+    )
+    overlap_tokens: int = Field(
+        default_factory=lambda values: min(MOST_OVERLAP, values.get("max_tokens", 2 * MOST_OVERLAP) // 2),
+        ge=0,
+        description="Context in tokens that a later window repeats. Default: 256, or half of max_tokens where that is less.",
+    )
     start: str | None = Field(
         None,
         description="Token put before a document; default: the tokenizer's own. A chat starts as its template says.",

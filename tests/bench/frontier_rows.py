@@ -39,7 +39,9 @@ class BranchingTeacher:
 
     @cached_property
     def engine(self) -> TransformersEngine:
-        return TransformersEngine(self._model, self._recipe.teacher, self._recipe.placement, branches=True)
+        engine = TransformersEngine(self._model, self._recipe.teacher, self._recipe.placement, branches=True)
+        self.reducer.head.follow(engine.logit_rule())
+        return engine
 
     def covering(self, tokens: Sequence[int]) -> Covering:
         spelled = b"".join(self.tokenizer.token_bytes[token] or b"" for token in tokens)

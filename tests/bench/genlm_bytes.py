@@ -98,7 +98,7 @@ def ours(opened: Teacher, recipe: Recipe, covering: CoveringConfig, documents: S
     recipe = recipe.with_values(dump=recipe.dump.model_copy(update={"covering": covering}))
     tokenizer = opened.tokenizer
     teacher = Teacher(recipe, opened.engine, opened.vocabulary, tokenizer, opened.start, opened.reducer)
-    count = Count(teacher.engine._trunk)  # type: ignore[union-attr]
+    count = Count(teacher.engine._model)  # type: ignore[union-attr]
     probs, log_mass, seconds, cpu_seconds = [], [], 0.0, 0.0
     for number, document in enumerate([documents[0][:40], *documents]):
         if number == 1:  # the first was the warm-up

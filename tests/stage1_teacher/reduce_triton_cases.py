@@ -70,9 +70,12 @@ def test_masses_far_below_1e_7_keep_their_digits_and_none_is_0() -> None:
     assert all((row.masses_I > 0).all() for row in found)
 
 
-@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_a_row_that_is_not_finite_is_refused(bad: float) -> None:
-    logits_RC = torch.full((2, 50), bad, device=DEVICE)
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), -float("nan")])
+@pytest.mark.parametrize("column", [0, 40, 4999, None])
+def test_a_row_that_is_not_finite_is_refused(bad: float, column: int | None) -> None:
+    """Even where it is one logit, which is not the largest."""
+    logits_RC = torch.zeros(2, 5000, device=DEVICE)
+    logits_RC[1, slice(None) if column is None else column] = bad
     ranges = [torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, 3, 9)]
     with pytest.raises(ValueError, match="logits are not finite"):
         range_probs(logits_RC, *ranges)

@@ -25,6 +25,8 @@ def test_the_audit_of_a_wide_covering_finds_nothing_and_of_a_canonical_one_somet
         tmp_path, model, TEXTS[:12], top_k=256, min_prob=0, covering={"beam_width": 16, "branch_threshold": 0.001}
     )
     same = read_audit(dump(wide))["wide_covering"]
+    own = read_audit(whole)["models_own_tokens"]
+    assert own["tokens"] > 5 and own["half_mean_square_nats"] < 1e-3
     assert canonical["documents"] == same["documents"] >= 1
     # 256 entries that are nearly equal, which a real teacher's are not: each is rounded to levels 0.4 of it apart.
     assert same["kl_nats"] < 0.01 < canonical["kl_nats"]

@@ -1,12 +1,13 @@
 """Targets through real engines on a tiny random model, against brute force in float64."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from pipeline.config import PlacementConfig, Recipe, TeacherConfig
 from pipeline.corpus import Document
@@ -14,8 +15,9 @@ from pipeline.covering import Covering
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
 from stage1_teacher.engine import open_engine
-from stage1_teacher.head import Head
+from stage1_teacher.head import NEVER, Head
 from stage1_teacher.head_weights import load_head
+from stage1_teacher.logit_rule import LogitRule
 from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.reduce import Reducer, Rows
 from stage1_teacher.teacher import open_teacher
@@ -56,6 +58,7 @@ def engine_targets(engine: str, model: Path, **placement: int) -> list[np.ndarra
     head, vocabulary = load_head(str(model), None, torch.float32, tuple(token_bytes()), (end,), False)
     # 8: the longest prompt is computed in parts
     opened = open_engine(str(model), config, PlacementConfig(engine_batch_tokens=8, **placement))  # type: ignore[arg-type]
+    head.follow(opened.logit_rule())
     tokens = [tokenizer.encode(text) for text in DOCUMENTS]
     hidden = opened.hidden_states([[end, *ids] for ids in tokens])
     opened.close()
@@ -142,13 +145,39 @@ def test_branch_rows_through_an_engine_give_the_exact_distribution(engine: str, 
     assert answers.num_tokens > sum(len(piece.tokens) + 1 for piece in pieces)
 
 
-def test_soft_caps_scales_and_biases_reach_the_logits() -> None:
+def test_vllm_is_followed_where_it_norms_its_states_beside_the_head(tmp_path: Path) -> None:
+    """MiMo's `compute_logits` does. Its weights are Qwen2's, and so are the logits that it should have."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = brute_force_targets(tmp_path, DOCUMENTS)
+    stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"architectures": ["MiMoForCausalLM"]}), encoding="utf-8")
+    for found, exact in zip(engine_targets("vllm", tmp_path), expected, strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-4)
+
+
+def test_soft_caps_scales_biases_and_suppressed_tokens_reach_the_logits() -> None:
     generator = torch.Generator().manual_seed(0)
     weight_VD, bias_V = torch.randn(5, 4, generator=generator), torch.randn(5, generator=generator)
     hidden_RD = torch.randn(3, 4, generator=generator)
     vocabulary = Vocabulary([b"d", b"b", b"c", None], [3], 5)
-    head = Head(weight_VD, bias_V, vocabulary, scale=0.5, soft_cap=2.0)
+    head = Head(weight_VD, bias_V, vocabulary)
+    head.follow(LogitRule(0.5, 2.0, suppressed=(2,)))
     expected_RV = 2.0 * torch.tanh((hidden_RD @ weight_VD.T + bias_V) * 0.5 / 2.0)
+    expected_RV[:, 2] = NEVER
     torch.testing.assert_close(head.logits(hidden_RD), expected_RV[:, torch.from_numpy(vocabulary.order)])
 
 

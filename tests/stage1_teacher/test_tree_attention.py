@@ -40,23 +40,22 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-def trunk(config: PreTrainedConfig) -> PreTrainedModel:
+def whole_model(config: PreTrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
     # eager: what defines a model (others leave out Gemma 2's soft cap), though with a softmax in float32
-    whole = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
-    model: PreTrainedModel = whole.base_model
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
     return model.eval()
 
 
 @torch.inference_mode()
 def alone(model: PreTrainedModel, path: list[int]) -> torch.Tensor:
-    states_TD: torch.Tensor = model(input_ids=torch.tensor([path]), use_cache=False).last_hidden_state[0]
+    states_TD: torch.Tensor = model.base_model(input_ids=torch.tensor([path]), use_cache=False).last_hidden_state[0]
     return states_TD
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_each_branch_token_is_as_if_its_path_ran_alone(name: str) -> None:
-    model, rng = trunk(CONFIGS[name]), random.Random(name)
+    model, rng = whole_model(CONFIGS[name]), random.Random(name)
     prompts = [[rng.randrange(VOCABULARY) for _ in range(length)] for length in (13, 1, 8)]
     tree = Tree(model, prompts)
     for prompt, states_TD in zip(prompts, tree.hidden, strict=True):
@@ -82,14 +81,14 @@ def test_each_branch_token_is_as_if_its_path_ran_alone(name: str) -> None:
 
 
 def test_the_model_is_left_with_the_attention_that_it_had() -> None:
-    model = trunk(CONFIGS["llama, grouped queries"])
+    model = whole_model(CONFIGS["llama, grouped queries"])
     usual = model.config._attn_implementation
     Tree(model, [[1, 2, 3]])
     assert model.config._attn_implementation == usual
 
 
 def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = trunk(CONFIGS["llama, grouped queries"])
+    model = whole_model(CONFIGS["llama, grouped queries"])
     monkeypatch.setattr(type(model), "_supports_attention_backend", False)
     with pytest.raises(ValueError, match=r"attention of its own, which cannot branch. Use dump\.covering\.beam_width"):
         Tree(model, [[1]])
@@ -97,7 +96,7 @@ def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch: pytest.Mon
 
 def test_room_that_no_key_was_written_to_is_never_read() -> None:
     """Its memory may hold anything: a share of 0 times nan is nan."""
-    model = trunk(CONFIGS["llama, grouped queries"])
+    model = whole_model(CONFIGS["llama, grouped queries"])
     tree = Tree(model, [[1, 2, 3]])
     tree.extend([BranchToken(0, 2, 7, None)])
     with torch.inference_mode():

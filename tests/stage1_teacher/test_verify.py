@@ -13,8 +13,12 @@ import pytest
 
 from schemas.manifest import Manifest, write_json
 from schemas.shard import commit_shard
+from stage1_teacher import teacher
+from stage1_teacher.engine_transformers import TransformersEngine
+from stage1_teacher.logit_rule import LogitRule
 from stage1_teacher.summary import summarise
 from stage1_teacher.verify import verify_dump
+from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe
 from tests.stage1_teacher.test_durability import parts
 from tests.stage1_teacher.test_restart import pretend_version
 
@@ -95,3 +99,24 @@ def test_verify_finds_targets_that_the_teacher_does_not_give(copy: Path, capsys:
     write_json(copy / "summary.json", summarise(copy, Manifest.load(copy)))
     found = verify_dump(copy, against_teacher=2)
     assert len(found) == 2 and all("nats per position from what is stored" in fault for fault in found)
+
+
+def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a release made it that did not know a model's scale and never asked the model."""
+    monkeypatch.setattr(TransformersEngine, "logit_rule", lambda self: LogitRule(0.5))
+    monkeypatch.setattr(teacher, "check_engine", lambda *_: None)
+    folder = dump(write_recipe(tmp_path, model, TEXTS[:4]))
+    assert "from those that the model gives itself" in capsys.readouterr().err
+    audited = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["models_own_tokens"]
+    assert audited["tokens"] > 5 and audited["half_mean_square_nats"] > audited["limit_nats"]
+    found = verify_dump(folder, against_teacher=4)
+    assert len(found) == 4 and all("from those that the model gives itself" in fault for fault in found)
+    monkeypatch.undo()
+    found = verify_dump(folder, against_teacher=4)
+    assert sum("from those that the model gives itself" in fault for fault in found) == 4
+    assert any("nats per position from what is stored" in fault for fault in found)
+    parts(folder)[-1].unlink()
+    with pytest.raises(ValueError, match=r"part-00000.parquet, doc_id '0': .*give a new dump.path"):
+        dump(tmp_path / "recipe.yaml")

@@ -1,0 +1,27 @@
+"""Before a dump goes on: are its shards the model's own? A release that did not know a model's head may have begun it."""
+
+from schemas.manifest import Manifest
+from schemas.shard import read_shard
+from schemas.store import Location
+from stage1_teacher import own_tokens
+from stage1_teacher.teacher import Teacher
+from stage1_teacher.verify_teacher import piece_of
+
+
+def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:
+    """Raise ValueError where the first record of the first shard that is there holds other log-probabilities of tokens than the model's own.
+
+    New shards would be right, and the dump half wrong.
+    """
+    missing = {shard.index for shard in manifest.missing(dump)}
+    there = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
+    record = next((record for path in there[:1] for record in read_shard(path) if record.segments), None)
+    if record is None:
+        return
+    nats_N = own_tokens.nats_apart(record, piece_of(record, teacher), teacher)
+    if len(nats_N) and not nats_N.mean() <= own_tokens.LIMIT_NATS:
+        raise ValueError(
+            f"{there[0]}, doc_id {record.doc_id!r}: its log-probabilities of the teacher's tokens are {nats_N.mean():.3g} nats (half the mean "
+            f"square; limit {own_tokens.LIMIT_NATS}) from those that the model gives itself: an earlier release made it with a head that is not "
+            "the model's. It is not gone on with: give a new dump.path, or delete that folder to start again"
+        )

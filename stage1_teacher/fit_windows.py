@@ -1,0 +1,44 @@
+"""Windows that a recipe does not give are made to fit the teacher; what it does give is checked as it is."""
+
+from pipeline.config import Recipe, TeacherConfig
+from pipeline.config.dump import MOST_OVERLAP
+from pipeline.loading import check_positions, load_config, max_positions
+from pipeline.logs import say
+
+
+def with_fitting_windows(recipe: Recipe, model: str) -> Recipe:
+    """The recipe with windows that the teacher has positions for. Says in a line what it has changed.
+
+    Args:
+        model: the teacher's, resolved.
+    Raises:
+        ValueError: a `teacher.max_tokens` that the recipe gives is more than the model has.
+    """
+    teacher = recipe.teacher
+    if teacher.engine == "openai":
+        from stage1_teacher.engine_openai import longest_window
+
+        most = None if _is_given(teacher, "max_tokens") else longest_window(teacher, recipe.placement)
+        return _fitted(recipe, most, f"the server takes {most}")
+    # An engine would say so in its own words, and minutes later.
+    config = load_config(model, teacher.revision, teacher.trust_remote_code)
+    if _is_given(teacher, "max_tokens"):
+        check_positions(config, teacher.max_tokens, "teacher.max_tokens")
+    most = max_positions(config)
+    return _fitted(recipe, most, f"the model has {most} positions")
+
+
+def _is_given(teacher: TeacherConfig, key: str) -> bool:
+    return key in teacher.model_fields_set
+
+
+def _fitted(recipe: Recipe, most: int | None, why: str) -> Recipe:
+    """Raises ValueError where an overlap that the recipe gives does not fit."""
+    teacher = recipe.teacher
+    if most is not None and most < teacher.max_tokens and not _is_given(teacher, "max_tokens"):
+        given = {key: getattr(teacher, key) for key in teacher.model_fields_set}
+        teacher = TeacherConfig(**given | {"max_tokens": most})
+        say(f"teacher.max_tokens is {most}, as {why}; teacher.overlap_tokens is {teacher.overlap_tokens}")
+    elif teacher.overlap_tokens < MOST_OVERLAP and not _is_given(teacher, "overlap_tokens"):
+        say(f"teacher.overlap_tokens is {teacher.overlap_tokens}, half of teacher.max_tokens")
+    return recipe.with_values(teacher=teacher)

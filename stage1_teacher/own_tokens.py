@@ -1,0 +1,53 @@
+"""A record's stored log-probabilities of tokens beside the model's own: nothing of what made them is used again.
+
+Shape legend: N tokens compared.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from schemas.record import Record
+from stage1_teacher.engine import ListingEngine
+from stage1_teacher.pieces import Piece
+from stage1_teacher.teacher import Teacher
+
+MOST_TOKENS = 64  # of a record: each takes a row of the whole vocabulary
+LEAST_NATS = -15.0  # below, a shard's levels are up to 1.6 nats apart
+# Half the mean square of what a token's log-probability is off by, nats: what two distributions that differ by as little have as
+# their KL. bfloat16 in another batch costs about 1.5e-3; heads that were wrong have cost hundreds.
+LIMIT_NATS = 0.05
+
+
+class OwnTokens(NamedTuple):
+    """What the model itself says of a piece's first tokens."""
+
+    logprobs_N: np.ndarray  # nats
+    first: int  # the place of the first of them in a record's `teacher_token_logprobs`
+
+
+def ask_own(teacher: Teacher, piece: Piece, most: int = MOST_TOKENS) -> OwnTokens:
+    """Ask the engine's model for the first tokens that are covered (of a chat, those of its first turn)."""
+    assert not isinstance(teacher.engine, ListingEngine)
+    stretch = piece.stretches[0]
+    prompt = teacher.prompt(piece)
+    at = len(prompt) - len(piece.tokens) + stretch.first  # of the first covered token; at least one is before it
+    tokens = stretch.tokens[:most]
+    gap = 1 if stretch.start else 0  # what is before a stretch is stored as one token
+    if not tokens:
+        return OwnTokens(np.zeros(0), gap)
+    own_NV = teacher.engine.own_logprobs(prompt[: at + len(tokens)], at - 1)[:-1]
+    return OwnTokens(own_NV.numpy()[np.arange(len(tokens)), tokens].astype(np.float64), gap)
+
+
+def apart(record: Record, own: OwnTokens) -> np.ndarray:
+    """N, nats: half the square of what each stored log-probability is off by."""
+    stored_N = record.teacher_token_logprobs[own.first : own.first + len(own.logprobs_N)].astype(np.float64)
+    return (np.maximum(stored_N, LEAST_NATS) - np.maximum(own.logprobs_N, LEAST_NATS)) ** 2 / 2
+
+
+def nats_apart(record: Record, piece: Piece, teacher: Teacher) -> np.ndarray:
+    """As `apart`, asked now; none for an engine that lists tokens: what it lists is the model's own."""
+    if isinstance(teacher.engine, ListingEngine):
+        return np.zeros(0)
+    return apart(record, ask_own(teacher, piece))

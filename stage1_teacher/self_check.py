@@ -1,0 +1,120 @@
+"""Is what we make of an engine's states what its model says itself: asked at every start of an engine, on a probe text.
+
+The head's weights are read from the checkpoint by us, and applied by us. A model that does more than we know of (it norms its weights, adds
+a layer, has another head) would be dumped wrong without a word, and nothing that applies the same code would notice. So the model's own
+log-probabilities are compared, of its whole vocabulary, with those that our head gives.
+
+Shape legend: R rows (tokens of the probe), V token ids.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.config import TeacherConfig
+from pipeline.covering import Covering
+from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
+from stage1_teacher.engine import Engine
+from stage1_teacher.reduce import Reducer, Rows
+
+PROBE = "In 1687, the Principia was published; its 3 laws are taught to this day. def main():\n    return {'a': 1}\nÜber uns: こんにちは"
+MOST_ROWS = 48
+# Nats, of the worst row. Rounding logits to bfloat16 costs half the variance of a rounding error, 1e-3 at a logit of 30; heads that were
+# wrong have cost 0.3 and more. A larger model that differs from itself by more (experts chosen otherwise) is held to that.
+LIMIT_NATS = 0.05
+TIMES_CONTROL = 3.0
+MOST_AHEAD_FLOAT32, MOST_AHEAD = 1e-3, 0.05  # of the largest log-probability
+SMALLEST_SHARE = 1e-9  # of a class of tokens; what is below is rounding
+
+
+def probe_tokens(tokenizer: ByteTokenizer, most: int) -> list[int]:
+    """At most so many ids of the probe text, or of the tokens that spell something where the tokenizer cannot spell that."""
+    try:
+        return tokenizer.encode(PROBE.encode())[:most]
+    except SpellingError:
+        spelling = [token for token, spelled in enumerate(tokenizer.token_bytes) if spelled]
+        return spelling[:: max(1, len(spelling) // most)][:most]
+
+
+def check_engine(
+    engine: Engine, reducer: Reducer, tokenizer: ByteTokenizer, start: int | None, teacher: TeacherConfig, model: str
+) -> None:
+    """Raise ValueError where our rows are not the model's own.
+
+    Args:
+        teacher: its `max_tokens` and `dtype` are read.
+        model: what the error calls it: its source and its architecture.
+    """
+    before = [] if start is None else [start]
+    tokens = probe_tokens(tokenizer, min(MOST_ROWS, teacher.max_tokens) - 1)
+    prompt = [*before, *tokens]
+    if start is None:
+        tokens = tokens[1:]  # the row before the first token does not exist
+    own_RV, again_RV = engine.own_logprobs(prompt), engine.own_logprobs(prompt)
+    [states_RD] = engine.hidden_states([prompt])
+    column_V = torch.from_numpy(reducer.vocabulary.column)
+    if len(column_V) < own_RV.shape[1] or own_RV.shape[0] != len(prompt):
+        raise ValueError(
+            f"{model}: {engine.name} answers {tuple(own_RV.shape)} log-probabilities for {len(prompt)} tokens, and the checkpoint's head has "
+            f"{len(column_V)} rows"
+        )
+    _check_causal(engine, prompt, own_RV, teacher.dtype, model)
+    ours_RV = reducer.head.logits(states_RD).log_softmax(-1).cpu()[:, column_V][:, : own_RV.shape[1]]
+    control = worst_row(own_RV, again_RV)
+    apart = max(worst_row(own_RV, ours_RV), worst_row(*_reduced(states_RD, own_RV, reducer, tokens, tokenizer)))
+    limit = max(LIMIT_NATS, TIMES_CONTROL * control)
+    if not apart <= limit:
+        raise ValueError(
+            f"{model}: what is made of its hidden states is not what {engine.name} itself says. On a text of {len(prompt)} tokens the "
+            f"worst row is {apart:.3g} nats from the model's own (KL; limit {limit:.3g}; asked twice it differs by {control:.3g}). Its "
+            "targets would be wrong, so nothing is dumped. "
+            f"Try the other local engine (teacher.engine: {'transformers' if engine.name.startswith('vllm') else 'vllm'}), or let "
+            "`vllm serve` say its own log-probabilities (teacher.engine: openai)"
+        )
+
+
+def _check_causal(engine: Engine, prompt: Sequence[int], own_RV: Tensor, dtype: str, model: str) -> None:
+    """Raise ValueError for a model that looks ahead: its first rows change with the tokens that follow.
+
+    Both prompts are of one length, so that little is rounded otherwise (see `pipeline.causality`).
+    """
+    half = len(prompt) // 2
+    before_RV, after_RV = own_RV[:half], engine.own_logprobs([*prompt[:half], *prompt[half:][::-1]])[:half]
+    said_RV = torch.isfinite(before_RV) & torch.isfinite(after_RV)
+    apart, largest = (float(found[said_RV].abs().max()) for found in (before_RV - after_RV, before_RV))
+    if apart > (MOST_AHEAD_FLOAT32 if dtype == "float32" else MOST_AHEAD) * largest:
+        raise ValueError(
+            f"{model} looks ahead: what it says after {half} tokens changes by up to {apart:.3g} nats with those that follow (its "
+            f"log-probabilities: up to {largest:.3g}). It is no causal language model; choose one that is, or where its config has "
+            "is_decoder, set that to true"
+        )
+
+
+def worst_row(own_RV: Tensor, other_RV: Tensor) -> float:
+    """The largest KL(own || other) of a row, nats; infinite where the other has 0, or no number, for what has mass."""
+    own_RV, other_RV = own_RV.double(), other_RV.double()
+    mass_RV = own_RV.exp()
+    nats_R = torch.where(mass_RV > 0, mass_RV * (own_RV - other_RV), 0.0).sum(-1)
+    return float(nats_R.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
+
+
+def _reduced(
+    states_RD: Tensor, own_RV: Tensor, reducer: Reducer, tokens: Sequence[int], tokenizer: ByteTokenizer
+) -> tuple[Tensor, Tensor]:
+    """Log-shares of the next token, of END and of all else in each row but the last: the model's own, and as the dump's reduction has them.
+
+    Sums of classes cannot lie further apart than the rows do.
+    """
+    spelled = b"".join(tokenizer.token_bytes[token] or b"" for token in tokens)
+    covering = Covering(reducer.vocabulary, tokens, spelled)
+    first = len(states_RD) - len(covering.offsets)
+    [rows] = reducer.reduce([Rows(covering, covering.offsets, states_RD[first:])])
+    probs_RV = own_RV[first:-1].double().exp()
+    ends = [end for end in reducer.vocabulary.end_ids if end < probs_RV.shape[1]]
+    own = torch.stack([probs_RV[torch.arange(len(tokens)), torch.tensor(tokens)], probs_RV[:, ends].sum(-1)])
+    ours = torch.tensor([[row.token for row in rows[:-1]], [row.end for row in rows[:-1]]], dtype=torch.float64)
+    own_R3, ours_R3 = (
+        torch.cat([two, 1 - two.sum(0, keepdim=True)]).clamp(min=SMALLEST_SHARE).log().T for two in (own, ours)
+    )
+    return own_R3, ours_R3
