@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.shard import read_rows, read_shard
@@ -187,7 +188,14 @@ def test_long_records_are_trained_on_in_pieces_each_once_an_epoch_over_all_ranks
                 break
             trained.append(sum(micro.num_bytes for micro in micro_batches))
             assert max(micro.tokens_BL.shape[1] for micro in micro_batches) <= 20
+    assert len(read) < 60 * 2 + 60  # a record is read by a rank once in a window, not once for each of its pieces
     plans = list(takewhile(lambda plan: not plan.after.epoch, plan_batches(counts, 0, 120, 20)))
+    of_rank = preparation(work, tokenizer, 1, 2, max_tokens=20)
+    straight = [micro_batches for _, micro_batches in islice(of_rank.steps(counts), 5)]
+    for at, plan in enumerate(plans[:4], 1):  # resumed in the middle of documents
+        resumed = next(of_rank.steps(counts, plan.after))[1]
+        for ours, theirs in zip(resumed, straight[at], strict=True):
+            assert ours.doc_ids == theirs.doc_ids and torch.equal(ours.tokens_BL, theirs.tokens_BL)
     taken = [planned.place[4:] for plan in plans for planned in plan.documents]
     pieces = {
         (shard, *place) for shard, count in enumerate(counts.counts_S) for place in rows(counts, shard, int(count))
@@ -196,7 +204,6 @@ def test_long_records_are_trained_on_in_pieces_each_once_an_epoch_over_all_ranks
     # All bytes of the documents, but those of the last step, which reaches into the next epoch.
     left = len(pieces) - len(taken)
     assert counts.num_bytes - left * 120 <= sum(trained) <= counts.num_bytes
-    assert len(read) < 60 * 2 + 60  # a record is read by a rank once in a window, not once for each of its pieces
 
 
 def rows(counts: Lengths, shard: int, count: int) -> list[tuple[int, int]]:
