@@ -49,6 +49,24 @@ def load_model(source: str, revision: str | None, dtype: "torch.dtype | str", tr
     return model
 
 
+def check_finite(model: Any, source: str) -> None:
+    """Raise ValueError, naming tensors, where a model's weights hold NaN or infinity: all that is computed with them would be NaN."""
+    import torch
+
+    faulty = {
+        name: int((~torch.isfinite(weight)).sum())
+        for name, weight in model.named_parameters()
+        if weight.numel() and not torch.isfinite(weight.detach().abs().max())
+    }
+    if faulty:
+        named = ", ".join(f"{name} ({count:,} values)" for name, count in list(faulty.items())[:3])
+        more = f" and {len(faulty) - 3} more" if len(faulty) > 3 else ""
+        raise ValueError(
+            f"{source}: weights that are NaN or infinite, in {named}{more}. Nothing can be computed with them: fetch the model again, or take "
+            "an earlier checkpoint of it"
+        )
+
+
 def load_tokenizer(source: str, trust_remote_code: bool = False, revision: str | None = None) -> Any:
     """What AutoTokenizer makes of a local folder or a hub name, at its revision.
 

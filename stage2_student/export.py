@@ -17,6 +17,8 @@ from stage2_student.keep import best_step
 from stage2_student.lora import add_adapters
 from stage2_student.start import load_start, tokenizer_moved
 
+_STEP_FILE = "distilled.json"
+
 
 def export(run: Path | str, out: Path | str | None = None, step: int | None = None, best: bool = False) -> Path:
     """Write a complete checkpoint as safetensors, config, tokenizer and generation config; returns the folder.
@@ -45,8 +47,16 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     with committed_folder(out) as partial:
         model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
         AutoTokenizer.from_pretrained(run / "start", trust_remote_code=trust).save_pretrained(partial)
-        (partial / "distilled.json").write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+        (partial / _STEP_FILE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
     return out
+
+
+def is_due(run: Path) -> bool:
+    """Whether RUN/export is not there, or is where the run ended before it was trained on."""
+    said = run / "export" / _STEP_FILE
+    if not (run / "export").exists():
+        return True
+    return said.exists() and run_folder.was_passed(run, json.loads(said.read_text(encoding="utf-8"))["step"])
 
 
 def _chosen_step(run: Path, step: int | None, best: bool) -> int:

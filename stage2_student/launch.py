@@ -18,11 +18,13 @@ import psutil
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.install import has_nvidia_gpu
 from pipeline.left_behind import end_children_with_me
+from pipeline.logs import say
 from pipeline.recipe import load_recipe, save_recipe
 from stage2_student.ancestors import end_with_ancestors
 from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.placement import free_port, started_as_rank
-from stage2_student.run_folder import dump_refs
+from stage2_student.run_folder import begun_schedule, dump_refs
+from stage2_student.schedule import continued
 from stage2_student.signals import STOPPING
 
 _MODULE = "stage2_student.train"
@@ -63,6 +65,9 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
 
         end_with_ancestors(over_ssh=False)
         return run_rank(loaded)
+    loaded, remarks = continued(loaded, begun_schedule(run))
+    for remark in remarks:
+        say(f"{run}: {remark}")
     command = launch_command(run / "launch.yaml", loaded.train, free_port())
     if dry_run:
         dumps = ", ".join(ref.path for ref in dump_refs(loaded))

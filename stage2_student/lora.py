@@ -3,7 +3,7 @@
 Source: Hu et al. 2021, arXiv:2106.09685; the adapters are peft's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from peft import LoraConfig, LoraModel
@@ -22,30 +22,68 @@ def add_adapters(lm: Any, student: StudentConfig, tokenizer_moved: bool) -> Lora
 
     Returns peft's view of the model: `merge_and_unload()` of it gives a plain model.
 
-    Raises ValueError for a target that is not a linear layer of the blocks.
+    Raises ValueError for a target that is not a linear layer of the blocks, nor its experts' weights.
     """
-    targets = _targets(lm, student.lora_targets)
+    linear, experts = _targets(lm, student.lora_targets)
     alpha = student.lora_rank if student.lora_alpha is None else student.lora_alpha
-    adapted = LoraModel(
-        lm, LoraConfig(r=student.lora_rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0), "default"
+    config = LoraConfig(
+        r=student.lora_rank,
+        lora_alpha=alpha,
+        target_modules=linear,
+        target_parameters=experts or None,
+        lora_dropout=0.0,
     )
+    adapted = LoraModel(lm, config, "default")
     if tokenizer_moved if student.lora_embeddings is None else student.lora_embeddings:
         for module in (lm.get_input_embeddings(), lm.get_output_embeddings()):
             module.requires_grad_(True)
     return adapted
 
 
-def _targets(lm: Any, wanted: Sequence[str]) -> list[str]:
-    """Full names of the linear layers of the blocks whose last name is wanted; of all where none is named."""
+def expert_weights(lm: Any) -> dict[str, str]:
+    """Full name -> short name (`experts.down_proj`) of the weights that hold those of all experts of a layer, (experts, out, in) or
+    turned: a mixture keeps them as one parameter, which is no linear layer."""
+    return {
+        f"{name}.{own}": f"{name.rpartition('.')[2]}.{own}"
+        for name, module in lm.named_modules()
+        if not type(module).__module__.startswith("torch.nn")
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3
+    }
+
+
+def mixture_remarks(lm: Any, student: StudentConfig) -> Iterator[str]:
+    """What a mixture of experts does not learn by, a sentence each; nothing for other models."""
+    short = sorted(set(expert_weights(lm).values()))
+    adapted = [name for name in short if name in student.lora_targets]
+    if student.lora_rank and len(adapted) < len(short):
+        left = [name for name in short if name not in adapted]
+        yield (
+            f"the experts get no adapters for {', '.join(left)}, and learn nothing there; to adapt them, name them in "
+            "student.lora_targets beside the linear layers"
+        )
+    balance = getattr(lm.config.get_text_config(), "router_aux_loss_coef", None)
+    if balance:
+        yield (
+            f"the router's auxiliary loss (router_aux_loss_coef {balance:g}), which keeps the experts in balance, is not part of the "
+            "objectives"
+        )
+
+
+def _targets(lm: Any, wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Full names of the linear layers of the blocks whose last name is wanted, of all where none is named; and of the experts' weights
+    that are named."""
     head = lm.get_output_embeddings()
     linear = [
         name for name, module in lm.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
     ]
-    known = {name.rpartition(".")[2] for name in linear}
+    experts = expert_weights(lm)
+    known = {name.rpartition(".")[2] for name in linear} | set(experts.values())
     unknown = set(wanted) - known
     if unknown:
         raise ValueError(
             f"student.lora_targets names {', '.join(sorted(unknown))}; the linear layers of this model's blocks are "
             f"{', '.join(sorted(known))}"
         )
-    return [name for name in linear if not wanted or name.rpartition(".")[2] in wanted]
+    chosen = [name for name in linear if not wanted or name.rpartition(".")[2] in wanted]
+    return chosen, [name for name, short in experts.items() if short in wanted]

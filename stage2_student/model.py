@@ -4,6 +4,7 @@ Shape legend: B documents, L tokens (start token included), N supervised tokens,
 """
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from stage2_student.interfaces import ByteScores, Interface
 from stage2_student.losses import token_cross_entropy
 from stage2_student.objectives import Seen, chosen
 
+_LOUDER = 64
 COUNTS = ("positions", "uncounted", "kl_positions")  # all; those the interface does not stand by; those with KL
 
 
@@ -38,6 +40,8 @@ class Student(nn.Module):
     control, and as fast as it can be.
     """
 
+    remarks: tuple[str, ...] = ()  # on what it does not learn, for the operator
+
     def __init__(self, lm: Any, interface: Interface | None, train: TrainConfig) -> None:
         super().__init__()
         assert (interface is not None) == train.objectives.uses_bytes
@@ -48,6 +52,7 @@ class Student(nn.Module):
         self.terms = chosen(train.objectives)
         self.weights = train.objectives.weights
         self.precision = Precision(getattr(torch, train.dtype))
+        self.logit_scale = 1.0  # see `settle_head`
         self.logit_softcap: float | None = getattr(lm.config, "final_logit_softcapping", None)
 
     def forward(
@@ -67,7 +72,7 @@ class Student(nn.Module):
             scores = None
             if self.interface is not None:
                 read_BLD = hidden_BLD.detach() if interface_alone else hidden_BLD
-                scores = self.interface(read_BLD, batch, self.token_logits)
+                scores = self.interface.scores(read_BLD, batch, self.token_logits)
             nats_N = None if scores is None or interface_alone else scores.token_nats_N
             if nats_N is None and self.objectives.uses_tokens:
                 nats_N = self._nats_of_tokens(hidden_BLD, batch)
@@ -97,11 +102,13 @@ class Student(nn.Module):
         """The student's own next-token logits."""
         with self.precision.context(hidden_ND.device.type):  # again: the checkpointed head runs outside `forward` too
             logits_NV = self.lm.get_output_embeddings()(hidden_ND)
-        return self._capped(logits_NV)
+        return self._scaled(logits_NV)
 
-    def _capped(self, logits_NV: Tensor) -> Tensor:
+    def _scaled(self, logits_NV: Tensor) -> Tensor:
         cap = self.logit_softcap
-        return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+        if cap is not None:
+            return cap * torch.tanh(logits_NV / cap)
+        return logits_NV if self.logit_scale == 1 else logits_NV * self.logit_scale
 
     def rates(self) -> dict[float, list[nn.Parameter]]:
         """The parameters that learn, by the multiple of the learning rate that they learn at."""
@@ -117,25 +124,48 @@ class Student(nn.Module):
         return found
 
     @torch.no_grad()
-    def check_head(self) -> None:
-        """Raise ValueError where `token_logits`, in float32, are not the model's: a family that scales its logits in another way, or
-        does more to its states before the head."""
+    def settle_head(self) -> None:
+        """Find by what the family multiplies its logits (Granite, Cohere), from the model's own on a few tokens.
+
+        Raises ValueError where `token_logits`, in float32, are not the model's even so: a family that does more with them; it is
+        asked with a louder head too, for a soft cap leaves the small logits of a new model as they are.
+        """
+        theirs_BLV, plain_BLV = self._own_and_plain()
+        if self.logit_softcap is None:
+            theirs, plain = theirs_BLV.double().flatten(), plain_BLV.double().flatten()
+            scale = float(theirs @ plain / (plain @ plain))
+            # Six digits: what a config writes, without the rounding of the products. Next to 1 it is rounding alone.
+            self.logit_scale = float(f"{scale:.6g}") if math.isfinite(scale) and abs(scale - 1) > 1e-4 else 1.0
+        self._compare(theirs_BLV, plain_BLV)
+        weight = self.lm.get_output_embeddings().weight
+        weight.mul_(_LOUDER)
+        theirs_BLV, plain_BLV = self._own_and_plain()
+        weight.div_(_LOUDER)  # a power of 2: as it was, to the bit
+        self._compare(theirs_BLV, plain_BLV)
+
+    def _own_and_plain(self) -> tuple[Tensor, Tensor]:
+        """The model's own logits of a few tokens, and its head applied to the last hidden states, without more."""
         tokens_BL = torch.tensor([[0, 1, 2]])
-        theirs_BLV = self.lm(input_ids=tokens_BL, use_cache=False).logits
         trunk = self.lm.base_model(input_ids=tokens_BL, use_cache=False)
-        named = f"{type(self.lm).__name__} ({self.lm.config.model_type})"
         if not hasattr(trunk, "last_hidden_state"):
             raise ValueError(
-                f"{named}: it has no trunk of its own that gives its last hidden states, which training reads; take a student.model of "
+                f"{self._named}: it has no trunk of its own that gives its last hidden states, which training reads; take a student.model of "
                 "another family"
             )
-        ours_BLV = self._capped(self.lm.get_output_embeddings()(trunk.last_hidden_state))
-        if not torch.allclose(theirs_BLV, ours_BLV, rtol=1e-3, atol=1e-3):
+        plain_BLV = self.lm.get_output_embeddings()(trunk.last_hidden_state)
+        return self.lm(input_ids=tokens_BL, use_cache=False).logits, plain_BLV
+
+    def _compare(self, theirs_BLV: Tensor, plain_BLV: Tensor) -> None:
+        difference = (theirs_BLV - self._scaled(plain_BLV)).abs().max().item()
+        if not difference <= 1e-3 * max(theirs_BLV.abs().max().item(), abs(self.logit_scale)):  # nor where it is NaN
             raise ValueError(
-                f"{named}: the head applied to the last hidden states differs from the model's logits by "
-                f"{(theirs_BLV - ours_BLV).abs().max().item():.3g}; what it does to them is not supported in training. Take a student.model of "
-                "another family"
+                f"{self._named}: the head applied to the last hidden states differs from the model's logits by {difference:.3g}, in more "
+                "than a factor; what it does to them is not supported in training. Take a student.model of another family"
             )
+
+    @property
+    def _named(self) -> str:
+        return f"{type(self.lm).__name__} ({self.lm.config.model_type})"
 
 
 def _counts(scores: ByteScores, batch: MicroBatch) -> tuple[Tensor, ...]:

@@ -75,6 +75,16 @@ def plan_batches(
                 documents, left_out, num_tokens = [], Counter(), 0
 
 
+def repeated(tokens: int, batch_tokens: int) -> str | None:
+    """What to say of a step that is larger than all there is to learn from; None where it is not."""
+    if tokens >= batch_tokens:
+        return None
+    return (
+        f"train.batch_tokens is {batch_tokens:,}, and all usable records together have {tokens:,} tokens: each is in every step some "
+        f"{batch_tokens / tokens:.1f} times. Give train.batch_tokens={tokens:,} or less, or dump more text"
+    )
+
+
 def _check_usable(lengths: Lengths, max_tokens: int) -> None:
     if lengths.usable(max_tokens).any():
         return

@@ -1,6 +1,6 @@
 """A run's folder: whose it is, which checkpoints are complete, what has been logged.
 
-identity.json             what decides the result; a resume that differs is refused
+identity.json             what decides the result; a resume that differs is refused, but for the schedule of steps to come
 recipe.yaml, deepspeed.json, transfer counts in start/
 lengths/                  the student's tokens of each record, by shard (see `stage2_student.lengths`)
 start/                    the student before its first step, a Hugging Face folder
@@ -27,7 +27,7 @@ from pipeline.config import DumpRef, Recipe, student_config
 from pipeline.logs import warn
 from schemas.commit import sync_and_rename
 from schemas.manifest import Manifest, identity_differences, write_json
-from stage2_student import order
+from stage2_student import order, schedule
 from stage2_student.deepspeed_json import decides_the_result
 from stage2_student.inventory import write_inventory
 from stage2_student.mix import Mix
@@ -132,17 +132,26 @@ def lock(run: Path) -> IO[str]:
 def claim(run: Path, identity: dict[str, Any]) -> None:
     """Make the run's identity ours. Raises ValueError, naming the fields, where checkpoints of another one lie there.
 
-    Without a complete checkpoint nothing is lost, and what another recipe left there is removed.
+    One that differs in the schedule alone is trained on, with a warning. Without a complete checkpoint nothing is lost, and what
+    another recipe left there is removed.
     """
     path = run / "identity.json"
     theirs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if theirs is not None and theirs != identity:
-        differences = identity_differences(theirs, identity)
-        if checkpoint_steps(run):
-            raise ValueError(
-                f"{run} holds checkpoints of another run ({'; '.join(differences)}). Give a new student.path, or "
-                "delete that folder to start again."
+    known = {} if theirs is None else {key: value for key, value in theirs.items() if key != schedule.TRAINED_ON}
+    if theirs is not None and known != identity:
+        differences = "; ".join(identity_differences(known, identity))
+        if steps := checkpoint_steps(run):
+            trained_on = schedule.replanned(theirs, identity, steps)
+            if trained_on is None:
+                raise ValueError(
+                    f"{run} holds checkpoints of another run ({differences}). Give a new student.path, or "
+                    "delete that folder to start again."
+                )
+            warn(
+                f"{run}: trained on from step {steps[-1]} ({differences}); the rates of the steps to come are planned anew"
             )
+            write_json(path, trained_on)
+            return
         theirs = None
     if theirs is None:
         for name in ("start", "start.partial", "checkpoints", "tensorboard"):
@@ -150,6 +159,20 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
         for name in ("metrics.jsonl", "wandb_id"):
             (run / name).unlink(missing_ok=True)
         write_json(path, identity)
+
+
+def begun_schedule(run: Path) -> dict[str, Any]:
+    """The schedule of a run that has a checkpoint; empty where there is none."""
+    path = run / "identity.json"
+    return (
+        schedule.begun(json.loads(path.read_text(encoding="utf-8"))) if path.exists() and checkpoint_steps(run) else {}
+    )
+
+
+def was_passed(run: Path, step: int) -> bool:
+    """Whether the run was at its end at this step, and was then trained on."""
+    identity = json.loads((run / "identity.json").read_text(encoding="utf-8"))
+    return step in [time["from_step"] for time in identity.get(schedule.TRAINED_ON, [])]
 
 
 def checkpoint_name(step: int) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, StudentConfig, student_config
-from pipeline.loading import load_model, load_tokenizer
+from pipeline.loading import check_finite, load_model, load_tokenizer
 from pipeline.logs import say
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -83,6 +83,7 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
     model_source = resolve_model(student.model, student.revision)
     tokenizer, chat, wrapped = student_tokenizer(student, chats)
     model = load_model(model_source, student.revision, "auto", student.trust_remote_code)
+    check_finite(model, student.model)
     if student.drop_layers:
         model = drop_layers(model, student.drop_layers)
     ends = end_tokens(student, tokenizer, chat)
@@ -139,7 +140,8 @@ def tokenizer_moved(folder: Path) -> bool:
 
 
 def load_start(folder: Path, trust_remote_code: bool) -> Any:
-    """The start model with float32 weights, on the CPU."""
+    """The start model with float32 weights, on the CPU. Raises ValueError where they are not finite."""
     model = load_model(str(folder), None, torch.float32, trust_remote_code)
+    check_finite(model, str(folder))
     model.config.use_cache = False
     return model

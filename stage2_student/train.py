@@ -24,20 +24,21 @@ from pipeline.recipe import load_recipe, save_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import write_json
 from stage2_student import deepspeed_engine as ds
-from stage2_student import resume, run_folder
+from stage2_student import resume, run_folder, schedule
 from stage2_student.ancestors import end_with_ancestors
 from stage2_student.channel import Channel, LostRankError, join
 from stage2_student.deepspeed_json import deepspeed_config
-from stage2_student.export import export
+from stage2_student.export import export, is_due
 from stage2_student.held_out import held_out
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.lengths import Lengths, keep_counts, kept_counts
 from stage2_student.log import where_to_look
 from stage2_student.loop import run_steps
-from stage2_student.lora import add_adapters
+from stage2_student.lora import add_adapters, expert_weights, mixture_remarks
 from stage2_student.loss_scale import first_scale
 from stage2_student.model import Student
 from stage2_student.packing import settle
+from stage2_student.plan import repeated
 from stage2_student.reader import DumpReader
 from stage2_student.share import Preparation, Sources, cut_at
 from stage2_student.signals import Stopped
@@ -122,6 +123,9 @@ def train(recipe: Recipe) -> None:
 
 def _train_and_export(recipe: Recipe, channel: Channel) -> None:
     recipe, remark = sized(recipe)
+    recipe, remarks_on_schedule = schedule.continued(
+        recipe, run_folder.begun_schedule(Path(student_config(recipe).path))
+    )
     student = student_config(recipe)
     run = Path(student.path)
     reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
@@ -131,8 +135,8 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
         if channel.rank == 0:
             stack.enter_context(run_folder.lock(run))
             stack.enter_context(metrics.served())
-            if remark is not None:
-                say(f"{run}: {remark}")
+            for line in (*filter(None, [remark]), *remarks_on_schedule):
+                say(f"{run}: {line}")
             _prepare(recipe, sources, channel.world)
         channel.gather()  # rank 0 has moved the start model, which may take it longer than a collective
         found = resume.newest_sound(run, channel)
@@ -141,7 +145,7 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
         elif channel.rank == 0:
             say(f"{run} has done its {recipe.train.steps} steps; nothing to train")
         if channel.rank == 0:
-            if not (run / "export").exists():
+            if is_due(run):
                 export(run)
             print(where_to_look(run), flush=True)
         channel.gather()  # nobody ends before the export is written: what started the ranks may then end rank 0
@@ -185,6 +189,9 @@ def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
     if channel.rank == 0:
         for line in remarks(lengths, recipe.train, order):
             say(line)
+        tokens = int(lengths.tokens_U[lengths.usable(recipe.train.piece_tokens)].sum())
+        if remark := repeated(tokens, recipe.train.batch_tokens):
+            warn(remark)
     return lengths
 
 
@@ -194,7 +201,13 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     start = Path(config.path) / "start"
     lm = load_start(start, config.trust_remote_code)
     check_positions(lm.config, recipe.train.piece_tokens, "train.max_tokens")
+    lacking = tuple(mixture_remarks(lm, config))
     if config.lora_rank:
+        if recipe.train.deepspeed.zero_stage == 3 and set(expert_weights(lm).values()) & set(config.lora_targets):
+            raise ValueError(
+                "student.lora_targets names experts' weights, which train.deepspeed.zero_stage 3 splits, and adapters beside split ones are not "
+                "known to be right: give train.deepspeed.zero_stage 2 or less"
+            )
         add_adapters(lm, config, tokenizer_moved(start))
     if recipe.train.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -212,9 +225,10 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
             f"{config.interface} has no parameters to warm up; set 0"
         )
     student = Student(lm, interface, recipe.train)
+    student.remarks = lacking
     student.eval()
     check_causal(lm, config.model)
-    student.check_head()
+    student.settle_head()
     return student.train()
 
 
@@ -225,6 +239,8 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Che
     held = held_out(recipe, tokenizer, chat, ends.start, channel)
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ends)
+    for lacking in student.remarks if channel.rank == 0 else ():
+        warn(f"{run}: {lacking}")
     packing, remark = settle(student.lm, config.packing, ds.own_device().type)
     if remark is not None and channel.rank == 0:
         say(f"{run}: {remark}")

@@ -61,7 +61,8 @@ class StudentConfig(Section):
     )
     lora_targets: tuple[str, ...] = Field(
         (),
-        description="Linear layers that get adapters, by name, as in [q_proj, v_proj]; default: all of the blocks'.",
+        description="Linear layers that get adapters, by name, as in [q_proj, v_proj]; default: all of the blocks'. The weights of a mixture's "
+        "experts are no such layers, and are named as experts.down_proj.",
     )
     lora_embeddings: bool | None = Field(
         None,

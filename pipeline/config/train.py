@@ -106,12 +106,16 @@ class WandbConfig(Section):
 
 
 DEFAULT_MAX_TOKENS = 2048
+DEFAULT_STEPS, DEFAULT_WARMUP_STEPS = 500, 10
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Section):
     """How the student is trained."""
 
-    steps: int = Field(500, ge=1, description="Optimizer steps.")
+    steps: int = Field(
+        DEFAULT_STEPS, ge=1, description="Optimizer steps. A run that has done them goes on where more are asked for."
+    )
     batch_tokens: int = Field(
         16384, ge=1, description="Student tokens per optimizer step over all ranks, about: whole documents."
     )
@@ -126,7 +130,10 @@ class TrainConfig(Section):
     )
     lr: float = Field(1.0e-5, gt=0, description="Peak learning rate.")
     warmup_steps: int = Field(
-        10, ge=0, description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows."
+        default_factory=lambda values: min(DEFAULT_WARMUP_STEPS, values.get("steps", DEFAULT_STEPS) // 2),
+        ge=0,
+        description=f"Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows. Default: {DEFAULT_WARMUP_STEPS}, or half of the "
+        "steps where that is fewer.",
     )
     min_lr_ratio: float = Field(
         0.1, ge=0, le=1, description="Where the cosine decay of each rate ends, as a share of it."
@@ -143,7 +150,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(
         0.0, ge=0, description="AdamW's, decoupled: a step shrinks a weight by this times the rate."
     )
-    betas: tuple[float, float] = Field(
+    betas: tuple[_Beta, _Beta] = Field(
         (0.9, 0.95), description="AdamW's decay of the mean gradient and of its mean square."
     )
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")

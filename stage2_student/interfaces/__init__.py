@@ -27,6 +27,8 @@ def make_interface(student: StudentConfig, shape: StudentShape) -> Interface:
         raise ValueError(
             f"{student.interface}: make_interface gives a {type(interface).__name__}, which is no stage2_student.interfaces.Interface"
         )
+    if is_own(student.interface):
+        interface.own_file = student.interface
     return interface
 
 

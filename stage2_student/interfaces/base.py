@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from stage2_student.batches import Encoded, Example, MicroBatch
+from schemas import NUM_SYMBOLS
+from stage2_student.batches import NO_LABEL, Encoded, Example, MicroBatch
 
 Head = Callable[[Tensor], Tensor]  # (n, D) -> (n, vocabulary): the student's own token logits, `Student.token_logits`
 
@@ -39,6 +40,7 @@ class ByteScores(NamedTuple):
 class Interface(nn.Module, ABC):
     """A module that turns the student's hidden states into next-symbol logits."""
 
+    own_file: str | None = None  # the operator's, in which it is defined
     max_bytes: int | None  # bytes of a token that it predicts, what follows in a longer one is left out; None: all
 
     @abstractmethod
@@ -60,3 +62,25 @@ class Interface(nn.Module, ABC):
             batch: the examples collated, its `extra` still empty.
         """
         return {}
+
+    def scores(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
+        """What `forward` gives. Raises ValueError, naming the operator's own file, where it does not fit the micro-batch."""
+        found: ByteScores = self(hidden_BLD, batch, head)
+        if self.own_file is not None:
+            _check_rows(self.own_file, found, batch)
+        return found
+
+
+def _check_rows(file: str, scores: ByteScores, batch: MicroBatch) -> None:
+    if not isinstance(scores, tuple) or not isinstance(scores[0], Tensor) or not isinstance(scores[1], Tensor):
+        raise ValueError(f"{file}: forward gives a {type(scores).__name__}, and has to give ByteScores")
+    num_positions = len(batch.state_P)
+    wanted = {"logits_PV": (num_positions, NUM_SYMBOLS), "counted_P": (num_positions,)}
+    if scores.token_nats_N is not None:
+        wanted["token_nats_N"] = (int((batch.labels_BL != NO_LABEL).sum()),)
+    for name, shape in wanted.items():
+        if (given := tuple(getattr(scores, name).shape)) != shape:
+            raise ValueError(
+                f"{file}: forward gives {name} of shape {given}, and has to give {shape}: a row for each of the micro-batch's "
+                f"{shape[0]} supervised {'tokens' if name == 'token_nats_N' else 'byte positions'}, in their order"
+            )

@@ -72,6 +72,7 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
         ("dump.shard_bytes=1e30TB", "dump.shard_bytes: '1e30TB'"),
         ("placement.batch_tokens=-1", "placement.batch_tokens: -1: .*greater than or equal to 16"),
         ("corpus.limit=0", "corpus.limit: 0: .*greater than or equal to 1"),
+        ("train.betas=[0.9, 1.5]", r"train.betas.1: 1.5: .*less than 1"),
     ],
 )
 def test_a_bad_override_is_named_with_what_would_be_right(tmp_path, override, message):

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen3MoeConfig
 
 from pipeline.config import Recipe, StudentConfig
 from pipeline.recipe import load_recipe, save_recipe
 from stage2_student.export import export
-from stage2_student.lora import add_adapters
+from stage2_student.lora import add_adapters, mixture_remarks
 from stage2_student.start import load_start
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
@@ -103,6 +103,57 @@ def test_targets_are_chosen_by_name_and_a_name_that_is_not_there_is_refused(mode
     assert len(trained_names(lm)) == 2 * 2 and all("q_proj" in name for name in trained_names(lm))
     with pytest.raises(ValueError, match=r"names lm_head, w1; the linear layers .* are down_proj, gate_proj"):
         add_adapters(load_start(model, False), student_of(lora_rank=2, lora_targets=["w1", "lm_head", "q_proj"]), False)
+
+
+def mixtures() -> dict[str, Any]:
+    """Mixtures of experts, tiny: their weights (experts, out, in), and turned."""
+    sizes = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    sizes |= {"num_key_value_heads": 2, "num_experts_per_tok": 2}
+    return {
+        "mixtral": MixtralConfig(**sizes, num_local_experts=4),
+        "qwen3_moe": Qwen3MoeConfig(**sizes, num_experts=4, moe_intermediate_size=24, head_dim=16),
+        "gpt_oss": GptOssConfig(**sizes, num_local_experts=4, head_dim=16, layer_types=["full_attention"] * 2),
+    }
+
+
+EXPERTS = ("experts.down_proj", "experts.gate_up_proj")
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_experts_that_are_named_learn_and_are_merged_into_what_the_adapters_computed(family: str) -> None:
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(mixtures()[family]).eval()
+    names, tokens_BL = lm.state_dict().keys(), torch.randint(0, 300, (2, 9))
+    plain_BLV = lm(tokens_BL).logits
+    adapted = add_adapters(lm, student_of(lora_rank=4, lora_targets=["q_proj", *EXPERTS]), False)
+    torch.testing.assert_close(lm(tokens_BL).logits, plain_BLV)
+    randomise(lm)
+    before_BLV = lm(tokens_BL).logits
+    assert not torch.allclose(before_BLV, plain_BLV, atol=0.01)
+    before_BLV.square().mean().backward()
+    grads = {name: weight.grad for name, weight in lm.named_parameters() if weight.requires_grad}
+    assert len(grads) == 2 * 2 * (1 + len(EXPERTS)) and all(grad is not None and grad.any() for grad in grads.values())
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(tokens_BL).logits, before_BLV, rtol=1e-4, atol=1e-5)
+    assert merged.state_dict().keys() == names
+
+
+def test_what_a_mixture_of_experts_does_not_learn_is_said_by_name(model: Path) -> None:
+    lm = AutoModelForCausalLM.from_config(mixtures()["mixtral"])
+    experts, balance = mixture_remarks(lm, student_of(lora_rank=4))
+    assert experts.startswith(
+        "the experts get no adapters for experts.down_proj, experts.gate_up_proj, and learn nothing there"
+    )
+    assert "router's auxiliary loss (router_aux_loss_coef 0.001)" in balance
+    assert list(mixture_remarks(lm, student_of(lora_rank=4, lora_targets=["q_proj", *EXPERTS]))) == [balance]
+    assert list(mixture_remarks(lm, student_of())) == [balance]  # in full the experts learn
+    assert not list(mixture_remarks(load_start(model, False), student_of(lora_rank=4)))
 
 
 @pytest.fixture(scope="module")

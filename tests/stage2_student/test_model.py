@@ -8,6 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+)
 
 from pipeline.config import TrainConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -17,7 +26,7 @@ from stage2_student.encode import encode_records
 from stage2_student.interfaces import ByteScores, Head, Interface
 from stage2_student.losses import class_divergence, symbol_cross_entropy
 from stage2_student.model import Student
-from stage2_student.start import Ends, load_start
+from stage2_student.start import Ends, export_start, load_start
 from stage2_student.train import build_student
 from tests.stage2_student.dumps import make_recipe, make_record, make_text
 from tests.zoo.models import tiny_model
@@ -111,21 +120,102 @@ def test_embedding_and_interface_learn_at_multiples_of_the_rate_and_frozen_weigh
     assert set(rates.values()) == {1.0} and id(frozen) not in rates
 
 
-@pytest.mark.parametrize("family", ["cohere", "granite", "falcon_h1", "recurrent_gemma", "xlstm", "modernbert-decoder"])
+@pytest.mark.parametrize("family", ["recurrent_gemma", "xlstm", "modernbert-decoder"])
 def test_a_family_that_does_more_to_its_logits_than_we_know_is_refused_by_name(family: str) -> None:
     student = Student(tiny_model(family, 300), None, train_config(ce=1.0))
     with pytest.raises(
         ValueError, match=rf"ForCausalLM \({family}\): .* not supported in training\. Take a student\.model"
     ):
-        student.check_head()
+        student.settle_head()
 
 
 def test_a_family_whose_trunk_gives_no_hidden_states_is_refused_by_name() -> None:
     student = Student(tiny_model("llama4_text", 300), None, train_config(ce=1.0))
     with pytest.raises(ValueError, match=r"Llama4ForCausalLM \(llama4_text\): it has no trunk.*another family"):
-        student.check_head()
+        student.settle_head()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "phi", "qwen3_moe", "mamba"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma2", "gpt2", "phi", "qwen3_moe", "mamba", "cohere", "granite", "falcon_h1"]
+)
 def test_a_family_whose_logits_are_its_heads_products_is_not(family: str) -> None:
-    Student(tiny_model(family, 300), None, train_config(ce=1.0)).check_head()
+    Student(tiny_model(family, 300), None, train_config(ce=1.0)).settle_head()
+
+
+def scaled_families() -> dict[str, Any]:
+    """Families that multiply their logits, and two that cap them without a word that is known here."""
+    sizes = {
+        "vocab_size": 270,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    return {
+        "granite": GraniteConfig(**sizes, num_key_value_heads=2, logits_scaling=8.0),
+        "cohere": CohereConfig(**sizes, num_key_value_heads=2, logit_scale=0.0625),
+        "llama": LlamaConfig(**sizes, num_key_value_heads=2),
+        "gemma2": Gemma2Config(**sizes, num_key_value_heads=2, head_dim=16, final_logit_softcapping=2.0),
+    }
+
+
+@pytest.mark.parametrize("family", ["granite", "cohere", "llama", "gemma2"])
+def test_the_nats_of_tokens_are_those_of_the_models_own_logits(family: str, batch: MicroBatch) -> None:
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(scaled_families()[family]).eval()
+    before = {name: value.clone() for name, value in lm.state_dict().items()}
+    student = Student(lm, None, train_config(ce=1.0))
+    student.settle_head()
+    assert student.logit_scale == {"granite": 0.125, "cohere": 0.0625}.get(family, 1.0)
+    assert all(torch.equal(value, before[name]) for name, value in lm.state_dict().items())
+    nats, _ = student(batch)
+    logits_BLV = lm(input_ids=batch.tokens_BL, use_cache=False).logits.double()
+    supervised_BL = batch.labels_BL >= 0
+    theirs = cross_entropy(logits_BLV[supervised_BL], batch.labels_BL[supervised_BL], reduction="sum")
+    assert nats.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_a_family_that_caps_its_logits_without_saying_so_in_a_known_word_is_refused_by_name(model: Path) -> None:
+    student = Student(load_start(model, False), None, train_config(ce=1.0))
+    own = student.lm.forward
+    student.lm.forward = lambda **given: _capped(own(**given))
+    with pytest.raises(ValueError, match=r"\(llama\): the head applied .* differs .* in more than a factor"):
+        student.settle_head()
+
+
+def _capped(output: Any) -> Any:
+    output.logits = 30 * torch.tanh(output.logits / 30)
+    return output
+
+
+def test_weights_that_are_not_numbers_are_named(model: Path, tmp_path: Path) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(model)
+    lm.model.layers[1].mlp.up_proj.weight.data[3, 5] = torch.nan
+    lm.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path)
+    named = r"weights that are NaN or infinite, in model\.layers\.1\.mlp\.up_proj\.weight \(1 values\)"
+    with pytest.raises(ValueError, match=named):
+        load_start(tmp_path, False)
+    with pytest.raises(ValueError, match=named):
+        export_start(make_recipe(tmp_path, tmp_path, tmp_path / "run", {}, tokenizer="bytes"))
+    assert not (tmp_path / "run" / "start").exists()
+
+
+class RowShort(HalfSure):
+    """An interface of the operator's own that gives a row less."""
+
+    own_file = "mine.py"
+
+    def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
+        whole = super().forward(hidden_BLD, batch, head)
+        return ByteScores(whole.logits_PV[:-1], whole.counted_P, whole.token_nats_N)
+
+
+def test_an_interface_that_gives_too_few_rows_is_named_with_the_counts(model: Path, batch: MicroBatch) -> None:
+    student = Student(load_start(model, False), RowShort(), train_config(byte_ce=1.0))
+    count = len(batch.state_P)
+    with pytest.raises(
+        ValueError,
+        match=rf"mine\.py: forward gives logits_PV of shape \({count - 1}, 256\), and has to give \({count}, 256\)",
+    ):
+        student(batch)
