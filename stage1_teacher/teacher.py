@@ -273,7 +273,22 @@ def open_teacher(
             raise
         return engine
 
-    return Teacher(recipe, reopen(), vocabulary, tokenizer, start, reducer, reopen, chat)
+    return Teacher(recipe, _started(reopen, named, teacher.engine), vocabulary, tokenizer, start, reducer, reopen, chat)
+
+
+def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:
+    """The engine's first start. What an engine says of a model that it cannot run is of every kind; ValueError here says whose it is."""
+    try:
+        return open_it()
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".strip().removesuffix(":").splitlines()[0]
+        raise ValueError(
+            f"{named}: {engine} does not start with it ({said}). Where memory ran out, lower placement.gpu_memory or "
+            "placement.engine_batch_tokens; else try the other local engine (teacher.engine: "
+            f"{'transformers' if engine == 'vllm' else 'vllm'}). --debug shows where it failed"
+        ) from error
 
 
 def _open_served(
