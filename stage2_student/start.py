@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, StudentConfig, student_config
@@ -95,17 +96,28 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
         wrapped.save_pretrained(partial)
         write_json(partial / "transfer.json", counts)
         if counts:
-            _check_readable(partial, student, model.config.model_type, tokenizer)
+            _check_readable(partial, student, model.config, tokenizer)
     return folder
 
 
-def _check_readable(folder: Path, student: StudentConfig, model_type: str, tokenizer: ByteTokenizer) -> None:
-    """Raise ValueError where transformers, asked for the tokenizer beside the moved model, does not give the one that was saved there:
-    for some types of model (qwen2) it makes every tokenizer into that of the type, with its rule of splitting text."""
+def _check_readable(folder: Path, student: StudentConfig, config: Any, tokenizer: ByteTokenizer) -> None:
+    """Raise ValueError where transformers does not give back the moved model and its tokenizer.
+
+    For some types of model (qwen2) it makes every tokenizer into that of the type, with its rule of splitting text; some (xglm) take the
+    id that pads for a position, of which there are fewer than tokens.
+    """
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, trust_remote_code=student.trust_remote_code)
+    except Exception as error:
+        raise ValueError(
+            f"{student.model} cannot move to {student.tokenizer}: transformers does not make a model of type {config.model_type} with the ids of "
+            f"its control tokens ({type(error).__name__}: {error}). Take a student.model of another type, or leave student.tokenizer out"
+        ) from error
     read = load_tokenizer(str(folder), student.trust_remote_code)
     if ByteTokenizer.from_wrapped(read, str(folder)).sha256 != tokenizer.sha256:
         raise ValueError(
-            f"{student.model} cannot move to {student.tokenizer}: beside a model of type {model_type} transformers reads every tokenizer as its "
+            f"{student.model} cannot move to {student.tokenizer}: beside a model of type {config.model_type} transformers reads every tokenizer as its "
             f"{type(read).__name__}, which splits text otherwise, so that the student would be used with tokens that it has not "
             "learnt. Take a student.model of another type, or leave student.tokenizer out"
         )

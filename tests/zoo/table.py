@@ -29,7 +29,11 @@ def write_tables(found: Mapping[Cell, Outcome], readme: Path = README) -> None:
     if not begin or not end:
         raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}; put them where the tables belong")
     made = "\n\n".join(
-        [families_table(found), *(tokenizers_table(found, kinds) for kinds in (SMALL_KINDS, REAL_KINDS))]
+        [
+            summary(found),
+            families_table(found),
+            *(tokenizers_table(found, kinds) for kinds in (SMALL_KINDS, REAL_KINDS)),
+        ]
     )
     readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
 
