@@ -61,7 +61,10 @@ def engine_targets(engine: str, model: Path, **placement: int) -> list[np.ndarra
     head.follow(opened.logit_rule())
     tokens = [tokenizer.encode(text) for text in DOCUMENTS]
     hidden = opened.hidden_states([[end, *ids] for ids in tokens])
+    own_RV = opened.own_logprobs([end, *tokens[0]], 2)  # the first rows of a chunk are not asked for
     opened.close()
+    ours_RV = head.logits(hidden[0])[2:].log_softmax(-1)[:, torch.from_numpy(vocabulary.column)]
+    torch.testing.assert_close(own_RV, ours_RV, rtol=0, atol=1e-4)
     return [
         covering_targets(vocabulary, head, ids, text.encode(), states)
         for ids, text, states in zip(tokens, DOCUMENTS, hidden, strict=True)
