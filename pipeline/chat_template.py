@@ -64,7 +64,7 @@ class ChatTemplate:
         """The rendering's parts in order; joined they are what the model is given. Raises ChatError, with the reason."""
         skeleton = self._skeleton(messages)
         parts = _fill(skeleton, [message["content"] for message in messages])
-        text = self._apply(messages)
+        text = self.apply([*messages], [])
         if "".join(part.text for part in parts) != text:
             parts = _fill(skeleton, [self._written(skeleton, messages, index) for index in range(len(messages))])
             if "".join(part.text for part in parts) != text:
@@ -94,17 +94,10 @@ class ChatTemplate:
             raise ChatError(f"the chat template refuses it: {error}") from error
         return str(text)
 
-    def _apply(self, messages: Sequence[Message]) -> str:
-        try:
-            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, strftime_now=TODAY.strftime)
-        except TemplateError as error:
-            raise ChatError(f"the chat template refuses it: {error}") from error
-        return str(text)
-
     def _marked(self, messages: Sequence[Message], but: int | None = None) -> str:
         """The rendering with a mark for each content, but for that of message `but`."""
-        return self._apply(
-            [m if index == but else m | {"content": _MARK.format(index)} for index, m in enumerate(messages)]
+        return self.apply(
+            [m if index == but else m | {"content": _MARK.format(index)} for index, m in enumerate(messages)], []
         )
 
     def _skeleton(self, messages: Sequence[Message]) -> list[Part]:

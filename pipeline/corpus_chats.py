@@ -10,6 +10,7 @@ from pipeline.config import CorpusConfig
 from pipeline.conversation import Conversation, Message, split_reasoning, with_ids
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek's and Qwen's name, OpenRouter's, gpt-oss's
+_DEEPEST = 64  # levels of an argument or a schema: further in, Python's own limit ends the run
 _UNHELD = ("tool_calls", "function_call", "reasoning_content")  # with contents alone, what makes a chat unusable
 
 
@@ -140,10 +141,12 @@ def _call(call: Any) -> Message:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = _parsed(arguments, "a tool call's arguments are not JSON")
-    elif _holds_null(arguments):  # Parquet's columns give every call the keys of all others
+    elif not _is_deep(arguments) and _holds_null(arguments):  # Parquet's columns give every call the keys of all others
         raise UnusableError("a tool call's arguments hold nulls; give them as JSON text")
     if not isinstance(arguments, dict):
         raise UnusableError("a tool call's arguments are not an object")
+    if _is_deep(arguments):
+        raise UnusableError(f"a tool call's arguments are nested deeper than {_DEEPEST} levels")
     name = call.get("id")
     return {
         **({"id": name} if isinstance(name, str) and name else {}),
@@ -156,13 +159,15 @@ def _tools(found: Any) -> tuple[Mapping[str, Any], ...]:
     """A row's tools, as templates are given them."""
     if isinstance(found, str) and found:
         found = _parsed(found, "the tools are not JSON")
-    elif _holds_null(found):
+    elif not _is_deep(found) and _holds_null(found):
         raise UnusableError("the tools hold nulls; give them as JSON text")
     if not found:
         return ()
     if not isinstance(found, list):
         raise UnusableError("the tools are not a list")
     tools = [_parsed(tool, "a tool is not JSON") if isinstance(tool, str) else tool for tool in found]
+    if _is_deep(tools):
+        raise UnusableError(f"the tools are nested deeper than {_DEEPEST} levels")
     made = [
         tool if isinstance(tool, dict) and "function" in tool else {"type": "function", "function": tool}
         for tool in tools
@@ -182,6 +187,19 @@ def _parsed(text: str, fault: str) -> Any:
 
 def _no_json(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects lie in one another on more than `_DEEPEST` levels."""
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return bool(level)
 
 
 def _holds_null(value: Any) -> bool:

@@ -12,19 +12,34 @@ from pipeline.logs import say
 
 
 class Job(NamedTuple):
-    """A model to measure; `start` and `end` are tokens, None for its tokenizer's own."""
+    """A model to measure; `start` and `end` are tokens, None for its tokenizer's own. Several mean END where a teacher was dumped so."""
 
     name: str
     model: str
     start: str | None
-    end: str | None
+    end: str | tuple[str, ...] | None
     revision: str | None = None
     trust_remote_code: bool = False
 
 
-def custom_corpus(source: str | None, field: str, limit: int | None) -> dict[str, CorpusConfig]:
-    """The corpus of the command line, by name; empty where it names none."""
-    return {} if source is None else {Path(source).name: CorpusConfig(source=source, field=field, limit=limit)}
+def custom_corpus(source: str | None, field: str | None, limit: int | None) -> dict[str, CorpusConfig]:
+    """The corpus of the command line, by name; empty where it names none.
+
+    Args:
+        field: None is `text`.
+    Raises:
+        ValueError: a field or a limit of no corpus.
+    """
+    if source is None:
+        of_none = [f"--{name} {value}" for name, value in (("field", field), ("limit", limit)) if value is not None]
+        if of_none:
+            raise ValueError(
+                f"{', '.join(of_none)}: this belongs to --corpus; of a recipe's text it is eval.field and eval.limit (-o eval.limit=100)"
+            )
+        return {}
+    name = Path(source).name
+    # The figures on a dump are called `dump`.
+    return {"text" if name in ("", "dump") else name: CorpusConfig(source=source, field=field or "text", limit=limit)}
 
 
 def custom_tasks(names: str | None, options: Mapping[str, Any], start: str | None) -> dict[str, TasksConfig]:
@@ -91,8 +106,8 @@ def jobs_of_recipe(recipe: Recipe) -> list[Job]:
     if teacher.engine == "openai":
         say(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
         return jobs
-    end = next(iter(teacher.end), None)
-    return [*jobs, Job("teacher", teacher.model, teacher.start, end, teacher.revision, teacher.trust_remote_code)]
+    of_teacher = (teacher.start, teacher.end or None, teacher.revision, teacher.trust_remote_code)
+    return [*jobs, Job("teacher", teacher.model, *of_teacher)]
 
 
 def result_path(recipe: Recipe) -> Path:

@@ -192,10 +192,12 @@ def run_eval(
         _say_left_out(name, texts[name], _documents(config, limit))
     if dump is not None:
         dump_readers = readers(Manifest.load(dump).has_chats)
-        ends = [(reader.end_id(job.end),) for reader, job in zip(dump_readers, jobs, strict=True)]
+        ends = [reader.end_ids(job.end) for reader, job in zip(dump_readers, jobs, strict=True)]
         asked = asked_records(dump, list(zip(dump_readers, ends, strict=True)), limit)
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for index, job in enumerate(jobs):
+
+    def measured(index: int) -> dict[str, dict[str, Any]]:
+        """Of one model, which is gone when its figures are there: two need not fit at once."""
+        job = jobs[index]
         model = load_model(folders[index], job.revision, torch.float32, job.trust_remote_code).eval()
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         check_causal(model, job.name)
@@ -209,8 +211,9 @@ def run_eval(
             reader = dump_readers[index]
             byte_model = ByteModel(model, reader.tokenizer, reader.start_id, ends[index], reader.chat, sizes[index])
             figures["dump"] = byte_divergence(byte_model, dump, asked)
-        found[job.name] = figures
-    return found
+        return figures
+
+    return {job.name: measured(index) for index, job in enumerate(jobs)}
 
 
 def _say_windows(name: str, figures: Mapping[str, Any]) -> None:

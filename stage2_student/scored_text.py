@@ -42,16 +42,20 @@ class Reader(NamedTuple):
             raise ValueError(f"{source}: its tokenizer has no start token; name one with --start")
         return cls(name, tokenizer, chat, start_id)
 
-    def end_id(self, end: str | None) -> int:
-        """The token that means END: in a chat what the template writes after a turn, else `end` by name, or the tokenizer's own.
+    def end_ids(self, end: str | tuple[str, ...] | None) -> tuple[int, ...]:
+        """The tokens that mean END: `end` by name, or the tokenizer's own; in a chat what the template writes after a turn, and `end`.
 
         Raises ValueError where there is none.
         """
+        named: tuple[int | None, ...] = tuple(
+            self.tokenizer.token_id(name) for name in ((end,) if isinstance(end, str) else end or ())
+        )
         if self.chat is not None:
-            found = self.chat.end_of_turn()
-        else:
-            found = self.tokenizer.token_id(end) if end else self.tokenizer.default_end
-        if found is None:
+            named = (self.chat.end_of_turn(), *named)
+        elif not named:
+            named = (self.tokenizer.default_end,)
+        found = tuple(dict.fromkeys(token for token in named if token is not None))
+        if not found:
             raise ValueError(f"{self.name}: its tokenizer has no end token; name one with --end")
         return found
 

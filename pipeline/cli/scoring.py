@@ -25,7 +25,9 @@ def evaluate(
     corpus: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Text to evaluate on (default: the recipe's).")
     ] = None,
-    field: Annotated[str, typer.Option(help="Column of --corpus that holds the text.")] = "text",
+    field: Annotated[
+        str | None, typer.Option(help="Column of --corpus that holds the text, or `messages` (default: text).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of --corpus (default: all).")] = None,
     max_tokens: Annotated[
         int | None,
@@ -106,6 +108,12 @@ def evaluate(
             "--revision and --trust-remote-code belong to a MODEL; a recipe says them as teacher.revision, "
             "student.trust_remote_code and so on"
         )
+    if of_run and (start is not None or end is not None):
+        raise ValueError(
+            "--start and --end belong to a MODEL; a recipe says them as student.start, student.end, teacher.start and teacher.end"
+        )
+    if loaded is None and override:
+        raise ValueError(f"-o {override[0]} replaces a value of a recipe, and none is given; add --recipe RECIPE")
     if of_run:
         assert loaded is not None
         jobs, run = evaluation.jobs_of_recipe(loaded), evaluation.result_path(loaded)

@@ -224,3 +224,13 @@ def test_the_real_template_of_smollm2_on_its_real_tokenizer() -> None:
     ids = [loaded.tokenizer.token_id(name) for name in ("<|im_start|>", "<|im_end|>")]
     assert encoded.tokens[0] == ids[0] and encoded.tokens[-1] == ids[1] == loaded.end_of_turn()
     assert [encoded.tokens.count(token) for token in ids] == [5, 5]
+
+
+def test_a_template_whose_program_fails_at_a_chat_leaves_that_chat_out() -> None:
+    wrapped = chat_tokenizer("qwen")
+    wrapped.chat_template = wrapped.chat_template.replace(
+        "message.content + '", "message.content[message.content.index('t'):] + '"
+    )
+    loaded = ChatTokenizer(ByteTokenizer.from_wrapped(wrapped, "qwen"), wrapped)
+    with pytest.raises(ChatError, match="the chat template refuses it: substring not found"):
+        loaded.encode(chat("why", "no"))

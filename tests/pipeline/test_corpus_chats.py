@@ -141,3 +141,17 @@ def test_contents_alone_are_read_as_they_were_before() -> None:
             read([plain[0], {**plain[1], key: [CALL]}], turns="contents")
     with pytest.raises(ValueError, match=r"needs corpus\.turns: rendered"):
         CorpusConfig(source="x", field="messages", turns="contents", reasoning="drop")
+
+
+@pytest.mark.parametrize("levels", [65, 900])
+def test_what_is_nested_too_deep_for_any_template_is_unusable(levels: int) -> None:
+    nested: Any = "in"
+    for _ in range(levels):
+        nested = [nested]
+    messages = chat("the?", "and")
+    with pytest.raises(UnusableError, match="the tools are nested deeper than 64 levels"):
+        read(messages, [{"name": "look", "parameters": nested}])
+    for arguments in ({"where": nested}, json.dumps({"where": nested})):
+        called = {**messages[1], "tool_calls": [{"name": "look", "arguments": arguments}]}
+        with pytest.raises(UnusableError, match="arguments are nested deeper than 64 levels"):
+            read([messages[0], called])

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.cli import scoring
 from pipeline.config import CorpusConfig, EvalConfig, Recipe, TasksConfig
-from pipeline.evaluation import Job, Wanted, custom_corpus, custom_tasks, wanted
+from pipeline.evaluation import Job, Wanted, custom_corpus, custom_tasks, jobs_of_recipe, wanted
 
 PIQA = {"chat": {"names": ["piqa"], "apply_chat_template": True, "metrics": {"piqa": "acc"}}}
 PUBLISHED = {"BLD": {"piqa": 75.68}}
@@ -52,3 +52,38 @@ def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     found = wanted(None, {}, custom_tasks("piqa", {}, None), None)
     with pytest.raises(ValueError, match=r"byte-level-distillation\[eval\]"):
         scoring._run_tasks([Job("m", "some/model", None, None)], found, {"m": Path("out")}, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"target": "demo", "limit": 3}, "--limit 3: this belongs to --corpus"),
+        ({"target": "some/model", "dump": "dump", "field": "body"}, "--field body: this belongs to --corpus"),
+        ({"target": "demo", "start": "<s>"}, "--start and --end belong to a MODEL"),
+        ({"target": "demo", "end": "</s>"}, "--start and --end belong to a MODEL"),
+        (
+            {"target": "some/model", "corpus": "a.txt", "override": ["eval.limit=3"]},
+            "eval.limit=3 replaces a value of a recipe",
+        ),
+    ],
+)
+def test_an_option_that_would_be_without_effect_is_refused(
+    given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.evaluation.jobs_of_recipe", lambda _: [])
+    monkeypatch.setattr(scoring, "_run_text", lambda *_: None)
+    monkeypatch.setattr(scoring, "_run_tasks", lambda *_: None)
+    with pytest.raises(ValueError, match=said):
+        scoring.evaluate(**given)
+
+
+def test_text_of_a_folder_named_dump_does_not_take_the_place_of_the_figures_on_a_dump() -> None:
+    assert list(custom_corpus("texts/dump", None, None)) == list(custom_corpus(".", None, None)) == ["text"]
+
+
+def test_all_tokens_that_mean_end_to_the_teacher_mean_it_in_its_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    student = {"path": str(tmp_path), "model": "other/model", "end": "</s>"}
+    found = jobs_of_recipe(recipe(student=student, teacher={"model": "some/model", "end": ["<a>", "<b>"]}))
+    assert [(job.name, job.end) for job in found] == [("student", "</s>"), ("teacher", ("<a>", "<b>"))]
+    assert jobs_of_recipe(recipe(student=student))[-1].end is None

@@ -221,7 +221,7 @@ def test_a_moved_student_takes_its_models_template_and_trains(dump: Path, tmp_pa
     recipe = make_recipe(dump, model, run, train, tokenizer=str(tokenizer))
     assert launch_student(recipe) == 0
     exported = AutoTokenizer.from_pretrained(run / "export")
-    assert exported.apply_chat_template(CHAT, tokenize=False) == load_chat("qwen").template._apply(CHAT)
+    assert exported.apply_chat_template(CHAT, tokenize=False) == load_chat("qwen").template.apply(CHAT, [])
     loaded = ChatTokenizer.load(str(run / "export"))
     end = loaded.tokenizer.token_id("<|im_end|>")
     assert loaded.end_of_turn() == end == json.loads((run / "export" / "config.json").read_text())["eos_token_id"]

@@ -15,7 +15,7 @@ from stage1_teacher.dump import run_teacher
 from stage1_teacher.sparsify import sparsify
 from stage2_student.divergence import ByteModel, sparse_divergence
 from stage2_student.evaluate import run_eval
-from tests.tiny import END_OF_TEXT, tiny_model, tiny_tokenizer
+from tests.tiny import END_OF_TEXT, save_tiny, tiny_model, tiny_tokenizer
 
 
 def record_of(probs_PV: np.ndarray, document: bytes, top_k: int) -> Record:
@@ -51,6 +51,22 @@ def test_sparse_kl_is_the_dense_sum_with_the_tail_as_one_class(top_k: int) -> No
         start += count
     assert (jsd > 0).all() and (jsd < np.log(2)).all()
     assert all((divergence < 1e-5).all() for divergence in sparse_divergence(record, teacher_PV))
+
+
+def test_a_teacher_with_several_ends_has_no_divergence_to_its_own_dump(tmp_path: Path) -> None:
+    wrapped = tiny_tokenizer()
+    wrapped.add_tokens(["<stop>"], special_tokens=True)
+    own = save_tiny(tmp_path / "own", wrapped, seed=0)
+    ends = (END_OF_TEXT, "<stop>")
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": "the thing and é"}) + "\n")
+    (tmp_path / "recipe.yaml").write_text(
+        f"corpus: {{source: {tmp_path / 'corpus.jsonl'}}}\n"
+        f"teacher: {{model: {own}, engine: transformers, dtype: float32, end: {list(ends)}, max_tokens: 512}}\n"
+        f"dump: {{path: {tmp_path / 'dump'}, top_k: 256, min_prob: 0.0, audit_documents: 0}}\n"
+    )
+    run_teacher(load_recipe(tmp_path / "recipe.yaml"))
+    found = run_eval([Job("all", str(own), None, ends), Job("one", str(own), None, ends[0])], {}, tmp_path / "dump")
+    assert found["all"]["dump"]["jsd_nats"] < 1e-3 < found["one"]["dump"]["jsd_nats"]
 
 
 def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path: Path) -> None:

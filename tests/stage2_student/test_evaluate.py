@@ -1,7 +1,9 @@
 """`bld eval`: the model's own answer, of the same bytes of each model, whatever their lengths."""
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from pipeline.causality import check_causal
 from pipeline.config import CorpusConfig
 from pipeline.evaluation import Job
+from pipeline.loading import load_model
 from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher.dump import run_teacher
@@ -164,6 +167,26 @@ def test_models_with_other_tokenizers_are_scored_on_the_same_documents(
     assert "left out for all models: 1, teacher: the tokenizer cannot spell it; the first is document d2" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_one_model_is_gone_before_the_next_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Any]] = []
+
+    def load(*arguments: Any) -> Any:
+        gc.collect()
+        assert all(model() is None for model in loaded)
+        model = load_model(*arguments)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("stage2_student.evaluate.load_model", load)
+    folder = str(tiny_model(tmp_path / "model"))
+    run_eval(
+        [Job(name, folder, None, None) for name in "ab"],
+        {"text": corpus(tmp_path / "text.jsonl", "the thing")},
+        device="cpu",
+    )
+    assert len(loaded) == 2
 
 
 def test_of_chats_the_same_bytes_are_scored_where_templates_take_some_of_an_answer() -> None:
