@@ -66,7 +66,7 @@ def test_a_teacher_with_several_ends_has_no_divergence_to_its_own_dump(tmp_path:
     )
     run_teacher(load_recipe(tmp_path / "recipe.yaml"))
     found = run_eval([Job("all", str(own), None, ends), Job("one", str(own), None, ends[0])], {}, tmp_path / "dump")
-    assert found["all"]["dump"]["jsd_nats"] < 1e-3 < found["one"]["dump"]["jsd_nats"]
+    assert found["all"]["dump"]["jsd_nats"] < 1e-6 and found["one"]["dump"]["jsd_nats"] > 1e-5  # all symbols are stored
 
 
 def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path: Path) -> None:
