@@ -49,17 +49,14 @@ def watch(owner: int, mark: str) -> None:
     remembered = 0.0
     while os.getppid() == owner:
         if time.monotonic() - remembered > _REMEMBER_SECONDS:
-            with suppress(psutil.Error):
-                known.update(psutil.Process(owner).children(recursive=True))
+            known.update(descendants(owner))
             known = {process for process in known if process.is_running()}
             remembered = time.monotonic()
         time.sleep(_LOOK_SECONDS)
     killed: set[psutil.Process] = set()
     for _ in range(_ROUNDS):
         known |= {process for process in psutil.process_iter() if _is_marked(process, mark)}
-        for process in list(known):
-            with suppress(psutil.Error):
-                known.update(process.children(recursive=True))
+        known.update(descendants(*(process.pid for process in known if _is_alive(process))))
         alive = {process for process in known if process.pid != os.getpid() and _is_alive(process)}
         if not alive:
             break
@@ -71,6 +68,20 @@ def watch(owner: int, mark: str) -> None:
     if killed:
         with suppress(OSError):  # the terminal may be gone as well
             print(f"process {owner} is gone; ended {len(killed)} processes that it had started", file=sys.stderr)
+
+
+def descendants(*pids: int) -> list[psutil.Process]:
+    """The processes below these. psutil's own `children` fails where any process is hidden, as all of other users are under hidepid."""
+    children: dict[int, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            children.setdefault(process.ppid(), []).append(process)
+    found, parents = [], list(pids)
+    while parents:
+        below = children.pop(parents.pop(), [])
+        found += below
+        parents += [process.pid for process in below]
+    return found
 
 
 def _is_marked(process: psutil.Process, mark: str) -> bool:

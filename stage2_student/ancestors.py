@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 
 import psutil
@@ -24,8 +25,20 @@ def end_with_ancestors(over_ssh: bool) -> None:
     Args:
         over_ssh: ssh has started the launcher on this machine.
     """
-    watched = watched_of(psutil.Process().parents(), over_ssh)
-    threading.Thread(target=_watch, args=(watched,), name="ancestors", daemon=True).start()
+    watched = watched_of(_seen_parents(), over_ssh)
+    threading.Thread(target=_watch, args=(watched, os.getppid()), name="ancestors", daemon=True).start()
+
+
+def _seen_parents() -> list[psutil.Process]:
+    """This process' parents, nearest first, up to the first that is hidden: root's are, where /proc is mounted with hidepid."""
+    parents: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        process = psutil.Process()
+        while (parent := process.parent()) is not None:
+            parent.name()
+            parents.append(parent)
+            process = parent
+    return parents
 
 
 def watched_of(parents: Sequence[psutil.Process], over_ssh: bool) -> Sequence[psutil.Process]:
@@ -34,11 +47,12 @@ def watched_of(parents: Sequence[psutil.Process], over_ssh: bool) -> Sequence[ps
     return parents[: servers[0] if over_ssh and servers else 1]
 
 
-def _watch(watched: Sequence[psutil.Process]) -> None:
-    while not (gone := [process for process in watched if not _is_there(process)]):
+def _watch(watched: Sequence[psutil.Process], parent: int) -> None:
+    """`parent` is watched too, by its number alone: it may be hidden."""
+    while not (gone := [process.pid for process in watched if not _is_there(process)]) and os.getppid() == parent:
         time.sleep(_LOOK_SECONDS)
     complain(
-        f"process {gone[0].pid}, which started this rank, is gone; the rank ends with it. The same command goes on"
+        f"process {gone[0] if gone else parent}, which started this rank, is gone; the rank ends with it. The same command goes on"
     )
     os._exit(1)
 
@@ -48,3 +62,5 @@ def _is_there(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:
+        return True

@@ -17,7 +17,7 @@ import psutil
 
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.install import has_nvidia_gpu
-from pipeline.left_behind import end_children_with_me
+from pipeline.left_behind import descendants, end_children_with_me
 from pipeline.logs import say
 from pipeline.recipe import load_recipe, save_recipe
 from stage2_student.ancestors import end_with_ancestors
@@ -125,12 +125,11 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int
 def _ranks(launcher: psutil.Popen) -> list[psutil.Process]:
     """The ranks that the launcher has started on this machine."""
     found = []
-    with suppress(psutil.NoSuchProcess):  # the launcher has just ended
-        for process in launcher.children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                words = process.cmdline()
-                if _MODULE in words and not any(word.startswith("deepspeed.launcher") for word in words):
-                    found.append(process)
+    for process in descendants(launcher.pid):
+        with suppress(psutil.Error):  # it has just ended
+            words = process.cmdline()
+            if _MODULE in words and not any(word.startswith("deepspeed.launcher") for word in words):
+                found.append(process)
     return found
 
 

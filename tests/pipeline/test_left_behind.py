@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.left_behind import descendants
+
 ROOT = Path(__file__).parents[2]
 # A child of each kind, each of which writes its id: one that executes another program, one in a session of its own whose parent ends at
 # once, and one that is forked, and has the environment that its parent began with.
@@ -74,3 +76,24 @@ def test_a_process_that_ends_by_itself_ends_its_watcher_and_leaves_what_it_leave
     finally:
         for child in started:
             os.kill(child.pid, signal.SIGKILL)
+
+
+def test_descendants_are_found_where_processes_of_others_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of /proc with hidepid=1, where psutil's own `children` raises AccessDenied."""
+    parent_of = psutil.Process.ppid
+
+    def ppid(process: psutil.Process) -> int:
+        if process.pid == 1:
+            raise psutil.AccessDenied(process.pid)
+        return parent_of(process)
+
+    monkeypatch.setattr(psutil.Process, "ppid", ppid)
+    inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); import time; time.sleep(600)'])"
+    with subprocess.Popen([sys.executable, "-c", inner], stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline()
+            below = descendants(os.getpid())
+            assert process.pid in [child.pid for child in below]
+            assert [child.ppid() for child in descendants(process.pid)] == [process.pid]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from stage2_student import ancestors
 from stage2_student.ancestors import watched_of
 
 ROOT = Path(__file__).parents[2]
@@ -70,3 +71,26 @@ def test_a_rank_ends_in_words_when_what_started_it_is_killed(names: list[str], k
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
+
+
+def test_where_processes_of_others_are_hidden_a_rank_starts_and_ends_with_its_parent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of /proc with hidepid=1: of root's process, as a step of srun is, its number alone is known."""
+
+    def hidden(process: psutil.Process) -> None:
+        raise psutil.AccessDenied(process.pid)
+
+    started: list[Any] = []
+    monkeypatch.setattr(psutil.Process, "parent", hidden)
+    monkeypatch.setattr(
+        ancestors.threading, "Thread", lambda **given: started.append(given) or SimpleNamespace(start=int)
+    )
+    monkeypatch.setattr(ancestors, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(ancestors.os, "_exit", lambda code: started.append(code))
+    ancestors.end_with_ancestors.__wrapped__(over_ssh=True)
+    assert started[0]["args"] == ([], os.getppid())
+    numbers = iter([77, 77, 1])
+    monkeypatch.setattr(ancestors.os, "getppid", lambda: next(numbers))
+    ancestors._watch([], 77)
+    assert started[1] == 1 and "process 77, which started this rank, is gone" in capsys.readouterr().err
