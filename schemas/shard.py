@@ -199,13 +199,15 @@ def num_records(path: Location) -> int:
         return int(file.metadata.num_rows)
 
 
-def read_shard(path: Location, batch_records: int = 64, checked: bool = True) -> Iterator[Record]:
-    """Yield a shard's records in order, holding `batch_records` of them in memory at once.
+def read_shard(
+    path: Location, batch_records: int = 64, checked: bool = True, beside_others: bool = False
+) -> Iterator[Record]:
+    """Yield a shard's records in order, holding `batch_records` of them in memory at once. `beside_others`: as of `open_parquet`.
 
     Raises ValueError for columns that are not the format's, and, where `checked`, for a record with `layout_faults`.
     """
     first = 0
-    for batch in _batches(path, batch_records):
+    for batch in _batches(path, batch_records, beside_others):
         for row in range(batch.num_rows):
             yield _checked(batch.record(row), path, first + row) if checked else batch.record(row)
         first += batch.num_rows

@@ -56,7 +56,10 @@ def is_due(run: Path) -> bool:
     said = run / "export" / _STEP_FILE
     if not (run / "export").exists():
         return True
-    return said.exists() and run_folder.was_passed(run, json.loads(said.read_text(encoding="utf-8"))["step"])
+    if not said.exists():
+        return False
+    step = json.loads(said.read_text(encoding="utf-8"))["step"]
+    return step != run_folder.checkpoint_steps(run)[-1] and run_folder.was_passed(run, step)
 
 
 def _chosen_step(run: Path, step: int | None, best: bool) -> int:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from schemas import END
+from schemas import END, shard
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Question, Record, Segment
 from schemas.shard import commit_shard, to_table
@@ -52,6 +52,18 @@ TEXTS = [b"text %d" % i for i in range(11)] + [b"twice", b"twice"]
 
 def open_mixed(dumps: Sequence[Path], seed: int = 0) -> DumpReader:
     return DumpReader(dumps[0], seed, dumps[1:], Mix.of([1.0] * len(dumps), "arithmetic"))
+
+
+def test_joined_shards_are_read_bit_by_bit_for_many_are_open_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dumps = [write_dump(tmp_path / name, corpus_records(1, TEXTS), 4, name) for name in ("one", "two")]
+    reader = open_mixed(dumps)
+    opened: list[bool] = []
+    before = shard.open_parquet
+    monkeypatch.setattr(shard, "open_parquet", lambda path, beside=False: opened.append(beside) or before(path, beside))
+    next(reader.records_of(0, iter([0])))
+    assert opened == [True, True]
 
 
 def test_records_are_joined_by_content_whatever_their_names_shards_and_order(tmp_path: Path) -> None:

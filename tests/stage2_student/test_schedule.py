@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from pipeline.recipe import parse_recipe, save_recipe
 from schemas.manifest import Manifest
 from stage2_student import run_folder
+from stage2_student.export import is_due
 from stage2_student.plan import repeated
 from stage2_student.schedule import continued
 from stage2_student.start import Ends
@@ -126,6 +127,26 @@ def test_only_the_schedule_may_change_and_not_to_fewer_steps_than_are_done(work:
     history = json.loads((tmp_path / "identity.json").read_text())["trained_on"]
     assert [(time["from_step"], time["steps"], time["min_lr_ratio"]) for time in history] == [(6, 6, 0.1), (6, 9, 0.2)]
     assert run_folder.begun_schedule(tmp_path) == {"steps": 12, "warmup_steps": 2, "min_lr_ratio": 0.2}
+
+
+def test_an_export_is_made_anew_where_the_run_has_gone_further_and_only_there(work: Path, tmp_path: Path) -> None:
+    run_folder.claim(tmp_path, identity(work, tmp_path, steps=4))
+    (tmp_path / "export").mkdir()
+    found = []
+    for done, steps in [
+        (4, 4),
+        (4, 9),
+        (6, 6),
+        (6, 6),
+    ]:  # finished, trained on, and ended at a checkpoint before all is done
+        (tmp_path / "checkpoints" / f"step-{done:06d}").mkdir(parents=True, exist_ok=True)
+        run_folder.claim(tmp_path, identity(work, tmp_path, steps=steps))
+        if not found:
+            (tmp_path / "export" / "distilled.json").write_text('{"step": 4}')
+        found.append(is_due(tmp_path))
+        if done == steps and found[-1]:
+            (tmp_path / "export" / "distilled.json").write_text(json.dumps({"step": done}))
+    assert found == [False, False, True, False]
 
 
 def test_a_step_larger_than_the_dump_says_how_often_each_document_is_in_it() -> None:
