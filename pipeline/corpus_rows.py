@@ -155,7 +155,10 @@ def _parquet_rows(name: str) -> Iterator[Row]:
 
 
 def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
-    """Python's values; None for a row with text that is not UTF-8, which Parquet does not check."""
+    """Python's values; None for a row with text that is not UTF-8, which Parquet does not check.
+
+    A column with a value that Python has none for (a date of the year 30000, a time zone that this machine does not know) is left out.
+    """
     try:
         return list(batch.to_pylist())
     except UnicodeDecodeError:
@@ -164,6 +167,22 @@ def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
             if batch.num_rows == 1
             else [row for i in range(batch.num_rows) for row in _plain_rows(batch[i : i + 1])]
         )
+    except (ArithmeticError, LookupError, ValueError):
+        had = [place for place, column in enumerate(batch.columns) if _can_be_had(column)]
+        if len(had) == batch.num_columns:
+            raise
+        return _plain_rows(batch.select(had)) if had else [{}] * batch.num_rows
+
+
+def _can_be_had(column: pa.Array) -> bool:
+    """Whether Python has values for a column's; text that is not UTF-8 apart, which costs its row alone."""
+    try:
+        column.to_pylist()
+    except UnicodeDecodeError:
+        return True
+    except (ArithmeticError, LookupError, ValueError):
+        return False
+    return True
 
 
 def _lines(file: IO[bytes], max_bytes: int) -> Iterator[bytes | None]:

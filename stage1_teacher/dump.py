@@ -27,7 +27,7 @@ from stage1_teacher.claims import Claims, open_claims, require_place
 from stage1_teacher.extend import extend_dump
 from stage1_teacher.fit_windows import with_fitting_windows
 from stage1_teacher.identity import engine_name, teacher_identity
-from stage1_teacher.inputs import inputs_sha256, is_done, is_summed_up, note_inputs
+from stage1_teacher.inputs import are_as_noted, inputs_sha256, is_done, is_summed_up, note_inputs
 from stage1_teacher.make_shards import Made, make_shards
 from stage1_teacher.summary import summarise
 from stage1_teacher.teacher import Named, load_tokenizer, open_teacher
@@ -241,9 +241,8 @@ def finish(job: Job) -> None:
         say(f"{dump}: {num_missing} shards are missing: other processes make them, or run the same command again")
         return
     with job.claims.writing_json():
-        there = is_summed_up(
-            dump, manifest
-        )  # by this process before, or by another one; whoever makes a shard removes it
+        # By this process before, or by another one; whoever makes a shard removes it. A shard that has been written to since is read again.
+        there = is_summed_up(dump, manifest) and are_as_noted(dump)
         summary = read_json(dump / "summary.json") if there else summarise(dump, manifest)
         if not there:
             write_json(dump / "summary.json", summary)

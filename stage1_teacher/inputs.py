@@ -1,6 +1,6 @@
 """Whether a dump is complete and what it was made of is as it was, told by the sizes and times of files: then there is nothing to do.
 
-`inputs.json` in the dump's folder holds one hash of them and one of the manifest; it names no path. Where it is not there, or does not fit, or
+`inputs.json` in the dump's folder holds one hash of them, one of the manifest and one of the shards' sizes and times; it names no path. Where it is not there, or does not fit, or
 an input has no file here (a hub's data set, an address), everything is read and compared, as for a dump that is not complete.
 """
 
@@ -8,11 +8,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 
 from pipeline.config import CorpusConfig, Recipe
 from pipeline.corpus_rows import source_files
+from pipeline.file_hash import file_state
 from pipeline.source import resolve_model, resolve_tokenizer
 from schemas.manifest import Manifest, read_json, write_json
 from schemas.store import Location, location, names
@@ -29,7 +31,7 @@ def inputs_sha256(recipe: Recipe) -> str | None:
     """Of all that decides the dump's content: the recipe, the engine's version, and path, size and time of each file that is read. None where an
     input has no file here. Reads no file's content."""
     try:
-        stated = [(str(file), *_stated(file)) for file in sorted(set(_files(recipe)))]
+        stated = [(str(file), *file_state(file.stat())) for file in sorted(set(_files(recipe)))]
     except _UntoldError:
         return None
     settings = {
@@ -40,11 +42,6 @@ def inputs_sha256(recipe: Recipe) -> str | None:
         "files": stated,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def _stated(file: Path) -> tuple[int, int]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _files(recipe: Recipe) -> Iterator[Path]:
@@ -82,10 +79,11 @@ def is_done(recipe: Recipe) -> bool:
     dump = location(recipe.dump.path)
     if not all((dump / name).exists() for name in (_NAME, "manifest.json", "summary.json", "audit.json", "README.md")):
         return False
-    noted = read_json(dump / _NAME)
+    noted = _noted(dump)
     return (
         noted.get("manifest_sha256") == _manifest_sha256(dump)
         and is_summed_up(dump, Manifest.load(dump))
+        and are_as_noted(dump)
         and noted.get("inputs_sha256") == inputs_sha256(recipe)
     )
 
@@ -103,10 +101,34 @@ def is_summed_up(dump: Location, manifest: Manifest) -> bool:
     )
 
 
+def are_as_noted(dump: Location) -> bool:
+    """Whether no shard has been written to since the dump was complete, as far as sizes and times tell (of a store, or of a dump without
+    a note: nothing does)."""
+    noted = _noted(dump).get("shards_sha256")
+    return noted is None or noted == _shards_sha256(dump)
+
+
+def _noted(dump: Location) -> dict[str, Any]:
+    """What the note says; nothing where there is none, or a damaged one: what it would have spared is done, and it is written anew."""
+    try:
+        return read_json(dump / _NAME) if (dump / _NAME).exists() else {}
+    except ValueError:
+        return {}
+
+
+def _shards_sha256(dump: Location) -> str | None:
+    if not isinstance(dump, Path):
+        return None
+    # Not the time of change, which a merge alters that gives a shard a second name.
+    stated = [(name, *file_state((dump / "shards" / name).stat())[:2]) for name in sorted(names(dump / "shards"))]
+    return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
+
+
 def note_inputs(dump: Location, recipe: Recipe, at_start: str | None) -> None:
     """Write down what a complete dump was made of, unless something has changed since the start."""
     if at_start is not None and at_start == inputs_sha256(recipe):
-        write_json(dump / _NAME, {"inputs_sha256": at_start, "manifest_sha256": _manifest_sha256(dump)})
+        shards = {} if (stated := _shards_sha256(dump)) is None else {"shards_sha256": stated}
+        write_json(dump / _NAME, {"inputs_sha256": at_start, "manifest_sha256": _manifest_sha256(dump), **shards})
 
 
 def _manifest_sha256(dump: Location) -> str:

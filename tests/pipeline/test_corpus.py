@@ -97,6 +97,23 @@ def test_empty_parquet_files_and_partitions_end_nothing(tmp_path):
         texts(corpus(tmp_path / "b.parquet"))
 
 
+def test_a_parquet_column_that_python_has_no_values_for_does_not_cost_the_text_beside_it(tmp_path):
+    table = pa.table(
+        {
+            "text": ["x", "y"],
+            "far": pa.array([2**62, 1], pa.timestamp("us")),
+            "long": pa.array([2**62, 1], pa.duration("s")),
+            "zone": pa.array([1, 2], pa.timestamp("us", tz="Mars/Base")),
+            "id": ["a", "b"],
+        }
+    )
+    pq.write_table(table, tmp_path / "c.parquet")
+    assert texts(corpus(tmp_path / "c.parquet")) == [b"x", b"y"]
+    assert [document.doc_id for document in corpus(tmp_path / "c.parquet", id_field="id").documents()] == ["a", "b"]
+    with pytest.raises(ValueError, match="no field 'far'"):
+        texts(corpus(tmp_path / "c.parquet", field="far"))
+
+
 def test_parquet_rows_are_those_that_the_datasets_library_gives(tmp_path):
     """By which rows were read before; row groups and batches of any size change nothing."""
     from datasets import load_dataset

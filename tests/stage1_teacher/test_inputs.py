@@ -96,6 +96,23 @@ def test_whatever_changes_is_found_though_the_dump_is_complete(tmp_path: Path, r
         found()
 
 
+def test_a_shard_that_is_damaged_with_its_size_kept_is_named_though_the_dump_was_complete(
+    tmp_path: Path, model: Path, reads: list[str]
+) -> None:
+    recipe = write_recipe(tmp_path, model, TEXTS[:2])
+    folder = dump(recipe)
+    shard = Manifest.load(folder).shards[0].path(folder)
+    sound = shard.read_bytes()
+    shard.write_bytes(sound[:100] + bytes([sound[100] ^ 1]) + sound[101:])
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged.*delete it and run the same command again"):
+        dump(recipe)
+    shard.write_bytes(sound)
+    dump(recipe)
+    reads.clear()
+    dump(recipe)
+    assert reads == []
+
+
 def test_a_file_that_comes_to_a_folder_of_files_is_found(tmp_path: Path, model: Path, reads: list[str]) -> None:
     recipe = write_recipe(tmp_path, model, TEXTS[:6])
     source = tmp_path / "texts"
@@ -134,13 +151,14 @@ def test_a_dump_of_before_there_was_such_a_note_gets_one(tmp_path: Path, model: 
     recipe = write_recipe(tmp_path, model, TEXTS[:3])
     folder = dump(recipe)
     before = content(folder)
-    (folder / "inputs.json").unlink()
-    reads.clear()
-    dump(recipe)
-    assert "documents" in reads and "check_seal" not in reads and content(folder) == before
-    reads.clear()
-    dump(recipe)
-    assert reads == []
+    for damage in (Path.unlink, lambda note: note.write_text("{")):  # one that is damaged is as good as none
+        damage(folder / "inputs.json")
+        reads.clear()
+        dump(recipe)
+        assert "documents" in reads and "check_seal" not in reads and content(folder) == before
+        reads.clear()
+        dump(recipe)
+        assert reads == []
 
 
 def test_a_large_file_is_hashed_once_and_again_when_it_has_changed(
@@ -165,6 +183,35 @@ def test_a_large_file_is_hashed_once_and_again_when_it_has_changed(
     for file in kept:
         file.write_text("damaged")
     assert known_sha256(path) == real(path) and len(hashed) == 5
+
+
+def test_a_file_of_the_same_size_and_time_as_before_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(file_hash, "_SMALL_BYTES", 10)
+    path, other = tmp_path / "weights", tmp_path / "other"
+    for file, letter in ((path, b"x"), (other, b"y")):
+        file.write_bytes(letter * 100)
+        os.utime(file, (1e9, 1e9))  # as an archive's files have it
+    assert known_sha256(path) == file_hash.sha256_of(path)
+    other.replace(path)
+    assert known_sha256(path) == file_hash.sha256_of(path)
+    path.write_bytes(b"z" * 100)
+    os.utime(path, (1e9, 1e9))
+    assert known_sha256(path) == file_hash.sha256_of(path)
+
+
+def test_a_corpus_that_is_edited_with_its_size_and_time_kept_is_found(tmp_path: Path, model: Path) -> None:
+    recipe = write_recipe(tmp_path, model, TEXTS[:2])
+    dump(recipe)
+    corpus = tmp_path / "corpus.jsonl"
+    before, text = corpus.stat(), corpus.read_text()
+    corpus.write_text(text.replace("number 0", "number 9", 1))
+    os.utime(corpus, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert corpus.stat().st_size == before.st_size and corpus.read_text() != text
+    with pytest.raises(ValueError, match=r"corpus\.sha256 differs"):
+        dump(recipe)
 
 
 def test_a_hubs_cache_tells_the_hash_of_its_blobs_by_their_names(tmp_path: Path) -> None:
