@@ -4,6 +4,8 @@ from pipeline.config import Recipe, TeacherConfig
 from pipeline.config.dump import MOST_OVERLAP
 from pipeline.loading import check_positions, load_config, max_positions
 from pipeline.logs import say
+from schemas.manifest import Manifest
+from schemas.store import location
 
 
 def with_fitting_windows(recipe: Recipe, model: str) -> Recipe:
@@ -18,7 +20,12 @@ def with_fitting_windows(recipe: Recipe, model: str) -> Recipe:
     if teacher.engine == "openai":
         from stage1_teacher.engine_openai import longest_window
 
-        most = None if _is_given(teacher, "max_tokens") else longest_window(teacher, recipe.placement)
+        if _is_given(teacher, "max_tokens"):
+            return _fitted(recipe, None, "")
+        # Where a server is started anew with another length, the dump goes on with the windows that it has.
+        if (begun := _begun_with(recipe)) is not None:
+            return _fitted(recipe, begun, f"{recipe.dump.path} was begun with {begun}")
+        most = longest_window(teacher, recipe.placement)
         return _fitted(recipe, most, f"the server takes {most}")
     # An engine would say so in its own words, and minutes later.
     config = load_config(model, teacher.revision, teacher.trust_remote_code)
@@ -26,6 +33,15 @@ def with_fitting_windows(recipe: Recipe, model: str) -> Recipe:
         check_positions(config, teacher.max_tokens, "teacher.max_tokens")
     most = max_positions(config)
     return _fitted(recipe, most, f"the model has {most} positions")
+
+
+def _begun_with(recipe: Recipe) -> int | None:
+    """The longest window of the dump in the recipe's folder; None where there is none."""
+    dump = location(recipe.dump.path)
+    if not (dump / "manifest.json").exists():
+        return None
+    begun: int | None = Manifest.load(dump).identity.get("teacher", {}).get("max_tokens")
+    return begun
 
 
 def _is_given(teacher: TeacherConfig, key: str) -> bool:

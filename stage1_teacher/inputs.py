@@ -120,7 +120,8 @@ def _shards_sha256(dump: Location) -> str | None:
     if not isinstance(dump, Path):
         return None
     # Not the time of change, which a merge alters that gives a shard a second name.
-    stated = [(name, *file_state((dump / "shards" / name).stat())[:2]) for name in sorted(names(dump / "shards"))]
+    shards = sorted((dump / "shards").glob("*.parquet"))
+    stated = [(shard.name, *file_state(shard.stat())[:2]) for shard in shards]
     return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
 
 

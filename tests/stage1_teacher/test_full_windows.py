@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from pipeline.config import TeacherConfig
+from pipeline.config import Recipe, TeacherConfig
 from pipeline.corpus import Document
 from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
 from stage1_teacher import audit
+from stage1_teacher.fit_windows import with_fitting_windows
 from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.restart import persist
 from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
@@ -98,3 +99,19 @@ def test_the_overlap_that_a_recipe_does_not_give_is_half_of_a_short_window() -> 
     assert TeacherConfig(model="m").overlap_tokens == 256
     with pytest.raises(ValueError, match="must be at most half"):
         TeacherConfig(model="m", max_tokens=256, overlap_tokens=256)
+
+
+def test_a_server_that_is_started_with_another_length_leaves_a_begun_dumps_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "corpus": {"source": "c.jsonl"},
+        "teacher": {"model": "m", "engine": "openai"},
+        "placement": {"base_url": "http://127.0.0.1:1/v1"},
+        "dump": {"path": str(tmp_path)},
+    }
+    for longest in (1023, 4095):
+        monkeypatch.setattr("stage1_teacher.engine_openai.longest_window", lambda *_, longest=longest: longest)
+        fitted = with_fitting_windows(Recipe.model_validate(values), "m")
+        assert fitted.teacher.max_tokens == 1023
+        Manifest(identity={"teacher": {"max_tokens": 1023}}, corpus_counts={}, shards=()).save(tmp_path)
