@@ -64,7 +64,7 @@ def test_a_dump_killed_at_any_moment_resumes_to_the_same_content(tmp_path: Path,
     broken = write_recipe(tmp_path / "broken", model, TEXTS)
     shards = tmp_path / "broken" / "dump" / "shards"
     process = subprocess.Popen([sys.executable, "-m", "pipeline", "teacher", str(broken)], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # of a machine that does much else
     while len(list(shards.glob("*.parquet"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ from schemas.shard import read_shard
 from schemas.store import location
 from stage1_teacher.dump import run_teacher
 from stage2_student.batches import NO_LABEL, Encoded, Masks, make_example
-from stage2_student.encode import count_tokens, encode_records
+from stage2_student.encode import count_pieces, encode_records
 from stage2_student.evaluate import run_eval
 from stage2_student.held_out import _as_json, _of_json
 from stage2_student.launch import launch_student
@@ -93,7 +93,7 @@ def test_a_student_whose_template_writes_calls_otherwise_is_told_so(qwen3: Path,
     [record] = records_of(qwen2_5)  # one record of three turns, of which one differs
     assert learned("llama3_1", [record]) == [OTHERWISE] and learned("smollm3", [record]) == [OTHERWISE]
     chat = load_turns("llama3_1")
-    assert Counter(count_tokens(records_of(qwen2_5), chat.tokenizer, chat)) == {OTHERWISE: 1}
+    assert Counter(count_pieces(records_of(qwen2_5), chat.tokenizer, chat, None)) == {OTHERWISE: 1}
 
 
 def test_a_student_that_drops_what_came_earlier_finds_the_turns_of_one_rendering(qwen2_5: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_student_that_drops_what_came_earlier_finds_the_turns_of_one_rendering
 
 def test_a_run_counts_what_it_leaves_out_by_name_and_learns_the_rest(qwen3: Path, tmp_path: Path) -> None:
     model = turn_model(tmp_path / "student", "qwen2_5", seed=1, merges=OTHER_MERGES)
-    train = {"steps": 1, "batch_tokens": 1200, "micro_batch_tokens": 1200, "max_tokens": 1024, "save_every": 1}
+    train = {"steps": 1, "warmup_steps": 0, "batch_tokens": 1200, "micro_batch_tokens": 1200, "max_tokens": 1024, "save_every": 1}
     assert launch_student(make_recipe(qwen3, model, tmp_path / "run", train)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["left_out"]) == {"the chat template leaves out the reasoning"}  # each time that their turn came
