@@ -105,7 +105,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "jais2": {},
     "jetmoe": {},
-    "kimi_linear": _MLA,
+    "kimi_linear": {**_MLA, "linear_num_heads": 2, "linear_head_dim": 16},
     "lfm2": {},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "llama": {},

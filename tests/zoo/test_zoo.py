@@ -25,7 +25,7 @@ from tests.zoo.subject import TEXTS, Place
 from tests.zoo.table import BEGIN, END, families_table, write_tables
 
 SEED = int(os.environ.get("BLD_ZOO_SEED", datetime.date.today().toordinal()))
-SLOW = ("kimi_linear", "longcat_flash")  # tens of seconds
+SLOW = ("longcat_flash",)  # tens of seconds
 DRAWN = {"targets": 4, "eval": 3, "moved": 4}
 
 
