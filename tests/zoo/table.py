@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.arithmetic import installed
-from tests.zoo.cells import REAL_KINDS, SMALL_KINDS, Cell, Outcome
+from tests.zoo.cells import HEADS, REAL_KINDS, SMALL_KINDS, Cell, Outcome
 from tests.zoo.families import OF_VLLM_ALONE
 
 README = Path(__file__).parents[1] / "bench" / "README.md"
@@ -47,12 +47,17 @@ def summary(found: Mapping[Cell, Outcome]) -> str:
 
 
 def families_table(found: Mapping[Cell, Outcome]) -> str:
-    """A row a family; of several cells of a column, the worst."""
+    """A row a family; of several cells of a column, the worst; columns of which nothing is measured are left out."""
     families = dict.fromkeys(cell.family for cell in found)
-    lines = [_row(["family", *_COLUMNS]), _row(["---"] * (1 + len(_COLUMNS)))]
+    columns = {
+        name: cells
+        for name, cells in _COLUMNS.items()
+        if any(Cell(cells[0][0], family, *cell[1:]) in found for family in families for cell in cells)
+    }
+    lines = [_row(["family", *columns]), _row(["---"] * (1 + len(columns)))]
     for family in sorted(families, key=lambda name: (name in OF_VLLM_ALONE, name)):
-        cells = [[Cell(check, family, *rest) for check, *rest in column] for column in _COLUMNS.values()]
-        lines.append(_row([f"`{family}`", *(_worst([found[c] for c in column if c in found]) for column in cells)]))
+        of = [[Cell(check, family, *rest) for check, *rest in cells] for cells in columns.values()]
+        lines.append(_row([f"`{family}`", *(_worst([found[cell] for cell in cells if cell in found]) for cells in of)]))
     return "\n".join(lines)
 
 
@@ -64,7 +69,10 @@ def tokenizers_table(found: Mapping[Cell, Outcome], kinds: Sequence[str]) -> str
         of = [
             [cell for cell in found if (cell.check, cell.tokenizer) == ("targets", old) and cell.family == "llama"],
             [cell for cell in found if (cell.check, cell.tokenizer, cell.family) == ("eval", old, "llama")],
-            *([c for c in found if (c.check, c.tokenizer, c.target) == ("moved", old, new)] for new in kinds),
+            *(
+                [c for c in found if (c.check, c.tokenizer, c.target) == ("moved", old, new) and c.family in HEADS]
+                for new in kinds
+            ),
         ]
         lines.append(_row([old, *(_worst([found[cell] for cell in cells]) for cells in of)]))
     return "\n".join(lines)

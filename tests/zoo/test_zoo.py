@@ -170,9 +170,11 @@ def test_the_tables_say_the_worst_of_each_cell_and_nothing_else_of_the_page_chan
         and "2 families, 3 cells, 1 right, 1 refused, 1 wrong." in text
     )
     assert text.endswith(f"{END}\nafter\n") and "old" not in text
-    assert families_table(found).splitlines()[2:] == [
-        "| `bert` |  |  | refused |  |  |",
-        "| `llama` | **WRONG** |  |  |  |  |",
+    assert families_table(found).splitlines() == [
+        "| family | teacher, transformers | `bld eval` |",
+        "| --- | --- | --- |",
+        "| `bert` |  | refused |",
+        "| `llama` | **WRONG** |  |",
     ]
     readme.write_text("no markers", encoding="utf-8")
     with pytest.raises(ValueError, match="lacks the markers"):
