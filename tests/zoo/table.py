@@ -22,19 +22,14 @@ _COLUMNS = {
 
 
 def write_tables(found: Mapping[Cell, Outcome], readme: Path = README) -> None:
-    """Replace what is between the markers. ValueError where they are not there."""
+    """Replace what is between the markers; the tokenizers' tables where each was measured. ValueError where the markers are not there."""
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{readme} lacks the markers {BEGIN} and {END}; put them where the tables belong")
-    made = "\n\n".join(
-        [
-            summary(found),
-            families_table(found),
-            *(tokenizers_table(found, kinds) for kinds in (SMALL_KINDS, REAL_KINDS)),
-        ]
-    )
+    whole = [kinds for kinds in (SMALL_KINDS, REAL_KINDS) if {cell.tokenizer for cell in found}.issuperset(kinds)]
+    made = "\n\n".join([summary(found), families_table(found), *(tokenizers_table(found, kinds) for kinds in whole)])
     readme.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}", encoding="utf-8")
 
 
