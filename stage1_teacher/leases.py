@@ -120,7 +120,18 @@ def _is_over(held: objects.Held) -> bool:
 
 
 def _is_alive(pid: int, started: float) -> bool:
+    """Whether the process that began at `started` still runs. One that /proc hides (hidepid, another user's) counts as that process."""
     try:
         return abs(psutil.Process(pid).create_time() - started) < 1  # a number is used again after a while
-    except psutil.NoSuchProcess:
+    except psutil.Error:
+        return _exists(pid)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # sends nothing, and asks the kernel, not /proc
+    except PermissionError:
+        return True
+    except ProcessLookupError:
         return False
+    return True

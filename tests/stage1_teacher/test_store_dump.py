@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -116,6 +117,22 @@ def test_a_claim_of_another_holds_until_it_is_given_back_or_over(
         one.keep()
         assert not one.take(0)
     assert not names(folder / "claims")
+
+
+@pytest.mark.parametrize("error", [psutil.AccessDenied, psutil.NoSuchProcess])
+def test_a_holder_that_proc_hides_is_alive_and_one_that_ended_is_not(
+    error: type[psutil.Error], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under hidepid=1 and hidepid=2, for a process of another user's."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+
+    def hidden(pid: int) -> None:
+        raise error(pid)
+
+    monkeypatch.setattr(psutil, "Process", hidden)
+    assert leases._is_alive(os.getpid(), 0.0) and leases._is_alive(1, 0.0)
+    assert not leases._is_alive(ended.pid, 0.0)
 
 
 def test_a_claim_that_is_kept_is_written_anew(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
