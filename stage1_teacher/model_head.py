@@ -58,7 +58,7 @@ def logit_rule(model: Any) -> LogitRule:
 
     def replace(_: Any, __: Any, products_BTV: Tensor) -> Tensor:
         given.append(torch.from_numpy(probe_products(products_BTV.shape[-1])).to(products_BTV.device)[None])
-        return given[0]
+        return given[0].clone()  # some are scaled in place
 
     hook = model.get_output_embeddings().register_forward_hook(replace)
     try:

@@ -23,6 +23,9 @@ MOST_ROWS = 48
 # Nats, of the worst row. Rounding logits to bfloat16 costs half the variance of a rounding error, 1e-3 at a logit of 30; heads that were
 # wrong have cost 0.3 and more. A larger model that differs from itself by more (experts chosen otherwise) is held to that.
 LIMIT_NATS = 0.05
+# Of a row's spread: a row that is as good as sure has no divergence to speak of from one that is surer still by a factor. Rounding logits of
+# 30 to bfloat16 leaves 0.02; a soft cap of 30 that is left out of logits of 15 makes 0.1, a wrong scale its own deviation from 1.
+LIMIT_SPREAD = 0.08
 TIMES_CONTROL = 3.0
 MOST_AHEAD_FLOAT32, MOST_AHEAD = 1e-3, 0.05  # of the largest log-probability
 SMALLEST_SHARE = 1e-9  # of a class of tokens; what is below is rounding
@@ -64,10 +67,12 @@ def check_engine(
     control = worst_row(own_RV, again_RV)
     apart = max(worst_row(own_RV, ours_RV), worst_row(*_reduced(states_RD, own_RV, reducer, tokens, tokenizer)))
     limit = max(LIMIT_NATS, TIMES_CONTROL * control)
-    if not apart <= limit:
+    share, most = most_apart(own_RV, ours_RV), max(LIMIT_SPREAD, TIMES_CONTROL * most_apart(own_RV, again_RV))
+    if not (apart <= limit and share <= most):
         raise ValueError(
             f"{model}: what is made of its hidden states is not what {engine.name} itself says. On a text of {len(prompt)} tokens the "
-            f"worst row is {apart:.3g} nats from the model's own (KL; limit {limit:.3g}; asked twice it differs by {control:.3g}). Its "
+            f"worst row is {apart:.3g} nats from the model's own (KL; limit {limit:.3g}; asked twice it differs by {control:.3g}), "
+            f"and the log-probabilities of a row are apart by {share:.3g} of their spread (limit {most:.3g}). Its "
             "targets would be wrong, so nothing is dumped. "
             f"Try the other local engine (teacher.engine: {'transformers' if engine.name.startswith('vllm') else 'vllm'}), or let "
             "`vllm serve` say its own log-probabilities (teacher.engine: openai)"
@@ -97,6 +102,17 @@ def worst_row(own_RV: Tensor, other_RV: Tensor) -> float:
     mass_RV = own_RV.exp()
     nats_R = torch.where(mass_RV > 0, mass_RV * (own_RV - other_RV), 0.0).sum(-1)
     return float(nats_R.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
+
+
+def most_apart(own_RV: Tensor, other_RV: Tensor) -> float:
+    """Over all ids of a row that have any probability: the deviation of what is between the two, as a share of that of the own
+    log-probabilities; the largest row's. Infinite where the other has 0, or no number."""
+    found = 0.0
+    for own_V, other_V in zip(own_RV.double(), other_RV.double(), strict=True):
+        said_V = torch.isfinite(own_V)
+        share = (other_V - own_V)[said_V].std() / own_V[said_V].std().clamp(min=SMALLEST_SHARE)
+        found = max(found, float(share.nan_to_num(nan=torch.inf, posinf=torch.inf)))
+    return found
 
 
 def _reduced(

@@ -145,7 +145,7 @@ def logit_rule(model: Any) -> LogitRule | None:
 
     def instead(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         given.append(torch.from_numpy(probe_products(width)).to(hidden_states.device))
-        return given[-1]
+        return given[-1].clone()  # some are scaled in place
 
     width = processors[0].org_vocab_size if processors else 0
     device = next(model.parameters()).device

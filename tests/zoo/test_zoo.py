@@ -92,9 +92,12 @@ def test_what_cannot_be_right_is_refused_by_name(cell: Cell, spelled, tmp_path: 
 
 def test_what_is_trained_and_exported_and_what_vllm_serves_is_what_the_model_says(tmp_path: Path) -> None:
     families = ("llama", "mixtral", "gpt_neox", "qwen3", "gemma2")
-    cells = [Cell("trained", random.Random(SEED).choice(families), "byte-bpe")]
-    for cell in cells:
-        measure_apart([cell], tmp_path / "zoo.jsonl", SEED)
+    trained = Cell("trained", random.Random(SEED).choice(families), "byte-bpe")
+    # A norm that is a part of the head; logits that are scaled in place.
+    served = [Cell("targets", family, "byte-bpe", "vllm") for family in ("mimo", "cohere")]
+    cells = [trained, *served]
+    measure_apart([trained], tmp_path / "zoo.jsonl", SEED)
+    measure_apart(served, tmp_path / "zoo.jsonl", SEED)
     found = read(tmp_path / "zoo.jsonl")
     assert set(found) == set(cells)
     for cell, outcome in found.items():
