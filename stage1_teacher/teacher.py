@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Sequence
+from traceback import walk_tb
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -280,15 +281,25 @@ def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:
     """The engine's first start. What an engine says of a model that it cannot run is of every kind; ValueError here says whose it is."""
     try:
         return open_it()
-    except (ValueError, OSError):
+    except OSError:
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and _raised_by(error) in ("stage1_teacher", "pipeline"):
+            raise
         said = f"{type(error).__name__}: {error}".strip().removesuffix(":").splitlines()[0]
         raise ValueError(
             f"{named}: {engine} does not start with it ({said}). Where memory ran out, lower placement.gpu_memory or "
             "placement.engine_batch_tokens; else try the other local engine (teacher.engine: "
             f"{'transformers' if engine == 'vllm' else 'vllm'}). --debug shows where it failed"
         ) from error
+
+
+def _raised_by(error: Exception) -> str:
+    """The package whose code raised it; "" where that cannot be told."""
+    name = ""
+    for frame, _ in walk_tb(error.__traceback__):
+        name = str(frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0]
 
 
 def _open_served(

@@ -9,19 +9,38 @@ from pipeline.config import Recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher import teacher
 
+SAYS = {
+    "AttributeError": "raise AttributeError(\"'LlamaConfig' object has no attribute 'score_func'\\nand more\")",
+    "ValueError": "raise ValueError('Head dimension 24 is not supported by MLA.')",
+}
 
-def test_an_engine_that_does_not_start_is_refused_with_the_models_name_and_another_engine(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def open_engine(*_: Any) -> None:
-        raise AttributeError("'LlamaConfig' object has no attribute 'score_func'\nand more")
 
-    monkeypatch.setattr(teacher, "open_engine", open_engine)
+def opened(model: Path, folder: Path) -> None:
     values = {
         "corpus": {"source": "unused.jsonl"},
         "teacher": {"model": str(model), "engine": "vllm", "dtype": "float32"},
-        "dump": {"path": str(tmp_path)},
+        "dump": {"path": str(folder)},
     }
-    said = r"model \(LlamaForCausalLM\): vllm does not start with it \(AttributeError: .* 'score_func'\).*teacher\.engine: transformers"
+    teacher.open_teacher(Recipe.model_validate(values), str(model), ByteTokenizer.load(str(model)))
+
+
+@pytest.mark.parametrize("kind", SAYS)
+def test_an_engine_that_does_not_start_is_refused_with_the_models_name_and_another_engine(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    foreign = {"__name__": "vllm.some.module"}
+    exec(f"def open_engine(*_):\n    {SAYS[kind]}", foreign)
+    monkeypatch.setattr(teacher, "open_engine", foreign["open_engine"])
+    said = (
+        rf"model \(LlamaForCausalLM\): vllm does not start with it \({kind}: [^\n]*\)\..*teacher\.engine: transformers"
+    )
     with pytest.raises(ValueError, match=said):
-        teacher.open_teacher(Recipe.model_validate(values), str(model), ByteTokenizer.load(str(model)))
+        opened(model, tmp_path)
+
+
+def test_what_we_refuse_ourselves_keeps_its_words(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own: dict[str, Any] = {"__name__": "stage1_teacher.engine_vllm"}
+    exec("def open_engine(*_):\n    raise ValueError('placement.x is 2')", own)
+    monkeypatch.setattr(teacher, "open_engine", own["open_engine"])
+    with pytest.raises(ValueError, match=r"^placement\.x is 2$"):
+        opened(model, tmp_path)

@@ -25,6 +25,9 @@ def check_targets(cell: Cell, place: Place) -> str:
     folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=PADDING)
     texts = spelled_texts(spelling)
     recipe = recipe_of(cell, place, folder, texts)
+    # Before the engine: where vLLM runs transformers' code, it leaves classes changed behind it.
+    own, start = own_model(folder), control_id(spelling, spelling.start)
+    rows = [checks.row_logprobs(own, start, spelling.encode(text)) for text in texts]
     named = load_tokenizer(recipe)
     teacher = open_teacher(recipe, *named)
     try:
@@ -34,9 +37,6 @@ def check_targets(cell: Cell, place: Place) -> str:
         found = teacher.targets(pieces, teacher.ask(pieces))
     finally:
         teacher.engine.close()
-    own = own_model(folder)
-    start = control_id(spelling, spelling.start)
-    rows = [checks.row_logprobs(own, start, spelling.encode(text)) for text in texts]
     worst = _worst_difference(spelling, texts, found, rows)
     if worst.is_small or cell.engine != "vllm":
         return worst.held_right()
