@@ -38,7 +38,7 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     trust = student.trust_remote_code
     model = load_start(run / "start", trust)
     if student.lora_rank:
-        adapted = add_adapters(model, student, tokenizer_moved(run / "start"))
+        adapted = add_adapters(model, student, tokenizer_moved(run / "start"), run_folder.adapters_by_peft(run))
         _fill(model, _language_model(run, step))
         model = adapted.merge_and_unload()
     else:

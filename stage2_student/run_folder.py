@@ -39,6 +39,7 @@ _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documen
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
 _PLACEMENT = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
 _PIECES_VERSION = 1  # of how records are cut (`stage2_student.pieces`), and of what is kept of their lengths
+_ADAPTERS_VERSION = 2  # of which weights have adapters; runs of earlier releases do not say one
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -54,6 +55,7 @@ def run_identity(
     ends: "Ends",
     other_manifests: Sequence[Manifest] = (),
     data_order: int = order.VERSION,
+    adapters_by_peft: bool = False,
 ) -> dict[str, Any]:
     """Everything that decides the trained weights, but rounding; and the ZeRO stage, whose checkpoints no other stage reads."""
     student, train = student_config(recipe), recipe.train
@@ -72,6 +74,7 @@ def run_identity(
         "train": train.model_dump(mode="json", exclude=_PLACEMENT),
         **_own_code(student.interface, *train.objectives.files.values()),
         "data_order": data_order,
+        **({"adapters": _ADAPTERS_VERSION} if student.lora_rank and not adapters_by_peft else {}),
         "deepspeed": {"zero_stage": train.deepspeed.zero_stage, **decides_the_result(train.deepspeed)},
     }
     return dict(json.loads(json.dumps(identity)))
@@ -84,6 +87,13 @@ def data_order(run: Path) -> int:
         return order.VERSION
     begun = json.loads(path.read_text(encoding="utf-8")).get("data_order")
     return begun if begun in order.READ else order.VERSION
+
+
+def adapters_by_peft(run: Path) -> bool:
+    """Whether the run's checkpoints have the adapters that earlier releases gave a model (see `stage2_student.lora`)."""
+    path = run / "identity.json"
+    begun = path.exists() and checkpoint_steps(run)
+    return bool(begun) and "adapters" not in json.loads(path.read_text(encoding="utf-8"))
 
 
 def _dump_identity(manifest: Manifest) -> dict[str, Any]:

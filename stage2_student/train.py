@@ -153,8 +153,11 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
 
 def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
     reader, tokenizer, chat, ends = sources
-    order = run_folder.data_order(Path(student_config(recipe).path))
-    identity = run_folder.run_identity(recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests, order)
+    run = Path(student_config(recipe).path)
+    versions = (run_folder.data_order(run), run_folder.adapters_by_peft(run))
+    identity = run_folder.run_identity(
+        recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests, *versions
+    )
     if chat is not None:
         identity["student"]["template_sha256"] = chat.template.sha256
     return identity
@@ -201,14 +204,15 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     start = Path(config.path) / "start"
     lm = load_start(start, config.trust_remote_code)
     check_positions(lm.config, recipe.train.piece_tokens, "train.max_tokens")
-    lacking = tuple(mixture_remarks(lm, config))
+    by_peft = run_folder.adapters_by_peft(start.parent)
+    lacking = tuple(mixture_remarks(lm, config, by_peft))
     if config.lora_rank:
         if recipe.train.deepspeed.zero_stage == 3 and set(expert_weights(lm).values()) & set(config.lora_targets):
             raise ValueError(
                 "student.lora_targets names experts' weights, which train.deepspeed.zero_stage 3 splits, and adapters beside split ones are not "
                 "known to be right: give train.deepspeed.zero_stage 2 or less"
             )
-        add_adapters(lm, config, tokenizer_moved(start))
+        add_adapters(lm, config, tokenizer_moved(start), by_peft)
     if recipe.train.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     shape = StudentShape(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,18 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen
 
 from pipeline.config import Recipe, StudentConfig
 from pipeline.recipe import load_recipe, save_recipe
+from schemas.manifest import Manifest
 from stage2_student.export import export
 from stage2_student.lora import add_adapters, mixture_remarks
-from stage2_student.start import load_start
+from stage2_student.run_folder import adapters_by_peft, run_identity
+from stage2_student.start import Ends, load_start
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
+from tests.zoo.models import tiny_model as zoo_model
 
 ROOT = Path(__file__).parents[2]
 MERGES = ["t h", "o n", "Ġ t"]
+TOKENS_BL = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
 # Each argument is a recipe. One that is named with the steps to forget goes on in a copy of another run, without its last checkpoints.
 TRAIN_EACH = """
 import shutil, sys
@@ -142,6 +147,50 @@ def test_experts_that_are_named_learn_and_are_merged_into_what_the_adapters_comp
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(merged(tokens_BL).logits, before_BLV, rtol=1e-4, atol=1e-5)
     assert merged.state_dict().keys() == names
+
+
+@pytest.mark.parametrize(
+    "family", ["deepseek_v2", "glm4_moe", "qwen3_next", "afmoe", "llama4_text", "phimoe", "falcon_h1"]
+)
+def test_adapters_stand_beside_the_linear_layers_and_nothing_else_whatever_their_names(family: str) -> None:
+    lm = zoo_model(family, 300)
+    plain_BLV = lm(TOKENS_BL).logits
+    linear = {
+        name
+        for name, module in lm.named_modules()
+        if type(module) is torch.nn.Linear and module is not lm.get_output_embeddings()
+    }
+    if family == "falcon_h1":  # its kernels take the weight of out_proj itself, past an adapter
+        linear = {name for name in linear if not name.endswith(".out_proj")}
+    else:
+        experts, *_ = mixture_remarks(lm, student_of(lora_rank=4))
+        router = {"llama4_text": "router.weight", "phimoe": "router.weight", "afmoe": None}.get(family, "gate.weight")
+        assert experts.endswith(f"Nor does what chooses among them learn ({router})") == (router is not None)
+    adapted = add_adapters(lm, student_of(lora_rank=4), False)
+    assert {name.split(".lora_")[0] for name in trained_names(lm)} == linear
+    torch.testing.assert_close(lm(TOKENS_BL).logits, plain_BLV)
+    randomise(lm)
+    before_BLV = lm(TOKENS_BL).logits
+    assert not torch.allclose(before_BLV, plain_BLV, atol=0.01)
+    torch.testing.assert_close(adapted.merge_and_unload()(TOKENS_BL).logits, before_BLV, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_that_began_with_peft_s_choice_of_adapters_goes_on_with_them(work: Path, tmp_path: Path) -> None:
+    lm = zoo_model("deepseek_v2", 300)
+    add_adapters(lm, student_of(lora_rank=4), False, by_peft=True)
+    beside = {name.split(".lora_")[0] for name in trained_names(lm)}
+    assert any(".experts" in name for name in beside) and not any("gate_proj" in name for name in beside)
+    shutil.copytree(work / "whole", tmp_path / "run")
+    identity = json.loads((tmp_path / "run" / "identity.json").read_text())
+    assert identity.pop("adapters") == 2 and not adapters_by_peft(tmp_path / "run")
+    (tmp_path / "run" / "identity.json").write_text(json.dumps(identity))
+    assert adapters_by_peft(tmp_path / "run") and not adapters_by_peft(tmp_path / "new")
+    recipe, manifest = lora_recipe(work, "whole"), Manifest.load(work / "dump")
+    ours = run_identity(recipe, manifest, identity["student"]["tokenizer_sha256"], Ends(0, 0), adapters_by_peft=True)
+    assert "adapters" not in ours and run_identity(recipe, manifest, "s", Ends(0, 0))["adapters"] == 2
+    assert "this run goes on with the adapters that it began with" in "".join(
+        mixture_remarks(zoo_model("mixtral", 300), student_of(lora_rank=4), by_peft=True)
+    )
 
 
 def test_what_a_mixture_of_experts_does_not_learn_is_said_by_name(model: Path) -> None:
