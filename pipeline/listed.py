@@ -54,6 +54,11 @@ class ListedRows:
         entries = slice(int(ends[first]), int(ends[last]))
         return ListedRows(self.counts_R[rows], self.token_ids_E[entries], self.logprobs_E[entries], self.top_k)
 
+    def logprobs_of(self, tokens: Sequence[int]) -> np.ndarray:
+        """R, nats: of each row, that of a token which it lists."""
+        row_E = np.repeat(np.arange(len(self.counts_R)), self.counts_R)
+        return self.logprobs_E[self.token_ids_E == np.asarray(tokens, dtype=np.int64)[row_E]]
+
 
 class _Row(NamedTuple):
     """One row in sorted columns."""

@@ -1,9 +1,11 @@
-"""Before a dump goes on: are its shards the model's own? A release that did not know a model's head may have begun it."""
+"""Before a dump goes on: are its shards the model's own? A release that did not know a model's head may have begun it; a server may serve
+another model under the same name."""
 
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
 from schemas.store import Location
 from stage1_teacher import own_tokens
+from stage1_teacher.engine import ListingEngine
 from stage1_teacher.teacher import Teacher
 from stage1_teacher.verify_teacher import piece_of
 
@@ -20,8 +22,13 @@ def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:
         return
     nats_N = own_tokens.nats_apart(record, piece_of(record, teacher), teacher)
     if len(nats_N) and not nats_N.mean() <= own_tokens.LIMIT_NATS:
+        why = (
+            "the server serves another model, or in another way, than when the dump was begun. Go back to that one, or"
+            if isinstance(teacher.engine, ListingEngine)
+            else "an earlier release made it with a head that is not the model's. It is not gone on with:"
+        )
         raise ValueError(
             f"{there[0]}, doc_id {record.doc_id!r}: its log-probabilities of the teacher's tokens are {nats_N.mean():.3g} nats (half the mean "
-            f"square; limit {own_tokens.LIMIT_NATS}) from those that the model gives itself: an earlier release made it with a head that is not "
-            "the model's. It is not gone on with: give a new dump.path, or delete that folder to start again"
+            f"square; limit {own_tokens.LIMIT_NATS}) from those that the model gives itself: {why} give a new dump.path, or delete that "
+            "folder to start again"
         )

@@ -39,6 +39,9 @@ class Engine(Protocol):
     """A served teacher without its head."""
 
     name: str  # with its version; part of the dump's identity
+    cannot_branch: (
+        str | None
+    )  # why its branches are not to be used, as has been found of it; see `stage1_teacher.check_branching`
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """For each prompt of token ids, [len(prompt), hidden size]: what the head is applied to, whatever the model does before it included."""
@@ -51,7 +54,7 @@ class Engine(Protocol):
         our code rebuilds a head. For checks: a row holds the whole vocabulary."""
 
     def branches(self, prompts: Sequence[Sequence[int]]) -> Branches:
-        """Compute some prompts and hold them. Raises ValueError where the engine was not opened with `branches`."""
+        """Compute some prompts and hold them. Raises ValueError where the engine was not opened with `branches`, or cannot branch."""
 
     def close(self) -> None:
         """Give memory and processes back."""

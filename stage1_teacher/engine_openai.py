@@ -135,8 +135,9 @@ class OpenAIEngine:
     def _listing(self, prompt: Sequence[int], answer: Any) -> Listing:
         """The prompt log-probabilities of an answer, checked to be those of the prompt."""
         choices = answer.get("choices") if isinstance(answer, dict) else None
-        listing = choices[0].get("prompt_logprobs") if choices else None
-        if not listing:
+        first = choices[0] if isinstance(choices, list) and choices else None
+        listing = first.get("prompt_logprobs") if isinstance(first, dict) else None
+        if not isinstance(listing, list) or not listing:
             raise ValueError(
                 f"{self._url} answers without prompt_logprobs. The teacher must be served by vLLM (`vllm serve`), and "
                 "what lies between must hand on the fields that OpenAI's protocol lacks."
@@ -146,6 +147,11 @@ class OpenAIEngine:
                 f"{self._url} lists {len(listing)} tokens of a prompt of {len(prompt)}: the server cuts or extends prompts"
             )
         for token, entries in zip(prompt[1:], listing[1:], strict=True):
+            if not isinstance(entries, dict) or not all(map(_is_entry, entries.items())):
+                raise ValueError(
+                    f"{self._url} lists tokens in another form than vLLM's, {{id: {{logprob, ...}}}}: {str(entries)[:100]}. The teacher must "
+                    "be served by vLLM (`vllm serve`)"
+                )
             if str(token) not in entries:
                 raise ValueError(f"{self._url} lists no token {token} where the prompt has it: it changes prompts")
             if len(entries) < self._teacher.prompt_logprobs:
@@ -160,11 +166,14 @@ class OpenAIEngine:
         token_ids_E = np.array([int(token) for entries in listing for token in entries], dtype=np.int64)
         logprobs_E = np.array([entry["logprob"] for entries in listing for entry in entries.values()], dtype=np.float64)
         masses_R = np.add.reduceat(np.exp(np.minimum(logprobs_E, 1.0)), np.cumsum(counts_R) - counts_R)
-        # float32 log-probabilities of a whole vocabulary sum to 1 within 1e-5; logits in their place do not.
-        if not masses_R.max() < 1.001:
+        # float32 log-probabilities of a whole vocabulary sum to 1 within 1e-5; logits in their place do not. As many tokens as are asked
+        # for, the most probable ones of a row, have at least their share of it, a head's padding rows apart.
+        least = 0.5 * self._teacher.prompt_logprobs / self._num_tokens
+        off = [float(mass) for mass in (masses_R.min(), masses_R.max()) if not least <= mass < 1.001]
+        if off:
             raise ValueError(
-                f"{self._url}: the probabilities of a row's tokens sum to {masses_R.max():.4g}, so they are not "
-                "log-probabilities; start the server without --logprobs-mode, or with raw_logprobs"
+                f"{self._url}: the probabilities of a row's {self._teacher.prompt_logprobs} most probable tokens sum to {off[0]:.4g} (they "
+                f"can be {least:.2g} to 1), so they are not log-probabilities; start the server without --logprobs-mode, or with raw_logprobs"
             )
         return ListedRows(counts_R, token_ids_E, logprobs_E, self._teacher.prompt_logprobs)
 
@@ -191,6 +200,12 @@ class OpenAIEngine:
 
     def close(self) -> None:
         self._server.close()
+
+
+def _is_entry(listed: tuple[str, Any]) -> bool:
+    """Whether a token's id and what is listed of it are of vLLM's form."""
+    token, entry = listed
+    return token.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("logprob"), int | float)
 
 
 def _text(tokenizer: ByteTokenizer, token: int) -> str | None:

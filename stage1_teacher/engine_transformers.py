@@ -20,6 +20,7 @@ class TransformersEngine:
 
     def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> None:
         self.name = f"transformers-{transformers.__version__}"
+        self.cannot_branch: str | None = None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         whole = load_model(model, teacher.revision, getattr(torch, teacher.dtype), teacher.trust_remote_code)
         if getattr(whole.config.get_text_config(), "attn_logit_softcapping", None):
@@ -51,6 +52,8 @@ class TransformersEngine:
         return model_head.own_logprobs(self._model, torch.tensor([prompt], device=self._device), first)[0].cpu()
 
     def branches(self, prompts: Sequence[Sequence[int]]) -> Tree:
+        if self.cannot_branch is not None:
+            raise ValueError(self.cannot_branch)
         return Tree(self._model, prompts)
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -145,6 +145,7 @@ class VllmEngine:
         over_machines: bool = False,
     ) -> None:
         self.name = engine_version()
+        self.cannot_branch: str | None = None
         prepare_environment(placement.num_workers, over_machines)
         from vllm import LLM
         from vllm.config import PoolerConfig
@@ -211,6 +212,8 @@ class VllmEngine:
     def branches(self, prompts: Sequence[Sequence[int]]) -> "VllmBranches":
         if not self._caches_prefixes:
             raise ValueError("this engine was opened without branches: they need its prefix cache")
+        if self.cannot_branch is not None:
+            raise ValueError(self.cannot_branch)
         return VllmBranches(self, prompts)
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

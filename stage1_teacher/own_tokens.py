@@ -28,7 +28,6 @@ class OwnTokens(NamedTuple):
 
 def ask_own(teacher: Teacher, piece: Piece, most: int = MOST_TOKENS) -> OwnTokens:
     """Ask the engine's model for the first tokens that are covered (of a chat, those of its first turn)."""
-    assert not isinstance(teacher.engine, ListingEngine)
     stretch = piece.stretches[0]
     prompt = teacher.prompt(piece)
     at = len(prompt) - len(piece.tokens) + stretch.first  # of the first covered token; at least one is before it
@@ -36,7 +35,11 @@ def ask_own(teacher: Teacher, piece: Piece, most: int = MOST_TOKENS) -> OwnToken
     gap = 1 if stretch.start else 0  # what is before a stretch is stored as one token
     if not tokens:
         return OwnTokens(np.zeros(0), gap)
-    own_NV = teacher.engine.own_logprobs(prompt[: at + len(tokens)], at - 1)[:-1]
+    asked = prompt[: at + len(tokens)]
+    if isinstance(teacher.engine, ListingEngine):
+        [rows] = teacher.engine.listed_rows([asked])
+        return OwnTokens(rows[at - 1 : len(asked) - 1].logprobs_of(tokens), gap)
+    own_NV = teacher.engine.own_logprobs(asked, at - 1)[:-1]
     return OwnTokens(own_NV.numpy()[np.arange(len(tokens)), tokens].astype(np.float64), gap)
 
 
@@ -47,7 +50,5 @@ def apart(record: Record, own: OwnTokens) -> np.ndarray:
 
 
 def nats_apart(record: Record, piece: Piece, teacher: Teacher) -> np.ndarray:
-    """As `apart`, asked now; none for an engine that lists tokens: what it lists is the model's own."""
-    if isinstance(teacher.engine, ListingEngine):
-        return np.zeros(0)
+    """As `apart`, asked now."""
     return apart(record, ask_own(teacher, piece))

@@ -97,11 +97,16 @@ def _check_causal(engine: Engine, prompt: Sequence[int], own_RV: Tensor, dtype: 
 
 
 def worst_row(own_RV: Tensor, other_RV: Tensor) -> float:
-    """The largest KL(own || other) of a row, nats; infinite where the other has 0, or no number, for what has mass."""
+    """The largest KL(own || other) of a row, nats."""
+    return float(row_nats(own_RV, other_RV).max())
+
+
+def row_nats(own_RV: Tensor, other_RV: Tensor) -> Tensor:
+    """KL(own || other) of each row, nats; infinite where the other has 0, or no number, for what has mass."""
     own_RV, other_RV = own_RV.double(), other_RV.double()
     mass_RV = own_RV.exp()
     nats_R = torch.where(mass_RV > 0, mass_RV * (own_RV - other_RV), 0.0).sum(-1)
-    return float(nats_R.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
+    return nats_R.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def most_apart(own_RV: Tensor, other_RV: Tensor) -> float:

@@ -20,6 +20,7 @@ from pipeline.spread import spread
 from pipeline.targets import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
+from stage1_teacher.check_branching import branching_fault, without_branches
 from stage1_teacher.engine import Branches, Engine, ListingEngine, open_engine
 from stage1_teacher.expand import Place, expand
 from stage1_teacher.pieces import Piece
@@ -264,11 +265,15 @@ def open_teacher(
     named = f"{teacher.model} ({', '.join(config.architectures or [config.model_type])})"
 
     def reopen() -> Engine:
-        branching = branches or recipe.dump.covering.beam_width > 0
-        engine = open_engine(model, teacher, placement, branching, over_machines)
+        wanted = recipe.dump.covering.beam_width > 0
+        engine = open_engine(model, teacher, placement, branches or wanted, over_machines)
         try:
             head.follow(engine.logit_rule())
             check_engine(engine, reducer, tokenizer, start, teacher, named)
+            if branches or wanted:
+                engine.cannot_branch = branching_fault(engine, reducer, tokenizer, start, teacher, config)
+            if wanted and engine.cannot_branch is not None:
+                raise ValueError(f"{named}: {engine.cannot_branch}. {without_branches(teacher.engine)}")
         except BaseException:
             engine.close()
             raise

@@ -3,8 +3,9 @@
 Prompts are packed, without padding. A branch token attends to its prompt up to where its path leaves it, to the branch tokens
 before it on its path, and to itself. So a branch row costs one token's forward, at the position that its path gives it.
 
-This is an attention function in transformers' registry (`AttentionInterface`); any model whose layers look their attention up
-there can be asked.
+This is an attention function in transformers' registry (`AttentionInterface`); any model whose layers are attention, and look it up
+there, can be asked. One that keeps more of a path than keys and values (convolutions, states) is refused, as is one that hands on what is not
+known here.
 
 Shape legend: H query heads, K key/value heads, G query heads per key head, E head size, T tokens of a prompt, N branch tokens,
 A ancestors on a branch (itself included).
@@ -12,7 +13,7 @@ A ancestors on a branch (itself included).
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,20 +25,21 @@ from stage1_teacher.engine import BranchToken
 from stage1_teacher.model_head import head_inputs
 
 NAME = "bld_tree"
+_KNOWN = (
+    "position_ids",
+    "cache_position",
+)  # tensors that layers hand to any attention function, and that change nothing in it
 
 
 class Tree:
     """Prompts and their branches in one model: keys and values of everything computed so far.
 
-    Raises ValueError for a model whose layers do not look their attention up.
+    Raises ValueError for a model that cannot be asked so.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
         if not model.is_backend_compatible():
-            raise ValueError(
-                f"{type(model).__name__} has an attention of its own, which cannot branch. "
-                "Use dump.covering.beam_width: 0, or teacher.engine: vllm"
-            )
+            raise ValueError(f"{type(model).__name__} has an attention of its own, which cannot branch")
         self._model = model
         self._prompt_ends: list[int] = []
         self._layers: dict[int, _Layer] = {}
@@ -53,6 +55,10 @@ class Tree:
         self._prompt_ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
         positions = torch.cat([torch.arange(length) for length in lengths])
         hidden_TD = self._forward([token for prompt in prompts for token in prompt], positions, _Prefill(self))
+        if len(self._layers) < self._model.config.get_text_config().num_hidden_layers:
+            raise ValueError(
+                f"{type(self._model).__name__} has layers that are no attention, of which no branch leaves"
+            )
         return list(hidden_TD.split(lengths))
 
     @torch.inference_mode()
@@ -122,41 +128,61 @@ def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:
     return new
 
 
+class _Scoring(NamedTuple):
+    """How a layer makes shares of products of queries and keys. `cap`, `window`: 0 for none; `sinks_H`: a score for each head that takes
+    its share and gives nothing."""
+
+    scale: float
+    cap: float
+    window: int
+    sinks_H: Tensor | None
+
+
 class _Prefill:
     """Each prompt attends to itself, causally."""
 
     def __init__(self, tree: Tree) -> None:
-        self._tree = tree
+        self._tree, self._done = tree, set[int]()
 
-    def attend(
-        self, index: int, query_HNE: Tensor, key_KNE: Tensor, value_KNE: Tensor, scale: float, cap: float, window: int
-    ) -> Tensor:
+    def attend(self, index: int, query_HNE: Tensor, key_KNE: Tensor, value_KNE: Tensor, scoring: _Scoring) -> Tensor:
+        if index in self._done:
+            raise ValueError("a layer of it attends twice, which cannot branch")
+        self._done.add(index)
         layer = self._tree.layer(index)
         layer.prompt_keys_TKE = key_KNE.transpose(0, 1).contiguous()
         layer.prompt_values_TKE = value_KNE.transpose(0, 1).contiguous()
-        out_HNE = torch.empty_like(query_HNE)
+        out_HNE = query_HNE.new_empty(*query_HNE.shape[:2], value_KNE.shape[-1])
+        window = scoring.window
         ends = self._tree._prompt_ends
         for start, end in pairwise(ends):
             part = slice(start, end)
             length = end - start
             query, key, value = query_HNE[:, part], key_KNE[:, part], value_KNE[:, part]
-            if cap or (window and window < length):
+            if scoring.cap or scoring.sinks_H is not None or (window and window < length):
                 position = torch.arange(length, device=query.device)
                 back = position[:, None] - position[None, :]
                 seen = (back >= 0) & ((back < window) if window else True)
-                out_HNE[:, part] = _attend_masked(query, key, value, seen, scale, cap)
+                out_HNE[:, part] = _attend_masked(query, key, value, seen, scoring)
             else:
                 out_HNE[:, part] = scaled_dot_product_attention(
-                    query[None], key[None], value[None], is_causal=True, scale=scale, enable_gqa=True
+                    query[None], key[None], value[None], is_causal=True, scale=scoring.scale, enable_gqa=True
                 )[0]
         return out_HNE
 
 
-def _attend_masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float, cap: float) -> Tensor:
+def _attend_masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scoring: _Scoring) -> Tensor:
     groups = query.shape[0] // key.shape[0]
     key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
-    scores = _capped(_wide(query @ key.transpose(1, 2)) * scale, cap).masked_fill(~seen, -torch.inf)
-    return scores.softmax(-1).to(value.dtype) @ value
+    scores = _capped(_wide(query @ key.transpose(1, 2)) * scoring.scale, scoring.cap).masked_fill(~seen, -torch.inf)
+    return _shares(scores, scoring.sinks_H).to(value.dtype) @ value
+
+
+def _shares(scores: Tensor, sinks_H: Tensor | None) -> Tensor:
+    """Softmax over the last axis, and over the head's sink, whose share is left out. The axes before the last two are the heads."""
+    if sinks_H is None:
+        return scores.softmax(-1)
+    sinks = sinks_H.to(scores).reshape(*scores.shape[:-2], 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
 
 
 def _wide(scores: Tensor) -> Tensor:
@@ -193,18 +219,14 @@ class _Extend:
         self._paths_NA, self._real_NA = paths.to(device), real.to(device)
         self._leaves_N = torch.tensor([tree._leaves[number][1] for number in numbers], device=device)
 
-    def attend(
-        self, index: int, query_HNE: Tensor, key_KNE: Tensor, value_KNE: Tensor, scale: float, cap: float, window: int
-    ) -> Tensor:
+    def attend(self, index: int, query_HNE: Tensor, key_KNE: Tensor, value_KNE: Tensor, scoring: _Scoring) -> Tensor:
         layer = self._tree.layer(index)
         layer.append(key_KNE.transpose(0, 1), value_KNE.transpose(0, 1), self._numbers)
-        out_HNE = torch.empty_like(query_HNE)
+        out_HNE = query_HNE.new_empty(*query_HNE.shape[:2], value_KNE.shape[-1])
         for prompt, part in self._parts:
             start, end = self._tree._prompt_ends[prompt], self._tree._prompt_ends[prompt + 1]
             keys_TKE, values_TKE = layer.prompt_keys_TKE[start:end], layer.prompt_values_TKE[start:end]
-            out_HNE[:, part] = self._attend_part(
-                layer, keys_TKE, values_TKE, query_HNE[:, part], part, scale, cap, window
-            )
+            out_HNE[:, part] = self._attend_part(layer, keys_TKE, values_TKE, query_HNE[:, part], part, scoring)
         return out_HNE
 
     def _attend_part(
@@ -214,10 +236,9 @@ class _Extend:
         values_TKE: Tensor,
         query_HNE: Tensor,
         part: slice,
-        scale: float,
-        cap: float,
-        window: int,
+        scoring: _Scoring,
     ) -> Tensor:
+        scale, cap, window = scoring.scale, scoring.cap, scoring.window
         paths_NA, real_NA, leaves_N = self._paths_NA[part], self._real_NA[part], self._leaves_N[part]
         keys_T = keys_TKE[: int(leaves_N.max())]
         values_T = values_TKE[: len(keys_T)]
@@ -240,10 +261,10 @@ class _Extend:
             ],
             dim=-1,
         )
-        shares = scores.softmax(-1).to(values_T.dtype)
+        shares = _shares(scores, scoring.sinks_H).to(values_T.dtype)
         out_KGNE = torch.einsum("kgnt,tke->kgne", shares[..., : len(keys_T)], values_T)
         out_KGNE += torch.einsum("kgna,nake->kgne", shares[..., len(keys_T) :], values_NAKE)
-        return out_KGNE.reshape(num_heads, num_rows, size)
+        return out_KGNE.reshape(num_heads, num_rows, -1)
 
 
 def attend(
@@ -256,14 +277,26 @@ def attend(
     bld_step: _Prefill | _Extend | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    s_aux: Tensor | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function; `bld_step` comes through the model's keyword arguments."""
-    assert bld_step is not None, "the model does not hand keyword arguments on to its attention"
+    """transformers' attention function; `bld_step` comes through the model's keyword arguments.
+
+    Raises ValueError for a layer that wants more than is known here.
+    """
+    if bld_step is None:
+        raise ValueError(
+            f"the model does not hand keyword arguments on to its {type(module).__name__}, which so cannot branch"
+        )
+    unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name not in _KNOWN]
+    unknown += [] if attention_mask is None else ["attention_mask"]
+    if unknown:
+        raise ValueError(f"{type(module).__name__} wants {', '.join(unknown)} of its attention, which so cannot branch")
     index = module.layer_idx
     assert isinstance(index, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out_HNE = bld_step.attend(index, query[0], key[0], value[0], scale, softcap or 0.0, sliding_window or 0)
+    scoring = _Scoring(scale, softcap or 0.0, sliding_window or 0, s_aux)
+    out_HNE = bld_step.attend(index, query[0], key[0], value[0], scoring)
     return out_HNE.transpose(0, 1)[None].contiguous(), None
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -24,6 +25,8 @@ class FakeServer:
         self.texts = [str(tiny_tokenizer().decode([token])) for token in range(NUM_TOKENS)]
         self.total = 0.9  # probability of what a row lists
         self.spoil: dict[str, Any] = {}  # fields of a choice, replaced
+        self.entry: Callable[[float], Any] | None = None  # what is said of a token, in place of vLLM's form
+        self.more: dict[str, Any] = {}  # tokens that each row lists besides
         self._lock = threading.Lock()
         fake = self
 
@@ -63,14 +66,13 @@ class FakeServer:
 
     def choice(self, body: dict[str, Any]) -> dict[str, Any]:
         rows = [{*range(body["prompt_logprobs"]), token} for token in body["prompt"][1:]]
-        listing = [
-            {
-                str(i): {"logprob": math.log(self.total / len(ids)), "rank": 1, "decoded_token": self.texts[i]}
-                for i in ids
-            }
-            for ids in rows
-        ]
+        listing = [{str(i): self.said(i, math.log(self.total / len(ids))) for i in ids} | self.more for ids in rows]
         return {"index": 0, "text": "", "prompt_logprobs": [None, *listing]} | self.spoil
+
+    def said(self, token: int, logprob: float) -> Any:
+        if self.entry is not None:
+            return self.entry(logprob)
+        return {"logprob": logprob, "rank": 1, "decoded_token": self.texts[token]}
 
     def close(self) -> None:
         self._http.shutdown()

@@ -43,7 +43,14 @@ def records_of(dump: Path) -> list[Record]:
         ({"spoil": {"prompt_logprobs": None}}, "answers without prompt_logprobs"),
         ({"spoil": {"prompt_logprobs": [None, {}]}}, r"lists 2 tokens of a prompt of \d+"),
         ({"texts": ["x"] * NUM_TOKENS}, r"another tokenizer: token 0 is 'x' there.*teacher\.tokenizer"),
-        ({"total": 50.0}, r"sum to 16\.31, so they are not log-probabilities"),
+        ({"total": 50.0}, r"sum to 16\.31 \(.*\), so they are not log-probabilities"),
+        ({"total": 1e-9}, r"sum to 1e-09 \(they can be 0\.0093 to 1\), so they are not"),
+        ({"entry": lambda logprob: None}, "lists tokens in another form than vLLM's"),
+        ({"entry": lambda logprob: logprob}, "lists tokens in another form than vLLM's"),
+        ({"entry": lambda logprob: {"logprob": None}}, "lists tokens in another form than vLLM's"),
+        ({"entry": lambda logprob: {"rank": 1}}, "lists tokens in another form than vLLM's"),
+        ({"more": {"-1": {"logprob": -9.0}}}, "lists tokens in another form than vLLM's"),
+        ({"more": {"the": {"logprob": -9.0}}}, "lists tokens in another form than vLLM's"),
     ],
 )
 def test_a_server_that_is_not_the_teacher_is_refused_at_the_start(
@@ -88,6 +95,22 @@ def test_a_dump_says_that_its_targets_are_truncated(
     with pytest.raises(ValueError, match=r"holds another dump: teacher\.prompt_logprobs: 7 there, 8 here"):
         run_teacher(load_recipe(recipe, [*overrides_all, "teacher.prompt_logprobs=8"]))
     run_teacher(load_recipe(recipe, [*overrides_all, "placement.requests=1"]))  # how it is asked is no part of it
+
+
+def test_a_server_that_serves_another_model_under_the_same_name_is_found_on_resume_and_by_verify(
+    fake: FakeServer, tmp_path: Path, model: Path
+) -> None:
+    recipe, overrides = served_recipe(tmp_path, model, fake.url)
+    run_teacher(load_recipe(recipe, overrides))
+    (tmp_path / "dump" / "shards" / "part-00001.parquet").unlink()
+    fake.total = 0.3  # a third of the probability that it said before
+    with pytest.raises(ValueError, match=r"0\.5\d* nats .*the server serves another model.*Go back to that one"):
+        run_teacher(load_recipe(recipe, overrides))
+    fake.total = 0.9
+    run_teacher(load_recipe(recipe, overrides))
+    assert verify_dump(tmp_path / "dump", against_teacher=2) == []
+    fake.total = 0.3
+    assert any("from those that the model gives itself" in fault for fault in verify_dump(tmp_path / "dump", 2))
 
 
 def test_a_served_teacher_needs_an_address(tmp_path: Path, model: Path) -> None:

@@ -7,10 +7,16 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    DiffLlamaConfig,
+    DogeConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
+    GptOssConfig,
+    Lfm2Config,
     LlamaConfig,
+    NemotronConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
@@ -37,13 +43,27 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "gemma3, a sliding window": Gemma3TextConfig(**SIZES, num_key_value_heads=1, head_dim=8, sliding_window=4),
     "gpt-neox, partial rotation": GPTNeoXConfig(**SIZES),
-}
+    "gpt-oss, sinks and a sliding window": GptOssConfig(
+        **SIZES, num_key_value_heads=2, head_dim=8, sliding_window=4, num_local_experts=2, num_experts_per_tok=1
+    ),
+    "deepseek-v3, values narrower than keys": DeepseekV3Config(
+        **SIZES, num_key_value_heads=4, kv_lora_rank=8, q_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6,
+        first_k_dense_replace=2,
+    ),
+}  # fmt: skip
+UNKNOWN: dict[str, tuple[PreTrainedConfig, str]] = {
+    "convolutions": (Lfm2Config(**SIZES, num_key_value_heads=2, layer_types=["conv", "full_attention"]), "Lfm2ForCausalLM has layers that are no attention"),
+    "two attentions a layer": (DiffLlamaConfig(**SIZES), "a layer of it attends twice"),
+    "a mask of its own": (DogeConfig(**SIZES), "DogeAttention wants attention_mask of its attention"),
+    "keyword arguments kept": (NemotronConfig(**SIZES, num_key_value_heads=2), "does not hand keyword arguments on to its NemotronAttention"),
+}  # fmt: skip
 
 
 def whole_model(config: PreTrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
     # eager: what defines a model (others leave out Gemma 2's soft cap), though with a softmax in float32
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
+    dtype = torch.float32 if config.model_type == "gpt_oss" else torch.float64  # its experts do not multiply in float64
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
     return model.eval()
 
 
@@ -90,8 +110,15 @@ def test_the_model_is_left_with_the_attention_that_it_had() -> None:
 def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = whole_model(CONFIGS["llama, grouped queries"])
     monkeypatch.setattr(type(model), "_supports_attention_backend", False)
-    with pytest.raises(ValueError, match=r"attention of its own, which cannot branch. Use dump\.covering\.beam_width"):
+    with pytest.raises(ValueError, match="attention of its own, which cannot branch"):
         Tree(model, [[1]])
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_a_model_whose_layers_do_more_than_attend_to_a_path_is_refused(what: str) -> None:
+    config, why = UNKNOWN[what]
+    with pytest.raises(ValueError, match=why):
+        Tree(whole_model(config), [[1, 2, 3], [4, 5]])
 
 
 def test_room_that_no_key_was_written_to_is_never_read() -> None:

@@ -1,0 +1,91 @@
+"""Are an engine's branches what their paths are by themselves: asked at the start of an engine that is to give some.
+
+Branches are computed otherwise than prompts: packed side by side, on keys and values or blocks that are shared. A model that keeps more of a
+path than that (a convolution, a state, a window that only its mask knows) gives wrong rows without a word, and no document has its own answer for
+them. So some branches of a probe text are held against the model's own log-probabilities of their whole paths.
+
+Shape legend: R rows, D hidden size, V token ids.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import TeacherConfig
+from pipeline.tokenizer_bytes import ByteTokenizer
+from stage1_teacher.engine import BranchToken, Engine
+from stage1_teacher.reduce import Reducer
+from stage1_teacher.self_check import MOST_ROWS, probe_tokens, row_nats
+
+SHORT_TOKENS = 12  # of the second prompt, which lies beside the first
+BEYOND_WINDOW = 16  # tokens that the first prompt is longer than the shortest window of the model's layers
+# Nats, mean over the rows: float32 differs from itself by 1e-10, bfloat16 in another batch by about 1.5e-3.
+LIMIT_FLOAT32_NATS, LIMIT_NATS = 1e-5, 0.02
+_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
+
+
+def branching_fault(
+    engine: Engine, reducer: Reducer, tokenizer: ByteTokenizer, start: int | None, teacher: TeacherConfig, config: Any
+) -> str | None:
+    """Why the engine's branches are not to be used; None where they are what the model says of their paths.
+
+    Args:
+        teacher: its `max_tokens` and `dtype` are read.
+        config: the model's; its windows are read.
+    """
+    first, second = _prompts(tokenizer, start, teacher.max_tokens, config)
+    ends, half = [len(first), len(second)], len(second) // 2
+    tokens = [
+        BranchToken(0, ends[0] - 2, first[1], None),
+        BranchToken(1, half, second[-1], None),
+        BranchToken(0, ends[0] - 1, second[half], None),
+        BranchToken(1, ends[1] - 1, first[2], None),
+    ]
+    deeper = [BranchToken(1, half, second[1], 1), BranchToken(0, ends[0] - 2, second[-1], 0)]
+    paths = [[*(first, second)[token.prompt][: token.leaves], token.token] for token in tokens]
+    paths += [[*paths[1], second[1]], [*paths[0], second[-1]]]
+    try:
+        branches = engine.branches([first, second])
+        states_RD = torch.cat([branches.extend(tokens), branches.extend(deeper)])
+    except (ValueError, TypeError, RuntimeError) as error:
+        return f"{engine.name} does not branch: {type(error).__name__}: {error}"
+    own_RV = torch.cat([engine.own_logprobs(path, len(path) - 1) for path in paths])
+    on_branches = _mean_nats(own_RV, states_RD, reducer)
+    on_prompts = max(
+        _mean_nats(engine.own_logprobs(prompt, max(0, len(prompt) - MOST_ROWS)), hidden_TD[-MOST_ROWS:], reducer)
+        for prompt, hidden_TD in zip((first, second), branches.hidden, strict=True)
+    )
+    apart, limit = max(on_branches, on_prompts), LIMIT_FLOAT32_NATS if teacher.dtype == "float32" else LIMIT_NATS
+    if apart <= limit:
+        return None
+    return (
+        f"{engine.name} computes branches otherwise than the model does their paths: on a probe of {len(first)} and {len(second)} tokens rows are "
+        f"on average {on_branches:.3g} nats (branches) and {on_prompts:.3g} nats (prompts) from the model's own (KL; limit {limit:.3g})"
+    )
+
+
+def without_branches(engine: str) -> str:
+    """The way out where branches are wanted of a local engine that cannot give them."""
+    other = "transformers" if engine == "vllm" else "vllm"
+    return f"Dump its canonical rows alone (dump.covering.beam_width: 0), or try the other local engine (teacher.engine: {other})"
+
+
+def _prompts(tokenizer: ByteTokenizer, start: int | None, max_tokens: int, config: Any) -> tuple[list[int], list[int]]:
+    """A prompt that is longer than the model's shortest window, where windows of the dump are, and a short one."""
+    text = config.get_text_config()
+    windows = [found for name in _WINDOWS if isinstance(found := getattr(text, name, None), int) and found > 0]
+    length = min(max_tokens, max(MOST_ROWS, min(windows, default=0) + BEYOND_WINDOW))
+    if min(windows, default=0) >= max_tokens:
+        length = min(max_tokens, MOST_ROWS)
+    before = [] if start is None else [start]
+    tokens = probe_tokens(tokenizer, MOST_ROWS)
+    spelled = [*before, *(tokens * (length // len(tokens) + 1))][:length]
+    return spelled, [*before, *tokens[::-1]][: min(SHORT_TOKENS, length)]
+
+
+def _mean_nats(own_RV: Tensor, states_RD: Tensor, reducer: Reducer) -> float:
+    """KL(own || ours), mean over rows; infinite where it is no number."""
+    column_V = torch.from_numpy(reducer.vocabulary.column)
+    ours_RV = reducer.head.logits(states_RD).log_softmax(-1).cpu()[:, column_V][:, : own_RV.shape[1]]
+    return float(row_nats(own_RV, ours_RV).mean())
