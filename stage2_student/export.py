@@ -47,19 +47,25 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     with committed_folder(out) as partial:
         model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
         AutoTokenizer.from_pretrained(run / "start", trust_remote_code=trust).save_pretrained(partial)
-        (partial / _STEP_FILE).write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+        said = {"step": step, "newest": run_folder.checkpoint_steps(run)[-1]}
+        (partial / _STEP_FILE).write_text(json.dumps(said) + "\n", encoding="utf-8")
     return out
 
 
 def is_due(run: Path) -> bool:
-    """Whether RUN/export is not there, or is where the run ended before it was trained on."""
+    """Whether RUN/export is not there, or was made before the run had gone as far as it has; of a run that has ended.
+
+    Which checkpoint is in it does not matter: an operator may have chosen another than the newest.
+    """
     said = run / "export" / _STEP_FILE
     if not (run / "export").exists():
         return True
     if not said.exists():
         return False
-    step = json.loads(said.read_text(encoding="utf-8"))["step"]
-    return step != run_folder.checkpoint_steps(run)[-1] and run_folder.was_passed(run, step)
+    values, newest = json.loads(said.read_text(encoding="utf-8")), run_folder.checkpoint_steps(run)[-1]
+    if "newest" in values:
+        return bool(values["newest"] != newest)
+    return bool(values["step"] != newest and run_folder.was_passed(run, values["step"]))  # by an earlier release
 
 
 def _chosen_step(run: Path, step: int | None, best: bool) -> int:

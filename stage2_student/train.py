@@ -140,12 +140,13 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
             _prepare(recipe, sources, channel.world)
         channel.gather()  # rank 0 has moved the start model, which may take it longer than a collective
         found = resume.newest_sound(run, channel)
-        if found is None or found.step != recipe.train.steps:
+        has_ended = found is not None and found.step == recipe.train.steps
+        if not has_ended:
             _train(recipe, sources, channel, found)
         elif channel.rank == 0:
             say(f"{run} has done its {recipe.train.steps} steps; nothing to train")
         if channel.rank == 0:
-            if is_due(run):
+            if not has_ended or is_due(run):  # one that was made on the way is not the trained model
                 export(run)
             print(where_to_look(run), flush=True)
         channel.gather()  # nobody ends before the export is written: what started the ranks may then end rank 0

@@ -270,7 +270,7 @@ def test_the_export_gives_the_logits_of_the_model_with_its_adapters(work: Path) 
 def test_any_checkpoint_is_exported_and_one_that_is_not_there_is_refused(work: Path, tmp_path: Path) -> None:
     early = load_file(export(work / "whole", tmp_path / "early", step=2) / "model.safetensors")
     last = load_file(work / "whole" / "export" / "model.safetensors")
-    assert json.loads((tmp_path / "early" / "distilled.json").read_text()) == {"step": 2}
+    assert json.loads((tmp_path / "early" / "distilled.json").read_text()) == {"step": 2, "newest": 6}
     assert not torch.equal(early["model.embed_tokens.weight"], last["model.embed_tokens.weight"])
     with pytest.raises(ValueError, match=r"no complete checkpoint of step 3; there are \[2, 4, 6\]"):
         export(work / "whole", tmp_path / "never", step=3)

@@ -26,10 +26,13 @@ ROOT = Path(__file__).parents[2]
 TRAIN_EACH = """
 import sys
 from pipeline.recipe import load_recipe
+from stage2_student.export import export
 from stage2_student.train import train
 
 for name in sys.argv[1:]:
     train(load_recipe(name + ".yaml"))
+    if name == "short":  # someone looks at the run on its way
+        export("on", step=2)
 """
 YAML = "corpus: {source: c}\nteacher: {model: m}\ndump: {path: d}\nstudent: {model: m, path: p}\ntrain: {%s}\n"
 
@@ -103,7 +106,7 @@ def test_training_on_is_said_and_kept_and_the_same_command_again_does_nothing(wo
     assert said.count("has done its 6 steps; nothing to train") == 1
     before = {"from_step": 4, "steps": 4, "warmup_steps": 2, "min_lr_ratio": 1.0}
     assert json.loads((work / "on" / "identity.json").read_text())["trained_on"] == [before]
-    assert json.loads((work / "on" / "export" / "distilled.json").read_text()) == {"step": 6}
+    assert json.loads((work / "on" / "export" / "distilled.json").read_text()) == {"step": 6, "newest": 6}
 
 
 def identity(work: Path, run: Path, **train: Any) -> dict[str, Any]:
@@ -147,6 +150,20 @@ def test_an_export_is_made_anew_where_the_run_has_gone_further_and_only_there(wo
         if done == steps and found[-1]:
             (tmp_path / "export" / "distilled.json").write_text(json.dumps({"step": done}))
     assert found == [False, False, True, False]
+
+
+def test_an_export_on_the_way_is_made_anew_at_the_end_and_one_that_was_chosen_at_the_end_is_kept(
+    tmp_path: Path,
+) -> None:
+    def made(step: int, newest: int) -> bool:
+        (tmp_path / "export" / "distilled.json").write_text(json.dumps({"step": step, "newest": newest}))
+        return is_due(tmp_path)
+
+    (tmp_path / "export").mkdir()
+    for step in (2, 4, 6):
+        (tmp_path / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    assert made(step=4, newest=4) and made(step=2, newest=4)
+    assert not made(step=6, newest=6) and not made(step=2, newest=6)
 
 
 def test_a_step_larger_than_the_dump_says_how_often_each_document_is_in_it() -> None:

@@ -101,7 +101,7 @@ def test_every_checkpoint_is_measured_and_the_best_stays_with_the_newest(work: P
     assert checkpoint_steps(run) == sorted({best, 6}) and best != 6
     assert (run / "checkpoints" / "best").read_text() == f"step-{best:06d}"
     exported = export(run, tmp_path / "best", best=True)
-    assert json.loads((exported / "distilled.json").read_text()) == {"step": best}
+    assert json.loads((exported / "distilled.json").read_text()) == {"step": best, "newest": 6}
     assert f"step {best}, {measured[best]:.4f} bits/byte" in where_to_look(run) and "--best" in where_to_look(run)
     assert "best" not in where_to_look(work / "plain") and "bld report" in where_to_look(work / "plain")
     with pytest.raises(ValueError, match="do not go together"):
