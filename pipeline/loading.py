@@ -102,10 +102,16 @@ def _check_kind(source: str, revision: str | None, trust_remote_code: bool, wrap
         )
 
 
+_COUNT_FROM_PADDING = frozenset(
+    {"roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "data2vec-text", "xmod"}
+)
+
+
 def max_positions(config: Any) -> int | None:
     """Positions that a model was made for; None where its config names none, as of Mamba.
 
-    Nor where it scales them (YaRN and others): how many it has then is the engine's own business.
+    Nor where it scales them (YaRN and others): how many it has then is the engine's own business. RoBERTa and its kin have fewer than
+    their max_position_embeddings: the rows up to the id that pads are not for text.
     """
     text = config.get_text_config()
     most, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
@@ -113,7 +119,15 @@ def max_positions(config: Any) -> int | None:
         rope.get("rope_type", "default"),
         *(part.get("rope_type", "default") for part in rope.values() if isinstance(part, dict)),
     }
-    return most if kinds == {"default"} and (most or 0) > 0 else None  # XLNet says -1
+    if kinds != {"default"} or (most or 0) <= 0:  # XLNet says -1
+        return None
+    return most - text.pad_token_id - 1 if counts_from_padding(config) else most
+
+
+def counts_from_padding(config: Any) -> bool:
+    """Whether the model's first position is the one behind the id that pads, which is so a part of how it reads."""
+    text = config.get_text_config()
+    return text.model_type in _COUNT_FROM_PADDING and text.pad_token_id is not None
 
 
 def _is_byte_level(definition: dict[str, Any]) -> bool:

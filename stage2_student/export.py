@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from pipeline.config import student_config
+from pipeline.loading import load_tokenizer
 from pipeline.recipe import load_recipe
 from stage2_student import run_folder
 from stage2_student.folders import committed_folder
@@ -16,6 +16,7 @@ from stage2_student.inventory import find_damage
 from stage2_student.keep import best_step
 from stage2_student.lora import add_adapters
 from stage2_student.start import load_start, tokenizer_moved
+from stage2_student.tokenizer_folder import save_tokenizer
 
 _STEP_FILE = "distilled.json"
 
@@ -46,7 +47,7 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     model.config.use_cache = True
     with committed_folder(out) as partial:
         model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
-        AutoTokenizer.from_pretrained(run / "start", trust_remote_code=trust).save_pretrained(partial)
+        save_tokenizer(load_tokenizer(str(run / "start"), trust), partial, trust)
         said = {"step": step, "newest": run_folder.checkpoint_steps(run)[-1]}
         (partial / _STEP_FILE).write_text(json.dumps(said) + "\n", encoding="utf-8")
     return out

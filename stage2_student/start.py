@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, StudentConfig, student_config
-from pipeline.loading import check_finite, load_model, load_tokenizer
+from pipeline.loading import check_finite, counts_from_padding, load_model, load_tokenizer
 from pipeline.logs import say
 from pipeline.source import resolve_model, resolve_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
@@ -19,6 +19,7 @@ from schemas.manifest import write_json
 from stage2_student.chats import with_template
 from stage2_student.folders import committed_folder
 from stage2_student.layers import drop_layers
+from stage2_student.tokenizer_folder import save_tokenizer
 from stage2_student.transfer import transfer
 
 
@@ -93,19 +94,21 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
     check_head_rows(model.get_output_embeddings().weight.shape[0], tokenizer.token_bytes)
     with committed_folder(folder) as partial:
         model.save_pretrained(partial)
-        wrapped.save_pretrained(partial)
-        write_json(partial / "transfer.json", counts)
         if counts:
-            _check_readable(partial, student, model.config, tokenizer)
+            _check_readable(student, model.config)
+        save_tokenizer(wrapped, partial, student.trust_remote_code)
+        write_json(partial / "transfer.json", counts)
     return folder
 
 
-def _check_readable(folder: Path, student: StudentConfig, config: Any, tokenizer: ByteTokenizer) -> None:
-    """Raise ValueError where transformers does not give back the moved model and its tokenizer.
-
-    For some types of model (qwen2) it makes every tokenizer into that of the type, with its rule of splitting text; some (xglm) take the
-    id that pads for a position, of which there are fewer than tokens.
-    """
+def _check_readable(student: StudentConfig, config: Any) -> None:
+    """Raise ValueError where transformers does not give back the moved model: some types (xglm) take the id that pads for a
+    position, of which there are fewer than tokens."""
+    if counts_from_padding(config):
+        raise ValueError(
+            f"{student.model} cannot move to {student.tokenizer}: a model of type {config.model_type} counts its positions from the id that "
+            "pads, and another tokenizer has another token there. Take a student.model of another type, or leave student.tokenizer out"
+        )
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config, trust_remote_code=student.trust_remote_code)
@@ -114,13 +117,6 @@ def _check_readable(folder: Path, student: StudentConfig, config: Any, tokenizer
             f"{student.model} cannot move to {student.tokenizer}: transformers does not make a model of type {config.model_type} with the ids of "
             f"its control tokens ({type(error).__name__}: {error}). Take a student.model of another type, or leave student.tokenizer out"
         ) from error
-    read = load_tokenizer(str(folder), student.trust_remote_code)
-    if ByteTokenizer.from_wrapped(read, str(folder)).sha256 != tokenizer.sha256:
-        raise ValueError(
-            f"{student.model} cannot move to {student.tokenizer}: beside a model of type {config.model_type} transformers reads every tokenizer as its "
-            f"{type(read).__name__}, which splits text otherwise, so that the student would be used with tokens that it has not "
-            "learnt. Take a student.model of another type, or leave student.tokenizer out"
-        )
 
 
 def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ends: Ends, averaged_scale: float) -> dict[str, int]:

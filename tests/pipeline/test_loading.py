@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
 from pipeline.config import Recipe
-from pipeline.loading import check_positions, load_model, load_tokenizer
+from pipeline.loading import check_positions, learned_positions, load_model, load_tokenizer, max_positions
 from stage2_student.start import export_start
 from tests.tiny import tiny_model
 
@@ -114,3 +114,46 @@ def test_more_tokens_than_a_model_has_positions_are_refused_with_the_number_that
         ):
             check_positions(config, 65, "teacher.max_tokens")
     check_positions(LlamaConfig(max_position_embeddings=64, rope_parameters=yarn), 65, "teacher.max_tokens")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "roberta",
+        "roberta-prelayernorm",
+        "camembert",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "data2vec-text",
+        "xmod",
+        "bert",
+        "gpt2",
+        "opt",
+        "bart",
+    ],
+)
+def test_a_model_takes_as_many_tokens_as_it_is_said_to_have_positions_and_no_more(kind: str) -> None:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "is_decoder": True,
+    }
+    other = {
+        "gpt2": {"n_positions": 24},
+        "opt": {"ffn_dim": 16, "word_embed_proj_dim": 16},
+        "bart": {"d_model": 16, "decoder_layers": 1},
+    }
+    extra = {"languages": ["en_XX"], "default_language": "en_XX"} if kind == "xmod" else other.get(kind, {})
+    values = {"max_position_embeddings": 24} | sizes | extra
+    for padding in (1, 5):
+        config = CONFIG_MAPPING[kind](vocab_size=40, pad_token_id=padding, **values)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        most = max_positions(config)
+        assert most is not None and learned_positions(config) == most
+        tokens_BL = torch.randint(6, 40, (2, most))
+        with torch.no_grad():
+            assert model(input_ids=tokens_BL, use_cache=False).logits.shape == (2, most, 40)
+        with pytest.raises((IndexError, RuntimeError)), torch.no_grad():
+            model(input_ids=torch.cat((tokens_BL, tokens_BL[:, :1]), 1), use_cache=False)

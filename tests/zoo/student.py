@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -66,7 +66,11 @@ def check_moved(cell: Cell, place: Place) -> str:
     rows = [model.get_input_embeddings().weight.detach().float() for model in (before, after)]
     strange = int((rows[1][news] - rows[0][olds]).abs().amax(-1).gt(1e-6).sum())
     mass = checks.mass_never_yielded(checks.in_float64(after), new, control_id(new, new.start), spelled_texts(new))
+    read = AutoTokenizer.from_pretrained(start)
+    unlike = [text for text in spelled_texts(new) if read.encode(text, add_special_tokens=False) != new.encode(text)]
     measured = f"{strange} of {len(both)} common tokens have another row, {mass:.2%} of the mass on tokens that no text contains"
+    if unlike:
+        raise WrongError(f"transformers reads {len(unlike)} texts with other tokens than were learnt, as {unlike[0]!r}")
     if strange or mass > MOST_MASS:
         raise WrongError(measured)
     return measured

@@ -44,6 +44,8 @@ HARD = [
     Cell("moved", "llama", "sp-bpe", target="byte-bpe"),  # rows of byte-fallback tokens
     Cell("moved", "llama", "byte-bpe", target="sp-bpe"),  # twins of single characters
     Cell("moved", "phi", "sp-unigram", target="bytes"),
+    Cell("moved", "qwen2", "ranks", target="byte-bpe"),  # transformers reads every tokenizer beside a qwen2 as Qwen's
+    Cell("moved", "qwen2", "byte-bpe", target="sp-bpe"),
 ]
 
 
@@ -53,7 +55,6 @@ REFUSED = [
     Cell("eval", "bert", "byte-bpe"),  # reads what follows
     Cell("eval", "xlnet", "byte-bpe"),
     Cell("eval", "qwen2", "sp-bpe"),  # transformers reads every tokenizer beside a qwen2 as Qwen's
-    Cell("moved", "qwen2", "ranks", target="byte-bpe"),
     Cell("moved", "xglm", "sp-bpe", target="byte-bpe"),  # takes the id that pads for a position
 ]
 

@@ -1,0 +1,58 @@
+"""A tokenizer written beside a model so that AutoTokenizer gives it back, whatever the model's type."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.loading import load_tokenizer
+from pipeline.tokenizer_bytes import ByteTokenizer
+
+_CLASS = "TokenizerAsWritten"
+_CODE = f'''"""Beside a model of this type transformers makes every tokenizer into that of the type; this one is what tokenizer.json says."""
+
+from transformers import PreTrainedTokenizerFast
+
+
+class {_CLASS}(PreTrainedTokenizerFast):
+    pass
+'''
+
+
+def save_tokenizer(wrapped: Any, folder: Path, trust_remote_code: bool = False) -> None:
+    """Write a transformers tokenizer into the folder of a saved model, whose config.json is there.
+
+    Beside some types of model (qwen2) transformers 5 reads every tokenizer as the type's own class, whatever class tokenizer_config.json
+    names, with its rule of splitting text. It does not where that file names code of the folder's own (`auto_map`): then, without
+    `trust_remote_code`, it takes the class that is named and tokenizer.json as it is; with it, the code, which adds nothing to that.
+
+    Raises ValueError where what is read back is still another tokenizer.
+    """
+    wrapped.save_pretrained(folder)
+    written = ByteTokenizer.from_wrapped(wrapped, str(folder)).sha256
+    if _read_back(folder, trust_remote_code) == written:
+        return
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    module = "tokenizer_as_written"
+    config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "auto_map": {"AutoTokenizer": [None, f"{module}.{_CLASS}"]},
+    }
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{module}.py").write_text(_CODE, encoding="utf-8")
+    if _read_back(folder, trust_remote_code) != written:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        read = type(load_tokenizer(str(folder), trust_remote_code)).__name__
+        raise ValueError(
+            f"the student's tokenizer cannot stand beside a model of type {kind}: transformers reads it as its {read}, which cuts text "
+            "otherwise, so that the student would be used with tokens that it has not learnt. Take a student.model of another type, "
+            "or leave student.tokenizer out"
+        )
+
+
+def _read_back(folder: Path, trust_remote_code: bool) -> str | None:
+    """`ByteTokenizer.sha256` of what AutoTokenizer makes of the folder; None where it makes nothing that spells bytes."""
+    try:
+        return ByteTokenizer.load(str(folder), trust_remote_code).sha256
+    except ValueError:
+        return None
