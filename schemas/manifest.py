@@ -1,13 +1,14 @@
 """The manifest of a dump: its identity and its plan, written before the first shard."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import SCHEMA_VERSION, version_fault
 from schemas.commit import committed
+from schemas.json_text import json_text
 from schemas.store import AnyLocation, Location, names
 
 _MEND = (
@@ -104,6 +105,15 @@ def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
     ]
 
 
+def with_accepted_engine(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], accepted_engines: Collection[str]
+) -> dict[str, Any]:
+    """Return our identity, with the engine that began the dump where ours is one of those that are accepted beside it."""
+    if ours["teacher"]["engine"] not in accepted_engines:
+        return dict(ours)
+    return {**ours, "teacher": ours["teacher"] | {"engine": theirs["teacher"]["engine"]}}
+
+
 def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     """What a shard says of its origin: all but the whole corpus, which may grow after it; its own documents it names by their hash."""
     corpus = {key: value for key, value in identity.get("corpus", {}).items() if key != "sha256"}
@@ -123,6 +133,6 @@ def read_json(path: Location, *needed: str) -> dict[str, Any]:
 
 
 def write_json(path: Location, values: Any) -> None:
-    """Write a JSON file so that it is absent (or old) or complete."""
+    """Write a JSON file so that it is absent (or old) or complete; a number that is NaN or infinite is null there."""
     with committed(path) as partial:
-        partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json_text(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,9 +11,9 @@ from itertools import islice
 from pipeline.corpus import Corpus
 from pipeline.logs import say
 from schemas.commit import remove
-from schemas.manifest import Manifest, ShardPlan, identity_differences
+from schemas.manifest import Manifest, ShardPlan, identity_differences, with_accepted_engine
 from schemas.store import Location, open_parquet
-from stage1_teacher.plan import document_digest, with_accepted_engine
+from stage1_teacher.plan import document_digest
 
 _CORPUS = "corpus.sha256"
 

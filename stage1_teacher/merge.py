@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,21 @@ from pipeline.complete import require_complete
 from pipeline.logs import warn
 from pipeline.recipe import load_recipe, save_recipe
 from schemas.commit import committed
-from schemas.manifest import Manifest, ShardPlan, arithmetic_of, identity_differences, write_json
+from schemas.manifest import Manifest, ShardPlan, arithmetic_of, identity_differences, with_accepted_engine, write_json
 from stage1_teacher.plan import corpus_sha256
 from stage1_teacher.summary import summarise
 
 
-def merge_dumps(out: Path, dumps: Sequence[Path]) -> dict[str, Any]:
+def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] = ()) -> dict[str, Any]:
     """Join complete dumps into `out`, in the order given; run again, it goes on where it stopped. Returns the summary.
 
+    Args:
+        accept_engine: engines, by name and version, that may have made some of the dumps, beside those that the dumps accept already.
     Raises:
-        ValueError: a dump is not complete, two differ in more than the corpus (the field is named), two hold the same
-            documents, or `out` holds something else.
+        ValueError: a dump is not complete, two differ in more than the corpus and an accepted engine (the field is named), two hold
+            the same documents, or `out` holds something else.
     """
-    manifests = check_mergeable(out, dumps)
+    manifests = check_mergeable(out, dumps, accept_engine)
     merged = merged_manifest(manifests)
     _claim(out, merged, dumps[0])
     targets = iter(merged.shards)
@@ -45,8 +47,8 @@ def merge_dumps(out: Path, dumps: Sequence[Path]) -> dict[str, Any]:
     return summary
 
 
-def check_mergeable(out: Path, dumps: Sequence[Path]) -> list[Manifest]:
-    """The dumps' manifests. Raises ValueError where they cannot be one dump; every byte of theirs is checked."""
+def check_mergeable(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] = ()) -> list[Manifest]:
+    """Return the dumps' manifests. Raises ValueError where they cannot be one dump; every byte of theirs is checked."""
     if len(dumps) < 2:
         raise ValueError(f"{len(dumps)} dump to merge into {out}: give two or more")
     if os.path.realpath(out) in map(
@@ -54,19 +56,40 @@ def check_mergeable(out: Path, dumps: Sequence[Path]) -> list[Manifest]:
     ):  # Path.resolve fails, as nothing else does, where links run in a circle
         raise ValueError(f"{out} is one of the dumps to merge; give a new folder")
     manifests = [Manifest.load(dump) for dump in dumps]
-    for dump, manifest in zip(dumps[1:], manifests[1:], strict=True):
-        differences = identity_differences(_but_corpus(manifests[0].identity), _but_corpus(manifest.identity))
+    accepted = {*accept_engine, *(engine for manifest in manifests for engine in manifest.accepted_engines)}
+    first = _nobody_accepted(manifests, accepted)
+    for dump, manifest in zip(dumps, manifests, strict=True):
+        ours = with_accepted_engine(manifest.identity, manifests[first].identity, accepted)
+        differences = identity_differences(_but_corpus(manifests[first].identity), _but_corpus(ours))
         if differences:
-            older = min(arithmetic_of(manifests[0].identity), arithmetic_of(manifest.identity))
-            hint = f" (dump.arithmetic={older})" if any(text.startswith("arithmetic:") for text in differences) else ""
             raise ValueError(
-                f"{dumps[0]} and {dump} cannot be one dump; they differ in {'; '.join(differences)} ({dumps[0]} there, "
-                f"{dump} here). Make one of them again with the other's settings{hint}."
+                f"{dumps[first]} and {dump} cannot be one dump; they differ in {'; '.join(differences)} ({dumps[first]} there, "
+                f"{dump} here). {_way_out(differences, manifests[first].identity, manifest.identity)}"
             )
     _refuse_same_documents(dumps, manifests)
     for dump in dumps:
         require_complete(dump, "Run `bld teacher` again to finish or mend it, then merge.")
     return manifests
+
+
+def _engine(identity: dict[str, Any]) -> str:
+    return str(identity.get("teacher", {}).get("engine"))
+
+
+def _nobody_accepted(manifests: Sequence[Manifest], accepted: Collection[str]) -> int:
+    """Index of a dump whose engine is not among the accepted ones, to which all others are held; the first where there is none."""
+    return next((i for i, manifest in enumerate(manifests) if _engine(manifest.identity) not in accepted), 0)
+
+
+def _way_out(differences: Sequence[str], first: dict[str, Any], other: dict[str, Any]) -> str:
+    if [text.split(":")[0] for text in differences] == ["teacher.engine"]:
+        return (
+            f"Accept what another engine rounds otherwise with --accept-engine {_engine(other)}, or make one of them again with "
+            "the other's engine."
+        )
+    older = min(arithmetic_of(first), arithmetic_of(other))
+    hint = f" (dump.arithmetic={older})" if any(text.startswith("arithmetic:") for text in differences) else ""
+    return f"Make one of them again with the other's settings{hint}."
 
 
 def _but_corpus(identity: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +124,8 @@ def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
     for manifest in manifests:
         counts.update(manifest.corpus_counts)
     engines = dict.fromkeys(engine for manifest in manifests for engine in manifest.accepted_engines)
+    engines |= dict.fromkeys(_engine(manifest.identity) for manifest in manifests)
+    engines.pop(_engine(manifests[0].identity))
     corpus = {"sha256": corpus_sha256(shards), "field": ", ".join(fields), **_how_read(manifests[0].identity)}
     return Manifest(
         identity=manifests[0].identity | {"corpus": corpus},

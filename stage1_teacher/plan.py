@@ -14,7 +14,7 @@ from pipeline.config import CorpusConfig, Recipe, TeacherConfig
 from pipeline.corpus import Document
 from pipeline.file_hash import known_sha256
 from pipeline.tokenizer_bytes import ByteTokenizer
-from schemas.manifest import Manifest, ShardPlan, identity_differences
+from schemas.manifest import Manifest, ShardPlan, identity_differences, with_accepted_engine
 from schemas.store import Location, names
 
 
@@ -208,15 +208,6 @@ def require_identity(
     if differences:
         engine = str(ours["teacher"]["engine"])
         raise ValueError(f"{dump} holds another dump: {'; '.join(differences)}. {_way_out(differences, engine)}")
-
-
-def with_accepted_engine(
-    ours: dict[str, Any], theirs: dict[str, Any], accepted_engines: Collection[str]
-) -> dict[str, Any]:
-    """Our identity, with the engine that began the dump where ours is one of those that are accepted beside it."""
-    if ours["teacher"]["engine"] not in accepted_engines:
-        return ours
-    return ours | {"teacher": ours["teacher"] | {"engine": theirs["teacher"]["engine"]}}
 
 
 def _way_out(differences: list[str], engine: str) -> str:

@@ -9,11 +9,19 @@ import typer
 def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new dump.")],
     dumps: Annotated[list[Path], typer.Argument(metavar="DUMP...", help="Complete dumps that differ in corpus only.")],
+    accept_engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME-VERSION",
+            help="Join dumps that another engine made too, as vllm-0.33.0; it is recorded. Once for each (default: those that "
+            "one of the dumps accepts).",
+        ),
+    ] = None,
 ) -> None:
     """Join dumps of one identity; shards are linked, or copied to another file system."""
     from stage1_teacher.merge import merge_dumps
 
-    summary = merge_dumps(out, dumps)
+    summary = merge_dumps(out, dumps, accept_engine or ())
     typer.echo(f"{out}: {summary['documents']} documents in {len(summary['shards'])} shards")
 
 

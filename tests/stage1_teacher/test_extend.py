@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from pipeline.complete import dump_faults
+from pipeline.recipe import load_recipe
 from schemas.manifest import Manifest
+from stage1_teacher.dump import run_teacher
 from stage1_teacher.merge import merge_dumps
 from stage1_teacher.verify import verify_dump
 from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe
@@ -137,6 +140,37 @@ def test_engines_that_were_accepted_stay_accepted_in_a_merged_dump(
         merged.model_copy(update={"accepted_engines": ()}).save(out)  # as a release that forgot them began it
         merge_dumps(out, dumps)
         assert verify_dump(out) == []
+
+
+def test_dumps_of_engines_of_which_one_accepts_the_others_are_joined_and_all_stay_accepted(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by(version: str, name: str, first: int, **options: str) -> Path:
+        monkeypatch.setattr("transformers.__version__", version)
+        recipe = write_recipe(tmp_path / name, model, TEXTS[first : first + 2])
+        run_teacher(load_recipe(recipe), **options)
+        return tmp_path / name / "dump"
+
+    one, two, three = by("1", "a", 0), by("2", "b", 2), by("3", "c", 4)
+    Manifest.load(two).shards[-1].path(two).unlink()
+    by("1", "b", 2, accept_engine="transformers-1")
+    monkeypatch.undo()
+    for number, dumps in enumerate(([one, two], [two, one])):
+        out = tmp_path / f"merged-{number}"
+        merge_dumps(out, dumps)
+        merged = Manifest.load(out)
+        engine = merged.identity["teacher"]["engine"]
+        assert engine == Manifest.load(dumps[0]).identity["teacher"]["engine"]
+        assert {engine, *merged.accepted_engines} == {"transformers-1", "transformers-2"}
+        assert verify_dump(out) == [] and dump_faults(out) == []
+    refused = r"differ in teacher\.engine: 'transformers-\d' there, .*--accept-engine transformers-\d"
+    for dumps in permutations([one, two, three]):
+        with pytest.raises(ValueError, match=refused):
+            merge_dumps(tmp_path / "out", dumps)
+    assert not (tmp_path / "out").exists()
+    merge_dumps(tmp_path / "out", [one, two, three], accept_engine=["transformers-3"])
+    assert Manifest.load(tmp_path / "out").accepted_engines == ("transformers-2", "transformers-3")
+    assert verify_dump(tmp_path / "out") == []
 
 
 def test_engines_that_were_accepted_stay_accepted_in_a_dump_that_grows(
