@@ -1,6 +1,5 @@
 """Is this machine ready? Each check gives a line: ok, warn or fail, with what to do about it."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from pipeline.archive import cache_folder
 from pipeline.arithmetic import installed, natural_dtype
+from schemas.json_text import json_text
 
 Level = Literal["ok", "warn", "fail"]
 PACKAGE = "byte-level-distillation"
@@ -178,7 +178,7 @@ def diagnose(deep: bool, as_json: bool) -> bool:
     """Print the findings. Returns False where one of them keeps the stages from running."""
     found = list(findings(deep))
     if as_json:
-        print(json.dumps([finding._asdict() for finding in found], indent=1))
+        print(json_text([finding._asdict() for finding in found], indent=1))
     else:
         console = Console(highlight=False, soft_wrap=True)
         for finding in found:

@@ -1,6 +1,5 @@
 """`bld inspect`: what it prints about a dump. `pipeline.dump_view` reads it, `pipeline.inspect_html` draws it."""
 
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,9 +15,11 @@ from pipeline import dump_search, dump_summary, dump_view
 from pipeline.dump_positions import Position
 from pipeline.dump_search import Occurrence, Surprising
 from pipeline.dump_view import DumpDocument
+from pipeline.inspect_chat import conversation_lines, conversations
 from pipeline.logs import warn
-from pipeline.page import printable
+from pipeline.page import printable, readable
 from schemas import END
+from schemas.json_text import json_text
 from schemas.store import Location
 
 _NAMES = {END: "END", 0x20: "␠", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
@@ -33,13 +34,6 @@ def symbol_name(symbol: int) -> str:
     if symbol in _NAMES:
         return _NAMES[symbol]
     return chr(symbol) if 0x20 < symbol < 0x7F else f"{symbol:02x}"
-
-
-def readable(text: bytes) -> str:
-    """Bytes on one line, for the eye: characters as they are, spaces and breaks and what prints nothing as marks."""
-    shown = text.decode("utf-8", errors="replace")
-    marks = {" ": "␠", "\n": "⏎", "\r": "␍", "\t": "⇥"}
-    return "".join(marks.get(char) or (char if char.isprintable() else f"<{ord(char):x}>") for char in shown)
 
 
 def wanted_bytes(text: str) -> bytes:
@@ -82,14 +76,18 @@ def show(
         _show_found(dump, wanted_bytes(find), top, as_json, console)
     elif doc_id is None:
         summary = dump_summary.summarise(dump)
-        print(json.dumps(summary, indent=1)) if as_json else _print_summary(summary, console)
+        print(json_text(summary, indent=1)) if as_json else _print_summary(summary, console)
     else:
         document = _chosen(dump, doc_id, nth)
         if as_json:
             values = {"doc_id": doc_id, "positions": [as_values(position) for position in document.positions()]}
             chat = [{"role": m.role, "start": m.start, "content": m.content.decode()} for m in document.messages]
-            print(json.dumps(values | ({"messages": chat} if chat else {})))
+            values |= {"messages": chat} if chat else {}
+            told = conversations(document)
+            print(json_text(values | ({"conversations": told} if told else {})))
             return
+        for line in conversation_lines(document):
+            console.print(line)
         for line in document_table(document, top):
             console.print(line)
 
@@ -158,7 +156,7 @@ def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: C
     documents, places = dump_search.worst_documents(dump, number), dump_search.worst_positions(dump, number)
     if as_json:
         print(
-            json.dumps(
+            json_text(
                 {
                     "documents": [{"doc_id": d.doc_id, "bits_per_byte": d.bits} for d in documents],
                     "positions": [_place_values(place) for place in places],
@@ -193,7 +191,7 @@ def _place_line(found: Surprising, top: int) -> Text:
 def _show_found(dump: Location, wanted: bytes, top: int, as_json: bool, console: Console) -> None:
     found = dump_search.find(dump, wanted)
     if as_json:
-        print(json.dumps([_occurrence_values(occurrence) for occurrence in found]))
+        print(json_text([_occurrence_values(occurrence) for occurrence in found]))
         return
     shown = list(islice(found, _SHOWN))
     for occurrence in shown:

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from pipeline.dump_positions import Position
 from pipeline.dump_view import DumpDocument, Said
-from pipeline.inspect import readable
 from pipeline.inspect_look import SCRIPT, STYLE
-from pipeline.page import content_policy, script_data, shown
+from pipeline.page import content_policy, readable, script_data, shown
 from schemas import END
 from schemas.commit import committed
 from schemas.manifest import Manifest, flatten

@@ -10,11 +10,12 @@ there. What other packages print themselves is theirs; `quiet` and `json` ask th
 """
 
 import datetime
-import json
 import logging
 import os
 import sys
 from typing import Any, Literal
+
+from schemas.json_text import json_text
 
 LEVEL, FORMAT, COMMAND, DEBUG = "BLD_LOG_LEVEL", "BLD_LOG_FORMAT", "BLD_COMMAND", "BLD_DEBUG"
 Level = Literal["quiet", "normal", "verbose"]
@@ -105,7 +106,7 @@ class _Stderr(logging.StreamHandler):
     def _object(self, record: logging.LogRecord, level: str) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
         values = {"time": time, "level": level, "command": os.environ.get(COMMAND), "message": record.getMessage()}
-        return json.dumps(values | getattr(record, "figures", {}), ensure_ascii=False, default=str)
+        return json_text(values | getattr(record, "figures", {}), ensure_ascii=False, default=str)
 
 
 def _begin() -> None:

@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import html
-import json
+
+from schemas.json_text import json_text
 
 
 def printable(text: str) -> str:
@@ -16,6 +17,13 @@ def shown(text: str) -> str:
     return html.escape(printable(text))
 
 
+def readable(text: bytes) -> str:
+    """Bytes on one line, for the eye: characters as they are, spaces and breaks and what prints nothing as marks."""
+    shown = text.decode("utf-8", errors="replace")
+    marks = {" ": "␠", "\n": "⏎", "\r": "␍", "\t": "⇥"}
+    return "".join(marks.get(char) or (char if char.isprintable() else f"<{ord(char):x}>") for char in shown)
+
+
 def content_policy(script: str) -> str:
     """The policy of a page that runs this script and no other."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -24,5 +32,5 @@ def content_policy(script: str) -> str:
 
 def script_data(values: object) -> str:
     """JSON that may stand in a <script> element whatever is in it."""
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    text = json_text(values, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

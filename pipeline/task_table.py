@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from schemas.json_text import json_text
+
 Results = Mapping[str, Mapping[str, Any]]  # the harness' JSON, by group of tasks
 _WIDEST = 1000  # columns of a printed table
 
@@ -122,7 +124,7 @@ def save_tasks(results: Results, folder: Path) -> list[Path]:
     for name, group in results.items():
         samples = group.get("samples", {})
         texts = {f"{name}.{task}.jsonl": "".join(_line(row) for row in rows) for task, rows in samples.items()}
-        texts[f"{name}.json"] = json.dumps({k: v for k, v in group.items() if k != "samples"}, indent=2) + "\n"
+        texts[f"{name}.json"] = json_text({k: v for k, v in group.items() if k != "samples"}, indent=2) + "\n"
         for file, text in texts.items():
             (folder / file).write_text(text, encoding="utf-8")
             written.append(folder / file)
@@ -135,4 +137,4 @@ def load_tasks(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _line(row: Any) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json_text(row, ensure_ascii=False) + "\n"

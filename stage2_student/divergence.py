@@ -15,6 +15,7 @@ import torch
 from pipeline.chat import ChatTokenizer
 from pipeline.covering import Covering, ReducedRow, unnormalised
 from pipeline.loading import load_model
+from pipeline.logs import warn
 from pipeline.targets import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
@@ -224,14 +225,19 @@ def byte_divergence(
 
     Returns:
         jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not decide
-        it. kl_clear_nats over the clear positions (nan where there is none). clear_share of the positions; positions and
+        it. kl_clear_nats over the clear positions (None, and a warning, where there is none). clear_share of the positions; positions and
         records counted; records left out, by reason, because a model cannot spell them, or its chat template changes them.
     """
     found = [document_divergence(byte_model, record, max_token_end, mask_P) for record, mask_P in asked.records(dump)]
     positions, clear = sum(d.positions for d in found), sum(d.clear for d in found)
+    if not clear:
+        warn(
+            f"{dump}: at none of its {positions} positions that are asked for is token_end {max_token_end} or less, so kl_clear_nats is of "
+            "nothing: null"
+        )
     return {
         "jsd_nats": sum(d.jsd_nats for d in found) / positions,
-        "kl_clear_nats": sum(d.kl_clear_nats for d in found) / clear if clear else float("nan"),
+        "kl_clear_nats": sum(d.kl_clear_nats for d in found) / clear if clear else None,
         "clear_share": clear / positions,
         "positions": positions,
         "records": len(found),

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline import logs
 from pipeline.config import Recipe
+from schemas.json_text import json_text
 from stage2_student.keep import best_step, evaluation_of
 from stage2_student.objectives import OBJECTIVES
 from stage2_student.trackers import open_trackers
@@ -81,7 +82,7 @@ class RunLog:
         """One step's figures, everywhere."""
         taken = time.monotonic() - self.started
         values = {**values, "seconds": self.seconds_before + taken}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
         for tracker in self._trackers:
             tracker.write(step, values)

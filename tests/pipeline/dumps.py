@@ -1,9 +1,10 @@
 """A small dump made through the schema alone, with known figures: no model, no tokenizer."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,17 +83,22 @@ def cut_positions(record: Record, start: int) -> Record:
     )
 
 
-def write_dump(folder: Path, shards: Sequence[Sequence[Record]], num_planned: int | None = None) -> Path:
+def write_dump(
+    folder: Path,
+    shards: Sequence[Sequence[Record]],
+    num_planned: int | None = None,
+    identity: Mapping[str, Any] = IDENTITY,
+) -> Path:
     """A dump of these records, a shard each; without a summary."""
     (folder / "shards").mkdir(parents=True)
     plans = tuple(
         ShardPlan(index=i, first_document=i, num_documents=1, num_bytes=1, sha256=str(i))
         for i in range(num_planned or len(shards))
     )
-    Manifest(identity=IDENTITY, corpus_counts={"documents": 3, "left out: empty": 7}, shards=plans).save(folder)
+    Manifest(identity=dict(identity), corpus_counts={"documents": 3, "left out: empty": 7}, shards=plans).save(folder)
     for plan, records in zip(plans, shards, strict=False):
         assert not [fault for record in records for fault in record_faults(record)]
-        commit_shard(to_table(records, IDENTITY), plan.path(folder), zstd_level=1)
+        commit_shard(to_table(records, identity), plan.path(folder), zstd_level=1)
     return folder
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline import cli, dump_positions, dump_search, dump_summary, dump_view, inspect
+from pipeline.conversation import Conversation
 from schemas.record import Segment
-from tests.pipeline.dumps import cut_positions, make_dump, make_record, varied_record, write_dump
+from tests.pipeline.dumps import IDENTITY, cut_positions, make_dump, make_record, varied_record, write_dump
 
 
 @pytest.fixture
@@ -201,3 +202,38 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     marks = [text.index(mark) for mark in (">user<", ">assistant<", 'id="b2"', 'id="e5"', 'id="b6"', 'id="e8"')]
     assert marks == sorted(marks)
+
+
+def test_a_record_shows_the_conversation_that_its_turns_were_said_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = {"id": "c1", "name": "look", "arguments": {"where": "in"}}
+    messages = (
+        {"role": "user", "content": "the é?"},
+        {"role": "assistant", "content": "", "reasoning": "so\nit is", "tool_calls": [call]},
+        {"role": "tool", "content": "6", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "abcd"},
+    )
+    tools = ({"type": "function", "function": {"name": "look"}},)
+    record = replace(
+        make_record("chat", b"abcd"),
+        message_roles=("assistant",),
+        message_lengths=(4,),
+        conversation=Conversation(messages, tools).to_json(),
+    )
+    dump = write_dump(
+        tmp_path / "dump", [[record, make_record("plain", b"and")]], identity={**IDENTITY, "corpus": {"turns": 2}}
+    )
+    inspect.show(dump, "chat", as_json=True)
+    assert json.loads(capsys.readouterr().out)["conversations"] == [{"messages": list(messages), "tools": list(tools)}]
+    inspect.show(dump, "chat")
+    said = capsys.readouterr().out
+    for part in (
+        "conversation of 4 messages, the last 1",
+        "reasoning so⏎it␠is | calls look",
+        "tool to c1: 6",
+        "user: the␠é?",
+    ):
+        assert part in said
+    inspect.show(dump, "plain", as_json=True)
+    assert "conversations" not in json.loads(capsys.readouterr().out)

@@ -302,6 +302,21 @@ def test_in_one_window_or_several_the_divergence_is_that_of_the_rows_that_each_w
     assert {k: v for k, v in cut.items() if "nats" not in k} == {k: v for k, v in whole.items() if "nats" not in k}
 
 
+def test_where_no_position_is_clear_there_is_no_figure_and_that_is_said(dumped: Path, capfd) -> None:
+    from stage2_student.asked import asked_records
+    from stage2_student.divergence import ByteModel, byte_divergence
+
+    tokenizer = ByteTokenizer.load(str(dumped / "teacher"))
+    end = tokenizer.token_id(END_OF_TEXT)
+    asked = asked_records(dumped / "dump", [(Reader("m", tokenizer, None, end), (end,))])
+    model = ByteModel(
+        AutoModelForCausalLM.from_pretrained(dumped / "teacher").eval(), tokenizer, end, (end,), None, 512
+    )
+    found = byte_divergence(model, dumped / "dump", asked, max_token_end=-1.0)
+    assert found["kl_clear_nats"] is None and found["clear_share"] == 0 and found["jsd_nats"] >= 0
+    assert "kl_clear_nats is of nothing" in capfd.readouterr().err
+
+
 def test_a_record_that_one_model_cannot_spell_is_left_out_for_all(dumped: Path, tmp_path: Path) -> None:
     jobs = [Job("own", str(dumped / "teacher"), None, None), Job("nfc", str(normalising(tmp_path / "nfc")), None, None)]
     found = run_eval(jobs, {}, dumped / "dump", device="cpu")
