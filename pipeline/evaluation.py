@@ -1,5 +1,8 @@
 """Which models `bld eval` measures on which text and tasks, and the table of what it finds on text."""
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,9 +113,32 @@ def jobs_of_recipe(recipe: Recipe) -> list[Job]:
     return [*jobs, Job("teacher", teacher.model, *of_teacher)]
 
 
-def result_path(recipe: Recipe) -> Path:
-    """Where a recipe's figures are kept."""
-    return Path(_student(recipe).path) / "eval.json"
+def result_path(recipe: Recipe, custom: Mapping[str, CorpusConfig] | None = None) -> Path:
+    """Where a recipe's figures are kept: eval.json in its run, for its own text; beside it, for the `custom_corpus` of a command line."""
+    run = Path(_student(recipe).path)
+    if not custom:
+        return run / "eval.json"
+    [(name, corpus)] = custom.items()
+    # Two files of one name are two texts; as many documents of it as were asked for replace each other.
+    which = hashlib.sha256(json.dumps([corpus.source, corpus.field]).encode()).hexdigest()[:6]
+    return run / f"eval-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{which}.json"
+
+
+def read_results(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """All figures on text that `result_path` has kept in a run, by model and corpus; empty where there are none.
+
+    A corpus of a command line whose name another has already is called as its file is.
+    """
+    own = run / "eval.json"
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in [*([own] if own.exists() else []), *sorted(run.glob("eval-*.json"))]:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        taken = {corpus for corpora in found.values() for corpus in corpora}
+        for model, corpora in read.items():
+            for corpus, figures in corpora.items():
+                name = f"{corpus} ({path.stem.removeprefix('eval-')})" if corpus in taken else corpus
+                found.setdefault(model, {})[name] = figures
+    return found
 
 
 def _student(recipe: Recipe) -> StudentConfig:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config import Recipe
+from pipeline.evaluation import read_results
 from pipeline.own_code import is_own
 from pipeline.task_table import load_tasks
 from schemas.manifest import Manifest
@@ -59,13 +60,14 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read a run. Raises ValueError where the folder is not one, or a line of its metrics is not JSON."""
-    metrics, evaluation, recipe = folder / "metrics.jsonl", folder / "eval.json", folder / "recipe.yaml"
-    if not (metrics.exists() or evaluation.exists()):
+    metrics, recipe = folder / "metrics.jsonl", folder / "recipe.yaml"
+    evaluation = read_results(folder)
+    if not (metrics.exists() or evaluation):
         raise ValueError(f"{folder} is not a student's run: no metrics.jsonl, no eval.json. Run `bld student` first.")
     return Run(
         folder=folder,
         metrics=read_metrics(metrics) if metrics.exists() else [],
-        evaluation=_json(evaluation),
+        evaluation=evaluation,
         recipe=with_defaults(yaml.safe_load(recipe.read_text(encoding="utf-8"))) if recipe.exists() else {},
         tasks={model.name: load_tasks(model) for model in sorted((folder / "tasks").glob("*")) if model.is_dir()},
     )

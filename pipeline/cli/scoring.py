@@ -114,9 +114,10 @@ def evaluate(
         )
     if loaded is None and override:
         raise ValueError(f"-o {override[0]} replaces a value of a recipe, and none is given; add --recipe RECIPE")
+    custom = evaluation.custom_corpus(corpus, field, limit)
     if of_run:
         assert loaded is not None
-        jobs, run = evaluation.jobs_of_recipe(loaded), evaluation.result_path(loaded)
+        jobs, run = evaluation.jobs_of_recipe(loaded), evaluation.result_path(loaded, custom)
         outs, folders = [run], {job.name: (out or run.parent / "tasks") / job.name for job in jobs}
     else:
         jobs, outs = [evaluation.Job(target, target, start, end, revision, trust_remote_code)], []
@@ -131,7 +132,7 @@ def evaluate(
         "include_path": include_path,
     }
     asked = evaluation.custom_tasks(tasks, options, None if of_run else start)
-    wanted = evaluation.wanted(loaded, evaluation.custom_corpus(corpus, field, limit), asked, dump)
+    wanted = evaluation.wanted(loaded, custom, asked, dump)
     if json is not None:
         if not (wanted.corpora or dump):
             raise ValueError(f"--json {json} takes figures on text, and none is asked for; tasks write to --out FOLDER")

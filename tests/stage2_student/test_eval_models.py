@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.evaluation import Job
+from pipeline.report_data import read_run
 from stage2_student.evaluate import run_eval
 from tests.tiny import tiny_model
 
@@ -78,3 +79,31 @@ def test_the_window_is_the_recipes_unless_the_command_names_one(tmp_path: Path) 
     own, named = (figures(str(model), text, "--recipe", str(recipe), *more) for more in ((), ("--max-tokens", "32")))
     assert (own["max_tokens"], named["max_tokens"]) == (16, 32)
     assert own["num_windows"] > named["num_windows"] > 1 and own["num_bytes"] == named["num_bytes"]
+
+
+def test_figures_on_a_text_of_the_command_line_stand_beside_those_of_the_recipes_own(tmp_path: Path) -> None:
+    texts = {name: tmp_path / name / "text.txt" for name in ("own", "other", "third")}
+    for name, path in texts.items():
+        path.parent.mkdir()
+        path.write_text(f"{TEXT} {name}", encoding="utf-8")
+    run = tmp_path / "run"
+    for name in ("start", "export"):
+        tiny_model(run / name, seed=len(name))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"corpus: {{source: {texts['own']}}}\nteacher: {{model: {run / 'start'}}}\ndump: {{path: {tmp_path / 'dump'}}}\n"
+        f"student: {{model: {run / 'start'}, path: {run}}}\neval: {{source: {texts['own']}}}\n"
+    )
+    CliRunner().invoke(app, ["eval", str(recipe)], catch_exceptions=False)
+    own = (run / "eval.json").read_bytes()
+    for name in ("other", "third"):
+        CliRunner().invoke(app, ["eval", str(recipe), "--corpus", str(texts[name])], catch_exceptions=False)
+    assert (run / "eval.json").read_bytes() == own and len(list(run.glob("eval-text.txt-*.json"))) == 2
+    found = read_run(run).evaluation
+    assert found["student"]["held_out"] == json.loads(own)["student"]["held_out"]
+    assert len(found["student"]) == 3 and "text.txt" in found["student"]
+    assert len({figures["text_sha256"] for figures in found["student"].values()}) == 3
+    CliRunner().invoke(
+        app, ["eval", str(recipe), "--corpus", str(texts["other"]), "--limit", "1"], catch_exceptions=False
+    )
+    assert len(list(run.glob("eval-*.json"))) == 2  # the same text, measured anew
