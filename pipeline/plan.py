@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline import archive
-from pipeline.config import CorpusConfig, Recipe, TasksConfig, TrainConfig
+from pipeline.config import CorpusConfig, Recipe, StudentConfig, TasksConfig, TeacherConfig, TrainConfig
+from pipeline.loading import check_positions, load_config
 from pipeline.source import BYTES, resolve_file
 from schemas.manifest import Manifest
 
@@ -52,6 +53,7 @@ def describe_source(key: str, source: str) -> str:
 def plan(recipe: Recipe) -> list[Line]:
     """What the recipe would fetch, make and write. Raises ValueError for what would fail whatever the machine."""
     lines = [(key, describe_source(key, source)) for key, source in sources(recipe)]
+    _check_positions(recipe)
     if recipe.corpus.has_chats:
         stripped = "; white space at the ends of each message is stripped" if recipe.corpus.strip else ""
         says = {
@@ -70,6 +72,21 @@ def plan(recipe: Recipe) -> list[Line]:
     )
     lines.append(("dump.path", describe_dump(dump.path)))
     return lines + (_student_lines(recipe) if recipe.student is not None else [])
+
+
+def _check_positions(recipe: Recipe) -> None:
+    """Raise ValueError where the recipe's own `max_tokens` is more than a model has positions for, of models that are folders here."""
+    asked: list[tuple[TeacherConfig | StudentConfig, TeacherConfig | TrainConfig, str]] = []
+    if recipe.teacher.engine != "openai":
+        asked.append((recipe.teacher, recipe.teacher, "teacher.max_tokens"))
+    if recipe.student is not None:
+        asked.append((recipe.student, recipe.train, "train.max_tokens"))
+    for section, limits, key in asked:
+        if limits.max_tokens is not None and "max_tokens" in limits.model_fields_set:
+            folder = resolve_file(section.model) if not section.model.startswith(archive.PREFIX) else None
+            if isinstance(folder, Path) and (folder / "config.json").exists():
+                config = load_config(str(folder), None, section.trust_remote_code)  # imports transformers: seconds
+                check_positions(config, limits.max_tokens, key)
 
 
 def describe_teacher(recipe: Recipe) -> str:
@@ -101,7 +118,7 @@ def _student_lines(recipe: Recipe) -> list[Line]:
     assert student is not None
     weights = ", ".join(f"{name} {weight:g}" for name, weight in train.objectives.weights.items())
     dumps = student.dumps
-    paths = [f"{ref.path} (weight {ref.weight:g})" for ref in dumps] or [recipe.dump.path]
+    paths = [f"{describe_dump(ref.path)} (weight {ref.weight:g})" for ref in dumps] or [recipe.dump.path]
     if len(paths) > 1:
         paths[-1] += f", {student.mix} mean"
     tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else "all weights"

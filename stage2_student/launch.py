@@ -15,6 +15,7 @@ from types import FrameType
 
 import psutil
 
+from pipeline import own_code
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.install import has_nvidia_gpu
 from pipeline.left_behind import descendants, end_children_with_me
@@ -59,13 +60,13 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     run = Path(student_config(loaded).path)
-    _check_files(loaded)
+    planned, remarks = checked(loaded)
     if started_as_rank(os.environ) and not dry_run:
         from stage2_student.train import run_rank  # seconds to import
 
         end_with_ancestors(over_ssh=False)
         return run_rank(loaded)
-    loaded, remarks = continued(loaded, begun_schedule(run))
+    loaded = planned
     for remark in remarks:
         say(f"{run}: {remark}")
     command = launch_command(run / "launch.yaml", loaded.train, free_port())
@@ -81,12 +82,27 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
     return 128 + received[0] if code == 1 and received and loaded.train.hostfile is not None else code
 
 
-def _check_files(recipe: Recipe) -> None:
-    """Raise ValueError for a hostfile that is not there, or a DeepSpeed JSON that cannot be used, before any rank starts."""
+def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Return the recipe with the schedule that its run will have, and what to say of it.
+
+    Raises ValueError for whatever a start refuses that can be known before a rank is started, or a model or a dump opened: the schedule,
+    a hostfile that is not there, a DeepSpeed JSON that cannot be used, own code that is no file, a tracker that is not installed.
+    """
     deepspeed_config(recipe, 1)
-    hostfile = recipe.train.hostfile
-    if hostfile is not None and not Path(hostfile).is_file():
-        raise ValueError(f"train.hostfile: {hostfile} is not a file; give one with lines of NAME slots=RANKS")
+    student, train = student_config(recipe), recipe.train
+    if train.hostfile is not None and not Path(train.hostfile).is_file():
+        raise ValueError(f"train.hostfile: {train.hostfile} is not a file; give one with lines of NAME slots=RANKS")
+    for key, file in [
+        ("student.interface", student.interface),
+        *(("train.objectives", f) for f in train.objectives.files.values()),
+    ]:
+        if own_code.is_own(file) and not Path(file).expanduser().is_file():
+            raise ValueError(f"{key}: {file} is not a file (from {Path.cwd()}); give the path of a Python file")
+    if train.wandb is not None:
+        from stage2_student.trackers import check_installed  # with TensorBoard: seconds to import
+
+        check_installed(train.wandb)
+    return continued(recipe, begun_schedule(Path(student.path)))
 
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:

@@ -1,6 +1,5 @@
 """`bld plan`: what a recipe would take, before it takes it."""
 
-import json as json_text
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,9 +34,15 @@ def show_plan(
 ) -> None:
     """Check a recipe and print what it would fetch, make and write; without --calibrate it needs no network and no weights."""
     from pipeline.plan import plan, print_lines
+    from schemas.json_text import json_text
 
     loaded = load(recipe, override)
-    lines = plan(loaded)
+    remarks: list[str] = []
+    if loaded.student is not None:
+        from stage2_student.launch import checked
+
+        loaded, remarks = checked(loaded)
+    lines = [*plan(loaded), *(("train", remark) for remark in remarks)]
     if loaded.student is not None and (Path(loaded.student.path) / "lengths").exists():
         from stage2_student.usable import counted_lines  # seconds to import
 
@@ -47,7 +52,7 @@ def show_plan(
         more, found = _forecast(loaded, seconds, workers, corpus_bytes)
         lines, values = lines + more, values | found
     if json:
-        typer.echo(json_text.dumps(values, indent=1))
+        typer.echo(json_text(values, indent=1))
     else:
         print_lines(lines)
 

@@ -180,6 +180,11 @@ def test_a_plan_says_what_is_there(
         ("corpus.source=missing.txt", "corpus.source: 'missing.txt'"),
         ("teacher.model=pypi:nothing", "teacher.model: 'pypi:nothing' is not of the form"),
         ("train.objectives={ce: 0, byte_ce: 0, kl: 0}", "all weights are 0"),
+        ("train={steps: 3, warmup_steps: 1000}", "train.warmup_steps is 1000, and train.steps 3"),
+        ("train.hostfile=missing", "train.hostfile: missing is not a file"),
+        ("train.objectives={missing.py: 1}", "train.objectives: missing.py is not a file"),
+        ("student.interface=missing.py", "student.interface: missing.py is not a file"),
+        ("train.deepspeed.config=missing.json", "train.deepspeed.config: missing.json cannot be read"),
     ],
 )
 def test_a_plan_that_must_fail_names_the_key(
@@ -187,6 +192,18 @@ def test_a_plan_that_must_fail_names_the_key(
 ) -> None:
     assert run_main(monkeypatch, "plan", recipe, "-o", override) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["teacher.max_tokens", "train.max_tokens"])
+def test_a_plan_refuses_more_tokens_than_a_models_folder_has_positions_for(
+    key: str, recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("tiny").mkdir()
+    Path("tiny/config.json").write_text('{"model_type": "gpt2", "n_positions": 64}', encoding="utf-8")
+    models = ("-o", "teacher.model=tiny", "-o", "student.model=tiny")
+    assert run_main(monkeypatch, "plan", recipe, *models, "-o", f"{key}=64") == 0
+    assert run_main(monkeypatch, "plan", recipe, *models, "-o", f"{key}=65") == 1
+    assert f"{key} is 65, and the model (gpt2) has 64 positions" in capsys.readouterr().err
 
 
 def test_eval_of_a_recipe_without_a_trained_student_says_what_to_run(
