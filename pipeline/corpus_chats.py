@@ -12,6 +12,7 @@ from pipeline.conversation import Conversation, Message, split_reasoning, with_i
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek's and Qwen's name, OpenRouter's, gpt-oss's
 _DEEPEST = 64  # levels of an argument or a schema: further in, Python's own limit ends the run
 _UNHELD = ("tool_calls", "function_call", "reasoning_content")  # with contents alone, what makes a chat unusable
+_OTHERWISE = "; where the column `tools` holds something else, corpus.turns: contents goes without it"
 
 
 class UnusableError(ValueError):
@@ -139,10 +140,12 @@ def _call(call: Any) -> Message:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise UnusableError("a tool call has no name")
     arguments = function.get("arguments")
-    if isinstance(arguments, str):
+    if isinstance(arguments, str) and arguments:
         arguments = _parsed(arguments, "a tool call's arguments are not JSON")
     elif not _is_deep(arguments) and _holds_null(arguments):  # Parquet's columns give every call the keys of all others
         raise UnusableError("a tool call's arguments hold nulls; give them as JSON text")
+    if arguments in (None, "") and "arguments" in function:  # as data sets write the call of a tool that takes none
+        arguments = {}
     if not isinstance(arguments, dict):
         raise UnusableError("a tool call's arguments are not an object")
     if _is_deep(arguments):
@@ -158,14 +161,14 @@ def _call(call: Any) -> Message:
 def _tools(found: Any) -> tuple[Mapping[str, Any], ...]:
     """A row's tools, as templates are given them."""
     if isinstance(found, str) and found:
-        found = _parsed(found, "the tools are not JSON")
+        found = _parsed(found, f"the tools are not JSON{_OTHERWISE}")
     elif not _is_deep(found) and _holds_null(found):
-        raise UnusableError("the tools hold nulls; give them as JSON text")
+        raise UnusableError(f"the tools hold nulls; give them as JSON text{_OTHERWISE}")
     if not found:
         return ()
     if not isinstance(found, list):
-        raise UnusableError("the tools are not a list")
-    tools = [_parsed(tool, "a tool is not JSON") if isinstance(tool, str) else tool for tool in found]
+        raise UnusableError(f"the tools are not a list{_OTHERWISE}")
+    tools = [_parsed(tool, f"a tool is not JSON{_OTHERWISE}") if isinstance(tool, str) else tool for tool in found]
     if _is_deep(tools):
         raise UnusableError(f"the tools are nested deeper than {_DEEPEST} levels")
     made = [
@@ -173,7 +176,7 @@ def _tools(found: Any) -> tuple[Mapping[str, Any], ...]:
         for tool in tools
     ]
     if not all(isinstance(t["function"], dict) and isinstance(t["function"].get("name"), str) for t in made):
-        raise UnusableError("a tool has no name")
+        raise UnusableError(f"a tool has no name{_OTHERWISE}")
     _utf8(_as_json(made))
     return tuple(made)
 
@@ -210,7 +213,11 @@ def _holds_null(value: Any) -> bool:
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    """Raises UnusableError for a number that JSON has no word for, which Python's own reader of JSONL lets pass."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise UnusableError("a call or a tool holds a number that is NaN or infinite, which is no JSON") from error
 
 
 def _utf8(text: str) -> None:

@@ -10,6 +10,7 @@ from pipeline.conversation import Conversation
 from pipeline.corpus_chats import Chat, UnusableError, read_chat
 from tests.chats import chat
 
+OTHERWISE = "; where the column `tools` holds something else, corpus.turns: contents goes without it"
 CALL = {"type": "function", "id": "call_1", "function": {"name": "look", "arguments": '{"where": "in", "n": null}'}}
 
 
@@ -106,16 +107,41 @@ def test_tools_are_the_same_in_each_form_and_make_a_conversation(tools: Any) -> 
         ({"content": "", "reasoning": ""}, None, "the assistant says nothing"),
         ({"reasoning": "\ud800"}, None, "half of a surrogate pair"),
         ({"tool_calls": [{"name": "look", "arguments": '{"a": "\\ud800"}'}]}, None, "half of a surrogate pair"),
-        ({}, "[{", "the tools are not JSON"),
-        ({}, {"name": "look"}, "the tools are not a list"),
-        ({}, [{"name": "look", "parameters": {"where": None}}], "the tools hold nulls; give them as JSON text"),
-        ({}, [{"name": 7}], "a tool has no name"),
+        (
+            {"tool_calls": [{"name": "look", "arguments": {"n": [float("nan")]}}]},
+            None,
+            "a call or a tool holds a number that is NaN or infinite, which is no JSON",
+        ),
+        ({}, "[{", f"the tools are not JSON{OTHERWISE}"),
+        ({}, "hammer and saw", f"the tools are not JSON{OTHERWISE}"),
+        ({}, ["hammer", "saw"], f"a tool is not JSON{OTHERWISE}"),
+        ({}, {"name": "look"}, f"the tools are not a list{OTHERWISE}"),
+        (
+            {},
+            [{"name": "look", "parameters": {"where": None}}],
+            f"the tools hold nulls; give them as JSON text{OTHERWISE}",
+        ),
+        ({}, [{"name": 7}], f"a tool has no name{OTHERWISE}"),
     ],
 )
 def test_what_is_wrong_with_a_chat_is_named(message: dict[str, Any], tools: Any, fault: str) -> None:
     with pytest.raises(UnusableError) as caught:
         read([{"role": "user", "content": "the?"}, {"role": "assistant", "content": "and", **message}], tools)
     assert str(caught.value) == fault
+
+
+@pytest.mark.parametrize("arguments", [None, "", "null", "{}", {}])
+def test_a_call_that_says_it_has_no_arguments_has_none(arguments: Any) -> None:
+    called = asked({"role": "assistant", "content": None, "tool_calls": [{"name": "look", "arguments": arguments}]})
+    assert called["tool_calls"] == [{"id": "call00000", "name": "look", "arguments": {}}]
+
+
+@pytest.mark.parametrize("tools", ["hammer and saw", ["hammer", "saw"], 7])
+def test_a_column_of_that_name_that_holds_something_else_is_not_read_with_contents_alone(tools: Any) -> None:
+    messages = chat("the", "and")
+    with pytest.raises(UnusableError, match=r"corpus\.turns: contents"):
+        read(messages, tools)
+    assert read(messages, tools, turns="contents") == Chat(tuple(messages), None)
 
 
 def test_reasoning_is_dropped_wherever_it_stands() -> None:
