@@ -20,15 +20,15 @@ def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:
     record = next((record for path in there[:1] for record in read_shard(path) if record.segments), None)
     if record is None:
         return
-    nats_N = own_tokens.nats_apart(record, piece_of(record, teacher), teacher)
-    if len(nats_N) and not nats_N.mean() <= own_tokens.LIMIT_NATS:
+    found = own_tokens.compare(record, piece_of(record, teacher), teacher)
+    if not found.is_own:
         why = (
             "the server serves another model, or in another way, than when the dump was begun. Go back to that one, or"
             if isinstance(teacher.engine, ListingEngine)
             else "an earlier release made it with a head that is not the model's. It is not gone on with:"
         )
         raise ValueError(
-            f"{there[0]}, doc_id {record.doc_id!r}: its log-probabilities of the teacher's tokens are {nats_N.mean():.3g} nats (half the mean "
-            f"square; limit {own_tokens.LIMIT_NATS}) from those that the model gives itself: {why} give a new dump.path, or delete that "
+            f"{there[0]}, doc_id {record.doc_id!r}: its log-probabilities of the teacher's tokens are {found.nats:.3g} nats (half the mean "
+            f"square; limit {found.limit_nats:.3g}) from those that the model gives itself: {why} give a new dump.path, or delete that "
             "folder to start again"
         )

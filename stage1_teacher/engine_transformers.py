@@ -6,7 +6,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from pipeline.causality import check_causal
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.loading import load_model
 from stage1_teacher import model_head
@@ -27,7 +26,6 @@ class TransformersEngine:
             # Gemma 2: the others leave the soft cap out, without a word.
             whole.set_attn_implementation("eager")
         self._model = whole.to(self._device).eval()
-        check_causal(self._model, teacher.model)
         self._batch_tokens = placement.engine_batch_tokens
 
     @torch.inference_mode()

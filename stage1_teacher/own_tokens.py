@@ -10,6 +10,7 @@ import numpy as np
 from schemas.record import Record
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.pieces import Piece
+from stage1_teacher.self_check import TIMES_CONTROL
 from stage1_teacher.teacher import Teacher
 
 MOST_TOKENS = 64  # of a record: each takes a row of the whole vocabulary
@@ -46,9 +47,41 @@ def ask_own(teacher: Teacher, piece: Piece, most: int = MOST_TOKENS) -> OwnToken
 def apart(record: Record, own: OwnTokens) -> np.ndarray:
     """N, nats: half the square of what each stored log-probability is off by."""
     stored_N = record.teacher_token_logprobs[own.first : own.first + len(own.logprobs_N)].astype(np.float64)
-    return (np.maximum(stored_N, LEAST_NATS) - np.maximum(own.logprobs_N, LEAST_NATS)) ** 2 / 2
+    return _half_square(stored_N, own.logprobs_N)
 
 
-def nats_apart(record: Record, piece: Piece, teacher: Teacher) -> np.ndarray:
-    """As `apart`, asked now."""
-    return apart(record, ask_own(teacher, piece))
+class Compared(NamedTuple):
+    """What is stored beside what the model says now.
+
+    Attributes:
+        nats_N: as `apart`.
+        limit_nats: what their mean may be: `LIMIT_NATS`, or where they are further apart `TIMES_CONTROL` times what the model's answer
+            differs by from its own a moment later, if that is more (experts chosen otherwise).
+    """
+
+    nats_N: np.ndarray
+    limit_nats: float
+
+    @property
+    def nats(self) -> float:
+        """The mean; 0 where nothing was compared."""
+        return float(self.nats_N.mean()) if len(self.nats_N) else 0.0
+
+    @property
+    def is_own(self) -> bool:
+        """False for what is not a number, too."""
+        return self.nats <= self.limit_nats
+
+
+def compare(record: Record, piece: Piece, teacher: Teacher) -> Compared:
+    """Ask the model now, and once more where the record is further from its answer than `LIMIT_NATS`."""
+    own = ask_own(teacher, piece)
+    found = Compared(apart(record, own), LIMIT_NATS)
+    if found.is_own:
+        return found
+    control = float(_half_square(own.logprobs_N, ask_own(teacher, piece).logprobs_N).mean())
+    return found._replace(limit_nats=max(LIMIT_NATS, TIMES_CONTROL * control))
+
+
+def _half_square(one_N: np.ndarray, other_N: np.ndarray) -> np.ndarray:
+    return (np.maximum(one_N, LEAST_NATS) - np.maximum(other_N, LEAST_NATS)) ** 2 / 2

@@ -35,14 +35,7 @@ class Recomputed(NamedTuple):
     total_variation: float
     control_nats: float  # of the teacher to itself in another batch: |KL|, over the same classes
     control_total_variation: float
-    own_nats_N: (
-        np.ndarray
-    )  # what stored tokens are off by from the model's own log-probabilities; see `own_tokens.apart`
-
-    @property
-    def own_nats(self) -> float:
-        """Mean per token; 0 where none was compared."""
-        return float(self.own_nats_N.mean()) if len(self.own_nats_N) else 0.0
+    own: own_tokens.Compared  # stored tokens beside the model's own log-probabilities
 
 
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
@@ -77,22 +70,22 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
 
 
 def _say_own(found: list[Recomputed]) -> str:
-    nats_N = np.concatenate([result.own_nats_N for result in found])
+    nats_N = np.concatenate([result.own.nats_N for result in found])
     if not len(nats_N):
         return ""
     return (
         f". Stored log-probabilities of {len(nats_N)} teacher tokens to those that the model gives itself: {nats_N.mean():.2e} nats "
-        f"(half the mean square), worst record {max(result.own_nats for result in found):.2e}. Limit: {own_tokens.LIMIT_NATS} nats"
+        f"(half the mean square), worst record {max(result.own.nats for result in found):.2e}. Limit: {max(result.own.limit_nats for result in found):.3g} nats"
     )
 
 
 def _own_faults(path: Location, found: list[Recomputed]) -> list[str]:
     return [
-        f"{path}, doc_id {result.doc_id!r}: the stored log-probabilities of the teacher's tokens are {result.own_nats:.3g} nats (half the mean "
-        f"square; limit {own_tokens.LIMIT_NATS}) from those that the model gives itself: the dump was not made of what the model says. Make "
+        f"{path}, doc_id {result.doc_id!r}: the stored log-probabilities of the teacher's tokens are {result.own.nats:.3g} nats (half the mean "
+        f"square; limit {result.own.limit_nats:.3g}) from those that the model gives itself: the dump was not made of what the model says. Make "
         "it again, with this release"
         for result in found
-        if not result.own_nats <= own_tokens.LIMIT_NATS
+        if not result.own.is_own
     ]
 
 
@@ -137,7 +130,7 @@ def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[R
                 float(stored.kl_P.mean()),
                 float(stored.total_variation_P.mean()),
                 *_apart(alone_PV, control_PV),
-                own_nats_N=own_tokens.nats_apart(record, piece, teacher),
+                own=own_tokens.compare(record, piece, teacher),
             )
         )
     return found

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from schemas.manifest import Manifest, write_json
 from schemas.shard import commit_shard
@@ -120,3 +121,22 @@ def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
     parts(folder)[-1].unlink()
     with pytest.raises(ValueError, match=r"part-00000.parquet, doc_id '0': .*give a new dump.path"):
         dump(tmp_path / "recipe.yaml")
+
+
+def test_a_dump_of_a_model_that_differs_from_itself_is_held_to_that(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own two answers differ by 0.5 nats a token, as of experts that are chosen otherwise."""
+    folder = dump(write_recipe(tmp_path, model, TEXTS[:4]))
+    own, generator = TransformersEngine.own_logprobs, torch.Generator().manual_seed(0)
+
+    def noisy(self: TransformersEngine, prompt: list[int], first: int = 0) -> torch.Tensor:
+        logprobs_RV = own(self, prompt, first)
+        return (logprobs_RV + 0.5 * torch.randn(logprobs_RV.shape, generator=generator)).log_softmax(-1)
+
+    monkeypatch.setattr(TransformersEngine, "own_logprobs", noisy)
+    monkeypatch.setattr(teacher, "check_engine", lambda *_: None)
+    assert verify_dump(folder, against_teacher=4) == []
+    parts(folder)[-1].unlink()
+    dump(tmp_path / "recipe.yaml")
+    assert verify_dump(folder) == []
