@@ -25,7 +25,9 @@ WINDOW_PIECES = (
 # Of 8 sources, one after another in 64 shards of 8,192 records, a step of 30 records holds 1.0 with one lane, 3.7, 5.8, 7.2 and 7.6 with 4, 8,
 # 16 and 32; of all records shuffled at once it would hold 7.9.
 LANES = 16
-STRIPES = 4  # most lanes in one shard, where there are fewer shards than lanes: it is decoded 2.5 times then, for each from its start
+# Most lanes in one shard, where there are fewer shards than lanes, or it holds more than a lane's share: it is decoded 2.5 times then, for each
+# from its start. A shard of 65,536 records among 15 of 100 would else be one lane, and a step hold 1.7 of its 8 sources, not 4.
+STRIPES = 4
 
 VERSION = 3  # of the order that a seed gives, and of how batches are planned along it; a run goes on in its own only
 WHOLE_RECORDS = 2  # the order before: one lane, records never cut. Runs that began in it go on in it
@@ -122,10 +124,12 @@ class Order:
             shards = random.permutation(len(self.counts_S))
             return [_Lane(shards, np.zeros_like(shards), np.cumsum(self.counts_S[shards]))]
         held = np.flatnonzero(self.counts_S)
-        stripes = min(STRIPES, -(-LANES // len(held)))
         counts = self.counts_S[held]
-        firsts = np.stack([counts * stripe // stripes for stripe in range(stripes + 1)], axis=1)
-        parts = np.stack([np.repeat(held, stripes), firsts[:, :-1].reshape(-1), firsts[:, 1:].reshape(-1)], axis=1)
+        shares = (counts * LANES + counts.sum() // 2) // counts.sum()  # of a lane, rounded
+        stripes = np.clip(shares, -(-LANES // len(held)), None).clip(max=STRIPES)
+        of, count, total = np.repeat(held, stripes), np.repeat(counts, stripes), np.repeat(stripes, stripes)
+        stripe = np.arange(len(of)) - np.repeat(np.cumsum(stripes) - stripes, stripes)
+        parts = np.stack([of, count * stripe // total, count * (stripe + 1) // total], axis=1)
         parts = random.permutation(parts[parts[:, 1] < parts[:, 2]])
         dealt = [parts[lane::LANES] for lane in range(min(LANES, len(parts)))]
         return [_Lane(own[:, 0], own[:, 1], np.cumsum(own[:, 2] - own[:, 1])) for own in dealt]

@@ -98,3 +98,14 @@ def test_each_shard_is_read_from_front_to_back_once_and_all_lanes_at_once() -> N
 def test_few_shards_are_read_in_stripes_so_that_a_window_still_draws_from_far_parts() -> None:
     window = next(Order(0, np.array([1024])).windows(START))
     assert len(set((window.unit_W // 256).tolist())) == 4
+
+
+def test_a_shard_that_holds_most_of_all_is_read_in_stripes_too_and_each_piece_taken_once() -> None:
+    counts_S = np.array([40, 4096, *[40] * 14])
+    order = Order(1, counts_S)
+    windows = list(islice(order.windows(), -(-int(counts_S.sum()) // 128)))
+    quarters = np.concatenate([window.unit_W[window.shard_W == 1] // 1024 for window in windows])
+    steps = quarters[: len(quarters) // 16 * 16].reshape(-1, 16)
+    assert np.mean([len(np.unique(step)) for step in steps]) > 2
+    taken = np.concatenate([window.shard_W * 4096 + window.unit_W for window in windows])
+    assert len(taken) == counts_S.sum() == len(np.unique(taken))
