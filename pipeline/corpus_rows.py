@@ -6,6 +6,7 @@ JSON is read line by line in binary, or as one array of objects: one bad line co
 import glob
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class RowSource:
     @classmethod
     def resolve(cls, source: str, split: str, max_bytes: int, arithmetic: int = ARITHMETIC) -> "RowSource":
         """Raises ValueError for a missing path, a kind of file that is not known, or a name that the hub has no data set of."""
-        files = source_files(source)
+        files = source_files(source, arithmetic)
         if files is None:
             require_data_set(source)
             return cls((), source, split, max_bytes, arithmetic)
@@ -98,13 +99,17 @@ class RowSource:
         yield from dropwhile(lambda row: array.ends and row.fault == "blank line", lines)
 
 
-def source_files(source: str) -> tuple[str, ...] | None:
-    """A source's files or addresses, in order; None for a name on a hub. Raises ValueError as `RowSource.resolve` does."""
+def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] | None:
+    """A source's files or addresses, in order; None for a name on a hub. Raises ValueError as `RowSource.resolve` does.
+
+    `arithmetic` is that of the dump: under 1 linked folders in a folder were passed over, hidden ones read, and a glob went in circles.
+    """
     resolved = resolve_file(source)
     if isinstance(resolved, Path):
-        files = _files_of(resolved)
+        files = _files_of(resolved, arithmetic)
     elif any(mark in resolved for mark in "*?[") and "://" not in resolved:
         files = [name for name in sorted(glob.glob(resolved, recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+        files = files if arithmetic < 2 else [name for name in files if not _is_in_circle(Path(name))]
         if not files:
             raise ValueError(f"no file matches {resolved!r} (from {Path.cwd()})")
     elif "://" in resolved:
@@ -117,15 +122,35 @@ def source_files(source: str) -> tuple[str, ...] | None:
     return tuple(files)
 
 
-def _files_of(path: Path) -> list[str]:
+def _files_of(path: Path, arithmetic: int) -> list[str]:
     """A file alone, or a folder's files of known kinds, at any depth, in the order of their names."""
     if path.is_file():
         return [str(path)]
-    files = [str(file) for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    found = sorted(path.rglob("*") if arithmetic < 2 else _walk(path))
+    files = [str(file) for file in found if file.is_file() and not file.name.startswith(".")]
     known = [name for name in files if _suffix(name) in _JSONL + _TEXT + _PARQUET]
     if not known:
         raise ValueError(f"the folder {path} holds no file of a known kind: {_KNOWN}")
     return known
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files at any depth, through links to folders too; not in hidden folders (of git, of notebooks, of a hub's cache)."""
+    for at, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(Path(at, name))]
+        yield from (Path(at, name) for name in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it lies in, or that leads to it."""
+    if not folder.is_symlink():
+        return False
+    there = os.path.realpath(folder)
+    return any(Path(os.path.realpath(parent)).is_relative_to(there) for parent in folder.absolute().parents)
+
+
+def _is_in_circle(file: Path) -> bool:
+    return any(map(_leads_back, file.parents))
 
 
 def _suffix(name: str) -> str:

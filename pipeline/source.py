@@ -21,11 +21,13 @@ def resolve_file(source: str) -> Path | str:
     """
     if source.startswith(archive.PREFIX):
         return archive.fetch(source)
-    if "://" in source or any(mark in source for mark in "*?["):
+    if "://" in source:
         return source
     path = Path(source).expanduser()
-    if path.exists():
+    if path.exists():  # whatever marks of a glob its name has
         return path
+    if any(mark in source for mark in "*?["):
+        return source
     if path.is_symlink():
         raise ValueError(f"{source!r} is a symbolic link that leads nowhere (to {path.readlink()}); mend or remove it")
     if _HUB_ID.fullmatch(source) and not source.endswith(_FILE_SUFFIXES):

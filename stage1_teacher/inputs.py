@@ -46,7 +46,7 @@ def inputs_sha256(recipe: Recipe) -> str | None:
 
 def _files(recipe: Recipe) -> Iterator[Path]:
     teacher = recipe.teacher
-    yield from _corpus_files(recipe.corpus)
+    yield from _corpus_files(recipe.corpus, recipe.dump.arithmetic_used)
     if teacher.engine == "openai":  # its weights are elsewhere; a server has to be asked who it is
         raise _UntoldError
     yield from _folder_files(resolve_model(teacher.model, teacher.revision), teacher.revision)
@@ -54,13 +54,13 @@ def _files(recipe: Recipe) -> Iterator[Path]:
         yield from _folder_files(resolve_tokenizer(teacher.tokenizer), None)
 
 
-def _corpus_files(corpus: CorpusConfig) -> Iterator[Path]:
-    files = source_files(corpus.source)
+def _corpus_files(corpus: CorpusConfig, arithmetic: int) -> Iterator[Path]:
+    files = source_files(corpus.source, arithmetic)
     if files is None or any("://" in name for name in files):
         raise _UntoldError
     yield from (Path(name).absolute() for name in files)
     for other in corpus.exclude:
-        yield from _corpus_files(other)
+        yield from _corpus_files(other, arithmetic)
 
 
 def _folder_files(source: str, revision: str | None) -> Iterator[Path]:

@@ -306,6 +306,31 @@ def test_a_glob_reads_its_files_in_order_of_name(tmp_path):
     assert texts(corpus(tmp_path / "*.jsonl")) == [b"a", b"b"]
 
 
+def test_links_to_folders_are_followed_and_lead_in_no_circle(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a")
+    (tmp_path / "in" / "deep" / "b.txt").write_text("b")
+    (tmp_path / "elsewhere" / "c.txt").write_text("c")
+    (tmp_path / "in" / "there").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "deep" / "up").symlink_to("..")
+    (tmp_path / "in" / ".git").mkdir()
+    (tmp_path / "in" / ".git" / "d.txt").write_text("d")
+    assert texts(corpus(tmp_path / "in")) == [b"a", b"b", b"c"]
+    assert texts(corpus(tmp_path / "in/**/*.txt")) == [b"a", b"b", b"c"]
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    assert texts(corpus(tmp_path / "in")) == [b"a", b"b", b"c"]
+    before = Corpus(CorpusConfig(source=str(tmp_path / "in")), 1)  # a dump that was begun so goes on so
+    assert texts(before) == [b"d", b"a", b"b"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    (tmp_path / "data[1].txt").write_text("one")
+    (tmp_path / "data1.txt").write_text("another")
+    assert texts(corpus(tmp_path / "data[1].txt")) == [b"one"]
+    assert texts(corpus(tmp_path / "dat?1.txt")) == [b"another"]
+
+
 def test_of_a_chat_the_text_is_what_the_assistant_says(tmp_path):
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     path = lines(tmp_path / "c.jsonl", {"messages": chat}, {"messages": chat[:1]}, {"messages": [{"role": "user"}]})
