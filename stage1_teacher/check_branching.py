@@ -19,7 +19,7 @@ from stage1_teacher.reduce import Reducer
 from stage1_teacher.self_check import MOST_ROWS, probe_tokens, row_nats
 
 SHORT_TOKENS = 12  # of the second prompt, which lies beside the first
-BEYOND_WINDOW = 16  # tokens that the first prompt is longer than the shortest window of the model's layers
+BEYOND = 16  # tokens that the first prompt is longer than the shortest window of the model's layers, and than a block
 # Nats, mean over the rows: float32 differs from itself by 1e-10, bfloat16 in another batch by about 1.5e-3.
 LIMIT_FLOAT32_NATS, LIMIT_NATS = 1e-5, 0.02
 _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
@@ -34,7 +34,7 @@ def branching_fault(
         teacher: its `max_tokens` and `dtype` are read.
         config: the model's; its windows are read.
     """
-    first, second = _prompts(tokenizer, start, teacher.max_tokens, config)
+    first, second = _prompts(tokenizer, start, teacher.max_tokens, config, engine.shared_tokens)
     ends, half = [len(first), len(second)], len(second) // 2
     tokens = [
         BranchToken(0, ends[0] - 2, first[1], None),
@@ -71,13 +71,15 @@ def without_branches(engine: str) -> str:
     return f"Dump its canonical rows alone (dump.covering.beam_width: 0), or try the other local engine (teacher.engine: {other})"
 
 
-def _prompts(tokenizer: ByteTokenizer, start: int | None, max_tokens: int, config: Any) -> tuple[list[int], list[int]]:
-    """A prompt that is longer than the model's shortest window, where windows of the dump are, and a short one."""
+def _prompts(
+    tokenizer: ByteTokenizer, start: int | None, max_tokens: int, config: Any, shared_tokens: int
+) -> tuple[list[int], list[int]]:
+    """A prompt that is longer than the model's shortest window and than what branches share at a time, where windows of the dump are; and a
+    short one."""
     text = config.get_text_config()
     windows = [found for name in _WINDOWS if isinstance(found := getattr(text, name, None), int) and found > 0]
-    length = min(max_tokens, max(MOST_ROWS, min(windows, default=0) + BEYOND_WINDOW))
-    if min(windows, default=0) >= max_tokens:
-        length = min(max_tokens, MOST_ROWS)
+    met = [size for size in (min(windows, default=0), shared_tokens) if size < max_tokens]
+    length = min(max_tokens, max([MOST_ROWS, *(size + BEYOND for size in met)]))
     before = [] if start is None else [start]
     tokens = probe_tokens(tokenizer, MOST_ROWS)
     spelled = [*before, *(tokens * (length // len(tokens) + 1))][:length]

@@ -42,6 +42,7 @@ class Engine(Protocol):
     cannot_branch: (
         str | None
     )  # why its branches are not to be used, as has been found of it; see `stage1_teacher.check_branching`
+    shared_tokens: int  # of a prompt, that its branches share at a time: those of a shorter one share nothing
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """For each prompt of token ids, [len(prompt), hidden size]: what the head is applied to, whatever the model does before it included."""

@@ -20,6 +20,7 @@ class TransformersEngine:
     def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> None:
         self.name = f"transformers-{transformers.__version__}"
         self.cannot_branch: str | None = None
+        self.shared_tokens = 1
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         whole = load_model(model, teacher.revision, getattr(torch, teacher.dtype), teacher.trust_remote_code)
         if getattr(whole.config.get_text_config(), "attn_logit_softcapping", None):

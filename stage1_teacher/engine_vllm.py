@@ -167,6 +167,8 @@ class VllmEngine:
             **options,
         )
         self._caches_prefixes = branches
+        # Of a model that keeps states besides, vLLM makes blocks as long as its pages want them.
+        self.shared_tokens: int = self._llm.llm_engine.vllm_config.cache_config.block_size
 
     def _encode(
         self, prompts: Sequence[Sequence[int]], from_cache: bool = False, own_from: int | None = None
