@@ -16,7 +16,7 @@ from pipeline.config import TeacherConfig
 from pipeline.tokenizer_bytes import ByteTokenizer
 from stage1_teacher.engine import BranchToken, Engine
 from stage1_teacher.reduce import Reducer
-from stage1_teacher.self_check import MOST_ROWS, probe_tokens, row_nats
+from stage1_teacher.self_check import MOST_ROWS, TIMES_CONTROL, probe_tokens, row_nats
 
 SHORT_TOKENS = 12  # of the second prompt, which lies beside the first
 BEYOND = 16  # tokens that the first prompt is longer than the shortest window of the model's layers, and than a block
@@ -50,13 +50,19 @@ def branching_fault(
         states_RD = torch.cat([branches.extend(tokens), branches.extend(deeper)])
     except (ValueError, TypeError, RuntimeError) as error:
         return f"{engine.name} does not branch: {type(error).__name__}: {error}"
-    own_RV = torch.cat([engine.own_logprobs(path, len(path) - 1) for path in paths])
+
+    def ask_own() -> Tensor:
+        return torch.cat([engine.own_logprobs(path, len(path) - 1) for path in paths])
+
+    own_RV = ask_own()
     on_branches = _mean_nats(own_RV, states_RD, reducer)
     on_prompts = max(
         _mean_nats(engine.own_logprobs(prompt, max(0, len(prompt) - MOST_ROWS)), hidden_TD[-MOST_ROWS:], reducer)
         for prompt, hidden_TD in zip((first, second), branches.hidden, strict=True)
     )
     apart, limit = max(on_branches, on_prompts), LIMIT_FLOAT32_NATS if teacher.dtype == "float32" else LIMIT_NATS
+    if apart > limit:  # a model that differs from itself by more (experts chosen otherwise) is held to that
+        limit = max(limit, TIMES_CONTROL * float(row_nats(own_RV, ask_own()).mean()))
     if apart <= limit:
         return None
     return (
