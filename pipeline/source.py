@@ -51,7 +51,13 @@ def resolve_model(source: str, revision: str | None = None) -> str:
         raise ValueError(f"revision {revision!r} needs a hub name; {source!r} is a local file. Remove the revision.")
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise ValueError(f"{path} holds no config.json, so it is not a Hugging Face model folder")
+            of_run = (path / "identity.json").exists()
+            hint = (
+                f"; it is a run of `bld student`: give {path / 'export'}, which `bld export {path}` writes"
+                if of_run
+                else ""
+            )
+            raise ValueError(f"{path} holds no config.json, so it is not a Hugging Face model folder{hint}")
         return str(path)
     if path.suffix == ".gguf":
         return str(assets.gguf_model(path))

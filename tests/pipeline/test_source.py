@@ -212,3 +212,9 @@ def test_members_of_an_archive_that_name_places_outside_it_are_not_written_anywh
         with pytest.raises(ValueError, match="not a plain path"):
             resolve_file(source_of(out.getvalue(), member))
     assert {path for path in tmp_path.rglob("*") if cache not in path.parents} - before <= {cache}
+
+
+def test_a_run_in_place_of_a_model_is_answered_with_its_export(tmp_path):
+    (tmp_path / "identity.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"it is a run of `bld student`: give .*/export, which `bld export .*` writes"):
+        resolve_model(str(tmp_path))
