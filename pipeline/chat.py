@@ -9,19 +9,18 @@ with more than contents in it, they are what the template writes for a turn of t
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from pipeline.chat_template import ASSISTANT, ChatError, ChatTemplate, Message, Part
-from pipeline.chat_turns import TurnTemplate
+from pipeline.chat_turns import TurnTemplate, Written
 from pipeline.control_tokens import ControlTokens
-from pipeline.conversation import Conversation, Excerpt, chat_of
+from pipeline.conversation import Conversation, Excerpt
 from pipeline.loading import load_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
-from schemas.record import Question, Record
 
 _PROBE = [{"role": "user", "content": "Is it there?"}, {"role": ASSISTANT, "content": "Yes, it is there."}]
 
@@ -76,7 +75,7 @@ class _Layout(NamedTuple):
 
     items: list[int | _Stretch]
     contents: tuple[bytes, ...]
-    spoken: set[int]
+    spoken: frozenset[int]
 
 
 Chat = Sequence[Message] | Excerpt
@@ -85,11 +84,6 @@ Chat = Sequence[Message] | Excerpt
 def document_of(messages: Sequence[Message]) -> bytes:
     """The bytes of a chat."""
     return "".join(message["content"] for message in messages).encode()
-
-
-def _is_stored(encoded: EncodedChat, record: Question | Record) -> bool:
-    lengths = tuple(map(len, encoded.contents))
-    return lengths == tuple(record.message_lengths) and b"".join(encoded.contents) == record.document
 
 
 class ChatTokenizer:
@@ -102,7 +96,8 @@ class ChatTokenizer:
         self._control = ControlTokens(wrapped)
 
     @cached_property
-    def _turns_of(self) -> TurnTemplate:
+    def turn_template(self) -> TurnTemplate:
+        """The template asked about turns."""
         return TurnTemplate(self.template, self._control, self.end_of_turn())
 
     @classmethod
@@ -124,42 +119,29 @@ class ChatTokenizer:
 
     def encode_batch(self, chats: Sequence[Chat]) -> list[EncodedChat | ValueError]:
         """Like `encode`, for many chats at once; what is wrong with one is returned in its place."""
-        layouts = [self._layout(chat) for chat in chats]
+        return self.encode_written([self._written(chat) for chat in chats])
+
+    def encode_written(self, chats: Sequence[Written | ChatError]) -> list[EncodedChat | ValueError]:
+        """Like `encode_batch`, of what the template has written."""
+        layouts = [chat if isinstance(chat, ChatError) else self._layout(chat) for chat in chats]
         stretches = [
             s for layout in layouts if isinstance(layout, _Layout) for s in layout.items if isinstance(s, _Stretch)
         ]
         encodings = iter(self.tokenizer.encode_batch([s.text for s in stretches], [s.prefix for s in stretches]))
         return [layout if isinstance(layout, ValueError) else self._encoded(layout, encodings) for layout in layouts]
 
-    def encode_stored(self, asked: Question | Record) -> EncodedChat:
-        """Like `encode`, for a chat of a dump: ChatError too where this template writes a turn otherwise than is stored."""
-        [encoded] = self.encode_stored_batch([asked])
-        if isinstance(encoded, ValueError):
-            raise encoded
-        return encoded
-
-    def encode_stored_batch(self, asked: Sequence[Question | Record]) -> list[EncodedChat | ValueError]:
-        """Like `encode_stored`, for many at once; what is wrong with one is returned in its place."""
-        encodings = self.encode_batch([chat_of(record) for record in asked])
-        return [
-            ChatError("the chat template writes reasoning or calls otherwise than the teacher's")
-            if isinstance(encoded, EncodedChat) and not _is_stored(encoded, record)
-            else encoded
-            for encoded, record in zip(encodings, asked, strict=True)
-        ]
-
     def beyond_contents(self, conversation: Conversation | None) -> Conversation | None:
         """A conversation as the template is to see it; None where its contents are all that there is to see.
 
         Reasoning in a content is text to a template that does not look for it there, and is taken out of it for one that does.
         """
-        if conversation is None or (conversation.is_plain and self._turns_of.forms.reasoning is None):
+        if conversation is None or (conversation.is_plain and self.turn_template.forms.reasoning is None):
             return None
-        return self._turns_of.seen(conversation)
+        return self.turn_template.seen(conversation)
 
     def excerpts(self, conversation: Conversation) -> list[Excerpt]:
         """The records that a conversation takes. Raises ChatError where the template does not write it whole."""
-        return list(self._turns_of.excerpts(self._turns_of.seen(conversation)))
+        return list(self.turn_template.excerpts(self.turn_template.seen(conversation)))
 
     def end_of_turn(self) -> int | None:
         """The control token that the template puts after what the assistant says; None where it puts none."""
@@ -168,18 +150,23 @@ class ChatTokenizer:
         except ChatError as error:
             raise ValueError(f"the chat template cannot write a question and its answer: {error}") from error
 
-    def _layout(self, chat: Chat) -> _Layout | ChatError:
+    def split(self, parts: Sequence[Part], messages: Sequence[Message], spoken: Iterable[int]) -> Written:
+        """A rendering of contents with its control tokens apart; of `messages`, these are `spoken`."""
+        contents = tuple(message["content"].encode() for message in messages)
+        return Written(list(self._split(parts)), contents, frozenset(spoken))
+
+    def _written(self, chat: Chat) -> Written | ChatError:
         try:
             if isinstance(chat, Excerpt):
-                written = self._turns_of.write(chat)
-                pieces, contents = iter(written.items), written.contents
-            else:
-                pieces = self._split(self.template.render(chat))
-                contents = tuple(message["content"] for message in chat)
+                return self.turn_template.write(chat)
+            spoken = (index for index, message in enumerate(chat) if message["role"] == ASSISTANT)
+            return self.split(self.template.render(chat), chat, spoken)
         except ChatError as error:
             return error
+
+    def _layout(self, chat: Written) -> _Layout:
         items: list[int | _Stretch] = []
-        for item in pieces:
+        for item in chat.items:
             if isinstance(item, int):
                 items.append(item)
             elif items and isinstance(items[-1], _Stretch):
@@ -192,9 +179,7 @@ class ChatTokenizer:
             else item._replace(prefix=self.tokenizer.prefix_of(item.text, first=not index))
             for index, item in enumerate(items)
         ]
-        roles = [message["role"] for message in (chat.messages if isinstance(chat, Excerpt) else chat)]
-        spoken = {index for index, role in enumerate(roles) if role == ASSISTANT}
-        return _Layout(items, tuple(map(str.encode, contents)), spoken)
+        return _Layout(items, chat.contents, chat.spoken)
 
     def _split(self, parts: Sequence[Part]) -> Iterator[int | Part]:
         """Control tokens that the template writes, and the text around them."""
@@ -241,7 +226,7 @@ class ChatTokenizer:
         first_token: int,
         follows: int | None,
         message_starts: Sequence[int],
-        spoken: set[int],
+        spoken: frozenset[int],
     ) -> Iterator[Turn]:
         """The turns that lie in a stretch of text."""
         edges = [0, *accumulate(len(self.tokenizer.token_bytes[token] or b"") for token in ids)]

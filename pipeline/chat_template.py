@@ -62,6 +62,14 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message]) -> list[Part]:
         """The rendering's parts in order; joined they are what the model is given. Raises ChatError, with the reason."""
+        parts, faults = self.render_any(messages)
+        for fault in faults.values():
+            raise fault
+        return parts
+
+    def render_any(self, messages: Sequence[Message]) -> tuple[list[Part], dict[int, ChatError]]:
+        """Like `render`, with what is wrong with messages of the assistant's by their number: all others of its messages stand in the
+        rendering once, unchanged and in order. Raises ChatError where the places are not known."""
         skeleton = self._skeleton(messages)
         parts = _fill(skeleton, [message["content"] for message in messages])
         text = self.apply([*messages], [])
@@ -69,8 +77,7 @@ class ChatTemplate:
             parts = _fill(skeleton, [self._written(skeleton, messages, index) for index in range(len(messages))])
             if "".join(part.text for part in parts) != text:
                 raise ChatError("the chat template's own text depends on what the messages say")
-        _require_intact(messages, parts)
-        return parts
+        return parts, _faults(messages, parts)
 
     def apply(
         self, messages: list[dict[str, Any]], tools: list[Any], options: Mapping[str, bool] = MappingProxyType({})
@@ -126,25 +133,36 @@ def _fill(skeleton: Sequence[Part], contents: Sequence[str]) -> list[Part]:
     return [part if part.message is None else Part(contents[part.message], part.message) for part in skeleton]
 
 
-def _require_intact(messages: Sequence[Message], parts: Sequence[Part]) -> None:
-    """Raise ChatError unless each thing that the assistant says stands in the rendering once, unchanged and in order."""
+def _faults(messages: Sequence[Message], parts: Sequence[Part]) -> dict[int, ChatError]:
+    """What the assistant says that does not stand in the rendering once, unchanged and in order: why, by the message's number."""
     wanted = [index for index, m in enumerate(messages) if m["role"] == ASSISTANT and m["content"]]
-    found = [part for part in parts if part.message in wanted]
-    order = [part.message for part in found]
-    if sorted(set(wanted) - set(order)):
-        raise ChatError("the chat template leaves out what the assistant says")
-    if len(order) > len(wanted):
-        raise ChatError("the chat template repeats what the assistant says")
-    if order != wanted:
-        raise ChatError("the chat template re-orders what the assistant says")
-    for part in found:
-        content = messages[part.message or 0]["content"]
-        if part.text != content:
-            stripped = part.text in (content.strip(), content.lstrip(), content.rstrip())
-            what = "strips" if stripped else "changes"
-            way_out = "set corpus.strip: true to strip every message before any template sees it" if stripped else ""
-            raise ChatError(
-                f"the chat template {what} what the assistant says",
-                f"the chat template {what} what the assistant says: {content[:20]!r}..{content[-20:]!r} becomes "
-                f"{part.text[:20]!r}..{part.text[-20:]!r}; {way_out or 'leave the chat out, or give another template'}",
-            )
+    order = [part.message for part in parts if part.message in wanted]
+    faults = {}
+    for index in wanted:
+        if index not in order:
+            faults[index] = ChatError("the chat template leaves out what the assistant says")
+    for index in wanted:
+        if order.count(index) > 1:
+            faults[index] = ChatError("the chat template repeats what the assistant says")
+    once = [index for index in order if index not in faults]
+    if once != [index for index in wanted if index not in faults]:
+        faults |= {
+            index: ChatError("the chat template re-orders what the assistant says")
+            for index in once
+            if index is not None
+        }
+    for part in parts:
+        if part.message in once and part.message not in faults and part.text != messages[part.message]["content"]:
+            faults[part.message] = _changed(messages[part.message]["content"], part.text)
+    return faults
+
+
+def _changed(content: str, written: str) -> ChatError:
+    stripped = written in (content.strip(), content.lstrip(), content.rstrip())
+    what = "strips" if stripped else "changes"
+    way_out = "set corpus.strip: true to strip every message before any template sees it" if stripped else ""
+    return ChatError(
+        f"the chat template {what} what the assistant says",
+        f"the chat template {what} what the assistant says: {content[:20]!r}..{content[-20:]!r} becomes "
+        f"{written[:20]!r}..{written[-20:]!r}; {way_out or 'leave the chat out, or give another template'}",
+    )

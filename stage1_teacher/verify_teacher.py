@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.chat_records import encode_whole
 from pipeline.config import Recipe
 from pipeline.recipe import parse_recipe
 from schemas.manifest import Manifest, identity_differences
@@ -157,7 +158,9 @@ def piece_of(record: Record, teacher: Teacher) -> Piece:
     if record.message_roles:
         assert teacher.chat is not None  # the recipe says that the corpus holds chats
         conversation = record.conversation
-        encoded = teacher.chat.encode_stored(record)
+        [encoded] = encode_whole(teacher.chat, [record])
+        if isinstance(encoded, ValueError):
+            raise encoded
         piece = chat_piece(record.doc_id, record.message_roles, encoded, teacher.ends, conversation=conversation)
         # A window does not supervise its first turns.
         return replace(piece, stretches=tuple(s for s in piece.stretches if s.segment in record.segments))

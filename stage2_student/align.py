@@ -8,7 +8,7 @@ Shape legend: P positions of a record, K of them that all dumps supervise, E ent
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -45,6 +45,20 @@ def speakers(windows: Sequence[Question | Record]) -> bytes:
             roles[offset] = role
             offset += length
     return "".join(f"{offset} {role}\n" for offset, role in sorted(roles.items())).encode()
+
+
+@overload
+def with_segments(asked: Record, kept: Sequence[bool]) -> Record: ...
+@overload
+def with_segments(asked: Question | Record, kept: Sequence[bool]) -> Question | Record: ...
+def with_segments(asked: Question | Record, kept: Sequence[bool]) -> Question | Record:
+    """The same with some of its segments, and their targets alone."""
+    segments = tuple(segment for segment, keep in zip(asked.segments, kept, strict=True) if keep)
+    if isinstance(asked, Question):
+        return asked._replace(segments=segments)
+    sizes = [segment.num_positions for segment in asked.segments]
+    rows = np.flatnonzero(np.repeat(np.array(kept, dtype=bool), sizes))
+    return replace(asked, segments=segments, **_rows([asked], rows))
 
 
 def overlapping(record: Record, windows: Sequence[Record]) -> tuple[Record, ...]:
@@ -94,7 +108,11 @@ def _columns(windows: Sequence[Record], kept_K: np.ndarray) -> dict[str, Any]:
     """The columns of a record, at these places of the document."""
     places_P = np.concatenate([places(window) for window in windows])
     order = np.argsort(places_P, kind="stable")
-    rows_K = order[np.searchsorted(places_P[order], kept_K)]
+    return _rows(windows, order[np.searchsorted(places_P[order], kept_K)])
+
+
+def _rows(windows: Sequence[Record], rows_K: np.ndarray) -> dict[str, Any]:
+    """The columns of a record, of these of the windows' positions in turn."""
     counts_P = np.concatenate([window.entry_counts for window in windows]).astype(np.int64)
     counts_K, firsts_K = counts_P[rows_K], (np.cumsum(counts_P) - counts_P)[rows_K]
     entries_E = np.arange(counts_K.sum()) + np.repeat(firsts_K - (np.cumsum(counts_K) - counts_K), counts_K)

@@ -1,18 +1,19 @@
 """Which positions of a dump's records models are asked about: the same for all that are compared.
 
-A model says nothing of bytes of a chat that share a token with its template. A record that one of the models cannot spell, or whose chat
-one's template changes, is left out for all.
+A model says nothing of bytes of a chat that share a token with its template. A record that one of the models cannot spell is left out for
+all, and so are turns of a chat that one's template writes otherwise.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
 from pipeline.chat import ChatTokenizer, Turn
+from pipeline.chat_records import encode_by_turn
 from pipeline.chat_template import ChatError
 from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
 from schemas.manifest import Manifest
@@ -40,17 +41,23 @@ def turn_rows(record: Record, turn: Turn, end_ids: Sequence[int]) -> np.ndarray:
 
 def asked_positions(
     record: Record, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, end_ids: Sequence[int]
-) -> np.ndarray:
-    """P, bool: positions that a model can be asked about. Raises SpellingError or ChatError where there are none."""
+) -> tuple[np.ndarray, dict[int, str]]:
+    """P, bool: positions that a model can be asked about; and why not about turns of a chat, by their message.
+
+    Raises SpellingError or ChatError where it cannot be asked about the record.
+    """
     if not record.message_roles:
         tokenizer.encode(record.document)
-        return np.ones(record.num_positions, dtype=bool)
+        return np.ones(record.num_positions, dtype=bool), {}
     assert chat is not None
+    [found] = encode_by_turn(chat, [record])
+    if isinstance(found, ValueError):
+        raise found
     asked_P = np.zeros(record.num_positions, dtype=bool)
-    for turn in chat.encode_stored(record).turns:
+    for turn in (turn for encoded in found.renderings for turn in encoded.turns):
         rows = turn_rows(record, turn, end_ids)
         asked_P[rows[rows != NO_ROW]] = True
-    return asked_P
+    return asked_P, {message: _reason(fault) for message, fault in found.left_out.items()}
 
 
 @dataclass
@@ -60,12 +67,14 @@ class AskedRecords:
     Attributes:
         reasons: why a record is left out, by its number.
         masks: P, bool, of those records of which not all positions are asked about, by number.
+        turns_left_out: of these records' turns those that are not asked about at all, by reason.
         num_seen: records that were looked at; later ones are not asked about.
         sha256: of the records and positions that are asked about: figures of unlike text do not compare.
     """
 
     reasons: dict[int, str] = field(default_factory=dict)
     masks: dict[int, np.ndarray] = field(default_factory=dict)
+    turns_left_out: Counter[str] = field(default_factory=Counter)
     num_seen: int = 0
     sha256: str = ""
 
@@ -97,10 +106,12 @@ def asked_records(
     for record in records_of(dump):
         if num_asked == limit:
             break
-        asked_P = _common(record, models)
-        if isinstance(asked_P, str):
-            found.reasons[found.num_seen] = asked_P
+        common = _common(record, models)
+        if isinstance(common, str):
+            found.reasons[found.num_seen] = common
         else:
+            asked_P, turns = common
+            found.turns_left_out.update(turns)
             if not asked_P.all():
                 found.masks[found.num_seen] = asked_P
             digest.update(f"{record.doc_id!r} {record.window_start} {record.document!r}".encode() + asked_P.tobytes())
@@ -112,13 +123,20 @@ def asked_records(
     return found
 
 
-def _common(record: Record, models: Sequence[tuple[Reader, Sequence[int]]]) -> np.ndarray | str:
-    """P, bool; or why the record is left out, among several models with the name of the one that cannot be asked."""
+def _common(record: Record, models: Sequence[tuple[Reader, Sequence[int]]]) -> tuple[np.ndarray, Collection[str]] | str:
+    """P, bool, and why turns are left out; or why the record is. Among several models with the name of the first that cannot be asked."""
     common_P = np.ones(record.num_positions, dtype=bool)
+    turns: dict[int, str] = {}
     for reader, end_ids in models:
+        named = "" if len(models) == 1 else f"{reader.name}: "
         try:
-            common_P &= asked_positions(record, reader.tokenizer, reader.chat, end_ids)
+            asked_P, left_out = asked_positions(record, reader.tokenizer, reader.chat, end_ids)
         except (SpellingError, ChatError) as error:
-            reason = error.reason if isinstance(error, ChatError) else UNSPELLABLE
-            return reason if len(models) == 1 else f"{reader.name}: {reason}"
-    return common_P if common_P.any() else "no position that all models can be asked about"
+            return named + _reason(error)
+        common_P &= asked_P
+        turns = {message: named + reason for message, reason in left_out.items()} | turns
+    return (common_P, turns.values()) if common_P.any() else "no position that all models can be asked about"
+
+
+def _reason(fault: ValueError) -> str:
+    return fault.reason if isinstance(fault, ChatError) else UNSPELLABLE

@@ -5,14 +5,15 @@ The model has no byte head: its own token logits are summed to bytes exactly as 
 Shape legend: R rows, C sorted columns, P positions, V symbols (256), E entries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from pipeline.chat import ChatTokenizer
+from pipeline.chat import ChatTokenizer, EncodedChat, Turn
+from pipeline.chat_records import StoredChat, encode_by_turn
 from pipeline.covering import Covering, ReducedRow, unnormalised
 from pipeline.loading import load_model
 from pipeline.logs import warn
@@ -112,17 +113,14 @@ class ByteModel:
 
     def _chat_answers(self, record: Record) -> "Answers":
         assert self.chat is not None
-        encoded = self.chat.encode_stored(record)
-        parts = [
-            (turn.first, turn.last, turn.prefix + record.document[turn.start : turn.end]) for turn in encoded.turns
-        ]
+        [found] = encode_by_turn(self.chat, [record])
+        if isinstance(found, ValueError):
+            raise found
         num = record.num_positions
         probs_PV = np.full((num, NUM_SYMBOLS), 1 / NUM_SYMBOLS)
         token_end_P, asked_P = np.zeros(num), np.zeros(num, dtype=bool)
         num_bytes, token_nats = 0, 0.0
-        for turn, covered in zip(
-            encoded.turns, self._covered(encoded.tokens, parts, *restarts_of(encoded)), strict=True
-        ):
+        for encoded, turn, covered in self._turns(record, found):
             targets = covered.drop_prefix(len(turn.prefix))
             rows = turn_rows(record, turn, self.vocabulary.end_ids)
             asked = rows != NO_ROW
@@ -133,6 +131,13 @@ class ByteModel:
             of_turn = _of_tokens(record, edges, targets)
             num_bytes, token_nats = num_bytes + of_turn[0], token_nats + of_turn[1]
         return Answers(probs_PV, token_end_P, asked_P, num_bytes, token_nats)
+
+    def _turns(self, record: Record, chat: StoredChat) -> Iterator[tuple[EncodedChat, Turn, Targets]]:
+        """Each turn in its rendering, with its covering."""
+        for encoded in chat.renderings:
+            parts = [(t.first, t.last, t.prefix + record.document[t.start : t.end]) for t in encoded.turns]
+            covered = self._covered(encoded.tokens, parts, *restarts_of(encoded))
+            yield from zip([encoded] * len(parts), encoded.turns, covered, strict=True)
 
     @torch.inference_mode()
     def _logits(self, tokens: Sequence[int]) -> torch.Tensor:
@@ -226,7 +231,8 @@ def byte_divergence(
     Returns:
         jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not decide
         it. kl_clear_nats over the clear positions (None, and a warning, where there is none). clear_share of the positions; positions and
-        records counted; records left out, by reason, because a model cannot spell them, or its chat template changes them.
+        records counted; records left out, by reason, because a model cannot spell them, or its chat template changes them, and so
+        turns of chats that are counted without them.
     """
     found = [document_divergence(byte_model, record, max_token_end, mask_P) for record, mask_P in asked.records(dump)]
     positions, clear = sum(d.positions for d in found), sum(d.clear for d in found)
@@ -242,5 +248,6 @@ def byte_divergence(
         "positions": positions,
         "records": len(found),
         "left_out": asked.left_out,
+        "turns_left_out": dict(asked.turns_left_out),
         "text_sha256": asked.sha256,
     }

@@ -1,5 +1,6 @@
 """Records in the student's tokens: how many, and which bytes each of them covers; whole, or in pieces (see `stage2_student.pieces`)."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise, zip_longest
 from typing import NamedTuple, Protocol
@@ -7,8 +8,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pipeline.chat import ChatTokenizer, EncodedChat
+from pipeline.chat_records import StoredChat, encode_by_turn, encode_whole, messages_of_segments
 from pipeline.chat_template import ChatError
 from schemas.record import Question, Record
+from stage2_student.align import with_segments
 from stage2_student.batches import Encoded
 from stage2_student.pieces import Cuttable, Piece, cut
 from stage2_student.spans import supervised_tokens, token_spans
@@ -53,41 +56,83 @@ class Spelled(NamedTuple):
         return Encoded(record, *of_piece, num_context=done - first)
 
 
+class TurnsLeftOut(NamedTuple):
+    """Turns of a chat that are left out for one reason while others of it are used, and the bytes that they supervise."""
+
+    reason: str
+    turns: int
+    num_bytes: int
+
+
+class Pieces(NamedTuple):
+    """What of a record is used.
+
+    Attributes:
+        tokens: the student's, in each of its pieces, start tokens included.
+        renderings: of a chat, how often it is written, each time with other turns supervised; the pieces are of these in turn.
+        left_out: of a chat, turns of it that are not.
+    """
+
+    tokens: tuple[int, ...]
+    renderings: int = 1
+    left_out: tuple[TurnsLeftOut, ...] = ()
+
+
 def count_pieces(
-    asked: Sequence[Question | Record], tokenizer: Tokenizer, chat: ChatTokenizer | None, max_tokens: int | None
-) -> Iterator[tuple[int, ...] | str]:
-    """Of each record the student's tokens in each of its pieces, start tokens included, or the reason why it cannot be used.
+    asked: Sequence[Question | Record],
+    tokenizer: Tokenizer,
+    chat: ChatTokenizer | None,
+    max_tokens: int | None,
+    by_turn: bool = True,
+) -> Iterator[Pieces | str]:
+    """Of each record what is used of it, or the reason why it cannot be.
 
     Args:
         max_tokens: None: a record is one piece, however long.
+        by_turn: of a chat those turns are used that the student's template writes as they are stored; False: it is used whole, or not.
     Raises:
         ValueError: as `encode_records`.
     """
-    for record, found in zip(asked, _tokens(asked, tokenizer, chat), strict=True):
-        if isinstance(found, str):
-            yield found
-        elif max_tokens is None or _num_tokens(found) <= max_tokens:
-            yield (_num_tokens(found),)
-        else:
-            yield (
-                tuple(piece.num_tokens for piece in _pieces(record, _spelled(record, found, tokenizer), max_tokens))
-                or NOTHING
-            )
-
-
-def encode_pieces(
-    records: Sequence[Record], tokenizer: Tokenizer, chat: ChatTokenizer | None, max_tokens: int | None
-) -> Iterator[list[Encoded] | str]:
-    """The pieces that `count_pieces` counts."""
-    for record, found in zip(records, _tokens(records, tokenizer, chat), strict=True):
+    for record, found in zip(asked, _tokens(asked, tokenizer, chat, by_turn), strict=True):
         if isinstance(found, str):
             yield found
             continue
-        spelled = _spelled(record, found, tokenizer)
-        if max_tokens is None or _num_tokens(found) <= max_tokens:
-            yield [spelled.encoded(record)]
+        tokens: list[int] = []
+        for kept, read in _renderings(record, found):
+            part = record if kept is None else with_segments(record, kept)
+            if max_tokens is None or _num_tokens(read) <= max_tokens:
+                tokens.append(_num_tokens(read))
+            else:
+                tokens += [piece.num_tokens for piece in _pieces(part, _spelled(part, read, tokenizer), max_tokens)]
+        if not tokens:
+            yield NOTHING
+        elif isinstance(found, StoredChat):
+            yield Pieces(tuple(tokens), len(found.renderings), _left_out(record, found))
         else:
-            yield [spelled.encoded(record, piece) for piece in _pieces(record, spelled, max_tokens)] or NOTHING
+            yield Pieces(tuple(tokens))
+
+
+def encode_pieces(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    chat: ChatTokenizer | None,
+    max_tokens: int | None,
+    by_turn: bool = True,
+) -> Iterator[list[Encoded] | str]:
+    """The pieces that `count_pieces` counts."""
+    for record, found in zip(records, _tokens(records, tokenizer, chat, by_turn), strict=True):
+        if isinstance(found, str):
+            yield found
+            continue
+        encoded: list[Encoded] = []
+        for kept, read in _renderings(record, found):
+            part = record if kept is None else with_segments(record, kept)
+            spelled = _spelled(part, read, tokenizer)
+            if max_tokens is None or _num_tokens(read) <= max_tokens:
+                encoded.append(spelled.encoded(part))
+            else:
+                encoded += [spelled.encoded(part, piece) for piece in _pieces(part, spelled, max_tokens)]
+        yield encoded or NOTHING
 
 
 def encode_records(
@@ -98,9 +143,8 @@ def encode_records(
     Args:
         chat: the tokenizer with its chat template. ValueError where it is None and there is a chat among the records.
     """
-    found = (
-        pieces if isinstance(pieces, str) else pieces[0] for pieces in encode_pieces(records, tokenizer, chat, None)
-    )
+    encoded = encode_pieces(records, tokenizer, chat, None, by_turn=False)
+    found = (pieces if isinstance(pieces, str) else pieces[0] for pieces in encoded)
     return [one if isinstance(one, str) or one.num_tokens <= max_tokens else TOO_LONG for one in found]
 
 
@@ -128,9 +172,35 @@ def _num_tokens(found: list[int] | EncodedChat) -> int:
     return len(found.tokens) if isinstance(found, EncodedChat) else len(found) + 1
 
 
+def _renderings(
+    asked: Question | Record, found: list[int] | StoredChat
+) -> Iterator[tuple[list[bool] | None, list[int] | EncodedChat]]:
+    """What is read of a record: its tokens, or those of each rendering of a chat, with the segments that are supervised there; None: all."""
+    if not isinstance(found, StoredChat):
+        yield None, found
+    elif found.is_whole:
+        yield None, found.renderings[0]
+    else:
+        numbers = messages_of_segments(asked)
+        for rendering in found.renderings:
+            spoken = {turn.message for turn in rendering.turns}
+            yield [number in spoken for number in numbers], rendering
+
+
+def _left_out(asked: Question | Record, found: StoredChat) -> tuple[TurnsLeftOut, ...]:
+    num_bytes: Counter[int] = Counter()
+    for number, segment in zip(messages_of_segments(asked), asked.segments, strict=True):
+        num_bytes[number] += segment.length
+    reasons = {number: _reason(fault) for number, fault in found.left_out.items()}
+    return tuple(
+        TurnsLeftOut(reason, count, sum(num_bytes[n] for n, why in reasons.items() if why == reason))
+        for reason, count in Counter(reasons.values()).items()
+    )
+
+
 def _tokens(
-    asked: Sequence[Question | Record], tokenizer: Tokenizer, chat: ChatTokenizer | None
-) -> list[list[int] | EncodedChat | str]:
+    asked: Sequence[Question | Record], tokenizer: Tokenizer, chat: ChatTokenizer | None, by_turn: bool
+) -> list[list[int] | StoredChat | str]:
     plain = [record for record in asked if not record.message_roles]
     ids_of_plain = iter(tokenizer.encode_batch([record.document for record in plain]))
     chats = [record for record in asked if record.message_roles]
@@ -138,14 +208,19 @@ def _tokens(
         raise ValueError(
             f"the dump holds chats (document {chats[0].doc_id!r}), and the student has no chat template; give student.chat_template"
         )
-    of_chats = iter(chat.encode_stored_batch(chats) if chat is not None else [])
-    return [_or_reason(next(of_chats) if record.message_roles else next(ids_of_plain)) for record in asked]
+    of_chats = iter(_chats(chats, chat, by_turn) if chat is not None else [])
+    found = [next(of_chats) if record.message_roles else next(ids_of_plain) for record in asked]
+    return [_reason(one) if isinstance(one, ValueError) else one for one in found]
 
 
-def _or_reason(found: list[int] | EncodedChat | ValueError) -> list[int] | EncodedChat | str:
-    if isinstance(found, ChatError):
-        return found.reason
-    return UNSPELLABLE if isinstance(found, ValueError) else found
+def _chats(chats: Sequence[Question | Record], chat: ChatTokenizer, by_turn: bool) -> list[StoredChat | ValueError]:
+    if by_turn:
+        return encode_by_turn(chat, chats)
+    return [one if isinstance(one, ValueError) else StoredChat((one,), {}) for one in encode_whole(chat, chats)]
+
+
+def _reason(fault: ValueError) -> str:
+    return fault.reason if isinstance(fault, ChatError) else UNSPELLABLE
 
 
 def _spelled(asked: Question | Record, found: list[int] | EncodedChat, tokenizer: Tokenizer) -> Spelled:

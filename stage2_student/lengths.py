@@ -9,7 +9,7 @@ Shape legend: S shards, U pieces of all shards in turn (a record that cannot be 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.logs import warn
 from schemas.record import Question, Record
 from schemas.seal import check_seal
 from schemas.shard import commit_shard
-from stage2_student.encode import Tokenizer, count_pieces
+from stage2_student.encode import Tokenizer, TurnsLeftOut, count_pieces
 
 _GROUP = 256  # records that are encoded together: the tokenizer shares them among the cores
 _KEY = b"bld.counted_of"
@@ -34,8 +34,14 @@ _SCHEMA = pa.schema(
         pa.field("left_out", pa.string()),  # then: why
         pa.field("num_bytes", pa.int64()),  # supervised
         pa.field("continues", pa.bool_()),
+        pa.field("renderings", pa.int32()),
+        pa.field(
+            "turns_left_out",
+            pa.list_(pa.struct({"reason": pa.string(), "turns": pa.int32(), "num_bytes": pa.int64()})),
+        ),
     ]
 )
+_MAY_LACK = {"renderings": 1, "turns_left_out": []}  # what earlier releases did not count, which used chats whole
 
 
 class Asking(Protocol):
@@ -54,12 +60,21 @@ class Counted(NamedTuple):
         reason: then why.
         num_bytes: that it supervises; END is not one.
         continues: it is a window of the same document as the record before it.
+        renderings: of a chat, how often it is written, each time with other turns supervised.
+        turns_left_out: of a chat that can be used, those of its turns that cannot.
     """
 
     tokens: tuple[int, ...]
     reason: str | None = None
     num_bytes: int = 0
     continues: bool = False
+    renderings: int = 1
+    turns_left_out: tuple[TurnsLeftOut, ...] = ()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it, or a rendering of it, is too long for the student."""
+        return len(self.tokens) > self.renderings
 
 
 class Unusable(NamedTuple):
@@ -81,6 +96,11 @@ class Lengths:
     num_bytes: int  # supervised, of all records
     reasons: dict[int, str] = field(default_factory=dict)  # of U: why a record cannot be used
     bytes_left_out: Counter[str] = field(default_factory=Counter)  # supervised, by reason
+    num_cut: int = 0  # records that are cut
+    num_cut_pieces: int = 0  # into so many
+    num_rendered: int = 0  # chats with several renderings
+    num_renderings: int = 0  # of these
+    turns_left_out: Mapping[str, TurnsLeftOut] = field(default_factory=dict)  # of records that can be used, by reason
 
     @property
     def num_records(self) -> int:
@@ -94,6 +114,11 @@ class Lengths:
         """What cannot be used, by reason."""
         records = Counter(self.reasons.values())
         return {reason: Unusable(count, self.bytes_left_out[reason]) for reason, count in records.most_common()}
+
+    @property
+    def num_unused_bytes(self) -> int:
+        """Supervised, of records and turns that are left out."""
+        return sum(self.bytes_left_out.values()) + sum(turns.num_bytes for turns in self.turns_left_out.values())
 
     def rows(self, shard_W: np.ndarray, unit_W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(record of its shard, piece of that record) of the `unit`-th piece of each shard; W each, int64."""
@@ -123,7 +148,10 @@ class Lengths:
         tokens, continues, pieces = ([np.empty(0, dtype=kind)] for kind in (np.int32, bool, np.int32))
         reasons: dict[int, str] = {}
         left_out: Counter[str] = Counter()
+        turns: dict[str, TurnsLeftOut] = {}
         before = num_bytes = 0
+        rendered: list[int] = []
+        cut: list[int] = []
         for shard in shards:
             sizes = np.array([max(len(record.tokens), 1) for record in shard], dtype=np.int32)
             first = before + np.cumsum(sizes) - sizes
@@ -139,6 +167,13 @@ class Lengths:
             counts.append(len(flags))
             before += len(flags)
             num_bytes += sum(record.num_bytes for record in shard)
+            cut += [len(record.tokens) for record in shard if record.is_cut]
+            rendered += [record.renderings for record in shard if record.renderings > 1]
+            for found in (found for record in shard for found in record.turns_left_out):
+                known = turns.get(found.reason, TurnsLeftOut(found.reason, 0, 0))
+                turns[found.reason] = TurnsLeftOut(
+                    found.reason, known.turns + found.turns, known.num_bytes + found.num_bytes
+                )
         pieces_N = np.concatenate(pieces)
         first_N = np.cumsum(pieces_N, dtype=np.int64) - pieces_N
         several_N = pieces_N > 1
@@ -151,28 +186,44 @@ class Lengths:
             num_bytes=num_bytes,
             reasons=reasons,
             bytes_left_out=left_out,
+            num_cut=len(cut),
+            num_cut_pieces=sum(cut),
+            num_rendered=len(rendered),
+            num_renderings=sum(rendered),
+            turns_left_out=turns,
         )
 
 
 def count_shard(
-    reader: Asking, shard: int, tokenizer: Tokenizer, chat: ChatTokenizer | None = None, max_tokens: int | None = None
+    reader: Asking,
+    shard: int,
+    tokenizer: Tokenizer,
+    chat: ChatTokenizer | None = None,
+    max_tokens: int | None = None,
+    by_turn: bool = True,
 ) -> Iterator[Counted]:
-    """Of each record of a shard. `max_tokens`: longer ones are cut; None: none is."""
-    return count_questions(reader.questions(shard), tokenizer, chat, max_tokens)
+    """Of each record of a shard. `max_tokens`: longer ones are cut; None: none is. `by_turn`: as of `count_pieces`."""
+    return count_questions(reader.questions(shard), tokenizer, chat, max_tokens, by_turn)
 
 
 def count_questions(
-    asked: Iterable[Question | Record], tokenizer: Tokenizer, chat: ChatTokenizer | None, max_tokens: int | None
+    asked: Iterable[Question | Record],
+    tokenizer: Tokenizer,
+    chat: ChatTokenizer | None,
+    max_tokens: int | None,
+    by_turn: bool = True,
 ) -> Iterator[Counted]:
     """Of each of these, in turn."""
     questions = iter(asked)
     before: str | None = None
     while group := list(islice(questions, _GROUP)):
-        for record, found in zip(group, count_pieces(group, tokenizer, chat, max_tokens), strict=True):
+        for record, found in zip(group, count_pieces(group, tokenizer, chat, max_tokens, by_turn), strict=True):
             num_bytes = sum(segment.length for segment in record.segments)
             continues = record.window_start > 0 and record.doc_id == before
-            tokens, reason = ((), found) if isinstance(found, str) else (found, None)
-            yield Counted(tokens, reason, num_bytes, continues)
+            if isinstance(found, str):
+                yield Counted((), found, num_bytes, continues)
+            else:
+                yield Counted(found.tokens, None, num_bytes, continues, found.renderings, found.left_out)
             before = record.doc_id
 
 
@@ -185,21 +236,22 @@ def keep_counts(
     part: int,
     parts: int,
     max_tokens: int | None = None,
+    by_turn: bool = True,
 ) -> None:
     """Count, of every `parts`-th shard from `part`, what is not there yet.
 
     Args:
         key: what decides the counts: dump, tokenizer, and where records are cut.
-        max_tokens: as of `count_shard`.
+        max_tokens, by_turn: as of `count_shard`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(part, reader.num_shards, parts):
         path = _path(folder, shard)
         if path.exists() and _is_sound(path, key):
             continue
-        found = list(count_shard(reader, shard, tokenizer, chat, max_tokens))
-        columns = [list(column) for column in zip(*found, strict=True)] if found else [[] for _ in _SCHEMA]
-        table = pa.Table.from_pydict(dict(zip(_SCHEMA.names, columns, strict=True)), _SCHEMA)
+        found = count_shard(reader, shard, tokenizer, chat, max_tokens, by_turn)
+        rows = [(*one[:-1], [turns._asdict() for turns in one.turns_left_out]) for one in found]
+        table = pa.Table.from_pylist([dict(zip(_SCHEMA.names, row, strict=True)) for row in rows], _SCHEMA)
         commit_shard(table.replace_schema_metadata({_KEY: key.encode()}), path, zstd_level=3)
 
 
@@ -228,6 +280,15 @@ def _is_sound(path: Path, key: str) -> bool:
 
 
 def _read(path: Path) -> list[Counted]:
-    columns = pq.read_table(path, page_checksum_verification=True).to_pydict()
-    rows = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
-    return [Counted(tuple(tokens), reason, num_bytes, continues) for tokens, reason, num_bytes, continues in rows]
+    rows = (_MAY_LACK | row for row in pq.read_table(path, page_checksum_verification=True).to_pylist())
+    return [
+        Counted(
+            tuple(row["num_tokens"]),
+            row["left_out"],
+            row["num_bytes"],
+            row["continues"],
+            row["renderings"],
+            tuple(TurnsLeftOut(**turns) for turns in row["turns_left_out"]),
+        )
+        for row in rows
+    ]

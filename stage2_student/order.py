@@ -29,9 +29,10 @@ LANES = 16
 # from its start. A shard of 65,536 records among 15 of 100 would else be one lane, and a step hold 1.7 of its 8 sources, not 4.
 STRIPES = 4
 
-VERSION = 3  # of the order that a seed gives, and of how batches are planned along it; a run goes on in its own only
+VERSION = 4  # of the order that a seed gives, and of what of a record is in it; a run goes on in its own only
+WHOLE_CHATS = 3  # the same order, where a chat is left out for one turn that the student's template writes otherwise
 WHOLE_RECORDS = 2  # the order before: one lane, records never cut. Runs that began in it go on in it
-READ = (WHOLE_RECORDS, VERSION)
+READ = (WHOLE_RECORDS, WHOLE_CHATS, VERSION)
 
 
 class Position(NamedTuple):

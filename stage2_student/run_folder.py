@@ -38,7 +38,8 @@ if TYPE_CHECKING:  # who only starts the ranks need not load what makes a studen
 _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
 _PLACEMENT = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
-_PIECES_VERSION = 1  # of how records are cut (`stage2_student.pieces`), and of what is kept of their lengths
+_PIECES_VERSION = 2  # of how records are cut (`stage2_student.pieces`), and of what is kept of their lengths
+_WHOLE_CHATS_PIECES = 1  # where chats are used whole or not at all
 _ADAPTERS_VERSION = 2  # of which weights have adapters; runs of earlier releases do not say one
 _STEP = re.compile(r"step-(\d{6,})")
 
@@ -120,7 +121,8 @@ def counts_key(identity: Mapping[str, Any]) -> str:
     """What decides how many tokens the records of a run's dumps have, in which pieces, as a hash."""
     student = {name: identity["student"].get(name) for name in ("tokenizer_sha256", "template_sha256")}
     is_cut = identity["data_order"] > order.WHOLE_RECORDS
-    pieces = {"pieces": _PIECES_VERSION, "max_tokens": identity["train"]["max_tokens"] if is_cut else None}
+    version = _PIECES_VERSION if identity["data_order"] > order.WHOLE_CHATS else _WHOLE_CHATS_PIECES
+    pieces = {"pieces": version, "max_tokens": identity["train"]["max_tokens"] if is_cut else None}
     decisive = {"dump": identity["dump"], "other_dumps": identity.get("other_dumps"), **student, **pieces}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

@@ -18,7 +18,7 @@ from stage2_student.batches import Encoded, Masks, MicroBatch, collate, empty_mi
 from stage2_student.encode import encode_pieces
 from stage2_student.interfaces import Interface
 from stage2_student.lengths import Lengths
-from stage2_student.order import START, VERSION, WHOLE_RECORDS, Place, Position
+from stage2_student.order import START, VERSION, WHOLE_CHATS, WHOLE_RECORDS, Place, Position
 from stage2_student.packing import Packing, Rows, plan_micro_batches
 from stage2_student.plan import BatchPlan, Planned, plan_batches
 from stage2_student.reader import DumpReader
@@ -101,6 +101,11 @@ def cut_at(train: TrainConfig, order: int) -> int | None:
     return train.piece_tokens if order > WHOLE_RECORDS else None
 
 
+def uses_turns(order: int) -> bool:
+    """Whether in this order those turns of a chat are used that can be; or it is used whole, or not."""
+    return order > WHOLE_CHATS
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How records become this rank's micro-batches."""
@@ -126,7 +131,11 @@ class Preparation:
         _, tokenizer, chat, _ = self.sources
         new = {id(held): (held, held.record) for held in records if held.record is not None}
         found = encode_pieces(
-            [record for _, record in new.values()], tokenizer, chat, cut_at(self.recipe.train, self.order)
+            [record for _, record in new.values()],
+            tokenizer,
+            chat,
+            cut_at(self.recipe.train, self.order),
+            uses_turns(self.order),
         )
         for (held, _), pieces in zip(new.values(), found, strict=True):
             held.encode(pieces if isinstance(pieces, list) else [])

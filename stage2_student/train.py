@@ -40,7 +40,7 @@ from stage2_student.model import Student
 from stage2_student.packing import settle
 from stage2_student.plan import repeated
 from stage2_student.reader import DumpReader
-from stage2_student.share import Preparation, Sources, cut_at
+from stage2_student.share import Preparation, Sources, cut_at, uses_turns
 from stage2_student.signals import Stopped
 from stage2_student.sized import sized
 from stage2_student.start import (
@@ -187,11 +187,12 @@ def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
     reader, tokenizer, chat, _ = sources
     order = run_folder.data_order(folder.parent)
     key = run_folder.counts_key(_identity(recipe, sources))
-    keep_counts(folder, key, reader, tokenizer, chat, channel.rank, channel.world, cut_at(recipe.train, order))
+    cut, by_turn = cut_at(recipe.train, order), uses_turns(order)
+    keep_counts(folder, key, reader, tokenizer, chat, channel.rank, channel.world, cut, by_turn)
     channel.gather()
     lengths = kept_counts(folder, reader.num_shards)
     if channel.rank == 0:
-        for line in remarks(lengths, recipe.train, order):
+        for line in remarks(lengths, recipe.train, order, has_chats=chat is not None):
             say(line)
         tokens = int(lengths.tokens_U[lengths.usable(recipe.train.piece_tokens)].sum())
         if remark := repeated(tokens, recipe.train.batch_tokens):
@@ -259,7 +260,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Che
     preparation = Preparation(recipe, sources, student.interface, packing, ranks.rank, ranks.world, order)
     state, figures = run_steps(engine, state, preparation, lengths, held, ranks)
     if ranks.rank == 0:
-        _summarise(run, state, figures, sources.reader)
+        _summarise(run, state, figures, sources.reader, lengths)
 
 
 def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint | None, convert: bool) -> State:
@@ -275,9 +276,12 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint 
     return state
 
 
-def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader) -> None:
+def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader, lengths: Lengths) -> None:
+    turns = {
+        turns.reason: {"turns": turns.turns, "bytes": turns.num_bytes} for turns in lengths.turns_left_out.values()
+    }
     transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
-    known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks}
+    known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
     write_json(run / "summary.json", {**state.as_dict(), **known})
     for reason, count in state.left_out.items():
         warn(f"left out: {count} records, {reason}")

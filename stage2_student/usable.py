@@ -8,15 +8,15 @@ from pipeline.config import Recipe, TrainConfig, student_config
 from schemas.record import Question
 from stage2_student.encode import TOO_LONG
 from stage2_student.lengths import Lengths, are_counted, count_questions, kept_counts
-from stage2_student.order import READ, WHOLE_RECORDS
+from stage2_student.order import READ, WHOLE_CHATS, WHOLE_RECORDS
 from stage2_student.pieces import overlap_tokens
 from stage2_student.run_folder import counts_key
 from stage2_student.sized import sized
 from stage2_student.start import student_tokenizer
 
 
-def remarks(lengths: Lengths, train: TrainConfig, order: int) -> Iterator[str]:
-    """A line about an epoch, one about what is cut, and one for each reason why records are left out.
+def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = False) -> Iterator[str]:
+    """A line about an epoch, one about what is cut, and one for each reason why records, or turns of others, are left out.
 
     Args:
         order: version of the run's order (`stage2_student.order`).
@@ -29,16 +29,26 @@ def remarks(lengths: Lengths, train: TrainConfig, order: int) -> Iterator[str]:
         f"an epoch: {lengths.num_records - num_left_out:,} records, {tokens:,} tokens, {tokens / train.batch_tokens:,.1f} steps; "
         f"{num_left_out:,} records cannot be used"
     )
-    if num_cut := len(lengths.pieces_C):
+    if lengths.num_rendered:
         yield (
-            f"{num_cut:,} records of more than {max_tokens} tokens (train.max_tokens) are cut into {int(lengths.pieces_C.sum()):,} pieces, "
+            f"{lengths.num_rendered:,} chats are read {lengths.num_renderings:,} times, each time with other turns supervised: the "
+            "student's template writes earlier turns otherwise once a chat goes on"
+        )
+    if lengths.num_cut:
+        yield (
+            f"{lengths.num_cut:,} records of more than {max_tokens} tokens (train.max_tokens) are cut into {lengths.num_cut_pieces:,} pieces, "
             f"each after the first with about {overlap_tokens(max_tokens)} tokens of context"
         )
-    for reason, (records, num_bytes) in lengths.unusable().items():
-        yield f"left out: {records:,} records, {_share(num_bytes, lengths.num_bytes)} of the supervised bytes: {reason}"
+    for line in _left_out(lengths):
+        yield f"left out: {line}"
     if too_long := int(too_long_U.sum()):
         share = _share(int(lengths.tokens_U[too_long_U].sum()), int(lengths.tokens_U.sum()))
         yield f"left out: {too_long:,} records, {share} of the tokens: {TOO_LONG}"
+    if order == WHOLE_CHATS and has_chats:
+        yield (
+            "this run goes on as it began: a chat is left out for one turn that the student's template writes otherwise; under a new "
+            "student.path its other turns are used"
+        )
     if order == WHOLE_RECORDS:
         yield (
             "this run goes on in the order that it began in: records whole, shuffled with the 2,047 beside them; under a new student.path "
@@ -55,17 +65,22 @@ def usable_lines(recipe: Recipe, questions: Sequence[Question]) -> Iterator[tupl
     tokenizer, chat, _ = student_tokenizer(student, recipe.corpus.has_chats)
     max_tokens = recipe.train.piece_tokens
     lengths = Lengths.of([list(count_questions(questions, tokenizer, chat, max_tokens))])
-    usable = lengths.num_bytes - sum(lengths.bytes_left_out.values())
+    usable = lengths.num_bytes - lengths.num_unused_bytes
     yield (
         "student's records",
-        f"of {lengths.num_records:,} sampled, {len(lengths.pieces_C):,} are cut into {int(lengths.pieces_C.sum()):,} pieces of at most "
+        f"of {lengths.num_records:,} sampled, {lengths.num_cut:,} are cut into {lengths.num_cut_pieces:,} pieces of at most "
         f"{max_tokens} tokens; {_share(usable, lengths.num_bytes)} of the supervised bytes can be used",
     )
+    for line in _left_out(lengths):
+        yield "left out", line
+
+
+def _left_out(lengths: Lengths) -> Iterator[str]:
     for reason, (records, num_bytes) in lengths.unusable().items():
-        yield (
-            "left out",
-            f"{records:,} records, {_share(num_bytes, lengths.num_bytes)} of the supervised bytes: {reason}",
-        )
+        yield f"{records:,} records, {_share(num_bytes, lengths.num_bytes)} of the supervised bytes: {reason}"
+    for reason, turns, num_bytes in lengths.turns_left_out.values():
+        share = _share(num_bytes, lengths.num_bytes)
+        yield f"{turns:,} turns of chats that are used without them, {share} of the supervised bytes: {reason}"
 
 
 def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -79,7 +94,8 @@ def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if identity.get("data_order") not in READ or not are_counted(folder, num_shards, counts_key(identity)):
         return
     train = recipe.train.model_copy(update={"max_tokens": identity["train"]["max_tokens"]})
-    for remark in remarks(kept_counts(folder, num_shards), train, identity["data_order"]):
+    has_chats = "template_sha256" in identity["student"]
+    for remark in remarks(kept_counts(folder, num_shards), train, identity["data_order"], has_chats):
         yield "counted in student.path", remark
 
 

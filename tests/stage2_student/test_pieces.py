@@ -13,7 +13,7 @@ from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.record import Record, Segment
 from stage2_student.alm import chunk_bounds, chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
-from stage2_student.encode import NOTHING, count_pieces, encode_pieces, encode_records
+from stage2_student.encode import NOTHING, Pieces, count_pieces, encode_pieces, encode_records
 from stage2_student.interfaces.base import StudentShape
 from stage2_student.interfaces.token_marginal import TokenMarginal
 from stage2_student.pieces import Cuttable, cut, overlap_tokens
@@ -55,7 +55,7 @@ def long_record(seed: int) -> Record:
 def pieces_of(record: Record, tokenizer: ByteTokenizer, max_tokens: int = MAX_TOKENS) -> list[Encoded]:
     [pieces] = encode_pieces([record], tokenizer, None, max_tokens)
     [counted] = count_pieces([record], tokenizer, None, max_tokens)
-    assert isinstance(pieces, list) and [piece.num_tokens for piece in pieces] == list(counted)
+    assert isinstance(pieces, list) and counted == Pieces(tuple(piece.num_tokens for piece in pieces))
     return pieces
 
 
@@ -211,7 +211,7 @@ def test_a_long_chat_is_cut_between_turns_and_within_a_long_one(family: str) -> 
     [pieces] = encode_pieces([record], loaded.tokenizer, loaded, 64)
     [counted] = count_pieces([record], loaded.tokenizer, loaded, 64)
     assert isinstance(pieces, list) and len(pieces) > 2
-    assert tuple(piece.num_tokens for piece in pieces) == counted and max(counted) <= 64
+    assert counted == Pieces(tuple(piece.num_tokens for piece in pieces)) and max(counted.tokens) <= 64
     assert all(piece.start == whole.start for piece in pieces)
     end = loaded.end_of_turn()
     assert end is not None

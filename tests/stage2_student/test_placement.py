@@ -1,5 +1,6 @@
 """What is derived before a rank starts: DeepSpeed's JSON, commands, ranks, and which checkpoint is sound."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from stage2_student.inventory import Inventory, find_damage, write_inventory
 from stage2_student.launch import launch_command, launch_student
 from stage2_student.loss_scale import GROWTH_STEPS, LARGEST, LossScale, first_scale
 from stage2_student.placement import first_host, rank_environment, started_as_rank
+from stage2_student.share import uses_turns
 from stage2_student.sized import sized
 from stage2_student.start import Ends, export_start
 from stage2_student.train import build_student
@@ -115,8 +117,22 @@ def test_a_run_that_took_its_documents_in_another_order_is_refused_by_name(
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     before_it_was_told = {name: value for name, value in identity.items() if name != "data_order"}
     (run / "identity.json").write_text(json.dumps(before_it_was_told))
-    with pytest.raises(ValueError, match=r"data_order: None there, 3 here.* new student.path"):
+    with pytest.raises(ValueError, match=r"data_order: None there, 4 here.* new student.path"):
         run_folder.claim(run, identity)
+
+
+def test_a_run_that_began_with_whole_chats_goes_on_with_them_and_with_what_it_counted(tmp_path: Path) -> None:
+    make_dump(tmp_path / "dump", num_records=3)
+    manifest, run = Manifest.load(tmp_path / "dump"), tmp_path / "run"
+    now = run_folder.run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1))
+    begun = {**now, "data_order": 3}
+    (run / "checkpoints" / "step-000001").mkdir(parents=True)
+    (run / "identity.json").write_text(json.dumps(begun))
+    assert run_folder.data_order(run) == order.WHOLE_CHATS == 3 and not uses_turns(3) and uses_turns(order.VERSION)
+    decisive = {"dump": begun["dump"], "other_dumps": None, "tokenizer_sha256": "s", "template_sha256": None}
+    decisive |= {"pieces": 1, "max_tokens": begun["train"]["max_tokens"]}
+    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    assert run_folder.counts_key(begun) == key != run_folder.counts_key(now)
 
 
 def test_a_run_that_began_before_records_were_cut_goes_on_as_it_began(tmp_path: Path) -> None:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from pipeline.tokenizer_bytes import ByteTokenizer
-from schemas.shard import read_rows, read_shard
+from schemas.shard import commit_shard, read_rows, read_shard
 from stage2_student import lengths as lengths_module
 from stage2_student import order as order_module
 from stage2_student import reader as reader_module
-from stage2_student.encode import TOO_LONG
+from stage2_student.encode import TOO_LONG, TurnsLeftOut
 from stage2_student.lengths import Counted, Lengths, count_shard, keep_counts, kept_counts
 from stage2_student.order import START, Order, Position
 from stage2_student.plan import BatchPlan, plan_batches
@@ -277,6 +278,40 @@ def test_a_plan_tells_what_can_be_used_of_a_sample_and_of_what_a_run_has_counted
     assert not list(counted_lines(recipe))  # that were counts of pieces
 
 
+def test_turns_that_are_left_out_are_said_beside_records_and_are_no_part_of_what_can_be_used(
+    work: Path, tokenizer: ByteTokenizer, tmp_path: Path
+) -> None:
+    train = preparation(work, tokenizer, 0, 1, max_tokens=20).recipe.train
+    reasons = (TurnsLeftOut("strips", 2, 30), TurnsLeftOut("calls", 1, 5))
+    shard = [Counted((19, 15), None, 60, False, 2, reasons), Counted((18, 9), None, 20), Counted((), "strips", 20)]
+    lengths = Lengths.of([shard, [Counted((19,), None, 100, False, 1, reasons[:1])]])
+    lines = list(remarks(lengths, train, order_module.VERSION, has_chats=True))
+    assert lines[1].startswith("1 chats are read 2 times, each time with other turns supervised")
+    assert lines[2].startswith("1 records of more than 20 tokens (train.max_tokens) are cut into 2 pieces")
+    assert lines[3:] == [
+        "left out: 1 records, 10.0 % of the supervised bytes: strips",
+        "left out: 4 turns of chats that are used without them, 30.0 % of the supervised bytes: strips",
+        "left out: 1 turns of chats that are used without them, 2.5 % of the supervised bytes: calls",
+    ]
+    assert lengths.num_unused_bytes == 20 + 60 + 5
+    assert "a chat is left out for one turn" in list(remarks(lengths, train, order_module.WHOLE_CHATS, True))[-1]
+    assert "a chat is left out for one turn" not in list(remarks(lengths, train, order_module.WHOLE_CHATS))[-1]
+
+
+def test_counts_of_a_release_that_used_chats_whole_are_read(
+    work: Path, tokenizer: ByteTokenizer, tmp_path: Path
+) -> None:
+    names = ("num_tokens", "left_out", "num_bytes", "continues")
+    rows = [([19, 15], None, 60, False), ([], "strips", 20, False)]
+    kinds = (pa.list_(pa.int32()), pa.string(), pa.int64(), pa.bool_())
+    schema = pa.schema(list(zip(names, kinds, strict=True)), metadata={b"bld.counted_of": b"key"})
+    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema)
+    commit_shard(table, tmp_path / "part-00000.parquet", zstd_level=3)
+    found, expected = kept_counts(tmp_path, 1), Lengths.of([[Counted(tuple(row[0]), *row[1:]) for row in rows]])  # type: ignore[arg-type]
+    assert_equal(found, expected)
+    assert (found.num_cut, found.num_rendered, found.turns_left_out) == (1, 0, {})
+
+
 def test_a_document_with_other_tokens_than_were_counted_stops_the_run_by_name(
     work: Path, tokenizer: ByteTokenizer
 ) -> None:
@@ -288,7 +323,16 @@ def test_a_document_with_other_tokens_than_were_counted_stops_the_run_by_name(
 def assert_equal(ours: Lengths, theirs: Lengths) -> None:
     for name in ("counts_S", "tokens_U", "continues_U", "first_C", "pieces_C"):
         assert np.array_equal(getattr(ours, name), getattr(theirs, name)), name
-    assert (ours.reasons, ours.num_bytes, ours.unusable()) == (theirs.reasons, theirs.num_bytes, theirs.unusable())
+    for name in (
+        "reasons",
+        "num_bytes",
+        "bytes_left_out",
+        "num_cut",
+        "num_cut_pieces",
+        "num_renderings",
+        "turns_left_out",
+    ):
+        assert getattr(ours, name) == getattr(theirs, name), name
 
 
 def test_counts_are_kept_by_several_ranks_and_a_start_counts_only_what_is_missing_damaged_or_of_another_key(

@@ -1,7 +1,6 @@
 """Students of chats with reasoning and calls: each renders the conversation itself, and learns what the teacher was asked, or says why not."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from schemas.shard import read_shard
 from schemas.store import location
 from stage1_teacher.dump import run_teacher
 from stage2_student.batches import NO_LABEL, Encoded, Masks, make_example
-from stage2_student.encode import count_pieces, encode_records
+from stage2_student.encode import Pieces, TurnsLeftOut, count_pieces, encode_records
 from stage2_student.evaluate import run_eval
 from stage2_student.held_out import _as_json, _of_json
 from stage2_student.launch import launch_student
@@ -93,7 +92,9 @@ def test_a_student_whose_template_writes_calls_otherwise_is_told_so(qwen3: Path,
     [record] = records_of(qwen2_5)  # one record of three turns, of which one differs
     assert learned("llama3_1", [record]) == [OTHERWISE] and learned("smollm3", [record]) == [OTHERWISE]
     chat = load_turns("llama3_1")
-    assert Counter(count_pieces(records_of(qwen2_5), chat.tokenizer, chat, None)) == {OTHERWISE: 1}
+    [counted] = count_pieces([record], chat.tokenizer, chat, None)  # it is used without that turn
+    assert isinstance(counted, Pieces) and counted.left_out == (TurnsLeftOut(OTHERWISE, 1, record.segments[0].length),)
+    assert list(count_pieces([record], chat.tokenizer, chat, None, by_turn=False)) == [OTHERWISE]
 
 
 def test_a_student_that_drops_what_came_earlier_finds_the_turns_of_one_rendering(qwen2_5: Path) -> None:
