@@ -114,7 +114,7 @@ def jobs_of_recipe(recipe: Recipe) -> list[Job]:
 
 
 def result_path(recipe: Recipe, custom: Mapping[str, CorpusConfig] | None = None) -> Path:
-    """Where a recipe's figures are kept: eval.json in its run, for its own text; beside it, for the `custom_corpus` of a command line."""
+    """Return where a recipe's figures are kept: eval.json in its run, for its own text; beside it, for the `custom_corpus` of a command line."""
     run = Path(_student(recipe).path)
     if not custom:
         return run / "eval.json"
@@ -125,7 +125,7 @@ def result_path(recipe: Recipe, custom: Mapping[str, CorpusConfig] | None = None
 
 
 def read_results(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """All figures on text that `result_path` has kept in a run, by model and corpus; empty where there are none.
+    """Return all figures on text that `result_path` has kept in a run, by model and corpus; empty where there are none.
 
     A corpus of a command line whose name another has already is called as its file is.
     """

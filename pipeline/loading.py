@@ -125,7 +125,7 @@ def max_positions(config: Any) -> int | None:
 
 
 def counts_from_padding(config: Any) -> bool:
-    """Whether the model's first position is the one behind the id that pads, which is so a part of how it reads."""
+    """Return whether the model's first position is the one behind the id that pads, which is so a part of how it reads."""
     text = config.get_text_config()
     return text.model_type in _COUNT_FROM_PADDING and text.pad_token_id is not None
 

@@ -77,7 +77,7 @@ def _engine(identity: dict[str, Any]) -> str:
 
 
 def _nobody_accepted(manifests: Sequence[Manifest], accepted: Collection[str]) -> int:
-    """Index of a dump whose engine is not among the accepted ones, to which all others are held; the first where there is none."""
+    """Return the index of a dump whose engine is not among the accepted ones, to which all others are held; the first where there is none."""
     return next((i for i, manifest in enumerate(manifests) if _engine(manifest.identity) not in accepted), 0)
 
 

@@ -70,7 +70,7 @@ def _schema_faults(schema: pa.Schema, identity: dict[str, Any]) -> list[str]:
 
 
 def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest) -> list[str]:
-    """Whether it is this dump's shard, and was made of the documents that the plan gives it."""
+    """Return what says that it is not this dump's shard, or was not made of the documents that the plan gives it."""
     began, ours = json.loads(metadata["bld.identity"]), shard_identity(manifest.identity)
     if "teacher" in began:  # of a part of a merged dump, which an accepted engine may have begun
         began = with_accepted_engine(began, ours, manifest.accepted_engines)
@@ -86,7 +86,7 @@ def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest)
 
 
 def _summary_faults(path: Location, manifest: Manifest, damaged: bool) -> list[str]:
-    """Whether the summary is that of these shards; not asked where they are damaged."""
+    """Return where the summary is not that of these shards; nothing where they are damaged."""
     summary = path / "summary.json"
     if not summary.exists():
         return [f"{summary}: missing; the dump is not complete: run `bld teacher` again"]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pipeline.config import student_config
-from pipeline.loading import load_tokenizer
 from pipeline.recipe import load_recipe
 from stage2_student import run_folder
 from stage2_student.folders import committed_folder
@@ -16,7 +15,7 @@ from stage2_student.inventory import find_damage
 from stage2_student.keep import best_step
 from stage2_student.lora import add_adapters
 from stage2_student.start import load_start, tokenizer_moved
-from stage2_student.tokenizer_folder import save_tokenizer
+from stage2_student.tokenizer_folder import read_tokenizer, save_tokenizer
 
 _STEP_FILE = "distilled.json"
 
@@ -47,7 +46,7 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     model.config.use_cache = True
     with committed_folder(out) as partial:
         model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
-        save_tokenizer(load_tokenizer(str(run / "start"), trust), partial, trust)
+        save_tokenizer(read_tokenizer(run / "start", run_folder.tokenizer_sha256(run), trust), partial, trust)
         said = {"step": step, "newest": run_folder.checkpoint_steps(run)[-1]}
         (partial / _STEP_FILE).write_text(json.dumps(said) + "\n", encoding="utf-8")
     return out

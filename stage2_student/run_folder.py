@@ -81,6 +81,11 @@ def run_identity(
     return dict(json.loads(json.dumps(identity)))
 
 
+def tokenizer_sha256(run: Path) -> str:
+    """The `ByteTokenizer.sha256` of the student's tokenizer, as the run began."""
+    return str(json.loads((run / "identity.json").read_text(encoding="utf-8"))["student"]["tokenizer_sha256"])
+
+
 def data_order(run: Path) -> int:
     """The version of the order in which the run takes its documents: the one that its checkpoints were made in, where it can still be taken."""
     path = run / "identity.json"

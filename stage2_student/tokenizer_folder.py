@@ -1,13 +1,17 @@
 """A tokenizer written beside a model so that AutoTokenizer gives it back, whatever the model's type."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.loading import load_tokenizer
 from pipeline.tokenizer_bytes import ByteTokenizer
 
-_CLASS = "TokenizerAsWritten"
+_MODULE, _CLASS = "tokenizer_as_written", "TokenizerAsWritten"
+_NAMED = f"{_MODULE}.{_CLASS}"
 _CODE = f'''"""Beside a model of this type transformers makes every tokenizer into that of the type; this one is what tokenizer.json says."""
 
 from transformers import PreTrainedTokenizerFast
@@ -29,17 +33,13 @@ def save_tokenizer(wrapped: Any, folder: Path, trust_remote_code: bool = False) 
     """
     wrapped.save_pretrained(folder)
     written = ByteTokenizer.from_wrapped(wrapped, str(folder)).sha256
-    if _read_back(folder, trust_remote_code) == written:
-        return
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    module = "tokenizer_as_written"
-    config |= {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "auto_map": {"AutoTokenizer": [None, f"{module}.{_CLASS}"]},
-    }
+    if _NAMED not in str(config.get("auto_map")) and _read_back(folder, trust_remote_code) == written:
+        return
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": {"AutoTokenizer": [None, _NAMED]}}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / f"{module}.py").write_text(_CODE, encoding="utf-8")
+    (folder / f"{_MODULE}.py").write_text(_CODE, encoding="utf-8")
     if _read_back(folder, trust_remote_code) != written:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         read = type(load_tokenizer(str(folder), trust_remote_code)).__name__
@@ -48,6 +48,18 @@ def save_tokenizer(wrapped: Any, folder: Path, trust_remote_code: bool = False) 
             "otherwise, so that the student would be used with tokens that it has not learnt. Take a student.model of another type, "
             "or leave student.tokenizer out"
         )
+
+
+def read_tokenizer(folder: Path, sha256: str, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a folder: what AutoTokenizer makes of it where that has this `ByteTokenizer.sha256`, else its tokenizer.json.
+
+    A release that did not know `save_tokenizer` wrote students of some types so that AutoTokenizer reads another one there.
+    """
+    with suppress(ValueError):  # a tokenizer of another kind than tokenizer.json
+        wrapped = load_tokenizer(str(folder), trust_remote_code)
+        if ByteTokenizer.from_wrapped(wrapped, str(folder)).sha256 == sha256:
+            return wrapped
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _read_back(folder: Path, trust_remote_code: bool) -> str | None:

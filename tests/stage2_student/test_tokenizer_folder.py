@@ -2,14 +2,16 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, RobertaConfig, RobertaForCausalLM
 
 from pipeline.source import resolve_tokenizer
+from pipeline.tokenizer_bytes import ByteTokenizer
 from stage2_student.start import export_start
-from stage2_student.tokenizer_folder import save_tokenizer
+from stage2_student.tokenizer_folder import read_tokenizer, save_tokenizer
 from tests import families
 from tests.stage2_student.dumps import make_recipe
 from tests.zoo.models import save_tiny
@@ -57,6 +59,23 @@ def test_any_tokenizer_beside_any_type_is_read_as_it_was_written(name: str, mode
     assert as_read(tmp_path, texts, trust_remote_code=True) == expected
     assert get_tokenizer(str(tmp_path))(texts, add_special_tokens=False)["input_ids"] == expected
     assert (tmp_path / "tokenizer_as_written.py").exists() == (model_type == "qwen2")
+    again = tmp_path / "again"  # as an export is made of a start
+    again.mkdir()
+    shutil.copy(tmp_path / "config.json", again)
+    sha256 = ByteTokenizer.from_wrapped(wrapped, name).sha256
+    save_tokenizer(read_tokenizer(tmp_path, sha256), again)
+    assert as_read(again, texts) == as_read(again, texts, trust_remote_code=True) == expected
+
+
+@pytest.mark.parametrize("name", ["byte-bpe", "sp-bpe"])
+def test_a_student_that_an_earlier_release_moved_is_exported_with_what_it_learnt(name: str, tmp_path: Path) -> None:
+    spelling = small(name, tmp_path)
+    save_tiny(tmp_path / "start", "qwen2", spelling.wrapped)  # as it was written then
+    save_tiny(tmp_path / "export", "qwen2", spelling.wrapped)
+    sha256 = ByteTokenizer.from_wrapped(spelling.wrapped, name).sha256
+    save_tokenizer(read_tokenizer(tmp_path / "start", sha256), tmp_path / "export")
+    texts = random_texts()
+    assert as_read(tmp_path / "export", texts) == as_written(spelling.wrapped, texts)
 
 
 def test_a_qwen2_student_that_moved_is_read_with_its_new_tokenizer_and_moves_on(tmp_path: Path) -> None:
