@@ -83,19 +83,18 @@ def router_weights(lm: Any) -> dict[str, str]:
 def mixture_remarks(lm: Any, student: StudentConfig, by_peft: bool = False) -> Iterator[str]:
     """What a mixture of experts does not learn by, a sentence each; nothing for other models. `lm` has no adapters yet."""
     short = sorted(set(expert_weights(lm).values()))
-    adapted = [name for name in short if name in student.lora_targets]
-    if student.lora_rank and len(adapted) < len(short):
-        left = [name for name in short if name not in adapted]
-        routers = sorted(set(router_weights(lm).values()))
+    left = [name for name in short if name not in student.lora_targets]
+    routers = sorted(set(router_weights(lm).values()))
+    if student.lora_rank and short and by_peft:
+        yield (
+            "this run goes on with the adapters that it began with: in some families (DeepSeek, GLM-4.5, Qwen3-Next) beside the experts' weights in "
+            "place of the shared expert's and of dense layers'; under a new student.path they are where student.lora_targets has them"
+        )
+    elif student.lora_rank and left:
         yield (
             f"the experts get no adapters for {', '.join(left)}, and learn nothing there; to adapt them, name them in "
             "student.lora_targets beside the linear layers"
             + (f". Nor does what chooses among them learn ({', '.join(routers)})" if routers else "")
-        )
-    if student.lora_rank and short and by_peft:
-        yield (
-            "this run goes on with the adapters that it began with: in some families (DeepSeek, GLM-4.5, Qwen3-Next) beside the experts' weights in place "
-            "of the shared expert's and of dense layers'; under a new student.path it is as student.lora_targets has it"
         )
     balance = getattr(lm.config.get_text_config(), "router_aux_loss_coef", None)
     if balance:

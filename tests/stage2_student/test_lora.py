@@ -188,9 +188,8 @@ def test_a_run_that_began_with_peft_s_choice_of_adapters_goes_on_with_them(work:
     recipe, manifest = lora_recipe(work, "whole"), Manifest.load(work / "dump")
     ours = run_identity(recipe, manifest, identity["student"]["tokenizer_sha256"], Ends(0, 0), adapters_by_peft=True)
     assert "adapters" not in ours and run_identity(recipe, manifest, "s", Ends(0, 0))["adapters"] == 2
-    assert "this run goes on with the adapters that it began with" in "".join(
-        mixture_remarks(zoo_model("mixtral", 300), student_of(lora_rank=4), by_peft=True)
-    )
+    began, _ = mixture_remarks(zoo_model("mixtral", 300), student_of(lora_rank=4), by_peft=True)
+    assert began.startswith("this run goes on with the adapters that it began with")
 
 
 def test_what_a_mixture_of_experts_does_not_learn_is_said_by_name(model: Path) -> None:
