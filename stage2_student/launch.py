@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -69,15 +70,22 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
     loaded = planned
     for remark in remarks:
         say(f"{run}: {remark}")
-    command = launch_command(run / "launch.yaml", loaded.train, free_port())
     if dry_run:
+        command = launch_command(run / "launch.yaml", loaded.train, free_port())
         dumps = ", ".join(ref.path for ref in dump_refs(loaded))
         print(f"dump {dumps} -> run {run}, {loaded.train.steps} steps:\n{' '.join(command)}")
         return 0
     run.mkdir(parents=True, exist_ok=True)
-    save_recipe(loaded, run / "launch.yaml")
     end_children_with_me()
-    code, received = _run(command, _environment(loaded.train))
+    # A name of its own: the ranks read it once they are up, and only then is another command for the same run refused.
+    number, name = tempfile.mkstemp(dir=run, prefix="launch-", suffix=".yaml")
+    os.close(number)
+    try:
+        save_recipe(loaded, Path(name))
+        command = launch_command(Path(name), loaded.train, free_port())
+        code, received = _run(command, _environment(loaded.train))
+    finally:
+        Path(name).unlink(missing_ok=True)
     # Over several machines DeepSpeed's launcher ends with 1 for any signal.
     return 128 + received[0] if code == 1 and received and loaded.train.hostfile is not None else code
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from transformers import LlamaConfig
 
 from pipeline.config import DeepSpeedConfig, Recipe, TrainConfig
+from pipeline.recipe import load_recipe
 from pipeline.tokenizer_bytes import ByteTokenizer
 from schemas.manifest import Manifest
 from stage2_student import launch, order, run_folder
@@ -352,3 +353,22 @@ def test_a_closed_terminal_is_a_sigterm_to_the_ranks_but_under_nohup(ignored: bo
             process.stdin.write("on\n")
             process.stdin.close()
         assert process.wait(60) == code
+
+
+def test_a_second_command_for_a_run_does_not_change_what_the_ranks_of_the_first_are_about_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[float] = []
+
+    def ranks(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:
+        if not read:  # they are slow to start, and somebody else is quick
+            read.append(0.0)
+            launch_student(recipe(tmp_path, lr=0.5))
+        read.append(load_recipe(command[command.index("--recipe") + 1]).train.lr)
+        return 0, []
+
+    monkeypatch.setattr(launch, "_run", ranks)
+    monkeypatch.setattr(launch, "end_children_with_me", lambda: None)
+    launch_student(recipe(tmp_path, lr=0.25))
+    assert read == [0.0, 0.5, 0.25]
+    assert not list((tmp_path / "run").glob("launch*"))
