@@ -7,23 +7,30 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.chat import ChatTokenizer
 from pipeline.chat_template import TODAY, ChatError
 from pipeline.chat_turns import OTHERWISE
-from pipeline.conversation import Conversation, join_reasoning
+from pipeline.conversation import Conversation, Excerpt, join_reasoning
+from pipeline.loading import load_model
 from schemas.record import Question, Record, Segment
 from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.pieces import Piece
 from stage1_teacher.turn_pieces import cut_conversation
+from stage2_student.align import with_segments
+from stage2_student.asked import asked_positions
 from stage2_student.batches import NO_LABEL, Encoded, Example, Masks, make_example
+from stage2_student.divergence import ByteModel
 from stage2_student.encode import Pieces, TurnsLeftOut, count_pieces, encode_pieces, encode_records
-from tests.chat_turns import answer, load_turns, result, talk, turn_tokenizer, user
+from tests.chat_turns import CALLED, answer, load_turns, result, talk, turn_model, turn_tokenizer, user
 from tests.chats import CHAT_FAMILIES, chat, load_chat
+from tests.stage1_teacher.test_turn_dump import expected_targets
 from tests.stage2_student.dumps import make_record
 
 MASKS = Masks(max_doubt=1.0, max_token_end=1.0)
@@ -340,8 +347,6 @@ def test_reasoning_in_a_content_that_the_teacher_took_for_text_is_learned_by_a_t
 
 
 def test_targets_of_a_record_of_some_segments_are_those_of_the_whole_one() -> None:
-    from stage2_student.align import with_segments
-
     rng = np.random.default_rng()
     for _ in range(20):
         edges = np.sort(rng.choice(np.arange(1, 40), 7, replace=False))
@@ -366,3 +371,33 @@ def test_targets_of_a_record_of_some_segments_are_those_of_the_whole_one() -> No
             assert getattr(found, column).tolist() == [getattr(record, column)[entry] for entry in entries]
         changed = {"segments", "entry_counts", "dropped", "token_end", "doubt", "symbols", "logprobs"}
         assert all(getattr(found, f.name) is getattr(record, f.name) for f in fields(record) if f.name not in changed)
+
+
+def test_a_model_is_asked_about_each_turn_in_the_rendering_that_it_would_have_read(tmp_path: Path) -> None:
+    rng, folder = np.random.default_rng(0), turn_model(tmp_path / "qwen3", "qwen3")
+    smollm3, qwen3 = load_turns("smollm3"), ChatTokenizer.load(str(folder))
+    ends = [loaded.end_of_turn() for loaded in (smollm3, qwen3)]
+    assert ends[0] is not None and ends[1] is not None
+    [piece] = cut_conversation("c", REASONED, smollm3, [ends[0]], 100_000)
+    record = record_of(piece, rng)
+    model = load_model(str(folder), None, torch.float32, trust_remote_code=False).eval()
+    answers = ByteModel(model, qwen3.tokenizer, 0, (ends[1],), qwen3).answers(record)
+    assert answers.asked_P.all() and len(answers.probs_PV) == record.num_positions
+    texts = [record.document[segment.start : segment.start + segment.length] for segment in record.segments]
+    expected = [
+        expected_targets(folder, Excerpt(REASONED.until(index + 1), 2), text)
+        for index, text in zip((1, 3, 5), texts, strict=True)
+    ]
+    np.testing.assert_allclose(answers.probs_PV, np.concatenate(expected), rtol=0, atol=1e-4)
+
+
+def test_turns_that_a_model_cannot_be_asked_about_are_counted_by_name_and_those_around_are_asked() -> None:
+    rng, qwen2, llama = np.random.default_rng(0), load_turns("qwen2_5"), load_turns("llama3_1")
+    end, its_end = qwen2.end_of_turn(), llama.end_of_turn()
+    assert end is not None and its_end is not None
+    [piece] = cut_conversation("c", CALLED, qwen2, [end], 100_000)
+    record = record_of(piece, rng)
+    asked_P, left_out = asked_positions(record, llama.tokenizer, llama, [its_end])
+    rows = rows_of_messages(record)
+    assert np.flatnonzero(asked_P).tolist() == rows[3] + rows[5] and left_out == {1: OTHERWISE}
+    assert np.flatnonzero(~asked_P).tolist() == rows[1]
