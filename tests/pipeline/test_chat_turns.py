@@ -118,7 +118,7 @@ def test_a_record_has_the_tokens_of_transformers(name: str) -> None:
         for excerpt in chat.excerpts(conversation):
             asked = excerpt.conversation
             reasons = bool(asked.messages[-1].get("reasoning"))
-            messages: list[Any] = chat.beyond_contents(asked) and chat._turns_of.forms.messages(asked)
+            messages: list[Any] = chat.beyond_contents(asked) and chat.turn_template.forms.messages(asked)
             theirs = wrapped.apply_chat_template(
                 messages,
                 tools=[dict(tool) for tool in asked.tools] or None,
