@@ -7,14 +7,16 @@ them. So some branches of a probe text are held against the model's own log-prob
 Shape legend: R rows, D hidden size, V token ids.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.config import TeacherConfig
+from pipeline.logs import warn
 from pipeline.tokenizer_bytes import ByteTokenizer
-from stage1_teacher.engine import BranchToken, Engine
+from stage1_teacher.engine import BranchToken, Engine, close_failed, free_memory
 from stage1_teacher.reduce import Reducer
 from stage1_teacher.self_check import MOST_ROWS, TIMES_CONTROL, probe_tokens, row_nats
 
@@ -47,9 +49,9 @@ def branching_fault(
     paths += [[*paths[1], second[1]], [*paths[0], second[-1]]]
     try:
         branches = engine.branches([first, second])
-        states_RD = torch.cat([branches.extend(tokens), branches.extend(deeper)])
-    except (ValueError, TypeError, RuntimeError) as error:
-        return f"{engine.name} does not branch: {type(error).__name__}: {error}"
+    except ValueError as error:
+        return f"{engine.name} does not branch with it: {error}"
+    states_RD = torch.cat([branches.extend(tokens), branches.extend(deeper)])
 
     def ask_own() -> Tensor:
         return torch.cat([engine.own_logprobs(path, len(path) - 1) for path in paths])
@@ -75,10 +77,45 @@ def branching_fault(
     )
 
 
-def without_branches(engine: str) -> str:
-    """The way out where branches are wanted of a local engine that cannot give them."""
-    other = "transformers" if engine == "vllm" else "vllm"
-    return f"Dump its canonical rows alone (dump.covering.beam_width: 0), or try the other local engine (teacher.engine: {other})"
+def with_branches(
+    open_it: Callable[[bool], Engine], fault_of: Callable[[Engine], str | None], required: bool, model: str
+) -> Engine:
+    """An engine that is to branch, checked. One that fails where it branches, which may leave it broken, is opened anew without.
+
+    Args:
+        open_it: opens an engine, so that it can branch or not.
+        required: there is no use for it without branches; else only the audit wants them.
+        model: what the error calls it: its source and its architecture.
+    Raises:
+        ValueError: branches are required, and cannot be had.
+    """
+    engine, failed = open_it(True), False
+    try:
+        engine.cannot_branch = fault_of(engine)
+    except Exception as error:
+        failed = True
+        engine.cannot_branch = f"{engine.name} fails where it branches: {type(error).__name__}: {error}"
+    except BaseException:
+        engine.close()
+        raise
+    fault = engine.cannot_branch
+    if fault is None:
+        return engine
+    if required:
+        engine.close()
+        other = "transformers" if engine.name.startswith("vllm") else "vllm"
+        raise ValueError(
+            f"{model}: {fault}. Dump its canonical rows alone (dump.covering.beam_width: 0), or try the other local engine "
+            f"(teacher.engine: {other})"
+        )
+    warn(f"{model}: it is audited without branches: {fault}")
+    if failed:
+        close_failed(engine)
+        del engine
+        free_memory()
+        engine = open_it(False)
+        engine.cannot_branch = fault
+    return engine
 
 
 def _prompts(

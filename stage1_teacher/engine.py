@@ -3,14 +3,17 @@
 An engine that cannot give them lists the most probable tokens of each position instead.
 """
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.listed import ListedRows
+from pipeline.logs import warn
 from stage1_teacher.logit_rule import LogitRule
 
 
@@ -95,3 +98,18 @@ def open_engine(
     from stage1_teacher.engine_transformers import TransformersEngine
 
     return TransformersEngine(model, teacher, placement, branches)
+
+
+def close_failed(engine: Engine | ListingEngine) -> None:
+    """Close an engine that has failed. It is broken; what matters is whether the new one starts."""
+    try:
+        engine.close()
+    except Exception as error:
+        warn(f"closing the failed engine: {type(error).__name__}: {error}")
+
+
+def free_memory() -> None:
+    """Give back what an engine held that nothing refers to any more, so that a new one finds room."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

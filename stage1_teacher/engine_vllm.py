@@ -212,10 +212,10 @@ class VllmEngine:
         return rows_TV
 
     def branches(self, prompts: Sequence[Sequence[int]]) -> "VllmBranches":
-        if not self._caches_prefixes:
-            raise ValueError("this engine was opened without branches: they need its prefix cache")
         if self.cannot_branch is not None:
             raise ValueError(self.cannot_branch)
+        if not self._caches_prefixes:
+            raise ValueError("this engine was opened without branches: they need its prefix cache")
         return VllmBranches(self, prompts)
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

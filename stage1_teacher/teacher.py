@@ -1,6 +1,5 @@
 """A teacher that is ready to be asked: its engine, its tokenizer, and what makes targets of the engine's answers."""
 
-import gc
 from collections.abc import Callable, Sequence
 from traceback import walk_tb
 from typing import NamedTuple, TypeVar, cast
@@ -20,8 +19,8 @@ from pipeline.spread import spread
 from pipeline.targets import Targets
 from pipeline.tokenizer_bytes import ByteTokenizer
 from pipeline.vocabulary import Vocabulary
-from stage1_teacher.check_branching import branching_fault, without_branches
-from stage1_teacher.engine import Branches, Engine, ListingEngine, open_engine
+from stage1_teacher.check_branching import branching_fault, with_branches
+from stage1_teacher.engine import Branches, Engine, ListingEngine, close_failed, free_memory, open_engine
 from stage1_teacher.expand import Place, expand
 from stage1_teacher.pieces import Piece
 from stage1_teacher.reduce import Reducer, Rows
@@ -79,14 +78,9 @@ class Teacher:
         assert self._reopen is not None
         failed, self._engine = self._engine, None
         if failed is not None:
-            try:
-                failed.close()
-            except Exception as error:  # it is broken; what matters is whether the new one starts
-                warn(f"closing the failed engine: {type(error).__name__}: {error}")
+            close_failed(failed)
             del failed
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         self._engine = self._reopen()
 
     def prompt(self, piece: Piece) -> list[int]:
@@ -264,20 +258,25 @@ def open_teacher(
     config = load_config(model, teacher.revision, teacher.trust_remote_code)
     named = f"{teacher.model} ({', '.join(config.architectures or [config.model_type])})"
 
-    def reopen() -> Engine:
-        wanted = recipe.dump.covering.beam_width > 0
-        engine = open_engine(model, teacher, placement, branches or wanted, over_machines)
+    def open_checked(branching: bool) -> Engine:
+        engine = open_engine(model, teacher, placement, branching, over_machines)
         try:
             head.follow(engine.logit_rule())
             check_engine(engine, reducer, tokenizer, start, teacher, named)
-            if branches or wanted:
-                engine.cannot_branch = branching_fault(engine, reducer, tokenizer, start, teacher, config)
-            if wanted and engine.cannot_branch is not None:
-                raise ValueError(f"{named}: {engine.cannot_branch}. {without_branches(teacher.engine)}")
         except BaseException:
             engine.close()
             raise
         return engine
+
+    def reopen() -> Engine:
+        if recipe.dump.covering.beam_width == 0 and not branches:
+            return open_checked(False)
+        return with_branches(
+            open_checked,
+            lambda engine: branching_fault(engine, reducer, tokenizer, start, teacher, config),
+            recipe.dump.covering.beam_width > 0,
+            named,
+        )
 
     return Teacher(recipe, _started(reopen, named, teacher.engine), vocabulary, tokenizer, start, reducer, reopen, chat)
 

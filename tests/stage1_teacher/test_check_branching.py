@@ -67,3 +67,22 @@ def test_branch_rows_that_are_anothers_are_noticed(
     assert isinstance(teacher.engine, TransformersEngine)
     with pytest.raises(ValueError, match="computes branches otherwise"):
         teacher.engine.branches([[1, 2, 3]])
+
+
+def test_an_engine_that_fails_where_it_branches_is_opened_anew_without(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's CPU kernels of Mamba 2 do, with the prefix cache that branches need, on a prompt of more than a block."""
+    closed: list[TransformersEngine] = []
+
+    def fail(*_: object) -> None:
+        raise IndexError("index 10 is out of bounds")
+
+    monkeypatch.setattr(Tree, "extend", fail)
+    monkeypatch.setattr(TransformersEngine, "close", lambda self: closed.append(self))
+    teacher = opened(tmp_path, model)
+    assert len(closed) == 1 and teacher.engine is not closed[0]
+    with pytest.raises(ValueError, match="fails where it branches: IndexError: index 10 is out of bounds"):
+        teacher.engine.branches([[1, 2, 3]])  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"model \(LlamaForCausalLM\): .*fails where it branches.*beam_width: 0"):
+        opened(tmp_path, model, branches=True)
