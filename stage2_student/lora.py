@@ -62,7 +62,8 @@ def expert_weights(lm: Any) -> dict[str, str]:
     return {
         f"{name}.{own}": f"{name.rpartition('.')[2]}.{own}"
         for name, module in lm.named_modules()
-        if not type(module).__module__.startswith("torch.nn")
+        # Weights of three axes have others too: the gates of RecurrentGemma, the mixes of RWKV.
+        if "expert" in f"{name} {type(module).__name__}".lower() and not type(module).__module__.startswith("torch.nn")
         for own, weight in module.named_parameters(recurse=False)
         if weight.ndim == 3
     }

@@ -202,6 +202,9 @@ def test_what_a_mixture_of_experts_does_not_learn_is_said_by_name(model: Path) -
     assert list(mixture_remarks(lm, student_of(lora_rank=4, lora_targets=["q_proj", *EXPERTS]))) == [balance]
     assert list(mixture_remarks(lm, student_of())) == [balance]  # in full the experts learn
     assert not list(mixture_remarks(load_start(model, False), student_of(lora_rank=4)))
+    assert not list(mixture_remarks(zoo_model("recurrent_gemma", 300), student_of(lora_rank=4)))  # gates of three axes
+    experts, *_ = mixture_remarks(zoo_model("jetmoe", 300), student_of(lora_rank=4))
+    assert "no adapters for input_linear.weight, output_linear.weight, and" in experts
 
 
 @pytest.fixture(scope="module")
