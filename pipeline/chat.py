@@ -15,8 +15,9 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from pipeline.chat_renderings import Written
 from pipeline.chat_template import ASSISTANT, ChatError, ChatTemplate, Message, Part
-from pipeline.chat_turns import TurnTemplate, Written
+from pipeline.chat_turns import TurnTemplate
 from pipeline.control_tokens import ControlTokens
 from pipeline.conversation import Conversation, Excerpt
 from pipeline.loading import load_tokenizer

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from pipeline.chat import ChatTokenizer, EncodedChat
+from pipeline.chat_renderings import Written
 from pipeline.chat_template import ASSISTANT, ChatError
-from pipeline.chat_turns import OTHERWISE, Written
+from pipeline.chat_turns import OTHERWISE
 from pipeline.conversation import Conversation, Excerpt, chat_of, split_reasoning
 from schemas.record import Question, Record
 

@@ -6,67 +6,19 @@ templates drop or strip it later. Turns whose renderings begin one another are i
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.chat_forms import Forms, mark
-from pipeline.chat_template import ASSISTANT, ChatError, ChatTemplate, Part
+from pipeline.chat_renderings import Turn, Written, gathered, items_of
+from pipeline.chat_template import ASSISTANT, ChatError, ChatTemplate
 from pipeline.control_tokens import ControlTokens, Found, mended
 from pipeline.conversation import Conversation, Excerpt, Message
 
 OTHERWISE = "the chat template writes reasoning or calls otherwise than the teacher's"
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A chat rendered up to a turn, which is characters `begin .. end` of it, and ends with the control token `end_token` up to `stop`.
-
-    Attributes:
-        text: the rendering, in which spellings of control tokens are broken.
-        number: how many such control tokens stand before that one.
-    """
-
-    text: str
-    begin: int
-    end: int
-    stop: int
-    end_token: int
-    number: int
-
-    def begins(self, later: "Turn") -> bool:
-        """Whether a later turn's rendering holds this one as it is."""
-        return later.text.startswith(self.text[: self.stop])
-
-    def within(self, later: "Turn", controls: Sequence[Found]) -> "Turn | None":
-        """Where this turn stands in a later one's rendering, whose control tokens these are; None where it does not.
-
-        What comes before it may have changed, and so may what the template writes before it (an empty reasoning, by some): the turn is
-        known by its text, and by the control token that ends it.
-        """
-        if self.begins(later):
-            return replace(self, text=later.text)
-        ends = [found for found in controls if found.token == self.end_token]
-        end = ends[self.number] if self.number < len(ends) else None
-        if end is None or not later.text[: end.start].endswith(self.text[self.begin : self.end]):
-            return None
-        return replace(self, text=later.text, begin=end.start - (self.end - self.begin), end=end.start, stop=end.end)
-
-
-class Written(NamedTuple):
-    """A chat as the template writes it.
-
-    Attributes:
-        items: control tokens by id, and what stands between them; each message's parts have its number.
-        contents: of each message its bytes: of a turn with more than contents what is written for it, without control tokens.
-        spoken: the messages whose bytes are to be supervised.
-    """
-
-    items: list[int | Part]
-    contents: tuple[bytes, ...]
-    spoken: frozenset[int]
 
 
 class TurnTemplate:
@@ -111,10 +63,10 @@ class TurnTemplate:
         spoken = [index for index in conversation.turns if index >= first]
         turns = [self.turn(conversation.until(index + 1)) for index in spoken]
         numbers = [index - first for index in spoken]
-        renderings = self._renderings(numbers, turns)
+        renderings = gathered(self._control, numbers, turns)
         if len(renderings) > 1:
             raise ChatError("the chat template writes an earlier turn otherwise once the chat goes on")
-        items, contents = self._items(renderings[0])
+        items, contents = items_of(self._control, renderings[0])
         said = enumerate(conversation.messages[first:])
         texts = (contents.get(i, "" if m["role"] == ASSISTANT else m["content"]) for i, m in said)
         return Written(items, tuple(text.encode() for text in texts), frozenset(numbers))
@@ -139,38 +91,12 @@ class TurnTemplate:
             except ChatError as error:
                 faults[number] = error
                 continue
-            if self._items({number: turn})[1][number].encode() == stored[number]:
+            if items_of(self._control, {number: turn})[1][number].encode() == stored[number]:
                 agreeing[number] = turn
             else:
                 faults[number] = ChatError(OTHERWISE)
-        renderings = self._renderings(list(agreeing), list(agreeing.values()))
-        return [Written(self._items(of)[0], tuple(stored), frozenset(of)) for of in renderings], faults
-
-    def _renderings(self, numbers: Sequence[int], turns: Sequence[Turn]) -> list[dict[int, Turn]]:
-        """Turns by number, in groups: those before the last of a group stand in its rendering, after one another."""
-        groups: list[dict[int, Turn]] = []
-        controls: list[Found] = []
-        after: Turn | None = None  # the turn that comes next in the group's rendering
-        for number, turn in zip(reversed(numbers), reversed(turns), strict=True):
-            found = None if after is None else turn.within(after, controls)
-            if found is None or after is None or found.end > after.begin:
-                controls = list(self._control.find(turn.text[: turn.stop]))
-                groups.append({})
-                found = turn
-            groups[-1][number] = after = found
-        return [dict(reversed(group.items())) for group in reversed(groups)]
-
-    def _items(self, turns: Mapping[int, Turn]) -> tuple[list[int | Part], dict[int, str]]:
-        """The rendering that holds these turns, up to the end of the last, and what it has of each, without control tokens."""
-        last = turns[max(turns)]
-        items: list[int | Part] = []
-        contents = dict.fromkeys(turns, "")
-        at = 0
-        for found in self._control.find(last.text[: last.stop]):
-            items += _parts(last.text, at, found.start, turns, contents)
-            items.append(found.token)
-            at = found.end
-        return items, contents
+        renderings = gathered(self._control, list(agreeing), list(agreeing.values()))
+        return [Written(items_of(self._control, of)[0], tuple(stored), frozenset(of)) for of in renderings], faults
 
     def turn(self, conversation: Conversation) -> Turn:
         """The last message, the assistant's. Raises ChatError."""
@@ -267,22 +193,6 @@ class TurnTemplate:
                 what = "leaves out" if mark(number) not in text else "repeats"
                 raise ChatError(f"the chat template {what} {name}")
         self._written_whole.add(shape)
-
-
-def _parts(text: str, start: int, stop: int, turns: Mapping[int, Turn], contents: dict[int, str]) -> Iterator[Part]:
-    """What stands at these characters, cut where a turn begins or ends; the turns' parts are put to their contents."""
-    for number, turn in turns.items():
-        begin, end = max(start, turn.begin), min(stop, turn.end)
-        if begin >= end:
-            continue
-        if start < begin:
-            yield Part(mended(text[start:begin]), None)
-        said = mended(text[begin:end])
-        yield Part(said, number, len(contents[number].encode()))
-        contents[number] += said
-        start = end
-    if start < stop:
-        yield Part(mended(text[start:stop]), None)
 
 
 def _reasons(message: Message) -> bool:

@@ -182,6 +182,23 @@ def test_a_long_conversation_starts_later_with_its_tools_and_supervises_each_tur
     assert verify_dump(tmp_path / "dump", against_teacher=1) == []
 
 
+def test_a_dump_of_turns_in_windows_that_grows_has_the_very_files_of_one_made_at_once(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    turns = [m for i in range(6) for m in (user(f"the {i}?" + " and" * 9), answer(f"in {i}", "thing, " * i))]
+    rows = [row(REASONED), {"messages": chat("the?", "and" * 9)}, row(talk(*turns)), row(CALLED), row(talk(*turns[:4]))]
+    options = ("teacher.max_tokens=300", "teacher.overlap_tokens=40", "dump.audit_documents=0")
+    dump(write_recipe(tmp_path / "once", qwen3, rows), *options)
+    for size in (1, 3, 5):
+        records = dump(write_recipe(tmp_path / "grown", qwen3, rows[:size]), *options)
+    once, grown = tmp_path / "once" / "dump", tmp_path / "grown" / "dump"
+    assert sum(record.window_start > 0 for record in records) > 6
+    assert Manifest.load(grown) == Manifest.load(once) and verify_dump(grown) == []
+    assert [f.read_bytes() for f in sorted((grown / "shards").iterdir())] == [
+        f.read_bytes() for f in sorted((once / "shards").iterdir())
+    ]
+
+
 def test_a_dump_of_contents_alone_goes_on_as_it_was_begun(
     qwen3: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
