@@ -57,6 +57,12 @@ class Spelling(NamedTuple):
         foreign = (i for i, spelled in enumerate(self.token_bytes) if spelled and not _UTF8_BYTES.issuperset(spelled))
         return frozenset(chain(twins, foreign))
 
+    def _is_a_part(self, byte: int, index: int) -> bool:
+        """Whether the tokenizer spells some character by this byte's token; it has all 64 of C2 and of C3 in Mistral's first two."""
+        if not 0xC2 <= byte < 0xE0:
+            return True
+        return any(index in self.encode("x" + bytes([byte, last]).decode()) for last in range(0x80, 0xC0))
+
     def yielded(self) -> dict[bytes, int]:
         """By their bytes the tokens that it is seen to yield: for these bytes, after an `x`, or for a byte of a character it has not."""
         found, never = {}, self.never_yielded
@@ -66,7 +72,7 @@ class Spelling(NamedTuple):
             try:
                 text = spelled.decode()
             except UnicodeDecodeError:
-                if len(spelled) == 1:
+                if len(spelled) == 1 and self._is_a_part(spelled[0], index):
                     found[spelled] = index
                 continue
             tried = [text, "x" + text, *([text[1:]] if self.prefix and text.startswith(" ") else [])]
