@@ -102,6 +102,20 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path, model: Path, monkey
         opened(tmp_path, model)
 
 
+def test_a_model_that_looks_ahead_and_does_not_mind_the_order_is_refused(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As BERT's encoder with positions that say little: what follows counts, in whatever order it stands."""
+    own = TransformersEngine.own_logprobs
+
+    def bag(self: TransformersEngine, prompt: list[int], first: int = 0) -> Tensor:
+        return own(self, prompt, first).roll(sum(prompt) % 7, -1)
+
+    monkeypatch.setattr(TransformersEngine, "own_logprobs", bag)
+    with pytest.raises(ValueError, match=r"\(LlamaForCausalLM\).*looks ahead.*choose one that is"):
+        opened(tmp_path, model)
+
+
 def test_the_measure_is_the_divergence_of_the_worst_row_and_counts_what_one_side_never_says() -> None:
     generator = torch.Generator().manual_seed(1)
     own_RV, other_RV = (torch.randn(5, 7, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
