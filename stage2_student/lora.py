@@ -40,6 +40,8 @@ def add_adapters(lm: Any, student: StudentConfig, tokenizer_moved: bool, by_peft
     Raises ValueError for a target that is not a linear layer of the blocks, nor its experts' weights.
     """
     linear, experts = _targets(lm, student.lora_targets, by_peft)
+    if not by_peft:
+        _check_not_shared(lm, linear)
     alpha = student.lora_rank if student.lora_alpha is None else student.lora_alpha
     config = LoraConfig(
         r=student.lora_rank,
@@ -108,6 +110,18 @@ def mixture_remarks(lm: Any, student: StudentConfig, by_peft: bool = False) -> I
 def _is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer that gives what its weight makes of its input: a router that is one in name gives more."""
     return isinstance(module, nn.Linear | Conv1D) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
+
+
+def _check_not_shared(lm: Any, linear: Sequence[str]) -> None:
+    """Raise ValueError where two of the layers have one weight (Zamba): each would get its own adapter, and an export holds but one weight."""
+    seen: dict[int, str] = {}
+    for name in linear:
+        first = seen.setdefault(id(lm.get_submodule(name).weight), name)
+        if first != name:
+            raise ValueError(
+                f"{lm.config.model_type}: {first} and {name} are one weight, which adapters would part, and an export holds but one; leave "
+                f"{name.rpartition('.')[2]} and the others of that block out of student.lora_targets, or set student.lora_rank=0"
+            )
 
 
 @contextlib.contextmanager

@@ -110,6 +110,14 @@ def test_targets_are_chosen_by_name_and_a_name_that_is_not_there_is_refused(mode
         add_adapters(load_start(model, False), student_of(lora_rank=2, lora_targets=["w1", "lm_head", "q_proj"]), False)
 
 
+def test_layers_that_are_one_weight_get_no_adapters_of_their_own() -> None:
+    with pytest.raises(
+        ValueError, match=r"layers\.1\.\S+ and \S+layers\.3\.\S+ are one weight, .* leave \w+ and the others"
+    ):
+        add_adapters(zoo_model("zamba2", 300), student_of(lora_rank=4), False)
+    add_adapters(zoo_model("zamba2", 300), student_of(lora_rank=4, lora_targets=["in_proj"]), False)
+
+
 def mixtures() -> dict[str, Any]:
     """Mixtures of experts, tiny: their weights (experts, out, in), and turned."""
     sizes = {
