@@ -11,7 +11,7 @@ STAMP := .venv/bld-stamp.json
 # The first Python that fits and runs: a shim on the PATH may name one that is not installed.
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
-INSTALL = $(or $(PYTHON),$(error no Python 3.11 or 3.12 found: install one, or give PYTHON=/path/to/python3.12)) -m pipeline.install
+INSTALL = $(or $(PYTHON),$(error no Python 3.11 or 3.12 found: install one, or give PYTHON=/path/to/python3.12)) -m pipeline.setup.install
 TABLE_1 := paper_bpe_transfer
 TABLE_2 := paper_byte_transfer
 TABLE_3 := paper_maths
@@ -38,7 +38,7 @@ help:  ## this list
 setup:  ## make .venv with everything in it (a second run does nothing)
 	@$(INSTALL)
 
-$(STAMP): pyproject.toml pipeline/install.py $(wildcard pipeline/locks/*.txt)
+$(STAMP): pyproject.toml pipeline/setup/install.py $(wildcard pipeline/setup/locks/*.txt)
 	@$(INSTALL)
 
 teacher: $(STAMP)  ## stage 1: dump, or resume a dump, of RECIPE
@@ -72,13 +72,13 @@ check: $(STAMP)  ## lint, format, types, and the packages against their locks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pipeline.locks
+	$(BIN)/python -m pipeline.setup.locks
 
 lock: $(STAMP)  ## lock the packages anew after a change of pyproject.toml (ARGS=--upgrade: at their newest)
-	$(BIN)/python -m pipeline.locks --write $(ARGS)
+	$(BIN)/python -m pipeline.setup.locks --write $(ARGS)
 
 audit: $(STAMP)  ## known vulnerabilities of the locked packages; needs PyPI's own data
-	$(BIN)/python -m pipeline.locks --audit
+	$(BIN)/python -m pipeline.setup.locks --audit
 
 bench: $(STAMP)  ## the benchmarks named in BENCH, one after another; hours for all, ARGS goes to each
 	set -e; for name in $(BENCH); do $(BIN)/python -m tests.bench.$$name $(ARGS); done

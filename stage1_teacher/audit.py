@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.branching import Branching
 from pipeline.config import CoveringConfig
-from pipeline.corpus import Document
-from pipeline.covering import Covering
+from pipeline.corpus.documents import Document
+from pipeline.covering.branches import Branching
+from pipeline.covering.covering import Covering
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.store import Location, open_parquet

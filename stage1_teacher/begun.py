@@ -4,7 +4,7 @@ import json
 from importlib.metadata import version
 
 from pipeline.config import CorpusConfig, Recipe
-from pipeline.logs import say, warn
+from pipeline.runtime.log import say, warn
 from schemas import ARITHMETIC
 from schemas.manifest import Manifest, arithmetic_of
 from schemas.store import Location, location, open_parquet

@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.config import Recipe
-from pipeline.corpus import Corpus, Document
-from pipeline.estimates import LEAST_UNITS as LEAST_PARTS
-from pipeline.forecast import Calibration, Encoded, File, Part
+from pipeline.corpus.documents import Corpus, Document
+from pipeline.planning.estimates import LEAST_UNITS as LEAST_PARTS
+from pipeline.planning.forecast import Calibration, Encoded, File, Part
 from schemas.manifest import ShardPlan
 from schemas.record import Question
 from schemas.shard import commit_shard, read_shard, to_table

@@ -8,8 +8,8 @@ later window, nor is a system's message, as of a long text a later window sees o
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pipeline.chat import ChatTokenizer, EncodedChat, Turn, document_of
-from pipeline.chat_template import ChatError, Message
+from pipeline.tokenization.chat_template import ChatError, Message
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat, Turn, document_of
 from schemas.record import Segment
 from stage1_teacher.pieces import Piece, Stretch
 from stage1_teacher.windows import Window

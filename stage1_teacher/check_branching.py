@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TeacherConfig
-from pipeline.logs import warn
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.runtime.log import warn
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engine import BranchToken, Engine, close_failed, free_memory
 from stage1_teacher.reduce import Reducer
 from stage1_teacher.self_check import MOST_ROWS, TIMES_CONTROL, probe_tokens, row_nats

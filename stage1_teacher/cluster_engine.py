@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.config import Recipe
-from pipeline.corpus import Document
+from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest, ShardPlan
 from schemas.store import location
 from stage1_teacher import plan

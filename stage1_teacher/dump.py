@@ -8,15 +8,15 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from pipeline import metrics
-from pipeline.card import write_card
 from pipeline.config import Recipe
-from pipeline.corpus import Corpus, Document
-from pipeline.interrupt import Terminated, terminable
-from pipeline.licence import describe, with_licence
-from pipeline.logs import detail, say, warn
-from pipeline.progress import Progress
-from pipeline.recipe import save_recipe
+from pipeline.config.loading import save_recipe
+from pipeline.corpus.documents import Corpus, Document
+from pipeline.dumps.card import write_card
+from pipeline.dumps.licence import describe, with_licence
+from pipeline.runtime import metrics
+from pipeline.runtime.log import detail, say, warn
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.termination import Terminated, terminable
 from schemas.commit import committed, make_folder, remove
 from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.store import Location, location
@@ -85,7 +85,7 @@ def run_teacher(
         OSError: the folder cannot be written, or the engine failed too often.
     """
     if dry_run:
-        from pipeline.plan import print_plan
+        from pipeline.planning.dry_run import print_plan
 
         print_plan(recipe)
         return

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
-from pipeline.listed import ListedRows
-from pipeline.logs import warn
+from pipeline.covering.truncated_rows import ListedRows
+from pipeline.runtime.log import warn
 from stage1_teacher.logit_rule import LogitRule
 
 

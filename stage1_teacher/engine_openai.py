@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipeline.config import PlacementConfig, TeacherConfig
-from pipeline.listed import ListedRows
-from pipeline.logs import warn
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.covering.truncated_rows import ListedRows
+from pipeline.runtime.log import warn
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.server import Server
 
 PROBE = b"The teacher's tokens, in a few words: 1, 2 and 3."

@@ -7,7 +7,7 @@ import transformers
 from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
-from pipeline.loading import load_model
+from pipeline.runtime.huggingface import load_model
 from stage1_teacher import model_head
 from stage1_teacher.logit_rule import LogitRule
 from stage1_teacher.model_head import head_inputs

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.arithmetic import installed
 from pipeline.config import PlacementConfig, TeacherConfig
-from pipeline.left_behind import end_children_with_me
-from pipeline.loading import load_config, max_positions
+from pipeline.runtime.child_processes import end_children_with_me
+from pipeline.runtime.dtypes import installed
+from pipeline.runtime.huggingface import load_config, max_positions
 from stage1_teacher.engine import BranchToken
 from stage1_teacher.engine_room import HEAD_SHARE
 from stage1_teacher.logit_rule import LogitRule

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.branching import Branch, Branching, Path
+from pipeline.covering.branches import Branch, Branching, Path
 from stage1_teacher.engine import Branches, BranchToken
 from stage1_teacher.reduce import Reducer, Rows
 

@@ -8,8 +8,8 @@ A shard's own metadata names its own documents, not the corpus: an extended dump
 import hashlib
 from itertools import islice
 
-from pipeline.corpus import Corpus
-from pipeline.logs import say
+from pipeline.corpus.documents import Corpus
+from pipeline.runtime.log import say
 from schemas.commit import remove
 from schemas.manifest import Manifest, ShardPlan, identity_differences, with_accepted_engine
 from schemas.store import Location, open_parquet

@@ -2,8 +2,8 @@
 
 from pipeline.config import Recipe, TeacherConfig
 from pipeline.config.dump import MOST_OVERLAP
-from pipeline.loading import check_positions, load_config, max_positions
-from pipeline.logs import say
+from pipeline.runtime.huggingface import check_positions, load_config, max_positions
+from pipeline.runtime.log import say
 from schemas.manifest import Manifest
 from schemas.store import location
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.corpus import Document
+from pipeline.corpus.documents import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.make_shards import Made
 from stage1_teacher.restart import EngineError

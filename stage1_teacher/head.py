@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.logit_rule import LogitRule
 
 NEVER = -1e30  # the logit of what is never said: finite, so that a difference of two of them is a number

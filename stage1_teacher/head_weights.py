@@ -15,7 +15,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import cached_file
 
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.head import Head
 
 

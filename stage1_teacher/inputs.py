@@ -13,9 +13,9 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from pipeline.config import CorpusConfig, Recipe
-from pipeline.corpus_rows import source_files
-from pipeline.file_hash import file_state
-from pipeline.source import resolve_model, resolve_tokenizer
+from pipeline.corpus.rows import source_files
+from pipeline.sources.file_hash import file_state
+from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from schemas.manifest import Manifest, read_json, write_json
 from schemas.store import Location, location, names
 from stage1_teacher.identity import engine_name

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.chat_template import ChatError
 from pipeline.config import PlacementConfig, Recipe
-from pipeline.corpus import Document
-from pipeline.tokenizer_bytes import SpellingError
+from pipeline.corpus.documents import Document
+from pipeline.tokenization.byte_tokenizer import SpellingError
+from pipeline.tokenization.chat_template import ChatError
 from schemas.manifest import ShardPlan, shard_identity
 from schemas.record import Record
 from schemas.shard import commit_shard, to_table

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.corpus import Document
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.corpus.documents import Document
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.record import Segment
 from stage1_teacher.windows import Window, cut_windows
 

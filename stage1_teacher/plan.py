@@ -8,12 +8,12 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from pipeline.archive import sha256_of
-from pipeline.chat import ChatTokenizer
 from pipeline.config import CorpusConfig, Recipe, TeacherConfig
-from pipeline.corpus import Document
-from pipeline.file_hash import known_sha256
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.corpus.documents import Document
+from pipeline.sources.file_hash import known_sha256
+from pipeline.sources.pypi import sha256_of
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from schemas.manifest import Manifest, ShardPlan, identity_differences, with_accepted_engine
 from schemas.store import Location, names
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import metrics
-from pipeline.interrupt import terminable
-from pipeline.left_behind import end_children_with_me
-from pipeline.logs import say, warn
+from pipeline.runtime import metrics
+from pipeline.runtime.child_processes import end_children_with_me
+from pipeline.runtime.log import say, warn
+from pipeline.runtime.termination import terminable
 from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
 from stage1_teacher.dump import Filled, Job, Maker
 from stage1_teacher.engine_room import HEAD_SHARE, engine_room, remark

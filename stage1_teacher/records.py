@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.config import DumpConfig
-from pipeline.targets import Targets
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.covering.targets import Targets
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import levels
 from schemas.record import Record
 from stage1_teacher.exact import counts, exact_entries

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.covering import Covering, ReducedRow
-from pipeline.intervals import Intervals
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.covering.intervals import Intervals
+from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.head import Head
 
 

@@ -17,9 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.covering import MIN_LOGIT
-from pipeline.intervals import Intervals
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.covering import MIN_LOGIT
+from pipeline.covering.intervals import Intervals
+from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduce import NOT_FINITE, Masses
 
 BLOCK = 32  # columns: 128 bytes of float32, a cache line

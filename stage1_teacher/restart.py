@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.logs import warn
-from pipeline.metrics import FAILURES
+from pipeline.runtime.log import warn
+from pipeline.runtime.metrics import FAILURES
 from stage1_teacher.teacher import Teacher
 
 Answer = TypeVar("Answer")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TeacherConfig
-from pipeline.covering import Covering
-from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
+from pipeline.covering.covering import Covering
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
 from stage1_teacher.engine import Engine
 from stage1_teacher.reduce import Reducer, Rows
 
@@ -92,7 +92,7 @@ def _check_causal(
 ) -> None:
     """Raise ValueError for a model that looks ahead: its first rows change with the tokens that follow.
 
-    Both prompts are of one length, so that little is rounded otherwise (see `pipeline.causality`).
+    Both prompts are of one length, so that little is rounded otherwise (see `pipeline.runtime.causality`).
     """
     kept = max(1, len(prompt) // 4)
     before_RV, after_RV = own_RV[:kept], engine.own_logprobs([*prompt[:kept], *others[kept:]])[:kept]

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import httpx2
 
 from pipeline.config import PlacementConfig
-from pipeline.logs import warn
-from pipeline.metrics import FAILURES
+from pipeline.runtime.log import warn
+from pipeline.runtime.metrics import FAILURES
 
 KEY_VARIABLE = "BLD_API_KEY"  # not OPENAI_API_KEY: that one is for another host, which this server is not
 FIRST_WAIT = 0.5  # seconds before the second attempt; each further wait is twice as long

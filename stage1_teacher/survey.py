@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from pipeline.corpus import Corpus, Document
-from pipeline.estimates import Estimate, counted, ratio
-from pipeline.forecast import Shape
+from pipeline.corpus.documents import Corpus, Document
+from pipeline.planning.estimates import Estimate, counted, ratio
+from pipeline.planning.forecast import Shape
 from stage1_teacher.plan import plan_shards
 
 SAMPLE_BYTES = 32 << 20  # held in memory; more than any teacher reads in a few minutes

@@ -6,19 +6,19 @@ from typing import NamedTuple, TypeVar, cast
 
 import torch
 
-from pipeline.arithmetic import slow_dtype
-from pipeline.branching import Branching
-from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
-from pipeline.covering import Covering, ReducedRow
-from pipeline.listed import ListedRows, listed_targets
-from pipeline.loading import load_config
-from pipeline.logs import say, warn
-from pipeline.source import resolve_model, resolve_tokenizer
-from pipeline.spread import spread
-from pipeline.targets import Targets
-from pipeline.tokenizer_bytes import ByteTokenizer
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.branches import Branching
+from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.covering.dropped_mass import spread
+from pipeline.covering.targets import Targets
+from pipeline.covering.truncated_rows import ListedRows, listed_targets
+from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime.dtypes import slow_dtype
+from pipeline.runtime.huggingface import load_config
+from pipeline.runtime.log import say, warn
+from pipeline.sources.resolve import resolve_model, resolve_tokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from stage1_teacher.check_branching import branching_fault, with_branches
 from stage1_teacher.engine import Branches, Engine, ListingEngine, close_failed, free_memory, open_engine
 from stage1_teacher.expand import Place, expand

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from pipeline.loading import learned_positions
+from pipeline.runtime.huggingface import learned_positions
 from stage1_teacher.engine import BranchToken
 from stage1_teacher.model_head import head_inputs
 

@@ -6,9 +6,9 @@ Where that is too long for the teacher, the conversation starts later, with the 
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.chat import ChatTokenizer, EncodedChat
-from pipeline.chat_template import ChatError
-from pipeline.conversation import Conversation, Excerpt
+from pipeline.tokenization.chat_template import ChatError
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
+from pipeline.tokenization.conversation import Conversation, Excerpt
 from stage1_teacher.chat_pieces import chat_piece, num_prompt
 from stage1_teacher.pieces import Piece
 

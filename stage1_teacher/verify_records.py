@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from pipeline.chat_template import ASSISTANT
+from pipeline.tokenization.chat_template import ASSISTANT
 from schemas import NUM_SYMBOLS, levels
 from schemas.faults import record_faults
 from schemas.manifest import ShardPlan

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.chat_records import encode_whole
 from pipeline.config import Recipe
-from pipeline.recipe import parse_recipe
+from pipeline.config.loading import parse_recipe
+from pipeline.tokenization.chat_records import encode_whole
 from schemas.manifest import Manifest, identity_differences
 from schemas.record import Record
 from schemas.shard import read_shard

@@ -13,7 +13,7 @@ from functools import cache
 
 import psutil
 
-from pipeline.logs import complain
+from pipeline.runtime.log import complain
 
 _LOOK_SECONDS = 0.5
 

@@ -12,10 +12,10 @@ from itertools import islice
 
 import numpy as np
 
-from pipeline.chat import ChatTokenizer, Turn
-from pipeline.chat_records import encode_by_turn
-from pipeline.chat_template import ChatError
-from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
+from pipeline.tokenization.chat_records import encode_by_turn
+from pipeline.tokenization.chat_template import ChatError
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, Turn
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.logs import complain
+from pipeline.runtime.log import complain
 from stage2_student.placement import rank_environment
 
 JOIN = timedelta(

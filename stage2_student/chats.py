@@ -9,8 +9,8 @@ from typing import Any
 from tokenizers import AddedToken
 
 from pipeline.config import StudentConfig
-from pipeline.loading import load_tokenizer
-from pipeline.source import resolve_file, resolve_model, resolve_tokenizer
+from pipeline.runtime.huggingface import load_tokenizer
+from pipeline.sources.resolve import resolve_file, resolve_model, resolve_tokenizer
 
 
 def with_template(wrapped: Any, student: StudentConfig) -> Any:

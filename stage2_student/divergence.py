@@ -1,6 +1,6 @@
 """Byte divergence of a model to a dump, position by position, both through the canonical covering.
 
-The model has no byte head: its own token logits are summed to bytes exactly as the teacher's were (`pipeline.covering`).
+The model has no byte head: its own token logits are summed to bytes exactly as the teacher's were (`pipeline.covering.covering`).
 
 Shape legend: R rows, C sorted columns, P positions, V symbols (256), E entries.
 """
@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.chat import ChatTokenizer, EncodedChat, Turn
-from pipeline.chat_records import StoredChat, encode_by_turn
-from pipeline.covering import Covering, ReducedRow, unnormalised
-from pipeline.loading import load_model
-from pipeline.logs import warn
-from pipeline.targets import Targets
-from pipeline.tokenizer_bytes import ByteTokenizer
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.covering import Covering, ReducedRow, unnormalised
+from pipeline.covering.targets import Targets
+from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime.huggingface import load_model
+from pipeline.runtime.log import warn
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_records import StoredChat, encode_by_turn
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat, Turn
 from schemas import NUM_SYMBOLS
 from schemas.record import Record
 from schemas.store import Location

@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline.chat import ChatTokenizer, EncodedChat
-from pipeline.chat_records import StoredChat, encode_by_turn, encode_whole, messages_of_segments
-from pipeline.chat_template import ChatError
+from pipeline.tokenization.chat_records import StoredChat, encode_by_turn, encode_whole, messages_of_segments
+from pipeline.tokenization.chat_template import ChatError
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
 from schemas.record import Question, Record
 from stage2_student.align import with_segments
 from stage2_student.batches import Encoded
@@ -22,7 +22,7 @@ NOTHING = "no token of the student's lies in what the dump supervises"
 
 
 class Tokenizer(Protocol):
-    """What is needed of `pipeline.tokenizer_bytes.ByteTokenizer`."""
+    """What is needed of `pipeline.tokenization.byte_tokenizer.ByteTokenizer`."""
 
     @property
     def token_bytes(self) -> tuple[bytes | None, ...]: ...

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from pipeline.causality import check_causal
 from pipeline.config import CorpusConfig
-from pipeline.corpus import Corpus, Document
-from pipeline.evaluation import Job
-from pipeline.loading import load_config, load_model
-from pipeline.logs import say
-from pipeline.source import resolve_model
-from pipeline.vocabulary import check_head_rows
+from pipeline.corpus.documents import Corpus, Document
+from pipeline.covering.vocabulary import check_head_rows
+from pipeline.evaluation.jobs import Job
+from pipeline.runtime.causality import check_causal
+from pipeline.runtime.huggingface import load_config, load_model
+from pipeline.runtime.log import say
+from pipeline.sources.resolve import resolve_model
 from schemas.manifest import Manifest
 from schemas.store import Location
 from stage2_student.asked import asked_records

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import student_config
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from stage2_student import run_folder
 from stage2_student.folders import committed_folder
 from stage2_student.inventory import find_damage

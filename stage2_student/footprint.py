@@ -15,8 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.config import DeepSpeedConfig, Recipe, student_config
-from pipeline.source import resolve_model
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.sources.resolve import resolve_model
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.deepspeed_json import operators_json
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.layers import smaller_config

@@ -22,10 +22,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 from tokenizers import normalizers
 
-from pipeline.arithmetic import natural_dtype
-from pipeline.chat_template import ASSISTANT, TODAY
 from pipeline.config import TasksConfig
-from pipeline.source import resolve_model
+from pipeline.runtime.dtypes import natural_dtype
+from pipeline.sources.resolve import resolve_model
+from pipeline.tokenization.chat_template import ASSISTANT, TODAY
 
 LOCAL_TASKS = Path(__file__).parents[1] / "pipeline" / "tasks"
 _CPU_TOKENS = 2048  # in a forward pass; the harness' own search for a batch only ends when memory runs out

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
-from pipeline.conversation import Conversation, Excerpt
-from pipeline.corpus import Corpus
-from pipeline.evaluation import corpora_of
-from pipeline.logs import say
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.corpus.documents import Corpus
+from pipeline.evaluation.jobs import corpora_of
+from pipeline.runtime.log import say
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.conversation import Conversation, Excerpt
 from stage2_student import deepspeed_engine as ds
 from stage2_student.batches import Example, MicroBatch, collate, empty_micro_batch
 from stage2_student.channel import Channel

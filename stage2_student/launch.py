@@ -16,12 +16,12 @@ from types import FrameType
 
 import psutil
 
-from pipeline import own_code
 from pipeline.config import Recipe, TrainConfig, student_config
-from pipeline.install import has_nvidia_gpu
-from pipeline.left_behind import descendants, end_children_with_me
-from pipeline.logs import say
-from pipeline.recipe import load_recipe, save_recipe
+from pipeline.config.loading import load_recipe, save_recipe
+from pipeline.runtime import plugins as own_code
+from pipeline.runtime.child_processes import descendants, end_children_with_me
+from pipeline.runtime.log import say
+from pipeline.setup.install import has_nvidia_gpu
 from stage2_student.ancestors import end_with_ancestors
 from stage2_student.deepspeed_json import deepspeed_config
 from stage2_student.placement import free_port, started_as_rank

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.chat import ChatTokenizer
-from pipeline.logs import warn
+from pipeline.runtime.log import warn
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from schemas.record import Question, Record
 from schemas.seal import check_seal
 from schemas.shard import commit_shard

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline import logs
 from pipeline.config import Recipe
+from pipeline.runtime import log as logs
 from schemas.json_text import json_text
 from stage2_student.keep import best_step, evaluation_of
 from stage2_student.objectives import OBJECTIVES

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Recipe, student_config
-from pipeline.logs import say
+from pipeline.runtime.log import say
 from stage2_student import deepspeed_engine as ds
 from stage2_student import keep, run_folder
 from stage2_student.batches import MicroBatch

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pipeline.config import Objectives, TrainConfig
-from pipeline.own_code import run_file
+from pipeline.runtime.plugins import run_file
 from stage2_student.alm import chunk_loss
 from stage2_student.batches import NO_LABEL, MicroBatch
 from stage2_student.interfaces import ByteScores

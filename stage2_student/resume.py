@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.logs import say
+from pipeline.runtime.log import say
 from stage2_student import deepspeed_engine as ds
 from stage2_student import run_folder
 from stage2_student.channel import Channel

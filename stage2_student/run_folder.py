@@ -22,9 +22,9 @@ from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline import own_code
 from pipeline.config import DumpRef, Recipe, student_config
-from pipeline.logs import warn
+from pipeline.runtime import plugins as own_code
+from pipeline.runtime.log import warn
 from schemas.commit import sync_and_rename
 from schemas.manifest import Manifest, identity_differences, write_json
 from stage2_student import order, schedule

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
-from pipeline.chat import ChatTokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from stage2_student.spelled import Span, Spelled, Text, common_spans, spell
 
 GROUP = 256  # documents encoded, and batched by length, at a time

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, TrainConfig, student_config
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from schemas.record import Record
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example

@@ -2,8 +2,8 @@
 
 from pipeline.config import Recipe, student_config
 from pipeline.config.train import DEFAULT_MAX_TOKENS
-from pipeline.loading import load_config, max_positions
-from pipeline.source import resolve_model
+from pipeline.runtime.huggingface import load_config, max_positions
+from pipeline.sources.resolve import resolve_model
 
 
 def sized(recipe: Recipe) -> tuple[Recipe, str | None]:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.chat import ChatTokenizer, EncodedChat
-from pipeline.chat_template import ChatError, Message
-from pipeline.conversation import Excerpt
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_template import ChatError, Message
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
+from pipeline.tokenization.conversation import Excerpt
 
 Text = bytes | Sequence[Message] | Excerpt  # a document, a chat, or a turn of a chat with what was before it
 Span = tuple[int, int]  # bytes `start .. end` of a document; of a chat, of its messages' contents in turn

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe, StudentConfig, student_config
-from pipeline.loading import check_finite, counts_from_padding, load_model, load_tokenizer
-from pipeline.logs import say
-from pipeline.source import resolve_model, resolve_tokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer
-from pipeline.vocabulary import check_head_rows
+from pipeline.covering.vocabulary import check_head_rows
+from pipeline.runtime.huggingface import check_finite, counts_from_padding, load_model, load_tokenizer
+from pipeline.runtime.log import say
+from pipeline.sources.resolve import resolve_model, resolve_tokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from schemas.manifest import write_json
 from stage2_student.chats import with_template
 from stage2_student.folders import committed_folder

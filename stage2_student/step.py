@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from pipeline.logs import warn
-from pipeline.metrics import FAILURES
+from pipeline.runtime.log import warn
+from pipeline.runtime.metrics import FAILURES
 from stage2_student import deepspeed_engine as ds
 from stage2_student.batches import MicroBatch
 from stage2_student.channel import Channel

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.loading import max_positions
-from pipeline.logs import say
+from pipeline.runtime.huggingface import max_positions
+from pipeline.runtime.log import say
 
 DEFAULT_MAX_TOKENS = 2048  # where neither recipe nor command line says otherwise, and the model has as many positions
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.loading import load_tokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.runtime.huggingface import load_tokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 
 _MODULE, _CLASS = "tokenizer_as_written", "TokenizerAsWritten"
 _NAMED = f"{_MODULE}.{_CLASS}"

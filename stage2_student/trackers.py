@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.config import Recipe, WandbConfig, student_config
-from pipeline.metrics import set_train
+from pipeline.runtime.metrics import set_train
 
 
 class Tracker(Protocol):

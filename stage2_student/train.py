@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 
-from pipeline import logs, metrics
-from pipeline.arithmetic import slow_dtype
-from pipeline.causality import check_causal
 from pipeline.config import Recipe, student_config
-from pipeline.loading import check_positions
-from pipeline.logs import say, warn
-from pipeline.recipe import load_recipe, save_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import load_recipe, save_recipe
+from pipeline.runtime import log as logs
+from pipeline.runtime import metrics
+from pipeline.runtime.causality import check_causal
+from pipeline.runtime.dtypes import slow_dtype
+from pipeline.runtime.huggingface import check_positions
+from pipeline.runtime.log import say, warn
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import write_json
 from stage2_student import deepspeed_engine as ds
 from stage2_student import resume, run_folder, schedule

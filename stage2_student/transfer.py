@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.tokenizer_reach import Tokenizing, reachable
+from pipeline.tokenization.yielded_tokens import Tokenizing, reachable
 
 KINDS = ("copied", "averaged", "fallback", "control", "unreachable")
 
 
 class Vocabulary(Tokenizing, Protocol):
-    """What a transfer needs of `pipeline.tokenizer_bytes.ByteTokenizer`: bytes by id, and encodings."""
+    """What a transfer needs of `pipeline.tokenization.byte_tokenizer.ByteTokenizer`: bytes by id, and encodings."""
 
 
 @dataclass(frozen=True)

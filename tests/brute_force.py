@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pipeline.targets import Targets
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.targets import Targets
+from pipeline.covering.vocabulary import Vocabulary
 from schemas import END, NUM_SYMBOLS
 
 NextProbs = Callable[[tuple[int, ...]], np.ndarray]  # token path -> probabilities over all ids of the head

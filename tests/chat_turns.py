@@ -9,10 +9,10 @@ from typing import Any
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.chat import ChatTokenizer
-from pipeline.conversation import Conversation
-from pipeline.source import resolve_file
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.sources.resolve import resolve_file
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.conversation import Conversation
 from tests.chats import CHAT_MERGES
 from tests.tiny import save_tiny, tiny_tokenizer
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.chat import ChatTokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from tests.tiny import MERGES, save_tiny, tiny_tokenizer
 
 # A template's line breaks are joined to what the assistant says; an "a" behind a break, too.

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import sentencepiece
 
-from pipeline.corpus import Document
-from pipeline.source import resolve_tokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
-from pipeline.tokenizer_convert import from_sentencepiece
+from pipeline.corpus.documents import Document
+from pipeline.sources.resolve import resolve_tokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
+from pipeline.tokenization.file_formats import from_sentencepiece
 from stage1_teacher.pieces import cut_pieces, spelled_lengths
 from stage2_student.spans import token_spans
 from tests.bench.texts import code, messages

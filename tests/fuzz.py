@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import zstandard
 
 from pipeline.config import CorpusConfig, Recipe
-from pipeline.corpus import Corpus
-from pipeline.json_array import is_array
-from pipeline.recipe import parse_recipe, recipe_names
+from pipeline.config.loading import parse_recipe, recipe_names
+from pipeline.corpus.documents import Corpus
+from pipeline.corpus.json_array import is_array
 from schemas.faults import layout_faults
 from schemas.seal import check_seal
 from schemas.shard import commit_shard, read_questions, read_shard, to_table
@@ -204,9 +204,9 @@ def recipe(rng: Random, folder: Path) -> None:
 
 
 def _recipe_text(name: str) -> str:
-    from pipeline import recipe as module
+    from pipeline.config import loading as module
 
-    return (Path(module.__file__).parent / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return (Path(module.__file__).parents[1] / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def shard(rng: Random, folder: Path) -> None:

@@ -293,7 +293,7 @@ def test_a_shard_that_does_not_say_what_made_it_is_refused_in_words(bld: Bld, tm
 
 
 def test_a_million_documents_of_one_byte_make_shards_that_fit_into_memory() -> None:
-    from pipeline.corpus import Document
+    from pipeline.corpus.documents import Document
 
     number = 1_000_000
     shards = list(plan_shards((Document(str(i), b"x", None) for i in range(number)), 16 << 20))

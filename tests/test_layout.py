@@ -150,7 +150,7 @@ def test_every_field_of_a_recipe_is_described_and_read() -> None:
 def test_the_installer_needs_only_the_standard_library() -> None:
     import sys
 
-    roots = {name.split(".")[0] for name in imports(ROOT / "pipeline/install.py")}
+    roots = {name.split(".")[0] for name in imports(ROOT / "pipeline/setup/install.py")}
     assert roots <= sys.stdlib_module_names
 
 

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config import PlacementConfig, Recipe, TeacherConfig
-from pipeline.recipe import save_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import save_recipe
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
@@ -29,7 +29,7 @@ TEXTS = ["the thing and é", "banding", "a king's ring, in the end", "and anothe
 OTHER_MERGES = ["o n", "t h", "Ġ t", "e n", "i n", "in g"]
 TRAIN_EACH = (
     "import sys\n"
-    "from pipeline.recipe import load_recipe\n"
+    "from pipeline.config.loading import load_recipe\n"
     "from stage2_student.train import train\n"
     "for path in sys.argv[1:]: train(load_recipe(path))\n"
 )

@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from pipeline.cli import app
 from pipeline.config import Recipe
-from pipeline.recipe import parse_recipe
+from pipeline.config.loading import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (".", "pipeline", "schemas", "stage1_teacher", "stage2_student", "stage2_student/interfaces", "tests/bench")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Recipe
-from pipeline.plan import describe_source, plan, sources
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.planning.dry_run import describe_source, plan, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 # Not what a `make test` around this was told.

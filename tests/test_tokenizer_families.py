@@ -7,8 +7,8 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from pipeline.tokenizer_bytes import ByteTokenizer
-from pipeline.tokenizer_convert import from_sentencepiece
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.file_formats import from_sentencepiece
 from tests import families
 from tests.families import SPACE_MARK, check
 from tests.unicode_texts import hostile

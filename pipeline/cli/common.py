@@ -34,7 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")
 
 def load(recipe: str, overrides: list[str] | None) -> "Recipe":
     """The recipe of a command line."""
-    from pipeline.recipe import load_recipe
+    from pipeline.config.loading import load_recipe
 
     return load_recipe(recipe, overrides or [])
 

@@ -32,7 +32,7 @@ def inspect(
     json: AsJson = False,
 ) -> None:
     """Look into a dump: a summary, a document's positions with their top symbols, or what surprised the teacher."""
-    from pipeline import inspect as looking
+    from pipeline.dumps import terminal as looking
     from schemas.store import location
 
     given = [name for name, value in (("--doc", doc), ("--worst", worst), ("--find", find)) if value is not None]

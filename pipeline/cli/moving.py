@@ -36,7 +36,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to (default: the main one).")] = None,
 ) -> None:
     """Upload a dump to a hub as a data set, or resume; a dump that is not complete is refused."""
-    from pipeline.hub import push as push_dump
+    from pipeline.dumps.hub import push as push_dump
 
     typer.echo(push_dump(dump, repo, public=public, revision=revision))
 
@@ -47,6 +47,6 @@ def pull(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit (default: the main branch).")] = None,
 ) -> None:
     """Download a dump from a hub, or resume, and check it against its checksums."""
-    from pipeline.hub import pull as pull_dump
+    from pipeline.dumps.hub import pull as pull_dump
 
     typer.echo(pull_dump(repo, dump, revision=revision))

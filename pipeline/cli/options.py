@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import logs
+from pipeline.runtime import log as logs
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say only what goes wrong (BLD_LOG_LEVEL=quiet).")]
 Verbose = Annotated[
@@ -42,7 +42,7 @@ Metrics = Annotated[
 
 def ask_for_metrics(address: str | None) -> None:
     """Put it where this process, or the rank that it starts, finds it. Raises ValueError for what is no address."""
-    from pipeline import metrics
+    from pipeline.runtime import metrics
 
     if address is not None:
         metrics.parse_address(address)

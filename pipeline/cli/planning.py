@@ -33,7 +33,7 @@ def show_plan(
     json: AsJson = False,
 ) -> None:
     """Check a recipe and print what it would fetch, make and write; without --calibrate it needs no network and no weights."""
-    from pipeline.plan import plan, print_lines
+    from pipeline.planning.dry_run import plan, print_lines
     from schemas.json_text import json_text
 
     loaded = load(recipe, override)
@@ -63,8 +63,8 @@ def _forecast(
     """Lines for reading, and the same as JSON."""
     from pydantic import ByteSize, TypeAdapter
 
-    from pipeline import forecast_text
-    from pipeline.forecast import forecast
+    from pipeline.planning import forecast_text
+    from pipeline.planning.forecast import forecast
     from schemas.store import location
     from stage1_teacher.calibrate import calibrate
 

@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 
-from pipeline.revision import revision
+from pipeline.setup.revision import revision
 
 
 def version_text() -> str:

@@ -5,8 +5,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ByteSize, Field, field_validator, model_validator
 
-from pipeline.arithmetic import natural_dtype
 from pipeline.config.section import Section
+from pipeline.runtime.dtypes import natural_dtype
 from schemas import ARITHMETIC, NUM_SYMBOLS, levels
 from schemas.store import check_address
 

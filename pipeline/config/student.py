@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from pipeline.config.dump import DumpPath
 from pipeline.config.section import Section
-from pipeline.own_code import check_name
+from pipeline.runtime.plugins import check_name
 
 INTERFACES = ("token_marginal", "causal", "linear")
 

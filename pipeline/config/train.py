@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from pipeline.arithmetic import natural_dtype
 from pipeline.config.section import Section
-from pipeline.own_code import check_name
+from pipeline.runtime.dtypes import natural_dtype
+from pipeline.runtime.plugins import check_name
 
 
 class Objectives(Section):

@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 from datasets import Dataset
 
-from pipeline.source import resolve_file
+from pipeline.sources.resolve import resolve_file
 
 _LETTER = re.compile(r"(?:^|\n)\s*([A-Z])\. ")
 

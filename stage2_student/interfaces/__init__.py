@@ -6,7 +6,7 @@ A new interface is one Python file anywhere, named as `student.interface` in the
 from collections.abc import Callable
 
 from pipeline.config import StudentConfig
-from pipeline.own_code import is_own, run_file
+from pipeline.runtime.plugins import is_own, run_file
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 from stage2_student.interfaces.causal import CausalInterface
 from stage2_student.interfaces.linear import LinearInterface

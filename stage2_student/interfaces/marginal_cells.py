@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.covering import MIN_LOGIT
+from pipeline.covering.covering import MIN_LOGIT
 
 
 class Columns(NamedTuple):

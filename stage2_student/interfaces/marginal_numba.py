@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.extending import overload
 from torch import Tensor
 
-from pipeline.softmax_numba import bits_of_float, exp32, float_of_bits, largest32, sum32
+from pipeline.covering.softmax_numba import bits_of_float, exp32, float_of_bits, largest32, sum32
 from stage2_student.interfaces.marginal_cells import Cells, Columns, Sums
 
 

@@ -1,6 +1,6 @@
 """What the token-marginal interface sums over, made in the data path: rows, their cells, and what each cell feeds.
 
-A row is a state of the student that predicts a token; `pipeline.covering` says which column ranges of its softmax feed which symbol
+A row is a state of the student that predicts a token; `pipeline.covering.covering` says which column ranges of its softmax feed which symbol
 of which position. A cell is a range that no deeper node of its row divides: the cells of a row are disjoint and hold all columns
 that spell bytes, and what a node holds is its own cells and all that lies deeper (`marginal_trie` finds them).
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.vocabulary import Vocabulary
 from schemas import END
 from stage2_student.batches import NO_LABEL, Encoded, Example
 from stage2_student.interfaces.marginal_trie import Trie, row_cells, walk

@@ -1,4 +1,4 @@
-"""The covering of `pipeline.covering`, differentiable: the cells of canonical rows summed into next-symbol distributions.
+"""The covering of `pipeline.covering.covering`, differentiable: the cells of canonical rows summed into next-symbol distributions.
 
 A row weighs the product of the student's probabilities of the tokens before it. Only ratios between rows that reach one position
 matter, so each position has a scale of its own, and masses down to 1e-300 of the largest there keep their digits; all of it is float64.
@@ -24,7 +24,7 @@ class Distributions(NamedTuple):
     """What the canonical covering says at the supervised positions."""
 
     logprobs_PV: Tensor  # float64, natural logs; NEVER where no token of a canonical row goes on so
-    token_end_P: Tensor  # float64, without gradient; as in `pipeline.covering.Targets`
+    token_end_P: Tensor  # float64, without gradient; as in `pipeline.covering.covering.Targets`
     dropped_P: Tensor  # the same
 
 

@@ -1,6 +1,6 @@
 """The trie of a vocabulary's bytes in flat arrays, and the cells of rows that walk it, compiled by numba: no Python for each token.
 
-A node is a byte prefix that at least one token starts with, as `pipeline.vocabulary.Node` is; its intervals are column ranges, first
+A node is a byte prefix that at least one token starts with, as `pipeline.covering.vocabulary.Node` is; its intervals are column ranges, first
 one for each token that spells just the prefix, then one for each symbol that tokens go on with. A row walks the text from where it
 stands, as deep as any token reaches. What is left of its nodes when the interval that the walk goes into is taken out of each, are the
 row's cells.
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 
 EXACT = -1  # in place of a symbol: the interval holds a token that ends here

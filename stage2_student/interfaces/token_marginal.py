@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.vocabulary import Vocabulary
 from stage2_student.batches import NO_LABEL, Encoded, Example, MicroBatch
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 from stage2_student.interfaces.marginal_cells import Cells, Columns, Kept, Sums, cell_sums

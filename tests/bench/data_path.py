@@ -22,7 +22,7 @@ import numpy as np
 import typer
 
 from pipeline.config import student_config
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
 from schemas.shard import commit_shard, read_shard, to_table

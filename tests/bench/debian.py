@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.archive import cache_folder, rename_folder, sha256_of
+from pipeline.sources.pypi import cache_folder, rename_folder, sha256_of
 
 
 class DebianPackage(NamedTuple):

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Recipe
-from pipeline.corpus import Corpus, Document
-from pipeline.targets import Targets
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.corpus.documents import Corpus, Document
+from pipeline.covering.targets import Targets
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.pieces import Piece, cut_pieces
 from stage1_teacher.teacher import load_tokenizer, open_teacher
 from tests.bench.texts import news

@@ -15,8 +15,8 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
     """Microseconds per token of each step beyond the hidden states, and the least that the reduction could take."""
     import torch
 
-    from pipeline.covering import Covering
-    from pipeline.intervals import Intervals
+    from pipeline.covering.covering import Covering
+    from pipeline.covering.intervals import Intervals
     from schemas.shard import commit_shard, to_table
     from stage1_teacher.pieces import cut_pieces
     from stage1_teacher.records import make_record
@@ -32,7 +32,7 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
 
     reducer, vocabulary = teacher.reducer, teacher.vocabulary
     hidden_RD = torch.cat(teacher.engine.hidden_states(task.prompts))
-    from pipeline.corpus import Document
+    from pipeline.corpus.documents import Document
 
     with step("encode"):
         documents = [Document(doc_id="", text=text, messages=None) for text in task.texts]
@@ -97,7 +97,7 @@ def dense_targets(task: Task, teacher: Any, prompts: list[list[int]] | None) -> 
     """All positions' distributions, one under another; `prompts` together, or one at a time in the reverse order."""
     import numpy as np
 
-    from pipeline.covering import Covering
+    from pipeline.covering.covering import Covering
     from stage1_teacher.reduce import Rows
 
     if prompts is not None:

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.left_behind import end_children_with_me
+from pipeline.runtime.child_processes import end_children_with_me
 from tests.bench.dump_profile import controls, profile
 from tests.bench.dump_task import Task
 
@@ -106,7 +106,7 @@ def pooling_modes(task: Task) -> Modes:
 
 def dump(task: Task, teacher: Any, overlap: bool) -> None:
     """From text to a committed shard."""
-    from pipeline.corpus import Document
+    from pipeline.corpus.documents import Document
     from schemas.manifest import ShardPlan
     from stage1_teacher.make_shards import make_shards
 

@@ -7,10 +7,10 @@ class Task:
     """What all modes work on: documents of about `num_tokens` teacher tokens, cut from the recipe's corpus joined together."""
 
     def __init__(self, recipe_path: str, dtype: str, num_documents: int, num_tokens: int) -> None:
-        from pipeline.corpus import Corpus
-        from pipeline.recipe import load_recipe
-        from pipeline.source import resolve_model
-        from pipeline.tokenizer_bytes import ByteTokenizer
+        from pipeline.config.loading import load_recipe
+        from pipeline.corpus.documents import Corpus
+        from pipeline.sources.resolve import resolve_model
+        from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 
         self.recipe = load_recipe(
             recipe_path,

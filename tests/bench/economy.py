@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 import typer
 
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from schemas import NUM_SYMBOLS
 from schemas.record import Record
 from schemas.shard import commit_shard, read_shard, to_table

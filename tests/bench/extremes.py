@@ -24,7 +24,7 @@ from tests.tiny import END_OF_TEXT, tiny_model
 READ = """
 import resource, sys
 from pipeline.config import CorpusConfig
-from pipeline.corpus import Corpus
+from pipeline.corpus.documents import Corpus
 corpus = Corpus(CorpusConfig(source=sys.argv[1], max_row_bytes=int(sys.argv[2])))
 lengths = [len(document.text) for document in corpus.documents()]
 print(len(lengths), "documents, the longest of", f"{max(lengths):,}", "bytes;", dict(corpus.counts))

@@ -15,9 +15,9 @@ from typing import Annotated, NamedTuple
 import typer
 
 from pipeline.config import Recipe
-from pipeline.corpus import Corpus
-from pipeline.forecast import Calibration, Forecast, Part, forecast
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.corpus.documents import Corpus
+from pipeline.planning.forecast import Calibration, Forecast, Part, forecast
 from schemas.manifest import Manifest
 from stage1_teacher import audit, calibrate, cost, dump
 from stage1_teacher.make_shards import make_shards

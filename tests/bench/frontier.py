@@ -24,13 +24,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pipeline.branching import Path as TokenPath
 from pipeline.config import CoveringConfig, Recipe
-from pipeline.covering import Covering, ReducedRow
-from pipeline.left_behind import end_children_with_me
-from pipeline.recipe import load_recipe
-from pipeline.spread import spread
-from pipeline.targets import Targets
+from pipeline.config.loading import load_recipe
+from pipeline.covering.branches import Path as TokenPath
+from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.covering.dropped_mass import spread
+from pipeline.covering.targets import Targets
+from pipeline.runtime.child_processes import end_children_with_me
 from schemas import END, NUM_SYMBOLS
 from tests.bench.frontier_rows import BranchingTeacher, DocumentRows
 from tests.bench.texts import CELLS

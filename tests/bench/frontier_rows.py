@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.branching import Branching
-from pipeline.branching import Path as TokenPath
 from pipeline.config import CoveringConfig, Recipe
-from pipeline.covering import Covering, ReducedRow
-from pipeline.source import resolve_model, resolve_tokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.covering.branches import Branching
+from pipeline.covering.branches import Path as TokenPath
+from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.sources.resolve import resolve_model, resolve_tokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engine import Branches, BranchToken
 from stage1_teacher.engine_transformers import TransformersEngine
 from stage1_teacher.head_weights import load_head

@@ -31,9 +31,9 @@ import numpy as np
 import typer
 
 from pipeline.config import CoveringConfig, Recipe
-from pipeline.corpus import Document
-from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import load_recipe
+from pipeline.corpus.documents import Document
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
 from tests.bench.texts import encyclopaedic

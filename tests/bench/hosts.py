@@ -20,7 +20,7 @@ from typing import Annotated
 import psutil
 import typer
 
-from pipeline.left_behind import end_children_with_me
+from pipeline.runtime.child_processes import end_children_with_me
 from schemas.store import location, names
 from stage1_teacher.verify import verify_dump
 from tests.object_store import SERVER, open_bucket

@@ -19,7 +19,7 @@ import torch
 import typer
 
 from pipeline.config import Objectives, Recipe
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, make_example
 from stage2_student.interfaces import INTERFACES, Interface, StudentShape, make_interface
 from stage2_student.model import Student

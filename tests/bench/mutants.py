@@ -42,11 +42,11 @@ MARGINAL = (
     "tests/stage2_student/test_token_marginal.py -k not weights and not bfloat16 and not rank and not tokenizer",
 )
 TARGETS = {
-    "vocabulary": Target("pipeline.vocabulary", COVERING),
-    "covering": Target("pipeline.covering", COVERING),
-    "branching": Target("pipeline.branching", COVERING[1:]),
-    "weighing": Target("pipeline.weighing", COVERING[1:]),
-    "spread": Target("pipeline.spread", ("tests/pipeline/test_spread.py",)),
+    "vocabulary": Target("pipeline.covering.vocabulary", COVERING),
+    "covering": Target("pipeline.covering.covering", COVERING),
+    "branching": Target("pipeline.covering.branches", COVERING[1:]),
+    "weighing": Target("pipeline.covering.path_weights", COVERING[1:]),
+    "spread": Target("pipeline.covering.dropped_mass", ("tests/pipeline/test_spread.py",)),
     "reduce": Target("stage1_teacher.reduce", ("tests/stage1_teacher/test_reduce.py",), compiled=True),
     "reduce_numba": Target("stage1_teacher.reduce_numba", ("tests/stage1_teacher/test_reduce.py",), compiled=True),
     "sparsify": Target("stage1_teacher.sparsify", ("tests/stage1_teacher/test_sparsify.py",)),

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config import Recipe, student_config
-from pipeline.corpus import Document
+from pipeline.corpus.documents import Document
 from schemas.record import Record
 from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.records import make_records

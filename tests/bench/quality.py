@@ -25,9 +25,9 @@ from typing import Annotated, NamedTuple, TypeVar
 import typer
 
 from pipeline.config import Recipe, student_config
-from pipeline.left_behind import end_children_with_me
-from pipeline.recipe import load_recipe, save_recipe
-from pipeline.source import resolve_model
+from pipeline.config.loading import load_recipe, save_recipe
+from pipeline.runtime.child_processes import end_children_with_me
+from pipeline.sources.resolve import resolve_model
 from stage1_teacher.teacher import load_tokenizer, resolve_ids
 from stage2_student.start import end_tokens, export_start, student_tokenizer
 from tests.bench.quality_intervals import over_seeds

@@ -14,10 +14,10 @@ import typer
 from torch import Tensor
 
 from pipeline.config import CorpusConfig, student_config
-from pipeline.corpus import Corpus
-from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
-from pipeline.tokenizer_reach import reachable
+from pipeline.config.loading import load_recipe
+from pipeline.corpus.documents import Corpus
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.yielded_tokens import reachable
 from stage2_student.start import end_tokens, load_start
 
 

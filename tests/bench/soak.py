@@ -29,7 +29,7 @@ import typer
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.left_behind import end_children_with_me
+from pipeline.runtime.child_processes import end_children_with_me
 from tests.tiny import END_OF_TEXT, tiny_model
 
 EVERY = 20.0  # seconds between samples

@@ -18,8 +18,8 @@ from pathlib import Path
 import typer
 
 from pipeline.config import CorpusConfig
-from pipeline.corpus import Corpus
-from pipeline.source import resolve_file
+from pipeline.corpus.documents import Corpus
+from pipeline.sources.resolve import resolve_file
 from tests.bench.debian import MANPAGES_JA, MANPAGES_RU, MANPAGES_ZH, DebianPackage, unpacked
 
 Texts = list[tuple[str, bytes]]

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from tests import families
 from tests.bench import texts
 from tests.unicode_texts import hostile, words

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from pipeline.config import Objectives, Recipe
-from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import load_recipe
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
 from schemas.shard import commit_shard, read_shard, to_table

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.branching import Branching
 from pipeline.config import CoveringConfig
-from pipeline.covering import Covering, unnormalised
-from pipeline.listed import ListedRows, listed_targets
-from pipeline.spread import spread
-from pipeline.targets import Targets
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.branches import Branching
+from pipeline.covering.covering import Covering, unnormalised
+from pipeline.covering.dropped_mass import spread
+from pipeline.covering.targets import Targets
+from pipeline.covering.truncated_rows import ListedRows, listed_targets
+from pipeline.covering.vocabulary import Vocabulary
 from schemas import ARITHMETIC, levels
 from stage1_teacher.rounding import round_entries
 from stage1_teacher.sparsify import sparsify

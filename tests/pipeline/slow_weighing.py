@@ -1,13 +1,13 @@
-"""The slow twin of `pipeline.weighing`: every row by its path, every weight a sum of its own, offset by offset."""
+"""The slow twin of `pipeline.covering.path_weights`: every row by its path, every weight a sum of its own, offset by offset."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from pipeline.branching import Path
 from pipeline.config import CoveringConfig
-from pipeline.covering import Covering, ReducedRow
+from pipeline.covering.branches import Path
+from pipeline.covering.covering import Covering, ReducedRow
 
 
 class Weighed(NamedTuple):

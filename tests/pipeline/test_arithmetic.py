@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import arithmetic
 from pipeline.config import TeacherConfig, TrainConfig
+from pipeline.runtime import dtypes as arithmetic
 
 AVX2 = "fma avx avx2 f16c"
 AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"

@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.branching import Branching
 from pipeline.config import CoveringConfig
-from pipeline.covering import Covering, unnormalised
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.branches import Branching
+from pipeline.covering.covering import Covering, unnormalised
+from pipeline.covering.vocabulary import Vocabulary
 from tests import brute_force
 from tests.pipeline import slow_weighing
 from tests.pipeline.test_covering import RandomModel, case, covering_targets

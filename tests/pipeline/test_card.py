@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.card import inline, public_name, write_card
+from pipeline.dumps.card import inline, public_name, write_card
 from schemas.manifest import write_json
 from schemas.snippets import snippets
 from tests.pipeline.dumps import make_dump

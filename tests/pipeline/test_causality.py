@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.causality import check_causal
+from pipeline.runtime.causality import check_causal
 from tests.zoo.models import tiny_model
 
 

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.chat import ChatTokenizer, EncodedChat, document_of
-from pipeline.chat_template import ChatError
-from pipeline.source import resolve_model
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.sources.resolve import resolve_model
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_template import ChatError
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat, document_of
 from tests.chats import CHAT_FAMILIES, chat, chat_tokenizer, load_chat
 from tests.families import FAMILIES
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.chat import ChatTokenizer, EncodedChat
-from pipeline.chat_template import TODAY, ChatError
-from pipeline.conversation import Conversation, Excerpt
+from pipeline.tokenization.chat_template import TODAY, ChatError
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
+from pipeline.tokenization.conversation import Conversation, Excerpt
 from tests.chat_turns import CALLED, REASONED, answer, load_turns, result, talk, turn_tokenizer, user
 
 QWEN_CALL = '<tool_call>\n{"name": "look", "arguments": {"where": "an \\"é\\"", "n": 3}}\n</tool_call>'

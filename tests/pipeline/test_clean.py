@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clean import clean, size_text
+from pipeline.dumps.clean import clean, size_text
 from schemas.commit import writer_name
 from tests.pipeline.dumps import make_dump
 

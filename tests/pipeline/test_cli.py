@@ -11,7 +11,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from pipeline import cli
-from pipeline.cli.stages import parse_worker
+from pipeline.cli.train import parse_worker
 from tests.pipeline.dumps import make_dump
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,13 @@ def test_help_imports_no_stage_and_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["stage1_teacher.verify", "pipeline.inspect", "pipeline.inspect_html", "pipeline.report", "stage2_student.launch"],
+    [
+        "stage1_teacher.verify",
+        "pipeline.dumps.terminal",
+        "pipeline.reports.document_page",
+        "pipeline.reports.report",
+        "stage2_student.launch",
+    ],
 )
 def test_what_looks_at_dumps_and_runs_or_starts_ranks_loads_no_engine(module: str) -> None:
     script = f"import sys, {module}; print(*sys.modules)"
@@ -129,7 +135,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("pipeline.inspect.show", fail)
+    monkeypatch.setattr("pipeline.dumps.terminal.show", fail)
     monkeypatch.setattr(sys, "argv", ["bld", "inspect", "x"])
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main()
@@ -139,7 +145,7 @@ def test_an_interrupt_says_how_to_resume(monkeypatch: pytest.MonkeyPatch, capsys
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.inspect.show", interrupt)
+    monkeypatch.setattr("pipeline.dumps.terminal.show", interrupt)
     assert run_main(monkeypatch, "inspect", "x") == 130
     assert "same command again to resume" in capsys.readouterr().err
 

@@ -15,9 +15,9 @@ import pytest
 import zstandard
 
 from pipeline.config import CorpusConfig
-from pipeline.corpus import Corpus
-from pipeline.corpus_rows import RowSource
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.corpus.documents import Corpus
+from pipeline.corpus.rows import RowSource
 
 
 def corpus(path: Path | str, **keys) -> Corpus:
@@ -154,7 +154,7 @@ ARRAYS = {
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 20])
 def test_an_array_of_json_objects_reads_like_its_lines(tmp_path, monkeypatch, name, chunk_bytes):
-    monkeypatch.setattr("pipeline.json_array._CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("pipeline.corpus.json_array._CHUNK_BYTES", chunk_bytes)
     for file in ("c.json", "c.jsonl"):
         (tmp_path / file).write_text(ARRAYS[name], encoding="utf-8")
         found = corpus(tmp_path / file)
@@ -164,7 +164,7 @@ def test_an_array_of_json_objects_reads_like_its_lines(tmp_path, monkeypatch, na
 def test_random_arrays_give_their_elements_whatever_their_layout(tmp_path, monkeypatch):
     for seed in range(60):
         rng = random.Random(seed)
-        monkeypatch.setattr("pipeline.json_array._CHUNK_BYTES", rng.choice([1, 2, 5, 64]))
+        monkeypatch.setattr("pipeline.corpus.json_array._CHUNK_BYTES", rng.choice([1, 2, 5, 64]))
         rows = [
             {"text": "".join(rng.choices('a"\\[]{},\n é', k=rng.randrange(1, 12))), "more": [[i], {}]} for i in range(5)
         ]
@@ -257,7 +257,7 @@ def test_a_mistyped_folder_is_said_to_be_missing_at_once(tmp_path, monkeypatch, 
         "no way there": ConnectError("refused"),
     }
     hub = Hub(errors[error])
-    monkeypatch.setattr("pipeline.hub._api", lambda: hub)
+    monkeypatch.setattr("pipeline.dumps.hub._api", lambda: hub)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"there is no file or folder 'data/trian' \(from .*data set of that name"):

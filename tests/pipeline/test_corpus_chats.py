@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import CorpusConfig
-from pipeline.conversation import Conversation
-from pipeline.corpus_chats import Chat, UnusableError, read_chat
+from pipeline.corpus.chats import Chat, UnusableError, read_chat
+from pipeline.tokenization.conversation import Conversation
 from tests.chats import chat
 
 OTHERWISE = "; where the column `tools` holds something else, corpus.turns: contents goes without it"

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.covering import Covering, unnormalised
-from pipeline.targets import Targets
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.covering import Covering, unnormalised
+from pipeline.covering.targets import Targets
+from pipeline.covering.vocabulary import Vocabulary
 from tests import brute_force
 
 ALPHABET = [b"a", b"b", b"\xc3", b"\xa9"]

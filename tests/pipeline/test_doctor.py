@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline import doctor
+from pipeline.setup import doctor
 
 
 def levels(findings: object) -> dict[str, str]:

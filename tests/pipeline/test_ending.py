@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.clean import dump_leftovers
-from pipeline.interrupt import Terminated, terminable
+from pipeline.dumps.clean import dump_leftovers
+from pipeline.runtime.termination import Terminated, terminable
 from schemas.commit import committed
 from stage1_teacher.merge import merge_dumps
 from stage2_student.folders import committed_folder
@@ -21,13 +21,13 @@ from tests.pipeline.test_cli import ROOT, run_main
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 # What each long command does after it has read its options.
 LONG = {
-    ("eval", "a/model", "--corpus", "b.txt"): "pipeline.evaluation.custom_corpus",
-    ("push", "a", "b/c"): "pipeline.hub.push",
-    ("pull", "b/c", "a"): "pipeline.hub.pull",
+    ("eval", "a/model", "--corpus", "b.txt"): "pipeline.evaluation.jobs.custom_corpus",
+    ("push", "a", "b/c"): "pipeline.dumps.hub.push",
+    ("pull", "b/c", "a"): "pipeline.dumps.hub.pull",
     ("merge", "a", "b", "c"): "stage1_teacher.merge.merge_dumps",
     ("verify", "a"): "stage1_teacher.verify.verify_dump",
-    ("inspect", "a", "--html", "b"): "pipeline.inspect.show",
-    ("report", "a"): "pipeline.report.write_report",
+    ("inspect", "a", "--html", "b"): "pipeline.dumps.terminal.show",
+    ("report", "a"): "pipeline.reports.report.write_report",
     ("export", "a"): "stage2_student.export.export",
     ("plan", "demo", "--calibrate"): "stage1_teacher.calibrate.calibrate",
     ("teacher", "demo"): "stage1_teacher.dump.run_teacher",
@@ -71,7 +71,7 @@ def test_a_signal_ends_every_long_command_with_its_code_and_says_how_to_go_on(
 @pytest.mark.parametrize("number", CODES)
 def test_what_is_being_written_is_gone_and_what_was_there_stays(number: signal.Signals, tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from pipeline.interrupt import *\n"
+        "import os, signal, sys; from pathlib import Path; from pipeline.runtime.termination import *\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from schemas.commit import committed; from stage2_student.folders import committed_folder\n"
         "with terminable(), committed(Path('page.html')) as page, committed_folder(Path('export')) as export:\n"

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import scoring
+from pipeline.cli import evaluation as scoring
 from pipeline.config import CorpusConfig, EvalConfig, Recipe, TasksConfig
-from pipeline.evaluation import Job, Wanted, custom_corpus, custom_tasks, jobs_of_recipe, wanted
+from pipeline.evaluation.jobs import Job, Wanted, custom_corpus, custom_tasks, jobs_of_recipe, wanted
 
 PIQA = {"chat": {"names": ["piqa"], "apply_chat_template": True, "metrics": {"piqa": "acc"}}}
 PUBLISHED = {"BLD": {"piqa": 75.68}}
@@ -70,7 +70,7 @@ def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_an_option_that_would_be_without_effect_is_refused(
     given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.evaluation.jobs_of_recipe", lambda _: [])
+    monkeypatch.setattr("pipeline.evaluation.jobs.jobs_of_recipe", lambda _: [])
     monkeypatch.setattr(scoring, "_run_text", lambda *_: None)
     monkeypatch.setattr(scoring, "_run_tasks", lambda *_: None)
     with pytest.raises(ValueError, match=said):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.targets import BRANCH_SURVIVAL, MOST_ODDS, doubt
+from pipeline.covering.targets import BRANCH_SURVIVAL, MOST_ODDS, doubt
 from schemas import ARITHMETIC
 from tests.pipeline.fixed_targets import GOLDEN, fixed_covering, results
 

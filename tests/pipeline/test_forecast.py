@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.estimates import Estimate, counted, ratio, student_t
-from pipeline.forecast import Calibration, Encoded, File, Forecast, Part, Shape, forecast, makespan
-from pipeline.forecast_text import compared, forecast_lines
+from pipeline.planning.estimates import Estimate, counted, ratio, student_t
+from pipeline.planning.forecast import Calibration, Encoded, File, Forecast, Part, Shape, forecast, makespan
+from pipeline.planning.forecast_text import compared, forecast_lines
 
 
 def made_by(seconds_per_token: float, shape: Shape, **known: float) -> Calibration:

@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from pipeline import hub
-from pipeline.complete import dump_faults
+from pipeline.dumps import hub
+from pipeline.dumps.completeness import dump_faults
 from schemas.manifest import Manifest
 from tests.pipeline.dumps import finish, make_dump, varied_record, write_dump
 

@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import cli, dump_positions, dump_search, dump_summary, dump_view, inspect
-from pipeline.conversation import Conversation
+from pipeline import cli
+from pipeline.dumps import positions as dump_positions
+from pipeline.dumps import search as dump_search
+from pipeline.dumps import statistics as dump_summary
+from pipeline.dumps import terminal as inspect
+from pipeline.dumps import view as dump_view
+from pipeline.tokenization.conversation import Conversation
 from schemas.record import Segment
 from tests.pipeline.dumps import IDENTITY, cut_positions, make_dump, make_record, varied_record, write_dump
 

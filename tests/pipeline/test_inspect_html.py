@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import inspect
-from pipeline.dump_view import find_document
-from pipeline.inspect_html import Cell, cells, shade, token_edges
+from pipeline.dumps import terminal as inspect
+from pipeline.dumps.view import find_document
+from pipeline.reports.document_page import Cell, cells, shade, token_edges
 from schemas.record import Segment
 from tests.pipeline.browser import browser as browser
 from tests.pipeline.browser import open_page

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline import install, locks
-from pipeline.install import PipSettings, Stamp
+from pipeline.setup import install, locks
+from pipeline.setup.install import PipSettings, Stamp
 
 PY311 = (3, 11)
 WHEEL = "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl"

@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.left_behind import descendants
+from pipeline.runtime.child_processes import descendants
 
 ROOT = Path(__file__).parents[2]
 # A child of each kind, each of which writes its id: one that executes another program, one in a session of its own whose parent ends at
 # once, and one that is forked, and has the environment that its parent began with.
 FAMILY = """
 import os, subprocess, sys, time
-from pipeline.left_behind import end_children_with_me
+from pipeline.runtime.child_processes import end_children_with_me
 
 end_children_with_me()
 end_children_with_me()  # once is enough

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import licence
 from pipeline.config import Recipe
+from pipeline.dumps import licence
 
 CARDS = [
     ("---\nlicense: apache-2.0\n---\n# A model", "apache-2.0"),

@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.covering import Covering
-from pipeline.listed import ListedRows, listed_targets
-from pipeline.targets import Targets
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.covering import Covering
+from pipeline.covering.targets import Targets
+from pipeline.covering.truncated_rows import ListedRows, listed_targets
+from pipeline.covering.vocabulary import Vocabulary
 from tests import brute_force
 from tests.pipeline.test_covering import RandomModel, case, covering_targets
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
 from pipeline.config import Recipe
-from pipeline.loading import check_positions, learned_positions, load_model, load_tokenizer, max_positions
+from pipeline.runtime.huggingface import check_positions, learned_positions, load_model, load_tokenizer, max_positions
 from stage2_student.start import export_start
 from tests.tiny import tiny_model
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from pipeline import logs
-from pipeline.progress import Progress
+from pipeline.runtime import log as logs
+from pipeline.runtime.progress import Progress
 from tests.pipeline.test_cli import ROOT, run_main
 
 

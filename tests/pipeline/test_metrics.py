@@ -6,8 +6,8 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline import metrics
-from pipeline.progress import Progress
+from pipeline.runtime import metrics
+from pipeline.runtime.progress import Progress
 
 
 def scraped(address: str) -> dict[str, float]:

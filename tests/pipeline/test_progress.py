@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from pipeline.progress import Progress
+from pipeline.runtime.progress import Progress
 
 
 def test_a_file_gets_one_line_at_the_end_and_none_in_a_short_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import load_recipe, recipe_names, save_recipe
+from pipeline.config.loading import load_recipe, recipe_names, save_recipe
 
 SMALL = """
 corpus: {source: a.jsonl}

@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.report import write_report
-from pipeline.report_data import differences, read_dumps, read_metrics, read_run, short_names
-from pipeline.report_html import page
-from pipeline.report_look import COLOURS, SCRIPT
-from pipeline.report_plots import (
+from pipeline.evaluation.task_table import save_tasks
+from pipeline.reports.curves import (
     AXES,
     NUM_COLOURS,
     PLOTS,
@@ -24,7 +21,10 @@ from pipeline.report_plots import (
     running_mean,
     thinned,
 )
-from pipeline.task_table import save_tasks
+from pipeline.reports.page import page
+from pipeline.reports.report import write_report
+from pipeline.reports.report_look import COLOURS, SCRIPT
+from pipeline.reports.runs import differences, read_dumps, read_metrics, read_run, short_names
 from schemas.manifest import write_json
 from tests.pipeline.browser import browser as browser
 from tests.pipeline.browser import open_page

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import archive
-from pipeline.source import resolve_file, resolve_model, resolve_tokenizer
+from pipeline.sources import pypi as archive
+from pipeline.sources.resolve import resolve_file, resolve_model, resolve_tokenizer
 
 
 @pytest.fixture

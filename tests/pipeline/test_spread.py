@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import CoveringConfig
-from pipeline.covering import Covering
-from pipeline.spread import CARRIED_SHARE, KINDS, spread
-from pipeline.targets import Targets
+from pipeline.covering.covering import Covering
+from pipeline.covering.dropped_mass import CARRIED_SHARE, KINDS, spread
+from pipeline.covering.targets import Targets
 from schemas import END
 from tests.pipeline.test_branching import branched
 from tests.pipeline.test_covering import case, covering_targets

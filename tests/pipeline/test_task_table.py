@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.task_table import load_tasks, print_tasks, rows_of, save_tasks, task_figures
+from pipeline.evaluation.task_table import load_tasks, print_tasks, rows_of, save_tasks, task_figures
 
 RESULTS: dict[str, dict[str, Any]] = {
     "plain": {

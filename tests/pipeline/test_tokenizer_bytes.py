@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from pipeline.source import resolve_file, resolve_tokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
-from pipeline.tokenizer_convert import GPT2_PATTERN, QWEN_PATTERN, read_ranks
+from pipeline.sources.resolve import resolve_file, resolve_tokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
+from pipeline.tokenization.file_formats import GPT2_PATTERN, QWEN_PATTERN, read_ranks
 from tests import families
 from tests.families import load
 from tests.unicode_texts import hostile

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tokenizers import Regex, pre_tokenizers
 
-from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
-from pipeline.tokenizer_reach import completions, reachable
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
+from pipeline.tokenization.yielded_tokens import completions, reachable
 from tests.families import documents, load, load_sentencepiece, train_sentencepiece
 from tests.tiny import tiny_tokenizer
 

@@ -6,7 +6,7 @@ Run it once, when a version of the format is released; after that the file is hi
 import json
 from pathlib import Path
 
-from pipeline.dump_positions import positions
+from pipeline.dumps.positions import positions
 from schemas import SCHEMA_VERSION
 from schemas.record import Record
 from schemas.shard import commit_shard, read_shard, to_table

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import dump_summary, dump_view
 from pipeline.config import DumpConfig, DumpRef
+from pipeline.dumps import statistics as dump_summary
+from pipeline.dumps import view as dump_view
 from schemas.manifest import Manifest
 from schemas.store import RemotePath, StoreError, location, names
 from stage1_teacher.verify import verify_dump

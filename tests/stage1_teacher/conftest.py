@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher import server as http
 from tests.stage1_teacher.fake_server import FakeServer
 from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe

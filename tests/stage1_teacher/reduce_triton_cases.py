@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.covering import Covering, ReducedRow, unnormalised
-from pipeline.intervals import Intervals
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.covering import Covering, ReducedRow, unnormalised
+from pipeline.covering.intervals import Intervals
+from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduce import Masses, as_rows
 from stage1_teacher.reduce_triton import TritonKernel, range_probs
 from tests.stage1_teacher.test_reduce import assert_close, covering_of, wide_vocabulary

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PlacementConfig, TeacherConfig
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engine_openai import OpenAIEngine
 from tests.stage1_teacher.test_dump import TEXTS, write_recipe
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.corpus import Document
+from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest
 from stage1_teacher import audit
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 
-from pipeline.corpus import Document
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.corpus.documents import Document
 from schemas import ARITHMETIC, levels
 from schemas.manifest import Manifest, write_json
 from schemas.record import Record

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import metrics
-from pipeline.corpus import Corpus
-from pipeline.estimates import student_t
-from pipeline.forecast import forecast
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.corpus.documents import Corpus
+from pipeline.planning.estimates import student_t
+from pipeline.planning.forecast import forecast
+from pipeline.runtime import metrics
 from schemas.manifest import Manifest
 from stage1_teacher.calibrate import calibrate, grouped
 from stage1_teacher.cost import read_cost

@@ -10,10 +10,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from pipeline.chat import ChatTokenizer, document_of
 from pipeline.config import Recipe
-from pipeline.dump_view import find_document
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.dumps.view import find_document
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, document_of
 from schemas.faults import record_faults
 from schemas.manifest import Manifest
 from schemas.record import Record

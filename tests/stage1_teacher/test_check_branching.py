@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from schemas.manifest import read_json
 from stage1_teacher.engine_transformers import TransformersEngine
 from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher

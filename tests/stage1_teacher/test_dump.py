@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from schemas.faults import record_faults
 from schemas.manifest import Manifest
 from schemas.shard import read_shard

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.left_behind import end_children_with_me
-from pipeline.plan import print_plan
-from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import load_recipe
+from pipeline.planning.dry_run import print_plan
+from pipeline.runtime.child_processes import end_children_with_me
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.faults import record_faults
 from schemas.levels import STORED_SHARES
 from schemas.manifest import Manifest

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import Recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher import teacher
 
 SAYS = {

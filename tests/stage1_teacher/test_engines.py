@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from pipeline.config import PlacementConfig, Recipe, TeacherConfig
-from pipeline.corpus import Document
-from pipeline.covering import Covering
-from pipeline.tokenizer_bytes import ByteTokenizer
-from pipeline.vocabulary import Vocabulary
+from pipeline.corpus.documents import Document
+from pipeline.covering.covering import Covering
+from pipeline.covering.vocabulary import Vocabulary
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engine import open_engine
 from stage1_teacher.head import NEVER, Head
 from stage1_teacher.head_weights import load_head

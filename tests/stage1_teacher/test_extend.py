@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.complete import dump_faults
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.dumps.completeness import dump_faults
 from schemas.manifest import Manifest
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.merge import merge_dumps

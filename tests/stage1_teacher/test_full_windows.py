@@ -10,8 +10,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pipeline.config import Recipe, TeacherConfig
-from pipeline.corpus import Document
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest
 from stage1_teacher import audit
 from stage1_teacher.fit_windows import with_fitting_windows

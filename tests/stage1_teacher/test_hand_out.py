@@ -10,7 +10,7 @@ import pytest
 import ray.exceptions
 
 from pipeline.config import Recipe
-from pipeline.corpus import Document
+from pipeline.corpus.documents import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
 from stage1_teacher.engine_room import Room, engine_room, remark

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import file_hash
-from pipeline.corpus import Corpus
-from pipeline.file_hash import known_sha256
+from pipeline.corpus.documents import Corpus
+from pipeline.sources import file_hash
+from pipeline.sources.file_hash import known_sha256
 from schemas.manifest import Manifest
 from stage1_teacher.verify import verify_dump
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
 from tests.tiny import tiny_model
 
 READERS = (
-    "pipeline.corpus.Corpus.documents",
+    "pipeline.corpus.documents.Corpus.documents",
     "stage1_teacher.plan.known_sha256",
     "stage1_teacher.summary.check_seal",
     "stage1_teacher.dump.load_tokenizer",

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from schemas.manifest import Manifest
 from schemas.store import location, names
 from stage1_teacher.dump import run_teacher

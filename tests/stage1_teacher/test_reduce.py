@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.covering import Covering, ReducedRow, unnormalised
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.covering import Covering, ReducedRow, unnormalised
+from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.head import Head
 from stage1_teacher.reduce import Reducer, Rows, even_bounds
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from stage1_teacher import self_check
 from stage1_teacher.engine_transformers import TransformersEngine
 from stage1_teacher.logit_rule import LogitRule
@@ -154,7 +154,7 @@ def test_the_share_leaves_out_what_is_never_said_and_is_infinite_for_what_the_ot
 def test_a_tokenizer_that_cannot_spell_the_probe_is_probed_with_tokens(
     monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
-    from pipeline.tokenizer_bytes import ByteTokenizer, SpellingError
+    from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
 
     tokenizer = ByteTokenizer.load(str(model))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import load_recipe
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher import server as http
 from stage1_teacher.dump import run_teacher
 from tests.stage1_teacher.fake_server import FakeServer

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.chat import ChatTokenizer
 from pipeline.config import Recipe
-from pipeline.conversation import Conversation, Excerpt, chat_of
-from pipeline.corpus import Document
-from pipeline.dump_view import find_document
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.corpus.documents import Document
+from pipeline.dumps.view import find_document
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.conversation import Conversation, Excerpt, chat_of
 from schemas.faults import record_faults
 from schemas.manifest import Manifest
 from schemas.shard import read_questions, read_shard

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.batches import Encoded
 from stage2_student.encode import Tokenizer, encode_pieces
 from stage2_student.lengths import Asking, Lengths, count_shard

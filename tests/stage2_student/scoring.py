@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.chat import ChatTokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from stage2_student.evaluate import evaluate
 from stage2_student.scored_text import Reader, scored_text
 from stage2_student.spelled import Text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TrainConfig
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import END
 from stage2_student.batches import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
 from stage2_student.encode import encode_records

@@ -136,7 +136,7 @@ def test_ranks_that_never_come_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
 # Rank 0 is at work where no signal of Python's reaches it; rank 1 waits for it.
 WORK = """
 import sys, time
-from pipeline.logs import complain
+from pipeline.runtime.log import complain
 from stage2_student.channel import LostRankError, join
 channel = join()
 print("joined", flush=True)

@@ -13,11 +13,11 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.chat import ChatTokenizer, document_of
-from pipeline.covering import Covering, unnormalised
-from pipeline.evaluation import Job
-from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import load_recipe
+from pipeline.covering.covering import Covering, unnormalised
+from pipeline.evaluation.jobs import Job
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, document_of
 from schemas import END
 from schemas.manifest import Manifest
 from schemas.record import Record, Segment

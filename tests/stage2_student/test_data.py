@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.config import TrainConfig
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import END
 from schemas.record import Segment
 from stage2_student.alm import chunk_tensors

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.evaluation import Job
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.evaluation.jobs import Job
 from schemas.manifest import Manifest
 from schemas.record import Record, Segment
 from schemas.shard import read_shard

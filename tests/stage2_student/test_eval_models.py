@@ -10,8 +10,8 @@ import transformers.dynamic_module_utils as own_code
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.evaluation import Job
-from pipeline.report_data import read_run
+from pipeline.evaluation.jobs import Job
+from pipeline.reports.runs import read_run
 from stage2_student.evaluate import run_eval
 from tests.tiny import tiny_model
 

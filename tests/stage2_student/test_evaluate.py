@@ -13,12 +13,12 @@ import torch
 from tokenizers import normalizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from pipeline.causality import check_causal
 from pipeline.config import CorpusConfig
-from pipeline.evaluation import Job
-from pipeline.loading import load_model
-from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import load_recipe
+from pipeline.evaluation.jobs import Job
+from pipeline.runtime.causality import check_causal
+from pipeline.runtime.huggingface import load_model
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.dump import run_teacher
 from stage2_student import evaluate as evaluation
 from stage2_student.evaluate import run_eval

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.config import student_config
-from pipeline.recipe import parse_recipe
+from pipeline.config.loading import parse_recipe
 from stage2_student.footprint import Sizes, bucket_bytes, footprint_lines, state_bytes, student_sizes
 from stage2_student.start import end_tokens, export_start, student_tokenizer
 from stage2_student.train import build_student
@@ -28,7 +28,7 @@ train: {{max_tokens: 512, objectives: {{byte_ce: 1, kl: 1}}}}
 HELD = """
 import gc, json, sys, torch
 from torch import nn
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from stage2_student import deepspeed_engine as ds
 from stage2_student.deepspeed_json import deepspeed_config
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.batches import Masks, MicroBatch, collate, make_example
 from stage2_student.interfaces import marginal_cells
 from stage2_student.interfaces.marginal_cells import Cells, Columns, Sums

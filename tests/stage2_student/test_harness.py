@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.cli import main
 from pipeline.config import TasksConfig
-from pipeline.recipe import load_recipe, recipe_names
+from pipeline.config.loading import load_recipe, recipe_names
 from stage2_student.harness import LOCAL_TASKS, TextModel, _with_all_tasks, run_tasks
 from tests.chats import CHAT_FAMILIES, chat, chat_model
 from tests.tiny import tiny_model

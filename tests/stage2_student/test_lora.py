@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen3MoeConfig
 
 from pipeline.config import Recipe, StudentConfig
-from pipeline.recipe import load_recipe, save_recipe
+from pipeline.config.loading import load_recipe, save_recipe
 from schemas.manifest import Manifest
 from stage2_student.export import export
 from stage2_student.lora import add_adapters, mixture_remarks
@@ -31,7 +31,7 @@ TOKENS_BL = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_se
 TRAIN_EACH = """
 import shutil, sys
 from pathlib import Path
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from stage2_student.train import train
 
 for argument in sys.argv[1:]:

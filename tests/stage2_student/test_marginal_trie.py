@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.vocabulary import Vocabulary
+from pipeline.covering.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 from stage2_student.interfaces.marginal_trie import Trie, row_cells, walk
 from tests.brute_force import prefix_columns

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from pipeline.config import TrainConfig
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import Encoded, Masks, MicroBatch, collate, make_example
 from stage2_student.encode import encode_records

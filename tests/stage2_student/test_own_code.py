@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.config import Objectives
+from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.config.student import INTERFACES as NAMES
-from pipeline.own_code import run_file
-from pipeline.recipe import load_recipe, save_recipe
+from pipeline.runtime.plugins import run_file
 from stage2_student.interfaces import INTERFACES
 from stage2_student.objectives import OBJECTIVES
 from tests.stage2_student.dumps import make_dump, make_recipe

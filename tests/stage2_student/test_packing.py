@@ -10,7 +10,7 @@ import torch
 from transformers import MambaConfig, MambaModel, masking_utils
 
 from pipeline.config import StudentConfig, TrainConfig
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.alm import chunk_tensors
 from stage2_student.batches import Encoded, Layout, Masks, collate, empty_micro_batch, make_example
 from stage2_student.encode import encode_records

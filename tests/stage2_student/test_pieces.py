@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.record import Record, Segment
 from stage2_student.alm import chunk_bounds, chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from transformers import LlamaConfig
 
 from pipeline.config import DeepSpeedConfig, Recipe, TrainConfig
-from pipeline.recipe import load_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import load_recipe
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
 from stage2_student import launch, order, run_folder
 from stage2_student.deepspeed_json import deepspeed_config

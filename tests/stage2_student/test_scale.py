@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config import Recipe
-from pipeline.recipe import save_recipe
+from pipeline.config.loading import save_recipe
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
@@ -32,7 +32,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from stage2_student import launch, loop, loss_scale, train
 from stage2_student.model import Student
 from stage2_student.signals import Stopped

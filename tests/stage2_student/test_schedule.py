@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.recipe import parse_recipe, save_recipe
+from pipeline.config.loading import parse_recipe, save_recipe
 from schemas.manifest import Manifest
 from stage2_student import run_folder
 from stage2_student.export import is_due
@@ -25,7 +25,7 @@ from tests.tiny import tiny_model
 ROOT = Path(__file__).parents[2]
 TRAIN_EACH = """
 import sys
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from stage2_student.export import export
 from stage2_student.train import train
 

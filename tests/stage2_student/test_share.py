@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.shard import commit_shard, read_rows, read_shard
 from stage2_student import lengths as lengths_module
 from stage2_student import order as order_module

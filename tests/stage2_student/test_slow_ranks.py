@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe import save_recipe
+from pipeline.config.loading import save_recipe
 from stage2_student.placement import free_port
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
@@ -24,7 +24,7 @@ TRAIN_TWICE = """
 import os, shutil, sys, time
 from datetime import timedelta
 
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
 from stage2_student import deepspeed_engine as ds, run_folder, train
 
 RANK = int(os.environ["RANK"])

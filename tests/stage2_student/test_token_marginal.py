@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.covering import Covering
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.covering.covering import Covering
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import END, NUM_SYMBOLS
 from schemas.record import Segment
 from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, RobertaConfig, RobertaForCausalLM
 
-from pipeline.source import resolve_tokenizer
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.sources.resolve import resolve_tokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.start import export_start
 from stage2_student.tokenizer_folder import read_tokenizer, save_tokenizer
 from tests import families

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config import DumpConfig, Recipe
-from pipeline.recipe import save_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import save_recipe
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
 from stage2_student import run_folder
 from stage2_student.start import Ends

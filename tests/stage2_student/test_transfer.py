@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.start import export_start, tokenizer_moved
 from stage2_student.transfer import longest_match, row_sources, transfer
 from tests.families import load, load_sentencepiece, train_sentencepiece

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.config import CorpusConfig
-from pipeline.conversation import Excerpt
-from pipeline.evaluation import Job
-from pipeline.recipe import load_recipe
+from pipeline.config.loading import load_recipe
+from pipeline.evaluation.jobs import Job
+from pipeline.tokenization.conversation import Excerpt
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.chat import ChatTokenizer
-from pipeline.chat_template import TODAY, ChatError
-from pipeline.chat_turns import OTHERWISE
-from pipeline.conversation import Conversation, Excerpt, join_reasoning
-from pipeline.loading import load_model
+from pipeline.runtime.huggingface import load_model
+from pipeline.tokenization.assistant_turns import OTHERWISE
+from pipeline.tokenization.chat_template import TODAY, ChatError
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.conversation import Conversation, Excerpt, join_reasoning
 from schemas.record import Question, Record, Segment
 from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.pieces import Piece

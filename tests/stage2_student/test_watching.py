@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import Recipe
-from pipeline.recipe import save_recipe
-from pipeline.tokenizer_bytes import ByteTokenizer
+from pipeline.config.loading import save_recipe
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student import keep
 from stage2_student.export import export
 from stage2_student.held_out import _sha256
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = ["QZXJ VKWQ", "## ZZ %% QQ", "ÀÈ Ж QZXJ", "x" * 600, "QQ", "not asked for"]
 TIMES = {"tokens_per_second", "data_wait_share", "memory_bytes", "seconds"}
 TRAIN_EACH = (
-    "import sys\nfrom pipeline.recipe import load_recipe\nfrom stage2_student.train import train\n"
+    "import sys\nfrom pipeline.config.loading import load_recipe\nfrom stage2_student.train import train\n"
     "for path in sys.argv[1:]: train(load_recipe(path))\n"
 )
 

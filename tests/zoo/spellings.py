@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from pipeline.source import resolve_file, resolve_tokenizer
-from pipeline.tokenizer_convert import GPT2_PATTERN, QWEN_PATTERN, RankFamily, rank_tokenizer
+from pipeline.sources.resolve import resolve_file, resolve_tokenizer
+from pipeline.tokenization.file_formats import GPT2_PATTERN, QWEN_PATTERN, RankFamily, rank_tokenizer
 from tests import families
 from tests.bench.texts import code
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline.arithmetic import installed
+from pipeline.runtime.dtypes import installed
 from tests.zoo.cells import HEADS, REAL_KINDS, SMALL_KINDS, Cell, Outcome
 from tests.zoo.families import OF_VLLM_ALONE
 

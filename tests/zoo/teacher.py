@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.config import Recipe
-from pipeline.corpus import Document
-from pipeline.targets import Targets
+from pipeline.corpus.documents import Document
+from pipeline.covering.targets import Targets
 from stage1_teacher.engine_vllm import generate_engine
 from stage1_teacher.pieces import cut_pieces
 from stage1_teacher.teacher import load_tokenizer, open_teacher

@@ -1,0 +1,210 @@
+"""`bld eval` and `bld report`: figures of models and runs."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.common import Overrides, is_recipe, load
+
+if TYPE_CHECKING:
+    from pipeline.config import CorpusConfig
+    from pipeline.evaluation.jobs import Job, Wanted
+
+
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL|RECIPE", help="A model's source, or a recipe: its start, student, teacher.")
+    ],
+    override: Overrides = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe whose eval section says which text (with a MODEL).")
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Text to evaluate on (default: the recipe's).")
+    ] = None,
+    field: Annotated[
+        str | None, typer.Option(help="Column of --corpus that holds the text, or `messages` (default: text).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of --corpus (default: all).")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            "--max_tokens",
+            min=8,
+            help="Tokens of a window; longer documents are read in several (default: the recipe's eval.max_tokens, else 2048, or as "
+            "many as the model has positions for).",
+        ),
+    ] = None,
+    dump: Annotated[
+        str | None, typer.Option(metavar="DUMP", help="Also measure the byte divergence to this dump, nats.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Token put before a document (default: the tokenizer's own).")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Token that ends a document (default: the tokenizer's own).")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Of a MODEL on a hub: branch, tag or commit (default: its main branch).")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", "--trust_remote_code", help="Run Python code that comes with the MODEL."),
+    ] = False,
+    json: Annotated[Path | None, typer.Option(metavar="OUT", help="Also write the figures on text here.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Tasks of lm-evaluation-harness, with commas between them (default: the recipe's); without a hub: bld_piqa, bld_siqa, "
+            "bld_openbookqa, bld_boolq, bld_mmlu_sample.",
+        ),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", "--num_fewshot", min=0, help="Examples before a question of --tasks.")
+    ] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply-chat-template", "--apply_chat_template", help="Ask --tasks in the model's chat template."
+        ),
+    ] = False,
+    task_limit: Annotated[int | None, typer.Option(min=1, help="Questions of each of --tasks (default: all).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of --tasks (default: the harness' own).")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Arithmetic of --tasks: auto (as the weights are saved; float32 on a CPU without instructions for bfloat16), float32, bfloat16 or float16."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Requests of --tasks in a forward pass (default: what fits a GPU; on a CPU, 2,048 tokens)."
+        ),
+    ] = None,
+    include_path: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Task files of your own; Python that they name is run.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write the harness' JSON here (default: `tasks` in the recipe's run)."),
+    ] = None,
+    log_samples: Annotated[
+        bool, typer.Option("--log-samples", "--log_samples", help="With it, every question's answer as JSONL.")
+    ] = False,
+) -> None:
+    """Bits per byte on held-out text, byte divergence to a dump, and tasks of lm-evaluation-harness."""
+    from pipeline.evaluation import jobs as evaluation
+
+    of_run = is_recipe(target)
+    if of_run and recipe is not None:
+        raise ValueError(f"{target} is a recipe already; leave out --recipe {recipe}")
+    loaded = load(target, override) if of_run else (None if recipe is None else load(recipe, override))
+    if of_run and (revision is not None or trust_remote_code):
+        raise ValueError(
+            "--revision and --trust-remote-code belong to a MODEL; a recipe says them as teacher.revision, "
+            "student.trust_remote_code and so on"
+        )
+    if of_run and (start is not None or end is not None):
+        raise ValueError(
+            "--start and --end belong to a MODEL; a recipe says them as student.start, student.end, teacher.start and teacher.end"
+        )
+    if loaded is None and override:
+        raise ValueError(f"-o {override[0]} replaces a value of a recipe, and none is given; add --recipe RECIPE")
+    custom = evaluation.custom_corpus(corpus, field, limit)
+    if of_run:
+        assert loaded is not None
+        jobs, run = evaluation.jobs_of_recipe(loaded), evaluation.result_path(loaded, custom)
+        outs, folders = [run], {job.name: (out or run.parent / "tasks") / job.name for job in jobs}
+    else:
+        jobs, outs = [evaluation.Job(target, target, start, end, revision, trust_remote_code)], []
+        folders = {} if out is None else {target: out}
+    options = {
+        "num_fewshot": num_fewshot,
+        "apply_chat_template": apply_chat_template or None,
+        "limit": task_limit,
+        "seed": seed,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "include_path": include_path,
+    }
+    asked = evaluation.custom_tasks(tasks, options, None if of_run else start)
+    wanted = evaluation.wanted(loaded, custom, asked, dump)
+    if json is not None:
+        if not (wanted.corpora or dump):
+            raise ValueError(f"--json {json} takes figures on text, and none is asked for; tasks write to --out FOLDER")
+        outs.append(json)
+    if max_tokens is None and loaded is not None and loaded.eval is not None:
+        max_tokens = loaded.eval.max_tokens
+    _run_text(jobs, wanted.corpora, dump, outs, max_tokens)
+    _run_tasks(jobs, wanted, folders, log_samples)
+
+
+def _run_text(
+    jobs: "list[Job]", corpora: "dict[str, CorpusConfig]", dump: str | None, outs: list[Path], max_tokens: int | None
+) -> None:
+    from pipeline.evaluation import jobs as evaluation
+    from schemas.manifest import write_json
+    from schemas.store import location
+    from stage2_student.evaluate import run_eval
+
+    if not corpora and dump is None:
+        return
+    where = None if dump is None else location(dump)
+    results = run_eval(jobs, corpora, where, max_tokens=max_tokens)
+    for out in outs:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, results)
+    evaluation.print_results(results)
+    for out in outs:
+        typer.echo(f"written: {out}")
+
+
+def _run_tasks(jobs: "list[Job]", wanted: "Wanted", folders: dict[str, Path], log_samples: bool) -> None:
+    """Ask the tasks of each model; what one has answered is on disk before the next begins."""
+    from pipeline.evaluation.task_table import print_tasks, save_tasks
+
+    if not wanted.tasks:
+        return
+    if find_spec("lm_eval") is None:
+        raise ValueError(
+            f"tasks need lm-evaluation-harness: {sys.executable} -m pip install 'byte-level-distillation[eval]'"
+        )
+    from stage2_student.harness import run_tasks
+
+    found = {}
+    for job in jobs:
+        found[job.name] = run_tasks(job.model, wanted.tasks, job.revision, job.trust_remote_code, log_samples)
+        for path in save_tasks(found[job.name], folders[job.name]) if job.name in folders else []:
+            typer.echo(f"written: {path}")
+    print_tasks(found, wanted.metrics, wanted.published)
+
+
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Folders of runs, or recipes (their student.path).")
+    ],
+    override: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write (default: report.html in the first run).")
+    ] = None,
+) -> None:
+    """One self-contained HTML page that compares runs: curves, final figures, recipe differences, the dumps' audit.
+
+    Runs may be unfinished, or not evaluated yet; a dump that is not on this machine is left out.
+    """
+    from pipeline.reports.report import write_report
+
+    folders = [run_folder(run, override) if is_recipe(run) else Path(run) for run in runs]
+    typer.echo(write_report(folders, out or folders[0] / "report.html"))
+
+
+def run_folder(recipe: str, override: list[str] | None) -> Path:
+    """A recipe's student.path. Raises ValueError where it has no student."""
+    section = load(recipe, override).student
+    if section is None:
+        raise ValueError(f"{recipe} has no student section, so there is no run to report on")
+    return Path(section.path)

@@ -1,0 +1,190 @@
+"""The corpus: usable documents in order, and a count of what was left out, by reason.
+
+Rows become documents (or faults), documents pass the filters (`exclude`, `unique`), then `skip` and `limit` count. A
+pass is a pure function of the config and the files: the n-th document is always the same one.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import CorpusConfig
+from pipeline.corpus.chats import UnusableError, column, read_chat
+from pipeline.corpus.rows import TOO_LONG, Row, RowSource
+from pipeline.tokenization.chat_template import Message
+from pipeline.tokenization.conversation import Conversation, Excerpt
+from schemas import ARITHMETIC
+
+
+@dataclass(frozen=True)
+class Document:
+    """`text` is valid UTF-8, not empty; of a chat, what the assistant says. `messages`: of a chat, role and content; `conversation`: of
+    one with more than that, the whole."""
+
+    doc_id: str
+    text: bytes
+    messages: tuple[Message, ...] | None
+    conversation: Conversation | None = None
+
+    @property
+    def texts(self) -> Iterator[bytes | tuple[Message, ...] | Excerpt]:
+        """What a model of any template is asked about: the text, or the chat; of one with reasoning or calls, each turn by itself."""
+        if self.conversation is None:
+            yield self.messages or self.text
+            return
+        done = 0
+        for index in self.conversation.turns:
+            yield Excerpt(self.conversation.until(index + 1), index + 1 - done)
+            done = index + 1
+
+
+class Corpus:
+    """Documents of a recipe's corpus section; iterate as often as needed.
+
+    Attributes:
+        counts: of the last full pass: `documents`, `bytes`, `skipped`, and `left out: <reason>`; empty before one.
+        first_places: where the first row of each reason stands, in the last pass: file and line, or row.
+    """
+
+    def __init__(self, config: CorpusConfig, arithmetic: int = ARITHMETIC) -> None:
+        """Resolves the sources (downloading what is pinned). ValueError for a source or pattern that is no good.
+
+        `arithmetic` is that of the dump that is made of it; it decides which rows of a file are documents.
+        """
+        self.config = config
+        self.counts: dict[str, int] = {}
+        self.first_places: dict[str, str] = {}
+        self._source = RowSource.resolve(config.source, config.split, config.max_row_bytes, arithmetic)
+        self._pattern = _compiled(config.key_pattern)
+        self._excluded_keys: frozenset[bytes] | None = None
+        self._others = [
+            Corpus(
+                other if other.key_pattern else other.model_copy(update={"key_pattern": config.key_pattern}), arithmetic
+            )
+            for other in config.exclude
+        ]
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """Usable documents in order, from the `start`-th on. ValueError, with the counts, if there is none at all."""
+        counts: Counter[str] = Counter()
+        self.first_places = {}
+        for item in self._filtered():
+            if isinstance(item, str):
+                reason, where = item.split("\0")
+                counts[f"left out: {reason}"] += 1
+                self.first_places.setdefault(reason, where)
+                continue
+            if counts["skipped"] < self.config.skip:
+                counts["skipped"] += 1
+                continue
+            counts["documents"] += 1
+            counts["bytes"] += len(item.text)
+            if counts["documents"] > start:
+                yield item
+            if counts["documents"] == self.config.limit:
+                break
+        self.counts = {key: number for key, number in counts.items() if number}
+        if not counts["documents"]:
+            first = next((f"; the first left out: {where}: {why}" for why, where in self.first_places.items()), "")
+            malformed = "left out: malformed JSON" in counts
+            json = "JSON is read as one object a line, or as one array of objects. " if malformed else ""
+            raise ValueError(
+                f"{self.config.source} yields no usable document (field {self.config.field!r}): "
+                f"{self.counts or 'it is empty'}{first}. {json}Check corpus.field, corpus.skip and the filters."
+            )
+
+    def keys(self, text: bytes) -> set[bytes]:
+        """A document's keys, 16 bytes each: its named groups, or the whole text where there is no match."""
+        match = self._pattern.match(text.decode("utf-8")) if self._pattern else None
+        named = match.groupdict() if match else {}
+        found = {name: value for name, value in named.items() if value} or {"": text.decode("utf-8")}
+        return {hashlib.blake2b(f"{name}\0{value}".encode(), digest_size=16).digest() for name, value in found.items()}
+
+    def _filtered(self) -> Iterator[Document | str]:
+        """Documents that pass the filters; what does not, as `reason NUL place`."""
+        excluded = self._excluded()
+        seen: set[bytes] = set()
+        for number, row in enumerate(self._source.rows()):
+            try:
+                document = _document(row, self.config, number)
+            except UnusableError as error:
+                yield f"{error}\0{row.where}"
+                continue
+            keys = self.keys(document.text) if excluded or self.config.unique else set()
+            if not keys.isdisjoint(excluded):
+                yield f"in an excluded corpus\0{row.where}"
+            elif self.config.unique and not keys.isdisjoint(seen):
+                yield f"a duplicate\0{row.where}"
+            else:
+                if self.config.unique:
+                    seen |= keys
+                yield document
+
+    def _excluded(self) -> frozenset[bytes]:
+        if self._excluded_keys is None:
+            self._excluded_keys = frozenset(
+                key for other in self._others for document in other.documents() for key in other.keys(document.text)
+            )
+        return self._excluded_keys
+
+
+def _compiled(pattern: str | None) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"key_pattern {pattern!r} is not a regular expression: {error}") from error
+    if not compiled.groupindex:
+        raise ValueError(f"key_pattern {pattern!r} names no group; name what makes a key, as in (?P<title>...)")
+    return compiled
+
+
+def _document(row: Row, config: CorpusConfig, number: int) -> Document:
+    if row.fault is not None:
+        raise UnusableError(row.fault)
+    if row.text is not None:
+        return Document(str(number), _decodable(row.text), None)
+    assert row.columns is not None  # a row has columns, text or a fault
+    doc_id = str(number) if config.id_field is None else _name(column(row.columns, config.id_field), config.id_field)
+    if config.has_chats:
+        chat = read_chat(row.columns, config)
+        return Document(doc_id, _encoded(chat.said, config.max_row_bytes), *chat)
+    value = column(row.columns, config.field)
+    if not isinstance(value, str):
+        raise UnusableError(f"field {config.field!r} is not text")
+    return Document(doc_id, _encoded(value, config.max_row_bytes), None)
+
+
+def _name(value: Any, field: str) -> str:
+    """A document's id: text, or a whole number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise UnusableError(f"field {field!r} is neither text nor a whole number")
+    return _encoded(value).decode()
+
+
+def _encoded(text: str, max_bytes: int | None = None) -> bytes:
+    if not text:
+        raise UnusableError("empty text")
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UnusableError("half of a surrogate pair") from error
+    if max_bytes is not None and len(content) > max_bytes:
+        raise UnusableError(TOO_LONG)
+    return content
+
+
+def _decodable(content: bytes) -> bytes:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnusableError("not valid UTF-8") from error
+    if not content:
+        raise UnusableError("empty text")
+    return content

@@ -1,0 +1,151 @@
+"""Rows of which only the most probable tokens are known: all that a teacher behind an HTTP server says of them.
+
+For each row the server lists its `top_k` most probable tokens and the token that really follows, with their absolute
+log-probabilities. The rest of the softmax, the row's unlisted mass `m_r`, is known in sum alone. It is never shared out among
+the listed tokens: it feeds no symbol, and is accounted for.
+
+`dropped`: the row starts at offset `o_r`, and there `W_r m_r` leaves what is known, once and for all. So `dropped` grows at
+`o_r` by `W_r m_r` relative to the mass known just before, and the balance of every offset closes exactly.
+
+`doubt`: let `U_i` bound the unlisted mass that could have fed position i, beside the `K_i` that did. The target over both is a
+mixture of the stored one, with share `K_i / (K_i + U_i)` or more, and of something unknown: the total variation between stored
+and full target is at most `U_i / (K_i + U_i)`. In `U_i` a row counts with `W_r` times the smaller of two bounds:
+
+- `m_r`, all that it has unlisted;
+- the k-th largest probability of the row, which no unlisted token exceeds, times the number of unlisted tokens that agree with
+  the document: those whose bytes go on past i, and those that ended since the canonical token began (branches nobody followed).
+
+At its own offset every token of a row counts, so `m_r` it is. Deep inside a token few tokens still agree, and the second bound
+takes over. Unlisted tokens that ended before the canonical token began count no more: of a branch that is not followed, hardly
+anything goes on as the document does (`pipeline.covering.covering.BRANCH_SURVIVAL`).
+
+Shape legend: R rows, E listed entries of all rows in turn, C sorted columns and one more, P positions, D depths below a row.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.covering.covering import MIN_LOGIT, Covering
+from pipeline.covering.targets import Targets
+from pipeline.covering.vocabulary import Vocabulary
+
+_MAX_EXPONENT = 700.0  # exp of it is still a float64
+
+
+@dataclass(frozen=True)
+class ListedRows:
+    """What a server lists of one prompt's rows.
+
+    Each row holds its `top_k` most probable tokens, and its next canonical token whether or not it is one of them.
+    """
+
+    counts_R: np.ndarray  # int64, entries of each row
+    token_ids_E: np.ndarray  # int64
+    logprobs_E: np.ndarray  # float64, nats; exp of a row's sums to 1 or less
+    top_k: int
+
+    def __getitem__(self, rows: slice) -> "ListedRows":
+        """Some consecutive rows of the prompt."""
+        ends = np.concatenate([[0], np.cumsum(self.counts_R)])
+        first, last, _ = rows.indices(len(self.counts_R))
+        entries = slice(int(ends[first]), int(ends[last]))
+        return ListedRows(self.counts_R[rows], self.token_ids_E[entries], self.logprobs_E[entries], self.top_k)
+
+    def logprobs_of(self, tokens: Sequence[int]) -> np.ndarray:
+        """R, nats: of each row, that of a token which it lists."""
+        row_E = np.repeat(np.arange(len(self.counts_R)), self.counts_R)
+        return self.logprobs_E[self.token_ids_E == np.asarray(tokens, dtype=np.int64)[row_E]]
+
+
+class _Row(NamedTuple):
+    """One row in sorted columns."""
+
+    columns: np.ndarray  # ascending; listed ids that the vocabulary lacks are left out: they spell nothing
+    probs: np.ndarray  # float64
+    unlisted: float  # m_r
+    floor: float  # no unlisted token is more probable
+
+
+def listed_targets(covering: Covering, listed: ListedRows) -> Targets:
+    """The covering's targets from listed tokens, over what is known of them; `dropped` and `doubt` account for the rest."""
+    assert len(listed.counts_R) == len(covering.offsets)
+    rows = _sorted_rows(covering.vocabulary, listed)
+    width = len(covering.vocabulary.order)
+    targets = covering.targets(covering.reduce_rows(covering.offsets, _dense(rows, width)))
+    log_weight_R = np.concatenate([[0.0], np.cumsum(targets.token_logprobs)])
+    return replace(
+        targets,
+        dropped_P=_dropped(covering, targets, rows, log_weight_R),
+        doubt_P=_doubt(covering, targets, rows, log_weight_R),
+    )
+
+
+def _sorted_rows(vocabulary: Vocabulary, listed: ListedRows) -> list[_Row]:
+    rows, width = [], len(vocabulary.column)
+    ends = np.cumsum(listed.counts_R)
+    for start, end in zip(ends - listed.counts_R, ends, strict=True):
+        ids = listed.token_ids_E[start:end]
+        # The full path clamps logits alike: a token that follows with probability 0 would leave nothing to divide by.
+        probs = np.exp(np.maximum(listed.logprobs_E[start:end], MIN_LOGIT))
+        rank = min(listed.top_k, len(probs))
+        floor = float(np.partition(probs, len(probs) - rank)[len(probs) - rank])
+        unlisted = max(0.0, 1.0 - float(probs.sum()))
+        inside = ids < width
+        columns, probs = vocabulary.column[ids[inside]], probs[inside]
+        order = np.argsort(columns)
+        rows.append(_Row(columns[order], probs[order], unlisted, floor))
+    return rows
+
+
+def _dense(rows: Sequence[_Row], width: int) -> Iterator[np.ndarray]:
+    """Each row as C probabilities, what is not in a column in the last one. A row dies with the next."""
+    probs_C = np.zeros(width + 1)
+    for row in rows:
+        probs_C[row.columns] = row.probs
+        probs_C[-1] = max(0.0, 1.0 - float(row.probs.sum()))
+        yield probs_C
+        probs_C[row.columns] = 0.0
+
+
+def _dropped(covering: Covering, targets: Targets, rows: Sequence[_Row], log_weight_R: np.ndarray) -> np.ndarray:
+    realised = np.frombuffer(covering.document, dtype=np.uint8)
+    log_known_P = np.zeros(len(realised) + 1)
+    log_known_P[1:] = targets.log_prefix_mass_P[:-1] + np.log(targets.probs_PV[np.arange(len(realised)), realised])
+    dropped_P = targets.dropped_P.copy()
+    unlisted_R = np.array([row.unlisted for row in rows])
+    dropped_P[covering.offsets] += unlisted_R * np.exp(log_weight_R - log_known_P[covering.offsets])
+    return np.clip(dropped_P, 0.0, 1.0)
+
+
+def _doubt(covering: Covering, targets: Targets, rows: Sequence[_Row], log_weight_R: np.ndarray) -> np.ndarray:
+    num_positions = len(covering.document) + 1
+    # The canonical token that holds a position begins and ends here.
+    token_P = np.searchsorted(covering.offsets, np.arange(num_positions), side="right")
+    begin_P, end_P = covering.offsets[token_P - 1], np.append(covering.offsets, num_positions)[token_P]
+    ratio_P = np.zeros(num_positions)  # U_i / K_i
+    for index, row in enumerate(rows):
+        mass_D = _reaching_mass(covering, index, row, begin_P, end_P)
+        reached = slice(int(covering.offsets[index]), int(covering.offsets[index]) + len(mass_D))
+        log_ratio_D = log_weight_R[index] - targets.log_prefix_mass_P[reached]
+        ratio_P[reached] += mass_D * np.exp(np.minimum(log_ratio_D, _MAX_EXPONENT))
+    return 1.0 - (1.0 - targets.doubt_P) / (1.0 + ratio_P)
+
+
+def _reaching_mass(covering: Covering, index: int, row: _Row, begin_P: np.ndarray, end_P: np.ndarray) -> np.ndarray:
+    """D: the most of a row's unlisted mass that can have fed the positions from its offset on, or have branched off on the way."""
+    offset = int(covering.offsets[index])
+    nodes = covering.nodes(offset)[::-1]
+    cuts_3D = np.array([(node.cuts[0], node.cuts[node.num_exact], node.cuts[-1]) for node in nodes]).T
+    # Unlisted tokens that spell a node's bytes exactly, and those that go on.
+    exact_D, longer_D = np.diff(cuts_3D - np.searchsorted(row.columns, cuts_3D), axis=0)
+    # A token that ended inside a canonical token counts until that one's end, even where this row reaches no further.
+    more = int(end_P[offset + len(nodes) - 1]) - (offset + len(nodes))
+    exact_D, longer_D = np.pad(exact_D, (0, more)), np.pad(longer_D, (0, more))
+    ended_D = np.cumsum(exact_D)
+    ended_D -= ended_D[begin_P[offset : offset + len(ended_D)] - offset]
+    mass_D = np.minimum(row.unlisted, row.floor * (longer_D + ended_D))
+    mass_D[0] = row.unlisted
+    return mass_D

@@ -1,0 +1,145 @@
+"""The card of a dump, `README.md`: what a hub and its readers see. A function of the files that lie beside it."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.dumps.licence import describe
+from schemas.commit import committed
+from schemas.manifest import Manifest, flatten
+from schemas.snippets import snippets
+from schemas.store import Location
+
+NAME = "README.md"
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip
+# Licence ids that a hub takes; any other goes in as `other` with its name.
+_HUB_IDS = re.compile(r"apache-2\.0|mit|bsd(-[23]-clause)?|isc|cc0-1\.0|cc-by-(nc-|sa-|nc-sa-|nd-|nc-nd-)?[34]\.0|unlicense|zlib|gemma|llama[234]|llama3\.[123]|openrail|bigscience-openrail-m|creativeml-openrail-m|openrail\+\+|bigscience-bloom-rail-1\.0|deepl|wtfpl|mpl-2\.0|l?gpl-[23](\.0|\.1)?|agpl-3\.0")  # fmt: skip
+
+
+def write_card(dump: Location) -> Location:
+    """Write the card of a complete dump; returns its path. Raises ValueError where there is no summary yet."""
+    summary_path = dump / "summary.json"
+    if not summary_path.exists():
+        raise ValueError(f"{dump} is not complete: it holds no summary.json. Run `bld teacher` again to finish it.")
+    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    recipe_path, audit_path = dump / "recipe.yaml", dump / "audit.json"
+    recipe = yaml.safe_load(recipe_path.read_text(encoding="utf-8")) if recipe_path.exists() else {}
+    audit = json.loads(audit_path.read_text(encoding="utf-8")) if audit_path.exists() else None
+    out = dump / NAME
+    with committed(out) as partial:
+        partial.write_text(card(Manifest.load(dump), summary, recipe, audit), encoding="utf-8")
+    return out
+
+
+def card(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping[str, Any], audit: Any) -> str:
+    """The card's text.
+
+    Args:
+        recipe: the resolved recipe, as plain values; may be empty.
+        audit: what audit.json holds, None without one.
+    """
+    teacher = recipe.get("teacher") or {}
+    licence = teacher.get("license")
+    identity = flatten(manifest.identity)
+    model = public_name(str(identity.get("teacher.model", "unknown")))
+    parts = [
+        f"---\n{yaml.safe_dump(front_matter(model, licence, summary), sort_keys=False, allow_unicode=True)}---\n",
+        f"# Next-byte distributions of {inline(model)}\n",
+        "For every byte position of a corpus, a teacher's sparse next-byte distribution, for offline distillation into students of any "
+        "tokenizer (Byte-Level Distillation, arXiv 2604.07466). Each row is a document, or a window of a long one.\n",
+        "## Teacher\n",
+        table({"model": model, **{k.removeprefix("teacher."): v for k, v in identity.items() if _teacher_fact(k)}}),
+        f"**Licence**: {inline(describe(licence))}. This is a pointer, not legal advice.\n",
+        "## Corpus\n",
+        table(corpus_facts(manifest, summary, recipe)),
+        "The text has a licence of its own, which this dump does not change.\n",
+        "## Settings\n",
+        table({k: v for k, v in identity.items() if not k.startswith(("teacher.", "corpus."))}),
+        "## What is in it\n",
+        table({k: v for k, v in summary.items() if isinstance(v, int | float) and k != "schema_version"}),
+        *(
+            ["## Audit\n", "Fidelity measured on a sample while dumping (`audit.json`):\n", table(flatten(audit))]
+            if audit
+            else []
+        ),
+        "## Reading it\n",
+        "Columns and units are in each file's Parquet metadata. Position 10 of document `0`, from this folder:\n",
+        *[_fence(name) for name in ("pyarrow", "datasets")],
+    ]
+    return "\n".join(parts)
+
+
+def front_matter(model: str, licence: str | None, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a hub reads."""
+    num = int(summary.get("records", 0))
+    size = next((name for limit, name in _SIZES if num < limit), "n>100M")
+    return {
+        **_hub_licence(licence),
+        "pretty_name": f"Next-byte distributions of {model}",
+        "tags": ["knowledge-distillation", "byte-level-distillation", "logits"],
+        "task_categories": ["text-generation"],
+        "size_categories": [size],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.parquet"}]}],
+    }
+
+
+def _hub_licence(licence: str | None) -> dict[str, str]:
+    if licence is None:
+        return {"license": "unknown"}
+    known = licence.lower()
+    if _HUB_IDS.fullmatch(known):
+        return {"license": known}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9._]+", "-", known).strip("-") or "unnamed"}
+
+
+def _teacher_fact(key: str) -> bool:
+    return key.startswith("teacher.") and key != "teacher.model"
+
+
+def corpus_facts(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the text came from, and what of it was left out, by reason."""
+    corpus = recipe.get("corpus") or {}
+    settings = {key: corpus.get(key) for key in ("split", "limit", "skip", "unique", "key_pattern") if corpus.get(key)}
+    excluded = ", ".join(public_name(str(other["source"])) for other in corpus.get("exclude") or [])
+    merged = summary.get("merged_from")
+    facts = {
+        "source": public_name(str(corpus.get("source", "unknown"))),
+        **flatten(manifest.identity.get("corpus") or {}),
+        **settings,
+        **({"excluded": excluded} if excluded else {}),
+        **manifest.corpus_counts,
+    }
+    if merged:
+        facts["source"] = "; ".join(f"{m['source']} ({m['documents']} documents)" for m in merged)
+    unspelled = len(summary.get("left_out_unspellable") or {})
+    changed = ", or its chat template changes it" if manifest.has_chats else ""
+    return facts | ({f"left out: the tokenizer cannot spell it{changed}": unspelled} if unspelled else {})
+
+
+def public_name(source: str) -> str:
+    """A source as others may know it: a hub or package name as it is, of a local path only its last part."""
+    if source.startswith("pypi:") or "://" in source:
+        return source
+    path = Path(source).expanduser()
+    local = path.is_absolute() or source.startswith((".", "~")) or path.exists() or source.count("/") > 1
+    return path.name if local and path.name else source
+
+
+def inline(text: object) -> str:
+    """Text that Markdown and HTML leave as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", " ".join(str(text).split()))
+
+
+def table(values: Mapping[str, Any]) -> str:
+    """Two columns: what, and its value."""
+    rows = [f"| {inline(key)} | {inline(value)} |" for key, value in values.items()]
+    return "\n".join(["| what | value |", "| --- | --- |", *rows, ""])
+
+
+def _fence(name: str) -> str:
+    language, code = snippets()[name]
+    return f"```{language}\n{code}```\n"

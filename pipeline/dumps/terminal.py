@@ -1,0 +1,250 @@
+"""`bld inspect`: what it prints about a dump. `pipeline.dumps.view` reads it, `pipeline.reports.document_page` draws it."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.dumps import search as dump_search
+from pipeline.dumps import statistics as dump_summary
+from pipeline.dumps import view as dump_view
+from pipeline.dumps.positions import Position
+from pipeline.dumps.search import Occurrence, Surprising
+from pipeline.dumps.terminal_chat import conversation_lines, conversations
+from pipeline.dumps.view import DumpDocument
+from pipeline.reports.html import printable, readable
+from pipeline.runtime.log import warn
+from schemas import END
+from schemas.json_text import json_text
+from schemas.store import Location
+
+_NAMES = {END: "END", 0x20: "␠", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
+_BAR = 40  # characters of the longest bar
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_SHOWN = 10  # occurrences of --find that are printed
+_ESCAPES = {"\\n": b"\n", "\\r": b"\r", "\\t": b"\t", "\\\\": b"\\"}
+
+
+def symbol_name(symbol: int) -> str:
+    """A symbol to read: `a`, `␠`, `\\n`, `c3`, `END`."""
+    if symbol in _NAMES:
+        return _NAMES[symbol]
+    return chr(symbol) if 0x20 < symbol < 0x7F else f"{symbol:02x}"
+
+
+def wanted_bytes(text: str) -> bytes:
+    """What `--find` looks for: UTF-8, with `\\n`, `\\t`, `\\r`, `\\\\` and `\\xHH` as in a Python string."""
+    parts = re.split(r"(\\x[0-9a-fA-F]{2}|\\[nrt\\])", text)
+    found = b"".join(
+        _ESCAPES.get(part) or (bytes([int(part[2:], 16)]) if i % 2 else part.encode()) for i, part in enumerate(parts)
+    )
+    if not found:
+        raise ValueError("--find '': give at least one byte to look for")
+    return found
+
+
+def show(
+    dump: Location,
+    doc_id: str | None = None,
+    top: int = 5,
+    as_json: bool = False,
+    worst: int | None = None,
+    find: str | None = None,
+    html: Path | None = None,
+    nth: int = 1,
+) -> None:
+    """Print a dump's summary, or with `doc_id` that document's positions with their `top` symbols.
+
+    Args:
+        worst: print that many documents and positions of most surprise instead.
+        find: print where this text stands, with the distributions of its bytes, instead.
+        html: draw the document (the first, where `doc_id` is None) into this file instead.
+        nth: which of several documents of that name.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    if html is not None:
+        from pipeline.reports.document_page import write_page
+
+        print(write_page(dump, _chosen(dump, doc_id, nth), html))
+    elif worst is not None:
+        _show_worst(dump, worst, top, as_json, console)
+    elif find is not None:
+        _show_found(dump, wanted_bytes(find), top, as_json, console)
+    elif doc_id is None:
+        summary = dump_summary.summarise(dump)
+        print(json_text(summary, indent=1)) if as_json else _print_summary(summary, console)
+    else:
+        document = _chosen(dump, doc_id, nth)
+        if as_json:
+            values = {"doc_id": doc_id, "positions": [as_values(position) for position in document.positions()]}
+            chat = [{"role": m.role, "start": m.start, "content": m.content.decode()} for m in document.messages]
+            values |= {"messages": chat} if chat else {}
+            told = conversations(document)
+            print(json_text(values | ({"conversations": told} if told else {})))
+            return
+        for line in conversation_lines(document):
+            console.print(line)
+        for line in document_table(document, top):
+            console.print(line)
+
+
+def _chosen(dump: Location, doc_id: str | None, nth: int) -> DumpDocument:
+    document = dump_view.find_document(dump, doc_id, nth)
+    number = 1 if doc_id is None else dump_view.number_named(dump, doc_id)
+    if number > 1:
+        warn(
+            f"{dump}: {number} documents are named {doc_id!r}; this is number {nth} (--nth chooses). "
+            "corpus.id_field gives documents names of their own"
+        )
+    return document
+
+
+def as_values(position: Position) -> dict[str, Any]:
+    """A position for JSON; its token, which may be half a character, as a list of bytes."""
+    return asdict(position) | {"token": None if position.token is None else list(position.token)}
+
+
+def table(found: Iterable[Position], top: int) -> list[Text]:
+    """Aligned lines: a header, then a position each. `|` marks the edges of teacher tokens; the token that starts there is shown."""
+    header = f"{'offset':>7}   byte   bits    tail dropped tok_end   doubt  symbols"
+    return [Text(header, style="bold"), *[_line(position, top) for position in found]]
+
+
+def document_table(document: DumpDocument, top: int) -> list[Text]:
+    """`table` of a document's positions; in a chat each message comes before its own."""
+    found = list(document.positions())
+    if not document.messages:
+        return table(found, top)
+    header, *lines = table(found, top)
+    edges = [position.offset + (position.realised != END) for position in found]  # an END belongs to what it ends
+    shown, at = [header], 0
+    for message in document.messages:
+        shown.append(
+            Text(f"{printable(message.role)}: ", style="bold").append(readable(message.content), style="not bold")
+        )
+        last = bisect_right(edges, message.end, lo=at)
+        shown += lines[at:last]
+        at = last
+    return shown
+
+
+def _line(position: Position, top: int) -> Text:
+    mark = "|" if position.token_starts else " "
+    line = Text(f"{position.offset:>7} {mark} ")
+    line.append(f"{symbol_name(position.realised):<4}", style="bold cyan" if position.token_starts else "cyan")
+    line.append(f" {position.surprise_bits:5.2f}", style=_surprise_style(position.surprise_bits))
+    for share in (position.tail, position.dropped, position.token_end, position.doubt):
+        line.append(f" {share:7.4f}", style="yellow" if share > 0.05 else "dim")
+    line.append(" ")
+    for symbol, probability in position.symbols[:top]:
+        style = "bold green" if symbol == position.realised else ""
+        line.append(f" {symbol_name(symbol):>3} {probability:.4f}", style=style)
+    if position.token is not None:
+        line.append(f"  |{readable(position.token)}| {position.token_logprob:.2f} nats", style="magenta")
+    return line
+
+
+def _surprise_style(bits: float) -> str:
+    return "bold red" if bits > 6 else "yellow" if bits > 3 else "dim"
+
+
+def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: Console) -> None:
+    documents, places = dump_search.worst_documents(dump, number), dump_search.worst_positions(dump, number)
+    if as_json:
+        print(
+            json_text(
+                {
+                    "documents": [{"doc_id": d.doc_id, "bits_per_byte": d.bits} for d in documents],
+                    "positions": [_place_values(place) for place in places],
+                }
+            )
+        )
+        return
+    console.print(Text("documents by bits per byte of their targets", style="bold"))
+    for found in documents:
+        console.print(Text(f"{found.bits:8.3f}  {printable(found.doc_id):<12} {readable(found.context)}"))
+    console.print(Text("positions by bits of the byte that is really there", style="bold"))
+    for found in places:
+        console.print(_place_line(found, top))
+
+
+def _place_values(found: Surprising) -> dict[str, Any]:
+    assert found.position is not None
+    return {"doc_id": found.doc_id, "context": list(found.context), **as_values(found.position)}
+
+
+def _place_line(found: Surprising, top: int) -> Text:
+    position = found.position
+    assert position is not None
+    line = Text(f"{found.bits:8.3f}  {printable(found.doc_id):<12} at {found.offset:>6} ")
+    line.append(f"{readable(found.context):>{dump_search.CONTEXT_BYTES}}")
+    line.append(f"[{symbol_name(position.realised)}]", style="bold red")
+    for symbol, probability in position.symbols[:top]:
+        line.append(f"  {symbol_name(symbol)} {probability:.3f}")
+    return line
+
+
+def _show_found(dump: Location, wanted: bytes, top: int, as_json: bool, console: Console) -> None:
+    found = dump_search.find(dump, wanted)
+    if as_json:
+        print(json_text([_occurrence_values(occurrence) for occurrence in found]))
+        return
+    shown = list(islice(found, _SHOWN))
+    for occurrence in shown:
+        line = Text(f"{printable(occurrence.doc_id)} at {occurrence.offset}: ", style="bold")
+        line.append(readable(occurrence.before), style="not bold")
+        line.append(readable(wanted), style="reverse")
+        line.append(readable(occurrence.after), style="not bold")
+        console.print(line)
+        for row in table(occurrence.positions, top):
+            console.print(row)
+    more = sum(1 for _ in found)
+    if not shown:
+        console.print(f"{readable(wanted)!r} stands in no document of {dump}", markup=False)
+    elif more:
+        console.print(f"and {more} more; --json prints all of them")
+
+
+def _occurrence_values(occurrence: Occurrence) -> dict[str, Any]:
+    places = [as_values(position) for position in occurrence.positions]
+    return {"doc_id": occurrence.doc_id, "offset": occurrence.offset, "positions": places}
+
+
+_HISTOGRAMS = {
+    "entry_count_positions": "positions by stored entries",
+    "entropy_bits_positions": "positions by entropy, bits",
+    "column_bytes": "stored bytes by column",
+}
+_SECTIONS = ("identity", "corpus_counts", "left_out_unspellable")
+
+
+def _print_summary(summary: dict[str, Any], console: Console) -> None:
+    for title in _SECTIONS:
+        if summary[title]:
+            console.print(Text(title.replace("_", " "), style="bold"))
+            for key, value in summary[title].items():
+                console.print(Text(f"  {key:<28} {value}"))
+    console.print(Text("shards", style="bold"))
+    for key, value in summary.items():
+        if key not in _SECTIONS and key not in _HISTOGRAMS:
+            console.print(Text(f"  {key:<28} {value:,.4f}" if isinstance(value, float) else f"  {key:<28} {value:,}"))
+    for key, title in _HISTOGRAMS.items():
+        console.print(Text(title, style="bold"))
+        for line in bars(summary[key]):
+            console.print(Text(line))
+
+
+def bars(counts: Mapping[Any, int]) -> Iterator[str]:
+    """A line per key: its number, its share of all, and a bar of eighths of a character."""
+    width = max((len(str(key)) for key in counts), default=0)
+    largest, total = max(counts.values(), default=0), sum(counts.values())
+    for key, number in counts.items():
+        eighths = round(8 * _BAR * number / max(largest, 1))
+        bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+        yield f"  {key!s:>{width}} {number:>12,} {number / max(total, 1):6.1%} {bar}".rstrip()

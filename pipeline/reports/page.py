@@ -1,0 +1,124 @@
+"""A report's page: everything in one file, nothing fetched, which its content security policy enforces.
+
+The curves are drawn already (`pipeline.reports.curves`); the script only shows values under the pointer, hides runs and changes
+the axis. Without it the page is complete but for these.
+"""
+
+from collections.abc import Sequence
+
+from pipeline.config import Objectives
+from pipeline.reports import tables
+from pipeline.reports.curves import AXES, PLOTS, Axis, Plot, Series, draw
+from pipeline.reports.dump_section import dump_section
+from pipeline.reports.html import content_policy, script_data, shown
+from pipeline.reports.report_look import SCRIPT, style
+from pipeline.reports.runs import Run, leaves, read_dumps
+
+_MOST_ROWS = 600  # of a run whose values can be pointed at; a longer one's are every second, third ... step
+
+
+def page(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """The whole page about some runs."""
+    title = shown(names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}")
+    heading = shown(names[0]) if len(runs) == 1 else f"{len(runs)} runs"
+    dumps = read_dumps(runs)
+    sections = [
+        ("Runs", tables.overview(runs, names)),
+        ("Evaluation", tables.final_table(runs, names)),
+        ("Tasks, in percent", tables.task_tables(runs, names)),
+        ("Curves", _curves(runs, names)),
+        *_recipe_section(runs, names),
+        ("Dump" if len(dumps) == 1 else "Dumps", "".join(map(dump_section, dumps))),
+    ]
+    body = "".join(f"<section><h2>{name}</h2>{text}</section>" for name, text in sections if text)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{content_policy(SCRIPT)}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>{style()}</style></head>
+<body><header><p class="over">Report</p><h1>{heading}</h1></header>{body}
+<div id="tip" hidden></div>
+<script type="application/json" id="data">{script_data(_values(runs, names))}</script><script>{SCRIPT}</script></body></html>
+"""
+
+
+def series(runs: Sequence[Run], plot: Plot, axis: Axis) -> list[Series]:
+    """Each run's points of a quantity over an axis; runs that have none of them are not there."""
+    found = []
+    for number, run in enumerate(runs):
+        lines = [m for m in run.metrics if tables.is_number(m.get(plot.key)) and tables.is_number(m.get(axis.key))]
+        if lines:
+            found.append(Series(number, [m[axis.key] for m in lines], [m[plot.key] for m in lines]))
+    return found
+
+
+def plots_of(runs: Sequence[Run]) -> list[Plot]:
+    """What these runs may have a curve of: objectives of the operator's own stand after those that come along."""
+    own = dict.fromkeys(name for run in runs for name in run.own_objectives)
+    after = 1 + max(i for i, plot in enumerate(PLOTS) if plot.key in Objectives.model_fields)
+    return [*PLOTS[:after], *(Plot(name, name, "nats per byte") for name in own), *PLOTS[after:]]
+
+
+def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
+    figures = "".join(_figure(plot, runs) for plot in plots_of(runs))
+    if not figures:
+        return "<p>No metrics yet.</p>"
+    buttons = "".join(
+        f'<button type="button" data-axis="{axis.key}" aria-pressed="{str(axis.key == "step").lower()}">{axis.name}</button>'
+        for axis in AXES
+    )
+    legend = "".join(
+        f'<button type="button" data-run="{number}" aria-pressed="true">{cell}</button>'
+        for number, cell in enumerate(tables.run_cells(names))
+    )
+    legend = f'<div class="legend" role="group" aria-label="runs shown">{legend}</div>' if len(runs) > 1 else ""
+    last = f"<details><summary>Values of the last step</summary>{tables.last_steps_table(runs, names)}</details>"
+    faint = (
+        '<p class="soft">Faint: each step. Strong: the mean of the steps around it, one in forty.</p>'
+        if 'class="raw"' in figures
+        else ""
+    )
+    return (
+        f'<div class="controls">{legend}<div class="axes" role="group" aria-label="axis">{buttons}</div></div>{faint}'
+        f'<div class="plots" id="plots" data-axis="step">{figures}</div>{last}'
+    )
+
+
+def _figure(plot: Plot, runs: Sequence[Run]) -> str:
+    """A quantity over each axis, one of them shown; empty where no run has it."""
+    drawn = [draw(plot, axis, series(runs, plot, axis)) for axis in AXES]
+    if not any(drawn):
+        return ""
+    none = [
+        f'<p class="none" data-axis="{axis.key}">These runs did not log {axis.name.lower()}.</p>'
+        for axis, svg in zip(AXES, drawn, strict=True)
+        if not svg
+    ]
+    unit = f' <span class="soft">{shown(plot.unit)}</span>' if plot.unit else ""
+    return f"<figure><figcaption>{shown(plot.title)}{unit}</figcaption>{''.join(drawn)}{''.join(none)}</figure>"
+
+
+def _recipe_section(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, str]]:
+    if len(runs) > 1:
+        return [("What differs between the recipes", tables.differences_table(runs, names))]
+    rows = list(leaves(runs[0].recipe).items())
+    text = f"<details><summary>All values</summary>{tables.escaped_table(['key', 'value'], rows, 2)}</details>"
+    return [("Recipe", text)] if rows else []
+
+
+def _values(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, object]]:
+    """The numbers behind the curves, a list per key; None where a step lacks one."""
+    keys = [axis.key for axis in AXES] + [plot.key for plot in plots_of(runs)]
+    found: list[dict[str, object]] = []
+    for run, name in zip(runs, names, strict=True):
+        each = -(-len(run.metrics) // _MOST_ROWS) or 1
+        # Evaluations are few: none of them may fall between two.
+        rows = [m for i, m in enumerate(run.metrics) if i % each == 0 or m.get("eval_bits_per_byte") is not None]
+        columns = {key: [_rounded(m.get(key)) for m in rows] for key in keys}
+        used = {key: column for key, column in columns.items() if any(value is not None for value in column)}
+        found.append({"name": name, "columns": used})
+    return found
+
+
+def _rounded(value: object) -> float | int | None:
+    if not tables.is_number(value):
+        return None
+    return value if isinstance(value, int) else float(f"{value:.5g}")

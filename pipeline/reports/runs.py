@@ -1,0 +1,200 @@
+"""What a report is about, read from the folders of runs and of their dumps; nothing is drawn here."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config import Recipe
+from pipeline.evaluation.jobs import read_results
+from pipeline.evaluation.task_table import load_tasks
+from pipeline.runtime.plugins import is_own
+from schemas.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds; empty where a file is not there yet. `tasks` are the harness' results of each model."""
+
+    folder: Path
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    evaluation: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """The last one that was logged; 0 before the first."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def num_steps(self) -> int | None:
+        """How many there are to be; None where no recipe says so."""
+        return dict(self.recipe.get("train") or {}).get("steps")
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words."""
+        if not self.metrics:
+            return "no step yet"
+        if self.num_steps is None:
+            return f"step {self.step:,}"
+        return "finished" if self.step >= self.num_steps else f"unfinished: step {self.step:,} of {self.num_steps:,}"
+
+    @property
+    def own_objectives(self) -> list[str]:
+        """Names, as in its metrics, of the objectives that a file of the operator's own computes."""
+        weights = dict(dict(self.recipe.get("train") or {}).get("objectives") or {})
+        return [Path(name).stem for name, weight in weights.items() if is_own(name) and weight]
+
+    @property
+    def best_held_out(self) -> dict[str, Any] | None:
+        """The logged step with the fewest bits per byte on held-out text; None where it was not evaluated while it trained."""
+        measured = [line for line in self.metrics if line.get("eval_bits_per_byte") is not None]
+        return min(measured, key=lambda line: float(line["eval_bits_per_byte"]), default=None)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run. Raises ValueError where the folder is not one, or a line of its metrics is not JSON."""
+    metrics, recipe = folder / "metrics.jsonl", folder / "recipe.yaml"
+    evaluation = read_results(folder)
+    if not (metrics.exists() or evaluation):
+        raise ValueError(f"{folder} is not a student's run: no metrics.jsonl, no eval.json. Run `bld student` first.")
+    return Run(
+        folder=folder,
+        metrics=read_metrics(metrics) if metrics.exists() else [],
+        evaluation=evaluation,
+        recipe=with_defaults(yaml.safe_load(recipe.read_text(encoding="utf-8"))) if recipe.exists() else {},
+        tasks={model.name: load_tasks(model) for model in sorted((folder / "tasks").glob("*")) if model.is_dir()},
+    )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """One dict per step, in order. Of a step repeated by a resume the last counts; a cut last line is left out."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    steps: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline after it: the run was killed, or is writing it now
+                break
+            raise ValueError(f"{path}, line {number} is not JSON ({error}); repair or delete that line") from error
+        steps[int(values["step"])] = values
+    return [steps[step] for step in sorted(steps)]
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """What tells the runs' folders apart: what all end with left out, the fewest parts before it; of a single run its last two."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) == 1:
+        return ["/".join(own[-2:]) for own in parts]
+    while all(len(own) > 1 for own in parts) and len({own[-1] for own in parts}) == 1:
+        parts = [own[:-1] for own in parts]
+    longest = max(map(len, parts))
+    enough = next((n for n in range(1, longest) if len({own[-n:] for own in parts}) == len(set(parts))), longest)
+    return ["/".join(own[-enough:]) for own in parts]
+
+
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the keys that it is older than; one that is no recipe today is shown as it stands."""
+    try:
+        return Recipe.model_validate(values).model_dump(mode="json")
+    except ValidationError:
+        return values
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as `a.b.0.c: text`, as they would stand in a recipe."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            flat |= leaves(value, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def differences(runs: Sequence[Run]) -> list[list[str | None]]:
+    """The recipe keys in which the runs differ: the key, then each run's value; None where a recipe does not have the key.
+
+    The runs' own paths differ always, and are left out.
+    """
+    flat = [leaves(run.recipe) for run in runs]
+    keys = sorted({key for values in flat for key in values} - {"student.path"})
+    rows: list[list[str | None]] = [[key, *[values.get(key) for values in flat]] for key in keys]
+    return [row for row in rows if any(value != row[1] for value in row[2:])]
+
+
+@dataclass(frozen=True)
+class Dump:
+    """A dump that runs learned from; `path` is None where it is not on this machine.
+
+    Attributes:
+        name: its path in the recipe.
+        summary, audit: empty where that file is not there.
+        shards: how many are there and how many are planned.
+    """
+
+    name: str
+    path: Path | None
+    identity: dict[str, Any] = field(default_factory=dict)
+    corpus_counts: dict[str, int] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
+    shards: tuple[int, int] = (0, 0)
+
+
+def read_dumps(runs: Sequence[Run]) -> list[Dump]:
+    """The dumps that the runs' recipes name, each once."""
+    found: dict[tuple[str, Path | None], Dump] = {}
+    for run in runs:
+        for name in _dump_names(run.recipe):
+            path = _find_dump(run, name)
+            if (name, path) not in found:
+                found[name, path] = Dump(name, None) if path is None else _read_dump(name, path)
+    return list(found.values())
+
+
+def _dump_names(recipe: Mapping[str, Any]) -> list[str]:
+    several = [str(ref["path"]) for ref in dict(recipe.get("student") or {}).get("dumps") or ()]
+    own = dict(recipe.get("dump") or {}).get("path")
+    return several or ([str(own)] if own is not None else [])
+
+
+def _find_dump(run: Run, name: str) -> Path | None:
+    """A dump's folder: a recipe's paths start where the run's own path started, or here."""
+    own = Path(str(dict(run.recipe.get("student") or {}).get("path", "")))
+    folder = run.folder.resolve()
+    bases = [Path()]
+    if own.parts and not own.is_absolute() and folder.parts[-len(own.parts) :] == own.parts:
+        bases.insert(0, Path(*folder.parts[: -len(own.parts)]))
+    return next((base / name for base in bases if (base / name / "manifest.json").exists()), None)
+
+
+def _read_dump(name: str, path: Path) -> Dump:
+    manifest = Manifest.load(path)
+    there = sum(shard.path(path).exists() for shard in manifest.shards)
+    return Dump(
+        name=name,
+        path=path,
+        identity=manifest.identity,
+        corpus_counts=manifest.corpus_counts,
+        summary=_json(path / "summary.json"),
+        audit=_json(path / "audit.json"),
+        shards=(there, len(manifest.shards)),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file's values; empty where it is not there yet."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}

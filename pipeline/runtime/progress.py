@@ -1,0 +1,93 @@
+"""How far stage 1 is: a bar on a terminal, a plain line now and then where the output is a file."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from pipeline.runtime import log as logs
+from pipeline.runtime import metrics
+
+_LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts of work done, shown. `total_bytes` is text, in bytes; time left is reckoned from it."""
+
+    def __init__(self, total_documents: int, total_bytes: int, console: Console | None = None) -> None:
+        self.total_documents, self.total_bytes = total_documents, total_bytes
+        self.documents = self.text_bytes = self.tokens = self.stored_bytes = 0
+        self._said: tuple[int, int] | None = None  # documents and stored bytes, in the last line
+        self._console = console or Console(stderr=True)
+        self._started = self._last_line = time.monotonic()
+        metrics.PLANNED_BYTES.set(total_bytes)
+        self._bar = (
+            RichProgress(
+                TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(compact=True), console=self._console
+            )
+            if self._console.is_terminal and logs.is_shown() and not logs.as_json()
+            else None
+        )
+
+    def __enter__(self) -> "Progress":
+        self._started = self._last_line = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=max(self.total_bytes, 1))
+        return self
+
+    def update(self, documents: int = 0, text_bytes: int = 0, tokens: int = 0, stored_bytes: int = 0) -> None:
+        """Add what was done since the last call: documents, bytes of text, teacher tokens, bytes of shards."""
+        self.documents += documents
+        self.text_bytes += text_bytes
+        self.tokens += tokens
+        self.stored_bytes += stored_bytes
+        for counter, more in (
+            (metrics.DOCUMENTS, documents),
+            (metrics.TEXT_BYTES, text_bytes),
+            (metrics.TOKENS, tokens),
+            (metrics.STORED_BYTES, stored_bytes),
+        ):
+            counter.inc(more)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.text_bytes, description=self.describe())
+        elif time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self._print_line()
+
+    def describe(self) -> str:
+        """The counts and rates so far, in one line."""
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        parts = [
+            f"{self.documents}/{self.total_documents} documents",
+            f"{self.text_bytes / seconds:,.0f} bytes/s",
+            f"{self.tokens / seconds:,.0f} tokens/s",
+        ]
+        if self.stored_bytes and self.text_bytes:
+            parts.append(f"{self.stored_bytes / self.text_bytes:.2f} stored/text byte")
+        return ", ".join(parts)
+
+    def _print_line(self) -> None:
+        elapsed = time.monotonic() - self._started
+        left = elapsed * (self.total_bytes - self.text_bytes) / self.text_bytes if self.text_bytes else None
+        more = f", {left:.0f} s left" if left and left > 0 else ""
+        logs.say(
+            f"{self.describe()}{more}",
+            documents=self.documents,
+            text_bytes=self.text_bytes,
+            tokens=self.tokens,
+            stored_bytes=self.stored_bytes,
+            seconds=round(elapsed, 3),
+            seconds_left=None if left is None else round(left, 3),
+        )
+        self._last_line = time.monotonic()
+        self._said = (self.documents, self.stored_bytes)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._said != (self.documents, self.stored_bytes):
+            self._print_line()

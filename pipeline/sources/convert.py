@@ -1,0 +1,159 @@
+"""Conversions into the cache: a .gguf into a plain Hugging Face folder, a tokenizer file into a tokenizer folder.
+
+A converted folder is absent or complete (made aside, then renamed) and keyed by its source file and `VERSION`.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.sources.pypi import cache_folder, rename_folder
+from pipeline.tokenization.file_formats import LLAMA3_PATTERN, QWEN_PATTERN, Converted, convert, from_bytes
+
+VERSION = "1"  # raise it when a conversion changes what it writes: old folders are then left alone
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """A folder that AutoTokenizer loads, from any tokenizer file; from a .gguf, only its tokenizer is read."""
+    if path.suffix == ".gguf":
+        return _converted(path, "gguf-tokenizer", lambda out: _gguf_tokenizer(path).save_pretrained(out))
+    return _converted(path, "tokenizer", lambda out: _save_tokenizer(convert(path), out))
+
+
+def byte_tokenizer() -> Path:
+    """The folder of the tokenizer of the 256 bytes."""
+    return _make(cache_folder() / "converted" / f"bytes-{VERSION}", lambda out: _save_tokenizer(from_bytes(), out))
+
+
+def own_tokenizer(file: str, converted: object) -> Path:
+    """The folder of what an operator's `tokenizer()` made. ValueError where that is no `Converted`."""
+    if not isinstance(converted, Converted):
+        raise ValueError(
+            f"{file}: tokenizer() gives a {type(converted).__name__}, and has to give a pipeline.tokenization.file_formats.Converted"
+        )
+    key = json.dumps([converted.tokenizer.to_str(), converted.bos, converted.eos])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = cache_folder() / "converted" / f"{Path(file).name}-{VERSION}-{digest}"
+    return _make(folder, lambda out: _save_tokenizer(converted, out))
+
+
+def gguf_model(path: Path) -> Path:
+    """A plain Hugging Face folder in bfloat16 safetensors: weights, tokenizer, chat template, generation config."""
+
+    def write(out: Path) -> None:
+        shutil.copytree(tokenizer_folder(path), out, dirs_exist_ok=True)  # reading a large one takes a minute
+        _write_gguf_weights(path, out)
+
+    return _converted(path, "model", write)
+
+
+def _converted(path: Path, kind: str, write: Callable[[Path], Any]) -> Path:
+    stat = path.stat()
+    key = f"{VERSION} {kind} {path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return _make(cache_folder() / "converted" / f"{path.name}-{kind}-{digest}", write)
+
+
+def _make(folder: Path, write: Callable[[Path], Any]) -> Path:
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        ready = scratch / "ready"
+        ready.mkdir()
+        write(ready)
+        rename_folder(ready, folder)
+    finally:
+        shutil.rmtree(scratch)
+    return folder
+
+
+def _save_tokenizer(converted: Converted, out: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    names = {"bos_token": converted.bos, "eos_token": converted.eos}
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=converted.tokenizer,
+        clean_up_tokenization_spaces=False,
+        **{key: name for key, name in names.items() if name is not None},
+    )
+    wrapped.save_pretrained(out)
+
+
+def _write_gguf_weights(path: Path, out: Path) -> None:
+    """Dequantise, and copy into a fresh model so that nothing of the quantised form is saved."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    loaded = AutoModelForCausalLM.from_pretrained(
+        str(path.parent),
+        gguf_file=path.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict({name: values.float().clone() for name, values in loaded.state_dict().items()}, strict=True)
+    model.tie_weights()
+    model.to(torch.bfloat16).save_pretrained(out)
+
+
+def _gguf_tokenizer(path: Path) -> Any:
+    """The tokenizer inside a .gguf, with what its conversion loses put back.
+
+    A GGUF only names its split rule; ValueError for a name that is not known here.
+    """
+    from transformers import AutoTokenizer
+
+    fields = _gguf_fields(path)
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    backend = tokenizer.backend_tokenizer
+    if fields["tokenizer.ggml.model"] == "gpt2":
+        backend.pre_tokenizer = _split_rule(fields.get("tokenizer.ggml.pre", "default"), path)
+    elif str(fields["general.architecture"]).startswith("gemma"):
+        _add_whitespace_runs(backend)
+    return tokenizer
+
+
+def _gguf_fields(path: Path) -> dict[str, Any]:
+    import gguf
+
+    wanted = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
+    fields = gguf.GGUFReader(path).fields
+    return {name: fields[name].contents() for name in wanted if name in fields}
+
+
+def _split_rule(pre: str, path: Path) -> Any:
+    from tokenizers import Regex
+    from tokenizers import pre_tokenizers as pre_
+
+    if pre == "smollm":  # digits one by one, then GPT-2's rule
+        return pre_.Sequence(
+            [pre_.Digits(individual_digits=True), pre_.ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    if pre in ("gpt-2", "default"):
+        return pre_.ByteLevel(add_prefix_space=False, use_regex=True)
+    patterns = {"llama-bpe": LLAMA3_PATTERN, "qwen2": QWEN_PATTERN}
+    if pre in patterns:
+        split = pre_.Split(Regex(patterns[pre]), behavior="isolated", invert=False)
+        return pre_.Sequence([split, pre_.ByteLevel(add_prefix_space=False, use_regex=False)])
+    raise ValueError(
+        f"{path}: its tokenizer splits text by the rule {pre!r} (tokenizer.ggml.pre), which is not known here; use the "
+        "model's Hugging Face folder or hub name instead of the .gguf"
+    )
+
+
+def _add_whitespace_runs(backend: Any) -> None:
+    """Gemma's runs of 2 to 31 spaces are in the vocabulary, but only as added tokens are they ever chosen."""
+    from tokenizers import AddedToken
+
+    vocab = backend.get_vocab(with_added_tokens=False)
+    runs = ["▁" * length for length in range(2, 32)]
+    backend.add_tokens([AddedToken(run, normalized=True, special=False) for run in runs if run in vocab])

@@ -1,0 +1,253 @@
+"""A conversation as a model is given it: tokens, and where in them lies what the assistant says.
+
+Control tokens are parsed in the template's own text alone: a message that spells one is text. Between two control tokens, template
+and contents are one stretch of text, encoded together as the model would see them. So a token may hold bytes of both; what it
+holds of the assistant's words is context then, and not supervised.
+
+The bytes of a chat are the contents of all its messages, joined in order; no template has a part in them. Offsets count in them. Of a chat
+with more than contents in it, they are what the template writes for a turn of the assistant: see `pipeline.tokenization.assistant_turns`.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from pipeline.runtime.huggingface import load_tokenizer
+from pipeline.tokenization.assistant_turns import TurnTemplate
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_renderings import Written
+from pipeline.tokenization.chat_template import ASSISTANT, ChatError, ChatTemplate, Message, Part
+from pipeline.tokenization.control_tokens import ControlTokens
+from pipeline.tokenization.conversation import Conversation, Excerpt
+
+_PROBE = [{"role": "user", "content": "Is it there?"}, {"role": ASSISTANT, "content": "Yes, it is there."}]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the assistant says in one message, as far as whole tokens hold it and nothing else. A message in which the template writes
+    control tokens is several.
+
+    Attributes:
+        message: its number, in a record's chat that of the record's message.
+        start, end: bytes of the chat that the tokens hold.
+        first, last: tokens `first .. last` of the chat hold them.
+        prefix: what the tokenizer put before the first of these tokens; part of what they spell.
+        end_token: the control token that comes next; None where the last token reaches into the template, or text follows.
+    """
+
+    message: int
+    start: int
+    end: int
+    first: int
+    last: int
+    prefix: bytes
+    end_token: int | None
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """A chat's tokens, from the template's first to the end of the assistant's last turn; never empty, and nor is `turns`.
+
+    `contents`: the bytes of each message.
+    """
+
+    tokens: list[int]
+    turns: tuple[Turn, ...]
+    contents: tuple[bytes, ...]
+
+
+class _Stretch(NamedTuple):
+    """Text between two control tokens."""
+
+    prefix: bytes
+    parts: list[Part]
+
+    @property
+    def text(self) -> bytes:
+        return "".join(part.text for part in self.parts).encode()
+
+
+class _Layout(NamedTuple):
+    """A chat's control tokens by id, and what stands between them; of each message its bytes, and which ones are supervised."""
+
+    items: list[int | _Stretch]
+    contents: tuple[bytes, ...]
+    spoken: frozenset[int]
+
+
+Chat = Sequence[Message] | Excerpt
+
+
+def document_of(messages: Sequence[Message]) -> bytes:
+    """The bytes of a chat."""
+    return "".join(message["content"] for message in messages).encode()
+
+
+class ChatTokenizer:
+    """A tokenizer with its chat template."""
+
+    def __init__(self, tokenizer: ByteTokenizer, wrapped: Any) -> None:
+        """`wrapped` is the transformers tokenizer that `tokenizer` was made of. Raises ValueError where it has no template."""
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(wrapped)
+        self._control = ControlTokens(wrapped)
+
+    @cached_property
+    def turn_template(self) -> TurnTemplate:
+        """The template asked about turns."""
+        return TurnTemplate(self.template, self._control, self.end_of_turn())
+
+    @classmethod
+    def load(
+        cls, folder_or_hub_id: str, trust_remote_code: bool = False, revision: str | None = None
+    ) -> "ChatTokenizer":
+        """From what AutoTokenizer loads. Raises ValueError for a tokenizer without template, or one that cannot spell bytes."""
+        wrapped = load_tokenizer(folder_or_hub_id, trust_remote_code, revision)
+        if wrapped.chat_template is None:
+            raise ValueError(f"{folder_or_hub_id}: its tokenizer has no chat template, so that no chat can be rendered")
+        return cls(ByteTokenizer.from_wrapped(wrapped, folder_or_hub_id), wrapped)
+
+    def encode(self, chat: Chat) -> EncodedChat:
+        """A chat's tokens and turns. Raises ChatError or SpellingError, each with its reason."""
+        [encoded] = self.encode_batch([chat])
+        if isinstance(encoded, ValueError):
+            raise encoded
+        return encoded
+
+    def encode_batch(self, chats: Sequence[Chat]) -> list[EncodedChat | ValueError]:
+        """Like `encode`, for many chats at once; what is wrong with one is returned in its place."""
+        return self.encode_written([self._written(chat) for chat in chats])
+
+    def encode_written(self, chats: Sequence[Written | ChatError]) -> list[EncodedChat | ValueError]:
+        """Like `encode_batch`, of what the template has written."""
+        layouts = [chat if isinstance(chat, ChatError) else self._layout(chat) for chat in chats]
+        stretches = [
+            s for layout in layouts if isinstance(layout, _Layout) for s in layout.items if isinstance(s, _Stretch)
+        ]
+        encodings = iter(self.tokenizer.encode_batch([s.text for s in stretches], [s.prefix for s in stretches]))
+        return [layout if isinstance(layout, ValueError) else self._encoded(layout, encodings) for layout in layouts]
+
+    def beyond_contents(self, conversation: Conversation | None) -> Conversation | None:
+        """A conversation as the template is to see it; None where its contents are all that there is to see.
+
+        Reasoning in a content is text to a template that does not look for it there, and is taken out of it for one that does.
+        """
+        if conversation is None or (conversation.is_plain and self.turn_template.forms.reasoning is None):
+            return None
+        return self.turn_template.seen(conversation)
+
+    def excerpts(self, conversation: Conversation) -> list[Excerpt]:
+        """The records that a conversation takes. Raises ChatError where the template does not write it whole."""
+        return list(self.turn_template.excerpts(self.turn_template.seen(conversation)))
+
+    def end_of_turn(self) -> int | None:
+        """The control token that the template puts after what the assistant says; None where it puts none."""
+        try:
+            return self.encode(_PROBE).turns[-1].end_token
+        except ChatError as error:
+            raise ValueError(f"the chat template cannot write a question and its answer: {error}") from error
+
+    def split(self, parts: Sequence[Part], messages: Sequence[Message], spoken: Iterable[int]) -> Written:
+        """A rendering of contents with its control tokens apart; of `messages`, these are `spoken`."""
+        contents = tuple(message["content"].encode() for message in messages)
+        return Written(list(self._split(parts)), contents, frozenset(spoken))
+
+    def _written(self, chat: Chat) -> Written | ChatError:
+        try:
+            if isinstance(chat, Excerpt):
+                return self.turn_template.write(chat)
+            spoken = (index for index, message in enumerate(chat) if message["role"] == ASSISTANT)
+            return self.split(self.template.render(chat), chat, spoken)
+        except ChatError as error:
+            return error
+
+    def _layout(self, chat: Written) -> _Layout:
+        items: list[int | _Stretch] = []
+        for item in chat.items:
+            if isinstance(item, int):
+                items.append(item)
+            elif items and isinstance(items[-1], _Stretch):
+                items[-1].parts.append(item)
+            else:
+                items.append(_Stretch(b"", [item]))
+        items = [
+            item
+            if isinstance(item, int)
+            else item._replace(prefix=self.tokenizer.prefix_of(item.text, first=not index))
+            for index, item in enumerate(items)
+        ]
+        return _Layout(items, chat.contents, chat.spoken)
+
+    def _split(self, parts: Sequence[Part]) -> Iterator[int | Part]:
+        """Control tokens that the template writes, and the text around them."""
+        for part in parts:
+            at = 0
+            for found in self._control.find(part.text) if part.message is None else ():
+                if found.start > at:
+                    yield Part(part.text[at : found.start], None)
+                yield found.token
+                at = found.end
+            if len(part.text) > at:
+                yield part._replace(text=part.text[at:])
+
+    def _encoded(self, layout: _Layout, encodings: Iterator[list[int] | ValueError]) -> EncodedChat | ValueError:
+        message_starts = [0, *accumulate(map(len, layout.contents))]
+        tokens: list[int] = []
+        turns: list[Turn] = []
+        fault: ValueError | None = None
+        for index, item in enumerate(layout.items):
+            if isinstance(item, int):
+                tokens.append(item)
+                continue
+            ids = next(encodings)
+            if isinstance(ids, ValueError):
+                fault = fault or ids
+                continue
+            follows = next(iter(layout.items[index + 1 : index + 2]), None)  # a control token, where anything does
+            assert not isinstance(follows, _Stretch)
+            turns += self._turns(item, ids, len(tokens), follows, message_starts, layout.spoken)
+            tokens += ids
+        if fault is not None:
+            return fault
+        if not turns:
+            return ChatError("no token holds only what the assistant says")
+        if not turns[0].first:
+            return ChatError("the chat template writes nothing before what the assistant says")
+        last = turns[-1].last + (turns[-1].end_token is not None)
+        return EncodedChat(tokens[:last], tuple(turns), layout.contents)
+
+    def _turns(
+        self,
+        stretch: _Stretch,
+        ids: Sequence[int],
+        first_token: int,
+        follows: int | None,
+        message_starts: Sequence[int],
+        spoken: frozenset[int],
+    ) -> Iterator[Turn]:
+        """The turns that lie in a stretch of text."""
+        edges = [0, *accumulate(len(self.tokenizer.token_bytes[token] or b"") for token in ids)]
+        begin = len(stretch.prefix)
+        for part in stretch.parts:
+            end = begin + len(part.text.encode())
+            if part.message in spoken and end > begin:
+                # What a tokenizer puts before a text is known to it, as at the start of a document.
+                prefix = stretch.prefix if begin == len(stretch.prefix) else b""
+                first, last = bisect_left(edges, begin - len(prefix)), bisect_right(edges, end) - 1
+                end_token = follows if edges[last] == end == edges[-1] else None
+                if first < last or (first == last and end_token is not None):
+                    at = message_starts[part.message] + part.at - begin
+                    yield Turn(
+                        message=part.message,
+                        start=at + max(edges[first], begin),
+                        end=at + edges[last],
+                        first=first_token + first,
+                        last=first_token + last,
+                        prefix=prefix,
+                        end_token=end_token,
+                    )
+            begin = end
