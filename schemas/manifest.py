@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import SCHEMA_VERSION, version_fault
-from schemas.commit import committed
 from schemas.json_text import json_text
-from schemas.store import AnyLocation, Location, names
+from schemas.storage.atomic import committed
+from schemas.storage.locations import AnyLocation, Location, names
 
 _MEND = (
     "Fetch the dump again, or restore the file; a dump of your own can be made again by `bld teacher` in a new folder"

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import SCHEMA_VERSION, levels, version_fault
-from schemas.commit import committed
-from schemas.faults import layout_faults
+from schemas.file_seal import BLANK, SEAL_KEY, seal
 from schemas.record import Question, Record, Segment
-from schemas.seal import BLANK, SEAL_KEY, seal
-from schemas.store import Location, open_parquet
+from schemas.record_checks import layout_faults
+from schemas.storage.atomic import committed
+from schemas.storage.locations import Location, open_parquet
 
 
 def _list(value: pa.DataType) -> pa.DataType:

@@ -23,7 +23,7 @@ from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering
 from schemas.manifest import Manifest
 from schemas.record import Record
-from schemas.store import Location, open_parquet
+from schemas.storage.locations import Location, open_parquet
 from stage1_teacher import own_tokens
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.expand import Place, expand

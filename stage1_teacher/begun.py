@@ -7,7 +7,7 @@ from pipeline.config import CorpusConfig, Recipe
 from pipeline.runtime.log import say, warn
 from schemas import ARITHMETIC
 from schemas.manifest import Manifest, arithmetic_of
-from schemas.store import Location, location, open_parquet
+from schemas.storage.locations import Location, location, open_parquet
 
 LIBRARIES_KEY = "bld.libraries"
 

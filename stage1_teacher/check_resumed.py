@@ -3,7 +3,7 @@ another model under the same name."""
 
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
-from schemas.store import Location
+from schemas.storage.locations import Location
 from stage1_teacher import own_tokens
 from stage1_teacher.engine import ListingEngine
 from stage1_teacher.teacher import Teacher

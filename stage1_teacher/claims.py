@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from schemas.store import Location, RemotePath
+from schemas.storage.locations import Location, RemotePath
 
 _JSON_BYTE = 1 << 40
 
@@ -52,7 +52,7 @@ class Claims(Protocol):
 def require_place(dump: Location) -> None:
     """Raises ValueError for a store in which no dump can be made; asks nothing of it."""
     if isinstance(dump, RemotePath):
-        from schemas import objects
+        from schemas.storage import object_store as objects
 
         objects.check_writable(dump)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pipeline.config import Recipe
 from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest, ShardPlan
-from schemas.store import location
+from schemas.storage.locations import location
 from stage1_teacher import plan
 from stage1_teacher.check_resumed import check_resumed
 from stage1_teacher.identity import engine_name, teacher_identity

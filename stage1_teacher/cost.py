@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pipeline.config import Recipe
-from schemas.commit import make_folder
 from schemas.manifest import Manifest, ShardPlan, write_json
-from schemas.store import AnyLocation, Location
+from schemas.storage.atomic import make_folder
+from schemas.storage.locations import AnyLocation, Location
 from stage1_teacher.overlap import in_threads
 
 

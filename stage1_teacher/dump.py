@@ -17,9 +17,9 @@ from pipeline.runtime import metrics
 from pipeline.runtime.log import detail, say, warn
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.termination import Terminated, terminable
-from schemas.commit import committed, make_folder, remove
 from schemas.manifest import Manifest, ShardPlan, read_json, write_json
-from schemas.store import Location, location
+from schemas.storage.atomic import committed, make_folder, remove
+from schemas.storage.locations import Location, location
 from stage1_teacher import audit, plan
 from stage1_teacher.begun import as_begun, warn_other_libraries
 from stage1_teacher.check_resumed import check_resumed

@@ -10,9 +10,9 @@ from itertools import islice
 
 from pipeline.corpus.documents import Corpus
 from pipeline.runtime.log import say
-from schemas.commit import remove
 from schemas.manifest import Manifest, ShardPlan, identity_differences, with_accepted_engine
-from schemas.store import Location, open_parquet
+from schemas.storage.atomic import remove
+from schemas.storage.locations import Location, open_parquet
 from stage1_teacher.plan import document_digest
 
 _CORPUS = "corpus.sha256"

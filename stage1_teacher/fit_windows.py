@@ -5,7 +5,7 @@ from pipeline.config.dump import MOST_OVERLAP
 from pipeline.runtime.huggingface import check_positions, load_config, max_positions
 from pipeline.runtime.log import say
 from schemas.manifest import Manifest
-from schemas.store import location
+from schemas.storage.locations import location
 
 
 def with_fitting_windows(recipe: Recipe, model: str) -> Recipe:

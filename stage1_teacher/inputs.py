@@ -17,7 +17,7 @@ from pipeline.corpus.rows import source_files
 from pipeline.sources.file_hash import file_state
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from schemas.manifest import Manifest, read_json, write_json
-from schemas.store import Location, location, names
+from schemas.storage.locations import Location, location, names
 from stage1_teacher.identity import engine_name
 
 _NAME = "inputs.json"

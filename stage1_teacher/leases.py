@@ -2,7 +2,7 @@
 
 A lease names the process that holds it, and counts from when it was last written: its holder writes it again while it works. It is over
 once `LEASE_SECONDS` have passed, or at once for a process of this machine that is gone. Clocks that differ, or a holder that was
-only slow, cost a shard made twice: the shard's own PUT decides (`schemas.objects.create`).
+only slow, cost a shard made twice: the shard's own PUT decides (`schemas.storage.object_store.create`).
 """
 
 import json
@@ -18,8 +18,8 @@ from typing import Self
 
 import psutil
 
-from schemas import objects
-from schemas.store import RemotePath
+from schemas.storage import object_store as objects
+from schemas.storage.locations import RemotePath
 
 LEASE_SECONDS = 600.0  # more than a batch takes, after each of which it is renewed, and than an engine takes to start
 _WAIT_SECONDS = 5.0

@@ -15,7 +15,7 @@ from pipeline.tokenization.chat_template import ChatError
 from schemas.manifest import ShardPlan, shard_identity
 from schemas.record import Record
 from schemas.shard import commit_shard, to_table
-from schemas.store import Location
+from schemas.storage.locations import Location
 from stage1_teacher import audit, cost
 from stage1_teacher.begun import LIBRARIES_KEY, libraries
 from stage1_teacher.chat_pieces import cut_chat

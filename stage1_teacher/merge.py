@@ -14,8 +14,8 @@ from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.dumps.card import public_name, write_card
 from pipeline.dumps.completeness import require_complete
 from pipeline.runtime.log import warn
-from schemas.commit import committed
 from schemas.manifest import Manifest, ShardPlan, arithmetic_of, identity_differences, with_accepted_engine, write_json
+from schemas.storage.atomic import committed
 from stage1_teacher.plan import corpus_sha256
 from stage1_teacher.summary import summarise
 

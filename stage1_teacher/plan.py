@@ -15,7 +15,7 @@ from pipeline.sources.pypi import sha256_of
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from schemas.manifest import Manifest, ShardPlan, identity_differences, with_accepted_engine
-from schemas.store import Location, names
+from schemas.storage.locations import Location, names
 
 
 def document_digest(document: Document) -> bytes:

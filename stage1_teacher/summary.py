@@ -5,10 +5,10 @@ from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
+from schemas.file_seal import check_seal
 from schemas.manifest import Manifest, ShardPlan
-from schemas.seal import check_seal
 from schemas.shard import shard_metadata
-from schemas.store import Location, open_parquet
+from schemas.storage.locations import Location, open_parquet
 from stage1_teacher.cost import total_cost
 from stage1_teacher.overlap import in_threads
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.file_seal import check_seal
 from schemas.manifest import Manifest, ShardPlan, identity_differences, read_json, shard_identity, with_accepted_engine
-from schemas.seal import check_seal
 from schemas.shard import shard_metadata, shard_schema
-from schemas.store import Location, StoreError, names, open_parquet
+from schemas.storage.locations import Location, StoreError, names, open_parquet
 from stage1_teacher.summary import summarise
 from stage1_teacher.verify_records import faults_of_records
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from pipeline.tokenization.chat_template import ASSISTANT
 from schemas import NUM_SYMBOLS, levels
-from schemas.faults import record_faults
 from schemas.manifest import ShardPlan
 from schemas.record import Record
+from schemas.record_checks import record_faults
 from schemas.shard import read_shard
-from schemas.store import Location
+from schemas.storage.locations import Location
 
 
 def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan) -> Iterator[str]:

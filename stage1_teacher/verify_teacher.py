@@ -13,7 +13,7 @@ from pipeline.tokenization.chat_records import encode_whole
 from schemas.manifest import Manifest, identity_differences
 from schemas.record import Record
 from schemas.shard import read_shard
-from schemas.store import Location, open_parquet
+from schemas.storage.locations import Location, open_parquet
 from stage1_teacher import own_tokens
 from stage1_teacher.begun import as_dumped
 from stage1_teacher.chat_pieces import chat_piece

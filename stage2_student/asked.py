@@ -19,7 +19,7 @@ from pipeline.tokenization.chat_tokenizer import ChatTokenizer, Turn
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard
-from schemas.store import Location
+from schemas.storage.locations import Location
 from stage2_student.batches import NO_ROW, position_rows
 from stage2_student.scored_text import Reader
 from stage2_student.spelled import UNSPELLABLE

@@ -22,7 +22,7 @@ from pipeline.tokenization.chat_records import StoredChat, encode_by_turn
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat, Turn
 from schemas import NUM_SYMBOLS
 from schemas.record import Record
-from schemas.store import Location
+from schemas.storage.locations import Location
 from stage2_student.asked import AskedRecords, turn_rows
 from stage2_student.batches import NO_ROW, position_rows
 from stage2_student.spelled import restarts_of, token_edges

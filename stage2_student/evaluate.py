@@ -25,7 +25,7 @@ from pipeline.runtime.huggingface import load_config, load_model
 from pipeline.runtime.log import say
 from pipeline.sources.resolve import resolve_model
 from schemas.manifest import Manifest
-from schemas.store import Location
+from schemas.storage.locations import Location
 from stage2_student.asked import asked_records
 from stage2_student.batches import NO_LABEL
 from stage2_student.divergence import ByteModel, byte_divergence

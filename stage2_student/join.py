@@ -17,7 +17,7 @@ import numpy as np
 from schemas.manifest import Manifest
 from schemas.record import Question, Record
 from schemas.shard import read_questions, read_shard
-from schemas.store import Location, names
+from schemas.storage.locations import Location, names
 from stage2_student.align import overlapping, places, speakers, whole_document
 
 Joined = tuple[

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from schemas.commit import sync_and_rename, sync_folder
 from schemas.manifest import write_json
+from schemas.storage.atomic import sync_and_rename, sync_folder
 from stage2_student.run_folder import checkpoint_name, checkpoint_steps
 
 _FILE = "evaluation.json"

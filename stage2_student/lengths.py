@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from pipeline.runtime.log import warn
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from schemas.file_seal import check_seal
 from schemas.record import Question, Record
-from schemas.seal import check_seal
 from schemas.shard import commit_shard
 from stage2_student.encode import Tokenizer, TurnsLeftOut, count_pieces
 

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import DumpRef
 from schemas.record import Question, Record
 from schemas.shard import num_records, read_questions, read_rows
-from schemas.store import Location, location
+from schemas.storage.locations import Location, location
 from stage2_student.align import aligned, common_segments
 from stage2_student.join import Join, Joined, OpenDump
 from stage2_student.mix import Mix

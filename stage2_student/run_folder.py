@@ -25,8 +25,8 @@ from typing import IO, TYPE_CHECKING, Any
 from pipeline.config import DumpRef, Recipe, student_config
 from pipeline.runtime import plugins as own_code
 from pipeline.runtime.log import warn
-from schemas.commit import sync_and_rename
 from schemas.manifest import Manifest, identity_differences, write_json
+from schemas.storage.atomic import sync_and_rename
 from stage2_student import order, schedule
 from stage2_student.deepspeed_json import decides_the_result
 from stage2_student.inventory import write_inventory

@@ -25,8 +25,8 @@ from pipeline.config import CorpusConfig, Recipe
 from pipeline.config.loading import parse_recipe, recipe_names
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.json_array import is_array
-from schemas.faults import layout_faults
-from schemas.seal import check_seal
+from schemas.file_seal import check_seal
+from schemas.record_checks import layout_faults
 from schemas.shard import commit_shard, read_questions, read_shard, to_table
 from tests.pipeline.dumps import IDENTITY, make_record, varied_record
 

@@ -17,7 +17,7 @@ import pytest
 from pipeline import cli
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import commit_shard, read_shard, to_table
-from schemas.store import location
+from schemas.storage.locations import location
 from stage1_teacher.plan import MOST_DOCUMENTS, plan_shards
 from stage1_teacher.summary import summarise
 from stage2_student.reader import DumpReader

@@ -148,7 +148,7 @@ def _run_text(
 ) -> None:
     from pipeline.evaluation import jobs as evaluation
     from schemas.manifest import write_json
-    from schemas.store import location
+    from schemas.storage.locations import location
     from stage2_student.evaluate import run_eval
 
     if not corpora and dump is None:

@@ -33,7 +33,7 @@ def inspect(
 ) -> None:
     """Look into a dump: a summary, a document's positions with their top symbols, or what surprised the teacher."""
     from pipeline.dumps import terminal as looking
-    from schemas.store import location
+    from schemas.storage.locations import location
 
     given = [name for name, value in (("--doc", doc), ("--worst", worst), ("--find", find)) if value is not None]
     if len(given) > 1 or (html is not None and (json or given not in ([], ["--doc"]))):
@@ -52,7 +52,7 @@ def verify(
 
     Exit codes: 0 no fault found, 1 something is wrong (each fault on a line of its own), 2 a wrong option.
     """
-    from schemas.store import location
+    from schemas.storage.locations import location
     from stage1_teacher.verify import verify_dump
 
     faults = verify_dump(location(dump), against_teacher)

@@ -65,7 +65,7 @@ def _forecast(
 
     from pipeline.planning import forecast_text
     from pipeline.planning.forecast import forecast
-    from schemas.store import location
+    from schemas.storage.locations import location
     from stage1_teacher.calibrate import calibrate
 
     size = None if corpus_bytes is None else int(TypeAdapter(ByteSize).validate_python(corpus_bytes))

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, ByteSize, Field, field_validator, model_val
 from pipeline.config.section import Section
 from pipeline.runtime.dtypes import natural_dtype
 from schemas import ARITHMETIC, NUM_SYMBOLS, levels
-from schemas.store import check_address
+from schemas.storage.locations import check_address
 
 MOST_OVERLAP = 256  # tokens; where nothing is said
 DumpPath = Annotated[str, AfterValidator(check_address)]

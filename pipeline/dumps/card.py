@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from pipeline.dumps.licence import describe
-from schemas.commit import committed
 from schemas.manifest import Manifest, flatten
 from schemas.snippets import snippets
-from schemas.store import Location
+from schemas.storage.atomic import committed
+from schemas.storage.locations import Location
 
 NAME = "README.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip

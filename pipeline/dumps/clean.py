@@ -8,8 +8,8 @@ from typing import NamedTuple
 from psutil import pid_exists
 
 from pipeline.sources.pypi import cache_folder
-from schemas.commit import writer_name
 from schemas.manifest import Manifest
+from schemas.storage.atomic import writer_name
 
 
 class Leftover(NamedTuple):

@@ -10,7 +10,7 @@ from pipeline.dumps.positions import Position, decode, offsets, positions
 from pipeline.dumps.view import documents, records
 from schemas import END
 from schemas.record import Record
-from schemas.store import Location
+from schemas.storage.locations import Location
 
 
 class Surprising(NamedTuple):

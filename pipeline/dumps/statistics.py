@@ -12,7 +12,7 @@ from pipeline.dumps.view import complete_shards, documents
 from schemas import END
 from schemas.manifest import Manifest, flatten, read_json
 from schemas.record import Record
-from schemas.store import Location, open_parquet
+from schemas.storage.locations import Location, open_parquet
 
 ENTROPY_BINS = (0.0, 0.01, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.1)  # bits; 257 classes hold at most 8.006
 

@@ -22,7 +22,7 @@ from pipeline.reports.html import printable, readable
 from pipeline.runtime.log import warn
 from schemas import END
 from schemas.json_text import json_text
-from schemas.store import Location
+from schemas.storage.locations import Location
 
 _NAMES = {END: "END", 0x20: "␠", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
 _BAR = 40  # characters of the longest bar

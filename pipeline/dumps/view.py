@@ -14,7 +14,7 @@ from pipeline.dumps.positions import Position, positions
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard
-from schemas.store import Location, names, open_parquet
+from schemas.storage.locations import Location, names, open_parquet
 
 
 @dataclass(frozen=True)

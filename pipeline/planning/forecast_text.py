@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.planning.estimates import Estimate
 from pipeline.planning.forecast import Calibration, Forecast
-from schemas.store import Location
+from schemas.storage.locations import Location
 
 Line = tuple[str, str]  # what, and what is expected of it
 

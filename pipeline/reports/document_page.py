@@ -16,9 +16,9 @@ from pipeline.dumps.view import DumpDocument, Said
 from pipeline.reports.document_look import SCRIPT, STYLE
 from pipeline.reports.html import content_policy, readable, script_data, shown
 from schemas import END
-from schemas.commit import committed
 from schemas.manifest import Manifest, flatten
-from schemas.store import Location
+from schemas.storage.atomic import committed
+from schemas.storage.locations import Location
 
 SURPRISE_BITS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0)  # edges between the ten shades
 _STRIP = 240  # bars of the strip above the text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.reports.page import page
 from pipeline.reports.runs import read_run, short_names
-from schemas.commit import committed
+from schemas.storage.atomic import committed
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:

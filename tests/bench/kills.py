@@ -31,8 +31,8 @@ import typer
 import yaml
 
 from pipeline import cli
+from schemas.file_seal import check_seal
 from schemas.manifest import Manifest
-from schemas.seal import check_seal
 from stage1_teacher.verify import verify_dump, verify_shard
 from tests.tiny import END_OF_TEXT, tiny_model
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from schemas import END
-from schemas.faults import record_faults
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.record import Record, Segment
+from schemas.record_checks import record_faults
 from schemas.shard import commit_shard, to_table
 
 IDENTITY = {"teacher": {"model": "a <b>teacher</b>"}, "sparsity": {"top_k": 2}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.dumps.clean import clean, size_text
-from schemas.commit import writer_name
+from schemas.storage.atomic import writer_name
 from tests.pipeline.dumps import make_dump
 
 HOST = writer_name().rpartition("-")[0]

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from schemas import READS, RELEASES, SCHEMA_VERSION, version_fault
-from schemas.faults import record_faults
 from schemas.manifest import Manifest
+from schemas.record_checks import record_faults
 from schemas.shard import read_shard
 from tests.schemas.make_golden import FOLDER, golden_values
 

@@ -10,7 +10,7 @@ from pipeline.config import DumpConfig, DumpRef
 from pipeline.dumps import statistics as dump_summary
 from pipeline.dumps import view as dump_view
 from schemas.manifest import Manifest
-from schemas.store import RemotePath, StoreError, location, names
+from schemas.storage.locations import RemotePath, StoreError, location, names
 from stage1_teacher.verify import verify_dump
 from stage2_student.reader import DumpReader
 from tests.object_store import SECRET, ObjectStore

@@ -14,9 +14,9 @@ from pipeline.config import Recipe
 from pipeline.config.loading import load_recipe
 from pipeline.dumps.view import find_document
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, document_of
-from schemas.faults import record_faults
 from schemas.manifest import Manifest
 from schemas.record import Record
+from schemas.record_checks import record_faults
 from schemas.shard import read_shard
 from stage1_teacher.chat_pieces import cut_chat
 from stage1_teacher.dump import run_teacher

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from pipeline.config.loading import load_recipe
-from schemas.faults import record_faults
 from schemas.manifest import Manifest
+from schemas.record_checks import record_faults
 from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.sparsify import sparsify

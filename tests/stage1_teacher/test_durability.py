@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from schemas.file_seal import check_seal
 from schemas.manifest import Manifest
-from schemas.seal import check_seal
 from schemas.shard import read_shard
 from stage1_teacher.verify import verify_dump
 from tests.bench.kills import flip

@@ -19,10 +19,10 @@ from pipeline.config.loading import load_recipe
 from pipeline.planning.dry_run import print_plan
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from schemas.faults import record_faults
 from schemas.levels import STORED_SHARES
 from schemas.manifest import Manifest
 from schemas.record import Record
+from schemas.record_checks import record_faults
 from schemas.shard import read_shard
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.verify import verify_dump

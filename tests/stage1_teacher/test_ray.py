@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config.loading import load_recipe
 from schemas.manifest import Manifest
-from schemas.store import location, names
+from schemas.storage.locations import location, names
 from stage1_teacher.dump import run_teacher
 from stage1_teacher.hand_out import HandOut
 from stage1_teacher.make_shards import Made

@@ -11,10 +11,10 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from schemas import objects
-from schemas.commit import committed
 from schemas.manifest import Manifest
-from schemas.store import Location, RemotePath, StoreError, location, names, open_parquet
+from schemas.storage import object_store as objects
+from schemas.storage.atomic import committed
+from schemas.storage.locations import Location, RemotePath, StoreError, location, names, open_parquet
 from stage1_teacher import leases
 from stage1_teacher.leases import StoreClaims
 from stage1_teacher.verify import verify_dump

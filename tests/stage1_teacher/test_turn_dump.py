@@ -15,8 +15,8 @@ from pipeline.corpus.documents import Document
 from pipeline.dumps.view import find_document
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation, Excerpt, chat_of
-from schemas.faults import record_faults
 from schemas.manifest import Manifest
+from schemas.record_checks import record_faults
 from schemas.shard import read_questions, read_shard
 from stage1_teacher.merge import merge_dumps
 from stage1_teacher.plan import document_digest

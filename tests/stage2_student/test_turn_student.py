@@ -13,7 +13,7 @@ from pipeline.tokenization.conversation import Excerpt
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard
-from schemas.store import location
+from schemas.storage.locations import location
 from stage1_teacher.dump import run_teacher
 from stage2_student.batches import NO_LABEL, Encoded, Masks, make_example
 from stage2_student.encode import Pieces, TurnsLeftOut, count_pieces, encode_records

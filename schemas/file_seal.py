@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from schemas.store import Location
+from schemas.storage.locations import Location
 
 SEAL_KEY = "bld.sha256"
 BLANK = "0" * 64

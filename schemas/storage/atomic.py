@@ -1,7 +1,7 @@
 """Files and objects that are absent (or old) or complete, whatever interrupts us: one way to write a dump, two places to put it.
 
 In a folder a file is written beside its name, made durable (fsync), and renamed. In an object store it is written to the machine's
-scratch folder, and one PUT of the whole object commits it (`schemas.objects`).
+scratch folder, and one PUT of the whole object commits it (`schemas.storage.object_store`).
 """
 
 import os
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from socket import gethostname
 
-from schemas import objects
-from schemas.store import Location, RemotePath, StoreError
+from schemas.storage import object_store as objects
+from schemas.storage.locations import Location, RemotePath, StoreError
 
 
 @contextmanager

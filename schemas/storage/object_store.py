@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from schemas.store import RemotePath, reaching
+from schemas.storage.locations import RemotePath, reaching
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Config
