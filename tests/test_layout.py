@@ -69,7 +69,7 @@ def test_an_engine_is_imported_in_one_module(engine: str) -> None:
 
 
 def test_vllm_is_imported_where_it_is_driven_and_in_what_runs_in_its_workers() -> None:
-    assert importers("vllm") == ["stage1_teacher/engine_vllm.py", "stage1_teacher/vllm_worker.py"]
+    assert importers("vllm") == ["stage1_teacher/engines/vllm.py", "stage1_teacher/engines/vllm_worker.py"]
 
 
 def test_schemas_know_nothing_of_the_rest() -> None:

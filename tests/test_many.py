@@ -17,8 +17,8 @@ from pipeline.config.loading import save_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
-from stage1_teacher.dump import run_teacher
-from stage1_teacher.engine import open_engine
+from stage1_teacher.dump.run import run_teacher
+from stage1_teacher.engines.base import open_engine
 from stage2_student.mix import Mix
 from stage2_student.reader import DumpReader
 from tests import families

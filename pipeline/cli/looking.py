@@ -53,7 +53,7 @@ def verify(
     Exit codes: 0 no fault found, 1 something is wrong (each fault on a line of its own), 2 a wrong option.
     """
     from schemas.storage.locations import location
-    from stage1_teacher.verify import verify_dump
+    from stage1_teacher.verification.verify import verify_dump
 
     faults = verify_dump(location(dump), against_teacher)
     for fault in faults:

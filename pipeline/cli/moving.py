@@ -19,7 +19,7 @@ def merge(
     ] = None,
 ) -> None:
     """Join dumps of one identity; shards are linked, or copied to another file system."""
-    from stage1_teacher.merge import merge_dumps
+    from stage1_teacher.dump.merge import merge_dumps
 
     summary = merge_dumps(out, dumps, accept_engine or ())
     typer.echo(f"{out}: {summary['documents']} documents in {len(summary['shards'])} shards")

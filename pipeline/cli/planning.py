@@ -66,7 +66,7 @@ def _forecast(
     from pipeline.planning import forecast_text
     from pipeline.planning.forecast import forecast
     from schemas.storage.locations import location
-    from stage1_teacher.calibrate import calibrate
+    from stage1_teacher.calibration.calibrate import calibrate
 
     size = None if corpus_bytes is None else int(TypeAdapter(ByteSize).validate_python(corpus_bytes))
     measured = calibrate(recipe, seconds, size)

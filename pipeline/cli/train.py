@@ -41,7 +41,7 @@ def teacher(
     option, 130 or 143 stopped by SIGINT or SIGTERM: the same command goes on.
     """
     from pipeline.runtime.metrics import served
-    from stage1_teacher.dump import run_teacher
+    from stage1_teacher.dump.run import run_teacher
 
     ask_for_metrics(metrics)
     with served():

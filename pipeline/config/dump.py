@@ -137,7 +137,7 @@ class DumpConfig(Section):
 
     @property
     def arithmetic_used(self) -> int:
-        """The version in use; the newest where the recipe says nothing, which of a dump that is there it does (`stage1_teacher.begun`)."""
+        """The version in use; the newest where the recipe says nothing, which of a dump that is there it does (`stage1_teacher.dump.begun`)."""
         return ARITHMETIC if self.arithmetic is None else self.arithmetic
 
     @property

@@ -6,7 +6,7 @@ A row is a forward position; its path ends at byte offset `o_r` and has log-weig
 
 where M_r(x) is the row's mass on tokens whose bytes start with x. What a row contributes depends on its offset alone: the column
 ranges of the byte prefixes that the document goes on with from there (`Intervals`). Summing a row's softmax over them is the
-engines' work (`stage1_teacher.reduce`, or the slow twin here); this module knows nothing of engines. Canonical rows only: the
+engines' work (`stage1_teacher.reduction.reducer`, or the slow twin here); this module knows nothing of engines. Canonical rows only: the
 path of row r is the first r tokens of the tokenizer's own encoding. `pipeline.covering.branches` adds others.
 
 Shape legend: R rows (tokens + 1), C sorted columns, P positions (bytes + 1), V symbols (256), N nodes of all rows in turn, the
@@ -121,7 +121,7 @@ class Covering:
         return self._intervals(self.offsets)
 
     def reduce_rows(self, offsets: Sequence[int] | np.ndarray, probs_RC: Iterable[np.ndarray]) -> list[ReducedRow]:
-        """Masses of the rows that end at `offsets`; the slow twin of `stage1_teacher.reduce`, in float64.
+        """Masses of the rows that end at `offsets`; the slow twin of `stage1_teacher.reduction.reducer`, in float64.
 
         Args:
             probs_RC: unnormalised probabilities in sorted columns, float32 or float64, row by row, and one more column that

@@ -62,7 +62,7 @@ def timed(run: Callable[[Task], Any]) -> Callable[[Task], float]:
 
 
 def generate_modes(task: Task) -> Modes:
-    from stage1_teacher.engine_vllm import generate_engine
+    from stage1_teacher.engines.vllm import generate_engine
 
     generate = generate_engine(task.model, task.recipe.teacher, task.recipe.placement, 64)
     return {
@@ -75,7 +75,7 @@ def generate_modes(task: Task) -> Modes:
 def pooling_modes(task: Task) -> Modes:
     import torch
 
-    from stage1_teacher.teacher import open_teacher
+    from stage1_teacher.targets.teacher import open_teacher
 
     teacher = open_teacher(task.recipe, task.model, task.tokenizer)
     head = teacher.reducer.head
@@ -108,7 +108,7 @@ def dump(task: Task, teacher: Any, overlap: bool) -> None:
     """From text to a committed shard."""
     from pipeline.corpus.documents import Document
     from schemas.manifest import ShardPlan
-    from stage1_teacher.make_shards import make_shards
+    from stage1_teacher.dump.shard_writer import make_shards
 
     plan = ShardPlan(index=0, first_document=0, num_documents=len(task.texts), num_bytes=task.num_bytes, sha256="")
     documents = [Document(doc_id=str(i), text=text, messages=None) for i, text in enumerate(task.texts)]

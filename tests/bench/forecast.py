@@ -19,11 +19,14 @@ from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Corpus
 from pipeline.planning.forecast import Calibration, Forecast, Part, forecast
 from schemas.manifest import Manifest
-from stage1_teacher import audit, calibrate, cost, dump
-from stage1_teacher.make_shards import make_shards
-from stage1_teacher.summary import summarise
-from stage1_teacher.survey import survey
-from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.calibration import calibrate
+from stage1_teacher.calibration.corpus_sample import survey
+from stage1_teacher.dump import audit
+from stage1_teacher.dump import run as dump
+from stage1_teacher.dump import shard_cost as cost
+from stage1_teacher.dump.shard_writer import make_shards
+from stage1_teacher.dump.summary import summarise
+from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
 
 
 class Turn(NamedTuple):

@@ -14,11 +14,11 @@ from pipeline.covering.branches import Path as TokenPath
 from pipeline.covering.covering import Covering, ReducedRow
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.engine import Branches, BranchToken
-from stage1_teacher.engine_transformers import TransformersEngine
-from stage1_teacher.head_weights import load_head
-from stage1_teacher.reduce import Reducer, Rows
-from stage1_teacher.teacher import resolve_ids
+from stage1_teacher.engines.base import Branches, BranchToken
+from stage1_teacher.engines.huggingface import TransformersEngine
+from stage1_teacher.reduction.head_weights import load_head
+from stage1_teacher.reduction.reducer import Reducer, Rows
+from stage1_teacher.targets.teacher import resolve_ids
 
 ROWS_AT_ONCE = 512
 

@@ -34,8 +34,8 @@ from pipeline.config import CoveringConfig, Recipe
 from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Document
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.pieces import cut_pieces
-from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
 from tests.bench.texts import encyclopaedic
 
 REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, merge_after=None)

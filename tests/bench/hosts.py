@@ -22,7 +22,7 @@ import typer
 
 from pipeline.runtime.child_processes import end_children_with_me
 from schemas.storage.locations import location, names
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.verification.verify import verify_dump
 from tests.object_store import SERVER, open_bucket
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
 from tests.stage1_teacher.test_ray import ENVIRONMENT

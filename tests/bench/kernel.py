@@ -62,7 +62,7 @@ def main(
     """Print a table: vocabulary, time per row, bytes per second, share of copy bandwidth."""
     if not torch.cuda.is_available():
         raise SystemExit("tests.bench.kernel times the reduction on a GPU, and torch finds none on this machine.")
-    from stage1_teacher.reduce_triton import range_probs
+    from stage1_teacher.reduction.triton_kernel import range_probs
 
     copied = copy_bandwidth(rounds)
     print(
@@ -80,7 +80,7 @@ def main(
 
 def check(logits_RC: torch.Tensor, row_J: torch.Tensor, first_J: torch.Tensor, last_J: torch.Tensor) -> None:
     """A fast wrong kernel is no kernel: the first row's ranges against float64 prefix sums."""
-    from stage1_teacher.reduce_triton import range_probs
+    from stage1_teacher.reduction.triton_kernel import range_probs
 
     found_J = range_probs(logits_RC, row_J, first_J, last_J)[row_J == 0].double()
     sums_C = torch.cat([logits_RC.new_zeros(1).double(), logits_RC[0].double().softmax(0).cumsum(0)])

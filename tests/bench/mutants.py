@@ -47,10 +47,12 @@ TARGETS = {
     "branching": Target("pipeline.covering.branches", COVERING[1:]),
     "weighing": Target("pipeline.covering.path_weights", COVERING[1:]),
     "spread": Target("pipeline.covering.dropped_mass", ("tests/pipeline/test_spread.py",)),
-    "reduce": Target("stage1_teacher.reduce", ("tests/stage1_teacher/test_reduce.py",), compiled=True),
-    "reduce_numba": Target("stage1_teacher.reduce_numba", ("tests/stage1_teacher/test_reduce.py",), compiled=True),
-    "sparsify": Target("stage1_teacher.sparsify", ("tests/stage1_teacher/test_sparsify.py",)),
-    "rounding": Target("stage1_teacher.rounding", ("tests/stage1_teacher/test_rounding.py",)),
+    "reduce": Target("stage1_teacher.reduction.reducer", ("tests/stage1_teacher/test_reduce.py",), compiled=True),
+    "reduce_numba": Target(
+        "stage1_teacher.reduction.cpu_kernel", ("tests/stage1_teacher/test_reduce.py",), compiled=True
+    ),
+    "sparsify": Target("stage1_teacher.targets.sparsify", ("tests/stage1_teacher/test_sparsify.py",)),
+    "rounding": Target("stage1_teacher.targets.rounding", ("tests/stage1_teacher/test_rounding.py",)),
     "spans": Target("stage2_student.spans", ("tests/stage2_student/test_data.py -k span or token",)),
     "align": Target("stage2_student.align", ("tests/stage2_student/test_join.py -k windows or supervise or who_says",)),
     "losses": Target("stage2_student.losses", ("tests/stage2_student/test_losses.py",)),

@@ -18,9 +18,9 @@ import typer
 from pipeline.config import Recipe, student_config
 from pipeline.corpus.documents import Document
 from schemas.record import Record
-from stage1_teacher.pieces import cut_pieces
-from stage1_teacher.records import make_records
-from stage1_teacher.teacher import load_tokenizer, open_teacher
+from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.targets.records import make_records
+from stage1_teacher.targets.teacher import load_tokenizer, open_teacher
 from stage2_student.batches import Encoded
 from stage2_student.share import Held, Preparation, Share
 from stage2_student.start import student_tokenizer

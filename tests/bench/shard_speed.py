@@ -22,7 +22,7 @@ from pipeline.config.loading import load_recipe
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record
 from schemas.shard import commit_shard, read_shard, to_table
-from stage1_teacher.records import make_record
+from stage1_teacher.targets.records import make_record
 from stage2_student.batches import Encoded, Masks, make_example
 from stage2_student.reader import DumpReader
 from tests.bench.dense_targets import Dense, dense_targets

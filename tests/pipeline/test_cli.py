@@ -76,7 +76,7 @@ def test_help_imports_no_stage_and_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "stage1_teacher.verify",
+        "stage1_teacher.verification.verify",
         "pipeline.dumps.terminal",
         "pipeline.reports.document_page",
         "pipeline.reports.report",

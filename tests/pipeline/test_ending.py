@@ -13,7 +13,7 @@ import pytest
 from pipeline.dumps.clean import dump_leftovers
 from pipeline.runtime.termination import Terminated, terminable
 from schemas.storage.atomic import committed
-from stage1_teacher.merge import merge_dumps
+from stage1_teacher.dump.merge import merge_dumps
 from stage2_student.folders import committed_folder
 from tests.pipeline.dumps import make_dump
 from tests.pipeline.test_cli import ROOT, run_main
@@ -24,13 +24,13 @@ LONG = {
     ("eval", "a/model", "--corpus", "b.txt"): "pipeline.evaluation.jobs.custom_corpus",
     ("push", "a", "b/c"): "pipeline.dumps.hub.push",
     ("pull", "b/c", "a"): "pipeline.dumps.hub.pull",
-    ("merge", "a", "b", "c"): "stage1_teacher.merge.merge_dumps",
-    ("verify", "a"): "stage1_teacher.verify.verify_dump",
+    ("merge", "a", "b", "c"): "stage1_teacher.dump.merge.merge_dumps",
+    ("verify", "a"): "stage1_teacher.verification.verify.verify_dump",
     ("inspect", "a", "--html", "b"): "pipeline.dumps.terminal.show",
     ("report", "a"): "pipeline.reports.report.write_report",
     ("export", "a"): "stage2_student.export.export",
-    ("plan", "demo", "--calibrate"): "stage1_teacher.calibrate.calibrate",
-    ("teacher", "demo"): "stage1_teacher.dump.run_teacher",
+    ("plan", "demo", "--calibrate"): "stage1_teacher.calibration.calibrate.calibrate",
+    ("teacher", "demo"): "stage1_teacher.dump.run.run_teacher",
 }
 
 
@@ -120,7 +120,7 @@ def test_a_merge_that_is_cut_off_while_it_copies_leaves_no_half(
     def no_links(*_: object) -> None:
         raise OSError("another file system")
 
-    monkeypatch.setattr("stage1_teacher.merge.check_mergeable", lambda out, dumps: mergeable(dumps))
+    monkeypatch.setattr("stage1_teacher.dump.merge.check_mergeable", lambda out, dumps: mergeable(dumps))
     monkeypatch.setattr("pathlib.Path.hardlink_to", no_links)
     monkeypatch.setattr("shutil.copyfile", cut_off)
     with pytest.raises(KeyboardInterrupt):

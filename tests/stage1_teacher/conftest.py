@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher import server as http
+from stage1_teacher.engines import http_client as http
 from tests.stage1_teacher.fake_server import FakeServer
 from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe
 

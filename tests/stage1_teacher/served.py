@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.engine_openai import OpenAIEngine
+from stage1_teacher.engines.openai_server import OpenAIEngine
 from tests.stage1_teacher.test_dump import TEXTS, write_recipe
 
 END_ID = 268

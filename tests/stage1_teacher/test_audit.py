@@ -8,7 +8,7 @@ import torch
 
 from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest
-from stage1_teacher import audit
+from stage1_teacher.dump import audit
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
 
 

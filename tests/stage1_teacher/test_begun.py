@@ -16,11 +16,11 @@ from schemas import ARITHMETIC, levels
 from schemas.manifest import Manifest, write_json
 from schemas.record import Record
 from schemas.shard import read_shard
-from stage1_teacher import plan
-from stage1_teacher.merge import merge_dumps
-from stage1_teacher.pieces import cut_pieces
-from stage1_teacher.teacher import load_tokenizer, open_teacher
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.dump import shard_plan as plan
+from stage1_teacher.dump.merge import merge_dumps
+from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.targets.teacher import load_tokenizer, open_teacher
+from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
 from tests.stage1_teacher.test_verify import rewrite, with_column
 
@@ -165,7 +165,7 @@ def test_a_resume_with_another_tokenizers_library_says_so_and_goes_on(
     before = content(folder)
     Manifest.load(folder).shards[-1].path(folder).unlink()
     capsys.readouterr()
-    monkeypatch.setattr("stage1_teacher.begun.version", lambda name: "0.1")
+    monkeypatch.setattr("stage1_teacher.dump.begun.version", lambda name: "0.1")
     dump(recipe)
     assert "part-00000.parquet was made with other libraries (tokenizers" in capsys.readouterr().err
     assert content(folder).keys() == before.keys() and verify_dump(folder) == []

@@ -13,10 +13,10 @@ from pipeline.planning.estimates import student_t
 from pipeline.planning.forecast import forecast
 from pipeline.runtime import metrics
 from schemas.manifest import Manifest
-from stage1_teacher.calibrate import calibrate, grouped
-from stage1_teacher.cost import read_cost
-from stage1_teacher.survey import survey
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.calibration.calibrate import calibrate, grouped
+from stage1_teacher.calibration.corpus_sample import survey
+from stage1_teacher.dump.shard_cost import read_cost
+from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.test_dump import dump, write_recipe
 from tests.tiny import tiny_model
 

@@ -18,11 +18,11 @@ from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.record_checks import record_faults
 from schemas.shard import read_shard
-from stage1_teacher.chat_pieces import cut_chat
-from stage1_teacher.dump import run_teacher
-from stage1_teacher.records import make_records
-from stage1_teacher.teacher import load_tokenizer, open_teacher, resolve_ids
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.dump.run import run_teacher
+from stage1_teacher.inputs.chat_windows import cut_chat
+from stage1_teacher.targets.records import make_records
+from stage1_teacher.targets.teacher import load_tokenizer, open_teacher, resolve_ids
+from stage1_teacher.verification.verify import verify_dump
 from tests import brute_force
 from tests.chats import CHAT_FAMILIES, chat, chat_model
 

@@ -6,9 +6,9 @@ import pytest
 
 from pipeline.config.loading import load_recipe
 from schemas.manifest import read_json
-from stage1_teacher.engine_transformers import TransformersEngine
-from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
-from stage1_teacher.tree_attention import Tree
+from stage1_teacher.engines.huggingface import TransformersEngine
+from stage1_teacher.engines.tree_attention import Tree
+from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
 from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe
 from tests.tiny import tiny_tokenizer
 from tests.zoo.models import save_tiny

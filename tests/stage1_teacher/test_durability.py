@@ -18,7 +18,7 @@ import pytest
 from schemas.file_seal import check_seal
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.verification.verify import verify_dump
 from tests.bench.kills import flip
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
 from tests.tiny import tiny_model
@@ -229,7 +229,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, model: Path) -> No
 HOLD = """
 import sys
 from pathlib import Path
-from stage1_teacher.claims import open_claims
+from stage1_teacher.coordination.shard_claims import open_claims
 with open_claims(Path(sys.argv[1])) as claims:
     print(claims.take(1), flush=True)
     sys.stdin.read()

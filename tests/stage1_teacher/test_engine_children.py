@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from stage1_teacher import engine_vllm
+from stage1_teacher.engines import vllm as engine_vllm
 
 
 @pytest.mark.parametrize(("num_workers", "core", "watched"), [(1, "0", 0), (1, "1", 1), (2, "0", 1)])

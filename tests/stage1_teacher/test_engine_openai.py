@@ -24,8 +24,8 @@ from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.record_checks import record_faults
 from schemas.shard import read_shard
-from stage1_teacher.dump import run_teacher
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.dump.run import run_teacher
+from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.fake_server import NUM_TOKENS, FakeServer
 from tests.stage1_teacher.served import open_engine, served_recipe
 from tests.stage1_teacher.test_dump import TEXTS, write_recipe

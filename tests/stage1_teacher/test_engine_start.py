@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher import teacher
+from stage1_teacher.targets import teacher
 
 SAYS = {
     "AttributeError": "raise AttributeError(\"'LlamaConfig' object has no attribute 'score_func'\\nand more\")",
@@ -39,7 +39,7 @@ def test_an_engine_that_does_not_start_is_refused_with_the_models_name_and_anoth
 
 
 def test_what_we_refuse_ourselves_keeps_its_words(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own: dict[str, Any] = {"__name__": "stage1_teacher.engine_vllm"}
+    own: dict[str, Any] = {"__name__": "stage1_teacher.engines.vllm"}
     exec("def open_engine(*_):\n    raise ValueError('placement.x is 2')", own)
     monkeypatch.setattr(teacher, "open_engine", own["open_engine"])
     with pytest.raises(ValueError, match=r"^placement\.x is 2$"):

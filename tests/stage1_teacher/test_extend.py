@@ -10,9 +10,9 @@ import pytest
 from pipeline.config.loading import load_recipe
 from pipeline.dumps.completeness import dump_faults
 from schemas.manifest import Manifest
-from stage1_teacher.dump import run_teacher
-from stage1_teacher.merge import merge_dumps
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.dump.merge import merge_dumps
+from stage1_teacher.dump.run import run_teacher
+from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe
 
 
@@ -54,7 +54,7 @@ def test_an_extension_that_is_killed_after_any_of_its_steps_is_taken_up_again(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    for step in ("schemas.manifest.Manifest.save", "stage1_teacher.dump.make_missing"):
+    for step in ("schemas.manifest.Manifest.save", "stage1_teacher.dump.run.make_missing"):
         monkeypatch.setattr(step, killed)
         with pytest.raises(KeyboardInterrupt):
             dump(longer)

@@ -13,12 +13,12 @@ from pipeline.config import Recipe, TeacherConfig
 from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest
-from stage1_teacher import audit
-from stage1_teacher.fit_windows import with_fitting_windows
-from stage1_teacher.pieces import cut_pieces
-from stage1_teacher.restart import persist
-from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.coordination.retry import persist
+from stage1_teacher.dump import audit
+from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.inputs.fit_windows import with_fitting_windows
+from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.test_dump import dump, write_recipe
 from tests.tiny import tiny_tokenizer
 
@@ -111,7 +111,7 @@ def test_a_server_that_is_started_with_another_length_leaves_a_begun_dumps_windo
         "dump": {"path": str(tmp_path)},
     }
     for longest in (1023, 4095):
-        monkeypatch.setattr("stage1_teacher.engine_openai.longest_window", lambda *_, longest=longest: longest)
+        monkeypatch.setattr("stage1_teacher.engines.openai_server.longest_window", lambda *_, longest=longest: longest)
         fitted = with_fitting_windows(Recipe.model_validate(values), "m")
         assert fitted.teacher.max_tokens == 1023
         Manifest(identity={"teacher": {"max_tokens": 1023}}, corpus_counts={}, shards=()).save(tmp_path)

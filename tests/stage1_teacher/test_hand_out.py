@@ -12,12 +12,12 @@ import ray.exceptions
 from pipeline.config import Recipe
 from pipeline.corpus.documents import Document
 from schemas.manifest import ShardPlan
-from stage1_teacher.cluster_engine import ClusterEngine, Task, code_sha256
-from stage1_teacher.engine_room import Room, engine_room, remark
-from stage1_teacher.hand_out import HandOut, Run
-from stage1_teacher.make_shards import Made
-from stage1_teacher.ray_workers import Engines, import_ray, ray_cluster
-from stage1_teacher.restart import EngineError
+from stage1_teacher.coordination.retry import EngineError
+from stage1_teacher.dump.shard_writer import Made
+from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
+from stage1_teacher.ray.pool import Engines, import_ray, ray_cluster
+from stage1_teacher.ray.resources import Room, engine_room, remark
+from stage1_teacher.ray.shard_queue import HandOut, Run
 
 RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
 

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from stage1_teacher.head_weights import load_head
-from stage1_teacher.logit_rule import LogitRule, fit_rule, probe_products
-from stage1_teacher.model_head import head_inputs, logit_rule, own_logprobs
+from stage1_teacher.engines.model_head import head_inputs, logit_rule, own_logprobs
+from stage1_teacher.reduction.head_weights import load_head
+from stage1_teacher.reduction.logit_rule import LogitRule, fit_rule, probe_products
 
 TOKENS: tuple[bytes | None, ...] = (b"b", b"a", None, b"ab", b"\xff", b"a", b"c", b"ba")
 SIZES: dict[str, Any] = {

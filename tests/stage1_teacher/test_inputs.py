@@ -12,16 +12,16 @@ from pipeline.corpus.documents import Corpus
 from pipeline.sources import file_hash
 from pipeline.sources.file_hash import known_sha256
 from schemas.manifest import Manifest
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
 from tests.tiny import tiny_model
 
 READERS = (
     "pipeline.corpus.documents.Corpus.documents",
-    "stage1_teacher.plan.known_sha256",
-    "stage1_teacher.summary.check_seal",
-    "stage1_teacher.dump.load_tokenizer",
-    "stage1_teacher.dump.open_teacher",
+    "stage1_teacher.dump.shard_plan.known_sha256",
+    "stage1_teacher.dump.summary.check_seal",
+    "stage1_teacher.dump.run.load_tokenizer",
+    "stage1_teacher.dump.run.open_teacher",
 )
 
 
@@ -131,7 +131,7 @@ def test_a_corpus_that_changes_while_it_is_dumped_is_not_noted_as_what_was_dumpe
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(tmp_path, model, TEXTS[:3])
-    from stage1_teacher import dump as module
+    from stage1_teacher.dump import run as module
 
     finish = module.finish
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stage1_teacher.overlap import one_ahead
+from stage1_teacher.coordination.concurrency import one_ahead
 
 SLEEP = 0.05
 

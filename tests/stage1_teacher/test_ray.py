@@ -13,11 +13,11 @@ import pytest
 from pipeline.config.loading import load_recipe
 from schemas.manifest import Manifest
 from schemas.storage.locations import location, names
-from stage1_teacher.dump import run_teacher
-from stage1_teacher.hand_out import HandOut
-from stage1_teacher.make_shards import Made
-from stage1_teacher.ray_workers import Engines
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.dump.run import run_teacher
+from stage1_teacher.dump.shard_writer import Made
+from stage1_teacher.ray.pool import Engines
+from stage1_teacher.ray.shard_queue import HandOut
+from stage1_teacher.verification.verify import verify_dump
 from tests.object_store import object_store
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
 from tests.stage1_teacher.test_store_dump import stored

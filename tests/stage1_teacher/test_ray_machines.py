@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import Recipe
 from schemas.manifest import ShardPlan
-from stage1_teacher import ray_workers
+from stage1_teacher.ray import pool as ray_workers
 from tests.stage1_teacher.stand_in_engine import Failures, StandInEngine
 from tests.stage1_teacher.test_ray import ENVIRONMENT
 

@@ -31,7 +31,7 @@ def test_the_kernels_equal_the_slow_twin() -> None:
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from stage1_teacher import reduce_triton
+from stage1_teacher.reduction import triton_kernel as reduce_triton
 
 constants = {"floor": -80.0, "tile": reduce_triton.TILE, "block": reduce_triton.BLOCK}
 constants |= {"ranges": reduce_triton.RANGES, "blocks_at_once": reduce_triton.BLOCKS_AT_ONCE}

@@ -11,10 +11,11 @@ import transformers
 from torch import Tensor
 
 from schemas.manifest import Manifest
-from stage1_teacher import engine_transformers, teacher
-from stage1_teacher.engine_transformers import TransformersEngine
-from stage1_teacher.restart import EngineError
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.coordination.retry import EngineError
+from stage1_teacher.engines import huggingface as engine_transformers
+from stage1_teacher.engines.huggingface import TransformersEngine
+from stage1_teacher.targets import teacher
+from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
 from tests.stage1_teacher.test_durability import parts
 

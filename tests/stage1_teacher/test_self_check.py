@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config.loading import load_recipe
-from stage1_teacher import self_check
-from stage1_teacher.engine_transformers import TransformersEngine
-from stage1_teacher.logit_rule import LogitRule
-from stage1_teacher.reduce import CpuKernel
-from stage1_teacher.self_check import most_apart, worst_row
-from stage1_teacher.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.engines import self_check
+from stage1_teacher.engines.huggingface import TransformersEngine
+from stage1_teacher.engines.self_check import most_apart, worst_row
+from stage1_teacher.reduction.logit_rule import LogitRule
+from stage1_teacher.reduction.reducer import CpuKernel
+from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
 from tests.stage1_teacher.test_dump import write_recipe
 from tests.tiny import save_tiny, tiny_tokenizer
 

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config.loading import load_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher import server as http
-from stage1_teacher.dump import run_teacher
+from stage1_teacher.dump.run import run_teacher
+from stage1_teacher.engines import http_client as http
 from tests.stage1_teacher.fake_server import FakeServer
 from tests.stage1_teacher.served import END_ID, open_engine, served_recipe
 

@@ -15,9 +15,9 @@ from schemas.manifest import Manifest
 from schemas.storage import object_store as objects
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location, RemotePath, StoreError, location, names, open_parquet
-from stage1_teacher import leases
-from stage1_teacher.leases import StoreClaims
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.coordination import store_leases as leases
+from stage1_teacher.coordination.store_leases import StoreClaims
+from stage1_teacher.verification.verify import verify_dump
 from tests.object_store import ObjectStore, cut_off
 from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
 

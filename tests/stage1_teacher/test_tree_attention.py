@@ -22,8 +22,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from stage1_teacher.engine import BranchToken
-from stage1_teacher.tree_attention import Tree
+from stage1_teacher.engines.base import BranchToken
+from stage1_teacher.engines.tree_attention import Tree
 
 VOCABULARY = 50
 SIZES: dict[str, Any] = {

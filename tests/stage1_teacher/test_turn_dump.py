@@ -18,12 +18,12 @@ from pipeline.tokenization.conversation import Conversation, Excerpt, chat_of
 from schemas.manifest import Manifest
 from schemas.record_checks import record_faults
 from schemas.shard import read_questions, read_shard
-from stage1_teacher.merge import merge_dumps
-from stage1_teacher.plan import document_digest
-from stage1_teacher.records import make_records
-from stage1_teacher.teacher import load_tokenizer, open_teacher, resolve_ids
-from stage1_teacher.turn_pieces import cut_conversation
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.dump.merge import merge_dumps
+from stage1_teacher.dump.shard_plan import document_digest
+from stage1_teacher.inputs.turn_windows import cut_conversation
+from stage1_teacher.targets.records import make_records
+from stage1_teacher.targets.teacher import load_tokenizer, open_teacher, resolve_ids
+from stage1_teacher.verification.verify import verify_dump
 from tests import brute_force
 from tests.chat_turns import CALLED, REASONED, answer, result, talk, turn_model, turn_tokenizer, user
 from tests.chats import chat

@@ -14,11 +14,11 @@ import torch
 
 from schemas.manifest import Manifest, write_json
 from schemas.shard import commit_shard
-from stage1_teacher import teacher
-from stage1_teacher.engine_transformers import TransformersEngine
-from stage1_teacher.logit_rule import LogitRule
-from stage1_teacher.summary import summarise
-from stage1_teacher.verify import verify_dump
+from stage1_teacher.dump.summary import summarise
+from stage1_teacher.engines.huggingface import TransformersEngine
+from stage1_teacher.reduction.logit_rule import LogitRule
+from stage1_teacher.targets import teacher
+from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe
 from tests.stage1_teacher.test_durability import parts
 from tests.stage1_teacher.test_restart import pretend_version

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stage1_teacher.windows import WindowError, cut_windows, is_boundary
+from stage1_teacher.inputs.windows import WindowError, cut_windows, is_boundary
 
 
 def pairs(document: bytes) -> list[int]:

@@ -22,7 +22,7 @@ from schemas import END
 from schemas.manifest import Manifest
 from schemas.record import Record, Segment
 from schemas.shard import read_shard
-from stage1_teacher.dump import run_teacher
+from stage1_teacher.dump.run import run_teacher
 from stage2_student.alm import chunk_bounds, chunk_tensors
 from stage2_student.batches import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
 from stage2_student.encode import encode_records

@@ -19,7 +19,7 @@ from pipeline.evaluation.jobs import Job
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.huggingface import load_model
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.dump import run_teacher
+from stage1_teacher.dump.run import run_teacher
 from stage2_student import evaluate as evaluation
 from stage2_student.evaluate import run_eval
 from stage2_student.scored_text import Reader, scored_text

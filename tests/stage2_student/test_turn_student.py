@@ -14,7 +14,7 @@ from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard
 from schemas.storage.locations import location
-from stage1_teacher.dump import run_teacher
+from stage1_teacher.dump.run import run_teacher
 from stage2_student.batches import NO_LABEL, Encoded, Masks, make_example
 from stage2_student.encode import Pieces, TurnsLeftOut, count_pieces, encode_records
 from stage2_student.evaluate import run_eval

@@ -20,9 +20,9 @@ from pipeline.tokenization.chat_template import TODAY, ChatError
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation, Excerpt, join_reasoning
 from schemas.record import Question, Record, Segment
-from stage1_teacher.chat_pieces import cut_chat
-from stage1_teacher.pieces import Piece
-from stage1_teacher.turn_pieces import cut_conversation
+from stage1_teacher.inputs.chat_windows import cut_chat
+from stage1_teacher.inputs.encoded_windows import Piece
+from stage1_teacher.inputs.turn_windows import cut_conversation
 from stage2_student.align import with_segments
 from stage2_student.asked import asked_positions
 from stage2_student.batches import NO_LABEL, Encoded, Example, Masks, make_example

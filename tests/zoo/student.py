@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config import Recipe
 from pipeline.config.loading import save_recipe
-from stage1_teacher.dump import run_teacher
+from stage1_teacher.dump.run import run_teacher
 from stage2_student.start import export_start
 from tests.zoo import checks
 from tests.zoo.cells import Cell

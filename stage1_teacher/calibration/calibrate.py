@@ -1,0 +1,218 @@
+"""A minute of dumping, to tell what the whole dump will take: a random sample of the corpus through the same engine, covering and
+writer, into a folder that is thrown away."""
+
+import math
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.config import Recipe
+from pipeline.corpus.documents import Corpus, Document
+from pipeline.planning.estimates import LEAST_UNITS as LEAST_PARTS
+from pipeline.planning.forecast import Calibration, Encoded, File, Part
+from schemas.manifest import ShardPlan
+from schemas.record import Question
+from schemas.shard import commit_shard, read_shard, to_table
+from stage1_teacher.calibration.corpus_sample import survey
+from stage1_teacher.dump import audit
+from stage1_teacher.dump import shard_cost as cost
+from stage1_teacher.dump.shard_writer import cut_shard, make_shards
+from stage1_teacher.engines.base import ListingEngine
+from stage1_teacher.inputs.fit_windows import with_fitting_windows
+from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+
+NUM_PARTS = (
+    12  # that the time is for: fewer say little of how they vary, more are too small to be like the dump's batches
+)
+FIRST_BYTES = 4096  # dumped twice before: for what compiles when it is first used, and to see how large a part may be
+BYTES_PER_TOKEN = 4
+NUM_FIRST = 64  # documents to choose short ones from, for that
+ENCODE_SHARE = 0.1  # of the time, for documents that are encoded only
+NUM_AUDITED = 3
+
+
+def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = None) -> Calibration:
+    """Dump a sample for about `seconds`, the engine's start not counted.
+
+    Args:
+        corpus_bytes: text of the whole corpus, where reading all of it would take too long.
+    Raises:
+        ValueError: the recipe cannot be dumped, or its corpus is too small to sample.
+    """
+    named = load_tokenizer(recipe)
+    recipe = with_fitting_windows(recipe, named.model)
+    found = survey(Corpus(recipe.corpus, recipe.dump.arithmetic_used), int(recipe.dump.shard_bytes), corpus_bytes)
+    num_audited = min(recipe.dump.audit_documents, audit.affordable(found.shape.num_bytes))
+    started = time.monotonic()
+    teacher = open_teacher(recipe, *named, branches=num_audited > 0)
+    loaded = time.monotonic() - started
+    with tempfile.TemporaryDirectory() as scratch:
+        cold, again = dump_first(found.sample, teacher, recipe, Path(scratch))
+        groups = grouped(found.sample, part_bytes(again, recipe, seconds))
+        parts = list(dump_parts(groups, teacher, recipe, Path(scratch) / "parts", seconds))
+        paths = part_paths(Path(scratch) / "parts")
+        files = joined(paths, [part.text_bytes for part in parts], Path(scratch) / "joined.parquet", recipe)
+    documents, questions = encoded(found.sample, teacher, seconds * ENCODE_SHARE)
+    measured = Calibration(
+        shape=found.shape,
+        documents=documents,
+        parts=parts,
+        files=files,
+        load_seconds=loaded,
+        warm_seconds=max(0.0, cold.seconds - again.seconds),
+        read_seconds=found.seconds,
+        audit_seconds=seconds_of_audit(found.sample, teacher, num_audited),
+        devices=cost.devices(recipe),
+        num_devices=cost.num_devices(recipe),
+        questions=questions,
+    )
+    teacher.engine.close()
+    return measured
+
+
+def dump_first(sample: Sequence[Document], teacher: Teacher, recipe: Recipe, scratch: Path) -> tuple[Part, Part]:
+    """A few short documents, dumped twice: when nothing has been used yet, and when everything has."""
+    first = next(grouped(sorted(sample[:NUM_FIRST], key=lambda document: len(document.text)), FIRST_BYTES))
+    [cold] = dump_parts([first], teacher, recipe, scratch / "cold", math.inf)
+    [again] = dump_parts([first], teacher, recipe, scratch / "again", math.inf)
+    return cold, again
+
+
+def part_bytes(tried: Part, recipe: Recipe, seconds: float) -> int:
+    """Text of a part, so that `NUM_PARTS` take the time: at most a batch of the dump, at least what was tried."""
+    wanted = tried.text_bytes / tried.seconds * seconds / NUM_PARTS
+    return int(max(tried.text_bytes, min(wanted, recipe.placement.batch_tokens * BYTES_PER_TOKEN)))
+
+
+def grouped(documents: Sequence[Document], part_bytes: int) -> Iterator[list[Document]]:
+    """Documents in order, at most `part_bytes` of text at once, but one at least."""
+    group: list[Document] = []
+    for document in documents:
+        if group and sum(len(d.text) for d in group) + len(document.text) > part_bytes:
+            yield group
+            group = []
+        group.append(document)
+    if group:
+        yield group
+
+
+def dump_parts(
+    groups: Iterable[list[Document]], teacher: Teacher, recipe: Recipe, folder: Path, seconds: float
+) -> Iterator[Part]:
+    """Dump each group into a shard of its own until the time is over, as `bld teacher` would, and read back what it says of itself."""
+    (folder / "shards").mkdir(parents=True)
+    plans: list[ShardPlan] = []
+    until = time.monotonic() + seconds
+
+    def planned() -> Iterator[tuple[ShardPlan, list[Document]]]:
+        for index, group in enumerate(groups):
+            if index >= LEAST_PARTS and time.monotonic() > until:
+                return
+            num_bytes = sum(len(document.text) for document in group)
+            plans.append(
+                ShardPlan(index=index, first_document=0, num_documents=len(group), num_bytes=num_bytes, sha256="")
+            )
+            yield plans[-1], group
+
+    made = (
+        made
+        for made in make_shards(planned(), teacher, recipe, {"coding": recipe.dump.coding}, folder)
+        if made.stored_bytes
+    )
+    for number, _ in enumerate(made):
+        yield read_part(plans[number], folder)
+
+
+def read_part(plan: ShardPlan, folder: Path) -> Part:
+    """What a trial shard holds, off its footer, and what it took."""
+    path = plan.path(folder)
+    metadata = pq.read_metadata(path).metadata
+    took = cost.read_cost(folder, plan)
+    assert took is not None  # it was made here
+    return Part(
+        text_bytes=plan.num_bytes,
+        teacher_tokens=int(metadata[b"bld.teacher_tokens"]),
+        computed_tokens=int(metadata[b"bld.computed_tokens"]),
+        stored_bytes=path.stat().st_size,
+        seconds=took.seconds,
+    )
+
+
+def part_paths(folder: Path) -> list[Path]:
+    return sorted((folder / "shards").glob("*.parquet"))
+
+
+def joined(paths: Sequence[Path], text_bytes: Sequence[int], scratch: Path, recipe: Recipe) -> list[File]:
+    """The parts' records in files as large as the dump's shards will be, or in one where the parts are less than a shard.
+
+    Args:
+        text_bytes: of each part.
+        scratch: a name to write to.
+    """
+    most = max(int(recipe.dump.shard_bytes), max(text_bytes))
+    files: list[File] = []
+    first = 0
+    while first < len(paths):
+        last = first + 1
+        while last < len(paths) and sum(text_bytes[first : last + 1]) <= most:
+            last += 1
+        if not files or last < len(paths):  # the rest, where there is anything before it, is smaller than a shard
+            files.append(_joined(paths[first:last], sum(text_bytes[first:last]), scratch, recipe))
+        first = last
+    return files
+
+
+def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recipe) -> File:
+    records = list(chain.from_iterable(map(read_shard, paths)))
+    middle = len(records) // 2
+    sizes = [
+        commit_shard(to_table(some, {"coding": recipe.dump.coding}), scratch, recipe.dump.zstd_level)
+        for some in (records, records[:middle], records[middle:])
+    ]
+    return File(text_bytes, sizes[0], sizes[1] + sizes[2])
+
+
+def encoded(sample: Sequence[Document], teacher: Teacher, seconds: float) -> tuple[list[Encoded], list[Question]]:
+    """Documents of the sample in tokens, as many as the time allows, and the records that they will be; one that must be left out has none."""
+    until = time.monotonic() + seconds
+    found: list[Encoded] = []
+    questions: list[Question] = []
+    for document in sample:
+        if len(found) >= LEAST_PARTS and time.monotonic() > until:
+            break
+        plan = ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=len(document.text), sha256="")
+        pieces = cut_shard(plan, [document], teacher).pieces
+        found.append(Encoded(len(document.text), sum(len(teacher.prompt(piece)) for piece in pieces)))
+        for piece in pieces:
+            segments = tuple(stretch.segment for stretch in piece.stretches)
+            questions.append(
+                Question(
+                    piece.doc_id,
+                    piece.window.start,
+                    piece.text,
+                    segments,
+                    piece.roles,
+                    piece.lengths,
+                    conversation=piece.conversation,
+                )
+            )
+    return found, questions
+
+
+def seconds_of_audit(sample: Sequence[Document], teacher: Teacher, num_documents: int) -> float:
+    """Of so many documents' wide coverings: of one as it is the first time, of the others as it is then; 0 for a served teacher."""
+    if not num_documents or isinstance(teacher.engine, ListingEngine):
+        return 0.0
+    plan = ShardPlan(index=0, first_document=0, num_documents=NUM_AUDITED, num_bytes=0, sha256="")
+    pieces = [piece for piece in cut_shard(plan, sample[:NUM_AUDITED], teacher).pieces if piece.window.start == 0]
+    seconds = []
+    for piece in pieces:
+        started = time.monotonic()
+        audit.read_wide(teacher, piece)
+        seconds.append(time.monotonic() - started)
+    later = seconds[1:] or seconds
+    return seconds[0] + (num_documents - 1) * sum(later) / len(later) if seconds else 0.0

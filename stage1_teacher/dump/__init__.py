@@ -1,0 +1,3 @@
+"""The dump as a whole: planned, made shard by shard, audited, finished; extended and merged.
+
+May import every other room of the stage but `ray`, `verification` and `calibration`."""

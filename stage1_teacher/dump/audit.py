@@ -1,0 +1,200 @@
+"""The audit: how true the targets are, measured on a sample of documents while they are dumped.
+
+The sample is the documents whose ids hash lowest, a function of corpus and recipe, so that a resume or another worker audits the
+same ones. A document's figures are stored with its shard, whose existence stays the only record of progress; `audit.json` is
+gathered from the shards that exist.
+
+A wide covering takes many branch rows per token, so that of each document only the first tokens are compared with it. Their stored
+log-probabilities are also held against those that the model gives itself, in which none of the dump's arithmetic is used.
+"""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.config import CoveringConfig
+from pipeline.corpus.documents import Document
+from pipeline.covering.branches import Branching
+from pipeline.covering.covering import Covering
+from schemas.manifest import Manifest
+from schemas.record import Record
+from schemas.storage.locations import Location, open_parquet
+from stage1_teacher.coordination.concurrency import in_threads
+from stage1_teacher.engines.base import ListingEngine
+from stage1_teacher.inputs.encoded_windows import Piece
+from stage1_teacher.reduction.reducer import Rows
+from stage1_teacher.targets import own_logprobs as own_tokens
+from stage1_teacher.targets.branch_expansion import Place, expand
+from stage1_teacher.targets.distances import distances, realised_bits, stored_sums
+from stage1_teacher.targets.teacher import Teacher
+
+METADATA_KEY = "bld.audit"
+WIDE = CoveringConfig(beam_width=16, branch_threshold=1e-3, merge_after=4)
+MOST_TOKENS = 64  # read of a document
+COST_SHARE = 0.03  # of the dump's time
+# What a document costs, in tokens of the dump. It is the rounds that cost, each a pass of the engine and of the whole head over a
+# few rows, hardly the rows. SmolLM2-135M on two busy cores: 1,100 with transformers, whether 16 tokens were read or 64, and 2,500
+# with vLLM, which computes 24 tokens for each. A GPU's passes are short and its dumps fast: 30 rounds of 20 ms at 50,000 tokens a
+# second (reckoned, not measured).
+DOCUMENT_COST_CPU, DOCUMENT_COST_GPU = 2_500, 30_000
+BYTES_PER_TOKEN = 4
+NUM_WORST = 10
+
+
+class Sample:
+    """Chooses documents as they pass by."""
+
+    def __init__(self, num_documents: int) -> None:
+        self._num_documents = num_documents
+        self._lowest: list[tuple[int, str]] = []  # a heap: minus the hash, id
+        self._num_bytes = 0
+
+    def passing(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            self._num_bytes += len(document.text)
+            if self._num_documents:
+                self._consider(document.doc_id)
+            yield document
+
+    def _consider(self, doc_id: str) -> None:
+        entry = (-int.from_bytes(hashlib.sha256(doc_id.encode()).digest()), doc_id)
+        if len(self._lowest) < self._num_documents:
+            heapq.heappush(self._lowest, entry)
+        else:
+            heapq.heappushpop(self._lowest, entry)
+
+    def chosen(self) -> frozenset[str]:
+        """Ids of as many documents as the dump can afford."""
+        number = affordable(self._num_bytes)
+        return frozenset(doc_id for _, doc_id in sorted(self._lowest, reverse=True)[:number])
+
+
+def affordable(num_bytes: int) -> int:
+    """How many documents of a corpus of that much text may be audited; of a small one, one."""
+    cost = DOCUMENT_COST_GPU if torch.cuda.is_available() else DOCUMENT_COST_CPU
+    return max(1, int(num_bytes / BYTES_PER_TOKEN * COST_SHARE / cost))
+
+
+class Wide(NamedTuple):
+    """Targets of a wide covering at a piece's first positions, or why there are none."""
+
+    probs_PV: np.ndarray | None
+    num_tokens: int  # computed for them
+    fault: str | None
+    own: own_tokens.OwnTokens | None = None  # what the model itself says of the piece's first tokens
+
+
+def read_wide(teacher: Teacher, piece: Piece, num_tokens: int = MOST_TOKENS) -> Wide:
+    """Ask the teacher for the wide covering of a piece's first tokens (of a chat, of its first turn). The position after the last
+    of them is left out."""
+    if isinstance(teacher.engine, ListingEngine):
+        return Wide(None, 0, "a served teacher holds no branches")
+    own = own_tokens.ask_own(teacher, piece, num_tokens)
+    assert teacher.reducer is not None
+    stretch = piece.stretches[0]
+    tokens = stretch.tokens[:num_tokens]
+    prompt = teacher.prompt(piece)
+    before = len(prompt) - len(piece.tokens) + stretch.first
+    spelled = b"".join(teacher.tokenizer.token_bytes[token] or b"" for token in tokens)
+    try:
+        branches = teacher.engine.branches([prompt[: before + len(tokens)]])
+    except ValueError as error:
+        return Wide(None, 0, str(error), own)
+    covering = Covering(teacher.vocabulary, tokens, spelled)
+    branching = Branching(covering, tokens, WIDE)
+    # At least one token is before: the start.
+    [canonical] = teacher.reducer.reduce([Rows(covering, covering.offsets, branches.hidden[0][before - 1 :])])
+    branching.add_canonical(canonical)
+    expand([branching], [Place(0, before)], branches, teacher.reducer)
+    return Wide(branching.targets().probs_PV[stretch.num_prefix : -1], branches.num_tokens, None, own)
+
+
+def measure(record: Record, wide: Wide) -> dict[str, Any]:
+    """An audited document's figures, of its first window: sums over positions, nats, bits, counts."""
+    bits, num_bytes = realised_bits(record)
+    figures: dict[str, Any] = {
+        "doc_id": record.doc_id,
+        "positions": record.num_positions,
+        "bytes": num_bytes,
+        "realised_bits": bits,
+        "kept": float(np.minimum(stored_sums(record), 1.0).sum()),
+        "dropped": float(record.dropped.sum(dtype=np.float64)),
+        "doubt": float(record.doubt.sum(dtype=np.float64)),
+    }
+    if wide.own is not None:
+        nats_N = own_tokens.apart(record, wide.own)
+        figures |= {"own_tokens": len(nats_N), "own_nats": float(nats_N.sum())}
+    if wide.probs_PV is None:
+        return figures | {"not_compared": wide.fault}
+    kl_P, total_variation_P = distances(record, wide.probs_PV)
+    return figures | {
+        "compared": len(kl_P),
+        "kl_nats": float(kl_P.sum()),
+        "total_variation": float(total_variation_P.sum()),
+        "off_by_0.05": int((total_variation_P > 0.05).sum()),
+        "computed_tokens": wide.num_tokens,
+    }
+
+
+def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
+    """What `audit.json` holds, from the shards that exist: means per position, and the worst documents."""
+    missing = {shard.index for shard in manifest.missing(dump)}
+    there = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
+    metadata = in_threads(_metadata, there)
+    found = [figures for values in metadata for figures in json.loads(values[METADATA_KEY.encode()])]
+    num_shards, num_tokens = len(there), sum(int(values[b"bld.computed_tokens"]) for values in metadata)
+    compared = [figures for figures in found if "kl_nats" in figures]
+    return {
+        "shards": num_shards,
+        "shards_planned": len(manifest.shards),
+        "documents": len(found),
+        "positions": _sum(found, "positions"),
+        "kept_mass": _mean(found, "kept", "positions"),
+        "dropped_mass": _mean(found, "dropped", "positions"),
+        "doubt": _mean(found, "doubt", "positions"),
+        "realised_bits_per_byte": _mean(found, "realised_bits", "bytes"),
+        "models_own_tokens": {
+            "tokens": sum(figures.get("own_tokens", 0) for figures in found),
+            "half_mean_square_nats": _mean(
+                [figures for figures in found if "own_tokens" in figures], "own_nats", "own_tokens"
+            ),
+            "limit_nats": own_tokens.LIMIT_NATS,
+        },
+        "wide_covering": {
+            **WIDE.model_dump(include={"beam_width", "branch_threshold", "merge_after"}),
+            "documents": len(compared),
+            "positions": _sum(compared, "compared"),
+            "kl_nats": _mean(compared, "kl_nats", "compared"),
+            "total_variation": _mean(compared, "total_variation", "compared"),
+            "share_off_by_0.05": _mean(compared, "off_by_0.05", "compared"),
+            "computed_tokens": _sum(compared, "computed_tokens"),
+            "share_of_dumps_tokens": _sum(compared, "computed_tokens") / max(num_tokens, 1),
+            "not_compared": sorted({figures["not_compared"] for figures in found if "not_compared" in figures}),
+        },
+        "worst_documents": [
+            {
+                "doc_id": figures["doc_id"],
+                **{key: figures[key] / max(figures["compared"], 1) for key in ("kl_nats", "total_variation")},
+            }
+            for figures in sorted(compared, key=lambda f: -f["kl_nats"] / max(f["compared"], 1))[:NUM_WORST]
+        ],
+    }
+
+
+def _metadata(shard: Location) -> dict[bytes, bytes]:
+    with open_parquet(shard) as file:
+        return dict(file.metadata.metadata)
+
+
+def _sum(found: Sequence[dict[str, Any]], key: str) -> int:
+    return sum(figures[key] for figures in found)
+
+
+def _mean(found: Sequence[dict[str, Any]], key: str, per: str) -> float | None:
+    number = sum(figures[per] for figures in found)
+    return sum(figures[key] for figures in found) / number if number else None

@@ -1,0 +1,34 @@
+"""Before a dump goes on: are its shards the model's own? A release that did not know a model's head may have begun it; a server may serve
+another model under the same name."""
+
+from schemas.manifest import Manifest
+from schemas.shard import read_shard
+from schemas.storage.locations import Location
+from stage1_teacher.engines.base import ListingEngine
+from stage1_teacher.targets import own_logprobs as own_tokens
+from stage1_teacher.targets.teacher import Teacher
+from stage1_teacher.verification.verify_teacher import piece_of
+
+
+def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:
+    """Raise ValueError where the first record of the first shard that is there holds other log-probabilities of tokens than the model's own.
+
+    New shards would be right, and the dump half wrong.
+    """
+    missing = {shard.index for shard in manifest.missing(dump)}
+    there = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
+    record = next((record for path in there[:1] for record in read_shard(path) if record.segments), None)
+    if record is None:
+        return
+    found = own_tokens.compare(record, piece_of(record, teacher), teacher)
+    if not found.is_own:
+        why = (
+            "the server serves another model, or in another way, than when the dump was begun. Go back to that one, or"
+            if isinstance(teacher.engine, ListingEngine)
+            else "an earlier release made it with a head that is not the model's. It is not gone on with:"
+        )
+        raise ValueError(
+            f"{there[0]}, doc_id {record.doc_id!r}: its log-probabilities of the teacher's tokens are {found.nats:.3g} nats (half the mean "
+            f"square; limit {found.limit_nats:.3g}) from those that the model gives itself: {why} give a new dump.path, or delete that "
+            "folder to start again"
+        )

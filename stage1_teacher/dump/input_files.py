@@ -1,0 +1,136 @@
+"""Whether a dump is complete and what it was made of is as it was, told by the sizes and times of files: then there is nothing to do.
+
+`inputs.json` in the dump's folder holds one hash of them, one of the manifest and one of the shards' sizes and times; it names no path. Where it is not there, or does not fit, or
+an input has no file here (a hub's data set, an address), everything is read and compared, as for a dump that is not complete.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from pipeline.config import CorpusConfig, Recipe
+from pipeline.corpus.rows import source_files
+from pipeline.sources.file_hash import file_state
+from pipeline.sources.resolve import resolve_model, resolve_tokenizer
+from schemas.manifest import Manifest, read_json, write_json
+from schemas.storage.locations import Location, location, names
+from stage1_teacher.dump.identity import engine_name
+
+_NAME = "inputs.json"
+
+
+class _UntoldError(Exception):
+    """An input whose state no file on this machine tells."""
+
+
+def inputs_sha256(recipe: Recipe) -> str | None:
+    """Of all that decides the dump's content: the recipe, the engine's version, and path, size and time of each file that is read. None where an
+    input has no file here. Reads no file's content."""
+    try:
+        stated = [(str(file), *file_state(file.stat())) for file in sorted(set(_files(recipe)))]
+    except _UntoldError:
+        return None
+    settings = {
+        "corpus": recipe.corpus.model_dump(mode="json"),
+        "teacher": recipe.teacher.model_dump(mode="json", exclude={"license"}),
+        "dump": recipe.dump.model_dump(mode="json", exclude={"path"}),
+        "engine": engine_name(recipe),
+        "files": stated,
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _files(recipe: Recipe) -> Iterator[Path]:
+    teacher = recipe.teacher
+    yield from _corpus_files(recipe.corpus, recipe.dump.arithmetic_used)
+    if teacher.engine == "openai":  # its weights are elsewhere; a server has to be asked who it is
+        raise _UntoldError
+    yield from _folder_files(resolve_model(teacher.model, teacher.revision), teacher.revision)
+    if teacher.tokenizer is not None:
+        yield from _folder_files(resolve_tokenizer(teacher.tokenizer), None)
+
+
+def _corpus_files(corpus: CorpusConfig, arithmetic: int) -> Iterator[Path]:
+    files = source_files(corpus.source, arithmetic)
+    if files is None or any("://" in name for name in files):
+        raise _UntoldError
+    yield from (Path(name).absolute() for name in files)
+    for other in corpus.exclude:
+        yield from _corpus_files(other, arithmetic)
+
+
+def _folder_files(source: str, revision: str | None) -> Iterator[Path]:
+    """The files of a local model or tokenizer, or of a hub's as the cache has it."""
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
+        except (OSError, ValueError) as error:  # it is not in the cache
+            raise _UntoldError from error
+    yield from (file.absolute() for file in folder.rglob("*") if file.is_file())
+
+
+def is_done(recipe: Recipe) -> bool:
+    """Whether the dump of a recipe is complete, and its inputs are those it was completed with."""
+    dump = location(recipe.dump.path)
+    if not all((dump / name).exists() for name in (_NAME, "manifest.json", "summary.json", "audit.json", "README.md")):
+        return False
+    noted = _noted(dump)
+    return (
+        noted.get("manifest_sha256") == _manifest_sha256(dump)
+        and is_summed_up(dump, Manifest.load(dump))
+        and are_as_noted(dump)
+        and noted.get("inputs_sha256") == inputs_sha256(recipe)
+    )
+
+
+def is_summed_up(dump: Location, manifest: Manifest) -> bool:
+    """Whether `summary.json` lists the shards of the plan, and all of them are there with the sizes that it gives (in a store: are there)."""
+    if not (dump / "summary.json").exists():
+        return False
+    listed = {str(shard["name"]): shard["bytes"] for shard in read_json(dump / "summary.json", "shards")["shards"]}
+    planned = {shard.path(dump).name for shard in manifest.shards}
+    if listed.keys() != planned or not planned <= names(dump / "shards"):
+        return False
+    return not isinstance(dump, Path) or all(
+        (dump / "shards" / name).stat().st_size == listed[name] for name in planned
+    )
+
+
+def are_as_noted(dump: Location) -> bool:
+    """Whether no shard has been written to since the dump was complete, as far as sizes and times tell (of a store, or of a dump without
+    a note: nothing does)."""
+    noted = _noted(dump).get("shards_sha256")
+    return noted is None or noted == _shards_sha256(dump)
+
+
+def _noted(dump: Location) -> dict[str, Any]:
+    """What the note says; nothing where there is none, or a damaged one: what it would have spared is done, and it is written anew."""
+    try:
+        return read_json(dump / _NAME) if (dump / _NAME).exists() else {}
+    except ValueError:
+        return {}
+
+
+def _shards_sha256(dump: Location) -> str | None:
+    if not isinstance(dump, Path):
+        return None
+    # Not the time of change, which a merge alters that gives a shard a second name.
+    shards = sorted((dump / "shards").glob("*.parquet"))
+    stated = [(shard.name, *file_state(shard.stat())[:2]) for shard in shards]
+    return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
+
+
+def note_inputs(dump: Location, recipe: Recipe, at_start: str | None) -> None:
+    """Write down what a complete dump was made of, unless something has changed since the start."""
+    if at_start is not None and at_start == inputs_sha256(recipe):
+        shards = {} if (stated := _shards_sha256(dump)) is None else {"shards_sha256": stated}
+        write_json(dump / _NAME, {"inputs_sha256": at_start, "manifest_sha256": _manifest_sha256(dump), **shards})
+
+
+def _manifest_sha256(dump: Location) -> str:
+    return hashlib.sha256((dump / "manifest.json").read_text(encoding="utf-8").encode()).hexdigest()

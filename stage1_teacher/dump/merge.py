@@ -1,0 +1,181 @@
+"""`bld merge`: dumps of one identity, but for their corpora, joined into one. Shards are linked or copied as they are, under new numbers."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from pipeline.config.loading import load_recipe, save_recipe
+from pipeline.dumps.card import public_name, write_card
+from pipeline.dumps.completeness import require_complete
+from pipeline.runtime.log import warn
+from schemas.manifest import Manifest, ShardPlan, arithmetic_of, identity_differences, with_accepted_engine, write_json
+from schemas.storage.atomic import committed
+from stage1_teacher.dump.shard_plan import corpus_sha256
+from stage1_teacher.dump.summary import summarise
+
+
+def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] = ()) -> dict[str, Any]:
+    """Join complete dumps into `out`, in the order given; run again, it goes on where it stopped. Returns the summary.
+
+    Args:
+        accept_engine: engines, by name and version, that may have made some of the dumps, beside those that the dumps accept already.
+    Raises:
+        ValueError: a dump is not complete, two differ in more than the corpus and an accepted engine (the field is named), two hold
+            the same documents, or `out` holds something else.
+    """
+    manifests = check_mergeable(out, dumps, accept_engine)
+    merged = merged_manifest(manifests)
+    _claim(out, merged, dumps[0])
+    targets = iter(merged.shards)
+    for dump, manifest in zip(dumps, manifests, strict=True):
+        for shard in manifest.shards:
+            _link(shard.path(dump), next(targets).path(out))
+    summary = summarise(out, merged) | {"merged_from": [_origin(*pair) for pair in zip(dumps, manifests, strict=True)]}
+    write_json(out / "summary.json", summary)
+    write_card(out)
+    twice = sum(number > 1 for number in Counter(_document_ids(out, merged)).values())
+    if twice:
+        warn(
+            f"{out}: {twice} names of documents occur more than once; corpus.id_field gives documents names of their own"
+        )
+    return summary
+
+
+def check_mergeable(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] = ()) -> list[Manifest]:
+    """Return the dumps' manifests. Raises ValueError where they cannot be one dump; every byte of theirs is checked."""
+    if len(dumps) < 2:
+        raise ValueError(f"{len(dumps)} dump to merge into {out}: give two or more")
+    if os.path.realpath(out) in map(
+        os.path.realpath, dumps
+    ):  # Path.resolve fails, as nothing else does, where links run in a circle
+        raise ValueError(f"{out} is one of the dumps to merge; give a new folder")
+    manifests = [Manifest.load(dump) for dump in dumps]
+    accepted = {*accept_engine, *(engine for manifest in manifests for engine in manifest.accepted_engines)}
+    first = _nobody_accepted(manifests, accepted)
+    for dump, manifest in zip(dumps, manifests, strict=True):
+        ours = with_accepted_engine(manifest.identity, manifests[first].identity, accepted)
+        differences = identity_differences(_but_corpus(manifests[first].identity), _but_corpus(ours))
+        if differences:
+            raise ValueError(
+                f"{dumps[first]} and {dump} cannot be one dump; they differ in {'; '.join(differences)} ({dumps[first]} there, "
+                f"{dump} here). {_way_out(differences, manifests[first].identity, manifest.identity)}"
+            )
+    _refuse_same_documents(dumps, manifests)
+    for dump in dumps:
+        require_complete(dump, "Run `bld teacher` again to finish or mend it, then merge.")
+    return manifests
+
+
+def _engine(identity: dict[str, Any]) -> str:
+    return str(identity.get("teacher", {}).get("engine"))
+
+
+def _nobody_accepted(manifests: Sequence[Manifest], accepted: Collection[str]) -> int:
+    """Return the index of a dump whose engine is not among the accepted ones, to which all others are held; the first where there is none."""
+    return next((i for i, manifest in enumerate(manifests) if _engine(manifest.identity) not in accepted), 0)
+
+
+def _way_out(differences: Sequence[str], first: dict[str, Any], other: dict[str, Any]) -> str:
+    if [text.split(":")[0] for text in differences] == ["teacher.engine"]:
+        return (
+            f"Accept what another engine rounds otherwise with --accept-engine {_engine(other)}, or make one of them again with "
+            "the other's engine."
+        )
+    older = min(arithmetic_of(first), arithmetic_of(other))
+    hint = f" (dump.arithmetic={older})" if any(text.startswith("arithmetic:") for text in differences) else ""
+    return f"Make one of them again with the other's settings{hint}."
+
+
+def _but_corpus(identity: dict[str, Any]) -> dict[str, Any]:
+    return {**identity, "corpus": _how_read(identity)}
+
+
+def _how_read(identity: dict[str, Any]) -> dict[str, Any]:
+    """What an identity says of how the corpus is read, whichever it is."""
+    return {key: value for key, value in identity.get("corpus", {}).items() if key not in ("sha256", "field")}
+
+
+def _refuse_same_documents(dumps: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    seen: dict[str, str] = {}
+    for dump, manifest in zip(dumps, manifests, strict=True):
+        for shard in manifest.shards:
+            where = f"{dump} (shard {shard.index})"
+            if seen.setdefault(shard.sha256, where) != where:
+                raise ValueError(
+                    f"{seen[shard.sha256]} and {where} hold the same documents; leave one of the dumps out"
+                )
+
+
+def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
+    """The dumps' plans one after another, numbered anew; the corpus is all of theirs."""
+    shards: list[ShardPlan] = []
+    first = 0
+    for shard in (shard for manifest in manifests for shard in manifest.shards):
+        shards.append(shard.model_copy(update={"index": len(shards), "first_document": first}))
+        first += shard.num_documents
+    fields = sorted({str(manifest.identity.get("corpus", {}).get("field")) for manifest in manifests})
+    counts: Counter[str] = Counter()
+    for manifest in manifests:
+        counts.update(manifest.corpus_counts)
+    engines = dict.fromkeys(engine for manifest in manifests for engine in manifest.accepted_engines)
+    engines |= dict.fromkeys(_engine(manifest.identity) for manifest in manifests)
+    engines.pop(_engine(manifests[0].identity))
+    corpus = {"sha256": corpus_sha256(shards), "field": ", ".join(fields), **_how_read(manifests[0].identity)}
+    return Manifest(
+        identity=manifests[0].identity | {"corpus": corpus},
+        corpus_counts=dict(counts),
+        accepted_engines=tuple(engines),
+        shards=tuple(shards),
+    )
+
+
+def _claim(out: Path, merged: Manifest, first: Path) -> None:
+    """Make the folder this merge's. Raises ValueError where it holds something else."""
+    if (out / "manifest.json").exists():
+        theirs = Manifest.load(out)
+        if theirs.model_copy(update={"accepted_engines": merged.accepted_engines}) != merged:
+            raise ValueError(f"{out} holds another dump; give a new folder, or delete that one")
+        if theirs != merged:  # begun by a release that forgot which engines the parts accept
+            merged.save(out)
+        return
+    if out.exists() and any(path.name not in ("recipe.yaml", "shards") for path in out.iterdir()):
+        raise ValueError(f"{out} is not empty and is not a dump; give a new folder")
+    (out / "shards").mkdir(parents=True, exist_ok=True)
+    if (first / "recipe.yaml").exists():  # of the teacher's settings; the other dumps' differ in nothing but the corpus
+        save_recipe(load_recipe(first / "recipe.yaml", [f"dump.path={yaml.safe_dump(str(out))}"]), out / "recipe.yaml")
+    merged.save(out)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system cannot; nothing where the target is there, for it is complete."""
+    if target.exists():
+        return
+    with committed(target) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            partial.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, partial)
+
+
+def _origin(dump: Path, manifest: Manifest) -> dict[str, Any]:
+    recipe = (
+        yaml.safe_load((dump / "recipe.yaml").read_text(encoding="utf-8")) if (dump / "recipe.yaml").exists() else {}
+    )
+    source = (recipe.get("corpus") or {}).get("source", dump.name)
+    documents = sum(shard.num_documents for shard in manifest.shards)
+    return {"source": public_name(str(source)), "documents": documents, "corpus": manifest.identity.get("corpus")}
+
+
+def _document_ids(out: Path, merged: Manifest) -> Iterator[str]:
+    for shard in merged.shards:
+        table = pq.read_table(shard.path(out), columns=["doc_id", "window_start"])
+        for doc_id, start in zip(table["doc_id"].to_pylist(), table["window_start"].to_pylist(), strict=True):
+            if start == 0:
+                yield doc_id

@@ -1,0 +1,291 @@
+"""The dump: planned, made shard by shard, finished. Restarting it is the resume, and so is a second process."""
+
+import shlex
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
+
+from pipeline.config import Recipe
+from pipeline.config.loading import save_recipe
+from pipeline.corpus.documents import Corpus, Document
+from pipeline.dumps.card import write_card
+from pipeline.dumps.licence import describe, with_licence
+from pipeline.runtime import metrics
+from pipeline.runtime.log import detail, say, warn
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.termination import Terminated, terminable
+from schemas.manifest import Manifest, ShardPlan, read_json, write_json
+from schemas.storage.atomic import committed, make_folder, remove
+from schemas.storage.locations import Location, location
+from stage1_teacher.coordination.shard_claims import Claims, open_claims, require_place
+from stage1_teacher.dump import audit
+from stage1_teacher.dump import shard_plan as plan
+from stage1_teacher.dump.begun import as_begun, warn_other_libraries
+from stage1_teacher.dump.check_resumed import check_resumed
+from stage1_teacher.dump.extend import extend_dump
+from stage1_teacher.dump.identity import engine_name, teacher_identity
+from stage1_teacher.dump.input_files import are_as_noted, inputs_sha256, is_done, is_summed_up, note_inputs
+from stage1_teacher.dump.shard_writer import Made, make_shards
+from stage1_teacher.dump.summary import summarise
+from stage1_teacher.inputs.fit_windows import with_fitting_windows
+from stage1_teacher.targets.teacher import Named, load_tokenizer, open_teacher
+
+Filled = tuple[ShardPlan, list[Document]]  # a planned shard with its documents
+Maker = Callable[[Iterator[Filled]], Iterator[Made]]
+
+
+class Prepared(NamedTuple):
+    """What a dump is to be, and which documents are audited, by id."""
+
+    manifest: Manifest
+    audited: Set[str]
+
+
+def prepare(recipe: Recipe, corpus: Corpus, teacher: Named) -> Prepared:
+    """Plan the dump: a pure function of corpus and recipe."""
+    engine = engine_name(recipe)  # first: a server that is not the teacher fails before the corpus is read
+    sample = audit.Sample(recipe.dump.audit_documents)
+    shards = list(plan.plan_shards(sample.passing(corpus.documents()), int(recipe.dump.shard_bytes)))
+    identity = teacher_identity(recipe, teacher, engine, plan.corpus_sha256(shards))
+    manifest = Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
+    return Prepared(manifest, sample.chosen())
+
+
+def enter(recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, accept_engine: str | None) -> Manifest:
+    """Hold the dump's folder to the plan; of processes that start at once, one writes the manifest and the others check it."""
+    dump = location(recipe.dump.path)
+    with claims.writing_json():
+        extend_dump(dump, manifest, corpus, accept_engine)
+        manifest = plan.hold_to_identity(dump, manifest, accept_engine)
+        warn_other_libraries(dump, manifest)
+        with committed(dump / "recipe.yaml") as path:
+            save_recipe(recipe, path)
+    claims.remove_dead_partials()
+    return manifest
+
+
+def run_teacher(
+    recipe: Recipe,
+    dry_run: bool = False,
+    worker: tuple[int, int] = (0, 1),
+    accept_engine: str | None = None,
+    ray: bool = False,
+    address: str | None = None,
+) -> None:
+    """Dump, or resume a dump: every planned shard whose file is missing, and which no other process is making, is made.
+
+    Args:
+        worker: (i, n): make only each n-th shard, from the i-th on.
+        accept_engine: see `plan.hold_to_identity`.
+        ray: the shards are made by engines of a Ray cluster; `address`: see `ray_workers.ray_cluster`.
+    Raises:
+        ValueError: the folder holds another dump, the corpus has changed since it was planned, or Ray or its cluster is not there.
+        OSError: the folder cannot be written, or the engine failed too often.
+    """
+    if dry_run:
+        from pipeline.planning.dry_run import print_plan
+
+        print_plan(recipe)
+        return
+    if address is not None and not ray:
+        raise ValueError(f"--address {address} is that of a Ray cluster; give --ray too")
+    require_place(location(recipe.dump.path))
+    recipe = as_begun(recipe)
+    if accept_engine is None and is_done(recipe):
+        say(
+            f"{recipe.dump.path}: complete, and what it is made of is as it was (sizes and times of files); nothing to do"
+        )
+        say_next(location(recipe.dump.path))
+        return
+    with terminable(), ExitStack() as connected:
+        engines: Engines = this_process
+        if ray:
+            from stage1_teacher.ray.pool import ray_cluster, ray_engines
+
+            # First: a cluster that is not there is found before the corpus is read.
+            engines = partial(ray_engines, ray=connected.enter_context(ray_cluster(address)))
+        _run(recipe, worker, accept_engine, engines)
+
+
+def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: "Engines") -> None:
+    dump = location(recipe.dump.path)
+    at_start = inputs_sha256(recipe)
+    named = recipe
+    teacher = load_tokenizer(recipe)
+    recipe = with_fitting_windows(recipe, teacher.model)
+    for remark in teacher.tokenizer.remarks():
+        say(f"{dump}: the teacher's tokenizer {remark}")
+    recipe = with_licence(recipe, teacher.model)
+    say(f"{dump}: {describe(recipe.teacher.license)}")
+    make_folder(dump / "shards")
+    with open_claims(dump) as claims:  # first: a place that cannot be written fails before the corpus is read
+        corpus = Corpus(recipe.corpus, recipe.dump.arithmetic_used)
+        planned = prepare(recipe, corpus, teacher)
+        warn_left_out(corpus)
+        manifest = enter(recipe, planned.manifest, corpus, claims, accept_engine)
+        job = Job(recipe, dump, manifest, planned.audited, claims, worker)
+        try:
+            make_missing(job, corpus, lambda: engines(job, teacher))
+        except (KeyboardInterrupt, Terminated):
+            done = len(manifest.shards) - len(manifest.missing(dump))
+            say(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")
+            raise
+        finish(job)
+        if is_summed_up(dump, manifest):
+            with claims.writing_json():
+                note_inputs(dump, named, at_start)
+
+
+class Job(NamedTuple):
+    """A dump to be made, and this process's part in it."""
+
+    recipe: Recipe
+    dump: Location
+    manifest: Manifest
+    audited: Set[str]
+    claims: Claims
+    worker: tuple[int, int]
+
+    def missing(self) -> list[ShardPlan]:
+        """This worker's shards that are not there; who makes them may be another process."""
+        index, count = self.worker
+        return [shard for shard in self.manifest.missing(self.dump) if shard.index % count == index]
+
+    def claim(self, todo: Sequence[ShardPlan]) -> Iterator[ShardPlan]:
+        """Those that nobody else is making, each claimed as it is handed out."""
+        for shard in todo:
+            if self.claims.take(shard.index):
+                if not shard.path(self.dump).exists():  # it may have been made since
+                    yield shard
+                else:
+                    self.claims.give_back(shard.index)
+
+
+Engines = Callable[[Job, Named], AbstractContextManager[Maker]]
+
+
+@contextmanager
+def this_process(job: Job, teacher: Named) -> Iterator[Maker]:
+    """Shards made by an engine of this process."""
+    opened = open_teacher(job.recipe, *teacher, branches=bool(job.audited))
+    check_resumed(job.dump, job.manifest, opened)
+    yield lambda shards: make_shards(shards, opened, job.recipe, job.manifest.identity, job.dump, job.audited)
+    opened.engine.close()
+
+
+def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContextManager[Maker]]) -> None:
+    """Make what is missing and free, and look again: another process may have died. What makes shards is opened only if there are any."""
+    todo = job.missing()
+    counts = describe_counts(job.manifest.corpus_counts)
+    say(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
+    rounds = free_shards(job)
+    first = next(rounds, None)
+    if first is None:
+        return
+    remove(job.dump / "summary.json")  # of a dump that has lost a shard since
+    with ExitStack() as opened:
+        make = opened.enter_context(open_it())
+        started, num_made = time.monotonic(), 0
+        progress = opened.enter_context(Progress(sum(s.num_documents for s in todo), sum(s.num_bytes for s in todo)))
+        for shards in chain([first], rounds):
+            for made in make(read_shards(shards, corpus)):
+                progress.update(made.documents, made.text_bytes, made.tokens, made.stored_bytes)
+                count_missing(made)
+                job.claims.keep()
+                if made.committed is not None:
+                    num_made += 1
+                    detail(f"{job.dump}: shard {made.committed}, {made.stored_bytes:,} bytes", shard=made.committed)
+                    job.claims.give_back(made.committed)
+                if made.audited:
+                    write_audit(job)
+    say(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
+
+
+def count_missing(made: Made) -> None:
+    """What the targets lack, for `--metrics`."""
+    metrics.POSITIONS.inc(made.positions)
+    metrics.MISSING.labels("dropped").inc(made.dropped)
+    metrics.MISSING.labels("tail").inc(made.tail)
+    metrics.FAILURES.labels("document").inc(made.left_out)
+
+
+def free_shards(job: Job) -> Iterator[Iterator[ShardPlan]]:
+    """Passes over what is missing, in the order of the corpus, until there is nothing that this process could make. In a store, where
+    nobody can tell at once who has died, it waits for what others have claimed."""
+    while todo := job.missing():
+        free = job.claim(todo)
+        first = next(free, None)
+        if first is not None:
+            yield chain([first], free)
+        elif not job.claims.wait():
+            return
+
+
+def read_shards(shards: Iterable[ShardPlan], corpus: Corpus) -> Iterator[Filled]:
+    """Each shard, in the order of the corpus, with its documents. Raises ValueError where the corpus has changed."""
+    position, stream = 0, corpus.documents()
+    for shard in shards:
+        for _ in range(shard.first_document - position):  # documents of shards that exist, or are another process's
+            next(stream)
+        yield shard, plan.shard_documents(shard, stream)
+        position = shard.first_document + shard.num_documents
+
+
+def finish(job: Job) -> None:
+    """Write the summary of a dump that is complete, whoever made its last shard; of another one, say what is missing."""
+    dump, manifest = job.dump, job.manifest
+    num_missing = len(manifest.missing(dump))
+    if num_missing:
+        say(f"{dump}: {num_missing} shards are missing: other processes make them, or run the same command again")
+        return
+    with job.claims.writing_json():
+        # By this process before, or by another one; whoever makes a shard removes it. A shard that has been written to since is read again.
+        there = is_summed_up(dump, manifest) and are_as_noted(dump)
+        summary = read_json(dump / "summary.json") if there else summarise(dump, manifest)
+        if not there:
+            write_json(dump / "summary.json", summary)
+    if not (there and (dump / "audit.json").exists()):
+        warn_not_own(dump, write_audit(job)["models_own_tokens"])
+    write_card(dump)
+    say(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
+    say_next(dump)
+
+
+def say_next(dump: Location) -> None:
+    """What a complete dump is for."""
+    named = shlex.quote(str(dump))
+    say(
+        f"{dump}: look with `bld inspect {named}`, check with `bld verify {named}`; what learns from it: `bld student RECIPE`"
+    )
+
+
+def write_audit(job: Job) -> dict[str, Any]:
+    """Gather what the shards hold of it into `audit.json`; returns that."""
+    with job.claims.writing_json():
+        gathered = audit.gather(job.dump, job.manifest)
+        write_json(job.dump / "audit.json", gathered)
+    return gathered
+
+
+def warn_not_own(dump: Location, own: dict[str, Any]) -> None:
+    """Where stored log-probabilities are not the model's own; `own` is the audit's `models_own_tokens`."""
+    if own["tokens"] and not own["half_mean_square_nats"] <= own["limit_nats"]:
+        warn(
+            f"{dump}: the stored log-probabilities of {own['tokens']} audited tokens are {own['half_mean_square_nats']:.3g} nats (half the "
+            f"mean square; limit {own['limit_nats']}) from those that the model gives itself: `bld verify {shlex.quote(str(dump))} "
+            "--against-teacher 8` says of which documents"
+        )
+
+
+def warn_left_out(corpus: Corpus) -> None:
+    """What the corpus holds that is no document, and where to look."""
+    for reason, where in corpus.first_places.items():
+        number = corpus.counts[f"left out: {reason}"]
+        warn(f"{number} rows are left out: {reason}; the first: {where}", rows=number, reason=reason, first=where)
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in counts.items()) or "no counts"

@@ -1,0 +1,85 @@
+"""What a shard took to make, told beside it: wall seconds of the process that made it, and on what."""
+
+import json
+import os
+import time
+from collections import Counter
+from functools import partial
+from typing import Any, NamedTuple
+
+from pipeline.config import Recipe
+from schemas.manifest import Manifest, ShardPlan, write_json
+from schemas.storage.atomic import make_folder
+from schemas.storage.locations import AnyLocation, Location
+from stage1_teacher.coordination.concurrency import in_threads
+
+
+class Cost(NamedTuple):
+    """Seconds from the shard before, of the same process, to this one; of the first, from when the engine was there."""
+
+    seconds: float
+    devices: str
+
+
+def devices(recipe: Recipe) -> str:
+    """What one process computes on, as in `2 x NVIDIA H100 80GB HBM3`, `4 CPU cores` or `a server`."""
+    if recipe.teacher.engine == "openai":
+        return "a server"
+    import torch  # seconds to import, and who only reads costs needs none of it
+
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return f"{cores} CPU core{'' if cores == 1 else 's'}"
+    return f"{recipe.placement.num_workers} x {torch.cuda.get_device_name()}"
+
+
+def num_devices(recipe: Recipe) -> int:
+    """How many of them: GPUs of a process on GPUs, else 1, a machine."""
+    import torch
+
+    return recipe.placement.num_workers if torch.cuda.is_available() else 1
+
+
+class Stopwatch:
+    """Wall seconds since it was made, or since it was last read."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def lap(self) -> float:
+        since, self._since = self._since, time.monotonic()
+        return self._since - since
+
+
+def write_cost(dump: Location, shard: ShardPlan, seconds: float, on: str) -> None:
+    """Beside the shard, not in it: a shard that is made again is the same file. Written before the shard is committed."""
+    make_folder(dump / "costs")
+    write_json(_path(dump, shard), {"seconds": round(seconds, 3), "devices": on})
+
+
+def read_cost(dump: Location, shard: ShardPlan) -> Cost | None:
+    """None where it is not told: of a dump that was merged or pulled only the sum is."""
+    path = _path(dump, shard)
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Cost(values["seconds"], values["devices"])
+
+
+def total_cost(dump: Location, manifest: Manifest) -> dict[str, Any] | None:
+    """Of all shards; None where one of them does not tell."""
+    found = in_threads(partial(read_cost, dump), manifest.shards)
+    told = [cost for cost in found if cost is not None]
+    if len(told) < len(found):
+        return None
+    milliseconds = Counter[str]()
+    for cost in told:
+        milliseconds[cost.devices] += round(cost.seconds * 1000)
+    return {
+        "seconds": sum(milliseconds.values()) / 1000,
+        "by_devices": {name: number / 1000 for name, number in sorted(milliseconds.items())},
+    }
+
+
+def _path(dump: AnyLocation, shard: ShardPlan) -> AnyLocation:
+    return dump / "costs" / f"part-{shard.index:05d}.json"

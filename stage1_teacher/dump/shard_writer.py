@@ -1,0 +1,189 @@
+"""From documents to committed shards: cut, forwarded through the engine, reduced, written."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence, Set
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.config import PlacementConfig, Recipe
+from pipeline.corpus.documents import Document
+from pipeline.tokenization.byte_tokenizer import SpellingError
+from pipeline.tokenization.chat_template import ChatError
+from schemas.manifest import ShardPlan, shard_identity
+from schemas.record import Record
+from schemas.shard import commit_shard, to_table
+from schemas.storage.locations import Location
+from stage1_teacher.coordination.concurrency import one_ahead
+from stage1_teacher.coordination.retry import persist
+from stage1_teacher.dump import audit
+from stage1_teacher.dump import shard_cost as cost
+from stage1_teacher.dump.begun import LIBRARIES_KEY, libraries
+from stage1_teacher.engines.base import ListingEngine
+from stage1_teacher.inputs.chat_windows import cut_chat
+from stage1_teacher.inputs.encoded_windows import Piece, batches, cut_pieces
+from stage1_teacher.inputs.turn_windows import cut_conversation
+from stage1_teacher.inputs.windows import WindowError
+from stage1_teacher.targets.distances import stored_sums
+from stage1_teacher.targets.records import make_records
+from stage1_teacher.targets.teacher import Answers, Teacher
+
+
+class CutShard(NamedTuple):
+    """A shard's pieces, and why documents were left out, by name: the teacher's tokenizer cannot spell them, its chat template changes
+    them, or no window of `teacher.max_tokens` fits them."""
+
+    plan: ShardPlan
+    pieces: list[Piece]
+    left_out: dict[str, str]
+
+
+class Forwarded(NamedTuple):
+    """A batch of a shard's pieces after the engine; the last batch, and it alone, brings along the shard."""
+
+    pieces: list[Piece]
+    answers: Answers
+    wide: dict[int, audit.Wide]  # of the audited ones, by their number in `pieces`
+    finished: CutShard | None
+
+
+class Made(NamedTuple):
+    """What has been done, for the progress bar and the metrics."""
+
+    documents: int
+    text_bytes: int
+    tokens: int
+    stored_bytes: int = 0  # of a shard that is complete with this
+    committed: int | None = None  # that shard's number
+    audited: int = 0  # documents in that shard
+    left_out: int = 0  # documents of that shard
+    positions: int = 0
+    dropped: float = 0.0  # summed over these positions, as is the tail
+    tail: float = 0.0
+
+
+def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> CutShard:
+    """A shard's documents as pieces for the teacher; those that cannot be are left out, with the reason."""
+    pieces: list[Piece] = []
+    left_out: dict[str, str] = {}
+    for document in documents:
+        try:
+            pieces += _cut(document, teacher)
+        except (SpellingError, ChatError, WindowError) as error:
+            left_out[document.doc_id] = str(error)
+    return CutShard(shard, pieces, left_out)
+
+
+def _cut(document: Document, teacher: Teacher) -> list[Piece]:
+    if document.messages is None:
+        return cut_pieces(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
+    assert teacher.chat is not None
+    to_cut = (teacher.chat, teacher.ends, teacher.max_tokens, teacher.overlap_tokens)
+    conversation = teacher.chat.beyond_contents(document.conversation)
+    if conversation is None:
+        return cut_chat(document.doc_id, document.messages, *to_cut)
+    return cut_conversation(document.doc_id, conversation, *to_cut)
+
+
+def forward(
+    shards: Iterable[CutShard], teacher: Teacher, placement: PlacementConfig, audited: Set[str]
+) -> Iterator[Forwarded]:
+    """Run the engine over the shards' pieces. No batch reaches over a shard's end, so that a shard made again is the same.
+
+    Args:
+        audited: ids of the documents to compare with a wide covering.
+    """
+    for shard in shards:
+        parts = list(batches(shard.pieces, placement.batch_tokens)) or [[]]
+        for index, batch in enumerate(parts):
+            answers, wide = persist(teacher, partial(_ask, teacher, batch, audited), placement.engine_attempts)
+            yield Forwarded(batch, answers, wide, shard if index == len(parts) - 1 else None)
+
+
+def _ask(teacher: Teacher, batch: list[Piece], audited: Set[str]) -> tuple[Answers, dict[int, audit.Wide]]:
+    answers = teacher.ask(batch)
+    return answers, {
+        number: audit.read_wide(teacher, piece)
+        for number, piece in enumerate(batch)
+        if piece.doc_id in audited and piece.window.start == 0
+    }
+
+
+class ShardWriter:
+    """Takes forwarded batches in order; collects the records of a shard and commits them once it is whole."""
+
+    def __init__(self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Location) -> None:
+        self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, shard_identity(identity), folder
+        self._records: list[Record] = []
+        self._audited: list[dict[str, Any]] = []
+        self._num_tokens, self._num_computed = 0, 0
+        self._watch = cost.Stopwatch()
+
+    def take(self, batch: Forwarded) -> Made:
+        records: list[Record] = []
+        if batch.pieces:
+            records = make_records(batch.pieces, batch.answers, self._teacher, self._recipe.dump)
+            self._audited += [audit.measure(records[number], wide) for number, wide in batch.wide.items()]
+            self._records += records
+        num_tokens = sum(len(self._teacher.prompt(piece)) for piece in batch.pieces)
+        self._num_tokens += num_tokens
+        self._num_computed += batch.answers.num_tokens
+        num_documents = sum(piece.window.has_end for piece in batch.pieces)
+        made = Made(
+            num_documents,
+            sum(piece.num_supervised for piece in batch.pieces),
+            num_tokens,
+            positions=sum(record.num_positions for record in records),
+            dropped=sum(float(record.dropped.sum(dtype=np.float64)) for record in records),
+            tail=sum(float(np.maximum(1 - stored_sums(record), 0).sum()) for record in records),
+        )
+        if batch.finished is None:
+            return made
+        return made._replace(
+            documents=num_documents + len(batch.finished.left_out),
+            audited=len(self._audited),
+            left_out=len(batch.finished.left_out),
+            committed=batch.finished.plan.index,
+            stored_bytes=self._commit(batch.finished),
+        )
+
+    def _commit(self, shard: CutShard) -> int:
+        table = to_table(self._records, self._identity)
+        extra = {
+            "bld.left_out": json.dumps(shard.left_out),
+            "bld.teacher_tokens": str(self._num_tokens),
+            "bld.computed_tokens": str(self._num_computed),
+            "bld.shard_sha256": shard.plan.sha256,
+            "bld.engine": self._teacher.engine.name,
+            LIBRARIES_KEY: json.dumps(libraries()),
+            audit.METADATA_KEY: json.dumps(self._audited),
+        }
+        table = table.replace_schema_metadata(
+            {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
+        )
+        self._records, self._audited, self._num_tokens, self._num_computed = [], [], 0, 0
+        cost.write_cost(self._folder, shard.plan, self._watch.lap(), cost.devices(self._recipe))
+        return commit_shard(table, shard.plan.path(self._folder), self._recipe.dump.zstd_level, first=True)
+
+
+def make_shards(
+    shards: Iterable[tuple[ShardPlan, list[Document]]],
+    teacher: Teacher,
+    recipe: Recipe,
+    identity: dict[str, Any],
+    folder: Location,
+    audited: Set[str] = frozenset(),
+) -> Iterator[Made]:
+    """Make and commit shards, yielding what each batch of the engine added.
+
+    Where the engine has a device of its own, or a machine, three threads work at once: one encodes the next shard, this one
+    drives the engine, one reduces the last batch and writes. On a CPU they would share the engine's cores.
+    """
+    concurrent = recipe.placement.overlap
+    if concurrent is None:
+        concurrent = torch.cuda.is_available() or isinstance(teacher.engine, ListingEngine)
+    cut = one_ahead(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
+    writer = ShardWriter(teacher, recipe, identity, folder)
+    yield from one_ahead(forward(cut, teacher, recipe.placement, audited), writer.take, concurrent)

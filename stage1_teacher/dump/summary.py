@@ -1,0 +1,72 @@
+"""The summary of a dump: counts over all its shards, read from the shards alone, so that it does not matter who made them or when."""
+
+import json
+from collections import Counter
+from functools import partial
+from typing import Any, NamedTuple
+
+from schemas.file_seal import check_seal
+from schemas.manifest import Manifest, ShardPlan
+from schemas.shard import shard_metadata
+from schemas.storage.locations import Location, open_parquet
+from stage1_teacher.coordination.concurrency import in_threads
+from stage1_teacher.dump.shard_cost import total_cost
+
+_SUMMED = ("documents", "records", "bytes", "positions", "teacher_tokens", "computed_tokens", "stored_bytes")
+
+
+class _Counted(NamedTuple):
+    """What one shard adds."""
+
+    counts: dict[str, int]  # of `_SUMMED`
+    left_out: dict[str, str]
+    engine: str
+    listed: dict[str, Any]
+
+
+def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
+    """What `summary.json` holds. Reads every byte. Raises ValueError for a shard that is damaged, or of other documents than planned."""
+    counted = in_threads(partial(_count, dump), manifest.shards)
+    totals: dict[str, Any] = {name: sum(shard.counts[name] for shard in counted) for name in _SUMMED}
+    totals["stored_bytes_per_text_byte"] = round(totals["stored_bytes"] / max(totals["bytes"], 1), 4)
+    counts = {key: value for key, value in manifest.corpus_counts.items() if key.startswith("left out")}
+    cost = total_cost(dump, manifest)
+    return {
+        **totals,
+        **({} if cost is None else {"cost": cost}),
+        "left_out_by_corpus": counts,
+        "left_out_unspellable": {name: why for shard in counted for name, why in shard.left_out.items()},
+        "shards_by_engine": dict(Counter(shard.engine for shard in counted)),
+        "shards": [shard.listed for shard in counted],
+    }
+
+
+def _count(dump: Location, shard: ShardPlan) -> _Counted:
+    path = shard.path(dump)
+    try:
+        digest = check_seal(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete it and run the same command again, which makes that shard anew") from error
+    with open_parquet(path) as file:
+        metadata = shard_metadata(path, file.schema_arrow)
+        table = file.read(columns=["segment_lengths", "segment_has_end"])
+    if metadata["bld.shard_sha256"] != shard.sha256:  # a process of before the dump was extended wrote it late
+        raise ValueError(f"{path} holds other documents than planned; delete it and run `bld teacher` again")
+    left_out = json.loads(metadata["bld.left_out"])
+    num_bytes, num_ends = (_sum(table, name) for name in ("segment_lengths", "segment_has_end"))
+    size = path.stat().st_size
+    counts = {
+        "documents": shard.num_documents - len(left_out),
+        "records": table.num_rows,
+        "bytes": num_bytes,
+        "positions": num_bytes + num_ends,
+        "teacher_tokens": int(metadata["bld.teacher_tokens"]),
+        "computed_tokens": int(metadata["bld.computed_tokens"]),
+        "stored_bytes": size,
+    }
+    return _Counted(counts, left_out, metadata["bld.engine"], {"name": path.name, "bytes": size, "sha256": digest})
+
+
+def _sum(table: Any, column: str) -> int:
+    """Over all elements of a column of lists."""
+    return int(table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False).sum())

@@ -1,0 +1,151 @@
+"""Is what we make of an engine's states what its model says itself: asked at every start of an engine, on a probe text.
+
+The head's weights are read from the checkpoint by us, and applied by us. A model that does more than we know of (it norms its weights, adds
+a layer, has another head) would be dumped wrong without a word, and nothing that applies the same code would notice. So the model's own
+log-probabilities are compared, of its whole vocabulary, with those that our head gives.
+
+Shape legend: R rows (tokens of the probe), V token ids.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.config import TeacherConfig
+from pipeline.covering.covering import Covering
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
+from stage1_teacher.engines.base import Engine
+from stage1_teacher.reduction.reducer import Reducer, Rows
+
+PROBE = "In 1687, the Principia was published; its 3 laws are taught to this day. def main():\n    return {'a': 1}\nÜber uns: こんにちは"
+MOST_ROWS = 48
+# Nats, of the worst row. Rounding logits to bfloat16 costs half the variance of a rounding error, 1e-3 at a logit of 30; heads that were
+# wrong have cost 0.3 and more. A larger model that differs from itself by more (experts chosen otherwise) is held to that.
+LIMIT_NATS = 0.05
+# Of a row's spread: a row that is as good as sure has no divergence to speak of from one that is surer still by a factor. Rounding logits of
+# 30 to bfloat16 leaves 0.02; a soft cap of 30 that is left out of logits of 15 makes 0.1, a wrong scale its own deviation from 1.
+LIMIT_SPREAD = 0.08
+TIMES_CONTROL = 3.0
+MOST_AHEAD_FLOAT32, MOST_AHEAD = 1e-3, 0.05  # of the largest log-probability
+SMALLEST_SHARE = 1e-9  # of a class of tokens; what is below is rounding
+
+
+def probe_tokens(tokenizer: ByteTokenizer, most: int) -> list[int]:
+    """At most so many ids of the probe text, or of the tokens that spell something where the tokenizer cannot spell that."""
+    try:
+        return tokenizer.encode(PROBE.encode())[:most]
+    except SpellingError:
+        spelling = [token for token, spelled in enumerate(tokenizer.token_bytes) if spelled]
+        return spelling[:: max(1, len(spelling) // most)][:most]
+
+
+def check_engine(
+    engine: Engine, reducer: Reducer, tokenizer: ByteTokenizer, start: int | None, teacher: TeacherConfig, model: str
+) -> None:
+    """Raise ValueError where our rows are not the model's own.
+
+    Args:
+        teacher: its `max_tokens` and `dtype` are read.
+        model: what the error calls it: its source and its architecture.
+    """
+    before = [] if start is None else [start]
+    tokens = probe_tokens(tokenizer, min(MOST_ROWS, teacher.max_tokens) - 1)
+    prompt = [*before, *tokens]
+    if start is None:
+        tokens = tokens[1:]  # the row before the first token does not exist
+    own_RV, again_RV = engine.own_logprobs(prompt), engine.own_logprobs(prompt)
+    [states_RD] = engine.hidden_states([prompt])
+    column_V = torch.from_numpy(reducer.vocabulary.column)
+    if len(column_V) < own_RV.shape[1] or own_RV.shape[0] != len(prompt):
+        raise ValueError(
+            f"{model}: {engine.name} answers {tuple(own_RV.shape)} log-probabilities for {len(prompt)} tokens, and the checkpoint's head has "
+            f"{len(column_V)} rows"
+        )
+    _check_causal(engine, prompt, own_RV, _others(prompt, tokenizer), teacher.dtype, model)
+    ours_RV = reducer.head.logits(states_RD).log_softmax(-1).cpu()[:, column_V][:, : own_RV.shape[1]]
+    control = worst_row(own_RV, again_RV)
+    apart = max(worst_row(own_RV, ours_RV), worst_row(*_reduced(states_RD, own_RV, reducer, tokens, tokenizer)))
+    limit = max(LIMIT_NATS, TIMES_CONTROL * control)
+    share, most = most_apart(own_RV, ours_RV), max(LIMIT_SPREAD, TIMES_CONTROL * most_apart(own_RV, again_RV))
+    if not (apart <= limit and share <= most):
+        raise ValueError(
+            f"{model}: what is made of its hidden states is not what {engine.name} itself says. On a text of {len(prompt)} tokens the "
+            f"worst row is {apart:.3g} nats from the model's own (KL; limit {limit:.3g}; asked twice it differs by {control:.3g}), "
+            f"and the log-probabilities of a row are apart by {share:.3g} of their spread (limit {most:.3g}). Its "
+            "targets would be wrong, so nothing is dumped. "
+            f"Try the other local engine (teacher.engine: {'transformers' if engine.name.startswith('vllm') else 'vllm'}), or let "
+            "`vllm serve` say its own log-probabilities (teacher.engine: openai)"
+        )
+
+
+def _others(prompt: Sequence[int], tokenizer: ByteTokenizer) -> list[int]:
+    """For each token another one that spells something: the same ones in another order are as good as the same to a model that looks
+    ahead and minds positions little."""
+    spelling = [token for token, spelled in enumerate(tokenizer.token_bytes) if spelled]
+    place = {token: i for i, token in enumerate(spelling)}
+    return [spelling[(place.get(token, i) + len(spelling) // 2) % len(spelling)] for i, token in enumerate(prompt)]
+
+
+def _check_causal(
+    engine: Engine, prompt: Sequence[int], own_RV: Tensor, others: Sequence[int], dtype: str, model: str
+) -> None:
+    """Raise ValueError for a model that looks ahead: its first rows change with the tokens that follow.
+
+    Both prompts are of one length, so that little is rounded otherwise (see `pipeline.runtime.causality`).
+    """
+    kept = max(1, len(prompt) // 4)
+    before_RV, after_RV = own_RV[:kept], engine.own_logprobs([*prompt[:kept], *others[kept:]])[:kept]
+    said_RV = torch.isfinite(before_RV) & torch.isfinite(after_RV)
+    apart, largest = (float(found[said_RV].abs().max()) for found in (before_RV - after_RV, before_RV))
+    if apart > (MOST_AHEAD_FLOAT32 if dtype == "float32" else MOST_AHEAD) * largest:
+        raise ValueError(
+            f"{model} looks ahead: what it says after {kept} tokens changes by up to {apart:.3g} nats with those that follow (its "
+            f"log-probabilities: up to {largest:.3g}). It is no causal language model; choose one that is, or where its config has "
+            "is_decoder, set that to true"
+        )
+
+
+def worst_row(own_RV: Tensor, other_RV: Tensor) -> float:
+    """The largest KL(own || other) of a row, nats."""
+    return float(row_nats(own_RV, other_RV).max())
+
+
+def row_nats(own_RV: Tensor, other_RV: Tensor) -> Tensor:
+    """KL(own || other) of each row, nats; infinite where the other has 0, or no number, for what has mass."""
+    own_RV, other_RV = own_RV.double(), other_RV.double()
+    mass_RV = own_RV.exp()
+    nats_R = torch.where(mass_RV > 0, mass_RV * (own_RV - other_RV), 0.0).sum(-1)
+    return nats_R.nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def most_apart(own_RV: Tensor, other_RV: Tensor) -> float:
+    """Over all ids of a row that have any probability: the deviation of what is between the two, as a share of that of the own
+    log-probabilities; the largest row's. Infinite where the other has 0, or no number."""
+    found = 0.0
+    for own_V, other_V in zip(own_RV.double(), other_RV.double(), strict=True):
+        said_V = torch.isfinite(own_V)
+        share = (other_V - own_V)[said_V].std() / own_V[said_V].std().clamp(min=SMALLEST_SHARE)
+        found = max(found, float(share.nan_to_num(nan=torch.inf, posinf=torch.inf)))
+    return found
+
+
+def _reduced(
+    states_RD: Tensor, own_RV: Tensor, reducer: Reducer, tokens: Sequence[int], tokenizer: ByteTokenizer
+) -> tuple[Tensor, Tensor]:
+    """Log-shares of the next token, of END and of all else in each row but the last: the model's own, and as the dump's reduction has them.
+
+    Sums of classes cannot lie further apart than the rows do.
+    """
+    spelled = b"".join(tokenizer.token_bytes[token] or b"" for token in tokens)
+    covering = Covering(reducer.vocabulary, tokens, spelled)
+    first = len(states_RD) - len(covering.offsets)
+    [rows] = reducer.reduce([Rows(covering, covering.offsets, states_RD[first:])])
+    probs_RV = own_RV[first:-1].double().exp()
+    ends = [end for end in reducer.vocabulary.end_ids if end < probs_RV.shape[1]]
+    own = torch.stack([probs_RV[torch.arange(len(tokens)), torch.tensor(tokens)], probs_RV[:, ends].sum(-1)])
+    ours = torch.tensor([[row.token for row in rows[:-1]], [row.end for row in rows[:-1]]], dtype=torch.float64)
+    own_R3, ours_R3 = (
+        torch.cat([two, 1 - two.sum(0, keepdim=True)]).clamp(min=SMALLEST_SHARE).log().T for two in (own, ours)
+    )
+    return own_R3, ours_R3

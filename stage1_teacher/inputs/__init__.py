@@ -1,0 +1,3 @@
+"""Documents and chats cut into windows that fit the teacher, with its tokens.
+
+May import `pipeline`'s ground and `schemas`; never `coordination` or `ray`."""

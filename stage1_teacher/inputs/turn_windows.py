@@ -1,0 +1,86 @@
+"""Chats with reasoning or calls as what becomes one record each: as many as the template needs to show each turn as the model saw it.
+
+A record holds the messages since the one before, and supervises all their turns; what is before them is in its conversation, as context.
+Where that is too long for the teacher, the conversation starts later, with the user; the system's message and the tools stay.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.tokenization.chat_template import ChatError
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
+from pipeline.tokenization.conversation import Conversation, Excerpt
+from stage1_teacher.inputs.chat_windows import chat_piece, num_prompt
+from stage1_teacher.inputs.encoded_windows import Piece
+
+
+def cut_conversation(
+    doc_id: str,
+    conversation: Conversation,
+    chat: ChatTokenizer,
+    ends: Sequence[int],
+    max_tokens: int,
+    overlap: int = 0,
+) -> list[Piece]:
+    """A conversation's pieces. Raises ChatError or SpellingError, with the reason, where it is left out. Arguments as of `cut_chat`."""
+    parts = [part for excerpt in chat.excerpts(conversation) for part in _fitting(excerpt, chat, max_tokens, overlap)]
+    pieces: list[Piece] = []
+    start = 0
+    for number, (excerpt, encoded) in enumerate(parts, start=1):
+        pieces.append(conversation_piece(doc_id, excerpt, encoded, ends, start, number == len(parts)))
+        start += len(pieces[-1].text)
+    return pieces
+
+
+def conversation_piece(
+    doc_id: str, excerpt: Excerpt, encoded: EncodedChat, ends: Sequence[int], start: int = 0, is_last: bool = True
+) -> Piece:
+    """A conversation's last messages as one piece; `start`, `is_last` as of `chat_piece`."""
+    roles = [message["role"] for message in excerpt.messages]
+    return chat_piece(
+        doc_id, roles, encoded, ends, start=start, is_last=is_last, conversation=excerpt.conversation.to_json()
+    )
+
+
+def _fitting(
+    excerpt: Excerpt, chat: ChatTokenizer, max_tokens: int, overlap: int
+) -> Iterator[tuple[Excerpt, EncodedChat]]:
+    """The excerpt, or several of fewer turns or less context that fit. Raises ChatError where one turn does not."""
+    encoded = chat.encode(excerpt)
+    if num_prompt(encoded) <= max_tokens:
+        yield excerpt, encoded
+        return
+    whole = excerpt.conversation
+    done = len(whole.messages) - excerpt.num_messages
+    turns = [index for index in whole.turns if index >= done]
+    while turns:
+        first = _first(whole, done, turns[0], chat, max_tokens, overlap)
+        for index in reversed(turns):
+            part = Excerpt(whole.window(first, index + 1), index + 1 - done)
+            encoded = chat.encode(part)
+            if num_prompt(encoded) <= max_tokens:
+                break
+        yield part, encoded
+        turns = [later for later in turns if later > index]
+        done = index + 1
+
+
+def _first(whole: Conversation, done: int, turn: int, chat: ChatTokenizer, max_tokens: int, overlap: int) -> int:
+    """The message with which the context of a turn starts: the first of all, or else one of the user's, so that there are some `overlap`
+    tokens of context, or as many as fit. Raises ChatError where none fits."""
+
+    def encoded(first: int) -> EncodedChat:
+        return chat.encode(Excerpt(whole.window(first, turn + 1), turn + 1 - done))
+
+    if num_prompt(encoded(0)) <= max_tokens:
+        return 0
+    found = None
+    for first in reversed([i for i, m in enumerate(whole.messages[: done + 1]) if m["role"] == "user" and i]):
+        tried = encoded(first)
+        if num_prompt(tried) > max_tokens:
+            break
+        found = first
+        if tried.turns[0].first >= overlap:
+            break
+    if found is None:
+        raise ChatError("a turn and what it answers are longer than teacher.max_tokens")
+    return found

@@ -1,0 +1,85 @@
+"""An engine on a machine of a cluster: what it is told, what it checks before it makes anything, how it makes a shard."""
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator, Set
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config import Recipe
+from pipeline.corpus.documents import Document
+from schemas.manifest import Manifest, ShardPlan
+from schemas.storage.locations import location
+from stage1_teacher.dump import shard_plan as plan
+from stage1_teacher.dump.check_resumed import check_resumed
+from stage1_teacher.dump.identity import engine_name, teacher_identity
+from stage1_teacher.dump.shard_writer import Made, make_shards
+from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+
+
+class Task(NamedTuple):
+    """What an engine has to know of the dump."""
+
+    recipe: Recipe
+    identity: dict[str, Any]
+    accepted_engines: tuple[str, ...]
+    audited: Set[str]
+    folder: str  # that relative paths of the recipe start from
+    code: str  # `code_sha256` where the dump was started
+    over_machines: bool  # the engine's GPUs may lie on several
+
+
+class ClusterEngine:
+    """An engine in a process of its own."""
+
+    def __init__(self) -> None:
+        self._opened: tuple[Task, Teacher] | None = None
+
+    def open(self, task: Task) -> str:
+        """Start the engine; returns where it is. Raises ValueError where code, dump or teacher are not those of the start."""
+        place = f"process {os.getpid()} of {socket.gethostname()}"
+        if code_sha256() != task.code:
+            raise ValueError(
+                f"{place} runs another release of this package, or of torch, than where the dump was started; install the same on "
+                "all machines of the cluster"
+            )
+        if Path(task.folder).is_dir():  # else paths must be absolute: one that is not found is named
+            os.chdir(task.folder)
+        dump = location(task.recipe.dump.path)
+        if not (dump / "manifest.json").exists():
+            raise ValueError(
+                f"{place} does not find {dump}: dump.path must be a folder that all machines share under one name, or an address "
+                "(s3://bucket/folder)"
+            )
+        teacher = load_tokenizer(task.recipe)
+        corpus_sha256 = task.identity["corpus"]["sha256"]
+        ours = teacher_identity(task.recipe, teacher, engine_name(task.recipe), corpus_sha256)
+        manifest = Manifest.load(dump)
+        plan.require_identity(dump, manifest.identity, ours, task.accepted_engines)
+        branches = bool(task.audited)
+        opened = open_teacher(task.recipe, *teacher, branches=branches, over_machines=task.over_machines)
+        check_resumed(dump, manifest, opened)
+        self._opened = task, opened
+        return place
+
+    def make(self, shard: ShardPlan, documents: list[Document]) -> Iterator[Made]:
+        """Make a shard and commit it to the dump, yielding what each batch added."""
+        assert self._opened is not None
+        task, teacher = self._opened
+        dump = location(task.recipe.dump.path)
+        made = make_shards([(shard, documents)], teacher, task.recipe, task.identity, dump, task.audited)
+        # Ray sends values into this generator, which `yield from` would pass on to one that takes none.
+        for one in made:  # noqa: UP028
+            yield one
+
+
+def code_sha256() -> str:
+    """Of the source files that make shards, and of torch's version."""
+    root = Path(__file__).resolve().parents[2]
+    parts = ("pipeline", "schemas", "stage1_teacher")
+    digest = hashlib.sha256(version("torch").encode())
+    for path in sorted(path for part in parts for path in (root / part).rglob("*.py")):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

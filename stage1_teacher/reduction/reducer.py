@@ -1,0 +1,153 @@
+"""Hidden states to reduced rows: the head, its softmax and the sums over column ranges, some rows at a time.
+
+A row is asked for by the byte offset where its path ends, whichever path that is: canonical rows and others cost the same. Rows of
+several documents share a product with the head, which reads all of its weights each time.
+
+Shape legend: R rows, D hidden size, C sorted columns, I intervals of all rows in turn.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.covering.intervals import Intervals
+from pipeline.covering.vocabulary import Vocabulary
+from stage1_teacher.reduction.head import Head
+
+
+class Rows(NamedTuple):
+    """Rows of one document: where each one's path ends, and the hidden state that the head is applied to."""
+
+    covering: Covering
+    offsets: Sequence[int] | np.ndarray
+    hidden_RD: Tensor
+
+
+class Masses(NamedTuple):
+    """What reduced rows hold, flat; probabilities, float64."""
+
+    masses_I: np.ndarray
+    end_R: np.ndarray
+    token_R: np.ndarray  # of the token in columns_R; nan where that is -1
+
+    @staticmethod
+    def empty(intervals: Intervals) -> "Masses":
+        num_intervals = int(intervals.row_intervals[-1])
+        return Masses(np.empty(num_intervals), np.empty(intervals.num_rows), np.empty(intervals.num_rows))
+
+
+class Kernel(Protocol):
+    """Sums the softmax of some consecutive rows over their column ranges."""
+
+    def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
+        """Fill in the rows `first_row ..`, one for each row of `logits_RC`. Raises ValueError for a logit that is not finite."""
+
+
+class CpuKernel:
+    """Rows shared out over a thread for each core; `stage1_teacher.reduction.cpu_kernel` does the work."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        cores = os.sched_getaffinity(0)
+        # vLLM binds the thread that starts it to one core, and new threads would inherit that.
+        self._threads = ThreadPoolExecutor(len(cores), "reduce", os.sched_setaffinity, (0, cores))
+        self._num_threads = len(cores)
+
+    @cached_property
+    def _reduce_range(self) -> Callable[..., bool]:
+        from stage1_teacher.reduction.cpu_kernel import reduce_range
+
+        return reduce_range  # compiled when first called, in about two seconds
+
+    def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
+        bounds = np.linspace(0, len(logits_RC), min(self._num_threads, len(logits_RC)) + 1).astype(int).tolist()
+        logits = logits_RC.numpy()
+        vocabulary = self._vocabulary
+        shares = [
+            self._threads.submit(
+                self._reduce_range,
+                logits[first:last],
+                first_row + first,
+                intervals,
+                vocabulary.num_spelling,
+                vocabulary.num_end,
+                *into,
+            )
+            for first, last in pairwise(bounds)
+        ]
+        is_finite = [share.result() for share in shares]
+        if not all(is_finite):
+            raise ValueError(NOT_FINITE)
+
+
+NOT_FINITE = (
+    "the teacher's logits are not finite: its weights are damaged, or its activations overflow teacher.dtype "
+    "(a model made for bfloat16 may not run in float16)"
+)
+
+
+class Reducer:
+    """A head with the kernel for its device.
+
+    Args:
+        chunk: rows whose logits are held at once; a product with the head reads all of its weights. None: 256 on a CPU
+            (with 49,152 columns the product of 128 took a tenth longer a row, of 512 a twentieth less), 1024 on a GPU
+            (not measured).
+    """
+
+    def __init__(self, head: Head, vocabulary: Vocabulary, chunk: int | None = None) -> None:
+        self.head, self.vocabulary = head, vocabulary
+        self.chunk = chunk or (1024 if head.weight_CD.is_cuda else 256)
+        self.kernel = open_kernel(head, vocabulary)
+        self._turn = threading.Lock()  # the room for logits is one; the audit reduces beside the dump's other thread
+
+    def reduce(self, parts: Sequence[Rows]) -> list[list[ReducedRow]]:
+        """The rows of each part, in order. Raises ValueError for hidden states or logits that are not finite."""
+        if not parts:
+            return []
+        intervals = Intervals.join([part.covering.intervals(part.offsets) for part in parts])
+        hidden_RD = torch.cat([part.hidden_RD for part in parts])
+        if not bool(torch.isfinite(hidden_RD).all()):
+            raise ValueError(NOT_FINITE)
+        masses = Masses.empty(intervals)
+        with self._turn:
+            for first, last in pairwise(even_bounds(len(hidden_RD), self.chunk)):
+                self.kernel(self.head.logits(hidden_RD[first:last]), first, intervals, masses)
+        rows = as_rows(intervals, masses)
+        bounds = np.cumsum([0, *(len(part.offsets) for part in parts)]).tolist()
+        return [rows[first:last] for first, last in pairwise(bounds)]
+
+
+def open_kernel(head: Head, vocabulary: Vocabulary) -> Kernel:
+    """The kernel for the device that holds the head."""
+    if head.weight_CD.is_cuda:
+        from stage1_teacher.reduction.triton_kernel import TritonKernel  # CUDA builds of torch bring Triton along
+
+        return TritonKernel(vocabulary)
+    return CpuKernel(vocabulary)
+
+
+def even_bounds(count: int, most: int) -> list[int]:
+    """Bounds of as few chunks of at most `most` as there can be, all about as long: a short last one costs as much as a long one."""
+    num_chunks = -(-count // most)
+    return [count * i // num_chunks for i in range(num_chunks + 1)] if count else []
+
+
+def as_rows(intervals: Intervals, masses: Masses) -> list[ReducedRow]:
+    """Masses cut into rows; views, nothing is copied."""
+    bounds = intervals.row_intervals.tolist()
+    return [
+        ReducedRow(offset, masses.masses_I[first:last], end, token)
+        for offset, (first, last), end, token in zip(
+            intervals.offsets_R.tolist(), pairwise(bounds), masses.end_R.tolist(), masses.token_R.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,207 @@
+"""The row reduction on a GPU, in Triton: probabilities of column ranges out of logits, which are read once.
+
+The first kernel streams each row, keeps its running maximum and total, and leaves the sum of every 32 columns behind (a 32nd of
+what it read). The second adds up those sums for each range, and reads again only the up to 31 columns at either end, one cache line
+each. All are sums of what lies inside a range, never differences of running sums, so that small masses keep their digits.
+
+Held to the slow twin by `tests/stage1_teacher/test_reduce_triton.py`, on a GPU or under Triton's interpreter; `python -m tests.bench.kernel` times it.
+
+Shape legend: R rows, C sorted columns, B blocks of 32 columns, T tiles of `TILE` columns, J ranges.
+"""
+
+# mypy: disable-error-code=no-untyped-def
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pipeline.covering.covering import MIN_LOGIT
+from pipeline.covering.intervals import Intervals
+from pipeline.covering.vocabulary import Vocabulary
+from stage1_teacher.reduction.reducer import NOT_FINITE, Masses
+
+BLOCK = 32  # columns: 128 bytes of float32, a cache line
+TILE = 4096  # columns in flight for one row
+RANGES = 16  # ranges that one program adds up
+BLOCKS_AT_ONCE = 64
+
+
+# Triton reads the source of a kernel, and allows no annotation in it but its own.
+@triton.jit
+def _exp_at_most_0(logits, floor: tl.constexpr):
+    return tl.exp(tl.maximum(logits, floor))
+
+
+@triton.jit
+def _stream_rows(
+    logits_RC,
+    row_stride,
+    width,
+    block_sums_RB,
+    num_blocks,
+    tile_max_RT,
+    num_tiles,
+    row_max_R,
+    total_R,
+    floor: tl.constexpr,
+    tile: tl.constexpr,
+    block: tl.constexpr,
+):
+    """One program a row. A tile's block sums are relative to the largest logit up to and with that tile."""
+    row = tl.program_id(0).to(tl.int64)
+    largest = tl.full((), -float("inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    is_number = tl.full((), 1, tl.int32)  # a maximum passes over what is not
+    tile_blocks = tl.arange(0, tile // block)
+    for t in range(num_tiles):
+        blocks = t * (tile // block) + tile_blocks
+        columns = blocks[:, None] * block + tl.arange(0, block)[None, :]
+        inside = columns < width
+        logits = tl.load(logits_RC + row * row_stride + columns, mask=inside, other=-float("inf"))
+        is_number = tl.minimum(is_number, tl.min(tl.min((logits == logits).to(tl.int32), axis=1), axis=0))
+        before = largest
+        largest = tl.maximum(largest, tl.max(logits))
+        probs = tl.where(inside, _exp_at_most_0(logits - largest, floor), 0.0)
+        sums = tl.sum(probs, axis=1)
+        tl.store(block_sums_RB + row * num_blocks + blocks, sums, mask=blocks < num_blocks)
+        tl.store(tile_max_RT + row * num_tiles + t, largest)
+        total = total * tl.exp(before - largest) + tl.sum(sums, axis=0)
+    tl.store(row_max_R + row, tl.where(is_number == 1, largest, float("nan")))
+    tl.store(total_R + row, total)
+
+
+@triton.jit
+def _sum_ranges(
+    logits_RC,
+    row_stride,
+    block_sums_RB,
+    num_blocks,
+    tile_max_RT,
+    num_tiles,
+    row_max_R,
+    total_R,
+    row_J,
+    first_J,
+    last_J,
+    num_ranges,
+    probs_J,
+    floor: tl.constexpr,
+    tile: tl.constexpr,
+    block: tl.constexpr,
+    ranges: tl.constexpr,
+    blocks_at_once: tl.constexpr,
+):
+    """One program for `ranges` ranges, of whichever rows."""
+    j = tl.program_id(0) * ranges + tl.arange(0, ranges)
+    real = j < num_ranges
+    row = tl.load(row_J + j, mask=real, other=0).to(tl.int64)
+    first = tl.load(first_J + j, mask=real, other=0)
+    last = tl.load(last_J + j, mask=real, other=0)
+    largest = tl.load(row_max_R + row)
+    # Whole blocks are first_block .. last_block; before and after them lie less than a block of columns each.
+    first_block = (first + block - 1) // block
+    last_block = tl.maximum(last // block, first_block)
+    lane = tl.arange(0, block)
+    head = first[:, None] + lane[None, :]
+    in_head = head < tl.minimum(first_block * block, last)[:, None]
+    tail = (last_block * block)[:, None] + lane[None, :]
+    in_tail = tail < last[:, None]
+    row_logits = logits_RC + row[:, None] * row_stride
+    head_logits = tl.load(row_logits + head, mask=in_head, other=0.0) - largest[:, None]
+    tail_logits = tl.load(row_logits + tail, mask=in_tail, other=0.0) - largest[:, None]
+    edges = tl.where(in_head, _exp_at_most_0(head_logits, floor), 0.0)
+    edges += tl.where(in_tail, _exp_at_most_0(tail_logits, floor), 0.0)
+    mass = tl.sum(edges, axis=1)
+    whole = tl.zeros((ranges, blocks_at_once), dtype=tl.float32)
+    for start in range(0, tl.max(last_block - first_block, axis=0), blocks_at_once):
+        blocks = (first_block + start)[:, None] + tl.arange(0, blocks_at_once)[None, :]
+        inside = blocks < last_block[:, None]
+        sums = tl.load(block_sums_RB + row[:, None] * num_blocks + blocks, mask=inside, other=0.0)
+        at = tl.load(tile_max_RT + row[:, None] * num_tiles + blocks // (tile // block), mask=inside, other=0.0)
+        whole += tl.where(inside, sums * tl.exp(at - largest[:, None]), 0.0)
+    mass += tl.sum(whole, axis=1)
+    tl.store(probs_J + j, mass / tl.load(total_R + row), mask=real)
+
+
+def range_probs(logits_RC: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tensor) -> Tensor:
+    """J float32: the softmax of row `row_J` summed over columns `first_J .. last_J`; 0 for an empty range.
+
+    Args:
+        logits_RC: float32, columns next to each other.
+        row_J, first_J, last_J: int32, on the same device.
+    Raises:
+        ValueError: a row's largest logit is not finite, or a logit is no number.
+    """
+    num_rows, width = logits_RC.shape
+    num_blocks, num_tiles = triton.cdiv(width, BLOCK), triton.cdiv(width, TILE)
+    block_sums_RB = logits_RC.new_empty(num_rows, num_blocks)
+    tile_max_RT = logits_RC.new_empty(num_rows, num_tiles)
+    row_max_R, total_R = logits_RC.new_empty(num_rows), logits_RC.new_empty(num_rows)
+    probs_J = logits_RC.new_empty(len(row_J))
+    sizes = {"floor": MIN_LOGIT, "tile": TILE, "block": BLOCK}
+    stride = logits_RC.stride(0)
+    _stream_rows[(num_rows,)](
+        logits_RC, stride, width, block_sums_RB, num_blocks, tile_max_RT, num_tiles, row_max_R, total_R, **sizes
+    )
+    _sum_ranges[(triton.cdiv(len(row_J), RANGES),)](
+        logits_RC,
+        stride,
+        block_sums_RB,
+        num_blocks,
+        tile_max_RT,
+        num_tiles,
+        row_max_R,
+        total_R,
+        row_J,
+        first_J,
+        last_J,
+        len(row_J),
+        probs_J,
+        ranges=RANGES,
+        blocks_at_once=BLOCKS_AT_ONCE,
+        **sizes,
+    )
+    if not bool(torch.isfinite(row_max_R).all()):
+        raise ValueError(NOT_FINITE)
+    return probs_J
+
+
+class TritonKernel:
+    """The kernel that a head on a GPU is used with; see `stage1_teacher.reduction.reducer.Kernel`."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._ends = (vocabulary.num_spelling, vocabulary.num_spelling + vocabulary.num_end)
+
+    def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
+        num_rows = len(logits_RC)
+        rows = slice(first_row, first_row + num_rows)
+        starts = intervals.row_intervals[first_row : first_row + num_rows + 1]
+        row_J, first_J, last_J = self._ranges(num_rows, first_row, intervals)
+        to_device = [torch.from_numpy(a.astype(np.int32)).to(logits_RC.device) for a in (row_J, first_J, last_J)]
+        probs_J = range_probs(logits_RC, *to_device).cpu().numpy().astype(np.float64)
+        # As on a CPU, no column weighs less than MIN_LOGIT says: a product of two small factors may have come to 0.
+        np.maximum(probs_J, (last_J - first_J) * np.exp(MIN_LOGIT) / logits_RC.shape[1], out=probs_J)
+        num_intervals = int(starts[-1] - starts[0])
+        into.masses_I[starts[0] : starts[-1]] = probs_J[:num_intervals]
+        into.end_R[rows] = probs_J[num_intervals : num_intervals + num_rows]
+        has_token = intervals.columns_R[rows] >= 0
+        into.token_R[rows] = np.where(has_token, probs_J[num_intervals + num_rows :], np.nan)
+
+    def _ranges(self, num_rows: int, first_row: int, intervals: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(row, first column, last column) of the rows' intervals, then of each row's END tokens, then of its next token."""
+        nodes = intervals.row_nodes[first_row : first_row + num_rows + 1]
+        node_cuts = intervals.node_cuts[nodes[0] : nodes[-1] + 1]
+        cuts_K = intervals.cuts_K[node_cuts[0] : node_cuts[-1]]
+        is_first_K = np.ones(len(cuts_K), dtype=bool)
+        is_first_K[node_cuts[1:] - node_cuts[0] - 1] = False
+        first_I = np.flatnonzero(is_first_K)
+        row = np.arange(num_rows)
+        column_R = intervals.columns_R[first_row : first_row + num_rows]
+        intervals_R = np.diff(intervals.row_intervals[first_row : first_row + num_rows + 1])
+        return (
+            np.concatenate([row.repeat(intervals_R), row, row]),
+            np.concatenate([cuts_K[first_I], np.full(num_rows, self._ends[0]), np.maximum(column_R, 0)]),
+            np.concatenate([cuts_K[first_I + 1], np.full(num_rows, self._ends[1]), column_R + 1]),
+        )

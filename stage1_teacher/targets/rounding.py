@@ -1,0 +1,124 @@
+"""Probabilities to the levels of `schemas.levels`, so that not only each is near its own but their sum near the true one too.
+
+The tail is what the entries leave to 1: were each rounded by itself, all their errors would land in it, and it is often the smallest
+class. So the most probable symbol takes the level that suits itself and the tail, and the others may move to a neighbouring one where
+that makes the whole better: the sum over all classes of 2 (sqrt p - sqrt q)^2, which is their KL while both are close.
+
+Shape legend: P positions, E entries.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from schemas import NUM_SYMBOLS
+from schemas.levels import NUM_RARE, OTHER_LOGPROBS, TOP_LOGPROBS
+from stage1_teacher.targets.sparsify import Entries
+
+_TOPS, _OTHERS = np.exp(TOP_LOGPROBS.astype(np.float64)), np.exp(OTHER_LOGPROBS.astype(np.float64))
+_TOP_ROOTS, _OTHER_ROOTS = np.sqrt(_TOPS), np.sqrt(_OTHERS)
+# Halfway between two levels: in the root, or, below the least square, in the log.
+_HALFWAY = np.where(
+    np.arange(len(_OTHERS) - 1) < NUM_RARE,
+    np.sqrt(_OTHERS[:-1] * _OTHERS[1:]),
+    ((_OTHER_ROOTS[:-1] + _OTHER_ROOTS[1:]) / 2) ** 2,
+)
+_ABOVE_ONE = 1e3  # the price of a sum above 1
+_MOST_PASSES = 8
+
+
+class RoundedEntries(NamedTuple):
+    """The symbols, sorted anew where rounding made two equal or swapped them, and their log-probabilities."""
+
+    symbols_E: np.ndarray  # uint8
+    logprobs_E: np.ndarray  # float32 nats, each one of `schemas.levels.LOGPROBS`; a position's sum to at most 1
+
+
+def round_entries(entries: Entries) -> RoundedEntries:
+    """Round every position's probabilities. In descending level, then rising symbol."""
+    symbols_E, logprobs_E = entries.symbols_E.copy(), np.empty(len(entries.symbols_E), np.float32)
+    _round(entries.counts_P, entries.probs_E, symbols_E, logprobs_E)
+    return RoundedEntries(symbols_E, logprobs_E)
+
+
+@njit(nogil=True, error_model="numpy")
+def _round(counts_P: Any, probs_E: Any, symbols_E: Any, logprobs_E: Any) -> None:
+    levels, roots = np.empty(NUM_SYMBOLS, dtype=np.int64), np.empty(NUM_SYMBOLS)
+    start = 0
+    for position in range(counts_P.shape[0]):
+        stop = start + counts_P[position]
+        top = _choose(probs_E[start:stop], levels, roots)
+        logprobs_E[start] = TOP_LOGPROBS[top]
+        for entry in range(start + 1, stop):
+            symbol, logprob, at = symbols_E[entry], OTHER_LOGPROBS[levels[entry - start]], entry
+            while at > start and (
+                logprobs_E[at - 1] < logprob or (logprobs_E[at - 1] == logprob and symbols_E[at - 1] > symbol)
+            ):
+                symbols_E[at], logprobs_E[at] = symbols_E[at - 1], logprobs_E[at - 1]
+                at -= 1
+            symbols_E[at], logprobs_E[at] = symbol, logprob
+        start = stop
+
+
+@njit(error_model="numpy")
+def _choose(probs: Any, levels: Any, roots: Any) -> Any:
+    """The level of a position's top; those of the others go into `levels[1:]`.
+
+    Args:
+        probs: the position's, the largest first.
+        roots: room for their square roots.
+    """
+    num = probs.shape[0]
+    tail, left = 1.0, 1.0
+    for i in range(num):
+        tail -= probs[i]
+        roots[i] = np.sqrt(probs[i])
+        if i:
+            levels[i] = np.searchsorted(_HALFWAY, probs[i])
+            left -= _OTHERS[levels[i]]
+    tail_root = np.sqrt(max(tail, 0.0)) if num < NUM_SYMBOLS else 0.0
+    top, loss = _best_top(roots[0], tail_root, left)
+    for _ in range(_MOST_PASSES):
+        moved = False
+        for i in range(1, num):
+            nearest = int(np.searchsorted(_HALFWAY, probs[i]))
+            if nearest < NUM_RARE:  # it is a realised symbol's: as exact as can be
+                break
+            for level in range(max(nearest - 1, NUM_RARE), min(nearest + 2, len(_OTHERS))):
+                price = _loss(roots[i], _OTHER_ROOTS[level]) - _loss(roots[i], _OTHER_ROOTS[levels[i]])
+                if level == levels[i] or price >= loss:  # it cannot pay
+                    continue
+                new_left = left + _OTHERS[levels[i]] - _OTHERS[level]
+                new_top, new_loss = _best_top(roots[0], tail_root, new_left)
+                if new_loss + price < loss - 1e-12:
+                    levels[i], left, top, loss = level, new_left, new_top, new_loss
+                    moved = True
+        if not moved:
+            break
+    return top
+
+
+@njit(error_model="numpy")
+def _best_top(root: float, tail_root: float, left: float) -> Any:
+    """(level, loss) of the most probable symbol and the tail, where the others leave so much to both.
+
+    Without levels it would be the share of `left` that is in proportion; the loss is convex, so one of its neighbours is best.
+    """
+    if left <= _TOPS[0]:
+        return 0, _ABOVE_ONE * (1.0 + _TOPS[0] - left)
+    share = root * root / max(root * root + tail_root * tail_root, 1e-300)
+    above = int(np.searchsorted(_TOPS, left * share))
+    best, best_loss = 0, np.inf
+    for level in range(max(above - 1, 0), min(above + 1, len(_TOPS))):
+        rest = left - _TOPS[level]
+        if rest > -1e-9:  # the sum's own rounding
+            loss = _loss(root, _TOP_ROOTS[level]) + _loss(tail_root, np.sqrt(max(rest, 0.0)))
+            if loss < best_loss:
+                best, best_loss = level, loss
+    return best, best_loss
+
+
+@njit(error_model="numpy")
+def _loss(root: float, other: float) -> Any:
+    return 2.0 * (root - other) * (root - other)

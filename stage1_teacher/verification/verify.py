@@ -1,0 +1,114 @@
+"""`bld verify`: is every shard there, byte for byte, and true to schema and plan; and does the teacher still say the same."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.file_seal import check_seal
+from schemas.manifest import Manifest, ShardPlan, identity_differences, read_json, shard_identity, with_accepted_engine
+from schemas.shard import shard_metadata, shard_schema
+from schemas.storage.locations import Location, StoreError, names, open_parquet
+from stage1_teacher.dump.summary import summarise
+from stage1_teacher.verification.verify_records import faults_of_records
+
+
+def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
+    """Faults found, each naming its shard and record; an empty list for a good dump.
+
+    Args:
+        against_teacher: recompute this many documents with the teacher and report where the targets differ.
+    """
+    manifest = Manifest.load(path)
+    faults: list[str] = []
+    for shard in manifest.shards:
+        faults += verify_shard(shard.path(path), shard, manifest)
+    planned = {shard.path(path).name for shard in manifest.shards}
+    for other in sorted(names(path / "shards") - planned):
+        if other.endswith(".parquet"):
+            faults.append(
+                f"{path / 'shards' / other}: not in the plan (manifest.json); it belongs to another dump: move it away"
+            )
+    faults += _summary_faults(path, manifest, bool(faults))
+    if against_teacher and not faults:
+        from stage1_teacher.verification.verify_teacher import (
+            verify_teacher,  # seconds to import: it can open a teacher
+        )
+
+        faults += verify_teacher(path, manifest, against_teacher)
+    return faults
+
+
+def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[str]:
+    """Of a damaged shard only that: what cannot be trusted is not read."""
+    if not path.exists():
+        return [f"{path}: missing; run `bld teacher` again to make it"]
+    again = "delete it and run `bld teacher` again"
+    try:
+        check_seal(path)
+        with open_parquet(path) as file:
+            metadata = shard_metadata(path, file.schema_arrow)
+            faults = _schema_faults(file.schema_arrow, json.loads(metadata["bld.identity"]))
+        faults = faults or _plan_faults(metadata, shard, manifest) + list(faults_of_records(path, metadata, shard))
+    except StoreError:
+        raise  # says nothing about the shard
+    except PermissionError as error:
+        return [f"{path}: cannot be read ({error.strerror}); give this user the right to"]
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        text = str(error).removeprefix(f"{path} ")
+        return [f"{path}: {text if isinstance(error, ValueError) else f'cannot be read ({error!r})'}; {again}"]
+    return [f"{path}{fault}" for fault in faults]
+
+
+def _schema_faults(schema: pa.Schema, identity: dict[str, Any]) -> list[str]:
+    """Other columns than the format's; metadata apart."""
+    ours = {field.name: (field.type, field.nullable) for field in shard_schema(identity)}
+    theirs = {field.name: (field.type, field.nullable) for field in schema}
+    return [
+        f": column {name} is {theirs.get(name)}, the format says {ours.get(name)}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
+def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest) -> list[str]:
+    """Return what says that it is not this dump's shard, or was not made of the documents that the plan gives it."""
+    began, ours = json.loads(metadata["bld.identity"]), shard_identity(manifest.identity)
+    if "teacher" in began:  # of a part of a merged dump, which an accepted engine may have begun
+        began = with_accepted_engine(began, ours, manifest.accepted_engines)
+    faults = [
+        f": identity differs from the manifest's: {difference}" for difference in identity_differences(began, ours)
+    ]
+    if metadata["bld.shard_sha256"] != shard.sha256:
+        faults.append(f": made of other documents than the plan's ({shard.first_document} and on)")
+    engines = {manifest.identity.get("teacher", {}).get("engine"), *manifest.accepted_engines}
+    if metadata["bld.engine"] not in engines:
+        faults.append(f": made by {metadata['bld.engine']}, which the manifest does not accept")
+    return faults
+
+
+def _summary_faults(path: Location, manifest: Manifest, damaged: bool) -> list[str]:
+    """Return where the summary is not that of these shards; nothing where they are damaged."""
+    summary = path / "summary.json"
+    if not summary.exists():
+        return [f"{summary}: missing; the dump is not complete: run `bld teacher` again"]
+    if damaged:
+        return []
+    try:
+        stored = read_json(summary, "shards")
+    except ValueError as error:
+        return [str(error)]
+    counted = summarise(path, manifest)
+    # What a merged dump was made of, and what a dump took, its shards do not tell.
+    for values in (stored, counted):
+        for key in ("merged_from", "cost"):
+            values.pop(key, None)
+    differences = identity_differences(_by_name(stored), _by_name(counted))
+    return [
+        f"{summary}: is not that of these shards ({difference}); delete it and run `bld teacher` again"
+        for difference in differences
+    ]
+
+
+def _by_name(summary: dict[str, Any]) -> dict[str, Any]:
+    return summary | {"shards": {shard["name"]: shard for shard in summary["shards"]}}

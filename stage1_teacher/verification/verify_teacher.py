@@ -1,0 +1,171 @@
+"""Does the teacher still say what a dump holds: some of its documents asked about again, beside a control."""
+
+import hashlib
+import heapq
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.config import Recipe
+from pipeline.config.loading import parse_recipe
+from pipeline.tokenization.chat_records import encode_whole
+from schemas.manifest import Manifest, identity_differences
+from schemas.record import Record
+from schemas.shard import read_shard
+from schemas.storage.locations import Location, open_parquet
+from stage1_teacher.dump.begun import as_dumped
+from stage1_teacher.dump.identity import engine_name, teacher_identity
+from stage1_teacher.inputs.chat_windows import chat_piece
+from stage1_teacher.inputs.encoded_windows import Piece, batches, plain_piece
+from stage1_teacher.inputs.windows import Window
+from stage1_teacher.targets import own_logprobs as own_tokens
+from stage1_teacher.targets.distances import distances
+from stage1_teacher.targets.teacher import Named, Teacher, load_tokenizer, open_teacher
+
+# Rounding to levels (1e-4) and other batches: the same teacher run twice in bfloat16 differs by about 1.5e-3 nats per token.
+TOLERANCE_NATS = 0.02
+TOLERANCE_CONTROLS = 3.0  # times what the teacher differs by from itself
+
+
+class Recomputed(NamedTuple):
+    """A record of the dump beside what the teacher says now, twice."""
+
+    doc_id: str
+    kl_nats: float  # KL(teacher, stored), mean per position
+    total_variation: float
+    control_nats: float  # of the teacher to itself in another batch: |KL|, over the same classes
+    control_total_variation: float
+    own: own_tokens.Compared  # stored tokens beside the model's own log-probabilities
+
+
+def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
+    """Faults where the teacher says something else than the dump, of `num_documents` documents; prints how far apart they are."""
+    made_by = path / "recipe.yaml"
+    recipe = as_dumped(parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by)), path, manifest)
+    named = load_tokenizer(recipe)
+    faults = _other_teacher(path, manifest, recipe, named)
+    if faults:
+        return faults
+    records = _sampled_records(path, manifest, num_documents)
+    teacher = open_teacher(recipe, *named)
+    found = recompute(records, recipe, teacher)
+    teacher.engine.close()
+    if not found:
+        return []
+    worst_control = max(result.control_nats for result in found)
+    limit = max(TOLERANCE_NATS, TOLERANCE_CONTROLS * worst_control)
+    print(
+        f"{path}: {len(found)} records recomputed (documents whose ids hash lowest). Teacher to stored targets: "
+        f"{_mean(found, 'kl_nats'):.2e} nats, total variation {_mean(found, 'total_variation'):.2e} per position, "
+        f"worst record {max(result.kl_nats for result in found):.2e} nats. "
+        f"Control, the teacher run twice in other batches: {_mean(found, 'control_nats'):.2e} nats, total variation "
+        f"{_mean(found, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. Limit: {limit:.2e} nats{_say_own(found)}"
+    )
+    return _own_faults(path, found) + [
+        f"{path}, doc_id {result.doc_id!r}: the teacher's targets are {result.kl_nats:.3f} nats per position from what is stored "
+        f"(limit {limit:.3f}; run twice it differs by {result.control_nats:.3f})"
+        for result in found
+        if not result.kl_nats <= limit
+    ]
+
+
+def _say_own(found: list[Recomputed]) -> str:
+    nats_N = np.concatenate([result.own.nats_N for result in found])
+    if not len(nats_N):
+        return ""
+    return (
+        f". Stored log-probabilities of {len(nats_N)} teacher tokens to those that the model gives itself: {nats_N.mean():.2e} nats "
+        f"(half the mean square), worst record {max(result.own.nats for result in found):.2e}. Limit: {max(result.own.limit_nats for result in found):.3g} nats"
+    )
+
+
+def _own_faults(path: Location, found: list[Recomputed]) -> list[str]:
+    return [
+        f"{path}, doc_id {result.doc_id!r}: the stored log-probabilities of the teacher's tokens are {result.own.nats:.3g} nats (half the mean "
+        f"square; limit {result.own.limit_nats:.3g}) from those that the model gives itself: the dump was not made of what the model says. Make "
+        "it again, with this release"
+        for result in found
+        if not result.own.is_own
+    ]
+
+
+def _mean(found: list[Recomputed], field: str) -> float:
+    return float(np.mean([getattr(result, field) for result in found]))
+
+
+def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: Named) -> list[str]:
+    """Where the teacher on this machine is not the dump's, so that a difference would say nothing about the dump."""
+    ours = teacher_identity(recipe, named, engine_name(recipe), "")
+    if ours["teacher"]["engine"] in manifest.accepted_engines:
+        ours["teacher"]["engine"] = manifest.identity["teacher"]["engine"]
+    return [
+        f"{path}: cannot be compared with the teacher here, which is another one: {difference}"
+        for difference in identity_differences(manifest.identity["teacher"], ours["teacher"])
+    ]
+
+
+def _sampled_records(path: Location, manifest: Manifest, num_documents: int) -> list[Record]:
+    """The records of the documents whose ids hash lowest: the same ones each time, from all over the dump."""
+    ids: set[str] = set()
+    for shard in manifest.shards:
+        with open_parquet(shard.path(path)) as file:
+            ids.update(file.read(columns=["doc_id"])["doc_id"].to_pylist())
+    chosen = set(heapq.nsmallest(num_documents, ids, key=lambda doc_id: hashlib.sha256(doc_id.encode()).digest()))
+    return [record for shard in manifest.shards for record in read_shard(shard.path(path)) if record.doc_id in chosen]
+
+
+def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[Recomputed]:
+    """Ask the teacher for each record alone, and for the control in batches as a dump makes them."""
+    pieces = [piece_of(record, teacher) for record in records]
+    batched = [
+        targets for batch in batches(pieces, recipe.placement.batch_tokens) for targets in _targets(batch, teacher)
+    ]
+    found = []
+    for record, piece, control_PV in zip(records, pieces, batched, strict=True):
+        [alone_PV] = _targets([piece], teacher)
+        stored = distances(record, alone_PV)
+        found.append(
+            Recomputed(
+                record.doc_id,
+                float(stored.kl_P.mean()),
+                float(stored.total_variation_P.mean()),
+                *_apart(alone_PV, control_PV),
+                own=own_tokens.compare(record, piece, teacher),
+            )
+        )
+    return found
+
+
+def _apart(one_PV: np.ndarray, other_PV: np.ndarray) -> tuple[float, float]:
+    """(KL in nats, total variation), mean per position, of one run to another, over all symbols."""
+    ratio_PV = np.divide(one_PV, np.maximum(other_PV, 1e-35), out=np.ones_like(one_PV), where=one_PV > 0)
+    kl = (one_PV * np.log(ratio_PV)).sum(axis=1).mean()
+    return float(kl), float(np.abs(one_PV - other_PV).sum(axis=1).mean() / 2)
+
+
+def _targets(pieces: list[Piece], teacher: Teacher) -> list[np.ndarray]:
+    """Of each piece, position by position, what is supervised."""
+    found = iter(teacher.targets(pieces, teacher.ask(pieces)))
+    return [
+        np.concatenate([next(found).probs_PV[s.skipped : s.skipped + s.segment.num_positions] for s in piece.stretches])
+        for piece in pieces
+    ]
+
+
+def piece_of(record: Record, teacher: Teacher) -> Piece:
+    """What a record was made of. Raises ValueError for a chat that this teacher's template does not render."""
+    if record.message_roles:
+        assert teacher.chat is not None  # the recipe says that the corpus holds chats
+        conversation = record.conversation
+        [encoded] = encode_whole(teacher.chat, [record])
+        if isinstance(encoded, ValueError):
+            raise encoded
+        piece = chat_piece(record.doc_id, record.message_roles, encoded, teacher.ends, conversation=conversation)
+        # A window does not supervise its first turns.
+        return replace(piece, stretches=tuple(s for s in piece.stretches if s.segment in record.segments))
+    [segment] = record.segments
+    end = record.window_start + len(record.document)
+    window = Window(record.window_start, end, record.window_start + segment.start, segment.has_end)
+    tokens = teacher.tokenizer.encode(record.document)
+    return plain_piece(record.doc_id, window, record.document, tokens, teacher.tokenizer.prefix)
