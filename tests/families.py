@@ -16,7 +16,7 @@ from pipeline.sources.resolve import resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
 from pipeline.tokenization.file_formats import from_sentencepiece
 from stage1_teacher.inputs.encoded_windows import cut_pieces, spelled_lengths
-from stage2_student.spans import token_spans
+from stage2_student.data.spans import token_spans
 from tests.bench.texts import code, messages
 from tests.unicode_texts import words
 

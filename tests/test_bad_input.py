@@ -20,7 +20,7 @@ from schemas.shard import commit_shard, read_shard, to_table
 from schemas.storage.locations import location
 from stage1_teacher.dump.shard_plan import MOST_DOCUMENTS, plan_shards
 from stage1_teacher.dump.summary import summarise
-from stage2_student.reader import DumpReader
+from stage2_student.data.reader import DumpReader
 from tests.pipeline.dumps import IDENTITY, finish, make_dump, make_record, varied_record, write_dump
 from tests.stage1_teacher.test_dump import write_recipe
 from tests.tiny import tiny_model

@@ -19,8 +19,8 @@ from schemas.manifest import Manifest
 from schemas.shard import read_shard
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.engines.base import open_engine
-from stage2_student.mix import Mix
-from stage2_student.reader import DumpReader
+from stage2_student.data.mix import Mix
+from stage2_student.data.reader import DumpReader
 from tests import families
 from tests.tiny import END_OF_TEXT, tiny_model
 
@@ -30,7 +30,7 @@ OTHER_MERGES = ["o n", "t h", "Ġ t", "e n", "i n", "in g"]
 TRAIN_EACH = (
     "import sys\n"
     "from pipeline.config.loading import load_recipe\n"
-    "from stage2_student.train import train\n"
+    "from stage2_student.training.train import train\n"
     "for path in sys.argv[1:]: train(load_recipe(path))\n"
 )
 MARKS = {"gpt2": (END_OF_TEXT, END_OF_TEXT), "mistral-v1": ("<s>", "</s>"), "bytes": (END_OF_TEXT, END_OF_TEXT)}
@@ -109,7 +109,7 @@ def test_every_student_exports_a_plain_model_with_its_tokenizer_and_generation_c
 
 
 def test_a_checkpoint_holds_adapters_and_interface_alone_where_nothing_else_trains(work: Path) -> None:
-    from stage2_student.deepspeed_engine import checkpoint_weights
+    from stage2_student.distributed.deepspeed_engine import checkpoint_weights
 
     names = checkpoint_weights(work / "both" / "checkpoints", "step-000001").keys()
     assert names and all("lora_" in name or name.startswith("interface.") for name in names)  # no tied head either

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from stage2_student.divergence import DocumentDivergence
+from stage2_student.evaluation.divergence import DocumentDivergence
 from tests.bench import quality_intervals
 from tests.bench.quality_intervals import World, coverage, difference, interval, over_seeds, percentiles
 from tests.bench.quality_measures import Figures, closed, gap_closed, paired_interval

@@ -149,7 +149,7 @@ def _run_text(
     from pipeline.evaluation import jobs as evaluation
     from schemas.manifest import write_json
     from schemas.storage.locations import location
-    from stage2_student.evaluate import run_eval
+    from stage2_student.evaluation.bits_per_byte import run_eval
 
     if not corpora and dump is None:
         return
@@ -173,7 +173,7 @@ def _run_tasks(jobs: "list[Job]", wanted: "Wanted", folders: dict[str, Path], lo
         raise ValueError(
             f"tasks need lm-evaluation-harness: {sys.executable} -m pip install 'byte-level-distillation[eval]'"
         )
-    from stage2_student.harness import run_tasks
+    from stage2_student.evaluation.lm_eval_tasks import run_tasks
 
     found = {}
     for job in jobs:

@@ -39,12 +39,12 @@ def show_plan(
     loaded = load(recipe, override)
     remarks: list[str] = []
     if loaded.student is not None:
-        from stage2_student.launch import checked
+        from stage2_student.launch.launch import checked
 
         loaded, remarks = checked(loaded)
     lines = [*plan(loaded), *(("train", remark) for remark in remarks)]
     if loaded.student is not None and (Path(loaded.student.path) / "lengths").exists():
-        from stage2_student.usable import counted_lines  # seconds to import
+        from stage2_student.training.usable import counted_lines  # seconds to import
 
         lines += counted_lines(loaded)
     values: dict[str, Any] = {"plan": dict(lines)}
@@ -74,8 +74,8 @@ def _forecast(
     lines = list(forecast_text.forecast_lines(found, measured, workers))
     values: dict[str, Any] = {"workers": workers, "devices": measured.devices, "forecast": found.as_dict()}
     if recipe.student is not None:
-        from stage2_student.footprint import footprint_lines
-        from stage2_student.usable import usable_lines
+        from stage2_student.launch.memory_estimate import footprint_lines
+        from stage2_student.training.usable import usable_lines
 
         student = [*footprint_lines(recipe), *usable_lines(recipe, measured.questions)]
         lines += student

@@ -63,7 +63,7 @@ def student(
 
     Exit codes: 0 done, 1 an error that is named, 130 or 143 stopped by SIGINT or SIGTERM, with a checkpoint: the same command goes on.
     """
-    from stage2_student.launch import launch_student
+    from stage2_student.launch.launch import launch_student
 
     ask_for_metrics(metrics)
     code = launch_student(load(recipe, override), dry_run)
@@ -80,6 +80,6 @@ def export(
     ] = False,
 ) -> None:
     """Write a plain Hugging Face folder from a run's checkpoint."""
-    from stage2_student.export import export as export_run
+    from stage2_student.runs.export import export as export_run
 
     typer.echo(export_run(run, out, step, best))

@@ -10,7 +10,7 @@ from pipeline.runtime.plugins import is_own, run_file
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 from stage2_student.interfaces.causal import CausalInterface
 from stage2_student.interfaces.linear import LinearInterface
-from stage2_student.interfaces.token_marginal import TokenMarginal
+from stage2_student.interfaces.token_marginal.interface import TokenMarginal
 
 INTERFACES: dict[str, Callable[[StudentShape, StudentConfig], Interface]] = {
     "linear": lambda shape, _: LinearInterface(shape),

@@ -26,12 +26,12 @@ from pipeline.config.loading import load_recipe
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
 from schemas.shard import commit_shard, read_shard, to_table
+from stage2_student.data.batch_plan import BatchPlan, plan_batches
+from stage2_student.data.packing import plan_micro_batches, tokens_passed
+from stage2_student.data.reader import DumpReader
 from stage2_student.interfaces import StudentShape, make_interface
-from stage2_student.packing import plan_micro_batches, tokens_passed
-from stage2_student.plan import BatchPlan, plan_batches
-from stage2_student.reader import DumpReader
-from stage2_student.share import Preparation, Sources, fetched, shares
-from stage2_student.start import end_tokens, student_tokenizer
+from stage2_student.model.initial_student import end_tokens, student_tokenizer
+from stage2_student.training.rank_batches import Preparation, Sources, fetched, shares
 from tests.stage2_student.batches import count_all
 
 Item = TypeVar("Item")

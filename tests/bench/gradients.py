@@ -1,6 +1,6 @@
 """The gradient that a student takes from stored targets, beside the one that it would take from the dense ones.
 
-Of the KL term (`stage2_student.losses`) by the weights of the trunk, after the interface alone was trained on other documents: angle and
+Of the KL term (`stage2_student.losses.divergences`) by the weights of the trunk, after the interface alone was trained on other documents: angle and
 ratio of lengths, Sparse Logit Sampling's test (arXiv 2503.16870).
 
 Shape legend: B documents, L tokens, D hidden width, P positions, V symbols (256).
@@ -16,12 +16,12 @@ from torch.nn.functional import cosine_similarity
 
 from pipeline.config import Recipe, student_config
 from schemas.record import Record
-from stage2_student.batches import Masks, MicroBatch, collate, make_example
-from stage2_student.encode import encode_records
+from stage2_student.data.encode import encode_records
+from stage2_student.data.examples import Masks, MicroBatch, collate, make_example
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.linear import LinearInterface
-from stage2_student.losses import class_divergence
-from stage2_student.start import end_tokens, export_start, load_start, student_tokenizer
+from stage2_student.losses.divergences import class_divergence
+from stage2_student.model.initial_student import end_tokens, export_start, load_start, student_tokenizer
 
 
 class Beside(NamedTuple):

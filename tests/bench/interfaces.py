@@ -20,12 +20,12 @@ import typer
 
 from pipeline.config import Objectives, Recipe
 from pipeline.config.loading import load_recipe
-from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, make_example
+from stage2_student.data.examples import NO_LABEL, Encoded, Masks, MicroBatch, collate, make_example
+from stage2_student.data.packing import plan_micro_batches
+from stage2_student.data.reader import DumpReader
 from stage2_student.interfaces import INTERFACES, Interface, StudentShape, make_interface
-from stage2_student.model import Student
-from stage2_student.packing import plan_micro_batches
-from stage2_student.reader import DumpReader
-from stage2_student.start import Ends, end_tokens, export_start, load_start, student_tokenizer
+from stage2_student.model.initial_student import Ends, end_tokens, export_start, load_start, student_tokenizer
+from stage2_student.model.student import Student
 from tests.stage2_student.batches import global_batches
 
 TOKENIZERS = {

@@ -12,8 +12,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stage2_student import order as order_module
-from stage2_student.order import VERSION, WHOLE_RECORDS, Order
+from stage2_student.data import order as order_module
+from stage2_student.data.order import VERSION, WHOLE_RECORDS, Order
 
 
 def sources_of_steps(version: int, shards: int, records: int, sources: int, step: int) -> np.ndarray:

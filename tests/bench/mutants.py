@@ -53,17 +53,23 @@ TARGETS = {
     ),
     "sparsify": Target("stage1_teacher.targets.sparsify", ("tests/stage1_teacher/test_sparsify.py",)),
     "rounding": Target("stage1_teacher.targets.rounding", ("tests/stage1_teacher/test_rounding.py",)),
-    "spans": Target("stage2_student.spans", ("tests/stage2_student/test_data.py -k span or token",)),
-    "align": Target("stage2_student.align", ("tests/stage2_student/test_join.py -k windows or supervise or who_says",)),
-    "losses": Target("stage2_student.losses", ("tests/stage2_student/test_losses.py",)),
-    "alm": Target("stage2_student.alm", ("tests/stage2_student/test_alm.py",)),
-    "divergence": Target("stage2_student.divergence", ("tests/stage2_student/test_divergence.py",), compiled=True),
-    "token_marginal": Target("stage2_student.interfaces.token_marginal", MARGINAL),
-    "marginal_trie": Target("stage2_student.interfaces.marginal_trie", ("tests/stage2_student/test_marginal_trie.py",)),
-    "marginal_plan": Target("stage2_student.interfaces.marginal_plan", MARGINAL),
-    "marginal_positions": Target("stage2_student.interfaces.marginal_positions", MARGINAL),
-    "marginal_cells": Target("stage2_student.interfaces.marginal_cells", MARGINAL),
-    "marginal_numba": Target("stage2_student.interfaces.marginal_numba", MARGINAL),
+    "spans": Target("stage2_student.data.spans", ("tests/stage2_student/test_data.py -k span or token",)),
+    "align": Target(
+        "stage2_student.data.align", ("tests/stage2_student/test_join.py -k windows or supervise or who_says",)
+    ),
+    "losses": Target("stage2_student.losses.divergences", ("tests/stage2_student/test_losses.py",)),
+    "alm": Target("stage2_student.losses.alm", ("tests/stage2_student/test_alm.py",)),
+    "divergence": Target(
+        "stage2_student.evaluation.divergence", ("tests/stage2_student/test_divergence.py",), compiled=True
+    ),
+    "token_marginal": Target("stage2_student.interfaces.token_marginal.interface", MARGINAL),
+    "marginal_trie": Target(
+        "stage2_student.interfaces.token_marginal.trie", ("tests/stage2_student/test_marginal_trie.py",)
+    ),
+    "marginal_plan": Target("stage2_student.interfaces.token_marginal.plan", MARGINAL),
+    "marginal_positions": Target("stage2_student.interfaces.token_marginal.positions", MARGINAL),
+    "marginal_cells": Target("stage2_student.interfaces.token_marginal.cells", MARGINAL),
+    "marginal_numba": Target("stage2_student.interfaces.token_marginal.cells_numba", MARGINAL),
 }
 
 

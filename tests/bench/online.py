@@ -21,9 +21,9 @@ from schemas.record import Record
 from stage1_teacher.inputs.encoded_windows import cut_pieces
 from stage1_teacher.targets.records import make_records
 from stage1_teacher.targets.teacher import load_tokenizer, open_teacher
-from stage2_student.batches import Encoded
-from stage2_student.share import Held, Preparation, Share
-from stage2_student.start import student_tokenizer
+from stage2_student.data.examples import Encoded
+from stage2_student.model.initial_student import student_tokenizer
+from stage2_student.training.rank_batches import Held, Preparation, Share
 from tests.bench.turns import compare, equal_documents, train_in_turns, trainer_recipe
 
 

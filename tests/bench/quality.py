@@ -29,7 +29,7 @@ from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.sources.resolve import resolve_model
 from stage1_teacher.targets.teacher import load_tokenizer, resolve_ids
-from stage2_student.start import end_tokens, export_start, student_tokenizer
+from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
 from tests.bench.quality_intervals import over_seeds
 from tests.bench.quality_measures import Figures, closed, gap_closed, measure, paired_interval
 from tests.bench.quality_methods import METHODS, method_of

@@ -13,9 +13,9 @@ import numpy as np
 
 from pipeline.config import TasksConfig
 from schemas.manifest import write_json
-from stage2_student.asked import records_of
-from stage2_student.divergence import ByteModel, DocumentDivergence, document_divergence
-from stage2_student.harness import run_tasks
+from stage2_student.evaluation.asked_positions import records_of
+from stage2_student.evaluation.divergence import ByteModel, DocumentDivergence, document_divergence
+from stage2_student.evaluation.lm_eval_tasks import run_tasks
 from tests.bench.quality_intervals import Interval, difference, interval
 
 TASKS = {"PIQA": "bld_piqa", "SIQA": "bld_siqa", "OpenBookQA": "bld_openbookqa"}

@@ -18,7 +18,7 @@ from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Corpus
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.yielded_tokens import reachable
-from stage2_student.start import end_tokens, load_start
+from stage2_student.model.initial_student import end_tokens, load_start
 
 
 class Measured(NamedTuple):

@@ -23,8 +23,8 @@ from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record
 from schemas.shard import commit_shard, read_shard, to_table
 from stage1_teacher.targets.records import make_record
-from stage2_student.batches import Encoded, Masks, make_example
-from stage2_student.reader import DumpReader
+from stage2_student.data.examples import Encoded, Masks, make_example
+from stage2_student.data.reader import DumpReader
 from tests.bench.dense_targets import Dense, dense_targets
 
 MASKS = Masks(max_doubt=1.0, max_token_end=0.05)

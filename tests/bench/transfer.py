@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 
 from pipeline.config import student_config
-from stage2_student.asked import records_of
-from stage2_student.divergence import ByteModel, document_divergence
-from stage2_student.start import end_tokens, export_start, student_tokenizer
+from stage2_student.evaluation.asked_positions import records_of
+from stage2_student.evaluation.divergence import ByteModel, document_divergence
+from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
 from tests.bench.quality import Quality
 from tests.bench.quality_measures import Figures
 

@@ -20,8 +20,8 @@ import typer
 from transformers import AutoTokenizer, TrainerCallback
 
 from pipeline.config import Recipe, student_config
-from stage2_student.reader import DumpReader
-from stage2_student.start import end_tokens, export_start, load_start, student_tokenizer
+from stage2_student.data.reader import DumpReader
+from stage2_student.model.initial_student import end_tokens, export_start, load_start, student_tokenizer
 from tests.bench.turns import FOREVER, Turn, compare, equal_documents, train_in_turns, trainer_recipe
 
 OURS = ("sft", "token_marginal")

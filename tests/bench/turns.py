@@ -24,8 +24,8 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
 from schemas.shard import commit_shard, read_shard, to_table
-from stage2_student import loop
-from stage2_student.train import train
+from stage2_student.training import loop
+from stage2_student.training.train import train
 from tests.bench.interfaces import Figures, peak_bytes, reset_peak
 
 FOREVER = 10**6  # steps; a worker ends when its parent has seen enough

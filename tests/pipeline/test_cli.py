@@ -80,7 +80,7 @@ def test_help_imports_no_stage_and_nothing_heavy() -> None:
         "pipeline.dumps.terminal",
         "pipeline.reports.document_page",
         "pipeline.reports.report",
-        "stage2_student.launch",
+        "stage2_student.launch.launch",
     ],
 )
 def test_what_looks_at_dumps_and_runs_or_starts_ranks_loads_no_engine(module: str) -> None:

@@ -28,7 +28,7 @@ LONG = {
     ("verify", "a"): "stage1_teacher.verification.verify.verify_dump",
     ("inspect", "a", "--html", "b"): "pipeline.dumps.terminal.show",
     ("report", "a"): "pipeline.reports.report.write_report",
-    ("export", "a"): "stage2_student.export.export",
+    ("export", "a"): "stage2_student.runs.export.export",
     ("plan", "demo", "--calibrate"): "stage1_teacher.calibration.calibrate.calibrate",
     ("teacher", "demo"): "stage1_teacher.dump.run.run_teacher",
 }

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Gemma3TextConfig,
 
 from pipeline.config import Recipe
 from pipeline.runtime.huggingface import check_positions, learned_positions, load_model, load_tokenizer, max_positions
-from stage2_student.start import export_start
+from stage2_student.model.initial_student import export_start
 from tests.tiny import tiny_model
 
 

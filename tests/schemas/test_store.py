@@ -12,7 +12,7 @@ from pipeline.dumps import view as dump_view
 from schemas.manifest import Manifest
 from schemas.storage.locations import RemotePath, StoreError, location, names
 from stage1_teacher.verification.verify import verify_dump
-from stage2_student.reader import DumpReader
+from stage2_student.data.reader import DumpReader
 from tests.object_store import SECRET, ObjectStore
 from tests.stage2_student.dumps import make_dump
 

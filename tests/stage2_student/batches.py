@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage2_student.batches import Encoded
-from stage2_student.encode import Tokenizer, encode_pieces
-from stage2_student.lengths import Asking, Lengths, count_shard
-from stage2_student.order import START, Position
-from stage2_student.plan import plan_batches
-from stage2_student.reader import DumpReader
-from stage2_student.share import fetched, shares
+from stage2_student.data.batch_plan import plan_batches
+from stage2_student.data.encode import Tokenizer, encode_pieces
+from stage2_student.data.examples import Encoded
+from stage2_student.data.order import START, Position
+from stage2_student.data.reader import DumpReader
+from stage2_student.data.token_counts import Asking, Lengths, count_shard
+from stage2_student.training.rank_batches import fetched, shares
 
 
 class GlobalBatch(NamedTuple):

@@ -5,9 +5,9 @@ from typing import Any
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
-from stage2_student.evaluate import evaluate
-from stage2_student.scored_text import Reader, scored_text
-from stage2_student.spelled import Text
+from stage2_student.evaluation.bits_per_byte import evaluate
+from stage2_student.evaluation.scored_text import Reader, scored_text
+from stage2_student.evaluation.spelled_text import Text
 
 
 def score(

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from stage2_student import ancestors
-from stage2_student.ancestors import watched_of
+from stage2_student.distributed import launcher_watch as ancestors
+from stage2_student.distributed.launcher_watch import watched_of
 
 ROOT = Path(__file__).parents[2]
 # Each argument but the first names a process, which starts the next one; the last is the rank. It says who they are, by id.
@@ -24,7 +24,7 @@ Path("/proc/self/comm").write_text(sys.argv[2])
 if len(sys.argv) > 3:
     subprocess.run([sys.executable, "-c", sys.argv[1], sys.argv[1], *sys.argv[3:]])
     time.sleep(600)
-from stage2_student.ancestors import end_with_ancestors
+from stage2_student.distributed.launcher_watch import end_with_ancestors
 end_with_ancestors(over_ssh="sshd" in os.environ["OVER"])
 import psutil
 print(os.getpid(), *(parent.pid for parent in psutil.Process().parents()), flush=True)

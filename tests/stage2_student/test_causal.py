@@ -11,13 +11,13 @@ from torch import Tensor
 from pipeline.config import TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import END
-from stage2_student.batches import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
-from stage2_student.encode import encode_records
+from stage2_student.data.encode import encode_records
+from stage2_student.data.examples import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
+from stage2_student.data.spans import token_spans
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.causal import FIRST, CausalInterface
-from stage2_student.model import Student
-from stage2_student.spans import token_spans
-from stage2_student.start import load_start
+from stage2_student.model.initial_student import load_start
+from stage2_student.model.student import Student
 from tests.stage2_student.dumps import make_record
 from tests.tiny import tiny_model
 

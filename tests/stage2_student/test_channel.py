@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from torch.distributed import HashStore
 
-from stage2_student import channel as channels
-from stage2_student.channel import Channel, LostRankError, _accept, _connect, _Peer
-from stage2_student.placement import free_port
+from stage2_student.distributed import rank_messages as channels
+from stage2_student.distributed.rank_environment import free_port
+from stage2_student.distributed.rank_messages import Channel, LostRankError, _accept, _connect, _Peer
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,7 +137,7 @@ def test_ranks_that_never_come_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
 WORK = """
 import sys, time
 from pipeline.runtime.log import complain
-from stage2_student.channel import LostRankError, join
+from stage2_student.distributed.rank_messages import LostRankError, join
 channel = join()
 print("joined", flush=True)
 try:

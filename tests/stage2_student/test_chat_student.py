@@ -23,14 +23,14 @@ from schemas.manifest import Manifest
 from schemas.record import Record, Segment
 from schemas.shard import read_shard
 from stage1_teacher.dump.run import run_teacher
-from stage2_student.alm import chunk_bounds, chunk_tensors
-from stage2_student.batches import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
-from stage2_student.encode import encode_records
-from stage2_student.evaluate import run_eval
+from stage2_student.data.encode import encode_records
+from stage2_student.data.examples import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
+from stage2_student.evaluation.bits_per_byte import run_eval
 from stage2_student.interfaces.base import StudentShape
-from stage2_student.interfaces.token_marginal import TokenMarginal
-from stage2_student.launch import launch_student
-from stage2_student.start import end_tokens, export_start, student_tokenizer
+from stage2_student.interfaces.token_marginal.interface import TokenMarginal
+from stage2_student.launch.launch import launch_student
+from stage2_student.losses.alm import chunk_bounds, chunk_tensors
+from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
 from tests.chats import CHAT_FAMILIES, chat, chat_model, load_chat
 from tests.stage2_student.dumps import make_recipe, make_record
 from tests.stage2_student.scoring import score

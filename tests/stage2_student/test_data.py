@@ -13,17 +13,17 @@ from pipeline.config import TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import END
 from schemas.record import Segment
-from stage2_student.alm import chunk_tensors
-from stage2_student.batches import NO_LABEL, Encoded, Masks, collate, make_example
-from stage2_student.encode import encode_records
+from stage2_student.data.batch_plan import plan_batches
+from stage2_student.data.encode import encode_records
+from stage2_student.data.examples import NO_LABEL, Encoded, Masks, collate, make_example
+from stage2_student.data.packing import plan_micro_batches
+from stage2_student.data.reader import DumpReader
+from stage2_student.data.spans import supervised_tokens, token_spans
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.linear import LinearInterface
-from stage2_student.model import Student
-from stage2_student.packing import plan_micro_batches
-from stage2_student.plan import plan_batches
-from stage2_student.reader import DumpReader
-from stage2_student.spans import supervised_tokens, token_spans
-from stage2_student.start import load_start
+from stage2_student.losses.alm import chunk_tensors
+from stage2_student.model.initial_student import load_start
+from stage2_student.model.student import Student
 from tests.stage2_student.batches import count_all, global_batches
 from tests.stage2_student.dumps import make_dump, make_record
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.evaluation.jobs import Job
 from pipeline.reports.runs import read_run
-from stage2_student.evaluate import run_eval
+from stage2_student.evaluation.bits_per_byte import run_eval
 from tests.tiny import tiny_model
 
 TEXT = "and the thing\nin the end\n"

@@ -20,10 +20,10 @@ from pipeline.runtime.causality import check_causal
 from pipeline.runtime.huggingface import load_model
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.dump.run import run_teacher
-from stage2_student import evaluate as evaluation
-from stage2_student.evaluate import run_eval
-from stage2_student.scored_text import Reader, scored_text
-from stage2_student.spelled import Spelled, common_spans
+from stage2_student.evaluation import bits_per_byte as evaluation
+from stage2_student.evaluation.bits_per_byte import run_eval
+from stage2_student.evaluation.scored_text import Reader, scored_text
+from stage2_student.evaluation.spelled_text import Spelled, common_spans
 from tests.chats import CHAT_FAMILIES, chat, chat_model, load_chat
 from tests.stage2_student.scoring import score
 from tests.tiny import END_OF_TEXT, MERGES, save_tiny, tiny_model, tiny_tokenizer
@@ -179,7 +179,7 @@ def test_one_model_is_gone_before_the_next_is_loaded(tmp_path: Path, monkeypatch
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr("stage2_student.evaluate.load_model", load)
+    monkeypatch.setattr("stage2_student.evaluation.bits_per_byte.load_model", load)
     folder = str(tiny_model(tmp_path / "model"))
     run_eval(
         [Job(name, folder, None, None) for name in "ab"],
@@ -211,7 +211,7 @@ def test_of_chats_the_same_bytes_are_scored_where_templates_take_some_of_an_answ
 
 def test_common_spans_end_where_all_models_have_a_token_end() -> None:
     def spelled(*edges: list[int]) -> Spelled:
-        from stage2_student.spelled import Stretch
+        from stage2_student.evaluation.spelled_text import Stretch
 
         return Spelled([0], tuple(Stretch(1, own) for own in edges))
 
@@ -284,8 +284,8 @@ def test_a_model_of_few_positions_is_read_in_windows_on_text_and_beside_a_dump(d
 
 def test_in_one_window_or_several_the_divergence_is_that_of_the_rows_that_each_window_gives(dumped: Path) -> None:
     """A model that looks at nothing but the last token gives the same rows in any window."""
-    from stage2_student.asked import asked_records
-    from stage2_student.divergence import ByteModel, byte_divergence
+    from stage2_student.evaluation.asked_positions import asked_records
+    from stage2_student.evaluation.divergence import ByteModel, byte_divergence
 
     model = AutoModelForCausalLM.from_pretrained(dumped / "teacher").eval()
     for layer in model.model.layers:
@@ -303,8 +303,8 @@ def test_in_one_window_or_several_the_divergence_is_that_of_the_rows_that_each_w
 
 
 def test_where_no_position_is_clear_there_is_no_figure_and_that_is_said(dumped: Path, capfd) -> None:
-    from stage2_student.asked import asked_records
-    from stage2_student.divergence import ByteModel, byte_divergence
+    from stage2_student.evaluation.asked_positions import asked_records
+    from stage2_student.evaluation.divergence import ByteModel, byte_divergence
 
     tokenizer = ByteTokenizer.load(str(dumped / "teacher"))
     end = tokenizer.token_id(END_OF_TEXT)

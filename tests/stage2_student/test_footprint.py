@@ -11,9 +11,9 @@ import torch
 
 from pipeline.config import student_config
 from pipeline.config.loading import parse_recipe
-from stage2_student.footprint import Sizes, bucket_bytes, footprint_lines, state_bytes, student_sizes
-from stage2_student.start import end_tokens, export_start, student_tokenizer
-from stage2_student.train import build_student
+from stage2_student.launch.memory_estimate import Sizes, bucket_bytes, footprint_lines, state_bytes, student_sizes
+from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
+from stage2_student.training.train import build_student
 from tests.pipeline.test_cli import ROOT
 from tests.tiny import tiny_model
 
@@ -29,8 +29,8 @@ HELD = """
 import gc, json, sys, torch
 from torch import nn
 from pipeline.config.loading import load_recipe
-from stage2_student import deepspeed_engine as ds
-from stage2_student.deepspeed_json import deepspeed_config
+from stage2_student.distributed import deepspeed_engine as ds
+from stage2_student.distributed.deepspeed_config import deepspeed_config
 
 def held():
     gc.collect()

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage2_student.batches import Masks, MicroBatch, collate, make_example
-from stage2_student.interfaces import marginal_cells
-from stage2_student.interfaces.marginal_cells import Cells, Columns, Sums
-from stage2_student.model import Student
-from stage2_student.start import Ends
-from stage2_student.train import build_student
+from stage2_student.data.examples import Masks, MicroBatch, collate, make_example
+from stage2_student.interfaces.token_marginal import cells as marginal_cells
+from stage2_student.interfaces.token_marginal.cells import Cells, Columns, Sums
+from stage2_student.model.initial_student import Ends
+from stage2_student.model.student import Student
+from stage2_student.training.train import build_student
 from tests.stage2_student.dumps import make_recipe
 from tests.stage2_student.test_token_marginal import Case
 from tests.tiny import tiny_model

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.cli import main
 from pipeline.config import TasksConfig
 from pipeline.config.loading import load_recipe, recipe_names
-from stage2_student.harness import LOCAL_TASKS, TextModel, _with_all_tasks, run_tasks
+from stage2_student.evaluation.lm_eval_tasks import LOCAL_TASKS, TextModel, _with_all_tasks, run_tasks
 from tests.chats import CHAT_FAMILIES, chat, chat_model
 from tests.tiny import tiny_model
 
@@ -198,7 +198,7 @@ def test_auto_is_what_the_weights_are_saved_in_where_the_cpu_can(
 ) -> None:
     saved = shutil.copytree(model, tmp_path / "model")
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(saved)
-    monkeypatch.setattr("stage2_student.harness.natural_dtype", lambda: natural)
+    monkeypatch.setattr("stage2_student.evaluation.lm_eval_tasks.natural_dtype", lambda: natural)
     group = TasksConfig(names=("three",), include_path=str(tasks), limit=1)
     found = run_tasks(str(saved), {"group": group})["group"]
     assert found["config"]["model_dtype"] == f"torch.{natural}"

@@ -18,11 +18,12 @@ from schemas import END, shard
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Question, Record, Segment
 from schemas.shard import commit_shard, to_table
-from stage2_student import join, run_folder
-from stage2_student.align import aligned, overlapping, speakers, whole_document
-from stage2_student.mix import Mix
-from stage2_student.reader import DumpReader
-from stage2_student.start import Ends
+from stage2_student.data import dump_join as join
+from stage2_student.data.align import aligned, overlapping, speakers, whole_document
+from stage2_student.data.mix import Mix
+from stage2_student.data.reader import DumpReader
+from stage2_student.model.initial_student import Ends
+from stage2_student.runs import folder as run_folder
 from tests.stage2_student.dumps import make_recipe, make_record, make_text
 
 How = Literal["arithmetic", "geometric"]

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from pipeline.config import StudentConfig
-from stage2_student.layers import drop_layers
+from stage2_student.model.drop_layers import drop_layers
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 6, "head_dim": 8}
 SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.3}

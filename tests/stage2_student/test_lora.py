@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen
 from pipeline.config import Recipe, StudentConfig
 from pipeline.config.loading import load_recipe, save_recipe
 from schemas.manifest import Manifest
-from stage2_student.export import export
-from stage2_student.lora import add_adapters, mixture_remarks
-from stage2_student.run_folder import adapters_by_peft, run_identity
-from stage2_student.start import Ends, load_start
+from stage2_student.model.initial_student import Ends, load_start
+from stage2_student.model.lora import add_adapters, mixture_remarks
+from stage2_student.runs.export import export
+from stage2_student.runs.folder import adapters_by_peft, run_identity
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 from tests.zoo.models import tiny_model as zoo_model
@@ -32,7 +32,7 @@ TRAIN_EACH = """
 import shutil, sys
 from pathlib import Path
 from pipeline.config.loading import load_recipe
-from stage2_student.train import train
+from stage2_student.training.train import train
 
 for argument in sys.argv[1:]:
     name, _, rest = argument.partition(":")
@@ -258,7 +258,7 @@ def test_a_run_trains_adapters_embeddings_and_interface_and_exports_plain_weight
     assert started.keys() == exported.keys()
     frozen = {name for name in started if torch.equal(started[name], exported[name])}
     assert frozen == {name for name in started if "norm" in name}
-    from stage2_student.deepspeed_engine import checkpoint_weights
+    from stage2_student.distributed.deepspeed_engine import checkpoint_weights
 
     weights = checkpoint_weights(run / "checkpoints", "step-000006")
     assert weights["interface.maps.weight"].any()
@@ -266,7 +266,7 @@ def test_a_run_trains_adapters_embeddings_and_interface_and_exports_plain_weight
 
 
 def test_the_export_gives_the_logits_of_the_model_with_its_adapters(work: Path) -> None:
-    from stage2_student.deepspeed_engine import checkpoint_weights
+    from stage2_student.distributed.deepspeed_engine import checkpoint_weights
 
     lm = load_start(work / "whole" / "start", False)
     add_adapters(lm, lora_recipe(work, "whole").student, tokenizer_moved=True)  # type: ignore[arg-type]

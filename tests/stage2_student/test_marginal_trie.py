@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
-from stage2_student.interfaces.marginal_trie import Trie, row_cells, walk
+from stage2_student.interfaces.token_marginal.trie import Trie, row_cells, walk
 from tests.brute_force import prefix_columns
 
 Cell = tuple[int, int, int, int, bool]  # first, last, depth, symbol (-1: none is fed), is_exact

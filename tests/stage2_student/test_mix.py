@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from schemas import NUM_SYMBOLS
 from schemas.record import Record
-from stage2_student.mix import MIN_LOGPROB, Mix
+from stage2_student.data.mix import MIN_LOGPROB, Mix
 from tests.stage2_student.dumps import make_record, make_text
 
 How = Literal["arithmetic", "geometric"]

@@ -20,14 +20,14 @@ from transformers import (
 
 from pipeline.config import TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage2_student.alm import chunk_tensors
-from stage2_student.batches import Encoded, Masks, MicroBatch, collate, make_example
-from stage2_student.encode import encode_records
+from stage2_student.data.encode import encode_records
+from stage2_student.data.examples import Encoded, Masks, MicroBatch, collate, make_example
 from stage2_student.interfaces import ByteScores, Head, Interface
-from stage2_student.losses import class_divergence, symbol_cross_entropy
-from stage2_student.model import Student
-from stage2_student.start import Ends, export_start, load_start
-from stage2_student.train import build_student
+from stage2_student.losses.alm import chunk_tensors
+from stage2_student.losses.divergences import class_divergence, symbol_cross_entropy
+from stage2_student.model.initial_student import Ends, export_start, load_start
+from stage2_student.model.student import Student
+from stage2_student.training.train import build_student
 from tests.stage2_student.dumps import make_recipe, make_record, make_text
 from tests.zoo.models import tiny_model
 

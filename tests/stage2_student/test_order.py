@@ -6,8 +6,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from stage2_student import order as order_module
-from stage2_student.order import START, VERSION, WHOLE_RECORDS, Order, Position, Window
+from stage2_student.data import order as order_module
+from stage2_student.data.order import START, VERSION, WHOLE_RECORDS, Order, Position, Window
 
 SHARDS, RECORDS, SOURCES = 32, 256, 4
 

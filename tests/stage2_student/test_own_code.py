@@ -16,7 +16,7 @@ from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.config.student import INTERFACES as NAMES
 from pipeline.runtime.plugins import run_file
 from stage2_student.interfaces import INTERFACES
-from stage2_student.objectives import OBJECTIVES
+from stage2_student.losses.objectives import OBJECTIVES
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
@@ -67,7 +67,7 @@ def test_the_pages_tokenizer_spells_a_document_back(folder: Path) -> None:
 def test_the_pages_interface_objective_and_tokenizer_train_a_student(folder: Path) -> None:
     recipe = load_recipe(folder / "demo.yaml", [str(folder / "mine.yaml"), "train.objectives.alm=0"])
     save_recipe(recipe, folder / "all.yaml")
-    python(folder, "-m", "stage2_student.train", "--recipe", "all.yaml")
+    python(folder, "-m", "stage2_student.training.train", "--recipe", "all.yaml")
     run = folder / "runs/mine"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(0 < line["focal"] < line["byte_ce"] for line in lines)
@@ -92,7 +92,7 @@ def test_the_pages_interface_objective_and_tokenizer_train_a_student(folder: Pat
 def test_a_rank_says_what_is_wrong_in_a_line_without_traceback(folder: Path, code: str, said: str) -> None:
     (folder / "bad.py").write_text(code, encoding="utf-8")
     save_recipe(load_recipe(folder / "demo.yaml", ["train.objectives={bad.py: 1}"]), folder / "bad.yaml")
-    command = [sys.executable, "-m", "stage2_student.train", "--recipe", "bad.yaml"]
+    command = [sys.executable, "-m", "stage2_student.training.train", "--recipe", "bad.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and re.search(said, done.stderr)

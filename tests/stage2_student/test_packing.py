@@ -11,13 +11,13 @@ from transformers import MambaConfig, MambaModel, masking_utils
 
 from pipeline.config import StudentConfig, TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage2_student.alm import chunk_tensors
-from stage2_student.batches import Encoded, Layout, Masks, collate, empty_micro_batch, make_example
-from stage2_student.encode import encode_records
+from stage2_student.data.encode import encode_records
+from stage2_student.data.examples import Encoded, Layout, Masks, collate, empty_micro_batch, make_example
+from stage2_student.data.packing import PAYS_ABOVE, Rows, packing_fault, padded_tokens, plan_micro_batches, settle
 from stage2_student.interfaces import StudentShape, make_interface
-from stage2_student.model import Student
-from stage2_student.packing import PAYS_ABOVE, Rows, packing_fault, padded_tokens, plan_micro_batches, settle
-from stage2_student.start import load_start
+from stage2_student.losses.alm import chunk_tensors
+from stage2_student.model.initial_student import load_start
+from stage2_student.model.student import Student
 from tests.stage2_student.dumps import make_record, make_text
 
 END_ID = 268

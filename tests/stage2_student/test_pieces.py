@@ -11,12 +11,12 @@ import torch
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.record import Record, Segment
-from stage2_student.alm import chunk_bounds, chunk_tensors
-from stage2_student.batches import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
-from stage2_student.encode import NOTHING, Pieces, count_pieces, encode_pieces, encode_records
+from stage2_student.data.encode import NOTHING, Pieces, count_pieces, encode_pieces, encode_records
+from stage2_student.data.examples import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
+from stage2_student.data.pieces import Cuttable, cut, overlap_tokens
 from stage2_student.interfaces.base import StudentShape
-from stage2_student.interfaces.token_marginal import TokenMarginal
-from stage2_student.pieces import Cuttable, cut, overlap_tokens
+from stage2_student.interfaces.token_marginal.interface import TokenMarginal
+from stage2_student.losses.alm import chunk_bounds, chunk_tensors
 from tests.chats import CHAT_FAMILIES, chat, load_chat
 from tests.families import load, load_sentencepiece, train_sentencepiece
 from tests.stage2_student.dumps import make_record, make_text

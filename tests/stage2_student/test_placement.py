@@ -17,16 +17,18 @@ from pipeline.config import DeepSpeedConfig, Recipe, TrainConfig
 from pipeline.config.loading import load_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
-from stage2_student import launch, order, run_folder
-from stage2_student.deepspeed_json import deepspeed_config
-from stage2_student.inventory import Inventory, find_damage, write_inventory
-from stage2_student.launch import launch_command, launch_student
-from stage2_student.loss_scale import GROWTH_STEPS, LARGEST, LossScale, first_scale
-from stage2_student.placement import first_host, rank_environment, started_as_rank
-from stage2_student.share import uses_turns
-from stage2_student.sized import sized
-from stage2_student.start import Ends, export_start
-from stage2_student.train import build_student
+from stage2_student.data import order
+from stage2_student.distributed.deepspeed_config import deepspeed_config
+from stage2_student.distributed.rank_environment import first_host, rank_environment, started_as_rank
+from stage2_student.launch import launch
+from stage2_student.launch.launch import launch_command, launch_student
+from stage2_student.model.context_length import sized
+from stage2_student.model.initial_student import Ends, export_start
+from stage2_student.runs import folder as run_folder
+from stage2_student.runs.checkpoint_files import Inventory, find_damage, write_inventory
+from stage2_student.training.loss_scale import GROWTH_STEPS, LARGEST, LossScale, first_scale
+from stage2_student.training.rank_batches import uses_turns
+from stage2_student.training.train import build_student
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
@@ -185,7 +187,7 @@ def test_a_hostfile_starts_deepspeeds_launcher_over_its_machines(tmp_path: Path)
     train = recipe(tmp_path, hostfile=str(hostfile), num_processes=3).train
     command = " ".join(launch_command(Path("r.yaml"), train, 1234))
     assert f"-m deepspeed.launcher.runner --quiet --hostfile={hostfile} --master_port=1234" in command
-    assert command.endswith("--no_local_rank --module stage2_student.train --recipe r.yaml")
+    assert command.endswith("--no_local_rank --module stage2_student.training.train --recipe r.yaml")
     with pytest.raises(ValueError, match=r"train.hostfile: .* is not a file"):
         launch_student(recipe(tmp_path, hostfile=str(hostfile)), dry_run=True)
 
@@ -197,7 +199,7 @@ def test_deepspeeds_own_launcher_understands_both_commands(tmp_path: Path) -> No
     train = recipe(tmp_path, hostfile=str(tmp_path / "hosts")).train
     command = launch_command(Path("r.yaml"), train, 1234)
     read = runner.parse_args(command[command.index("deepspeed.launcher.runner") + 1 :])
-    assert (read.user_script, read.user_args) == ("stage2_student.train", ["--recipe", "r.yaml"])
+    assert (read.user_script, read.user_args) == ("stage2_student.training.train", ["--recipe", "r.yaml"])
     assert read.module and read.no_local_rank and read.launcher == "pdsh"
     assert dict(runner.fetch_hostfile(read.hostfile)) == {"alpha": 2, "beta": 4}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stage2_student.prefetch import prefetched
+from stage2_student.data.prefetch import prefetched
 
 
 def threads() -> int:

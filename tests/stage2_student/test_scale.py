@@ -33,9 +33,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pipeline.config.loading import load_recipe
-from stage2_student import launch, loop, loss_scale, train
-from stage2_student.model import Student
-from stage2_student.signals import Stopped
+from stage2_student.launch import launch
+from stage2_student.training import loop
+from stage2_student.training import loss_scale
+from stage2_student.training import train
+from stage2_student.model.student import Student
+from stage2_student.training.stop_signals import Stopped
 
 RANK = int(os.environ.get("RANK", 0))
 # What `bld student` calls: under torchrun it launches nothing, and trains here.

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from pipeline.config.loading import parse_recipe, save_recipe
 from schemas.manifest import Manifest
-from stage2_student import run_folder
-from stage2_student.export import is_due
-from stage2_student.plan import repeated
-from stage2_student.schedule import continued
-from stage2_student.start import Ends
+from stage2_student.data.batch_plan import repeated
+from stage2_student.model.initial_student import Ends
+from stage2_student.runs import folder as run_folder
+from stage2_student.runs.export import is_due
+from stage2_student.runs.schedule import continued
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.stage2_student.test_train import TIMES
 from tests.tiny import tiny_model
@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 TRAIN_EACH = """
 import sys
 from pipeline.config.loading import load_recipe
-from stage2_student.export import export
-from stage2_student.train import train
+from stage2_student.runs.export import export
+from stage2_student.training.train import train
 
 for name in sys.argv[1:]:
     train(load_recipe(name + ".yaml"))

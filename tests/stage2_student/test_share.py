@@ -15,18 +15,18 @@ import torch
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.shard import commit_shard, read_rows, read_shard
-from stage2_student import lengths as lengths_module
-from stage2_student import order as order_module
-from stage2_student import reader as reader_module
-from stage2_student.encode import TOO_LONG, TurnsLeftOut
-from stage2_student.lengths import Counted, Lengths, count_shard, keep_counts, kept_counts
-from stage2_student.order import START, Order, Position
-from stage2_student.plan import BatchPlan, plan_batches
-from stage2_student.reader import DumpReader
-from stage2_student.run_folder import counts_key, run_identity
-from stage2_student.share import Preparation, Sources
-from stage2_student.start import Ends
-from stage2_student.usable import counted_lines, remarks, usable_lines
+from stage2_student.data import order as order_module
+from stage2_student.data import reader as reader_module
+from stage2_student.data import token_counts as lengths_module
+from stage2_student.data.batch_plan import BatchPlan, plan_batches
+from stage2_student.data.encode import TOO_LONG, TurnsLeftOut
+from stage2_student.data.order import START, Order, Position
+from stage2_student.data.reader import DumpReader
+from stage2_student.data.token_counts import Counted, Lengths, count_shard, keep_counts, kept_counts
+from stage2_student.model.initial_student import Ends
+from stage2_student.runs.folder import counts_key, run_identity
+from stage2_student.training.rank_batches import Preparation, Sources
+from stage2_student.training.usable import counted_lines, remarks, usable_lines
 from tests.stage2_student.batches import count_all, global_batches
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model

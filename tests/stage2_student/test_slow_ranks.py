@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.loading import save_recipe
-from stage2_student.placement import free_port
+from stage2_student.distributed.rank_environment import free_port
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.tiny import tiny_model
 
@@ -25,7 +25,9 @@ import os, shutil, sys, time
 from datetime import timedelta
 
 from pipeline.config.loading import load_recipe
-from stage2_student import deepspeed_engine as ds, run_folder, train
+from stage2_student.distributed import deepspeed_engine as ds
+from stage2_student.runs import folder as run_folder
+from stage2_student.training import train
 
 RANK = int(os.environ["RANK"])
 init_distributed = ds.deepspeed.init_distributed
@@ -59,7 +61,8 @@ for _ in range(2):
 # Rank 1 dies in its second step.
 DIE = """
 import os, signal, sys
-from stage2_student import loop, train
+from stage2_student.training import loop
+from stage2_student.training import train
 
 take_step = loop.take_step
 
@@ -100,7 +103,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(work / "model")
     make_dump(work / "dump")
     run = work / "slow"
-    train = ("-m", "stage2_student.train", "--recipe", str(recipe_of(work, "slow")))
+    train = ("-m", "stage2_student.training.train", "--recipe", str(recipe_of(work, "slow")))
     assert start(work, 1, 0, free_port(), *train).wait(600) == 0
     shutil.rmtree(run / "export")
     shutil.rmtree(run / "checkpoints" / "step-000002")

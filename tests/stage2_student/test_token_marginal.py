@@ -16,15 +16,18 @@ from pipeline.covering.covering import Covering
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import END, NUM_SYMBOLS
 from schemas.record import Segment
-from stage2_student.batches import NO_LABEL, Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
-from stage2_student.interfaces import StudentShape, marginal_cells, marginal_numba, token_marginal
-from stage2_student.interfaces.marginal_plan import Plan
-from stage2_student.interfaces.marginal_positions import NEVER, Distributions
-from stage2_student.interfaces.token_marginal import TokenMarginal
-from stage2_student.model import Student
-from stage2_student.spans import token_spans
-from stage2_student.start import Ends
-from stage2_student.train import build_student
+from stage2_student.data.examples import NO_LABEL, Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
+from stage2_student.data.spans import token_spans
+from stage2_student.interfaces import StudentShape
+from stage2_student.interfaces.token_marginal import cells as marginal_cells
+from stage2_student.interfaces.token_marginal import cells_numba as marginal_numba
+from stage2_student.interfaces.token_marginal import interface as token_marginal
+from stage2_student.interfaces.token_marginal.interface import TokenMarginal
+from stage2_student.interfaces.token_marginal.plan import Plan
+from stage2_student.interfaces.token_marginal.positions import NEVER, Distributions
+from stage2_student.model.initial_student import Ends
+from stage2_student.model.student import Student
+from stage2_student.training.train import build_student
 from tests.pipeline.test_covering import random_tokens, random_vocabulary
 from tests.stage2_student.dumps import make_recipe, make_record
 from tests.tiny import tiny_model

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import GPT2Config, LlamaConfig, MambaConfig, XLNetConfig
 
-from stage2_student.token_windows import cut_tokens, overlap_of, window_size
+from stage2_student.evaluation.token_windows import cut_tokens, overlap_of, window_size
 
 
 @pytest.mark.parametrize("seed", range(40))

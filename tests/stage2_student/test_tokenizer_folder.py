@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Ro
 
 from pipeline.sources.resolve import resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage2_student.start import export_start
-from stage2_student.tokenizer_folder import read_tokenizer, save_tokenizer
+from stage2_student.model.initial_student import export_start
+from stage2_student.model.tokenizer_folder import read_tokenizer, save_tokenizer
 from tests import families
 from tests.stage2_student.dumps import make_recipe
 from tests.zoo.models import save_tiny
@@ -98,7 +98,7 @@ def test_a_qwen2_student_that_moved_is_read_with_its_new_tokenizer_and_moves_on(
 def test_a_tokenizer_that_would_be_read_as_another_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped = small("byte-bpe", tmp_path).wrapped
     Qwen2Config(vocab_size=len(wrapped)).save_pretrained(tmp_path)
-    monkeypatch.setattr("stage2_student.tokenizer_folder._read_back", lambda folder, trust: "another")
+    monkeypatch.setattr("stage2_student.model.tokenizer_folder._read_back", lambda folder, trust: "another")
     with pytest.raises(ValueError, match="beside a model of type qwen2"):
         save_tokenizer(wrapped, tmp_path)
 

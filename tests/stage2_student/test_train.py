@@ -19,8 +19,8 @@ from pipeline.config import DumpConfig, Recipe
 from pipeline.config.loading import save_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
-from stage2_student import run_folder
-from stage2_student.start import Ends
+from stage2_student.model.initial_student import Ends
+from stage2_student.runs import folder as run_folder
 from tests.object_store import SECRET, object_store
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.stage2_student.scoring import score
@@ -65,7 +65,7 @@ def student_environment(work: Path) -> dict[str, str]:
 def start(work: Path, name: str, **train: Any) -> "subprocess.Popen[bytes]":
     """One rank, in a process that cannot import vllm or the teacher's stage; the teacher's model is not there either."""
     save_recipe(recipe(work, name, **train), work / f"{name}.yaml")
-    command = [sys.executable, "-m", "stage2_student.train", "--recipe", str(work / f"{name}.yaml")]
+    command = [sys.executable, "-m", "stage2_student.training.train", "--recipe", str(work / f"{name}.yaml")]
     return subprocess.Popen(command, env=student_environment(work), cwd=work)
 
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage2_student.start import export_start, tokenizer_moved
-from stage2_student.transfer import longest_match, row_sources, transfer
+from stage2_student.model.initial_student import export_start, tokenizer_moved
+from stage2_student.model.vocabulary_transfer import longest_match, row_sources, transfer
 from tests.families import load, load_sentencepiece, train_sentencepiece
 from tests.stage2_student.dumps import make_recipe
 from tests.tiny import MERGES, tiny_model, tiny_tokenizer

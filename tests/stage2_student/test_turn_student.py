@@ -15,11 +15,11 @@ from schemas.record import Record
 from schemas.shard import read_shard
 from schemas.storage.locations import location
 from stage1_teacher.dump.run import run_teacher
-from stage2_student.batches import NO_LABEL, Encoded, Masks, make_example
-from stage2_student.encode import Pieces, TurnsLeftOut, count_pieces, encode_records
-from stage2_student.evaluate import run_eval
-from stage2_student.held_out import _as_json, _of_json
-from stage2_student.launch import launch_student
+from stage2_student.data.encode import Pieces, TurnsLeftOut, count_pieces, encode_records
+from stage2_student.data.examples import NO_LABEL, Encoded, Masks, make_example
+from stage2_student.evaluation.bits_per_byte import run_eval
+from stage2_student.launch.launch import launch_student
+from stage2_student.training.held_out import _as_json, _of_json
 from tests.chat_turns import CALLED, REASONED, answer, load_turns, result, talk, turn_model, user
 from tests.stage1_teacher.test_chat_dump import write_recipe
 from tests.stage1_teacher.test_turn_dump import row

@@ -23,11 +23,11 @@ from schemas.record import Question, Record, Segment
 from stage1_teacher.inputs.chat_windows import cut_chat
 from stage1_teacher.inputs.encoded_windows import Piece
 from stage1_teacher.inputs.turn_windows import cut_conversation
-from stage2_student.align import with_segments
-from stage2_student.asked import asked_positions
-from stage2_student.batches import NO_LABEL, Encoded, Example, Masks, make_example
-from stage2_student.divergence import ByteModel
-from stage2_student.encode import Pieces, TurnsLeftOut, count_pieces, encode_pieces, encode_records
+from stage2_student.data.align import with_segments
+from stage2_student.data.encode import Pieces, TurnsLeftOut, count_pieces, encode_pieces, encode_records
+from stage2_student.data.examples import NO_LABEL, Encoded, Example, Masks, make_example
+from stage2_student.evaluation.asked_positions import asked_positions
+from stage2_student.evaluation.divergence import ByteModel
 from tests.chat_turns import CALLED, answer, load_turns, result, talk, turn_model, turn_tokenizer, user
 from tests.chats import CHAT_FAMILIES, chat, load_chat
 from tests.stage1_teacher.test_turn_dump import expected_targets

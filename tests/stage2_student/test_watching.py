@@ -16,13 +16,13 @@ from transformers import AutoModelForCausalLM
 from pipeline.config import Recipe
 from pipeline.config.loading import save_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage2_student import keep
-from stage2_student.export import export
-from stage2_student.held_out import _sha256
-from stage2_student.keep import Evaluation, best_step, prune
-from stage2_student.launch import free_port
-from stage2_student.log import RunLog, duration, where_to_look
-from stage2_student.run_folder import checkpoint_steps, remove_partial_checkpoints
+from stage2_student.launch.launch import free_port
+from stage2_student.runs import retention as keep
+from stage2_student.runs.export import export
+from stage2_student.runs.folder import checkpoint_steps, remove_partial_checkpoints
+from stage2_student.runs.retention import Evaluation, best_step, prune
+from stage2_student.runs.step_log import RunLog, duration, where_to_look
+from stage2_student.training.held_out import _sha256
 from tests.stage2_student.dumps import make_dump, make_recipe
 from tests.stage2_student.scoring import score
 from tests.tiny import END_OF_TEXT, tiny_model
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = ["QZXJ VKWQ", "## ZZ %% QQ", "ÀÈ Ж QZXJ", "x" * 600, "QQ", "not asked for"]
 TIMES = {"tokens_per_second", "data_wait_share", "memory_bytes", "seconds"}
 TRAIN_EACH = (
-    "import sys\nfrom pipeline.config.loading import load_recipe\nfrom stage2_student.train import train\n"
+    "import sys\nfrom pipeline.config.loading import load_recipe\nfrom stage2_student.training.train import train\n"
     "for path in sys.argv[1:]: train(load_recipe(path))\n"
 )
 
@@ -150,7 +150,7 @@ def test_a_checkpoint_whose_removal_is_cut_off_does_not_look_complete(
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stage2_student.keep.shutil.rmtree", killed)
+    monkeypatch.setattr("stage2_student.runs.retention.shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         prune(tmp_path, 1)
     monkeypatch.undo()

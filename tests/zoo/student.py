@@ -12,7 +12,7 @@ from pipeline.cli import app
 from pipeline.config import Recipe
 from pipeline.config.loading import save_recipe
 from stage1_teacher.dump.run import run_teacher
-from stage2_student.start import export_start
+from stage2_student.model.initial_student import export_start
 from tests.zoo import checks
 from tests.zoo.cells import Cell
 from tests.zoo.models import save_tiny
@@ -81,7 +81,7 @@ def check_trained(cell: Cell, place: Place) -> str:
 
     A student that is its own teacher, with its own tokenizer, starts at a divergence of 0 but for the dump's rounding.
     """
-    from stage2_student.train import train as train_student  # with DeepSpeed: seconds to import
+    from stage2_student.training.train import train as train_student  # with DeepSpeed: seconds to import
 
     spelling = place.spelling(cell.target or cell.tokenizer)
     source = place.spelling(cell.tokenizer)

@@ -1,0 +1,251 @@
+"""From a record to padded tensors: which token and which byte is supervised where, by exact byte offsets.
+
+Shape legend: B rows (a document each, or several packed), L tokens of the longest row (start tokens included), P supervised byte
+positions, E most entries stored at one position.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from schemas import END
+from schemas.record import Record
+from stage2_student.data.spans import supervised_tokens
+from stage2_student.losses.divergences import NO_SYMBOL
+
+NO_LABEL = -100
+NO_ROW = -1
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Which positions contribute KL."""
+
+    max_doubt: float
+    max_token_end: float
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record, or a piece of one, in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] .. ends[l]`.
+
+    The document is the whole record's. In a chat the template writes the start token, and tokens that cover nothing: they stand empty where they come.
+    """
+
+    record: Record
+    tokens: np.ndarray  # int64, without the start token
+    starts: np.ndarray  # int64, byte offsets
+    ends: np.ndarray
+    start: int | None = None  # of a chat; None: the student's own start token
+    turn_ends: Mapping[int, int] | None = None  # of a chat: byte offset where a turn ends -> the token that says so
+    num_context: int = 0  # tokens at the front of a piece that are context: the piece before it supervises them
+
+    @property
+    def num_tokens(self) -> int:
+        """With the start token: what the student's forward pass sees."""
+        return len(self.tokens) + 1
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one record teaches. State `l` (of L) has seen the start token and `l` tokens, and predicts token `l`."""
+
+    doc_id: str
+    tokens_L: np.ndarray  # int64, the start token first
+    labels_L: np.ndarray  # int64, NO_LABEL where nothing is supervised
+    state_P: np.ndarray  # int64, the state that predicts the token in which the byte lies
+    offset_P: np.ndarray  # int64, which byte of that token
+    symbols_P: np.ndarray  # int64, what the document really has there
+    kl_P: np.ndarray  # bool, contributes KL
+    entry_symbols_PE: np.ndarray  # int64, NO_SYMBOL at padding
+    entry_logprobs_PE: np.ndarray  # float32
+    num_bytes: int  # supervised bytes: all bytes of supervised tokens; END is not a byte
+
+
+class Layout(NamedTuple):
+    """Where documents stand among the B x L states of a micro-batch."""
+
+    shape: tuple[int, int]  # B, L
+    firsts: tuple[int, ...]  # of each document the first of its states, in the flattened B x L
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], row_sizes: Sequence[int] | None = None) -> "Layout":
+        """Of documents in turn, by their tokens; `row_sizes` says how many share each row (None: each has its own)."""
+        sizes = [1] * len(lengths) if row_sizes is None else row_sizes
+        edges = np.cumsum([0, *sizes])
+        assert edges[-1] == len(lengths)
+        rows = [lengths[first:last] for first, last in pairwise(edges)]
+        length = max(map(sum, rows))
+        firsts = [row * length + start for row, inside in enumerate(rows) for start in accumulate([0, *inside[:-1]])]
+        return cls((len(rows), length), tuple(firsts))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Examples in rows. `state_P` points into the flattened B x L states. A causal student needs no padding mask:
+    padding stands behind every supervised token of its row."""
+
+    doc_ids: tuple[str, ...]
+    layout: Layout
+    tokens_BL: Tensor
+    labels_BL: Tensor
+    state_P: Tensor
+    offset_P: Tensor
+    symbols_P: Tensor
+    kl_P: Tensor
+    entry_symbols_PE: Tensor
+    entry_logprobs_PE: Tensor
+    num_bytes: int
+    # Where a row holds several documents: each one's begin again at 0, and padding stands at 0. None: the model's own.
+    positions_BL: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)  # what the interface prepared, see `Interface.prepare`
+
+    def to(self, device: torch.device | str) -> "MicroBatch":
+        """The same with its tensors on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
+        extra = {n: v.to(device, non_blocking=True) for n, v in self.extra.items()}
+        return replace(self, **moved, extra=extra)
+
+
+def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | None, masks: Masks) -> Example:
+    """Line up a record's targets with the student's tokens, of each its first `max_bytes` bytes (None: all).
+
+    The END of a segment is predicted from the state after its last token, by byte 0 of the interface and by the end
+    token; where a segment ends inside a token there is no such state, and its END is left out.
+    """
+    record, starts, ends = encoded.record, encoded.starts, encoded.ends
+    inside = supervised_tokens(starts, ends, record.segments)
+    inside[: encoded.num_context] = False
+    if encoded.turn_ends is not None:
+        inside &= ends > starts
+    labels_L = np.append(np.where(inside, encoded.tokens, NO_LABEL), NO_LABEL)
+    bytes_state, bytes_offset, bytes_at = _byte_positions(starts, ends, inside, max_bytes)
+    end_state, end_at = _end_positions(encoded, end_id)
+    labels_L[end_state] = end_id
+    row_of_byte, row_of_end = position_rows(record)
+    rows = np.concatenate([row_of_byte[bytes_at], row_of_end[end_at]])
+    document = np.frombuffer(record.document, dtype=np.uint8).astype(np.int64)
+    entry_symbols_PE, entry_logprobs_PE = _entries(record, rows)
+    return Example(
+        doc_id=record.doc_id,
+        tokens_L=np.concatenate([[start_id if encoded.start is None else encoded.start], encoded.tokens]).astype(
+            np.int64
+        ),
+        labels_L=labels_L.astype(np.int64),
+        state_P=np.concatenate([bytes_state, end_state]).astype(np.int64),
+        offset_P=np.concatenate([bytes_offset, np.zeros(len(end_state))]).astype(np.int64),
+        symbols_P=np.concatenate([document[bytes_at], np.full(len(end_state), END)]).astype(np.int64),
+        kl_P=(record.doubt[rows] <= masks.max_doubt) & (record.token_end[rows] <= masks.max_token_end),
+        entry_symbols_PE=entry_symbols_PE,
+        entry_logprobs_PE=entry_logprobs_PE,
+        num_bytes=int((ends - starts)[inside].sum()),
+    )
+
+
+def _byte_positions(
+    starts: np.ndarray, ends: np.ndarray, inside: np.ndarray, max_bytes: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(state, offset in the token, byte of the document) of the bytes that the interface predicts, in order."""
+    lengths = ends - starts if max_bytes is None else np.minimum(ends - starts, max_bytes)
+    counts = np.where(inside, lengths, 0)
+    state = np.repeat(np.arange(len(starts)), counts)
+    offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return state, offset, starts[state] + offset
+
+
+def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(state, index of the segment) of each END that follows a token's last byte; in a chat, where `end_id` does. None after context."""
+    ends, turn_ends, num_context = encoded.ends, encoded.turn_ends, encoded.num_context
+    found = []
+    for index, segment in enumerate(encoded.record.segments):
+        stop = segment.start + segment.length
+        if turn_ends is not None:
+            state = turn_ends.get(stop)
+            state = state if state is not None and encoded.tokens[state] == end_id else None
+        else:
+            tokens_before = int(np.searchsorted(ends, stop, side="right"))
+            is_end = (ends[tokens_before - 1] if tokens_before else 0) == stop
+            state = tokens_before if is_end and (tokens_before > num_context or not num_context) else None
+        if segment.has_end and state is not None:
+            found.append((state, index))
+    pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def position_rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """The record's position for each byte of the document, and for the END of each segment; NO_ROW where it has none."""
+    of_byte = np.full(len(record.document), NO_ROW, dtype=np.int64)
+    of_end = np.full(len(record.segments), NO_ROW, dtype=np.int64)
+    position = 0
+    for index, segment in enumerate(record.segments):
+        of_byte[segment.start : segment.start + segment.length] = position + np.arange(segment.length)
+        if segment.has_end:
+            of_end[index] = position + segment.length
+        position += segment.num_positions
+    return of_byte, of_end
+
+
+def _entries(record: Record, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The stored symbols and log-probabilities of these positions, padded to the most of any."""
+    counts = record.entry_counts.astype(np.int64)
+    firsts = (np.cumsum(counts) - counts)[rows]
+    width = int(counts[rows].max(initial=1))
+    stored_PE = np.arange(width) < counts[rows][:, None]
+    where = np.where(stored_PE, firsts[:, None] + np.arange(width), 0)
+    symbols_PE = np.where(stored_PE, record.symbols[where].astype(np.int64), NO_SYMBOL)
+    return symbols_PE, np.where(stored_PE, record.logprobs[where].astype(np.float32), 0.0).astype(np.float32)
+
+
+def collate(examples: Sequence[Example], row_sizes: Sequence[int] | None = None) -> MicroBatch:
+    """Pad examples to one micro-batch; `row_sizes` says how many share each row (None: each has its own)."""
+    lengths = [len(e.tokens_L) for e in examples]
+    layout = Layout.of(lengths, row_sizes)
+    width = max(e.entry_symbols_PE.shape[1] for e in examples)
+    is_packed = layout.shape[0] < len(examples)
+    return MicroBatch(
+        doc_ids=tuple(e.doc_id for e in examples),
+        layout=layout,
+        tokens_BL=_place([e.tokens_L for e in examples], layout, 0),
+        labels_BL=_place([e.labels_L for e in examples], layout, NO_LABEL),
+        positions_BL=_place([np.arange(length) for length in lengths], layout, 0) if is_packed else None,
+        state_P=_join(e.state_P + first for e, first in zip(examples, layout.firsts, strict=True)),
+        offset_P=_join(e.offset_P for e in examples),
+        symbols_P=_join(e.symbols_P for e in examples),
+        kl_P=_join(e.kl_P for e in examples),
+        entry_symbols_PE=_join(_widen(e.entry_symbols_PE, width, NO_SYMBOL) for e in examples),
+        entry_logprobs_PE=_join(_widen(e.entry_logprobs_PE, width, 0.0) for e in examples),
+        num_bytes=sum(e.num_bytes for e in examples),
+    )
+
+
+def empty_micro_batch(start_id: int) -> MicroBatch:
+    """One token, nothing supervised: what a rank runs while others still work: ZeRO's collectives need all."""
+    none = np.empty(0, dtype=np.int64)
+    entries_PE = np.empty((0, 1))
+    tokens_L, labels_L = np.array([start_id]), np.array([NO_LABEL])
+    example = Example("", tokens_L, labels_L, none, none, none, none.astype(bool), entries_PE, entries_PE, 0)
+    micro = collate([example])
+    return replace(micro, doc_ids=(), layout=Layout((1, 1), ()), entry_symbols_PE=micro.entry_symbols_PE.long())
+
+
+def _place(documents: Sequence[np.ndarray], layout: Layout, fill: int) -> Tensor:
+    """B x L, int64: each document's values at its states, `fill` elsewhere."""
+    padded = np.full(layout.shape, fill, dtype=np.int64)
+    flat = padded.reshape(-1)
+    for values, first in zip(documents, layout.firsts, strict=True):
+        flat[first : first + len(values)] = values
+    return torch.from_numpy(padded)
+
+
+def _join(parts: Iterable[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(list(parts)))
+
+
+def _widen(values_PE: np.ndarray, width: int, fill: float) -> np.ndarray:
+    return np.pad(values_PE, ((0, 0), (0, width - values_PE.shape[1])), constant_values=fill)

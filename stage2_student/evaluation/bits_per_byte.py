@@ -1,0 +1,248 @@
+"""Bits per byte of Hugging Face models on held-out text; of chats, on what the assistant says.
+
+The logits are always the model's own: many families scale, cap or suppress them after the head, each in its own way. Models that are
+compared are scored on the same bytes (`stage2_student.evaluation.scored_text`), long documents in windows (`stage2_student.evaluation.token_windows`).
+
+Shape legend: B windows, L tokens (start token included), N predicted tokens, V vocabulary.
+"""
+
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from pipeline.config import CorpusConfig
+from pipeline.corpus.documents import Corpus, Document
+from pipeline.covering.vocabulary import check_head_rows
+from pipeline.evaluation.jobs import Job
+from pipeline.runtime.causality import check_causal
+from pipeline.runtime.huggingface import load_config, load_model
+from pipeline.runtime.log import say
+from pipeline.sources.resolve import resolve_model
+from schemas.manifest import Manifest
+from schemas.storage.locations import Location
+from stage2_student.data.examples import NO_LABEL
+from stage2_student.evaluation.asked_positions import asked_records
+from stage2_student.evaluation.divergence import ByteModel, byte_divergence
+from stage2_student.evaluation.scored_text import GROUP, Reader, ScoredText, scored_text
+from stage2_student.evaluation.spelled_text import Span, Spelled, Text
+from stage2_student.evaluation.token_windows import cut_tokens, overlap_of, window_size
+from stage2_student.model.student import Precision
+
+_MOST_LOGITS = (
+    2**28
+)  # of a forward pass, about: 1 GiB in float32. A vocabulary of 262,144 is given 1,024 tokens, or one window
+_CHUNK = 512  # tokens whose logits are in float32 at once, where the model's are not
+
+
+class Scored(NamedTuple):
+    """A window in a model's tokens: what it reads, what it is to predict there (`NO_LABEL`: nothing), and of how many bytes."""
+
+    tokens: list[int]
+    labels: list[int]
+    num_bytes: int
+
+
+def evaluate(
+    model: Any,
+    reader: Reader,
+    documents: Iterable[Text],
+    text: ScoredText,
+    max_tokens: int = 2048,
+    batch_tokens: int = 4096,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Held-out bits per byte: nats of the documents' tokens given the start token, without END, / (bytes * ln 2).
+
+    Of a chat only what the assistant says counts; one with reasoning or calls counts as a document for each turn. Of a document longer than a window each token is predicted once,
+    with at least a quarter of a window before it.
+
+    Args:
+        text: what is scored of these documents, see `scored_text`.
+        max_tokens: of a window, the start token included.
+        batch_tokens: of a forward pass; fewer where the vocabulary is large.
+    Returns:
+        bits_per_byte, nats, num_bytes, num_tokens, num_documents, num_windows, max_tokens, left_out, text_sha256.
+    Raises:
+        ValueError: the sum is not finite, or the model has fewer logits than its tokenizer has tokens.
+    """
+    check_head_rows(model.get_output_embeddings().weight.shape[0], reader.tokenizer.token_bytes)
+    nats, num_bytes, num_tokens, num_windows, number = 0.0, 0, 0, 0, 0
+    stream = iter(documents)
+    while group := list(islice(stream, GROUP)):
+        windows: list[Scored] = []
+        for spelled in reader.spell(group):
+            if isinstance(spelled, Spelled):
+                windows += cut_document(spelled, text.spans(number, spelled), max_tokens)
+            number += 1
+        for batch in by_length(windows, _fitting(model, batch_tokens)):
+            nats += _batch_nats(model, batch, Precision(dtype))
+        num_windows += len(windows)
+        num_bytes += sum(scored.num_bytes for scored in windows)
+        num_tokens += sum(label != NO_LABEL for scored in windows for label in scored.labels)
+    if num_bytes != text.num_bytes:
+        raise ValueError(
+            f"{reader.name}: {num_bytes} bytes were scored, and {text.num_bytes} were to be: the text has changed meanwhile; start again"
+        )
+    if not math.isfinite(nats):
+        raise ValueError(
+            f"{reader.name}: the text has {nats} nats: weights that are not finite, or a token of the text that the model never gives"
+        )
+    return {
+        "bits_per_byte": nats / (num_bytes * math.log(2)),
+        "nats": nats,
+        "num_bytes": num_bytes,
+        "num_tokens": num_tokens,
+        "num_documents": text.num_documents,
+        "num_windows": num_windows,
+        "max_tokens": max_tokens,
+        "left_out": text.left_out,
+        "text_sha256": text.sha256,
+    }
+
+
+def cut_document(spelled: Spelled, spans: Sequence[Span], max_tokens: int) -> Iterator[Scored]:
+    """The windows that score these bytes of a document."""
+    sizes_L = spelled.token_bytes(spans)
+    for window in cut_tokens(sizes_L >= 0, max_tokens, spelled.restarts, spelled.repeats_start):
+        tokens = window.read(spelled.tokens)
+        labels = np.full(len(tokens), NO_LABEL, dtype=np.int64)
+        labels[window.rows] = np.array(spelled.tokens)[window.targets]
+        yield Scored(tokens, labels.tolist(), int(sizes_L[window.targets].sum()))
+
+
+def by_length(windows: Sequence[Scored], batch_tokens: int) -> Iterator[list[Scored]]:
+    """Windows of like length together, at most `batch_tokens` with padding."""
+    batch: list[Scored] = []
+    for scored in sorted(windows, key=lambda scored: len(scored.tokens), reverse=True):
+        if batch and len(batch[0].tokens) * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(scored)
+    if batch:
+        yield batch
+
+
+def _fitting(model: Any, batch_tokens: int) -> int:
+    """Tokens of a forward pass whose logits fit into memory."""
+    return min(batch_tokens, max(1, _MOST_LOGITS // int(model.get_output_embeddings().weight.shape[0])))
+
+
+@torch.no_grad()
+def _batch_nats(model: Any, batch: Sequence[Scored], precision: Precision) -> float:
+    """Sum over the batch's labels of -ln p(label | tokens before), by the model's own logits. A causal model sees no padding behind."""
+    length = max(len(scored.tokens) for scored in batch)
+    padding = [length - len(scored.tokens) for scored in batch]
+    tokens_BL = torch.tensor(
+        [s.tokens + [0] * more for s, more in zip(batch, padding, strict=True)], device=model.device
+    )
+    labels_BL = torch.tensor(
+        [s.labels + [NO_LABEL] * more for s, more in zip(batch, padding, strict=True)], device=model.device
+    )
+    labelled_L = (labels_BL != NO_LABEL).any(0).nonzero()
+    keep = length - int(labelled_L[0])  # nothing is asked before: of a chat its prompt, of a later window its overlap
+    options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    with precision.context(model.device.type):
+        logits_BLV = model(input_ids=tokens_BL, use_cache=False, **options).logits[:, -keep:]
+    nats = 0.0
+    for logits_LV, labels_L in zip(logits_BLV, labels_BL[:, -keep:], strict=True):
+        for logits_lV, labels_l in zip(logits_LV.split(_CHUNK), labels_L.split(_CHUNK), strict=True):
+            nats += float(cross_entropy(logits_lV.float(), labels_l, ignore_index=NO_LABEL, reduction="sum").double())
+    return nats
+
+
+def run_eval(
+    jobs: Sequence[Job],
+    corpora: Mapping[str, CorpusConfig],
+    dump: Location | None = None,
+    limit: int | None = None,
+    max_tokens: int | None = None,
+    device: str | None = None,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Figures by model and corpus, of all models on the same text; with a dump, `dump` holds the byte divergence to it (END included).
+
+    Args:
+        limit: documents of each corpus, and records of the dump.
+        max_tokens: of each model's windows, see `window_size`.
+
+    Raises:
+        ValueError: no text that all models can be asked about; a revision of what is no hub name; and as `window_size`.
+    """
+    folders = [resolve_model(job.model, job.revision) for job in jobs]
+    own: list[dict[str, Any]] = [{"revision": job.revision, "trust_remote_code": job.trust_remote_code} for job in jobs]
+    sizes = [
+        window_size(load_config(folder, **options), max_tokens, job.name)
+        for job, folder, options in zip(jobs, folders, own, strict=True)
+    ]
+
+    def readers(chats: bool) -> list[Reader]:
+        return [
+            Reader.load(job.name, folder, job.start, chats, **options)
+            for job, folder, options in zip(jobs, folders, own, strict=True)
+        ]
+
+    corpus_readers = {name: readers(config.has_chats) for name, config in corpora.items()}
+    texts = {name: scored_text(_texts(config, limit), corpus_readers[name]) for name, config in corpora.items()}
+    for name, config in corpora.items():
+        _say_left_out(name, texts[name], _documents(config, limit))
+    if dump is not None:
+        dump_readers = readers(Manifest.load(dump).has_chats)
+        ends = [reader.end_ids(job.end) for reader, job in zip(dump_readers, jobs, strict=True)]
+        asked = asked_records(dump, list(zip(dump_readers, ends, strict=True)), limit)
+
+    def measured(index: int) -> dict[str, dict[str, Any]]:
+        """Of one model, which is gone when its figures are there: two need not fit at once."""
+        job = jobs[index]
+        model = load_model(folders[index], job.revision, torch.float32, job.trust_remote_code).eval()
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        check_causal(model, job.name)
+        figures = {
+            name: evaluate(model, corpus_readers[name][index], _texts(config, limit), texts[name], sizes[index])
+            for name, config in corpora.items()
+        }
+        for name, of_text in figures.items():
+            _say_windows(f"{name}, {job.name}", of_text)
+        if dump is not None:
+            reader = dump_readers[index]
+            byte_model = ByteModel(model, reader.tokenizer, reader.start_id, ends[index], reader.chat, sizes[index])
+            figures["dump"] = byte_divergence(byte_model, dump, asked)
+        return figures
+
+    return {job.name: measured(index) for index, job in enumerate(jobs)}
+
+
+def _say_windows(name: str, figures: Mapping[str, Any]) -> None:
+    """In how many windows documents were read that are longer than one."""
+    documents, windows, size = figures["num_documents"], figures["num_windows"], figures["max_tokens"]
+    if windows > documents:
+        say(
+            f"{name}: {documents} documents read in {windows} windows of at most {size} tokens; what a later one scores has at least "
+            f"{overlap_of(size)} tokens before it, or a chat's message from its begin on"
+        )
+
+
+def _say_left_out(corpus: str, text: ScoredText, documents: Iterator[Document]) -> None:
+    """How many documents no model is scored on, by reason, with the first of each."""
+    if not text.reasons:
+        return
+    first = {number: reason for reason, number in text.first_left_out().items()}
+    asked = (document for document in documents for _ in document.texts)
+    for number, document in enumerate(islice(asked, max(first) + 1)):
+        if number in first:
+            reason = first[number]
+            say(
+                f"{corpus}: left out for all models: {text.left_out[reason]}, {reason}; the first is document {document.doc_id}"
+            )
+
+
+def _texts(config: CorpusConfig, limit: int | None) -> Iterator[Text]:
+    return (text for document in _documents(config, limit) for text in document.texts)
+
+
+def _documents(config: CorpusConfig, limit: int | None) -> Iterator[Document]:
+    return islice(Corpus(config).documents(), limit)

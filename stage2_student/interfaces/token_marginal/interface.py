@@ -1,0 +1,93 @@
+"""The token-marginal interface: the student's own token probabilities, summed to bytes by the canonical covering.
+
+No parameters: what it teaches is in the student's own head when training is over. It is exact but for the ways to cut the text that
+are not the tokenizer's own; where they hold more than a share of what it knows, it does not stand by its distribution.
+
+Shape legend: B documents, L tokens, D hidden width, R rows, N supervised tokens, P supervised byte positions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.covering.vocabulary import Vocabulary
+from stage2_student.data.examples import NO_LABEL, Encoded, Example, MicroBatch
+from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
+from stage2_student.interfaces.token_marginal.cells import Cells, Columns, Kept, Sums, cell_sums
+from stage2_student.interfaces.token_marginal.plan import Plan, make_plan
+from stage2_student.interfaces.token_marginal.positions import Distributions, distributions
+from stage2_student.interfaces.token_marginal.trie import Trie
+
+CHUNK_ROWS = 256
+
+
+class TokenMarginal(Interface):
+    """Byte distributions out of the student's token logits.
+
+    Args:
+        max_dropped: positions where a larger share of the student's known mass lies on tokens that end off its canonical path,
+            inside the current token, are not counted.
+    """
+
+    max_bytes = None
+    token_C: Tensor
+    column_V: Tensor
+
+    def __init__(self, shape: StudentShape, max_dropped: float) -> None:
+        super().__init__()
+        self.max_dropped = max_dropped
+        self.vocabulary = Vocabulary(shape.token_bytes, shape.end_ids, shape.head_rows)
+        self.trie = Trie.of(self.vocabulary)
+        self.token_lengths = np.zeros(shape.head_rows, dtype=np.int64)
+        self.token_lengths[self.vocabulary.order[: self.vocabulary.num_spelling]] = list(
+            map(len, self.vocabulary.sorted_bytes)
+        )
+        self.register_buffer("token_C", torch.from_numpy(self.vocabulary.order.astype(np.int32)), persistent=False)
+        self.register_buffer("column_V", torch.from_numpy(self.vocabulary.column.astype(np.int32)), persistent=False)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.token_C, self.column_V, self.vocabulary.num_spelling, self.vocabulary.num_end)
+
+    def prepare(
+        self, documents: Sequence[Encoded], examples: Sequence[Example], batch: MicroBatch
+    ) -> dict[str, Tensor]:
+        """The `Plan` of the micro-batch."""
+        plan = make_plan(self.vocabulary, self.trie, self.token_lengths, documents, examples, batch.layout.firsts)
+        return plan._asdict()
+
+    def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
+        """See `Interface`."""
+        found, token_nats_N = self.marginals(hidden_BLD, batch, head)
+        return ByteScores(found.logprobs_PV.float(), found.token_end_P <= self.max_dropped, token_nats_N.float())
+
+    def marginals(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> tuple[Distributions, Tensor]:
+        """The distributions at the supervised positions, and -ln p(label | state) of the supervised tokens; float64."""
+        plan = Plan(*(batch.extra[name] for name in Plan._fields))
+        labels_R = batch.labels_BL.flatten()[plan.state_R]
+        sums = self._sums(hidden_BLD.flatten(0, 1)[plan.state_R], plan, labels_R, head)
+        return distributions(sums, plan), -sums.logprob_R2[labels_R != NO_LABEL, 1]
+
+    def _sums(self, hidden_RD: Tensor, plan: Plan, labels_R: Tensor, head: Head) -> Sums:
+        """The sums of all rows; the logits of `CHUNK_ROWS` rows are held at once, and computed again for the gradient."""
+        columns = self.columns
+
+        def chunk_sums(hidden_rD: Tensor, cells: Cells, kept: Kept) -> tuple[Tensor, ...]:
+            return cell_sums(head(hidden_rD), cells, columns, kept)
+
+        tokens_R2 = torch.stack([plan.next_R, labels_R], dim=-1)
+        # At least one chunk, empty or not: on a rank without supervised tokens the head must still have a (zero) gradient.
+        starts = range(0, max(len(hidden_RD), 1), CHUNK_ROWS)
+        cell_R = torch.cat([plan.num_cells_R.new_zeros(1), plan.num_cells_R.cumsum(0)]).tolist()
+        found = []
+        for first in starts:
+            last = min(first + CHUNK_ROWS, len(hidden_RD))
+            inside = slice(cell_R[first], cell_R[last])
+            cells = Cells(
+                plan.num_cells_R[first:last], plan.first_I[inside], plan.last_I[inside], tokens_R2[first:last]
+            )
+            found.append(checkpoint(chunk_sums, hidden_RD[first:last], cells, Kept(), use_reentrant=False))
+        return Sums(*(torch.cat(parts) for parts in zip(*found, strict=True)))

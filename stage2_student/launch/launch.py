@@ -1,0 +1,175 @@
+"""Start the training, one process per rank: on this machine, on those of a hostfile, or as the rank that torchrun or srun started.
+
+On one machine the launcher's local half is called directly: its outer half looks for ssh and a hostfile, and on a CPU counts devices
+with numactl, none of which one machine needs.
+"""
+
+import base64
+import json
+import os
+import signal
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from pipeline.config import Recipe, TrainConfig, student_config
+from pipeline.config.loading import load_recipe, save_recipe
+from pipeline.runtime import plugins as own_code
+from pipeline.runtime.child_processes import descendants, end_children_with_me
+from pipeline.runtime.log import say
+from pipeline.setup.install import has_nvidia_gpu
+from stage2_student.distributed.deepspeed_config import deepspeed_config
+from stage2_student.distributed.launcher_watch import end_with_ancestors
+from stage2_student.distributed.rank_environment import free_port, started_as_rank
+from stage2_student.runs.folder import begun_schedule, dump_refs
+from stage2_student.runs.schedule import continued
+from stage2_student.training.stop_signals import STOPPING
+
+_MODULE = "stage2_student.training.train"
+# Where the model is in the host's memory, glibc keeps what was freed, in large pages: a step frees and asks for gigabytes, and to have each page
+# of them handed out and cleared anew takes a fifth of its time.
+_ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+}
+
+
+def launch_command(recipe_path: Path, train: TrainConfig, port: int) -> list[str]:
+    """The command that trains the recipe: on ranks 0 .. num_processes here, or on the machines of the hostfile."""
+    module = ("--no_local_rank", "--module", _MODULE, "--recipe", str(recipe_path))
+    if train.hostfile is not None:
+        outer = (sys.executable, "-u", "-m", "deepspeed.launcher.runner", "--quiet", f"--hostfile={train.hostfile}")
+        return [*outer, f"--master_port={port}", *module]
+    world = json.dumps({"localhost": list(range(train.num_processes))})
+    return [
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet"),
+        f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",
+        *("--master_addr=127.0.0.1", f"--master_port={port}"),
+        *module,
+    ]
+
+
+def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
+    """Train, or resume; returns the exit code, as a shell has it. With `dry_run` the command is only printed.
+
+    Where torchrun or srun has started this process as a rank of theirs, it trains here, and launches nothing.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    run = Path(student_config(loaded).path)
+    planned, remarks = checked(loaded)
+    if started_as_rank(os.environ) and not dry_run:
+        from stage2_student.training.train import run_rank  # seconds to import
+
+        end_with_ancestors(over_ssh=False)
+        return run_rank(loaded)
+    loaded = planned
+    for remark in remarks:
+        say(f"{run}: {remark}")
+    if dry_run:
+        command = launch_command(run / "launch.yaml", loaded.train, free_port())
+        dumps = ", ".join(ref.path for ref in dump_refs(loaded))
+        print(f"dump {dumps} -> run {run}, {loaded.train.steps} steps:\n{' '.join(command)}")
+        return 0
+    run.mkdir(parents=True, exist_ok=True)
+    end_children_with_me()
+    # A name of its own: the ranks read it once they are up, and only then is another command for the same run refused.
+    number, name = tempfile.mkstemp(dir=run, prefix="launch-", suffix=".yaml")
+    os.close(number)
+    try:
+        save_recipe(loaded, Path(name))
+        command = launch_command(Path(name), loaded.train, free_port())
+        code, received = _run(command, _environment(loaded.train))
+    finally:
+        Path(name).unlink(missing_ok=True)
+    # Over several machines DeepSpeed's launcher ends with 1 for any signal.
+    return 128 + received[0] if code == 1 and received and loaded.train.hostfile is not None else code
+
+
+def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Return the recipe with the schedule that its run will have, and what to say of it.
+
+    Raises ValueError for whatever a start refuses that can be known before a rank is started, or a model or a dump opened: the schedule,
+    a hostfile that is not there, a DeepSpeed JSON that cannot be used, own code that is no file, a tracker that is not installed.
+    """
+    deepspeed_config(recipe, 1)
+    student, train = student_config(recipe), recipe.train
+    if train.hostfile is not None and not Path(train.hostfile).is_file():
+        raise ValueError(f"train.hostfile: {train.hostfile} is not a file; give one with lines of NAME slots=RANKS")
+    for key, file in [
+        ("student.interface", student.interface),
+        *(("train.objectives", f) for f in train.objectives.files.values()),
+    ]:
+        if own_code.is_own(file) and not Path(file).expanduser().is_file():
+            raise ValueError(f"{key}: {file} is not a file (from {Path.cwd()}); give the path of a Python file")
+    if train.wandb is not None:
+        from stage2_student.runs.trackers import check_installed  # with TensorBoard: seconds to import
+
+        check_installed(train.wandb)
+    return continued(recipe, begun_schedule(Path(student.path)))
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:
+    """Run the launcher; returns its exit code, as a shell has it, and the signals that came in the meantime.
+
+    The first SIGTERM or SIGINT goes to the ranks on this machine, which save and exit; another one kills them. Not to DeepSpeed's local
+    launcher: it would end one rank after the other, each after 30 seconds at most, and a rank cannot save alone. The launcher gets the
+    signal itself where it has no rank here: before it has started them, and over several machines. A terminal that is closed (SIGHUP) is
+    a SIGTERM to them. For SIGKILL there is `end_children_with_me`.
+    """
+    received: list[int] = []
+    launched: list[psutil.Popen] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(signal.SIGTERM if number == signal.SIGHUP else number)
+        for launcher in launched:
+            ranks = _ranks(launcher)
+            again = len(received) > 1
+            for process in [*ranks, launcher] if again else ranks or [launcher]:
+                with suppress(psutil.NoSuchProcess):  # it has just ended
+                    process.send_signal(signal.SIGKILL if again else received[0])
+
+    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)  # nohup has it ignored
+    before = {number: signal.signal(number, pass_on) for number in (*STOPPING, *hang_up)}
+    try:
+        # Of its own session, so that Ctrl-C comes to the ranks once, and through us.
+        launched.append(psutil.Popen(command, env=environment, start_new_session=True))
+        if received:  # while it was being started
+            launched[0].send_signal(received[0])
+        return _shell_code(launched[0].wait()), received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ranks(launcher: psutil.Popen) -> list[psutil.Process]:
+    """The ranks that the launcher has started on this machine."""
+    found = []
+    for process in descendants(launcher.pid):
+        with suppress(psutil.Error):  # it has just ended
+            words = process.cmdline()
+            if _MODULE in words and not any(word.startswith("deepspeed.launcher") for word in words):
+                found.append(process)
+    return found
+
+
+def _shell_code(code: int) -> int:
+    """The launcher's exit code as a shell has it: a rank that signal n ended comes as -n, or as 256 - n."""
+    if code < 0:
+        return 128 - code
+    return 128 + 256 - code if code > 192 else code
+
+
+def _environment(train: TrainConfig) -> dict[str, str]:
+    """Ours, with this project importable, and the cores shared among the ranks: each would take all of them."""
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = train.num_processes if train.hostfile is None else 1
+    defaults = {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "TOKENIZERS_PARALLELISM": "true"}
+    if not has_nvidia_gpu():
+        defaults |= _ALLOCATOR
+    return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -1,0 +1,98 @@
+"""Memory that a student's weights, gradients and optimizer take on a rank, by ZeRO stage: counted, without loading a weight.
+
+As this project trains (`deepspeed_json`, `model.Precision`): weights float32, gradients float32, AdamW's two moments float32.
+Activations and logits come on top, and grow with `train.micro_batch_tokens`; a run's `memory_bytes` holds them too.
+
+Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 3, for what each stage splits; DeepSpeed 0.19's own code for what it holds beside: from
+stage 1 on another copy of the rank's share of the weights, and a bucket that gradients are reduced in. Under stage 3 the weights that a
+layer needs are gathered besides.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipeline.config import DeepSpeedConfig, Recipe, student_config
+from pipeline.sources.resolve import resolve_model
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from stage2_student.distributed.deepspeed_config import operators_json
+from stage2_student.interfaces import StudentShape, make_interface
+from stage2_student.model.drop_layers import smaller_config
+from stage2_student.model.initial_student import end_tokens, student_tokenizer
+from stage2_student.model.lora import add_adapters
+
+FLOAT_BYTES = 4
+BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default of zero_optimization.reduce_bucket_size
+
+
+class Sizes(NamedTuple):
+    """Numbers of parameters, the interface's included."""
+
+    total: int
+    trained: int
+
+
+def student_sizes(recipe: Recipe) -> Sizes:
+    """Of the student that the recipe trains: moved to its tokenizer, layers dropped, adapters and interface added."""
+    student = student_config(recipe)
+    source = resolve_model(student.model, student.revision)
+    tokenizer, _, _ = student_tokenizer(student)
+    moved = tokenizer.sha256 != ByteTokenizer.load(source, student.trust_remote_code, student.revision).sha256
+    trust = {"trust_remote_code": student.trust_remote_code}
+    config = AutoConfig.from_pretrained(source, revision=student.revision, **trust)
+    if moved:
+        config.get_text_config().vocab_size = len(tokenizer.token_bytes)
+    if student.drop_layers:
+        layers = range(config.get_text_config().num_hidden_layers)
+        config = smaller_config(config, [layer for layer in layers if layer not in student.drop_layers])
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **trust)
+        parts: list[torch.nn.Module] = [lm]
+        if recipe.train.objectives.uses_bytes:
+            shape = StudentShape(
+                hidden_size=config.get_text_config().hidden_size,
+                head_rows=lm.get_output_embeddings().weight.shape[0],
+                token_bytes=tokenizer.token_bytes,
+                prefix=tokenizer.prefix,
+                end_ids=(end_tokens(student, tokenizer).end,),
+            )
+            parts.append(make_interface(student, shape))
+        if student.lora_rank:
+            add_adapters(lm, student, moved)
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    return Sizes(
+        total=sum(parameter.numel() for parameter in parameters),
+        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+    )
+
+
+def state_bytes(sizes: Sizes, zero_stage: int, num_ranks: int) -> int:
+    """Bytes on each rank, the bucket left out; whatever is offloaded counts as if it were not."""
+    weights = sizes.total / (num_ranks if zero_stage == 3 else 1)
+    copy = sizes.trained / num_ranks if zero_stage else 0
+    gradients = sizes.trained / (num_ranks if zero_stage >= 2 else 1)
+    moments = 2 * sizes.trained / (num_ranks if zero_stage >= 1 else 1)
+    return int(FLOAT_BYTES * (weights + copy + gradients + moments))
+
+
+def footprint_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What the student takes, for `bld plan`: parameters, and GiB on each rank by ZeRO stage."""
+    sizes = student_sizes(recipe)
+    yield "parameters", f"{sizes.total:,} parameters, {sizes.trained:,} of them trained"
+    bucket = bucket_bytes(recipe.train.deepspeed)
+    for num_ranks in sorted({1, 8, recipe.train.num_processes}):
+        stages = (state_bytes(sizes, stage, num_ranks) + (bucket if stage else 0) for stage in range(4))
+        text = ", ".join(f"stage {stage} {size / 2**30:.2f}" for stage, size in enumerate(stages))
+        yield (
+            f"memory, {num_ranks} rank{'' if num_ranks == 1 else 's'}",
+            f"GiB on each by ZeRO stage: {text}; activations and logits come on top"
+            + (f"; from stage 1 on {bucket / 2**30:.2f} are DeepSpeed's bucket" if num_ranks == 1 else ""),
+        )
+
+
+def bucket_bytes(config: DeepSpeedConfig) -> int:
+    """Of the buffer that gradients are reduced in, from stage 1 on."""
+    zero = operators_json(config).get("zero_optimization", {})
+    return FLOAT_BYTES * int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))

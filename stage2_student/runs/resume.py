@@ -1,0 +1,74 @@
+"""Which checkpoint a run goes on from, and how it is read: by as many ranks as wrote it, or by another number of them."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.runtime.log import say
+from stage2_student.distributed import deepspeed_engine as ds
+from stage2_student.distributed.rank_messages import Channel
+from stage2_student.runs import folder as run_folder
+from stage2_student.runs.checkpoint_files import Inventory, find_damage
+
+
+class Checkpoint(NamedTuple):
+    """A sound checkpoint: after which step, and by how many ranks it was written."""
+
+    step: int
+    world: int
+
+    @property
+    def name(self) -> str:
+        return run_folder.checkpoint_name(self.step)
+
+
+def newest_sound(run: Path, channel: Channel) -> Checkpoint | None:
+    """The newest checkpoint whose files are all there and as they were written, the same on all ranks; None where there is none.
+
+    The ranks share the reading. Newer ones that are damaged are set aside, and named with the cause.
+    Raises ValueError where there are checkpoints, and all of them are damaged.
+    """
+    folder, rank = run / "checkpoints", channel.rank
+    damaged: dict[int, str] = {}
+    for step in reversed(channel.gather(run_folder.checkpoint_steps(run) if rank == 0 else None)[0]):
+        causes = channel.gather(find_damage(folder / run_folder.checkpoint_name(step), rank, channel.world))
+        cause = next((cause for cause in causes if cause is not None), None)
+        if cause is not None:
+            damaged[step] = cause
+            continue
+        if rank == 0:
+            run_folder.set_aside(run, damaged, step)
+        return Checkpoint(step, Inventory.load(folder / run_folder.checkpoint_name(step)).world)
+    if damaged:
+        causes = [f"{run_folder.checkpoint_name(step)} ({cause})" for step, cause in damaged.items()]
+        raise ValueError(
+            f"{folder} holds no checkpoint that can be loaded: {', '.join(causes)}. Put one back from a copy, or delete {run} to start again"
+        )
+    return None
+
+
+def needs_conversion(checkpoint: Checkpoint | None, zero_stage: int, world: int) -> bool:
+    """Whether the files are of another number of ranks: ZeRO splits them, without it any rank reads the one file."""
+    return checkpoint is not None and zero_stage > 0 and checkpoint.world != world
+
+
+def load(engine: Any, run: Path, checkpoint: Checkpoint, channel: Channel, convert: bool) -> dict[str, Any]:
+    """Read a checkpoint into the engine of every rank; returns what was stored beside weights and optimizer.
+
+    With `convert` it is first written once more in DeepSpeed's universal form, which takes as much disk again while it is read.
+    """
+    folder, tag = run / "checkpoints", checkpoint.name
+    if convert:
+        tag = f"{checkpoint.name}.universal.partial"
+        if channel.rank == 0:
+            say(
+                f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {channel.world} ranks; converting it"
+            )
+            shutil.rmtree(folder / tag, ignore_errors=True)
+            ds.for_any_world(folder / checkpoint.name, folder / tag)
+        channel.gather()
+    values = ds.load(engine, folder, tag)
+    channel.gather()  # all have read
+    if convert and channel.rank == 0:
+        shutil.rmtree(folder / tag)
+    return values

@@ -1,0 +1,158 @@
+"""What a run says: a line a step, the same in metrics.jsonl and to the trackers.
+
+The lines are a table: its head says what a column is, and comes again now and then. Units: losses in nats per supervised
+byte; memory in bytes in the files, GiB on the line; tokens are the student's; `seconds` is what the run has taken, resumes included.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.config import Recipe
+from pipeline.runtime import log as logs
+from schemas.json_text import json_text
+from stage2_student.losses.objectives import OBJECTIVES
+from stage2_student.runs.retention import best_step, evaluation_of
+from stage2_student.runs.trackers import open_trackers
+
+_LINES_PER_HEAD = 25
+LEGEND = (
+    "loss and its parts: nats per supervised byte; bits/byte: of the student's own tokens, on the step's text and held out",
+    "uncount: positions that the interface leaves out; wait: share of the step without data; left: hours, minutes, seconds",
+)
+
+
+class Column(NamedTuple):
+    """A column of the table, by its key in metrics.jsonl."""
+
+    key: str
+    head: str
+    width: int
+    form: Callable[[float], str]
+
+
+_LOSS: Callable[[float], str] = "{:.4f}".format
+_SHARE: Callable[[float], str] = "{:.0%}".format
+COLUMNS = (
+    Column("loss", "loss", 7, _LOSS),
+    *(Column(name, name, 7, _LOSS) for name in OBJECTIVES),
+    Column("bits_per_byte", "bits/byte", 9, _LOSS),
+    Column("eval_bits_per_byte", "held out", 8, _LOSS),
+    Column("uncounted_share", "uncount", 7, _SHARE),
+    Column("lr", "lr", 7, "{:.1e}".format),
+    Column("grad_norm", "grad", 6, "{:.2f}".format),
+    Column("tokens_per_second", "tokens/s", 8, "{:,.0f}".format),
+    Column("data_wait_share", "wait", 4, _SHARE),
+    Column("memory_bytes", "GiB", 5, lambda size: f"{size / 2**30:.1f}"),
+)
+
+
+_NUM_LOSSES = 1 + len(OBJECTIVES)
+
+
+class RunLog:
+    """Opened by rank 0. A line a step, under a bar where the output is a terminal."""
+
+    def __init__(self, run: Path, first_step: int, recipe: Recipe) -> None:
+        self.first_step, self.num_steps = first_step, recipe.train.steps
+        self._held_out = recipe.train.eval_every > 0
+        own = [Column(name, name, max(7, len(name)), _LOSS) for name in recipe.train.objectives.files]
+        self._known = (*COLUMNS[:_NUM_LOSSES], *own, *COLUMNS[_NUM_LOSSES:])
+        self._lines = 0
+        self.seconds_before = _seconds_taken(run / "metrics.jsonl")
+        self.started = time.monotonic()
+        self._trackers = open_trackers(recipe, first_step)
+        self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
+        self._bar: Progress | None = None
+        console = Console(stderr=True)
+        if console.is_terminal and logs.is_shown() and not logs.as_json():
+            columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console)
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=self.num_steps, completed=first_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One step's figures, everywhere."""
+        taken = time.monotonic() - self.started
+        values = {**values, "seconds": self.seconds_before + taken}
+        self._file.write(json_text({"step": step, **values}) + "\n")
+        self._file.flush()
+        for tracker in self._trackers:
+            tracker.write(step, values)
+        if self._lines == 0 and not logs.as_json():
+            for line in LEGEND:
+                logs.say(line)
+        if self._lines % _LINES_PER_HEAD == 0 and not logs.as_json():
+            logs.say(self.head(values))
+        logs.say(self.line(step, values, taken), step=step, **values)
+        self._lines += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def head(self, values: Mapping[str, float]) -> str:
+        """The names of the columns."""
+        names = [f"{column.head:>{column.width}}" for column in self._columns(values)]
+        return " ".join([f"{'step':>{self._step_width}}", *names, f"{'left':>7}"])
+
+    def line(self, step: int, values: Mapping[str, float], taken: float) -> str:
+        """A step's figures; `taken` seconds have passed since the first step of this process."""
+        left = taken / (step - self.first_step) * (self.num_steps - step)
+        cells = [
+            f"{column.form(values[column.key]) if column.key in values else '':>{column.width}}"
+            for column in self._columns(values)
+        ]
+        return " ".join([f"{f'{step}/{self.num_steps}':>{self._step_width}}", *cells, f"{duration(left):>7}"])
+
+    def _columns(self, values: Mapping[str, float]) -> list[Column]:
+        """Those that this run fills."""
+        return [c for c in self._known if c.key in values or (c.key == "eval_bits_per_byte" and self._held_out)]
+
+    @property
+    def _step_width(self) -> int:
+        return 2 * len(str(self.num_steps)) + 1
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def where_to_look(run: Path) -> str:
+    """What there is when a run has ended, and the commands that show more."""
+    best = best_step(run)
+    named = shlex.quote(str(run))
+    lines = [f"model:   {run / 'export'} (a Hugging Face folder)"]
+    if best is not None and (found := evaluation_of(run, best)) is not None:
+        out = shlex.quote(str(run / "best"))
+        lines.append(
+            f"best:    step {best}, {found.bits_per_byte:.4f} bits/byte held out: bld export {named} --best --out {out}"
+        )
+    lines += [f"measure: bld eval {shlex.quote(str(run / 'recipe.yaml'))}", f"curves:  bld report {named}"]
+    return "\n".join(lines)
+
+
+def _seconds_taken(metrics: Path) -> float:
+    """What the last line says; 0 where there is none."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    return float(json.loads(lines[-1]).get("seconds", 0.0)) if lines else 0.0

@@ -1,0 +1,139 @@
+"""Bits per byte on held-out text while a student trains: of its own tokens, and without any effect on the training.
+
+It is the measure of `stage2_student.evaluation.bits_per_byte`, on fewer documents, through the engine: under ZeRO-3 the weights exist only
+inside its forward pass. The ranks share the documents. Nothing is drawn at random, and nothing is left behind.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.config import Recipe
+from pipeline.corpus.documents import Corpus
+from pipeline.evaluation.jobs import corpora_of
+from pipeline.runtime.log import say
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.conversation import Conversation, Excerpt
+from stage2_student.data.examples import Example, MicroBatch, collate, empty_micro_batch
+from stage2_student.distributed import deepspeed_engine as ds
+from stage2_student.distributed.rank_messages import Channel
+from stage2_student.evaluation.bits_per_byte import Scored, by_length, cut_document
+from stage2_student.evaluation.scored_text import Reader, scored_text
+from stage2_student.evaluation.spelled_text import Spelled, Text
+from stage2_student.runs.retention import Evaluation
+
+
+class HeldOut(NamedTuple):
+    """A rank's share of the text, and what all ranks have together.
+
+    Attributes:
+        sha256: of all documents. Figures of unlike text are not compared.
+    """
+
+    micro_batches: list[MicroBatch]
+    num_bytes: int
+    sha256: str
+
+    def measure(self, engine: Any, device: torch.device) -> Evaluation:
+        """The student as it is now; every rank calls it, and gets the same. Raises FloatingPointError unless it is finite."""
+        nats = torch.zeros(1, dtype=torch.float64, device=device)
+        engine.eval()
+        with torch.no_grad():
+            for micro in self.micro_batches:
+                nats += engine(micro.to(device), tokens_alone=True)[0]
+        engine.train()
+        bits_per_byte = ds.sum_over_ranks(nats).item() / (self.num_bytes * math.log(2))
+        if not math.isfinite(bits_per_byte):
+            raise FloatingPointError(
+                f"evaluation: {bits_per_byte} bits per byte; the student is broken, though its loss was finite. The newest "
+                "checkpoint is from before: lower train.lr"
+            )
+        return Evaluation(bits_per_byte, self.sha256)
+
+
+def held_out(
+    recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int, channel: Channel
+) -> HeldOut | None:
+    """The first `train.eval_documents` of the recipe's eval text, read by rank 0; None where there is to be no evaluation.
+
+    Raises ValueError for chats where the student has no chat template, and where no document can be scored.
+    """
+    train, rank, world = recipe.train, channel.rank, channel.world
+    if not train.eval_every:
+        return None
+    config = corpora_of(recipe)["held_out"]
+    if config.has_chats and chat is None:
+        raise ValueError(
+            "train.eval_every: the eval section holds chats, but the dump holds none, so that the student has no chat template; "
+            "give plain text, or set train.eval_every=0"
+        )
+    read = islice(Corpus(config).documents(), train.eval_documents) if rank == 0 else ()
+    told = channel.gather([_as_json(text) for document in read for text in document.texts])[0]
+    documents = [_of_json(found) for found in told]
+    reader = Reader("student", tokenizer, chat, start_id)
+    try:
+        text = scored_text(documents, [reader])
+    except ValueError as error:
+        raise ValueError(f"train.eval_every: of the first {len(documents)} documents: {error}") from None
+    windows = [
+        window
+        for number, spelled in enumerate(reader.spell(documents))
+        if isinstance(spelled, Spelled)
+        for window in cut_document(spelled, text.spans(number, spelled), train.piece_tokens)
+    ]
+    if rank == 0:
+        cut = f" in {len(windows)} windows" if len(windows) > text.num_documents else ""
+        more = "".join(f"; left out: {count}, {reason}" for reason, count in text.left_out.items())
+        say(f"held out: {text.num_documents} documents{cut}, {text.num_bytes} bytes{more}")
+    micro_batches = _shares(windows, train.micro_batch_tokens, start_id, world)[rank]
+    # Documents longer than a window were left out once; figures of then have the digest of the documents alone.
+    how = f"windows of {train.piece_tokens} tokens" if len(windows) > text.num_documents else ""
+    return HeldOut(micro_batches, text.num_bytes, _sha256(documents, how))
+
+
+def _as_json(text: Text) -> Any:
+    """What one rank tells the others of a text."""
+    if isinstance(text, Excerpt):
+        return {"conversation": text.conversation.to_json(), "num_messages": text.num_messages}
+    return text.decode() if isinstance(text, bytes) else list(text)
+
+
+def _of_json(told: Any) -> Text:
+    if isinstance(told, dict):
+        return Excerpt(Conversation.from_json(told["conversation"]), told["num_messages"])
+    return told.encode() if isinstance(told, str) else tuple(told)
+
+
+def _shares(windows: Sequence[Scored], micro_batch_tokens: int, start_id: int, world: int) -> list[list[MicroBatch]]:
+    """Each rank's micro-batches, equally many: ZeRO's collectives need all ranks."""
+    of_a_rank = -(-sum(len(scored.tokens) for scored in windows) // world)
+    batches = [_micro_batch(group) for group in by_length(windows, min(micro_batch_tokens, of_a_rank))]
+    batches += [empty_micro_batch(start_id) for _ in range(-len(batches) % world)]
+    return [batches[rank::world] for rank in range(world)]
+
+
+def _micro_batch(windows: Sequence[Scored]) -> MicroBatch:
+    """Tokens and labels; no byte is asked for."""
+    none, entries_PE = np.empty(0, dtype=np.int64), np.empty((0, 1))
+    examples = [
+        Example(
+            *("", np.array(scored.tokens), np.array(scored.labels), none, none, none, none.astype(bool)),
+            *(entries_PE, entries_PE, scored.num_bytes),
+        )
+        for scored in windows
+    ]
+    return collate(examples)
+
+
+def _sha256(documents: Sequence[Text], how: str) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(repr(document).encode() + b"\n")
+    digest.update(how.encode())
+    return digest.hexdigest()

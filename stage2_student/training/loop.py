@@ -1,0 +1,138 @@
+"""The training loop: data, loss, backward, step, state."""
+
+import contextlib
+import math
+import resource
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import Recipe, student_config
+from pipeline.runtime.log import say
+from stage2_student.data.examples import MicroBatch
+from stage2_student.data.prefetch import prefetched
+from stage2_student.data.token_counts import Lengths
+from stage2_student.distributed import deepspeed_engine as ds
+from stage2_student.runs import folder as run_folder
+from stage2_student.runs import retention as keep
+from stage2_student.runs.step_log import RunLog
+from stage2_student.training.held_out import HeldOut
+from stage2_student.training.rank_batches import Preparation
+from stage2_student.training.state import State
+from stage2_student.training.step import Ranks, StepPlan, take_step
+from stage2_student.training.stop_signals import Stopped, StopRequest
+
+
+def run_steps(
+    engine: Any, state: State, preparation: Preparation, lengths: Lengths, held: HeldOut | None, ranks: Ranks
+) -> tuple[State, dict[str, float]]:
+    """Take the steps that are left. Returns the last state, and the figures of the last step; Stopped for a signal, after a checkpoint."""
+    recipe = preparation.recipe
+    config, run = recipe.train, Path(student_config(recipe).path)
+    first_step, figures = state.step, dict[str, float]()
+    steps_ahead = prefetched(preparation.steps(lengths, state.position), config.prefetch)
+    log_of_rank_0 = RunLog(run, first_step, recipe) if ranks.rank == 0 else contextlib.nullcontext()
+    with StopRequest() as stop, log_of_rank_0 as log, steps_ahead as steps:
+        ranks.channel.gather()  # rank 0 has opened its trackers, some of which ask a server
+        while state.step < config.steps:
+            started = time.monotonic()
+            batch, micro_batches = next(steps)
+            waited = time.monotonic() - started
+            num_bytes = _supervised_bytes(micro_batches, ranks)
+            plan = StepPlan(
+                step=state.step + 1,
+                lr=ds.learning_rate(state.step, config),
+                seed=(config.seed * 1_000_003 + state.step) * 4096 + ranks.rank,
+                num_bytes=num_bytes,
+                interface_alone=state.step < config.interface_warmup_steps,
+            )
+            done = take_step(engine, micro_batches, plan, state.loss_scale, ranks)
+            state = state.after_batch(batch, num_bytes, done.scale)
+            named = dict(zip(engine.module.sums_names, ds.sum_over_ranks(done.sums).tolist(), strict=True))
+            figures = _loss_figures(named, num_bytes, recipe)
+            figures |= _machine_figures(batch.num_tokens, time.monotonic() - started, waited, ranks.device)
+            figures |= {"lr": plan.lr, "grad_norm": done.grad_norm, "epoch": state.position.epoch}
+            figures["supervised_bytes"] = state.num_bytes
+            if done.scale is not None:
+                figures["loss_scale"] = done.scale.factor
+            last = state.step == config.steps
+            saving = state.step % config.save_every == 0 or last
+            evaluation = None
+            if held is not None and (saving or state.step % config.eval_every == 0):
+                evaluation = held.measure(engine, ranks.device)
+                figures["eval_bits_per_byte"] = evaluation.bits_per_byte
+            if log is not None and (state.step % config.log_every == 0 or last or evaluation is not None):
+                log.write(state.step, figures)
+            signal_number = ds.largest(stop.received, ranks.device)
+            if saving or signal_number:
+                _save(engine, run, state, ranks, config.keep_last, evaluation)
+            if signal_number and not last:
+                _say_stopped(state, run, signal_number, ranks)
+                raise Stopped(signal_number)
+    return state, figures
+
+
+def _supervised_bytes(micro_batches: Sequence[MicroBatch], ranks: Ranks) -> int:
+    """Of the step, over all ranks. Raises ValueError, with the documents, where there are none."""
+    of_rank = torch.tensor(sum(micro.num_bytes for micro in micro_batches), device=ranks.device)
+    num_bytes = int(ds.sum_over_ranks(of_rank))
+    if num_bytes == 0:
+        gathered = ds.gather([name for micro in micro_batches for name in micro.doc_ids])
+        names = ", ".join(name for names in gathered for name in names)
+        raise ValueError(f"no byte is supervised in documents {names}; the student's tokens all straddle segments")
+    return num_bytes
+
+
+def _loss_figures(sums: Mapping[str, float], num_bytes: int, recipe: Recipe) -> dict[str, float]:
+    """The loss and its parts per supervised byte; what was not computed is not there.
+
+    `bits_per_byte` is of the student's own tokens, END included in the nats. Of the positions, `uncounted_share` is
+    left out by the interface, `kl_share` contributes KL.
+    """
+    weights = recipe.train.objectives.weights
+    parts = {name: sums[name] / num_bytes for name in weights if name in sums}
+    figures = {"loss": sum(weights[name] * value for name, value in parts.items()), **parts}
+    if "ce" in parts:
+        figures["bits_per_byte"] = parts["ce"] / math.log(2)
+    if "positions" in sums:
+        figures["uncounted_share"] = sums["uncounted"] / sums["positions"]
+        figures["kl_share"] = sums["kl_positions"] / sums["positions"]
+    return figures
+
+
+def _machine_figures(num_tokens: int, seconds: float, waited: float, device: torch.device) -> dict[str, float]:
+    memory = (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return {
+        "tokens_per_second": num_tokens / seconds,
+        "data_wait_share": waited / seconds,
+        "memory_bytes": memory,
+    }
+
+
+def _save(
+    engine: Any, run: Path, state: State, ranks: Ranks, keep_last: int, evaluation: keep.Evaluation | None
+) -> None:
+    partial = f"{run_folder.checkpoint_name(state.step)}.partial"
+    ds.save(engine, run / "checkpoints", partial, {"state": state.as_dict()})
+    if ranks.rank == 0:
+        if evaluation is not None:
+            keep.record(run, partial, evaluation)
+        run_folder.commit_checkpoint(run, partial, state.step, ranks.world)
+        keep.prune(run, keep_last)
+    ranks.channel.gather()  # nobody exits, and has its launcher end the others, before the checkpoint has its name
+
+
+def _say_stopped(state: State, run: Path, signal_number: int, ranks: Ranks) -> None:
+    if ranks.rank == 0:
+        name = signal.Signals(signal_number).name
+        say(
+            f"{name}: stopped after step {state.step}, with a checkpoint in {run / 'checkpoints'}. The same command goes on from there"
+        )

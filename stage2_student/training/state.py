@@ -1,0 +1,48 @@
+"""What a checkpoint stores beside weights and optimizer."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stage2_student.data.batch_plan import BatchPlan
+from stage2_student.data.order import START, Position
+from stage2_student.training.loss_scale import LossScale
+
+
+@dataclass
+class State:
+    """All that a checkpoint stores beside weights and optimizer: sums since the run began, where the data stands."""
+
+    step: int = 0
+    position: Position = START
+    documents: int = 0
+    tokens: int = 0
+    num_bytes: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    loss_scale: LossScale | None = None  # of float16
+
+    def after_batch(self, batch: BatchPlan, num_bytes: int, loss_scale: LossScale | None) -> "State":
+        return State(
+            step=self.step + 1,
+            position=batch.after,
+            documents=self.documents + len(batch.documents),
+            tokens=self.tokens + batch.num_tokens,
+            num_bytes=self.num_bytes + num_bytes,
+            left_out=self.left_out + batch.left_out,
+            loss_scale=loss_scale,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        scale = None if self.loss_scale is None else asdict(self.loss_scale)
+        inner = {"position": list(self.position), "left_out": dict(self.left_out), "loss_scale": scale}
+        return {**self.__dict__, **inner}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "State":
+        scale = values["loss_scale"]
+        inner = {
+            "position": Position(*values["position"]),
+            "left_out": Counter(values["left_out"]),
+            "loss_scale": None if scale is None else LossScale(**scale),
+        }
+        return cls(**{**values, **inner})

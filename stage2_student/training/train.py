@@ -1,0 +1,293 @@
+"""A training run, from its folder to its export. Run under the DeepSpeed launcher:
+
+    python -m stage2_student.training.train --recipe FILE
+
+Restarting the same command resumes from the newest complete checkpoint. Randomness (dropout) is drawn anew for each
+step from seed, step and rank, so there is no generator state to store: step and data position are the whole state.
+"""
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import Recipe, student_config
+from pipeline.config.loading import load_recipe, save_recipe
+from pipeline.runtime import log as logs
+from pipeline.runtime import metrics
+from pipeline.runtime.causality import check_causal
+from pipeline.runtime.dtypes import slow_dtype
+from pipeline.runtime.huggingface import check_positions
+from pipeline.runtime.log import say, warn
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from schemas.manifest import write_json
+from stage2_student.data.batch_plan import repeated
+from stage2_student.data.packing import settle
+from stage2_student.data.reader import DumpReader
+from stage2_student.data.token_counts import Lengths, keep_counts, kept_counts
+from stage2_student.distributed import deepspeed_engine as ds
+from stage2_student.distributed.deepspeed_config import deepspeed_config
+from stage2_student.distributed.launcher_watch import end_with_ancestors
+from stage2_student.distributed.rank_messages import Channel, LostRankError, join
+from stage2_student.interfaces import StudentShape, make_interface
+from stage2_student.model.context_length import sized
+from stage2_student.model.initial_student import (
+    Ends,
+    end_tokens,
+    export_start,
+    load_start,
+    student_tokenizer,
+    tokenizer_moved,
+)
+from stage2_student.model.lora import add_adapters, expert_weights, mixture_remarks
+from stage2_student.model.student import Student
+from stage2_student.runs import folder as run_folder
+from stage2_student.runs import resume, schedule
+from stage2_student.runs.export import export, is_due
+from stage2_student.runs.step_log import where_to_look
+from stage2_student.runs.trackers import check_installed
+from stage2_student.training.held_out import held_out
+from stage2_student.training.loop import run_steps
+from stage2_student.training.loss_scale import first_scale
+from stage2_student.training.rank_batches import Preparation, Sources, cut_at, uses_turns
+from stage2_student.training.state import State
+from stage2_student.training.step import Ranks
+from stage2_student.training.stop_signals import Stopped
+from stage2_student.training.usable import remarks
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """What the launcher starts once a rank; exits with `run_rank`'s status."""
+    parser = argparse.ArgumentParser(description="Train a student from a dump; see `bld student`.")
+    parser.add_argument("--recipe", required=True, help="YAML file.")
+    parser.add_argument("--local_rank", type=int, help="Given by the launcher; not used.")
+    recipe = Path(parser.parse_args(arguments).recipe)
+    try:
+        loaded = load_recipe(recipe)
+        end_with_ancestors(over_ssh=loaded.train.hostfile is not None)
+        raise SystemExit(run_rank(loaded))
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        said = _in_a_line(error, recipe)
+        if said is None or logs.shows_tracebacks():
+            raise
+        logs.complain(said)
+        raise SystemExit(1) from None
+
+
+def _in_a_line(error: Exception, recipe: Path) -> str | None:
+    """What is wrong, as `bld` itself says it, where a user can cause it."""
+    if not isinstance(error, RuntimeError):
+        return str(error)
+    # torch has a class of its own only for what its allocator of a GPU could not get.
+    if not any(said in str(error) for said in ("out of memory", "_ALLOC_FAILED", "can't allocate memory")):
+        return None
+    train = load_recipe(recipe).train
+    checkpointing = "" if train.gradient_checkpointing else ", or set train.gradient_checkpointing: true"
+    return (
+        f"out of memory: {str(error).splitlines()[0]}. Lower train.micro_batch_tokens ({train.micro_batch_tokens}){checkpointing}: the same "
+        "command then goes on from the newest checkpoint, if there is one. For a new run there are train.deepspeed.zero_stage "
+        f"({train.deepspeed.zero_stage}) with more ranks and student.lora_rank; `bld plan --calibrate` counts what a run holds"
+    )
+
+
+def run_rank(recipe: Recipe) -> int:
+    """Train as the rank that this process was started as. Returns the exit code: 130 or 143 where a signal stopped the run."""
+    code = 0
+    try:
+        train(recipe)
+    except Stopped as stopped:
+        code = stopped.exit_code
+    ds.leave_at_exit()
+    return code
+
+
+def train(recipe: Recipe) -> None:
+    """Train, or resume; then export.
+
+    Raises ValueError for another dump, recipe or tokenizer than it began with, Stopped for a signal, after a checkpoint, and
+    LostRankError where another rank has ended.
+    """
+    channel = join()
+    try:
+        _train_and_export(recipe, channel)
+    except Stopped:
+        raise
+    except BaseException as error:
+        lost = channel.loss(2.0) if isinstance(error, RuntimeError) else None
+        channel.fail(error)
+        if lost is not None:  # a collective fails when a rank of it ends
+            raise LostRankError(lost) from error
+        raise
+
+
+def _train_and_export(recipe: Recipe, channel: Channel) -> None:
+    recipe, remark = sized(recipe)
+    recipe, remarks_on_schedule = schedule.continued(
+        recipe, run_folder.begun_schedule(Path(student_config(recipe).path))
+    )
+    student = student_config(recipe)
+    run = Path(student.path)
+    reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
+    tokenizer, chat, _ = student_tokenizer(student, reader.manifest.has_chats)
+    sources = Sources(reader, tokenizer, chat, end_tokens(student, tokenizer, chat))
+    with contextlib.ExitStack() as stack:
+        if channel.rank == 0:
+            stack.enter_context(run_folder.lock(run))
+            stack.enter_context(metrics.served())
+            for line in (*filter(None, [remark]), *remarks_on_schedule):
+                say(f"{run}: {line}")
+            _prepare(recipe, sources, channel.world)
+        channel.gather()  # rank 0 has moved the start model, which may take it longer than a collective
+        found = resume.newest_sound(run, channel)
+        has_ended = found is not None and found.step == recipe.train.steps
+        if not has_ended:
+            _train(recipe, sources, channel, found)
+        elif channel.rank == 0:
+            say(f"{run} has done its {recipe.train.steps} steps; nothing to train")
+        if channel.rank == 0:
+            if not has_ended or is_due(run):  # one that was made on the way is not the trained model
+                export(run)
+            print(where_to_look(run), flush=True)
+        channel.gather()  # nobody ends before the export is written: what started the ranks may then end rank 0
+
+
+def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
+    reader, tokenizer, chat, ends = sources
+    run = Path(student_config(recipe).path)
+    versions = (run_folder.data_order(run), run_folder.adapters_by_peft(run))
+    identity = run_folder.run_identity(
+        recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests, *versions
+    )
+    if chat is not None:
+        identity["student"]["template_sha256"] = chat.template.sha256
+    return identity
+
+
+def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
+    """Rank 0: claim the folder, write what the run consists of, make the start model."""
+    run = Path(student_config(recipe).path)
+    check_installed(recipe.train.wandb)
+    if slow := slow_dtype("train.dtype", recipe.train.dtype):
+        warn(slow)
+    for remark in sources.tokenizer.remarks():
+        say(f"{run}: the student's tokenizer {remark}")
+    for remark, count in sources.reader.remarks.items():
+        say(f"{run}: {count} documents {remark}")
+    run_folder.claim(run, _identity(recipe, sources))
+    run_folder.remove_partial_checkpoints(run)
+    save_recipe(recipe, run / "recipe.yaml")
+    write_json(run / "deepspeed.json", deepspeed_config(recipe, world))
+    export_start(recipe, chats=sources.chat is not None)
+
+
+def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
+    """Of all records, each rank counting its part of those that no earlier start of this run has counted."""
+    folder = Path(student_config(recipe).path) / "lengths"
+    reader, tokenizer, chat, _ = sources
+    order = run_folder.data_order(folder.parent)
+    key = run_folder.counts_key(_identity(recipe, sources))
+    cut, by_turn = cut_at(recipe.train, order), uses_turns(order)
+    keep_counts(folder, key, reader, tokenizer, chat, channel.rank, channel.world, cut, by_turn)
+    channel.gather()
+    lengths = kept_counts(folder, reader.num_shards)
+    if channel.rank == 0:
+        for line in remarks(lengths, recipe.train, order, has_chats=chat is not None):
+            say(line)
+        tokens = int(lengths.tokens_U[lengths.usable(recipe.train.piece_tokens)].sum())
+        if remark := repeated(tokens, recipe.train.batch_tokens):
+            warn(remark)
+    return lengths
+
+
+def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Student:
+    """The start model with its interface (where an objective needs one), float32, on the CPU."""
+    config = student_config(recipe)
+    start = Path(config.path) / "start"
+    lm = load_start(start, config.trust_remote_code)
+    check_positions(lm.config, recipe.train.piece_tokens, "train.max_tokens")
+    by_peft = run_folder.adapters_by_peft(start.parent)
+    lacking = tuple(mixture_remarks(lm, config, by_peft))
+    if config.lora_rank:
+        if recipe.train.deepspeed.zero_stage == 3 and set(expert_weights(lm).values()) & set(config.lora_targets):
+            raise ValueError(
+                "student.lora_targets names experts' weights, which train.deepspeed.zero_stage 3 splits, and adapters beside split ones are not "
+                "known to be right: give train.deepspeed.zero_stage 2 or less"
+            )
+        add_adapters(lm, config, tokenizer_moved(start), by_peft)
+    if recipe.train.gradient_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    shape = StudentShape(
+        hidden_size=lm.config.get_text_config().hidden_size,
+        head_rows=lm.get_output_embeddings().weight.shape[0],
+        token_bytes=tokenizer.token_bytes,
+        prefix=tokenizer.prefix,
+        end_ids=(ends.end,),
+    )
+    interface = make_interface(config, shape) if recipe.train.objectives.uses_bytes else None
+    if interface is not None and recipe.train.interface_warmup_steps and not any(True for _ in interface.parameters()):
+        raise ValueError(
+            f"train.interface_warmup_steps is {recipe.train.interface_warmup_steps}, but student.interface "
+            f"{config.interface} has no parameters to warm up; set 0"
+        )
+    student = Student(lm, interface, recipe.train)
+    student.remarks = lacking
+    student.eval()
+    check_causal(lm, config.model)
+    student.settle_head()
+    return student.train()
+
+
+def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Checkpoint | None) -> None:
+    config, run = recipe.train, Path(student_config(recipe).path)
+    _, tokenizer, chat, ends = sources
+    lengths = _lengths(recipe, sources, channel)
+    held = held_out(recipe, tokenizer, chat, ends.start, channel)
+    torch.manual_seed(config.seed)
+    student = build_student(recipe, tokenizer, ends)
+    for lacking in student.remarks if channel.rank == 0 else ():
+        warn(f"{run}: {lacking}")
+    packing, remark = settle(student.lm, config.packing, ds.own_device().type)
+    if remark is not None and channel.rank == 0:
+        say(f"{run}: {remark}")
+    channel.gather()  # all have read the start model: from here on they wait for each other in collectives
+    ranks = Ranks(*ds.start_ranks(), channel)
+    convert = resume.needs_conversion(found, config.deepspeed.zero_stage, ranks.world)
+    told = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
+    engine = ds.start_engine(student, told, student.rates(), channel.gather)
+    state = _resume(engine, recipe, ranks, found, convert)
+    order = run_folder.data_order(run)
+    preparation = Preparation(recipe, sources, student.interface, packing, ranks.rank, ranks.world, order)
+    state, figures = run_steps(engine, state, preparation, lengths, held, ranks)
+    if ranks.rank == 0:
+        _summarise(run, state, figures, sources.reader, lengths)
+
+
+def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint | None, convert: bool) -> State:
+    """The state of the checkpoint, its weights loaded; a new state where there is none."""
+    run = Path(student_config(recipe).path)
+    if ranks.rank == 0:
+        run_folder.cut_metrics(run, 0 if found is None else found.step)
+    if found is None:
+        return State(loss_scale=first_scale(recipe.train.dtype))
+    state = State.from_dict(resume.load(engine, run, found, ranks.channel, convert)["state"])
+    if ranks.rank == 0:
+        say(f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}")
+    return state
+
+
+def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader, lengths: Lengths) -> None:
+    turns = {
+        turns.reason: {"turns": turns.turns, "bytes": turns.num_bytes} for turns in lengths.turns_left_out.values()
+    }
+    transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
+    known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
+    write_json(run / "summary.json", {**state.as_dict(), **known})
+    for reason, count in state.left_out.items():
+        warn(f"left out: {count} records, {reason}")
+
+
+if __name__ == "__main__":
+    main()

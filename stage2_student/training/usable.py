@@ -1,0 +1,103 @@
+"""What of a dump a student can learn from, in words: what is cut, and what is left out, by name and with its share of the bytes."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.config import Recipe, TrainConfig, student_config
+from schemas.record import Question
+from stage2_student.data.encode import TOO_LONG
+from stage2_student.data.order import READ, WHOLE_CHATS, WHOLE_RECORDS
+from stage2_student.data.pieces import overlap_tokens
+from stage2_student.data.token_counts import Lengths, are_counted, count_questions, kept_counts
+from stage2_student.model.context_length import sized
+from stage2_student.model.initial_student import student_tokenizer
+from stage2_student.runs.folder import counts_key
+
+
+def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = False) -> Iterator[str]:
+    """A line about an epoch, one about what is cut, and one for each reason why records, or turns of others, are left out.
+
+    Args:
+        order: version of the run's order (`stage2_student.data.order`).
+    """
+    max_tokens = train.piece_tokens
+    usable_U = lengths.usable(max_tokens)
+    too_long_U = lengths.tokens_U > max_tokens
+    tokens, num_left_out = int(lengths.tokens_U[usable_U].sum()), len(lengths.reasons) + int(too_long_U.sum())
+    yield (
+        f"an epoch: {lengths.num_records - num_left_out:,} records, {tokens:,} tokens, {tokens / train.batch_tokens:,.1f} steps; "
+        f"{num_left_out:,} records cannot be used"
+    )
+    if lengths.num_rendered:
+        yield (
+            f"{lengths.num_rendered:,} chats are read {lengths.num_renderings:,} times, each time with other turns supervised: the "
+            "student's template writes earlier turns otherwise once a chat goes on"
+        )
+    if lengths.num_cut:
+        yield (
+            f"{lengths.num_cut:,} records of more than {max_tokens} tokens (train.max_tokens) are cut into {lengths.num_cut_pieces:,} pieces, "
+            f"each after the first with about {overlap_tokens(max_tokens)} tokens of context"
+        )
+    for line in _left_out(lengths):
+        yield f"left out: {line}"
+    if too_long := int(too_long_U.sum()):
+        share = _share(int(lengths.tokens_U[too_long_U].sum()), int(lengths.tokens_U.sum()))
+        yield f"left out: {too_long:,} records, {share} of the tokens: {TOO_LONG}"
+    if order == WHOLE_CHATS and has_chats:
+        yield (
+            "this run goes on as it began: a chat is left out for one turn that the student's template writes otherwise; under a new "
+            "student.path its other turns are used"
+        )
+    if order == WHOLE_RECORDS:
+        yield (
+            "this run goes on in the order that it began in: records whole, shuffled with the 2,047 beside them; under a new student.path "
+            "they are cut, and shuffled across shards"
+        )
+
+
+def usable_lines(recipe: Recipe, questions: Sequence[Question]) -> Iterator[tuple[str, str]]:
+    """What the student could learn from a sample of a dump's records, for `bld plan --calibrate`."""
+    recipe, remark = sized(recipe)
+    if remark is not None:
+        yield "train.max_tokens", remark
+    student = student_config(recipe)
+    tokenizer, chat, _ = student_tokenizer(student, recipe.corpus.has_chats)
+    max_tokens = recipe.train.piece_tokens
+    lengths = Lengths.of([list(count_questions(questions, tokenizer, chat, max_tokens))])
+    usable = lengths.num_bytes - lengths.num_unused_bytes
+    yield (
+        "student's records",
+        f"of {lengths.num_records:,} sampled, {lengths.num_cut:,} are cut into {lengths.num_cut_pieces:,} pieces of at most "
+        f"{max_tokens} tokens; {_share(usable, lengths.num_bytes)} of the supervised bytes can be used",
+    )
+    for line in _left_out(lengths):
+        yield "left out", line
+
+
+def _left_out(lengths: Lengths) -> Iterator[str]:
+    for reason, (records, num_bytes) in lengths.unusable().items():
+        yield f"{records:,} records, {_share(num_bytes, lengths.num_bytes)} of the supervised bytes: {reason}"
+    for reason, turns, num_bytes in lengths.turns_left_out.values():
+        share = _share(num_bytes, lengths.num_bytes)
+        yield f"{turns:,} turns of chats that are used without them, {share} of the supervised bytes: {reason}"
+
+
+def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What the run in `student.path` counted when it began, for `bld plan`; nothing where it has not counted all of its shards."""
+    run = Path(student_config(recipe).path)
+    path, folder = run / "identity.json", run / "lengths"
+    if not path.exists():
+        return
+    identity = json.loads(path.read_text(encoding="utf-8"))
+    num_shards = len(list(folder.glob("part-*.parquet")))
+    if identity.get("data_order") not in READ or not are_counted(folder, num_shards, counts_key(identity)):
+        return
+    train = recipe.train.model_copy(update={"max_tokens": identity["train"]["max_tokens"]})
+    has_chats = "template_sha256" in identity["student"]
+    for remark in remarks(kept_counts(folder, num_shards), train, identity["data_order"], has_chats):
+        yield "counted in student.path", remark
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.1f} %"
