@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.object_store import ObjectStore, object_store
+from tests.support.object_store import ObjectStore, object_store
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,6 @@ def store() -> Iterator[ObjectStore]:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that no test may change."""
-    from tests.tiny import tiny_model  # with torch and transformers, which many tests do without
+    from tests.support.tiny import tiny_model  # with torch and transformers, which many tests do without
 
     return tiny_model(tmp_path_factory.mktemp("tiny") / "model")

@@ -4,7 +4,7 @@ The first kernel streams each row, keeps its running maximum and total, and leav
 what it read). The second adds up those sums for each range, and reads again only the up to 31 columns at either end, one cache line
 each. All are sums of what lies inside a range, never differences of running sums, so that small masses keep their digits.
 
-Held to the slow twin by `tests/stage1_teacher/test_reduce_triton.py`, on a GPU or under Triton's interpreter; `python -m tests.bench.kernel` times it.
+Held to the slow twin by `tests/stage1_teacher/reduction/test_triton_kernel.py`, on a GPU or under Triton's interpreter; `python -m tests.bench.kernel` times it.
 
 Shape legend: R rows, C sorted columns, B blocks of 32 columns, T tiles of `TILE` columns, J ranges.
 """

@@ -32,7 +32,7 @@ from stage2_student.data.reader import DumpReader
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.model.initial_student import end_tokens, student_tokenizer
 from stage2_student.training.rank_batches import Preparation, Sources, fetched, shares
-from tests.stage2_student.batches import count_all
+from tests.support.micro_batches import count_all
 
 Item = TypeVar("Item")
 RECORDS, SHARDS = 512, 8  # a shard's records, of some 2 kB

@@ -19,7 +19,7 @@ import typer
 import yaml
 
 from schemas.manifest import Manifest
-from tests.tiny import END_OF_TEXT, tiny_model
+from tests.support.tiny import END_OF_TEXT, tiny_model
 
 READ = """
 import resource, sys

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from tests.fuzz import TARGETS, accepted
+from tests.support.fuzz import TARGETS, accepted
 
 SLOW_SECONDS = 10.0
 

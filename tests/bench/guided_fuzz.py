@@ -26,7 +26,7 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["pipeline", "schemas"]):
-        from tests.fuzz import TARGETS, accepted
+        from tests.support.fuzz import TARGETS, accepted
 
     target = sys.argv.pop(1)
     if target not in TARGETS:

@@ -23,11 +23,11 @@ import typer
 from pipeline.runtime.child_processes import end_children_with_me
 from schemas.storage.locations import location, names
 from stage1_teacher.verification.verify import verify_dump
-from tests.object_store import SERVER, open_bucket
-from tests.stage1_teacher.test_dump import TEXTS, content, dump, write_recipe
-from tests.stage1_teacher.test_ray import ENVIRONMENT
-from tests.stage1_teacher.test_store_dump import stored
-from tests.tiny import tiny_model
+from tests.scenarios.test_store_dump import stored
+from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
+from tests.stage1_teacher.ray.test_pool import ENVIRONMENT
+from tests.support.object_store import SERVER, open_bucket
+from tests.support.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SWITCH, PORT = "bld-switch", 6379

@@ -26,7 +26,7 @@ from stage2_student.data.reader import DumpReader
 from stage2_student.interfaces import INTERFACES, Interface, StudentShape, make_interface
 from stage2_student.model.initial_student import Ends, end_tokens, export_start, load_start, student_tokenizer
 from stage2_student.model.student import Student
-from tests.stage2_student.batches import global_batches
+from tests.support.micro_batches import global_batches
 
 TOKENIZERS = {
     "gpt2": "pypi:openai-whisper==20250625/whisper/assets/gpt2.tiktoken",

@@ -34,7 +34,7 @@ from pipeline import cli
 from schemas.file_seal import check_seal
 from schemas.manifest import Manifest
 from stage1_teacher.verification.verify import verify_dump, verify_shard
-from tests.tiny import END_OF_TEXT, tiny_model
+from tests.support.tiny import END_OF_TEXT, tiny_model
 
 Stamp = tuple[int, int, int]  # inode, size, time of writing
 

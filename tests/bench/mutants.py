@@ -36,35 +36,39 @@ class Target(NamedTuple):
 
 
 OURS = ("pipeline", "schemas", "stage1_teacher", "stage2_student", "tests")
-COVERING = ("tests/pipeline/test_covering.py", "tests/pipeline/test_branching.py")
+COVERING = ("tests/pipeline/covering/test_covering.py", "tests/pipeline/covering/test_branches.py")
 # Without those that build whole students.
 MARGINAL = (
-    "tests/stage2_student/test_token_marginal.py -k not weights and not bfloat16 and not rank and not tokenizer",
+    "tests/stage2_student/interfaces/token_marginal/test_interface.py -k not weights and not bfloat16 and not rank and not tokenizer",
 )
 TARGETS = {
     "vocabulary": Target("pipeline.covering.vocabulary", COVERING),
     "covering": Target("pipeline.covering.covering", COVERING),
     "branching": Target("pipeline.covering.branches", COVERING[1:]),
     "weighing": Target("pipeline.covering.path_weights", COVERING[1:]),
-    "spread": Target("pipeline.covering.dropped_mass", ("tests/pipeline/test_spread.py",)),
-    "reduce": Target("stage1_teacher.reduction.reducer", ("tests/stage1_teacher/test_reduce.py",), compiled=True),
+    "spread": Target("pipeline.covering.dropped_mass", ("tests/pipeline/covering/test_dropped_mass.py",)),
+    "reduce": Target(
+        "stage1_teacher.reduction.reducer", ("tests/stage1_teacher/reduction/test_reducer.py",), compiled=True
+    ),
     "reduce_numba": Target(
-        "stage1_teacher.reduction.cpu_kernel", ("tests/stage1_teacher/test_reduce.py",), compiled=True
+        "stage1_teacher.reduction.cpu_kernel", ("tests/stage1_teacher/reduction/test_reducer.py",), compiled=True
     ),
-    "sparsify": Target("stage1_teacher.targets.sparsify", ("tests/stage1_teacher/test_sparsify.py",)),
-    "rounding": Target("stage1_teacher.targets.rounding", ("tests/stage1_teacher/test_rounding.py",)),
-    "spans": Target("stage2_student.data.spans", ("tests/stage2_student/test_data.py -k span or token",)),
+    "sparsify": Target("stage1_teacher.targets.sparsify", ("tests/stage1_teacher/targets/test_sparsify.py",)),
+    "rounding": Target("stage1_teacher.targets.rounding", ("tests/stage1_teacher/targets/test_rounding.py",)),
+    "spans": Target("stage2_student.data.spans", ("tests/stage2_student/data/test_examples.py -k span or token",)),
     "align": Target(
-        "stage2_student.data.align", ("tests/stage2_student/test_join.py -k windows or supervise or who_says",)
+        "stage2_student.data.align",
+        ("tests/stage2_student/data/test_dump_join.py -k windows or supervise or who_says",),
     ),
-    "losses": Target("stage2_student.losses.divergences", ("tests/stage2_student/test_losses.py",)),
-    "alm": Target("stage2_student.losses.alm", ("tests/stage2_student/test_alm.py",)),
+    "losses": Target("stage2_student.losses.divergences", ("tests/stage2_student/losses/test_divergences.py",)),
+    "alm": Target("stage2_student.losses.alm", ("tests/stage2_student/losses/test_alm.py",)),
     "divergence": Target(
-        "stage2_student.evaluation.divergence", ("tests/stage2_student/test_divergence.py",), compiled=True
+        "stage2_student.evaluation.divergence", ("tests/stage2_student/evaluation/test_divergence.py",), compiled=True
     ),
     "token_marginal": Target("stage2_student.interfaces.token_marginal.interface", MARGINAL),
     "marginal_trie": Target(
-        "stage2_student.interfaces.token_marginal.trie", ("tests/stage2_student/test_marginal_trie.py",)
+        "stage2_student.interfaces.token_marginal.trie",
+        ("tests/stage2_student/interfaces/token_marginal/test_trie.py",),
     ),
     "marginal_plan": Target("stage2_student.interfaces.token_marginal.plan", MARGINAL),
     "marginal_positions": Target("stage2_student.interfaces.token_marginal.positions", MARGINAL),

@@ -30,7 +30,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.runtime.child_processes import end_children_with_me
-from tests.tiny import END_OF_TEXT, tiny_model
+from tests.support.tiny import END_OF_TEXT, tiny_model
 
 EVERY = 20.0  # seconds between samples
 WORDS = ["the", "thing", "and", "another", "in", "an", "é", "other", "number", "then", "thin", "ring", "band", "there"]

@@ -16,9 +16,9 @@ from typing import Annotated
 import typer
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from tests import families
 from tests.bench import texts
-from tests.unicode_texts import hostile, words
+from tests.support import families
+from tests.support.unicode_texts import hostile, words
 
 UNIGRAM = "unigram"
 MAX_CHARACTERS = 4000  # of a document; whole modules of the standard library are some 20 kB

@@ -10,7 +10,7 @@ from pipeline.dumps.positions import positions
 from schemas import SCHEMA_VERSION
 from schemas.record import Record
 from schemas.shard import commit_shard, read_shard, to_table
-from tests.pipeline.dumps import cut_positions, make_record, varied_record
+from tests.support.readable_dumps import cut_positions, make_record, varied_record
 
 FOLDER = Path(__file__).with_name("golden")
 

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.shard import read_shard
 from schemas.snippets import snippets
-from tests.pipeline.dumps import varied_record, write_dump
+from tests.support.readable_dumps import varied_record, write_dump
 
 ROOT = Path(__file__).resolve().parents[2]
 POSITION = 10  # of document "0", as the snippets have it

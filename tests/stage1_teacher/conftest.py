@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engines import http_client as http
-from tests.stage1_teacher.fake_server import FakeServer
-from tests.stage1_teacher.test_dump import TEXTS, dump, write_recipe
+from tests.stage1_teacher.dump.test_run import TEXTS, dump, write_recipe
+from tests.support.fake_server import FakeServer
 
 
 @pytest.fixture(scope="session")

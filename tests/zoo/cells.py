@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from tests.zoo.families import FAMILIES, OF_VLLM_ALONE
 
-# Trained here, and of real models by their names in `tests.families`; see `tests.zoo.spellings`.
+# Trained here, and of real models by their names in `tests.support.families`; see `tests.zoo.spellings`.
 SMALL_KINDS = ("byte-bpe", "ranks", "tekken-like", "sp-bpe", "sp-bpe-no-prefix", "sp-unigram", "bytes")
 REAL_KINDS = ("gpt2", "qwen", "llama3", "deepseek", "mistral-v1", "mistral-v3", "tekken")
 

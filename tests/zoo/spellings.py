@@ -1,6 +1,6 @@
 """Tokenizers of every kind, each beside what its own library says of it: bytes by id, and the ids of a text.
 
-Small ones are trained here, a few hundred tokens; those of real models are the families of `tests.families`. Nothing of what they say comes
+Small ones are trained here, a few hundred tokens; those of real models are the families of `tests.support.families`. Nothing of what they say comes
 from the product: bytes are read from the tokenizer's file, ids come from tiktoken, sentencepiece or tokenizers.
 """
 
@@ -20,8 +20,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pipeline.sources.resolve import resolve_file, resolve_tokenizer
 from pipeline.tokenization.file_formats import GPT2_PATTERN, QWEN_PATTERN, RankFamily, rank_tokenizer
-from tests import families
 from tests.bench.texts import code
+from tests.support import families
 
 END_OF_TEXT = "<|endoftext|>"
 SIZE = 420
@@ -92,7 +92,7 @@ def small(name: str, work: Path) -> Spelling:
 
 
 def of_family(name: str) -> Spelling:
-    """A real model's tokenizer, one of `tests.families`, with the library that its file is made for."""
+    """A real model's tokenizer, one of `tests.support.families`, with the library that its file is made for."""
     source = families.FAMILIES[name].source
     path = Path(resolve_file(source)) if source != "bytes" else Path("bytes")
     if name == "bytes":

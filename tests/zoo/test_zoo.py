@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import brute_force
 from tests.bench.zoo import measure_apart, read, record
+from tests.support import brute_force
 from tests.zoo.cells import SMALL_KINDS, Cell, Outcome, all_cells
 from tests.zoo.checks import Targets
 from tests.zoo.measure import names_it, run

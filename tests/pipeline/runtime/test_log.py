@@ -1,0 +1,91 @@
+"""What commands say: one line format, three levels, JSON on demand, and the same in the processes that they start."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.runtime import log as logs
+from pipeline.runtime.progress import Progress
+from tests.pipeline.cli.test_app import ROOT, run_main
+
+
+@pytest.fixture(autouse=True)
+def usual(monkeypatch: pytest.MonkeyPatch) -> object:
+    for name in (logs.LEVEL, logs.FORMAT, logs.COMMAND, "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "")  # so that what the test puts there goes with it
+        monkeypatch.delenv(name)
+    logs.set_level("normal")
+    yield
+    logs.set_level("normal")
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+def test_a_line_has_time_command_level_and_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(logs.COMMAND, "teacher")
+    logs.say("x: 4 shards", shards=4)
+    logs.warn("y")
+    logs.complain("z")
+    plain, warning, error = said(capsys)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d bld teacher: x: 4 shards", plain)
+    assert warning.endswith(" bld teacher: warning: y") and error.endswith(" bld teacher: error: z")
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"), [("quiet", ["warn"]), ("normal", ["say", "warn"]), ("verbose", ["detail", "say", "warn"])]
+)
+def test_each_level_shows_what_it_says(level: logs.Level, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_level(level)
+    for speak in (logs.detail, logs.say, logs.warn):
+        speak(speak.__name__)
+    assert [line.rpartition(" ")[2] for line in said(capsys)] == shown
+
+
+def test_as_json_every_line_is_an_object_with_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_format("json")
+    logs.say("é\n", path=ROOT, number=2)
+    with Progress(2, 100) as progress:
+        progress.update(documents=2, text_bytes=100, tokens=40, stored_bytes=50)
+    message, work = map(json.loads, said(capsys))
+    assert message["message"] == "é\n" and message["path"] == str(ROOT) and message["number"] == 2
+    assert work["text_bytes"] == 100 and work["stored_bytes"] == 50 and work["level"] == "info"
+
+
+def test_options_are_taken_before_the_command_and_after_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--log-json", "inspect", "nowhere"], ["inspect", "nowhere", "--log-json"]):
+        monkeypatch.delenv(logs.FORMAT, raising=False)
+        assert run_main(monkeypatch, *arguments) == 1
+        [line] = said(capsys)
+        assert json.loads(line)["command"] == "inspect" and json.loads(line)["level"] == "error"
+    monkeypatch.delenv(logs.FORMAT)
+    assert run_main(monkeypatch, "inspect", "nowhere", "-q", "-v") == 1
+    assert "do not go together" in said(capsys)[0]
+
+
+def test_a_process_that_a_command_starts_says_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    logs.set_level("quiet")
+    logs.set_format("json")
+    script = "from pipeline import logs; logs.say('a'); logs.warn('b', n=1)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert [json.loads(line)["n"] for line in done.stderr.splitlines()] == [1]
+    wrong = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, logs.LEVEL: "loud"},
+        check=False,
+    )
+    assert "must be one of quiet, normal, verbose" in wrong.stderr

@@ -1,0 +1,190 @@
+"""Targets through real engines on a tiny random model, against brute force in float64."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from pipeline.config import PlacementConfig, Recipe, TeacherConfig
+from pipeline.corpus.documents import Document
+from pipeline.covering.covering import Covering
+from pipeline.covering.vocabulary import Vocabulary
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from stage1_teacher.engines.base import open_engine
+from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.reduction.head import NEVER, Head
+from stage1_teacher.reduction.head_weights import load_head
+from stage1_teacher.reduction.logit_rule import LogitRule
+from stage1_teacher.reduction.reducer import Reducer, Rows
+from stage1_teacher.targets.teacher import open_teacher
+from tests.support import brute_force
+from tests.support.tiny import tiny_tokenizer
+
+DOCUMENTS = ["the thing and", " in the and é", "", "banding"]
+
+
+def token_bytes() -> list[bytes | None]:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
+    tokenizer = tiny_tokenizer()
+    spelled = [bytes(byte_of[c] for c in tokenizer.convert_ids_to_tokens(i)) for i in range(len(tokenizer) - 1)]
+    return [*spelled, None]
+
+
+def brute_force_targets(model: Path, documents: list[str]) -> list[np.ndarray]:
+    whole: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    tokenizer, spelled = tiny_tokenizer(), token_bytes()
+    end = tokenizer.eos_token_id
+
+    def probs(path: tuple[int, ...]) -> np.ndarray:
+        with torch.no_grad():
+            return whole(torch.tensor([[end, *path]])).logits[0, -1].softmax(-1).numpy()
+
+    return [
+        brute_force.canonical_targets(probs, spelled, {end}, tokenizer.encode(text), text.encode())
+        for text in documents
+    ]
+
+
+def engine_targets(engine: str, model: Path, **placement: int) -> list[np.ndarray]:
+    config = TeacherConfig(model=str(model), engine=engine, dtype="float32", max_tokens=64, overlap_tokens=8)  # type: ignore[arg-type]
+    tokenizer = tiny_tokenizer()
+    end = tokenizer.eos_token_id
+    head, vocabulary = load_head(str(model), None, torch.float32, tuple(token_bytes()), (end,), False)
+    # 8: the longest prompt is computed in parts
+    opened = open_engine(str(model), config, PlacementConfig(engine_batch_tokens=8, **placement))  # type: ignore[arg-type]
+    head.follow(opened.logit_rule())
+    tokens = [tokenizer.encode(text) for text in DOCUMENTS]
+    hidden = opened.hidden_states([[end, *ids] for ids in tokens])
+    own_RV = opened.own_logprobs([end, *tokens[0]], 2)  # the first rows of a chunk are not asked for
+    opened.close()
+    ours_RV = head.logits(hidden[0])[2:].log_softmax(-1)[:, torch.from_numpy(vocabulary.column)]
+    torch.testing.assert_close(own_RV, ours_RV, rtol=0, atol=1e-4)
+    return [
+        covering_targets(vocabulary, head, ids, text.encode(), states)
+        for ids, text, states in zip(tokens, DOCUMENTS, hidden, strict=True)
+    ]
+
+
+def covering_targets(
+    vocabulary: Vocabulary, head: Head, tokens: list[int], document: bytes, hidden_RD: torch.Tensor
+) -> np.ndarray:
+    covering = Covering(vocabulary, tokens, document)
+    [rows] = Reducer(head, vocabulary, chunk=3).reduce([Rows(covering, covering.offsets, hidden_RD)])
+    return covering.targets(rows).probs_PV
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_targets_through_an_engine_equal_brute_force(engine: str, model: Path) -> None:
+    for found, expected in zip(engine_targets(engine, model), brute_force_targets(model, DOCUMENTS), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_targets_through_a_tensor_parallel_engine_equal_brute_force(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "")  # so that what the engine sets does not outlast this test
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND")
+    found = engine_targets("vllm", model, tensor_parallel=2)
+    for targets, expected in zip(found, brute_force_targets(model, DOCUMENTS), strict=True):
+        np.testing.assert_allclose(targets, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU build takes pipelines")
+def test_a_pipeline_is_refused_by_the_cpu_build(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"placement.pipeline_parallel is 2.*tensor_parallel"):
+        engine_targets("vllm", model, pipeline_parallel=2)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_branch_rows_through_an_engine_give_the_exact_distribution(engine: str, model: Path, tmp_path: Path) -> None:
+    documents = ["the thing", " and é", "", "banding"]
+    recipe = Recipe.model_validate(
+        {
+            "corpus": {"source": "unused.jsonl"},
+            "teacher": {
+                "model": str(model),
+                "engine": engine,
+                "dtype": "float32",
+                "max_tokens": 64,
+                "overlap_tokens": 8,
+            },
+            "dump": {
+                "path": str(tmp_path),
+                # Nothing is dropped, so there is nothing to spread.
+                "covering": {
+                    "beam_width": 1000,
+                    "branch_threshold": 0,
+                    "merge_after": None,
+                    "spread_dropped": True,
+                },
+            },
+        }
+    )
+    tokenizer = ByteTokenizer.load(str(model))
+    teacher = open_teacher(recipe, str(model), tokenizer)
+    pieces = [
+        piece for text in documents for piece in cut_pieces(Document(text, text.encode(), None), tokenizer, 64, 8)
+    ]
+    answers = teacher.ask(pieces)
+    found = teacher.targets(pieces, answers)
+    teacher.engine.close()
+    whole: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    end = tiny_tokenizer().eos_token_id
+
+    def probs(path: tuple[int, ...]) -> np.ndarray:
+        with torch.no_grad():
+            return whole(torch.tensor([[end, *path]])).logits[0, -1].softmax(-1).numpy()
+
+    for text, targets in zip(documents, found, strict=True):
+        expected = brute_force.all_targets(probs, token_bytes(), {end}, text.encode())
+        np.testing.assert_allclose(targets.probs_PV, expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(targets.dropped_P, 0, atol=1e-4)
+    assert answers.num_tokens > sum(len(piece.tokens) + 1 for piece in pieces)
+
+
+def test_vllm_is_followed_where_it_norms_its_states_beside_the_head(tmp_path: Path) -> None:
+    """MiMo's `compute_logits` does. Its weights are Qwen2's, and so are the logits that it should have."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = brute_force_targets(tmp_path, DOCUMENTS)
+    stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"architectures": ["MiMoForCausalLM"]}), encoding="utf-8")
+    for found, exact in zip(engine_targets("vllm", tmp_path), expected, strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-4)
+
+
+def test_soft_caps_scales_biases_and_suppressed_tokens_reach_the_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight_VD, bias_V = torch.randn(5, 4, generator=generator), torch.randn(5, generator=generator)
+    hidden_RD = torch.randn(3, 4, generator=generator)
+    vocabulary = Vocabulary([b"d", b"b", b"c", None], [3], 5)
+    head = Head(weight_VD, bias_V, vocabulary)
+    head.follow(LogitRule(0.5, 2.0, suppressed=(2,)))
+    expected_RV = 2.0 * torch.tanh((hidden_RD @ weight_VD.T + bias_V) * 0.5 / 2.0)
+    expected_RV[:, 2] = NEVER
+    torch.testing.assert_close(head.logits(hidden_RD), expected_RV[:, torch.from_numpy(vocabulary.order)])
+
+
+def test_a_checkpoint_without_safetensors_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    with pytest.raises(ValueError, match="only safetensors are read"):
+        load_head(str(tmp_path), None, torch.float32, tuple(token_bytes()), (268,), False)

@@ -1,0 +1,166 @@
+"""An engine whose states our head does not turn into what its model says itself is refused when it starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.config.loading import load_recipe
+from stage1_teacher.engines import self_check
+from stage1_teacher.engines.huggingface import TransformersEngine
+from stage1_teacher.engines.self_check import most_apart, worst_row
+from stage1_teacher.reduction.logit_rule import LogitRule
+from stage1_teacher.reduction.reducer import CpuKernel
+from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from tests.stage1_teacher.dump.test_run import write_recipe
+from tests.support.tiny import save_tiny, tiny_tokenizer
+
+
+def opened(folder: Path, model: Path, *settings: str) -> Teacher:
+    recipe = load_recipe(str(write_recipe(folder, model, ["text"])), list(settings))
+    return open_teacher(recipe, *load_tokenizer(recipe))
+
+
+def test_a_head_of_the_wrong_scale_or_cap_or_of_silenced_tokens_is_refused_by_name(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rule in (LogitRule(0.5), LogitRule(1.0, 2.0), LogitRule(1.0, 0.0, tuple(range(97, 110)))):
+        monkeypatch.setattr(TransformersEngine, "logit_rule", lambda self, rule=rule: rule)
+        with pytest.raises(ValueError, match=r"\(LlamaForCausalLM\).*nats from the model's own.*teacher.engine: vllm"):
+            opened(tmp_path, model)
+    monkeypatch.undo()
+    opened(tmp_path, model)
+
+
+def test_states_without_the_final_norm_are_refused(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = TransformersEngine.hidden_states
+    monkeypatch.setattr(
+        TransformersEngine, "hidden_states", lambda self, prompts: [3 * s for s in states(self, prompts)]
+    )
+    with pytest.raises(ValueError, match="what is made of its hidden states is not what transformers"):
+        opened(tmp_path, model)
+
+
+def test_a_reduction_that_loses_mass_is_refused(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reduce = CpuKernel.__call__
+
+    def half(self: CpuKernel, *arguments: Any) -> None:
+        reduce(self, *arguments)
+        arguments[-1].token_R[:] *= 0.02
+
+    monkeypatch.setattr(CpuKernel, "__call__", half)
+    with pytest.raises(ValueError, match="what is made of its hidden states is not what transformers"):
+        opened(tmp_path, model)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_to_16_bits_passes_even_where_logits_are_large(tmp_path: Path, dtype: str) -> None:
+    """Logits of up to 60, in steps of a quarter in bfloat16."""
+    folder = save_tiny(tmp_path / "model", tiny_tokenizer(), 0)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] *= 12
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    teacher = opened(tmp_path, folder, f"teacher.dtype={dtype}")
+    assert isinstance(teacher.engine, TransformersEngine) and teacher.reducer is not None
+    [states_RD] = teacher.engine.hidden_states([[268, *teacher.tokenizer.encode(b"the thing and")]])
+    assert teacher.reducer.head.logits(states_RD).abs().max() > 50
+
+
+def test_an_engine_that_differs_from_itself_is_held_to_that(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts chosen otherwise: rows that lie 0.1 nats from what the model said a moment ago."""
+    own = TransformersEngine.own_logprobs
+    flips = iter([0.0, 0.5, 0.0, 0.0, 0.0])  # the second time that the whole probe is asked
+
+    def noisy(self: TransformersEngine, prompt: list[int], first: int = 0) -> Tensor:
+        logprobs_RV = own(self, prompt, first)
+        shape = logprobs_RV.shape
+        return (logprobs_RV + next(flips) * torch.randn(shape, generator=torch.Generator().manual_seed(0))).log_softmax(
+            -1
+        )
+
+    monkeypatch.setattr(TransformersEngine, "own_logprobs", noisy)
+    opened(tmp_path, model)
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = TransformersEngine.own_logprobs
+
+    def backwards(self: TransformersEngine, prompt: list[int], first: int = 0) -> Tensor:
+        """Each row as if it came after all tokens."""
+        rows_RV = own(self, prompt)
+        return rows_RV[-1:].expand(len(prompt) - first, -1)
+
+    monkeypatch.setattr(TransformersEngine, "own_logprobs", backwards)
+    with pytest.raises(ValueError, match=r"\(LlamaForCausalLM\).*looks ahead.*choose one that is"):
+        opened(tmp_path, model)
+
+
+def test_a_model_that_looks_ahead_and_does_not_mind_the_order_is_refused(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As BERT's encoder with positions that say little: what follows counts, in whatever order it stands."""
+    own = TransformersEngine.own_logprobs
+
+    def bag(self: TransformersEngine, prompt: list[int], first: int = 0) -> Tensor:
+        return own(self, prompt, first).roll(sum(prompt) % 7, -1)
+
+    monkeypatch.setattr(TransformersEngine, "own_logprobs", bag)
+    with pytest.raises(ValueError, match=r"\(LlamaForCausalLM\).*looks ahead.*choose one that is"):
+        opened(tmp_path, model)
+
+
+def test_the_measure_is_the_divergence_of_the_worst_row_and_counts_what_one_side_never_says() -> None:
+    generator = torch.Generator().manual_seed(1)
+    own_RV, other_RV = (torch.randn(5, 7, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    slow = max(
+        sum(float(p.exp() * (p - q)) for p, q in zip(a, b, strict=True)) for a, b in zip(own_RV, other_RV, strict=True)
+    )
+    assert worst_row(own_RV, other_RV) == pytest.approx(slow)
+    other_RV[0, 0] = -torch.inf
+    assert worst_row(own_RV, other_RV) == float("inf")
+    own_RV[0, 0] = -torch.inf
+    assert worst_row(own_RV[:1], own_RV[:1]) == 0
+    assert worst_row(own_RV, torch.full_like(own_RV, torch.nan)) == float("inf")
+
+
+def test_a_head_that_is_too_sharp_is_refused_where_the_model_is_sure_of_all_that_it_says() -> None:
+    """Its divergence is nothing there, and what it says of all other tokens is wrong by hundreds of nats."""
+    generator = torch.Generator().manual_seed(2)
+    logits_RV = torch.randn(6, 300, generator=generator)
+    logits_RV[:, 7] = 16
+    own_RV, sharp_RV = logits_RV.log_softmax(-1), (16 * logits_RV).log_softmax(-1)
+    assert worst_row(own_RV, sharp_RV) < self_check.LIMIT_NATS
+    assert most_apart(own_RV, sharp_RV) > 10
+    rounded_RV = (10 * logits_RV).bfloat16().float().log_softmax(-1)
+    assert most_apart((10 * logits_RV).log_softmax(-1), rounded_RV) < self_check.LIMIT_SPREAD / 2
+
+
+def test_the_share_leaves_out_what_is_never_said_and_is_infinite_for_what_the_other_cannot_say() -> None:
+    own_RV = torch.tensor([[0.5, 0.25, 0.25, 0.0]]).log()
+    other_RV = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    apart_V, own_V = (other_RV - own_RV)[0, :3].double(), own_RV[0, :3].double()
+    assert most_apart(own_RV, other_RV) == pytest.approx(float(apart_V.std() / own_V.std()), rel=1e-5)
+    assert most_apart(own_RV, own_RV) == 0
+    assert most_apart(other_RV, own_RV) == float("inf")
+
+
+def test_a_tokenizer_that_cannot_spell_the_probe_is_probed_with_tokens(
+    monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
+
+    tokenizer = ByteTokenizer.load(str(model))
+
+    def refuse(self: ByteTokenizer, text: bytes) -> list[int]:
+        raise SpellingError("no such bytes", "NFC")
+
+    monkeypatch.setattr(ByteTokenizer, "encode", refuse)
+    ids = self_check.probe_tokens(tokenizer, 20)
+    assert len(ids) == 20 and all(tokenizer.token_bytes[token] for token in ids)

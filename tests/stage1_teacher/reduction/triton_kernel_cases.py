@@ -1,0 +1,81 @@
+"""The GPU's row reduction against the slow twin; run by test_reduce_triton.py in a process of its own."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.covering.covering import Covering, ReducedRow, unnormalised
+from pipeline.covering.intervals import Intervals
+from pipeline.covering.vocabulary import Vocabulary
+from stage1_teacher.reduction.reducer import Masses, as_rows
+from stage1_teacher.reduction.triton_kernel import TritonKernel, range_probs
+from tests.stage1_teacher.reduction.test_reducer import assert_close, covering_of, wide_vocabulary
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("width", [1, 31, 32, 100, 4096, 4097, 9000])
+@pytest.mark.parametrize("spread", [1.0, 12.0])
+def test_ranges_of_all_lengths_and_places_sum_to_their_probabilities(width: int, spread: float) -> None:
+    rng = np.random.default_rng(width)
+    logits_RC = (rng.normal(size=(3, width)) * spread).astype(np.float32)
+    ends = rng.integers(0, width + 1, size=(40, 2))
+    first_J = np.concatenate([ends.min(axis=1), [0, 0, width, 0]])
+    last_J = np.concatenate([ends.max(axis=1), [width, 0, width, 1]])
+    row_J = rng.integers(0, 3, size=len(first_J))
+    shifted = np.exp(logits_RC.astype(np.float64) - logits_RC.max(axis=1, keepdims=True))
+    expected = [shifted[r, a:b].sum() / shifted[r].sum() for r, a, b in zip(row_J, first_J, last_J, strict=True)]
+    ranges = [torch.from_numpy(a.astype(np.int32)).to(DEVICE) for a in (row_J, first_J, last_J)]
+    found = range_probs(torch.from_numpy(logits_RC).to(DEVICE), *ranges).cpu().numpy()
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-34)
+
+
+def test_rows_of_several_documents_equal_the_slow_twin() -> None:
+    rng = np.random.default_rng(0)
+    vocabulary = wide_vocabulary(rng)
+    coverings = [covering_of(vocabulary, document) for document in (b"abcab", b"", b"hgfe")]
+    offsets = [[0, 3, 5, 1], [0], [4, 2]]
+    logits_RC = (rng.normal(size=(7, len(vocabulary.order))) * 6).astype(np.float32)
+    found = reduce(vocabulary, coverings, offsets, logits_RC)
+    probs_RC = unnormalised(logits_RC.astype(np.float64))
+    bounds = np.cumsum([0, *map(len, offsets)])
+    expected = [
+        covering.reduce_rows(rows, probs_RC[first:last])
+        for covering, rows, first, last in zip(coverings, offsets, bounds[:-1], bounds[1:], strict=True)
+    ]
+    assert_close([found], [[row for rows in expected for row in rows]], rtol=2e-5)
+
+
+def reduce(
+    vocabulary: Vocabulary, coverings: list[Covering], offsets: list[list[int]], logits: np.ndarray
+) -> list[ReducedRow]:
+    """All rows, in chunks of three."""
+    intervals = Intervals.join([c.intervals(o) for c, o in zip(coverings, offsets, strict=True)])
+    masses = Masses.empty(intervals)
+    kernel = TritonKernel(vocabulary)
+    for first in range(0, len(logits), 3):
+        kernel(torch.from_numpy(logits[first : first + 3]).to(DEVICE), first, intervals, masses)
+    return as_rows(intervals, masses)
+
+
+def test_masses_far_below_1e_7_keep_their_digits_and_none_is_0() -> None:
+    rng = np.random.default_rng(0)
+    vocabulary = wide_vocabulary(rng)
+    logits_RC = rng.normal(size=(8, len(vocabulary.order))).astype(np.float32)
+    logits_RC[:, : len(vocabulary.order) // 2] -= np.float32([0, 8, 16, 24, 32, 40, 56, 300])[:, None]
+    covering = covering_of(vocabulary, b"abcabca")
+    found = reduce(vocabulary, [covering], [list(range(8))], logits_RC)
+    expected = covering.reduce_rows(list(range(8)), unnormalised(logits_RC.astype(np.float64)))
+    assert_close([found[:7]], [expected[:7]], rtol=2e-5)
+    assert all((row.masses_I > 0).all() for row in found)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), -float("nan")])
+@pytest.mark.parametrize("column", [0, 40, 4999, None])
+def test_a_row_that_is_not_finite_is_refused(bad: float, column: int | None) -> None:
+    """Even where it is one logit, which is not the largest."""
+    logits_RC = torch.zeros(2, 5000, device=DEVICE)
+    logits_RC[1, slice(None) if column is None else column] = bad
+    ranges = [torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, 3, 9)]
+    with pytest.raises(ValueError, match="logits are not finite"):
+        range_probs(logits_RC, *ranges)

@@ -1,0 +1,142 @@
+"""What `bld verify` finds in a dump that looks sound."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from schemas.manifest import Manifest, write_json
+from schemas.shard import commit_shard
+from stage1_teacher.dump.summary import summarise
+from stage1_teacher.engines.huggingface import TransformersEngine
+from stage1_teacher.reduction.logit_rule import LogitRule
+from stage1_teacher.targets import teacher
+from stage1_teacher.verification.verify import verify_dump
+from tests.scenarios.test_durability import parts
+from tests.stage1_teacher.coordination.test_retry import pretend_version
+from tests.stage1_teacher.dump.test_run import TEXTS, dump, write_recipe
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Commit a shard anew, sealed, with its table changed: no checksum can tell."""
+    table = pq.read_table(path)
+    commit_shard(change(table).replace_schema_metadata(table.schema.metadata), path, 3)
+
+
+def with_column(table: pa.Table, name: str, rows: list[Any]) -> pa.Table:
+    field = table.schema.field(name)
+    return table.set_column(table.schema.get_field_index(name), field, pa.array(rows, field.type))
+
+
+def two_dropped(table: pa.Table) -> pa.Table:
+    rows = table["dropped"].to_pylist()
+    rows[0][0] = 2.0
+    return with_column(table, "dropped", rows)
+
+
+def swap_symbols(table: pa.Table) -> pa.Table:
+    """The first two symbols of each position, which both are stored, have each other's probabilities."""
+    rows = []
+    for counts, symbols in zip(table["entry_counts"].to_pylist(), table["symbols"].to_pylist(), strict=True):
+        for at, count in zip(np.cumsum([0, *counts]).tolist(), counts, strict=False):
+            if count > 1:
+                symbols[at], symbols[at + 1] = symbols[at + 1], symbols[at]
+        rows.append(symbols)
+    return with_column(table, "symbols", rows)
+
+
+def test_verify_finds_what_no_checksum_can(copy: Path) -> None:
+    first, second, *_ = parts(copy)
+    good = first.read_bytes()
+
+    def faults_of(spoil: Callable[[pa.Table], pa.Table]) -> str:
+        rewrite(first, spoil)
+        found = "\n".join(verify_dump(copy))
+        first.write_bytes(good)
+        return found
+
+    assert "documents and 0 left out" in faults_of(lambda table: table.slice(1))
+    assert "column doubt is None" in faults_of(lambda table: table.drop_columns(["doubt"]))
+    assert "dropped holds values outside 0..1" in faults_of(two_dropped)
+    shifted = faults_of(lambda table: with_column(table, "window_start", [7] * table.num_rows))
+    assert "supervises from byte 7 on" in shifted
+    first.write_bytes(second.read_bytes())
+    assert "made of other documents than the plan's" in "\n".join(verify_dump(copy))
+    first.write_bytes(good)
+    assert verify_dump(copy) == []
+
+
+def test_verify_finds_a_summary_of_other_shards_and_a_shard_of_no_plan(copy: Path) -> None:
+    summary = json.loads((copy / "summary.json").read_text(encoding="utf-8"))
+    (copy / "summary.json").write_text(json.dumps(summary | {"positions": 1}), encoding="utf-8")
+    shutil.copy(parts(copy)[0], copy / "shards" / "part-00077.parquet")
+    found = verify_dump(copy)
+    assert any("part-00077.parquet: not in the plan" in fault for fault in found)
+    (copy / "shards" / "part-00077.parquet").unlink()
+    [fault] = verify_dump(copy)
+    assert "is not that of these shards (positions: 1 there" in fault
+
+
+def test_verify_against_another_teacher_says_so_instead_of_comparing(
+    copy: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_version(monkeypatch, "99.0")
+    [fault] = verify_dump(copy, against_teacher=2)
+    assert "another one: engine: " in fault
+
+
+def test_verify_finds_targets_that_the_teacher_does_not_give(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_dump(copy, against_teacher=12) == []
+    assert "12 records recomputed" in capsys.readouterr().out
+    for path in parts(copy):
+        rewrite(path, swap_symbols)
+    write_json(copy / "summary.json", summarise(copy, Manifest.load(copy)))
+    found = verify_dump(copy, against_teacher=2)
+    assert len(found) == 2 and all("nats per position from what is stored" in fault for fault in found)
+
+
+def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a release made it that did not know a model's scale and never asked the model."""
+    monkeypatch.setattr(TransformersEngine, "logit_rule", lambda self: LogitRule(0.5))
+    monkeypatch.setattr(teacher, "check_engine", lambda *_: None)
+    folder = dump(write_recipe(tmp_path, model, TEXTS[:4]))
+    assert "from those that the model gives itself" in capsys.readouterr().err
+    audited = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["models_own_tokens"]
+    assert audited["tokens"] > 5 and audited["half_mean_square_nats"] > audited["limit_nats"]
+    found = verify_dump(folder, against_teacher=4)
+    assert len(found) == 4 and all("from those that the model gives itself" in fault for fault in found)
+    monkeypatch.undo()
+    found = verify_dump(folder, against_teacher=4)
+    assert sum("from those that the model gives itself" in fault for fault in found) == 4
+    assert any("nats per position from what is stored" in fault for fault in found)
+    parts(folder)[-1].unlink()
+    with pytest.raises(ValueError, match=r"part-00000.parquet, doc_id '0': .*give a new dump.path"):
+        dump(tmp_path / "recipe.yaml")
+
+
+def test_a_dump_of_a_model_that_differs_from_itself_is_held_to_that(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own two answers differ by 0.5 nats a token, as of experts that are chosen otherwise."""
+    folder = dump(write_recipe(tmp_path, model, TEXTS[:4]))
+    own, generator = TransformersEngine.own_logprobs, torch.Generator().manual_seed(0)
+
+    def noisy(self: TransformersEngine, prompt: list[int], first: int = 0) -> torch.Tensor:
+        logprobs_RV = own(self, prompt, first)
+        return (logprobs_RV + 0.5 * torch.randn(logprobs_RV.shape, generator=generator)).log_softmax(-1)
+
+    monkeypatch.setattr(TransformersEngine, "own_logprobs", noisy)
+    monkeypatch.setattr(teacher, "check_engine", lambda *_: None)
+    assert verify_dump(folder, against_teacher=4) == []
+    parts(folder)[-1].unlink()
+    dump(tmp_path / "recipe.yaml")
+    assert verify_dump(folder) == []
