@@ -39,7 +39,13 @@ def inspect(
     if len(given) > 1 or (html is not None and (json or given not in ([], ["--doc"]))):
         asked = given + ["--html"] * (html is not None) + ["--json"] * json
         raise ValueError(f"{' and '.join(asked)} do not go together: give one at a time (--html takes --doc)")
-    looking.show(location(dump), doc, top, json, worst, find, html, nth)
+    if html is not None:
+        from pipeline.reports.document_page import write_page
+
+        at = location(dump)
+        typer.echo(write_page(at, looking.chosen_document(at, doc, nth), html))
+        return
+    looking.show(location(dump), doc, top, json, worst, find, nth)
 
 
 def verify(

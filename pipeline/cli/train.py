@@ -1,5 +1,6 @@
 """`bld teacher`, `bld student`, `bld export`: the stages, and what the second one leaves."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,12 +41,24 @@ def teacher(
     Start it more than once on one dump, and the processes share the shards. Exit codes: 0 done, 1 an error that is named, 2 a wrong
     option, 130 or 143 stopped by SIGINT or SIGTERM: the same command goes on.
     """
+    if dry_run:
+        from pipeline.planning.dry_run import print_plan
+
+        print_plan(load(recipe, override))
+        return
     from pipeline.runtime.metrics import served
     from stage1_teacher.dump.run import run_teacher
 
     ask_for_metrics(metrics)
+    if address is not None and not ray:
+        raise ValueError(f"--address {address} is that of a Ray cluster; give --ray too")
+    connect = None
+    if ray:
+        from stage1_teacher.ray.pool import cluster_engines
+
+        connect = partial(cluster_engines, address)
     with served():
-        run_teacher(load(recipe, override), dry_run, parse_worker(worker), accept_engine, ray, address)
+        run_teacher(load(recipe, override), parse_worker(worker), accept_engine, connect)
 
 
 def parse_worker(text: str) -> tuple[int, int]:

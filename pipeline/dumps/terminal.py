@@ -1,11 +1,10 @@
-"""`bld inspect`: what it prints about a dump. `pipeline.dumps.view` reads it, `pipeline.reports.document_page` draws it."""
+"""`bld inspect`: what it prints about a dump. `pipeline.dumps.view` reads it."""
 
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,28 +13,20 @@ from rich.text import Text
 from pipeline.dumps import search as dump_search
 from pipeline.dumps import statistics as dump_summary
 from pipeline.dumps import view as dump_view
+from pipeline.dumps.glyphs import printable, readable, symbol_name
 from pipeline.dumps.positions import Position
 from pipeline.dumps.search import Occurrence, Surprising
 from pipeline.dumps.terminal_chat import conversation_lines, conversations
 from pipeline.dumps.view import DumpDocument
-from pipeline.reports.html import printable, readable
 from pipeline.runtime.log import warn
 from schemas import END
 from schemas.json_text import json_text
 from schemas.storage.locations import Location
 
-_NAMES = {END: "END", 0x20: "␠", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
 _BAR = 40  # characters of the longest bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _SHOWN = 10  # occurrences of --find that are printed
 _ESCAPES = {"\\n": b"\n", "\\r": b"\r", "\\t": b"\t", "\\\\": b"\\"}
-
-
-def symbol_name(symbol: int) -> str:
-    """A symbol to read: `a`, `␠`, `\\n`, `c3`, `END`."""
-    if symbol in _NAMES:
-        return _NAMES[symbol]
-    return chr(symbol) if 0x20 < symbol < 0x7F else f"{symbol:02x}"
 
 
 def wanted_bytes(text: str) -> bytes:
@@ -56,7 +47,6 @@ def show(
     as_json: bool = False,
     worst: int | None = None,
     find: str | None = None,
-    html: Path | None = None,
     nth: int = 1,
 ) -> None:
     """Print a dump's summary, or with `doc_id` that document's positions with their `top` symbols.
@@ -64,15 +54,10 @@ def show(
     Args:
         worst: print that many documents and positions of most surprise instead.
         find: print where this text stands, with the distributions of its bytes, instead.
-        html: draw the document (the first, where `doc_id` is None) into this file instead.
         nth: which of several documents of that name.
     """
     console = Console(highlight=False, soft_wrap=True)
-    if html is not None:
-        from pipeline.reports.document_page import write_page
-
-        print(write_page(dump, _chosen(dump, doc_id, nth), html))
-    elif worst is not None:
+    if worst is not None:
         _show_worst(dump, worst, top, as_json, console)
     elif find is not None:
         _show_found(dump, wanted_bytes(find), top, as_json, console)
@@ -80,7 +65,7 @@ def show(
         summary = dump_summary.summarise(dump)
         print(json_text(summary, indent=1)) if as_json else _print_summary(summary, console)
     else:
-        document = _chosen(dump, doc_id, nth)
+        document = chosen_document(dump, doc_id, nth)
         if as_json:
             values = {"doc_id": doc_id, "positions": [as_values(position) for position in document.positions()]}
             chat = [{"role": m.role, "start": m.start, "content": m.content.decode()} for m in document.messages]
@@ -94,7 +79,8 @@ def show(
             console.print(line)
 
 
-def _chosen(dump: Location, doc_id: str | None, nth: int) -> DumpDocument:
+def chosen_document(dump: Location, doc_id: str | None, nth: int) -> DumpDocument:
+    """The document of that name, or the first; a warning where several have the name."""
     document = dump_view.find_document(dump, doc_id, nth)
     number = 1 if doc_id is None else dump_view.number_named(dump, doc_id)
     if number > 1:

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.text import Text
 
+from pipeline.dumps.glyphs import readable
 from pipeline.dumps.view import DumpDocument
-from pipeline.reports.html import readable
 from pipeline.tokenization.conversation import Conversation, Message
 
 

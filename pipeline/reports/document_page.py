@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.dumps.glyphs import readable
 from pipeline.dumps.positions import Position
 from pipeline.dumps.view import DumpDocument, Said
 from pipeline.reports.document_look import SCRIPT, STYLE
-from pipeline.reports.html import content_policy, readable, script_data, shown
+from pipeline.reports.html import content_policy, script_data, shown
 from schemas import END
 from schemas.manifest import Manifest, flatten
 from schemas.storage.atomic import committed

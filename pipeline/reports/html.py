@@ -4,24 +4,13 @@ import base64
 import hashlib
 import html
 
+from pipeline.dumps.glyphs import printable
 from schemas.json_text import json_text
-
-
-def printable(text: str) -> str:
-    """The text on one line; what prints nothing, or turns the direction of a line, as its code: it may come from a dump of another."""
-    return "".join(char if char.isprintable() else f"<{ord(char):x}>" for char in text)
 
 
 def shown(text: str) -> str:
     """`printable`, as text of a page."""
     return html.escape(printable(text))
-
-
-def readable(text: bytes) -> str:
-    """Bytes on one line, for the eye: characters as they are, spaces and breaks and what prints nothing as marks."""
-    shown = text.decode("utf-8", errors="replace")
-    marks = {" ": "␠", "\n": "⏎", "\r": "␍", "\t": "⇥"}
-    return "".join(marks.get(char) or (char if char.isprintable() else f"<{ord(char):x}>") for char in shown)
 
 
 def content_policy(script: str) -> str:

@@ -27,7 +27,7 @@ from schemas.storage.locations import Location, open_parquet
 from stage1_teacher.coordination.concurrency import in_threads
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.encoded_windows import Piece
-from stage1_teacher.reduction.reducer import Rows
+from stage1_teacher.reduction.types import Rows
 from stage1_teacher.targets import own_logprobs as own_tokens
 from stage1_teacher.targets.branch_expansion import Place, expand
 from stage1_teacher.targets.distances import distances, realised_bits, stored_sums

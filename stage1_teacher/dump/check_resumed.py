@@ -6,8 +6,8 @@ from schemas.shard import read_shard
 from schemas.storage.locations import Location
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.targets import own_logprobs as own_tokens
+from stage1_teacher.targets.own_logprobs import piece_of
 from stage1_teacher.targets.teacher import Teacher
-from stage1_teacher.verification.verify_teacher import piece_of
 
 
 def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:

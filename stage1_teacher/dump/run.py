@@ -2,15 +2,14 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 from pipeline.config import Recipe
 from pipeline.config.loading import save_recipe
-from pipeline.corpus.documents import Corpus, Document
+from pipeline.corpus.documents import Corpus
 from pipeline.dumps.card import write_card
 from pipeline.dumps.licence import describe, with_licence
 from pipeline.runtime import metrics
@@ -28,13 +27,11 @@ from stage1_teacher.dump.check_resumed import check_resumed
 from stage1_teacher.dump.extend import extend_dump
 from stage1_teacher.dump.identity import engine_name, teacher_identity
 from stage1_teacher.dump.input_files import are_as_noted, inputs_sha256, is_done, is_summed_up, note_inputs
+from stage1_teacher.dump.job import Connect, Engines, Filled, Job, Maker
 from stage1_teacher.dump.shard_writer import Made, make_shards
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
 from stage1_teacher.targets.teacher import Named, load_tokenizer, open_teacher
-
-Filled = tuple[ShardPlan, list[Document]]  # a planned shard with its documents
-Maker = Callable[[Iterator[Filled]], Iterator[Made]]
 
 
 class Prepared(NamedTuple):
@@ -69,29 +66,20 @@ def enter(recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, ac
 
 def run_teacher(
     recipe: Recipe,
-    dry_run: bool = False,
     worker: tuple[int, int] = (0, 1),
     accept_engine: str | None = None,
-    ray: bool = False,
-    address: str | None = None,
+    connect: Connect | None = None,
 ) -> None:
     """Dump, or resume a dump: every planned shard whose file is missing, and which no other process is making, is made.
 
     Args:
         worker: (i, n): make only each n-th shard, from the i-th on.
         accept_engine: see `plan.hold_to_identity`.
-        ray: the shards are made by engines of a Ray cluster; `address`: see `ray_workers.ray_cluster`.
+        connect: the engines that make the shards, as of `stage1_teacher.ray.pool.cluster_engines`; None: one of this process.
     Raises:
-        ValueError: the folder holds another dump, the corpus has changed since it was planned, or Ray or its cluster is not there.
+        ValueError: the folder holds another dump, the corpus has changed since it was planned, or what `connect` asks for is not there.
         OSError: the folder cannot be written, or the engine failed too often.
     """
-    if dry_run:
-        from pipeline.planning.dry_run import print_plan
-
-        print_plan(recipe)
-        return
-    if address is not None and not ray:
-        raise ValueError(f"--address {address} is that of a Ray cluster; give --ray too")
     require_place(location(recipe.dump.path))
     recipe = as_begun(recipe)
     if accept_engine is None and is_done(recipe):
@@ -101,16 +89,12 @@ def run_teacher(
         say_next(location(recipe.dump.path))
         return
     with terminable(), ExitStack() as connected:
-        engines: Engines = this_process
-        if ray:
-            from stage1_teacher.ray.pool import ray_cluster, ray_engines
-
-            # First: a cluster that is not there is found before the corpus is read.
-            engines = partial(ray_engines, ray=connected.enter_context(ray_cluster(address)))
+        # First: a cluster that is not there is found before the corpus is read.
+        engines = connected.enter_context(connect()) if connect else this_process
         _run(recipe, worker, accept_engine, engines)
 
 
-def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: "Engines") -> None:
+def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: Engines) -> None:
     dump = location(recipe.dump.path)
     at_start = inputs_sha256(recipe)
     named = recipe
@@ -139,41 +123,15 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
                 note_inputs(dump, named, at_start)
 
 
-class Job(NamedTuple):
-    """A dump to be made, and this process's part in it."""
-
-    recipe: Recipe
-    dump: Location
-    manifest: Manifest
-    audited: Set[str]
-    claims: Claims
-    worker: tuple[int, int]
-
-    def missing(self) -> list[ShardPlan]:
-        """This worker's shards that are not there; who makes them may be another process."""
-        index, count = self.worker
-        return [shard for shard in self.manifest.missing(self.dump) if shard.index % count == index]
-
-    def claim(self, todo: Sequence[ShardPlan]) -> Iterator[ShardPlan]:
-        """Those that nobody else is making, each claimed as it is handed out."""
-        for shard in todo:
-            if self.claims.take(shard.index):
-                if not shard.path(self.dump).exists():  # it may have been made since
-                    yield shard
-                else:
-                    self.claims.give_back(shard.index)
-
-
-Engines = Callable[[Job, Named], AbstractContextManager[Maker]]
-
-
 @contextmanager
 def this_process(job: Job, teacher: Named) -> Iterator[Maker]:
     """Shards made by an engine of this process."""
     opened = open_teacher(job.recipe, *teacher, branches=bool(job.audited))
-    check_resumed(job.dump, job.manifest, opened)
-    yield lambda shards: make_shards(shards, opened, job.recipe, job.manifest.identity, job.dump, job.audited)
-    opened.engine.close()
+    try:
+        check_resumed(job.dump, job.manifest, opened)
+        yield lambda shards: make_shards(shards, opened, job.recipe, job.manifest.identity, job.dump, job.audited)
+    finally:
+        opened.engine.close()
 
 
 def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContextManager[Maker]]) -> None:

@@ -11,10 +11,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.covering.truncated_rows import ListedRows
 from pipeline.runtime.log import warn
 from stage1_teacher.reduction.logit_rule import LogitRule
+
+# Of its first GPU, what an engine over several machines takes for the process that drives it, so that both are given the same one.
+HEAD_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -75,29 +77,6 @@ class ListingEngine(Protocol):
 
     def close(self) -> None:
         """Give connections back."""
-
-
-def open_engine(
-    model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False, over_machines: bool = False
-) -> Engine:
-    """The engine that the recipe names, with `model` (a local folder or hub id) loaded.
-
-    Args:
-        branches: it will be asked for some.
-        over_machines: this process is a Ray actor in the first bundle of a placement group that has a GPU for each of the engine's
-            workers (vLLM).
-
-    Raises ValueError for a served teacher, which gives no hidden states.
-    """
-    if teacher.engine == "openai":
-        raise ValueError("a served teacher gives no hidden states; for this, use teacher.engine: vllm or transformers")
-    if teacher.engine == "vllm":
-        from stage1_teacher.engines.vllm import VllmEngine
-
-        return VllmEngine(model, teacher, placement, branches, over_machines)
-    from stage1_teacher.engines.huggingface import TransformersEngine
-
-    return TransformersEngine(model, teacher, placement, branches)
 
 
 def close_failed(engine: Engine | ListingEngine) -> None:

@@ -16,7 +16,8 @@ from pipeline.config import TeacherConfig
 from pipeline.covering.covering import Covering
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
 from stage1_teacher.engines.base import Engine
-from stage1_teacher.reduction.reducer import Reducer, Rows
+from stage1_teacher.reduction.reducer import Reducer
+from stage1_teacher.reduction.types import Rows
 
 PROBE = "In 1687, the Principia was published; its 3 laws are taught to this day. def main():\n    return {'a': 1}\nÜber uns: こんにちは"
 MOST_ROWS = 48

@@ -17,8 +17,7 @@ from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.runtime.dtypes import installed
 from pipeline.runtime.huggingface import load_config, max_positions
-from stage1_teacher.engines.base import BranchToken
-from stage1_teacher.ray.resources import HEAD_SHARE
+from stage1_teacher.engines.base import HEAD_SHARE, BranchToken
 from stage1_teacher.reduction.logit_rule import LogitRule
 
 OWN_LOGPROBS = (

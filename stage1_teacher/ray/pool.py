@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.runtime.log import say, warn
 from pipeline.runtime.termination import terminable
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.dump.run import Filled, Job, Maker
+from stage1_teacher.dump.job import Engines, Filled, Job, Maker
 from stage1_teacher.dump.shard_writer import Made
+from stage1_teacher.engines.base import HEAD_SHARE
 from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
-from stage1_teacher.ray.resources import HEAD_SHARE, engine_room, remark
+from stage1_teacher.ray.resources import engine_room, remark
 from stage1_teacher.ray.shard_queue import HandOut, Run
 from stage1_teacher.targets.teacher import Named
 
@@ -76,9 +78,16 @@ def _not_connected(address: str | None, error: Exception) -> str:
 
 
 @contextmanager
+def cluster_engines(address: str | None) -> Iterator[Engines]:
+    """Engines of a Ray cluster, which is connected while the context lasts; see `ray_cluster`."""
+    with ray_cluster(address) as ray:
+        yield partial(ray_engines, ray=ray)
+
+
+@contextmanager
 def ray_engines(job: Job, _: Named, ray: Any) -> Iterator[Maker]:
     """Shards made by engines of a Ray cluster, while it is connected. Raises ValueError where it has no room for an engine."""
-    yield Engines(ray, job).make
+    yield ClusterEngines(ray, job).make
 
 
 def import_ray() -> Any:
@@ -94,7 +103,7 @@ def import_ray() -> Any:
     return ray
 
 
-class Engines:
+class ClusterEngines:
     """The cluster's engines: those that are starting, idle, or at work. Each is one actor; where one machine has too few GPUs for it,
     the actor stands in a placement group in which vLLM starts an actor for each of them."""
 

@@ -11,9 +11,6 @@ from pipeline.config import Recipe
 
 Machine = Mapping[str, float]  # what it has, in Ray's units
 
-# Of its first GPU, what an engine over several machines takes for the process that drives it, so that both are given the same one.
-HEAD_SHARE = 0.1
-
 
 class Room(NamedTuple):
     """What one engine reserves.

@@ -12,44 +12,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.covering.covering import ReducedRow
 from pipeline.covering.intervals import Intervals
 from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduction.head import Head
-
-
-class Rows(NamedTuple):
-    """Rows of one document: where each one's path ends, and the hidden state that the head is applied to."""
-
-    covering: Covering
-    offsets: Sequence[int] | np.ndarray
-    hidden_RD: Tensor
-
-
-class Masses(NamedTuple):
-    """What reduced rows hold, flat; probabilities, float64."""
-
-    masses_I: np.ndarray
-    end_R: np.ndarray
-    token_R: np.ndarray  # of the token in columns_R; nan where that is -1
-
-    @staticmethod
-    def empty(intervals: Intervals) -> "Masses":
-        num_intervals = int(intervals.row_intervals[-1])
-        return Masses(np.empty(num_intervals), np.empty(intervals.num_rows), np.empty(intervals.num_rows))
-
-
-class Kernel(Protocol):
-    """Sums the softmax of some consecutive rows over their column ranges."""
-
-    def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
-        """Fill in the rows `first_row ..`, one for each row of `logits_RC`. Raises ValueError for a logit that is not finite."""
+from stage1_teacher.reduction.types import NOT_FINITE, Kernel, Masses, Rows
 
 
 class CpuKernel:
@@ -87,12 +59,6 @@ class CpuKernel:
         is_finite = [share.result() for share in shares]
         if not all(is_finite):
             raise ValueError(NOT_FINITE)
-
-
-NOT_FINITE = (
-    "the teacher's logits are not finite: its weights are damaged, or its activations overflow teacher.dtype "
-    "(a model made for bfloat16 may not run in float16)"
-)
 
 
 class Reducer:

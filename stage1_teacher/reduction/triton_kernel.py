@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.covering.covering import MIN_LOGIT
 from pipeline.covering.intervals import Intervals
 from pipeline.covering.vocabulary import Vocabulary
-from stage1_teacher.reduction.reducer import NOT_FINITE, Masses
+from stage1_teacher.reduction.types import NOT_FINITE, Masses
 
 BLOCK = 32  # columns: 128 bytes of float32, a cache line
 TILE = 4096  # columns in flight for one row
@@ -169,7 +169,7 @@ def range_probs(logits_RC: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tenso
 
 
 class TritonKernel:
-    """The kernel that a head on a GPU is used with; see `stage1_teacher.reduction.reducer.Kernel`."""
+    """The kernel that a head on a GPU is used with; see `stage1_teacher.reduction.types.Kernel`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._ends = (vocabulary.num_spelling, vocabulary.num_spelling + vocabulary.num_end)

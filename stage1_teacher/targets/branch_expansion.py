@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from pipeline.covering.branches import Branch, Branching, Path
 from stage1_teacher.engines.base import Branches, BranchToken
-from stage1_teacher.reduction.reducer import Reducer, Rows
+from stage1_teacher.reduction.reducer import Reducer
+from stage1_teacher.reduction.types import Rows
 
 
 class Place(NamedTuple):

@@ -3,14 +3,18 @@
 Shape legend: N tokens compared.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.tokenization.chat_records import encode_whole
 from schemas.record import Record
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.engines.self_check import TIMES_CONTROL
-from stage1_teacher.inputs.encoded_windows import Piece
+from stage1_teacher.inputs.chat_windows import chat_piece
+from stage1_teacher.inputs.encoded_windows import Piece, plain_piece
+from stage1_teacher.inputs.windows import Window
 from stage1_teacher.targets.teacher import Teacher
 
 MOST_TOKENS = 64  # of a record: each takes a row of the whole vocabulary
@@ -85,3 +89,21 @@ def compare(record: Record, piece: Piece, teacher: Teacher) -> Compared:
 
 def _half_square(one_N: np.ndarray, other_N: np.ndarray) -> np.ndarray:
     return (np.maximum(one_N, LEAST_NATS) - np.maximum(other_N, LEAST_NATS)) ** 2 / 2
+
+
+def piece_of(record: Record, teacher: Teacher) -> Piece:
+    """What a record was made of. Raises ValueError for a chat that this teacher's template does not render."""
+    if record.message_roles:
+        assert teacher.chat is not None  # the recipe says that the corpus holds chats
+        conversation = record.conversation
+        [encoded] = encode_whole(teacher.chat, [record])
+        if isinstance(encoded, ValueError):
+            raise encoded
+        piece = chat_piece(record.doc_id, record.message_roles, encoded, teacher.ends, conversation=conversation)
+        # A window does not supervise its first turns.
+        return replace(piece, stretches=tuple(s for s in piece.stretches if s.segment in record.segments))
+    [segment] = record.segments
+    end = record.window_start + len(record.document)
+    window = Window(record.window_start, end, record.window_start + segment.start, segment.has_end)
+    tokens = teacher.tokenizer.encode(record.document)
+    return plain_piece(record.doc_id, window, record.document, tokens, teacher.tokenizer.prefix)

@@ -19,11 +19,13 @@ from pipeline.runtime.log import say, warn
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
-from stage1_teacher.engines.base import Branches, Engine, ListingEngine, close_failed, free_memory, open_engine
+from stage1_teacher.engines.base import Branches, Engine, ListingEngine, close_failed, free_memory
 from stage1_teacher.engines.branch_check import branching_fault, with_branches
+from stage1_teacher.engines.registry import open_engine
 from stage1_teacher.engines.self_check import check_engine
 from stage1_teacher.inputs.encoded_windows import Piece
-from stage1_teacher.reduction.reducer import Reducer, Rows
+from stage1_teacher.reduction.reducer import Reducer
+from stage1_teacher.reduction.types import Rows
 from stage1_teacher.targets.branch_expansion import Place, expand
 
 

@@ -2,25 +2,22 @@
 
 import hashlib
 import heapq
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.config import Recipe
 from pipeline.config.loading import parse_recipe
-from pipeline.tokenization.chat_records import encode_whole
 from schemas.manifest import Manifest, identity_differences
 from schemas.record import Record
 from schemas.shard import read_shard
 from schemas.storage.locations import Location, open_parquet
 from stage1_teacher.dump.begun import as_dumped
 from stage1_teacher.dump.identity import engine_name, teacher_identity
-from stage1_teacher.inputs.chat_windows import chat_piece
-from stage1_teacher.inputs.encoded_windows import Piece, batches, plain_piece
-from stage1_teacher.inputs.windows import Window
+from stage1_teacher.inputs.encoded_windows import Piece, batches
 from stage1_teacher.targets import own_logprobs as own_tokens
 from stage1_teacher.targets.distances import distances
+from stage1_teacher.targets.own_logprobs import piece_of
 from stage1_teacher.targets.teacher import Named, Teacher, load_tokenizer, open_teacher
 
 # Rounding to levels (1e-4) and other batches: the same teacher run twice in bfloat16 differs by about 1.5e-3 nats per token.
@@ -151,21 +148,3 @@ def _targets(pieces: list[Piece], teacher: Teacher) -> list[np.ndarray]:
         np.concatenate([next(found).probs_PV[s.skipped : s.skipped + s.segment.num_positions] for s in piece.stretches])
         for piece in pieces
     ]
-
-
-def piece_of(record: Record, teacher: Teacher) -> Piece:
-    """What a record was made of. Raises ValueError for a chat that this teacher's template does not render."""
-    if record.message_roles:
-        assert teacher.chat is not None  # the recipe says that the corpus holds chats
-        conversation = record.conversation
-        [encoded] = encode_whole(teacher.chat, [record])
-        if isinstance(encoded, ValueError):
-            raise encoded
-        piece = chat_piece(record.doc_id, record.message_roles, encoded, teacher.ends, conversation=conversation)
-        # A window does not supervise its first turns.
-        return replace(piece, stretches=tuple(s for s in piece.stretches if s.segment in record.segments))
-    [segment] = record.segments
-    end = record.window_start + len(record.document)
-    window = Window(record.window_start, end, record.window_start + segment.start, segment.has_end)
-    tokens = teacher.tokenizer.encode(record.document)
-    return plain_piece(record.doc_id, window, record.document, tokens, teacher.tokenizer.prefix)

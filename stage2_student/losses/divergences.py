@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-NO_SYMBOL = -1  # pads a position's entries
+from stage2_student.data.examples import NO_SYMBOL
+
 # Entries may sum to 1, with float32's rounding even to a little more: a smaller tail cannot be told from 0, and 0 would make
 # the reverse KL infinite.
 MIN_TAIL = 1e-6

@@ -19,7 +19,8 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
     from pipeline.covering.intervals import Intervals
     from schemas.shard import commit_shard, to_table
     from stage1_teacher.inputs.encoded_windows import cut_pieces
-    from stage1_teacher.reduction.reducer import Masses, as_rows, even_bounds
+    from stage1_teacher.reduction.reducer import as_rows, even_bounds
+    from stage1_teacher.reduction.types import Masses
     from stage1_teacher.targets.records import make_record
 
     spent: dict[str, float] = {}
@@ -98,7 +99,7 @@ def dense_targets(task: Task, teacher: Any, prompts: list[list[int]] | None) -> 
     import numpy as np
 
     from pipeline.covering.covering import Covering
-    from stage1_teacher.reduction.reducer import Rows
+    from stage1_teacher.reduction.types import Rows
 
     if prompts is not None:
         hidden = teacher.engine.hidden_states(prompts)

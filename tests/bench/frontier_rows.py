@@ -17,7 +17,8 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engines.base import Branches, BranchToken
 from stage1_teacher.engines.huggingface import TransformersEngine
 from stage1_teacher.reduction.head_weights import load_head
-from stage1_teacher.reduction.reducer import Reducer, Rows
+from stage1_teacher.reduction.reducer import Reducer
+from stage1_teacher.reduction.types import Rows
 from stage1_teacher.targets.teacher import resolve_ids
 
 ROWS_AT_ONCE = 512

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.data.examples import Masks, MicroBatch, collate, make_example
 from stage2_student.interfaces.token_marginal import cells as marginal_cells
-from stage2_student.interfaces.token_marginal.cells import Cells, Columns, Sums
+from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
 from stage2_student.model.initial_student import Ends
 from stage2_student.model.student import Student
 from stage2_student.training.train import build_student

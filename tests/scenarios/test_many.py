@@ -18,7 +18,7 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
 from stage1_teacher.dump.run import run_teacher
-from stage1_teacher.engines.base import open_engine
+from stage1_teacher.engines.registry import open_engine
 from stage2_student.data.mix import Mix
 from stage2_student.data.reader import DumpReader
 from tests.support import families

@@ -19,7 +19,7 @@ class StandInEngine:
 
     def open(self, task: Any) -> str:
         """The GPUs of this process and of each worker, as Python's repr of a list of `Gpu`."""
-        from stage1_teacher.ray.resources import HEAD_SHARE
+        from stage1_teacher.engines.base import HEAD_SHARE
 
         group = get_current_placement_group()
         assert group is not None

@@ -7,39 +7,13 @@ Shape legend: R rows of a chunk, V columns of the head by token id, C the same i
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.covering.covering import MIN_LOGIT
-
-
-class Columns(NamedTuple):
-    """A head's columns in the order of their bytes: those that spell, those that mean END, all others."""
-
-    token_C: Tensor  # int32
-    column_V: Tensor  # int32, the inverse
-    num_spelling: int
-    num_end: int
-
-
-class Cells(NamedTuple):
-    """The cells of consecutive rows, and two tokens of each row whose log-probability is wanted."""
-
-    num_cells_R: Tensor
-    first_I: Tensor
-    last_I: Tensor
-    tokens_R2: Tensor  # int64; negative for none
-
-
-class Sums(NamedTuple):
-    """What the softmax of some rows holds. float64."""
-
-    mass_I: Tensor
-    end_R: Tensor
-    logprob_R2: Tensor  # 0 for no token
-
+from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
 
 # Of a chunk, once it is known: its sums, and each row's log of the sum of exponentials.
 Kept = list[tuple[Sums, Tensor]]

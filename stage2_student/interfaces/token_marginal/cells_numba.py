@@ -20,7 +20,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from pipeline.covering.softmax_numba import bits_of_float, exp32, float_of_bits, largest32, sum32
-from stage2_student.interfaces.token_marginal.cells import Cells, Columns, Sums
+from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
 
 
 def _to_float(value: Any) -> Any:

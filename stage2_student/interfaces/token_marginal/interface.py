@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.covering.vocabulary import Vocabulary
 from stage2_student.data.examples import NO_LABEL, Encoded, Example, MicroBatch
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
-from stage2_student.interfaces.token_marginal.cells import Cells, Columns, Kept, Sums, cell_sums
+from stage2_student.interfaces.token_marginal.cells import Kept, cell_sums
 from stage2_student.interfaces.token_marginal.plan import Plan, make_plan
 from stage2_student.interfaces.token_marginal.positions import Distributions, distributions
 from stage2_student.interfaces.token_marginal.trie import Trie
+from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
 
 CHUNK_ROWS = 256
 

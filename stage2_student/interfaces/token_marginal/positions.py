@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from schemas import END, NUM_SYMBOLS
-from stage2_student.interfaces.token_marginal.cells import Sums
 from stage2_student.interfaces.token_marginal.plan import NO_TOKEN, Plan
+from stage2_student.interfaces.token_marginal.types import Sums
 
 NEVER = math.log(1e-10)  # the log-probability of a symbol that no token goes on with: a constant, without gradient
 

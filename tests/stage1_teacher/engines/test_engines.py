@@ -14,12 +14,13 @@ from pipeline.corpus.documents import Document
 from pipeline.covering.covering import Covering
 from pipeline.covering.vocabulary import Vocabulary
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.engines.base import open_engine
+from stage1_teacher.engines.registry import open_engine
 from stage1_teacher.inputs.encoded_windows import cut_pieces
 from stage1_teacher.reduction.head import NEVER, Head
 from stage1_teacher.reduction.head_weights import load_head
 from stage1_teacher.reduction.logit_rule import LogitRule
-from stage1_teacher.reduction.reducer import Reducer, Rows
+from stage1_teacher.reduction.reducer import Reducer
+from stage1_teacher.reduction.types import Rows
 from stage1_teacher.targets.teacher import open_teacher
 from tests.support import brute_force
 from tests.support.tiny import tiny_tokenizer

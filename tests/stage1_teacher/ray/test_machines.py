@@ -46,7 +46,7 @@ def test_an_engine_over_two_machines_has_a_gpu_for_each_worker_and_frees_them_wh
     manifest = SimpleNamespace(identity={}, accepted_engines=())
     shards = [ShardPlan(index=i, first_document=i, num_documents=1, num_bytes=1, sha256="") for i in range(2)]
     job: Any = SimpleNamespace(recipe=recipe, manifest=manifest, audited=set(), dump="d", missing=lambda: shards)
-    made = ray_workers.Engines(ray, job).make(iter([(shard, []) for shard in shards]))
+    made = ray_workers.ClusterEngines(ray, job).make(iter([(shard, []) for shard in shards]))
     assert sorted(one.committed for one in made if one.committed is not None) == [0, 1]
     said = capsys.readouterr().err
     assert "is lost (RuntimeError: a worker is gone); shard 0 is handed out again" in said

@@ -15,7 +15,7 @@ from schemas.manifest import Manifest
 from schemas.storage.locations import location, names
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.dump.shard_writer import Made
-from stage1_teacher.ray.pool import Engines
+from stage1_teacher.ray.pool import ClusterEngines, cluster_engines
 from stage1_teacher.ray.shard_queue import HandOut
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_store_dump import stored
@@ -70,7 +70,7 @@ class Trouble:
         self.stage = self.committed = 0
         self.killed = self.hanging = 0
 
-    def strike(self, engines: Engines) -> None:
+    def strike(self, engines: ClusterEngines) -> None:
         pids = [int(place.split()[1]) for place in engines._places.values()]
         if self.stage == 0 and len(pids) == 2:
             self._signal(pids, signal.SIGCONT)
@@ -94,18 +94,18 @@ def test_a_dump_on_two_engines_survives_that_one_is_killed_and_the_other_hangs(
     model = tiny_model(tmp_path / "model")
     one = dump(write_recipe(tmp_path / "one", model, TEXTS[:24]))
     recipe = load_recipe(write_recipe(tmp_path / "ray", model, TEXTS[:24], path="s3://bucket/ray"))
-    trouble, take_in = Trouble(), Engines._take_in
+    trouble, take_in = Trouble(), ClusterEngines._take_in
 
-    def troubled(engines: Engines, hand_out: HandOut) -> Iterator[Made]:
+    def troubled(engines: ClusterEngines, hand_out: HandOut) -> Iterator[Made]:
         trouble.strike(engines)
         for made in take_in(engines, hand_out):
             trouble.committed += made.committed is not None
             yield made
 
-    monkeypatch.setattr(Engines, "_take_in", troubled)
+    monkeypatch.setattr(ClusterEngines, "_take_in", troubled)
     placement = recipe.placement.model_copy(update={"engine_cpus": 1})
     try:
-        run_teacher(recipe.with_values(placement=placement), ray=True, address=cluster)
+        run_teacher(recipe.with_values(placement=placement), connect=lambda: cluster_engines(cluster))
     finally:
         if psutil.pid_exists(trouble.hanging):
             os.kill(trouble.hanging, signal.SIGKILL)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pipeline.covering.covering import Covering, ReducedRow, unnormalised
 from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduction.head import Head
-from stage1_teacher.reduction.reducer import Reducer, Rows, even_bounds
+from stage1_teacher.reduction.reducer import Reducer, even_bounds
+from stage1_teacher.reduction.types import Rows
 
 WIDTH = 5000
 

@@ -7,8 +7,9 @@ import torch
 from pipeline.covering.covering import Covering, ReducedRow, unnormalised
 from pipeline.covering.intervals import Intervals
 from pipeline.covering.vocabulary import Vocabulary
-from stage1_teacher.reduction.reducer import Masses, as_rows
+from stage1_teacher.reduction.reducer import as_rows
 from stage1_teacher.reduction.triton_kernel import TritonKernel, range_probs
+from stage1_teacher.reduction.types import Masses
 from tests.stage1_teacher.reduction.test_reducer import assert_close, covering_of, wide_vocabulary
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

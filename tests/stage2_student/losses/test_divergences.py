@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from stage1_teacher.targets.dense_float32 import exact_entries
 from stage1_teacher.targets.rounding import round_entries
 from stage1_teacher.targets.sparsify import sparsify
+from stage2_student.data.examples import NO_SYMBOL
 from stage2_student.losses.divergences import (
     MIN_TAIL,
-    NO_SYMBOL,
     Direction,
     class_divergence,
     symbol_cross_entropy,
