@@ -1,8 +1,8 @@
 """The tree is what the design says, and its parts know only whom they may."""
 
 import ast
+import re
 import subprocess
-from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,6 +14,40 @@ from pipeline.config import Recipe, Section
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
+# Lower lines import higher ones, never the reverse; rooms of one line do not know each other. The roof is what only the command line imports.
+SHARED = ("schemas.storage", "schemas")
+GROUND = (
+    "pipeline.runtime",
+    "pipeline.config",
+    "pipeline.tokenization",
+    "pipeline.sources",
+    "pipeline.covering",
+    "pipeline.dumps",
+    "pipeline.corpus",
+    "pipeline.planning",
+)
+ROOF = ("pipeline.evaluation", "pipeline.reports", "pipeline.setup", "pipeline.cli")
+CONTENT = (
+    "stage1_teacher.reduction",
+    "stage1_teacher.engines",
+    "stage1_teacher.inputs",
+    "stage1_teacher.targets",
+)
+TEACHER = (*CONTENT, "stage1_teacher.coordination", "stage1_teacher.dump", "stage1_teacher.ray")
+CHECKS = ("stage1_teacher.verification", "stage1_teacher.calibration")
+STUDENT = (
+    "stage2_student.data",
+    "stage2_student.interfaces",
+    "stage2_student.losses",
+    "stage2_student.model",
+    "stage2_student.evaluation",
+    "stage2_student.distributed",
+    "stage2_student.runs",
+    "stage2_student.training",
+    "stage2_student.launch",
+)
+ORDER = (*SHARED, *GROUND, *TEACHER, *CHECKS, *STUDENT, *ROOF)
+MOST_MODULES = 15
 TOP_LEVEL = {"pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md", *PACKAGES, "tests"}
 
 
@@ -38,6 +72,71 @@ def importers(name: str) -> list[str]:
     """Modules of the product that import `name` or what is under it."""
     found = [p for p in modules(*PACKAGES) if any(i == name or i.startswith(f"{name}.") for i in imports(p))]
     return [str(path.relative_to(ROOT)) for path in found]
+
+
+@cache
+def room_imports() -> dict[tuple[str, str], list[str]]:
+    """Which room imports which, wherever in a module the import stands, and the modules that do."""
+    names = {dotted(path) for path in modules(*PACKAGES)}
+    found: dict[tuple[str, str], list[str]] = {}
+    for path in modules(*PACKAGES):
+        for imported in imports(path) & names:
+            pair = room(dotted(path)), room(imported)
+            if pair[0] != pair[1]:
+                found.setdefault(pair, []).append(f"{dotted(path)} imports {imported}")
+    return found
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    """The longest room of `ORDER` that a module is in; else its package, which is in none."""
+    return max(
+        (name for name in ORDER if module == name or module.startswith(f"{name}.")),
+        key=len,
+        default=module.split(".")[0],
+    )
+
+
+def test_imports_go_down_the_order_of_rooms() -> None:
+    wrong = [
+        said
+        for (above, below), modules_that_do in room_imports().items()
+        if above in ORDER and below in ORDER and ORDER.index(above) < ORDER.index(below)
+        for said in modules_that_do
+    ]
+    assert not wrong
+
+
+def test_the_stages_and_the_ground_import_nothing_of_the_roof() -> None:
+    below = {*SHARED, *GROUND, *TEACHER, *CHECKS, *STUDENT, "stage1_teacher", "stage2_student"}
+    assert not [said for (above, under), said in room_imports().items() if above in below and under in ROOF]
+
+
+def test_what_decides_content_never_imports_what_decides_placement() -> None:
+    placement = ("stage1_teacher.coordination", "stage1_teacher.ray")
+    assert not [said for (above, below), said in room_imports().items() if above in CONTENT and below in placement]
+
+
+def folders() -> list[Path]:
+    return sorted({path.parent for path in modules(*PACKAGES)} - {ROOT / "pipeline/recipes"})
+
+
+@pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_a_room_is_small_and_says_what_belongs_there_and_what_it_may_import(folder: Path) -> None:
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_MODULES
+    said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert said, folder
+    if dotted(folder / "__init__.py") in ORDER:
+        assert re.search(r"import", said), f"{folder}/__init__.py does not say what the room may import"
+
+
+def test_the_tests_mirror_the_tree() -> None:
+    for package in PACKAGES:
+        for path in (ROOT / "tests" / package).rglob("test_*.py"):
+            assert (ROOT / path.parent.relative_to(ROOT / "tests")).is_dir(), path
 
 
 def test_the_stages_meet_only_in_schemas_and_pipeline() -> None:
@@ -77,28 +176,14 @@ def test_schemas_know_nothing_of_the_rest() -> None:
         assert not [name for name in importers(package) if name.startswith("schemas")]
 
 
-def imported_at_once(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The imports that run when a module is imported: those that do not stand in a function."""
-    for node in body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node
-        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
-            yield from imported_at_once([*node.body, *getattr(node, "orelse", [])])
-
-
 def test_no_module_imports_itself_through_others() -> None:
-    trees = {}
-    for path in modules(*PACKAGES):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
-    graph: dict[str, set[str]] = {name: set() for name in trees}
-    for name, tree in trees.items():
-        for node in imported_at_once(tree.body):
-            if isinstance(node, ast.ImportFrom):
-                found = [f"{node.module}.{alias.name}" for alias in node.names]
-                graph[name] |= {one if one in trees else str(node.module) for one in found}
+    """Imports in functions included."""
+    names = {dotted(path) for path in modules(*PACKAGES)}
+    graph = {dotted(path): (imports(path) & names) - {dotted(path)} for path in modules(*PACKAGES)}
+    for name, found in graph.items():  # `from a.b import c` is an import of a.b.c alone where that is a module
+        graph[name] = {one for one in found if not any(other.startswith(f"{one}.") for other in found)}
     try:
-        TopologicalSorter({name: found & trees.keys() - {name} for name, found in graph.items()}).prepare()
+        TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 

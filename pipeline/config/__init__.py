@@ -2,6 +2,8 @@
 
 What decides the content of a dump (its identity) lives in `corpus`, `teacher` and `dump`; where and how fast it runs lives in
 `placement`, which may change between a run and its resume.
+
+May import `pipeline.runtime` and `schemas`.
 """
 
 from pipeline.config.corpus import CorpusConfig, EvalConfig

@@ -3,15 +3,28 @@
 Only `student` and `train` take them. A dump's recipe travels with it, and opening a dump runs nothing.
 """
 
+import ast
 import difflib
 import hashlib
 import runpy
+import sys
 import traceback
 from collections.abc import Collection
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pipeline.runtime.log import warn
+
 SUFFIX = ".py"
+# What files of one's own import by the names of 0.1, which had no rooms. They go on under these for a release.
+_MOVED = {
+    "pipeline.source": "pipeline.sources.resolve",
+    "pipeline.tokenizer_bytes": "pipeline.tokenization.byte_tokenizer",
+    "pipeline.tokenizer_convert": "pipeline.tokenization.file_formats",
+    "stage2_student.batches": "stage2_student.data.examples",
+    "stage2_student.objectives": "stage2_student.losses.objectives",
+}
 
 
 def is_own(name: str) -> bool:
@@ -34,6 +47,7 @@ def run_file(file: str, wanted: str) -> Any:
     if not path.is_file():
         raise ValueError(f"{file} is not a file (from {Path.cwd()}); it should define `{wanted}`")
     try:
+        _provide_moved(path)
         found = runpy.run_path(str(path), run_name=path.stem)
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -42,6 +56,21 @@ def run_file(file: str, wanted: str) -> Any:
     if wanted not in found:
         raise ValueError(f"{file} defines no `{wanted}`; stage2_student/interfaces/README.md has an example")
     return found[wanted]
+
+
+def _provide_moved(path: Path) -> None:
+    """Let the file import modules by the names that they had before they moved, and warn of each."""
+    tree = ast.parse(path.read_bytes(), filename=str(path))
+    asked = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            asked |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    for old in sorted(asked & _MOVED.keys()):
+        package, name = old.rsplit(".", 1)
+        module = import_module(_MOVED[old])
+        sys.modules[old] = module
+        setattr(import_module(package), name, module)
+        warn(f"{path}: {old} has moved to {_MOVED[old]}; the next release knows the new name alone")
 
 
 def sha256(file: str) -> str:
