@@ -1,4 +1,7 @@
-"""The contract between the stages: shards and manifest, version 1. Nothing else knows these names."""
+"""The contract between the stages: shards and manifest, version 1. Nothing else knows these names.
+
+May import `schemas.storage`, and nothing else of the project.
+"""
 
 SCHEMA_VERSION = 1  # what is written
 # Every version ever released, and the releases that read it. A version leaves READS only with a release that says so here.

@@ -11,7 +11,8 @@ from pipeline.cli.common import Overrides, is_recipe, load
 
 if TYPE_CHECKING:
     from pipeline.config import CorpusConfig
-    from pipeline.evaluation.jobs import Job, Wanted
+    from pipeline.config.evaluated import EvaluatedModel
+    from pipeline.evaluation.jobs import Wanted
 
 
 def evaluate(
@@ -97,6 +98,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Bits per byte on held-out text, byte divergence to a dump, and tasks of lm-evaluation-harness."""
+    from pipeline.config.evaluated import EvaluatedModel
     from pipeline.evaluation import jobs as evaluation
 
     of_run = is_recipe(target)
@@ -120,7 +122,7 @@ def evaluate(
         jobs, run = evaluation.jobs_of_recipe(loaded), evaluation.result_path(loaded, custom)
         outs, folders = [run], {job.name: (out or run.parent / "tasks") / job.name for job in jobs}
     else:
-        jobs, outs = [evaluation.Job(target, target, start, end, revision, trust_remote_code)], []
+        jobs, outs = [EvaluatedModel(target, target, start, end, revision, trust_remote_code)], []
         folders = {} if out is None else {target: out}
     options = {
         "num_fewshot": num_fewshot,
@@ -144,7 +146,11 @@ def evaluate(
 
 
 def _run_text(
-    jobs: "list[Job]", corpora: "dict[str, CorpusConfig]", dump: str | None, outs: list[Path], max_tokens: int | None
+    jobs: "list[EvaluatedModel]",
+    corpora: "dict[str, CorpusConfig]",
+    dump: str | None,
+    outs: list[Path],
+    max_tokens: int | None,
 ) -> None:
     from pipeline.evaluation import jobs as evaluation
     from schemas.manifest import write_json
@@ -163,7 +169,7 @@ def _run_text(
         typer.echo(f"written: {out}")
 
 
-def _run_tasks(jobs: "list[Job]", wanted: "Wanted", folders: dict[str, Path], log_samples: bool) -> None:
+def _run_tasks(jobs: "list[EvaluatedModel]", wanted: "Wanted", folders: dict[str, Path], log_samples: bool) -> None:
     """Ask the tasks of each model; what one has answered is on disk before the next begins."""
     from pipeline.evaluation.task_table import print_tasks, save_tasks
 

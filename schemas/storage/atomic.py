@@ -5,6 +5,7 @@ scratch folder, and one PUT of the whole object commits it (`schemas.storage.obj
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ def committed(path: Location, first: bool = False) -> Iterator[Path]:
         partial = path.with_suffix(f".{writer_name()}.partial")
         try:
             yield partial
-            if not (first and path.exists()):
+            if first:
+                _sync_and_link(partial, path)
+            else:
                 sync_and_rename(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -86,6 +89,56 @@ def sync_and_rename(partial: Path, path: Path) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     sync_folder(path.parent)
+
+
+def _sync_and_link(partial: Path, path: Path) -> None:
+    """As `sync_and_rename`, unless there is a file of that name: to look and then to rename would leave time for another's."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            partial.replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def committed_folder(path: Path) -> Iterator[Path]:
+    """A name to make a folder at, which becomes `path`, in place of what was there; after an exception nothing is left.
+
+    What was there is gone only once the new folder, durable, has its name: killed in between, it lies under `PATH.replaced.partial`.
+    """
+    partial, replaced = (path.with_name(f"{path.name}{end}") for end in (".partial", ".replaced.partial"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    try:
+        yield partial
+        sync_tree(partial)
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        raise
+    sync_folder(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make all files of a folder, and their names, durable."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,6 +18,10 @@ from stage1_teacher.reduction.logit_rule import LogitRule
 # Of its first GPU, what an engine over several machines takes for the process that drives it, so that both are given the same one.
 HEAD_SHARE = 0.1
 
+OWN_LOGPROBS = (
+    "bld_own_logprobs"  # asks `stage1_teacher.engines.vllm_worker` for them, from this token of the prompt on
+)
+
 
 @dataclass(frozen=True)
 class BranchToken:

@@ -17,12 +17,8 @@ from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.runtime.dtypes import installed
 from pipeline.runtime.huggingface import load_config, max_positions
-from stage1_teacher.engines.base import HEAD_SHARE, BranchToken
+from stage1_teacher.engines.base import HEAD_SHARE, OWN_LOGPROBS, BranchToken
 from stage1_teacher.reduction.logit_rule import LogitRule
-
-OWN_LOGPROBS = (
-    "bld_own_logprobs"  # asks `stage1_teacher.engines.vllm_worker` for them, from this token of the prompt on
-)
 
 
 def engine_version() -> str:

@@ -19,7 +19,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.models.interfaces_base import VllmModelForPooling
 
-from stage1_teacher.engines.vllm import OWN_LOGPROBS
+from stage1_teacher.engines.base import OWN_LOGPROBS
 from stage1_teacher.reduction.logit_rule import PROBE_ROWS, LogitRule, fit_rule, probe_products
 
 

@@ -17,9 +17,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pipeline.config import CorpusConfig
+from pipeline.config.evaluated import EvaluatedModel
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.covering.vocabulary import check_head_rows
-from pipeline.evaluation.jobs import Job
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.huggingface import load_config, load_model
 from pipeline.runtime.log import say
@@ -157,7 +157,7 @@ def _batch_nats(model: Any, batch: Sequence[Scored], precision: Precision) -> fl
 
 
 def run_eval(
-    jobs: Sequence[Job],
+    jobs: Sequence[EvaluatedModel],
     corpora: Mapping[str, CorpusConfig],
     dump: Location | None = None,
     limit: int | None = None,

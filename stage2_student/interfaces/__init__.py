@@ -1,6 +1,7 @@
 """How a student yields byte distributions.
 
 A new interface is one Python file anywhere, named as `student.interface` in the recipe (README.md beside this file).
+May import `data`, `pipeline`'s ground and `schemas`.
 """
 
 from collections.abc import Callable

@@ -20,8 +20,8 @@ from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime import plugins as own_code
 from pipeline.runtime.child_processes import descendants, end_children_with_me
+from pipeline.runtime.devices import has_nvidia_gpu
 from pipeline.runtime.log import say
-from pipeline.setup.install import has_nvidia_gpu
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_environment import free_port, started_as_rank

@@ -16,7 +16,7 @@ from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from schemas.manifest import write_json
-from stage2_student.folders import committed_folder
+from schemas.storage.atomic import committed_folder
 from stage2_student.model.chat_template import with_template
 from stage2_student.model.drop_layers import drop_layers
 from stage2_student.model.tokenizer_folder import save_tokenizer

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.config import student_config
 from pipeline.config.loading import load_recipe
-from stage2_student.folders import committed_folder
+from schemas.storage.atomic import committed_folder
 from stage2_student.model.initial_student import load_start, tokenizer_moved
 from stage2_student.model.lora import add_adapters
 from stage2_student.model.tokenizer_folder import read_tokenizer, save_tokenizer

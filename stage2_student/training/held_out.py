@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, corpora_of
 from pipeline.corpus.documents import Corpus
-from pipeline.evaluation.jobs import corpora_of
 from pipeline.runtime.log import say
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer

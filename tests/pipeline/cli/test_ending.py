@@ -12,9 +12,8 @@ import pytest
 
 from pipeline.dumps.clean import dump_leftovers
 from pipeline.runtime.termination import Terminated, terminable
-from schemas.storage.atomic import committed
+from schemas.storage.atomic import committed, committed_folder
 from stage1_teacher.dump.merge import merge_dumps
-from stage2_student.folders import committed_folder
 from tests.pipeline.cli.test_app import ROOT, run_main
 from tests.support.readable_dumps import make_dump
 
@@ -73,7 +72,7 @@ def test_what_is_being_written_is_gone_and_what_was_there_stays(number: signal.S
     script = (
         "import os, signal, sys; from pathlib import Path; from pipeline.runtime.termination import *\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from schemas.storage.atomic import committed; from stage2_student.folders import committed_folder\n"
+        "from schemas.storage.atomic import committed; from schemas.storage.atomic import committed_folder\n"
         "with terminable(), committed(Path('page.html')) as page, committed_folder(Path('export')) as export:\n"
         "    page.write_text('half'); export.mkdir(); (export / 'model').write_text('half')\n"
         "    print('ready', flush=True); sys.stdin.read()\n"

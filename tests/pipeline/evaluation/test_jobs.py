@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.cli import evaluation as scoring
 from pipeline.config import CorpusConfig, EvalConfig, Recipe, TasksConfig
-from pipeline.evaluation.jobs import Job, Wanted, custom_corpus, custom_tasks, jobs_of_recipe, wanted
+from pipeline.config.evaluated import EvaluatedModel
+from pipeline.evaluation.jobs import Wanted, custom_corpus, custom_tasks, jobs_of_recipe, wanted
 
 PIQA = {"chat": {"names": ["piqa"], "apply_chat_template": True, "metrics": {"piqa": "acc"}}}
 PUBLISHED = {"BLD": {"piqa": 75.68}}
@@ -51,7 +52,7 @@ def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(scoring, "find_spec", lambda _: None)
     found = wanted(None, {}, custom_tasks("piqa", {}, None), None)
     with pytest.raises(ValueError, match=r"byte-level-distillation\[eval\]"):
-        scoring._run_tasks([Job("m", "some/model", None, None)], found, {"m": Path("out")}, False)
+        scoring._run_tasks([EvaluatedModel("m", "some/model", None, None)], found, {"m": Path("out")}, False)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config.evaluated import EvaluatedModel
 from pipeline.config.loading import load_recipe
-from pipeline.evaluation.jobs import Job
 from schemas.manifest import Manifest
 from schemas.record import Record, Segment
 from schemas.shard import read_shard
@@ -65,7 +65,11 @@ def test_a_teacher_with_several_ends_has_no_divergence_to_its_own_dump(tmp_path:
         f"dump: {{path: {tmp_path / 'dump'}, top_k: 256, min_prob: 0.0, audit_documents: 0}}\n"
     )
     run_teacher(load_recipe(tmp_path / "recipe.yaml"))
-    found = run_eval([Job("all", str(own), None, ends), Job("one", str(own), None, ends[0])], {}, tmp_path / "dump")
+    found = run_eval(
+        [EvaluatedModel("all", str(own), None, ends), EvaluatedModel("one", str(own), None, ends[0])],
+        {},
+        tmp_path / "dump",
+    )
     assert found["all"]["dump"]["jsd_nats"] < 1e-6 and found["one"]["dump"]["jsd_nats"] > 1e-5  # all symbols are stored
 
 
@@ -81,7 +85,7 @@ def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path
     )
     run_teacher(load_recipe(recipe))
     end = tiny_tokenizer().eos_token_id
-    jobs = [Job("own", str(own), None, None), Job("other", str(other), None, None)]
+    jobs = [EvaluatedModel("own", str(own), None, None), EvaluatedModel("other", str(other), None, None)]
     found = run_eval(jobs, {}, tmp_path / "dump")
     same = found["own"]["dump"]
     assert same["positions"] == len("the thing and é".encode()) + len("banding") + 2
