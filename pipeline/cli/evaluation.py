@@ -202,7 +202,7 @@ def report(
 
     Runs may be unfinished, or not evaluated yet; a dump that is not on this machine is left out.
     """
-    from pipeline.reports.report import write_report
+    from pipeline.reports.page import write_report
 
     folders = [run_folder(run, override) if is_recipe(run) else Path(run) for run in runs]
     typer.echo(write_report(folders, out or folders[0] / "report.html"))

@@ -14,8 +14,7 @@ from typing import NamedTuple
 from pipeline.dumps.glyphs import readable
 from pipeline.dumps.positions import Position
 from pipeline.dumps.view import DumpDocument, Said
-from pipeline.reports.document_look import SCRIPT, STYLE
-from pipeline.reports.html import content_policy, script_data, shown
+from pipeline.reports.html import asset, content_policy, script_data, shown
 from schemas import END
 from schemas.manifest import Manifest, flatten
 from schemas.storage.atomic import committed
@@ -204,14 +203,14 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
     )
     rows = "".join(f"<tr><th>{shown(k)}</th><td>{shown(str(v))}</td></tr>" for k, v in flatten(identity).items())
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{content_policy(SCRIPT)}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>{STYLE}</style></head>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{content_policy(asset("document.js"))}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>{asset("document.css")}</style></head>
 <body><header><p class="over">{shown(dump_name)}</p><h1>Document <code>{shown(document.doc_id)}</code></h1><dl>{facts}</dl>
 {draw_strip(positions)}{draw_legend()}</header>
 <main><div id="text" dir="auto">{drawn.text}</div>
 <aside id="panel" aria-live="polite"><p class="hint">Point at a character to see what the teacher expected there. Click to keep it, arrow keys to walk.</p></aside></main>
 <details><summary>Identity of the dump</summary><table>{rows}</table></details>
-<script type="application/json" id="data">{script_data(drawn.data)}</script><script>{SCRIPT}</script></body></html>
+<script type="application/json" id="data">{script_data(drawn.data)}</script><script>{asset("document.js")}</script></body></html>
 """
 
 

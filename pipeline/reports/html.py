@@ -1,11 +1,22 @@
-"""What our pages share: they are one file, and their content security policy lets a browser fetch nothing."""
+"""What our pages share: they are one file, and their content security policy lets a browser fetch nothing.
+
+Style sheets and scripts are in `assets/`, and go into each page whole.
+"""
 
 import base64
 import hashlib
 import html
+from functools import cache
+from pathlib import Path
 
 from pipeline.dumps.glyphs import printable
 from schemas.json_text import json_text
+
+
+@cache
+def asset(name: str) -> str:
+    """A style sheet or a script of `assets/`."""
+    return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
 
 
 def shown(text: str) -> str:

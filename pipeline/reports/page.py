@@ -1,20 +1,45 @@
-"""A report's page: everything in one file, nothing fetched, which its content security policy enforces.
+"""One self-contained page about one or more runs: what they are, their curves, how they end and differ, and their dumps.
+
+Nothing is fetched, which its content security policy enforces.
 
 The curves are drawn already (`pipeline.reports.curves`); the script only shows values under the pointer, hides runs and changes
 the axis. Without it the page is complete but for these.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.config import Objectives
 from pipeline.reports import tables
 from pipeline.reports.curves import AXES, PLOTS, Axis, Plot, Series, draw
 from pipeline.reports.dump_section import dump_section
-from pipeline.reports.html import content_policy, script_data, shown
-from pipeline.reports.report_look import SCRIPT, style
-from pipeline.reports.runs import Run, leaves, read_dumps
+from pipeline.reports.html import asset, content_policy, script_data, shown
+from pipeline.reports.runs import Run, leaves, read_dumps, read_run, short_names
+from schemas.storage.atomic import committed
 
+# Light and dark: apart in lightness as well as in hue, readable as a line on either ground.
+COLOURS = (
+    ("#0b6e99", "#56b4e9"),
+    ("#d95f02", "#ff9e4a"),
+    ("#1b8a5a", "#3ecf8e"),
+    ("#b0308f", "#e58ad0"),
+    ("#7a5c00", "#e3c341"),
+    ("#5b4fc4", "#a79cff"),
+    ("#c0272d", "#ff7b7b"),
+    ("#4d7c0f", "#a3d65c"),
+    ("#555b66", "#b8bec9"),
+    ("#0f766e", "#5eead4"),
+)
 _MOST_ROWS = 600  # of a run whose values can be pointed at; a longer one's are every second, third ... step
+
+
+def write_report(folders: Sequence[Path], out: Path) -> Path:
+    """Write the page about some runs; returns its path. Raises ValueError where a folder is not a run."""
+    text = page([read_run(folder) for folder in folders], short_names(folders))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with committed(out) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return out
 
 
 def page(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -32,12 +57,20 @@ def page(runs: Sequence[Run], names: Sequence[str]) -> str:
     ]
     body = "".join(f"<section><h2>{name}</h2>{text}</section>" for name, text in sections if text)
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{content_policy(SCRIPT)}">
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{content_policy(asset("report.js"))}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>{style()}</style></head>
 <body><header><p class="over">Report</p><h1>{heading}</h1></header>{body}
 <div id="tip" hidden></div>
-<script type="application/json" id="data">{script_data(_values(runs, names))}</script><script>{SCRIPT}</script></body></html>
+<script type="application/json" id="data">{script_data(_values(runs, names))}</script><script>{asset("report.js")}</script></body></html>
 """
+
+
+def style() -> str:
+    """The page's style sheet, with the runs' colours."""
+    light = " ".join(f"--c{i}: {pair[0]};" for i, pair in enumerate(COLOURS))
+    dark = " ".join(f"--c{i}: {pair[1]};" for i, pair in enumerate(COLOURS))
+    classes = " ".join(f".c{i} {{ --own: var(--c{i}); }}" for i in range(len(COLOURS)))
+    return asset("report.css").replace("/*light*/", light).replace("/*dark*/", dark) + classes
 
 
 def series(runs: Sequence[Run], plot: Plot, axis: Axis) -> list[Series]:

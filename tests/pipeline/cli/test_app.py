@@ -79,7 +79,7 @@ def test_help_imports_no_stage_and_nothing_heavy() -> None:
         "stage1_teacher.verification.verify",
         "pipeline.dumps.terminal",
         "pipeline.reports.document_page",
-        "pipeline.reports.report",
+        "pipeline.reports.page",
         "stage2_student.launch.launch",
     ],
 )

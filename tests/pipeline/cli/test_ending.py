@@ -26,7 +26,7 @@ LONG = {
     ("merge", "a", "b", "c"): "stage1_teacher.dump.merge.merge_dumps",
     ("verify", "a"): "stage1_teacher.verification.verify.verify_dump",
     ("inspect", "a", "--html", "b"): "pipeline.dumps.terminal.show",
-    ("report", "a"): "pipeline.reports.report.write_report",
+    ("report", "a"): "pipeline.reports.page.write_report",
     ("export", "a"): "stage2_student.runs.export.export",
     ("plan", "demo", "--calibrate"): "stage1_teacher.calibration.calibrate.calibrate",
     ("teacher", "demo"): "stage1_teacher.dump.run.run_teacher",

@@ -14,6 +14,7 @@ from pipeline.dumps import search as dump_search
 from pipeline.dumps import statistics as dump_summary
 from pipeline.dumps import terminal as inspect
 from pipeline.dumps import view as dump_view
+from pipeline.reports.document_page import write_page
 from pipeline.tokenization.conversation import Conversation
 from schemas.record import Segment
 from tests.support.readable_dumps import IDENTITY, cut_positions, make_dump, make_record, varied_record, write_dump
@@ -203,7 +204,7 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
     inspect.show(dump, "chat", as_json=True)
     assert [m["content"] for m in json.loads(capsys.readouterr().out)["messages"]] == ["q?", "yes", "t", "no"]
     assert dump_summary.summarise(dump)["teacher_tokens"] == 2
-    inspect.show(dump, html=tmp_path / "page.html")
+    write_page(dump, inspect.chosen_document(dump, None, 1), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     marks = [text.index(mark) for mark in (">user<", ">assistant<", 'id="b2"', 'id="e5"', 'id="b6"', 'id="e8"')]
     assert marks == sorted(marks)

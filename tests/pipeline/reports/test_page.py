@@ -21,9 +21,8 @@ from pipeline.reports.curves import (
     running_mean,
     thinned,
 )
-from pipeline.reports.page import page
-from pipeline.reports.report import write_report
-from pipeline.reports.report_look import COLOURS, SCRIPT
+from pipeline.reports.html import asset
+from pipeline.reports.page import COLOURS, page, write_report
 from pipeline.reports.runs import differences, read_dumps, read_metrics, read_run, short_names
 from schemas.manifest import write_json
 from tests.support.browser import browser as browser
@@ -255,7 +254,7 @@ LR = next(plot for plot in PLOTS if plot.key == "lr")
 
 
 def test_style_and_script_know_as_many_colours_as_the_curves_have() -> None:
-    assert len(COLOURS) == NUM_COLOURS and f"const COLOURS = {NUM_COLOURS};" in SCRIPT
+    assert len(COLOURS) == NUM_COLOURS and f"const COLOURS = {NUM_COLOURS};" in asset("report.js")
 
 
 ASK = """
