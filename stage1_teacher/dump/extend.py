@@ -22,7 +22,7 @@ def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: s
     """Let the dump's manifest grow to `ours` where only the corpus differs. Else nothing: a new dump, the same, or quite another one.
 
     Args:
-        accept_engine: as `plan.hold_to_identity` has it; engines that the dump accepts already stay accepted.
+        accept_engine: as `shard_plan.hold_to_identity` has it; engines that the dump accepts already stay accepted.
     Raises:
         ValueError: the corpus differs, and is not the dump's with more documents after it.
     """

@@ -74,7 +74,7 @@ def run_teacher(
 
     Args:
         worker: (i, n): make only each n-th shard, from the i-th on.
-        accept_engine: see `plan.hold_to_identity`.
+        accept_engine: see `shard_plan.hold_to_identity`.
         connect: the engines that make the shards, as of `stage1_teacher.ray.pool.cluster_engines`; None: one of this process.
     Raises:
         ValueError: the folder holds another dump, the corpus has changed since it was planned, or what `connect` asks for is not there.

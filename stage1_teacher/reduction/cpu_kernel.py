@@ -26,7 +26,7 @@ def reduce_range(
     end_R: Any,
     token_R: Any,
 ) -> bool:
-    """Fill in masses, END and next token of rows `first_row ..`, one for each row of `logits_RC`; see `reduce.Masses`.
+    """Fill in masses, END and next token of rows `first_row ..`, one for each row of `logits_RC`; see `types.Masses`.
 
     Returns:
         False if a row's largest logit is not finite.

@@ -57,10 +57,10 @@ def _kernels(logits_RV: Tensor) -> tuple[Callable[..., tuple[Sums, Tensor]], Cal
     """What sums and what spreads logits of this kind."""
     if logits_RV.device.type == "cpu" and logits_RV.dtype in (torch.float32, torch.bfloat16):
         from stage2_student.interfaces.token_marginal import (
-            cells_numba as marginal_numba,  # compiled when first called, in some seconds
+            cells_numba,  # compiled when first called, in some seconds
         )
 
-        return marginal_numba.sum_cells, marginal_numba.spread_gradient
+        return cells_numba.sum_cells, cells_numba.spread_gradient
     return sum_cells, spread_gradient
 
 

@@ -1,4 +1,4 @@
-"""The twin of `marginal_cells.sum_cells` and `spread_gradient` for float32 and bfloat16 logits on a CPU, compiled by numba.
+"""The twin of `cells.sum_cells` and `spread_gradient` for float32 and bfloat16 logits on a CPU, compiled by numba.
 
 A row stays in its core's cache: its logits are gathered in the order of their bytes, exponentiated in place and added up cell by cell;
 for the gradient each cell is scaled, and the row is scattered back. bfloat16 comes and goes as its bits.
@@ -117,7 +117,7 @@ def _spread_rows(
 
 
 def sum_cells(logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Sums, Tensor]:
-    """See `marginal_cells.sum_cells`; sums to 1e-6 relative."""
+    """See `cells.sum_cells`; sums to 1e-6 relative."""
     num_rows = len(logits_RV)
     mass_I, end_R, log_total_R = np.empty(len(cells.first_I)), np.empty(num_rows), np.empty(num_rows)
     logprob_R2 = np.empty((num_rows, 2))
@@ -141,7 +141,7 @@ def sum_cells(logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Sums, 
 def spread_gradient(
     logits_RV: Tensor, log_total_R: Tensor, wanted: Sums, common_R: Tensor, cells: Cells, columns: Columns
 ) -> Tensor:
-    """See `marginal_cells.spread_gradient`."""
+    """See `cells.spread_gradient`."""
     gradient_RV = torch.empty_like(logits_RV)
     logits, gradient = _bits(logits_RV), _bits(gradient_RV)
     gradients = tuple(part.contiguous().numpy() for part in wanted)

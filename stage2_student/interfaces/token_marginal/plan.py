@@ -2,7 +2,7 @@
 
 A row is a state of the student that predicts a token; `pipeline.covering.covering` says which column ranges of its softmax feed which symbol
 of which position. A cell is a range that no deeper node of its row divides: the cells of a row are disjoint and hold all columns
-that spell bytes, and what a node holds is its own cells and all that lies deeper (`marginal_trie` finds them).
+that spell bytes, and what a node holds is its own cells and all that lies deeper (`trie` finds them).
 
 Rows are taken by stretches: the tokens between two that spell nothing (control tokens), since no token reaches across one. Of a
 stretch only those rows count that reach a supervised position.
