@@ -1,0 +1,26 @@
+"""Files of one's own that import the project's modules by the names that they had in the last release."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.runtime.plugins import _MOVED, run_file
+
+
+@pytest.mark.parametrize("old", _MOVED)
+@pytest.mark.parametrize("how", ["import {old} as found", "from {package} import {name} as found"])
+def test_a_file_goes_on_under_the_old_name_of_a_module_and_is_told_the_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, how: str
+) -> None:
+    package, name = old.rsplit(".", 1)
+    file = tmp_path / "own.py"
+    file.write_text(f"{how.format(old=old, package=package, name=name)}\nwanted = found.__name__\n")
+    assert run_file(str(file), "wanted") == _MOVED[old]
+    assert f"{old} has moved to {_MOVED[old]}" in capsys.readouterr().err
+
+
+def test_a_file_that_imports_what_never_was_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("import pipeline.runtime\nfrom stage2_student.nowhere import nothing\n")
+    with pytest.raises(ValueError, match=r"own\.py, line 2: ModuleNotFoundError"):
+        run_file(str(file), "wanted")

@@ -1,0 +1,76 @@
+"""Files and folders that appear whole or not at all, also where two processes write one, or one is killed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from schemas.storage.atomic import committed, committed_folder
+
+
+def test_of_two_that_commit_at_once_the_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "part.parquet"
+    with committed(path, first=True) as late:
+        late.write_text("late")
+        with monkeypatch.context() as patch:
+            patch.setattr("schemas.storage.atomic.writer_name", lambda: "other")
+            with committed(path, first=True) as early:
+                early.write_text("early")
+        # Who looks first and renames then has looked before the other was done.
+        monkeypatch.setattr(Path, "exists", lambda self, **_: False)
+    monkeypatch.undo()
+    assert path.read_text() == "early" and [p.name for p in tmp_path.iterdir()] == ["part.parquet"]
+
+
+def test_the_first_commit_works_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    for text in ("one", "two"):
+        with committed(tmp_path / "part", first=True) as partial:
+            partial.write_text(text)
+    assert (tmp_path / "part").read_text() == "one" and [p.name for p in tmp_path.iterdir()] == ["part"]
+
+
+@pytest.mark.parametrize("at", ["sync_tree", "rename"])
+def test_a_folder_that_cannot_be_replaced_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    folder = tmp_path / "export"
+    with committed_folder(folder) as partial:
+        partial.mkdir()
+        (partial / "model").write_text("old")
+    rename = Path.rename
+
+    def failing(path: Path, *rest: Path) -> Path:
+        if at == "sync_tree" or path.name == "export.partial":
+            raise OSError("the disk is full")
+        return rename(path, *rest)
+
+    monkeypatch.setattr("schemas.storage.atomic.sync_tree", failing) if at == "sync_tree" else monkeypatch.setattr(
+        Path, "rename", failing
+    )
+    with pytest.raises(OSError, match="the disk is full"), committed_folder(folder) as partial:
+        partial.mkdir()
+        (partial / "model").write_text("new")
+    monkeypatch.undo()
+    assert (folder / "model").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_was_there_is_there_until_the_new_folder_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "start"
+    folder.mkdir()
+    (folder / "model").write_text("old")
+    seen = []
+    monkeypatch.setattr("schemas.storage.atomic.sync_tree", lambda _: seen.append((folder / "model").read_text()))
+    with committed_folder(folder) as partial:
+        partial.mkdir()
+        (partial / "model").write_text("new")
+    assert (
+        seen == ["old"]
+        and (folder / "model").read_text() == "new"
+        and [p.name for p in tmp_path.iterdir()] == ["start"]
+    )
