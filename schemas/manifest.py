@@ -1,6 +1,7 @@
 """The manifest of a dump: its identity and its plan, written before the first shard."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -87,7 +88,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-_UNSAID = {"arithmetic": 1}  # what an identity means that does not say it
+# What an identity means that lacks a key: one that came later, or one that a release took away.
+_UNSAID: dict[str, Any] = {"arithmetic": 1}
+_OF_A_DUMP = re.compile(r"^(dump|other_dumps\.\d+)\.")  # as a run's identity holds those of its dumps
 
 
 def arithmetic_of(identity: Mapping[str, Any]) -> int:
@@ -95,14 +98,24 @@ def arithmetic_of(identity: Mapping[str, Any]) -> int:
     return int(identity.get("arithmetic", _UNSAID["arithmetic"]))
 
 
-def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """`field: theirs there, ours here` for each field in which two identities differ."""
-    a, b = _UNSAID | flatten(theirs), _UNSAID | flatten(json.loads(json.dumps(ours)))
-    return [
-        f"{key}: {a.get(key)!r} there, {b.get(key)!r} here"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
-    ]
+def identity_differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], absent: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return `field: theirs there, ours here` for each field in which two identities differ.
+
+    Args:
+        absent: what a key means, by its dotted name in a dump's identity (or a run's), where an identity lacks it; others mean null.
+            `pipeline.config.identity` has this for the keys of recipes.
+    """
+    a, b = flatten(theirs), flatten(json.loads(json.dumps(ours)))
+    unsaid = _UNSAID | dict(absent or {})
+    found = []
+    for key in sorted(a.keys() | b.keys()):
+        meant = unsaid.get(_OF_A_DUMP.sub("", key, count=1))
+        there, here = a.get(key, meant), b.get(key, meant)
+        if there != here:
+            found.append(f"{key}: {there!r} there, {here!r} here")
+    return found
 
 
 def with_accepted_engine(

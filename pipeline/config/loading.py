@@ -4,12 +4,14 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import Recipe
+from pipeline.config.renamed import with_new_names
+from pipeline.config.section import models_in
 
 _PACKAGED = Path(__file__).parents[1] / "recipes"
 _SETTINGS = _PACKAGED / "settings"
@@ -76,11 +78,15 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe
     values = _parse(text, where)
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold sections (corpus:, teacher:, dump: ...), not {values!r}")
+    with_new_names(values, Recipe, where)
     for override in overrides:
         if "=" in override:
             _apply(values, override)
+            with_new_names(values, Recipe, f"override {override!r}", over=True)
         else:
-            _merge(values, _settings(override))
+            settings = _settings(override)
+            with_new_names(settings, Recipe, override)
+            _merge(values, settings)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -203,13 +209,6 @@ def _known_keys(location: Sequence[str | int]) -> tuple[str, list[str]]:
     model: type[BaseModel] = Recipe
     for name in location:
         if isinstance(name, str) and name in model.model_fields:
-            model = next(_models_in(model.model_fields[name].annotation), model)
+            model = next(models_in(model.model_fields[name].annotation), model)
     names = ".".join(str(name) for name in location)
     return names or "a recipe", list(model.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.identity import identity_differences
 from pipeline.dumps.card import write_card
 from pipeline.dumps.completeness import require_complete
-from schemas.manifest import Manifest, identity_differences, shard_identity
+from schemas.manifest import Manifest, shard_identity
 
 _FIRST = ("shards/*.parquet",)
 _LAST = ("manifest.json", "summary.json", "audit.json", "recipe.yaml", "README.md")
@@ -147,8 +148,11 @@ def _refuse_foreign_folder(repo: str, commit: str, dump: Path, api: Any) -> None
         if {path.name for path in dump.iterdir()} <= {".cache", "shards", *_LAST}:
             return
         raise ValueError(f"{dump} is not empty and is not a dump; give a new folder")
-    if _remote_manifest(repo, commit, api) != Manifest.load(dump):
-        raise ValueError(f"{dump} holds another dump than {repo}; give a new folder, or delete that one")
+    theirs, ours = _remote_manifest(repo, commit, api), Manifest.load(dump)
+    if theirs != ours:
+        differences = identity_differences({} if theirs is None else theirs.identity, ours.identity)
+        said = "; ".join(differences) or "its shards, counts or accepted engines are others"
+        raise ValueError(f"{dump} holds another dump than {repo} ({said}); give a new folder, or delete that one")
 
 
 def _refuse_outside(repo: str, names: list[str]) -> None:

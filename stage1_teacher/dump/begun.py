@@ -14,13 +14,13 @@ LIBRARIES_KEY = "bld.libraries"
 
 def as_begun(recipe: Recipe) -> Recipe:
     """The recipe with what it runs under: its own, else that of the dump in its folder, else the newest. That is the version of the
-    arithmetic, and of chats whether their contents alone are read (`corpus.turns`).
+    arithmetic, the teacher's dtype, whose default is this machine's, and of chats whether their contents alone are read (`corpus.turns`).
 
     Raises:
         ValueError: the dump there follows a version that this release does not know.
     """
     dump = location(recipe.dump.path)
-    recipe = _with_turns_of(dump, recipe)
+    recipe = _with_dtype_of(dump, _with_turns_of(dump, recipe))
     if recipe.dump.arithmetic is not None or not (dump / "manifest.json").exists():
         return _under(recipe, recipe.dump.arithmetic_used)
     found = _known(dump, Manifest.load(dump))
@@ -42,6 +42,18 @@ def _with_turns_of(dump: Location, recipe: Recipe) -> Recipe:
         f"{dump} was begun with contents alone, and goes on so (corpus.turns: contents); a new dump.path has reasoning and calls too"
     )
     return recipe.model_copy(update={"corpus": _contents_alone(corpus)})
+
+
+def _with_dtype_of(dump: Location, recipe: Recipe) -> Recipe:
+    """Return the recipe with the dtype in which the dump was begun, where the recipe says none."""
+    teacher = recipe.teacher
+    if "dtype" in teacher.model_fields_set or not (dump / "manifest.json").exists():
+        return recipe
+    begun = Manifest.load(dump).identity.get("teacher", {}).get("dtype")  # null: a server's own
+    if begun is None or begun == teacher.dtype:
+        return recipe
+    say(f"{dump}: goes on in {begun}, in which it was begun; here a new dump would be in {teacher.dtype}")
+    return recipe.with_values(teacher=teacher.model_copy(update={"dtype": begun}))
 
 
 def _contents_alone(corpus: CorpusConfig) -> CorpusConfig:

@@ -8,9 +8,10 @@ A shard's own metadata names its own documents, not the corpus: an extended dump
 import hashlib
 from itertools import islice
 
+from pipeline.config.identity import identity_differences
 from pipeline.corpus.documents import Corpus
 from pipeline.runtime.log import say
-from schemas.manifest import Manifest, ShardPlan, identity_differences, with_accepted_engine
+from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
 from schemas.storage.atomic import remove
 from schemas.storage.locations import Location, open_parquet
 from stage1_teacher.dump.shard_plan import document_digest

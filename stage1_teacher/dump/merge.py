@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from pipeline.config.identity import identity_differences
 from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.dumps.card import public_name, write_card
 from pipeline.dumps.completeness import require_complete
 from pipeline.runtime.log import warn
-from schemas.manifest import Manifest, ShardPlan, arithmetic_of, identity_differences, with_accepted_engine, write_json
+from schemas.manifest import Manifest, ShardPlan, arithmetic_of, with_accepted_engine, write_json
 from schemas.storage.atomic import committed
 from stage1_teacher.dump.shard_plan import corpus_sha256
 from stage1_teacher.dump.summary import summarise
@@ -139,8 +140,10 @@ def _claim(out: Path, merged: Manifest, first: Path) -> None:
     """Make the folder this merge's. Raises ValueError where it holds something else."""
     if (out / "manifest.json").exists():
         theirs = Manifest.load(out)
-        if theirs.model_copy(update={"accepted_engines": merged.accepted_engines}) != merged:
-            raise ValueError(f"{out} holds another dump; give a new folder, or delete that one")
+        if differences := _plan_differences(theirs, merged):
+            raise ValueError(
+                f"{out} holds another dump: {'; '.join(differences)}. Give a new folder, or delete that one"
+            )
         if theirs != merged:  # begun by a release that forgot which engines the parts accept
             merged.save(out)
         return
@@ -150,6 +153,16 @@ def _claim(out: Path, merged: Manifest, first: Path) -> None:
     if (first / "recipe.yaml").exists():  # of the teacher's settings; the other dumps' differ in nothing but the corpus
         save_recipe(load_recipe(first / "recipe.yaml", [f"dump.path={yaml.safe_dump(str(out))}"]), out / "recipe.yaml")
     merged.save(out)
+
+
+def _plan_differences(theirs: Manifest, merged: Manifest) -> list[str]:
+    """Return what of another merge lies in its folder, by field; which engines it accepts is no difference."""
+    plans = [{"shards": len(plan.shards), "corpus_counts": plan.corpus_counts} for plan in (theirs, merged)]
+    return [
+        *identity_differences(theirs.identity, merged.identity),
+        *identity_differences(*plans),
+        *(["shards: their documents are others"] if theirs.shards != merged.shards else []),
+    ]
 
 
 def _link(source: Path, target: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from pipeline.config import CorpusConfig, Recipe, TeacherConfig
+from pipeline.config.identity import added_values, identity_differences, identity_values
 from pipeline.corpus.documents import Document
 from pipeline.sources.file_hash import known_sha256
 from pipeline.sources.pypi import sha256_of
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
-from schemas.manifest import Manifest, ShardPlan, identity_differences, with_accepted_engine
+from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
 from schemas.storage.locations import Location, names
 
 
@@ -101,23 +102,26 @@ def make_identity(
             "max_tokens": teacher.max_tokens,
             "overlap_tokens": teacher.overlap_tokens,
             **(_served_identity(teacher) if served else {}),
+            **added_values(teacher),
         },
         "corpus": {"sha256": corpus, **_read(recipe.corpus)},
-        "covering": recipe.dump.covering.model_dump(),
+        "covering": identity_values(recipe.dump.covering),
         "sparsity": {"top_k": dump.top_k, "min_prob": dump.min_prob},
         "coding": dump.coding,
         **({"arithmetic": dump.arithmetic_used} if dump.arithmetic_used > 1 else {}),
         "shard_bytes": int(dump.shard_bytes),
+        **added_values(dump),
     }
 
 
 def _read(corpus: CorpusConfig) -> dict[str, Any]:
     """What is read of a corpus's rows. A dump of contents alone does not name what there was no choice of when it was begun."""
     if not corpus.has_chats:
-        return {"field": corpus.field}
+        return {"field": corpus.field, **added_values(corpus)}
     return {
         "field": "messages",
         **({} if corpus.turns == "contents" else corpus.model_dump(include={"turns", "reasoning"})),
+        **added_values(corpus),
     }
 
 

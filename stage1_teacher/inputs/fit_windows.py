@@ -53,7 +53,7 @@ def _fitted(recipe: Recipe, most: int | None, why: str) -> Recipe:
     teacher = recipe.teacher
     if most is not None and most < teacher.max_tokens and not _is_given(teacher, "max_tokens"):
         given = {key: getattr(teacher, key) for key in teacher.model_fields_set}
-        teacher = TeacherConfig(**given | {"max_tokens": most})
+        teacher = type(teacher)(**given | {"max_tokens": most})
         say(f"teacher.max_tokens is {most}, as {why}; teacher.overlap_tokens is {teacher.overlap_tokens}")
     elif teacher.overlap_tokens < MOST_OVERLAP and not _is_given(teacher, "overlap_tokens"):
         say(f"teacher.overlap_tokens is {teacher.overlap_tokens}, half of teacher.max_tokens")

@@ -5,8 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.config.identity import identity_differences
 from schemas.file_seal import check_seal
-from schemas.manifest import Manifest, ShardPlan, identity_differences, read_json, shard_identity, with_accepted_engine
+from schemas.manifest import Manifest, ShardPlan, read_json, shard_identity, with_accepted_engine
 from schemas.shard import shard_metadata, shard_schema
 from schemas.storage.locations import Location, StoreError, names, open_parquet
 from stage1_teacher.dump.summary import summarise

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.config import Recipe
+from pipeline.config.identity import identity_differences
 from pipeline.config.loading import parse_recipe
-from schemas.manifest import Manifest, identity_differences
+from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard
 from schemas.storage.locations import Location, open_parquet
@@ -98,7 +99,7 @@ def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: Na
         ours["teacher"]["engine"] = manifest.identity["teacher"]["engine"]
     return [
         f"{path}: cannot be compared with the teacher here, which is another one: {difference}"
-        for difference in identity_differences(manifest.identity["teacher"], ours["teacher"])
+        for difference in identity_differences({"teacher": manifest.identity["teacher"]}, {"teacher": ours["teacher"]})
     ]
 
 

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.config import DumpRef, Recipe, student_config
+from pipeline.config.identity import identity_differences, identity_values
 from pipeline.runtime import plugins as own_code
 from pipeline.runtime.log import warn
-from schemas.manifest import Manifest, identity_differences, write_json
+from schemas.manifest import Manifest, write_json
 from schemas.storage.atomic import sync_and_rename
 from stage2_student.data import order
 from stage2_student.data.mix import Mix
@@ -39,6 +40,8 @@ if TYPE_CHECKING:  # who only starts the ranks need not load what makes a studen
 _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
 _PLACEMENT = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
+# Where it is, and what is told by what comes of it: the dumps' identities, ids and hashes.
+_NOT_OF_STUDENT = {"path", "dumps", "mix", "start", "end", "tokenizer", "chat_template", "trust_remote_code"}
 _PIECES_VERSION = 2  # of how records are cut (`stage2_student.data.pieces`), and of what is kept of their lengths
 _WHOLE_CHATS_PIECES = 1  # where chats are used whole or not at all
 _ADAPTERS_VERSION = 2  # of which weights have adapters; runs of earlier releases do not say one
@@ -65,15 +68,12 @@ def run_identity(
         "dump": _dump_identity(manifest),
         **(_mix_identity(recipe, other_manifests) if other_manifests else {}),
         "student": {
-            **student.model_dump(
-                mode="json",
-                exclude={"path", "dumps", "mix", "start", "end", "tokenizer", "chat_template", "trust_remote_code"},
-            ),
+            **identity_values(student, _NOT_OF_STUDENT),
             "tokenizer_sha256": tokenizer_sha256,
             "start_id": ends.start,
             "end_id": ends.end,
         },
-        "train": train.model_dump(mode="json", exclude=_PLACEMENT),
+        "train": identity_values(train, _PLACEMENT),
         **_own_code(student.interface, *train.objectives.files.values()),
         "data_order": data_order,
         **({"adapters": _ADAPTERS_VERSION} if student.lora_rank and not adapters_by_peft else {}),
@@ -156,8 +156,7 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
     path = run / "identity.json"
     theirs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     known = {} if theirs is None else {key: value for key, value in theirs.items() if key != schedule.TRAINED_ON}
-    if theirs is not None and known != identity:
-        differences = "; ".join(identity_differences(known, identity))
+    if theirs is not None and (differences := "; ".join(identity_differences(known, identity))):
         if steps := checkpoint_steps(run):
             trained_on = schedule.replanned(theirs, identity, steps)
             if trained_on is None:
@@ -180,11 +179,11 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
 
 
 def begun_schedule(run: Path) -> dict[str, Any]:
-    """The schedule of a run that has a checkpoint; empty where there is none."""
+    """Return what a run that has a checkpoint keeps where a recipe does not say it (`schedule.KEPT`); empty where there is none."""
     path = run / "identity.json"
-    return (
-        schedule.begun(json.loads(path.read_text(encoding="utf-8"))) if path.exists() and checkpoint_steps(run) else {}
-    )
+    if not path.exists() or not checkpoint_steps(run):
+        return {}
+    return schedule.begun(json.loads(path.read_text(encoding="utf-8")), schedule.KEPT)
 
 
 def was_passed(run: Path, step: int) -> bool:

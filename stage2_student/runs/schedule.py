@@ -8,22 +8,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config import Recipe
+from pipeline.config.identity import identity_differences
 from pipeline.config.train import DEFAULT_WARMUP_STEPS
 
 KEYS = ("steps", "warmup_steps", "min_lr_ratio")
+KEPT = (*KEYS, "dtype")  # with defaults that hang on other keys, or on the machine: a run goes on in what it began with
 TRAINED_ON = "trained_on"  # of identity.json: a line for each time, with the step, and the schedule until there
 
 
 def continued(recipe: Recipe, begun: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """The recipe, its schedule that of the run in its folder where it does not say another; and what to say of it.
+    """Return the recipe, its schedule and dtype those of the run in its folder where it does not say others; and what to say of it.
 
     Args:
-        begun: the schedule of a run that has a checkpoint; empty for a new one.
+        begun: those of a run that has a checkpoint, by key (`KEPT`); empty for a new one.
     Raises ValueError for a warm-up longer than all steps, unless the run was begun with it.
     """
     train = recipe.train
     said = train.model_fields_set
-    kept = {key: begun[key] for key in KEYS if key in begun and key not in said and begun[key] != getattr(train, key)}
+    kept = {key: begun[key] for key in KEPT if key in begun and key not in said and begun[key] != getattr(train, key)}
     train = train.model_copy(update=kept)
     if train.warmup_steps > train.steps and begun.get("warmup_steps") != train.warmup_steps:
         raise ValueError(
@@ -38,9 +40,9 @@ def continued(recipe: Recipe, begun: Mapping[str, Any]) -> tuple[Recipe, list[st
     return recipe.with_values(train=train), remarks
 
 
-def begun(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The schedule that a run's identity holds."""
-    return {key: identity["train"][key] for key in KEYS if key in identity["train"]}
+def begun(identity: Mapping[str, Any], keys: Sequence[str] = KEYS) -> dict[str, Any]:
+    """Return the schedule that a run's identity holds, or others of its train section's keys."""
+    return {key: identity["train"][key] for key in keys if key in identity["train"]}
 
 
 def replanned(theirs: Mapping[str, Any], ours: Mapping[str, Any], steps_done: Sequence[int]) -> dict[str, Any] | None:
@@ -52,9 +54,8 @@ def replanned(theirs: Mapping[str, Any], ours: Mapping[str, Any], steps_done: Se
     Raises ValueError where it has gone further than it is now to go.
     """
     before = begun(theirs)
-    if {**ours, "train": {**ours["train"], **before}} != {
-        key: value for key, value in theirs.items() if key != TRAINED_ON
-    }:
+    known = {key: value for key, value in theirs.items() if key != TRAINED_ON}
+    if identity_differences(known, {**ours, "train": {**ours["train"], **before}}):
         return None
     newest, wanted = steps_done[-1], ours["train"]["steps"]
     if wanted < newest:

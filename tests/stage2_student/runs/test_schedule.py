@@ -129,7 +129,8 @@ def test_only_the_schedule_may_change_and_not_to_fewer_steps_than_are_done(work:
         run_folder.claim(tmp_path, identity(work, tmp_path, steps=steps, min_lr_ratio=0.2))
     history = json.loads((tmp_path / "identity.json").read_text())["trained_on"]
     assert [(time["from_step"], time["steps"], time["min_lr_ratio"]) for time in history] == [(6, 6, 0.1), (6, 9, 0.2)]
-    assert run_folder.begun_schedule(tmp_path) == {"steps": 12, "warmup_steps": 2, "min_lr_ratio": 0.2}
+    kept = {"steps": 12, "warmup_steps": 2, "min_lr_ratio": 0.2, "dtype": "float32"}
+    assert run_folder.begun_schedule(tmp_path) == kept
 
 
 def test_an_export_is_made_anew_where_the_run_has_gone_further_and_only_there(work: Path, tmp_path: Path) -> None:
