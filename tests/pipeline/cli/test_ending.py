@@ -25,7 +25,7 @@ LONG = {
     ("pull", "b/c", "a"): "pipeline.dumps.hub.pull",
     ("merge", "a", "b", "c"): "stage1_teacher.dump.merge.merge_dumps",
     ("verify", "a"): "stage1_teacher.verification.verify.verify_dump",
-    ("inspect", "a", "--html", "b"): "pipeline.dumps.terminal.show",
+    ("inspect", "a"): "pipeline.dumps.terminal.show",
     ("report", "a"): "pipeline.reports.page.write_report",
     ("export", "a"): "stage2_student.runs.export.export",
     ("plan", "demo", "--calibrate"): "stage1_teacher.calibration.calibrate.calibrate",
@@ -119,7 +119,7 @@ def test_a_merge_that_is_cut_off_while_it_copies_leaves_no_half(
     def no_links(*_: object) -> None:
         raise OSError("another file system")
 
-    monkeypatch.setattr("stage1_teacher.dump.merge.check_mergeable", lambda out, dumps: mergeable(dumps))
+    monkeypatch.setattr("stage1_teacher.dump.merge.check_mergeable", lambda out, dumps, *_: mergeable(dumps))
     monkeypatch.setattr("pathlib.Path.hardlink_to", no_links)
     monkeypatch.setattr("shutil.copyfile", cut_off)
     with pytest.raises(KeyboardInterrupt):
