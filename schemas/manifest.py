@@ -122,9 +122,9 @@ def with_accepted_engine(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], accepted_engines: Collection[str]
 ) -> dict[str, Any]:
     """Return our identity, with the engine that began the dump where ours is one of those that are accepted beside it."""
-    if ours["teacher"]["engine"] not in accepted_engines:
+    if ours.get("teacher", {}).get("engine") not in accepted_engines:
         return dict(ours)
-    return {**ours, "teacher": ours["teacher"] | {"engine": theirs["teacher"]["engine"]}}
+    return {**ours, "teacher": ours["teacher"] | {"engine": theirs.get("teacher", {}).get("engine")}}
 
 
 def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
