@@ -10,7 +10,9 @@ POSITIONS = 256
 # Under all names that configurations have for them; a configuration is given those that it has.
 COMMON: dict[str, Any] = {
     # Training draws dropout anew for each step; what it says is compared with the model's own figures.
-    **dict.fromkeys(("dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "layerdrop"), 0.0),
+    **dict.fromkeys(
+        ("dropout", "attention_dropout", "residual_dropout", "hidden_dropout", "activation_dropout", "layerdrop"), 0.0
+    ),
     **dict.fromkeys(
         ("resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0
     ),
