@@ -15,6 +15,7 @@ from pipeline.cli import train as stages
 from pipeline.cli.options import Debug, LogJson, Quiet, Verbose, set_logs, with_logs
 from pipeline.cli.version import version_text
 from pipeline.runtime import log as logs
+from pipeline.runtime.child_processes import SAFE_PATH
 from pipeline.runtime.dtypes import cpu_build
 from pipeline.runtime.termination import Terminated, terminable
 
@@ -99,10 +100,12 @@ def main() -> None:
     """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
     if "--debug" in sys.argv[1:]:
         logs.show_tracebacks()
+    os.environ[SAFE_PATH] = "1"  # of engines, launchers and whatever else is started from here on
     _bound_kernel_caches()
     _name_the_accelerator()
     try:
         # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
+        logs.check_environment()
         with terminable():
             code = app(standalone_mode=False) or 0
     except BrokenPipeError:  # `bld inspect ... | head`: the reader has had enough

@@ -17,11 +17,22 @@ from pathlib import Path
 import psutil
 
 _MARK = "BLD_STARTED_BY"  # in the environment of all that is started from here on, however its parents come and go
+SAFE_PATH = "PYTHONSAFEPATH"  # set to anything: the current folder is not on Python's path
 _LOOK_SECONDS, _REMEMBER_SECONDS = (
     0.2,
     2.0,
 )  # to look for all descendants takes some ms on a machine with thousands of processes
 _ROUNDS = 50  # of killing what was started meanwhile, a tenth of a second each
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a Python that this project starts: it finds the project, and nothing by the folder that it runs in.
+
+    `python -m` looks into the current folder before all else, and a folder of the operator's may well hold a package named `pipeline`.
+    """
+    known = (path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)  # an empty one is the folder
+    paths = [str(Path(__file__).resolve().parents[2]), *known]
+    return {**os.environ, SAFE_PATH: "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @cache

@@ -13,6 +13,7 @@ import datetime
 import logging
 import os
 import sys
+from functools import cache
 from typing import Any, Literal
 
 from schemas.json_text import json_text
@@ -20,28 +21,28 @@ from schemas.json_text import json_text
 LEVEL, FORMAT, COMMAND, DEBUG = "BLD_LOG_LEVEL", "BLD_LOG_FORMAT", "BLD_COMMAND", "BLD_DEBUG"
 Level = Literal["quiet", "normal", "verbose"]
 _LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
+_FORMATS = ("text", "json")
 _NAMES = {"warning": "warning: ", "error": "error: "}
-_LOGGER = logging.getLogger("bld")
 
 
 def say(message: str, **figures: Any) -> None:
     """What an operator wants to know of work that goes as it should."""
-    _LOGGER.info(message, extra={"figures": figures})
+    _settled().info(message, extra={"figures": figures})
 
 
 def detail(message: str, **figures: Any) -> None:
     """What only someone who looks for a cause wants to know."""
-    _LOGGER.debug(message, extra={"figures": figures})
+    _settled().debug(message, extra={"figures": figures})
 
 
 def warn(message: str, **figures: Any) -> None:
     """What went otherwise than it should, and was dealt with."""
-    _LOGGER.warning(message, extra={"figures": figures})
+    _settled().warning(message, extra={"figures": figures})
 
 
 def complain(message: str) -> None:
     """What ends the command."""
-    _LOGGER.error(message, extra={"figures": {}})
+    _logger().error(message, extra={"figures": {}})
 
 
 def as_json() -> bool:
@@ -59,13 +60,13 @@ def shows_tracebacks() -> bool:
 
 def is_shown() -> bool:
     """Whether `say` says anything."""
-    return _LOGGER.isEnabledFor(logging.INFO)
+    return _settled().isEnabledFor(logging.INFO)
 
 
 def set_level(level: Level) -> None:
     """For this process and those that it starts."""
     os.environ[LEVEL] = level
-    _LOGGER.setLevel(_LEVELS[level])
+    _logger().setLevel(_LEVELS[level])
     if level == "verbose":
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
     elif level == "quiet":
@@ -109,13 +110,25 @@ class _Stderr(logging.StreamHandler):
         return json_text(values | getattr(record, "figures", {}), ensure_ascii=False, default=str)
 
 
-def _begin() -> None:
-    _LOGGER.addHandler(_Stderr())
-    _LOGGER.propagate = False  # who configures the root logger must not get each line twice
-    level = os.environ.get(LEVEL, "normal")
-    if level not in _LEVELS or os.environ.get(FORMAT, "text") not in ("text", "json"):
-        raise ValueError(f"{LEVEL} must be one of {', '.join(_LEVELS)}, {FORMAT} text or json")
-    _LOGGER.setLevel(_LEVELS[level])
+def check_environment() -> None:
+    """Raise ValueError, naming the variable and its value, where the environment asks for a level or a format that does not exist."""
+    for variable, known in ((LEVEL, tuple(_LEVELS)), (FORMAT, _FORMATS)):
+        if (value := os.environ.get(variable)) and value not in known:
+            raise ValueError(f"{variable} is {value!r}; give {', '.join(known[:-1])} or {known[-1]}, or leave it unset")
 
 
-_begin()
+@cache
+def _logger() -> logging.Logger:
+    """The logger with its handler, at whatever level: an error is shown at each."""
+    logger = logging.getLogger("bld")
+    logger.addHandler(_Stderr())
+    logger.propagate = False  # who configures the root logger must not get each line twice
+    return logger
+
+
+@cache
+def _settled() -> logging.Logger:
+    """The logger at the level that the environment asks for, from its first use on."""
+    check_environment()
+    _logger().setLevel(_LEVELS[os.environ.get(LEVEL) or "normal"])
+    return _logger()

@@ -54,7 +54,7 @@ def parse_address(text: str) -> tuple[str, int]:
     """`HOST:PORT`, or `PORT` for this machine alone. Raises ValueError for anything else."""
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"--metrics {text}: give PORT or HOST:PORT, as in 9400 or 0.0.0.0:9400")
+        raise ValueError(f"--metrics ({VARIABLE}) is {text!r}: give PORT or HOST:PORT, as in 9400 or 0.0.0.0:9400")
     return host.strip("[]") or LOOPBACK, int(port)
 
 
@@ -75,7 +75,7 @@ def served() -> Iterator[str | None]:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
             raise
         raise OSError(
-            f"--metrics {asked}: nothing can be served there ({error.strerror}); give another port or host"
+            f"--metrics ({VARIABLE}) is {asked}: nothing can be served there ({error.strerror}); give another port or host"
         ) from error
     try:
         address = f"http://{host}:{server.server_port}/metrics"

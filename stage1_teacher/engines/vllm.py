@@ -125,9 +125,11 @@ def generate_engine(
 
 BRANCH_ROOM = 64  # tokens beyond a window, where the model has positions for them
 MAX_SEQUENCES = 256  # in one step; vLLM refuses more than it has tokens for
-# The smallest blocks of the prefix cache: a branch computes its path's last, unfinished block again, half a block on average.
-# vLLM's CPU kernels want multiples of 32.
-BRANCH_BLOCK_TOKENS = 16 if torch.cuda.is_available() else 32
+
+
+def branch_block_tokens() -> int:
+    """Return the smallest block of the prefix cache: a branch computes its path's last, unfinished block again, half of it on average."""
+    return 16 if torch.cuda.is_available() else 32  # vLLM's CPU kernels want multiples of 32
 
 
 class VllmEngine:
@@ -154,7 +156,7 @@ class VllmEngine:
             # A branch may spell what a window's last tokens spell in more of them.
             config = load_config(model, teacher.revision, teacher.trust_remote_code)
             longest = max(teacher.max_tokens, min(teacher.max_tokens + BRANCH_ROOM, max_positions(config) or 0))
-            options |= {"enable_prefix_caching": True, "block_size": BRANCH_BLOCK_TOKENS, "max_model_len": longest}
+            options |= {"enable_prefix_caching": True, "block_size": branch_block_tokens(), "max_model_len": longest}
         self.longest: int = options["max_model_len"]
         self._llm = LLM(
             runner="pooling",

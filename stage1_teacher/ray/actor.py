@@ -18,6 +18,26 @@ from stage1_teacher.dump.identity import engine_name, teacher_identity
 from stage1_teacher.dump.shard_writer import Made, make_shards
 from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
 
+ROOT = Path(__file__).resolve().parents[2]
+# What decides what is in a shard, and this file, for both sides have to mean the same by a task. Not the command line, reports or set-up.
+CONTENT = (
+    "schemas",
+    "pipeline/config",
+    "pipeline/runtime/dtypes.py",
+    "pipeline/runtime/huggingface.py",
+    "pipeline/tokenization",
+    "pipeline/sources",
+    "pipeline/corpus",
+    "pipeline/covering",
+    "stage1_teacher/inputs",
+    "stage1_teacher/engines",
+    "stage1_teacher/reduction",
+    "stage1_teacher/targets",
+    "stage1_teacher/dump/shard_plan.py",
+    "stage1_teacher/dump/shard_writer.py",
+    "stage1_teacher/ray/actor.py",
+)
+
 
 class Task(NamedTuple):
     """What an engine has to know of the dump."""
@@ -75,11 +95,10 @@ class ClusterEngine:
             yield one
 
 
-def code_sha256() -> str:
-    """Of the source files that make shards, and of torch's version."""
-    root = Path(__file__).resolve().parents[2]
-    parts = ("pipeline", "schemas", "stage1_teacher")
+def code_sha256(root: Path = ROOT) -> str:
+    """Return the hash of the source files that decide what is in a shard (`CONTENT`, below `root`), and of torch's version."""
     digest = hashlib.sha256(version("torch").encode())
-    for path in sorted(path for part in parts for path in (root / part).rglob("*.py")):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for place in (root / part for part in CONTENT):
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ do makes the oldest shard of another one as well; whichever commits first has ma
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,9 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
         )
     end_children_with_me()  # a cluster that is started here is for this dump
     try:
-        ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
+        # Ray has its processes look for modules in the driver's folder before all else: there the operator may have a package named as ours.
+        with chdir(Path(__file__).resolve().parents[2]):
+            ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
     except Exception as error:  # Ray has no class of its own for most of what goes wrong here
         raise ValueError(_not_connected(address, error)) from error
     try:

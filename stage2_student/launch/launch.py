@@ -19,7 +19,7 @@ import psutil
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime import plugins as own_code
-from pipeline.runtime.child_processes import descendants, end_children_with_me
+from pipeline.runtime.child_processes import child_environment, descendants, end_children_with_me
 from pipeline.runtime.devices import has_nvidia_gpu
 from pipeline.runtime.log import say
 from stage2_student.distributed.deepspeed_config import deepspeed_config
@@ -29,7 +29,7 @@ from stage2_student.runs.folder import begun_schedule, dump_refs
 from stage2_student.runs.schedule import continued
 from stage2_student.training.stop_signals import STOPPING
 
-_MODULE = "stage2_student.training.train"
+_RANK = str(Path(__file__).resolve().with_name("rank.py"))  # a file: a module is looked for in the current folder first
 # Where the model is in the host's memory, glibc keeps what was freed, in large pages: a step frees and asks for gigabytes, and to have each page
 # of them handed out and cleared anew takes a fifth of its time.
 _ALLOCATOR = {
@@ -41,16 +41,16 @@ _ALLOCATOR = {
 
 def launch_command(recipe_path: Path, train: TrainConfig, port: int) -> list[str]:
     """The command that trains the recipe: on ranks 0 .. num_processes here, or on the machines of the hostfile."""
-    module = ("--no_local_rank", "--module", _MODULE, "--recipe", str(recipe_path))
+    rank = ("--no_local_rank", _RANK, "--recipe", str(recipe_path))
     if train.hostfile is not None:
         outer = (sys.executable, "-u", "-m", "deepspeed.launcher.runner", "--quiet", f"--hostfile={train.hostfile}")
-        return [*outer, f"--master_port={port}", *module]
+        return [*outer, f"--master_port={port}", *rank]
     world = json.dumps({"localhost": list(range(train.num_processes))})
     return [
         *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet"),
         f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",
         *("--master_addr=127.0.0.1", f"--master_port={port}"),
-        *module,
+        *rank,
     ]
 
 
@@ -152,7 +152,7 @@ def _ranks(launcher: psutil.Popen) -> list[psutil.Process]:
     for process in descendants(launcher.pid):
         with suppress(psutil.Error):  # it has just ended
             words = process.cmdline()
-            if _MODULE in words and not any(word.startswith("deepspeed.launcher") for word in words):
+            if _RANK in words and not any(word.startswith("deepspeed.launcher") for word in words):
                 found.append(process)
     return found
 
@@ -165,11 +165,10 @@ def _shell_code(code: int) -> int:
 
 
 def _environment(train: TrainConfig) -> dict[str, str]:
-    """Ours, with this project importable, and the cores shared among the ranks: each would take all of them."""
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    """A child's, with the cores shared among the ranks: each would take all of them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = train.num_processes if train.hostfile is None else 1
     defaults = {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "TOKENIZERS_PARALLELISM": "true"}
     if not has_nvidia_gpu():
         defaults |= _ALLOCATOR
-    return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return defaults | child_environment()

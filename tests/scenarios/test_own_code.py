@@ -1,5 +1,6 @@
 """The page on interfaces, objectives and tokenizer families of one's own, followed to the letter; and what it says of faulty files."""
 
+import colorsys
 import json
 import math
 import os
@@ -124,3 +125,17 @@ def test_names_that_are_neither_known_nor_a_files_are_refused() -> None:
         with pytest.raises(ValueError, match=said):
             Objectives.model_validate(weights)
     assert Objectives.model_validate({"mine.py": 0}).files == {}
+
+
+def test_a_file_may_import_what_lies_beside_it_but_nothing_there_takes_the_place_of_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir("/")
+    (tmp_path / "own_scale_of_mine.py").write_text("SCALE = 3\n")
+    (tmp_path / "colorsys.py").write_text("rgb_to_hsv = None\n")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from colorsys import rgb_to_hsv\nfrom own_scale_of_mine import SCALE\nobjective = SCALE, rgb_to_hsv\n"
+    )
+    assert run_file(str(file), "objective") == (3, colorsys.rgb_to_hsv)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.runtime.child_processes import descendants
+from pipeline.runtime.child_processes import child_environment, descendants
 
 ROOT = Path(__file__).parents[3]
 # A child of each kind, each of which writes its id: one that executes another program, one in a session of its own whose parent ends at
@@ -97,3 +97,14 @@ def test_descendants_are_found_where_processes_of_others_are_hidden(monkeypatch:
             assert [child.ppid() for child in descendants(process.pid)] == [process.pid]
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_child_imports_this_project_whatever_the_folder_that_it_runs_in_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pipeline.py").write_text("__path__ = []\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)  # empty entries: the current folder
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    command = [sys.executable, "-c", "import pipeline; print(pipeline.__file__)"]
+    found = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True, check=True)
+    assert found.stdout == f"{ROOT / 'pipeline' / '__init__.py'}\n"

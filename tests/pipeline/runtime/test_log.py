@@ -77,7 +77,7 @@ def test_options_are_taken_before_the_command_and_after_it(
 def test_a_process_that_a_command_starts_says_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     logs.set_level("quiet")
     logs.set_format("json")
-    script = "from pipeline import logs; logs.say('a'); logs.warn('b', n=1)"
+    script = "from pipeline.runtime import log as logs; logs.say('a'); logs.warn('b', n=1)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert [json.loads(line)["n"] for line in done.stderr.splitlines()] == [1]
     wrong = subprocess.run(
@@ -88,4 +88,25 @@ def test_a_process_that_a_command_starts_says_it_alike(monkeypatch: pytest.Monke
         env={**os.environ, logs.LEVEL: "loud"},
         check=False,
     )
-    assert "must be one of quiet, normal, verbose" in wrong.stderr
+    assert "BLD_LOG_LEVEL is 'loud'; give quiet, normal or verbose" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "known"),
+    [(logs.LEVEL, "loud", "quiet, normal or verbose"), (logs.FORMAT, "xml", "text or json")],
+)
+def test_a_variable_with_a_value_that_does_not_exist_is_an_error_in_one_line(
+    variable: str, value: str, known: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert run_main(monkeypatch, "inspect", "nowhere") == 1
+    [line] = said(capsys)
+    assert line.endswith(f"error: {variable} is {value!r}; give {known}, or leave it unset")
+
+
+def test_to_import_the_log_adds_no_handler_and_reads_no_variable() -> None:
+    script = "import logging, pipeline.runtime.log; print(logging.getLogger('bld').handlers)"
+    environment = {**os.environ, logs.LEVEL: "loud"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    assert done.stdout == "[]\n"

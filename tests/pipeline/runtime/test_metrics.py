@@ -62,3 +62,9 @@ def test_an_address_is_a_port_with_or_without_a_host(text: str, address: tuple[s
 def test_other_addresses_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT"):
         metrics.parse_address(text)
+
+
+def test_an_address_of_the_environment_that_is_none_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(metrics.VARIABLE, "here:http")
+    with pytest.raises(ValueError, match=r"\(BLD_METRICS\) is 'here:http': give PORT or HOST:PORT"), metrics.served():
+        pass

@@ -164,3 +164,9 @@ def test_uv_is_held_to_the_locks_unless_asked_not_to(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("BLD_LOCK", "off")
     [command] = install.install_commands(["uv"], "gpu", ["--find-links", "w"], [], "2.13.0")
     assert "--constraint" not in command
+
+
+def test_a_lock_that_is_neither_on_nor_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLD_LOCK", "none")
+    with pytest.raises(ValueError, match="BLD_LOCK is 'none'; give on or off"):
+        install.lock_files("cpu")

@@ -1,12 +1,15 @@
 """Which shard an engine of a cluster is given: none is forgotten, none counted twice, and none waits for an engine that hangs."""
 
 import random
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import ray.exceptions
 
 from pipeline.config import Recipe
@@ -14,10 +17,11 @@ from pipeline.corpus.documents import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.shard_writer import Made
-from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
+from stage1_teacher.ray.actor import CONTENT, ROOT, ClusterEngine, Task, code_sha256
 from stage1_teacher.ray.pool import Engines, import_ray, ray_cluster
 from stage1_teacher.ray.resources import Room, engine_room, remark
 from stage1_teacher.ray.shard_queue import HandOut, Run
+from tests.test_layout import PACKAGES, dotted, imports, modules
 
 RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
 
@@ -257,3 +261,46 @@ def test_what_every_engine_would_say_ends_the_dump_at_once() -> None:
     lost = [(failed(RuntimeError(f"number {i}")), None) for i in range(3)]
     with pytest.raises(EngineError, match=r"3 engines in a row were lost .*RuntimeError: number 2"):
         make_on(FakeRay(*lost))
+
+
+def test_other_code_is_other_content_not_another_report(tmp_path: Path) -> None:
+    for package in ("pipeline", "schemas", "stage1_teacher"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    ours = code_sha256(tmp_path)
+    assert ours == code_sha256()
+    for aside in ("pipeline/reports/page.py", "pipeline/cli/app.py", "pipeline/setup/doctor.py", "schemas/README.md"):
+        with (tmp_path / aside).open("a", encoding="utf-8") as file:
+            file.write("# more\n")
+    assert code_sha256(tmp_path) == ours
+    for deciding in ("stage1_teacher/reduction/cpu_kernel.py", "pipeline/covering/covering.py", "schemas/levels.py"):
+        with (tmp_path / deciding).open("a", encoding="utf-8") as file:
+            file.write("# more\n")
+        assert code_sha256(tmp_path) != ours
+        shutil.copy(ROOT / deciding, tmp_path / deciding)
+    assert code_sha256(tmp_path) == ours
+
+
+def test_whatever_an_engine_runs_is_in_that_hash_but_for_what_decides_no_content() -> None:
+    paths = {dotted(path): path for path in modules(*PACKAGES)}
+    run: set[str] = set()
+    found = {"stage1_teacher.ray.actor", "stage1_teacher.engines.vllm_worker"}
+    while found:
+        run |= found
+        found = {name for module in found for name in imports(paths[module])} & paths.keys() - run
+    places = [ROOT / part for part in CONTENT]
+    left_out = {name for name in run if not any(paths[name].is_relative_to(place) for place in places)}
+    rooms = ("pipeline.runtime.", "pipeline.dumps", "stage1_teacher.coordination", "stage1_teacher.dump")
+    assert {name for name in left_out if not name.startswith(rooms)} <= {"pipeline", "stage1_teacher"}
+    # Of rooms that are not in it whole: logs and processes, licences and cards, identities, audits and what shards took.
+    assert left_out.isdisjoint({"pipeline.runtime.dtypes", "pipeline.runtime.huggingface"})
+    assert left_out.isdisjoint({"stage1_teacher.dump.shard_plan", "stage1_teacher.dump.shard_writer"})
+
+
+def test_a_process_of_ray_finds_nothing_by_the_drivers_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started_in: list[Path] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "init", lambda **_: started_in.append(Path.cwd()))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with ray_cluster("local"):
+        assert Path.cwd() == tmp_path
+    assert started_in == [ROOT]  # what Ray gives its processes as the first place to look for modules

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from transformers import LlamaConfig
 
 from pipeline.config import DeepSpeedConfig, Recipe, TrainConfig
 from pipeline.config.loading import load_recipe
+from pipeline.runtime.child_processes import child_environment
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
 from stage2_student.data import order
@@ -187,7 +189,7 @@ def test_a_hostfile_starts_deepspeeds_launcher_over_its_machines(tmp_path: Path)
     train = recipe(tmp_path, hostfile=str(hostfile), num_processes=3).train
     command = " ".join(launch_command(Path("r.yaml"), train, 1234))
     assert f"-m deepspeed.launcher.runner --quiet --hostfile={hostfile} --master_port=1234" in command
-    assert command.endswith("--no_local_rank --module stage2_student.training.train --recipe r.yaml")
+    assert command.endswith("--no_local_rank " + str(ROOT / "stage2_student/launch/rank.py") + " --recipe r.yaml")
     with pytest.raises(ValueError, match=r"train.hostfile: .* is not a file"):
         launch_student(recipe(tmp_path, hostfile=str(hostfile)), dry_run=True)
 
@@ -199,8 +201,8 @@ def test_deepspeeds_own_launcher_understands_both_commands(tmp_path: Path) -> No
     train = recipe(tmp_path, hostfile=str(tmp_path / "hosts")).train
     command = launch_command(Path("r.yaml"), train, 1234)
     read = runner.parse_args(command[command.index("deepspeed.launcher.runner") + 1 :])
-    assert (read.user_script, read.user_args) == ("stage2_student.training.train", ["--recipe", "r.yaml"])
-    assert read.module and read.no_local_rank and read.launcher == "pdsh"
+    assert (read.user_script, read.user_args) == (str(ROOT / "stage2_student/launch/rank.py"), ["--recipe", "r.yaml"])
+    assert not read.module and read.no_local_rank and read.launcher == "pdsh"
     assert dict(runner.fetch_hostfile(read.hostfile)) == {"alpha": 2, "beta": 4}
 
 
@@ -374,3 +376,16 @@ def test_a_second_command_for_a_run_does_not_change_what_the_ranks_of_the_first_
     launch_student(recipe(tmp_path, lr=0.25))
     assert read == [0.0, 0.5, 0.25]
     assert not list((tmp_path / "run").glob("launch*"))
+
+
+def test_a_rank_imports_this_project_where_deepspeed_puts_the_operators_folder_first(tmp_path: Path) -> None:
+    for name in ("pipeline", "schemas"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the operator has a package of that name')\n")
+    command = launch_command(Path("r.yaml"), TrainConfig(), 1234)
+    rank = command[command.index("--no_local_rank") + 1 : -2]
+    asked = [sys.executable, "-u", *(["-m"] if rank[0] == "--module" else []), rank[-1], "--help"]
+    # As DeepSpeed's launcher of several machines has it.
+    environment = {**child_environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Train a student from a dump" in done.stdout, done.stderr
