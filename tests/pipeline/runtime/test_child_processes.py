@@ -68,7 +68,9 @@ def test_all_that_a_killed_process_has_started_is_killed_in_words() -> None:
 def test_a_process_that_ends_by_itself_ends_its_watcher_and_leaves_what_it_leaves(end: str) -> None:
     process, started = family(end)
     assert process.stdin is not None
-    [watcher] = [child for child in psutil.Process(process.pid).children() if "left_behind.py" in str(child.cmdline())]
+    [watcher] = [
+        child for child in psutil.Process(process.pid).children() if "child_processes.py" in str(child.cmdline())
+    ]
     process.stdin.close()
     assert process.wait() in (0, 3)
     try:
