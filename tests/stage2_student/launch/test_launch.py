@@ -345,7 +345,7 @@ def test_a_closed_terminal_is_a_sigterm_to_the_ranks_but_under_nohup(ignored: bo
     launcher = "print('started', flush=True); input()"
     script = (
         f"import os, signal, sys; signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if ignored else 'SIG_DFL'})\n"
-        f"from stage2_student import launch\n"
+        f"from stage2_student.launch import launch\n"
         f"sys.exit(launch._run([sys.executable, '-c', {launcher!r}], dict(os.environ))[0])\n"
     )
     command = [sys.executable, "-c", script]
