@@ -18,7 +18,7 @@ from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.shard_writer import Made
 from stage1_teacher.ray.actor import CONTENT, ROOT, ClusterEngine, Task, code_sha256
-from stage1_teacher.ray.pool import Engines, import_ray, ray_cluster
+from stage1_teacher.ray.pool import ClusterEngines, import_ray, ray_cluster
 from stage1_teacher.ray.resources import Room, engine_room, remark
 from stage1_teacher.ray.shard_queue import HandOut, Run
 from tests.test_layout import PACKAGES, dotted, imports, modules
@@ -235,7 +235,7 @@ def make_on(fake: FakeRay) -> list[int | None]:
     job: Any = SimpleNamespace(
         recipe=placed({}, {}), manifest=manifest, audited=set(), dump="d", missing=lambda: shards
     )
-    made = Engines(fake, job).make(iter([(shard, []) for shard in shards]))
+    made = ClusterEngines(fake, job).make(iter([(shard, []) for shard in shards]))
     return [one.committed for one in made]
 
 
