@@ -133,15 +133,24 @@ def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, **({"corpus": corpus} if "corpus" in identity else {})}
 
 
-def read_json(path: Location, *needed: str) -> dict[str, Any]:
-    """A JSON object that holds the `needed` keys. Raises ValueError, naming the file, for anything else."""
+def read_json(path: Location, *needed: str, remedy: str = _MEND) -> dict[str, Any]:
+    """Read a JSON object that holds the `needed` keys. Raises ValueError, naming the file, for anything else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}. {remedy}") from error
+    return parse_json(text, str(path), *needed, remedy=remedy)
+
+
+def parse_json(text: str, where: str, *needed: str, remedy: str = _MEND) -> dict[str, Any]:
+    """Parse a JSON object, as `read_json` does, of a text that stands in `where`: a file, or a line of one."""
+    try:
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}. {_MEND}") from error
+        raise ValueError(f"{where} is damaged: {error}. {remedy}") from error
     lacking = [key for key in needed if key not in values] if isinstance(values, dict) else ["object"]
     if lacking:
-        raise ValueError(f"{path} is damaged: it holds no {', '.join(lacking)}. {_MEND}")
+        raise ValueError(f"{where} is damaged: it holds no {', '.join(lacking)}. {remedy}")
     return dict(values)
 
 

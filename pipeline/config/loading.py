@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import Recipe
 from pipeline.config.renamed import with_new_names
 from pipeline.config.section import models_in
+from schemas.storage.locations import Location
 
 _PACKAGED = Path(__file__).parents[1] / "recipes"
 _SETTINGS = _PACKAGED / "settings"
@@ -106,6 +107,17 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _PACKAGED.glob("*.yaml") if path.stem != "pins")
 
 
+def read_values(path: Location) -> dict[str, Any]:
+    """Read the plain values of a recipe that lies beside a dump or a run; empty where there is none.
+
+    Raises ValueError, naming the file, where it holds no sections.
+    """
+    values = _parse(_read(path), str(path)) if path.exists() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is damaged: it must hold sections (student:, train: ...). Restore it, or delete it")
+    return values
+
+
 def _find(path_or_name: str | Path) -> Path:
     path = Path(path_or_name).expanduser()
     if path.is_file():
@@ -115,7 +127,7 @@ def _find(path_or_name: str | Path) -> Path:
     raise ValueError(f"no recipe {str(path_or_name)!r}: give a YAML file, or one of {', '.join(recipe_names())}")
 
 
-def _read(path: Path) -> str:
+def _read(path: Location) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

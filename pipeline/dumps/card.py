@@ -1,6 +1,5 @@
 """The card of a dump, `README.md`: what a hub and its readers see. A function of the files that lie beside it."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.config.loading import read_values
 from pipeline.dumps.licence import describe
-from schemas.manifest import Manifest, flatten
+from schemas.manifest import Manifest, flatten, read_json
 from schemas.snippets import snippets
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location
@@ -25,10 +25,10 @@ def write_card(dump: Location) -> Location:
     summary_path = dump / "summary.json"
     if not summary_path.exists():
         raise ValueError(f"{dump} is not complete: it holds no summary.json. Run `bld teacher` again to finish it.")
-    summary = json.loads(summary_path.read_text(encoding="utf-8"))
+    summary = read_json(summary_path)
     recipe_path, audit_path = dump / "recipe.yaml", dump / "audit.json"
-    recipe = yaml.safe_load(recipe_path.read_text(encoding="utf-8")) if recipe_path.exists() else {}
-    audit = json.loads(audit_path.read_text(encoding="utf-8")) if audit_path.exists() else None
+    recipe = read_values(recipe_path)
+    audit = read_json(audit_path) if audit_path.exists() else None
     out = dump / NAME
     with committed(out) as partial:
         partial.write_text(card(Manifest.load(dump), summary, recipe, audit), encoding="utf-8")

@@ -13,6 +13,7 @@ from rich.table import Table
 from pipeline.config import CorpusConfig, Recipe, StudentConfig, TasksConfig, corpora_of
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.runtime.log import say
+from schemas.manifest import read_json
 
 
 def custom_corpus(source: str | None, field: str | None, limit: int | None) -> dict[str, CorpusConfig]:
@@ -116,7 +117,10 @@ def read_results(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
     own = run / "eval.json"
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for path in [*([own] if own.exists() else []), *sorted(run.glob("eval-*.json"))]:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        remedy = "Delete it, and run `bld eval` again"
+        read = read_json(path, remedy=remedy)
+        if not all(isinstance(corpora, dict) for corpora in read.values()):
+            raise ValueError(f"{path} is damaged: it holds no figures by model and corpus. {remedy}")
         taken = {corpus for corpora in found.values() for corpus in corpora}
         for model, corpora in read.items():
             for corpus, figures in corpora.items():

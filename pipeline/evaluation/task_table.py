@@ -1,6 +1,5 @@
 """What the harness found, a row per task: our models, and beside them what others have published."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from schemas.json_text import json_text
+from schemas.manifest import read_json
 
 Results = Mapping[str, Mapping[str, Any]]  # the harness' JSON, by group of tasks
 _WIDEST = 1000  # columns of a printed table
@@ -131,9 +131,12 @@ def save_tasks(results: Results, folder: Path) -> list[Path]:
     return written
 
 
+_REMEDY = "Delete it, and run `bld eval --tasks` again"
+
+
 def load_tasks(folder: Path) -> dict[str, dict[str, Any]]:
     """The results that `save_tasks` wrote; empty where there are none."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: read_json(path, remedy=_REMEDY) for path in sorted(folder.glob("*.json"))}
 
 
 def _line(row: Any) -> str:

@@ -1,11 +1,11 @@
 """A forecast for reading: a line for each figure, with how sure it is, and beside it what a finished dump took."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.planning.estimates import Estimate
 from pipeline.planning.forecast import Calibration, Forecast
+from schemas.manifest import read_json
 from schemas.storage.locations import Location
 
 Line = tuple[str, str]  # what, and what is expected of it
@@ -61,8 +61,8 @@ def duration(found: Estimate) -> str:
 def took(dump: Location) -> dict[str, Any] | None:
     """What the summary of a finished dump says that it took; None where there is none, or its shards do not tell."""
     path = dump / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return summary if "cost" in summary else None
+    summary = read_json(path) if path.exists() else {}
+    return read_json(path, "teacher_tokens", "stored_bytes") if "cost" in summary else None
 
 
 def compared(found: Forecast, summary: dict[str, Any]) -> str:

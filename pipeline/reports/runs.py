@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline.config import Recipe
+from pipeline.config.loading import read_values
 from pipeline.evaluation.jobs import read_results
 from pipeline.evaluation.task_table import load_tasks
 from pipeline.runtime.plugins import is_own
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, read_json
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         metrics=read_metrics(metrics) if metrics.exists() else [],
         evaluation=evaluation,
-        recipe=with_defaults(yaml.safe_load(recipe.read_text(encoding="utf-8"))) if recipe.exists() else {},
+        recipe=with_defaults(read_values(recipe)) if recipe.exists() else {},
         tasks={model.name: load_tasks(model) for model in sorted((folder / "tasks").glob("*")) if model.is_dir()},
     )
 
@@ -86,7 +86,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):  # no newline after it: the run was killed, or is writing it now
                 break
             raise ValueError(f"{path}, line {number} is not JSON ({error}); repair or delete that line") from error
-        steps[int(values["step"])] = values
+        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+            raise ValueError(f"{path}, line {number} names no step; repair or delete that line")
+        steps[values["step"]] = values
     return [steps[step] for step in sorted(steps)]
 
 
@@ -197,4 +199,4 @@ def _read_dump(name: str, path: Path) -> Dump:
 
 def _json(path: Path) -> dict[str, Any]:
     """A file's values; empty where it is not there yet."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    return read_json(path) if path.exists() else {}

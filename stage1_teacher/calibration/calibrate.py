@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from pipeline.config import Recipe
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.planning.estimates import LEAST_UNITS as LEAST_PARTS
 from pipeline.planning.forecast import Calibration, Encoded, File, Part
 from schemas.manifest import ShardPlan
 from schemas.record import Question
-from schemas.shard import commit_shard, read_shard, to_table
+from schemas.shard import commit_shard, read_shard, shard_metadata, to_table
+from schemas.storage.locations import open_parquet
 from stage1_teacher.calibration.corpus_sample import survey
 from stage1_teacher.dump import audit
 from stage1_teacher.dump import shard_cost as cost
@@ -130,13 +129,14 @@ def dump_parts(
 def read_part(plan: ShardPlan, folder: Path) -> Part:
     """What a trial shard holds, off its footer, and what it took."""
     path = plan.path(folder)
-    metadata = pq.read_metadata(path).metadata
+    with open_parquet(path) as file:
+        metadata = shard_metadata(path, file.schema_arrow)
     took = cost.read_cost(folder, plan)
     assert took is not None  # it was made here
     return Part(
         text_bytes=plan.num_bytes,
-        teacher_tokens=int(metadata[b"bld.teacher_tokens"]),
-        computed_tokens=int(metadata[b"bld.computed_tokens"]),
+        teacher_tokens=int(metadata["bld.teacher_tokens"]),
+        computed_tokens=int(metadata["bld.computed_tokens"]),
         stored_bytes=path.stat().st_size,
         seconds=took.seconds,
     )

@@ -7,16 +7,16 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from pipeline.config.identity import identity_differences
-from pipeline.config.loading import load_recipe, save_recipe
+from pipeline.config.loading import load_recipe, read_values, save_recipe
 from pipeline.dumps.card import public_name, write_card
 from pipeline.dumps.completeness import require_complete
 from pipeline.runtime.log import warn
 from schemas.manifest import Manifest, ShardPlan, arithmetic_of, with_accepted_engine, write_json
 from schemas.storage.atomic import committed
+from schemas.storage.locations import open_parquet
 from stage1_teacher.dump.shard_plan import corpus_sha256
 from stage1_teacher.dump.summary import summarise
 
@@ -178,9 +178,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _origin(dump: Path, manifest: Manifest) -> dict[str, Any]:
-    recipe = (
-        yaml.safe_load((dump / "recipe.yaml").read_text(encoding="utf-8")) if (dump / "recipe.yaml").exists() else {}
-    )
+    recipe = read_values(dump / "recipe.yaml")
     source = (recipe.get("corpus") or {}).get("source", dump.name)
     documents = sum(shard.num_documents for shard in manifest.shards)
     return {"source": public_name(str(source)), "documents": documents, "corpus": manifest.identity.get("corpus")}
@@ -188,7 +186,8 @@ def _origin(dump: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _document_ids(out: Path, merged: Manifest) -> Iterator[str]:
     for shard in merged.shards:
-        table = pq.read_table(shard.path(out), columns=["doc_id", "window_start"])
+        with open_parquet(shard.path(out)) as file:
+            table = file.read(columns=["doc_id", "window_start"])
         for doc_id, start in zip(table["doc_id"].to_pylist(), table["window_start"].to_pylist(), strict=True):
             if start == 0:
                 yield doc_id

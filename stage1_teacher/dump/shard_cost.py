@@ -1,6 +1,5 @@
 """What a shard took to make, told beside it: wall seconds of the process that made it, and on what."""
 
-import json
 import os
 import time
 from collections import Counter
@@ -8,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pipeline.config import Recipe
-from schemas.manifest import Manifest, ShardPlan, write_json
+from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.storage.atomic import make_folder
 from schemas.storage.locations import AnyLocation, Location
 from stage1_teacher.coordination.concurrency import in_threads
@@ -62,7 +61,7 @@ def read_cost(dump: Location, shard: ShardPlan) -> Cost | None:
     path = _path(dump, shard)
     if not path.exists():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path, "seconds", "devices", remedy="Delete it: what the whole dump took is then not told")
     return Cost(values["seconds"], values["devices"])
 
 

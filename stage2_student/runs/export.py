@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.config import student_config
 from pipeline.config.loading import load_recipe
+from schemas.manifest import read_json
 from schemas.storage.atomic import committed_folder
 from stage2_student.model.initial_student import load_start, tokenizer_moved
 from stage2_student.model.lora import add_adapters
@@ -62,7 +63,10 @@ def is_due(run: Path) -> bool:
         return True
     if not said.exists():
         return False
-    values, newest = json.loads(said.read_text(encoding="utf-8")), run_folder.checkpoint_steps(run)[-1]
+    values, newest = (
+        read_json(said, "step", remedy="Delete it, and run `bld export` again"),
+        run_folder.checkpoint_steps(run)[-1],
+    )
     if "newest" in values:
         return bool(values["newest"] != newest)
     return bool(values["step"] != newest and run_folder.was_passed(run, values["step"]))  # by an earlier release

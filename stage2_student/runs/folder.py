@@ -26,7 +26,7 @@ from pipeline.config import DumpRef, Recipe, student_config
 from pipeline.config.identity import identity_differences, identity_values
 from pipeline.runtime import plugins as own_code
 from pipeline.runtime.log import warn
-from schemas.manifest import Manifest, write_json
+from schemas.manifest import Manifest, parse_json, read_json, write_json
 from schemas.storage.atomic import sync_and_rename
 from stage2_student.data import order
 from stage2_student.data.mix import Mix
@@ -45,6 +45,7 @@ _NOT_OF_STUDENT = {"path", "dumps", "mix", "start", "end", "tokenizer", "chat_te
 _PIECES_VERSION = 2  # of how records are cut (`stage2_student.data.pieces`), and of what is kept of their lengths
 _WHOLE_CHATS_PIECES = 1  # where chats are used whole or not at all
 _ADAPTERS_VERSION = 2  # of which weights have adapters; runs of earlier releases do not say one
+REMEDY = "Restore that file, or give a new student.path, or delete that folder to start again"
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -82,9 +83,14 @@ def run_identity(
     return dict(json.loads(json.dumps(identity)))
 
 
+def begun_identity(run: Path, *needed: str) -> dict[str, Any]:
+    """Read the identity that the run in this folder began with. Raises ValueError, naming the file, where it is damaged."""
+    return read_json(run / "identity.json", *needed, remedy=REMEDY)
+
+
 def tokenizer_sha256(run: Path) -> str:
     """The `ByteTokenizer.sha256` of the student's tokenizer, as the run began."""
-    return str(json.loads((run / "identity.json").read_text(encoding="utf-8"))["student"]["tokenizer_sha256"])
+    return str(begun_identity(run, "student")["student"]["tokenizer_sha256"])
 
 
 def data_order(run: Path) -> int:
@@ -92,7 +98,7 @@ def data_order(run: Path) -> int:
     path = run / "identity.json"
     if not path.exists() or not checkpoint_steps(run):
         return order.VERSION
-    begun = json.loads(path.read_text(encoding="utf-8")).get("data_order")
+    begun = begun_identity(run).get("data_order")
     return begun if begun in order.READ else order.VERSION
 
 
@@ -100,7 +106,7 @@ def adapters_by_peft(run: Path) -> bool:
     """Whether the run's checkpoints have the adapters that earlier releases gave a model (see `stage2_student.model.lora`)."""
     path = run / "identity.json"
     begun = path.exists() and checkpoint_steps(run)
-    return bool(begun) and "adapters" not in json.loads(path.read_text(encoding="utf-8"))
+    return bool(begun) and "adapters" not in begun_identity(run)
 
 
 def _dump_identity(manifest: Manifest) -> dict[str, Any]:
@@ -154,7 +160,7 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
     another recipe left there is removed.
     """
     path = run / "identity.json"
-    theirs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    theirs = begun_identity(run) if path.exists() else None
     known = {} if theirs is None else {key: value for key, value in theirs.items() if key != schedule.TRAINED_ON}
     if theirs is not None and (differences := "; ".join(identity_differences(known, identity))):
         if steps := checkpoint_steps(run):
@@ -183,12 +189,12 @@ def begun_schedule(run: Path) -> dict[str, Any]:
     path = run / "identity.json"
     if not path.exists() or not checkpoint_steps(run):
         return {}
-    return schedule.begun(json.loads(path.read_text(encoding="utf-8")), schedule.KEPT)
+    return schedule.begun(begun_identity(run), schedule.KEPT)
 
 
 def was_passed(run: Path, step: int) -> bool:
     """Whether the run was at its end at this step, and was then trained on."""
-    identity = json.loads((run / "identity.json").read_text(encoding="utf-8"))
+    identity = begun_identity(run)
     return step in [time["from_step"] for time in identity.get(schedule.TRAINED_ON, [])]
 
 
@@ -247,5 +253,8 @@ def cut_metrics(run: Path, step: int) -> None:
     # A line that a kill left half written is the last one, and has no newline.
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+    mend = "Repair or delete that line, then run the same command again"
+    steps = [parse_json(text, f"{path}, line {n}", "step", remedy=mend)["step"] for n, text in enumerate(lines, 1)]
+    kept = (line for line, of in zip(lines, steps, strict=True) if of <= step)
+    partial.write_text("".join(kept), encoding="utf-8")
     sync_and_rename(partial, path)

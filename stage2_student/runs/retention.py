@@ -4,14 +4,13 @@ A checkpoint that was evaluated holds `evaluation.json`, written before the chec
 function of the checkpoints that are there, however often the run was interrupted.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from schemas.manifest import write_json
+from schemas.manifest import read_json, write_json
 from schemas.storage.atomic import sync_and_rename, sync_folder
-from stage2_student.runs.folder import checkpoint_name, checkpoint_steps
+from stage2_student.runs.folder import REMEDY, checkpoint_name, checkpoint_steps
 
 _FILE = "evaluation.json"
 
@@ -31,7 +30,7 @@ def record(run: Path, partial: str, evaluation: Evaluation) -> None:
 def evaluation_of(run: Path, step: int) -> Evaluation | None:
     """What `record` said of a complete checkpoint; None where it was not evaluated."""
     path = run / "checkpoints" / checkpoint_name(step) / _FILE
-    return Evaluation(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return Evaluation(**read_json(path, *Evaluation._fields, remedy=REMEDY)) if path.exists() else None
 
 
 def best_step(run: Path) -> int | None:

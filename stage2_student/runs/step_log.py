@@ -4,7 +4,6 @@ The lines are a table: its head says what a column is, and comes again now and t
 byte; memory in bytes in the files, GiB on the line; tokens are the student's; `seconds` is what the run has taken, resumes included.
 """
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.config import Recipe
 from pipeline.runtime import log as logs
 from schemas.json_text import json_text
+from schemas.manifest import parse_json
 from stage2_student.losses.objectives import OBJECTIVES
 from stage2_student.runs.retention import best_step, evaluation_of
 from stage2_student.runs.trackers import open_trackers
@@ -155,4 +155,6 @@ def where_to_look(run: Path) -> str:
 def _seconds_taken(metrics: Path) -> float:
     """What the last line says; 0 where there is none."""
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    return float(json.loads(lines[-1]).get("seconds", 0.0)) if lines else 0.0
+    return (
+        float(parse_json(lines[-1], f"{metrics}, last line", remedy="Delete it").get("seconds", 0.0)) if lines else 0.0
+    )

@@ -1,6 +1,5 @@
 """What of a dump a student can learn from, in words: what is cut, and what is left out, by name and with its share of the bytes."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from stage2_student.data.pieces import overlap_tokens
 from stage2_student.data.token_counts import Lengths, are_counted, count_questions, kept_counts
 from stage2_student.model.context_length import sized
 from stage2_student.model.initial_student import student_tokenizer
-from stage2_student.runs.folder import counts_key
+from stage2_student.runs.folder import begun_identity, counts_key
 
 
 def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = False) -> Iterator[str]:
@@ -89,7 +88,7 @@ def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     path, folder = run / "identity.json", run / "lengths"
     if not path.exists():
         return
-    identity = json.loads(path.read_text(encoding="utf-8"))
+    identity = begun_identity(run)
     num_shards = len(list(folder.glob("part-*.parquet")))
     if identity.get("data_order") not in READ or not are_counted(folder, num_shards, counts_key(identity)):
         return
