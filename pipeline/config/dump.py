@@ -35,7 +35,7 @@ class TeacherConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default_factory=natural_dtype,
         description="Of weights and activations; a server (engine openai) has its own. Default: bfloat16; float32 on a CPU without "
-        "instructions for it.",
+        "instructions for it; a dump goes on in the one it was begun in.",
     )
     quantization: str | None = Field(
         None, description="vLLM's quantization method, e.g. fp8 (engine vllm); default: what the checkpoint says."

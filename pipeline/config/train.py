@@ -158,7 +158,7 @@ class TrainConfig(Section):
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default_factory=natural_dtype,
         description="Of the forward pass; master weights are float32. float16 scales the loss, by a factor that adapts. Default: bfloat16; "
-        "float32 on a CPU without instructions for it.",
+        "float32 on a CPU without instructions for it; a run goes on in the one it was begun in.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Keep only each block's input for the backward pass, and compute the block again there."

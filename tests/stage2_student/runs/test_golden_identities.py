@@ -1,0 +1,135 @@
+"""Runs that an earlier release began go on under this one, and under one with more keys; what differs is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import Recipe
+from pipeline.config.loading import load_recipe
+from pipeline.runtime import dtypes
+from schemas.manifest import Manifest, write_json
+from stage2_student.model.initial_student import Ends
+from stage2_student.runs import folder as run_folder
+from stage2_student.runs import schedule
+from tests.support.added_keys import OF_A_RUN, use_added_keys
+from tests.support.golden_identities import DUMPS, OBJECTIVE, RECIPES, RUNS
+
+NAMES = list(RECIPES)
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: recipes, and the runs that the release began, each with a checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OBJECTIVE)
+    Path("deepspeed.json").write_text('{"gradient_accumulation_dtype": "fp32"}\n')
+    for name in NAMES:
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(RECIPES[name]))
+        (run(name) / "checkpoints" / "step-000001").mkdir(parents=True)
+        write_json(run(name) / "identity.json", golden(name))
+    return tmp_path
+
+
+def run(name: str) -> Path:
+    return Path(f"run-{name}")
+
+
+def golden(name: str) -> dict[str, Any]:
+    return dict(json.loads((RUNS / f"identity-arithmetic-2-{name}.json").read_text(encoding="utf-8")))
+
+
+def continued(name: str, *overrides: str) -> Recipe:
+    """The recipe as a start has it; what it asks a student's files, as they were."""
+    recipe = load_recipe(f"{name}.yaml", [f"train.max_tokens={golden(name)['train']['max_tokens']}", *overrides])
+    return schedule.continued(recipe, run_folder.begun_schedule(run(name)))[0]
+
+
+def identity(name: str, recipe: Recipe) -> dict[str, Any]:
+    """Of a run on the dumps that the same release made; hashes and ids as they were."""
+    theirs = golden(name)
+    student = theirs["student"]
+    manifest = Manifest.model_validate_json((DUMPS / f"manifest-arithmetic-2-{name}.json").read_text(encoding="utf-8"))
+    others = [
+        manifest.model_copy(update={"identity": {k: v for k, v in other.items() if k != "documents_sha256"}})
+        for other in theirs.get("other_dumps", {}).values()
+    ]
+    ends = Ends(student["start_id"], student["end_id"])
+    found = run_folder.run_identity(recipe, manifest, student["tokenizer_sha256"], ends, others)
+    if "template_sha256" in student:
+        found["student"]["template_sha256"] = student["template_sha256"]
+    return found
+
+
+@pytest.mark.parametrize("keys", ["this release's keys", "more keys"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_a_release_began_goes_on_and_a_new_one_on_its_dump_is_the_same(
+    name: str, keys: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if keys == "more keys":
+        use_added_keys(monkeypatch)
+    ours = identity(name, continued(name))
+    assert ours == golden(name)  # what is stored of the same recipe has not changed
+    run_folder.claim(run(name), ours)
+    assert json.loads((run(name) / "identity.json").read_text()) == golden(name)
+    assert run_folder.checkpoint_steps(run(name)) == [1]
+    run_folder.claim(run(name), identity(name, continued(name, "train.steps=5")))
+    assert json.loads((run(name) / "identity.json").read_text())["trained_on"][0]["steps"] == 1
+
+
+@pytest.mark.parametrize(("key", "named"), OF_A_RUN.items())
+def test_another_value_of_a_key_that_came_later_is_refused_by_its_name(
+    key: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_added_keys(monkeypatch)
+    for name in NAMES:
+        with pytest.raises(ValueError, match=rf"another run \({named}: 'as ever' there, 'new' here\)\. Give a new"):
+            run_folder.claim(run(name), identity(name, continued(name, f"{key}=new")))
+    with pytest.raises(ValueError, match=r"another run \(train\.objectives\.new_term: 0\.0 there, 0\.5 here\)"):
+        run_folder.claim(run("default"), identity("default", continued("default", "train.objectives.new_term=0.5")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda identity: identity["train"].pop("max_tokens") and None,
+        lambda identity: identity["train"].update(some_key=None),
+        lambda identity: identity["deepspeed"].update(zero_optimization={}),
+        lambda identity: identity["student"].update(revision=None),
+        lambda identity: identity["dump"].pop("arithmetic"),
+        lambda identity: identity.update(arithmetic=1),
+    ],
+)
+def test_a_refusal_always_names_a_field_and_what_differs_in_none_goes_on(change: Any) -> None:
+    stored = golden("default")
+    change(stored)
+    write_json(run("default") / "identity.json", stored)
+    for steps in (1, 5):
+        try:
+            run_folder.claim(run("default"), identity("default", continued("default", f"train.steps={steps}")))
+        except ValueError as error:
+            assert ": " in str(error).split("another run (", 1)[1].split(")")[0]
+        assert run_folder.checkpoint_steps(run("default")) == [1]
+
+
+def test_a_run_goes_on_in_the_dtype_it_was_begun_in_on_a_machine_that_would_begin_it_in_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = golden("default")["train"]["dtype"]
+    here = {"bfloat16": "float32", "float32": "bfloat16"}[stored]
+    monkeypatch.setattr(dtypes, "cpu_build", lambda: here == "float32")
+    monkeypatch.setattr(dtypes, "slow_bfloat16", lambda: True)
+    dtypes.natural_dtype.cache_clear()
+    try:
+        recipe = load_recipe("default.yaml")
+        found, remarks = schedule.continued(recipe, run_folder.begun_schedule(run("default")))
+        assert recipe.train.dtype == here and found.train.dtype == stored
+        assert f"train.dtype is {stored}, as the run began" in remarks
+        run_folder.claim(run("default"), identity("default", continued("default")))
+        with pytest.raises(ValueError, match=rf"another run \(train\.dtype: '{stored}' there, '{here}' here\)"):
+            run_folder.claim(run("default"), identity("default", continued("default", f"train.dtype={here}")))
+        assert schedule.continued(recipe, run_folder.begun_schedule(Path("fresh")))[0].train.dtype == here
+    finally:
+        dtypes.natural_dtype.cache_clear()
