@@ -56,6 +56,8 @@ def with_logs(name: str, command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         set_logs(**{key: values.pop(key) for key in common})
+        if not logs.is_verbose():
+            logs.silence_others()
         os.environ[logs.COMMAND] = name
         command(**values)
 

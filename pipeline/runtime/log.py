@@ -6,7 +6,7 @@
 As JSON a line is an object: `time` (UTC), `level`, `command`, `message`, and the figures that it speaks of as fields of their own.
 
 How much is said, and how, stands in the environment, so that the processes which a command starts say it alike: `bld`'s options put it
-there. What other packages print themselves is theirs; `quiet` and `json` ask them for silence, `verbose` for all of it.
+there. Other packages are asked for silence but for `verbose`.
 """
 
 import datetime
@@ -22,6 +22,7 @@ LEVEL, FORMAT, COMMAND, DEBUG = "BLD_LOG_LEVEL", "BLD_LOG_FORMAT", "BLD_COMMAND"
 Level = Literal["quiet", "normal", "verbose"]
 _LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 _FORMATS = ("text", "json")
+_SILENCE = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 _NAMES = {"warning": "warning: ", "error": "error: "}
 
 
@@ -69,21 +70,25 @@ def set_level(level: Level) -> None:
     _logger().setLevel(_LEVELS[level])
     if level == "verbose":
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
-    elif level == "quiet":
-        _silence_bars()
 
 
 def set_format(form: Literal["text", "json"]) -> None:
     """For this process and those that it starts."""
     os.environ[FORMAT] = form
-    if form == "json":
-        _silence_bars()
 
 
-def _silence_bars() -> None:
-    """Progress bars of packages that load models: read when those are imported."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+def is_verbose() -> bool:
+    """Return whether other packages say what they like."""
+    return os.environ.get(LEVEL) == "verbose"
+
+
+def silence_others() -> None:
+    """Ask packages that load models for no bars and no remarks, in this process and those that it starts; read when they are imported.
+
+    An operator's own values stay.
+    """
+    for name, value in _SILENCE.items():
+        os.environ.setdefault(name, value)
 
 
 class _Stderr(logging.StreamHandler):

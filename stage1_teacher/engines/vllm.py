@@ -17,6 +17,7 @@ from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.runtime.dtypes import installed
 from pipeline.runtime.huggingface import load_config, max_positions
+from pipeline.runtime.log import is_verbose
 from stage1_teacher.engines.base import HEAD_SHARE, OWN_LOGPROBS, BranchToken
 from stage1_teacher.reduction.logit_rule import LogitRule
 
@@ -95,6 +96,7 @@ def engine_options(
         "enable_prefix_caching": False,
         "trust_remote_code": teacher.trust_remote_code,
         "seed": 0,
+        "use_tqdm_on_load": is_verbose(),
     }
 
 
