@@ -1,11 +1,27 @@
 """What tests of both stages ask for."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.object_store import ObjectStore, object_store
+
+# What a command puts into its own environment, for all that it starts.
+OF_A_COMMAND = ("PYTHONSAFEPATH", "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "VLLM_LOGGING_LEVEL", "BLD_COMMAND")
+AT_START = dict(os.environ)
+
+
+@pytest.fixture(autouse=True)
+def environment_of_no_command() -> Iterator[None]:
+    """Take back what a command that a test runs in this process has put there: tests after it start processes of their own."""
+    yield
+    for name in OF_A_COMMAND:
+        if name in AT_START:
+            os.environ[name] = AT_START[name]
+        else:
+            os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="module")
