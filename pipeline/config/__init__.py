@@ -8,7 +8,8 @@ May import `pipeline.runtime` and `schemas`.
 
 from pipeline.config.corpus import CorpusConfig, EvalConfig
 from pipeline.config.dump import CoveringConfig, DumpConfig, DumpPath, PlacementConfig, TeacherConfig
-from pipeline.config.recipe import Recipe, corpora_of, student_config
+from pipeline.config.engines import EngineSpec
+from pipeline.config.recipe import Recipe, check_engine_gives, corpora_of, student_config
 from pipeline.config.section import Section
 from pipeline.config.student import DumpRef, StudentConfig
 from pipeline.config.tasks import TasksConfig
@@ -21,6 +22,7 @@ __all__ = [
     "DumpConfig",
     "DumpPath",
     "DumpRef",
+    "EngineSpec",
     "EvalConfig",
     "Objectives",
     "PlacementConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "WandbConfig",
+    "check_engine_gives",
     "corpora_of",
     "student_config",
 ]

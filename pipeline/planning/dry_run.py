@@ -3,7 +3,15 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.config import CorpusConfig, Recipe, StudentConfig, TasksConfig, TeacherConfig, TrainConfig
+from pipeline.config import (
+    CorpusConfig,
+    Recipe,
+    StudentConfig,
+    TasksConfig,
+    TeacherConfig,
+    TrainConfig,
+    check_engine_gives,
+)
 from pipeline.runtime.huggingface import check_positions, load_config
 from pipeline.sources import pypi as archive
 from pipeline.sources.resolve import BYTES, resolve_file
@@ -24,9 +32,8 @@ def sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for index, excluded in enumerate(corpus.exclude):
             yield f"{key}.exclude[{index}].source", excluded.source
     models = [("teacher", recipe.teacher)] + ([("student", recipe.student)] if recipe.student is not None else [])
-    served = recipe.teacher.engine == "openai"
     for key, section in models:
-        if not (served and key == "teacher" and section.tokenizer is not None):  # then it is a mere name
+        if not (isinstance(section, TeacherConfig) and section.is_mere_name):
             yield f"{key}.model", section.model
         if section.tokenizer is not None:
             yield f"{key}.tokenizer", section.tokenizer
@@ -53,6 +60,7 @@ def describe_source(key: str, source: str) -> str:
 def plan(recipe: Recipe) -> list[Line]:
     """What the recipe would fetch, make and write. Raises ValueError for what would fail whatever the machine."""
     lines = [(key, describe_source(key, source)) for key, source in sources(recipe)]
+    check_engine_gives(recipe)
     _check_positions(recipe)
     if recipe.corpus.has_chats:
         stripped = "; white space at the ends of each message is stripped" if recipe.corpus.strip else ""
@@ -77,7 +85,7 @@ def plan(recipe: Recipe) -> list[Line]:
 def _check_positions(recipe: Recipe) -> None:
     """Raise ValueError where the recipe's own `max_tokens` is more than a model has positions for, of models that are folders here."""
     asked: list[tuple[TeacherConfig | StudentConfig, TeacherConfig | TrainConfig, str]] = []
-    if recipe.teacher.engine != "openai":
+    if not recipe.teacher.engine_spec.served:
         asked.append((recipe.teacher, recipe.teacher, "teacher.max_tokens"))
     if recipe.student is not None:
         asked.append((recipe.student, recipe.train, "train.max_tokens"))
@@ -92,11 +100,10 @@ def _check_positions(recipe: Recipe) -> None:
 def describe_teacher(recipe: Recipe) -> str:
     """How the teacher runs; for a served one, where it is and how much of it is seen."""
     teacher = recipe.teacher
-    windows = f"windows of {teacher.max_tokens} tokens"
-    if teacher.engine != "openai":
-        return f"{teacher.engine}, {teacher.dtype}, {windows}"
-    seen = f"the {teacher.prompt_logprobs} most probable tokens of each row"
-    return f"{teacher.name_at_server} at {recipe.placement.base_url}, {seen}, {windows}"
+    spec, at = teacher.engine_spec, recipe.placement.base_url if teacher.engine_spec.needs_address else teacher.engine
+    runs = [f"{teacher.name_at_server} at {at}"] if spec.served else [teacher.engine, teacher.dtype]
+    seen = [] if spec.hidden_states else [f"the {teacher.prompt_logprobs} most probable tokens of each row"]
+    return ", ".join([*runs, *seen, f"windows of {teacher.max_tokens} tokens"])
 
 
 def describe_dump(dump: str) -> str:

@@ -95,6 +95,8 @@ def read_wide(teacher: Teacher, piece: Piece, num_tokens: int = MOST_TOKENS) -> 
     if isinstance(teacher.engine, ListingEngine):
         return Wide(None, 0, "a served teacher holds no branches")
     own = own_tokens.ask_own(teacher, piece, num_tokens)
+    if teacher.engine.cannot_branch is not None:
+        return Wide(None, 0, teacher.engine.cannot_branch, own)
     assert teacher.reducer is not None
     stretch = piece.stretches[0]
     tokens = stretch.tokens[:num_tokens]

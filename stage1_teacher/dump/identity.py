@@ -10,25 +10,10 @@ from stage1_teacher.targets.teacher import Named, resolve_ids
 def teacher_identity(recipe: Recipe, teacher: Named, engine: str, corpus_sha256: str) -> dict[str, Any]:
     """The identity of a dump that this teacher makes of that corpus."""
     start, ends = resolve_ids(recipe, teacher.tokenizer, teacher.chat)
-    served = recipe.teacher.engine == "openai"
+    served = recipe.teacher.engine_spec.served
     weights = None if served else plan.weights_sha256(teacher.model, recipe.teacher.revision)
     runs_code = recipe.teacher.trust_remote_code and not served and recipe.dump.arithmetic_used > 1
     code = plan.code_sha256(teacher.model, recipe.teacher.revision) if runs_code else None
     return plan.make_identity(
         recipe, teacher.tokenizer, start, ends, weights, engine, corpus_sha256, teacher.chat, code
     )
-
-
-def engine_name(recipe: Recipe) -> str:
-    """The engine with its version."""
-    if recipe.teacher.engine == "vllm":
-        from stage1_teacher.engines.vllm import engine_version
-
-        return engine_version()
-    if recipe.teacher.engine == "openai":
-        from stage1_teacher.engines import openai_server as engine_openai
-
-        return engine_openai.engine_name(recipe.teacher, recipe.placement)
-    import transformers
-
-    return f"transformers-{transformers.__version__}"

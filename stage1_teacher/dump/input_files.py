@@ -18,7 +18,7 @@ from pipeline.sources.file_hash import file_state
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from schemas.manifest import Manifest, read_json, write_json
 from schemas.storage.locations import Location, location, names
-from stage1_teacher.dump.identity import engine_name
+from stage1_teacher.engines.registry import engine_name
 
 _NAME = "inputs.json"
 
@@ -38,7 +38,7 @@ def inputs_sha256(recipe: Recipe) -> str | None:
         "corpus": recipe.corpus.model_dump(mode="json"),
         "teacher": recipe.teacher.model_dump(mode="json", exclude={"license"}),
         "dump": recipe.dump.model_dump(mode="json", exclude={"path"}),
-        "engine": engine_name(recipe),
+        "engine": engine_name(recipe.teacher, recipe.placement),
         "files": stated,
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -47,7 +47,7 @@ def inputs_sha256(recipe: Recipe) -> str | None:
 def _files(recipe: Recipe) -> Iterator[Path]:
     teacher = recipe.teacher
     yield from _corpus_files(recipe.corpus, recipe.dump.arithmetic_used)
-    if teacher.engine == "openai":  # its weights are elsewhere; a server has to be asked who it is
+    if teacher.engine_spec.served:  # its weights are elsewhere; a server has to be asked who it is
         raise _UntoldError
     yield from _folder_files(resolve_model(teacher.model, teacher.revision), teacher.revision)
     if teacher.tokenizer is not None:

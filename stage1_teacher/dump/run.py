@@ -25,11 +25,12 @@ from stage1_teacher.dump import shard_plan as plan
 from stage1_teacher.dump.begun import as_begun, warn_other_libraries
 from stage1_teacher.dump.check_resumed import check_resumed
 from stage1_teacher.dump.extend import extend_dump
-from stage1_teacher.dump.identity import engine_name, teacher_identity
+from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.dump.input_files import are_as_noted, inputs_sha256, is_done, is_summed_up, note_inputs
 from stage1_teacher.dump.job import Connect, Engines, Filled, Job, Maker
 from stage1_teacher.dump.shard_writer import Made, make_shards
 from stage1_teacher.dump.summary import summarise
+from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
 from stage1_teacher.targets.teacher import Named, load_tokenizer, open_teacher
 
@@ -43,7 +44,9 @@ class Prepared(NamedTuple):
 
 def prepare(recipe: Recipe, corpus: Corpus, teacher: Named) -> Prepared:
     """Plan the dump: a pure function of corpus and recipe."""
-    engine = engine_name(recipe)  # first: a server that is not the teacher fails before the corpus is read
+    engine = engine_name(
+        recipe.teacher, recipe.placement
+    )  # first: a server that is not the teacher fails before the corpus is read
     sample = audit.Sample(recipe.dump.audit_documents)
     shards = list(plan.plan_shards(sample.passing(corpus.documents()), int(recipe.dump.shard_bytes)))
     identity = teacher_identity(recipe, teacher, engine, plan.corpus_sha256(shards))
@@ -126,12 +129,9 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
 @contextmanager
 def this_process(job: Job, teacher: Named) -> Iterator[Maker]:
     """Shards made by an engine of this process."""
-    opened = open_teacher(job.recipe, *teacher, branches=bool(job.audited))
-    try:
+    with open_teacher(job.recipe, *teacher, branches=bool(job.audited)) as opened:
         check_resumed(job.dump, job.manifest, opened)
         yield lambda shards: make_shards(shards, opened, job.recipe, job.manifest.identity, job.dump, job.audited)
-    finally:
-        opened.engine.close()
 
 
 def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContextManager[Maker]]) -> None:

@@ -22,7 +22,7 @@ class Cost(NamedTuple):
 
 def devices(recipe: Recipe) -> str:
     """What one process computes on, as in `2 x NVIDIA H100 80GB HBM3`, `4 CPU cores` or `a server`."""
-    if recipe.teacher.engine == "openai":
+    if recipe.teacher.engine_spec.needs_address:
         return "a server"
     import torch  # seconds to import, and who only reads costs needs none of it
 

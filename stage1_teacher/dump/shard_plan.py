@@ -85,7 +85,7 @@ def make_identity(
     """Everything that decides the content of a dump, and nothing else. `weights` is None for a served teacher; `chat` where the corpus
     holds none; `code` where no Python code of the model's own runs."""
     teacher, dump = recipe.teacher, recipe.dump
-    served = teacher.engine == "openai"
+    served, listed = teacher.engine_spec.served, not teacher.engine_spec.hidden_states
     return {
         "teacher": {
             "model": teacher.model,
@@ -101,7 +101,8 @@ def make_identity(
             **({} if chat is None else {"template_sha256": chat.template.sha256}),
             "max_tokens": teacher.max_tokens,
             "overlap_tokens": teacher.overlap_tokens,
-            **(_served_identity(teacher) if served else {}),
+            **({"served_model": teacher.name_at_server} if served else {}),
+            **(_listed_identity(teacher) if listed else {}),
             **added_values(teacher),
         },
         "corpus": {"sha256": corpus, **_read(recipe.corpus)},
@@ -125,10 +126,9 @@ def _read(corpus: CorpusConfig) -> dict[str, Any]:
     }
 
 
-def _served_identity(teacher: TeacherConfig) -> dict[str, Any]:
-    """What a dump from a server has besides; a dump without `targets` comes from the whole softmax."""
+def _listed_identity(teacher: TeacherConfig) -> dict[str, Any]:
+    """What a dump of listed tokens has besides; a dump without `targets` comes from the whole softmax."""
     return {
-        "served_model": teacher.name_at_server,
         "targets": "top-k tokens of each row",
         "prompt_logprobs": teacher.prompt_logprobs,
     }

@@ -6,13 +6,15 @@ An engine that cannot give them lists the most probable tokens of each position 
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.covering.truncated_rows import ListedRows
 from pipeline.runtime.log import warn
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.reduction.logit_rule import LogitRule
 
 # Of its first GPU, what an engine over several machines takes for the process that drives it, so that both are given the same one.
@@ -21,6 +23,28 @@ HEAD_SHARE = 0.1
 OWN_LOGPROBS = (
     "bld_own_logprobs"  # asks `stage1_teacher.engines.vllm_worker` for them, from this token of the prompt on
 )
+
+
+class EngineRequest(NamedTuple):
+    """What an engine is opened with.
+
+    Attributes:
+        model: a local folder or hub id; of a served one a mere name.
+        start: id put before a document, or None.
+        end: an id that means END; None where only hidden states are asked for.
+        branches: it will be asked for some.
+        over_machines: this process is a Ray actor in the first bundle of a placement group that has a GPU for each of the engine's
+            workers.
+    """
+
+    model: str
+    teacher: TeacherConfig
+    placement: PlacementConfig
+    tokenizer: ByteTokenizer
+    start: int | None = None
+    end: int | None = None
+    branches: bool = False
+    over_machines: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TeacherConfig
+from pipeline.config.engines import other_engine
 from pipeline.runtime.log import warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engines.base import BranchToken, Engine, close_failed, free_memory
@@ -103,10 +104,9 @@ def with_branches(
         return engine
     if required:
         engine.close()
-        other = "transformers" if engine.name.startswith("vllm") else "vllm"
         raise ValueError(
             f"{model}: {fault}. Dump its canonical rows alone (dump.covering.beam_width: 0), or try the other local engine "
-            f"(teacher.engine: {other})"
+            f"(teacher.engine: {other_engine(engine.name)})"
         )
     warn(f"{model}: it is audited without branches: {fault}")
     if failed:

@@ -9,16 +9,27 @@ from torch import Tensor
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.runtime.huggingface import load_model
 from stage1_teacher.engines import model_head
+from stage1_teacher.engines.base import EngineRequest
 from stage1_teacher.engines.model_head import head_inputs
 from stage1_teacher.engines.tree_attention import Tree
 from stage1_teacher.reduction.logit_rule import LogitRule
+
+
+def engine_name(_: TeacherConfig, __: PlacementConfig) -> str:
+    """`transformers-5.1.0`."""
+    return f"transformers-{transformers.__version__}"
+
+
+def make_engine(request: EngineRequest) -> "TransformersEngine":
+    """An engine with its model loaded."""
+    return TransformersEngine(request.model, request.teacher, request.placement, request.branches)
 
 
 class TransformersEngine:
     """A teacher in this process; prompts of about one length are padded together."""
 
     def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> None:
-        self.name = f"transformers-{transformers.__version__}"
+        self.name = engine_name(teacher, placement)
         self.cannot_branch: str | None = None
         self.shared_tokens = 1
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

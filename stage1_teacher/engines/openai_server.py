@@ -14,6 +14,7 @@ from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.covering.truncated_rows import ListedRows
 from pipeline.runtime.log import warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from stage1_teacher.engines.base import EngineRequest
 from stage1_teacher.engines.http_client import Server
 
 PROBE = b"The teacher's tokens, in a few words: 1, 2 and 3."
@@ -76,6 +77,12 @@ def engine_name(teacher: TeacherConfig, placement: PlacementConfig) -> str:
         return check_server(server, teacher)
     finally:
         server.close()
+
+
+def make_engine(request: EngineRequest) -> "OpenAIEngine":
+    """A connection to the server, which has been checked."""
+    assert request.end is not None
+    return OpenAIEngine(request.teacher, request.placement, request.tokenizer, request.start, request.end)
 
 
 class OpenAIEngine:

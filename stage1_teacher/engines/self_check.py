@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TeacherConfig
+from pipeline.config.engines import other_engine
 from pipeline.covering.covering import Covering
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
 from stage1_teacher.engines.base import Engine
@@ -75,7 +76,7 @@ def check_engine(
             f"worst row is {apart:.3g} nats from the model's own (KL; limit {limit:.3g}; asked twice it differs by {control:.3g}), "
             f"and the log-probabilities of a row are apart by {share:.3g} of their spread (limit {most:.3g}). Its "
             "targets would be wrong, so nothing is dumped. "
-            f"Try the other local engine (teacher.engine: {'transformers' if engine.name.startswith('vllm') else 'vllm'}), or let "
+            f"Try the other local engine (teacher.engine: {other_engine(engine.name)}), or let "
             "`vllm serve` say its own log-probabilities (teacher.engine: openai)"
         )
 

@@ -18,7 +18,7 @@ from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.runtime.dtypes import installed
 from pipeline.runtime.huggingface import load_config, max_positions
 from pipeline.runtime.log import is_verbose
-from stage1_teacher.engines.base import HEAD_SHARE, OWN_LOGPROBS, BranchToken
+from stage1_teacher.engines.base import HEAD_SHARE, OWN_LOGPROBS, BranchToken, EngineRequest
 from stage1_teacher.reduction.logit_rule import LogitRule
 
 
@@ -28,6 +28,16 @@ def engine_version() -> str:
     if found is not None:
         return f"vllm-{found.split('+')[0]}"
     raise ValueError("vLLM is not installed: run `make setup`, or use teacher.engine: transformers")
+
+
+def engine_name(_: TeacherConfig, __: PlacementConfig) -> str:
+    """`engine_version`, as the registry asks for it."""
+    return engine_version()
+
+
+def make_engine(request: EngineRequest) -> "VllmEngine":
+    """An engine with its model loaded."""
+    return VllmEngine(request.model, request.teacher, request.placement, request.branches, request.over_machines)
 
 
 def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> None:

@@ -6,6 +6,7 @@ from pipeline.runtime.huggingface import check_positions, load_config, max_posit
 from pipeline.runtime.log import say
 from schemas.manifest import Manifest
 from schemas.storage.locations import location
+from stage1_teacher.engines.registry import longest_window
 
 
 def with_fitting_windows(recipe: Recipe, model: str) -> Recipe:
@@ -17,9 +18,7 @@ def with_fitting_windows(recipe: Recipe, model: str) -> Recipe:
         ValueError: a `teacher.max_tokens` that the recipe gives is more than the model has.
     """
     teacher = recipe.teacher
-    if teacher.engine == "openai":
-        from stage1_teacher.engines.openai_server import longest_window
-
+    if teacher.engine_spec.served:
         if _is_given(teacher, "max_tokens"):
             return _fitted(recipe, None, "")
         # Where a server is started anew with another length, the dump goes on with the windows that it has.

@@ -14,8 +14,9 @@ from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import location
 from stage1_teacher.dump import shard_plan as plan
 from stage1_teacher.dump.check_resumed import check_resumed
-from stage1_teacher.dump.identity import engine_name, teacher_identity
+from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.dump.shard_writer import Made, make_shards
+from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,12 +76,17 @@ class ClusterEngine:
             )
         teacher = load_tokenizer(task.recipe)
         corpus_sha256 = task.identity["corpus"]["sha256"]
-        ours = teacher_identity(task.recipe, teacher, engine_name(task.recipe), corpus_sha256)
+        engine = engine_name(task.recipe.teacher, task.recipe.placement)
+        ours = teacher_identity(task.recipe, teacher, engine, corpus_sha256)
         manifest = Manifest.load(dump)
         plan.require_identity(dump, manifest.identity, ours, task.accepted_engines)
         branches = bool(task.audited)
         opened = open_teacher(task.recipe, *teacher, branches=branches, over_machines=task.over_machines)
-        check_resumed(dump, manifest, opened)
+        try:
+            check_resumed(dump, manifest, opened)
+        except BaseException:
+            opened.close()
+            raise
         self._opened = task, opened
         return place
 

@@ -51,7 +51,8 @@ def engine_room(recipe: Recipe, machines: Sequence[Machine]) -> Room:
     Raises ValueError for `placement.engine_gpus` that differ from the engine's processes where no machine has so many.
     """
     placement = recipe.placement
-    local = recipe.teacher.engine != "openai"
+    spec = recipe.teacher.engine_spec
+    local = not spec.served
     gpus = placement.engine_gpus
     if gpus is None:
         gpus = placement.num_workers if local and any(machine.get("GPU") for machine in machines) else 0
@@ -60,7 +61,7 @@ def engine_room(recipe: Recipe, machines: Sequence[Machine]) -> Room:
         cores = [machine["CPU"] for machine in machines if machine.get("CPU")]
         cpus = min(cores, default=1) if local and not gpus else 1
     most = max((int(machine.get("GPU", 0)) for machine in machines), default=0)
-    over_machines = recipe.teacher.engine == "vllm" and 0 < most < gpus  # without any, machines are to come
+    over_machines = spec.over_machines and 0 < most < gpus  # without any, machines are to come
     if over_machines and gpus != placement.num_workers:
         raise ValueError(
             f"placement.engine_gpus is {gpus}, more than any machine of the Ray cluster has ({most}); over several machines an engine takes "

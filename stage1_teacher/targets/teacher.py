@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from traceback import walk_tb
+from types import TracebackType
 from typing import NamedTuple, TypeVar, cast
 
 import torch
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, check_engine_gives
+from pipeline.config.engines import other_engine
 from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering, ReducedRow
 from pipeline.covering.dropped_mass import spread
@@ -19,7 +21,7 @@ from pipeline.runtime.log import say, warn
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
-from stage1_teacher.engines.base import Branches, Engine, ListingEngine, close_failed, free_memory
+from stage1_teacher.engines.base import Branches, Engine, EngineRequest, ListingEngine, close_failed, free_memory
 from stage1_teacher.engines.branch_check import branching_fault, with_branches
 from stage1_teacher.engines.registry import open_engine
 from stage1_teacher.engines.self_check import check_engine
@@ -39,7 +41,7 @@ class Answers(NamedTuple):
 
 
 class Teacher:
-    """An engine with what makes targets of its answers.
+    """An engine with what makes targets of its answers. Leaving `with` closes it.
 
     Args:
         reducer: None where the engine lists tokens itself.
@@ -55,7 +57,7 @@ class Teacher:
         tokenizer: ByteTokenizer,
         start: int | None,
         reducer: Reducer | None,
-        reopen: Callable[[], Engine] | None = None,
+        reopen: Callable[[], Engine | ListingEngine] | None = None,
         chat: ChatTokenizer | None = None,
     ) -> None:
         self.tokenizer, self.start, self.chat = tokenizer, start, chat
@@ -84,6 +86,20 @@ class Teacher:
             del failed
         free_memory()
         self._engine = self._reopen()
+
+    def close(self) -> None:
+        """Give back what the engine holds. One that failed and could not be started again holds nothing."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def __enter__(self) -> "Teacher":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def prompt(self, piece: Piece) -> list[int]:
         """What the engine is given for a piece: its start token first."""
@@ -174,10 +190,10 @@ class Named(NamedTuple):
 
 
 def load_tokenizer(recipe: Recipe) -> Named:
-    """Raises ValueError for a corpus of chats where the tokenizer has no chat template."""
+    """Raises ValueError for a corpus of chats where the tokenizer has no chat template, and for what the engine does not give."""
     teacher = recipe.teacher
-    named = teacher.engine == "openai" and teacher.tokenizer is not None
-    model = teacher.model if named else resolve_model(teacher.model, teacher.revision)
+    check_engine_gives(recipe)
+    model = teacher.model if teacher.is_mere_name else resolve_model(teacher.model, teacher.revision)
     source, revision = (resolve_tokenizer(teacher.tokenizer), None) if teacher.tokenizer else (model, teacher.revision)
     if recipe.corpus.has_chats:
         chat = ChatTokenizer.load(source, teacher.trust_remote_code, revision)
@@ -235,12 +251,13 @@ def open_teacher(
     Args:
         chat: the tokenizer with its chat template, where it is asked about chats.
         branches: it will be asked for branch rows even where the recipe's covering has none.
-        over_machines: see `open_engine`.
+        over_machines: see `EngineRequest`.
     """
     teacher, placement = recipe.teacher, recipe.placement
     start, ends = resolve_ids(recipe, tokenizer, chat)
-    if teacher.engine == "openai":
-        return _open_served(recipe, tokenizer, chat, start, ends)
+    request = EngineRequest(model, teacher, placement, tokenizer, start, ends[0], False, over_machines)
+    if not teacher.engine_spec.hidden_states:
+        return _open_listing(recipe, request, chat, ends)
     from stage1_teacher.reduction.head_weights import load_head  # seconds to import
 
     if slow := slow_dtype("teacher.dtype", teacher.dtype):
@@ -261,7 +278,8 @@ def open_teacher(
     named = f"{teacher.model} ({', '.join(config.architectures or [config.model_type])})"
 
     def open_checked(branching: bool) -> Engine:
-        engine = open_engine(model, teacher, placement, branching, over_machines)
+        engine = open_engine(request._replace(branches=branching))
+        assert not isinstance(engine, ListingEngine)
         try:
             head.follow(engine.logit_rule())
             check_engine(engine, reducer, tokenizer, start, teacher, named)
@@ -271,6 +289,10 @@ def open_teacher(
         return engine
 
     def reopen() -> Engine:
+        if not teacher.engine_spec.branches:
+            engine = open_checked(False)
+            engine.cannot_branch = f"{engine.name} computes no branches"
+            return engine
         if recipe.dump.covering.beam_width == 0 and not branches:
             return open_checked(False)
         return with_branches(
@@ -296,7 +318,7 @@ def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:
         raise ValueError(
             f"{named}: {engine} does not start with it ({said}). Where memory ran out, lower placement.gpu_memory or "
             "placement.engine_batch_tokens; else try the other local engine (teacher.engine: "
-            f"{'transformers' if engine == 'vllm' else 'vllm'}). --debug shows where it failed"
+            f"{other_engine(engine)}). --debug shows where it failed"
         ) from error
 
 
@@ -308,18 +330,23 @@ def _raised_by(error: Exception) -> str:
     return name.partition(".")[0]
 
 
-def _open_served(
-    recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start: int | None, ends: tuple[int, ...]
-) -> Teacher:
-    """A teacher behind a server: no weights here, and the vocabulary is as wide as the tokenizer's."""
-    from stage1_teacher.engines.openai_server import OpenAIEngine
+def _open_listing(recipe: Recipe, request: EngineRequest, chat: ChatTokenizer | None, ends: tuple[int, ...]) -> Teacher:
+    """A teacher that lists probable tokens, as a server does: no head here, and the vocabulary is as wide as the tokenizer's."""
+    teacher, placement, tokenizer = recipe.teacher, recipe.placement, request.tokenizer
 
-    teacher, placement = recipe.teacher, recipe.placement
-    engine = OpenAIEngine(teacher, placement, tokenizer, start, ends[0])
+    def reopen() -> ListingEngine:
+        engine = open_engine(request)
+        assert isinstance(engine, ListingEngine)
+        return engine
+
+    engine = reopen()
     say(
-        f"{placement.base_url}: {teacher.name_at_server}, {engine.name}. Targets come from the {teacher.prompt_logprobs} "
+        f"{placement.base_url if teacher.engine_spec.needs_address else teacher.engine}: {teacher.name_at_server}, {engine.name}. "
+        f"Targets come from the {teacher.prompt_logprobs} "
         "most probable tokens of each row (teacher.prompt_logprobs), not from the whole softmax; what lies on other "
         "tokens is counted in dropped and doubt."
     )
     vocabulary = Vocabulary(tokenizer.token_bytes, ends, len(tokenizer.token_bytes))
-    return Teacher(recipe, engine, vocabulary, tokenizer, start, None, chat=chat)
+    # A connection tries each request again by itself.
+    again = None if teacher.engine_spec.needs_address else reopen
+    return Teacher(recipe, engine, vocabulary, tokenizer, request.start, None, again, chat)

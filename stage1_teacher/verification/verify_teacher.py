@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,12 +10,14 @@ import numpy as np
 from pipeline.config import Recipe
 from pipeline.config.identity import identity_differences
 from pipeline.config.loading import parse_recipe
+from pipeline.runtime.plugins import is_own
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard
 from schemas.storage.locations import Location, open_parquet
 from stage1_teacher.dump.begun import as_dumped
-from stage1_teacher.dump.identity import engine_name, teacher_identity
+from stage1_teacher.dump.identity import teacher_identity
+from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.inputs.encoded_windows import Piece, batches
 from stage1_teacher.targets import own_logprobs as own_tokens
 from stage1_teacher.targets.distances import distances
@@ -41,14 +44,14 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
     """Faults where the teacher says something else than the dump, of `num_documents` documents; prints how far apart they are."""
     made_by = path / "recipe.yaml"
     recipe = as_dumped(parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by)), path, manifest)
+    _refuse_own_file_of_dump(path, recipe.teacher.engine)
     named = load_tokenizer(recipe)
     faults = _other_teacher(path, manifest, recipe, named)
     if faults:
         return faults
     records = _sampled_records(path, manifest, num_documents)
-    teacher = open_teacher(recipe, *named)
-    found = recompute(records, recipe, teacher)
-    teacher.engine.close()
+    with open_teacher(recipe, *named) as teacher:
+        found = recompute(records, recipe, teacher)
     if not found:
         return []
     worst_control = max(result.control_nats for result in found)
@@ -66,6 +69,15 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
         for result in found
         if not result.kl_nats <= limit
     ]
+
+
+def _refuse_own_file_of_dump(dump: Location, engine: str) -> None:
+    """Raise ValueError for an engine that came with the dump: whoever looks at somebody's dump runs none of their code."""
+    if is_own(engine) and isinstance(dump, Path) and Path(engine).expanduser().resolve().is_relative_to(dump.resolve()):
+        raise ValueError(
+            f"{engine} lies in the dump that it is to be compared with, and would be run. Read it, and put it where the recipe of the dump "
+            "names it outside of that folder"
+        )
 
 
 def _say_own(found: list[Recomputed]) -> str:
@@ -94,7 +106,7 @@ def _mean(found: list[Recomputed], field: str) -> float:
 
 def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: Named) -> list[str]:
     """Where the teacher on this machine is not the dump's, so that a difference would say nothing about the dump."""
-    ours = teacher_identity(recipe, named, engine_name(recipe), "")
+    ours = teacher_identity(recipe, named, engine_name(recipe.teacher, recipe.placement), "")
     if ours["teacher"]["engine"] in manifest.accepted_engines:
         ours["teacher"]["engine"] = manifest.identity["teacher"]["engine"]
     return [

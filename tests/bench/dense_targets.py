@@ -42,10 +42,10 @@ def dense_targets(recipe: Recipe, cell: str, documents: int, out: Path) -> list[
     paths = [folder / f"{index:05d}.npz" for index in range(len(pieces))]
     missing = [(piece, path) for piece, path in zip(pieces, paths, strict=True) if not path.exists()]
     if missing:
-        teacher = open_teacher(recipe, model, tokenizer)
-        for piece, path in missing:
-            [targets] = teacher.targets([piece], teacher.ask([piece]))
-            _save(targets, path)
+        with open_teacher(recipe, model, tokenizer) as teacher:
+            for piece, path in missing:
+                [targets] = teacher.targets([piece], teacher.ask([piece]))
+                _save(targets, path)
     return [Dense(piece, _load(path), tokenizer) for piece, path in zip(pieces, paths, strict=True)]
 
 

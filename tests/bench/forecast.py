@@ -112,12 +112,11 @@ def main(
         (Path(scratch) / "dump" / "shards").mkdir(parents=True)
         named = load_tokenizer(loaded)
         planned = dump.prepare(loaded, Corpus(loaded.corpus), named)
-        teacher = open_teacher(loaded, *named, branches=bool(planned.audited))
-        taken = list(turns(loaded, planned, teacher, Path(scratch), seconds))
-        measured = gathered(loaded, teacher, taken, Path(scratch), seconds)
+        with open_teacher(loaded, *named, branches=bool(planned.audited)) as teacher:
+            taken = list(turns(loaded, planned, teacher, Path(scratch), seconds))
+            measured = gathered(loaded, teacher, taken, Path(scratch), seconds)
         print_rounds(planned.manifest, Path(scratch) / "dump", taken)
         print_comparison(forecast(measured, 1), Path(scratch) / "dump", planned.manifest)
-        teacher.engine.close()
 
 
 if __name__ == "__main__":

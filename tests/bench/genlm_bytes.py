@@ -176,18 +176,17 @@ def main(
     texts = [cut(text, max_bytes) for _, text in encyclopaedic(documents)]
     num_bytes = sum(map(len, texts))
     same, model, tokenizer = same_teacher(recipe, max_bytes)
-    teacher = open_teacher(same, model, tokenizer)
-    reference = ours(teacher, same, REFERENCE, texts)
-    print(f"{documents} documents, {num_bytes} bytes; float32")
-    print(
-        "| method | calls per byte | contexts per byte | tokens per byte | KL(reference, target), nats | JSD, nats "
-        "| total variation > 0.05 | bytes/s | bytes per CPU second | short of the reference's mass, nats |"
-    )
-    print("| --- " * 10 + "|", flush=True)
-    print(row("reference", reference, reference, num_bytes), flush=True)
-    for name, covering in OURS.items():
-        print(row(name, ours(teacher, same, covering, texts), reference, num_bytes), flush=True)
-    teacher.engine.close()
+    with open_teacher(same, model, tokenizer) as teacher:
+        reference = ours(teacher, same, REFERENCE, texts)
+        print(f"{documents} documents, {num_bytes} bytes; float32")
+        print(
+            "| method | calls per byte | contexts per byte | tokens per byte | KL(reference, target), nats | JSD, nats "
+            "| total variation > 0.05 | bytes/s | bytes per CPU second | short of the reference's mass, nats |"
+        )
+        print("| --- " * 10 + "|", flush=True)
+        print(row("reference", reference, reference, num_bytes), flush=True)
+        for name, covering in OURS.items():
+            print(row(name, ours(teacher, same, covering, texts), reference, num_bytes), flush=True)
     for threshold in map(float, prune_threshold.split(",")):
         for width in map(int, beam.split(",")):
             result = genlm(genlm_python, same, model, width, threshold, texts)

@@ -18,6 +18,7 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
 from stage1_teacher.dump.run import run_teacher
+from stage1_teacher.engines.base import EngineRequest, ListingEngine
 from stage1_teacher.engines.registry import open_engine
 from stage2_student.data.mix import Mix
 from stage2_student.data.reader import DumpReader
@@ -166,7 +167,9 @@ def test_vllm_loads_a_student_with_merged_adapters_and_fewer_layers(work: Path) 
     assert exported.config.num_hidden_layers == 1
     tokens = [262, 3, 77, 200, 41]
     config = TeacherConfig(model=str(export), dtype="float32", max_tokens=64, overlap_tokens=8)
-    engine = open_engine(str(export), config, PlacementConfig(engine_batch_tokens=16))
+    placed = PlacementConfig(engine_batch_tokens=16)
+    engine = open_engine(EngineRequest(str(export), config, placed, ByteTokenizer.load(str(export))))
+    assert not isinstance(engine, ListingEngine)
     [hidden_LD] = engine.hidden_states([tokens])
     engine.close()
     with torch.no_grad():

@@ -14,6 +14,7 @@ from pipeline.corpus.documents import Document
 from pipeline.covering.covering import Covering
 from pipeline.covering.vocabulary import Vocabulary
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from stage1_teacher.engines.base import EngineRequest, ListingEngine
 from stage1_teacher.engines.registry import open_engine
 from stage1_teacher.inputs.encoded_windows import cut_pieces
 from stage1_teacher.reduction.head import NEVER, Head
@@ -53,12 +54,14 @@ def brute_force_targets(model: Path, documents: list[str]) -> list[np.ndarray]:
 
 
 def engine_targets(engine: str, model: Path, **placement: int) -> list[np.ndarray]:
-    config = TeacherConfig(model=str(model), engine=engine, dtype="float32", max_tokens=64, overlap_tokens=8)  # type: ignore[arg-type]
+    config = TeacherConfig(model=str(model), engine=engine, dtype="float32", max_tokens=64, overlap_tokens=8)
     tokenizer = tiny_tokenizer()
     end = tokenizer.eos_token_id
     head, vocabulary = load_head(str(model), None, torch.float32, tuple(token_bytes()), (end,), False)
     # 8: the longest prompt is computed in parts
-    opened = open_engine(str(model), config, PlacementConfig(engine_batch_tokens=8, **placement))  # type: ignore[arg-type]
+    placed = PlacementConfig(engine_batch_tokens=8, **placement)  # type: ignore[arg-type]
+    opened = open_engine(EngineRequest(str(model), config, placed, ByteTokenizer.load(str(model))))
+    assert not isinstance(opened, ListingEngine)
     head.follow(opened.logit_rule())
     tokens = [tokenizer.encode(text) for text in DOCUMENTS]
     hidden = opened.hidden_states([[end, *ids] for ids in tokens])
