@@ -99,7 +99,12 @@ class Teacher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        """Close the engine. Where an error is on its way, that is what is said: an engine that has failed may fail to close too."""
+        if error is None:
+            self.close()
+        elif self._engine is not None:
+            engine, self._engine = self._engine, None
+            close_failed(engine)
 
     def prompt(self, piece: Piece) -> list[int]:
         """What the engine is given for a piece: its start token first."""

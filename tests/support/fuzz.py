@@ -206,7 +206,7 @@ def recipe(rng: Random, folder: Path) -> None:
 def _recipe_text(name: str) -> str:
     from pipeline.config import loading as module
 
-    return (Path(module.__file__).parents[2] / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return (Path(module.__file__).parents[1] / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def shard(rng: Random, folder: Path) -> None:

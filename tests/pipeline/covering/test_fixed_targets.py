@@ -35,11 +35,12 @@ def test_each_version_of_the_arithmetic_gives_the_targets_it_always_gave(number:
 
 
 @pytest.mark.parametrize(
-    "constant", ["targets.BRANCH_SURVIVAL", "targets.MOST_ODDS", "spread.CARRIED_SHARE", "spread.PRIOR_POSITIONS"]
+    "constant",
+    ["targets.BRANCH_SURVIVAL", "targets.MOST_ODDS", "dropped_mass.CARRIED_SHARE", "dropped_mass.PRIOR_POSITIONS"],
 )
 def test_a_constant_that_changes_without_the_number_is_found(monkeypatch: pytest.MonkeyPatch, constant: str) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))[str(ARITHMETIC)]
-    monkeypatch.setattr(f"pipeline.{constant}", 0.5)
+    monkeypatch.setattr(f"pipeline.covering.{constant}", 0.5)
     with pytest.raises(AssertionError):
         assert_alike(results(fixed_covering(ARITHMETIC)), golden, constant)
 

@@ -13,7 +13,7 @@ FILES = [ROOT / "pipeline" / "containers" / name for name in ("Dockerfile", "app
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_container_gets_all_that_the_wheel_is_built_from(path: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     needed = packages | {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
     text = path.read_text(encoding="utf-8")
     copied = {
