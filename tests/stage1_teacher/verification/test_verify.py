@@ -89,7 +89,7 @@ def test_verify_against_another_teacher_says_so_instead_of_comparing(
 ) -> None:
     pretend_version(monkeypatch, "99.0")
     [fault] = verify_dump(copy, against_teacher=2)
-    assert "another one: engine: " in fault
+    assert "another one: teacher.engine: " in fault
 
 
 def test_verify_finds_targets_that_the_teacher_does_not_give(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
