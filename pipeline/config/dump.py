@@ -75,12 +75,12 @@ class TeacherConfig(Section):
 
     @property
     def engine_spec(self) -> EngineSpec:
-        """What the engine can give. Raises ValueError for a file of one's own that is not there, or does not say it plainly."""
+        """Return what the engine can give. Raises ValueError for a file of one's own that is not there, or does not say it plainly."""
         return engine_spec(self.engine)
 
     @property
     def is_mere_name(self) -> bool:
-        """Whether `model` names nothing that is looked up here: it is served, and its tokenizer has a source of its own."""
+        """Return whether `model` names nothing that is looked up here: it is served, and its tokenizer has a source of its own."""
         return self.tokenizer is not None and self.engine_spec.served
 
     @field_validator("engine")

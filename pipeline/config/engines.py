@@ -13,7 +13,7 @@ EXAMPLE = "stage1_teacher/README.md"  # has one of a file
 
 
 class EngineSpec(Section):
-    """What an engine is, and what it can give."""
+    """Capabilities of an engine, and the module that opens it."""
 
     module: str | None = Field(
         None, description="Dotted name of what opens it (`make_engine`); of a file of one's own: that file."
@@ -53,7 +53,7 @@ ENGINES = {
 
 
 def engine_spec(engine: str) -> EngineSpec:
-    """What a recipe's `teacher.engine` is. Raises ValueError for a file that is not there, or does not say it plainly."""
+    """Look up a recipe's `teacher.engine`. Raises ValueError for a file that is not there, or does not say it plainly."""
     if not is_own(engine):
         return ENGINES[engine]
     values = read_call(engine, "ENGINE", "EngineSpec", EXAMPLE)
