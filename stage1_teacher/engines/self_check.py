@@ -30,6 +30,7 @@ LIMIT_NATS = 0.05
 LIMIT_SPREAD = 0.08
 TIMES_CONTROL = 3.0
 MOST_AHEAD_FLOAT32, MOST_AHEAD = 1e-3, 0.05  # of the largest log-probability
+MOST_BESIDE_FLOAT32 = 1e-3  # of the largest log-probability; engines that kept prompts apart differ by 1e-6
 SMALLEST_SHARE = 1e-9  # of a class of tokens; what is below is rounding
 
 
@@ -79,6 +80,40 @@ def check_engine(
             f"Try the other local engine (teacher.engine: {other_engine(engine.name)}), or let "
             "`vllm serve` say its own log-probabilities (teacher.engine: openai)"
         )
+    _check_batch(engine, reducer, _beside(prompt, start is not None), teacher.dtype, model)
+
+
+def _beside(prompt: Sequence[int], has_start: bool) -> list[list[int]]:
+    """Four prompts of three lengths with the probe's own among them, the shortest first: nothing stands before the first of a batch."""
+    before, tokens = list(prompt[:has_start]), list(prompt[has_start:])
+    half, quarter = len(tokens) // 2, len(tokens) // 4
+    return [[*before, *part] for part in (tokens[half:], tokens, tokens[::-1], tokens[quarter:])]
+
+
+def _check_batch(engine: Engine, reducer: Reducer, prompts: Sequence[Sequence[int]], dtype: str, model: str) -> None:
+    """Raise ValueError where what is made of a prompt's states depends on the prompts beside it.
+
+    Some that vLLM runs by transformers' code see the end of the prompt before them in their first rows, and say nothing of it. The first
+    rows are off most, so rows count by their mean; what rounding and experts chosen otherwise change is less than the limits of a row.
+    """
+    column_V = torch.from_numpy(reducer.vocabulary.column)
+    batch = engine.hidden_states(prompts)
+    for prompt, states_TD in zip(prompts, batch, strict=True):
+        own_TV = engine.own_logprobs(prompt)
+        ours_TV = reducer.head.logits(states_TD).log_softmax(-1).cpu()[:, column_V][:, : own_TV.shape[1]]
+        apart, share = float(row_nats(own_TV, ours_TV).mean()), float(rows_apart(own_TV, ours_TV).mean())
+        said_TV = torch.isfinite(own_TV) & torch.isfinite(ours_TV)
+        worst, largest = (float(found[said_TV].abs().max()) for found in (own_TV - ours_TV, own_TV))
+        exact = dtype != "float32" or worst <= MOST_BESIDE_FLOAT32 * largest
+        if not (apart <= LIMIT_NATS and share <= LIMIT_SPREAD and exact):
+            raise ValueError(
+                f"{model}: what {engine.name} makes of a prompt changes with the prompts that run beside it. Of {len(prompts)} short prompts "
+                f"in one batch, one of {len(prompt)} tokens is on average {apart:.3g} nats from the model's own, asked alone (KL; limit "
+                f"{LIMIT_NATS}), a row's log-probabilities are apart by {share:.3g} of their spread (limit {LIMIT_SPREAD}), and the worst of "
+                f"them by {worst:.3g} nats of {largest:.3g} (limit in float32: {MOST_BESIDE_FLOAT32:g} of that). Every dump is made in "
+                "batches, so its targets would be wrong; a server of the same engine would answer the same. "
+                f"Use the other local engine (teacher.engine: {other_engine(engine.name)})"
+            )
 
 
 def _others(prompt: Sequence[int], tokenizer: ByteTokenizer) -> list[int]:
@@ -122,14 +157,19 @@ def row_nats(own_RV: Tensor, other_RV: Tensor) -> Tensor:
 
 
 def most_apart(own_RV: Tensor, other_RV: Tensor) -> float:
+    """The largest of `rows_apart`."""
+    return float(rows_apart(own_RV, other_RV).max())
+
+
+def rows_apart(own_RV: Tensor, other_RV: Tensor) -> Tensor:
     """Over all ids of a row that have any probability: the deviation of what is between the two, as a share of that of the own
-    log-probabilities; the largest row's. Infinite where the other has 0, or no number."""
-    found = 0.0
+    log-probabilities. Infinite where the other has 0, or no number."""
+    shares = []
     for own_V, other_V in zip(own_RV.double(), other_RV.double(), strict=True):
         said_V = torch.isfinite(own_V)
         share = (other_V - own_V)[said_V].std() / own_V[said_V].std().clamp(min=SMALLEST_SHARE)
-        found = max(found, float(share.nan_to_num(nan=torch.inf, posinf=torch.inf)))
-    return found
+        shares.append(share.nan_to_num(nan=torch.inf, posinf=torch.inf))
+    return torch.stack(shares)
 
 
 def _reduced(

@@ -144,10 +144,6 @@ def branch_block_tokens() -> int:
     return 16 if torch.cuda.is_available() else 32  # vLLM's CPU kernels want multiples of 32
 
 
-# Families whose pooled states in a batch are not those that vLLM's own log-probabilities are made of, by `make bench BENCH=zoo`.
-NOT_ITS_OWN = ("zaya",)
-
-
 class VllmEngine:
     """A teacher served by vLLM in this process; its workers may be elsewhere."""
 
@@ -168,11 +164,6 @@ class VllmEngine:
         import stage1_teacher.engines.vllm_worker  # noqa: F401  # here too: what a model is converted to is looked up, and kept, before a worker starts
 
         config = load_config(model, teacher.revision, teacher.trust_remote_code)
-        if config.model_type in NOT_ITS_OWN:
-            raise ValueError(
-                f"{model}: what vLLM pools of a {config.model_type} model is not what it says itself of the same prompts (0.64 nats a token on "
-                "a tiny one, by its CPU build): use teacher.engine: transformers, or `vllm serve` with teacher.engine: openai"
-            )
         options = engine_options(model, teacher, placement, over_machines)
         if branches:
             # A branch may spell what a window's last tokens spell in more of them.

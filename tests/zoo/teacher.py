@@ -42,11 +42,6 @@ def check_targets(cell: Cell, place: Place) -> str:
         return worst.held_right()
     together = _rows_of_vllm(recipe, folder, spelling, texts)
     served = _worst_difference(spelling, texts, found, together)
-    if not served.is_small:  # experts that are chosen by a hair are others in another batch
-        alone = [_rows_of_vllm(recipe, folder, spelling, [text])[0] for text in texts]
-        itself = max(float(np.abs(a - b)[np.isfinite(b)].max()) for a, b in zip(together, alone, strict=True))
-        if 5e-3 < served.nats <= itself:
-            return f"vLLM's own logits: {served}, and by {itself:.1e} nats from themselves in another batch"
     return f"vLLM's own logits: {served.held_right()}; transformers' are others: {worst}"
 
 

@@ -192,15 +192,3 @@ def test_a_checkpoint_without_safetensors_is_refused(model: Path, tmp_path: Path
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     with pytest.raises(ValueError, match="only safetensors are read"):
         load_head(str(tmp_path), None, torch.float32, tuple(token_bytes()), (268,), False)
-
-
-def test_a_family_whose_pooled_states_are_not_its_own_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is loaded; `make bench BENCH=zoo` has the figure."""
-    from types import SimpleNamespace
-
-    from stage1_teacher.engines import vllm
-
-    monkeypatch.setattr(vllm, "load_config", lambda *_: SimpleNamespace(model_type="zaya"))
-    teacher = TeacherConfig(model="some/zaya", engine="vllm")
-    with pytest.raises(ValueError, match=r"some/zaya: .*zaya model.*use teacher\.engine: transformers"):
-        vllm.VllmEngine("some/zaya", teacher, PlacementConfig())

@@ -1,5 +1,7 @@
 """An engine whose states our head does not turn into what its model says itself is refused when it starts."""
 
+from collections.abc import Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def test_an_engine_that_differs_from_itself_is_held_to_that(
 ) -> None:
     """Experts chosen otherwise: rows that lie 0.1 nats from what the model said a moment ago."""
     own = TransformersEngine.own_logprobs
-    flips = iter([0.0, 0.5, 0.0, 0.0, 0.0])  # the second time that the whole probe is asked
+    flips = chain([0.0, 0.5], repeat(0.0))  # the second time that the whole probe is asked
 
     def noisy(self: TransformersEngine, prompt: list[int], first: int = 0) -> Tensor:
         logprobs_RV = own(self, prompt, first)
@@ -114,6 +116,31 @@ def test_a_model_that_looks_ahead_and_does_not_mind_the_order_is_refused(
     monkeypatch.setattr(TransformersEngine, "own_logprobs", bag)
     with pytest.raises(ValueError, match=r"\(LlamaForCausalLM\).*looks ahead.*choose one that is"):
         opened(tmp_path, model)
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float32", 0.03), ("bfloat16", 3.0)])
+def test_an_engine_whose_prompts_see_each_other_is_refused(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, share: float
+) -> None:
+    """As what vLLM runs by transformers' code does for JetMoE and ZAYA: the first rows hold something of the prompt before, alone they are
+    right."""
+    states = TransformersEngine.hidden_states
+
+    def leaking(self: TransformersEngine, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        found = states(self, prompts)
+        befores = [torch.zeros_like(found[0]), *found[:-1]]
+        return [
+            after_TD + (share * 0.8 ** torch.arange(len(after_TD))[:, None] * before_TD[-1]).to(after_TD.dtype)
+            for before_TD, after_TD in zip(befores, found, strict=True)
+        ]
+
+    monkeypatch.setattr(TransformersEngine, "hidden_states", leaking)
+    with pytest.raises(
+        ValueError, match=r"\(LlamaForCausalLM\): what transformers.*the prompts that run beside it.*engine: vllm"
+    ):
+        opened(tmp_path, model, f"teacher.dtype={dtype}")
+    monkeypatch.undo()
+    opened(tmp_path, model, f"teacher.dtype={dtype}")
 
 
 def test_the_measure_is_the_divergence_of_the_worst_row_and_counts_what_one_side_never_says() -> None:
