@@ -60,11 +60,11 @@ demo: $(STAMP)  ## teacher, student, eval and report on real weights, on a CPU
 	$(BIN)/bld report $(RECIPE) $(ARGS)
 
 test: $(STAMP)  ## all tests, WORKERS (2) files at a time; each may take 4 GB
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: $(STAMP)  ## the tests again, and the lines that they do not run; fails where they run less than 90 %
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
