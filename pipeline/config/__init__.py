@@ -7,12 +7,14 @@ May import `pipeline.runtime` and `schemas`.
 """
 
 from pipeline.config.corpus import CorpusConfig, EvalConfig
-from pipeline.config.dump import CoveringConfig, DumpConfig, DumpPath, PlacementConfig, TeacherConfig
+from pipeline.config.dump import CoveringConfig, DumpConfig, DumpPath
 from pipeline.config.engines import EngineSpec
+from pipeline.config.placement import PlacementConfig
 from pipeline.config.recipe import Recipe, check_engine_gives, corpora_of, student_config
 from pipeline.config.section import Section
 from pipeline.config.student import DumpRef, StudentConfig
 from pipeline.config.tasks import TasksConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.config.train import DeepSpeedConfig, Objectives, TrainConfig, WandbConfig
 
 __all__ = [

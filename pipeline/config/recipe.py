@@ -5,10 +5,12 @@ from typing import Any
 from pydantic import model_validator
 
 from pipeline.config.corpus import CorpusConfig, EvalConfig
-from pipeline.config.dump import DumpConfig, PlacementConfig, TeacherConfig
+from pipeline.config.dump import DumpConfig
 from pipeline.config.engines import ENGINES
+from pipeline.config.placement import PlacementConfig
 from pipeline.config.section import Section
 from pipeline.config.student import StudentConfig
+from pipeline.config.teacher import TeacherConfig
 from pipeline.config.train import TrainConfig
 
 

@@ -1,7 +1,7 @@
 """Windows that a recipe does not give are made to fit the teacher; what it does give is checked as it is."""
 
 from pipeline.config import Recipe, TeacherConfig
-from pipeline.config.dump import MOST_OVERLAP
+from pipeline.config.teacher import MOST_OVERLAP
 from pipeline.runtime.huggingface import check_positions, load_config, max_positions
 from pipeline.runtime.log import say
 from schemas.manifest import Manifest

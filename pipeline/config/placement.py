@@ -1,0 +1,77 @@
+"""The placement: where and how fast stage 1 runs. No part of a dump's identity; a dump goes on under another."""
+
+from urllib.parse import urlsplit
+
+from pydantic import ByteSize, Field, field_validator
+
+from pipeline.config.section import Section
+
+
+class PlacementConfig(Section):
+    """Where and how fast stage 1 runs. Not part of the identity."""
+
+    batch_tokens: int = Field(8192, ge=16, description="Teacher tokens handed to the engine at once.")
+    engine_batch_tokens: int = Field(2048, ge=1, description="Tokens in one engine step (vLLM max_num_batched_tokens).")
+    kv_cache: ByteSize | None = Field(
+        None, description="vLLM KV cache, bytes; default: 1 GiB on a CPU, vLLM's own on a GPU."
+    )
+    gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs (on a CPU: processes) that each layer of a teacher is split over (vLLM)."
+    )
+    pipeline_parallel: int = Field(
+        1, ge=1, description="GPUs that a teacher's layers are spread over (vLLM; its CPU build cannot)."
+    )
+    engine_gpus: int | None = Field(
+        None,
+        ge=0,
+        description="GPUs that an engine takes of a Ray cluster; default: tensor_parallel x pipeline_parallel where "
+        "the cluster has "
+        "GPUs, else 0. Where no machine has so many, it lies on several (vLLM).",
+    )
+    engine_cpus: int | None = Field(
+        None, ge=1, description="CPU cores that it takes; default: 1, without GPUs as many as the smallest machine has."
+    )
+    most_engines: int | None = Field(
+        None, ge=1, description="Engines on a Ray cluster at most; default: as many as have room, more when it grows."
+    )
+    reduce_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Rows whose logits are held at once while they are reduced to bytes; default: 256, on a GPU 1024.",
+    )
+    engine_attempts: int = Field(
+        3, ge=1, description="Times a batch is tried, the engine started again in between, before the dump stops."
+    )
+    overlap: bool | None = Field(
+        None, description="Reduce and write a batch while the engine runs the next; default: on a GPU, or for a server."
+    )
+    base_url: str | None = Field(
+        None, description="Where the server of engine openai is, e.g. http://127.0.0.1:8000/v1; its key: BLD_API_KEY."
+    )
+    requests: int = Field(16, ge=1, description="Requests under way at once (engine openai).")
+    request_attempts: int = Field(
+        8, ge=1, description="Times a request is tried before the dump stops; waits between them double, up to 60 s."
+    )
+    request_timeout: float = Field(600.0, gt=0, description="Seconds until an answer that has not come counts as lost.")
+
+    @property
+    def num_workers(self) -> int:
+        """Count the processes of one engine (vLLM)."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_url(cls, url: str | None) -> str | None:
+        """Remove a slash at the end. It is stored beside the dump, so it must hold no secret; no error repeats it."""
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("this must be an http:// or https:// address, e.g. http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "this must hold no user, password, query or fragment: the recipe is stored beside the dump. "
+                "Give the server's key in the environment variable BLD_API_KEY."
+            )
+        return url.rstrip("/")
