@@ -8,13 +8,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import doctor as machine
-from pipeline.cli import evaluation as scoring
-from pipeline.cli import looking, moving, planning
-from pipeline.cli import train as stages
+from pipeline.cli import doctor, dumps, evaluation, planning, train
 from pipeline.cli.options import Debug, LogJson, Quiet, Verbose, set_logs, with_logs
 from pipeline.cli.version import version_text
-from pipeline.runtime import log as logs
+from pipeline.runtime import log
 from pipeline.runtime.child_processes import SAFE_PATH
 from pipeline.runtime.dtypes import cpu_build
 from pipeline.runtime.termination import Terminated, terminable
@@ -43,19 +40,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: dict[str, Callable[..., None]] = {
-    "teacher": stages.teacher,
-    "student": stages.student,
-    "export": stages.export,
-    "inspect": looking.inspect,
-    "verify": looking.verify,
-    "eval": scoring.evaluate,
-    "report": scoring.report,
+    "teacher": train.teacher,
+    "student": train.student,
+    "export": train.export,
+    "inspect": dumps.inspect,
+    "verify": dumps.verify,
+    "eval": evaluation.evaluate,
+    "report": evaluation.report,
     "plan": planning.show_plan,
-    "merge": moving.merge,
-    "push": moving.push,
-    "pull": moving.pull,
-    "clean": machine.clean,
-    "doctor": machine.doctor,
+    "merge": dumps.merge,
+    "push": dumps.push,
+    "pull": dumps.pull,
+    "clean": dumps.clean,
+    "doctor": doctor.doctor,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(with_logs(_name, _command))
@@ -99,13 +96,13 @@ def _name_the_accelerator() -> None:
 def main() -> None:
     """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
     if "--debug" in sys.argv[1:]:
-        logs.show_tracebacks()
+        log.show_tracebacks()
     os.environ[SAFE_PATH] = "1"  # of engines, launchers and whatever else is started from here on
     _bound_kernel_caches()
     _name_the_accelerator()
     try:
         # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
-        logs.check_environment()
+        log.check_environment()
         with terminable():
             code = app(standalone_mode=False) or 0
     except BrokenPipeError:  # `bld inspect ... | head`: the reader has had enough
@@ -114,15 +111,15 @@ def main() -> None:
     except Terminated:
         code = TERMINATED
     except (ValueError, OSError, FloatingPointError) as error:
-        if logs.shows_tracebacks():
+        if log.shows_tracebacks():
             raise
-        logs.complain(_told(error))
+        log.complain(_told(error))
         raise SystemExit(1) from None
     except Exception as error:
         _exit_for_usage_error(error)
         raise
     if code in (INTERRUPTED, TERMINATED):
-        logs.warn("interrupted; what is written stays. Run the same command again to resume.")
+        log.warn("interrupted; what is written stays. Run the same command again to resume.")
     raise SystemExit(code)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.common import Overrides, is_recipe, load
+from pipeline.cli.options import Overrides, is_recipe, load
 
 if TYPE_CHECKING:
     from pipeline.config import CorpusConfig

@@ -1,15 +1,41 @@
-"""Options that every command has, before its name or after: how much is said, and how."""
+"""Arguments and options that commands share: a recipe, a dump, and how much is said, and how."""
 
 import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.runtime import log as logs
+from pipeline.runtime import log
 
+if TYPE_CHECKING:
+    from pipeline.config import Recipe
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+_PACKAGED = Path(__file__).resolve().parents[1] / "recipes"
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's YAML file, or the name of one in pipeline/recipes.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--override",
+        metavar="SECTION.KEY=VALUE",
+        help="Replace one value of the recipe, or those of a YAML file; repeatable.",
+    ),
+]
+DumpArgument = Annotated[
+    str, typer.Argument(metavar="DUMP", help="Folder of a dump, or its address (s3://, gs:// or hf://).")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the recipe and print what would be done; load no weights.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say only what goes wrong (BLD_LOG_LEVEL=quiet).")]
 Verbose = Annotated[
     bool, typer.Option("-v", "--verbose", help="Say more, vLLM's own messages too (BLD_LOG_LEVEL=verbose).")
@@ -25,9 +51,9 @@ def set_logs(quiet: Quiet = False, verbose: Verbose = False, log_json: LogJson =
     if quiet and verbose:
         raise ValueError("--quiet and --verbose do not go together: give one of them")
     if quiet or verbose:
-        logs.set_level("quiet" if quiet else "verbose")
+        log.set_level("quiet" if quiet else "verbose")
     if log_json:
-        logs.set_format("json")
+        log.set_format("json")
 
 
 Metrics = Annotated[
@@ -56,9 +82,9 @@ def with_logs(name: str, command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         set_logs(**{key: values.pop(key) for key in common})
-        if not logs.is_verbose():
-            logs.silence_others()
-        os.environ[logs.COMMAND] = name
+        if not log.is_verbose():
+            log.silence_others()
+        os.environ[log.COMMAND] = name
         command(**values)
 
     own = inspect.signature(command)
@@ -66,3 +92,16 @@ def with_logs(name: str, command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = own.replace(parameters=[*own.parameters.values(), *options])  # type: ignore[attr-defined]
     run.__annotations__ = {**command.__annotations__, **set_logs.__annotations__, "return": None}
     return run
+
+
+def load(recipe: str, overrides: list[str] | None) -> "Recipe":
+    """The recipe of a command line."""
+    from pipeline.config.loading import load_recipe
+
+    return load_recipe(recipe, overrides or [])
+
+
+def is_recipe(target: str) -> bool:
+    """Whether a command's target is a recipe: a YAML file, or the name of one that comes with the package."""
+    named = _PACKAGED / f"{target}.yaml"
+    return target.endswith(RECIPE_SUFFIXES) or ("/" not in target and not Path(target).exists() and named.exists())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.common import AsJson, Overrides, RecipeArgument, load
+from pipeline.cli.options import AsJson, Overrides, RecipeArgument, load
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe

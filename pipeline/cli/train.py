@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.common import DryRun, Overrides, RecipeArgument, load
-from pipeline.cli.options import Metrics, ask_for_metrics
+from pipeline.cli.options import DryRun, Metrics, Overrides, RecipeArgument, ask_for_metrics, load
 
 
 def teacher(
