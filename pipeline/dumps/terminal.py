@@ -10,9 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.dumps import search as dump_search
-from pipeline.dumps import statistics as dump_summary
-from pipeline.dumps import view as dump_view
+from pipeline.dumps import search, statistics, view
 from pipeline.dumps.glyphs import printable, readable, symbol_name
 from pipeline.dumps.positions import Position
 from pipeline.dumps.search import Occurrence, Surprising
@@ -62,7 +60,7 @@ def show(
     elif find is not None:
         _show_found(dump, wanted_bytes(find), top, as_json, console)
     elif doc_id is None:
-        summary = dump_summary.summarise(dump)
+        summary = statistics.summarise(dump)
         print(json_text(summary, indent=1)) if as_json else _print_summary(summary, console)
     else:
         document = chosen_document(dump, doc_id, nth)
@@ -81,8 +79,8 @@ def show(
 
 def chosen_document(dump: Location, doc_id: str | None, nth: int) -> DumpDocument:
     """The document of that name, or the first; a warning where several have the name."""
-    document = dump_view.find_document(dump, doc_id, nth)
-    number = 1 if doc_id is None else dump_view.number_named(dump, doc_id)
+    document = view.find_document(dump, doc_id, nth)
+    number = 1 if doc_id is None else view.number_named(dump, doc_id)
     if number > 1:
         warn(
             f"{dump}: {number} documents are named {doc_id!r}; this is number {nth} (--nth chooses). "
@@ -141,7 +139,7 @@ def _surprise_style(bits: float) -> str:
 
 
 def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: Console) -> None:
-    documents, places = dump_search.worst_documents(dump, number), dump_search.worst_positions(dump, number)
+    documents, places = search.worst_documents(dump, number), search.worst_positions(dump, number)
     if as_json:
         print(
             json_text(
@@ -169,7 +167,7 @@ def _place_line(found: Surprising, top: int) -> Text:
     position = found.position
     assert position is not None
     line = Text(f"{found.bits:8.3f}  {printable(found.doc_id):<12} at {found.offset:>6} ")
-    line.append(f"{readable(found.context):>{dump_search.CONTEXT_BYTES}}")
+    line.append(f"{readable(found.context):>{search.CONTEXT_BYTES}}")
     line.append(f"[{symbol_name(position.realised)}]", style="bold red")
     for symbol, probability in position.symbols[:top]:
         line.append(f"  {symbol_name(symbol)} {probability:.3f}")
@@ -177,7 +175,7 @@ def _place_line(found: Surprising, top: int) -> Text:
 
 
 def _show_found(dump: Location, wanted: bytes, top: int, as_json: bool, console: Console) -> None:
-    found = dump_search.find(dump, wanted)
+    found = search.find(dump, wanted)
     if as_json:
         print(json_text([_occurrence_values(occurrence) for occurrence in found]))
         return

@@ -13,7 +13,7 @@ from pipeline.config import (
     check_engine_gives,
 )
 from pipeline.runtime.huggingface import check_positions, load_config
-from pipeline.sources import pypi as archive
+from pipeline.sources import pypi
 from pipeline.sources.resolve import BYTES, resolve_file
 from schemas.manifest import Manifest
 
@@ -46,9 +46,9 @@ def describe_source(key: str, source: str) -> str:
     try:
         if source == BYTES and key.endswith(".tokenizer"):
             return "the 256 bytes; made here"
-        if source.startswith(archive.PREFIX):
-            wanted = archive.parse(source)
-            there = archive.cache_folder() / "files" / wanted.sha256 / wanted.member
+        if source.startswith(pypi.PREFIX):
+            wanted = pypi.parse(source)
+            there = pypi.cache_folder() / "files" / wanted.sha256 / wanted.member
             state = "in the cache" if there.exists() else "to be downloaded"
             return f"{wanted.member} out of {wanted.name} {wanted.version}, {state}, sha256 {wanted.sha256[:12]}..."
         found = resolve_file(source)
@@ -91,7 +91,7 @@ def _check_positions(recipe: Recipe) -> None:
         asked.append((recipe.student, recipe.train, "train.max_tokens"))
     for section, limits, key in asked:
         if limits.max_tokens is not None and "max_tokens" in limits.model_fields_set:
-            folder = resolve_file(section.model) if not section.model.startswith(archive.PREFIX) else None
+            folder = resolve_file(section.model) if not section.model.startswith(pypi.PREFIX) else None
             if isinstance(folder, Path) and (folder / "config.json").exists():
                 config = load_config(str(folder), None, section.trust_remote_code)  # imports transformers: seconds
                 check_positions(config, limits.max_tokens, key)

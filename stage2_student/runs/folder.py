@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.config import DumpRef, Recipe, student_config
 from pipeline.config.identity import identity_differences, identity_values
-from pipeline.runtime import plugins as own_code
+from pipeline.runtime import plugins
 from pipeline.runtime.log import warn
 from schemas.manifest import Manifest, parse_json, read_json, write_json
 from schemas.storage.atomic import sync_and_rename
@@ -116,7 +116,7 @@ def _dump_identity(manifest: Manifest) -> dict[str, Any]:
 
 def _own_code(*names: str) -> dict[str, Any]:
     """Of the operator's own files, by their content; what they import is not known."""
-    files = {name: own_code.sha256(name) for name in names if own_code.is_own(name)}
+    files = {name: plugins.sha256(name) for name in names if plugins.is_own(name)}
     return {"own_code": files} if files else {}
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.config import Recipe
-from pipeline.runtime import log as logs
+from pipeline.runtime import log
 from schemas.json_text import json_text
 from schemas.manifest import parse_json
 from stage2_student.losses.objectives import OBJECTIVES
@@ -72,7 +72,7 @@ class RunLog:
         self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
         self._bar: Progress | None = None
         console = Console(stderr=True)
-        if console.is_terminal and logs.is_shown() and not logs.as_json():
+        if console.is_terminal and log.is_shown() and not log.as_json():
             columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=console)
             self._bar.start()
@@ -86,12 +86,12 @@ class RunLog:
         self._file.flush()
         for tracker in self._trackers:
             tracker.write(step, values)
-        if self._lines == 0 and not logs.as_json():
+        if self._lines == 0 and not log.as_json():
             for line in LEGEND:
-                logs.say(line)
-        if self._lines % _LINES_PER_HEAD == 0 and not logs.as_json():
-            logs.say(self.head(values))
-        logs.say(self.line(step, values, taken), step=step, **values)
+                log.say(line)
+        if self._lines % _LINES_PER_HEAD == 0 and not log.as_json():
+            log.say(self.head(values))
+        log.say(self.line(step, values, taken), step=step, **values)
         self._lines += 1
         if self._bar is not None:
             self._bar.update(self._task, completed=step)

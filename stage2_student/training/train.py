@@ -16,8 +16,7 @@ import torch
 
 from pipeline.config import Recipe, student_config
 from pipeline.config.loading import load_recipe, save_recipe
-from pipeline.runtime import log as logs
-from pipeline.runtime import metrics
+from pipeline.runtime import log, metrics
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.dtypes import slow_dtype
 from pipeline.runtime.huggingface import check_positions
@@ -71,9 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(run_rank(loaded))
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         said = _in_a_line(error, recipe)
-        if said is None or logs.shows_tracebacks():
+        if said is None or log.shows_tracebacks():
             raise
-        logs.complain(said)
+        log.complain(said)
         raise SystemExit(1) from None
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from stage2_student.data import order as order_module
+from stage2_student.data import order
 from stage2_student.data.order import VERSION, WHOLE_RECORDS, Order
 
 
@@ -31,7 +31,7 @@ def main(
 ) -> None:
     print("| lanes | sources of a step, mean | least | steps of one source alone, % |\n| --- | --- | --- | --- |")
     for lanes in (None, 4, 8, 16, 32):
-        order_module.LANES = lanes or order_module.LANES
+        order.LANES = lanes or order.LANES
         found = sources_of_steps(WHOLE_RECORDS if lanes is None else VERSION, shards, records, sources, step)
         print(
             f"| {lanes or 'the order before'} | {found.mean():.1f} | {found.min()} | {100 * np.mean(found == 1):.1f} |"

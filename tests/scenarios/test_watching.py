@@ -17,7 +17,7 @@ from pipeline.config import Recipe
 from pipeline.config.loading import save_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.launch.launch import free_port
-from stage2_student.runs import retention as keep
+from stage2_student.runs import retention
 from stage2_student.runs.export import export
 from stage2_student.runs.folder import checkpoint_steps, remove_partial_checkpoints
 from stage2_student.runs.retention import Evaluation, best_step, prune
@@ -125,7 +125,7 @@ def fake_checkpoint(run: Path, step: int, bits: float | None, text: str = "t") -
     folder.mkdir(parents=True)
     (folder / "weights").write_text("w")
     if bits is not None:
-        keep.record(run, folder.name, Evaluation(bits, text))
+        retention.record(run, folder.name, Evaluation(bits, text))
 
 
 def test_only_evaluations_of_the_same_text_are_compared(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.engines import http_client as http
+from stage1_teacher.engines import http_client
 from tests.stage1_teacher.dump.test_run import TEXTS, dump, write_recipe
 from tests.support.fake_server import FakeServer
 
@@ -33,8 +33,8 @@ def tokenizer(model: Path) -> ByteTokenizer:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     """A server that is asked again at once, and wants no key."""
-    monkeypatch.setattr(http, "FIRST_WAIT", 0.01)
-    monkeypatch.delenv(http.KEY_VARIABLE, raising=False)
+    monkeypatch.setattr(http_client, "FIRST_WAIT", 0.01)
+    monkeypatch.delenv(http_client.KEY_VARIABLE, raising=False)
     server = FakeServer()
     yield server
     server.close()

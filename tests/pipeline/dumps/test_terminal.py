@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import cli
-from pipeline.dumps import positions as dump_positions
-from pipeline.dumps import search as dump_search
-from pipeline.dumps import statistics as dump_summary
-from pipeline.dumps import terminal as inspect
-from pipeline.dumps import view as dump_view
+from pipeline.dumps import positions, search, statistics, terminal, view
 from pipeline.reports.document_page import write_page
 from pipeline.tokenization.conversation import Conversation
 from schemas.record import Segment
@@ -26,7 +22,7 @@ def dump(tmp_path: Path) -> Path:
 
 
 def test_the_summary_counts_documents_once_whatever_their_windows(dump: Path) -> None:
-    summary = dump_summary.summarise(dump)
+    summary = statistics.summarise(dump)
     assert (summary["documents"], summary["records"]) == (3, 4)
     assert (summary["shards_done"], summary["shards_planned"]) == (2, 3)
     assert summary["text_bytes"] == 6 + 5 + 4 + 1
@@ -34,7 +30,7 @@ def test_the_summary_counts_documents_once_whatever_their_windows(dump: Path) ->
 
 
 def test_the_summary_gives_the_targets_one_bit_per_byte_and_a_quarter_of_tail(dump: Path) -> None:
-    summary = dump_summary.summarise(dump)
+    summary = statistics.summarise(dump)
     assert summary["target_bits_per_byte"] == pytest.approx(1.0, abs=1e-3)
     assert summary["mean_tail"] == pytest.approx(0.25, abs=1e-3)
     assert summary["entry_count_positions"] == {2: summary["positions"]}
@@ -42,7 +38,7 @@ def test_the_summary_gives_the_targets_one_bit_per_byte_and_a_quarter_of_tail(du
 
 
 def test_offsets_of_a_later_window_are_those_of_the_document(dump: Path) -> None:
-    found = list(dump_view.find_document(dump, "beta").positions())
+    found = list(view.find_document(dump, "beta").positions())
     assert [p.offset for p in found] == list(range(10))
     assert [p.token_starts for p in found[:5]] == [True, False, True, False, True]
 
@@ -52,11 +48,11 @@ def test_offsets_of_a_later_window_are_those_of_the_document(dump: Path) -> None
     [(0x61, "a"), (0x20, "␠"), (0x0A, "\\n"), (0xC3, "c3"), (0x00, "00"), (0xFF, "END"), (0x7F, "7f")],
 )
 def test_symbols_are_readable(symbol: int, name: str) -> None:
-    assert inspect.symbol_name(symbol) == name
+    assert terminal.symbol_name(symbol) == name
 
 
 def test_the_table_is_aligned_and_plain_when_piped(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect.show(dump, "alpha", top=1, as_json=False)
+    terminal.show(dump, "alpha", top=1, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 7  # a header, six bytes, END
     assert "\x1b" not in "".join(lines)
@@ -66,23 +62,23 @@ def test_the_table_is_aligned_and_plain_when_piped(dump: Path, capsys: pytest.Ca
 
 
 def test_json_holds_every_entry(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inspect.show(dump, "gamma", top=1, as_json=True)
+    terminal.show(dump, "gamma", top=1, as_json=True)
     (first, end) = json.loads(capsys.readouterr().out)["positions"]
     assert [symbol for symbol, _ in first["symbols"]] == [ord("x"), ord("y")]
     assert end["realised"] == 255
-    inspect.show(dump, None, top=1, as_json=True)
+    terminal.show(dump, None, top=1, as_json=True)
     assert json.loads(capsys.readouterr().out)["documents"] == 3
 
 
 def test_an_unknown_document_is_answered_with_near_ids(dump: Path) -> None:
     with pytest.raises(ValueError, match=r"no document 'alpa'; the nearest ids: 'alpha'"):
-        dump_view.find_document(dump, "alpa")
+        view.find_document(dump, "alpa")
 
 
 def test_a_summary_of_a_dump_without_shards_is_empty(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (dump / "shards").iterdir():
         path.unlink()
-    inspect.show(dump, None, top=1, as_json=False)
+    terminal.show(dump, None, top=1, as_json=False)
     assert "left out: empty" in capsys.readouterr().out
 
 
@@ -92,14 +88,14 @@ def test_windows_that_overlap_are_one_document_and_equal_names_are_two(tmp_path:
         replace(make_record("0", b"lo you"), window_start=3),
         make_record("0", b"another of that name"),
     ]
-    found = list(dump_view.documents(write_dump(tmp_path / "dump", [records])))
+    found = list(view.documents(write_dump(tmp_path / "dump", [records])))
     assert [document.text for document in found] == [b"hello you", b"another of that name"]
 
 
 def test_entropy_and_surprise_are_those_of_the_slow_way(tmp_path: Path) -> None:
     record = varied_record("0", seed=3)
-    decoded = dump_positions.decode(record)
-    for index, position in enumerate(dump_positions.positions(record)):
+    decoded = positions.decode(record)
+    for index, position in enumerate(positions.positions(record)):
         probabilities = [probability for _, probability in position.symbols]
         classes = [*probabilities, max(0.0, 1 - sum(probabilities))]
         assert position.entropy_bits == pytest.approx(-sum(p * math.log2(p) for p in classes if p > 0), abs=1e-9)
@@ -113,17 +109,17 @@ def test_the_worst_are_those_that_sorting_all_finds(tmp_path: Path) -> None:
     every = sorted(
         (
             (p.surprise_bits, document.doc_id, p.offset)
-            for document in dump_view.documents(dump)
+            for document in view.documents(dump)
             for p in document.positions()
         ),
         key=lambda found: -found[0],
     )
-    worst = dump_search.worst_positions(dump, 6)
+    worst = search.worst_positions(dump, 6)
     assert [place.bits for place in worst] == [bits for bits, *_ in every[:6]]
     assert {(place.doc_id, place.offset) for place in worst} <= {
         found[1:] for found in every if found[0] >= every[5][0]
     }
-    documents = dump_search.worst_documents(dump, 12)
+    documents = search.worst_documents(dump, 12)
     assert [d.bits for d in documents] == sorted((d.bits for d in documents), reverse=True)
 
 
@@ -132,7 +128,7 @@ def test_the_worst_are_those_that_sorting_all_finds(tmp_path: Path) -> None:
     [("a b", b"a b"), (r"\n\x00\\", b"\n\0\\"), ("é", b"\xc3\xa9"), (r"\xc3", b"\xc3"), (r"\q", b"\\q")],
 )
 def test_what_is_looked_for_may_be_any_bytes(text: str, wanted: bytes) -> None:
-    assert inspect.wanted_bytes(text) == wanted
+    assert terminal.wanted_bytes(text) == wanted
 
 
 def test_find_sees_across_windows_and_overlaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,24 +136,24 @@ def test_find_sees_across_windows_and_overlaps(tmp_path: Path, capsys: pytest.Ca
     second = replace(make_record("doc", b"xaaay"), window_start=2)
     second = cut_positions(second, start=2)  # bytes 4 on are its own
     dump = write_dump(tmp_path / "dump", [[first, second]])
-    found = list(dump_search.find(dump, b"aa"))
+    found = list(search.find(dump, b"aa"))
     assert [occurrence.offset for occurrence in found] == [0, 3, 4]
     assert [[p.offset for p in occurrence.positions] for occurrence in found] == [[0, 1], [3, 4], [4, 5]]
-    inspect.show(dump, find="aa")
+    terminal.show(dump, find="aa")
     said = capsys.readouterr().out
     assert "doc at 3: aaxaaay" in said and "more" not in said
-    inspect.show(dump, find="zz")
+    terminal.show(dump, find="zz")
     assert "stands in no document" in capsys.readouterr().out
 
 
 def test_the_summary_draws_its_histograms(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = dump_summary.summarise(dump)
+    summary = statistics.summarise(dump)
     assert summary["entropy_bits_positions"]["1-1.5"] == 0 and summary["entropy_bits_positions"]["1.5-2"] == 19
     assert sum(summary["column_bytes"].values()) <= summary["stored_bytes"]
-    inspect.show(dump)
+    terminal.show(dump)
     said = capsys.readouterr().out
     assert "positions by entropy, bits" in said and "100.0% " + "█" * 40 in said
-    assert next(inspect.bars({"a": 1, "b": 16})).endswith(" ██▌")
+    assert next(terminal.bars({"a": 1, "b": 16})).endswith(" ██▌")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +184,7 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
         logprobs=record.logprobs[:14],
     )
     dump = write_dump(tmp_path / "dump", [[record]])
-    inspect.show(dump, "chat", top=1)
+    terminal.show(dump, "chat", top=1)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [line[0] for line in lines] == ["user:", "assistant:", *"2345", "user:", "assistant:", *"678"]
     assert [line[1 + ("|" in line)] for line in lines if line[0] in "2345678"] == [
@@ -201,10 +197,10 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
         "END",
     ]
     assert lines[5][1:3] == ["|", "END"] and "nats" not in lines[5]
-    inspect.show(dump, "chat", as_json=True)
+    terminal.show(dump, "chat", as_json=True)
     assert [m["content"] for m in json.loads(capsys.readouterr().out)["messages"]] == ["q?", "yes", "t", "no"]
-    assert dump_summary.summarise(dump)["teacher_tokens"] == 2
-    write_page(dump, inspect.chosen_document(dump, None, 1), tmp_path / "page.html")
+    assert statistics.summarise(dump)["teacher_tokens"] == 2
+    write_page(dump, terminal.chosen_document(dump, None, 1), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     marks = [text.index(mark) for mark in (">user<", ">assistant<", 'id="b2"', 'id="e5"', 'id="b6"', 'id="e8"')]
     assert marks == sorted(marks)
@@ -230,9 +226,9 @@ def test_a_record_shows_the_conversation_that_its_turns_were_said_in(
     dump = write_dump(
         tmp_path / "dump", [[record, make_record("plain", b"and")]], identity={**IDENTITY, "corpus": {"turns": 2}}
     )
-    inspect.show(dump, "chat", as_json=True)
+    terminal.show(dump, "chat", as_json=True)
     assert json.loads(capsys.readouterr().out)["conversations"] == [{"messages": list(messages), "tools": list(tools)}]
-    inspect.show(dump, "chat")
+    terminal.show(dump, "chat")
     said = capsys.readouterr().out
     for part in (
         "conversation of 4 messages, the last 1",
@@ -241,5 +237,5 @@ def test_a_record_shows_the_conversation_that_its_turns_were_said_in(
         "user: the␠é?",
     ):
         assert part in said
-    inspect.show(dump, "plain", as_json=True)
+    terminal.show(dump, "plain", as_json=True)
     assert "conversations" not in json.loads(capsys.readouterr().out)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.dumps import terminal as inspect
+from pipeline.dumps import terminal
 from pipeline.dumps.view import find_document
 from pipeline.reports.document_page import Cell, cells, shade, token_edges, write_page
 from schemas.record import Segment
@@ -24,7 +24,7 @@ NASTY_ID = "<img src=x onerror=alert(1)>'\"&"
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     dump = write_dump(tmp_path / "dump", [[varied_record(NASTY_ID, 1, NASTY)]])
-    write_page(dump, inspect.chosen_document(dump, None, 1), tmp_path / "page.html")
+    write_page(dump, terminal.chosen_document(dump, None, 1), tmp_path / "page.html")
     return tmp_path / "page.html"
 
 
@@ -86,7 +86,7 @@ def test_every_position_is_drawn_once_whatever_the_windows(tmp_path: Path) -> No
     first = make_record("doc", "aé b".encode(), has_end=False)
     second = cut_positions(make_record("doc", b" b and on", window_start=3), start=2)
     dump = write_dump(tmp_path / "dump", [[first, second]])
-    write_page(dump, inspect.chosen_document(dump, "doc", 1), tmp_path / "page.html")
+    write_page(dump, terminal.chosen_document(dump, "doc", 1), tmp_path / "page.html")
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', (tmp_path / "page.html").read_text())
     assert data
     drawn = [position["o"] for cell in json.loads(data[1]) for position in cell]
@@ -98,7 +98,7 @@ def test_the_end_of_each_segment_is_drawn_where_it_is(tmp_path: Path) -> None:
     record = make_record("chat", b"yes no")
     parts = (Segment(0, 3, True), Segment(4, 2, True))  # 4 + 3 positions, as many as before
     dump = write_dump(tmp_path / "dump", [[replace(record, segments=parts, **realised_entries(b"yes\xffno\xff"))]])
-    write_page(dump, inspect.chosen_document(dump, None, 1), tmp_path / "page.html")
+    write_page(dump, terminal.chosen_document(dump, None, 1), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert 'id="e3"' in text and text.index('id="b2"') < text.index('id="e3"') < text.index('id="b4"') < text.index(
         'id="e6"'

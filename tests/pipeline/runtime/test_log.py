@@ -8,19 +8,19 @@ import sys
 
 import pytest
 
-from pipeline.runtime import log as logs
+from pipeline.runtime import log
 from pipeline.runtime.progress import Progress
 from tests.pipeline.cli.test_app import ROOT, run_main
 
 
 @pytest.fixture(autouse=True)
 def usual(monkeypatch: pytest.MonkeyPatch) -> object:
-    for name in (logs.LEVEL, logs.FORMAT, logs.COMMAND, "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+    for name in (log.LEVEL, log.FORMAT, log.COMMAND, "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, "")  # so that what the test puts there goes with it
         monkeypatch.delenv(name)
-    logs.set_level("normal")
+    log.set_level("normal")
     yield
-    logs.set_level("normal")
+    log.set_level("normal")
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -32,10 +32,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_line_has_time_command_level_and_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(logs.COMMAND, "teacher")
-    logs.say("x: 4 shards", shards=4)
-    logs.warn("y")
-    logs.complain("z")
+    monkeypatch.setenv(log.COMMAND, "teacher")
+    log.say("x: 4 shards", shards=4)
+    log.warn("y")
+    log.complain("z")
     plain, warning, error = said(capsys)
     assert re.fullmatch(r"\d\d:\d\d:\d\d bld teacher: x: 4 shards", plain)
     assert warning.endswith(" bld teacher: warning: y") and error.endswith(" bld teacher: error: z")
@@ -44,16 +44,16 @@ def test_a_line_has_time_command_level_and_message(
 @pytest.mark.parametrize(
     ("level", "shown"), [("quiet", ["warn"]), ("normal", ["say", "warn"]), ("verbose", ["detail", "say", "warn"])]
 )
-def test_each_level_shows_what_it_says(level: logs.Level, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    logs.set_level(level)
-    for speak in (logs.detail, logs.say, logs.warn):
+def test_each_level_shows_what_it_says(level: log.Level, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_level(level)
+    for speak in (log.detail, log.say, log.warn):
         speak(speak.__name__)
     assert [line.rpartition(" ")[2] for line in said(capsys)] == shown
 
 
 def test_as_json_every_line_is_an_object_with_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.set_format("json")
-    logs.say("é\n", path=ROOT, number=2)
+    log.set_format("json")
+    log.say("é\n", path=ROOT, number=2)
     with Progress(2, 100) as progress:
         progress.update(documents=2, text_bytes=100, tokens=40, stored_bytes=50)
     message, work = map(json.loads, said(capsys))
@@ -65,18 +65,18 @@ def test_options_are_taken_before_the_command_and_after_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments in (["--log-json", "inspect", "nowhere"], ["inspect", "nowhere", "--log-json"]):
-        monkeypatch.delenv(logs.FORMAT, raising=False)
+        monkeypatch.delenv(log.FORMAT, raising=False)
         assert run_main(monkeypatch, *arguments) == 1
         [line] = said(capsys)
         assert json.loads(line)["command"] == "inspect" and json.loads(line)["level"] == "error"
-    monkeypatch.delenv(logs.FORMAT)
+    monkeypatch.delenv(log.FORMAT)
     assert run_main(monkeypatch, "inspect", "nowhere", "-q", "-v") == 1
     assert "do not go together" in said(capsys)[0]
 
 
 def test_a_process_that_a_command_starts_says_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    logs.set_level("quiet")
-    logs.set_format("json")
+    log.set_level("quiet")
+    log.set_format("json")
     script = "from pipeline.runtime import log as logs; logs.say('a'); logs.warn('b', n=1)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert [json.loads(line)["n"] for line in done.stderr.splitlines()] == [1]
@@ -85,7 +85,7 @@ def test_a_process_that_a_command_starts_says_it_alike(monkeypatch: pytest.Monke
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, logs.LEVEL: "loud"},
+        env={**os.environ, log.LEVEL: "loud"},
         check=False,
     )
     assert "BLD_LOG_LEVEL is 'loud'; give quiet, normal or verbose" in wrong.stderr
@@ -93,7 +93,7 @@ def test_a_process_that_a_command_starts_says_it_alike(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("variable", "value", "known"),
-    [(logs.LEVEL, "loud", "quiet, normal or verbose"), (logs.FORMAT, "xml", "text or json")],
+    [(log.LEVEL, "loud", "quiet, normal or verbose"), (log.FORMAT, "xml", "text or json")],
 )
 def test_a_variable_with_a_value_that_does_not_exist_is_an_error_in_one_line(
     variable: str, value: str, known: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -106,7 +106,7 @@ def test_a_variable_with_a_value_that_does_not_exist_is_an_error_in_one_line(
 
 def test_to_import_the_log_adds_no_handler_and_reads_no_variable() -> None:
     script = "import logging, pipeline.runtime.log; print(logging.getLogger('bld').handlers)"
-    environment = {**os.environ, logs.LEVEL: "loud"}
+    environment = {**os.environ, log.LEVEL: "loud"}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
     assert done.stdout == "[]\n"

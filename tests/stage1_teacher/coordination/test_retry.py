@@ -12,7 +12,7 @@ from torch import Tensor
 
 from schemas.manifest import Manifest
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.engines import huggingface as engine_transformers
+from stage1_teacher.engines import huggingface
 from stage1_teacher.engines.huggingface import TransformersEngine
 from stage1_teacher.targets import teacher
 from stage1_teacher.verification.verify import verify_dump
@@ -44,7 +44,7 @@ def test_another_engine_is_refused_or_accepted_by_name_and_recorded(
 
 def pretend_version(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """transformers replaces its own module while it is imported, so that there are two of them."""
-    for module in {id(m): m for m in (sys.modules["transformers"], engine_transformers.transformers)}.values():
+    for module in {id(m): m for m in (sys.modules["transformers"], huggingface.transformers)}.values():
         monkeypatch.setattr(module, "__version__", version)
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from stage1_teacher.engines import vllm as engine_vllm
+from stage1_teacher.engines import vllm
 
 
 @pytest.mark.parametrize(("num_workers", "core", "watched"), [(1, "0", 0), (1, "1", 1), (2, "0", 1)])
@@ -12,7 +12,7 @@ def test_an_engine_that_starts_processes_is_watched(
     num_workers: int, core: str, watched: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[None] = []
-    monkeypatch.setattr(engine_vllm, "end_children_with_me", lambda: asked.append(None))
+    monkeypatch.setattr(vllm, "end_children_with_me", lambda: asked.append(None))
     monkeypatch.setattr(os, "environ", {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": core})
-    engine_vllm.prepare_environment(num_workers)
+    vllm.prepare_environment(num_workers)
     assert len(asked) == watched

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config.loading import load_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.dump.run import run_teacher
-from stage1_teacher.engines import http_client as http
+from stage1_teacher.engines import http_client
 from tests.support.fake_server import FakeServer
 from tests.support.served import END_ID, open_engine, served_recipe
 
@@ -43,13 +43,13 @@ def test_waits_double_with_jitter_and_are_as_long_as_the_server_asks(
     async def no_sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(http, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(http_client, "FIRST_WAIT", 1.0)
     monkeypatch.setattr(asyncio, "sleep", no_sleep)
     fake.refusals = [(500, {}, ""), (502, {}, ""), (503, {"Retry-After": "9"}, ""), (503, {"Retry-After": "9999"}, "")]
     engine.listed_rows([[END_ID]])
     engine.close()
     assert 0.5 <= waits[0] <= 1 and 1 <= waits[1] <= 2
-    assert waits[2:] == [9.0, http.LONGEST_WAIT]
+    assert waits[2:] == [9.0, http_client.LONGEST_WAIT]
 
 
 def test_no_more_requests_are_under_way_than_placement_says(fake: FakeServer, tokenizer: ByteTokenizer) -> None:
@@ -96,13 +96,13 @@ def test_the_key_reaches_the_server_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv(http.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(http_client.KEY_VARIABLE, KEY)
     recipe, overrides = served_recipe(tmp_path, model, fake.url, "placement.request_attempts=2")
     fake.refusals = [(503, {}, f"busy, {KEY}")]
     run_teacher(load_recipe(recipe, overrides))
     assert {headers["Authorization"] for _, headers, _ in fake.requests} == {f"Bearer {KEY}"}
     fake.refusals = [(401, {}, f"Incorrect API key: {KEY}")]
-    with pytest.raises(ValueError, match=f"Incorrect API key: .{http.KEY_VARIABLE}..*is not accepted") as error:
+    with pytest.raises(ValueError, match=f"Incorrect API key: .{http_client.KEY_VARIABLE}..*is not accepted") as error:
         open_engine(fake.url, tokenizer)
     captured = capfd.readouterr()
     assert KEY not in f"{error.getrepr(showlocals=False)}{captured.out}{captured.err}"
@@ -114,7 +114,7 @@ def test_the_key_reaches_the_server_and_nothing_else(
 def test_a_key_that_no_header_can_hold_is_refused_unseen(
     fake: FakeServer, tokenizer: ByteTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(http.KEY_VARIABLE, "secret\nkey")
+    monkeypatch.setenv(http_client.KEY_VARIABLE, "secret\nkey")
     with pytest.raises(ValueError, match="BLD_API_KEY holds characters") as error:
         open_engine(fake.url, tokenizer)
     assert "secret" not in str(error.value)

@@ -31,11 +31,11 @@ def test_the_kernels_equal_the_slow_twin() -> None:
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from stage1_teacher.reduction import triton_kernel as reduce_triton
+from stage1_teacher.reduction import triton_kernel
 
-constants = {"floor": -80.0, "tile": reduce_triton.TILE, "block": reduce_triton.BLOCK}
-constants |= {"ranges": reduce_triton.RANGES, "blocks_at_once": reduce_triton.BLOCKS_AT_ONCE}
-for kernel in (reduce_triton._stream_rows, reduce_triton._sum_ranges):
+constants = {"floor": -80.0, "tile": triton_kernel.TILE, "block": triton_kernel.BLOCK}
+constants |= {"ranges": triton_kernel.RANGES, "blocks_at_once": triton_kernel.BLOCKS_AT_ONCE}
+for kernel in (triton_kernel._stream_rows, triton_kernel._sum_ranges):
     kinds = {}
     for name in kernel.arg_names:
         is_pointer = name.rsplit("_")[-1] in {"RC", "RB", "RT", "R", "J"}

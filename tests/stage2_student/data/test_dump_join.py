@@ -18,7 +18,7 @@ from schemas import END, shard
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Question, Record, Segment
 from schemas.shard import commit_shard, to_table
-from stage2_student.data import dump_join as join
+from stage2_student.data import dump_join
 from stage2_student.data.align import aligned, overlapping, speakers, whole_document
 from stage2_student.data.mix import Mix
 from stage2_student.data.reader import DumpReader
@@ -270,10 +270,10 @@ def test_what_a_dump_asks_takes_28_bytes_a_document_and_little_more_while_it_is_
     def questions(shard: int) -> Iterator[Question]:
         return (Question(str(i), 0, b"%d %d" % (shard, i), (Segment(0, 3, True),)) for i in range(200))
 
-    monkeypatch.setattr(join, "read_questions", questions)
+    monkeypatch.setattr(dump_join, "read_questions", questions)
     dump: Any = SimpleNamespace(shards=list(range(100)))
     tracemalloc.start()
-    contents = join.Contents.of(dump)
+    contents = dump_join.Contents.of(dump)
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(contents.keys_N) == 20_000

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from stage2_student.distributed import launcher_watch as ancestors
+from stage2_student.distributed import launcher_watch
 from stage2_student.distributed.launcher_watch import watched_of
 
 ROOT = Path(__file__).parents[3]
@@ -84,13 +84,13 @@ def test_where_processes_of_others_are_hidden_a_rank_starts_and_ends_with_its_pa
     started: list[Any] = []
     monkeypatch.setattr(psutil.Process, "parent", hidden)
     monkeypatch.setattr(
-        ancestors.threading, "Thread", lambda **given: started.append(given) or SimpleNamespace(start=int)
+        launcher_watch.threading, "Thread", lambda **given: started.append(given) or SimpleNamespace(start=int)
     )
-    monkeypatch.setattr(ancestors, "_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(ancestors.os, "_exit", lambda code: started.append(code))
-    ancestors.end_with_ancestors.__wrapped__(over_ssh=True)
+    monkeypatch.setattr(launcher_watch, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(launcher_watch.os, "_exit", lambda code: started.append(code))
+    launcher_watch.end_with_ancestors.__wrapped__(over_ssh=True)
     assert started[0]["args"] == ([], os.getppid())
     numbers = iter([77, 77, 1])
-    monkeypatch.setattr(ancestors.os, "getppid", lambda: next(numbers))
-    ancestors._watch([], 77)
+    monkeypatch.setattr(launcher_watch.os, "getppid", lambda: next(numbers))
+    launcher_watch._watch([], 77)
     assert started[1] == 1 and "process 77, which started this rank, is gone" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from torch.distributed import HashStore
 
-from stage2_student.distributed import rank_messages as channels
+from stage2_student.distributed import rank_messages
 from stage2_student.distributed.rank_environment import free_port
 from stage2_student.distributed.rank_messages import Channel, LostRankError, _accept, _connect, _Peer
 
@@ -45,7 +45,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
         channel.leave()
 
 
-def each(channels: list[Channel], ask: Callable[[Channel], Any]) -> list[Any]:
+def each(rank_messages: list[Channel], ask: Callable[[Channel], Any]) -> list[Any]:
     """What each rank is given, or what it raises, asked at once."""
 
     def answer(channel: Channel) -> Any:
@@ -54,8 +54,8 @@ def each(channels: list[Channel], ask: Callable[[Channel], Any]) -> list[Any]:
         except LostRankError as error:
             return error
 
-    with ThreadPoolExecutor(len(channels)) as pool:
-        return list(pool.map(answer, channels))
+    with ThreadPoolExecutor(len(rank_messages)) as pool:
+        return list(pool.map(answer, rank_messages))
 
 
 def test_every_rank_is_given_the_values_of_all_by_rank(connected: Connect) -> None:
@@ -93,9 +93,9 @@ def test_a_rank_that_fails_gives_the_others_its_reason(connected: Connect) -> No
 def test_a_rank_that_fails_itself_is_not_ended_for_another_that_does(
     connected: Connect, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(channels, "_SPEAK_SECONDS", 0.1)
+    monkeypatch.setattr(rank_messages, "_SPEAK_SECONDS", 0.1)
     ended = threading.Event()
-    monkeypatch.setattr(channels.os, "_exit", lambda code: ended.set())
+    monkeypatch.setattr(rank_messages.os, "_exit", lambda code: ended.set())
     ranks = connected(2)
     for channel in ranks:
         channel.fail(FloatingPointError("the loss is not finite"))
@@ -128,7 +128,7 @@ def test_a_stranger_at_the_port_is_turned_away_and_the_rank_let_in(monkeypatch: 
 
 
 def test_ranks_that_never_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "JOIN", channels.timedelta(seconds=0.2))
+    monkeypatch.setattr(rank_messages, "JOIN", rank_messages.timedelta(seconds=0.2))
     with pytest.raises(TimeoutError, match=r"ranks \[1, 2\] have not come"):
         _accept(HashStore(), 3)
 
@@ -177,4 +177,4 @@ def test_the_kernel_watches_the_connection_of_a_rank_for_a_machine_that_is_away(
                 peer._socket.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{name}"))
                 for name in ("IDLE", "INTVL", "CNT")
             ]
-            assert asked[0] + asked[1] * asked[2] == channels.SILENCE_SECONDS
+            assert asked[0] + asked[1] * asked[2] == rank_messages.SILENCE_SECONDS

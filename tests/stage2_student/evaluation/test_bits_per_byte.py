@@ -20,7 +20,7 @@ from pipeline.runtime.causality import check_causal
 from pipeline.runtime.huggingface import load_model
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.dump.run import run_teacher
-from stage2_student.evaluation import bits_per_byte as evaluation
+from stage2_student.evaluation import bits_per_byte
 from stage2_student.evaluation.bits_per_byte import run_eval
 from stage2_student.evaluation.scored_text import Reader, scored_text
 from stage2_student.evaluation.spelled_text import Spelled, common_spans
@@ -117,7 +117,7 @@ def test_a_large_vocabulary_is_given_fewer_tokens_at_once(monkeypatch: pytest.Mo
         return forward(input_ids=input_ids, **options)
 
     monkeypatch.setattr(model, "forward", counted)
-    monkeypatch.setattr(evaluation, "_MOST_LOGITS", 20 * 269)
+    monkeypatch.setattr(bits_per_byte, "_MOST_LOGITS", 20 * 269)
     parts = score(model, tokenizer, TEXTS, 268)
     assert parts["nats"] == pytest.approx(whole["nats"], rel=1e-6) and parts["num_tokens"] == whole["num_tokens"]
     assert len(sizes) > 1 and sum(size > 20 for size in sizes) == 1  # a text of more goes alone
@@ -232,14 +232,14 @@ def test_a_long_chat_is_scored_whole_in_windows_that_begin_like_chats(name: str)
     [spelled] = reader.spell([messages])
     assert isinstance(spelled, Spelled) and len(spelled.tokens) > 128
     begins = []
-    for window in evaluation.cut_tokens(
+    for window in bits_per_byte.cut_tokens(
         spelled.token_bytes(spelled.spans) >= 0, 128, spelled.restarts, spelled.repeats_start
     ):
         begins.append(window.begin)
         read = window.read(spelled.tokens)
         assert read[0] == spelled.tokens[0] and read[1] != read[0] and len(read) <= 128
     assert len(begins) > 1 and set(begins[1:]) <= set(spelled.restarts)
-    windows = list(evaluation.cut_document(spelled, spelled.spans, 128))
+    windows = list(bits_per_byte.cut_document(spelled, spelled.spans, 128))
     assert sum(window.num_bytes for window in windows) == sum(end - start for start, end in spelled.spans)
 
 

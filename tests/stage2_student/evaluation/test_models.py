@@ -6,7 +6,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-import transformers.dynamic_module_utils as own_code
+from transformers import dynamic_module_utils
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -51,7 +51,7 @@ def test_a_revision_decides_weights_and_tokenizer(hub: Path, tmp_path: Path) -> 
 
 
 def test_code_of_a_models_own_runs_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_code, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     text = tmp_path / "text.txt"
     text.write_text(TEXT, encoding="utf-8")

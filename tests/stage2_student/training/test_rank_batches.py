@@ -17,7 +17,7 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.shard import commit_shard, read_rows, read_shard
 from stage2_student.data import order as order_module
 from stage2_student.data import reader as reader_module
-from stage2_student.data import token_counts as lengths_module
+from stage2_student.data import token_counts
 from stage2_student.data.batch_plan import BatchPlan, plan_batches
 from stage2_student.data.encode import TOO_LONG, TurnsLeftOut
 from stage2_student.data.order import START, Order, Position
@@ -351,7 +351,7 @@ def test_counts_are_kept_by_several_ranks_and_a_start_counts_only_what_is_missin
         found = list(count_shard(reader, shard, *others))
         return iter([Counted((), "cannot be spelled", 7), *found[1:]] if shard == 2 else found)
 
-    monkeypatch.setattr(lengths_module, "count_shard", watched)
+    monkeypatch.setattr(token_counts, "count_shard", watched)
     for rank in range(2):
         keep_counts(tmp_path, "key", reader, tokenizer, None, rank, 2)
     assert counted == [0, 2, 4, 1, 3]

@@ -20,7 +20,7 @@ from stage2_student.data.examples import NO_LABEL, Encoded, Masks, MicroBatch, c
 from stage2_student.data.spans import token_spans
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.token_marginal import cells as marginal_cells
-from stage2_student.interfaces.token_marginal import cells_numba as marginal_numba
+from stage2_student.interfaces.token_marginal import cells_numba
 from stage2_student.interfaces.token_marginal import interface as token_marginal
 from stage2_student.interfaces.token_marginal.interface import TokenMarginal
 from stage2_student.interfaces.token_marginal.plan import Plan
@@ -240,7 +240,7 @@ def test_the_compiled_kernels_are_the_twins_of_the_plain_ones(dtype: torch.dtype
     )
     columns = case.interface.columns
     logits_RV = case.logits_BLV.detach().flatten(0, 1)[plan.state_R].to(dtype)
-    sums, log_total_R = marginal_numba.sum_cells(logits_RV, cells, columns)
+    sums, log_total_R = cells_numba.sum_cells(logits_RV, cells, columns)
     expected, expected_log_total_R = marginal_cells.sum_cells(logits_RV.double(), cells, columns)
     torch.testing.assert_close((*sums, log_total_R), (*expected, expected_log_total_R), rtol=1e-5, atol=1e-6)
     wanted = marginal_cells.Sums(*(torch.randn_like(part) for part in expected))
@@ -248,7 +248,7 @@ def test_the_compiled_kernels_are_the_twins_of_the_plain_ones(dtype: torch.dtype
     plain, _ = marginal_cells.sum_cells(logits_RV, cells, columns)
     torch.testing.assert_close(tuple(plain), tuple(expected), rtol=1e-5, atol=1e-6)
     rest = (log_total_R, wanted, torch.randn(len(logits_RV), dtype=torch.float64), cells, columns)
-    gradient_RV = marginal_numba.spread_gradient(logits_RV, *rest)
+    gradient_RV = cells_numba.spread_gradient(logits_RV, *rest)
     expected_RV = marginal_cells.spread_gradient(logits_RV.double(), *rest).to(dtype)
     tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 2**-7, "atol": 1e-6}
     torch.testing.assert_close(gradient_RV, expected_RV, **tolerance)
