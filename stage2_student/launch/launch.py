@@ -25,7 +25,8 @@ from pipeline.runtime.log import say
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_environment import free_port, started_as_rank
-from stage2_student.runs.folder import begun_schedule, dump_refs
+from stage2_student.runs.folder import begun_schedule
+from stage2_student.runs.identity import dump_refs
 from stage2_student.runs.schedule import continued
 from stage2_student.training.stop_signals import STOPPING
 

@@ -14,8 +14,9 @@ from schemas.storage.atomic import committed_folder
 from stage2_student.model.initial_student import load_start, tokenizer_moved
 from stage2_student.model.lora import add_adapters
 from stage2_student.model.tokenizer_folder import read_tokenizer, save_tokenizer
-from stage2_student.runs import folder as run_folder
+from stage2_student.runs import folder
 from stage2_student.runs.checkpoint_files import find_damage
+from stage2_student.runs.checkpoints import checkpoint_name, checkpoint_steps
 from stage2_student.runs.retention import best_step
 
 _STEP_FILE = "distilled.json"
@@ -39,7 +40,7 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     trust = student.trust_remote_code
     model = load_start(run / "start", trust)
     if student.lora_rank:
-        adapted = add_adapters(model, student, tokenizer_moved(run / "start"), run_folder.adapters_by_peft(run))
+        adapted = add_adapters(model, student, tokenizer_moved(run / "start"), folder.adapters_by_peft(run))
         _fill(model, _language_model(run, step))
         model = adapted.merge_and_unload()
     else:
@@ -47,8 +48,8 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     model.config.use_cache = True
     with committed_folder(out) as partial:
         model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
-        save_tokenizer(read_tokenizer(run / "start", run_folder.tokenizer_sha256(run), trust), partial, trust)
-        said = {"step": step, "newest": run_folder.checkpoint_steps(run)[-1]}
+        save_tokenizer(read_tokenizer(run / "start", folder.tokenizer_sha256(run), trust), partial, trust)
+        said = {"step": step, "newest": checkpoint_steps(run)[-1]}
         (partial / _STEP_FILE).write_text(json.dumps(said) + "\n", encoding="utf-8")
     return out
 
@@ -65,16 +66,16 @@ def is_due(run: Path) -> bool:
         return False
     values, newest = (
         read_json(said, "step", remedy="Delete it, and run `bld export` again"),
-        run_folder.checkpoint_steps(run)[-1],
+        checkpoint_steps(run)[-1],
     )
     if "newest" in values:
         return bool(values["newest"] != newest)
-    return bool(values["step"] != newest and run_folder.was_passed(run, values["step"]))  # by an earlier release
+    return bool(values["step"] != newest and folder.was_passed(run, values["step"]))  # by an earlier release
 
 
 def _chosen_step(run: Path, step: int | None, best: bool) -> int:
     """Raises ValueError where there is no such checkpoint, or it is damaged."""
-    steps = run_folder.checkpoint_steps(run)
+    steps = checkpoint_steps(run)
     if not steps:
         raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint; run `bld student` first")
     if best and step is not None:
@@ -86,7 +87,7 @@ def _chosen_step(run: Path, step: int | None, best: bool) -> int:
         )
     if chosen not in steps:
         raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint of step {chosen}; there are {steps}")
-    if (damage := find_damage(run / "checkpoints" / run_folder.checkpoint_name(chosen))) is not None:
+    if (damage := find_damage(run / "checkpoints" / checkpoint_name(chosen))) is not None:
         raise ValueError(
             f"the checkpoint of step {chosen} in {run / 'checkpoints'} cannot be loaded: {damage}. Name another one; there are {steps}"
         )
@@ -97,7 +98,7 @@ def _language_model(run: Path, step: int) -> dict[str, Tensor]:
     """The checkpoint's weights without the interface's, under the model's own names."""
     from stage2_student.distributed.deepspeed_engine import checkpoint_weights  # seconds to import
 
-    weights = checkpoint_weights(run / "checkpoints", run_folder.checkpoint_name(step))
+    weights = checkpoint_weights(run / "checkpoints", checkpoint_name(step))
     return {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from pipeline.runtime.log import say
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.rank_messages import Channel
-from stage2_student.runs import folder as run_folder
 from stage2_student.runs.checkpoint_files import Inventory, find_damage
+from stage2_student.runs.checkpoints import checkpoint_name, checkpoint_steps, set_aside
 
 
 class Checkpoint(NamedTuple):
@@ -19,7 +19,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def name(self) -> str:
-        return run_folder.checkpoint_name(self.step)
+        return checkpoint_name(self.step)
 
 
 def newest_sound(run: Path, channel: Channel) -> Checkpoint | None:
@@ -30,17 +30,17 @@ def newest_sound(run: Path, channel: Channel) -> Checkpoint | None:
     """
     folder, rank = run / "checkpoints", channel.rank
     damaged: dict[int, str] = {}
-    for step in reversed(channel.gather(run_folder.checkpoint_steps(run) if rank == 0 else None)[0]):
-        causes = channel.gather(find_damage(folder / run_folder.checkpoint_name(step), rank, channel.world))
+    for step in reversed(channel.gather(checkpoint_steps(run) if rank == 0 else None)[0]):
+        causes = channel.gather(find_damage(folder / checkpoint_name(step), rank, channel.world))
         cause = next((cause for cause in causes if cause is not None), None)
         if cause is not None:
             damaged[step] = cause
             continue
         if rank == 0:
-            run_folder.set_aside(run, damaged, step)
-        return Checkpoint(step, Inventory.load(folder / run_folder.checkpoint_name(step)).world)
+            set_aside(run, damaged, step)
+        return Checkpoint(step, Inventory.load(folder / checkpoint_name(step)).world)
     if damaged:
-        causes = [f"{run_folder.checkpoint_name(step)} ({cause})" for step, cause in damaged.items()]
+        causes = [f"{checkpoint_name(step)} ({cause})" for step, cause in damaged.items()]
         raise ValueError(
             f"{folder} holds no checkpoint that can be loaded: {', '.join(causes)}. Put one back from a copy, or delete {run} to start again"
         )

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from schemas.manifest import read_json, write_json
 from schemas.storage.atomic import sync_and_rename, sync_folder
-from stage2_student.runs.folder import REMEDY, checkpoint_name, checkpoint_steps
+from stage2_student.runs.checkpoints import checkpoint_name, checkpoint_steps
+from stage2_student.runs.folder import REMEDY
 
 _FILE = "evaluation.json"
 

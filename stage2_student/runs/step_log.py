@@ -18,6 +18,7 @@ from pipeline.config import Recipe
 from pipeline.runtime import log
 from schemas.json_text import json_text
 from schemas.manifest import parse_json
+from schemas.storage.atomic import sync_and_rename
 from stage2_student.losses.objectives import OBJECTIVES
 from stage2_student.runs.retention import best_step, evaluation_of
 from stage2_student.runs.trackers import open_trackers
@@ -158,3 +159,18 @@ def _seconds_taken(metrics: Path) -> float:
     return (
         float(parse_json(lines[-1], f"{metrics}, last line", remedy="Delete it").get("seconds", 0.0)) if lines else 0.0
     )
+
+
+def cut_metrics(run: Path, step: int) -> None:
+    """Keep only the lines up to `step`: those after it will be written again."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return
+    # A line that a kill left half written is the last one, and has no newline.
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    partial = path.with_suffix(".partial")
+    mend = "Repair or delete that line, then run the same command again"
+    steps = [parse_json(text, f"{path}, line {n}", "step", remedy=mend)["step"] for n, text in enumerate(lines, 1)]
+    kept = (line for line, of in zip(lines, steps, strict=True) if of <= step)
+    partial.write_text("".join(kept), encoding="utf-8")
+    sync_and_rename(partial, path)

@@ -17,8 +17,8 @@ from stage2_student.data.examples import MicroBatch
 from stage2_student.data.prefetch import prefetched
 from stage2_student.data.token_counts import Lengths
 from stage2_student.distributed import deepspeed_engine as ds
-from stage2_student.runs import folder as run_folder
 from stage2_student.runs import retention
+from stage2_student.runs.checkpoints import checkpoint_name, commit_checkpoint
 from stage2_student.runs.step_log import RunLog
 from stage2_student.training.held_out import HeldOut
 from stage2_student.training.rank_batches import Preparation
@@ -120,12 +120,12 @@ def _machine_figures(num_tokens: int, seconds: float, waited: float, device: tor
 def _save(
     engine: Any, run: Path, state: State, ranks: Ranks, keep_last: int, evaluation: retention.Evaluation | None
 ) -> None:
-    partial = f"{run_folder.checkpoint_name(state.step)}.partial"
+    partial = f"{checkpoint_name(state.step)}.partial"
     ds.save(engine, run / "checkpoints", partial, {"state": state.as_dict()})
     if ranks.rank == 0:
         if evaluation is not None:
             retention.record(run, partial, evaluation)
-        run_folder.commit_checkpoint(run, partial, state.step, ranks.world)
+        commit_checkpoint(run, partial, state.step, ranks.world)
         retention.prune(run, keep_last)
     ranks.channel.gather()  # nobody exits, and has its launcher end the others, before the checkpoint has its name
 

@@ -43,10 +43,11 @@ from stage2_student.model.initial_student import (
 )
 from stage2_student.model.lora import add_adapters, expert_weights, mixture_remarks
 from stage2_student.model.student import Student
-from stage2_student.runs import folder as run_folder
-from stage2_student.runs import resume, schedule
+from stage2_student.runs import folder, resume, schedule
+from stage2_student.runs.checkpoints import remove_partial_checkpoints
 from stage2_student.runs.export import export, is_due
-from stage2_student.runs.step_log import where_to_look
+from stage2_student.runs.identity import counts_key, dump_refs, run_identity
+from stage2_student.runs.step_log import cut_metrics, where_to_look
 from stage2_student.runs.trackers import check_installed
 from stage2_student.training.held_out import held_out
 from stage2_student.training.loop import run_steps
@@ -124,17 +125,15 @@ def train(recipe: Recipe) -> None:
 
 def _train_and_export(recipe: Recipe, channel: Channel) -> None:
     recipe, remark = sized(recipe)
-    recipe, remarks_on_schedule = schedule.continued(
-        recipe, run_folder.begun_schedule(Path(student_config(recipe).path))
-    )
+    recipe, remarks_on_schedule = schedule.continued(recipe, folder.begun_schedule(Path(student_config(recipe).path)))
     student = student_config(recipe)
     run = Path(student.path)
-    reader = DumpReader.of(run_folder.dump_refs(recipe), student.mix, recipe.train.seed)
+    reader = DumpReader.of(dump_refs(recipe), student.mix, recipe.train.seed)
     tokenizer, chat, _ = student_tokenizer(student, reader.manifest.has_chats)
     sources = Sources(reader, tokenizer, chat, end_tokens(student, tokenizer, chat))
     with contextlib.ExitStack() as stack:
         if channel.rank == 0:
-            stack.enter_context(run_folder.lock(run))
+            stack.enter_context(folder.lock(run))
             stack.enter_context(metrics.served())
             for line in (*filter(None, [remark]), *remarks_on_schedule):
                 say(f"{run}: {line}")
@@ -156,10 +155,8 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
 def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
     reader, tokenizer, chat, ends = sources
     run = Path(student_config(recipe).path)
-    versions = (run_folder.data_order(run), run_folder.adapters_by_peft(run))
-    identity = run_folder.run_identity(
-        recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests, *versions
-    )
+    versions = (folder.data_order(run), folder.adapters_by_peft(run))
+    identity = run_identity(recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests, *versions)
     if chat is not None:
         identity["student"]["template_sha256"] = chat.template.sha256
     return identity
@@ -175,8 +172,8 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
         say(f"{run}: the student's tokenizer {remark}")
     for remark, count in sources.reader.remarks.items():
         say(f"{run}: {count} documents {remark}")
-    run_folder.claim(run, _identity(recipe, sources))
-    run_folder.remove_partial_checkpoints(run)
+    folder.claim(run, _identity(recipe, sources))
+    remove_partial_checkpoints(run)
     save_recipe(recipe, run / "recipe.yaml")
     write_json(run / "deepspeed.json", deepspeed_config(recipe, world))
     export_start(recipe, chats=sources.chat is not None)
@@ -184,14 +181,14 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
 
 def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
     """Of all records, each rank counting its part of those that no earlier start of this run has counted."""
-    folder = Path(student_config(recipe).path) / "lengths"
+    counts = Path(student_config(recipe).path) / "lengths"
     reader, tokenizer, chat, _ = sources
-    order = run_folder.data_order(folder.parent)
-    key = run_folder.counts_key(_identity(recipe, sources))
+    order = folder.data_order(counts.parent)
+    key = counts_key(_identity(recipe, sources))
     cut, by_turn = cut_at(recipe.train, order), uses_turns(order)
-    keep_counts(folder, key, reader, tokenizer, chat, channel.rank, channel.world, cut, by_turn)
+    keep_counts(counts, key, reader, tokenizer, chat, channel.rank, channel.world, cut, by_turn)
     channel.gather()
-    lengths = kept_counts(folder, reader.num_shards)
+    lengths = kept_counts(counts, reader.num_shards)
     if channel.rank == 0:
         for line in remarks(lengths, recipe.train, order, has_chats=chat is not None):
             say(line)
@@ -207,7 +204,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
     start = Path(config.path) / "start"
     lm = load_start(start, config.trust_remote_code)
     check_positions(lm.config, recipe.train.piece_tokens, "train.max_tokens")
-    by_peft = run_folder.adapters_by_peft(start.parent)
+    by_peft = folder.adapters_by_peft(start.parent)
     lacking = tuple(mixture_remarks(lm, config, by_peft))
     if config.lora_rank:
         if recipe.train.deepspeed.zero_stage == 3 and set(expert_weights(lm).values()) & set(config.lora_targets):
@@ -257,7 +254,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Che
     told = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
     engine = ds.start_engine(student, told, student.rates(), channel.gather)
     state = _resume(engine, recipe, ranks, found, convert)
-    order = run_folder.data_order(run)
+    order = folder.data_order(run)
     preparation = Preparation(recipe, sources, student.interface, packing, ranks.rank, ranks.world, order)
     state, figures = run_steps(engine, state, preparation, lengths, held, ranks)
     if ranks.rank == 0:
@@ -268,7 +265,7 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint 
     """The state of the checkpoint, its weights loaded; a new state where there is none."""
     run = Path(student_config(recipe).path)
     if ranks.rank == 0:
-        run_folder.cut_metrics(run, 0 if found is None else found.step)
+        cut_metrics(run, 0 if found is None else found.step)
     if found is None:
         return State(loss_scale=first_scale(recipe.train.dtype))
     state = State.from_dict(resume.load(engine, run, found, ranks.channel, convert)["state"])

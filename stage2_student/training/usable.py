@@ -11,7 +11,8 @@ from stage2_student.data.pieces import overlap_tokens
 from stage2_student.data.token_counts import Lengths, are_counted, count_questions, kept_counts
 from stage2_student.model.context_length import sized
 from stage2_student.model.initial_student import student_tokenizer
-from stage2_student.runs.folder import begun_identity, counts_key
+from stage2_student.runs.folder import begun_identity
+from stage2_student.runs.identity import counts_key
 
 
 def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = False) -> Iterator[str]:

@@ -16,10 +16,10 @@ from schemas.manifest import Manifest, write_json
 from stage1_teacher.calibration.calibrate import read_part
 from stage1_teacher.dump.merge import _document_ids, _origin
 from stage1_teacher.dump.shard_cost import read_cost, write_cost
-from stage2_student.runs import folder as run_folder
+from stage2_student.runs import folder
 from stage2_student.runs.export import is_due
 from stage2_student.runs.retention import evaluation_of
-from stage2_student.runs.step_log import _seconds_taken
+from stage2_student.runs.step_log import _seconds_taken, cut_metrics
 from tests.support.small_dumps import make_dump
 
 READERS: list[tuple[str, Callable[[Path], Any]]] = [
@@ -32,14 +32,14 @@ READERS: list[tuple[str, Callable[[Path], Any]]] = [
     ("eval.json", read_run),
     ("recipe.yaml", read_run),
     ("metrics.jsonl", read_run),
-    ("metrics.jsonl", lambda run: run_folder.cut_metrics(run, 1)),
+    ("metrics.jsonl", lambda run: cut_metrics(run, 1)),
     ("metrics.jsonl", lambda run: _seconds_taken(run / "metrics.jsonl")),
     ("piqa.json", load_tasks),
-    ("identity.json", run_folder.tokenizer_sha256),
-    ("identity.json", run_folder.begun_schedule),
-    ("identity.json", run_folder.data_order),
-    ("identity.json", lambda run: run_folder.claim(run, {})),
-    ("identity.json", lambda run: run_folder.was_passed(run, 1)),
+    ("identity.json", folder.tokenizer_sha256),
+    ("identity.json", folder.begun_schedule),
+    ("identity.json", folder.data_order),
+    ("identity.json", lambda run: folder.claim(run, {})),
+    ("identity.json", lambda run: folder.was_passed(run, 1)),
     ("checkpoints/step-000001/evaluation.json", lambda run: evaluation_of(run, 1)),
     ("export/distilled.json", is_due),
 ]

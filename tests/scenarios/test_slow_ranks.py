@@ -26,7 +26,7 @@ from datetime import timedelta
 
 from pipeline.config.loading import load_recipe
 from stage2_student.distributed import deepspeed_engine as ds
-from stage2_student.runs import folder as run_folder
+from stage2_student.runs import checkpoints
 from stage2_student.training import train
 
 RANK = int(os.environ["RANK"])
@@ -48,7 +48,7 @@ slow(train, "export_start")
 slow(train, "keep_counts", rank=1)
 slow(ds, "for_any_world")
 slow(ds.torch, "save")  # what DeepSpeed writes its files of a checkpoint with
-slow(run_folder.os, "fsync", after="save")  # before the checkpoint gets its name
+slow(checkpoints.os, "fsync", after="save")  # before the checkpoint gets its name
 slow(train, "export")
 recipe = load_recipe(sys.argv[1])
 for _ in range(2):

@@ -18,8 +18,8 @@ from pipeline.config.loading import save_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.launch.launch import free_port
 from stage2_student.runs import retention
+from stage2_student.runs.checkpoints import checkpoint_steps, remove_partial_checkpoints
 from stage2_student.runs.export import export
-from stage2_student.runs.folder import checkpoint_steps, remove_partial_checkpoints
 from stage2_student.runs.retention import Evaluation, best_step, prune
 from stage2_student.runs.step_log import RunLog, duration, where_to_look
 from stage2_student.training.held_out import _sha256

@@ -23,7 +23,8 @@ from stage2_student.data.align import aligned, overlapping, speakers, whole_docu
 from stage2_student.data.mix import Mix
 from stage2_student.data.reader import DumpReader
 from stage2_student.model.initial_student import Ends
-from stage2_student.runs import folder as run_folder
+from stage2_student.runs import folder
+from stage2_student.runs.identity import run_identity
 from tests.support.small_dumps import make_recipe, make_record, make_text
 
 How = Literal["arithmetic", "geometric"]
@@ -248,12 +249,12 @@ def test_a_runs_identity_covers_all_dumps_their_weights_and_how_they_are_mixed(t
         refs = [{"path": str(path), "weight": weight if path == paths[-1] else 1.0} for path in paths]
         recipe = make_recipe(tmp_path, tmp_path, tmp_path / "run", {"objectives": {"alm": 0.0}}, dumps=refs, mix=how)
         first, *others = (Manifest.load(path) for path in paths)
-        return run_folder.run_identity(recipe, first, "s", Ends(1, 1), others)
+        return run_identity(recipe, first, "s", Ends(1, 1), others)
 
     (tmp_path / "run").mkdir()
-    run_folder.claim(tmp_path / "run", identity(dumps[:2]))
+    folder.claim(tmp_path / "run", identity(dumps[:2]))
     (tmp_path / "run" / "checkpoints" / "step-000002").mkdir(parents=True)
-    run_folder.claim(tmp_path / "run", identity(dumps[:2]))
+    folder.claim(tmp_path / "run", identity(dumps[:2]))
     for changed, field in [
         (identity([dumps[0], dumps[2]]), "other_dumps.1.teacher.model: 'b' there, 'c' here"),
         (identity(dumps[:2], weight=3), r"mix.weights.1: 0.5 there, 0.75 here"),
@@ -261,7 +262,7 @@ def test_a_runs_identity_covers_all_dumps_their_weights_and_how_they_are_mixed(t
         (identity(dumps[:1]), "mix.how: 'arithmetic' there, None here"),
     ]:
         with pytest.raises(ValueError, match=field):
-            run_folder.claim(tmp_path / "run", changed)
+            folder.claim(tmp_path / "run", changed)
 
 
 def test_what_a_dump_asks_takes_28_bytes_a_document_and_little_more_while_it_is_read(

@@ -26,8 +26,10 @@ from stage2_student.launch import launch
 from stage2_student.launch.launch import launch_command, launch_student
 from stage2_student.model.context_length import sized
 from stage2_student.model.initial_student import Ends, export_start
-from stage2_student.runs import folder as run_folder
+from stage2_student.runs import folder
 from stage2_student.runs.checkpoint_files import Inventory, find_damage, write_inventory
+from stage2_student.runs.checkpoints import checkpoint_steps, set_aside
+from stage2_student.runs.identity import counts_key, run_identity
 from stage2_student.training.loss_scale import GROWTH_STEPS, LARGEST, LossScale, first_scale
 from stage2_student.training.rank_batches import uses_turns
 from stage2_student.training.train import build_student
@@ -102,7 +104,7 @@ def test_of_deepspeeds_settings_those_that_decide_the_result_are_part_of_the_ide
     def identity(given: Any = None, **values: Any) -> dict[str, Any]:
         (tmp_path / "own.json").write_text(json.dumps(given or {}))
         values = {"deepspeed": {"zero_stage": 2, "config": str(tmp_path / "own.json")} | values}
-        return run_folder.run_identity(recipe(tmp_path, **values), manifest, "s", Ends(1, 1))
+        return run_identity(recipe(tmp_path, **values), manifest, "s", Ends(1, 1))
 
     plain = identity()
     assert plain == identity({"zero_optimization": {"overlap_comm": True}, "tensorboard": {"enabled": True}})
@@ -117,44 +119,44 @@ def test_a_run_that_took_its_documents_in_another_order_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_dump(tmp_path / "dump", num_records=3)
-    identity = run_folder.run_identity(recipe(tmp_path), Manifest.load(tmp_path / "dump"), "s", Ends(1, 1))
+    identity = run_identity(recipe(tmp_path), Manifest.load(tmp_path / "dump"), "s", Ends(1, 1))
     run = tmp_path / "run"
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     before_it_was_told = {name: value for name, value in identity.items() if name != "data_order"}
     (run / "identity.json").write_text(json.dumps(before_it_was_told))
     with pytest.raises(ValueError, match=r"data_order: None there, 4 here.* new student.path"):
-        run_folder.claim(run, identity)
+        folder.claim(run, identity)
 
 
 def test_a_run_that_began_with_whole_chats_goes_on_with_them_and_with_what_it_counted(tmp_path: Path) -> None:
     make_dump(tmp_path / "dump", num_records=3)
     manifest, run = Manifest.load(tmp_path / "dump"), tmp_path / "run"
-    now = run_folder.run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1))
+    now = run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1))
     begun = {**now, "data_order": 3}
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     (run / "identity.json").write_text(json.dumps(begun))
-    assert run_folder.data_order(run) == order.WHOLE_CHATS == 3 and not uses_turns(3) and uses_turns(order.VERSION)
+    assert folder.data_order(run) == order.WHOLE_CHATS == 3 and not uses_turns(3) and uses_turns(order.VERSION)
     decisive = {"dump": begun["dump"], "other_dumps": None, "tokenizer_sha256": "s", "template_sha256": None}
     decisive |= {"pieces": 1, "max_tokens": begun["train"]["max_tokens"]}
     key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    assert run_folder.counts_key(begun) == key != run_folder.counts_key(now)
+    assert counts_key(begun) == key != counts_key(now)
 
 
 def test_a_run_that_began_before_records_were_cut_goes_on_as_it_began(tmp_path: Path) -> None:
     make_dump(tmp_path / "dump", num_records=3)
     manifest, run = Manifest.load(tmp_path / "dump"), tmp_path / "run"
-    now = run_folder.run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1))
+    now = run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1))
     begun = {**now, "data_order": order.WHOLE_RECORDS}
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     (run / "identity.json").write_text(json.dumps(begun))
-    assert run_folder.data_order(run) == order.WHOLE_RECORDS
-    ours = run_folder.run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1), data_order=run_folder.data_order(run))
-    run_folder.claim(run, ours)  # does not raise
+    assert folder.data_order(run) == order.WHOLE_RECORDS
+    ours = run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1), data_order=folder.data_order(run))
+    folder.claim(run, ours)  # does not raise
     shorter = {**now, "train": now["train"] | {"max_tokens": 9}}
-    assert run_folder.counts_key(now) != run_folder.counts_key(shorter)
-    assert run_folder.counts_key(begun) == run_folder.counts_key(shorter | {"data_order": order.WHOLE_RECORDS})
+    assert counts_key(now) != counts_key(shorter)
+    assert counts_key(begun) == counts_key(shorter | {"data_order": order.WHOLE_RECORDS})
     (run / "checkpoints" / "step-000001").rmdir()  # nothing to go on with
-    assert run_folder.data_order(run) == order.VERSION == now["data_order"]
+    assert folder.data_order(run) == order.VERSION == now["data_order"]
 
 
 @pytest.mark.parametrize(("positions", "found"), [(512, 512), (4096, 2048)])
@@ -312,8 +314,8 @@ def test_damaged_checkpoints_are_set_aside_and_never_lost(tmp_path: Path, capsys
     folder = tmp_path / "checkpoints"
     for name in ("step-000002", "step-000004", "step-000004.damaged", "step-000006"):
         (folder / name).mkdir(parents=True)
-    run_folder.set_aside(tmp_path, {6: "a.pt is missing", 4: "b.pt is missing"}, 2)
-    assert run_folder.checkpoint_steps(tmp_path) == [2]
+    set_aside(tmp_path, {6: "a.pt is missing", 4: "b.pt is missing"}, 2)
+    assert checkpoint_steps(tmp_path) == [2]
     assert {path.name for path in folder.glob("*.damaged*")} == {
         "step-000006.damaged", "step-000004.damaged", "step-000004.damaged-2"
     }  # fmt: skip

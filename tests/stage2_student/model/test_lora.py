@@ -19,7 +19,8 @@ from schemas.manifest import Manifest
 from stage2_student.model.initial_student import Ends, load_start
 from stage2_student.model.lora import add_adapters, mixture_remarks
 from stage2_student.runs.export import export
-from stage2_student.runs.folder import adapters_by_peft, run_identity
+from stage2_student.runs.folder import adapters_by_peft
+from stage2_student.runs.identity import run_identity
 from tests.support.small_dumps import make_dump, make_recipe
 from tests.support.tiny import tiny_model
 from tests.zoo.models import tiny_model as zoo_model

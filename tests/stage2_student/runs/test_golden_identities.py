@@ -12,8 +12,9 @@ from pipeline.config.loading import load_recipe
 from pipeline.runtime import dtypes
 from schemas.manifest import Manifest, write_json
 from stage2_student.model.initial_student import Ends
-from stage2_student.runs import folder as run_folder
-from stage2_student.runs import schedule
+from stage2_student.runs import folder, schedule
+from stage2_student.runs.checkpoints import checkpoint_steps
+from stage2_student.runs.identity import run_identity
 from tests.support.added_keys import OF_A_RUN, use_added_keys
 from tests.support.golden_identities import DUMPS, OBJECTIVE, RECIPES, RUNS
 
@@ -44,7 +45,7 @@ def golden(name: str) -> dict[str, Any]:
 def continued(name: str, *overrides: str) -> Recipe:
     """The recipe as a start has it; what it asks a student's files, as they were."""
     recipe = load_recipe(f"{name}.yaml", [f"train.max_tokens={golden(name)['train']['max_tokens']}", *overrides])
-    return schedule.continued(recipe, run_folder.begun_schedule(run(name)))[0]
+    return schedule.continued(recipe, folder.begun_schedule(run(name)))[0]
 
 
 def identity(name: str, recipe: Recipe) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def identity(name: str, recipe: Recipe) -> dict[str, Any]:
         for other in theirs.get("other_dumps", {}).values()
     ]
     ends = Ends(student["start_id"], student["end_id"])
-    found = run_folder.run_identity(recipe, manifest, student["tokenizer_sha256"], ends, others)
+    found = run_identity(recipe, manifest, student["tokenizer_sha256"], ends, others)
     if "template_sha256" in student:
         found["student"]["template_sha256"] = student["template_sha256"]
     return found
@@ -72,10 +73,10 @@ def test_a_run_that_a_release_began_goes_on_and_a_new_one_on_its_dump_is_the_sam
         use_added_keys(monkeypatch)
     ours = identity(name, continued(name))
     assert ours == golden(name)  # what is stored of the same recipe has not changed
-    run_folder.claim(run(name), ours)
+    folder.claim(run(name), ours)
     assert json.loads((run(name) / "identity.json").read_text()) == golden(name)
-    assert run_folder.checkpoint_steps(run(name)) == [1]
-    run_folder.claim(run(name), identity(name, continued(name, "train.steps=5")))
+    assert checkpoint_steps(run(name)) == [1]
+    folder.claim(run(name), identity(name, continued(name, "train.steps=5")))
     assert json.loads((run(name) / "identity.json").read_text())["trained_on"][0]["steps"] == 1
 
 
@@ -86,9 +87,9 @@ def test_another_value_of_a_key_that_came_later_is_refused_by_its_name(
     use_added_keys(monkeypatch)
     for name in NAMES:
         with pytest.raises(ValueError, match=rf"another run \({named}: 'as ever' there, 'new' here\)\. Give a new"):
-            run_folder.claim(run(name), identity(name, continued(name, f"{key}=new")))
+            folder.claim(run(name), identity(name, continued(name, f"{key}=new")))
     with pytest.raises(ValueError, match=r"another run \(train\.objectives\.new_term: 0\.0 there, 0\.5 here\)"):
-        run_folder.claim(run("default"), identity("default", continued("default", "train.objectives.new_term=0.5")))
+        folder.claim(run("default"), identity("default", continued("default", "train.objectives.new_term=0.5")))
 
 
 @pytest.mark.parametrize(
@@ -108,10 +109,10 @@ def test_a_refusal_always_names_a_field_and_what_differs_in_none_goes_on(change:
     write_json(run("default") / "identity.json", stored)
     for steps in (1, 5):
         try:
-            run_folder.claim(run("default"), identity("default", continued("default", f"train.steps={steps}")))
+            folder.claim(run("default"), identity("default", continued("default", f"train.steps={steps}")))
         except ValueError as error:
             assert ": " in str(error).split("another run (", 1)[1].split(")")[0]
-        assert run_folder.checkpoint_steps(run("default")) == [1]
+        assert checkpoint_steps(run("default")) == [1]
 
 
 def test_a_run_goes_on_in_the_dtype_it_was_begun_in_on_a_machine_that_would_begin_it_in_another(
@@ -124,12 +125,12 @@ def test_a_run_goes_on_in_the_dtype_it_was_begun_in_on_a_machine_that_would_begi
     dtypes.natural_dtype.cache_clear()
     try:
         recipe = load_recipe("default.yaml")
-        found, remarks = schedule.continued(recipe, run_folder.begun_schedule(run("default")))
+        found, remarks = schedule.continued(recipe, folder.begun_schedule(run("default")))
         assert recipe.train.dtype == here and found.train.dtype == stored
         assert f"train.dtype is {stored}, as the run began" in remarks
-        run_folder.claim(run("default"), identity("default", continued("default")))
+        folder.claim(run("default"), identity("default", continued("default")))
         with pytest.raises(ValueError, match=rf"another run \(train\.dtype: '{stored}' there, '{here}' here\)"):
-            run_folder.claim(run("default"), identity("default", continued("default", f"train.dtype={here}")))
-        assert schedule.continued(recipe, run_folder.begun_schedule(Path("fresh")))[0].train.dtype == here
+            folder.claim(run("default"), identity("default", continued("default", f"train.dtype={here}")))
+        assert schedule.continued(recipe, folder.begun_schedule(Path("fresh")))[0].train.dtype == here
     finally:
         dtypes.natural_dtype.cache_clear()

@@ -15,8 +15,9 @@ from pipeline.config.loading import parse_recipe, save_recipe
 from schemas.manifest import Manifest
 from stage2_student.data.batch_plan import repeated
 from stage2_student.model.initial_student import Ends
-from stage2_student.runs import folder as run_folder
+from stage2_student.runs import folder
 from stage2_student.runs.export import is_due
+from stage2_student.runs.identity import run_identity
 from stage2_student.runs.schedule import continued
 from tests.stage2_student.training.test_train import TIMES
 from tests.support.small_dumps import make_dump, make_recipe
@@ -111,30 +112,30 @@ def test_training_on_is_said_and_kept_and_the_same_command_again_does_nothing(wo
 
 def identity(work: Path, run: Path, **train: Any) -> dict[str, Any]:
     recipe = make_recipe(work / "dump", work / "model", run, train)
-    return run_folder.run_identity(recipe, Manifest.load(work / "dump"), "s", Ends(1, 1))
+    return run_identity(recipe, Manifest.load(work / "dump"), "s", Ends(1, 1))
 
 
 def test_only_the_schedule_may_change_and_not_to_fewer_steps_than_are_done(work: Path, tmp_path: Path) -> None:
-    run_folder.claim(tmp_path, identity(work, tmp_path))
+    folder.claim(tmp_path, identity(work, tmp_path))
     (tmp_path / "checkpoints" / "step-000006").mkdir(parents=True)
     with pytest.raises(
         ValueError, match=r"checkpoint of step 6, and train\.steps is 4: give 6 or more, or export an earlier"
     ):
-        run_folder.claim(tmp_path, identity(work, tmp_path, steps=4))
+        folder.claim(tmp_path, identity(work, tmp_path, steps=4))
     with pytest.raises(
         ValueError, match=r"another run \(.*train\.lr: 0\.001 there, 0\.5 here.*train\.steps: 6 there, 9 here"
     ):
-        run_folder.claim(tmp_path, identity(work, tmp_path, steps=9, lr=0.5))
+        folder.claim(tmp_path, identity(work, tmp_path, steps=9, lr=0.5))
     for steps in (9, 12, 12):
-        run_folder.claim(tmp_path, identity(work, tmp_path, steps=steps, min_lr_ratio=0.2))
+        folder.claim(tmp_path, identity(work, tmp_path, steps=steps, min_lr_ratio=0.2))
     history = json.loads((tmp_path / "identity.json").read_text())["trained_on"]
     assert [(time["from_step"], time["steps"], time["min_lr_ratio"]) for time in history] == [(6, 6, 0.1), (6, 9, 0.2)]
     kept = {"steps": 12, "warmup_steps": 2, "min_lr_ratio": 0.2, "dtype": "float32"}
-    assert run_folder.begun_schedule(tmp_path) == kept
+    assert folder.begun_schedule(tmp_path) == kept
 
 
 def test_an_export_is_made_anew_where_the_run_has_gone_further_and_only_there(work: Path, tmp_path: Path) -> None:
-    run_folder.claim(tmp_path, identity(work, tmp_path, steps=4))
+    folder.claim(tmp_path, identity(work, tmp_path, steps=4))
     (tmp_path / "export").mkdir()
     found = []
     for done, steps in [
@@ -144,7 +145,7 @@ def test_an_export_is_made_anew_where_the_run_has_gone_further_and_only_there(wo
         (6, 6),
     ]:  # finished, trained on, and ended at a checkpoint before all is done
         (tmp_path / "checkpoints" / f"step-{done:06d}").mkdir(parents=True, exist_ok=True)
-        run_folder.claim(tmp_path, identity(work, tmp_path, steps=steps))
+        folder.claim(tmp_path, identity(work, tmp_path, steps=steps))
         if not found:
             (tmp_path / "export" / "distilled.json").write_text('{"step": 4}')
         found.append(is_due(tmp_path))

@@ -24,7 +24,7 @@ from stage2_student.data.order import START, Order, Position
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Counted, Lengths, count_shard, keep_counts, kept_counts
 from stage2_student.model.initial_student import Ends
-from stage2_student.runs.folder import counts_key, run_identity
+from stage2_student.runs.identity import counts_key, run_identity
 from stage2_student.training.rank_batches import Preparation, Sources
 from stage2_student.training.usable import counted_lines, remarks, usable_lines
 from tests.support.micro_batches import count_all, global_batches

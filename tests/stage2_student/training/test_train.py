@@ -20,7 +20,8 @@ from pipeline.config.loading import save_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest
 from stage2_student.model.initial_student import Ends
-from stage2_student.runs import folder as run_folder
+from stage2_student.runs import folder
+from stage2_student.runs.identity import run_identity
 from tests.support.object_store import SECRET, object_store
 from tests.support.scoring import score
 from tests.support.small_dumps import make_dump, make_recipe
@@ -124,14 +125,14 @@ def test_a_run_killed_and_restarted_ends_with_the_same_bits(work: Path) -> None:
 
 def identity(work: Path, sha256: str = "s", dump: str = "dump", **train: Any) -> dict[str, Any]:
     wanted = recipe(work, "whole", **train)
-    return run_folder.run_identity(wanted, Manifest.load(work / dump), sha256, Ends(1, 1))
+    return run_identity(wanted, Manifest.load(work / dump), sha256, Ends(1, 1))
 
 
 def test_resume_refuses_another_recipe_tokenizer_or_dump_by_name(work: Path, tmp_path: Path) -> None:
     make_dump(work / "other", teacher="another")
-    run_folder.claim(tmp_path, identity(work))
+    folder.claim(tmp_path, identity(work))
     (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
-    run_folder.claim(
+    folder.claim(
         tmp_path, identity(work, save_every=5, micro_batch_tokens=7, prefetch=0, packing="on")
     )  # placement may change
     for changed, field in [
@@ -140,10 +141,10 @@ def test_resume_refuses_another_recipe_tokenizer_or_dump_by_name(work: Path, tmp
         (identity(work, dump="other"), "dump.teacher.model: 't' there, 'another' here"),
     ]:
         with pytest.raises(ValueError, match=field):
-            run_folder.claim(tmp_path, changed)
+            folder.claim(tmp_path, changed)
 
 
 def test_a_second_process_in_the_same_run_is_refused(tmp_path: Path) -> None:
-    with run_folder.lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
-        run_folder.lock(tmp_path)
-    run_folder.lock(tmp_path).close()
+    with folder.lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
+        folder.lock(tmp_path)
+    folder.lock(tmp_path).close()

@@ -1,0 +1,90 @@
+"""A run's identity: everything that decides its trained weights, out of the recipe and the dumps."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import DumpRef, Recipe, student_config
+from pipeline.config.identity import identity_values
+from pipeline.runtime import plugins
+from schemas.manifest import Manifest
+from stage2_student.data import order
+from stage2_student.data.mix import Mix
+from stage2_student.distributed.deepspeed_config import decides_the_result
+
+if TYPE_CHECKING:  # who only starts the ranks need not load what makes a student
+    from stage2_student.model.initial_student import Ends
+
+_WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
+_DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
+_PLACEMENT = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
+# Where it is, and what is told by what comes of it: the dumps' identities, ids and hashes.
+_NOT_OF_STUDENT = {"path", "dumps", "mix", "start", "end", "tokenizer", "chat_template", "trust_remote_code"}
+_PIECES_VERSION = 2  # of how records are cut (`stage2_student.data.pieces`), and of what is kept of their lengths
+_WHOLE_CHATS_PIECES = 1  # where chats are used whole or not at all
+_ADAPTERS_VERSION = 2  # of which weights have adapters; runs of earlier releases do not say one
+
+
+def dump_refs(recipe: Recipe) -> tuple[DumpRef, ...]:
+    """The dumps to learn from, at least one."""
+    return student_config(recipe).dumps or (DumpRef(path=recipe.dump.path, weight=1.0),)
+
+
+def run_identity(
+    recipe: Recipe,
+    manifest: Manifest,
+    tokenizer_sha256: str,
+    ends: "Ends",
+    other_manifests: Sequence[Manifest] = (),
+    data_order: int = order.VERSION,
+    adapters_by_peft: bool = False,
+) -> dict[str, Any]:
+    """Everything that decides the trained weights, but rounding; and the ZeRO stage, whose checkpoints no other stage reads."""
+    student, train = student_config(recipe), recipe.train
+    identity = {
+        "dump": _dump_identity(manifest),
+        **(_mix_identity(recipe, other_manifests) if other_manifests else {}),
+        "student": {
+            **identity_values(student, _NOT_OF_STUDENT),
+            "tokenizer_sha256": tokenizer_sha256,
+            "start_id": ends.start,
+            "end_id": ends.end,
+        },
+        "train": identity_values(train, _PLACEMENT),
+        **_own_code(student.interface, *train.objectives.files.values()),
+        "data_order": data_order,
+        **({"adapters": _ADAPTERS_VERSION} if student.lora_rank and not adapters_by_peft else {}),
+        "deepspeed": {"zero_stage": train.deepspeed.zero_stage, **decides_the_result(train.deepspeed)},
+    }
+    return dict(json.loads(json.dumps(identity)))
+
+
+def _dump_identity(manifest: Manifest) -> dict[str, Any]:
+    plan = json.dumps([shard.model_dump() for shard in manifest.shards], sort_keys=True)
+    return {**manifest.identity, "documents_sha256": hashlib.sha256(plan.encode()).hexdigest()}
+
+
+def _own_code(*names: str) -> dict[str, Any]:
+    """Of the operator's own files, by their content; what they import is not known."""
+    files = {name: plugins.sha256(name) for name in names if plugins.is_own(name)}
+    return {"own_code": files} if files else {}
+
+
+def _mix_identity(recipe: Recipe, other_manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """Of a student of several dumps: the others in order, and how their targets are mixed with the first one's."""
+    weights = Mix.of([ref.weight for ref in dump_refs(recipe)], "arithmetic").weights
+    return {
+        "other_dumps": {str(index): _dump_identity(other) for index, other in enumerate(other_manifests, 1)},
+        "mix": {"how": student_config(recipe).mix, "weights": {str(i): weight for i, weight in enumerate(weights)}},
+    }
+
+
+def counts_key(identity: Mapping[str, Any]) -> str:
+    """What decides how many tokens the records of a run's dumps have, in which pieces, as a hash."""
+    student = {name: identity["student"].get(name) for name in ("tokenizer_sha256", "template_sha256")}
+    is_cut = identity["data_order"] > order.WHOLE_RECORDS
+    version = _PIECES_VERSION if identity["data_order"] > order.WHOLE_CHATS else _WHOLE_CHATS_PIECES
+    pieces = {"pieces": version, "max_tokens": identity["train"]["max_tokens"] if is_cut else None}
+    decisive = {"dump": identity["dump"], "other_dumps": identity.get("other_dumps"), **student, **pieces}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
