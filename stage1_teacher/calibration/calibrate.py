@@ -22,7 +22,9 @@ from stage1_teacher.dump import shard_cost as cost
 from stage1_teacher.dump.shard_writer import cut_shard, make_shards
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
-from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
 
 NUM_PARTS = (
     12  # that the time is for: fewer say little of how they vary, more are too small to be like the dump's batches

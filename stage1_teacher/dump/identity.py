@@ -4,10 +4,10 @@ from typing import Any
 
 from pipeline.config import Recipe
 from stage1_teacher.dump import shard_plan as plan
-from stage1_teacher.targets.teacher import Named, resolve_ids
+from stage1_teacher.targets.resolved import ResolvedTeacher, resolve_ids
 
 
-def teacher_identity(recipe: Recipe, teacher: Named, engine: str, corpus_sha256: str) -> dict[str, Any]:
+def teacher_identity(recipe: Recipe, teacher: ResolvedTeacher, engine: str, corpus_sha256: str) -> dict[str, Any]:
     """The identity of a dump that this teacher makes of that corpus."""
     start, ends = resolve_ids(recipe, teacher.tokenizer, teacher.chat)
     served = recipe.teacher.engine_spec.served

@@ -10,7 +10,7 @@ from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import Location
 from stage1_teacher.coordination.shard_claims import Claims
 from stage1_teacher.dump.shard_writer import Made
-from stage1_teacher.targets.teacher import Named
+from stage1_teacher.targets.resolved import ResolvedTeacher
 
 Filled = tuple[ShardPlan, list[Document]]  # a planned shard with its documents
 Maker = Callable[[Iterator[Filled]], Iterator[Made]]
@@ -41,5 +41,5 @@ class Job(NamedTuple):
                     self.claims.give_back(shard.index)
 
 
-Engines = Callable[[Job, Named], AbstractContextManager[Maker]]
+Engines = Callable[[Job, ResolvedTeacher], AbstractContextManager[Maker]]
 Connect = Callable[[], AbstractContextManager[Engines]]  # to where they are, before anything else is done

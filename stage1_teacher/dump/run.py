@@ -32,7 +32,8 @@ from stage1_teacher.dump.shard_writer import Made, make_shards
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
-from stage1_teacher.targets.teacher import Named, load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import ResolvedTeacher, load_tokenizer
 
 
 class Prepared(NamedTuple):
@@ -42,7 +43,7 @@ class Prepared(NamedTuple):
     audited: Set[str]
 
 
-def prepare(recipe: Recipe, corpus: Corpus, teacher: Named) -> Prepared:
+def prepare(recipe: Recipe, corpus: Corpus, teacher: ResolvedTeacher) -> Prepared:
     """Plan the dump: a pure function of corpus and recipe."""
     engine = engine_name(
         recipe.teacher, recipe.placement
@@ -127,7 +128,7 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
 
 
 @contextmanager
-def this_process(job: Job, teacher: Named) -> Iterator[Maker]:
+def this_process(job: Job, teacher: ResolvedTeacher) -> Iterator[Maker]:
     """Shards made by an engine of this process."""
     with open_teacher(job.recipe, *teacher, branches=bool(job.audited)) as opened:
         check_resumed(job.dump, job.manifest, opened)

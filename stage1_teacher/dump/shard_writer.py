@@ -26,9 +26,10 @@ from stage1_teacher.inputs.chat_windows import cut_chat
 from stage1_teacher.inputs.encoded_windows import Piece, batches, cut_pieces
 from stage1_teacher.inputs.turn_windows import cut_conversation
 from stage1_teacher.inputs.windows import WindowError
+from stage1_teacher.targets.answers import Answers
 from stage1_teacher.targets.distances import stored_sums
 from stage1_teacher.targets.records import make_records
-from stage1_teacher.targets.teacher import Answers, Teacher
+from stage1_teacher.targets.teacher import Teacher
 
 
 class CutShard(NamedTuple):

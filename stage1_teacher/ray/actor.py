@@ -17,7 +17,9 @@ from stage1_teacher.dump.check_resumed import check_resumed
 from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.dump.shard_writer import Made, make_shards
 from stage1_teacher.engines.registry import engine_name
-from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 # What decides what is in a shard, and this file, for both sides have to mean the same by a task. Not the command line, reports or set-up.

@@ -25,7 +25,7 @@ from stage1_teacher.engines.base import HEAD_SHARE
 from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
 from stage1_teacher.ray.resources import engine_room, remark
 from stage1_teacher.ray.shard_queue import HandOut, Run
-from stage1_teacher.targets.teacher import Named
+from stage1_teacher.targets.resolved import ResolvedTeacher
 
 _LOOK_SECONDS = 1.0  # the longest that nothing happens here: the cluster may have grown
 
@@ -87,7 +87,7 @@ def cluster_engines(address: str | None) -> Iterator[Engines]:
 
 
 @contextmanager
-def ray_engines(job: Job, _: Named, ray: Any) -> Iterator[Maker]:
+def ray_engines(job: Job, _: ResolvedTeacher, ray: Any) -> Iterator[Maker]:
     """Shards made by engines of a Ray cluster, while it is connected. Raises ValueError where it has no room for an engine."""
     yield ClusterEngines(ray, job).make
 

@@ -10,10 +10,11 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import levels
 from schemas.record import Record
 from stage1_teacher.inputs.encoded_windows import Piece, spelled_lengths
+from stage1_teacher.targets.answers import Answers
 from stage1_teacher.targets.dense_float32 import counts, exact_entries
 from stage1_teacher.targets.rounding import round_entries
 from stage1_teacher.targets.sparsify import sparsify
-from stage1_teacher.targets.teacher import Answers, Teacher
+from stage1_teacher.targets.teacher import Teacher
 
 
 def make_records(pieces: Sequence[Piece], answers: Answers, teacher: Teacher, dump: DumpConfig) -> list[Record]:

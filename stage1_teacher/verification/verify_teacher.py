@@ -21,8 +21,10 @@ from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.inputs.encoded_windows import Piece, batches
 from stage1_teacher.targets import own_logprobs
 from stage1_teacher.targets.distances import distances
+from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.own_logprobs import piece_of
-from stage1_teacher.targets.teacher import Named, Teacher, load_tokenizer, open_teacher
+from stage1_teacher.targets.resolved import ResolvedTeacher, load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
 
 # Rounding to levels (1e-4) and other batches: the same teacher run twice in bfloat16 differs by about 1.5e-3 nats per token.
 TOLERANCE_NATS = 0.02
@@ -104,7 +106,7 @@ def _mean(found: list[Recomputed], field: str) -> float:
     return float(np.mean([getattr(result, field) for result in found]))
 
 
-def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: Named) -> list[str]:
+def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: ResolvedTeacher) -> list[str]:
     """Where the teacher on this machine is not the dump's, so that a difference would say nothing about the dump."""
     ours = teacher_identity(recipe, named, engine_name(recipe.teacher, recipe.placement), "")
     if ours["teacher"]["engine"] in manifest.accepted_engines:

@@ -13,7 +13,8 @@ from pipeline.corpus.documents import Corpus, Document
 from pipeline.covering.targets import Targets
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.inputs.encoded_windows import Piece, cut_pieces
-from stage1_teacher.targets.teacher import load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
 from tests.bench.texts import news
 
 _NAMES = ("probs_PV", "log_prefix_mass_P", "dropped_P", "token_end_P", "doubt_P", "token_logprobs")

@@ -75,7 +75,7 @@ def generate_modes(task: Task) -> Modes:
 def pooling_modes(task: Task) -> Modes:
     import torch
 
-    from stage1_teacher.targets.teacher import open_teacher
+    from stage1_teacher.targets.opening import open_teacher
 
     teacher = open_teacher(task.recipe, task.model, task.tokenizer)
     head = teacher.reducer.head

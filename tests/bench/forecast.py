@@ -26,7 +26,9 @@ from stage1_teacher.dump import run as dump
 from stage1_teacher.dump import shard_cost as cost
 from stage1_teacher.dump.shard_writer import make_shards
 from stage1_teacher.dump.summary import summarise
-from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
 
 
 class Turn(NamedTuple):

@@ -19,7 +19,7 @@ from stage1_teacher.engines.huggingface import TransformersEngine
 from stage1_teacher.reduction.head_weights import load_head
 from stage1_teacher.reduction.reducer import Reducer
 from stage1_teacher.reduction.types import Rows
-from stage1_teacher.targets.teacher import resolve_ids
+from stage1_teacher.targets.resolved import resolve_ids
 
 ROWS_AT_ONCE = 512
 

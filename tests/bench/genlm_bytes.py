@@ -35,7 +35,9 @@ from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Document
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.inputs.encoded_windows import cut_pieces
-from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
 from tests.bench.texts import encyclopaedic
 
 REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, merge_after=None)

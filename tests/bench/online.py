@@ -19,8 +19,9 @@ from pipeline.config import Recipe, student_config
 from pipeline.corpus.documents import Document
 from schemas.record import Record
 from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.records import make_records
-from stage1_teacher.targets.teacher import load_tokenizer, open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
 from stage2_student.data.examples import Encoded
 from stage2_student.model.initial_student import student_tokenizer
 from stage2_student.training.rank_batches import Held, Preparation, Share

@@ -28,7 +28,7 @@ from pipeline.config import Recipe, student_config
 from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.sources.resolve import resolve_model
-from stage1_teacher.targets.teacher import load_tokenizer, resolve_ids
+from stage1_teacher.targets.resolved import load_tokenizer, resolve_ids
 from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
 from tests.bench.quality_intervals import over_seeds
 from tests.bench.quality_measures import Figures, closed, gap_closed, measure, paired_interval

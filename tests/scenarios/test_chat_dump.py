@@ -20,8 +20,9 @@ from schemas.record_checks import record_faults
 from schemas.shard import read_shard
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.inputs.chat_windows import cut_chat
+from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.records import make_records
-from stage1_teacher.targets.teacher import load_tokenizer, open_teacher, resolve_ids
+from stage1_teacher.targets.resolved import load_tokenizer, resolve_ids
 from stage1_teacher.verification.verify import verify_dump
 from tests.support import brute_force
 from tests.support.chats import CHAT_FAMILIES, chat, chat_model

@@ -17,7 +17,9 @@ from stage1_teacher.coordination.retry import persist
 from stage1_teacher.dump import audit
 from stage1_teacher.inputs.encoded_windows import cut_pieces
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
-from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
 from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.dump.test_run import dump, write_recipe
 from tests.support.tiny import tiny_tokenizer

@@ -21,8 +21,9 @@ from schemas.shard import read_questions, read_shard
 from stage1_teacher.dump.merge import merge_dumps
 from stage1_teacher.dump.shard_plan import document_digest
 from stage1_teacher.inputs.turn_windows import cut_conversation
+from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.records import make_records
-from stage1_teacher.targets.teacher import load_tokenizer, open_teacher, resolve_ids
+from stage1_teacher.targets.resolved import load_tokenizer, resolve_ids
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_chat_dump import dump, write_recipe
 from tests.support import brute_force

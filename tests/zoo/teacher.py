@@ -11,7 +11,8 @@ from pipeline.corpus.documents import Document
 from pipeline.covering.targets import Targets
 from stage1_teacher.engines.vllm import generate_engine
 from stage1_teacher.inputs.encoded_windows import cut_pieces
-from stage1_teacher.targets.teacher import load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
 from tests.zoo import checks
 from tests.zoo.cells import Cell
 from tests.zoo.models import save_tiny

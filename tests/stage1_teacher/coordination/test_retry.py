@@ -14,7 +14,7 @@ from schemas.manifest import Manifest
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.engines import huggingface
 from stage1_teacher.engines.huggingface import TransformersEngine
-from stage1_teacher.targets import teacher
+from stage1_teacher.targets import opening
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_durability import parts
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
@@ -67,7 +67,7 @@ def failing_engine(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]
             raise RuntimeError("it is dead")
         close(self)
 
-    monkeypatch.setattr(teacher, "check_engine", lambda *_: None)  # its calls are not those of the dump
+    monkeypatch.setattr(opening, "check_engine", lambda *_: None)  # its calls are not those of the dump
     monkeypatch.setattr(TransformersEngine, "hidden_states", hidden_states)
     monkeypatch.setattr(TransformersEngine, "close", close_it)
     return calls

@@ -19,7 +19,8 @@ from schemas.shard import read_shard
 from stage1_teacher.dump import shard_plan as plan
 from stage1_teacher.dump.merge import merge_dumps
 from stage1_teacher.inputs.encoded_windows import cut_pieces
-from stage1_teacher.targets.teacher import load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
 from tests.stage1_teacher.verification.test_verify import rewrite, with_column

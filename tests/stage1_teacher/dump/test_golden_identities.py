@@ -15,7 +15,7 @@ from stage1_teacher.dump import shard_plan as plan
 from stage1_teacher.dump.begun import as_begun
 from stage1_teacher.dump.merge import merge_dumps
 from stage1_teacher.dump.run import run_teacher
-from stage1_teacher.targets.teacher import load_tokenizer
+from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.verification.verify import verify_dump
 from tests.pipeline.dumps.test_hub import FakeHub
 from tests.support.added_keys import OF_A_DUMP, use_added_keys

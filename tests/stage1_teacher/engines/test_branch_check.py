@@ -8,7 +8,9 @@ from pipeline.config.loading import load_recipe
 from schemas.manifest import read_json
 from stage1_teacher.engines.huggingface import TransformersEngine
 from stage1_teacher.engines.tree_attention import Tree
-from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
 from tests.stage1_teacher.dump.test_run import TEXTS, dump, write_recipe
 from tests.support.tiny import tiny_tokenizer
 from tests.zoo.models import save_tiny

@@ -22,7 +22,7 @@ from stage1_teacher.reduction.head_weights import load_head
 from stage1_teacher.reduction.logit_rule import LogitRule
 from stage1_teacher.reduction.reducer import Reducer
 from stage1_teacher.reduction.types import Rows
-from stage1_teacher.targets.teacher import open_teacher
+from stage1_teacher.targets.opening import open_teacher
 from tests.support import brute_force
 from tests.support.tiny import tiny_tokenizer
 

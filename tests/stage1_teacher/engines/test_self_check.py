@@ -16,7 +16,9 @@ from stage1_teacher.engines.huggingface import TransformersEngine
 from stage1_teacher.engines.self_check import most_apart, worst_row
 from stage1_teacher.reduction.logit_rule import LogitRule
 from stage1_teacher.reduction.reducer import CpuKernel
-from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
 from tests.stage1_teacher.dump.test_run import write_recipe
 from tests.support.tiny import save_tiny, tiny_tokenizer
 

@@ -10,7 +10,9 @@ from schemas.manifest import Manifest
 from stage1_teacher.calibration import calibrate
 from stage1_teacher.dump.begun import as_dumped
 from stage1_teacher.ray import actor
-from stage1_teacher.targets.teacher import Teacher, load_tokenizer, open_teacher
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
 from stage1_teacher.verification import verify_teacher
 from tests.stage1_teacher.dump.test_run import TEXTS, write_recipe
 

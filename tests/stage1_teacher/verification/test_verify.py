@@ -17,7 +17,7 @@ from schemas.shard import commit_shard
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.engines.huggingface import TransformersEngine
 from stage1_teacher.reduction.logit_rule import LogitRule
-from stage1_teacher.targets import teacher
+from stage1_teacher.targets import opening
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_durability import parts
 from tests.stage1_teacher.coordination.test_retry import pretend_version
@@ -107,7 +107,7 @@ def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
 ) -> None:
     """As a release made it that did not know a model's scale and never asked the model."""
     monkeypatch.setattr(TransformersEngine, "logit_rule", lambda self: LogitRule(0.5))
-    monkeypatch.setattr(teacher, "check_engine", lambda *_: None)
+    monkeypatch.setattr(opening, "check_engine", lambda *_: None)
     folder = dump(write_recipe(tmp_path, model, TEXTS[:4]))
     assert "from those that the model gives itself" in capsys.readouterr().err
     audited = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["models_own_tokens"]
@@ -135,7 +135,7 @@ def test_a_dump_of_a_model_that_differs_from_itself_is_held_to_that(
         return (logprobs_RV + 0.5 * torch.randn(logprobs_RV.shape, generator=generator)).log_softmax(-1)
 
     monkeypatch.setattr(TransformersEngine, "own_logprobs", noisy)
-    monkeypatch.setattr(teacher, "check_engine", lambda *_: None)
+    monkeypatch.setattr(opening, "check_engine", lambda *_: None)
     assert verify_dump(folder, against_teacher=4) == []
     parts(folder)[-1].unlink()
     dump(tmp_path / "recipe.yaml")

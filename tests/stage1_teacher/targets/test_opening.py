@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import Recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.targets import teacher
+from stage1_teacher.targets import opening
 
 SAYS = {
     "AttributeError": "raise AttributeError(\"'LlamaConfig' object has no attribute 'score_func'\\nand more\")",
@@ -21,7 +21,7 @@ def opened(model: Path, folder: Path) -> None:
         "teacher": {"model": str(model), "engine": "vllm", "dtype": "float32"},
         "dump": {"path": str(folder)},
     }
-    teacher.open_teacher(Recipe.model_validate(values), str(model), ByteTokenizer.load(str(model)))
+    opening.open_teacher(Recipe.model_validate(values), str(model), ByteTokenizer.load(str(model)))
 
 
 @pytest.mark.parametrize("kind", SAYS)
@@ -30,7 +30,7 @@ def test_an_engine_that_does_not_start_is_refused_with_the_models_name_and_anoth
 ) -> None:
     foreign = {"__name__": "vllm.some.module"}
     exec(f"def open_engine(*_):\n    {SAYS[kind]}", foreign)
-    monkeypatch.setattr(teacher, "open_engine", foreign["open_engine"])
+    monkeypatch.setattr(opening, "open_engine", foreign["open_engine"])
     said = (
         rf"model \(LlamaForCausalLM\): vllm does not start with it \({kind}: [^\n]*\)\..*teacher\.engine: transformers"
     )
@@ -41,6 +41,6 @@ def test_an_engine_that_does_not_start_is_refused_with_the_models_name_and_anoth
 def test_what_we_refuse_ourselves_keeps_its_words(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own: dict[str, Any] = {"__name__": "stage1_teacher.engines.vllm"}
     exec("def open_engine(*_):\n    raise ValueError('placement.x is 2')", own)
-    monkeypatch.setattr(teacher, "open_engine", own["open_engine"])
+    monkeypatch.setattr(opening, "open_engine", own["open_engine"])
     with pytest.raises(ValueError, match=r"^placement\.x is 2$"):
         opened(model, tmp_path)

@@ -1,0 +1,97 @@
+"""What an engine answers about some pieces: a class for each kind of answer, which makes the targets of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+from pipeline.covering.branches import Branching
+from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.covering.targets import Targets
+from pipeline.covering.truncated_rows import ListedRows, listed_targets
+from stage1_teacher.inputs.encoded_windows import Piece
+from stage1_teacher.reduction.reducer import Reducer
+from stage1_teacher.reduction.types import Rows
+
+
+class Answers(Protocol):
+    """What the engine gave for each of the pieces' stretches in turn."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Return how many tokens were really computed for it."""
+
+    def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
+        """Return the stretches' targets. `coverings` are those of the stretches."""
+
+    def off_boundaries(self) -> list[list[ReducedRow]]:
+        """Return the rows of each stretch that start where its canonical encoding has no boundary."""
+
+
+class Canonical(NamedTuple):
+    """Hidden states of the canonical rows alone."""
+
+    hidden: Sequence[Tensor]  # of each stretch, R x D
+    num_tokens: int
+    reducer: Reducer
+
+    def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
+        """Reduce the rows, and sum them to bytes."""
+        reduced = reduce_canonical(self.reducer, coverings, self.hidden)
+        return [covering.targets(rows) for covering, rows in zip(coverings, reduced, strict=True)]
+
+    def off_boundaries(self) -> list[list[ReducedRow]]:
+        """Return none."""
+        return [[] for _ in self.hidden]
+
+
+class Branched(NamedTuple):
+    """Canonical rows with the branch rows that leave them, reduced."""
+
+    branchings: Sequence[Branching]
+    num_tokens: int
+
+    def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
+        """Weigh the rows, and sum them to bytes; each branching has its covering."""
+        assert len(coverings) == len(self.branchings)
+        return [branching.targets() for branching in self.branchings]
+
+    def off_boundaries(self) -> list[list[ReducedRow]]:
+        """Return the branch rows within the tokens of the canonical encoding."""
+        return [branching.off_boundaries() for branching in self.branchings]
+
+
+class TopK(NamedTuple):
+    """The most probable tokens of the canonical rows, as a server lists them."""
+
+    rows: Sequence[ListedRows]
+    num_tokens: int
+
+    def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
+        """Sum the listed tokens to bytes."""
+        return [listed_targets(covering, rows) for covering, rows in zip(coverings, self.rows, strict=True)]
+
+    def off_boundaries(self) -> list[list[ReducedRow]]:
+        """Return none."""
+        return [[] for _ in self.rows]
+
+
+def reduce_canonical(
+    reducer: Reducer, coverings: Sequence[Covering], hidden: Sequence[Tensor]
+) -> list[list[ReducedRow]]:
+    """Reduce the hidden states (R x D) of each covering's canonical rows."""
+    return reducer.reduce(
+        [Rows(covering, covering.offsets, states_RD) for covering, states_RD in zip(coverings, hidden, strict=True)]
+    )
+
+
+Sliceable = TypeVar("Sliceable", Tensor, ListedRows)
+
+
+def cut_stretches(rows: Sequence[Sliceable], pieces: Sequence[Piece]) -> list[Sliceable]:
+    """The rows of each piece's stretches in turn: that before their first token, and that after each."""
+    return [
+        answered[stretch.first : stretch.first + len(stretch.tokens) + 1]
+        for answered, piece in zip(rows, pieces, strict=True)
+        for stretch in piece.stretches
+    ]

@@ -1,0 +1,138 @@
+"""How a teacher is opened: its head read, its engine started, and both held to what the model says itself."""
+
+from collections.abc import Callable
+from traceback import walk_tb
+
+import torch
+
+from pipeline.config import Recipe
+from pipeline.config.engines import other_engine
+from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime.dtypes import slow_dtype
+from pipeline.runtime.huggingface import load_config
+from pipeline.runtime.log import say, warn
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from stage1_teacher.engines.base import Engine, EngineRequest, ListingEngine
+from stage1_teacher.engines.branch_check import branching_fault, with_branches
+from stage1_teacher.engines.registry import open_engine
+from stage1_teacher.engines.self_check import check_engine
+from stage1_teacher.reduction.reducer import Reducer
+from stage1_teacher.targets.resolved import resolve_ids
+from stage1_teacher.targets.teacher import Teacher
+
+
+def open_teacher(
+    recipe: Recipe,
+    model: str,
+    tokenizer: ByteTokenizer,
+    chat: ChatTokenizer | None = None,
+    branches: bool = False,
+    over_machines: bool = False,
+) -> Teacher:
+    """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts.
+
+    An engine is used only after `check_engine` has found that head and engine together say what the model says itself.
+
+    Args:
+        chat: the tokenizer with its chat template, where it is asked about chats.
+        branches: it will be asked for branch rows even where the recipe's covering has none.
+        over_machines: see `EngineRequest`.
+    """
+    teacher, placement = recipe.teacher, recipe.placement
+    start, ends = resolve_ids(recipe, tokenizer, chat)
+    request = EngineRequest(model, teacher, placement, tokenizer, start, ends[0], False, over_machines)
+    if not teacher.engine_spec.hidden_states:
+        return _open_listing(recipe, request, chat, ends)
+    from stage1_teacher.reduction.head_weights import load_head  # seconds to import
+
+    if slow := slow_dtype("teacher.dtype", teacher.dtype):
+        warn(slow)
+    head, vocabulary = load_head(
+        model,
+        teacher.revision,
+        getattr(torch, teacher.dtype),
+        tokenizer.token_bytes,
+        ends,
+        teacher.trust_remote_code,
+        alone=not placement.overlap,  # else the engine computes in another thread
+    )
+    if torch.cuda.is_available():
+        head = head.to("cuda")
+    reducer = Reducer(head, vocabulary, placement.reduce_rows)
+    config = load_config(model, teacher.revision, teacher.trust_remote_code)
+    named = f"{teacher.model} ({', '.join(config.architectures or [config.model_type])})"
+
+    def open_checked(branching: bool) -> Engine:
+        engine = open_engine(request._replace(branches=branching))
+        assert not isinstance(engine, ListingEngine)
+        try:
+            head.follow(engine.logit_rule())
+            check_engine(engine, reducer, tokenizer, start, teacher, named)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def reopen() -> Engine:
+        if not teacher.engine_spec.branches:
+            engine = open_checked(False)
+            engine.cannot_branch = f"{engine.name} computes no branches"
+            return engine
+        if recipe.dump.covering.beam_width == 0 and not branches:
+            return open_checked(False)
+        return with_branches(
+            open_checked,
+            lambda engine: branching_fault(engine, reducer, tokenizer, start, teacher, config),
+            recipe.dump.covering.beam_width > 0,
+            named,
+        )
+
+    return Teacher(recipe, _started(reopen, named, teacher.engine), vocabulary, tokenizer, start, reducer, reopen, chat)
+
+
+def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:
+    """The engine's first start. What an engine says of a model that it cannot run is of every kind; ValueError here says whose it is."""
+    try:
+        return open_it()
+    except OSError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and _raised_by(error) in ("stage1_teacher", "pipeline"):
+            raise
+        said = f"{type(error).__name__}: {error}".strip().removesuffix(":").splitlines()[0]
+        raise ValueError(
+            f"{named}: {engine} does not start with it ({said}). Where memory ran out, lower placement.gpu_memory or "
+            "placement.engine_batch_tokens; else try the other local engine (teacher.engine: "
+            f"{other_engine(engine)}). --debug shows where it failed"
+        ) from error
+
+
+def _raised_by(error: Exception) -> str:
+    """The package whose code raised it; "" where that cannot be told."""
+    name = ""
+    for frame, _ in walk_tb(error.__traceback__):
+        name = str(frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0]
+
+
+def _open_listing(recipe: Recipe, request: EngineRequest, chat: ChatTokenizer | None, ends: tuple[int, ...]) -> Teacher:
+    """A teacher that lists probable tokens, as a server does: no head here, and the vocabulary is as wide as the tokenizer's."""
+    teacher, placement, tokenizer = recipe.teacher, recipe.placement, request.tokenizer
+
+    def reopen() -> ListingEngine:
+        engine = open_engine(request)
+        assert isinstance(engine, ListingEngine)
+        return engine
+
+    engine = reopen()
+    say(
+        f"{placement.base_url if teacher.engine_spec.needs_address else teacher.engine}: {teacher.name_at_server}, {engine.name}. "
+        f"Targets come from the {teacher.prompt_logprobs} "
+        "most probable tokens of each row (teacher.prompt_logprobs), not from the whole softmax; what lies on other "
+        "tokens is counted in dropped and doubt."
+    )
+    vocabulary = Vocabulary(tokenizer.token_bytes, ends, len(tokenizer.token_bytes))
+    # A connection tries each request again by itself.
+    again = None if teacher.engine_spec.needs_address else reopen
+    return Teacher(recipe, engine, vocabulary, tokenizer, request.start, None, again, chat)

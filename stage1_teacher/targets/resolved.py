@@ -1,0 +1,64 @@
+"""The teacher that a recipe names, resolved: its model, its tokenizer, and its tokens for a start and an END."""
+
+from typing import NamedTuple
+
+from pipeline.config import Recipe, check_engine_gives
+from pipeline.sources.resolve import resolve_model, resolve_tokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+
+
+class ResolvedTeacher(NamedTuple):
+    """The teacher that a recipe names: its model, resolved (a served one that has a tokenizer of its own is a mere name), and
+    its tokenizer; where the corpus holds chats, with its chat template."""
+
+    model: str
+    tokenizer: ByteTokenizer
+    chat: ChatTokenizer | None
+
+
+def load_tokenizer(recipe: Recipe) -> ResolvedTeacher:
+    """Raises ValueError for a corpus of chats where the tokenizer has no chat template, and for what the engine does not give."""
+    teacher = recipe.teacher
+    check_engine_gives(recipe)
+    model = teacher.model if teacher.is_mere_name else resolve_model(teacher.model, teacher.revision)
+    source, revision = (resolve_tokenizer(teacher.tokenizer), None) if teacher.tokenizer else (model, teacher.revision)
+    if recipe.corpus.has_chats:
+        chat = ChatTokenizer.load(source, teacher.trust_remote_code, revision)
+        return ResolvedTeacher(model, chat.tokenizer, chat)
+    return ResolvedTeacher(model, ByteTokenizer.load(source, teacher.trust_remote_code, revision), None)
+
+
+def resolve_ids(
+    recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None
+) -> tuple[int | None, tuple[int, ...]]:
+    """The start token and the tokens that mean END, as the recipe or else the tokenizer has them.
+
+    Of chats: None, as the template writes the start, and what ends a turn of the assistant.
+    """
+    teacher = recipe.teacher
+    ends = tuple(tokenizer.token_id(name) for name in teacher.end)
+    default = tokenizer.default_end if chat is None else chat.end_of_turn()
+    if ends and chat is not None and default not in (None, *ends):
+        name = next(name for name, token in tokenizer.control.items() if token == default)
+        raise ValueError(
+            f"teacher.end names {', '.join(teacher.end)}, but the chat template ends the assistant's turn with {name}: add that to "
+            "teacher.end, or leave teacher.end out"
+        )
+    if not ends and default is not None:
+        ends = (default,)
+    if not ends:
+        raise ValueError(
+            "the teacher's tokenizer names no end token; give teacher.end, e.g. teacher.end=[<|endoftext|>]"
+            if chat is None
+            else "the teacher's chat template writes no control token after what the assistant says, so that a turn has no END; "
+            "give another tokenizer or template"
+        )
+    if chat is not None:
+        return None, ends
+    start = tokenizer.token_id(teacher.start) if teacher.start else tokenizer.default_start
+    if start is None:
+        raise ValueError(
+            "the teacher's tokenizer names no start token; give teacher.start, e.g. teacher.start=<|endoftext|>"
+        )
+    return start, ends
