@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -235,11 +236,63 @@ def test_every_field_of_a_recipe_is_described_and_read() -> None:
 
 
 def test_the_installer_needs_only_the_standard_library() -> None:
-    import sys
-
     shared = "pipeline.runtime.devices"
-    asked = imports(ROOT / "pipeline/setup/install.py") | imports(ROOT / "pipeline/runtime/devices.py")
-    assert {name.split(".")[0] for name in asked if not name.startswith(shared)} <= sys.stdlib_module_names
+    devices = run_at_import(ROOT / "pipeline/runtime/devices.py")
+    asked = {name.split(".")[0] for name in imports(ROOT / "pipeline/setup/install.py") if not name.startswith(shared)}
+    asked |= {alias.name for node in devices if isinstance(node, ast.Import) for alias in node.names}
+    asked |= {str(node.module) for node in devices if isinstance(node, ast.ImportFrom)}
+    assert asked <= sys.stdlib_module_names
+
+
+def run_at_import(path: Path) -> list[ast.AST]:
+    """All that an import of a module runs: not what its functions and its `__main__` block hold."""
+    found: list[ast.AST] = []
+    waiting: list[ast.AST] = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING"):
+            continue
+        found.append(node)
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            waiting += [*node.args.defaults, *(value for value in node.args.kw_defaults if value is not None)]
+            waiting += getattr(node, "decorator_list", [])
+        elif isinstance(node, ast.AnnAssign):
+            waiting += [] if node.value is None else [node.value]
+        else:
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+# Names that change or ask something beyond the module, with the modules that do so when they are imported.
+AT_IMPORT = {
+    r"environ|getenv|putenv": set(),
+    r"cuda|backends|get_accelerator|is_available|device_count": set(),
+    r"register|Gauge|CollectorRegistry|getLogger|addHandler|basicConfig|filterwarnings": set(),
+    r"run|Popen|system|chdir|mkdir|open|write_text|read_text|start|Thread": set(),
+    r"seed|manual_seed|set_\w+|setattr|setdefault|append|insert": {"pipeline/setup/install.py"},  # a script's own path
+    r"add_constructor|add_implicit_resolver": {"pipeline/config/loading.py"},  # of our own YAML loader
+    r"command|callback": {"pipeline/cli/app.py"},  # of our own command line
+}
+
+
+@pytest.mark.parametrize("names", AT_IMPORT)
+def test_importing_a_module_does_nothing_but_define_what_it_holds(names: str) -> None:
+    """A name that is read counts as a call: what is handed on is called too."""
+    found = set()
+    for path in modules(*PACKAGES):
+        for node in run_at_import(path):
+            is_read = isinstance(getattr(node, "ctx", None), ast.Load)
+            name = getattr(node, "attr", getattr(node, "id", "")) if is_read else ""
+            if re.fullmatch(names, name):
+                found.add(str(path.relative_to(ROOT)))
+    assert found == AT_IMPORT[names]
+
+
+def test_one_module_asks_what_device_this_is() -> None:
+    """DeepSpeed's accelerator says which one a rank has; the doctor lists all that there are."""
+    asks = re.compile(r"cuda\.(is_available|device_count|get_device_\w+)|/dev/nvidia")
+    found = [str(p.relative_to(ROOT)) for p in modules(*PACKAGES) if asks.search(p.read_text(encoding="utf-8"))]
+    assert found == ["pipeline/runtime/devices.py"]
 
 
 def test_the_top_level_is_as_designed() -> None:

@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
@@ -16,38 +17,59 @@ from pipeline.runtime.log import say
 VARIABLE = "BLD_METRICS"
 LOOPBACK = "127.0.0.1"
 
-REGISTRY = CollectorRegistry()  # not the package's own, where vLLM puts its figures
-PLANNED_BYTES = Gauge("bld_planned_text_bytes", "Bytes of text that this command set out to dump.", registry=REGISTRY)
-DOCUMENTS = Counter("bld_documents", "Documents dumped, those left out included.", registry=REGISTRY)
-TEXT_BYTES = Counter("bld_text_bytes", "Supervised bytes of text dumped.", registry=REGISTRY)
-TOKENS = Counter("bld_teacher_tokens", "Teacher tokens of what was dumped.", registry=REGISTRY)
-STORED_BYTES = Counter("bld_stored_bytes", "Bytes of the shards that were committed.", registry=REGISTRY)
-POSITIONS = Counter("bld_positions", "Positions dumped.", registry=REGISTRY)
-MISSING = Counter(
-    "bld_missing_mass",
-    "Probability summed over positions: `dropped` on branches that were not expanded, `tail` on symbols that were not stored.",
-    ["kind"],
-    registry=REGISTRY,
-)
-FAILURES = Counter(
-    "bld_failures",
-    "What went wrong and was dealt with: `engine` restarted, `request` asked again, `document` left out, `overflow` of a gradient.",
-    ["kind"],
-    registry=REGISTRY,
-)
-STEP = Gauge("bld_train_step", "Optimizer steps taken.", registry=REGISTRY)
-TRAIN = Gauge("bld_train", "The last step's figures, by their names in metrics.jsonl.", ["figure"], registry=REGISTRY)
 
-for _kind in ("dropped", "tail"):
-    MISSING.labels(_kind)
-for _kind in ("engine", "request", "document", "overflow"):
-    FAILURES.labels(_kind)  # 0 from the start: a rule that waits for the first one needs it
+class Figures:
+    """All that is counted, in a registry of its own: the package's is where vLLM puts its figures."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.planned_bytes = self._gauge("planned_text_bytes", "Bytes of text that this command set out to dump.")
+        self.documents = self._counter("documents", "Documents dumped, those left out included.")
+        self.text_bytes = self._counter("text_bytes", "Supervised bytes of text dumped.")
+        self.tokens = self._counter("teacher_tokens", "Teacher tokens of what was dumped.")
+        self.stored_bytes = self._counter("stored_bytes", "Bytes of the shards that were committed.")
+        self.positions = self._counter("positions", "Positions dumped.")
+        self.missing = self._counter(
+            "missing_mass",
+            "Probability summed over positions: `dropped` on branches that were not expanded, `tail` on symbols that were not stored.",
+            "kind",
+        )
+        self.failures = self._counter(
+            "failures",
+            "What went wrong and was dealt with: `engine` restarted, `request` asked again, `document` left out, "
+            "`overflow` of a gradient.",
+            "kind",
+        )
+        self.step = self._gauge("train_step", "Optimizer steps taken.")
+        self.train = self._gauge("train", "The last step's figures, by their names in metrics.jsonl.", "figure")
+        for kind in ("dropped", "tail"):
+            self.missing.labels(kind)
+        for kind in ("engine", "request", "document", "overflow"):
+            self.failures.labels(kind)  # 0 from the start: a rule that waits for the first one needs it
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(f"bld_{name}", meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(f"bld_{name}", meaning, labels, registry=self.registry)
 
 
-def set_train(step: int, figures: Mapping[str, float]) -> None:
-    STEP.set(step)
-    for name, value in figures.items():
-        TRAIN.labels(name).set(value)
+@cache
+def figures() -> Figures:
+    """Return this process's figures, made when they are first asked for."""
+    return Figures()
+
+
+def count_failure(kind: str) -> None:
+    """Count something that went wrong and was dealt with, of one of the kinds of `Figures.failures`."""
+    figures().failures.labels(kind).inc()
+
+
+def set_train(step: int, values: Mapping[str, float]) -> None:
+    """Set the figures of the last step, by name."""
+    figures().step.set(step)
+    for name, value in values.items():
+        figures().train.labels(name).set(value)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -70,7 +92,7 @@ def served() -> Iterator[str | None]:
         return
     host, port = parse_address(asked)
     try:
-        server, thread = start_http_server(port, host, REGISTRY)
+        server, thread = start_http_server(port, host, figures().registry)
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
             raise

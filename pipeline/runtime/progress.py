@@ -21,7 +21,7 @@ class Progress:
         self._said: tuple[int, int] | None = None  # documents and stored bytes, in the last line
         self._console = console or Console(stderr=True)
         self._started = self._last_line = time.monotonic()
-        metrics.PLANNED_BYTES.set(total_bytes)
+        metrics.figures().planned_bytes.set(total_bytes)
         self._bar = (
             RichProgress(
                 TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(compact=True), console=self._console
@@ -43,11 +43,12 @@ class Progress:
         self.text_bytes += text_bytes
         self.tokens += tokens
         self.stored_bytes += stored_bytes
+        counted = metrics.figures()
         for counter, more in (
-            (metrics.DOCUMENTS, documents),
-            (metrics.TEXT_BYTES, text_bytes),
-            (metrics.TOKENS, tokens),
-            (metrics.STORED_BYTES, stored_bytes),
+            (counted.documents, documents),
+            (counted.text_bytes, text_bytes),
+            (counted.tokens, tokens),
+            (counted.stored_bytes, stored_bytes),
         ):
             counter.inc(more)
         if self._bar is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.runtime.log import warn
-from pipeline.runtime.metrics import FAILURES
+from pipeline.runtime.metrics import count_failure
 from stage1_teacher.targets.teacher import Teacher
 
 Answer = TypeVar("Answer")
@@ -36,7 +36,7 @@ def persist(teacher: Teacher, ask: Callable[[], Answer], attempts: int) -> Answe
                     f"{_describe(error)}. Shards that are complete stay; mend the cause (less memory: lower "
                     "placement.engine_batch_tokens), then run the same command again. --debug shows where it failed."
                 ) from error
-            FAILURES.labels("engine").inc()
+            count_failure("engine")
             warn(f"the teacher's engine failed with {_describe(error)}; starting it again ({attempt + 1}/{attempts})")
     raise AssertionError("attempts is at least 1")
 

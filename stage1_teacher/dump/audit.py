@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from pipeline.config import CoveringConfig
 from pipeline.corpus.documents import Document
 from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering
+from pipeline.runtime.devices import computes_on_gpu
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.storage.locations import Location, open_parquet
@@ -76,7 +76,7 @@ class Sample:
 
 def affordable(num_bytes: int) -> int:
     """How many documents of a corpus of that much text may be audited; of a small one, one."""
-    cost = DOCUMENT_COST_GPU if torch.cuda.is_available() else DOCUMENT_COST_CPU
+    cost = DOCUMENT_COST_GPU if computes_on_gpu() else DOCUMENT_COST_CPU
     return max(1, int(num_bytes / BYTES_PER_TOKEN * COST_SHARE / cost))
 
 

@@ -165,10 +165,11 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
 
 def count_missing(made: Made) -> None:
     """What the targets lack, for `--metrics`."""
-    metrics.POSITIONS.inc(made.positions)
-    metrics.MISSING.labels("dropped").inc(made.dropped)
-    metrics.MISSING.labels("tail").inc(made.tail)
-    metrics.FAILURES.labels("document").inc(made.left_out)
+    figures = metrics.figures()
+    figures.positions.inc(made.positions)
+    figures.missing.labels("dropped").inc(made.dropped)
+    figures.missing.labels("tail").inc(made.tail)
+    figures.failures.labels("document").inc(made.left_out)
 
 
 def free_shards(job: Job) -> Iterator[Iterator[ShardPlan]]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pipeline.config import Recipe
+from pipeline.runtime.devices import computes_on_gpu, gpu_name
 from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.storage.atomic import make_folder
 from schemas.storage.locations import AnyLocation, Location
@@ -24,19 +25,17 @@ def devices(recipe: Recipe) -> str:
     """What one process computes on, as in `2 x NVIDIA H100 80GB HBM3`, `4 CPU cores` or `a server`."""
     if recipe.teacher.engine_spec.needs_address:
         return "a server"
-    import torch  # seconds to import, and who only reads costs needs none of it
 
-    if not torch.cuda.is_available():
+    if not computes_on_gpu():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return f"{cores} CPU core{'' if cores == 1 else 's'}"
-    return f"{recipe.placement.num_workers} x {torch.cuda.get_device_name()}"
+    return f"{recipe.placement.num_workers} x {gpu_name()}"
 
 
 def num_devices(recipe: Recipe) -> int:
     """How many of them: GPUs of a process on GPUs, else 1, a machine."""
-    import torch
 
-    return recipe.placement.num_workers if torch.cuda.is_available() else 1
+    return recipe.placement.num_workers if computes_on_gpu() else 1
 
 
 class Stopwatch:

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from pipeline.config import PlacementConfig, Recipe
 from pipeline.corpus.documents import Document
+from pipeline.runtime.devices import computes_on_gpu
 from pipeline.tokenization.byte_tokenizer import SpellingError
 from pipeline.tokenization.chat_template import ChatError
 from schemas.manifest import ShardPlan, shard_identity
@@ -184,7 +184,7 @@ def make_shards(
     """
     concurrent = recipe.placement.overlap
     if concurrent is None:
-        concurrent = torch.cuda.is_available() or isinstance(teacher.engine, ListingEngine)
+        concurrent = computes_on_gpu() or isinstance(teacher.engine, ListingEngine)
     cut = one_ahead(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
     writer = ShardWriter(teacher, recipe, identity, folder)
     yield from one_ahead(forward(cut, teacher, recipe.placement, audited), writer.take, concurrent)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.covering.truncated_rows import ListedRows
+from pipeline.runtime.devices import computes_on_gpu
 from pipeline.runtime.log import warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.reduction.logit_rule import LogitRule
@@ -118,5 +119,5 @@ def close_failed(engine: Engine | ListingEngine) -> None:
 def free_memory() -> None:
     """Give back what an engine held that nothing refers to any more, so that a new one finds room."""
     gc.collect()
-    if torch.cuda.is_available():
+    if computes_on_gpu():
         torch.cuda.empty_cache()

@@ -10,7 +10,7 @@ import httpx2
 
 from pipeline.config import PlacementConfig
 from pipeline.runtime.log import warn
-from pipeline.runtime.metrics import FAILURES
+from pipeline.runtime.metrics import count_failure
 
 KEY_VARIABLE = "BLD_API_KEY"  # not OPENAI_API_KEY: that one is for another host, which this server is not
 FIRST_WAIT = 0.5  # seconds before the second attempt; each further wait is twice as long
@@ -79,7 +79,7 @@ class Server:
                 wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
                 wait = max(wait, min(asked_wait, LONGEST_WAIT))
                 again = f"attempt {attempt + 1} of {self._attempts} in {wait:.1f} s"
-                FAILURES.labels("request").inc()
+                count_failure("request")
                 warn(f"{method} {url}: {fault}; {again}")
                 await asyncio.sleep(wait)
         raise ConnectionError(

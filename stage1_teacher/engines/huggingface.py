@@ -7,6 +7,7 @@ import transformers
 from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import load_model
 from stage1_teacher.engines import model_head
 from stage1_teacher.engines.base import EngineRequest
@@ -32,7 +33,7 @@ class TransformersEngine:
         self.name = engine_name(teacher, placement)
         self.cannot_branch: str | None = None
         self.shared_tokens = 1
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(compute_device())
         whole = load_model(model, teacher.revision, getattr(torch, teacher.dtype), teacher.trust_remote_code)
         if getattr(whole.config.get_text_config(), "attn_logit_softcapping", None):
             # Gemma 2: the others leave the soft cap out, without a word.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.runtime.child_processes import end_children_with_me
+from pipeline.runtime.devices import computes_on_gpu
 from pipeline.runtime.dtypes import installed
 from pipeline.runtime.huggingface import load_config, max_positions
 from pipeline.runtime.log import is_verbose
@@ -51,7 +52,7 @@ def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> No
         # The scheduler stays in this process: one of its own would not be in the placement group. Its workers leave our head its share.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_RAY_PER_WORKER_GPUS"] = str(1 - HEAD_SHARE)
-    if not torch.cuda.is_available():
+    if not computes_on_gpu():
         # vLLM's automatic binding takes one core; its own multiprocessing only adds start-up time for one worker.
         cores = sorted(os.sched_getaffinity(0))
         shares = [",".join(map(str, cores[first::num_workers])) for first in range(min(num_workers, len(cores)))]
@@ -77,7 +78,7 @@ def engine_options(
 ) -> dict[str, Any]:
     """Arguments of `vllm.LLM` that do not depend on what it is asked for. ValueError where this build cannot do as placed."""
     options: dict[str, Any] = {"gpu_memory_utilization": placement.gpu_memory}
-    if not torch.cuda.is_available():
+    if not computes_on_gpu():
         if placement.pipeline_parallel > 1:
             # Its later stages expect tensors that only a GPU's warm-up allocates, and die of an assertion in the first step.
             raise ValueError(
@@ -141,7 +142,7 @@ MAX_SEQUENCES = 256  # in one step; vLLM refuses more than it has tokens for
 
 def branch_block_tokens() -> int:
     """Return the smallest block of the prefix cache: a branch computes its path's last, unfinished block again, half of it on average."""
-    return 16 if torch.cuda.is_available() else 32  # vLLM's CPU kernels want multiples of 32
+    return 16 if computes_on_gpu() else 32  # vLLM's CPU kernels want multiples of 32
 
 
 class VllmEngine:

@@ -203,7 +203,7 @@ class ClusterEngines:
             why = _cause(error)
             self._drop(engine)
             self._failed_starts += 1
-            metrics.FAILURES.labels("engine").inc()
+            metrics.count_failure("engine")
             if self._failed_starts >= self._placement.engine_attempts:
                 raise EngineError(
                     f"{self._failed_starts} engines in a row were lost while they started (placement.engine_attempts), the last one: "
@@ -229,7 +229,7 @@ class ClusterEngines:
             why = _cause(error)
             del self._working[call]
             self._drop(engine)
-            metrics.FAILURES.labels("engine").inc()
+            metrics.count_failure("engine")
             warn(
                 f"{self._job.dump}: the engine in {self._places.pop(engine)} is lost ({why}); shard {run.shard.plan.index} is handed "
                 "out again"

@@ -8,6 +8,7 @@ import torch
 from pipeline.config import Recipe
 from pipeline.config.engines import other_engine
 from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime.devices import computes_on_gpu
 from pipeline.runtime.dtypes import slow_dtype
 from pipeline.runtime.huggingface import load_config
 from pipeline.runtime.log import say, warn
@@ -57,7 +58,7 @@ def open_teacher(
         teacher.trust_remote_code,
         alone=not placement.overlap,  # else the engine computes in another thread
     )
-    if torch.cuda.is_available():
+    if computes_on_gpu():
         head = head.to("cuda")
     reducer = Reducer(head, vocabulary, placement.reduce_rows)
     config = load_config(model, teacher.revision, teacher.trust_remote_code)

@@ -28,9 +28,6 @@ from torch.distributed.rendezvous import rendezvous
 from pipeline.runtime.log import complain
 from stage2_student.distributed.rank_environment import rank_environment
 
-JOIN = timedelta(
-    minutes=int(os.getenv("DEEPSPEED_TIMEOUT", "10"))
-)  # for all ranks to come: DeepSpeed's own time for it
 SILENCE_SECONDS = 240  # of a machine, until it counts as away
 _SPEAK_SECONDS, _END_SECONDS = 0.5, 5.0  # for what a rank has to say of its own, once another is lost
 _KEY = "bld/channel"
@@ -182,6 +179,11 @@ def _notice_silence(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def join_time() -> timedelta:
+    """Return how long all ranks have to come: DeepSpeed's own time for it."""
+    return timedelta(minutes=int(os.getenv("DEEPSPEED_TIMEOUT", "10")))
+
+
 @cache
 def join() -> Channel:
     """The channel among the ranks that this process was started with; one for as long as the process lives.
@@ -193,7 +195,7 @@ def join() -> Channel:
     if world == 1:
         return Channel(0, 1, {})
     try:
-        store, _, _ = next(rendezvous("env://", timeout=JOIN))
+        store, _, _ = next(rendezvous("env://", timeout=join_time()))
         peers = _accept(store, world) if rank == 0 else {0: _connect(store, rank)}
     except (OSError, RuntimeError) as error:  # torch's own errors are of the latter kind
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -205,7 +207,8 @@ def join() -> Channel:
 
 def _accept(store: Any, world: int) -> dict[int, _Peer]:
     """Rank 0: connections of all others, each of which knows the word that stands in the store."""
-    deadline = time.monotonic() + JOIN.total_seconds()
+    within = join_time()
+    deadline = time.monotonic() + within.total_seconds()
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     peers: dict[int, _Peer] = {}
@@ -218,7 +221,7 @@ def _accept(store: Any, world: int) -> dict[int, _Peer]:
                 connection, _ = server.accept()
             except TimeoutError:
                 missing = sorted(set(range(1, world)) - set(peers))
-                raise TimeoutError(f"within {JOIN} ranks {missing} have not come") from None
+                raise TimeoutError(f"within {within} ranks {missing} have not come") from None
             connection.settimeout(10)
             peer = _Peer(connection, "")
             try:

@@ -21,6 +21,7 @@ from pipeline.config.evaluated import EvaluatedModel
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.covering.vocabulary import check_head_rows
 from pipeline.runtime.causality import check_causal
+from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import load_config, load_model
 from pipeline.runtime.log import say
 from pipeline.sources.resolve import resolve_model
@@ -199,7 +200,7 @@ def run_eval(
         """Of one model, which is gone when its figures are there: two need not fit at once."""
         job = jobs[index]
         model = load_model(folders[index], job.revision, torch.float32, job.trust_remote_code).eval()
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(device or compute_device())
         check_causal(model, job.name)
         figures = {
             name: evaluate(model, corpus_readers[name][index], _texts(config, limit), texts[name], sizes[index])

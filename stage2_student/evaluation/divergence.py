@@ -15,6 +15,7 @@ import torch
 from pipeline.covering.covering import Covering, ReducedRow, unnormalised
 from pipeline.covering.targets import Targets
 from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import load_model
 from pipeline.runtime.log import warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
@@ -88,7 +89,7 @@ class ByteModel:
     def load(cls, folder: str, start: int, ends: tuple[int, ...], dtype: torch.dtype = torch.float32) -> "ByteModel":
         """Of a folder, for plain text, in the windows that `window_size` gives it."""
         model = load_model(folder, None, dtype, trust_remote_code=False).eval()
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(compute_device())
         size = window_size(model.config, None, folder)
         return cls(model, ByteTokenizer.load(folder), start, ends, max_tokens=size)
 

@@ -23,6 +23,7 @@ from lm_eval.utils import handle_non_serializable
 from tokenizers import normalizers
 
 from pipeline.config import TasksConfig
+from pipeline.runtime.devices import compute_device
 from pipeline.runtime.dtypes import natural_dtype
 from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.chat_template import ASSISTANT, TODAY
@@ -156,7 +157,7 @@ def run_tasks(
         lm = TextModel(
             source,
             revision=revision or "main",
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=compute_device(),
             dtype="float32" if dtype == "auto" and natural_dtype() == "float32" else dtype,
             trust_remote_code=trust_remote_code,
         )

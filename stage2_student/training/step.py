@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from pipeline.runtime.log import warn
-from pipeline.runtime.metrics import FAILURES
+from pipeline.runtime.metrics import count_failure
 from stage2_student.data.examples import MicroBatch
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.rank_messages import Channel
@@ -67,7 +67,7 @@ def take_step(
             )
         scale = scale.after_overflow()
         if ranks.rank == 0:
-            FAILURES.labels("overflow").inc()
+            count_failure("overflow")
             warn(
                 f"step {plan.step}: the gradient overflows float16 at loss scale {factor:g}; the same batch again at {scale.factor:g}"
             )

@@ -25,7 +25,7 @@ def test_work_done_is_counted_and_served_and_the_port_given_back(monkeypatch: py
         before = scraped(address)
         with Progress(3, 100) as progress:
             progress.update(documents=2, text_bytes=60, tokens=20, stored_bytes=300)
-        metrics.MISSING.labels("tail").inc(1.5)
+        metrics.figures().missing.labels("tail").inc(1.5)
         metrics.set_train(7, {"loss": 2.5})
         after = scraped(address)
     gained = {name: value - before.get(name, 0) for name, value in after.items()}

@@ -41,11 +41,11 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_calibration_foretells_the_dump_and_the_metrics_count_it(recipe: Path) -> None:
     loaded = load_recipe(recipe)
     found = forecast(calibrate(loaded, seconds=1.0), num_workers=1)
-    counted = {name: metrics.REGISTRY.get_sample_value(name) or 0.0 for name in COUNTED}
+    counted = {name: metrics.figures().registry.get_sample_value(name) or 0.0 for name in COUNTED}
     folder = dump(recipe)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     for name, key in COUNTED.items():
-        assert (metrics.REGISTRY.get_sample_value(name) or 0.0) - counted[name] == summary[key]
+        assert (metrics.figures().registry.get_sample_value(name) or 0.0) - counted[name] == summary[key]
     assert found.documents == (summary["documents"], 0) and found.text_bytes == (summary["bytes"], 0)
     assert abs(found.teacher_tokens.value - summary["teacher_tokens"]) <= 2 * found.teacher_tokens.half + 1
     assert found.stored_bytes.value == pytest.approx(summary["stored_bytes"], rel=0.15)

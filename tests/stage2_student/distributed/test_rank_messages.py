@@ -128,7 +128,7 @@ def test_a_stranger_at_the_port_is_turned_away_and_the_rank_let_in(monkeypatch: 
 
 
 def test_ranks_that_never_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_messages, "JOIN", rank_messages.timedelta(seconds=0.2))
+    monkeypatch.setattr(rank_messages, "join_time", lambda: rank_messages.timedelta(seconds=0.2))
     with pytest.raises(TimeoutError, match=r"ranks \[1, 2\] have not come"):
         _accept(HashStore(), 3)
 
