@@ -101,6 +101,13 @@ def load(recipe: str, overrides: list[str] | None) -> "Recipe":
     return load_recipe(recipe, overrides or [])
 
 
+def as_begun(recipe: "Recipe") -> "Recipe":
+    """Return the recipe with what the dump in its folder was begun with. Of a dump in a store nothing is asked."""
+    from stage1_teacher.dump import begun
+
+    return recipe if "://" in recipe.dump.path else begun.as_begun(recipe)
+
+
 def is_recipe(target: str) -> bool:
     """Whether a command's target is a recipe: a YAML file, or the name of one that comes with the package."""
     named = _PACKAGED / f"{target}.yaml"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import AsJson, Overrides, RecipeArgument, load
+from pipeline.cli.options import AsJson, Overrides, RecipeArgument, as_begun, load
 
 if TYPE_CHECKING:
     from pipeline.config import Recipe
@@ -36,7 +36,7 @@ def show_plan(
     from pipeline.planning.dry_run import plan, print_lines
     from schemas.json_text import json_text
 
-    loaded = load(recipe, override)
+    loaded = as_begun(load(recipe, override))
     remarks: list[str] = []
     if loaded.student is not None:
         from stage2_student.launch.launch import checked

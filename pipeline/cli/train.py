@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import DryRun, Metrics, Overrides, RecipeArgument, ask_for_metrics, load
+from pipeline.cli.options import DryRun, Metrics, Overrides, RecipeArgument, as_begun, ask_for_metrics, load
 
 
 def teacher(
@@ -43,7 +43,7 @@ def teacher(
     if dry_run:
         from pipeline.planning.dry_run import print_plan
 
-        print_plan(load(recipe, override))
+        print_plan(as_begun(load(recipe, override)))
         return
     from pipeline.runtime.metrics import served
     from stage1_teacher.dump.run import run_teacher
