@@ -100,6 +100,7 @@ def evaluate(
     """Bits per byte on held-out text, byte divergence to a dump, and tasks of lm-evaluation-harness."""
     from pipeline.config.evaluated import EvaluatedModel
     from pipeline.evaluation import jobs as evaluation
+    from pipeline.runtime.model_source import ModelSource
 
     of_run = is_recipe(target)
     if of_run and recipe is not None:
@@ -122,7 +123,7 @@ def evaluate(
         jobs, run = evaluation.jobs_of_recipe(loaded), evaluation.result_path(loaded, custom)
         outs, folders = [run], {job.name: (out or run.parent / "tasks") / job.name for job in jobs}
     else:
-        jobs, outs = [EvaluatedModel(target, target, start, end, revision, trust_remote_code)], []
+        jobs, outs = [EvaluatedModel(target, ModelSource(target, revision, trust_remote_code), start, end)], []
         folders = {} if out is None else {target: out}
     options = {
         "num_fewshot": num_fewshot,
@@ -183,7 +184,8 @@ def _run_tasks(jobs: "list[EvaluatedModel]", wanted: "Wanted", folders: dict[str
 
     found = {}
     for job in jobs:
-        found[job.name] = run_tasks(job.model, wanted.tasks, job.revision, job.trust_remote_code, log_samples)
+        source = job.source
+        found[job.name] = run_tasks(source.source, wanted.tasks, source.revision, source.trust_remote_code, log_samples)
         for path in save_tasks(found[job.name], folders[job.name]) if job.name in folders else []:
             typer.echo(f"written: {path}")
     print_tasks(found, wanted.metrics, wanted.published)

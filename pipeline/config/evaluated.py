@@ -2,13 +2,20 @@
 
 from typing import NamedTuple
 
+from pipeline.runtime.model_source import ModelSource
+
 
 class EvaluatedModel(NamedTuple):
-    """A model to measure; `start` and `end` are tokens, None for its tokenizer's own. Several mean END where a teacher was dumped so."""
+    """A model to measure.
+
+    Attributes:
+        name: what the figures are called by.
+        source: not resolved yet.
+        start: the token put before a document; None: the tokenizer's own.
+        end: the token that ends a document, or several, where a teacher was dumped so; None: the tokenizer's own.
+    """
 
     name: str
-    model: str
-    start: str | None
-    end: str | tuple[str, ...] | None
-    revision: str | None = None
-    trust_remote_code: bool = False
+    source: ModelSource
+    start: str | None = None
+    end: str | tuple[str, ...] | None = None

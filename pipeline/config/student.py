@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from pipeline.config.dump import DumpPath
 from pipeline.config.section import Section
+from pipeline.runtime.model_source import ModelSource
 from pipeline.runtime.plugins import check_name
 
 INTERFACES = ("token_marginal", "causal", "linear")
@@ -85,6 +86,11 @@ class StudentConfig(Section):
         "arithmetic", description="Mean of several dumps' probabilities, or of their logarithms, renormalised."
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+
+    @property
+    def source(self) -> ModelSource:
+        """Return the model with what it takes to load it; `model` is not resolved yet."""
+        return ModelSource(self.model, self.revision, self.trust_remote_code)
 
     @field_validator("interface")
     @classmethod

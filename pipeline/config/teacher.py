@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.engines import ENGINES, EngineSpec, engine_spec
 from pipeline.config.section import Section
 from pipeline.runtime.dtypes import natural_dtype
+from pipeline.runtime.model_source import ModelSource
 from pipeline.runtime.plugins import check_name
 
 MOST_OVERLAP = 256  # tokens; where nothing is said
@@ -69,6 +70,11 @@ class TeacherConfig(Section):
         None,
         description="The model's licence, by its id on a hub; default: what its card says. Not part of the identity.",
     )
+
+    @property
+    def source(self) -> ModelSource:
+        """Return the model with what it takes to load it; `model` is not resolved yet."""
+        return ModelSource(self.model, self.revision, self.trust_remote_code)
 
     @property
     def name_at_server(self) -> str:

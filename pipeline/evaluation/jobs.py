@@ -13,6 +13,7 @@ from rich.table import Table
 from pipeline.config import CorpusConfig, Recipe, StudentConfig, TasksConfig, corpora_of
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.runtime.log import say
+from pipeline.runtime.model_source import ModelSource
 from schemas.manifest import read_json
 
 
@@ -89,13 +90,14 @@ def jobs_of_recipe(recipe: Recipe) -> list[EvaluatedModel]:
     own = [("start", folder / "start"), ("student", folder / "export")]
     trust = student.trust_remote_code
     jobs = [
-        EvaluatedModel(name, str(path), student.start, student.end, None, trust) for name, path in own if path.exists()
+        EvaluatedModel(name, ModelSource(str(path), None, trust), student.start, student.end)
+        for name, path in own
+        if path.exists()
     ]
     if teacher.engine_spec.served:
         say(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
         return jobs
-    of_teacher = (teacher.start, teacher.end or None, teacher.revision, teacher.trust_remote_code)
-    return [*jobs, EvaluatedModel("teacher", teacher.model, *of_teacher)]
+    return [*jobs, EvaluatedModel("teacher", teacher.source, teacher.start, teacher.end or None)]
 
 
 def result_path(recipe: Recipe, custom: Mapping[str, CorpusConfig] | None = None) -> Path:

@@ -93,7 +93,7 @@ def _check_positions(recipe: Recipe) -> None:
         if limits.max_tokens is not None and "max_tokens" in limits.model_fields_set:
             folder = resolve_file(section.model) if not section.model.startswith(pypi.PREFIX) else None
             if isinstance(folder, Path) and (folder / "config.json").exists():
-                config = load_config(str(folder), None, section.trust_remote_code)  # imports transformers: seconds
+                config = load_config(section.source.at(str(folder)))  # imports transformers: seconds
                 check_positions(config, limits.max_tokens, key)
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.runtime.model_source import ModelSource, as_source
+
 if TYPE_CHECKING:
     import torch
 
@@ -17,33 +19,33 @@ _REMEDY = {
 }
 
 
-def load_model(source: str, revision: str | None, dtype: "torch.dtype | str", trust_remote_code: bool) -> Any:
-    """A causal language model, on the CPU, from safetensors only.
+def load_model(source: ModelSource | str, dtype: "torch.dtype | str") -> Any:
+    """Load a causal language model, on the CPU, from safetensors only.
 
     Args:
-        source: local folder or hub name.
+        source: a mere string is a local folder or hub name of which no code runs.
         dtype: "auto" for the checkpoint's own.
 
     Raises:
-        ValueError: no safetensors, a damaged file, an architecture that is not known, code that is not trusted, or weights that the
-            checkpoint does not hold: transformers would go on with random ones.
+        ValueError: no safetensors, a damaged file, an architecture that is not known, code that is not trusted, or
+            weights that the checkpoint does not hold: transformers would go on with random ones.
     """
     from transformers import AutoModelForCausalLM
 
-    with _named(source, "model"):
+    found = as_source(source)
+    with _named(found.source, "model"):
         model, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
+            found.source,
+            **found.options,
             dtype=dtype,
-            trust_remote_code=trust_remote_code,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
-    lacking = sorted(info["missing_keys"]) + sorted(str(found) for found in info["mismatched_keys"])
+    lacking = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if lacking:
         raise ValueError(
-            f"{source}: the checkpoint lacks weights of the model, or holds them in another shape: {', '.join(lacking[:5])}"
+            f"{found.source}: the checkpoint lacks weights of the model, or holds them in another shape: {', '.join(lacking[:5])}"
             f"{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}. Fetch it again"
         )
     return model
@@ -67,38 +69,48 @@ def check_finite(model: Any, source: str) -> None:
         )
 
 
-def load_tokenizer(source: str, trust_remote_code: bool = False, revision: str | None = None) -> Any:
-    """What AutoTokenizer makes of a local folder or a hub name, at its revision.
+def load_tokenizer(source: ModelSource | str) -> Any:
+    """Load what AutoTokenizer makes of a local folder or a hub name.
 
-    Raises ValueError, with the cause, where it makes nothing, or of a tokenizer with byte fallback a byte-level one or the reverse.
+    Args:
+        source: a mere string is a local folder or hub name of which no code runs.
+    Raises:
+        ValueError: with the cause, where it makes nothing, or of a tokenizer with byte fallback a byte-level one or
+            the reverse.
     """
     from transformers import AutoTokenizer
 
-    with _named(source, "tokenizer"):
-        wrapped = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    found = as_source(source)
+    with _named(found.source, "tokenizer"):
+        wrapped = AutoTokenizer.from_pretrained(found.source, **found.options)
     if type(wrapped).__name__ not in (
         "TokenizersBackend",
         "PreTrainedTokenizerFast",
     ):  # these take tokenizer.json as it is
-        _check_kind(source, revision, trust_remote_code, wrapped)
+        _check_kind(found, wrapped)
     return wrapped
 
 
-def _check_kind(source: str, revision: str | None, trust_remote_code: bool, wrapped: Any) -> None:
-    """Beside some types of model (qwen2) transformers makes every tokenizer into that of the type: the vocabulary of one kind, written
-    by the rules of the other, spells nothing."""
+def _check_kind(found: ModelSource, wrapped: Any) -> None:
+    """Raise ValueError where transformers has made a tokenizer of one kind into one of another.
+
+    Beside some types of model (qwen2) it makes every tokenizer into that of the type: the vocabulary of one kind,
+    written by the rules of the other, spells nothing.
+    """
     from transformers.utils import cached_file
 
-    path = cached_file(source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    missing_is_none = {"_raise_exceptions_for_missing_entries": False}
+    path = cached_file(found.source, "tokenizer.json", revision=found.revision, **missing_is_none)
     backend = getattr(wrapped, "backend_tokenizer", None)
     if path is None or backend is None:
         return
     written, made = (json.loads(text) for text in (Path(path).read_text(encoding="utf-8"), backend.to_str()))
     if _is_byte_level(written) != _is_byte_level(made):
         raise ValueError(
-            f"{source}: transformers reads its tokenizer.json as a {type(wrapped).__name__}, as it does beside every model of its type "
-            f"({load_config(source, revision, trust_remote_code).model_type}), and that is a tokenizer of another kind: its tokens would not be the text. "
-            "Take a model of another type, or give its tokenizer from a folder without the model's config.json"
+            f"{found.source}: transformers reads its tokenizer.json as a {type(wrapped).__name__}, as it does beside "
+            f"every model of its type ({load_config(found).model_type}), and that is a tokenizer of another kind: its "
+            "tokens would not be the text. Take a model of another type, or give its tokenizer from a folder without "
+            "the model's config.json"
         )
 
 
@@ -149,12 +161,13 @@ def check_positions(config: Any, tokens: int, key: str) -> None:
         )
 
 
-def load_config(source: str, revision: str | None, trust_remote_code: bool) -> Any:
-    """The config of a local folder or hub name. Raises ValueError, with the cause, where it cannot be loaded."""
+def load_config(source: ModelSource | str) -> Any:
+    """Load the config of a local folder or hub name. Raises ValueError, with the cause, where it cannot be loaded."""
     from transformers import AutoConfig
 
-    with _named(source, "config"):
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    found = as_source(source)
+    with _named(found.source, "config"):
+        return AutoConfig.from_pretrained(found.source, **found.options)
 
 
 @contextmanager

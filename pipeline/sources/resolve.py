@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from pipeline.runtime.model_source import ModelSource, as_source
 from pipeline.runtime.plugins import is_own, run_file
 from pipeline.sources import convert, pypi
 from pipeline.sources.pypi import cache_folder
@@ -38,11 +39,17 @@ def resolve_file(source: str) -> Path | str:
     )
 
 
-def resolve_model(source: str, revision: str | None = None) -> str:
-    """A local Hugging Face folder (a .gguf is converted into one, once) or a hub name.
+def resolve_model(model: ModelSource | str) -> ModelSource:
+    """Find a model: a local Hugging Face folder (a .gguf is converted into one, once) or a hub name.
 
-    `revision` belongs to a hub name, whose loader takes it; ValueError where it could have no effect.
+    Raises ValueError for what is no model, and for a revision where it could have no effect: it belongs to a hub name,
+    whose loader takes it.
     """
+    wanted = as_source(model)
+    return wanted.at(_model_folder(wanted.source, wanted.revision))
+
+
+def _model_folder(source: str, revision: str | None) -> str:
     _refuse_address(source)
     path = resolve_file(source)
     if isinstance(path, str):

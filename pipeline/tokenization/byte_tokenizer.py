@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pipeline.runtime.huggingface import load_tokenizer
+from pipeline.runtime.model_source import ModelSource, as_source
 from pipeline.tokenization.byte_spelling import Prefixing, encoder_definition, prefixing, spellings, text_changers
 
 _SPACE = "▁"
@@ -142,12 +143,9 @@ class ByteTokenizer:
         )
 
     @classmethod
-    def load(
-        cls, folder_or_hub_id: str, trust_remote_code: bool = False, revision: str | None = None
-    ) -> "ByteTokenizer":
-        """From what AutoTokenizer loads. Raises ValueError, with the reason, for one that cannot spell bytes."""
-        wrapped = load_tokenizer(folder_or_hub_id, trust_remote_code, revision)
-        return cls.from_wrapped(wrapped, folder_or_hub_id)
+    def load(cls, source: ModelSource | str) -> "ByteTokenizer":
+        """Load it by AutoTokenizer. Raises ValueError, with the reason, for one that cannot spell bytes."""
+        return cls.from_wrapped(load_tokenizer(source), as_source(source).source)
 
     @classmethod
     def from_wrapped(cls, wrapped: Any, name: str) -> "ByteTokenizer":

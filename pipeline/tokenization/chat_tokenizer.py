@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from pipeline.runtime.huggingface import load_tokenizer
+from pipeline.runtime.model_source import ModelSource, as_source
 from pipeline.tokenization.assistant_turns import TurnTemplate
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_renderings import Written
@@ -102,14 +103,16 @@ class ChatTokenizer:
         return TurnTemplate(self.template, self._control, self.end_of_turn())
 
     @classmethod
-    def load(
-        cls, folder_or_hub_id: str, trust_remote_code: bool = False, revision: str | None = None
-    ) -> "ChatTokenizer":
-        """From what AutoTokenizer loads. Raises ValueError for a tokenizer without template, or one that cannot spell bytes."""
-        wrapped = load_tokenizer(folder_or_hub_id, trust_remote_code, revision)
+    def load(cls, source: ModelSource | str) -> "ChatTokenizer":
+        """Load it by AutoTokenizer.
+
+        Raises ValueError for a tokenizer without template, or one that cannot spell bytes.
+        """
+        wrapped = load_tokenizer(source)
+        name = as_source(source).source
         if wrapped.chat_template is None:
-            raise ValueError(f"{folder_or_hub_id}: its tokenizer has no chat template, so that no chat can be rendered")
-        return cls(ByteTokenizer.from_wrapped(wrapped, folder_or_hub_id), wrapped)
+            raise ValueError(f"{name}: its tokenizer has no chat template, so that no chat can be rendered")
+        return cls(ByteTokenizer.from_wrapped(wrapped, name), wrapped)
 
     def encode(self, chat: Chat) -> EncodedChat:
         """A chat's tokens and turns. Raises ChatError or SpellingError, each with its reason."""

@@ -49,7 +49,7 @@ def _files(recipe: Recipe) -> Iterator[Path]:
     yield from _corpus_files(recipe.corpus, recipe.dump.arithmetic_used)
     if teacher.engine_spec.served:  # its weights are elsewhere; a server has to be asked who it is
         raise _UntoldError
-    yield from _folder_files(resolve_model(teacher.model, teacher.revision), teacher.revision)
+    yield from _folder_files(resolve_model(teacher.source).source, teacher.revision)
     if teacher.tokenizer is not None:
         yield from _folder_files(resolve_tokenizer(teacher.tokenizer), None)
 

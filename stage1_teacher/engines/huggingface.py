@@ -34,7 +34,7 @@ class TransformersEngine:
         self.cannot_branch: str | None = None
         self.shared_tokens = 1
         self._device = torch.device(compute_device())
-        whole = load_model(model, teacher.revision, getattr(torch, teacher.dtype), teacher.trust_remote_code)
+        whole = load_model(teacher.source.at(model), getattr(torch, teacher.dtype))
         if getattr(whole.config.get_text_config(), "attn_logit_softcapping", None):
             # Gemma 2: the others leave the soft cap out, without a word.
             whole.set_attn_implementation("eager")

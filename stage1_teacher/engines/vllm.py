@@ -94,7 +94,7 @@ def engine_options(
         options["kv_cache_memory_bytes"] = int(placement.kv_cache)
     return options | {
         "model": model,
-        "revision": teacher.revision,
+        **teacher.source.options,
         "dtype": teacher.dtype,
         "max_model_len": teacher.max_tokens,
         # Longer prompts are computed in parts.
@@ -105,7 +105,6 @@ def engine_options(
         "pipeline_parallel_size": placement.pipeline_parallel,
         "quantization": teacher.quantization,
         "enable_prefix_caching": False,
-        "trust_remote_code": teacher.trust_remote_code,
         "seed": 0,
         "use_tqdm_on_load": is_verbose(),
     }
@@ -164,7 +163,7 @@ class VllmEngine:
 
         import stage1_teacher.engines.vllm_worker  # noqa: F401  # here too: what a model is converted to is looked up, and kept, before a worker starts
 
-        config = load_config(model, teacher.revision, teacher.trust_remote_code)
+        config = load_config(teacher.source.at(model))
         options = engine_options(model, teacher, placement, over_machines)
         if branches:
             # A branch may spell what a window's last tokens spell in more of them.

@@ -27,7 +27,7 @@ def with_fitting_windows(recipe: Recipe, model: str) -> Recipe:
         most = longest_window(teacher, recipe.placement)
         return _fitted(recipe, most, f"the server takes {most}")
     # An engine would say so in its own words, and minutes later.
-    config = load_config(model, teacher.revision, teacher.trust_remote_code)
+    config = load_config(teacher.source.at(model))
     if _is_given(teacher, "max_tokens"):
         check_positions(config, teacher.max_tokens, "teacher.max_tokens")
     most = max_positions(config)

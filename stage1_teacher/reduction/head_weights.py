@@ -16,30 +16,36 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import cached_file
 
 from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime.model_source import ModelSource
 from stage1_teacher.reduction.head import Head
 
 
 def load_head(
-    model: str,
-    revision: str | None,
+    source: ModelSource,
     dtype: torch.dtype,
     token_bytes: tuple[bytes | None, ...],
     end_ids: tuple[int, ...],
-    trust: bool,
     alone: bool = False,
 ) -> tuple[Head, Vocabulary]:
-    """Read only the head's tensors of a Hugging Face model, tied or not, and sort them. What the model does to their products, its engine
-    says (`Engine.logit_rule`).
+    """Read only the head's tensors of a Hugging Face model, tied or not, and sort them.
 
+    What the model does to their products, its engine says (`Engine.logit_rule`).
+
+    Args:
+        source: of the model, resolved.
+        dtype: of the tensors that are returned.
+        token_bytes: spelling of each token; None where it has none.
+        end_ids: tokens that mean END.
+        alone: see `Head`.
     Raises:
         ValueError: the checkpoint holds no safetensors, or not the tensor that the model's head is, or one that is not finite.
     """
-    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust)
-    names, bias_name, rename = _head_names(config, trust)
-    weight_VD = _tensor(model, revision, names, rename).to(dtype)
+    config = AutoConfig.from_pretrained(source.source, **source.options)
+    names, bias_name, rename = _head_names(config, source.trust_remote_code)
+    weight_VD = _tensor(source, names, rename).to(dtype)
     if not bool(torch.isfinite(weight_VD).all()):
-        raise ValueError(f"{model}: the weights of its head ({names[0]}) are not finite; fetch it again")
-    bias_V = _tensor(model, revision, [bias_name], rename) if bias_name else None
+        raise ValueError(f"{source.source}: the weights of its head ({names[0]}) are not finite; fetch it again")
+    bias_V = _tensor(source, [bias_name], rename) if bias_name else None
     vocabulary = Vocabulary(token_bytes, end_ids, len(weight_VD))
     return Head(weight_VD, bias_V, vocabulary, alone), vocabulary
 
@@ -63,8 +69,9 @@ def _head_names(config: object, trust: bool) -> tuple[list[str], str | None, Cal
     return [name for name, parameter in named if id(parameter) in weights], bias_name, rename
 
 
-def _tensor(model: str, revision: str | None, names: list[str], rename: Callable[[str], str]) -> Tensor:
+def _tensor(source: ModelSource, names: list[str], rename: Callable[[str], str]) -> Tensor:
     """The first of `names` that the checkpoint holds, under that name or another that the model reads as it."""
+    model, revision = source.source, source.revision
     files = _checkpoint_files(model, revision)
     stored = {rename(name): name for name in files} | {name: name for name in files}
     for name in names:

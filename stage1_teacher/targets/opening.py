@@ -41,6 +41,7 @@ def open_teacher(
         over_machines: see `EngineRequest`.
     """
     teacher, placement = recipe.teacher, recipe.placement
+    source = teacher.source.at(model)
     start, ends = resolve_ids(recipe, tokenizer, chat)
     request = EngineRequest(model, teacher, placement, tokenizer, start, ends[0], False, over_machines)
     if not teacher.engine_spec.hidden_states:
@@ -50,18 +51,16 @@ def open_teacher(
     if slow := slow_dtype("teacher.dtype", teacher.dtype):
         warn(slow)
     head, vocabulary = load_head(
-        model,
-        teacher.revision,
+        source,
         getattr(torch, teacher.dtype),
         tokenizer.token_bytes,
         ends,
-        teacher.trust_remote_code,
         alone=not placement.overlap,  # else the engine computes in another thread
     )
     if computes_on_gpu():
         head = head.to("cuda")
     reducer = Reducer(head, vocabulary, placement.reduce_rows)
-    config = load_config(model, teacher.revision, teacher.trust_remote_code)
+    config = load_config(source)
     named = f"{teacher.model} ({', '.join(config.architectures or [config.model_type])})"
 
     def open_checked(branching: bool) -> Engine:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from pipeline.config import Recipe, check_engine_gives
+from pipeline.runtime.model_source import ModelSource
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
@@ -18,15 +19,21 @@ class ResolvedTeacher(NamedTuple):
 
 
 def load_tokenizer(recipe: Recipe) -> ResolvedTeacher:
-    """Raises ValueError for a corpus of chats where the tokenizer has no chat template, and for what the engine does not give."""
+    """Find and load what the recipe names.
+
+    Raises ValueError for a corpus of chats where the tokenizer has no chat template, and for what the engine does not
+    give.
+    """
     teacher = recipe.teacher
     check_engine_gives(recipe)
-    model = teacher.model if teacher.is_mere_name else resolve_model(teacher.model, teacher.revision)
-    source, revision = (resolve_tokenizer(teacher.tokenizer), None) if teacher.tokenizer else (model, teacher.revision)
+    model = teacher.source if teacher.is_mere_name else resolve_model(teacher.source)
+    source = model
+    if teacher.tokenizer:
+        source = ModelSource(resolve_tokenizer(teacher.tokenizer), None, teacher.trust_remote_code)
     if recipe.corpus.has_chats:
-        chat = ChatTokenizer.load(source, teacher.trust_remote_code, revision)
-        return ResolvedTeacher(model, chat.tokenizer, chat)
-    return ResolvedTeacher(model, ByteTokenizer.load(source, teacher.trust_remote_code, revision), None)
+        chat = ChatTokenizer.load(source)
+        return ResolvedTeacher(model.source, chat.tokenizer, chat)
+    return ResolvedTeacher(model.source, ByteTokenizer.load(source), None)
 
 
 def resolve_ids(

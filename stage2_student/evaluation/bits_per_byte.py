@@ -174,18 +174,11 @@ def run_eval(
     Raises:
         ValueError: no text that all models can be asked about; a revision of what is no hub name; and as `window_size`.
     """
-    folders = [resolve_model(job.model, job.revision) for job in jobs]
-    own: list[dict[str, Any]] = [{"revision": job.revision, "trust_remote_code": job.trust_remote_code} for job in jobs]
-    sizes = [
-        window_size(load_config(folder, **options), max_tokens, job.name)
-        for job, folder, options in zip(jobs, folders, own, strict=True)
-    ]
+    sources = [resolve_model(job.source) for job in jobs]
+    sizes = [window_size(load_config(source), max_tokens, job.name) for job, source in zip(jobs, sources, strict=True)]
 
     def readers(chats: bool) -> list[Reader]:
-        return [
-            Reader.load(job.name, folder, job.start, chats, **options)
-            for job, folder, options in zip(jobs, folders, own, strict=True)
-        ]
+        return [Reader.load(job.name, source, job.start, chats) for job, source in zip(jobs, sources, strict=True)]
 
     corpus_readers = {name: readers(config.has_chats) for name, config in corpora.items()}
     texts = {name: scored_text(_texts(config, limit), corpus_readers[name]) for name, config in corpora.items()}
@@ -199,7 +192,7 @@ def run_eval(
     def measured(index: int) -> dict[str, dict[str, Any]]:
         """Of one model, which is gone when its figures are there: two need not fit at once."""
         job = jobs[index]
-        model = load_model(folders[index], job.revision, torch.float32, job.trust_remote_code).eval()
+        model = load_model(sources[index], torch.float32).eval()
         model.to(device or compute_device())
         check_causal(model, job.name)
         figures = {

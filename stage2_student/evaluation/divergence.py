@@ -88,7 +88,7 @@ class ByteModel:
     @classmethod
     def load(cls, folder: str, start: int, ends: tuple[int, ...], dtype: torch.dtype = torch.float32) -> "ByteModel":
         """Of a folder, for plain text, in the windows that `window_size` gives it."""
-        model = load_model(folder, None, dtype, trust_remote_code=False).eval()
+        model = load_model(folder, dtype).eval()
         model.to(compute_device())
         size = window_size(model.config, None, folder)
         return cls(model, ByteTokenizer.load(folder), start, ends, max_tokens=size)

@@ -25,6 +25,7 @@ from tokenizers import normalizers
 from pipeline.config import TasksConfig
 from pipeline.runtime.devices import compute_device
 from pipeline.runtime.dtypes import natural_dtype
+from pipeline.runtime.model_source import ModelSource
 from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.chat_template import ASSISTANT, TODAY
 
@@ -149,7 +150,7 @@ def run_tasks(
     Raises ValueError, before any weights are loaded, for a task that is not known or whose data cannot be had.
     """
     tasks = {name: _load(group) for name, group in groups.items()}
-    source = resolve_model(model, revision)
+    source = resolve_model(ModelSource(model, revision)).source
     if Path(source).exists():
         source = str(Path(source).absolute())  # a relative path would be asked for at the hub
     found: dict[str, dict[str, Any]] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from stage2_student.evaluation.spelled_text import Span, Spelled, Text, common_spans, spell
@@ -28,18 +29,16 @@ class Reader(NamedTuple):
     start_id: int
 
     @classmethod
-    def load(
-        cls, name: str, source: str, start: str | None, chats: bool, revision: str | None, trust_remote_code: bool
-    ) -> "Reader":
-        """Of a folder or hub name; `start` is a token's name, None the tokenizer's own.
+    def load(cls, name: str, source: ModelSource, start: str | None, chats: bool) -> "Reader":
+        """Load what a model reads by; `start` is a token's name, None the tokenizer's own.
 
         Raises ValueError for a tokenizer without start token; with `chats`, for one without chat template.
         """
-        chat = ChatTokenizer.load(source, trust_remote_code, revision) if chats else None
-        tokenizer = ByteTokenizer.load(source, trust_remote_code, revision) if chat is None else chat.tokenizer
+        chat = ChatTokenizer.load(source) if chats else None
+        tokenizer = ByteTokenizer.load(source) if chat is None else chat.tokenizer
         start_id = tokenizer.token_id(start) if start else tokenizer.default_start
         if start_id is None:
-            raise ValueError(f"{source}: its tokenizer has no start token; name one with --start")
+            raise ValueError(f"{source.source}: its tokenizer has no start token; name one with --start")
         return cls(name, tokenizer, chat, start_id)
 
     def end_ids(self, end: str | tuple[str, ...] | None) -> tuple[int, ...]:

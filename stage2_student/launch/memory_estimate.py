@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from pipeline.config import DeepSpeedConfig, Recipe, student_config
+from pipeline.runtime.huggingface import load_config
 from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.distributed.deepspeed_config import operators_json
@@ -37,18 +38,17 @@ class Sizes(NamedTuple):
 def student_sizes(recipe: Recipe) -> Sizes:
     """Of the student that the recipe trains: moved to its tokenizer, layers dropped, adapters and interface added."""
     student = student_config(recipe)
-    source = resolve_model(student.model, student.revision)
+    source = resolve_model(student.source)
     tokenizer, _, _ = student_tokenizer(student)
-    moved = tokenizer.sha256 != ByteTokenizer.load(source, student.trust_remote_code, student.revision).sha256
-    trust = {"trust_remote_code": student.trust_remote_code}
-    config = AutoConfig.from_pretrained(source, revision=student.revision, **trust)
+    moved = tokenizer.sha256 != ByteTokenizer.load(source).sha256
+    config = load_config(source)
     if moved:
         config.get_text_config().vocab_size = len(tokenizer.token_bytes)
     if student.drop_layers:
         layers = range(config.get_text_config().num_hidden_layers)
         config = smaller_config(config, [layer for layer in layers if layer not in student.drop_layers])
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **trust)
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=source.trust_remote_code)
         parts: list[torch.nn.Module] = [lm]
         if recipe.train.objectives.uses_bytes:
             shape = StudentShape(

@@ -10,6 +10,7 @@ from tokenizers import AddedToken
 
 from pipeline.config import StudentConfig
 from pipeline.runtime.huggingface import load_tokenizer
+from pipeline.runtime.model_source import ModelSource
 from pipeline.sources.resolve import resolve_file, resolve_model, resolve_tokenizer
 
 
@@ -20,11 +21,12 @@ def with_template(wrapped: Any, student: StudentConfig) -> Any:
     """
     if student.chat_template is None and wrapped.chat_template is not None:
         return wrapped
-    model = resolve_model(student.model, student.revision)
+    model = resolve_model(student.source)
     if student.chat_template is None or student.chat_template.endswith(".jinja"):
-        donor = load_tokenizer(model, student.trust_remote_code, student.revision)
+        donor = load_tokenizer(model)
     else:
-        donor = load_tokenizer(resolve_tokenizer(student.chat_template), student.trust_remote_code)
+        found = resolve_tokenizer(student.chat_template)
+        donor = load_tokenizer(ModelSource(found, None, student.trust_remote_code))
     if student.chat_template is not None and student.chat_template.endswith(".jinja"):
         template = Path(resolve_file(student.chat_template)).read_text(encoding="utf-8")
     elif donor.chat_template is not None:

@@ -11,8 +11,7 @@ def sized(recipe: Recipe) -> tuple[Recipe, str | None]:
     if recipe.train.max_tokens is not None:
         return recipe, None
     student = student_config(recipe)
-    source = resolve_model(student.model, student.revision)
-    config = load_config(source, student.revision, student.trust_remote_code)
+    config = load_config(resolve_model(student.source))
     positions = max_positions(config)
     found = DEFAULT_MAX_TOKENS if positions is None else min(DEFAULT_MAX_TOKENS, positions)
     remark = None

@@ -12,6 +12,7 @@ from pipeline.config import Recipe, StudentConfig, student_config
 from pipeline.covering.vocabulary import check_head_rows
 from pipeline.runtime.huggingface import check_finite, counts_from_padding, load_model, load_tokenizer
 from pipeline.runtime.log import say
+from pipeline.runtime.model_source import ModelSource
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
@@ -42,14 +43,14 @@ class StudentTokenizer(NamedTuple):
 def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTokenizer:
     """The student's tokenizer; with `chats`, it has a chat template. Raises ValueError where there is none to be had."""
     if student.tokenizer is None:
-        source, revision = resolve_model(student.model, student.revision), student.revision
+        source = resolve_model(student.source)
     else:
-        source, revision = resolve_tokenizer(student.tokenizer, own=True), None
-    wrapped = load_tokenizer(source, student.trust_remote_code, revision)
+        source = ModelSource(resolve_tokenizer(student.tokenizer, own=True), None, student.trust_remote_code)
+    wrapped = load_tokenizer(source)
     if not chats:
-        return StudentTokenizer(ByteTokenizer.from_wrapped(wrapped, source), None, wrapped)
+        return StudentTokenizer(ByteTokenizer.from_wrapped(wrapped, source.source), None, wrapped)
     wrapped = with_template(wrapped, student)
-    tokenizer = ByteTokenizer.from_wrapped(wrapped, source)
+    tokenizer = ByteTokenizer.from_wrapped(wrapped, source.source)
     return StudentTokenizer(tokenizer, ChatTokenizer(tokenizer, wrapped), wrapped)
 
 
@@ -82,14 +83,14 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
     folder = Path(student.path) / "start"
     if folder.exists():
         return folder
-    model_source = resolve_model(student.model, student.revision)
+    source = resolve_model(student.source)
     tokenizer, chat, wrapped = student_tokenizer(student, chats)
-    model = load_model(model_source, student.revision, "auto", student.trust_remote_code)
+    model = load_model(source, "auto")
     check_finite(model, student.model)
     if student.drop_layers:
         model = drop_layers(model, student.drop_layers)
     ends = end_tokens(student, tokenizer, chat)
-    old = ByteTokenizer.load(model_source, student.trust_remote_code, student.revision)
+    old = ByteTokenizer.load(source)
     counts = _move(model, old, tokenizer, ends, student.averaged_scale)
     check_head_rows(model.get_output_embeddings().weight.shape[0], tokenizer.token_bytes)
     with committed_folder(folder) as partial:
@@ -149,7 +150,7 @@ def tokenizer_moved(folder: Path) -> bool:
 
 def load_start(folder: Path, trust_remote_code: bool) -> Any:
     """The start model with float32 weights, on the CPU. Raises ValueError where they are not finite."""
-    model = load_model(str(folder), None, torch.float32, trust_remote_code)
+    model = load_model(ModelSource(str(folder), None, trust_remote_code), torch.float32)
     check_finite(model, str(folder))
     model.config.use_cache = False
     return model

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.runtime.huggingface import load_tokenizer
+from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 
 _MODULE, _CLASS = "tokenizer_as_written", "TokenizerAsWritten"
@@ -42,7 +43,7 @@ def save_tokenizer(wrapped: Any, folder: Path, trust_remote_code: bool = False) 
     (folder / f"{_MODULE}.py").write_text(_CODE, encoding="utf-8")
     if _read_back(folder, trust_remote_code) != written:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        read = type(load_tokenizer(str(folder), trust_remote_code)).__name__
+        read = type(load_tokenizer(ModelSource(str(folder), None, trust_remote_code))).__name__
         raise ValueError(
             f"the student's tokenizer cannot stand beside a model of type {kind}: transformers reads it as its {read}, which cuts text "
             "otherwise, so that the student would be used with tokens that it has not learnt. Take a student.model of another type, "
@@ -56,7 +57,7 @@ def read_tokenizer(folder: Path, sha256: str, trust_remote_code: bool = False) -
     A release that did not know `save_tokenizer` wrote students of some types so that AutoTokenizer reads another one there.
     """
     with suppress(ValueError):  # a tokenizer of another kind than tokenizer.json
-        wrapped = load_tokenizer(str(folder), trust_remote_code)
+        wrapped = load_tokenizer(ModelSource(str(folder), None, trust_remote_code))
         if ByteTokenizer.from_wrapped(wrapped, str(folder)).sha256 == sha256:
             return wrapped
     return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -65,6 +66,6 @@ def read_tokenizer(folder: Path, sha256: str, trust_remote_code: bool = False) -
 def _read_back(folder: Path, trust_remote_code: bool) -> str | None:
     """`ByteTokenizer.sha256` of what AutoTokenizer makes of the folder; None where it makes nothing that spells bytes."""
     try:
-        return ByteTokenizer.load(str(folder), trust_remote_code).sha256
+        return ByteTokenizer.load(ModelSource(str(folder), None, trust_remote_code)).sha256
     except ValueError:
         return None

@@ -16,7 +16,7 @@ class Task:
             recipe_path,
             ["corpus.limit=2000", "teacher.max_tokens=1024", f"teacher.dtype={dtype}", "placement.batch_tokens=2048"],
         )
-        self.model = resolve_model(self.recipe.teacher.model)
+        self.model = resolve_model(self.recipe.teacher.model).source
         self.tokenizer = ByteTokenizer.load(self.model)
         text = "\n\n".join(d.text.decode() for d in Corpus(self.recipe.corpus).documents())
         size = int(num_tokens * 4.3)

@@ -30,12 +30,13 @@ class BranchingTeacher:
     def __init__(self, recipe: Recipe, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
         self._recipe, teacher = recipe, recipe.teacher
-        self._model = resolve_model(teacher.model, teacher.revision)
+        source = resolve_model(teacher.source)
+        self._model = source.source
         self.tokenizer = ByteTokenizer.load(resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else self._model)
         start, ends = resolve_ids(recipe, self.tokenizer)
         self.start = [] if start is None else [start]
         dtype = getattr(torch, teacher.dtype)
-        head, self.vocabulary = load_head(self._model, teacher.revision, dtype, self.tokenizer.token_bytes, ends, False)
+        head, self.vocabulary = load_head(source, dtype, self.tokenizer.token_bytes, ends)
         self.reducer = Reducer(head, self.vocabulary)
 
     @cached_property

@@ -142,7 +142,7 @@ class Quality:
         if name == "teacher":
             first, last = resolve_ids(self.base, load_tokenizer(self.base)[1])
             assert first is not None
-            model = resolve_model(self.base.teacher.model, self.base.teacher.revision)
+            model = resolve_model(self.base.teacher.source).source
             return self._measure(model, first, last, "table", file)
         student = student_config(self.base).model_copy(update={"path": str(self.out / "runs/start")})
         ends = end_tokens(student, student_tokenizer(student).tokenizer)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.config.loading import load_recipe
 from pipeline.covering.covering import Covering, unnormalised
+from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, document_of
 from schemas import END
@@ -299,10 +300,10 @@ def test_bits_per_byte_of_chats_are_those_of_what_the_assistant_says(tmp_path: P
 
 def test_a_teacher_has_no_divergence_to_its_own_dump_of_chats_and_another_model_has_some(dump: Path) -> None:
     teacher = dump.parent / "teacher"
-    own = run_eval([EvaluatedModel("own", str(teacher), None, None)], {}, dump)["own"]["dump"]
+    own = run_eval([EvaluatedModel("own", ModelSource(str(teacher)))], {}, dump)["own"]["dump"]
     records = [record for shard in Manifest.load(dump).shards for record in read_shard(shard.path(dump))]
     assert own["positions"] == sum(record.num_positions for record in records) and own["records"] == len(records)
     assert own["jsd_nats"] < 2e-3
     mistral = chat_model(dump.parent / "other", "mistral", seed=3)
-    other = run_eval([EvaluatedModel("other", str(mistral), None, None)], {}, dump)["other"]["dump"]
+    other = run_eval([EvaluatedModel("other", ModelSource(str(mistral)))], {}, dump)["other"]["dump"]
     assert other["jsd_nats"] > 0.01 and 0 < own["positions"] - other["positions"] <= 4 * len(records)

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import CorpusConfig
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.config.loading import load_recipe
+from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.conversation import Excerpt
 from schemas.manifest import Manifest
 from schemas.record import Record
@@ -124,7 +125,7 @@ def test_a_run_counts_what_it_leaves_out_by_name_and_learns_the_rest(qwen3: Path
 def test_the_teacher_itself_is_no_distance_from_its_dump_and_all_models_are_scored_on_the_same_turns(
     qwen3: Path, tmp_path: Path
 ) -> None:
-    teacher = EvaluatedModel("teacher", str(qwen3.parent / "teacher"), "<|im_start|>", None)
+    teacher = EvaluatedModel("teacher", ModelSource(str(qwen3.parent / "teacher")), "<|im_start|>")
     more = row(talk(user("the?"), answer("", n=1), result("7"), answer("and"), tools=True))
     source = tmp_path / "held_out.jsonl"
     source.write_text("".join(json.dumps(each) + "\n" for each in [*ROWS, more]), encoding="utf-8")
@@ -136,7 +137,7 @@ def test_the_teacher_itself_is_no_distance_from_its_dump_and_all_models_are_scor
     figures = alone["held_out"]
     assert figures["num_documents"] == 8 and figures["num_bytes"] == supervised + len(call) + len("and")
     assert figures["left_out"] == {}
-    llama = EvaluatedModel("llama", str(turn_model(tmp_path / "llama", "llama3_1")), "<s>", None)
+    llama = EvaluatedModel("llama", ModelSource(str(turn_model(tmp_path / "llama", "llama3_1"))), "<s>")
     both = run_eval([teacher, llama], corpora)
     for job in ("teacher", "llama"):
         assert both[job]["held_out"]["num_bytes"] == len("thing") + len("yes, 7no") + len("and")

@@ -380,7 +380,7 @@ def test_a_model_is_asked_about_each_turn_in_the_rendering_that_it_would_have_re
     assert ends[0] is not None and ends[1] is not None
     [piece] = cut_conversation("c", REASONED, smollm3, [ends[0]], 100_000)
     record = record_of(piece, rng)
-    model = load_model(str(folder), None, torch.float32, trust_remote_code=False).eval()
+    model = load_model(str(folder), torch.float32).eval()
     answers = ByteModel(model, qwen3.tokenizer, 0, (ends[1],), qwen3).answers(record)
     assert answers.asked_P.all() and len(answers.probs_PV) == record.num_positions
     texts = [record.document[segment.start : segment.start + segment.length] for segment in record.segments]

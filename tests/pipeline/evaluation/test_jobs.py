@@ -9,6 +9,7 @@ from pipeline.cli import evaluation as scoring
 from pipeline.config import CorpusConfig, EvalConfig, Recipe, TasksConfig
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.evaluation.jobs import Wanted, custom_corpus, custom_tasks, jobs_of_recipe, wanted
+from pipeline.runtime.model_source import ModelSource
 
 PIQA = {"chat": {"names": ["piqa"], "apply_chat_template": True, "metrics": {"piqa": "acc"}}}
 PUBLISHED = {"BLD": {"piqa": 75.68}}
@@ -52,7 +53,7 @@ def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(scoring, "find_spec", lambda _: None)
     found = wanted(None, {}, custom_tasks("piqa", {}, None), None)
     with pytest.raises(ValueError, match=r"byte-level-distillation\[eval\]"):
-        scoring._run_tasks([EvaluatedModel("m", "some/model", None, None)], found, {"m": Path("out")}, False)
+        scoring._run_tasks([EvaluatedModel("m", ModelSource("some/model"))], found, {"m": Path("out")}, False)
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,11 @@ def test_a_model_that_is_not_whole_is_refused_by_name(
     folder = Path(shutil.copytree(good, tmp_path / "damaged"))
     damage(folder)
     with pytest.raises(ValueError, match=f"(?s)damaged: .*{said}"):
-        load_model(str(folder), None, torch.float32, trust_remote_code=False)
+        load_model(str(folder), torch.float32)
 
 
 def test_a_tied_head_is_not_missing(good: Path) -> None:
-    model = load_model(str(good), None, torch.float32, trust_remote_code=False)
+    model = load_model(str(good), torch.float32)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 

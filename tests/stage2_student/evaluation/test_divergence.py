@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.config.loading import load_recipe
+from pipeline.runtime.model_source import ModelSource
 from schemas.manifest import Manifest
 from schemas.record import Record, Segment
 from schemas.shard import read_shard
@@ -66,7 +67,10 @@ def test_a_teacher_with_several_ends_has_no_divergence_to_its_own_dump(tmp_path:
     )
     run_teacher(load_recipe(tmp_path / "recipe.yaml"))
     found = run_eval(
-        [EvaluatedModel("all", str(own), None, ends), EvaluatedModel("one", str(own), None, ends[0])],
+        [
+            EvaluatedModel("all", ModelSource(str(own)), None, ends),
+            EvaluatedModel("one", ModelSource(str(own)), None, ends[0]),
+        ],
         {},
         tmp_path / "dump",
     )
@@ -85,7 +89,7 @@ def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path
     )
     run_teacher(load_recipe(recipe))
     end = tiny_tokenizer().eos_token_id
-    jobs = [EvaluatedModel("own", str(own), None, None), EvaluatedModel("other", str(other), None, None)]
+    jobs = [EvaluatedModel("own", ModelSource(str(own))), EvaluatedModel("other", ModelSource(str(other)))]
     found = run_eval(jobs, {}, tmp_path / "dump")
     same = found["own"]["dump"]
     assert same["positions"] == len("the thing and é".encode()) + len("banding") + 2

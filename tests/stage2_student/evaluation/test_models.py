@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.reports.runs import read_run
+from pipeline.runtime.model_source import ModelSource
 from stage2_student.evaluation.bits_per_byte import run_eval
 from tests.support.tiny import tiny_model
 
@@ -47,7 +48,7 @@ def test_a_revision_decides_weights_and_tokenizer(hub: Path, tmp_path: Path) -> 
     assert main == figures(str(hub / ("a" * 40)), text) and small == figures(str(hub / ("b" * 40)), text)
     assert main["num_tokens"] < small["num_tokens"]
     with pytest.raises(ValueError, match="revision 'small' needs a hub name"):
-        run_eval([EvaluatedModel("m", str(hub / ("b" * 40)), None, None, "small")], {})
+        run_eval([EvaluatedModel("m", ModelSource(str(hub / ("b" * 40)), "small"))], {})
 
 
 def test_code_of_a_models_own_runs_only_where_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
