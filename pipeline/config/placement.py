@@ -1,5 +1,7 @@
 """The placement: where and how fast stage 1 runs. No part of a dump's identity; a dump goes on under another."""
 
+from collections.abc import Mapping
+from typing import ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import ByteSize, Field, field_validator
@@ -9,6 +11,8 @@ from pipeline.config.section import Section
 
 class PlacementConfig(Section):
     """Where and how fast stage 1 runs. Not part of the identity."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"most_engines": "max_engines", "engine_attempts": "max_engine_failures"}
 
     batch_tokens: int = Field(8192, ge=16, description="Teacher tokens handed to the engine at once.")
     engine_batch_tokens: int = Field(2048, ge=1, description="Tokens in one engine step (vLLM max_num_batched_tokens).")
@@ -26,22 +30,26 @@ class PlacementConfig(Section):
         None,
         ge=0,
         description="GPUs that an engine takes of a Ray cluster; default: tensor_parallel x pipeline_parallel where "
-        "the cluster has "
-        "GPUs, else 0. Where no machine has so many, it lies on several (vLLM).",
+        "the cluster has GPUs, else 0. Where no machine has so many, it lies on several (vLLM).",
     )
     engine_cpus: int | None = Field(
         None, ge=1, description="CPU cores that it takes; default: 1, without GPUs as many as the smallest machine has."
     )
-    most_engines: int | None = Field(
-        None, ge=1, description="Engines on a Ray cluster at most; default: as many as have room, more when it grows."
+    max_engines: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of engines on a Ray cluster; default: as many as fit, growing with the cluster.",
     )
     reduce_rows: int | None = Field(
         None,
         ge=1,
         description="Rows whose logits are held at once while they are reduced to bytes; default: 256, on a GPU 1024.",
     )
-    engine_attempts: int = Field(
-        3, ge=1, description="Times a batch is tried, the engine started again in between, before the dump stops."
+    max_engine_failures: int = Field(
+        3,
+        ge=1,
+        description="Engine failures in a row on one batch at which the dump stops; until then the engine is "
+        "restarted. On a Ray cluster also: engines lost on one shard, or failed starts in a row.",
     )
     overlap: bool | None = Field(
         None, description="Reduce and write a batch while the engine runs the next; default: on a GPU, or for a server."

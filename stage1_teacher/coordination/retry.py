@@ -1,4 +1,4 @@
-"""An engine that fails in the middle of a batch is started again, and the batch is asked for again: nothing is lost."""
+"""Retries: an engine that fails in a batch is restarted, and the batch is run again, so that nothing is lost."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -7,38 +7,43 @@ from pipeline.runtime.log import warn
 from pipeline.runtime.metrics import count_failure
 from stage1_teacher.targets.teacher import Teacher
 
-Answer = TypeVar("Answer")
+Output = TypeVar("Output")
 
 
 class EngineError(OSError):
-    """The engine failed too often in a row; the cause is chained."""
+    """An engine that failed too often in a row; the cause is chained."""
 
 
-def persist(teacher: Teacher, ask: Callable[[], Answer], attempts: int) -> Answer:
-    """What `ask` gives, with the teacher's engine restarted after each failure.
+def retry_with_restart(teacher: Teacher, run: Callable[[], Output], max_failures: int) -> Output:
+    """Return what `run` returns, restarting the teacher's engine after each failure.
 
-    A ValueError is no failure of the engine: it says what is wrong with weights, settings or text, and would come again.
+    A ValueError is no engine failure: it says that weights, settings or text are wrong, and would come again.
 
+    Args:
+        max_failures: failures in a row at which to stop; at least 1.
     Raises:
-        EngineError: `attempts` failures in a row, or one of an engine that cannot be restarted here.
+        EngineError: that many failures in a row, or one failure of an engine that cannot be restarted here.
     """
-    for attempt in range(1, attempts + 1):
+    for failures in range(1, max_failures + 1):
         try:
-            if attempt > 1:
+            if failures > 1:
                 teacher.restart()
-            return ask()
+            return run()
         except ValueError:
             raise
         except Exception as error:
-            if attempt == attempts or not teacher.can_restart:
+            if failures == max_failures or not teacher.can_restart:
                 raise EngineError(
-                    f"the teacher's engine failed {attempt} times in a row (placement.engine_attempts), the last time with "
-                    f"{_describe(error)}. Shards that are complete stay; mend the cause (less memory: lower "
-                    "placement.engine_batch_tokens), then run the same command again. --debug shows where it failed."
+                    f"the teacher's engine failed {failures} times in a row (placement.max_engine_failures); last "
+                    f"error: {_describe(error)}. Completed shards are kept; fix the cause (if it is memory, lower "
+                    "placement.engine_batch_tokens) and rerun the same command. --debug shows the traceback."
                 ) from error
             count_failure("engine")
-            warn(f"the teacher's engine failed with {_describe(error)}; starting it again ({attempt + 1}/{attempts})")
-    raise AssertionError("attempts is at least 1")
+            warn(
+                f"the teacher's engine failed: {_describe(error)}; "
+                f"restarting it (attempt {failures + 1}/{max_failures})"
+            )
+    raise AssertionError("max_failures is at least 1")
 
 
 def _describe(error: Exception) -> str:

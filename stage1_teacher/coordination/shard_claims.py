@@ -1,11 +1,11 @@
-"""Who makes which shard, where several processes work on one dump: what one holds, the others pass over.
+"""Shard locks: several processes work on one dump, and each skips the shards that another one is making.
 
-Claims save work and nothing else: a shard that two processes make all the same is committed once, whole, by the first.
+Claims only save work: a shard that two processes make anyway is committed once, whole, by whichever is first.
 
-In a folder byte i of the file `claims.lock` is locked by the process that makes shard i, and one byte far behind them by the one that
-writes a JSON file. The kernel lets go when a process ends, however it ends, so such a claim is never stale; the file itself stays
-empty. Byte-range locks also hold between machines that share a folder over NFS version 4. An object store has no locks:
-`stage1_teacher.coordination.store_leases`.
+In a folder, the process that makes shard i locks byte i of the file `claims.lock`; the one that writes a JSON file
+locks a byte far beyond those. The kernel releases the locks when a process ends, however it ends, so a claim is never
+stale; the file stays empty. Byte-range locks also work between machines that share a folder over NFS version 4. An
+object store has no locks; see `stage1_teacher.coordination.store_leases`.
 """
 
 import errno
@@ -22,25 +22,25 @@ _JSON_BYTE = 1 << 40
 
 
 class Claims(Protocol):
-    """This process's claims on a dump; a context manager that lets go of all of them."""
+    """This process's claims on a dump; a context manager that releases them all."""
 
     def take(self, shard: int) -> bool:
-        """Claim a shard. False where another process has it; one that is ours already stays ours."""
+        """Claim a shard. Returns False if another process holds it; claiming a shard twice is harmless."""
 
     def give_back(self, shard: int) -> None:
-        """Let go of a shard that is made, or will not be."""
+        """Release a shard that is complete, or that this process will not make."""
 
-    def keep(self) -> None:
-        """Called now and then while shards are made, so that what is claimed stays so."""
+    def renew(self) -> None:
+        """Keep the claims alive; called after each batch."""
 
     def wait(self) -> bool:
-        """Wait a little, where what others hold may become free without a sign; False, at once, where a look again would not help."""
+        """Wait briefly for others' claims to expire, and return True; return False at once where they never do."""
 
     def writing_json(self) -> AbstractContextManager[None]:
-        """While it lasts, nobody else writes the dump's manifest, recipe, summary or audit; waits for its turn."""
+        """Hold the lock on the dump's manifest, recipe, summary and audit; waits until it is free."""
 
     def remove_dead_partials(self) -> None:
-        """Delete what a killed process left half written of shards that nobody is making."""
+        """Delete partial files of killed processes, except of shards that someone is making now."""
 
     def __enter__(self) -> Self: ...
 
@@ -50,7 +50,7 @@ class Claims(Protocol):
 
 
 def require_place(dump: Location) -> None:
-    """Raises ValueError for a store in which no dump can be made; asks nothing of it."""
+    """Raise ValueError for a store that cannot hold a dump, without contacting it."""
     if isinstance(dump, RemotePath):
         from schemas.storage import object_store as objects
 
@@ -58,7 +58,12 @@ def require_place(dump: Location) -> None:
 
 
 def open_claims(dump: Location) -> Claims:
-    """Raises OSError where the dump cannot be written to, ValueError for a store that cannot hold one."""
+    """Open this process's claims on a dump.
+
+    Raises:
+        OSError: the dump cannot be written.
+        ValueError: the store cannot hold a dump.
+    """
     if isinstance(dump, RemotePath):
         from stage1_teacher.coordination.store_leases import StoreClaims
 
@@ -67,10 +72,10 @@ def open_claims(dump: Location) -> Claims:
 
 
 class FolderClaims:
-    """Locks on bytes of a file. One at a time per process and dump: to close any of them lets go of all."""
+    """Byte-range locks on one file. At most one per process and dump: closing any file handle releases all of them."""
 
     def __init__(self, dump: Path) -> None:
-        """Raises OSError where the folder cannot be written."""
+        """Open the lock file. Raises OSError if the folder cannot be written."""
         self._dump, self._path = dump, dump / "claims.lock"
         try:
             self._file = self._path.open("ab")
@@ -84,15 +89,15 @@ class FolderClaims:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             raise OSError(
-                f"{self._path} cannot be locked: {error}. Put the dump on a file system with locks (NFS: version 4), "
-                "and copy it where it is wanted afterwards."
+                f"{self._path} cannot be locked: {error}. Put the dump on a file system with byte-range locks (NFS: "
+                "version 4), and copy it to its destination when it is complete."
             ) from error
         return True
 
     def give_back(self, shard: int) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, shard)
 
-    def keep(self) -> None:
+    def renew(self) -> None:
         return
 
     def wait(self) -> bool:
@@ -108,9 +113,8 @@ class FolderClaims:
 
     def remove_dead_partials(self) -> None:
         with self.writing_json():
-            for left in self._dump.glob(
-                "*.partial"
-            ):  # a living process writes these only in its turn, which is ours now
+            # A live process writes these only while it holds this lock.
+            for left in self._dump.glob("*.partial"):
                 left.unlink(missing_ok=True)
         for left in self._dump.glob("*/part-*.partial"):  # shards and their costs
             index = int(left.name.removeprefix("part-").split(".")[0])

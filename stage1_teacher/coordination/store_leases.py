@@ -1,8 +1,9 @@
-"""Claims on a dump in an object store: a lease is an object under `claims/`, which only one process can create.
+"""Shard locks in an object store: a lease is an object under `claims/` that only one process can create.
 
-A lease names the process that holds it, and counts from when it was last written: its holder writes it again while it works. It is over
-once `LEASE_SECONDS` have passed, or at once for a process of this machine that is gone. Clocks that differ, or a holder that was
-only slow, cost a shard made twice: the shard's own PUT decides (`schemas.storage.object_store.create`).
+A lease names its holder and is valid from the time it was last written; the holder rewrites it while it works. It
+expires after `LEASE_SECONDS`, or at once if its holder was a process of this machine that has ended. Skewed clocks, or
+a holder that was merely slow, cost a shard made twice; which copy counts is decided by the shard's own PUT
+(`schemas.storage.object_store.create`).
 """
 
 import json
@@ -21,17 +22,17 @@ import psutil
 from schemas.storage import object_store as objects
 from schemas.storage.locations import RemotePath
 
-LEASE_SECONDS = 600.0  # more than a batch takes, after each of which it is renewed, and than an engine takes to start
+LEASE_SECONDS = 600.0  # longer than an engine's start, and than a batch, after each of which the lease is renewed
 _WAIT_SECONDS = 5.0
 _TURN_SECONDS = 0.2
 _JSON = "json"
 
 
 class StoreClaims:
-    """This process's leases."""
+    """This process's leases on a dump."""
 
     def __init__(self, dump: RemotePath) -> None:
-        """Raises StoreError where the store cannot be written, ValueError where it does not keep to conditions."""
+        """Check the store. Raises StoreError if it cannot be written, ValueError if it ignores conditional requests."""
         objects.check_writable(dump)
         self._folder = dump / "claims"
         process = psutil.Process()
@@ -47,8 +48,9 @@ class StoreClaims:
         objects.remove(probe)
         if not kept:
             raise ValueError(
-                f"{self._folder.parent}: this store overwrites an object that was to be new (it ignores If-None-Match: *), so that "
-                "nothing there can be committed once. Give a local dump.path, and copy the dump there when it is complete."
+                f"{self._folder.parent}: this store overwrites existing objects (it ignores If-None-Match: *), so two "
+                "processes could overwrite each other's shards. Give a local dump.path, and copy the dump there when "
+                "it is complete."
             )
 
     def take(self, shard: int) -> bool:
@@ -58,9 +60,9 @@ class StoreClaims:
         path = self._folder / name
         if name not in self._written and not objects.create(path, self._holder):
             held = objects.read(path)
-            if held is None:  # given back just now; whoever looks next may have it
+            if held is None:  # released just now; the next caller may take it
                 return False
-            # Ours where only the answer to our request was lost.
+            # It is ours if only the response to our request was lost.
             if held.content != self._holder and not (
                 _is_over(held) and objects.replace(path, self._holder, held.e_tag)
             ):
@@ -75,7 +77,7 @@ class StoreClaims:
         if self._written.pop(name, None) is not None:
             objects.remove(self._folder / name)
 
-    def keep(self) -> None:
+    def renew(self) -> None:
         now = time.monotonic()
         for name, written in self._written.items():
             if now - written > LEASE_SECONDS / 3:
@@ -96,7 +98,7 @@ class StoreClaims:
             self._give_back(_JSON)
 
     def remove_dead_partials(self) -> None:
-        """There are none: what was cut off in the middle of an upload is no object."""
+        """Do nothing: an interrupted upload leaves no object behind."""
 
     def __enter__(self) -> Self:
         return self
@@ -120,16 +122,16 @@ def _is_over(held: objects.Held) -> bool:
 
 
 def _is_alive(pid: int, started: float) -> bool:
-    """Whether the process that began at `started` still runs. One that /proc hides (hidepid, another user's) counts as that process."""
+    """Return whether the process that began at `started` still runs; one that /proc hides counts as running."""
     try:
-        return abs(psutil.Process(pid).create_time() - started) < 1  # a number is used again after a while
+        return abs(psutil.Process(pid).create_time() - started) < 1  # pids are reused
     except psutil.Error:
         return _exists(pid)
 
 
 def _exists(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # sends nothing, and asks the kernel, not /proc
+        os.kill(pid, 0)  # sends no signal, and asks the kernel rather than /proc
     except PermissionError:
         return True
     except ProcessLookupError:

@@ -24,7 +24,7 @@ from pipeline.runtime.devices import computes_on_gpu
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.storage.locations import Location, open_parquet
-from stage1_teacher.coordination.concurrency import in_threads
+from stage1_teacher.coordination.thread_map import thread_map
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.encoded_windows import Piece
 from stage1_teacher.reduction.types import Rows
@@ -147,7 +147,7 @@ def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
     """What `audit.json` holds, from the shards that exist: means per position, and the worst documents."""
     missing = {shard.index for shard in manifest.missing(dump)}
     there = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
-    metadata = in_threads(_metadata, there)
+    metadata = thread_map(_metadata, there)
     found = [figures for values in metadata for figures in json.loads(values[METADATA_KEY.encode()])]
     num_shards, num_tokens = len(there), sum(int(values[b"bld.computed_tokens"]) for values in metadata)
     compared = [figures for figures in found if "kl_nats" in figures]

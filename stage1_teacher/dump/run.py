@@ -153,7 +153,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
             for made in make(read_shards(shards, corpus)):
                 progress.update(made.documents, made.text_bytes, made.tokens, made.stored_bytes)
                 count_missing(made)
-                job.claims.keep()
+                job.claims.renew()
                 if made.committed is not None:
                     num_made += 1
                     detail(f"{job.dump}: shard {made.committed}, {made.stored_bytes:,} bytes", shard=made.committed)

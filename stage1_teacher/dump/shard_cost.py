@@ -11,7 +11,7 @@ from pipeline.runtime.devices import computes_on_gpu, gpu_name
 from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.storage.atomic import make_folder
 from schemas.storage.locations import AnyLocation, Location
-from stage1_teacher.coordination.concurrency import in_threads
+from stage1_teacher.coordination.thread_map import thread_map
 
 
 class Cost(NamedTuple):
@@ -66,7 +66,7 @@ def read_cost(dump: Location, shard: ShardPlan) -> Cost | None:
 
 def total_cost(dump: Location, manifest: Manifest) -> dict[str, Any] | None:
     """Of all shards; None where one of them does not tell."""
-    found = in_threads(partial(read_cost, dump), manifest.shards)
+    found = thread_map(partial(read_cost, dump), manifest.shards)
     told = [cost for cost in found if cost is not None]
     if len(told) < len(found):
         return None

@@ -16,8 +16,8 @@ from schemas.manifest import ShardPlan, shard_identity
 from schemas.record import Record
 from schemas.shard import commit_shard, to_table
 from schemas.storage.locations import Location
-from stage1_teacher.coordination.concurrency import one_ahead
-from stage1_teacher.coordination.retry import persist
+from stage1_teacher.coordination.pipelined import pipelined
+from stage1_teacher.coordination.retry import retry_with_restart
 from stage1_teacher.dump import audit
 from stage1_teacher.dump import shard_cost as cost
 from stage1_teacher.dump.begun import LIBRARIES_KEY, libraries
@@ -99,7 +99,9 @@ def forward(
     for shard in shards:
         parts = list(batches(shard.pieces, placement.batch_tokens)) or [[]]
         for index, batch in enumerate(parts):
-            answers, wide = persist(teacher, partial(_ask, teacher, batch, audited), placement.engine_attempts)
+            answers, wide = retry_with_restart(
+                teacher, partial(_ask, teacher, batch, audited), placement.max_engine_failures
+            )
             yield Forwarded(batch, answers, wide, shard if index == len(parts) - 1 else None)
 
 
@@ -185,6 +187,6 @@ def make_shards(
     concurrent = recipe.placement.overlap
     if concurrent is None:
         concurrent = computes_on_gpu() or isinstance(teacher.engine, ListingEngine)
-    cut = one_ahead(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
+    cut = pipelined(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
     writer = ShardWriter(teacher, recipe, identity, folder)
-    yield from one_ahead(forward(cut, teacher, recipe.placement, audited), writer.take, concurrent)
+    yield from pipelined(forward(cut, teacher, recipe.placement, audited), writer.take, concurrent)

@@ -9,7 +9,7 @@ from schemas.file_seal import check_seal
 from schemas.manifest import Manifest, ShardPlan
 from schemas.shard import shard_metadata
 from schemas.storage.locations import Location, open_parquet
-from stage1_teacher.coordination.concurrency import in_threads
+from stage1_teacher.coordination.thread_map import thread_map
 from stage1_teacher.dump.shard_cost import total_cost
 
 _SUMMED = ("documents", "records", "bytes", "positions", "teacher_tokens", "computed_tokens", "stored_bytes")
@@ -26,7 +26,7 @@ class _Counted(NamedTuple):
 
 def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
     """What `summary.json` holds. Reads every byte. Raises ValueError for a shard that is damaged, or of other documents than planned."""
-    counted = in_threads(partial(_count, dump), manifest.shards)
+    counted = thread_map(partial(_count, dump), manifest.shards)
     totals: dict[str, Any] = {name: sum(shard.counts[name] for shard in counted) for name in _SUMMED}
     totals["stored_bytes_per_text_byte"] = round(totals["stored_bytes"] / max(totals["bytes"], 1), 4)
     counts = {key: value for key, value in manifest.corpus_counts.items() if key.startswith("left out")}

@@ -1,3 +1,3 @@
-"""Engines on the machines of a Ray cluster.
+"""Engines on the machines of a Ray cluster, and the queue that assigns shards to them.
 
 May import every other room of the stage but `verification` and `calibration`."""

@@ -1,4 +1,4 @@
-"""An engine on a machine of a cluster: what it is told, what it checks before it makes anything, how it makes a shard."""
+"""The actor on a machine of a cluster: opens an engine, checks that it belongs to the dump, and makes shards."""
 
 import hashlib
 import os
@@ -22,7 +22,8 @@ from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parents[2]
-# What decides what is in a shard, and this file, for both sides have to mean the same by a task. Not the command line, reports or set-up.
+# Everything that decides a shard's content, and this file, because both sides must agree on `Task`. Not the command
+# line, reports or set-up.
 CONTENT = (
     "schemas",
     "pipeline/config",
@@ -43,38 +44,38 @@ CONTENT = (
 
 
 class Task(NamedTuple):
-    """What an engine has to know of the dump."""
+    """The part of a dump's settings that an engine needs."""
 
     recipe: Recipe
     identity: dict[str, Any]
     accepted_engines: tuple[str, ...]
     audited: Set[str]
-    folder: str  # that relative paths of the recipe start from
-    code: str  # `code_sha256` where the dump was started
-    over_machines: bool  # the engine's GPUs may lie on several
+    folder: str  # base of the recipe's relative paths
+    code: str  # `code_sha256` of the driver
+    over_machines: bool  # the engine's GPUs may be on several machines
 
 
 class ClusterEngine:
-    """An engine in a process of its own."""
+    """An engine in its own process."""
 
     def __init__(self) -> None:
         self._opened: tuple[Task, Teacher] | None = None
 
     def open(self, task: Task) -> str:
-        """Start the engine; returns where it is. Raises ValueError where code, dump or teacher are not those of the start."""
+        """Start the engine and return where it runs. Raises ValueError if code, dump or teacher are not the driver's."""
         place = f"process {os.getpid()} of {socket.gethostname()}"
         if code_sha256() != task.code:
             raise ValueError(
-                f"{place} runs another release of this package, or of torch, than where the dump was started; install the same on "
-                "all machines of the cluster"
+                f"{place} runs another release of this package, or of torch, than the machine where the dump was "
+                "started; install the same releases on all machines of the cluster"
             )
-        if Path(task.folder).is_dir():  # else paths must be absolute: one that is not found is named
+        if Path(task.folder).is_dir():  # otherwise paths must be absolute; one that is missing is named in an error
             os.chdir(task.folder)
         dump = location(task.recipe.dump.path)
         if not (dump / "manifest.json").exists():
             raise ValueError(
-                f"{place} does not find {dump}: dump.path must be a folder that all machines share under one name, or an address "
-                "(s3://bucket/folder)"
+                f"{place} cannot find {dump}: dump.path must be a folder that all machines share under the same path, "
+                "or an address (s3://bucket/folder)"
             )
         teacher = load_tokenizer(task.recipe)
         corpus_sha256 = task.identity["corpus"]["sha256"]
@@ -93,18 +94,18 @@ class ClusterEngine:
         return place
 
     def make(self, shard: ShardPlan, documents: list[Document]) -> Iterator[Made]:
-        """Make a shard and commit it to the dump, yielding what each batch added."""
+        """Make a shard, commit it to the dump, and yield what each batch added."""
         assert self._opened is not None
         task, teacher = self._opened
         dump = location(task.recipe.dump.path)
         made = make_shards([(shard, documents)], teacher, task.recipe, task.identity, dump, task.audited)
-        # Ray sends values into this generator, which `yield from` would pass on to one that takes none.
+        # Ray sends values into this generator; `yield from` would pass them on to an iterator that takes none.
         for one in made:  # noqa: UP028
             yield one
 
 
 def code_sha256(root: Path = ROOT) -> str:
-    """Return the hash of the source files that decide what is in a shard (`CONTENT`, below `root`), and of torch's version."""
+    """Return the hash of torch's version and of the files that decide a shard's content (`CONTENT`, below `root`)."""
     digest = hashlib.sha256(version("torch").encode())
     for place in (root / part for part in CONTENT):
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:

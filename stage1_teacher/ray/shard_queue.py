@@ -1,4 +1,4 @@
-"""Which shard an engine of a cluster makes next: one that was lost, a new one, or at the end the oldest that another is still at."""
+"""The work queue of a cluster's engines: failed shards first, then new ones, then second copies of the oldest."""
 
 import operator
 import time
@@ -11,96 +11,102 @@ from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.shard_writer import Made
 
-_MOST_COPIES = 2  # engines on one shard
+_MAX_COPIES = 2  # engines working on one shard
 _NOTHING = Made(0, 0, 0)
 _COUNTED = [name for name in Made._fields if name not in ("committed", "audited")]
 
 
 class Shard:
-    """A shard that has been handed out. `documents` are wherever the cluster keeps them."""
+    """A shard in progress. `documents` is a reference to wherever the cluster keeps them."""
 
     def __init__(self, plan: ShardPlan, documents: Any) -> None:
         self.plan, self.documents = plan, documents
         self.since = time.monotonic()
-        self.copies = self.losses = 0
+        self.copies = self.failures = 0
         self.complete = False
-        self.told = _NOTHING  # what the progress has heard of it
+        self.reported = _NOTHING  # progress that the caller has been given
 
 
-class Run:
-    """One engine's go at a shard."""
+class Attempt:
+    """One engine's attempt at a shard."""
 
     def __init__(self, shard: Shard) -> None:
         self.shard, self.done = shard, _NOTHING
         shard.copies += 1
 
 
-class HandOut:
-    """Shards with their documents, handed out until all are complete.
+class ShardQueue:
+    """Shards with their documents, assigned to engines until all are complete.
 
     Args:
-        shards: in the order of the corpus; taken one at a time, when an engine is free for it.
-        keep: puts a shard's documents where every engine reaches them, for as long as what it returns is held.
-        attempts: engines that may be lost at one shard before it is taken for the cause.
+        shards: in corpus order; read one at a time, as engines become free.
+        store: puts a shard's documents where every engine can read them, for as long as the returned reference is held.
+        max_failures: engines lost on one shard at which that shard is taken to be the cause.
     """
 
     def __init__(
-        self, shards: Iterator[tuple[ShardPlan, list[Document]]], keep: Callable[[list[Document]], Any], attempts: int
+        self,
+        shards: Iterator[tuple[ShardPlan, list[Document]]],
+        store: Callable[[list[Document]], Any],
+        max_failures: int,
     ) -> None:
-        self._new, self._keep, self._attempts = shards, keep, attempts
-        self._lost: deque[Shard] = deque()
+        self._new, self._store, self._max_failures = shards, store, max_failures
+        self._failed: deque[Shard] = deque()
         self._open: list[Shard] = []  # oldest first
         self._exhausted = False
 
     @property
     def is_done(self) -> bool:
-        """All shards are complete, as far as has been asked."""
+        """Whether every shard read so far is complete and there are no more."""
         return self._exhausted and not self._open
 
-    def next(self) -> Run | None:
-        """A shard for an engine that is idle; None where all that is left has engines enough."""
-        if self._lost:
-            return Run(self._lost.popleft())
-        filled = None if self._exhausted else next(self._new, None)
-        if filled is not None:
-            plan, documents = filled
-            self._open.append(Shard(plan, self._keep(documents)))
-            return Run(self._open[-1])
+    def next(self) -> Attempt | None:
+        """Return an attempt for an idle engine, or None if every remaining shard has as many engines as it may have."""
+        if self._failed:
+            return Attempt(self._failed.popleft())
+        new = None if self._exhausted else next(self._new, None)
+        if new is not None:
+            plan, documents = new
+            self._open.append(Shard(plan, self._store(documents)))
+            return Attempt(self._open[-1])
         self._exhausted = True
-        slow = [shard for shard in self._open if shard.copies < _MOST_COPIES]
-        return Run(min(slow, key=lambda shard: (shard.copies, shard.since))) if slow else None
+        slow = [shard for shard in self._open if shard.copies < _MAX_COPIES]
+        return Attempt(min(slow, key=lambda shard: (shard.copies, shard.since))) if slow else None
 
-    def advance(self, run: Run, made: Made) -> Made | None:
-        """What a batch adds to the progress of all; None where another engine was first. A copy, or a shard made again, counts from
-        where the furthest one had come."""
-        shard = run.shard
+    def advance(self, attempt: Attempt, made: Made) -> Made | None:
+        """Return what a batch adds to the overall progress, or None if another engine completed the shard first.
+
+        A second copy, or a new attempt at a failed shard, counts only from where the furthest attempt had come.
+        """
+        shard = attempt.shard
         if shard.complete:
             return None
-        run.done = _each(operator.add, run.done, made)
-        furthest = _each(max, run.done, shard.told)
-        new = _each(operator.sub, furthest, shard.told)
-        shard.told = furthest
+        attempt.done = _each(operator.add, attempt.done, made)
+        furthest = _each(max, attempt.done, shard.reported)
+        new = _each(operator.sub, furthest, shard.reported)
+        shard.reported = furthest
         if made.committed is not None:
             shard.complete = True
             self._open.remove(shard)
         return new._replace(committed=made.committed, audited=made.audited)
 
-    def lose(self, run: Run, why: str) -> None:
-        """Its engine is gone. Raises EngineError where engines are lost at this shard again and again."""
-        shard = run.shard
+    def fail(self, attempt: Attempt, why: str) -> None:
+        """Record that an attempt's engine is lost. Raises EngineError once the shard has lost `max_failures` engines."""
+        shard = attempt.shard
         shard.copies -= 1
-        shard.losses += 1
+        shard.failures += 1
         if shard.complete:
             return
-        if shard.losses >= self._attempts:
+        if shard.failures >= self._max_failures:
             raise EngineError(
-                f"shard {shard.plan.index} has cost {shard.losses} engines (placement.engine_attempts), the last one: {why}. Shards that "
-                "are complete stay; mend the cause (less memory: lower placement.engine_batch_tokens), then run the same command again."
+                f"shard {shard.plan.index} failed on {shard.failures} engines (placement.max_engine_failures); last "
+                f"error: {why}. Completed shards are kept; fix the cause (if it is memory, lower "
+                "placement.engine_batch_tokens) and rerun the same command."
             )
         if not shard.copies:
-            self._lost.append(shard)
+            self._failed.append(shard)
 
 
-def _each(do: Callable[[Any, Any], Any], a: Made, b: Made) -> Made:
-    """Of all that is counted of two; not of what they say of a shard that is complete."""
-    return Made(**{name: do(getattr(a, name), getattr(b, name)) for name in _COUNTED})
+def _each(combine: Callable[[Any, Any], Any], a: Made, b: Made) -> Made:
+    """Combine the counts of two, field by field; leaves out what describes a complete shard."""
+    return Made(**{name: combine(getattr(a, name), getattr(b, name)) for name in _COUNTED})

@@ -13,7 +13,7 @@ from pipeline.config import Recipe, TeacherConfig
 from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest
-from stage1_teacher.coordination.retry import persist
+from stage1_teacher.coordination.retry import retry_with_restart
 from stage1_teacher.dump import audit
 from stage1_teacher.inputs.encoded_windows import cut_pieces
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
@@ -66,7 +66,7 @@ def test_vllm_branches_and_audits_a_window_that_fills_max_tokens_and_refuses_a_l
     assert wide.fault is None and wide.probs_PV is not None and len(wide.probs_PV) == len(FULL)
     before = teacher.engine
     with pytest.raises(ValueError, match=r"refuses prompts of 3 to 200 tokens: .*maximum context length"):
-        persist(teacher, lambda: teacher.engine.hidden_states([[1, 2, 3], [1] * 200]), 3)  # type: ignore[union-attr]
+        retry_with_restart(teacher, lambda: teacher.engine.hidden_states([[1, 2, 3], [1] * 200]), 3)  # type: ignore[union-attr]
     assert teacher.engine is before  # it was not started again
     [again, more] = teacher.engine.hidden_states([[1, 2], [5, 6, 7, 8]])  # type: ignore[union-attr]
     assert (len(again), len(more)) == (2, 4)

@@ -114,7 +114,7 @@ def test_a_claim_of_another_holds_until_it_is_given_back_or_over(
         monkeypatch.setattr(leases, "LEASE_SECONDS", -1.0)
         assert two.take(1)
         monkeypatch.undo()
-        one.keep()
+        one.renew()
         assert not one.take(0)
     assert not names(folder / "claims")
 
@@ -141,7 +141,7 @@ def test_a_claim_that_is_kept_is_written_anew(store: ObjectStore, monkeypatch: p
         claims.take(0)
         monkeypatch.setattr(leases, "LEASE_SECONDS", 0.0)
         objects.remove(folder / "claims" / "part-00000")
-        claims.keep()
+        claims.renew()
         assert names(folder / "claims") == {"part-00000"}
 
 
@@ -174,5 +174,5 @@ def test_stores_that_cannot_hold_a_dump_in_the_making_are_refused_by_name(
     with pytest.raises(StoreError, match=r"s3://other/d/.* cannot be written: .*AWS_ACCESS_KEY_ID"):
         dump(write_recipe(tmp_path, model, TEXTS[:2], path="s3://other/d"))
     monkeypatch.setattr(objects, "create", objects.replace)
-    with pytest.raises(ValueError, match=r"s3://bucket/old: this store overwrites an object that was to be new"):
+    with pytest.raises(ValueError, match=r"s3://bucket/old: this store overwrites existing objects"):
         dump(write_recipe(tmp_path, model, TEXTS[:2], path="s3://bucket/old"))

@@ -81,7 +81,7 @@ def test_an_engine_that_crashes_in_a_batch_is_restarted_and_nothing_is_lost(
     dump(recipe)
     assert content(tmp_path / "dump") == content(whole)
     said = capsys.readouterr().err
-    assert said.count("failed with RuntimeError: engine core died; starting it again") == 3
+    assert said.count("engine failed: RuntimeError: engine core died; restarting it") == 3
     assert said.count("closing the failed engine: RuntimeError: it is dead") == 3
 
 

@@ -49,7 +49,7 @@ def test_an_engine_over_two_machines_has_a_gpu_for_each_worker_and_frees_them_wh
     made = ray_workers.ClusterEngines(ray, job).make(iter([(shard, []) for shard in shards]))
     assert sorted(one.committed for one in made if one.committed is not None) == [0, 1]
     said = capsys.readouterr().err
-    assert "is lost (RuntimeError: a worker is gone); shard 0 is handed out again" in said
+    assert "is lost (RuntimeError: a worker is gone); shard 0 is assigned again" in said
     ready = [line.partition("ready in ")[2].partition("; ")[0] for line in said.splitlines() if "ready in" in line]
     assert len(ready) == 2  # four GPUs: the second engine had room only once the first had left
     for place in ready:

@@ -16,7 +16,7 @@ from schemas.storage.locations import location, names
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.dump.shard_writer import Made
 from stage1_teacher.ray.pool import ClusterEngines, cluster_engines
-from stage1_teacher.ray.shard_queue import HandOut
+from stage1_teacher.ray.shard_queue import ShardQueue
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_store_dump import stored
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
@@ -94,15 +94,15 @@ def test_a_dump_on_two_engines_survives_that_one_is_killed_and_the_other_hangs(
     model = tiny_model(tmp_path / "model")
     one = dump(write_recipe(tmp_path / "one", model, TEXTS[:24]))
     recipe = load_recipe(write_recipe(tmp_path / "ray", model, TEXTS[:24], path="s3://bucket/ray"))
-    trouble, take_in = Trouble(), ClusterEngines._take_in
+    trouble, collect = Trouble(), ClusterEngines._collect
 
-    def troubled(engines: ClusterEngines, hand_out: HandOut) -> Iterator[Made]:
+    def troubled(engines: ClusterEngines, queue: ShardQueue) -> Iterator[Made]:
         trouble.strike(engines)
-        for made in take_in(engines, hand_out):
+        for made in collect(engines, queue):
             trouble.committed += made.committed is not None
             yield made
 
-    monkeypatch.setattr(ClusterEngines, "_take_in", troubled)
+    monkeypatch.setattr(ClusterEngines, "_collect", troubled)
     placement = recipe.placement.model_copy(update={"engine_cpus": 1})
     try:
         run_teacher(recipe.with_values(placement=placement), connect=lambda: cluster_engines(cluster))
@@ -110,7 +110,7 @@ def test_a_dump_on_two_engines_survives_that_one_is_killed_and_the_other_hangs(
         if psutil.pid_exists(trouble.hanging):
             os.kill(trouble.hanging, signal.SIGKILL)
     said, folder = capsys.readouterr().err, location("s3://bucket/ray")
-    assert said.count("an engine is ready") == 3 and said.count("is handed out again") == 1
+    assert said.count("an engine is ready") == 3 and said.count("is assigned again") == 1
     assert f"the engine in process {trouble.killed} of" in said and "; complete" not in said and ": complete" in said
     assert stored(folder) == content(one) and verify_dump(folder) == []
     assert Manifest.load(folder) == Manifest.load(one) and not names(folder / "claims")

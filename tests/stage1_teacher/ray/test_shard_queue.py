@@ -19,8 +19,8 @@ from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.shard_writer import Made
 from stage1_teacher.ray.actor import CONTENT, ROOT, ClusterEngine, Task, code_sha256
 from stage1_teacher.ray.pool import ClusterEngines, import_ray, ray_cluster
-from stage1_teacher.ray.resources import Room, engine_room, remark
-from stage1_teacher.ray.shard_queue import HandOut, Run
+from stage1_teacher.ray.resources import EngineResources, cross_machine_warning, engine_resources
+from stage1_teacher.ray.shard_queue import Attempt, ShardQueue
 from tests.test_layout import PACKAGES, dotted, imports, modules
 
 RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
@@ -31,8 +31,8 @@ def shards(count: int) -> Iterator[tuple[ShardPlan, list[Document]]]:
         yield ShardPlan(index=index, first_document=index, num_documents=1, num_bytes=10, sha256=""), []
 
 
-def hand_out(count: int, attempts: int = 3) -> HandOut:
-    return HandOut(shards(count), lambda documents: documents, attempts)
+def queue(count: int, attempts: int = 3) -> ShardQueue:
+    return ShardQueue(shards(count), lambda documents: documents, attempts)
 
 
 def last(index: int) -> Made:
@@ -42,7 +42,7 @@ def last(index: int) -> Made:
 def test_any_order_of_finishes_losses_and_hangs_makes_each_shard_once_and_counts_it_once() -> None:
     for seed in range(50):
         chance = random.Random(seed)
-        out, running, told = hand_out(7, attempts=100), [], []
+        out, running, told = queue(7, attempts=100), [], []
         while not out.is_done:
             while len(running) < 3 and (run := out.next()):
                 running.append(run)
@@ -50,7 +50,7 @@ def test_any_order_of_finishes_losses_and_hangs_makes_each_shard_once_and_counts
             fate = chance.random()
             if fate < 0.2:
                 running.remove(run)
-                out.lose(run, "gone")
+                out.fail(run, "gone")
             elif fate < 0.6:
                 told.append(out.advance(run, Made(0, 4, 2)) if run.done.text_bytes < 4 else None)
             else:
@@ -62,10 +62,10 @@ def test_any_order_of_finishes_losses_and_hangs_makes_each_shard_once_and_counts
 
 
 def test_a_lost_shard_is_the_next_one_and_an_idle_engine_takes_the_oldest_that_another_is_at() -> None:
-    out = hand_out(3)
+    out = queue(3)
     first, second = out.next(), out.next()
-    assert isinstance(first, Run) and isinstance(second, Run)
-    out.lose(first, "gone")
+    assert isinstance(first, Attempt) and isinstance(second, Attempt)
+    out.fail(first, "gone")
     again, third = out.next(), out.next()
     assert again is not None and third is not None
     assert (again.shard.plan.index, third.shard.plan.index) == (0, 2)
@@ -76,23 +76,23 @@ def test_a_lost_shard_is_the_next_one_and_an_idle_engine_takes_the_oldest_that_a
 
 
 def test_a_shard_that_costs_engine_after_engine_ends_the_dump_with_the_cause() -> None:
-    out = hand_out(1, attempts=2)
-    out.lose(out.next(), "killed")  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match=r"shard 0 has cost 2 engines .*the last one: out of memory"):
-        out.lose(out.next(), "out of memory")  # type: ignore[arg-type]
+    out = queue(1, attempts=2)
+    out.fail(out.next(), "killed")  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=r"shard 0 failed on 2 engines .*last error: out of memory"):
+        out.fail(out.next(), "out of memory")  # type: ignore[arg-type]
 
 
 def test_an_engine_takes_the_gpus_of_its_parallel_sizes_or_a_machine_without_gpus() -> None:
     split = {"tensor_parallel": 4, "pipeline_parallel": 2}
     gpus = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0}]
     for teacher, placement, machines, wanted in (
-        ({}, split, gpus, Room(1, 8)),
-        ({}, {}, gpus, Room(1, 1)),
-        ({}, {}, [{"CPU": 16.0}, {"CPU": 8.0}, {}], Room(8, 0)),
-        ({}, {"engine_gpus": 2, "engine_cpus": 3}, [], Room(3, 2)),
-        ({"engine": "openai"}, {"base_url": "http://h"}, gpus, Room(1, 0)),
+        ({}, split, gpus, EngineResources(1, 8)),
+        ({}, {}, gpus, EngineResources(1, 1)),
+        ({}, {}, [{"CPU": 16.0}, {"CPU": 8.0}, {}], EngineResources(8, 0)),
+        ({}, {"engine_gpus": 2, "engine_cpus": 3}, [], EngineResources(3, 2)),
+        ({"engine": "openai"}, {"base_url": "http://h"}, gpus, EngineResources(1, 0)),
     ):
-        assert engine_room(placed(teacher, placement), machines) == wanted
+        assert engine_resources(placed(teacher, placement), machines) == wanted
 
 
 def placed(teacher: dict[str, object], placement: dict[str, object]) -> Recipe:
@@ -102,21 +102,23 @@ def placed(teacher: dict[str, object], placement: dict[str, object]) -> Recipe:
 def test_an_engine_that_no_machine_has_gpus_for_takes_a_bundle_for_each() -> None:
     split = {"tensor_parallel": 4, "pipeline_parallel": 3}
     four = {"CPU": 16.0, "GPU": 4.0}
-    room = engine_room(placed({}, split), [four])
-    assert room == Room(1, 12, over_machines=True)
+    room = engine_resources(placed({}, split), [four])
+    assert room == EngineResources(1, 12, over_machines=True)
     assert room.bundles == [{"CPU": 1, "GPU": 1}] + 11 * [{"GPU": 1}]
     assert [room.count(n * [four]) for n in (2, 3, 5, 6)] == [0, 1, 1, 2]
     assert room.count([four, four, {"GPU": 4.0}]) == 1  # its first process needs a core as well, the others none
     assert room.count(3 * [{"GPU": 4.0}]) == 0
-    assert remark(room, 4, [four]) is None
-    assert "Rather tensor_parallel: 4" in (remark(room, 12, [four]) or "")
+    assert cross_machine_warning(room, 4, [four]) is None
+    assert "Prefer tensor_parallel: 4" in (cross_machine_warning(room, 12, [four]) or "")
     with pytest.raises(ValueError, match=r"engine_gpus is 5, more than any machine .* has \(4\).*\(12\)"):
-        engine_room(placed({}, split | {"engine_gpus": 5}), [four])
+        engine_resources(placed({}, split | {"engine_gpus": 5}), [four])
 
 
 def test_one_machine_holds_as_many_engines_as_its_scarcest_part_allows() -> None:
-    assert Room(4, 2).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0, "GPU": 8.0}, {"CPU": 64.0}, {}]) == 4 + 1
-    assert Room(4, 0).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0}]) == 4 + 1
+    assert (
+        EngineResources(4, 2).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0, "GPU": 8.0}, {"CPU": 64.0}, {}]) == 4 + 1
+    )
+    assert EngineResources(4, 0).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0}]) == 4 + 1
 
 
 def test_a_machine_with_other_code_or_without_the_dump_refuses_to_make_shards(tmp_path: object) -> None:
@@ -125,7 +127,7 @@ def test_a_machine_with_other_code_or_without_the_dump_refuses_to_make_shards(tm
     with pytest.raises(ValueError, match=r"process \d+ of .* runs another release of this package"):
         ClusterEngine().open(task)
     with pytest.raises(
-        ValueError, match=r"does not find .*elsewhere: dump.path must be a folder that all machines share"
+        ValueError, match=r"cannot find .*elsewhere: dump.path must be a folder that all machines share"
     ):
         ClusterEngine().open(task._replace(code=code_sha256()))
 
@@ -164,7 +166,7 @@ def test_without_ray_the_error_names_the_extra_and_the_way_without_it(monkeypatc
             Exception("The current node timed out"),
             r"could not be started: The current node timed out. Its logs are in",
         ),
-        ("ray://h:10001", None, r"ray://h:10001: the dump is started on a machine of the cluster"),
+        ("ray://h:10001", None, r"ray://h:10001: run the dump on a machine of the cluster"),
     ],
 )
 def test_what_is_wrong_with_a_cluster_is_said_with_the_way_out(
@@ -250,8 +252,8 @@ def test_an_engine_that_fails_dies_or_is_ended_for_its_memory_is_replaced(capsys
     )
     assert make_on(fake) == [0] and len(fake.killed) == 4
     said = capsys.readouterr().err
-    assert "lost while it started (the node is low on memory)" in said and "(RuntimeError: no GPU here)" in said
-    assert "the engine in a is lost (EngineError: failed 3 times); shard 0 is handed out again" in said
+    assert "failed to start (the node is low on memory)" in said and "(RuntimeError: no GPU here)" in said
+    assert "the engine in a is lost (EngineError: failed 3 times); shard 0 is assigned again" in said
 
 
 def test_what_every_engine_would_say_ends_the_dump_at_once() -> None:
@@ -259,7 +261,7 @@ def test_what_every_engine_would_say_ends_the_dump_at_once() -> None:
     with pytest.raises(ValueError, match=r"teacher\.end names no token"):
         make_on(fake)
     lost = [(failed(RuntimeError(f"number {i}")), None) for i in range(3)]
-    with pytest.raises(EngineError, match=r"3 engines in a row were lost .*RuntimeError: number 2"):
+    with pytest.raises(EngineError, match=r"3 engines in a row failed to start .*RuntimeError: number 2"):
         make_on(FakeRay(*lost))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stage1_teacher.coordination.concurrency import one_ahead
+from stage1_teacher.coordination.pipelined import pipelined
 
 SLEEP = 0.05
 
@@ -24,7 +24,7 @@ def slow_reducer(item: int) -> int:
 
 def seconds(count: int, concurrent: bool) -> float:
     started = time.monotonic()
-    assert list(one_ahead(slow_engine(count), slow_reducer, concurrent)) == [item * item for item in range(count)]
+    assert list(pipelined(slow_engine(count), slow_reducer, concurrent)) == [item * item for item in range(count)]
     return time.monotonic() - started
 
 
@@ -40,8 +40,8 @@ def test_results_come_in_order_whatever_each_takes(concurrent: bool) -> None:
         time.sleep(0.02 * (item % 3 == 0))
         return item
 
-    assert list(one_ahead(range(10), uneven, concurrent)) == list(range(10))
-    assert list(one_ahead([], uneven, concurrent)) == []
+    assert list(pipelined(range(10), uneven, concurrent)) == list(range(10))
+    assert list(pipelined([], uneven, concurrent)) == []
 
 
 @pytest.mark.parametrize("concurrent", [False, True])
@@ -57,14 +57,14 @@ def test_a_failing_reducer_raises_in_the_caller_and_nothing_is_reduced_after_it(
 
     results: list[int] = []
     with pytest.raises(ZeroDivisionError, match=f"item {failing}"):
-        results.extend(one_ahead(range(5), reducer, concurrent))
+        results.extend(pipelined(range(5), reducer, concurrent))
     assert reduced == list(range(failing))
     assert threading.active_count() == threading_before()
 
 
 def threading_before() -> int:
     """Threads that outlive a test are not ours: pytest's and numba's."""
-    return sum(not thread.name.startswith("one-ahead") for thread in threading.enumerate())
+    return sum(not thread.name.startswith("pipelined") for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("concurrent", [False, True])
@@ -76,7 +76,7 @@ def test_a_failing_engine_raises_in_the_caller_after_what_it_made_is_reduced(con
         raise OSError("engine died")
 
     with pytest.raises(OSError, match="engine died"):
-        list(one_ahead(engine(), reduced.append, concurrent))
+        list(pipelined(engine(), reduced.append, concurrent))
     assert reduced == [0, 1, 2]
 
 
@@ -100,5 +100,5 @@ def test_no_more_than_two_items_exist_at_once() -> None:
     def reducer(item: Item) -> None:
         time.sleep(0.03)
 
-    assert len(list(one_ahead(engine(), reducer, True))) == 6
+    assert len(list(pipelined(engine(), reducer, True))) == 6
     assert Item.most == 2
