@@ -1,4 +1,4 @@
-"""A dump on a real Ray cluster of this machine, into an object store, through the loss of one engine and the hanging of another."""
+"""The pool: lost engines are replaced, and a real cluster makes a dump although one engine is killed and another hangs."""
 
 import os
 import signal
@@ -6,20 +6,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+import ray
+import ray.exceptions
 
 from pipeline.config.loading import load_recipe
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import location, names
+from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.dump.shard_writer import Made
-from stage1_teacher.ray.pool import ClusterEngines, cluster_engines
+from stage1_teacher.ray.pool import ClusterEngines, cluster_engines, import_ray, ray_cluster
 from stage1_teacher.ray.shard_queue import ShardQueue
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_store_dump import stored
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
+from tests.stage1_teacher.ray.test_resources import placed
 from tests.support.object_store import object_store
 from tests.support.tiny import tiny_model
 
@@ -114,3 +120,146 @@ def test_a_dump_on_two_engines_survives_that_one_is_killed_and_the_other_hangs(
     assert f"the engine in process {trouble.killed} of" in said and "; complete" not in said and ": complete" in said
     assert stored(folder) == content(one) and verify_dump(folder) == []
     assert Manifest.load(folder) == Manifest.load(one) and not names(folder / "claims")
+
+
+def test_without_ray_the_error_names_the_extra_and_the_way_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"byte-level-distillation\[ray\].*--worker I/N"):
+        import_ray()
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "said"),
+    [
+        (
+            "10.0.0.1:6379",
+            ConnectionError("Failed to connect"),
+            r"--address 10.0.0.1:6379: no Ray cluster .*`ray start --head`",
+        ),
+        (
+            None,
+            ConnectionError("Failed to connect"),
+            r"^--ray: no Ray cluster answers.*RAY_ADDRESS.*--address local starts one",
+        ),
+        (
+            "10.0.0.1",
+            ValueError("Malformed address"),
+            r"--address 10.0.0.1: Malformed address. Give HOST:PORT of the cluster's head",
+        ),
+        (
+            None,
+            RuntimeError("Version mismatch: Ray 2.1"),
+            r"Version mismatch: Ray 2.1. Install the same Ray and Python on all",
+        ),
+        (
+            "local",
+            Exception("The current node timed out"),
+            r"could not be started: The current node timed out. Its logs are in",
+        ),
+        ("ray://h:10001", None, r"ray://h:10001: run the dump on a machine of the cluster"),
+    ],
+)
+def test_what_is_wrong_with_a_cluster_is_said_with_the_way_out(
+    address: str | None, error: Exception | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        assert error is not None
+        raise error
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=said), ray_cluster(address):
+        pass
+
+
+class FakeRay:
+    """One machine with room for one engine. Each that is started opens and makes as it is told; an exception is raised."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self, *engines: tuple[Any, Any]) -> None:
+        self._engines = list(engines)
+        self.killed: list[Any] = []
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 1.0}}]
+
+    def remote(self, _: type) -> Any:
+        opened, made = self._engines.pop(0)
+        engine = SimpleNamespace(open=SimpleNamespace(remote=lambda _: Call(opened)))
+        engine.make = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: iter([made])))
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: Handle(engine)))
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def wait(self, calls: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        return calls[:1], calls[1:]
+
+    def get(self, call: Any) -> Any:
+        found = call.gives if isinstance(call, Call) else call
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def kill(self, engine: Any) -> None:
+        self.killed.append(engine)
+
+
+class Call:
+    def __init__(self, gives: Any) -> None:
+        self.gives = gives
+
+
+class Handle:
+    """Told apart by identity, as Ray's are by their ids."""
+
+    def __init__(self, engine: Any) -> None:
+        self.open, self.make = engine.open, engine.make
+
+
+def failed(cause: Exception) -> ray.exceptions.RayTaskError:
+    return ray.exceptions.RayTaskError("open", "traceback", cause)
+
+
+def make_on(fake: FakeRay) -> list[int | None]:
+    shards = [ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=1, sha256="")]
+    manifest = SimpleNamespace(identity={}, accepted_engines=())
+    job: Any = SimpleNamespace(
+        recipe=placed({}, {}), manifest=manifest, audited=set(), dump="d", missing=lambda: shards
+    )
+    made = ClusterEngines(fake, job).make(iter([(shard, []) for shard in shards]))
+    return [one.committed for one in made]
+
+
+def test_an_engine_that_fails_dies_or_is_ended_for_its_memory_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    good = Made(1, 1, 1, committed=0)
+    fake = FakeRay(
+        (ray.exceptions.OutOfMemoryError("the node is low on memory\nand so on"), None),
+        (failed(RuntimeError("no GPU here")), None),
+        ("a", failed(EngineError("failed 3 times"))),
+        ("b", ray.exceptions.ActorDiedError()),
+        ("c", good),
+    )
+    assert make_on(fake) == [0] and len(fake.killed) == 4
+    said = capsys.readouterr().err
+    assert "failed to start (the node is low on memory)" in said and "(RuntimeError: no GPU here)" in said
+    assert "the engine in a is lost (EngineError: failed 3 times); shard 0 is assigned again" in said
+
+
+def test_what_every_engine_would_say_ends_the_dump_at_once() -> None:
+    fake = FakeRay((failed(ValueError("teacher.end names no token")), None))
+    with pytest.raises(ValueError, match=r"teacher\.end names no token"):
+        make_on(fake)
+    lost = [(failed(RuntimeError(f"number {i}")), None) for i in range(3)]
+    with pytest.raises(EngineError, match=r"3 engines in a row failed to start .*RuntimeError: number 2"):
+        make_on(FakeRay(*lost))
+
+
+def test_a_process_of_ray_finds_nothing_by_the_drivers_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started_in: list[Path] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "init", lambda **_: started_in.append(Path.cwd()))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with ray_cluster("local"):
+        assert Path.cwd() == tmp_path
+    assert started_in == [ROOT]  # what Ray gives its processes as the first place to look for modules
