@@ -70,7 +70,7 @@ def _not_connected(address: str | None, error: Exception) -> str:
     if isinstance(error, ConnectionError):
         remembered = (
             "The address comes from RAY_ADDRESS, or from a cluster that this machine was part of, which Ray remembers "
-            "until `ray stop`; --address local starts a cluster for this dump. "
+            "until `ray stop`; --address local starts one for this dump. "
         )
         return (
             f"{where}: no Ray cluster answers: {message}. {remembered if address is None else ''}`ray start --head` "
