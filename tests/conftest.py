@@ -9,7 +9,14 @@ import pytest
 from tests.support.object_store import ObjectStore, object_store
 
 # What a command puts into its own environment, for all that it starts.
-OF_A_COMMAND = ("PYTHONSAFEPATH", "TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "VLLM_LOGGING_LEVEL", "BLD_COMMAND")
+OF_A_COMMAND = (
+    "PYTHONSAFEPATH",
+    "TQDM_DISABLE",
+    "HF_HUB_DISABLE_PROGRESS_BARS",
+    "VLLM_LOGGING_LEVEL",
+    "TORCH_CPP_LOG_LEVEL",
+    "BLD_COMMAND",
+)
 AT_START = dict(os.environ)
 
 

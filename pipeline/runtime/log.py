@@ -22,7 +22,12 @@ LEVEL, FORMAT, COMMAND, DEBUG = "BLD_LOG_LEVEL", "BLD_LOG_FORMAT", "BLD_COMMAND"
 Level = Literal["quiet", "normal", "verbose"]
 _LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 _FORMATS = ("text", "json")
-_SILENCE = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+_SILENCE = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # of C++ code, that of vLLM's kernels too, which says how it binds memory
+}
 _NAMES = {"warning": "warning: ", "error": "error: "}
 
 

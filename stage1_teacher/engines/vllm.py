@@ -4,6 +4,7 @@ The pooling API (`runner="pooling"`, task `token_embed`) is public and gives wha
 position; the head's weights, applied to it in `stage1_teacher.reduction.head`, give its logits.
 """
 
+import logging
 import os
 import sys
 import warnings
@@ -45,6 +46,8 @@ def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> No
     """What vLLM reads from the environment on import; an operator's own values stay."""
     # It warns once per batch of a thread count that it does not set on a CPU.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # It sets that level only once an engine is made; until then Python itself would print what it says while it is imported.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # While it loads it looks at everything that torch has, what is deprecated there too.
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
