@@ -19,7 +19,7 @@ from schemas.storage.locations import open_parquet
 from stage1_teacher.calibration.corpus_sample import survey
 from stage1_teacher.dump import audit
 from stage1_teacher.dump import shard_cost as cost
-from stage1_teacher.dump.shard_writer import cut_shard, make_shards
+from stage1_teacher.dump.shard_writer import encode_shard, make_shards
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
 from stage1_teacher.targets.opening import open_teacher
@@ -185,7 +185,7 @@ def encoded(sample: Sequence[Document], teacher: Teacher, seconds: float) -> tup
         if len(found) >= LEAST_PARTS and time.monotonic() > until:
             break
         plan = ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=len(document.text), sha256="")
-        pieces = cut_shard(plan, [document], teacher).pieces
+        pieces = encode_shard(plan, [document], teacher).pieces
         found.append(Encoded(len(document.text), sum(len(teacher.prompt(piece)) for piece in pieces)))
         for piece in pieces:
             segments = tuple(stretch.segment for stretch in piece.stretches)
@@ -208,11 +208,11 @@ def seconds_of_audit(sample: Sequence[Document], teacher: Teacher, num_documents
     if not num_documents or isinstance(teacher.engine, ListingEngine):
         return 0.0
     plan = ShardPlan(index=0, first_document=0, num_documents=NUM_AUDITED, num_bytes=0, sha256="")
-    pieces = [piece for piece in cut_shard(plan, sample[:NUM_AUDITED], teacher).pieces if piece.window.start == 0]
+    pieces = [piece for piece in encode_shard(plan, sample[:NUM_AUDITED], teacher).pieces if piece.window.start == 0]
     seconds = []
     for piece in pieces:
         started = time.monotonic()
-        audit.read_wide(teacher, piece)
+        audit.compute_reference(teacher, piece)
         seconds.append(time.monotonic() - started)
     later = seconds[1:] or seconds
     return seconds[0] + (num_documents - 1) * sum(later) / len(later) if seconds else 0.0

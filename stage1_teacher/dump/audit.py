@@ -1,11 +1,12 @@
-"""The audit: how true the targets are, measured on a sample of documents while they are dumped.
+"""The audit: the accuracy of the targets, measured on a sample of documents during the dump.
 
-The sample is the documents whose ids hash lowest, a function of corpus and recipe, so that a resume or another worker audits the
-same ones. A document's figures are stored with its shard, whose existence stays the only record of progress; `audit.json` is
-gathered from the shards that exist.
+The sample is the documents whose ids hash lowest, a function of corpus and recipe, so a resume or another worker audits
+the same ones. A document's figures are stored with its shard, whose existence remains the only record of progress;
+`audit.json` is gathered from the shards that exist.
 
-A wide covering takes many branch rows per token, so that of each document only the first tokens are compared with it. Their stored
-log-probabilities are also held against those that the model gives itself, in which none of the dump's arithmetic is used.
+The reference is a wide covering, which takes many branch rows per token, so only the first tokens of each document are
+compared with it. Their stored log-probabilities are also compared with the model's own, which use none of the dump's
+arithmetic.
 """
 
 import hashlib
@@ -34,20 +35,20 @@ from stage1_teacher.targets.distances import distances, realised_bits, stored_su
 from stage1_teacher.targets.teacher import Teacher
 
 METADATA_KEY = "bld.audit"
-WIDE = CoveringConfig(beam_width=16, branch_threshold=1e-3, merge_after=4)
-MOST_TOKENS = 64  # read of a document
+REFERENCE_COVERING = CoveringConfig(beam_width=16, branch_threshold=1e-3, merge_after=4)
+MAX_TOKENS = 64  # compared per document
 COST_SHARE = 0.03  # of the dump's time
-# What a document costs, in tokens of the dump. It is the rounds that cost, each a pass of the engine and of the whole head over a
-# few rows, hardly the rows. SmolLM2-135M on two busy cores: 1,100 with transformers, whether 16 tokens were read or 64, and 2,500
-# with vLLM, which computes 24 tokens for each. A GPU's passes are short and its dumps fast: 30 rounds of 20 ms at 50,000 tokens a
-# second (reckoned, not measured).
+# Cost of auditing a document, in tokens of the dump. The rounds dominate, each a pass of the engine and of the whole
+# head over a few rows; the number of rows hardly matters. SmolLM2-135M on two busy cores: 1,100 with transformers, for
+# 16 tokens as for 64, and 2,500 with vLLM, which computes 24 tokens for each. On a GPU passes are short and dumps fast:
+# 30 rounds of 20 ms at 50,000 tokens a second (estimated, not measured).
 DOCUMENT_COST_CPU, DOCUMENT_COST_GPU = 2_500, 30_000
 BYTES_PER_TOKEN = 4
 NUM_WORST = 10
 
 
 class Sample:
-    """Chooses documents as they pass by."""
+    """A sample of documents, chosen as they stream past."""
 
     def __init__(self, num_documents: int) -> None:
         self._num_documents = num_documents
@@ -69,34 +70,33 @@ class Sample:
             heapq.heappushpop(self._lowest, entry)
 
     def chosen(self) -> frozenset[str]:
-        """Ids of as many documents as the dump can afford."""
+        """Return the ids of as many documents as the dump can afford to audit."""
         number = affordable(self._num_bytes)
         return frozenset(doc_id for _, doc_id in sorted(self._lowest, reverse=True)[:number])
 
 
 def affordable(num_bytes: int) -> int:
-    """How many documents of a corpus of that much text may be audited; of a small one, one."""
+    """Return how many documents of a corpus of that many bytes may be audited; at least 1."""
     cost = DOCUMENT_COST_GPU if computes_on_gpu() else DOCUMENT_COST_CPU
     return max(1, int(num_bytes / BYTES_PER_TOKEN * COST_SHARE / cost))
 
 
-class Wide(NamedTuple):
-    """Targets of a wide covering at a piece's first positions, or why there are none."""
+class ReferenceTargets(NamedTuple):
+    """Targets of the wide covering at a piece's first positions, or the reason why there are none."""
 
     probs_PV: np.ndarray | None
     num_tokens: int  # computed for them
     fault: str | None
-    own: own_tokens.OwnTokens | None = None  # what the model itself says of the piece's first tokens
+    own: own_tokens.OwnTokens | None = None  # the model's own log-probabilities of the piece's first tokens
 
 
-def read_wide(teacher: Teacher, piece: Piece, num_tokens: int = MOST_TOKENS) -> Wide:
-    """Ask the teacher for the wide covering of a piece's first tokens (of a chat, of its first turn). The position after the last
-    of them is left out."""
+def compute_reference(teacher: Teacher, piece: Piece, num_tokens: int = MAX_TOKENS) -> ReferenceTargets:
+    """Compute the wide covering of a piece's first tokens (of a chat's first turn), not what follows them."""
     if isinstance(teacher.engine, ListingEngine):
-        return Wide(None, 0, "a served teacher holds no branches")
+        return ReferenceTargets(None, 0, "a served teacher holds no branches")
     own = own_tokens.ask_own(teacher, piece, num_tokens)
     if teacher.engine.cannot_branch is not None:
-        return Wide(None, 0, teacher.engine.cannot_branch, own)
+        return ReferenceTargets(None, 0, teacher.engine.cannot_branch, own)
     assert teacher.reducer is not None
     stretch = piece.stretches[0]
     tokens = stretch.tokens[:num_tokens]
@@ -106,18 +106,18 @@ def read_wide(teacher: Teacher, piece: Piece, num_tokens: int = MOST_TOKENS) -> 
     try:
         branches = teacher.engine.branches([prompt[: before + len(tokens)]])
     except ValueError as error:
-        return Wide(None, 0, str(error), own)
+        return ReferenceTargets(None, 0, str(error), own)
     covering = Covering(teacher.vocabulary, tokens, spelled)
-    branching = Branching(covering, tokens, WIDE)
-    # At least one token is before: the start.
+    branching = Branching(covering, tokens, REFERENCE_COVERING)
+    # At least one token comes before: the start token.
     [canonical] = teacher.reducer.reduce([Rows(covering, covering.offsets, branches.hidden[0][before - 1 :])])
     branching.add_canonical(canonical)
     expand([branching], [Place(0, before)], branches, teacher.reducer)
-    return Wide(branching.targets().probs_PV[stretch.num_prefix : -1], branches.num_tokens, None, own)
+    return ReferenceTargets(branching.targets().probs_PV[stretch.num_prefix : -1], branches.num_tokens, None, own)
 
 
-def measure(record: Record, wide: Wide) -> dict[str, Any]:
-    """An audited document's figures, of its first window: sums over positions, nats, bits, counts."""
+def measure(record: Record, reference: ReferenceTargets) -> dict[str, Any]:
+    """Return the figures of an audited document's first window: sums over positions, nats, bits, counts."""
     bits, num_bytes = realised_bits(record)
     figures: dict[str, Any] = {
         "doc_id": record.doc_id,
@@ -128,23 +128,23 @@ def measure(record: Record, wide: Wide) -> dict[str, Any]:
         "dropped": float(record.dropped.sum(dtype=np.float64)),
         "doubt": float(record.doubt.sum(dtype=np.float64)),
     }
-    if wide.own is not None:
-        nats_N = own_tokens.apart(record, wide.own)
+    if reference.own is not None:
+        nats_N = own_tokens.apart(record, reference.own)
         figures |= {"own_tokens": len(nats_N), "own_nats": float(nats_N.sum())}
-    if wide.probs_PV is None:
-        return figures | {"not_compared": wide.fault}
-    kl_P, total_variation_P = distances(record, wide.probs_PV)
+    if reference.probs_PV is None:
+        return figures | {"not_compared": reference.fault}
+    kl_P, total_variation_P = distances(record, reference.probs_PV)
     return figures | {
         "compared": len(kl_P),
         "kl_nats": float(kl_P.sum()),
         "total_variation": float(total_variation_P.sum()),
         "off_by_0.05": int((total_variation_P > 0.05).sum()),
-        "computed_tokens": wide.num_tokens,
+        "computed_tokens": reference.num_tokens,
     }
 
 
 def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
-    """What `audit.json` holds, from the shards that exist: means per position, and the worst documents."""
+    """Return the content of `audit.json`, from the shards that exist: means per position, and the worst documents."""
     missing = {shard.index for shard in manifest.missing(dump)}
     there = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
     metadata = thread_map(_metadata, there)
@@ -168,7 +168,7 @@ def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
             "limit_nats": own_tokens.LIMIT_NATS,
         },
         "wide_covering": {
-            **WIDE.model_dump(include={"beam_width", "branch_threshold", "merge_after"}),
+            **REFERENCE_COVERING.model_dump(include={"beam_width", "branch_threshold", "merge_after"}),
             "documents": len(compared),
             "positions": _sum(compared, "compared"),
             "kl_nats": _mean(compared, "kl_nats", "compared"),

@@ -1,5 +1,7 @@
-"""Before a dump goes on: are its shards the model's own? A release that did not know a model's head may have begun it; a server may serve
-another model under the same name."""
+"""A check before a dump is resumed: are its shards the model's own?
+
+A release that did not know the model's head may have begun it, or a server may serve another model under the same name.
+"""
 
 from schemas.manifest import Manifest
 from schemas.shard import read_shard
@@ -11,7 +13,7 @@ from stage1_teacher.targets.teacher import Teacher
 
 
 def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:
-    """Raise ValueError where the first record of the first shard that is there holds other log-probabilities of tokens than the model's own.
+    """Raise ValueError if the first existing record holds log-probabilities that are not the model's own.
 
     New shards would be right, and the dump half wrong.
     """
@@ -23,12 +25,13 @@ def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:
     found = own_tokens.compare(record, piece_of(record, teacher), teacher)
     if not found.is_own:
         why = (
-            "the server serves another model, or in another way, than when the dump was begun. Go back to that one, or"
+            "the server serves another model, or serves it differently, than when the dump was begun. Go back to that "
+            "one, or"
             if isinstance(teacher.engine, ListingEngine)
-            else "an earlier release made it with a head that is not the model's. It is not gone on with:"
+            else "an earlier release made it with a head that is not the model's, so it cannot be resumed:"
         )
         raise ValueError(
-            f"{there[0]}, doc_id {record.doc_id!r}: its log-probabilities of the teacher's tokens are {found.nats:.3g} nats (half the mean "
-            f"square; limit {found.limit_nats:.3g}) from those that the model gives itself: {why} give a new dump.path, or delete that "
-            "folder to start again"
+            f"{there[0]}, doc_id {record.doc_id!r}: its log-probabilities of the teacher's tokens differ by "
+            f"{found.nats:.3g} nats (half the mean square; limit {found.limit_nats:.3g}) from the model's own: {why} "
+            "give a new dump.path, or delete that folder to start again"
         )

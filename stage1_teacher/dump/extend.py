@@ -1,8 +1,9 @@
-"""A dump made longer: its corpus has grown at the end, and what is there already stays.
+"""Extension of a dump whose corpus has grown at the end; existing shards are kept.
 
-The plan is the fingerprint of the corpus. A shard is closed before it would overflow, whatever comes after it, so a longer corpus has the
-same shards but for the last one, which may have taken in more documents. That one is made again; no other file is touched.
-A shard's own metadata names its own documents, not the corpus: an extended dump has the very files of one that was made at once.
+The plan is the corpus's fingerprint. A shard is closed before it would overflow, whatever follows, so a longer corpus
+has the same shards except for the last one, which may take in more documents. Only that one is made again. A shard's
+metadata names its own documents, not the corpus, so an extended dump has exactly the files of one that was made in one
+go.
 """
 
 import hashlib
@@ -20,12 +21,12 @@ _CORPUS = "corpus.sha256"
 
 
 def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: str | None = None) -> None:
-    """Let the dump's manifest grow to `ours` where only the corpus differs. Else nothing: a new dump, the same, or quite another one.
+    """Extend the dump's manifest to `ours` if only the corpus differs; do nothing for a new, equal or different dump.
 
     Args:
-        accept_engine: as `shard_plan.hold_to_identity` has it; engines that the dump accepts already stay accepted.
+        accept_engine: as for `shard_plan.create_or_check_manifest`; engines that the dump accepts stay accepted.
     Raises:
-        ValueError: the corpus differs, and is not the dump's with more documents after it.
+        ValueError: the corpus differs, and is not the dump's with more documents at its end.
     """
     if not (dump / "manifest.json").exists():
         return
@@ -37,7 +38,7 @@ def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: s
     if len(differences) != 1 or not differences[0].startswith(_CORPUS):
         return
     _require_extension(dump, theirs, ours, corpus)
-    # From here on the dump is not complete; the manifest goes last, so that no shard of the old plan counts as one of the new.
+    # From here on the dump is incomplete. The manifest is written last: no old shard may count as one of the new plan.
     remove(dump / "summary.json")
     last, grown = theirs.shards[-1], ours.shards[len(theirs.shards) - 1]
     if grown != last and planned_sha256(last.path(dump)) != grown.sha256:
@@ -45,11 +46,11 @@ def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: s
     ours.save(dump)
     kept = len(theirs.shards) - len(theirs.missing(dump))
     more = sum(s.num_documents for s in ours.shards) - sum(s.num_documents for s in theirs.shards)
-    say(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards stay as they are")
+    say(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards are kept")
 
 
 def planned_sha256(path: Location) -> str | None:
-    """The plan's hash of the documents that a shard file was made from; None where there is no file."""
+    """Return the planned hash of the documents that a shard was made from; None if there is no file."""
     if not path.exists():
         return None
     with open_parquet(path) as file:
@@ -71,8 +72,9 @@ def _require_extension(dump: Location, theirs: Manifest, ours: Manifest, corpus:
 
 def _refuse(dump: Location, why: str) -> None:
     raise ValueError(
-        f"{dump} holds another dump: {_CORPUS} differs, and the corpus is not that dump's with more documents at its end: {why}. "
-        "Restore the corpus, give a new dump.path, or delete that folder to start again; `bld merge` joins dumps of different corpora."
+        f"{dump} holds another dump: {_CORPUS} differs, and the corpus is not that dump's with more documents at its "
+        f"end: {why}. Restore the corpus, give a new dump.path, or delete that folder to start again; `bld merge` "
+        "joins dumps of different corpora."
     )
 
 
@@ -81,6 +83,6 @@ def _count(manifest: Manifest) -> int:
 
 
 def _digest(shard: ShardPlan, corpus: Corpus) -> str:
-    """The plan's hash of the documents that stand in the corpus where the shard's stood."""
+    """Return the hash, as in a plan, of the documents that are now in the shard's place in the corpus."""
     found = islice(corpus.documents(shard.first_document), shard.num_documents)
     return hashlib.sha256(b"".join(document_digest(document) for document in found)).hexdigest()

@@ -1,4 +1,4 @@
-"""Who the teacher of a recipe is, on this machine: what a dump's identity says of it, before its engine is opened."""
+"""A dump's identity, from the recipe and the teacher's files on this machine, before its engine is opened."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from stage1_teacher.targets.resolved import ResolvedTeacher, resolve_ids
 
 
 def teacher_identity(recipe: Recipe, teacher: ResolvedTeacher, engine: str, corpus_sha256: str) -> dict[str, Any]:
-    """The identity of a dump that this teacher makes of that corpus."""
+    """Return the identity of a dump of that corpus by this teacher."""
     start, ends = resolve_ids(recipe, teacher.tokenizer, teacher.chat)
     served = recipe.teacher.engine_spec.served
     weights = None if served else plan.weights_sha256(teacher.model, recipe.teacher.revision)

@@ -1,7 +1,8 @@
-"""Whether a dump is complete and what it was made of is as it was, told by the sizes and times of files: then there is nothing to do.
+"""A quick check, by sizes and times of files, that a dump is complete and its inputs unchanged: nothing is to do then.
 
-`inputs.json` in the dump's folder holds one hash of them, one of the manifest and one of the shards' sizes and times; it names no path. Where it is not there, or does not fit, or
-an input has no file here (a hub's data set, an address), everything is read and compared, as for a dump that is not complete.
+`inputs.json` in the dump's folder holds a hash of the inputs, one of the manifest and one of the shards' sizes and
+times; it names no path. If it is missing or does not match, or an input has no file here (a hub's data set, an
+address), everything is read and compared, as for an incomplete dump.
 """
 
 import hashlib
@@ -24,12 +25,14 @@ _NAME = "inputs.json"
 
 
 class _UntoldError(Exception):
-    """An input whose state no file on this machine tells."""
+    """An input without a file on this machine."""
 
 
 def inputs_sha256(recipe: Recipe) -> str | None:
-    """Of all that decides the dump's content: the recipe, the engine's version, and path, size and time of each file that is read. None where an
-    input has no file here. Reads no file's content."""
+    """Return a hash of everything that decides the dump's content; None if an input has no file here.
+
+    That is the recipe, the engine's version, and path, size and time of each input file. No file's content is read.
+    """
     try:
         stated = [(str(file), *file_state(file.stat())) for file in sorted(set(_files(recipe)))]
     except _UntoldError:
@@ -47,7 +50,7 @@ def inputs_sha256(recipe: Recipe) -> str | None:
 def _files(recipe: Recipe) -> Iterator[Path]:
     teacher = recipe.teacher
     yield from _corpus_files(recipe.corpus, recipe.dump.arithmetic_used)
-    if teacher.engine_spec.served:  # its weights are elsewhere; a server has to be asked who it is
+    if teacher.engine_spec.served:  # its weights are elsewhere, and only the server can say which they are
         raise _UntoldError
     yield from _folder_files(resolve_model(teacher.source).source, teacher.revision)
     if teacher.tokenizer is not None:
@@ -64,7 +67,7 @@ def _corpus_files(corpus: CorpusConfig, arithmetic: int) -> Iterator[Path]:
 
 
 def _folder_files(source: str, revision: str | None) -> Iterator[Path]:
-    """The files of a local model or tokenizer, or of a hub's as the cache has it."""
+    """Yield the files of a local model or tokenizer, or of the hub's in the cache."""
     folder = Path(source)
     if not folder.is_dir():
         try:
@@ -75,7 +78,7 @@ def _folder_files(source: str, revision: str | None) -> Iterator[Path]:
 
 
 def is_done(recipe: Recipe) -> bool:
-    """Whether the dump of a recipe is complete, and its inputs are those it was completed with."""
+    """Return whether a recipe's dump is complete and its inputs are unchanged since."""
     dump = location(recipe.dump.path)
     if not all((dump / name).exists() for name in (_NAME, "manifest.json", "summary.json", "audit.json", "README.md")):
         return False
@@ -89,7 +92,7 @@ def is_done(recipe: Recipe) -> bool:
 
 
 def is_summed_up(dump: Location, manifest: Manifest) -> bool:
-    """Whether `summary.json` lists the shards of the plan, and all of them are there with the sizes that it gives (in a store: are there)."""
+    """Return whether `summary.json` lists the planned shards, and all exist with those sizes (in a store: exist)."""
     if not (dump / "summary.json").exists():
         return False
     listed = {str(shard["name"]): shard["bytes"] for shard in read_json(dump / "summary.json", "shards")["shards"]}
@@ -102,14 +105,16 @@ def is_summed_up(dump: Location, manifest: Manifest) -> bool:
 
 
 def are_as_noted(dump: Location) -> bool:
-    """Whether no shard has been written to since the dump was complete, as far as sizes and times tell (of a store, or of a dump without
-    a note: nothing does)."""
+    """Return whether sizes and times of the shards are unchanged since the dump was complete.
+
+    Also True in a store, and for a dump without a note.
+    """
     noted = _noted(dump).get("shards_sha256")
     return noted is None or noted == _shards_sha256(dump)
 
 
 def _noted(dump: Location) -> dict[str, Any]:
-    """What the note says; nothing where there is none, or a damaged one: what it would have spared is done, and it is written anew."""
+    """Read the note; empty if it is missing or damaged, in which case everything is checked and it is rewritten."""
     try:
         return read_json(dump / _NAME) if (dump / _NAME).exists() else {}
     except ValueError:
@@ -119,14 +124,14 @@ def _noted(dump: Location) -> dict[str, Any]:
 def _shards_sha256(dump: Location) -> str | None:
     if not isinstance(dump, Path):
         return None
-    # Not the time of change, which a merge alters that gives a shard a second name.
+    # Not the time of change (ctime), which a merge alters when it hard-links a shard.
     shards = sorted((dump / "shards").glob("*.parquet"))
     stated = [(shard.name, *file_state(shard.stat())[:2]) for shard in shards]
     return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
 
 
 def note_inputs(dump: Location, recipe: Recipe, at_start: str | None) -> None:
-    """Write down what a complete dump was made of, unless something has changed since the start."""
+    """Record the inputs of a complete dump, unless something has changed since the start."""
     if at_start is not None and at_start == inputs_sha256(recipe):
         shards = {} if (stated := _shards_sha256(dump)) is None else {"shards_sha256": stated}
         write_json(dump / _NAME, {"inputs_sha256": at_start, "manifest_sha256": _manifest_sha256(dump), **shards})

@@ -1,4 +1,4 @@
-"""A dump that is being made, and what makes its shards: an engine of this process, or engines elsewhere."""
+"""A dump in progress, and what makes its shards: an engine in this process, or engines elsewhere."""
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager
@@ -9,15 +9,15 @@ from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import Location
 from stage1_teacher.coordination.shard_claims import Claims
-from stage1_teacher.dump.shard_writer import Made
+from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.targets.resolved import ResolvedTeacher
 
-Filled = tuple[ShardPlan, list[Document]]  # a planned shard with its documents
-Maker = Callable[[Iterator[Filled]], Iterator[Made]]
+ShardWork = tuple[ShardPlan, list[Document]]  # a planned shard and its documents
+ShardMaker = Callable[[Iterator[ShardWork]], Iterator[ShardProgress]]
 
 
 class Job(NamedTuple):
-    """A dump to be made, and this process's part in it."""
+    """A dump to be made, and this process's share of it."""
 
     recipe: Recipe
     dump: Location
@@ -27,19 +27,19 @@ class Job(NamedTuple):
     worker: tuple[int, int]
 
     def missing(self) -> list[ShardPlan]:
-        """This worker's shards that are not there; who makes them may be another process."""
+        """Return this worker's missing shards, including those that another process is making."""
         index, count = self.worker
         return [shard for shard in self.manifest.missing(self.dump) if shard.index % count == index]
 
     def claim(self, todo: Sequence[ShardPlan]) -> Iterator[ShardPlan]:
-        """Those that nobody else is making, each claimed as it is handed out."""
+        """Yield the shards that nobody else is making, each claimed just before."""
         for shard in todo:
             if self.claims.take(shard.index):
-                if not shard.path(self.dump).exists():  # it may have been made since
+                if not shard.path(self.dump).exists():  # another process may have completed it since
                     yield shard
                 else:
                     self.claims.give_back(shard.index)
 
 
-Engines = Callable[[Job, ResolvedTeacher], AbstractContextManager[Maker]]
-Connect = Callable[[], AbstractContextManager[Engines]]  # to where they are, before anything else is done
+Engines = Callable[[Job, ResolvedTeacher], AbstractContextManager[ShardMaker]]
+Connect = Callable[[], AbstractContextManager[Engines]]  # connects to a cluster, before anything else is done

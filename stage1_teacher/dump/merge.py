@@ -1,4 +1,4 @@
-"""`bld merge`: dumps of one identity, but for their corpora, joined into one. Shards are linked or copied as they are, under new numbers."""
+"""`bld merge`: joins dumps that differ only in their corpora; shards are linked or copied unchanged, and renumbered."""
 
 import os
 import shutil
@@ -22,13 +22,14 @@ from stage1_teacher.dump.summary import summarise
 
 
 def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] = ()) -> dict[str, Any]:
-    """Join complete dumps into `out`, in the order given; run again, it goes on where it stopped. Returns the summary.
+    """Join complete dumps into `out`, in the order given, and return the summary; run again, it continues.
 
     Args:
-        accept_engine: engines, by name and version, that may have made some of the dumps, beside those that the dumps accept already.
+        accept_engine: engines, by name and version, that may have made some of the dumps, beside those that the dumps
+            already accept.
     Raises:
-        ValueError: a dump is not complete, two differ in more than the corpus and an accepted engine (the field is named), two hold
-            the same documents, or `out` holds something else.
+        ValueError: a dump is incomplete, two differ in more than the corpus and an accepted engine (the field is
+            named), two hold the same documents, or `out` holds something else.
     """
     manifests = check_mergeable(out, dumps, accept_engine)
     merged = merged_manifest(manifests)
@@ -42,19 +43,16 @@ def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] =
     write_card(out)
     twice = sum(number > 1 for number in Counter(_document_ids(out, merged)).values())
     if twice:
-        warn(
-            f"{out}: {twice} names of documents occur more than once; corpus.id_field gives documents names of their own"
-        )
+        warn(f"{out}: {twice} document ids occur more than once; corpus.id_field gives documents ids of their own")
     return summary
 
 
 def check_mergeable(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] = ()) -> list[Manifest]:
-    """Return the dumps' manifests. Raises ValueError where they cannot be one dump; every byte of theirs is checked."""
+    """Return the dumps' manifests. Checks every byte; raises ValueError if they cannot be one dump."""
     if len(dumps) < 2:
         raise ValueError(f"{len(dumps)} dump to merge into {out}: give two or more")
-    if os.path.realpath(out) in map(
-        os.path.realpath, dumps
-    ):  # Path.resolve fails, as nothing else does, where links run in a circle
+    # Not Path.resolve, which raises RuntimeError for circular links.
+    if os.path.realpath(out) in map(os.path.realpath, dumps):
         raise ValueError(f"{out} is one of the dumps to merge; give a new folder")
     manifests = [Manifest.load(dump) for dump in dumps]
     accepted = {*accept_engine, *(engine for manifest in manifests for engine in manifest.accepted_engines)}
@@ -64,8 +62,8 @@ def check_mergeable(out: Path, dumps: Sequence[Path], accept_engine: Sequence[st
         differences = identity_differences(_but_corpus(manifests[first].identity), _but_corpus(ours))
         if differences:
             raise ValueError(
-                f"{dumps[first]} and {dump} cannot be one dump; they differ in {'; '.join(differences)} ({dumps[first]} there, "
-                f"{dump} here). {_way_out(differences, manifests[first].identity, manifest.identity)}"
+                f"{dumps[first]} and {dump} cannot be merged: they differ in {'; '.join(differences)} ({dumps[first]} "
+                f"there, {dump} here). {_way_out(differences, manifests[first].identity, manifest.identity)}"
             )
     _refuse_same_documents(dumps, manifests)
     for dump in dumps:
@@ -78,15 +76,15 @@ def _engine(identity: dict[str, Any]) -> str:
 
 
 def _nobody_accepted(manifests: Sequence[Manifest], accepted: Collection[str]) -> int:
-    """Return the index of a dump whose engine is not among the accepted ones, to which all others are held; the first where there is none."""
+    """Return the index of a dump whose engine is not just accepted, to compare the others with; 0 if there is none."""
     return next((i for i, manifest in enumerate(manifests) if _engine(manifest.identity) not in accepted), 0)
 
 
 def _way_out(differences: Sequence[str], first: dict[str, Any], other: dict[str, Any]) -> str:
     if [text.split(":")[0] for text in differences] == ["teacher.engine"]:
         return (
-            f"Accept what another engine rounds otherwise with --accept-engine {_engine(other)}, or make one of them again with "
-            "the other's engine."
+            f"Accept the other engine's different rounding with --accept-engine {_engine(other)}, or make one of them "
+            "again with the other's engine."
         )
     older = min(arithmetic_of(first), arithmetic_of(other))
     hint = f" (dump.arithmetic={older})" if any(text.startswith("arithmetic:") for text in differences) else ""
@@ -98,7 +96,7 @@ def _but_corpus(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _how_read(identity: dict[str, Any]) -> dict[str, Any]:
-    """What an identity says of how the corpus is read, whichever it is."""
+    """Return the part of an identity that says how any corpus is read."""
     return {key: value for key, value in identity.get("corpus", {}).items() if key not in ("sha256", "field")}
 
 
@@ -114,7 +112,7 @@ def _refuse_same_documents(dumps: Sequence[Path], manifests: Sequence[Manifest])
 
 
 def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
-    """The dumps' plans one after another, numbered anew; the corpus is all of theirs."""
+    """Return the manifest of the dumps' plans one after another, renumbered; its corpus is all of theirs."""
     shards: list[ShardPlan] = []
     first = 0
     for shard in (shard for manifest in manifests for shard in manifest.shards):
@@ -137,26 +135,26 @@ def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
 
 
 def _claim(out: Path, merged: Manifest, first: Path) -> None:
-    """Make the folder this merge's. Raises ValueError where it holds something else."""
+    """Claim the folder for this merge. Raises ValueError if it holds something else."""
     if (out / "manifest.json").exists():
         theirs = Manifest.load(out)
         if differences := _plan_differences(theirs, merged):
             raise ValueError(
                 f"{out} holds another dump: {'; '.join(differences)}. Give a new folder, or delete that one"
             )
-        if theirs != merged:  # begun by a release that forgot which engines the parts accept
+        if theirs != merged:  # begun by a release that did not record which engines the parts accept
             merged.save(out)
         return
     if out.exists() and any(path.name not in ("recipe.yaml", "shards") for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and is not a dump; give a new folder")
     (out / "shards").mkdir(parents=True, exist_ok=True)
-    if (first / "recipe.yaml").exists():  # of the teacher's settings; the other dumps' differ in nothing but the corpus
+    if (first / "recipe.yaml").exists():  # for the teacher's settings; the others differ only in the corpus
         save_recipe(load_recipe(first / "recipe.yaml", [f"dump.path={yaml.safe_dump(str(out))}"]), out / "recipe.yaml")
     merged.save(out)
 
 
 def _plan_differences(theirs: Manifest, merged: Manifest) -> list[str]:
-    """Return what of another merge lies in its folder, by field; which engines it accepts is no difference."""
+    """Return the fields in which the folder's merge differs from this one; accepted engines may differ."""
     plans = [{"shards": len(plan.shards), "corpus_counts": plan.corpus_counts} for plan in (theirs, merged)]
     return [
         *identity_differences(theirs.identity, merged.identity),
@@ -166,7 +164,7 @@ def _plan_differences(theirs: Manifest, merged: Manifest) -> list[str]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system cannot; nothing where the target is there, for it is complete."""
+    """Hard-link a file, or copy it if the file system has no links; an existing target is complete and kept."""
     if target.exists():
         return
     with committed(target) as partial:

@@ -1,4 +1,4 @@
-"""The dump: planned, made shard by shard, finished. Restarting it is the resume, and so is a second process."""
+"""The dump: plan, make the missing shards, finish. Running it again resumes it; a second process joins it."""
 
 import shlex
 import time
@@ -27,8 +27,8 @@ from stage1_teacher.dump.check_resumed import check_resumed
 from stage1_teacher.dump.extend import extend_dump
 from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.dump.input_files import are_as_noted, inputs_sha256, is_done, is_summed_up, note_inputs
-from stage1_teacher.dump.job import Connect, Engines, Filled, Job, Maker
-from stage1_teacher.dump.shard_writer import Made, make_shards
+from stage1_teacher.dump.job import Connect, Engines, Job, ShardMaker, ShardWork
+from stage1_teacher.dump.shard_writer import ShardProgress, make_shards
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
@@ -37,17 +37,16 @@ from stage1_teacher.targets.resolved import ResolvedTeacher, load_tokenizer
 
 
 class Prepared(NamedTuple):
-    """What a dump is to be, and which documents are audited, by id."""
+    """A planned dump, and the ids of the documents to audit."""
 
     manifest: Manifest
     audited: Set[str]
 
 
 def prepare(recipe: Recipe, corpus: Corpus, teacher: ResolvedTeacher) -> Prepared:
-    """Plan the dump: a pure function of corpus and recipe."""
-    engine = engine_name(
-        recipe.teacher, recipe.placement
-    )  # first: a server that is not the teacher fails before the corpus is read
+    """Plan the dump, as a pure function of corpus and recipe."""
+    # First, so that a server with another model fails before the corpus is read.
+    engine = engine_name(recipe.teacher, recipe.placement)
     sample = audit.Sample(recipe.dump.audit_documents)
     shards = list(plan.plan_shards(sample.passing(corpus.documents()), int(recipe.dump.shard_bytes)))
     identity = teacher_identity(recipe, teacher, engine, plan.corpus_sha256(shards))
@@ -55,12 +54,17 @@ def prepare(recipe: Recipe, corpus: Corpus, teacher: ResolvedTeacher) -> Prepare
     return Prepared(manifest, sample.chosen())
 
 
-def enter(recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, accept_engine: str | None) -> Manifest:
-    """Hold the dump's folder to the plan; of processes that start at once, one writes the manifest and the others check it."""
+def open_or_create_dump(
+    recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, accept_engine: str | None
+) -> Manifest:
+    """Create the dump's folder, or check that it holds this dump, and return its manifest.
+
+    Of processes that start at once, one writes the manifest and the others check it.
+    """
     dump = location(recipe.dump.path)
     with claims.writing_json():
         extend_dump(dump, manifest, corpus, accept_engine)
-        manifest = plan.hold_to_identity(dump, manifest, accept_engine)
+        manifest = plan.create_or_check_manifest(dump, manifest, accept_engine)
         warn_other_libraries(dump, manifest)
         with committed(dump / "recipe.yaml") as path:
             save_recipe(recipe, path)
@@ -74,26 +78,26 @@ def run_teacher(
     accept_engine: str | None = None,
     connect: Connect | None = None,
 ) -> None:
-    """Dump, or resume a dump: every planned shard whose file is missing, and which no other process is making, is made.
+    """Make or resume a dump: make every missing shard that no other process is making.
 
     Args:
-        worker: (i, n): make only each n-th shard, from the i-th on.
-        accept_engine: see `shard_plan.hold_to_identity`.
-        connect: the engines that make the shards, as of `stage1_teacher.ray.pool.cluster_engines`; None: one of this process.
+        worker: (i, n): make only every n-th shard, starting at the i-th.
+        accept_engine: see `shard_plan.create_or_check_manifest`.
+        connect: connects to engines elsewhere, as `stage1_teacher.ray.pool.cluster_engines` does; None: an engine in
+            this process.
     Raises:
-        ValueError: the folder holds another dump, the corpus has changed since it was planned, or what `connect` asks for is not there.
+        ValueError: the folder holds another dump, the corpus has changed since it was planned, or `connect` found no
+            cluster.
         OSError: the folder cannot be written, or the engine failed too often.
     """
     require_place(location(recipe.dump.path))
     recipe = as_begun(recipe)
     if accept_engine is None and is_done(recipe):
-        say(
-            f"{recipe.dump.path}: complete, and what it is made of is as it was (sizes and times of files); nothing to do"
-        )
+        say(f"{recipe.dump.path}: complete, and its inputs are unchanged (sizes and times of files); nothing to do")
         say_next(location(recipe.dump.path))
         return
     with terminable(), ExitStack() as connected:
-        # First: a cluster that is not there is found before the corpus is read.
+        # First, so that a missing cluster is found before the corpus is read.
         engines = connected.enter_context(connect()) if connect else this_process
         _run(recipe, worker, accept_engine, engines)
 
@@ -109,17 +113,17 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
     recipe = with_licence(recipe, teacher.model)
     say(f"{dump}: {describe(recipe.teacher.license)}")
     make_folder(dump / "shards")
-    with open_claims(dump) as claims:  # first: a place that cannot be written fails before the corpus is read
+    with open_claims(dump) as claims:  # first, so that a read-only place fails before the corpus is read
         corpus = Corpus(recipe.corpus, recipe.dump.arithmetic_used)
         planned = prepare(recipe, corpus, teacher)
         warn_left_out(corpus)
-        manifest = enter(recipe, planned.manifest, corpus, claims, accept_engine)
+        manifest = open_or_create_dump(recipe, planned.manifest, corpus, claims, accept_engine)
         job = Job(recipe, dump, manifest, planned.audited, claims, worker)
         try:
             make_missing(job, corpus, lambda: engines(job, teacher))
         except (KeyboardInterrupt, Terminated):
             done = len(manifest.shards) - len(manifest.missing(dump))
-            say(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and stay")
+            say(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and kept")
             raise
         finish(job)
         if is_summed_up(dump, manifest):
@@ -128,15 +132,19 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
 
 
 @contextmanager
-def this_process(job: Job, teacher: ResolvedTeacher) -> Iterator[Maker]:
-    """Shards made by an engine of this process."""
+def this_process(job: Job, teacher: ResolvedTeacher) -> Iterator[ShardMaker]:
+    """Open an engine in this process, and yield what makes shards with it."""
     with open_teacher(job.recipe, *teacher, branches=bool(job.audited)) as opened:
         check_resumed(job.dump, job.manifest, opened)
         yield lambda shards: make_shards(shards, opened, job.recipe, job.manifest.identity, job.dump, job.audited)
 
 
-def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContextManager[Maker]]) -> None:
-    """Make what is missing and free, and look again: another process may have died. What makes shards is opened only if there are any."""
+def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContextManager[ShardMaker]]) -> None:
+    """Make every shard that is missing and unclaimed, until there are none: another process may die and leave some.
+
+    Args:
+        open_it: opens what makes the shards; called only if there are any.
+    """
     todo = job.missing()
     counts = describe_counts(job.manifest.corpus_counts)
     say(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
@@ -144,37 +152,39 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
     first = next(rounds, None)
     if first is None:
         return
-    remove(job.dump / "summary.json")  # of a dump that has lost a shard since
+    remove(job.dump / "summary.json")  # out of date, if a shard was lost after it was written
     with ExitStack() as opened:
         make = opened.enter_context(open_it())
         started, num_made = time.monotonic(), 0
         progress = opened.enter_context(Progress(sum(s.num_documents for s in todo), sum(s.num_bytes for s in todo)))
         for shards in chain([first], rounds):
-            for made in make(read_shards(shards, corpus)):
-                progress.update(made.documents, made.text_bytes, made.tokens, made.stored_bytes)
-                count_missing(made)
+            for done in make(read_shards(shards, corpus)):
+                progress.update(done.documents, done.text_bytes, done.tokens, done.stored_bytes)
+                count_missing(done)
                 job.claims.renew()
-                if made.committed is not None:
+                if done.committed is not None:
                     num_made += 1
-                    detail(f"{job.dump}: shard {made.committed}, {made.stored_bytes:,} bytes", shard=made.committed)
-                    job.claims.give_back(made.committed)
-                if made.audited:
+                    detail(f"{job.dump}: shard {done.committed}, {done.stored_bytes:,} bytes", shard=done.committed)
+                    job.claims.give_back(done.committed)
+                if done.audited:
                     write_audit(job)
     say(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
 
 
-def count_missing(made: Made) -> None:
-    """What the targets lack, for `--metrics`."""
+def count_missing(done: ShardProgress) -> None:
+    """Count the probability mass that the targets lack, for `--metrics`."""
     figures = metrics.figures()
-    figures.positions.inc(made.positions)
-    figures.missing.labels("dropped").inc(made.dropped)
-    figures.missing.labels("tail").inc(made.tail)
-    figures.failures.labels("document").inc(made.left_out)
+    figures.positions.inc(done.positions)
+    figures.missing.labels("dropped").inc(done.dropped)
+    figures.missing.labels("tail").inc(done.tail)
+    figures.failures.labels("document").inc(done.left_out)
 
 
 def free_shards(job: Job) -> Iterator[Iterator[ShardPlan]]:
-    """Passes over what is missing, in the order of the corpus, until there is nothing that this process could make. In a store, where
-    nobody can tell at once who has died, it waits for what others have claimed."""
+    """Yield passes over the missing shards, in corpus order, until this process can make no more.
+
+    In a store, where a dead process is not noticed at once, it waits for shards that others have claimed.
+    """
     while todo := job.missing():
         free = job.claim(todo)
         first = next(free, None)
@@ -184,25 +194,25 @@ def free_shards(job: Job) -> Iterator[Iterator[ShardPlan]]:
             return
 
 
-def read_shards(shards: Iterable[ShardPlan], corpus: Corpus) -> Iterator[Filled]:
-    """Each shard, in the order of the corpus, with its documents. Raises ValueError where the corpus has changed."""
+def read_shards(shards: Iterable[ShardPlan], corpus: Corpus) -> Iterator[ShardWork]:
+    """Yield each shard with its documents, in corpus order. Raises ValueError if the corpus has changed."""
     position, stream = 0, corpus.documents()
     for shard in shards:
-        for _ in range(shard.first_document - position):  # documents of shards that exist, or are another process's
+        for _ in range(shard.first_document - position):  # documents of shards that exist or that others make
             next(stream)
         yield shard, plan.shard_documents(shard, stream)
         position = shard.first_document + shard.num_documents
 
 
 def finish(job: Job) -> None:
-    """Write the summary of a dump that is complete, whoever made its last shard; of another one, say what is missing."""
+    """Write the summary of a complete dump, whoever made its last shard; otherwise report what is missing."""
     dump, manifest = job.dump, job.manifest
     num_missing = len(manifest.missing(dump))
     if num_missing:
-        say(f"{dump}: {num_missing} shards are missing: other processes make them, or run the same command again")
+        say(f"{dump}: {num_missing} shards are missing; other processes are making them, or run the same command again")
         return
     with job.claims.writing_json():
-        # By this process before, or by another one; whoever makes a shard removes it. A shard that has been written to since is read again.
+        # Written before by this process or another; making a shard removes it. A shard modified since is read again.
         there = is_summed_up(dump, manifest) and are_as_noted(dump)
         summary = read_json(dump / "summary.json") if there else summarise(dump, manifest)
         if not there:
@@ -215,15 +225,16 @@ def finish(job: Job) -> None:
 
 
 def say_next(dump: Location) -> None:
-    """What a complete dump is for."""
+    """Print the commands that use a complete dump."""
     named = shlex.quote(str(dump))
     say(
-        f"{dump}: look with `bld inspect {named}`, check with `bld verify {named}`; what learns from it: `bld student RECIPE`"
+        f"{dump}: view it with `bld inspect {named}`, check it with `bld verify {named}`, train on it with "
+        "`bld student RECIPE`"
     )
 
 
 def write_audit(job: Job) -> dict[str, Any]:
-    """Gather what the shards hold of it into `audit.json`; returns that."""
+    """Gather the audit from the shards into `audit.json`, and return it."""
     with job.claims.writing_json():
         gathered = audit.gather(job.dump, job.manifest)
         write_json(job.dump / "audit.json", gathered)
@@ -231,17 +242,17 @@ def write_audit(job: Job) -> dict[str, Any]:
 
 
 def warn_not_own(dump: Location, own: dict[str, Any]) -> None:
-    """Where stored log-probabilities are not the model's own; `own` is the audit's `models_own_tokens`."""
+    """Warn if stored log-probabilities are not the model's own; `own` is the audit's `models_own_tokens`."""
     if own["tokens"] and not own["half_mean_square_nats"] <= own["limit_nats"]:
         warn(
-            f"{dump}: the stored log-probabilities of {own['tokens']} audited tokens are {own['half_mean_square_nats']:.3g} nats (half the "
-            f"mean square; limit {own['limit_nats']}) from those that the model gives itself: `bld verify {shlex.quote(str(dump))} "
-            "--against-teacher 8` says of which documents"
+            f"{dump}: the stored log-probabilities of {own['tokens']} audited tokens differ by "
+            f"{own['half_mean_square_nats']:.3g} nats (half the mean square; limit {own['limit_nats']}) from the "
+            f"model's own: `bld verify {shlex.quote(str(dump))} --against-teacher 8` names the documents"
         )
 
 
 def warn_left_out(corpus: Corpus) -> None:
-    """What the corpus holds that is no document, and where to look."""
+    """Warn of rows that are not documents, with the first place of each kind."""
     for reason, where in corpus.first_places.items():
         number = corpus.counts[f"left out: {reason}"]
         warn(f"{number} rows are left out: {reason}; the first: {where}", rows=number, reason=reason, first=where)

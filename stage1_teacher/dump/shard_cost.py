@@ -1,4 +1,4 @@
-"""What a shard took to make, told beside it: wall seconds of the process that made it, and on what."""
+"""The cost of making a shard, stored beside it: wall seconds of the process that made it, and its devices."""
 
 import os
 import time
@@ -15,17 +15,16 @@ from stage1_teacher.coordination.thread_map import thread_map
 
 
 class Cost(NamedTuple):
-    """Seconds from the shard before, of the same process, to this one; of the first, from when the engine was there."""
+    """Seconds since the same process's previous shard, or for its first shard since the engine was ready."""
 
     seconds: float
     devices: str
 
 
 def devices(recipe: Recipe) -> str:
-    """What one process computes on, as in `2 x NVIDIA H100 80GB HBM3`, `4 CPU cores` or `a server`."""
+    """Return the devices of one process, as in `2 x NVIDIA H100 80GB HBM3`, `4 CPU cores` or `a server`."""
     if recipe.teacher.engine_spec.needs_address:
         return "a server"
-
     if not computes_on_gpu():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return f"{cores} CPU core{'' if cores == 1 else 's'}"
@@ -33,13 +32,12 @@ def devices(recipe: Recipe) -> str:
 
 
 def num_devices(recipe: Recipe) -> int:
-    """How many of them: GPUs of a process on GPUs, else 1, a machine."""
-
+    """Count them: GPUs of a process on GPUs, else 1 (a machine)."""
     return recipe.placement.num_workers if computes_on_gpu() else 1
 
 
 class Stopwatch:
-    """Wall seconds since it was made, or since it was last read."""
+    """A stopwatch of wall seconds, restarted by each reading."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
@@ -50,13 +48,13 @@ class Stopwatch:
 
 
 def write_cost(dump: Location, shard: ShardPlan, seconds: float, on: str) -> None:
-    """Beside the shard, not in it: a shard that is made again is the same file. Written before the shard is committed."""
+    """Write a shard's cost before the shard is committed; beside it, for a shard made again must be the same file."""
     make_folder(dump / "costs")
     write_json(_path(dump, shard), {"seconds": round(seconds, 3), "devices": on})
 
 
 def read_cost(dump: Location, shard: ShardPlan) -> Cost | None:
-    """None where it is not told: of a dump that was merged or pulled only the sum is."""
+    """Read a shard's cost; None if it is unknown (a merged or pulled dump has only the total)."""
     path = _path(dump, shard)
     if not path.exists():
         return None
@@ -65,7 +63,7 @@ def read_cost(dump: Location, shard: ShardPlan) -> Cost | None:
 
 
 def total_cost(dump: Location, manifest: Manifest) -> dict[str, Any] | None:
-    """Of all shards; None where one of them does not tell."""
+    """Return the cost of all shards; None if that of any shard is unknown."""
     found = thread_map(partial(read_cost, dump), manifest.shards)
     told = [cost for cost in found if cost is not None]
     if len(told) < len(found):

@@ -1,4 +1,4 @@
-"""Which documents go into which shard: a pure function of corpus and recipe; and the identity that a dump is held to."""
+"""The plan of a dump's shards, a pure function of corpus and recipe, and the identity a dump is checked against."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from schemas.storage.locations import Location, names
 
 
 def document_digest(document: Document) -> bytes:
-    """32 bytes over name and text, each with its length before it; of a chat, over what everybody says."""
+    """Return a hash of 32 bytes over id and text, each preceded by its length; for a chat, over everything said."""
     if document.conversation is not None:
         said = [document.conversation.to_json()]
     else:
@@ -29,7 +29,7 @@ def document_digest(document: Document) -> bytes:
     return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
 
 
-MOST_DOCUMENTS = 1 << 16  # of a shard: while it is made, each takes a kilobyte of memory beside its text
+MAX_DOCUMENTS = 1 << 16  # per shard: each takes a kilobyte of memory beside its text while the shard is made
 
 
 class _Open:
@@ -45,8 +45,10 @@ class _Open:
 
 
 def plan_shards(documents: Iterable[Document], shard_bytes: int) -> Iterator[ShardPlan]:
-    """Shards of whole documents, each closed before it would overflow `shard_bytes` (a longer document has one for itself) or
-    `MOST_DOCUMENTS`."""
+    """Yield shards of whole documents, each closed before it exceeds `shard_bytes` or `MAX_DOCUMENTS`.
+
+    A document longer than `shard_bytes` has a shard to itself.
+    """
     first = 0
     for index, shard in enumerate(_closed_before_overflow(documents, shard_bytes)):
         yield ShardPlan(
@@ -62,7 +64,7 @@ def plan_shards(documents: Iterable[Document], shard_bytes: int) -> Iterator[Sha
 def _closed_before_overflow(documents: Iterable[Document], shard_bytes: int) -> Iterator[_Open]:
     shard = _Open()
     for document in documents:
-        full = shard.num_bytes + len(document.text) > shard_bytes or shard.num_documents == MOST_DOCUMENTS
+        full = shard.num_bytes + len(document.text) > shard_bytes or shard.num_documents == MAX_DOCUMENTS
         if shard.num_documents and full:
             yield shard
             shard = _Open()
@@ -82,8 +84,13 @@ def make_identity(
     chat: ChatTokenizer | None = None,
     code: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the content of a dump, and nothing else. `weights` is None for a served teacher; `chat` where the corpus
-    holds none; `code` where no Python code of the model's own runs."""
+    """Return everything that decides a dump's content, and nothing else.
+
+    Args:
+        weights: None for a served teacher.
+        chat: None if the corpus holds no chats.
+        code: None if no Python code of the model's own runs.
+    """
     teacher, dump = recipe.teacher, recipe.dump
     served, listed = teacher.engine_spec.served, not teacher.engine_spec.hidden_states
     return {
@@ -116,7 +123,7 @@ def make_identity(
 
 
 def _read(corpus: CorpusConfig) -> dict[str, Any]:
-    """What is read of a corpus's rows. A dump of contents alone does not name what there was no choice of when it was begun."""
+    """Return what is read of a corpus's rows; for contents alone, as when there was no other choice."""
     if not corpus.has_chats:
         return {"field": corpus.field, **added_values(corpus)}
     return {
@@ -127,7 +134,7 @@ def _read(corpus: CorpusConfig) -> dict[str, Any]:
 
 
 def _listed_identity(teacher: TeacherConfig) -> dict[str, Any]:
-    """What a dump of listed tokens has besides; a dump without `targets` comes from the whole softmax."""
+    """Return what a dump of listed tokens has in addition; a dump without `targets` comes from the whole softmax."""
     return {
         "targets": "top-k tokens of each row",
         "prompt_logprobs": teacher.prompt_logprobs,
@@ -135,7 +142,7 @@ def _listed_identity(teacher: TeacherConfig) -> dict[str, Any]:
 
 
 def weights_sha256(model: str, revision: str | None) -> str:
-    """Over the model's configuration and safetensors files, in the order of their names; a hub model is fetched first."""
+    """Return a hash over the model's config.json and safetensors files, by name; a hub model is downloaded first."""
     folder = Path(model)
     if not folder.is_dir():
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
@@ -143,7 +150,7 @@ def weights_sha256(model: str, revision: str | None) -> str:
     files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
     if len(files) < 2:
         raise ValueError(
-            f"{folder} holds no .safetensors file: only safetensors are read. Convert it with save_pretrained."
+            f"{folder} holds no .safetensors file, and only safetensors are read. Convert it with save_pretrained."
         )
     for file in files:
         digest.update(file.name.encode())
@@ -152,7 +159,7 @@ def weights_sha256(model: str, revision: str | None) -> str:
 
 
 def code_sha256(model: str, revision: str | None) -> str | None:
-    """Over the Python files that come with a model, in the order of their names; None where there are none."""
+    """Return a hash over the Python files that come with a model, by name; None if there are none."""
     folder = Path(model)
     if not folder.is_dir():
         folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.py"]))
@@ -168,22 +175,24 @@ def corpus_sha256(shards: list[ShardPlan]) -> str:
 
 
 def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Document]:
-    """The shard's documents off the stream, checked against the plan. Raises ValueError where the corpus has changed."""
+    """Take a shard's documents off the stream and check them. Raises ValueError if the corpus has changed."""
     documents = [document for _, document in zip(range(shard.num_documents), stream, strict=False)]
     digest = hashlib.sha256(b"".join(document_digest(document) for document in documents)).hexdigest()
     if digest != shard.sha256:
         raise ValueError(
             f"the corpus has changed since the dump was planned: shard {shard.index} holds other documents "
-            f"({shard.first_document} to {shard.first_document + shard.num_documents}). Restore the corpus, or give a new dump.path."
+            f"({shard.first_document} to {shard.first_document + shard.num_documents}). Restore the corpus, or give a "
+            "new dump.path."
         )
     return documents
 
 
-def hold_to_identity(dump: Location, manifest: Manifest, accept_engine: str | None = None) -> Manifest:
-    """Write the manifest of a new dump; of an existing one, check that it is the same.
+def create_or_check_manifest(dump: Location, manifest: Manifest, accept_engine: str | None = None) -> Manifest:
+    """Write the manifest of a new dump, or check it against an existing dump's; return the dump's manifest.
 
     Args:
-        accept_engine: name and version of the engine here, where another one began the dump and that is all right. It is recorded.
+        accept_engine: name and version of the engine here, to accept it although another one began the dump. It is
+            recorded.
     Raises:
         ValueError: the folder holds another dump; names each field that differs.
     """
@@ -207,7 +216,7 @@ def hold_to_identity(dump: Location, manifest: Manifest, accept_engine: str | No
 def require_identity(
     dump: Location, theirs: dict[str, Any], ours: dict[str, Any], accepted_engines: Collection[str]
 ) -> None:
-    """Raise ValueError, naming each field that differs, unless the dump's identity is ours, or differs in an engine that is accepted."""
+    """Raise ValueError, naming each field that differs, unless the identities differ at most in an accepted engine."""
     differences = identity_differences(theirs, with_accepted_engine(ours, theirs, accepted_engines))
     if differences:
         engine = str(ours["teacher"]["engine"])
@@ -218,14 +227,14 @@ def _way_out(differences: list[str], engine: str) -> str:
     anew = "Give a new dump.path, or delete that folder to start again."
     if [difference.split(":")[0] for difference in differences] != ["teacher.engine"]:
         return anew
-    return f"Go back to that engine, or accept what another one rounds otherwise with --accept-engine {engine}. {anew}"
+    return f"Go back to that engine, or accept this one's different rounding with --accept-engine {engine}. {anew}"
 
 
 def _refuse_orphans(dump: Location) -> None:
-    """Shards without a manifest are nobody's: a new manifest would claim them."""
+    """Raise ValueError for shards without a manifest: a new manifest would claim them."""
     orphans = sorted(name for name in names(dump / "shards") if name.endswith(".parquet"))
     if orphans:
         raise ValueError(
-            f"{dump} holds {len(orphans)} shards ({orphans[0]} ...) but no manifest.json, so that nobody can say what they "
-            "are. Put the manifest back, or give a new dump.path, or delete that folder to start again."
+            f"{dump} holds {len(orphans)} shards ({orphans[0]} ...) but no manifest.json to say what they are. Restore "
+            "the manifest, give a new dump.path, or delete that folder to start again."
         )

@@ -1,4 +1,4 @@
-"""From documents to committed shards: cut, forwarded through the engine, reduced, written."""
+"""The path from documents to committed shards: encode, run the engine, reduce, write."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -32,41 +32,45 @@ from stage1_teacher.targets.records import make_records
 from stage1_teacher.targets.teacher import Teacher
 
 
-class CutShard(NamedTuple):
-    """A shard's pieces, and why documents were left out, by name: the teacher's tokenizer cannot spell them, its chat template changes
-    them, or no window of `teacher.max_tokens` fits them."""
+class EncodedShard(NamedTuple):
+    """A shard's pieces.
+
+    Attributes:
+        left_out: why documents were left out, by id: the teacher's tokenizer cannot spell them, its chat template
+            changes them, or no window of `teacher.max_tokens` fits them.
+    """
 
     plan: ShardPlan
     pieces: list[Piece]
     left_out: dict[str, str]
 
 
-class Forwarded(NamedTuple):
-    """A batch of a shard's pieces after the engine; the last batch, and it alone, brings along the shard."""
+class EngineBatch(NamedTuple):
+    """A batch of a shard's pieces with the engine's output."""
 
     pieces: list[Piece]
     answers: Answers
-    wide: dict[int, audit.Wide]  # of the audited ones, by their number in `pieces`
-    finished: CutShard | None
+    references: dict[int, audit.ReferenceTargets]  # of audited pieces, by index in `pieces`
+    finished: EncodedShard | None  # the shard, with its last batch
 
 
-class Made(NamedTuple):
-    """What has been done, for the progress bar and the metrics."""
+class ShardProgress(NamedTuple):
+    """Work done since the last report, for the progress bar and the metrics."""
 
     documents: int
     text_bytes: int
     tokens: int
-    stored_bytes: int = 0  # of a shard that is complete with this
-    committed: int | None = None  # that shard's number
-    audited: int = 0  # documents in that shard
-    left_out: int = 0  # documents of that shard
+    stored_bytes: int = 0  # size of the shard completed by this batch
+    committed: int | None = None  # index of that shard
+    audited: int = 0  # audited documents in that shard
+    left_out: int = 0  # documents left out of that shard
     positions: int = 0
-    dropped: float = 0.0  # summed over these positions, as is the tail
+    dropped: float = 0.0  # probability mass, summed over `positions`; so is `tail`
     tail: float = 0.0
 
 
-def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> CutShard:
-    """A shard's documents as pieces for the teacher; those that cannot be are left out, with the reason."""
+def encode_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> EncodedShard:
+    """Encode a shard's documents as pieces for the teacher, leaving out those that cannot be, with the reason."""
     pieces: list[Piece] = []
     left_out: dict[str, str] = {}
     for document in documents:
@@ -74,7 +78,7 @@ def cut_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher)
             pieces += _cut(document, teacher)
         except (SpellingError, ChatError, WindowError) as error:
             left_out[document.doc_id] = str(error)
-    return CutShard(shard, pieces, left_out)
+    return EncodedShard(shard, pieces, left_out)
 
 
 def _cut(document: Document, teacher: Teacher) -> list[Piece]:
@@ -89,9 +93,9 @@ def _cut(document: Document, teacher: Teacher) -> list[Piece]:
 
 
 def forward(
-    shards: Iterable[CutShard], teacher: Teacher, placement: PlacementConfig, audited: Set[str]
-) -> Iterator[Forwarded]:
-    """Run the engine over the shards' pieces. No batch reaches over a shard's end, so that a shard made again is the same.
+    shards: Iterable[EncodedShard], teacher: Teacher, placement: PlacementConfig, audited: Set[str]
+) -> Iterator[EngineBatch]:
+    """Run the engine over the shards' pieces. No batch spans two shards, so a shard made again is the same.
 
     Args:
         audited: ids of the documents to compare with a wide covering.
@@ -99,23 +103,23 @@ def forward(
     for shard in shards:
         parts = list(batches(shard.pieces, placement.batch_tokens)) or [[]]
         for index, batch in enumerate(parts):
-            answers, wide = retry_with_restart(
+            answers, references = retry_with_restart(
                 teacher, partial(_ask, teacher, batch, audited), placement.max_engine_failures
             )
-            yield Forwarded(batch, answers, wide, shard if index == len(parts) - 1 else None)
+            yield EngineBatch(batch, answers, references, shard if index == len(parts) - 1 else None)
 
 
-def _ask(teacher: Teacher, batch: list[Piece], audited: Set[str]) -> tuple[Answers, dict[int, audit.Wide]]:
+def _ask(teacher: Teacher, batch: list[Piece], audited: Set[str]) -> tuple[Answers, dict[int, audit.ReferenceTargets]]:
     answers = teacher.ask(batch)
     return answers, {
-        number: audit.read_wide(teacher, piece)
+        number: audit.compute_reference(teacher, piece)
         for number, piece in enumerate(batch)
         if piece.doc_id in audited and piece.window.start == 0
     }
 
 
 class ShardWriter:
-    """Takes forwarded batches in order; collects the records of a shard and commits them once it is whole."""
+    """Reduces batches in order, collects the records of a shard and commits them when the shard is complete."""
 
     def __init__(self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Location) -> None:
         self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, shard_identity(identity), folder
@@ -124,17 +128,17 @@ class ShardWriter:
         self._num_tokens, self._num_computed = 0, 0
         self._watch = cost.Stopwatch()
 
-    def take(self, batch: Forwarded) -> Made:
+    def take(self, batch: EngineBatch) -> ShardProgress:
         records: list[Record] = []
         if batch.pieces:
             records = make_records(batch.pieces, batch.answers, self._teacher, self._recipe.dump)
-            self._audited += [audit.measure(records[number], wide) for number, wide in batch.wide.items()]
+            self._audited += [audit.measure(records[index], found) for index, found in batch.references.items()]
             self._records += records
         num_tokens = sum(len(self._teacher.prompt(piece)) for piece in batch.pieces)
         self._num_tokens += num_tokens
         self._num_computed += batch.answers.num_tokens
         num_documents = sum(piece.window.has_end for piece in batch.pieces)
-        made = Made(
+        progress = ShardProgress(
             num_documents,
             sum(piece.num_supervised for piece in batch.pieces),
             num_tokens,
@@ -143,8 +147,8 @@ class ShardWriter:
             tail=sum(float(np.maximum(1 - stored_sums(record), 0).sum()) for record in records),
         )
         if batch.finished is None:
-            return made
-        return made._replace(
+            return progress
+        return progress._replace(
             documents=num_documents + len(batch.finished.left_out),
             audited=len(self._audited),
             left_out=len(batch.finished.left_out),
@@ -152,7 +156,7 @@ class ShardWriter:
             stored_bytes=self._commit(batch.finished),
         )
 
-    def _commit(self, shard: CutShard) -> int:
+    def _commit(self, shard: EncodedShard) -> int:
         table = to_table(self._records, self._identity)
         extra = {
             "bld.left_out": json.dumps(shard.left_out),
@@ -178,15 +182,15 @@ def make_shards(
     identity: dict[str, Any],
     folder: Location,
     audited: Set[str] = frozenset(),
-) -> Iterator[Made]:
-    """Make and commit shards, yielding what each batch of the engine added.
+) -> Iterator[ShardProgress]:
+    """Make and commit shards, and yield the progress of each engine batch.
 
-    Where the engine has a device of its own, or a machine, three threads work at once: one encodes the next shard, this one
-    drives the engine, one reduces the last batch and writes. On a CPU they would share the engine's cores.
+    If the engine has its own device or machine, three threads work at once: one encodes the next shard, this one drives
+    the engine, one reduces the previous batch and writes. On a CPU they would compete for the engine's cores.
     """
     concurrent = recipe.placement.overlap
     if concurrent is None:
         concurrent = computes_on_gpu() or isinstance(teacher.engine, ListingEngine)
-    cut = pipelined(shards, lambda shard: cut_shard(*shard, teacher), concurrent)
+    encoded = pipelined(shards, lambda shard: encode_shard(*shard, teacher), concurrent)
     writer = ShardWriter(teacher, recipe, identity, folder)
-    yield from pipelined(forward(cut, teacher, recipe.placement, audited), writer.take, concurrent)
+    yield from pipelined(forward(encoded, teacher, recipe.placement, audited), writer.take, concurrent)

@@ -1,4 +1,4 @@
-"""The summary of a dump: counts over all its shards, read from the shards alone, so that it does not matter who made them or when."""
+"""The summary of a dump: counts over its shards, read from the shards alone, whoever made them and when."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ _SUMMED = ("documents", "records", "bytes", "positions", "teacher_tokens", "comp
 
 
 class _Counted(NamedTuple):
-    """What one shard adds."""
+    """A shard's share of the summary."""
 
     counts: dict[str, int]  # of `_SUMMED`
     left_out: dict[str, str]
@@ -25,7 +25,10 @@ class _Counted(NamedTuple):
 
 
 def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
-    """What `summary.json` holds. Reads every byte. Raises ValueError for a shard that is damaged, or of other documents than planned."""
+    """Return the content of `summary.json`; reads every byte.
+
+    Raises ValueError for a shard that is damaged or holds other documents than planned.
+    """
     counted = thread_map(partial(_count, dump), manifest.shards)
     totals: dict[str, Any] = {name: sum(shard.counts[name] for shard in counted) for name in _SUMMED}
     totals["stored_bytes_per_text_byte"] = round(totals["stored_bytes"] / max(totals["bytes"], 1), 4)
@@ -50,7 +53,7 @@ def _count(dump: Location, shard: ShardPlan) -> _Counted:
     with open_parquet(path) as file:
         metadata = shard_metadata(path, file.schema_arrow)
         table = file.read(columns=["segment_lengths", "segment_has_end"])
-    if metadata["bld.shard_sha256"] != shard.sha256:  # a process of before the dump was extended wrote it late
+    if metadata["bld.shard_sha256"] != shard.sha256:  # written late, by a process from before the dump was extended
         raise ValueError(f"{path} holds other documents than planned; delete it and run `bld teacher` again")
     left_out = json.loads(metadata["bld.left_out"])
     num_bytes, num_ends = (_sum(table, name) for name in ("segment_lengths", "segment_has_end"))

@@ -15,7 +15,7 @@ from schemas.storage.locations import location
 from stage1_teacher.dump import shard_plan as plan
 from stage1_teacher.dump.check_resumed import check_resumed
 from stage1_teacher.dump.identity import teacher_identity
-from stage1_teacher.dump.shard_writer import Made, make_shards
+from stage1_teacher.dump.shard_writer import ShardProgress, make_shards
 from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
@@ -93,7 +93,7 @@ class ClusterEngine:
         self._opened = task, opened
         return place
 
-    def make(self, shard: ShardPlan, documents: list[Document]) -> Iterator[Made]:
+    def make(self, shard: ShardPlan, documents: list[Document]) -> Iterator[ShardProgress]:
         """Make a shard, commit it to the dump, and yield what each batch added."""
         assert self._opened is not None
         task, teacher = self._opened

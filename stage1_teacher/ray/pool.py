@@ -21,8 +21,8 @@ from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.runtime.log import say, warn
 from pipeline.runtime.termination import terminable
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.dump.job import Engines, Filled, Job, Maker
-from stage1_teacher.dump.shard_writer import Made
+from stage1_teacher.dump.job import Engines, Job, ShardMaker, ShardWork
+from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.engines.base import HEAD_SHARE
 from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
 from stage1_teacher.ray.resources import cross_machine_warning, engine_resources
@@ -92,7 +92,7 @@ def cluster_engines(address: str | None) -> Iterator[Engines]:
 
 
 @contextmanager
-def ray_engines(job: Job, _: ResolvedTeacher, ray: Any) -> Iterator[Maker]:
+def ray_engines(job: Job, _: ResolvedTeacher, ray: Any) -> Iterator[ShardMaker]:
     """Yield what has shards made by the cluster's engines. Raises ValueError if no engine fits on the cluster."""
     yield ClusterEngines(ray, job).make
 
@@ -142,7 +142,7 @@ class ClusterEngines:
                 "placement.engine_cpus; with placement.max_engines set, the dump waits for machines to join"
             )
 
-    def make(self, shards: Iterator[Filled]) -> Iterator[Made]:
+    def make(self, shards: Iterator[ShardWork]) -> Iterator[ShardProgress]:
         """Have the shards made, each read when an engine is free for it, and yield progress."""
         queue = ShardQueue(shards, self._ray.put, self._placement.max_engine_failures)
         while not queue.is_done:
@@ -196,12 +196,12 @@ class ClusterEngines:
     def _machines(self) -> list[dict[str, float]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
-    def _collect(self, queue: ShardQueue) -> Iterator[Made]:
+    def _collect(self, queue: ShardQueue) -> Iterator[ShardProgress]:
         """Wait until an engine has started or finished a batch, and yield the progress, after a while an empty one."""
         calls = [*self._starting, *self._working]
         ready, _ = self._ray.wait(calls, num_returns=1, timeout=_POLL_SECONDS)
         if not ready:
-            yield Made(0, 0, 0)
+            yield ShardProgress(0, 0, 0)
         for call in ready:
             if call in self._starting:
                 self._collect_started(call)
@@ -227,7 +227,7 @@ class ClusterEngines:
         self._idle.append(engine)
         say(f"{self._job.dump}: an engine is ready in {self._places[engine]}; {len(self._places)} now")
 
-    def _collect_made(self, call: Any, queue: ShardQueue) -> Iterator[Made]:
+    def _collect_made(self, call: Any, queue: ShardQueue) -> Iterator[ShardProgress]:
         engine, attempt = self._working[call]
         try:
             made = queue.advance(attempt, self._ray.get(next(call)))

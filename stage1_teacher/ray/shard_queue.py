@@ -9,11 +9,11 @@ from typing import Any
 from pipeline.corpus.documents import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.dump.shard_writer import Made
+from stage1_teacher.dump.shard_writer import ShardProgress
 
 _MAX_COPIES = 2  # engines working on one shard
-_NOTHING = Made(0, 0, 0)
-_COUNTED = [name for name in Made._fields if name not in ("committed", "audited")]
+_NOTHING = ShardProgress(0, 0, 0)
+_COUNTED = [name for name in ShardProgress._fields if name not in ("committed", "audited")]
 
 
 class Shard:
@@ -73,7 +73,7 @@ class ShardQueue:
         slow = [shard for shard in self._open if shard.copies < _MAX_COPIES]
         return Attempt(min(slow, key=lambda shard: (shard.copies, shard.since))) if slow else None
 
-    def advance(self, attempt: Attempt, made: Made) -> Made | None:
+    def advance(self, attempt: Attempt, made: ShardProgress) -> ShardProgress | None:
         """Return what a batch adds to the overall progress, or None if another engine completed the shard first.
 
         A second copy, or a new attempt at a failed shard, counts only from where the furthest attempt had come.
@@ -107,6 +107,6 @@ class ShardQueue:
             self._failed.append(shard)
 
 
-def _each(combine: Callable[[Any, Any], Any], a: Made, b: Made) -> Made:
+def _each(combine: Callable[[Any, Any], Any], a: ShardProgress, b: ShardProgress) -> ShardProgress:
     """Combine the counts of two, field by field; leaves out what describes a complete shard."""
-    return Made(**{name: combine(getattr(a, name), getattr(b, name)) for name in _COUNTED})
+    return ShardProgress(**{name: combine(getattr(a, name), getattr(b, name)) for name in _COUNTED})

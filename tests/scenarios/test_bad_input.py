@@ -18,7 +18,7 @@ from pipeline import cli
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.shard import commit_shard, read_shard, to_table
 from schemas.storage.locations import location
-from stage1_teacher.dump.shard_plan import MOST_DOCUMENTS, plan_shards
+from stage1_teacher.dump.shard_plan import MAX_DOCUMENTS, plan_shards
 from stage1_teacher.dump.summary import summarise
 from stage2_student.data.reader import DumpReader
 from tests.stage1_teacher.dump.test_run import write_recipe
@@ -297,8 +297,8 @@ def test_a_million_documents_of_one_byte_make_shards_that_fit_into_memory() -> N
 
     number = 1_000_000
     shards = list(plan_shards((Document(str(i), b"x", None) for i in range(number)), 16 << 20))
-    assert [shard.num_documents for shard in shards] == [MOST_DOCUMENTS] * (number // MOST_DOCUMENTS) + [
-        number % MOST_DOCUMENTS
+    assert [shard.num_documents for shard in shards] == [MAX_DOCUMENTS] * (number // MAX_DOCUMENTS) + [
+        number % MAX_DOCUMENTS
     ]
     assert sum(shard.num_bytes for shard in shards) == number
     assert all(one.first_document + one.num_documents == two.first_document for one, two in pairwise(shards))

@@ -62,8 +62,8 @@ def test_vllm_branches_and_audits_a_window_that_fills_max_tokens_and_refuses_a_l
     [piece] = cut_pieces(Document("full", FULL, None), teacher.tokenizer, 64, 8)
     [targets] = teacher.targets([piece], teacher.ask([piece]))
     assert targets.dropped_P.max() < 1e-6  # the engine has room for all that spell the end in more tokens
-    wide = audit.read_wide(teacher, piece)
-    assert wide.fault is None and wide.probs_PV is not None and len(wide.probs_PV) == len(FULL)
+    reference = audit.compute_reference(teacher, piece)
+    assert reference.fault is None and reference.probs_PV is not None and len(reference.probs_PV) == len(FULL)
     before = teacher.engine
     with pytest.raises(ValueError, match=r"refuses prompts of 3 to 200 tokens: .*maximum context length"):
         retry_with_restart(teacher, lambda: teacher.engine.hidden_states([[1, 2, 3], [1] * 200]), 3)  # type: ignore[union-attr]

@@ -216,7 +216,7 @@ def test_a_dump_of_contents_alone_goes_on_as_it_was_begun(
     lost.unlink()
     caplog.clear()
     dump(recipe)
-    assert lost.read_bytes() == before and "was begun with contents alone, and goes on so" in caplog.text
+    assert lost.read_bytes() == before and "continues with contents alone, as it was begun" in caplog.text
     with pytest.raises(ValueError, match=r"corpus\.turns: None there, 'rendered' here"):
         dump(recipe, "corpus.turns=rendered")
 

@@ -57,7 +57,7 @@ def test_a_dump_that_the_first_release_began_is_resumed_extended_verified_and_me
     recipe = begun_by_the_first_release(tmp_path / "old", model, name)
     before = Manifest.load(tmp_path / "old" / "dump")
     folder = dump(recipe)
-    assert "goes on under arithmetic 1, with which it was begun" in capsys.readouterr().err
+    assert "continues with arithmetic 1, with which it was begun" in capsys.readouterr().err
     assert Manifest.load(folder) == before and "arithmetic" not in before.identity
     found = records(folder)
     assert all(np.isin(record.logprobs, levels.LOGPROBS).all() for record in found)
@@ -86,7 +86,7 @@ def test_a_new_dump_names_the_newest_arithmetic_and_another_is_refused_by_name(t
     manifest = Manifest.load(folder)
     manifest.model_copy(update={"identity": manifest.identity | {"arithmetic": ARITHMETIC + 1}}).save(folder)
     with pytest.raises(
-        ValueError, match=f"begun under arithmetic {ARITHMETIC + 1}; this release knows 1 to {ARITHMETIC}"
+        ValueError, match=f"begun with arithmetic {ARITHMETIC + 1}; this release knows 1 to {ARITHMETIC}"
     ):
         dump(recipe)
 

@@ -107,7 +107,7 @@ def test_merged_dumps_are_one_that_reads_and_verifies(
     assert [shard.first_document for shard in merged.shards][len(Manifest.load(one).shards)] == 5
     assert summary["documents"] == 9 and verify_dump(out) == [] and dump_faults(out) == []
     assert sorted(files(out).values()) == sorted([*files(one).values(), *files(two).values()])
-    assert "names of documents occur more than once" in capsys.readouterr().err  # both count rows from 0
+    assert "document ids occur more than once" in capsys.readouterr().err  # both count rows from 0
     assert [origin["documents"] for origin in summary["merged_from"]] == [5, 4]
     (out / "summary.json").unlink()
     next((out / "shards").glob("*.parquet")).unlink()

@@ -98,7 +98,7 @@ def test_another_value_of_a_key_that_came_later_is_refused_by_its_name(
     write_texts(work, 8)
     bld_teacher("default")
     bld_teacher("default", "dump.path=new", "dump.covering.method=new", "corpus.skip=7")
-    with pytest.raises(ValueError, match=r"cannot be one dump; they differ in covering\.method: 'as ever' there"):
+    with pytest.raises(ValueError, match=r"cannot be merged: they differ in covering\.method: 'as ever' there"):
         merge_dumps(Path("merged"), [Path("default"), Path("new")])
 
 
@@ -113,7 +113,7 @@ def test_a_dump_goes_on_in_the_dtype_it_was_begun_in_on_a_machine_that_would_beg
     try:
         recipe = load_recipe("default.yaml")
         assert recipe.teacher.dtype == here and as_begun(recipe).teacher.dtype == stored
-        assert f"default: goes on in {stored}, in which it was begun; here a new dump would be in {here}" in (
+        assert f"default: continues in {stored}, in which it was begun; a new dump here would be in {here}" in (
             capsys.readouterr().err
         )
         asked = load_recipe("default.yaml", [f"teacher.dtype={here}", "dump.path=default"])

@@ -54,7 +54,7 @@ def test_a_complete_dump_is_found_complete_without_reading_anything(
     reads.clear()
     for worker in ((0, 1), (1, 4)):
         dump(recipe, worker=worker)
-        assert "complete, and what it is made of is as it was" in capsys.readouterr().err
+        assert "complete, and its inputs are unchanged" in capsys.readouterr().err
     assert reads == [] and {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert str(tmp_path) not in (folder / "inputs.json").read_text()  # which goes where the dump goes
 

@@ -98,7 +98,7 @@ def test_another_content_of_the_file_is_refused_by_name_on_resume_or_accepted(
     assert verify_dump(tmp_path / "dump", against_teacher=1) == []
     bigram.write_text(bigram.read_text().replace("default_rng(0)", "default_rng(1)"))  # another table
     (tmp_path / "dump" / "shards" / "part-00001.parquet").unlink()
-    with pytest.raises(ValueError, match=r"from those that the model gives itself"):
+    with pytest.raises(ValueError, match=r"from the model's own"):
         run_teacher(loaded, accept_engine=engine_name(loaded.teacher, loaded.placement))
 
 

@@ -19,7 +19,7 @@ from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import location, names
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.run import run_teacher
-from stage1_teacher.dump.shard_writer import Made
+from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.ray.pool import ClusterEngines, cluster_engines, import_ray, ray_cluster
 from stage1_teacher.ray.shard_queue import ShardQueue
 from stage1_teacher.verification.verify import verify_dump
@@ -102,7 +102,7 @@ def test_a_dump_on_two_engines_survives_that_one_is_killed_and_the_other_hangs(
     recipe = load_recipe(write_recipe(tmp_path / "ray", model, TEXTS[:24], path="s3://bucket/ray"))
     trouble, collect = Trouble(), ClusterEngines._collect
 
-    def troubled(engines: ClusterEngines, queue: ShardQueue) -> Iterator[Made]:
+    def troubled(engines: ClusterEngines, queue: ShardQueue) -> Iterator[ShardProgress]:
         trouble.strike(engines)
         for made in collect(engines, queue):
             trouble.committed += made.committed is not None
@@ -232,7 +232,7 @@ def make_on(fake: FakeRay) -> list[int | None]:
 
 
 def test_an_engine_that_fails_dies_or_is_ended_for_its_memory_is_replaced(capsys: pytest.CaptureFixture[str]) -> None:
-    good = Made(1, 1, 1, committed=0)
+    good = ShardProgress(1, 1, 1, committed=0)
     fake = FakeRay(
         (ray.exceptions.OutOfMemoryError("the node is low on memory\nand so on"), None),
         (failed(RuntimeError("no GPU here")), None),

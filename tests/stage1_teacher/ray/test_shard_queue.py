@@ -8,7 +8,7 @@ import pytest
 from pipeline.corpus.documents import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.dump.shard_writer import Made
+from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.ray.shard_queue import Attempt, ShardQueue
 
 
@@ -21,8 +21,8 @@ def queue(count: int, attempts: int = 3) -> ShardQueue:
     return ShardQueue(shards(count), lambda documents: documents, attempts)
 
 
-def last(index: int) -> Made:
-    return Made(1, 10, 5, stored_bytes=100, committed=index, audited=1)
+def last(index: int) -> ShardProgress:
+    return ShardProgress(1, 10, 5, stored_bytes=100, committed=index, audited=1)
 
 
 def test_any_order_of_finishes_losses_and_hangs_makes_each_shard_once_and_counts_it_once() -> None:
@@ -38,10 +38,12 @@ def test_any_order_of_finishes_losses_and_hangs_makes_each_shard_once_and_counts
                 running.remove(run)
                 out.fail(run, "gone")
             elif fate < 0.6:
-                told.append(out.advance(run, Made(0, 4, 2)) if run.done.text_bytes < 4 else None)
+                told.append(out.advance(run, ShardProgress(0, 4, 2)) if run.done.text_bytes < 4 else None)
             else:
                 running.remove(run)
-                told.append(out.advance(run, Made(1, 10 - run.done.text_bytes, 5, 100, run.shard.plan.index, 1)))
+                told.append(
+                    out.advance(run, ShardProgress(1, 10 - run.done.text_bytes, 5, 100, run.shard.plan.index, 1))
+                )
         made = [t for t in told if t is not None]
         assert sorted(t.committed for t in made if t.committed is not None) == list(range(7))
         assert [sum(t[field] for t in made) for field in (0, 1, 3)] == [7, 70, 700]

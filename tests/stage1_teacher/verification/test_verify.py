@@ -109,7 +109,7 @@ def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
     monkeypatch.setattr(TransformersEngine, "logit_rule", lambda self: LogitRule(0.5))
     monkeypatch.setattr(opening, "check_engine", lambda *_: None)
     folder = dump(write_recipe(tmp_path, model, TEXTS[:4]))
-    assert "from those that the model gives itself" in capsys.readouterr().err
+    assert "from the model's own" in capsys.readouterr().err
     audited = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["models_own_tokens"]
     assert audited["tokens"] > 5 and audited["half_mean_square_nats"] > audited["limit_nats"]
     found = verify_dump(folder, against_teacher=4)
