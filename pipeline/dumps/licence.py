@@ -6,9 +6,10 @@ A pointer for the operator, not legal advice; the licence's own text decides.
 import re
 import struct
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import yaml
+from huggingface_hub import hf_hub_download, metadata_load
 
 from pipeline.config import Recipe
 from pipeline.sources.resolve import resolve_file
@@ -17,75 +18,57 @@ _GGUF_STRING, _GGUF_ARRAY = 8, 9
 _GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
-class Terms(NamedTuple):
-    """What a family of licences asks of a student: `pattern` matches a licence's id, as model cards write it."""
-
-    pattern: str
-    name: str
-    asks: str
-
-
-# Each as its text stood when this was written; the id is that of model cards (`license:`, or `license_name:` with `license: other`).
-BINDING = (
-    Terms(
+_READ = "Read it before you pass on a dump or a student"
+_PASS_ON = "the same use restrictions must be passed on"
+# By a licence's id on model cards (`license:`, or `license_name:` with `license: other`): its name, and what it asks of a
+# student, as its text stood when this was written; None where it asks nothing. The first that fits holds.
+LICENCES: tuple[tuple[str, str, str | None], ...] = (
+    (
         r"llama-?[23]",
         "the Llama 2 or Llama 3 Community License",
         "it forbids using the model's outputs to improve any large language model but Llama itself and its derivatives",
     ),
-    Terms(
+    (
         r"llama-?(3[._-][1-9]|4).*",
         "the Llama Community License",
         'a student that is distributed must have a name that begins with "Llama", come with that licence, and say "Built with Llama"',
     ),
-    Terms(
+    (
         r"gemma.*",
         "the Gemma Terms of Use",
         "a student that is distilled from it is a Model Derivative: it passes on only under the same use restrictions and notices",
     ),
-    Terms(
-        r".*(open)?rail.*",
-        "a RAIL licence",
-        "a student that is distilled from it is a derivative: the same use restrictions must be passed on",
-    ),
-    Terms(
+    (r".*(open)?rail.*", "a RAIL licence", f"a student that is distilled from it is a derivative: {_PASS_ON}"),
+    (
         r"(tongyi-)?qwen(-license.*|-research.*)?",
         "the Qwen licence",
         'a student that is distributed must show "Built with Qwen" or "Improved using Qwen"; the research form is not for commerce',
     ),
-    Terms(
-        r"deepseek.*",
-        "the DeepSeek model licence",
-        "a student that is distilled from it is a derivative: the same use restrictions must be passed on",
-    ),
-    Terms(
+    (r"deepseek.*", "the DeepSeek model licence", f"a student that is distilled from it is a derivative: {_PASS_ON}"),
+    (
         r"(mrl|mnpl|mistral-(ai-)?(research|non-production)).*",
         "a Mistral research licence",
         "research only; read what it says of derivatives",
     ),
-    Terms(
+    (
         r"cc-by-nc.*",
         "a non-commercial licence",
         "the teacher may not be used for commerce; whether a student may is not settled",
     ),
+    (r"apache-2\.0|mit|bsd.*|isc|cc0-1\.0|cc-by-4\.0|unlicense|zlib|openmdw.*", "an open licence", None),
 )
-OPEN = re.compile(r"(apache-2\.0|mit|bsd.*|isc|cc0-1\.0|cc-by-4\.0|unlicense|zlib|openmdw.*)")
-
-
-def binding_terms(licence: str) -> Terms | None:
-    """The terms that bind a student, by the licence's id; None for a licence that is not among those known to."""
-    wanted = licence.strip().lower()
-    return next((terms for terms in BINDING if re.fullmatch(terms.pattern, wanted)), None)
 
 
 def describe(licence: str | None) -> str:
     """One sentence on a teacher's licence, for whoever starts a dump or reads its card."""
     if licence is None:
         return "the teacher's licence is not known: nothing found says it. Look it up and set teacher.license, e.g. teacher.license=apache-2.0"
-    terms = binding_terms(licence)
-    if terms is not None:
-        return f"the teacher's licence {licence} ({terms.name}) BINDS its students: {terms.asks}. Read it before you pass on a dump or a student"
-    if OPEN.fullmatch(licence.lower()):
-        return f"the teacher's licence is {licence}; it asks nothing of a student that is known here"
+    wanted = licence.strip().lower()
+    for pattern, name, asks in LICENCES:
+        if re.fullmatch(pattern, wanted):
+            if asks is None:
+                return f"the teacher's licence is {licence}; it asks nothing of a student that is known here"
+            return f"the teacher's licence {licence} ({name}) BINDS its students: {asks}. {_READ}"
     return f"the teacher's licence is {licence}, which is not known here: read what it says of outputs and derivatives"
 
 
@@ -101,35 +84,34 @@ def find_licence(source: str, model: str, revision: str | None = None) -> str | 
     """What a model says its licence is: in its card's front matter, or in a .gguf's header. None where it does not say."""
     folder = Path(model)
     if (folder / "README.md").exists():
-        return card_licence((folder / "README.md").read_text(encoding="utf-8", errors="replace"))
+        return card_licence(folder / "README.md")
     if folder.exists() or source.startswith("pypi:"):
         return _gguf_licence(source)
     return _hub_licence(model, revision)
 
 
-def card_licence(text: str) -> str | None:
+def card_licence(path: Path) -> str | None:
     """`license:` of a model card's front matter; `license_name:` where that is `other`."""
-    front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     try:
-        values = yaml.safe_load(front[1]) if front else None
-    except yaml.YAMLError:
-        return None
-    if not isinstance(values, dict):
+        values = metadata_load(path) or {}
+    except (ValueError, yaml.YAMLError):  # no UTF-8, no mapping, no YAML: it says nothing
         return None
     found = values.get("license")
     found = ", ".join(map(str, found)) if isinstance(found, list) else found
-    named = values.get("license_name")
-    return str(named if found in ("other", None) and named else found) if found or named else None
+    return _named(found, values.get("license_name"))
+
+
+def _named(found: object, name: object) -> str | None:
+    licence = name if found in ("other", None) and name else found
+    return str(licence) if licence else None
 
 
 def _hub_licence(model: str, revision: str | None) -> str | None:
-    from huggingface_hub import hf_hub_download
-
     try:
         path = hf_hub_download(model, "README.md", revision=revision, etag_timeout=5)
     except Exception:  # no card, no network, no access: whatever it is, the licence is not known, and the dump goes on
         return None
-    return card_licence(Path(path).read_text(encoding="utf-8", errors="replace"))
+    return card_licence(Path(path))
 
 
 def _gguf_licence(source: str) -> str | None:
@@ -138,12 +120,11 @@ def _gguf_licence(source: str) -> str | None:
         return None
     with path.open("rb") as file:
         values = gguf_header(file)
-    found = values.get("general.license")
-    return values.get("general.license.name", found) if found in ("other", None) else found
+    return _named(values.get("general.license"), values.get("general.license.name"))
 
 
 def gguf_header(file: IO[bytes]) -> dict[str, str]:
-    """The texts among a GGUF's `general.*` values, which stand first. (The library reads the whole vocabulary: seconds.)"""
+    """The texts among a GGUF's `general.*` values, which stand first. (The gguf package reads the whole vocabulary: seconds.)"""
     found: dict[str, str] = {}
     magic, _, _, num_values = struct.unpack("<4sIQQ", file.read(24))
     if magic != b"GGUF":

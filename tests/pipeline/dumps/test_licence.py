@@ -17,12 +17,15 @@ CARDS = [
     ("# A model\nlicense: mit", None),
     ("---\nlicense: [unclosed\n---\n", None),
     ("---\n- a list\n---\n", None),
+    ("\ufeff---\r\nlicense: gemma\r\n---\r\n", "gemma"),
+    ("---\nlicense: mit\n---\n\udcff", None),  # no UTF-8: not known, rather than half read
 ]
 
 
 @pytest.mark.parametrize(("card", "expected"), CARDS)
-def test_a_card_says_its_licence_in_its_front_matter(card: str, expected: str | None) -> None:
-    assert licence.card_licence(card) == expected
+def test_a_card_says_its_licence_in_its_front_matter(tmp_path: Path, card: str, expected: str | None) -> None:
+    (tmp_path / "README.md").write_bytes(card.encode("utf-8", "surrogateescape"))
+    assert licence.find_licence(str(tmp_path), str(tmp_path)) == expected
 
 
 @pytest.mark.parametrize(
