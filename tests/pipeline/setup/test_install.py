@@ -1,15 +1,18 @@
 """What set-up decides, without installing anything."""
 
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from pipeline.setup import install, locks
-from pipeline.setup.install import PipSettings, Stamp
 
 PY311 = (3, 11)
-WHEEL = "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl"
 PYPROJECT = """
 [build-system]
 requires = ["setuptools"]
@@ -19,10 +22,6 @@ dependencies = ["torch==2.13.0", "numpy{numpy}"]
 [tool.ruff]
 line-length = {length}
 """
-
-
-def settings(*links: str, index: str | None = None, extras: tuple[str, ...] = ()) -> PipSettings:
-    return PipSettings(find_links=links, main_index=index, extra_indexes=extras, cert=None)
 
 
 def project(folder: Path, numpy: str = ">=2", length: int = 80) -> Path:
@@ -43,57 +42,95 @@ def test_an_unknown_device_is_refused() -> None:
         install.choose_device("tpu", False)
 
 
-def test_a_wheel_that_pip_knows_is_used_on_a_cpu_only(tmp_path: Path) -> None:
-    (tmp_path / WHEEL).touch()
-    pip = settings(str(tmp_path), "elsewhere")
-    cpu = install.torch_arguments("cpu", pip, "2.13.0", PY311)
-    assert cpu == ["--find-links", str(tmp_path), "--find-links", "elsewhere"]
-    gpu = install.torch_arguments("gpu", pip, "2.13.0", PY311)
-    assert gpu == ["--find-links", "elsewhere", "--torch-backend", "auto"]
+def test_a_folder_of_wheels_is_tried_before_pytorchs_index_and_on_a_cpu_only() -> None:
+    known = {"UV_FIND_LINKS": "/links"}
+    assert install.torch_sources("cpu", known) == [["--no-index", "--no-deps"], ["--torch-backend", "cpu"]]
+    assert install.torch_sources("cpu", {}) == [["--torch-backend", "cpu"]]
+    assert install.torch_sources("gpu", known) == [["--torch-backend", "auto"]]
 
 
-@pytest.mark.parametrize(("version", "python"), [("2.14.0", PY311), ("2.1", PY311), ("2.13.0", (3, 12))])
-def test_a_wheel_of_another_version_or_python_is_not_enough(
-    tmp_path: Path, version: str, python: tuple[int, int]
-) -> None:
-    (tmp_path / WHEEL).touch()
-    assert "--torch-backend" in install.torch_arguments("cpu", settings(str(tmp_path)), version, python)
+Commands = list[tuple[list[list[str]], dict[str, str]]]
 
 
-def test_without_find_links_uv_finds_the_cpu_build() -> None:
-    assert install.torch_arguments("cpu", settings(), "2.13.0", PY311) == ["--torch-backend", "cpu"]
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """What an installation would run, with `/links` as the folder of wheels that pip knows."""
+    found: Commands = []
+    monkeypatch.setattr(install, "find_environment", lambda python: {"UV_FIND_LINKS": "/links"})
+    monkeypatch.setattr(install, "run", lambda tried, remedy, environment: found.append((tried, environment)))
+    return found
 
 
-def test_torch_comes_alone_where_its_own_index_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_comes_alone_and_first_and_each_build_leaves_the_others_out(commands: Commands) -> None:
+    pin = install.torch_requirement(install.ROOT)
+    for device, links, excluded in (("cpu", "/links", True), ("gpu", "", False)):
+        install.install(Path("venv"), device)  # type: ignore[arg-type]
+        (torch, environment), ([project], whole) = commands[-2:]
+        assert all(pin in command and "-e" not in command for command in torch)
+        assert environment["UV_FIND_LINKS"] == links and whole["UV_FIND_LINKS"] == "/links"
+        assert project[project.index("-e") + 1] == f".[{device},eval,dev]"
+        assert all(("--excludes" in command) is excluded for command in (*torch, project))
+        locked = [Path(after).name for before, after in pairwise(project) if before == "--constraint"]
+        assert locked == ["common.txt", f"{device}.txt"]
+
+
+def test_uv_is_not_held_to_the_locks_where_that_is_asked(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLD_LOCK", "off")
-    torch = ["--find-links", "elsewhere", "--torch-backend", "cpu"]
-    first, second = install.install_commands(["uv"], "cpu", torch, ["--index", "i"], "2.13.0")
-    assert first == ["uv", "torch==2.13.0", *torch, "--index", "i"]
-    assert second == ["uv", "-e", ".[cpu,eval,dev]", "--find-links", "elsewhere", "--index", "i"]
-    links = ["--find-links", "wheels"]
-    assert install.install_commands(["uv"], "cpu", links, [], "2.13.0") == [["uv", "-e", ".[cpu,eval,dev]", *links]]
+    install.install(Path("venv"), "gpu")
+    assert "--constraint" not in commands[-1][0][0]
 
 
-def test_pip_settings_are_read_environment_first() -> None:
-    listing = (
-        ":env:.find-links='/env/links'\n:env:.timeout='9'\nglobal.cert='/cert.pem'\n"
-        "global.extra-index-url='\\nfile:///folder\\nhttps://extra.example/simple'\n"
-        "global.find-links='/links /env/links'\n"
+def test_commands_are_tried_in_turn_and_a_failure_of_all_names_the_last(capfd: pytest.CaptureFixture[str]) -> None:
+    install.run([["sh", "-c", "echo first; false"], ["sh", "-c", "echo second"], ["sh", "-c", "echo third"]], "")
+    assert capfd.readouterr().out == ""  # what was not the last resort is silent
+    with pytest.raises(SystemExit):
+        install.run([["false"], ["sh", "-c", "echo why; exit 3"]], "ask elsewhere")
+    said = capfd.readouterr()
+    assert "why" in said.out and "this command failed: sh -c echo why; exit 3\nask elsewhere" in said.err
+
+
+PIP = (
+    ":env:.find-links='/env/links'\n:env:.timeout='9'\nglobal.cert='/cert.pem'\n"
+    "global.extra-index-url='\\nfile:///folder\\nhttps://extra.example/simple'\n"
+    "global.find-links='/links /env/links'\n"
+)
+
+
+def test_uv_looks_where_pip_does_the_environment_first() -> None:
+    found = install.uv_environment(PIP, {"PATH": "/bin", "VIRTUAL_ENV": "/other"})
+    assert found == {
+        "PATH": "/bin",
+        "UV_FIND_LINKS": "/env/links,/links",
+        "UV_INDEX": "https://extra.example/simple",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "SSL_CERT_FILE": "/cert.pem",
+    }
+    both = ":env:.index-url='https://mirror.example/simple'\nglobal.index-url='https://file.example/simple'\n"
+    assert install.uv_environment(both, {}) == {"UV_DEFAULT_INDEX": "https://mirror.example/simple"}
+    assert install.uv_environment("", {}) == {}
+
+
+def test_what_is_set_for_uv_itself_wins() -> None:
+    index = {"UV_INDEX_URL": "https://own.example"}
+    assert not {"UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_STRATEGY"} & set(install.uv_environment(PIP, index))
+    own = {"UV_FIND_LINKS": "/own", "SSL_CERT_FILE": "/own.pem"}
+    assert own.items() <= install.uv_environment(PIP, own).items()
+
+
+@pytest.mark.parametrize("name", ["PIP_INDEX_URL", "UV_INDEX_URL"])
+def test_uv_asks_the_index_that_the_environment_gives(name: str, tmp_path: Path) -> None:
+    """Through pip's and uv's own programs: an index that is nowhere is what uv cannot reach, a lock or not."""
+    nowhere = "http://127.0.0.1:9/simple"
+    own = {**{k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_"))}, name: nowhere}
+    listing = [sys.executable, "-m", "pip", "config", "list"]
+    said = subprocess.run(listing, env={**own, "PIP_CONFIG_FILE": os.devnull}, capture_output=True, text=True)
+    environment = install.uv_environment(said.stdout, own) | {"UV_CACHE_DIR": str(tmp_path), "UV_HTTP_RETRIES": "0"}
+    (tmp_path / "lock.txt").write_text(block("six", "1.17.0") + "\n")
+    uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--dry-run", "--target", str(tmp_path / "to")]
+    done = subprocess.run(
+        [*uv, "six", "-c", str(tmp_path / "lock.txt")], env=environment, capture_output=True, text=True
     )
-    found = install.parse_pip_config(listing)
-    assert found.find_links == ("/env/links", "/links")
-    assert found.extra_indexes == ("file:///folder", "https://extra.example/simple")
-    assert (found.main_index, found.cert) == (None, "/cert.pem")
-
-
-def test_indexes_follow_pip_unless_uv_has_its_own() -> None:
-    pip = settings(index="https://mirror.example/simple", extras=("file:///folder", "https://extra.example/simple"))
-    assert install.index_arguments(pip, {}) == [
-        *("--default-index", "https://mirror.example/simple"),
-        *("--index", "https://extra.example/simple", "--index-strategy", "unsafe-best-match"),
-    ]
-    assert install.index_arguments(pip, {"UV_DEFAULT_INDEX": "https://own.example"}) == []
-    assert install.index_arguments(settings(), {}) == []
+    assert done.returncode and f"{nowhere}/six/" in done.stderr
 
 
 def test_the_digest_follows_what_is_installed_and_nothing_else(tmp_path: Path) -> None:
@@ -102,13 +139,6 @@ def test_the_digest_follows_what_is_installed_and_nothing_else(tmp_path: Path) -
     assert install.environment_digest(project(tmp_path, numpy=">=3"), "cpu", PY311) != first
     assert install.environment_digest(project(tmp_path), "gpu", PY311) != first
     assert install.environment_digest(project(tmp_path), "cpu", (3, 12)) != first
-
-
-def test_a_half_made_environment_has_no_stamp(tmp_path: Path) -> None:
-    path = tmp_path / "stamp.json"
-    assert install.read_stamp(path) is None
-    install.write_stamp(path, Stamp("cpu", "abc"))
-    assert install.read_stamp(path) == Stamp("cpu", "abc")
 
 
 def test_an_up_to_date_environment_is_left_alone(
@@ -126,10 +156,9 @@ def test_an_up_to_date_environment_is_left_alone(
     monkeypatch.setenv("BLD_DEVICE", "gpu")  # never both builds of vLLM: the environment is made anew
     install.main()
     assert len(made) == 2
-
-
-def test_the_pin_of_torch_is_found_in_the_real_project() -> None:
-    assert install.pinned_torch(install.ROOT)[0].isdigit()
+    (tmp_path / ".venv/bld-stamp").unlink()  # it is written last: this one was left half made
+    install.main()
+    assert len(made) == 3
 
 
 def block(name: str, version: str, digits: str = "a", marker: str = "") -> str:
@@ -141,11 +170,10 @@ def test_what_is_installed_or_wanted_is_held_to_the_locks(tmp_path: Path) -> Non
     (tmp_path / "common.txt").write_text("# head\n" + "\n".join(common) + "\n")
     (tmp_path / "cpu.txt").write_text(block("d", "4") + "\n")
     pins = locks.read_pins(tmp_path, "cpu")
-    assert [(str(pin.requirement), pin.num_hashes) for pin in pins] == [("a-a==1", 2), ("c==3", 0), ("d==4", 2)]
+    assert pins == {"a-a": "1", "c": "3", "d": "4"}
     wanted = [Requirement(text) for text in ("A.a>=1", "d>=5", "e", "torch==2.13.0")]
-    assert list(locks.faults(pins, wanted, {"a-a": "1.1", "d": "4", "own": "7"})) == [
+    assert list(locks.faults(pins, wanted, {"a-a": "1.1", "c": "3.0+cpu", "d": "4", "own": "7"})) == [
         "a-a 1.1 is installed, a-a==1 is locked: rm -rf .venv; make setup",
-        "c==3 is locked without a hash: run `make lock`",
         "d>=5 of pyproject.toml, locked is 4: run `make lock`",
         "e of pyproject.toml, locked is nothing: run `make lock`",
     ]
@@ -156,14 +184,8 @@ def test_the_locks_of_the_project_have_hashes_for_all_that_it_asks_for() -> None
         assert not list(
             locks.faults(locks.read_pins(install.LOCKS, device), locks.requirements(install.ROOT, device), {})
         )
-
-
-def test_uv_is_held_to_the_locks_unless_asked_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    [command] = install.install_commands(["uv"], "gpu", ["--find-links", "w"], [], "2.13.0")
-    assert [Path(path).name for path in command if path.endswith(".txt")] == ["common.txt", "gpu.txt"]
-    monkeypatch.setenv("BLD_LOCK", "off")
-    [command] = install.install_commands(["uv"], "gpu", ["--find-links", "w"], [], "2.13.0")
-    assert "--constraint" not in command
+        text = (install.LOCKS / f"{device}.txt").read_text() + (install.LOCKS / "common.txt").read_text()
+        assert not [pin for pin in locks.blocks(text) if not re.search(r"--hash=sha256:[0-9a-f]{64}\b", pin)]
 
 
 def test_a_lock_that_is_neither_on_nor_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
