@@ -10,9 +10,7 @@ import typer
 from pipeline.cli.options import Overrides, is_recipe, load
 
 if TYPE_CHECKING:
-    from pipeline.config import CorpusConfig
-    from pipeline.config.evaluated import EvaluatedModel
-    from pipeline.evaluation.jobs import Wanted
+    from pipeline.evaluation.request import EvaluationRequest
 
 
 def evaluate(
@@ -99,7 +97,7 @@ def evaluate(
 ) -> None:
     """Bits per byte on held-out text, byte divergence to a dump, and tasks of lm-evaluation-harness."""
     from pipeline.config.evaluated import EvaluatedModel
-    from pipeline.evaluation import jobs as evaluation
+    from pipeline.evaluation.request import EvaluationOptions, EvaluationRequest, custom_corpus, custom_tasks
     from pipeline.runtime.model_source import ModelSource
 
     of_run = is_recipe(target)
@@ -113,19 +111,12 @@ def evaluate(
         )
     if of_run and (start is not None or end is not None):
         raise ValueError(
-            "--start and --end belong to a MODEL; a recipe says them as student.start, student.end, teacher.start and teacher.end"
+            "--start and --end belong to a MODEL; a recipe says them as student.start, student.end, teacher.start "
+            "and teacher.end"
         )
     if loaded is None and override:
         raise ValueError(f"-o {override[0]} replaces a value of a recipe, and none is given; add --recipe RECIPE")
-    custom = evaluation.custom_corpus(corpus, field, limit)
-    if of_run:
-        assert loaded is not None
-        jobs, run = evaluation.jobs_of_recipe(loaded), evaluation.result_path(loaded, custom)
-        outs, folders = [run], {job.name: (out or run.parent / "tasks") / job.name for job in jobs}
-    else:
-        jobs, outs = [EvaluatedModel(target, ModelSource(target, revision, trust_remote_code), start, end)], []
-        folders = {} if out is None else {target: out}
-    options = {
+    of_tasks = {
         "num_fewshot": num_fewshot,
         "apply_chat_template": apply_chat_template or None,
         "limit": task_limit,
@@ -134,47 +125,48 @@ def evaluate(
         "batch_size": batch_size,
         "include_path": include_path,
     }
-    asked = evaluation.custom_tasks(tasks, options, None if of_run else start)
-    wanted = evaluation.wanted(loaded, custom, asked, dump)
-    if json is not None:
-        if not (wanted.corpora or dump):
-            raise ValueError(f"--json {json} takes figures on text, and none is asked for; tasks write to --out FOLDER")
-        outs.append(json)
-    if max_tokens is None and loaded is not None and loaded.eval is not None:
-        max_tokens = loaded.eval.max_tokens
-    _run_text(jobs, wanted.corpora, dump, outs, max_tokens)
-    _run_tasks(jobs, wanted, folders, log_samples)
+    options = EvaluationOptions(
+        corpora=custom_corpus(corpus, field, limit),
+        tasks=custom_tasks(tasks, of_tasks, start),
+        dump=dump,
+        max_tokens=max_tokens,
+        json_file=json,
+        tasks_folder=out,
+        log_samples=log_samples,
+    )
+    if of_run:
+        assert loaded is not None
+        request = EvaluationRequest.of_recipe(loaded, options)
+    else:
+        model = EvaluatedModel(target, ModelSource(target, revision, trust_remote_code), start, end)
+        request = EvaluationRequest.of_model(model, loaded, options)
+    _run_text(request)
+    _run_tasks(request)
 
 
-def _run_text(
-    jobs: "list[EvaluatedModel]",
-    corpora: "dict[str, CorpusConfig]",
-    dump: str | None,
-    outs: list[Path],
-    max_tokens: int | None,
-) -> None:
-    from pipeline.evaluation import jobs as evaluation
+def _run_text(request: "EvaluationRequest") -> None:
+    from pipeline.evaluation.results import print_results
     from schemas.manifest import write_json
     from schemas.storage.locations import location
     from stage2_student.evaluation.bits_per_byte import run_eval
 
-    if not corpora and dump is None:
+    if not request.corpora and request.dump is None:
         return
-    where = None if dump is None else location(dump)
-    results = run_eval(jobs, corpora, where, max_tokens=max_tokens)
-    for out in outs:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, results)
-    evaluation.print_results(results)
-    for out in outs:
-        typer.echo(f"written: {out}")
+    dump = None if request.dump is None else location(request.dump)
+    results = run_eval(request.models, request.corpora, dump, max_tokens=request.max_tokens)
+    for file in request.files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, results)
+    print_results(results)
+    for file in request.files:
+        typer.echo(f"written: {file}")
 
 
-def _run_tasks(jobs: "list[EvaluatedModel]", wanted: "Wanted", folders: dict[str, Path], log_samples: bool) -> None:
+def _run_tasks(request: "EvaluationRequest") -> None:
     """Ask the tasks of each model; what one has answered is on disk before the next begins."""
     from pipeline.evaluation.task_table import print_tasks, save_tasks
 
-    if not wanted.tasks:
+    if not request.tasks:
         return
     if find_spec("lm_eval") is None:
         raise ValueError(
@@ -182,13 +174,15 @@ def _run_tasks(jobs: "list[EvaluatedModel]", wanted: "Wanted", folders: dict[str
         )
     from stage2_student.evaluation.lm_eval_tasks import run_tasks
 
-    found = {}
-    for job in jobs:
-        source = job.source
-        found[job.name] = run_tasks(source.source, wanted.tasks, source.revision, source.trust_remote_code, log_samples)
-        for path in save_tasks(found[job.name], folders[job.name]) if job.name in folders else []:
+    found, folders = {}, request.task_folders
+    for model in request.models:
+        source = model.source
+        found[model.name] = run_tasks(
+            source.source, request.tasks, source.revision, source.trust_remote_code, request.log_samples
+        )
+        for path in save_tasks(found[model.name], folders[model.name]) if model.name in folders else []:
             typer.echo(f"written: {path}")
-    print_tasks(found, wanted.metrics, wanted.published)
+    print_tasks(found, request.metrics, request.published)
 
 
 def report(

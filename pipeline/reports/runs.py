@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.config import Recipe
 from pipeline.config.loading import read_values
-from pipeline.evaluation.jobs import read_results
+from pipeline.evaluation.results import read_results
 from pipeline.evaluation.task_table import load_tasks
 from pipeline.runtime.plugins import is_own
 from schemas.manifest import Manifest, read_json

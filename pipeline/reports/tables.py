@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.jobs import format_figure
+from pipeline.evaluation.results import format_figure
 from pipeline.evaluation.task_table import rows_of
 from pipeline.reports.curves import NUM_COLOURS, PLOTS, format_seconds
 from pipeline.reports.html import shown

@@ -45,8 +45,8 @@ def load_model(source: ModelSource | str, dtype: "torch.dtype | str") -> Any:
     lacking = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if lacking:
         raise ValueError(
-            f"{found.source}: the checkpoint lacks weights of the model, or holds them in another shape: {', '.join(lacking[:5])}"
-            f"{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}. Fetch it again"
+            f"{found.source}: the checkpoint lacks weights of the model, or holds them in another shape: "
+            f"{', '.join(lacking[:5])}{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}. Fetch it again"
         )
     return model
 

@@ -1,4 +1,4 @@
-"""A model or tokenizer that is to be loaded: where it is, in which revision, and whether code that comes with it may run."""
+"""A model or tokenizer to load: where it is, in which revision, and whether code that comes with it may run."""
 
 from dataclasses import dataclass, replace
 from typing import Any

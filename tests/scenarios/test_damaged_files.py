@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dumps.card import write_card
-from pipeline.evaluation.jobs import read_results
+from pipeline.evaluation.results import read_results
 from pipeline.evaluation.task_table import load_tasks
 from pipeline.planning.forecast_text import took
 from pipeline.reports.runs import read_run

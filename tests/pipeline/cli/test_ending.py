@@ -20,7 +20,7 @@ from tests.support.readable_dumps import make_dump
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 # What each long command does after it has read its options.
 LONG = {
-    ("eval", "a/model", "--corpus", "b.txt"): "pipeline.evaluation.jobs.custom_corpus",
+    ("eval", "a/model", "--corpus", "b.txt"): "pipeline.evaluation.request.custom_corpus",
     ("push", "a", "b/c"): "pipeline.dumps.hub.push",
     ("pull", "b/c", "a"): "pipeline.dumps.hub.pull",
     ("merge", "a", "b", "c"): "stage1_teacher.dump.merge.merge_dumps",

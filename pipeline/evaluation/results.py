@@ -1,0 +1,75 @@
+"""Figures on text: where a run keeps them, and the table of them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import CorpusConfig
+from schemas.manifest import read_json
+
+
+def result_path(run: Path, custom: Mapping[str, CorpusConfig]) -> Path:
+    """Return where a run's figures are kept.
+
+    Args:
+        run: the student's folder.
+        custom: the `custom_corpus` of a command line, whose figures stand beside eval.json, which has those of the
+            recipe's own text.
+    """
+    if not custom:
+        return run / "eval.json"
+    [(name, corpus)] = custom.items()
+    # Two files of one name are two texts; as many documents of it as were asked for replace each other.
+    which = hashlib.sha256(json.dumps([corpus.source, corpus.field]).encode()).hexdigest()[:6]
+    return run / f"eval-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{which}.json"
+
+
+def read_results(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Read all figures on text that `result_path` has kept in a run, by model and corpus; empty where there are none.
+
+    A corpus of a command line whose name another has already is called as its file is.
+    """
+    own = run / "eval.json"
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in [*([own] if own.exists() else []), *sorted(run.glob("eval-*.json"))]:
+        remedy = "Delete it, and run `bld eval` again"
+        read = read_json(path, remedy=remedy)
+        if not all(isinstance(corpora, dict) for corpora in read.values()):
+            raise ValueError(f"{path} is damaged: it holds no figures by model and corpus. {remedy}")
+        taken = {corpus for corpora in found.values() for corpus in corpora}
+        for model, corpora in read.items():
+            for corpus, figures in corpora.items():
+                name = f"{corpus} ({path.stem.removeprefix('eval-')})" if corpus in taken else corpus
+                found.setdefault(model, {})[name] = figures
+    return found
+
+
+_UNSHOWN = ("nats", "num_tokens", "num_windows", "text_sha256")  # in the JSON
+
+
+def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], console: Console | None = None) -> None:
+    """Print a table with a row per model and corpus, a column per figure."""
+    rows = [(model, corpus, figures) for model, corpora in results.items() for corpus, figures in corpora.items()]
+    # What is empty everywhere, and what follows from the other columns, only makes the table too wide to read.
+    names = dict.fromkeys(name for _, _, figures in rows for name, value in figures.items() if value != {})
+    names = {name: None for name in names if name not in _UNSHOWN}
+    table = Table("model", "corpus", *[name.replace("_", " ") for name in names])
+    for model, corpus, figures in rows:
+        table.add_row(model, corpus, *[format_figure(figures.get(name)) for name in names])
+    (console or Console()).print(table)
+
+
+def format_figure(value: object) -> str:
+    """Write a figure for reading.
+
+    Four decimals (four digits below 0.01), or thousands marked; a dash where there is none.
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}" if 0 < abs(value) < 0.01 else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else ("-" if value is None else str(value))
