@@ -42,10 +42,10 @@ def open_teacher(
     """
     teacher, placement = recipe.teacher, recipe.placement
     source = teacher.source.at(model)
-    start, ends = resolve_ids(recipe, tokenizer, chat)
-    request = EngineRequest(model, teacher, placement, tokenizer, start, ends[0], False, over_machines)
+    ids = resolve_ids(recipe, tokenizer, chat)
+    request = EngineRequest(model, teacher, placement, tokenizer, ids.start, ids.end, False, over_machines)
     if not teacher.engine_spec.hidden_states:
-        return _open_listing(recipe, request, chat, ends)
+        return _open_listing(recipe, request, chat, ids.ends)
     from stage1_teacher.reduction.head_weights import load_head  # seconds to import
 
     if slow := slow_dtype("teacher.dtype", teacher.dtype):
@@ -54,7 +54,7 @@ def open_teacher(
         source,
         getattr(torch, teacher.dtype),
         tokenizer.token_bytes,
-        ends,
+        ids.ends,
         alone=not placement.overlap,  # else the engine computes in another thread
     )
     if computes_on_gpu():
@@ -68,7 +68,7 @@ def open_teacher(
         assert not isinstance(engine, ListingEngine)
         try:
             head.follow(engine.logit_rule())
-            check_engine(engine, reducer, tokenizer, start, teacher, named)
+            check_engine(engine, reducer, tokenizer, ids.start, teacher, named)
         except BaseException:
             engine.close()
             raise
@@ -83,12 +83,14 @@ def open_teacher(
             return open_checked(False)
         return with_branches(
             open_checked,
-            lambda engine: branching_fault(engine, reducer, tokenizer, start, teacher, config),
+            lambda engine: branching_fault(engine, reducer, tokenizer, ids.start, teacher, config),
             recipe.dump.covering.beam_width > 0,
             named,
         )
 
-    return Teacher(recipe, _started(reopen, named, teacher.engine), vocabulary, tokenizer, start, reducer, reopen, chat)
+    return Teacher(
+        recipe, _started(reopen, named, teacher.engine), vocabulary, tokenizer, ids.start, reducer, reopen, chat
+    )
 
 
 def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:

@@ -7,6 +7,7 @@ from pipeline.runtime.model_source import ModelSource
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 
 
 class ResolvedTeacher(NamedTuple):
@@ -36,12 +37,10 @@ def load_tokenizer(recipe: Recipe) -> ResolvedTeacher:
     return ResolvedTeacher(model.source, ByteTokenizer.load(source), None)
 
 
-def resolve_ids(
-    recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None
-) -> tuple[int | None, tuple[int, ...]]:
-    """The start token and the tokens that mean END, as the recipe or else the tokenizer has them.
+def resolve_ids(recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None) -> SpecialIds:
+    """Find the start token and the tokens that mean END, as the recipe or else the tokenizer has them.
 
-    Of chats: None, as the template writes the start, and what ends a turn of the assistant.
+    Of chats there is no start, as the template writes it, and END is what ends a turn of the assistant.
     """
     teacher = recipe.teacher
     ends = tuple(tokenizer.token_id(name) for name in teacher.end)
@@ -62,10 +61,10 @@ def resolve_ids(
             "give another tokenizer or template"
         )
     if chat is not None:
-        return None, ends
+        return SpecialIds(None, ends)
     start = tokenizer.token_id(teacher.start) if teacher.start else tokenizer.default_start
     if start is None:
         raise ValueError(
             "the teacher's tokenizer names no start token; give teacher.start, e.g. teacher.start=<|endoftext|>"
         )
-    return start, ends
+    return SpecialIds(start, ends)

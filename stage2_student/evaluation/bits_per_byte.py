@@ -25,6 +25,7 @@ from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import load_config, load_model
 from pipeline.runtime.log import say
 from pipeline.sources.resolve import resolve_model
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
 from schemas.storage.locations import Location
 from stage2_student.data.examples import NO_LABEL
@@ -203,7 +204,8 @@ def run_eval(
             _say_windows(f"{name}, {job.name}", of_text)
         if dump is not None:
             reader = dump_readers[index]
-            byte_model = ByteModel(model, reader.tokenizer, reader.start_id, ends[index], reader.chat, sizes[index])
+            ids = SpecialIds(reader.start_id, ends[index])
+            byte_model = ByteModel(model, reader.tokenizer, ids, reader.chat, sizes[index])
             figures["dump"] = byte_divergence(byte_model, dump, asked)
         return figures
 

@@ -21,6 +21,7 @@ from pipeline.runtime.log import warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_records import StoredChat, encode_by_turn
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat, Turn
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas import NUM_SYMBOLS
 from schemas.record import Record
 from schemas.storage.locations import Location
@@ -64,8 +65,7 @@ class ByteModel:
 
     Args:
         model: loaded, on its device.
-        start: its start token; of a chat the template writes one.
-        ends: tokens that mean END.
+        ids: around a text; of a chat the template writes the start.
         chat: the tokenizer with its chat template, where it is asked about chats.
         max_tokens: of a window; a longer record is read in several (`stage2_student.evaluation.token_windows`).
     """
@@ -74,24 +74,23 @@ class ByteModel:
         self,
         model: Any,
         tokenizer: ByteTokenizer,
-        start: int,
-        ends: tuple[int, ...],
+        ids: SpecialIds,
         chat: ChatTokenizer | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> None:
         self.model, self.tokenizer, self.chat = model, tokenizer, chat
-        self.start, self.max_tokens = start, max_tokens
+        self.start, self.max_tokens = ids.document_start, max_tokens
         width = model.get_output_embeddings().weight.shape[0]
-        self.vocabulary = Vocabulary(tokenizer.token_bytes, ends, width)
+        self.vocabulary = Vocabulary(tokenizer.token_bytes, ids.ends, width)
         self.order = torch.from_numpy(self.vocabulary.order).to(model.device)
 
     @classmethod
-    def load(cls, folder: str, start: int, ends: tuple[int, ...], dtype: torch.dtype = torch.float32) -> "ByteModel":
-        """Of a folder, for plain text, in the windows that `window_size` gives it."""
+    def load(cls, folder: str, ids: SpecialIds, dtype: torch.dtype = torch.float32) -> "ByteModel":
+        """Load a folder, for plain text, in the windows that `window_size` gives it."""
         model = load_model(folder, dtype).eval()
         model.to(compute_device())
         size = window_size(model.config, None, folder)
-        return cls(model, ByteTokenizer.load(folder), start, ends, max_tokens=size)
+        return cls(model, ByteTokenizer.load(folder), ids, max_tokens=size)
 
     def targets(self, document: bytes) -> Targets:
         """Distributions at the document's bytes + 1 positions. Raises SpellingError where the model's tokenizer cannot spell the document."""

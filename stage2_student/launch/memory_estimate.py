@@ -56,7 +56,7 @@ def student_sizes(recipe: Recipe) -> Sizes:
                 head_rows=lm.get_output_embeddings().weight.shape[0],
                 token_bytes=tokenizer.token_bytes,
                 prefix=tokenizer.prefix,
-                end_ids=(end_tokens(student, tokenizer).end,),
+                end_ids=end_tokens(student, tokenizer).ends,
             )
             parts.append(make_interface(student, shape))
         if student.lora_rank:

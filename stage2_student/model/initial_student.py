@@ -1,7 +1,6 @@
 """The student before its first step: loaded, moved to its tokenizer, and kept in `<student.path>/start`."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,20 +15,13 @@ from pipeline.runtime.model_source import ModelSource
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import write_json
 from schemas.storage.atomic import committed_folder
 from stage2_student.model.chat_template import with_template
 from stage2_student.model.drop_layers import drop_layers
 from stage2_student.model.tokenizer_folder import save_tokenizer
 from stage2_student.model.vocabulary_transfer import transfer
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The student's control tokens, by id: put before a document, and after it."""
-
-    start: int
-    end: int
 
 
 class StudentTokenizer(NamedTuple):
@@ -54,7 +46,7 @@ def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTok
     return StudentTokenizer(tokenizer, ChatTokenizer(tokenizer, wrapped), wrapped)
 
 
-def end_tokens(student: StudentConfig, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None) -> Ends:
+def end_tokens(student: StudentConfig, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None) -> SpecialIds:
     """Ids of `student.start` and `student.end`. Raises ValueError where neither recipe nor tokenizer (with `chat`, the template,
     which says what ends a turn) names one."""
     start = tokenizer.token_id(student.start) if student.start else tokenizer.default_start
@@ -70,7 +62,7 @@ def end_tokens(student: StudentConfig, tokenizer: ByteTokenizer, chat: ChatToken
             f"student.end is {student.end}, which is not what the student's chat template puts after a turn of the assistant; leave "
             "student.end out, or give another student.chat_template"
         )
-    return Ends(start, end)
+    return SpecialIds(start, (end,))
 
 
 def export_start(recipe: Recipe, chats: bool = False) -> Path:
@@ -89,9 +81,9 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
     check_finite(model, student.model)
     if student.drop_layers:
         model = drop_layers(model, student.drop_layers)
-    ends = end_tokens(student, tokenizer, chat)
+    ids = end_tokens(student, tokenizer, chat)
     old = ByteTokenizer.load(source)
-    counts = _move(model, old, tokenizer, ends, student.averaged_scale)
+    counts = _move(model, old, tokenizer, ids, student.averaged_scale)
     check_head_rows(model.get_output_embeddings().weight.shape[0], tokenizer.token_bytes)
     with committed_folder(folder) as partial:
         model.save_pretrained(partial)
@@ -120,24 +112,27 @@ def _check_readable(student: StudentConfig, config: Any) -> None:
         ) from error
 
 
-def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ends: Ends, averaged_scale: float) -> dict[str, int]:
+def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, averaged_scale: float) -> dict[str, int]:
     """Move the model to its new tokenizer, if that is another; set its control ids. Returns the counts."""
     counts: dict[str, int] = {}
     if old.sha256 != new.sha256:
         rows = model.get_input_embeddings().weight.shape[0]
-        moved = transfer(model, old, new, control_sources(old, new, ends, rows), averaged_scale)
+        moved = transfer(model, old, new, control_sources(old, new, ids, rows), averaged_scale)
         say(f"{len(new.token_bytes):,} rows of the new tokenizer: {moved}")
         counts = moved.as_dict()
-        model.config.pad_token_id = model.generation_config.pad_token_id = ends.end
+        model.config.pad_token_id = model.generation_config.pad_token_id = ids.end
     for config in (model.config, model.generation_config):
-        config.bos_token_id, config.eos_token_id = ends.start, ends.end
+        config.bos_token_id, config.eos_token_id = ids.document_start, ids.end
     return counts
 
 
-def control_sources(old: ByteTokenizer, new: ByteTokenizer, ends: Ends, old_rows: int) -> dict[int, int]:
+def control_sources(old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, old_rows: int) -> dict[int, int]:
     """New id -> old id of control tokens: the old token of the same name that has a row; for start and end else the one in the
     same role."""
-    roles = ((ends.end, old.default_end), (ends.start, old.default_start))  # where they are one token, start decides
+    roles = (
+        (ids.end, old.default_end),
+        (ids.document_start, old.default_start),
+    )  # where they are one token, start decides
     sources = {new_id: old_id for new_id, old_id in roles if old_id is not None}
     named = {new_id: old.control[name] for name, new_id in new.control.items() if name in old.control}
     return sources | {new_id: old_id for new_id, old_id in named.items() if old_id < old_rows}

@@ -3,18 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import DumpRef, Recipe, student_config
 from pipeline.config.identity import identity_values
 from pipeline.runtime import plugins
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
 from stage2_student.data import order
 from stage2_student.data.mix import Mix
 from stage2_student.distributed.deepspeed_config import decides_the_result
-
-if TYPE_CHECKING:  # who only starts the ranks need not load what makes a student
-    from stage2_student.model.initial_student import Ends
 
 _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
@@ -35,7 +33,7 @@ def run_identity(
     recipe: Recipe,
     manifest: Manifest,
     tokenizer_sha256: str,
-    ends: "Ends",
+    ids: SpecialIds,
     other_manifests: Sequence[Manifest] = (),
     data_order: int = order.VERSION,
     adapters_by_peft: bool = False,
@@ -48,8 +46,8 @@ def run_identity(
         "student": {
             **identity_values(student, _NOT_OF_STUDENT),
             "tokenizer_sha256": tokenizer_sha256,
-            "start_id": ends.start,
-            "end_id": ends.end,
+            "start_id": ids.document_start,
+            "end_id": ids.end,
         },
         "train": identity_values(train, _PLACEMENT),
         **_own_code(student.interface, *train.objectives.files.values()),

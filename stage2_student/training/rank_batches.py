@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.record import Record
 from stage2_student.data.batch_plan import BatchPlan, Planned, plan_batches
 from stage2_student.data.encode import encode_pieces
@@ -22,7 +23,6 @@ from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths
 from stage2_student.interfaces import Interface
 from stage2_student.losses.alm import chunk_tensors
-from stage2_student.model.initial_student import Ends
 
 
 class Sources(NamedTuple):
@@ -31,7 +31,7 @@ class Sources(NamedTuple):
     reader: DumpReader
     tokenizer: ByteTokenizer
     chat: ChatTokenizer | None  # None: the dump holds no chats
-    ends: Ends
+    ids: SpecialIds
 
 
 class Share(NamedTuple):
@@ -157,12 +157,12 @@ class Preparation:
         return [self._micro_batch(rows, in_turn) for rows in share.micro_batches]
 
     def _micro_batch(self, rows: Rows, encoded: Iterator[Encoded]) -> MicroBatch:
-        student, ends = student_config(self.recipe), self.sources.ends
+        student, ids = student_config(self.recipe), self.sources.ids
         masks = Masks(student.max_doubt, student.max_token_end)
         max_bytes = 0 if self.interface is None else self.interface.max_bytes
         documents = [next(encoded) for row in rows for _ in row]
-        examples = [make_example(document, ends.start, ends.end, max_bytes, masks) for document in documents]
-        micro = collate(examples, [len(row) for row in rows]) if examples else empty_micro_batch(ends.start)
+        examples = [make_example(document, ids.document_start, ids.end, max_bytes, masks) for document in documents]
+        micro = collate(examples, [len(row) for row in rows]) if examples else empty_micro_batch(ids.document_start)
         extra = {} if self.interface is None else self.interface.prepare(documents, examples, micro)
         if self.recipe.train.objectives.alm:
             extra |= chunk_tensors(documents, micro.layout, self.recipe.train.alm_debias)

@@ -22,6 +22,7 @@ from pipeline.runtime.dtypes import slow_dtype
 from pipeline.runtime.huggingface import check_positions
 from pipeline.runtime.log import say, warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import write_json
 from stage2_student.data.batch_plan import repeated
 from stage2_student.data.packing import settle
@@ -34,7 +35,6 @@ from stage2_student.distributed.rank_messages import Channel, LostRankError, joi
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.model.context_length import sized
 from stage2_student.model.initial_student import (
-    Ends,
     end_tokens,
     export_start,
     load_start,
@@ -153,10 +153,10 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
 
 
 def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
-    reader, tokenizer, chat, ends = sources
+    reader, tokenizer, chat, ids = sources
     run = Path(student_config(recipe).path)
     versions = (folder.data_order(run), folder.adapters_by_peft(run))
-    identity = run_identity(recipe, reader.manifest, tokenizer.sha256, ends, reader.other_manifests, *versions)
+    identity = run_identity(recipe, reader.manifest, tokenizer.sha256, ids, reader.other_manifests, *versions)
     if chat is not None:
         identity["student"]["template_sha256"] = chat.template.sha256
     return identity
@@ -198,7 +198,7 @@ def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
     return lengths
 
 
-def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Student:
+def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> Student:
     """The start model with its interface (where an objective needs one), float32, on the CPU."""
     config = student_config(recipe)
     start = Path(config.path) / "start"
@@ -220,7 +220,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
         head_rows=lm.get_output_embeddings().weight.shape[0],
         token_bytes=tokenizer.token_bytes,
         prefix=tokenizer.prefix,
-        end_ids=(ends.end,),
+        end_ids=ids.ends,
     )
     interface = make_interface(config, shape) if recipe.train.objectives.uses_bytes else None
     if interface is not None and recipe.train.interface_warmup_steps and not any(True for _ in interface.parameters()):
@@ -238,11 +238,11 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ends: Ends) -> Stude
 
 def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Checkpoint | None) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
-    _, tokenizer, chat, ends = sources
+    _, tokenizer, chat, ids = sources
     lengths = _lengths(recipe, sources, channel)
-    held = held_out(recipe, tokenizer, chat, ends.start, channel)
+    held = held_out(recipe, tokenizer, chat, ids.document_start, channel)
     torch.manual_seed(config.seed)
-    student = build_student(recipe, tokenizer, ends)
+    student = build_student(recipe, tokenizer, ids)
     for lacking in student.remarks if channel.rank == 0 else ():
         warn(f"{run}: {lacking}")
     packing, remark = settle(student.lm, config.packing, ds.own_device().type)

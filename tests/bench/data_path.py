@@ -169,8 +169,8 @@ def main(
     )
     config = student_config(recipe)
     tokenizer = student_tokenizer(config).tokenizer
-    ends = end_tokens(config, tokenizer)
-    shape = StudentShape(576, len(tokenizer.token_bytes), tokenizer.token_bytes, tokenizer.prefix, (ends.end,))
+    ids = end_tokens(config, tokenizer)
+    shape = StudentShape(576, len(tokenizer.token_bytes), tokenizer.token_bytes, tokenizer.prefix, ids.ends)
     parts = ("plan", "read", "encode", "tensors")
     print(
         "| world | documents | tokens/s of a rank | of all ranks | "
@@ -180,7 +180,7 @@ def main(
     print("|" + " --- |" * (5 + len(parts)))
     with TemporaryDirectory() as folder:
         reader = DumpReader(make_dump(dump, Path(folder) / "dump"), 0)
-        sources = Sources(reader, tokenizer, None, ends)
+        sources = Sources(reader, tokenizer, None, ids)
         for size in world or [1, 8, 64]:
             preparation = Preparation(recipe, sources, make_interface(config, shape), "off", 0, size)
             for whole in (True, False):

@@ -45,7 +45,7 @@ class Gradients:
     ) -> None:
         student = student_config(recipe)
         self.tokenizer = student_tokenizer(student).tokenizer
-        self.ends = end_tokens(student, self.tokenizer)
+        self.ids = end_tokens(student, self.tokenizer)
         self.masks = Masks(student.max_doubt, student.max_token_end)
         lm = load_start(export_start(recipe), student.trust_remote_code)
         self.trunk = lm.base_model
@@ -54,7 +54,7 @@ class Gradients:
         self.weights = [weight.requires_grad_() for weight in chosen.parameters()]
         self.head = lm.get_output_embeddings()
         shape = StudentShape(
-            lm.config.hidden_size, len(self.head.weight), tuple(self.tokenizer.token_bytes), b"", (self.ends.end,)
+            lm.config.hidden_size, len(self.head.weight), tuple(self.tokenizer.token_bytes), b"", self.ids.ends
         )
         self.interface = LinearInterface(shape)
         self._train(others, steps)
@@ -73,7 +73,9 @@ class Gradients:
         found = []
         for encoded in encode_records(records, self.tokenizer, 10**9):
             assert not isinstance(encoded, str), encoded
-            found.append(make_example(encoded, self.ends.start, self.ends.end, self.interface.max_bytes, self.masks))
+            found.append(
+                make_example(encoded, self.ids.document_start, self.ids.end, self.interface.max_bytes, self.masks)
+            )
         return collate(found)
 
     def _train(self, records: Sequence[Record], steps: int) -> None:

@@ -20,11 +20,12 @@ import typer
 
 from pipeline.config import Objectives, Recipe
 from pipeline.config.loading import load_recipe
+from pipeline.tokenization.special_ids import SpecialIds
 from stage2_student.data.examples import NO_LABEL, Encoded, Masks, MicroBatch, collate, make_example
 from stage2_student.data.packing import plan_micro_batches
 from stage2_student.data.reader import DumpReader
 from stage2_student.interfaces import INTERFACES, Interface, StudentShape, make_interface
-from stage2_student.model.initial_student import Ends, end_tokens, export_start, load_start, student_tokenizer
+from stage2_student.model.initial_student import end_tokens, export_start, load_start, student_tokenizer
 from stage2_student.model.student import Student
 from tests.support.micro_batches import global_batches
 
@@ -92,10 +93,10 @@ def variants(
     config = recipe.student
     assert config is not None
     tokenizer = student_tokenizer(config).tokenizer
-    ends = end_tokens(config, tokenizer)
+    ids = end_tokens(config, tokenizer)
     lm = load_start(export_start(recipe), False).to(device).train()
     width = lm.get_output_embeddings().weight.shape[0]
-    shape = StudentShape(lm.config.hidden_size, width, tokenizer.token_bytes, tokenizer.prefix, (ends.end,))
+    shape = StudentShape(lm.config.hidden_size, width, tokenizer.token_bytes, tokenizer.prefix, ids.ends)
     batch = next(global_batches(DumpReader(Path(recipe.dump.path), 0), tokenizer, 8 * tokens, 512))
     lengths = [document.num_tokens for document in batch.documents]
     # Of micro-batches as the trainer packs them the fullest: with padding the model is charged for what no head sees.
@@ -106,17 +107,17 @@ def variants(
         interface = None if name is None else make_interface(config.model_copy(update={"interface": name}), shape)
         objectives = CE_ONLY if interface is None else WITH_BYTES
         student = Student(lm, interface, recipe.train.model_copy(update={"objectives": objectives})).to(device)
-        micro, seconds = _prepared(documents, interface, ends)
+        micro, seconds = _prepared(documents, interface, ids)
         found.append(Variant(name or "ce only", student, micro.to(device), seconds))
     parameters = {parameter: None for variant in found for parameter in variant.student.parameters()}
     return found, torch.optim.AdamW(parameters, lr=1e-6)
 
 
-def _prepared(documents: Sequence[Encoded], interface: Interface | None, ends: Ends) -> tuple[MicroBatch, float]:
+def _prepared(documents: Sequence[Encoded], interface: Interface | None, ids: SpecialIds) -> tuple[MicroBatch, float]:
     """A micro-batch, and the seconds that the interface took to prepare it, its caches warm."""
     masks = Masks(1.0, 0.05)
     max_bytes = 0 if interface is None else interface.max_bytes
-    examples = [make_example(document, ends.start, ends.end, max_bytes, masks) for document in documents]
+    examples = [make_example(document, ids.document_start, ids.end, max_bytes, masks) for document in documents]
     micro = collate(examples)
     if interface is None:
         return micro, 0.0

@@ -28,6 +28,7 @@ from pipeline.config import Recipe, student_config
 from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.sources.resolve import resolve_model
+from pipeline.tokenization.special_ids import SpecialIds
 from stage1_teacher.targets.resolved import load_tokenizer, resolve_ids
 from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
 from tests.bench.quality_intervals import over_seeds
@@ -108,8 +109,8 @@ class Quality:
                 self._bld("teacher", recipe, f"{run.name}-dump")
             self._bld("student", recipe, run.name)
         student = student_config(recipe)
-        ends = end_tokens(student, student_tokenizer(student).tokenizer)
-        found = self._measure(str(folder / "export"), ends.start, (ends.end,), split, file)
+        ids = end_tokens(student, student_tokenizer(student).tokenizer)
+        found = self._measure(str(folder / "export"), ids, split, file)
         for name in ("checkpoints", "start", *(["export"] if split == "search" else [])):
             shutil.rmtree(folder / name, ignore_errors=True)
         return found
@@ -123,8 +124,8 @@ class Quality:
         own = [f"train.seed={run.seed}", f"student.path={folder}"]
         return load_recipe(self.recipe, [*self.overrides, *schedule, *run.setting, *own])
 
-    def _measure(self, model: str, start: int, ends: tuple[int, ...], split: str, file: Path) -> Figures:
-        return measure(model, start, ends, self.dumps_of[split], self.num_questions if split == "table" else 0, file)
+    def _measure(self, model: str, ids: SpecialIds, split: str, file: Path) -> Figures:
+        return measure(model, ids, self.dumps_of[split], self.num_questions if split == "table" else 0, file)
 
     def prepare(self, splits: Sequence[str], training: bool = True) -> None:
         """The dumps of held-out text, and that which students learn from, `jobs` at a time."""
@@ -140,14 +141,13 @@ class Quality:
         """One of `REFERENCES`, measured."""
         file = self.out / "figures" / f"{name}.json"
         if name == "teacher":
-            first, last = resolve_ids(self.base, load_tokenizer(self.base)[1])
-            assert first is not None
+            ids = resolve_ids(self.base, load_tokenizer(self.base).tokenizer)
             model = resolve_model(self.base.teacher.source).source
-            return self._measure(model, first, last, "table", file)
+            return self._measure(model, ids, "table", file)
         student = student_config(self.base).model_copy(update={"path": str(self.out / "runs/start")})
-        ends = end_tokens(student, student_tokenizer(student).tokenizer)
+        ids = end_tokens(student, student_tokenizer(student).tokenizer)
         start = export_start(self.base.with_values(student=student))
-        return self._measure(str(start), ends.start, (ends.end,), "table", file)
+        return self._measure(str(start), ids, "table", file)
 
     def search(self, methods: Sequence[str], steps: int) -> dict[str, tuple[str, ...]]:
         """Each method's best setting, by successive halving."""

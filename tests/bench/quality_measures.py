@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.config import TasksConfig
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import write_json
 from stage2_student.evaluation.asked_positions import records_of
 from stage2_student.evaluation.divergence import ByteModel, DocumentDivergence, document_divergence
@@ -52,14 +53,12 @@ MEASURES = {
 SCALES = {"bits_per_byte": 1 / np.log(2)}
 
 
-def measure(
-    model: str, start: int, ends: tuple[int, ...], dumps: dict[str, Path], num_questions: int, file: Path
-) -> Figures:
+def measure(model: str, ids: SpecialIds, dumps: dict[str, Path], num_questions: int, file: Path) -> Figures:
     """A model's figures, from `file` where they are known; what is not there is measured and added."""
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"right": {}}
     tasks = [task for task in TASKS if len(known["right"].get(task, ())) < num_questions]
     if "documents" not in known:
-        byte_model = ByteModel.load(model, start, ends)
+        byte_model = ByteModel.load(model, ids)
         known["documents"] = {
             name: [document_divergence(byte_model, r)._asdict() for r in records_of(dump)]
             for name, dump in dumps.items()

@@ -26,8 +26,8 @@ def start_figures(bench: Quality, scale: float, dumps: dict[str, Path], num_docu
         update = {"path": folder, "averaged_scale": scale}
         recipe = bench.base.with_values(student=student_config(bench.base).model_copy(update=update))
         student = student_config(recipe)
-        ends = end_tokens(student, student_tokenizer(student).tokenizer)
-        model = ByteModel.load(str(export_start(recipe)), ends.start, (ends.end,))
+        ids = end_tokens(student, student_tokenizer(student).tokenizer)
+        model = ByteModel.load(str(export_start(recipe)), ids)
         documents = {
             name: [
                 document_divergence(model, record) for record in itertools.islice(records_of(dump), num_documents[name])

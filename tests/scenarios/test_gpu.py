@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from stage2_student.data.examples import Masks, MicroBatch, collate, make_example
 from stage2_student.interfaces.token_marginal import cells as marginal_cells
 from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
-from stage2_student.model.initial_student import Ends
 from stage2_student.model.student import Student
 from stage2_student.training.train import build_student
 from tests.stage2_student.interfaces.token_marginal.test_interface import Case
@@ -76,7 +76,9 @@ def student_and_batch(tiny: Path, run: Path, interface: str, dtype: str) -> tupl
     train = {"dtype": dtype, "objectives": {"ce": 0.3, "byte_ce": 1.0, "kl": 1.0, "alm": 0.0}}
     torch.manual_seed(0)
     # Left in training mode: in the other a GPU's GRU has no gradient.
-    student = build_student(make_recipe(run, tiny, run, train, interface=interface), tokenizer, Ends(END_ID, END_ID))
+    student = build_student(
+        make_recipe(run, tiny, run, train, interface=interface), tokenizer, SpecialIds(END_ID, (END_ID,))
+    )
     assert student.interface is not None
     encoded = Case(
         0, [(tokenizer.encode(t), None) for t in TEXTS], list(tokenizer.token_bytes), END_ID, padding=0

@@ -19,6 +19,7 @@ from pipeline.tokenization.assistant_turns import OTHERWISE
 from pipeline.tokenization.chat_template import TODAY, ChatError
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation, Excerpt, join_reasoning
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.record import Question, Record, Segment
 from stage1_teacher.inputs.chat_windows import cut_chat
 from stage1_teacher.inputs.encoded_windows import Piece
@@ -381,7 +382,7 @@ def test_a_model_is_asked_about_each_turn_in_the_rendering_that_it_would_have_re
     [piece] = cut_conversation("c", REASONED, smollm3, [ends[0]], 100_000)
     record = record_of(piece, rng)
     model = load_model(str(folder), torch.float32).eval()
-    answers = ByteModel(model, qwen3.tokenizer, 0, (ends[1],), qwen3).answers(record)
+    answers = ByteModel(model, qwen3.tokenizer, SpecialIds(0, (ends[1],)), qwen3).answers(record)
     assert answers.asked_P.all() and len(answers.probs_PV) == record.num_positions
     texts = [record.document[segment.start : segment.start + segment.length] for segment in record.segments]
     expected = [

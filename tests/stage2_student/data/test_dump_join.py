@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas import END, shard
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Question, Record, Segment
@@ -22,7 +23,6 @@ from stage2_student.data import dump_join
 from stage2_student.data.align import aligned, overlapping, speakers, whole_document
 from stage2_student.data.mix import Mix
 from stage2_student.data.reader import DumpReader
-from stage2_student.model.initial_student import Ends
 from stage2_student.runs import folder
 from stage2_student.runs.identity import run_identity
 from tests.support.small_dumps import make_recipe, make_record, make_text
@@ -249,7 +249,7 @@ def test_a_runs_identity_covers_all_dumps_their_weights_and_how_they_are_mixed(t
         refs = [{"path": str(path), "weight": weight if path == paths[-1] else 1.0} for path in paths]
         recipe = make_recipe(tmp_path, tmp_path, tmp_path / "run", {"objectives": {"alm": 0.0}}, dumps=refs, mix=how)
         first, *others = (Manifest.load(path) for path in paths)
-        return run_identity(recipe, first, "s", Ends(1, 1), others)
+        return run_identity(recipe, first, "s", SpecialIds(1, (1,)), others)
 
     (tmp_path / "run").mkdir()
     folder.claim(tmp_path / "run", identity(dumps[:2]))

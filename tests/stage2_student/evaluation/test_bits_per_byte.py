@@ -20,6 +20,7 @@ from pipeline.runtime.causality import check_causal
 from pipeline.runtime.huggingface import load_model
 from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from stage1_teacher.dump.run import run_teacher
 from stage2_student.evaluation import bits_per_byte
 from stage2_student.evaluation.bits_per_byte import run_eval
@@ -295,7 +296,7 @@ def test_in_one_window_or_several_the_divergence_is_that_of_the_rows_that_each_w
     end = tokenizer.token_id(END_OF_TEXT)
     asked = asked_records(dumped / "dump", [(Reader("m", tokenizer, None, end), (end,))])
     whole, cut = (
-        byte_divergence(ByteModel(model, tokenizer, end, (end,), None, most), dumped / "dump", asked)
+        byte_divergence(ByteModel(model, tokenizer, SpecialIds(end, (end,)), None, most), dumped / "dump", asked)
         for most in (512, 16)
     )
     assert cut["jsd_nats"] == pytest.approx(whole["jsd_nats"], rel=1e-5)
@@ -311,7 +312,7 @@ def test_where_no_position_is_clear_there_is_no_figure_and_that_is_said(dumped: 
     end = tokenizer.token_id(END_OF_TEXT)
     asked = asked_records(dumped / "dump", [(Reader("m", tokenizer, None, end), (end,))])
     model = ByteModel(
-        AutoModelForCausalLM.from_pretrained(dumped / "teacher").eval(), tokenizer, end, (end,), None, 512
+        AutoModelForCausalLM.from_pretrained(dumped / "teacher").eval(), tokenizer, SpecialIds(end, (end,)), None, 512
     )
     found = byte_divergence(model, dumped / "dump", asked, max_token_end=-1.0)
     assert found["kl_clear_nats"] is None and found["clear_share"] == 0 and found["jsd_nats"] >= 0

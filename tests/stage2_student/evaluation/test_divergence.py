@@ -9,6 +9,7 @@ import pytest
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.config.loading import load_recipe
 from pipeline.runtime.model_source import ModelSource
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
 from schemas.record import Record, Segment
 from schemas.shard import read_shard
@@ -97,7 +98,7 @@ def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path
     assert abs(same["kl_clear_nats"]) < 5e-3 and same["jsd_nats"] < 1e-3
     assert found["other"]["dump"]["jsd_nats"] > 0.01
     record = next(read_shard(Manifest.load(tmp_path / "dump").shards[0].path(tmp_path / "dump")))
-    assert ByteModel.load(str(own), end, (end,)).targets(record.document).probs_PV.shape == (
+    assert ByteModel.load(str(own), SpecialIds(end, (end,))).targets(record.document).probs_PV.shape == (
         len(record.document) + 1,
         256,
     )

@@ -18,6 +18,7 @@ from pipeline.config import DeepSpeedConfig, Recipe, TrainConfig
 from pipeline.config.loading import load_recipe
 from pipeline.runtime.child_processes import child_environment
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
 from stage2_student.data import order
 from stage2_student.distributed.deepspeed_config import deepspeed_config
@@ -25,7 +26,7 @@ from stage2_student.distributed.rank_environment import first_host, rank_environ
 from stage2_student.launch import launch
 from stage2_student.launch.launch import launch_command, launch_student
 from stage2_student.model.context_length import sized
-from stage2_student.model.initial_student import Ends, export_start
+from stage2_student.model.initial_student import export_start
 from stage2_student.runs import folder
 from stage2_student.runs.checkpoint_files import Inventory, find_damage, write_inventory
 from stage2_student.runs.checkpoints import checkpoint_steps, set_aside
@@ -104,7 +105,7 @@ def test_of_deepspeeds_settings_those_that_decide_the_result_are_part_of_the_ide
     def identity(given: Any = None, **values: Any) -> dict[str, Any]:
         (tmp_path / "own.json").write_text(json.dumps(given or {}))
         values = {"deepspeed": {"zero_stage": 2, "config": str(tmp_path / "own.json")} | values}
-        return run_identity(recipe(tmp_path, **values), manifest, "s", Ends(1, 1))
+        return run_identity(recipe(tmp_path, **values), manifest, "s", SpecialIds(1, (1,)))
 
     plain = identity()
     assert plain == identity({"zero_optimization": {"overlap_comm": True}, "tensorboard": {"enabled": True}})
@@ -119,7 +120,7 @@ def test_a_run_that_took_its_documents_in_another_order_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_dump(tmp_path / "dump", num_records=3)
-    identity = run_identity(recipe(tmp_path), Manifest.load(tmp_path / "dump"), "s", Ends(1, 1))
+    identity = run_identity(recipe(tmp_path), Manifest.load(tmp_path / "dump"), "s", SpecialIds(1, (1,)))
     run = tmp_path / "run"
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     before_it_was_told = {name: value for name, value in identity.items() if name != "data_order"}
@@ -131,7 +132,7 @@ def test_a_run_that_took_its_documents_in_another_order_is_refused_by_name(
 def test_a_run_that_began_with_whole_chats_goes_on_with_them_and_with_what_it_counted(tmp_path: Path) -> None:
     make_dump(tmp_path / "dump", num_records=3)
     manifest, run = Manifest.load(tmp_path / "dump"), tmp_path / "run"
-    now = run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1))
+    now = run_identity(recipe(tmp_path), manifest, "s", SpecialIds(1, (1,)))
     begun = {**now, "data_order": 3}
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     (run / "identity.json").write_text(json.dumps(begun))
@@ -145,12 +146,12 @@ def test_a_run_that_began_with_whole_chats_goes_on_with_them_and_with_what_it_co
 def test_a_run_that_began_before_records_were_cut_goes_on_as_it_began(tmp_path: Path) -> None:
     make_dump(tmp_path / "dump", num_records=3)
     manifest, run = Manifest.load(tmp_path / "dump"), tmp_path / "run"
-    now = run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1))
+    now = run_identity(recipe(tmp_path), manifest, "s", SpecialIds(1, (1,)))
     begun = {**now, "data_order": order.WHOLE_RECORDS}
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     (run / "identity.json").write_text(json.dumps(begun))
     assert folder.data_order(run) == order.WHOLE_RECORDS
-    ours = run_identity(recipe(tmp_path), manifest, "s", Ends(1, 1), data_order=folder.data_order(run))
+    ours = run_identity(recipe(tmp_path), manifest, "s", SpecialIds(1, (1,)), data_order=folder.data_order(run))
     folder.claim(run, ours)  # does not raise
     shorter = {**now, "train": now["train"] | {"max_tokens": 9}}
     assert counts_key(now) != counts_key(shorter)
@@ -333,7 +334,7 @@ def test_with_gradient_checkpointing_a_block_is_computed_again_in_the_backward_p
     tokenizer = ByteTokenizer.load(str(tiny_model(tmp_path / "model")))
     wanted = recipe(tmp_path, gradient_checkpointing=checkpointing, objectives={"ce": 1.0, "byte_ce": 0, "kl": 0})
     export_start(wanted)
-    student = build_student(wanted, tokenizer, Ends(268, 268))
+    student = build_student(wanted, tokenizer, SpecialIds(268, (268,)))
     calls = []
     # Before, not after: what is computed again ends inside the block, once nothing more is needed of it.
     student.lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))

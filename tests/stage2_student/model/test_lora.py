@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen
 
 from pipeline.config import Recipe, StudentConfig
 from pipeline.config.loading import load_recipe, save_recipe
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
-from stage2_student.model.initial_student import Ends, load_start
+from stage2_student.model.initial_student import load_start
 from stage2_student.model.lora import add_adapters, mixture_remarks
 from stage2_student.runs.export import export
 from stage2_student.runs.folder import adapters_by_peft
@@ -195,8 +196,10 @@ def test_a_run_that_began_with_peft_s_choice_of_adapters_goes_on_with_them(work:
     (tmp_path / "run" / "identity.json").write_text(json.dumps(identity))
     assert adapters_by_peft(tmp_path / "run") and not adapters_by_peft(tmp_path / "new")
     recipe, manifest = lora_recipe(work, "whole"), Manifest.load(work / "dump")
-    ours = run_identity(recipe, manifest, identity["student"]["tokenizer_sha256"], Ends(0, 0), adapters_by_peft=True)
-    assert "adapters" not in ours and run_identity(recipe, manifest, "s", Ends(0, 0))["adapters"] == 2
+    ours = run_identity(
+        recipe, manifest, identity["student"]["tokenizer_sha256"], SpecialIds(0, (0,)), adapters_by_peft=True
+    )
+    assert "adapters" not in ours and run_identity(recipe, manifest, "s", SpecialIds(0, (0,)))["adapters"] == 2
     began, _ = mixture_remarks(zoo_model("mixtral", 300), student_of(lora_rank=4), by_peft=True)
     assert began.startswith("this run goes on with the adapters that it began with")
 

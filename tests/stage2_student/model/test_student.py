@@ -20,12 +20,13 @@ from transformers import (
 
 from pipeline.config import TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from stage2_student.data.encode import encode_records
 from stage2_student.data.examples import Encoded, Masks, MicroBatch, collate, make_example
 from stage2_student.interfaces import ByteScores, Head, Interface
 from stage2_student.losses.alm import chunk_tensors
 from stage2_student.losses.divergences import class_divergence, symbol_cross_entropy
-from stage2_student.model.initial_student import Ends, export_start, load_start
+from stage2_student.model.initial_student import export_start, load_start
 from stage2_student.model.student import Student
 from stage2_student.training.train import build_student
 from tests.support.small_dumps import make_recipe, make_record, make_text
@@ -98,7 +99,7 @@ def test_a_run_without_byte_objectives_has_no_interface(
     recipe = make_recipe(tmp_path, model, tmp_path, {"objectives": train_config(**objectives).objectives.model_dump()})
     (tmp_path / "start").symlink_to(model)
     tokenizer = ByteTokenizer.load(str(model))
-    student = build_student(recipe, tokenizer, Ends(END_ID, END_ID))
+    student = build_student(recipe, tokenizer, SpecialIds(END_ID, (END_ID,)))
     assert student.interface is None and student.sums_names == names
     found = sums(student, batch)
     assert found["nats"].item() == pytest.approx(found[names[-1]], rel=1e-6) and found["nats"].requires_grad
@@ -110,7 +111,7 @@ def test_embedding_and_interface_learn_at_multiples_of_the_rate_and_frozen_weigh
     train = {"embedding_lr": 5.0, "interface_lr": 3.0}
     (tmp_path / "start").symlink_to(model)
     recipe = make_recipe(tmp_path, model, tmp_path, train, interface="causal")
-    student = build_student(recipe, ByteTokenizer.load(str(model)), Ends(END_ID, END_ID))
+    student = build_student(recipe, ByteTokenizer.load(str(model)), SpecialIds(END_ID, (END_ID,)))
     frozen = student.lm.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
     rates = {id(parameter): rate for rate, parameters in student.rates().items() for parameter in parameters}
     assert rates.pop(id(student.lm.get_input_embeddings().weight)) == 5.0

@@ -10,8 +10,8 @@ import yaml
 from pipeline.config import Recipe
 from pipeline.config.loading import load_recipe
 from pipeline.runtime import dtypes
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest, write_json
-from stage2_student.model.initial_student import Ends
 from stage2_student.runs import folder, schedule
 from stage2_student.runs.checkpoints import checkpoint_steps
 from stage2_student.runs.identity import run_identity
@@ -57,7 +57,7 @@ def identity(name: str, recipe: Recipe) -> dict[str, Any]:
         manifest.model_copy(update={"identity": {k: v for k, v in other.items() if k != "documents_sha256"}})
         for other in theirs.get("other_dumps", {}).values()
     ]
-    ends = Ends(student["start_id"], student["end_id"])
+    ends = SpecialIds(student["start_id"], (student["end_id"],))
     found = run_identity(recipe, manifest, student["tokenizer_sha256"], ends, others)
     if "template_sha256" in student:
         found["student"]["template_sha256"] = student["template_sha256"]

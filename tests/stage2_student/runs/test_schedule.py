@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config.loading import parse_recipe, save_recipe
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
 from stage2_student.data.batch_plan import repeated
-from stage2_student.model.initial_student import Ends
 from stage2_student.runs import folder
 from stage2_student.runs.export import is_due
 from stage2_student.runs.identity import run_identity
@@ -112,7 +112,7 @@ def test_training_on_is_said_and_kept_and_the_same_command_again_does_nothing(wo
 
 def identity(work: Path, run: Path, **train: Any) -> dict[str, Any]:
     recipe = make_recipe(work / "dump", work / "model", run, train)
-    return run_identity(recipe, Manifest.load(work / "dump"), "s", Ends(1, 1))
+    return run_identity(recipe, Manifest.load(work / "dump"), "s", SpecialIds(1, (1,)))
 
 
 def test_only_the_schedule_may_change_and_not_to_fewer_steps_than_are_done(work: Path, tmp_path: Path) -> None:

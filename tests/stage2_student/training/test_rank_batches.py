@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.shard import commit_shard, read_rows, read_shard
 from stage2_student.data import order as order_module
 from stage2_student.data import reader as reader_module
@@ -23,7 +24,6 @@ from stage2_student.data.encode import TOO_LONG, TurnsLeftOut
 from stage2_student.data.order import START, Order, Position
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Counted, Lengths, count_shard, keep_counts, kept_counts
-from stage2_student.model.initial_student import Ends
 from stage2_student.runs.identity import counts_key, run_identity
 from stage2_student.training.rank_batches import Preparation, Sources
 from stage2_student.training.usable import counted_lines, remarks, usable_lines
@@ -69,7 +69,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def preparation(work: Path, tokenizer: ByteTokenizer, rank: int, world: int, **train: Any) -> Preparation:
     recipe = make_recipe(work / "dump", work / "model", work / "run", {"objectives": {"alm": 1.0}} | train)
-    sources = Sources(DumpReader(work / "dump", 0), tokenizer, None, Ends(268, 268))
+    sources = Sources(DumpReader(work / "dump", 0), tokenizer, None, SpecialIds(268, (268,)))
     return Preparation(recipe, sources, None, "off", rank, world)
 
 
@@ -268,7 +268,7 @@ def test_a_plan_tells_what_can_be_used_of_a_sample_and_of_what_a_run_has_counted
     questions = [question for shard in range(5) for question in reader.questions(shard)]
     [(_, told)] = usable_lines(recipe, questions)
     assert told.startswith("of 60 sampled, ") and told.endswith("100.0 % of the supervised bytes can be used")
-    identity = run_identity(recipe, reader.manifest, tokenizer.sha256, Ends(268, 268))
+    identity = run_identity(recipe, reader.manifest, tokenizer.sha256, SpecialIds(268, (268,)))
     (tmp_path / "identity.json").write_text(json.dumps(identity))
     assert not list(counted_lines(recipe))
     keep_counts(tmp_path / "lengths", counts_key(identity), reader, tokenizer, None, 0, 1, 20)

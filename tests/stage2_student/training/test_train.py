@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config import DumpConfig, Recipe
 from pipeline.config.loading import save_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
-from stage2_student.model.initial_student import Ends
 from stage2_student.runs import folder
 from stage2_student.runs.identity import run_identity
 from tests.support.object_store import SECRET, object_store
@@ -125,7 +125,7 @@ def test_a_run_killed_and_restarted_ends_with_the_same_bits(work: Path) -> None:
 
 def identity(work: Path, sha256: str = "s", dump: str = "dump", **train: Any) -> dict[str, Any]:
     wanted = recipe(work, "whole", **train)
-    return run_identity(wanted, Manifest.load(work / dump), sha256, Ends(1, 1))
+    return run_identity(wanted, Manifest.load(work / dump), sha256, SpecialIds(1, (1,)))
 
 
 def test_resume_refuses_another_recipe_tokenizer_or_dump_by_name(work: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.covering.covering import Covering
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas import END, NUM_SYMBOLS
 from schemas.record import Segment
 from stage2_student.data.examples import NO_LABEL, Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
@@ -25,7 +26,6 @@ from stage2_student.interfaces.token_marginal import interface as token_marginal
 from stage2_student.interfaces.token_marginal.interface import TokenMarginal
 from stage2_student.interfaces.token_marginal.plan import Plan
 from stage2_student.interfaces.token_marginal.positions import NEVER, Distributions
-from stage2_student.model.initial_student import Ends
 from stage2_student.model.student import Student
 from stage2_student.training.train import build_student
 from tests.pipeline.covering.test_covering import random_tokens, random_vocabulary
@@ -296,7 +296,9 @@ def tiny_student(folder: Path, run: Path, documents: list[bytes], **train: Any) 
     if not (run / "start").exists():
         (run / "start").symlink_to(folder)
     student = build_student(
-        make_recipe(run, folder, run, train, interface="token_marginal", max_dropped=0.1), tokenizer, Ends(268, 268)
+        make_recipe(run, folder, run, train, interface="token_marginal", max_dropped=0.1),
+        tokenizer,
+        SpecialIds(268, (268,)),
     )
     assert isinstance(student.interface, TokenMarginal) and student.interface.max_dropped == 0.1
     case = Case(0, [(tokenizer.encode(d), None) for d in documents], list(tokenizer.token_bytes), 268, padding=0)
