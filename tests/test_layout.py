@@ -49,6 +49,12 @@ STUDENT = (
 )
 ORDER = (*SHARED, *GROUND, *TEACHER, *CHECKS, *STUDENT, *ROOF)
 MOST_MODULES = 15
+MOST_PARAMETERS = 6
+MANY_PARAMETERS = {  # functions that have more, and why
+    "stage1_teacher/engines/tree_attention.py: attend": "transformers calls it, with these names",
+    "stage1_teacher/targets/teacher.py: Teacher.__init__": "what `open_teacher` has opened, each part of its own kind",
+    "stage2_student/interfaces/token_marginal/trie.py: row_cells": "it hands arrays to its compiled half",
+}
 TOP_LEVEL = {"pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md", *PACKAGES, "tests"}
 
 
@@ -207,6 +213,58 @@ def test_public_classes_and_functions_of_more_than_three_statements_have_docstri
                 speaks = isinstance(node, ast.FunctionDef) and num_statements(node) <= 3
                 silent += [] if speaks or ast.get_docstring(node) else [f"{path}:{node.lineno} {node.name}"]
     assert not silent
+
+
+def functions(path: Path) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+    """A module's functions and methods by name, a method's class before it."""
+    found: dict[str, ast.FunctionDef | ast.AsyncFunctionDef] = {}
+
+    def add(node: ast.AST, before: str) -> None:
+        for inner in ast.iter_child_nodes(node):
+            name = f"{before}{getattr(inner, 'name', '')}"
+            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                found[name] = inner
+            named = isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            add(inner, f"{name}." if named else before)
+
+    add(ast.parse(path.read_text(encoding="utf-8")), "")
+    return found
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    arguments = function.args
+    variable = [argument for argument in (arguments.vararg, arguments.kwarg) if argument is not None]
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *variable]
+    return [argument.arg for argument in every if argument.arg not in ("self", "cls")]
+
+
+def takes_what_others_decide(path: Path, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return whether it is a command, which has its options, or a kernel, which numba or Triton compiles."""
+    is_command = path.is_relative_to(ROOT / "pipeline/cli") and "typer." in ast.unparse(function.args)
+    return is_command or any(
+        re.match(r"njit\b|triton\.jit\b", ast.unparse(decorator)) for decorator in function.decorator_list
+    )
+
+
+def test_a_function_has_few_parameters_or_a_reason() -> None:
+    many = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in modules(*PACKAGES)
+        for name, function in functions(path).items()
+        if len(parameters(function)) > MOST_PARAMETERS and not takes_what_others_decide(path, function)
+    }
+    assert many <= set(MANY_PARAMETERS)
+
+
+def test_a_model_goes_from_function_to_function_as_one_value() -> None:
+    """A source without its revision loads another model. Only the command line is told them apart."""
+    apart = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in modules(*PACKAGES)
+        for name, function in functions(path).items()
+        if {"revision", "trust_remote_code"} <= set(parameters(function))
+    ]
+    assert apart == ["pipeline/cli/evaluation.py: evaluate"]
 
 
 def section_of(kind: object) -> list[type[Section]]:

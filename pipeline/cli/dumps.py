@@ -45,7 +45,7 @@ def inspect(
         at = location(dump)
         typer.echo(write_page(at, terminal.chosen_document(at, doc, nth), html))
         return
-    terminal.show(location(dump), doc, top, json, worst, find, nth)
+    terminal.show(location(dump), terminal.Look(doc, nth, worst, find), top, json)
 
 
 def verify(

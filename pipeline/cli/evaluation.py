@@ -174,12 +174,10 @@ def _run_tasks(request: "EvaluationRequest") -> None:
         )
     from stage2_student.evaluation.lm_eval_tasks import run_tasks
 
-    found, folders = {}, request.task_folders
+    found = {}
+    folders = request.task_folders
     for model in request.models:
-        source = model.source
-        found[model.name] = run_tasks(
-            source.source, request.tasks, source.revision, source.trust_remote_code, request.log_samples
-        )
+        found[model.name] = run_tasks(model.source, request.tasks, request.log_samples)
         for path in save_tasks(found[model.name], folders[model.name]) if model.name in folders else []:
             typer.echo(f"written: {path}")
     print_tasks(found, request.metrics, request.published)

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.config import CoveringConfig
 from pipeline.covering.covering import Covering, ReducedRow
-from pipeline.covering.path_weights import Edges, Reaches, Weights, weigh
+from pipeline.covering.path_weights import Edges, PathRows, Reaches, Weights, weigh
 from pipeline.covering.targets import Targets
 
 
@@ -155,8 +155,7 @@ class Branching:
             assert rows is not None, "the canonical rows come first"
             at = np.arange(len(rows.offset_R) + 1)
             self._weights = weigh(
-                rows.offset_R,
-                rows.is_branch_R,
+                PathRows(rows.offset_R, rows.is_branch_R),
                 Edges(rows.end_E, rows.log_prob_E, rows.child_E, np.searchsorted(rows.row_E, at)),
                 Reaches(rows.offset_H, rows.log_mass_H, np.searchsorted(rows.row_H, at)),
                 config.branch_threshold,

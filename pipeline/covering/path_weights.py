@@ -14,6 +14,13 @@ import numpy as np
 from numba import njit
 
 
+class PathRows(NamedTuple):
+    """The rows of a document; row 0 starts it."""
+
+    offset_R: np.ndarray  # where each starts
+    is_branch_R: np.ndarray  # bool
+
+
 class Edges(NamedTuple):
     """A row's tokens that end along the document, row by row."""
 
@@ -40,16 +47,8 @@ class Weights(NamedTuple):
     wanted_E: np.ndarray  # bool: the branch is worth a row, and has none
 
 
-def weigh(
-    offset_R: np.ndarray,
-    is_branch_R: np.ndarray,
-    edges: Edges,
-    reaches: Reaches,
-    threshold: float,
-    width: int,
-    num_positions: int,
-) -> Weights:
-    """Weigh all rows; row 0 starts the document, with weight 1.
+def weigh(rows: PathRows, edges: Edges, reaches: Reaches, threshold: float, width: int, num_positions: int) -> Weights:
+    """Weigh all rows; the first one's weight is 1.
 
     Args:
         threshold: a branch is worth a row above this share of the mass known where it ends; 0: any is.
@@ -58,12 +57,13 @@ def weigh(
     open_E = np.flatnonzero(edges.child_E < 0)
     open_E = open_E[np.argsort(edges.end_E[open_E], kind="stable")]
     opens_P = np.searchsorted(edges.end_E[open_E], np.arange(num_positions + 1))
-    order_R = np.argsort(offset_R, kind="stable")
-    rows_P = np.searchsorted(offset_R[order_R], np.arange(num_positions + 1))
+    order_R = np.argsort(rows.offset_R, kind="stable")
+    rows_P = np.searchsorted(rows.offset_R[order_R], np.arange(num_positions + 1))
     log_threshold = math.log(threshold) if threshold else -math.inf
     log_weight_R, log_known_P, log_continued_P, log_weight_E = _weigh(order_R, rows_P, edges, reaches)
+    log_least_P = log_known_P + log_threshold
     wanted_E = _choose(
-        order_R, rows_P, is_branch_R, open_E, opens_P, log_weight_R, log_weight_E, log_known_P + log_threshold, width
+        order_R, rows_P, rows.is_branch_R, open_E, opens_P, log_weight_R, log_weight_E, log_least_P, width
     )
     return Weights(log_weight_R, log_known_P, log_continued_P, wanted_E)
 

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -38,22 +38,28 @@ def wanted_bytes(text: str) -> bytes:
     return found
 
 
-def show(
-    dump: Location,
-    doc_id: str | None = None,
-    top: int = 5,
-    as_json: bool = False,
-    worst: int | None = None,
-    find: str | None = None,
-    nth: int = 1,
-) -> None:
-    """Print a dump's summary, or with `doc_id` that document's positions with their `top` symbols.
+class Look(NamedTuple):
+    """A part of a dump to look at; without any of these, its summary.
 
-    Args:
-        worst: print that many documents and positions of most surprise instead.
-        find: print where this text stands, with the distributions of its bytes, instead.
-        nth: which of several documents of that name.
+    Attributes:
+        doc_id: the positions of the document of this name.
+        nth: which one, where several have the name; counted from 1.
+        worst: that many documents and positions of most surprise.
+        find: where this text stands, with the distributions of its bytes.
     """
+
+    doc_id: str | None = None
+    nth: int = 1
+    worst: int | None = None
+    find: str | None = None
+
+
+SUMMARY = Look()
+
+
+def show(dump: Location, look: Look = SUMMARY, top: int = 5, as_json: bool = False) -> None:
+    """Print a part of a dump, its positions with their `top` symbols."""
+    doc_id, nth, worst, find = look
     console = Console(highlight=False, soft_wrap=True)
     if worst is not None:
         _show_worst(dump, worst, top, as_json, console)

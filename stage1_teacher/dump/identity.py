@@ -9,11 +9,9 @@ from stage1_teacher.targets.resolved import ResolvedTeacher, resolve_ids
 
 def teacher_identity(recipe: Recipe, teacher: ResolvedTeacher, engine: str, corpus_sha256: str) -> dict[str, Any]:
     """Return the identity of a dump of that corpus by this teacher."""
-    start, ends = resolve_ids(recipe, teacher.tokenizer, teacher.chat)
+    ids = resolve_ids(recipe, teacher.tokenizer, teacher.chat)
     served = recipe.teacher.engine_spec.served
     weights = None if served else plan.weights_sha256(teacher.model, recipe.teacher.revision)
     runs_code = recipe.teacher.trust_remote_code and not served and recipe.dump.arithmetic_used > 1
     code = plan.code_sha256(teacher.model, recipe.teacher.revision) if runs_code else None
-    return plan.make_identity(
-        recipe, teacher.tokenizer, start, ends, weights, engine, corpus_sha256, teacher.chat, code
-    )
+    return plan.make_identity(recipe, teacher, ids, plan.ModelHashes(weights, code), engine, corpus_sha256)

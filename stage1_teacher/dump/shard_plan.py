@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 
@@ -13,10 +13,10 @@ from pipeline.config.identity import added_values, identity_differences, identit
 from pipeline.corpus.documents import Document
 from pipeline.sources.file_hash import known_sha256
 from pipeline.sources.pypi import sha256_of
-from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
 from schemas.storage.locations import Location, names
+from stage1_teacher.targets.resolved import ResolvedTeacher
 
 
 def document_digest(document: Document) -> bytes:
@@ -73,23 +73,26 @@ def _closed_before_overflow(documents: Iterable[Document], shard_bytes: int) -> 
         yield shard
 
 
+class ModelHashes(NamedTuple):
+    """SHA-256 of a model's files.
+
+    Attributes:
+        weights: None for a served teacher.
+        code: None where no Python code of the model's own runs.
+    """
+
+    weights: str | None
+    code: str | None
+
+
 def make_identity(
-    recipe: Recipe,
-    tokenizer: ByteTokenizer,
-    start: int | None,
-    ends: tuple[int, ...],
-    weights: str | None,
-    engine: str,
-    corpus: str,
-    chat: ChatTokenizer | None = None,
-    code: str | None = None,
+    recipe: Recipe, resolved: ResolvedTeacher, ids: SpecialIds, hashes: ModelHashes, engine: str, corpus: str
 ) -> dict[str, Any]:
     """Return everything that decides a dump's content, and nothing else.
 
     Args:
-        weights: None for a served teacher.
-        chat: None if the corpus holds no chats.
-        code: None if no Python code of the model's own runs.
+        engine: its name, with its version.
+        corpus: the SHA-256 of what is read of it.
     """
     teacher, dump = recipe.teacher, recipe.dump
     served, listed = teacher.engine_spec.served, not teacher.engine_spec.hidden_states
@@ -97,15 +100,15 @@ def make_identity(
         "teacher": {
             "model": teacher.model,
             "revision": teacher.revision,
-            "weights_sha256": weights,
-            **({} if code is None else {"code_sha256": code}),
+            "weights_sha256": hashes.weights,
+            **({} if hashes.code is None else {"code_sha256": hashes.code}),
             "dtype": None if served else teacher.dtype,  # a server has its own and does not tell
             "quantization": teacher.quantization,
             "engine": engine,
-            "tokenizer_sha256": tokenizer.sha256,
-            "start_id": start,
-            "end_ids": list(ends),
-            **({} if chat is None else {"template_sha256": chat.template.sha256}),
+            "tokenizer_sha256": resolved.tokenizer.sha256,
+            "start_id": ids.start,
+            "end_ids": list(ids.ends),
+            **({} if resolved.chat is None else {"template_sha256": resolved.chat.template.sha256}),
             "max_tokens": teacher.max_tokens,
             "overlap_tokens": teacher.overlap_tokens,
             **({"served_model": teacher.name_at_server} if served else {}),

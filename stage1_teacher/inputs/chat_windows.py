@@ -45,18 +45,31 @@ def cut_chat(
     done = 0
     while done < len(whole.turns):
         part = _next_part(messages, whole.turns, done, chat, max_tokens, overlap)
-        piece = chat_piece(
-            doc_id,
-            _roles(messages[part.first : part.last]),
-            part.encoded,
-            ends,
-            first_supervised=whole.turns[done].message - part.first,
+        window = ChatWindow(
             start=len(document_of(messages[: part.first])),
             is_last=part.done == len(whole.turns),
+            first_supervised=whole.turns[done].message - part.first,
         )
-        pieces.append(piece)
+        pieces.append(chat_piece(doc_id, _roles(messages[part.first : part.last]), part.encoded, ends, window))
         done = part.done
     return pieces
+
+
+class ChatWindow(NamedTuple):
+    """Messages as a window of a chat.
+
+    Attributes:
+        start: byte offset of the first one in the chat.
+        is_last: they are the chat's end.
+        first_supervised: the message of the window from which on turns are supervised.
+    """
+
+    start: int = 0
+    is_last: bool = True
+    first_supervised: int = 0
+
+
+WHOLE_CHAT = ChatWindow()
 
 
 def chat_piece(
@@ -64,25 +77,21 @@ def chat_piece(
     roles: Sequence[str],
     encoded: EncodedChat,
     ends: Sequence[int],
-    first_supervised: int = 0,
-    start: int = 0,
-    is_last: bool = True,
+    window: ChatWindow = WHOLE_CHAT,
     conversation: str = "",
 ) -> Piece:
-    """A conversation as one piece.
+    """Make a conversation into one piece.
 
     Args:
         roles: who says each of its messages.
-        first_supervised: the message from which on turns are supervised.
-        start: byte offset of these messages in the chat that they are a window of.
-        is_last: they are its end.
+        ends: tokens that mean END.
         conversation: JSON, where there is more than contents; its last messages are these.
     """
-    text = b"".join(encoded.contents)
-    turns = [turn for turn in encoded.turns if turn.message >= first_supervised]
+    text, start = b"".join(encoded.contents), window.start
+    turns = [turn for turn in encoded.turns if turn.message >= window.first_supervised]
     return Piece(
         doc_id=doc_id,
-        window=Window(start, start + len(text), start + turns[0].start, is_last),
+        window=Window(start, start + len(text), start + turns[0].start, window.is_last),
         text=text,
         tokens=encoded.tokens[1 : num_prompt(encoded)],
         stretches=tuple(_stretch(turn, encoded, text, ends) for turn in turns),

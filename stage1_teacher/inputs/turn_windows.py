@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.tokenization.chat_template import ChatError
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
 from pipeline.tokenization.conversation import Conversation, Excerpt
-from stage1_teacher.inputs.chat_windows import chat_piece, num_prompt
+from stage1_teacher.inputs.chat_windows import WHOLE_CHAT, ChatWindow, chat_piece, num_prompt
 from stage1_teacher.inputs.encoded_windows import Piece
 
 
@@ -26,19 +26,18 @@ def cut_conversation(
     pieces: list[Piece] = []
     start = 0
     for number, (excerpt, encoded) in enumerate(parts, start=1):
-        pieces.append(conversation_piece(doc_id, excerpt, encoded, ends, start, number == len(parts)))
+        window = ChatWindow(start, is_last=number == len(parts))
+        pieces.append(conversation_piece(doc_id, excerpt, encoded, ends, window))
         start += len(pieces[-1].text)
     return pieces
 
 
 def conversation_piece(
-    doc_id: str, excerpt: Excerpt, encoded: EncodedChat, ends: Sequence[int], start: int = 0, is_last: bool = True
+    doc_id: str, excerpt: Excerpt, encoded: EncodedChat, ends: Sequence[int], window: ChatWindow = WHOLE_CHAT
 ) -> Piece:
-    """A conversation's last messages as one piece; `start`, `is_last` as of `chat_piece`."""
+    """Make a conversation's last messages into one piece."""
     roles = [message["role"] for message in excerpt.messages]
-    return chat_piece(
-        doc_id, roles, encoded, ends, start=start, is_last=is_last, conversation=excerpt.conversation.to_json()
-    )
+    return chat_piece(doc_id, roles, encoded, ends, window, excerpt.conversation.to_json())
 
 
 def _fitting(

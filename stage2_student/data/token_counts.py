@@ -9,7 +9,7 @@ Shape legend: S shards, U pieces of all shards in turn (a record that cannot be 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -227,30 +227,19 @@ def count_questions(
             before = record.doc_id
 
 
-def keep_counts(
-    folder: Path,
-    key: str,
-    reader: Asking,
-    tokenizer: Tokenizer,
-    chat: ChatTokenizer | None,
-    part: int,
-    parts: int,
-    max_tokens: int | None = None,
-    by_turn: bool = True,
-) -> None:
-    """Count, of every `parts`-th shard from `part`, what is not there yet.
+def keep_counts(folder: Path, key: str, shards: Iterable[int], count: Callable[[int], Iterable[Counted]]) -> None:
+    """Count those of these shards that are not there yet under this key.
 
     Args:
         key: what decides the counts: dump, tokenizer, and where records are cut.
-        max_tokens, by_turn: as of `count_shard`.
+        count: counts a shard, as `count_shard` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in range(part, reader.num_shards, parts):
+    for shard in shards:
         path = _path(folder, shard)
         if path.exists() and _is_sound(path, key):
             continue
-        found = count_shard(reader, shard, tokenizer, chat, max_tokens, by_turn)
-        rows = [(*one[:-1], [turns._asdict() for turns in one.turns_left_out]) for one in found]
+        rows = [(*one[:-1], [turns._asdict() for turns in one.turns_left_out]) for one in count(shard)]
         table = pa.Table.from_pylist([dict(zip(_SCHEMA.names, row, strict=True)) for row in rows], _SCHEMA)
         commit_shard(table.replace_schema_metadata({_KEY: key.encode()}), path, zstd_level=3)
 

@@ -36,6 +36,7 @@ from stage2_student.evaluation.spelled_text import Span, Spelled, Text
 from stage2_student.evaluation.token_windows import cut_tokens, overlap_of, window_size
 from stage2_student.model.student import Precision
 
+_BATCH_TOKENS = 4096  # of a forward pass, at most
 _MOST_LOGITS = (
     2**28
 )  # of a forward pass, about: 1 GiB in float32. A vocabulary of 262,144 is given 1,024 tokens, or one window
@@ -56,18 +57,17 @@ def evaluate(
     documents: Iterable[Text],
     text: ScoredText,
     max_tokens: int = 2048,
-    batch_tokens: int = 4096,
-    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """Held-out bits per byte: nats of the documents' tokens given the start token, without END, / (bytes * ln 2).
+    """Measure held-out bits per byte.
 
-    Of a chat only what the assistant says counts; one with reasoning or calls counts as a document for each turn. Of a document longer than a window each token is predicted once,
-    with at least a quarter of a window before it.
+    That is nats of the documents' tokens given the start token, without END, / (bytes * ln 2).
+
+    Of a chat only what the assistant says counts; one with reasoning or calls counts as a document for each turn. Of a
+    document longer than a window each token is predicted once, with at least a quarter of a window before it.
 
     Args:
         text: what is scored of these documents, see `scored_text`.
         max_tokens: of a window, the start token included.
-        batch_tokens: of a forward pass; fewer where the vocabulary is large.
     Returns:
         bits_per_byte, nats, num_bytes, num_tokens, num_documents, num_windows, max_tokens, left_out, text_sha256.
     Raises:
@@ -82,8 +82,8 @@ def evaluate(
             if isinstance(spelled, Spelled):
                 windows += cut_document(spelled, text.spans(number, spelled), max_tokens)
             number += 1
-        for batch in by_length(windows, _fitting(model, batch_tokens)):
-            nats += _batch_nats(model, batch, Precision(dtype))
+        for batch in by_length(windows, _fitting(model)):
+            nats += _batch_nats(model, batch)
         num_windows += len(windows)
         num_bytes += sum(scored.num_bytes for scored in windows)
         num_tokens += sum(label != NO_LABEL for scored in windows for label in scored.labels)
@@ -130,13 +130,13 @@ def by_length(windows: Sequence[Scored], batch_tokens: int) -> Iterator[list[Sco
         yield batch
 
 
-def _fitting(model: Any, batch_tokens: int) -> int:
-    """Tokens of a forward pass whose logits fit into memory."""
-    return min(batch_tokens, max(1, _MOST_LOGITS // int(model.get_output_embeddings().weight.shape[0])))
+def _fitting(model: Any) -> int:
+    """Return how many tokens' logits fit into memory in a forward pass: fewer where the vocabulary is large."""
+    return min(_BATCH_TOKENS, max(1, _MOST_LOGITS // int(model.get_output_embeddings().weight.shape[0])))
 
 
 @torch.no_grad()
-def _batch_nats(model: Any, batch: Sequence[Scored], precision: Precision) -> float:
+def _batch_nats(model: Any, batch: Sequence[Scored]) -> float:
     """Sum over the batch's labels of -ln p(label | tokens before), by the model's own logits. A causal model sees no padding behind."""
     length = max(len(scored.tokens) for scored in batch)
     padding = [length - len(scored.tokens) for scored in batch]
@@ -149,7 +149,7 @@ def _batch_nats(model: Any, batch: Sequence[Scored], precision: Precision) -> fl
     labelled_L = (labels_BL != NO_LABEL).any(0).nonzero()
     keep = length - int(labelled_L[0])  # nothing is asked before: of a chat its prompt, of a later window its overlap
     options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    with precision.context(model.device.type):
+    with Precision(torch.float32).context(model.device.type):
         logits_BLV = model(input_ids=tokens_BL, use_cache=False, **options).logits[:, -keep:]
     nats = 0.0
     for logits_LV, labels_L in zip(logits_BLV, labels_BL[:, -keep:], strict=True):

@@ -139,28 +139,26 @@ class TextModel(HFLM):
 
 
 def run_tasks(
-    model: str,
-    groups: Mapping[str, TasksConfig],
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    log_samples: bool = False,
+    model: ModelSource | str, groups: Mapping[str, TasksConfig], log_samples: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """The harness' results of each group of tasks, as its JSON has them; with `log_samples`, `samples` holds every answer.
+    """Return the harness' results of each group of tasks, as its JSON has them.
+
+    With `log_samples`, `samples` holds every answer.
 
     Raises ValueError, before any weights are loaded, for a task that is not known or whose data cannot be had.
     """
     tasks = {name: _load(group) for name, group in groups.items()}
-    source = resolve_model(ModelSource(model, revision)).source
-    if Path(source).exists():
-        source = str(Path(source).absolute())  # a relative path would be asked for at the hub
+    found_at = resolve_model(model)
+    if Path(found_at.source).exists():
+        found_at = found_at.at(str(Path(found_at.source).absolute()))  # a relative path would be asked for at the hub
     found: dict[str, dict[str, Any]] = {}
     for dtype in dict.fromkeys(group.dtype for group in groups.values()):
         lm = TextModel(
-            source,
-            revision=revision or "main",
+            found_at.source,
+            revision=found_at.revision or "main",
             device=compute_device(),
             dtype="float32" if dtype == "auto" and natural_dtype() == "float32" else dtype,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=found_at.trust_remote_code,
         )
         asked = {name: group for name, group in groups.items() if group.dtype == dtype}
         found |= {name: _run(lm, group, *tasks[name], log_samples) for name, group in asked.items()}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config import DumpRef, Recipe, student_config
 from pipeline.config.identity import identity_values
@@ -29,16 +29,33 @@ def dump_refs(recipe: Recipe) -> tuple[DumpRef, ...]:
     return student_config(recipe).dumps or (DumpRef(path=recipe.dump.path, weight=1.0),)
 
 
+class RunVersions(NamedTuple):
+    """Versions of what a run does, in which it goes on as it was begun.
+
+    Attributes:
+        data_order: in which it takes its documents (`stage2_student.data.order`).
+        adapters_by_peft: it has the adapters that earlier releases gave a model (`stage2_student.model.lora`).
+    """
+
+    data_order: int = order.VERSION
+    adapters_by_peft: bool = False
+
+
+NEWEST = RunVersions()
+
+
 def run_identity(
     recipe: Recipe,
     manifest: Manifest,
     tokenizer_sha256: str,
     ids: SpecialIds,
     other_manifests: Sequence[Manifest] = (),
-    data_order: int = order.VERSION,
-    adapters_by_peft: bool = False,
+    versions: RunVersions = NEWEST,
 ) -> dict[str, Any]:
-    """Everything that decides the trained weights, but rounding; and the ZeRO stage, whose checkpoints no other stage reads."""
+    """Return everything that decides the trained weights, but rounding, and the ZeRO stage.
+
+    No other stage reads a ZeRO stage's checkpoints.
+    """
     student, train = student_config(recipe), recipe.train
     identity = {
         "dump": _dump_identity(manifest),
@@ -51,8 +68,8 @@ def run_identity(
         },
         "train": identity_values(train, _PLACEMENT),
         **_own_code(student.interface, *train.objectives.files.values()),
-        "data_order": data_order,
-        **({"adapters": _ADAPTERS_VERSION} if student.lora_rank and not adapters_by_peft else {}),
+        "data_order": versions.data_order,
+        **({"adapters": _ADAPTERS_VERSION} if student.lora_rank and not versions.adapters_by_peft else {}),
         "deepspeed": {"zero_stage": train.deepspeed.zero_stage, **decides_the_result(train.deepspeed)},
     }
     return dict(json.loads(json.dumps(identity)))

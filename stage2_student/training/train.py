@@ -27,7 +27,7 @@ from schemas.manifest import write_json
 from stage2_student.data.batch_plan import repeated
 from stage2_student.data.packing import settle
 from stage2_student.data.reader import DumpReader
-from stage2_student.data.token_counts import Lengths, keep_counts, kept_counts
+from stage2_student.data.token_counts import Lengths, count_shard, keep_counts, kept_counts
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
@@ -46,7 +46,7 @@ from stage2_student.model.student import Student
 from stage2_student.runs import folder, resume, schedule
 from stage2_student.runs.checkpoints import remove_partial_checkpoints
 from stage2_student.runs.export import export, is_due
-from stage2_student.runs.identity import counts_key, dump_refs, run_identity
+from stage2_student.runs.identity import RunVersions, counts_key, dump_refs, run_identity
 from stage2_student.runs.step_log import cut_metrics, where_to_look
 from stage2_student.runs.trackers import check_installed
 from stage2_student.training.held_out import held_out
@@ -155,8 +155,8 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
 def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
     reader, tokenizer, chat, ids = sources
     run = Path(student_config(recipe).path)
-    versions = (folder.data_order(run), folder.adapters_by_peft(run))
-    identity = run_identity(recipe, reader.manifest, tokenizer.sha256, ids, reader.other_manifests, *versions)
+    versions = RunVersions(folder.data_order(run), folder.adapters_by_peft(run))
+    identity = run_identity(recipe, reader.manifest, tokenizer.sha256, ids, reader.other_manifests, versions)
     if chat is not None:
         identity["student"]["template_sha256"] = chat.template.sha256
     return identity
@@ -186,7 +186,8 @@ def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
     order = folder.data_order(counts.parent)
     key = counts_key(_identity(recipe, sources))
     cut, by_turn = cut_at(recipe.train, order), uses_turns(order)
-    keep_counts(counts, key, reader, tokenizer, chat, channel.rank, channel.world, cut, by_turn)
+    own = range(channel.rank, reader.num_shards, channel.world)
+    keep_counts(counts, key, own, lambda shard: count_shard(reader, shard, tokenizer, chat, cut, by_turn))
     channel.gather()
     lengths = kept_counts(counts, reader.num_shards)
     if channel.rank == 0:

@@ -52,7 +52,7 @@ def test_symbols_are_readable(symbol: int, name: str) -> None:
 
 
 def test_the_table_is_aligned_and_plain_when_piped(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.show(dump, "alpha", top=1, as_json=False)
+    terminal.show(dump, terminal.Look("alpha"), top=1, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 7  # a header, six bytes, END
     assert "\x1b" not in "".join(lines)
@@ -62,11 +62,11 @@ def test_the_table_is_aligned_and_plain_when_piped(dump: Path, capsys: pytest.Ca
 
 
 def test_json_holds_every_entry(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.show(dump, "gamma", top=1, as_json=True)
+    terminal.show(dump, terminal.Look("gamma"), top=1, as_json=True)
     (first, end) = json.loads(capsys.readouterr().out)["positions"]
     assert [symbol for symbol, _ in first["symbols"]] == [ord("x"), ord("y")]
     assert end["realised"] == 255
-    terminal.show(dump, None, top=1, as_json=True)
+    terminal.show(dump, top=1, as_json=True)
     assert json.loads(capsys.readouterr().out)["documents"] == 3
 
 
@@ -78,7 +78,7 @@ def test_an_unknown_document_is_answered_with_near_ids(dump: Path) -> None:
 def test_a_summary_of_a_dump_without_shards_is_empty(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (dump / "shards").iterdir():
         path.unlink()
-    terminal.show(dump, None, top=1, as_json=False)
+    terminal.show(dump, top=1, as_json=False)
     assert "left out: empty" in capsys.readouterr().out
 
 
@@ -139,10 +139,10 @@ def test_find_sees_across_windows_and_overlaps(tmp_path: Path, capsys: pytest.Ca
     found = list(search.find(dump, b"aa"))
     assert [occurrence.offset for occurrence in found] == [0, 3, 4]
     assert [[p.offset for p in occurrence.positions] for occurrence in found] == [[0, 1], [3, 4], [4, 5]]
-    terminal.show(dump, find="aa")
+    terminal.show(dump, terminal.Look(find="aa"))
     said = capsys.readouterr().out
     assert "doc at 3: aaxaaay" in said and "more" not in said
-    terminal.show(dump, find="zz")
+    terminal.show(dump, terminal.Look(find="zz"))
     assert "stands in no document" in capsys.readouterr().out
 
 
@@ -184,7 +184,7 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
         logprobs=record.logprobs[:14],
     )
     dump = write_dump(tmp_path / "dump", [[record]])
-    terminal.show(dump, "chat", top=1)
+    terminal.show(dump, terminal.Look("chat"), top=1)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [line[0] for line in lines] == ["user:", "assistant:", *"2345", "user:", "assistant:", *"678"]
     assert [line[1 + ("|" in line)] for line in lines if line[0] in "2345678"] == [
@@ -197,7 +197,7 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
         "END",
     ]
     assert lines[5][1:3] == ["|", "END"] and "nats" not in lines[5]
-    terminal.show(dump, "chat", as_json=True)
+    terminal.show(dump, terminal.Look("chat"), as_json=True)
     assert [m["content"] for m in json.loads(capsys.readouterr().out)["messages"]] == ["q?", "yes", "t", "no"]
     assert statistics.summarise(dump)["teacher_tokens"] == 2
     write_page(dump, terminal.chosen_document(dump, None, 1), tmp_path / "page.html")
@@ -226,9 +226,9 @@ def test_a_record_shows_the_conversation_that_its_turns_were_said_in(
     dump = write_dump(
         tmp_path / "dump", [[record, make_record("plain", b"and")]], identity={**IDENTITY, "corpus": {"turns": 2}}
     )
-    terminal.show(dump, "chat", as_json=True)
+    terminal.show(dump, terminal.Look("chat"), as_json=True)
     assert json.loads(capsys.readouterr().out)["conversations"] == [{"messages": list(messages), "tools": list(tools)}]
-    terminal.show(dump, "chat")
+    terminal.show(dump, terminal.Look("chat"))
     said = capsys.readouterr().out
     for part in (
         "conversation of 4 messages, the last 1",
@@ -237,5 +237,5 @@ def test_a_record_shows_the_conversation_that_its_turns_were_said_in(
         "user: the␠é?",
     ):
         assert part in said
-    terminal.show(dump, "plain", as_json=True)
+    terminal.show(dump, terminal.Look("plain"), as_json=True)
     assert "conversations" not in json.loads(capsys.readouterr().out)

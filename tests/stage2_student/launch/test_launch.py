@@ -30,7 +30,7 @@ from stage2_student.model.initial_student import export_start
 from stage2_student.runs import folder
 from stage2_student.runs.checkpoint_files import Inventory, find_damage, write_inventory
 from stage2_student.runs.checkpoints import checkpoint_steps, set_aside
-from stage2_student.runs.identity import counts_key, run_identity
+from stage2_student.runs.identity import RunVersions, counts_key, run_identity
 from stage2_student.training.loss_scale import GROWTH_STEPS, LARGEST, LossScale, first_scale
 from stage2_student.training.rank_batches import uses_turns
 from stage2_student.training.train import build_student
@@ -151,7 +151,9 @@ def test_a_run_that_began_before_records_were_cut_goes_on_as_it_began(tmp_path: 
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     (run / "identity.json").write_text(json.dumps(begun))
     assert folder.data_order(run) == order.WHOLE_RECORDS
-    ours = run_identity(recipe(tmp_path), manifest, "s", SpecialIds(1, (1,)), data_order=folder.data_order(run))
+    ours = run_identity(
+        recipe(tmp_path), manifest, "s", SpecialIds(1, (1,)), versions=RunVersions(folder.data_order(run))
+    )
     folder.claim(run, ours)  # does not raise
     shorter = {**now, "train": now["train"] | {"max_tokens": 9}}
     assert counts_key(now) != counts_key(shorter)

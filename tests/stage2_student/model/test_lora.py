@@ -21,7 +21,7 @@ from stage2_student.model.initial_student import load_start
 from stage2_student.model.lora import add_adapters, mixture_remarks
 from stage2_student.runs.export import export
 from stage2_student.runs.folder import adapters_by_peft
-from stage2_student.runs.identity import run_identity
+from stage2_student.runs.identity import RunVersions, run_identity
 from tests.support.small_dumps import make_dump, make_recipe
 from tests.support.tiny import tiny_model
 from tests.zoo.models import tiny_model as zoo_model
@@ -197,7 +197,11 @@ def test_a_run_that_began_with_peft_s_choice_of_adapters_goes_on_with_them(work:
     assert adapters_by_peft(tmp_path / "run") and not adapters_by_peft(tmp_path / "new")
     recipe, manifest = lora_recipe(work, "whole"), Manifest.load(work / "dump")
     ours = run_identity(
-        recipe, manifest, identity["student"]["tokenizer_sha256"], SpecialIds(0, (0,)), adapters_by_peft=True
+        recipe,
+        manifest,
+        identity["student"]["tokenizer_sha256"],
+        SpecialIds(0, (0,)),
+        versions=RunVersions(adapters_by_peft=True),
     )
     assert "adapters" not in ours and run_identity(recipe, manifest, "s", SpecialIds(0, (0,)))["adapters"] == 2
     began, _ = mixture_remarks(zoo_model("mixtral", 300), student_of(lora_rank=4), by_peft=True)

@@ -18,7 +18,6 @@ from pipeline.tokenization.special_ids import SpecialIds
 from schemas.shard import commit_shard, read_rows, read_shard
 from stage2_student.data import order as order_module
 from stage2_student.data import reader as reader_module
-from stage2_student.data import token_counts
 from stage2_student.data.batch_plan import BatchPlan, plan_batches
 from stage2_student.data.encode import TOO_LONG, TurnsLeftOut
 from stage2_student.data.order import START, Order, Position
@@ -271,7 +270,12 @@ def test_a_plan_tells_what_can_be_used_of_a_sample_and_of_what_a_run_has_counted
     identity = run_identity(recipe, reader.manifest, tokenizer.sha256, SpecialIds(268, (268,)))
     (tmp_path / "identity.json").write_text(json.dumps(identity))
     assert not list(counted_lines(recipe))
-    keep_counts(tmp_path / "lengths", counts_key(identity), reader, tokenizer, None, 0, 1, 20)
+    keep_counts(
+        tmp_path / "lengths",
+        counts_key(identity),
+        range(5),
+        lambda shard: count_shard(reader, shard, tokenizer, None, 20),
+    )
     lines = [text for _, text in counted_lines(recipe)]
     assert lines == list(remarks(count_all(reader, tokenizer, 20), recipe.train, order_module.VERSION))
     (tmp_path / "identity.json").write_text(json.dumps(identity | {"data_order": order_module.WHOLE_RECORDS}))
@@ -339,21 +343,19 @@ def test_counts_are_kept_by_several_ranks_and_a_start_counts_only_what_is_missin
     work: Path,
     tokenizer: ByteTokenizer,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reader = DumpReader(work / "dump", 0)
     expected = count_all(reader, tokenizer)
     counted: list[int] = []
 
-    def watched(reader: Any, shard: int, *others: Any) -> Iterator[Counted]:
+    def watched(shard: int) -> Iterator[Counted]:
         counted.append(shard)
-        found = list(count_shard(reader, shard, *others))
+        found = list(count_shard(reader, shard, tokenizer))
         return iter([Counted((), "cannot be spelled", 7), *found[1:]] if shard == 2 else found)
 
-    monkeypatch.setattr(token_counts, "count_shard", watched)
     for rank in range(2):
-        keep_counts(tmp_path, "key", reader, tokenizer, None, rank, 2)
+        keep_counts(tmp_path, "key", range(rank, 5, 2), watched)
     assert counted == [0, 2, 4, 1, 3]
     kept = kept_counts(tmp_path, 5)
     assert kept.reasons == {24: "cannot be spelled"} and kept.tokens_U[24] == 0
@@ -364,10 +366,10 @@ def test_counts_are_kept_by_several_ranks_and_a_start_counts_only_what_is_missin
     content = bytearray((tmp_path / "part-00003.parquet").read_bytes())
     content[len(content) // 3] ^= 1
     (tmp_path / "part-00003.parquet").write_bytes(content)
-    keep_counts(tmp_path, "key", reader, tokenizer, None, 0, 1)
+    keep_counts(tmp_path, "key", range(5), watched)
     assert counted == [1, 3] and "part-00003.parquet is damaged" in capsys.readouterr().err
     assert_equal(kept_counts(tmp_path, 5), kept)
-    keep_counts(tmp_path, "another key", reader, tokenizer, None, 0, 1)
+    keep_counts(tmp_path, "another key", range(5), watched)
     assert counted == [1, 3, 0, 1, 2, 3, 4]
 
 
