@@ -47,8 +47,11 @@ def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTok
 
 
 def end_tokens(student: StudentConfig, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None) -> SpecialIds:
-    """Ids of `student.start` and `student.end`. Raises ValueError where neither recipe nor tokenizer (with `chat`, the template,
-    which says what ends a turn) names one."""
+    """Find the ids of `student.start` and `student.end`.
+
+    Raises ValueError where neither recipe nor tokenizer (with `chat`, the template, which says what ends a turn) names
+    one.
+    """
     start = tokenizer.token_id(student.start) if student.start else tokenizer.default_start
     default = tokenizer.default_end if chat is None else chat.end_of_turn()
     end = tokenizer.token_id(student.end) if student.end else default
