@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import load_model
+from pipeline.runtime.padding import padded_groups
 from stage1_teacher.engines import model_head
 from stage1_teacher.engines.base import EngineRequest
 from stage1_teacher.engines.model_head import head_inputs
@@ -44,7 +45,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         hidden: dict[int, Tensor] = {}
-        for batch in self._batches(prompts):
+        for batch in padded_groups([len(prompt) for prompt in prompts], self._batch_tokens):
             length = max(len(prompts[i]) for i in batch)
             ids_BT = torch.zeros(len(batch), length, dtype=torch.long, device=self._device)
             mask_BT = torch.zeros_like(ids_BT)
@@ -66,17 +67,6 @@ class TransformersEngine:
         if self.cannot_branch is not None:
             raise ValueError(self.cannot_branch)
         return Tree(self._model, prompts)
-
-    def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Indices of prompts by falling length, each batch at most `engine_batch_tokens` with its padding."""
-        batches: list[list[int]] = []
-        longest = 0
-        for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-            if not batches or longest * (len(batches[-1]) + 1) > self._batch_tokens:
-                batches.append([])
-                longest = len(prompts[index])
-            batches[-1].append(index)
-        return batches
 
     def close(self) -> None:
         del self._model

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.runtime.padding import padded_groups
+
 Rows = list[list[int]]  # of a micro-batch: the documents of each row, by index
 Packing = Literal["auto", "on", "off"]
 
@@ -29,10 +31,9 @@ def plan_micro_batches(
     Args:
         packing: of documents into rows as long as a micro-batch's longest; `auto`: where that saves more than `PAYS_ABOVE`.
     """
-    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    found = _even(_side_by_side, lengths, longest_first, micro_batch_tokens, world)
+    found = _even(_side_by_side, lengths, micro_batch_tokens, world)
     if packing != "off":
-        packed = _even(_packed, lengths, longest_first, micro_batch_tokens, world)
+        packed = _even(_packed, lengths, micro_batch_tokens, world)
         most = 1.0 if packing == "on" else 1 - PAYS_ABOVE
         if packing == "on" or padded_tokens(lengths, packed) < most * padded_tokens(lengths, found):
             found = packed
@@ -41,19 +42,15 @@ def plan_micro_batches(
 
 
 def _even(
-    grouped: Callable[[Sequence[int], Sequence[int], int], list[Rows]],
-    lengths: Sequence[int],
-    longest_first: Sequence[int],
-    most: int,
-    world: int,
+    grouped: Callable[[Sequence[int], int], list[Rows]], lengths: Sequence[int], most: int, world: int
 ) -> list[Rows]:
     """Of the plans with as few micro-batches a rank as `most` tokens allow, found by bisecting that limit, the one that takes the ranks least."""
-    best = grouped(lengths, longest_first, most)
+    best = grouped(lengths, most)
     places = -(-len(best) // world) * world
     low, high = sum(lengths) // max(places, 1), min(most, max((_padded(lengths, rows) for rows in best), default=0))
     while high - low > max(1, high * CLOSE):
         limit = (low + high) // 2
-        tried = grouped(lengths, longest_first, limit)
+        tried = grouped(lengths, limit)
         if len(tried) > places:
             low = limit
             continue
@@ -82,20 +79,14 @@ def tokens_passed(lengths: Sequence[int], micro_batches: Sequence[Rows], world: 
     return sum(max(sizes[first : first + world]) for first in range(0, len(sizes), world))
 
 
-def _side_by_side(lengths: Sequence[int], longest_first: Sequence[int], limit: int) -> list[Rows]:
-    found: list[Rows] = []
-    for index in longest_first:
-        if found and lengths[found[-1][0][0]] * (len(found[-1]) + 1) <= limit:
-            found[-1].append([index])
-        else:
-            found.append([[index]])
-    return found
+def _side_by_side(lengths: Sequence[int], limit: int) -> list[Rows]:
+    return [[[index] for index in group] for group in padded_groups(lengths, limit)]
 
 
-def _packed(lengths: Sequence[int], longest_first: Sequence[int], limit: int) -> list[Rows]:
+def _packed(lengths: Sequence[int], limit: int) -> list[Rows]:
     """Each document in the first row with room for it. Attention costs a row's length squared: it is that of the longest document."""
     found: list[Rows] = []
-    left = list(longest_first)
+    left = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while left:
         length = lengths[left[0]]
         rows: Rows = []

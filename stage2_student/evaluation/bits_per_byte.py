@@ -24,6 +24,7 @@ from pipeline.runtime.causality import check_causal
 from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import load_config, load_model
 from pipeline.runtime.log import say
+from pipeline.runtime.padding import padded_groups
 from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
@@ -120,14 +121,8 @@ def cut_document(spelled: Spelled, spans: Sequence[Span], max_tokens: int) -> It
 
 def by_length(windows: Sequence[Scored], batch_tokens: int) -> Iterator[list[Scored]]:
     """Windows of like length together, at most `batch_tokens` with padding."""
-    batch: list[Scored] = []
-    for scored in sorted(windows, key=lambda scored: len(scored.tokens), reverse=True):
-        if batch and len(batch[0].tokens) * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(scored)
-    if batch:
-        yield batch
+    for group in padded_groups([len(scored.tokens) for scored in windows], batch_tokens):
+        yield [windows[index] for index in group]
 
 
 def _fitting(model: Any) -> int:
