@@ -57,6 +57,18 @@ class Record:
         parts = [self.document[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in self.segments]
         return np.frombuffer(b"".join(parts), dtype=np.uint8)
 
+    def entry_positions(self) -> np.ndarray:
+        """E, int64: the position of each entry."""
+        return np.repeat(np.arange(self.num_positions), self.entry_counts)
+
+    def per_position(self, values_E: np.ndarray) -> np.ndarray:
+        """P, float64: the sum of these values of a position's entries."""
+        return np.bincount(self.entry_positions(), values_E, self.num_positions)
+
+    def probs(self) -> np.ndarray:
+        """E, float64: the stored probabilities."""
+        return np.exp(self.logprobs.astype(np.float64))
+
 
 class Question(NamedTuple):
     """What a record asks about, without the answers."""

@@ -76,15 +76,12 @@ def _is_utf8(record: Record) -> bool:
 
 
 def _entry_faults(record: Record) -> list[str]:
-    logprobs = record.logprobs.astype(np.float64)
     if not len(record.entry_counts):
         return []
-    starts = np.concatenate([[0], np.cumsum(record.entry_counts.astype(np.int64))[:-1]])
-    position = np.repeat(np.arange(len(starts)), record.entry_counts)
-    faults = []
-    if (np.add.reduceat(np.exp(logprobs), starts) > 1 + 1e-5).any():  # float32's rounding of logs
+    position, faults = record.entry_positions(), []
+    if (record.per_position(record.probs()) > 1 + 1e-5).any():  # float32's rounding of logs
         faults.append("the entries of a position sum to more than 1")
-    found = np.zeros(len(starts), dtype=bool)
+    found = np.zeros(len(record.entry_counts), dtype=bool)
     found[position[record.symbols == record.realised()[position]]] = True
     if not found.all():
         faults.append(f"the realised symbol is not stored at position {int(np.argmin(found))}")

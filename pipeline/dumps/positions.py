@@ -52,12 +52,11 @@ def decode(record: Record) -> Decoded:
     """A record's probabilities, tails, surprises and entropies."""
     counts_P = record.entry_counts.astype(np.int64)
     starts_P = np.cumsum(counts_P) - counts_P
-    logprobs_E = record.logprobs.astype(np.float64)
-    probs_E = np.exp(logprobs_E)
+    logprobs_E, probs_E = record.logprobs.astype(np.float64), record.probs()
     if not len(counts_P):
         return Decoded(starts_P, probs_E, *(np.empty(0) for _ in range(3)))
     tail_P = np.maximum(1.0 - np.add.reduceat(probs_E, starts_P), 0.0)
-    position_E = np.repeat(np.arange(len(counts_P)), counts_P)
+    position_E = record.entry_positions()
     is_realised_E = record.symbols == record.realised()[position_E]
     surprise_bits_P = np.full(len(counts_P), math.inf)  # the format stores it always: what stays inf is a spoiled shard
     surprise_bits_P[position_E[is_realised_E]] = np.maximum(-logprobs_E[is_realised_E], 0.0) / math.log(2)

@@ -23,12 +23,12 @@ class Distances(NamedTuple):
 
 def stored_sums(record: Record) -> np.ndarray:
     """P: the sum of each position's stored probabilities; float64."""
-    return np.bincount(_positions(record), np.exp(record.logprobs.astype(np.float64)), record.num_positions)
+    return record.per_position(record.probs())
 
 
 def realised_logprobs(record: Record) -> np.ndarray:
     """P, float64 nats: the stored log-probability of the symbol that the document really has."""
-    is_realised_E = record.symbols == record.realised()[_positions(record)]
+    is_realised_E = record.symbols == record.realised()[record.entry_positions()]
     return record.logprobs[is_realised_E].astype(np.float64)
 
 
@@ -41,10 +41,10 @@ def realised_bits(record: Record) -> tuple[float, int]:
 def distances(record: Record, probs_PV: np.ndarray) -> Distances:
     """Of other targets, at the record's first positions, to the stored ones there: KL(other || stored), total variation."""
     num_positions = len(probs_PV)
-    position_E = _positions(record)
+    position_E = record.entry_positions()
     in_range_E = position_E < num_positions
     position_E, symbols_E = position_E[in_range_E], record.symbols[in_range_E]
-    stored_E = np.exp(record.logprobs[in_range_E].astype(np.float64))
+    stored_E = record.probs()[in_range_E]
     other_E = probs_PV[position_E, symbols_E].astype(np.float64)
 
     def total(value_E: np.ndarray) -> np.ndarray:
@@ -57,8 +57,3 @@ def distances(record: Record, probs_PV: np.ndarray) -> Distances:
         total(other_E * np.log(ratio_E)) + other_tail_P * np.log(other_tail_P / stored_tail_P),
         (total(np.abs(other_E - stored_E)) + np.abs(other_tail_P - stored_tail_P)) / 2,
     )
-
-
-def _positions(record: Record) -> np.ndarray:
-    """E: the position of each entry."""
-    return np.repeat(np.arange(record.num_positions), record.entry_counts)

@@ -64,7 +64,7 @@ class Mix:
     def _entries(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(entries of each position, their symbols, their log-probabilities), likely ones first."""
         weights_D, num_positions = np.array(self.weights), records[0].num_positions
-        pairs = [_position(record) * NUM_SYMBOLS + record.symbols for record in records]
+        pairs = [record.entry_positions() * NUM_SYMBOLS + record.symbols for record in records]
         union_U = _union(pairs, num_positions * NUM_SYMBOLS)
         position_U = union_U // NUM_SYMBOLS
         counts_P = np.bincount(position_U, minlength=num_positions)
@@ -94,11 +94,6 @@ def _union(parts: Sequence[np.ndarray], limit: int) -> np.ndarray:
 
 def unstored_logprobs(record: Record) -> np.ndarray:
     """P, nats: what each symbol that is not stored at a position gets, an even share of its tail."""
-    stored_P = np.bincount(_position(record), np.exp(record.logprobs.astype(np.float64)), record.num_positions)
+    stored_P = record.per_position(record.probs())
     num_unstored_P = np.maximum(NUM_SYMBOLS - record.entry_counts.astype(np.int64), 1)
     return np.log(np.maximum((1.0 - stored_P) / num_unstored_P, np.exp(MIN_LOGPROB)))
-
-
-def _position(record: Record) -> np.ndarray:
-    """E, int64: the position of each entry."""
-    return np.repeat(np.arange(record.num_positions), record.entry_counts)

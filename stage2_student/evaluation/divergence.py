@@ -36,11 +36,10 @@ _ROWS = 128  # summed to bytes at once
 
 def sparse_divergence(record: Record, probs_PV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(KL(stored target || model), Jensen-Shannon divergence), each P, nats; the symbols not stored are one class on both sides."""
-    position_E = np.repeat(np.arange(record.num_positions), record.entry_counts)
-    teacher_E = np.exp(record.logprobs.astype(np.float64))
+    position_E, teacher_E = record.entry_positions(), record.probs()
     unstored_PV = probs_PV.copy()
     unstored_PV[position_E, record.symbols] = 0.0
-    teacher_tail_P = np.maximum(1 - np.bincount(position_E, teacher_E, record.num_positions), 0.0)
+    teacher_tail_P = np.maximum(1 - record.per_position(teacher_E), 0.0)
     # Where every symbol is stored there is no tail: what is left to 1 is rounding.
     teacher_tail_P[record.entry_counts == NUM_SYMBOLS] = 0.0
     teacher = np.concatenate([teacher_E, teacher_tail_P])

@@ -54,9 +54,7 @@ def _supervised_bytes(encoded: Encoded) -> tuple[int, int]:
 
 def _cut_probs(record: Record) -> np.ndarray:
     """P + 1: what the teacher's stored symbols give to a space, a line break or END; 0 at the last, which is NO_ROW."""
-    position = np.repeat(np.arange(record.num_positions), record.entry_counts)
-    probs = np.exp(record.logprobs.astype(np.float64)) * np.isin(record.symbols, _CUTS)
-    return np.append(np.bincount(position, probs, record.num_positions), 0.0)
+    return np.append(record.per_position(record.probs() * np.isin(record.symbols, _CUTS)), 0.0)
 
 
 def chunk_tensors(documents: Sequence[Encoded], layout: Layout, debias: float) -> dict[str, Tensor]:
