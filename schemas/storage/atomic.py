@@ -130,6 +130,23 @@ def committed_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+@contextmanager
+def first_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to write into, which becomes `path`; where another writer was first, its folder stays and this one is dropped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-", ignore_cleanup_errors=True) as scratch:
+        ready = Path(scratch) / path.name  # in it, for what has a temporary folder's mode only this user may read
+        ready.mkdir()
+        yield ready
+        sync_tree(ready)
+        try:
+            ready.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+        sync_folder(path.parent)
+
+
 def sync_tree(folder: Path) -> None:
     """Make all files of a folder, and their names, durable."""
     for path in folder.rglob("*"):

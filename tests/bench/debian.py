@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.sources.pypi import cache_folder, rename_folder, sha256_of
+from pipeline.sources.pypi import cache_folder, sha256_of
+from schemas.storage.atomic import first_folder
 
 
 class DebianPackage(NamedTuple):
@@ -39,12 +40,9 @@ def unpacked(package: DebianPackage) -> Path:
         return folder
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise ValueError(f"{package.name} is a Debian package; apt-get and dpkg-deb are needed to fetch it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
+    with first_folder(folder) as ready, tempfile.TemporaryDirectory() as scratch:
         deb = _download(package, Path(scratch))
-        ready = Path(scratch) / "ready"
         subprocess.run(["dpkg-deb", "-x", str(deb), str(ready)], check=True)
-        rename_folder(ready, folder)
     return folder
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.storage.atomic import committed, committed_folder
+from schemas.storage.atomic import committed, committed_folder, first_folder
 
 
 def test_of_two_that_commit_at_once_the_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,3 +74,22 @@ def test_what_was_there_is_there_until_the_new_folder_is_durable(
         and (folder / "model").read_text() == "new"
         and [p.name for p in tmp_path.iterdir()] == ["start"]
     )
+
+
+def test_of_two_that_make_a_folder_at_once_the_first_stays_and_each_is_durable_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, synced = tmp_path / "cache" / "model", []
+    monkeypatch.setattr("schemas.storage.atomic.sync_tree", lambda made: synced.append((made / "a").read_text()))
+    with first_folder(folder) as late:
+        (late / "a").write_text("late")
+        with first_folder(folder) as early:
+            (early / "a").write_text("early")
+            assert not folder.exists()
+        assert synced == ["early"]
+    assert synced == ["early", "late"]
+    assert (folder / "a").read_text() == "early" and [p.name for p in folder.parent.iterdir()] == ["model"]
+    with pytest.raises(KeyError), first_folder(tmp_path / "other") as failed:
+        (failed / "a").write_text("half")
+        raise KeyError("broken off")
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
