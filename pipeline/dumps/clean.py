@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from psutil import pid_exists
 
+from pipeline.runtime.format import binary_size
 from pipeline.sources.pypi import cache_folder
 from schemas.manifest import Manifest
 from schemas.storage.atomic import writer_name
@@ -26,13 +27,13 @@ def clean(dumps: Sequence[Path], cache: bool, yes: bool) -> list[Leftover]:
     found = [left for dump in dumps for left in dump_leftovers(dump)] + (cache_leftovers() if cache else [])
     for left in found:
         note = f"; kept: {left.owner}" if left.owner is not None else ""
-        print(f"{size_text(left.num_bytes):>10}  {left.path}  ({left.what}{note})")
+        print(f"{binary_size(left.num_bytes):>10}  {left.path}  ({left.what}{note})")
     going = [left for left in found if left.owner is None]
     if yes:
         for left in going:
             _remove(left.path)
     done = "removed" if yes else "would go; --yes removes them"
-    total = size_text(sum(left.num_bytes for left in going))
+    total = binary_size(sum(left.num_bytes for left in going))
     print(f"{len(going)} leftovers, {total}, {done}" if going else "nothing to clean")
     return going
 
@@ -62,15 +63,6 @@ def tree_bytes(path: Path) -> int:
     if not path.is_dir() or path.is_symlink():
         return path.lstat().st_size
     return sum(inner.lstat().st_size for inner in path.rglob("*") if inner.is_symlink() or inner.is_file())
-
-
-def size_text(num_bytes: int) -> str:
-    """`1.5 MiB`."""
-    value, units = float(num_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
-    unit = next(units)
-    while value >= 1024 and unit != "TiB":
-        value, unit = value / 1024, next(units)
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def _writer(partial: Path) -> str | None:

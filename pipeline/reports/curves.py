@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from pipeline.runtime.format import rough_time, short_number
+
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 34
 NUM_COLOURS = 10
@@ -104,29 +106,13 @@ def running_mean(ys: Sequence[float], width: int) -> list[float]:
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in ends]
 
 
-def format_size(value: float) -> str:
-    """A number, short: `1.5M`, `20k`, `0.25`, `3e-05`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.3g}"
-
-
 def format_ticks(ticks: Sequence[float]) -> list[str]:
     """Values at an axis, all with the same decimals: `0.8`, `1.0`, `1.2`."""
     largest = max(map(abs, ticks), default=0.0)
     if largest >= 1e3 or 0 < largest < 1e-3:
-        return [format_size(tick) for tick in ticks]
+        return [short_number(tick) for tick in ticks]
     decimals = max((len(f"{tick:.6g}".partition(".")[2]) for tick in ticks), default=0)
     return [f"{tick:.{decimals}f}" for tick in ticks]
-
-
-def format_seconds(value: float, longest: float) -> str:
-    """A time at an axis that reaches to `longest`: seconds, minutes, hours or days."""
-    for size, name in ((172800.0, "d"), (7200.0, "h"), (300.0, "min")):
-        if longest >= size:
-            return f"{value / {'d': 86400, 'h': 3600, 'min': 60}[name]:.3g} {name}"
-    return f"{value:.3g} s"
 
 
 def draw(plot: Plot, axis: Axis, series: Sequence[Series]) -> str:
@@ -163,7 +149,7 @@ def _grid(axis: Axis, x: Scale, y: Scale) -> str:
         at = y.at(tick, HEIGHT - BOTTOM, TOP)
         parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{name}</text>')
-    names = [format_seconds(tick, x.high) for tick in x.ticks] if axis.key == "seconds" else format_ticks(x.ticks)
+    names = [rough_time(tick, x.high) for tick in x.ticks] if axis.key == "seconds" else format_ticks(x.ticks)
     for tick, name in zip(x.ticks, names, strict=True):
         at = x.at(tick, LEFT, WIDTH - RIGHT)
         parts.append(f'<path class="grid" d="M{at:.1f} {HEIGHT - BOTTOM}v4"/>')

@@ -2,10 +2,10 @@
 
 import shlex
 
-from pipeline.reports.curves import format_size
 from pipeline.reports.html import shown
 from pipeline.reports.runs import Dump
 from pipeline.reports.tables import escape, escaped_table, is_number, table
+from pipeline.runtime.format import decimal_size
 from schemas.manifest import flatten
 
 
@@ -35,7 +35,7 @@ def dump_facts(dump: Dump) -> list[tuple[str, str]]:
     facts = [("shards", f"{there:,}" if there == planned else f"{there:,} of {planned:,}: not complete")]
     facts += [(key, f"{summary[key]:,}") for key in ("documents", "positions") if key in summary]
     if "bytes" in summary:
-        facts += [("text", _bytes(summary["bytes"])), ("stored", _bytes(summary["stored_bytes"]))]
+        facts += [("text", decimal_size(summary["bytes"])), ("stored", decimal_size(summary["stored_bytes"]))]
         facts.append(("stored per text byte", f"{summary['stored_bytes_per_text_byte']:.2f} bytes"))
     if audit.get("positions"):
         facts.append(("documents audited", f"{audit['documents']:,}"))
@@ -47,12 +47,6 @@ def dump_facts(dump: Dump) -> list[tuple[str, str]]:
         facts.append(("KL to a wide covering", f"{wide['kl_nats']:.4f} nats"))
         facts.append(("off by more than 0.05", f"{wide['share_off_by_0.05']:.1%} of positions"))
     return facts
-
-
-def _bytes(size: float) -> str:
-    """`1.24 MB`."""
-    text = format_size(size)
-    return f"{text[:-1]} {text[-1]}B" if text[-1].isalpha() else f"{text} bytes"
 
 
 def _worst(dump: Dump) -> str:

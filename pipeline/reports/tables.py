@@ -8,9 +8,10 @@ from typing import Any
 
 from pipeline.evaluation.results import format_figure
 from pipeline.evaluation.task_table import rows_of
-from pipeline.reports.curves import NUM_COLOURS, PLOTS, format_seconds
+from pipeline.reports.curves import NUM_COLOURS, PLOTS
 from pipeline.reports.html import shown
 from pipeline.reports.runs import Run, differences
+from pipeline.runtime.format import rough_time
 from pipeline.runtime.plugins import is_own
 from schemas.manifest import flatten
 
@@ -68,7 +69,7 @@ def overview(runs: Sequence[Run], names: Sequence[str]) -> str:
         "tokens/s": [_middle(run, "tokens_per_second", lambda v: f"{v:,.0f}") for run in runs],
         "data wait": [_middle(run, "data_wait_share", lambda v: f"{v:.1%}") for run in runs],
         "memory": [_last(run, "memory_bytes", lambda v: f"{v / 2**30:.1f} GiB") for run in runs],
-        "time": [_last(run, "seconds", lambda v: format_seconds(v, v)) for run in runs],
+        "time": [_last(run, "seconds", rough_time) for run in runs],
     }
     used = {head: cells for head, cells in columns.items() if any(cell != "-" for cell in cells)}
     num_text = 1 + len({"state", "learns by"} & used.keys())

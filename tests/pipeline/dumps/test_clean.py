@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.dumps.clean import clean, size_text
+from pipeline.dumps.clean import clean
 from schemas.storage.atomic import writer_name
 from tests.support.readable_dumps import make_dump
 
@@ -53,7 +53,3 @@ def test_a_folder_that_is_no_dump_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a dump"):
         clean([tmp_path], cache=False, yes=True)
     assert (tmp_path / "a.partial").exists()
-
-
-def test_sizes_are_readable() -> None:
-    assert [size_text(n) for n in (0, 1023, 1024, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB"]

@@ -1,0 +1,33 @@
+"""Figures as people read them: numbers, sizes and times."""
+
+
+def short_number(value: float) -> str:
+    """Return a number of four digits at most: `1.5M`, `20k`, `0.25`, `3e-05`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.3g}"
+
+
+def decimal_size(num_bytes: float) -> str:
+    """Return `1.24 MB`, as stored text and disks are counted."""
+    text = short_number(num_bytes)
+    return f"{text[:-1]} {text[-1]}B" if text[-1].isalpha() else f"{text} bytes"
+
+
+def binary_size(num_bytes: int) -> str:
+    """Return `1.5 MiB`, as memory and files are counted."""
+    value, units = float(num_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while value >= 1024 and unit != "TiB":
+        value, unit = value / 1024, next(units)
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def rough_time(seconds: float, longest: float | None = None) -> str:
+    """Return `71 s`, `12 min`, `3.5 h` or `2.1 d`, in the unit for times up to `longest`, which is the time itself by default."""
+    longest = seconds if longest is None else longest
+    for limit, unit, name in ((172800.0, 86400, "d"), (7200.0, 3600, "h"), (300.0, 60, "min")):
+        if longest >= limit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,14 @@
+"""Figures as text."""
+
+from pipeline.runtime.format import binary_size, decimal_size, rough_time, short_number
+
+
+def test_sizes_are_readable() -> None:
+    assert [binary_size(n) for n in (0, 1023, 1024, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB"]
+    assert [decimal_size(n) for n in (12, 20_000, 1_239_000)] == ["12 bytes", "20 kB", "1.239 MB"]
+    assert [short_number(n) for n in (3e-5, 0.25, 20_000, -1.5e6)] == ["3e-05", "0.25", "20k", "-1.5M"]
+
+
+def test_times_are_readable() -> None:
+    assert [rough_time(seconds) for seconds in (71, 720, 12_600, 181_440)] == ["71 s", "12 min", "3.5 h", "2.1 d"]
+    assert rough_time(60, longest=7200) == "0.0167 h"
