@@ -48,8 +48,7 @@ class TextModel(HFLM):
         backend = self.tokenizer.backend_tokenizer
         own = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Replace(_BROKEN, ""), *own])
-
-        self._turn_ends: list[int] = []
+        self._ends = self.model.generation_config.eos_token_id
 
     def ask_with(self, group: TasksConfig) -> None:
         """What may differ between groups of tasks. Raises ValueError for a start, or a chat template, that the tokenizer does not have."""
@@ -65,7 +64,9 @@ class TextModel(HFLM):
             )
         self.custom_prefix_token_id = None if group.start is None else names[group.start]
         self.batch_size_per_gpu = group.batch_size or "auto"
-        self._turn_ends = self._ends_of_turn() if group.apply_chat_template else []
+        turn_ends, own = self._ends_of_turn() if group.apply_chat_template else [], self._ends
+        ends = {*turn_ends, *(own if isinstance(own, list) else [own, self.tokenizer.eos_token_id])} - {None}
+        self.model.generation_config.eos_token_id = sorted(ends) if turn_ends else own
 
     def _ends_of_turn(self) -> list[int]:
         """The control token that the template puts after an answer; none where it puts text there."""
@@ -113,13 +114,6 @@ class TextModel(HFLM):
         if self.device.type != "cpu":
             return int(super()._batch_scheduler(pos, n_reordered_requests))
         return self._detect_batch_size(n_reordered_requests, pos)  # for each batch: they begin with their longest
-
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
-        if self._turn_ends:
-            own = self.model.generation_config.eos_token_id
-            ends = own if isinstance(own, list) else [own, self.tokenizer.eos_token_id]
-            options["eos_token_id"] = sorted({end for end in [*ends, *self._turn_ends] if end is not None})
-        return super()._model_generate(context, max_length, stop, **options)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         in_chat = context.startswith(_RENDERED)  # elsewhere all is text

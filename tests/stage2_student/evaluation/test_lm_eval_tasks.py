@@ -14,14 +14,16 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.cli import main
 from pipeline.config import TasksConfig
 from pipeline.config.loading import load_recipe, recipe_names
+from pipeline.tokenization.chat_template import TODAY
 from stage2_student.evaluation.lm_eval_tasks import LOCAL_TASKS, TextModel, _with_all_tasks, run_tasks
-from tests.support.chats import CHAT_FAMILIES, chat, chat_model
-from tests.support.tiny import tiny_model
+from tests.support.chats import CHAT_FAMILIES, chat, chat_model, chat_tokenizer
+from tests.support.tiny import save_tiny, tiny_model
 
 PROMPT, END = "Question: {}\nAnswer:", "<|endoftext|>"
 QUESTIONS = [
@@ -100,7 +102,7 @@ def test_a_chat_is_encoded_as_its_tokenizer_does(chat_lms: dict[str, TextModel],
     lm = chat_lms[family]
     messages = chat("Is the thing there?", "It is.", "And  an éin?\n")
     rendered = lm.apply_chat_template(messages)
-    own = lm.tokenizer.apply_chat_template(messages, **lm.chat_template_args)["input_ids"]
+    own = lm.tokenizer.apply_chat_template(messages, strftime_now=TODAY.strftime)["input_ids"]  # no other day's
     assert lm.tok_encode(rendered) == own
     context, continuation = lm._encode_pair(rendered, " the and")
     assert context + continuation == lm.tokenizer.encode(f"{rendered[1:]} the and", add_special_tokens=False)
@@ -128,19 +130,54 @@ def test_an_answer_in_a_chat_ends_with_the_templates_end_of_a_turn(
     chat_lms: dict[str, TextModel], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = chat_lms[family]
-    told: list[Any] = []
+    end = lm.tokenizer.convert_tokens_to_ids(CHAT_FAMILIES[family].end)
+    own = lm.model.generation_config.eos_token_id
+    said: list[list[int]] = []
     generate = lm.model.generate
 
-    def watched(**options: Any) -> Any:
-        told.append(options.get("eos_token_id"))
-        return generate(**options)
+    def end_at_once(**options: Any) -> Any:
+        others = [index for index in range(len(lm.tokenizer)) if index != end]
+        found = generate(**options, suppress_tokens=others)
+        said.append(found[0, options["input_ids"].shape[1] :].tolist())
+        return found
 
-    monkeypatch.setattr(lm.model, "generate", watched)
+    monkeypatch.setattr(lm.model, "generate", end_at_once)
     lm.ask_with(TasksConfig(names=("any",), apply_chat_template=True))
     request = (lm.apply_chat_template(chat("the")), {"until": [], "max_gen_toks": 2})
     [answer] = lm.generate_until([Instance("generate_until", {}, request, 0)], disable_tqdm=True)
-    assert isinstance(answer, str)
-    assert lm.tokenizer.convert_tokens_to_ids(CHAT_FAMILIES[family].end) in told[0]
+    assert said == [[end]] and answer == ""
+    lm.ask_with(TasksConfig(names=("any",)))
+    assert lm.model.generation_config.eos_token_id == own
+
+
+def test_a_control_token_that_is_looked_for_in_normalised_text_is_refused_in_a_message(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer("qwen")
+    tokenizer.add_tokens([AddedToken("<|mark|>", special=True, normalized=True)], special_tokens=True)
+    lm = TextModel(str(save_tiny(tmp_path / "model", tokenizer, 0)), device="cpu")
+    lm.apply_chat_template(chat("the <|mark| and"))
+    with pytest.raises(ValueError, match=r"spells the control token '<\|mark\|>'.* leave apply_chat_template out"):
+        lm.apply_chat_template(chat("the <|mark|> and"))
+
+
+def test_batches_on_a_cpu_are_of_so_many_tokens_and_nothing_is_tried_out(
+    chat_lms: dict[str, TextModel], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lm = chat_lms["smollm2"]
+    monkeypatch.setattr("stage2_student.evaluation.lm_eval_tasks._CPU_TOKENS", 64)
+    shapes: list[tuple[int, int]] = []
+    call = lm._model_call
+
+    def watched(inputs: torch.Tensor, **options: Any) -> Any:
+        shapes.append((inputs.shape[0], inputs.shape[1]))
+        return call(inputs, **options)
+
+    monkeypatch.setattr(lm, "_model_call", watched)
+    lm.ask_with(TasksConfig(names=("any",)))
+    texts = [" the" * number for number in (40, 30, 4, 3, 3, 2, 2, 1)]
+    lm.loglikelihood([Instance("loglikelihood", {}, (text, " and"), 0) for text in texts], disable_tqdm=True)
+    assert sum(rows for rows, _ in shapes) == len(texts)
+    assert all(rows == 1 or rows * length <= 64 for rows, length in shapes) and max(shapes)[0] > 1
+    assert capsys.readouterr().out == ""
 
 
 def test_what_a_model_lacks_is_named(model: Path, chat_lms: dict[str, TextModel]) -> None:
