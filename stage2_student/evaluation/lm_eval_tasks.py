@@ -26,6 +26,7 @@ from pipeline.config import TasksConfig
 from pipeline.runtime.devices import compute_device
 from pipeline.runtime.dtypes import natural_dtype
 from pipeline.runtime.model_source import ModelSource
+from pipeline.runtime.padding import padded_groups
 from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.chat_template import ASSISTANT, TODAY
 
@@ -49,6 +50,7 @@ class TextModel(HFLM):
         own = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Replace(_BROKEN, ""), *own])
         self._ends = self.model.generation_config.eos_token_id
+        self._sizes: list[int] = []  # of batches on a CPU, by request
 
     def ask_with(self, group: TasksConfig) -> None:
         """What may differ between groups of tasks. Raises ValueError for a start, or a chat template, that the tokenizer does not have."""
@@ -107,13 +109,16 @@ class TextModel(HFLM):
     def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
         if self.device.type != "cpu":
             return int(super()._detect_batch_size(requests, pos))
-        length = self.max_length if requests is None else len(requests[pos][1]) + len(requests[pos][2])
-        return max(1, _CPU_TOKENS // length)
+        return max(1, _CPU_TOKENS // self.max_length)
 
     def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:
+        """The size of the batch that this request is in; the harness asks at each, the longest first, whether it is the batch's last."""
         if self.device.type != "cpu":
             return int(super()._batch_scheduler(pos, n_reordered_requests))
-        return self._detect_batch_size(n_reordered_requests, pos)  # for each batch: they begin with their longest
+        if pos == 0:
+            groups = padded_groups([len(request[1]) + len(request[2]) for request in n_reordered_requests], _CPU_TOKENS)
+            self._sizes = [len(group) for group in groups for _ in group]
+        return self._sizes[pos]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         in_chat = context.startswith(_RENDERED)  # elsewhere all is text

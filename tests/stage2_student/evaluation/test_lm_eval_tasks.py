@@ -173,7 +173,7 @@ def test_batches_on_a_cpu_are_of_so_many_tokens_and_nothing_is_tried_out(
 
     monkeypatch.setattr(lm, "_model_call", watched)
     lm.ask_with(TasksConfig(names=("any",)))
-    texts = [" the" * number for number in (40, 30, 4, 3, 3, 2, 2, 1)]
+    texts = [" the" * number for number in (40, 30, 6, 5, 4, 3, 2, 1)]
     lm.loglikelihood([Instance("loglikelihood", {}, (text, " and"), 0) for text in texts], disable_tqdm=True)
     assert sum(rows for rows, _ in shapes) == len(texts)
     assert all(rows == 1 or rows * length <= 64 for rows, length in shapes) and max(shapes)[0] > 1
