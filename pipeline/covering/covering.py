@@ -21,10 +21,9 @@ import numpy as np
 
 from pipeline.covering.intervals import Intervals, exact_intervals
 from pipeline.covering.targets import Targets, doubt
-from pipeline.covering.vocabulary import Node, Vocabulary
+from pipeline.covering.vocabulary import Vocabulary
 from schemas import ARITHMETIC, END, NUM_SYMBOLS
 
-_NO_COLUMNS = np.empty(0, dtype=np.int64)
 MIN_LOGIT = -80.0  # logits further below the row's largest count as this: exp stays a normal float32, and masses below 1e-34 matter to nobody
 
 
@@ -73,47 +72,37 @@ class Covering:
         if int(self.offsets[-1]) != len(document):
             raise ValueError(f"tokens spell {int(self.offsets[-1])} bytes, the document has {len(document)}")
         self._next_column = dict(zip(self.offsets.tolist(), columns, strict=False))
-        self._nodes: dict[int, list[Node]] = {}
-
-    def nodes(self, offset: int) -> list[Node]:
-        """Nodes along the document from `offset`, as deep as any token reaches; the deepest first, the root last."""
-        nodes = self._nodes.get(offset)
-        if nodes is None:
-            vocabulary = self.vocabulary
-            nodes = [vocabulary.root]
-            for depth, byte in enumerate(self.document[offset : offset + vocabulary.longest]):
-                node = nodes[-1].children.get(byte) or vocabulary.child(nodes[-1], byte, depth)
-                if node is None:
-                    break
-                nodes.append(node)
-            nodes.reverse()
-            self._nodes[offset] = nodes
-        return nodes
 
     def intervals(self, offsets: Sequence[int] | np.ndarray) -> Intervals:
         """What rows that end at these byte offsets are summed over: canonical offsets or any others, in any order."""
         return self.canonical if offsets is self.offsets else self._intervals(offsets)
 
     def _intervals(self, offsets: Sequence[int] | np.ndarray) -> Intervals:
-        offsets_R = np.asarray(offsets, dtype=np.int64)
-        rows = [self.nodes(offset) for offset in offsets_R.tolist()]
-        nodes = [node for row in rows for node in row]
-        row_nodes = np.array([0, *map(len, rows)]).cumsum()
-        heights = row_nodes[1:].repeat(np.diff(row_nodes)) - 1 - np.arange(len(nodes))
+        offsets_R, trie = np.asarray(offsets, dtype=np.int64), self.vocabulary.trie
+        row_nodes, heights_N, node_N = self._nodes(offsets_R)
+        sizes_N, interval_I = trie.sizes(node_N), trie.intervals(node_N)
+        ends_N = sizes_N.cumsum()
         return Intervals(
-            cuts_K=np.concatenate([_NO_COLUMNS, *(node.cuts for node in nodes)]),
-            node_cuts=np.array([0, *(len(node.cuts) for node in nodes)]).cumsum(),
+            cuts_K=np.insert(trie.first_J[interval_I], ends_N, trie.last_J[interval_I[ends_N - 1]]).astype(np.int64),
+            node_cuts=np.append(0, ends_N + np.arange(1, len(node_N) + 1)),
             row_nodes=row_nodes,
-            positions_N=offsets_R.repeat(np.diff(row_nodes)) + heights,
-            num_exact_N=np.array([node.num_exact for node in nodes], dtype=np.int64),
+            positions_N=offsets_R.repeat(np.diff(row_nodes)) + heights_N,
+            num_exact_N=trie.num_exact_N[node_N],
             offsets_R=offsets_R,
             columns_R=np.array([self._next_column.get(offset, -1) for offset in offsets_R.tolist()], dtype=np.int64),
         )
 
+    def _nodes(self, offsets_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(where each row's nodes begin, R + 1; of each node how many bytes it spells; its number in the trie), the deepest of a row first."""
+        text = np.frombuffer(self.document, dtype=np.uint8)
+        num_nodes_R, node_N = self.vocabulary.trie.walk(text, offsets_R, np.full(len(offsets_R), len(text)))
+        row_nodes = np.append(0, num_nodes_R.cumsum())
+        heights_N = row_nodes[1:].repeat(num_nodes_R) - 1 - np.arange(len(node_N))
+        return row_nodes, heights_N, node_N[row_nodes[:-1].repeat(num_nodes_R) + heights_N]
+
     def labels(self, offsets: Sequence[int] | np.ndarray) -> np.ndarray:
         """Of each of `intervals(offsets)` the symbol that it feeds, int64; 0 for an exact one."""
-        nodes = (node for offset in np.asarray(offsets).tolist() for node in self.nodes(offset))
-        return np.concatenate([_NO_COLUMNS, *(node.labels for node in nodes)])
+        return self.vocabulary.trie.labels(self._nodes(np.asarray(offsets, dtype=np.int64))[2])
 
     @cached_property
     def canonical(self) -> Intervals:

@@ -92,9 +92,9 @@ def _learned(class_N: np.ndarray, probs_NV: np.ndarray, prior_CV: np.ndarray, nu
 
 def _symbols(covering: Covering, row: ReducedRow) -> np.ndarray:
     """V: the row's own distribution of what follows its path."""
-    root = covering.vocabulary.root
+    labels = covering.vocabulary.trie.labels(np.zeros(1, dtype=np.int64))  # of the root, a row's last node
     probs_V = np.zeros(NUM_SYMBOLS)
-    probs_V[root.labels] = row.masses_I[-len(root.labels) :]
+    probs_V[labels] = row.masses_I[-len(labels) :]
     probs_V[END] += row.end
     return probs_V / probs_V.sum()
 

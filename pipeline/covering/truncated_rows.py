@@ -136,13 +136,14 @@ def _doubt(covering: Covering, targets: Targets, rows: Sequence[_Row], log_weigh
 
 def _reaching_mass(covering: Covering, index: int, row: _Row, begin_P: np.ndarray, end_P: np.ndarray) -> np.ndarray:
     """D: the most of a row's unlisted mass that can have fed the positions from its offset on, or have branched off on the way."""
-    offset = int(covering.offsets[index])
-    nodes = covering.nodes(offset)[::-1]
-    cuts_3D = np.array([(node.cuts[0], node.cuts[node.num_exact], node.cuts[-1]) for node in nodes]).T
+    offset, intervals = int(covering.offsets[index]), covering.canonical
+    nodes_D = np.arange(*intervals.row_nodes[index : index + 2])[::-1]  # the root first
+    first_D, last_D = intervals.node_cuts[nodes_D], intervals.node_cuts[nodes_D + 1] - 1
+    cuts_3D = intervals.cuts_K[np.stack([first_D, first_D + intervals.num_exact_N[nodes_D], last_D])]
     # Unlisted tokens that spell a node's bytes exactly, and those that go on.
     exact_D, longer_D = np.diff(cuts_3D - np.searchsorted(row.columns, cuts_3D), axis=0)
     # A token that ended inside a canonical token counts until that one's end, even where this row reaches no further.
-    more = int(end_P[offset + len(nodes) - 1]) - (offset + len(nodes))
+    more = int(end_P[offset + len(nodes_D) - 1]) - (offset + len(nodes_D))
     exact_D, longer_D = np.pad(exact_D, (0, more)), np.pad(longer_D, (0, more))
     ended_D = np.cumsum(exact_D)
     ended_D -= ended_D[begin_P[offset : offset + len(ended_D)] - offset]

@@ -34,6 +34,7 @@ from pipeline.runtime.child_processes import end_children_with_me
 from schemas import END, NUM_SYMBOLS
 from tests.bench.frontier_rows import BranchingTeacher, DocumentRows
 from tests.bench.texts import CELLS
+from tests.support.row_nodes import row_nodes
 
 REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, merge_after=8)
 FLOOR = 1e-12
@@ -57,12 +58,12 @@ def naive(covering: Covering, rows: Sequence[ReducedRow]) -> np.ndarray:
     probs_PV = np.zeros((len(covering.document) + 1, NUM_SYMBOLS))
     ends = [*covering.offsets[1:].tolist(), len(covering.document) + 1]
     for row, next_offset in zip(rows, ends, strict=True):
-        nodes, at = covering.nodes(row.offset), 0
+        nodes, at = row_nodes(covering, row.offset), 0
         for height, node in enumerate(nodes):
             position = row.offset + len(nodes) - 1 - height
             if position < next_offset:
                 masses = row.masses_I[at + node.num_exact : at + len(node.labels)]
-                probs_PV[position, node.symbols] = masses
+                probs_PV[position, node.labels[node.num_exact :]] = masses
             at += len(node.labels)
         probs_PV[row.offset, END] += row.end
     total_P1 = probs_PV.sum(axis=1, keepdims=True)

@@ -125,8 +125,8 @@ class DocumentRows:
         with np.load(self._file) as arrays:
             kept = {name: arrays[name] for name in arrays}
         offsets = kept["offsets"].tolist()
-        sizes = [sum(len(node.labels) for node in self.covering.nodes(offset)) for offset in offsets]
-        masses = np.split(kept["masses"].astype(np.float64), np.cumsum(sizes)[:-1])
+        edges = self.covering.intervals(offsets).row_intervals
+        masses = np.split(kept["masses"].astype(np.float64), edges[1:-1])
         rows = [
             ReducedRow(*row)
             for row in zip(offsets, masses, kept["ends"].tolist(), kept["next_tokens"].tolist(), strict=True)

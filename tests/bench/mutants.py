@@ -66,9 +66,10 @@ TARGETS = {
         "stage2_student.evaluation.divergence", ("tests/stage2_student/evaluation/test_divergence.py",), compiled=True
     ),
     "token_marginal": Target("stage2_student.interfaces.token_marginal.interface", MARGINAL),
-    "marginal_trie": Target(
-        "stage2_student.interfaces.token_marginal.trie",
-        ("tests/stage2_student/interfaces/token_marginal/test_trie.py",),
+    "trie": Target("pipeline.covering.trie", ("tests/pipeline/covering/test_trie.py",)),
+    "marginal_cells_of_rows": Target(
+        "stage2_student.interfaces.token_marginal.row_cells",
+        ("tests/stage2_student/interfaces/token_marginal/test_row_cells.py",),
     ),
     "marginal_plan": Target("stage2_student.interfaces.token_marginal.plan", MARGINAL),
     "marginal_positions": Target("stage2_student.interfaces.token_marginal.positions", MARGINAL),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pipeline.config import CoveringConfig
 from pipeline.covering.branches import Path
 from pipeline.covering.covering import Covering, ReducedRow
+from tests.support.row_nodes import row_nodes
 
 
 class Weighed(NamedTuple):
@@ -78,7 +79,7 @@ def _shared(child: Path, end: int, boundaries: dict[int, int], tokens: Sequence[
 
 def _reach(covering: Covering, row: ReducedRow) -> Iterator[tuple[int, float]]:
     """(offset, mass on tokens that go on as the document does at least to there), for each offset past the row's own."""
-    nodes, at = covering.nodes(row.offset), 0
+    nodes, at = row_nodes(covering, row.offset), 0
     for height, node in enumerate(nodes[:-1]):
         mass = float(row.masses_I[at : at + len(node.labels)].sum())
         at += len(node.labels)
@@ -88,7 +89,7 @@ def _reach(covering: Covering, row: ReducedRow) -> Iterator[tuple[int, float]]:
 
 def _token_ends(covering: Covering, row: ReducedRow) -> Iterator[tuple[int, int, float]]:
     """(offset, token, probability) of each token that spells the document's bytes from the row to that offset."""
-    nodes, at = covering.nodes(row.offset), 0
+    nodes, at = row_nodes(covering, row.offset), 0
     for height, node in enumerate(nodes):
         for exact in range(node.num_exact):
             if prob := float(row.masses_I[at + exact]):

@@ -19,7 +19,6 @@ from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentS
 from stage2_student.interfaces.token_marginal.cells import Kept, cell_sums
 from stage2_student.interfaces.token_marginal.plan import Plan, make_plan
 from stage2_student.interfaces.token_marginal.positions import Distributions, distributions
-from stage2_student.interfaces.token_marginal.trie import Trie
 from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
 
 CHUNK_ROWS = 256
@@ -41,7 +40,6 @@ class TokenMarginal(Interface):
         super().__init__()
         self.max_dropped = max_dropped
         self.vocabulary = Vocabulary(shape.token_bytes, shape.end_ids, shape.head_rows)
-        self.trie = Trie.of(self.vocabulary)
         self.token_lengths = np.zeros(shape.head_rows, dtype=np.int64)
         self.token_lengths[self.vocabulary.order[: self.vocabulary.num_spelling]] = list(
             map(len, self.vocabulary.sorted_bytes)
@@ -57,7 +55,7 @@ class TokenMarginal(Interface):
         self, documents: Sequence[Encoded], examples: Sequence[Example], batch: MicroBatch
     ) -> dict[str, Tensor]:
         """The `Plan` of the micro-batch."""
-        plan = make_plan(self.vocabulary, self.trie, self.token_lengths, documents, examples, batch.layout.firsts)
+        plan = make_plan(self.vocabulary, self.token_lengths, documents, examples, batch.layout.firsts)
         return plan._asdict()
 
     def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:

@@ -2,7 +2,7 @@
 
 A row is a state of the student that predicts a token; `pipeline.covering.covering` says which column ranges of its softmax feed which symbol
 of which position. A cell is a range that no deeper node of its row divides: the cells of a row are disjoint and hold all columns
-that spell bytes, and what a node holds is its own cells and all that lies deeper (`trie` finds them).
+that spell bytes, and what a node holds is its own cells and all that lies deeper (`row_cells` finds them).
 
 Rows are taken by stretches: the tokens between two that spell nothing (control tokens), since no token reaches across one. Of a
 stretch only those rows count that reach a supervised position.
@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import END
 from stage2_student.data.examples import NO_LABEL, Encoded, Example
-from stage2_student.interfaces.token_marginal.trie import Trie, row_cells, walk
+from stage2_student.interfaces.token_marginal.row_cells import row_cells
 
 NO_TOKEN = -1
 
@@ -81,7 +81,6 @@ class _Text(NamedTuple):
 
 def make_plan(
     vocabulary: Vocabulary,
-    trie: Trie,
     token_lengths: np.ndarray,
     documents: Sequence[Encoded],
     examples: Sequence[Example],
@@ -91,7 +90,6 @@ def make_plan(
 
     Args:
         vocabulary: of the student.
-        trie: of the vocabulary.
         token_lengths: bytes by token id; 0 for a token that spells nothing.
         firsts: of each document the first of its states, as in `Layout`; ascending.
     """
@@ -101,23 +99,22 @@ def make_plan(
         for stretch in _stretches(vocabulary, token_lengths, index, document, example)
     ]
     text = _Text.of(stretches)
-    walks = walk(trie, text.bytes_, text.at_R, text.end_R)
-    offset_R, realised = _positions(stretches, text, walks.num_nodes_R)
+    paths = vocabulary.trie.walk(text.bytes_, text.at_R, text.end_R)
+    offset_R, realised = _positions(stretches, text, paths.num_nodes_R)
     asked_U, unique_P = np.unique(
         _supervised_positions(token_lengths, documents, examples, stretches, offset_R), return_inverse=True
     )
     unique_Q = np.full(len(realised), len(asked_U), dtype=np.int64)
     unique_Q[asked_U] = np.arange(len(asked_U))
-    cells = row_cells(trie, text.bytes_, text.at_R, text.end_R, walks, offset_R, unique_Q, len(asked_U))
+    cells = row_cells(vocabulary.trie, paths, offset_R, unique_Q, len(asked_U))
     # No row that counts follows a stretch's last.
     next_tokens = [np.append(documents[s.document].tokens[s.states[:-1]], NO_TOKEN) for s in stretches]
     arrays = {
         "state_R": _joined([firsts[stretch.document] + stretch.states for stretch in stretches]),
         "next_R": _joined(next_tokens),
         "offset_R": offset_R,
-        "num_nodes_R": walks.num_nodes_R,
-        "depth_D": np.arange(int(walks.num_nodes_R.max(initial=1))),
-        "num_cells_R": walks.num_cells_R,
+        "num_nodes_R": paths.num_nodes_R,
+        "depth_D": np.arange(int(paths.num_nodes_R.max(initial=1))),
         **cells._asdict(),
         "realised_Q": np.frombuffer(realised, dtype=np.uint8).astype(np.int64),
         "unique_Q": unique_Q,

@@ -124,20 +124,6 @@ def test_float32_rows_keep_masses_of_1e_7_to_one_percent() -> None:
     assert exact_row.masses_I[0] == pytest.approx(1e-7, rel=1e-3)
 
 
-def test_nodes_agree_with_binary_search() -> None:
-    _, token_bytes, _end, _, _, vocabulary = case(3, 0)
-    for spelled in token_bytes:
-        if not spelled or b"\xff" in spelled:
-            continue
-        node = vocabulary.root
-        for depth, symbol in enumerate(spelled):
-            found = vocabulary.child(node, symbol, depth)
-            assert found is not None
-            node = found
-            columns = brute_force.prefix_columns(vocabulary, spelled[: depth + 1])
-            assert (node.cuts[0], node.cuts[-1]) == (columns.start, columns.stop)
-
-
 def test_a_head_narrower_than_the_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="head has 2 rows, fewer than the tokenizer's 3"):
         Vocabulary([b"a", b"b", b"c"], [0], 2)

@@ -1,20 +1,15 @@
-"""The flat trie and the cells of rows, against prefixes looked up one by one."""
+"""The cells of rows, against prefixes looked up one by one."""
 
 import numpy as np
 import pytest
 
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
-from stage2_student.interfaces.token_marginal.trie import Trie, row_cells, walk
+from stage2_student.interfaces.token_marginal.row_cells import row_cells
+from tests.pipeline.covering.test_trie import random_vocabulary
 from tests.support.brute_force import prefix_columns
 
 Cell = tuple[int, int, int, int, bool]  # first, last, depth, symbol (-1: none is fed), is_exact
-
-
-def random_vocabulary(rng: np.random.Generator, num_tokens: int) -> Vocabulary:
-    """Few different bytes, so that tokens share prefixes; some tokens spell the same."""
-    tokens = [bytes(rng.integers(97, 101, rng.integers(1, 6)).tolist()) for _ in range(num_tokens)]
-    return Vocabulary([*tokens, b"\xfe", None], end_ids=[num_tokens + 1], width=num_tokens + 4)
 
 
 def cells_one_by_one(vocabulary: Vocabulary, text: bytes) -> tuple[int, list[Cell]]:
@@ -41,19 +36,18 @@ def cells_one_by_one(vocabulary: Vocabulary, text: bytes) -> tuple[int, list[Cel
 def test_cells_are_those_of_prefixes_looked_up_one_by_one(seed: int) -> None:
     rng = np.random.default_rng(seed)
     vocabulary = random_vocabulary(rng, 40)
-    trie = Trie.of(vocabulary)
     text = rng.integers(97, 102, 60).astype(np.uint8)  # one of its bytes is in no token
     at_R = np.sort(rng.integers(0, 61, 12))
     end_R = np.minimum(at_R + rng.integers(0, 9, 12), 60)
-    walks = walk(trie, text, at_R, end_R)
+    paths = vocabulary.trie.walk(text, at_R, end_R)
     unique_Q = rng.permutation(80)
     num_unique = 50  # positions from there on are not asked for
-    cells = row_cells(trie, text, at_R, end_R, walks, at_R, unique_Q, num_unique)
-    most_nodes = int(walks.num_nodes_R.max())
-    starts_R = np.concatenate([[0], np.cumsum(walks.num_cells_R)])
+    cells = row_cells(vocabulary.trie, paths, at_R, unique_Q, num_unique)
+    most_nodes = int(paths.num_nodes_R.max())
+    starts_R = np.concatenate([[0], np.cumsum(cells.num_cells_R)])
     for row, (at, end) in enumerate(zip(at_R.tolist(), end_R.tolist(), strict=True)):
         num_nodes, wanted = cells_one_by_one(vocabulary, text[at:end].tobytes())
-        assert walks.num_nodes_R[row] == num_nodes
+        assert paths.num_nodes_R[row] == num_nodes
         found = []
         for i in range(starts_R[row], starts_R[row + 1]):
             depth = int(cells.node_I[i]) - row * most_nodes
@@ -75,20 +69,16 @@ def test_cells_of_a_row_hold_every_column_that_spells_once() -> None:
     vocabulary = random_vocabulary(rng, 60)
     text = rng.integers(97, 101, 30).astype(np.uint8)
     at_R, end_R = np.arange(30), np.full(30, 30)
-    trie = Trie.of(vocabulary)
-    walks = walk(trie, text, at_R, end_R)
-    cells = row_cells(trie, text, at_R, end_R, walks, at_R, np.arange(60), 60)
+    paths = vocabulary.trie.walk(text, at_R, end_R)
+    cells = row_cells(vocabulary.trie, paths, at_R, np.arange(60), 60)
     for row in range(30):
-        end = int(walks.num_cells_R[: row + 1].sum())
-        own = range(end - int(walks.num_cells_R[row]), end)
+        end = int(cells.num_cells_R[: row + 1].sum())
+        own = range(end - int(cells.num_cells_R[row]), end)
         columns = [column for i in own for column in range(cells.first_I[i], cells.last_I[i])]
         assert sorted(columns) == list(range(vocabulary.num_spelling))
 
 
-def test_an_empty_vocabulary_has_a_root_and_no_rows_no_cells() -> None:
-    trie = Trie.of(Vocabulary([None], end_ids=[0], width=1))
-    assert trie.start_N.tolist() == [0, 0]
-    nothing = np.empty(0, dtype=np.int64)
-    walks = walk(trie, np.frombuffer(b"", dtype=np.uint8), nothing, nothing)
-    cells = row_cells(trie, np.frombuffer(b"", dtype=np.uint8), nothing, nothing, walks, nothing, nothing, 0)
-    assert all(len(part) == 0 for part in (*walks, *cells))
+def test_no_rows_have_no_cells() -> None:
+    trie, nothing = random_vocabulary(np.random.default_rng(0), 4).trie, np.empty(0, dtype=np.int64)
+    paths = trie.walk(np.empty(0, dtype=np.uint8), nothing, nothing)
+    assert all(len(part) == 0 for part in row_cells(trie, paths, nothing, nothing, 0))

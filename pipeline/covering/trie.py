@@ -1,0 +1,96 @@
+"""The prefixes of a vocabulary's tokens in flat arrays, and the way that a text takes through them; the teacher's covering and a student's.
+
+A node is a byte prefix that at least one token starts with. Its intervals are column ranges of a sorted vocabulary: first one for each
+token that spells just the prefix, then one for each symbol that tokens go on with. Nothing here is done token by token in Python.
+
+Shape legend: T tokens in byte order, N nodes (of the trie, or of rows in turn), J intervals of all nodes of the trie in turn, I intervals
+of some nodes in turn, R rows: places in a text.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from schemas import NUM_SYMBOLS
+
+_KEYS = NUM_SYMBOLS + 1  # of a node: one for each symbol, and before them EXACT
+EXACT = -1  # in place of a symbol: the interval holds a token that ends here
+
+
+class Paths(NamedTuple):
+    """The nodes along a text from each of some places, the root first."""
+
+    num_nodes_R: np.ndarray  # int64, 1 or more
+    node_N: np.ndarray  # int64
+
+
+class Trie(NamedTuple):
+    """Columns and nodes are int32."""
+
+    start_N: np.ndarray  # N + 1, int64: node n owns intervals start_N[n] .. start_N[n + 1]; the root is node 0
+    num_exact_N: np.ndarray  # int64, how many of its first intervals are `EXACT`
+    first_J: np.ndarray  # columns first_J .. last_J - 1
+    last_J: np.ndarray
+    symbol_J: np.ndarray  # rising within a node; EXACT comes first
+    child_J: np.ndarray  # the node that the interval leads to; EXACT where none
+    key_J: np.ndarray  # J + 1, int64, ascending: what an interval is looked up by, and a last one that is above all
+
+    @classmethod
+    def of(cls, sorted_bytes: Sequence[bytes]) -> "Trie":
+        """Return the trie of tokens in byte order; a token's place is its column."""
+        length_T = np.array([len(token) for token in sorted_bytes], dtype=np.int64)
+        start_T = np.cumsum(length_T) - length_T
+        flat = np.frombuffer(b"".join(sorted_bytes) + b"\0", dtype=np.uint8)
+        # Of the tokens that have more than `depth` bytes, or just as many, the columns and nodes.
+        column, node = np.arange(len(length_T)), np.zeros(len(length_T), dtype=np.int64)
+        levels, num_nodes, depth = [np.empty((5, 0), dtype=np.int64)], 1, 0
+        while len(column):
+            ends = length_T[column] == depth
+            symbol = np.where(ends, EXACT, flat[start_T[column] + depth].astype(np.int64))
+            begins = np.append(True, ends[1:] | (symbol[1:] != symbol[:-1]) | (node[1:] != node[:-1]))
+            at = np.flatnonzero(begins)
+            last = column[np.append(at[1:], len(column)) - 1] + 1
+            child = np.where(ends[at], EXACT, num_nodes - 1 + np.cumsum(~ends[at]))
+            levels.append(np.stack([node[at], column[at], last, symbol[at], child]))
+            num_nodes += int((~ends[at]).sum())
+            node = child[np.cumsum(begins) - 1][~ends]
+            column, depth = column[~ends], depth + 1
+        node_J, *columns_J = np.concatenate(levels, axis=1)
+        first_J, last_J, symbol_J, child_J = (column_J.astype(np.int32) for column_J in columns_J)
+        start_N = np.searchsorted(node_J, np.arange(num_nodes + 1))
+        num_exact_N = np.bincount(node_J[symbol_J == EXACT], minlength=num_nodes)
+        key_J = np.append(node_J * _KEYS + symbol_J + 1, np.iinfo(np.int64).max)
+        return cls(start_N, num_exact_N, first_J, last_J, symbol_J, child_J, key_J)
+
+    def walk(self, text: np.ndarray, at_R: np.ndarray, end_R: np.ndarray) -> Paths:
+        """Follow `text` (uint8) from byte `at_R`, before `end_R`, as deep as any token reaches."""
+        row_N, node_N = np.arange(len(at_R)), np.zeros(len(at_R), dtype=np.int64)
+        rows, nodes, depth = [row_N], [node_N], 0
+        while len(row_N):
+            goes_on_N = at_R[row_N] + depth < end_R[row_N]
+            row_N, node_N = row_N[goes_on_N], node_N[goes_on_N]
+            key_N = node_N * _KEYS + text[at_R[row_N] + depth] + 1
+            taken_N = np.searchsorted(self.key_J, key_N)
+            found_N = self.key_J[taken_N] == key_N
+            row_N, node_N = row_N[found_N], self.child_J[taken_N[found_N]].astype(np.int64)
+            rows.append(row_N)
+            nodes.append(node_N)
+            depth += 1
+        row_N, node_N = np.concatenate(rows), np.concatenate(nodes)
+        return Paths(np.bincount(row_N, minlength=len(at_R)), node_N[np.argsort(row_N, kind="stable")])
+
+    def sizes(self, node_N: np.ndarray) -> np.ndarray:
+        """N: how many intervals these nodes have."""
+        return self.start_N[node_N + 1] - self.start_N[node_N]
+
+    def intervals(self, node_N: np.ndarray) -> np.ndarray:
+        """I: the numbers of these nodes' intervals."""
+        sizes_N = self.sizes(node_N)
+        interval_I: np.ndarray = (self.start_N[node_N] - sizes_N.cumsum() + sizes_N).repeat(sizes_N)
+        interval_I += np.arange(len(interval_I))
+        return interval_I
+
+    def labels(self, node_N: np.ndarray) -> np.ndarray:
+        """I, int64: the symbol of each of these nodes' intervals; 0 of an exact one."""
+        return np.maximum(self.symbol_J[self.intervals(node_N)], 0).astype(np.int64)
