@@ -9,18 +9,18 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from schemas.dump_files import Key
 from schemas.storage.locations import Location
 
-SEAL_KEY = "bld.sha256"
 BLANK = "0" * 64
 # In the footer (Thrift's compact form): the key, then "the next field is a string" and its length, 64.
-_MARK = SEAL_KEY.encode() + b"\x18\x40"
+_MARK = Key.SHA256.encode() + b"\x18\x40"
 _TRAILER_BYTES = 8  # the footer's length, then PAR1
 _CHUNK_BYTES = 1 << 20
 
 
 def seal(path: Path) -> None:
-    """Put the hash of a file into it, in place of `BLANK` under `SEAL_KEY`."""
+    """Put the hash of a file into it, in place of `BLANK` under `Key.SHA256`."""
     with path.open("rb+") as file:
         at = _find(file, path)
         digest = _digest(file, at)
@@ -57,7 +57,7 @@ def _find(file: BinaryIO, path: Location) -> int:
     file.seek(start)
     at = file.read(footer_bytes).rfind(_MARK)
     if at < 0:
-        raise ValueError(f"{path} is damaged, or no shard of this release: its footer holds no {SEAL_KEY}")
+        raise ValueError(f"{path} is damaged, or no shard of this release: its footer holds no {Key.SHA256}")
     return start + at + len(_MARK)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from schemas import SCHEMA_VERSION, version_fault
+from schemas import SCHEMA_VERSION, dump_files
 from schemas.json_text import json_text
 from schemas.storage.atomic import committed
 from schemas.storage.locations import AnyLocation, Location, names
+from schemas.versions import reader as reader_of
 
 _MEND = (
     "Fetch the dump again, or restore the file; a dump of your own can be made again by `bld teacher` in a new folder"
@@ -29,7 +30,7 @@ class ShardPlan(BaseModel):
     sha256: str
 
     def path(self, dump: AnyLocation) -> AnyLocation:
-        return dump / "shards" / f"part-{self.index:05d}.parquet"
+        return dump / dump_files.SHARDS / dump_files.shard_name(self.index)
 
 
 class Manifest(BaseModel):
@@ -54,25 +55,23 @@ class Manifest(BaseModel):
 
     def missing(self, dump: Location) -> list[ShardPlan]:
         """Planned shards whose file is not there."""
-        there = names(dump / "shards")
+        there = names(dump / dump_files.SHARDS)
         return [shard for shard in self.shards if shard.path(dump).name not in there]
 
     def save(self, dump: Location) -> None:
-        write_json(dump / "manifest.json", self.model_dump(mode="json"))
+        write_json(dump / dump_files.MANIFEST, self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, dump: Location) -> "Manifest":
-        path = dump / "manifest.json"
+        path = dump / dump_files.MANIFEST
         if not path.exists():
             raise ValueError(
                 f"{dump} is not a dump: it holds no manifest.json. Run `bld teacher` first, or give another path."
             )
         values = read_json(path)
-        fault = version_fault(path, values.get("schema_version"))
-        if fault:
-            raise ValueError(fault)
+        reader = reader_of(path, values.get("schema_version"))
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(reader.manifest(values))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))

@@ -3,11 +3,16 @@
 Shape legend: as in `schemas.shard`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
+
+from schemas.columns import MEASURES
+
+_MEASURES = tuple(column.name for column in MEASURES)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Record:
-    """One entry of a shard; see `schemas.shard.SHARD_SCHEMA` for units."""
+    """One entry of a shard; see `schemas.columns` for units. None: a column that its dump does not store."""
 
     doc_id: str
     window_start: int
@@ -51,6 +56,11 @@ class Record:
     @property
     def num_positions(self) -> int:
         return sum(segment.num_positions for segment in self.segments)
+
+    @property
+    def measures(self) -> dict[str, np.ndarray]:
+        """What is said of each position beside its distribution, by the column's name; P values each."""
+        return {name: value_P for name in _MEASURES if (value_P := getattr(self, name)) is not None}
 
     def realised(self) -> np.ndarray:
         """P, uint8: the symbol that the document really has at each position."""
@@ -86,6 +96,13 @@ class Question(NamedTuple):
     def messages(self) -> list[dict[str, str]]:
         """As of `Record`."""
         return _messages(self)
+
+
+def common_measures(records: Sequence[Record]) -> dict[str, list[np.ndarray] | None]:
+    """Return the columns of each measure, record by record; None for one that not all of the records have."""
+    found = [record.measures for record in records]
+    lacking = {name for name in _MEASURES if any(name not in measures for measures in found)}
+    return {name: None if name in lacking else [measures[name] for measures in found] for name in _MEASURES}
 
 
 def _messages(asked: Question | Record) -> list[dict[str, str]]:

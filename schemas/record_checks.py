@@ -40,8 +40,7 @@ def layout_faults(record: Record) -> list[str]:
             "its conversation does not end with its messages",
         ),
         (
-            {len(record.entry_counts), len(record.dropped), len(record.token_end), len(record.doubt)}
-            == {record.num_positions},
+            {len(record.entry_counts), *map(len, record.measures.values())} == {record.num_positions},
             "position columns differ from the segments' positions",
         ),
         (

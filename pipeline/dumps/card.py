@@ -9,12 +9,12 @@ import yaml
 
 from pipeline.config.loading import read_values
 from pipeline.dumps.licence import describe
+from schemas import dump_files
 from schemas.manifest import Manifest, flatten, read_json
 from schemas.snippets import snippets
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location
 
-NAME = "README.md"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip
 # Licence ids that a hub takes; any other goes in as `other` with its name.
 _HUB_IDS = re.compile(r"apache-2\.0|mit|bsd(-[23]-clause)?|isc|cc0-1\.0|cc-by-(nc-|sa-|nc-sa-|nd-|nc-nd-)?[34]\.0|unlicense|zlib|gemma|llama[234]|llama3\.[123]|openrail|bigscience-openrail-m|creativeml-openrail-m|openrail\+\+|bigscience-bloom-rail-1\.0|deepl|wtfpl|mpl-2\.0|l?gpl-[23](\.0|\.1)?|agpl-3\.0")  # fmt: skip
@@ -22,14 +22,14 @@ _HUB_IDS = re.compile(r"apache-2\.0|mit|bsd(-[23]-clause)?|isc|cc0-1\.0|cc-by-(n
 
 def write_card(dump: Location) -> Location:
     """Write the card of a complete dump; returns its path. Raises ValueError where there is no summary yet."""
-    summary_path = dump / "summary.json"
+    summary_path = dump / dump_files.SUMMARY
     if not summary_path.exists():
         raise ValueError(f"{dump} is not complete: it holds no summary.json. Run `bld teacher` again to finish it.")
     summary = read_json(summary_path)
-    recipe_path, audit_path = dump / "recipe.yaml", dump / "audit.json"
+    recipe_path, audit_path = dump / dump_files.RECIPE, dump / dump_files.AUDIT
     recipe = read_values(recipe_path)
     audit = read_json(audit_path) if audit_path.exists() else None
-    out = dump / NAME
+    out = dump / dump_files.CARD
     with committed(out) as partial:
         partial.write_text(card(Manifest.load(dump), summary, recipe, audit), encoding="utf-8")
     return out
@@ -83,7 +83,7 @@ def front_matter(model: str, licence: str | None, summary: Mapping[str, Any]) ->
         "tags": ["knowledge-distillation", "byte-level-distillation", "logits"],
         "task_categories": ["text-generation"],
         "size_categories": [size],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.parquet"}]}],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": dump_files.SHARD_FILES}]}],
     }
 
 

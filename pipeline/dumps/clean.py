@@ -9,6 +9,7 @@ from psutil import pid_exists
 
 from pipeline.runtime.format import binary_size
 from pipeline.sources.pypi import cache_folder
+from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.storage.atomic import writer_name
 
@@ -41,7 +42,9 @@ def clean(dumps: Sequence[Path], cache: bool, yes: bool) -> list[Leftover]:
 def dump_leftovers(dump: Path) -> list[Leftover]:
     """Half-written files of a dump, and what a hub's client keeps about a transfer. Raises ValueError where it is no dump."""
     Manifest.load(dump)
-    partials = sorted([*dump.glob("*.partial"), *dump.glob("shards/*.partial"), *dump.glob("costs/*.partial")])
+    partials = sorted(
+        part for folder in (".", dump_files.SHARDS, dump_files.COSTS) for part in (dump / folder).glob("*.partial")
+    )
     found = [Leftover(path, "half written", path.stat().st_size, _writer(path)) for path in partials]
     transfer = dump / ".cache" / "huggingface"
     return found + (

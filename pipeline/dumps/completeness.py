@@ -3,13 +3,14 @@
 import hashlib
 from pathlib import Path
 
+from schemas import dump_files
 from schemas.manifest import Manifest, read_json
 
 
 def dump_faults(dump: Path) -> list[str]:
     """What a dump lacks, in words; empty for a complete one. Reads every byte. Raises ValueError where the folder is no dump."""
     manifest = Manifest.load(dump)
-    path = dump / "summary.json"
+    path = dump / dump_files.SUMMARY
     if not path.exists():
         done = sum(shard.path(dump).exists() for shard in manifest.shards)
         return [f"{path} is missing: the dump was not finished ({done} of {len(manifest.shards)} shards are there)"]

@@ -16,10 +16,11 @@ from typing import Any
 from pipeline.config.identity import identity_differences
 from pipeline.dumps.card import write_card
 from pipeline.dumps.completeness import require_complete
+from schemas import dump_files
 from schemas.manifest import Manifest, shard_identity
 
-_FIRST = ("shards/*.parquet",)
-_LAST = ("manifest.json", "summary.json", "audit.json", "recipe.yaml", "README.md")
+_FIRST = (dump_files.SHARD_FILES,)
+_LAST = (dump_files.MANIFEST, dump_files.SUMMARY, dump_files.AUDIT, dump_files.RECIPE, dump_files.CARD)
 HUB_SECONDS = 10.0  # to wait for an answer to whether something is there
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -67,9 +68,9 @@ def pull(repo: str, dump: Path, revision: str | None = None, api: Any = None) ->
         _refuse_outside(repo, [file.rfilename for file in found.siblings or ()])
         _refuse_foreign_folder(repo, commit, dump, api)
         # The summary last: a dump that is not all there has none.
-        for patterns in ([*_FIRST, *(name for name in _LAST if name != "summary.json")], ["summary.json"]):
+        for patterns in ([*_FIRST, *(name for name in _LAST if name != dump_files.SUMMARY)], [dump_files.SUMMARY]):
             api.snapshot_download(repo, repo_type="dataset", revision=commit, local_dir=dump, allow_patterns=patterns)
-    if not (dump / "manifest.json").exists():
+    if not (dump / dump_files.MANIFEST).exists():
         raise ValueError(f"{repo} is not a dump: it holds no manifest.json")
     require_complete(
         dump, "Delete the files named here and pull again; if that does not help, the dump must be pushed again."
@@ -121,9 +122,9 @@ def _require_repo(repo: str) -> None:
 def _remote_manifest(repo: str, revision: str | None, api: Any) -> Manifest | None:
     with tempfile.TemporaryDirectory() as folder:
         api.snapshot_download(
-            repo, repo_type="dataset", revision=revision, local_dir=folder, allow_patterns=["manifest.json"]
+            repo, repo_type="dataset", revision=revision, local_dir=folder, allow_patterns=[dump_files.MANIFEST]
         )
-        return Manifest.load(Path(folder)) if (Path(folder) / "manifest.json").exists() else None
+        return Manifest.load(Path(folder)) if (Path(folder) / dump_files.MANIFEST).exists() else None
 
 
 def _refuse_another(dump: Path, repo: str, revision: str | None, api: Any) -> None:
@@ -143,9 +144,9 @@ def _refuse_another(dump: Path, repo: str, revision: str | None, api: Any) -> No
 def _refuse_foreign_folder(repo: str, commit: str, dump: Path, api: Any) -> None:
     if not dump.exists() or not any(dump.iterdir()):
         return
-    if not (dump / "manifest.json").exists():
+    if not (dump / dump_files.MANIFEST).exists():
         # A pull that was cut off may have left shards only; anything else is not ours to write into.
-        if {path.name for path in dump.iterdir()} <= {".cache", "shards", *_LAST}:
+        if {path.name for path in dump.iterdir()} <= {".cache", dump_files.SHARDS, *_LAST}:
             return
         raise ValueError(f"{dump} is not empty and is not a dump; give a new folder")
     theirs, ours = _remote_manifest(repo, commit, api), Manifest.load(dump)

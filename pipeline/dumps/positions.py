@@ -20,6 +20,7 @@ class Position:
         token: the teacher token that starts here, None inside one and at END.
         token_logprob: nats of that token, given those before it.
         symbols: the stored (symbol, probability), as they are stored: most probable first.
+        measures: what else the dump says of the position, by column.
         surprise_bits: -log2 of what the target gives the realised symbol.
         entropy_bits: of the target, its tail counted as one class.
     """
@@ -31,9 +32,7 @@ class Position:
     token_logprob: float | None
     symbols: list[tuple[int, float]]
     tail: float
-    dropped: float
-    token_end: float
-    doubt: float
+    measures: dict[str, float]
     surprise_bits: float
     entropy_bits: float
 
@@ -77,7 +76,7 @@ def positions(record: Record) -> Iterator[Position]:
         start: (record.document[start:end], float(logprob))
         for (start, end), logprob in zip(pairwise(edges), record.teacher_token_logprobs, strict=True)
     }
-    decoded, realised = decode(record), record.realised()
+    decoded, realised, measures = decode(record), record.realised(), record.measures
     for index, offset in enumerate(offsets(record)):
         start = int(decoded.starts_P[index])
         entries = slice(start, start + int(record.entry_counts[index]))
@@ -91,9 +90,7 @@ def positions(record: Record) -> Iterator[Position]:
             token_logprob=logprob,
             symbols=list(zip(record.symbols[entries].tolist(), decoded.probs_E[entries].tolist(), strict=True)),
             tail=float(decoded.tail_P[index]),
-            dropped=float(record.dropped[index]),
-            token_end=float(record.token_end[index]),
-            doubt=float(record.doubt[index]),
+            measures={name: float(value_P[index]) for name, value_P in measures.items()},
             surprise_bits=float(decoded.surprise_bits_P[index]),
             entropy_bits=float(decoded.entropy_bits_P[index]),
         )

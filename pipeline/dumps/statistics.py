@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.dumps.positions import decode
 from pipeline.dumps.view import complete_shards, documents
-from schemas import END
+from schemas import END, dump_files
+from schemas.columns import MEASURES
 from schemas.manifest import Manifest, flatten, read_json
 from schemas.record import Record
 from schemas.storage.locations import Location, open_parquet
@@ -23,7 +24,8 @@ def summarise(dump: Location) -> dict[str, Any]:
     sums: Counter[str] = Counter()
     entry_counts: Counter[int] = Counter()
     entropy_counts = np.zeros(len(ENTROPY_BINS) - 1, dtype=np.int64)
-    tail = nats = entropy = doubt = token_end = 0.0
+    measured = dict.fromkeys((column.name for column in MEASURES), 0.0)
+    tail = nats = entropy = 0.0
     for document in documents(dump):
         sums["documents"] += 1
         for record in document.records:
@@ -37,9 +39,10 @@ def summarise(dump: Location) -> dict[str, Any]:
             tail += float(decoded.tail_P.sum())
             nats += float(decoded.surprise_bits_P[record.realised() != END].sum()) * math.log(2)
             entropy += float(decoded.entropy_bits_P.sum())
-            doubt += float(record.doubt.sum(dtype=np.float64))
-            token_end += float(record.token_end.sum(dtype=np.float64))
-    stored = sum(path.stat().st_size for path in done)
+            for name, value_P in record.measures.items():
+                measured[name] += float(value_P.sum(dtype=np.float64))
+    stored = [column for column in MEASURES if column.is_stored(manifest.identity)]
+    stored_bytes = sum(path.stat().st_size for path in done)
     each, byte = max(sums["positions"], 1), max(sums["bytes"], 1)
     return {
         "identity": flatten(manifest.identity),
@@ -52,13 +55,12 @@ def summarise(dump: Location) -> dict[str, Any]:
         "text_bytes": sums["bytes"],
         "positions": sums["positions"],
         "teacher_tokens": sums["teacher_tokens"],
-        "stored_bytes": stored,
-        "stored_bytes_per_text_byte": stored / byte,
+        "stored_bytes": stored_bytes,
+        "stored_bytes_per_text_byte": stored_bytes / byte,
         "largest_shard_bytes": max((path.stat().st_size for path in done), default=0),
         "entries_per_position": sum(k * v for k, v in entry_counts.items()) / each,
         "mean_tail": tail / each,
-        "mean_token_end": token_end / each,
-        "mean_doubt": doubt / each,
+        **{f"mean_{column.name}": measured[column.name] / each for column in stored},
         "mean_entropy_bits": entropy / each,
         "target_bits_per_byte": nats / (byte * math.log(2)),
         "column_bytes": column_bytes(done),
@@ -92,5 +94,5 @@ def column_bytes(shards: list[Location]) -> dict[str, int]:
 
 
 def _left_out(dump: Location) -> dict[str, str]:
-    path = dump / "summary.json"
+    path = dump / dump_files.SUMMARY
     return dict(read_json(path).get("left_out_unspellable", {})) if path.exists() else {}

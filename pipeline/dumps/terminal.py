@@ -18,6 +18,7 @@ from pipeline.dumps.terminal_chat import conversation_lines, conversations
 from pipeline.dumps.view import DumpDocument
 from pipeline.runtime.log import warn
 from schemas import END
+from schemas.columns import BY_NAME
 from schemas.json_text import json_text
 from schemas.storage.locations import Location
 
@@ -97,13 +98,18 @@ def chosen_document(dump: Location, doc_id: str | None, nth: int) -> DumpDocumen
 
 def as_values(position: Position) -> dict[str, Any]:
     """A position for JSON; its token, which may be half a character, as a list of bytes."""
-    return asdict(position) | {"token": None if position.token is None else list(position.token)}
+    values = asdict(position) | {"token": None if position.token is None else list(position.token)}
+    parts = [value if name == "measures" else {name: value} for name, value in values.items()]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def table(found: Iterable[Position], top: int) -> list[Text]:
     """Aligned lines: a header, then a position each. `|` marks the edges of teacher tokens; the token that starts there is shown."""
-    header = f"{'offset':>7}   byte   bits    tail dropped tok_end   doubt  symbols"
-    return [Text(header, style="bold"), *[_line(position, top) for position in found]]
+    shown = list(found)
+    measures = {name: None for position in shown for name in position.measures}
+    headings = "".join(f" {BY_NAME[name].heading:>7}" for name in measures)
+    header = f"{'offset':>7}   byte   bits    tail{headings}  symbols"
+    return [Text(header, style="bold"), *[_line(position, top) for position in shown]]
 
 
 def document_table(document: DumpDocument, top: int) -> list[Text]:
@@ -129,8 +135,9 @@ def _line(position: Position, top: int) -> Text:
     line = Text(f"{position.offset:>7} {mark} ")
     line.append(f"{symbol_name(position.realised):<4}", style="bold cyan" if position.token_starts else "cyan")
     line.append(f" {position.surprise_bits:5.2f}", style=_surprise_style(position.surprise_bits))
-    for share in (position.tail, position.dropped, position.token_end, position.doubt):
-        line.append(f" {share:7.4f}", style="yellow" if share > 0.05 else "dim")
+    line.append(f" {position.tail:7.4f}", style="yellow" if position.tail > 0.05 else "dim")
+    for name, value in position.measures.items():
+        line.append(f" {value:7.4f}", style="yellow" if value > BY_NAME[name].flagged else "dim")
     line.append(" ")
     for symbol, probability in position.symbols[:top]:
         style = "bold green" if symbol == position.realised else ""

@@ -8,13 +8,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.compute as pc
 
 from pipeline.dumps.positions import Position, positions
+from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.record import Record
-from schemas.shard import read_shard
-from schemas.storage.locations import Location, names, open_parquet
+from schemas.shard import read_shard, window_names
+from schemas.storage.locations import Location, names
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def records(dump: Location) -> Iterator[Record]:
 
 def complete_shards(dump: Location) -> list[Location]:
     """The planned shards that exist, in order."""
-    there = names(dump / "shards")
+    there = names(dump / dump_files.SHARDS)
     return [path for path in (shard.path(dump) for shard in Manifest.load(dump).shards) if path.name in there]
 
 
@@ -111,9 +111,4 @@ def find_document(dump: Location, doc_id: str | None, nth: int = 1) -> DumpDocum
 
 def number_named(dump: Location, doc_id: str) -> int:
     """How many documents have that name; reads names and windows only."""
-    number = 0
-    for path in complete_shards(dump):
-        with open_parquet(path) as file:
-            table = file.read(columns=["doc_id", "window_start"])
-        number += pc.sum(pc.and_(pc.equal(table["doc_id"], doc_id), pc.equal(table["window_start"], 0))).as_py() or 0
-    return number
+    return sum(name == (doc_id, 0) for path in complete_shards(dump) for name in window_names(path))

@@ -15,6 +15,7 @@ from pipeline.config import (
 from pipeline.runtime.huggingface import check_positions, load_config
 from pipeline.sources import pypi
 from pipeline.sources.resolve import BYTES, resolve_file
+from schemas import dump_files
 from schemas.manifest import Manifest
 
 Line = tuple[str, str]  # what, and what is planned for it
@@ -111,7 +112,7 @@ def describe_dump(dump: str) -> str:
     path = Path(dump)
     if "://" in dump:
         return f"{dump}, in a store; not looked into"
-    if not (path / "manifest.json").exists():
+    if not (path / dump_files.MANIFEST).exists():
         return f"{path}, new"
     manifest = Manifest.load(path)
     done = sum(shard.path(path).exists() for shard in manifest.shards)

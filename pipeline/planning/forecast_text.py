@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.planning.estimates import Estimate
 from pipeline.planning.forecast import Calibration, Forecast
+from schemas import dump_files
 from schemas.manifest import read_json
 from schemas.storage.locations import Location
 
@@ -60,7 +61,7 @@ def duration(found: Estimate) -> str:
 
 def took(dump: Location) -> dict[str, Any] | None:
     """What the summary of a finished dump says that it took; None where there is none, or its shards do not tell."""
-    path = dump / "summary.json"
+    path = dump / dump_files.SUMMARY
     summary = read_json(path) if path.exists() else {}
     return read_json(path, "teacher_tokens", "stored_bytes") if "cost" in summary else None
 

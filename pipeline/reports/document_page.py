@@ -86,7 +86,7 @@ def position_values(position: Position) -> dict[str, object]:
         "h": round(position.entropy_bits, 3),
         "e": [[symbol_label(s), round(p, 5)] for s, p in position.symbols],
         "t": round(position.tail, 5),
-        "q": [round(position.dropped, 4), round(position.token_end, 4), round(position.doubt, 4)],
+        "q": [round(value, 4) for value in position.measures.values()],
     }
     if token is not None and position.token_logprob is not None:
         values |= {"k": token, "l": round(position.token_logprob, 3)}
@@ -197,6 +197,7 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
     """The whole page."""
     positions = list(document.positions())
     drawn = draw_text(document, positions)
+    measures = " ".join(positions[0].measures) if positions else ""
     title = shown(f"{document.doc_id} · {dump_name}")
     facts = "".join(
         f"<div><dt>{shown(k)}</dt><dd>{shown(v)}</dd></div>" for k, v in figures(document, positions).items()
@@ -208,7 +209,7 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
 <body><header><p class="over">{shown(dump_name)}</p><h1>Document <code>{shown(document.doc_id)}</code></h1><dl>{facts}</dl>
 {draw_strip(positions)}{draw_legend()}</header>
 <main><div id="text" dir="auto">{drawn.text}</div>
-<aside id="panel" aria-live="polite"><p class="hint">Point at a character to see what the teacher expected there. Click to keep it, arrow keys to walk.</p></aside></main>
+<aside id="panel" data-measures="{measures}" aria-live="polite"><p class="hint">Point at a character to see what the teacher expected there. Click to keep it, arrow keys to walk.</p></aside></main>
 <details><summary>Identity of the dump</summary><table>{rows}</table></details>
 <script type="application/json" id="data">{script_data(drawn.data)}</script><script>{asset("document.js")}</script></body></html>
 """

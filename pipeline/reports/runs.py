@@ -13,6 +13,7 @@ from pipeline.config.loading import read_values
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.task_table import load_tasks
 from pipeline.runtime.plugins import is_own
+from schemas import dump_files
 from schemas.manifest import Manifest, read_json
 
 
@@ -60,7 +61,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read a run. Raises ValueError where the folder is not one, or a line of its metrics is not JSON."""
-    metrics, recipe = folder / "metrics.jsonl", folder / "recipe.yaml"
+    metrics, recipe = folder / "metrics.jsonl", folder / dump_files.RECIPE
     evaluation = read_results(folder)
     if not (metrics.exists() or evaluation):
         raise ValueError(f"{folder} is not a student's run: no metrics.jsonl, no eval.json. Run `bld student` first.")
@@ -180,7 +181,7 @@ def _find_dump(run: Run, name: str) -> Path | None:
     bases = [Path()]
     if own.parts and not own.is_absolute() and folder.parts[-len(own.parts) :] == own.parts:
         bases.insert(0, Path(*folder.parts[: -len(own.parts)]))
-    return next((base / name for base in bases if (base / name / "manifest.json").exists()), None)
+    return next((base / name for base in bases if (base / name / dump_files.MANIFEST).exists()), None)
 
 
 def _read_dump(name: str, path: Path) -> Dump:
@@ -191,8 +192,8 @@ def _read_dump(name: str, path: Path) -> Dump:
         path=path,
         identity=manifest.identity,
         corpus_counts=manifest.corpus_counts,
-        summary=_json(path / "summary.json"),
-        audit=_json(path / "audit.json"),
+        summary=_json(path / dump_files.SUMMARY),
+        audit=_json(path / dump_files.AUDIT),
         shards=(there, len(manifest.shards)),
     )
 

@@ -12,6 +12,8 @@ from pipeline.config import Recipe
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.planning.estimates import LEAST_UNITS as LEAST_PARTS
 from pipeline.planning.forecast import Calibration, Encoded, File, Part
+from schemas import dump_files
+from schemas.dump_files import Key
 from schemas.manifest import ShardPlan
 from schemas.record import Question
 from schemas.shard import commit_shard, read_shard, shard_metadata, to_table
@@ -103,7 +105,7 @@ def dump_parts(
     groups: Iterable[list[Document]], teacher: Teacher, recipe: Recipe, folder: Path, seconds: float
 ) -> Iterator[Part]:
     """Dump each group into a shard of its own until the time is over, as `bld teacher` would, and read back what it says of itself."""
-    (folder / "shards").mkdir(parents=True)
+    (folder / dump_files.SHARDS).mkdir(parents=True)
     plans: list[ShardPlan] = []
     until = time.monotonic() + seconds
 
@@ -135,15 +137,15 @@ def read_part(plan: ShardPlan, folder: Path) -> Part:
     assert took is not None  # it was made here
     return Part(
         text_bytes=plan.num_bytes,
-        teacher_tokens=int(metadata["bld.teacher_tokens"]),
-        computed_tokens=int(metadata["bld.computed_tokens"]),
+        teacher_tokens=int(metadata[Key.TEACHER_TOKENS]),
+        computed_tokens=int(metadata[Key.COMPUTED_TOKENS]),
         stored_bytes=path.stat().st_size,
         seconds=took.seconds,
     )
 
 
 def part_paths(folder: Path) -> list[Path]:
-    return sorted((folder / "shards").glob("*.parquet"))
+    return sorted((folder / dump_files.SHARDS).glob(dump_files.SHARD_GLOB))
 
 
 def joined(paths: Sequence[Path], text_bytes: Sequence[int], scratch: Path, recipe: Recipe) -> list[File]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from schemas import dump_files
 from schemas.storage.locations import Location, RemotePath
 
 _JSON_BYTE = 1 << 40
@@ -76,7 +77,7 @@ class FolderClaims:
 
     def __init__(self, dump: Path) -> None:
         """Open the lock file. Raises OSError if the folder cannot be written."""
-        self._dump, self._path = dump, dump / "claims.lock"
+        self._dump, self._path = dump, dump / dump_files.LOCK
         try:
             self._file = self._path.open("ab")
         except OSError as error:
@@ -116,8 +117,8 @@ class FolderClaims:
             # A live process writes these only while it holds this lock.
             for left in self._dump.glob("*.partial"):
                 left.unlink(missing_ok=True)
-        for left in self._dump.glob("*/part-*.partial"):  # shards and their costs
-            index = int(left.name.removeprefix("part-").split(".")[0])
+        for left in self._dump.glob(dump_files.PARTIAL_FILES):  # shards and their costs
+            index = dump_files.part_index(left.name)
             if self.take(index):
                 left.unlink(missing_ok=True)
                 self.give_back(index)

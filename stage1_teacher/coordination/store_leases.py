@@ -19,6 +19,7 @@ from typing import Self
 
 import psutil
 
+from schemas import dump_files
 from schemas.storage import object_store as objects
 from schemas.storage.locations import RemotePath
 
@@ -34,7 +35,7 @@ class StoreClaims:
     def __init__(self, dump: RemotePath) -> None:
         """Check the store. Raises StoreError if it cannot be written, ValueError if it ignores conditional requests."""
         objects.check_writable(dump)
-        self._folder = dump / "claims"
+        self._folder = dump / dump_files.LEASES
         process = psutil.Process()
         holder = {"host": gethostname(), "pid": os.getpid(), "started": process.create_time(), "id": uuid.uuid4().hex}
         self._holder = json.dumps(holder).encode()
@@ -54,7 +55,7 @@ class StoreClaims:
             )
 
     def take(self, shard: int) -> bool:
-        return self._take(_name(shard))
+        return self._take(dump_files.part_name(shard))
 
     def _take(self, name: str) -> bool:
         path = self._folder / name
@@ -71,7 +72,7 @@ class StoreClaims:
         return True
 
     def give_back(self, shard: int) -> None:
-        self._give_back(_name(shard))
+        self._give_back(dump_files.part_name(shard))
 
     def _give_back(self, name: str) -> None:
         if self._written.pop(name, None) is not None:
@@ -108,10 +109,6 @@ class StoreClaims:
     ) -> None:
         for name in list(self._written):
             self._give_back(name)
-
-
-def _name(shard: int) -> str:
-    return f"part-{shard:05d}"
 
 
 def _is_over(held: objects.Held) -> bool:

@@ -22,6 +22,7 @@ from pipeline.corpus.documents import Document
 from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering
 from pipeline.runtime.devices import computes_on_gpu
+from schemas.dump_files import Key
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.storage.locations import Location, open_parquet
@@ -34,7 +35,6 @@ from stage1_teacher.targets.branch_expansion import Place, expand
 from stage1_teacher.targets.distances import distances, realised_bits, stored_sums
 from stage1_teacher.targets.teacher import Teacher
 
-METADATA_KEY = "bld.audit"
 REFERENCE_COVERING = CoveringConfig(beam_width=16, branch_threshold=1e-3, merge_after=4)
 MAX_TOKENS = 64  # compared per document
 COST_SHARE = 0.03  # of the dump's time
@@ -148,8 +148,8 @@ def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
     missing = {shard.index for shard in manifest.missing(dump)}
     there = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
     metadata = thread_map(_metadata, there)
-    found = [figures for values in metadata for figures in json.loads(values[METADATA_KEY.encode()])]
-    num_shards, num_tokens = len(there), sum(int(values[b"bld.computed_tokens"]) for values in metadata)
+    found = [figures for values in metadata for figures in json.loads(values[Key.AUDIT.encode()])]
+    num_shards, num_tokens = len(there), sum(int(values[Key.COMPUTED_TOKENS.encode()]) for values in metadata)
     compared = [figures for figures in found if "kl_nats" in figures]
     return {
         "shards": num_shards,

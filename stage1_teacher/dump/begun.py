@@ -5,11 +5,10 @@ from importlib.metadata import version
 
 from pipeline.config import CorpusConfig, Recipe
 from pipeline.runtime.log import say, warn
-from schemas import ARITHMETIC
+from schemas import ARITHMETIC, dump_files
+from schemas.dump_files import Key
 from schemas.manifest import Manifest, arithmetic_of
 from schemas.storage.locations import Location, location, open_parquet
-
-LIBRARIES_KEY = "bld.libraries"
 
 
 def as_begun(recipe: Recipe) -> Recipe:
@@ -23,7 +22,7 @@ def as_begun(recipe: Recipe) -> Recipe:
     """
     dump = location(recipe.dump.path)
     recipe = _with_dtype_of(dump, _with_turns_of(dump, recipe))
-    if recipe.dump.arithmetic is not None or not (dump / "manifest.json").exists():
+    if recipe.dump.arithmetic is not None or not (dump / dump_files.MANIFEST).exists():
         return _under(recipe, recipe.dump.arithmetic_used)
     found = _known(dump, Manifest.load(dump))
     if found != ARITHMETIC:
@@ -34,7 +33,7 @@ def as_begun(recipe: Recipe) -> Recipe:
 def _with_turns_of(dump: Location, recipe: Recipe) -> Recipe:
     """Return the recipe with `turns: contents` if the dump was begun so and the recipe does not say."""
     corpus = recipe.corpus
-    if not (corpus.has_chats and corpus.turns == "rendered" and (dump / "manifest.json").exists()):
+    if not (corpus.has_chats and corpus.turns == "rendered" and (dump / dump_files.MANIFEST).exists()):
         return recipe
     if "turns" in Manifest.load(dump).identity.get("corpus", {}) or corpus.model_fields_set & {"turns", "reasoning"}:
         return recipe
@@ -48,7 +47,7 @@ def _with_turns_of(dump: Location, recipe: Recipe) -> Recipe:
 def _with_dtype_of(dump: Location, recipe: Recipe) -> Recipe:
     """Return the recipe with the dtype in which the dump was begun, if the recipe gives none."""
     teacher = recipe.teacher
-    if "dtype" in teacher.model_fields_set or not (dump / "manifest.json").exists():
+    if "dtype" in teacher.model_fields_set or not (dump / dump_files.MANIFEST).exists():
         return recipe
     begun = Manifest.load(dump).identity.get("teacher", {}).get("dtype")  # null: a server's own
     if begun is None or begun == teacher.dtype:
@@ -93,7 +92,7 @@ def warn_other_libraries(dump: Location, manifest: Manifest) -> None:
     if there is None or not missing:
         return
     with open_parquet(there) as file:
-        theirs = json.loads((file.schema_arrow.metadata or {}).get(LIBRARIES_KEY.encode(), b"{}"))
+        theirs = json.loads((file.schema_arrow.metadata or {}).get(Key.LIBRARIES.encode(), b"{}"))
     ours = libraries()
     other = [
         f"{name} {found} there, {ours[name]} here" for name, found in theirs.items() if ours.get(name, found) != found

@@ -12,6 +12,8 @@ from itertools import islice
 from pipeline.config.identity import identity_differences
 from pipeline.corpus.documents import Corpus
 from pipeline.runtime.log import say
+from schemas import dump_files
+from schemas.dump_files import Key
 from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
 from schemas.storage.atomic import remove
 from schemas.storage.locations import Location, open_parquet
@@ -28,7 +30,7 @@ def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: s
     Raises:
         ValueError: the corpus differs, and is not the dump's with more documents at its end.
     """
-    if not (dump / "manifest.json").exists():
+    if not (dump / dump_files.MANIFEST).exists():
         return
     theirs = Manifest.load(dump)
     accepted = {*theirs.accepted_engines, *([accept_engine] if accept_engine else [])}
@@ -39,7 +41,7 @@ def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: s
         return
     _require_extension(dump, theirs, ours, corpus)
     # From here on the dump is incomplete. The manifest is written last: no old shard may count as one of the new plan.
-    remove(dump / "summary.json")
+    remove(dump / dump_files.SUMMARY)
     last, grown = theirs.shards[-1], ours.shards[len(theirs.shards) - 1]
     if grown != last and planned_sha256(last.path(dump)) != grown.sha256:
         remove(last.path(dump))
@@ -54,7 +56,7 @@ def planned_sha256(path: Location) -> str | None:
     if not path.exists():
         return None
     with open_parquet(path) as file:
-        return str((file.metadata.metadata or {}).get(b"bld.shard_sha256", b"").decode())
+        return str((file.metadata.metadata or {}).get(Key.SHARD_SHA256.encode(), b"").decode())
 
 
 def _require_extension(dump: Location, theirs: Manifest, ours: Manifest, corpus: Corpus) -> None:

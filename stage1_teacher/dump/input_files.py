@@ -17,11 +17,12 @@ from pipeline.config import CorpusConfig, Recipe
 from pipeline.corpus.rows import source_files
 from pipeline.sources.file_hash import file_state
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
+from schemas import dump_files
 from schemas.manifest import Manifest, read_json, write_json
 from schemas.storage.locations import Location, location, names
 from stage1_teacher.engines.registry import engine_name
 
-_NAME = "inputs.json"
+_WHEN_DONE = (dump_files.INPUTS, dump_files.MANIFEST, dump_files.SUMMARY, dump_files.AUDIT, dump_files.CARD)
 
 
 class _UntoldError(Exception):
@@ -80,7 +81,7 @@ def _folder_files(source: str, revision: str | None) -> Iterator[Path]:
 def is_done(recipe: Recipe) -> bool:
     """Return whether a recipe's dump is complete and its inputs are unchanged since."""
     dump = location(recipe.dump.path)
-    if not all((dump / name).exists() for name in (_NAME, "manifest.json", "summary.json", "audit.json", "README.md")):
+    if not all((dump / name).exists() for name in _WHEN_DONE):
         return False
     noted = _noted(dump)
     return (
@@ -93,14 +94,14 @@ def is_done(recipe: Recipe) -> bool:
 
 def is_summed_up(dump: Location, manifest: Manifest) -> bool:
     """Return whether `summary.json` lists the planned shards, and all exist with those sizes (in a store: exist)."""
-    if not (dump / "summary.json").exists():
+    if not (dump / dump_files.SUMMARY).exists():
         return False
-    listed = {str(shard["name"]): shard["bytes"] for shard in read_json(dump / "summary.json", "shards")["shards"]}
+    listed = {str(shard["name"]): shard["bytes"] for shard in read_json(dump / dump_files.SUMMARY, "shards")["shards"]}
     planned = {shard.path(dump).name for shard in manifest.shards}
-    if listed.keys() != planned or not planned <= names(dump / "shards"):
+    if listed.keys() != planned or not planned <= names(dump / dump_files.SHARDS):
         return False
     return not isinstance(dump, Path) or all(
-        (dump / "shards" / name).stat().st_size == listed[name] for name in planned
+        (dump / dump_files.SHARDS / name).stat().st_size == listed[name] for name in planned
     )
 
 
@@ -116,7 +117,7 @@ def are_as_noted(dump: Location) -> bool:
 def _noted(dump: Location) -> dict[str, Any]:
     """Read the note; empty if it is missing or damaged, in which case everything is checked and it is rewritten."""
     try:
-        return read_json(dump / _NAME) if (dump / _NAME).exists() else {}
+        return read_json(dump / dump_files.INPUTS) if (dump / dump_files.INPUTS).exists() else {}
     except ValueError:
         return {}
 
@@ -125,7 +126,7 @@ def _shards_sha256(dump: Location) -> str | None:
     if not isinstance(dump, Path):
         return None
     # Not the time of change (ctime), which a merge alters when it hard-links a shard.
-    shards = sorted((dump / "shards").glob("*.parquet"))
+    shards = sorted((dump / dump_files.SHARDS).glob(dump_files.SHARD_GLOB))
     stated = [(shard.name, *file_state(shard.stat())[:2]) for shard in shards]
     return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
 
@@ -134,8 +135,9 @@ def note_inputs(dump: Location, recipe: Recipe, at_start: str | None) -> None:
     """Record the inputs of a complete dump, unless something has changed since the start."""
     if at_start is not None and at_start == inputs_sha256(recipe):
         shards = {} if (stated := _shards_sha256(dump)) is None else {"shards_sha256": stated}
-        write_json(dump / _NAME, {"inputs_sha256": at_start, "manifest_sha256": _manifest_sha256(dump), **shards})
+        noted = {"inputs_sha256": at_start, "manifest_sha256": _manifest_sha256(dump), **shards}
+        write_json(dump / dump_files.INPUTS, noted)
 
 
 def _manifest_sha256(dump: Location) -> str:
-    return hashlib.sha256((dump / "manifest.json").read_text(encoding="utf-8").encode()).hexdigest()
+    return hashlib.sha256((dump / dump_files.MANIFEST).read_text(encoding="utf-8").encode()).hexdigest()

@@ -14,9 +14,10 @@ from pipeline.config.loading import load_recipe, read_values, save_recipe
 from pipeline.dumps.card import public_name, write_card
 from pipeline.dumps.completeness import require_complete
 from pipeline.runtime.log import warn
+from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, arithmetic_of, with_accepted_engine, write_json
+from schemas.shard import window_names
 from schemas.storage.atomic import committed
-from schemas.storage.locations import open_parquet
 from stage1_teacher.dump.shard_plan import corpus_sha256
 from stage1_teacher.dump.summary import summarise
 
@@ -39,7 +40,7 @@ def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] =
         for shard in manifest.shards:
             _link(shard.path(dump), next(targets).path(out))
     summary = summarise(out, merged) | {"merged_from": [_origin(*pair) for pair in zip(dumps, manifests, strict=True)]}
-    write_json(out / "summary.json", summary)
+    write_json(out / dump_files.SUMMARY, summary)
     write_card(out)
     twice = sum(number > 1 for number in Counter(_document_ids(out, merged)).values())
     if twice:
@@ -136,7 +137,7 @@ def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
 
 def _claim(out: Path, merged: Manifest, first: Path) -> None:
     """Claim the folder for this merge. Raises ValueError if it holds something else."""
-    if (out / "manifest.json").exists():
+    if (out / dump_files.MANIFEST).exists():
         theirs = Manifest.load(out)
         if differences := _plan_differences(theirs, merged):
             raise ValueError(
@@ -145,11 +146,12 @@ def _claim(out: Path, merged: Manifest, first: Path) -> None:
         if theirs != merged:  # begun by a release that did not record which engines the parts accept
             merged.save(out)
         return
-    if out.exists() and any(path.name not in ("recipe.yaml", "shards") for path in out.iterdir()):
+    if out.exists() and any(path.name not in (dump_files.RECIPE, dump_files.SHARDS) for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and is not a dump; give a new folder")
-    (out / "shards").mkdir(parents=True, exist_ok=True)
-    if (first / "recipe.yaml").exists():  # for the teacher's settings; the others differ only in the corpus
-        save_recipe(load_recipe(first / "recipe.yaml", [f"dump.path={yaml.safe_dump(str(out))}"]), out / "recipe.yaml")
+    (out / dump_files.SHARDS).mkdir(parents=True, exist_ok=True)
+    made_by = first / dump_files.RECIPE
+    if made_by.exists():  # for the teacher's settings; the others differ only in the corpus
+        save_recipe(load_recipe(made_by, [f"dump.path={yaml.safe_dump(str(out))}"]), out / dump_files.RECIPE)
     merged.save(out)
 
 
@@ -176,7 +178,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _origin(dump: Path, manifest: Manifest) -> dict[str, Any]:
-    recipe = read_values(dump / "recipe.yaml")
+    recipe = read_values(dump / dump_files.RECIPE)
     source = (recipe.get("corpus") or {}).get("source", dump.name)
     documents = sum(shard.num_documents for shard in manifest.shards)
     return {"source": public_name(str(source)), "documents": documents, "corpus": manifest.identity.get("corpus")}
@@ -184,8 +186,4 @@ def _origin(dump: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _document_ids(out: Path, merged: Manifest) -> Iterator[str]:
     for shard in merged.shards:
-        with open_parquet(shard.path(out)) as file:
-            table = file.read(columns=["doc_id", "window_start"])
-        for doc_id, start in zip(table["doc_id"].to_pylist(), table["window_start"].to_pylist(), strict=True):
-            if start == 0:
-                yield doc_id
+        yield from (doc_id for doc_id, start in window_names(shard.path(out)) if start == 0)

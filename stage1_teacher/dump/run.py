@@ -16,6 +16,7 @@ from pipeline.runtime import metrics
 from pipeline.runtime.log import detail, say, warn
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.termination import Terminated, terminable
+from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.storage.atomic import committed, make_folder, remove
 from schemas.storage.locations import Location, location
@@ -66,7 +67,7 @@ def open_or_create_dump(
         extend_dump(dump, manifest, corpus, accept_engine)
         manifest = plan.create_or_check_manifest(dump, manifest, accept_engine)
         warn_other_libraries(dump, manifest)
-        with committed(dump / "recipe.yaml") as path:
+        with committed(dump / dump_files.RECIPE) as path:
             save_recipe(recipe, path)
     claims.remove_dead_partials()
     return manifest
@@ -112,7 +113,7 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
         say(f"{dump}: the teacher's tokenizer {remark}")
     recipe = with_licence(recipe, teacher.model)
     say(f"{dump}: {describe(recipe.teacher.license)}")
-    make_folder(dump / "shards")
+    make_folder(dump / dump_files.SHARDS)
     with open_claims(dump) as claims:  # first, so that a read-only place fails before the corpus is read
         corpus = Corpus(recipe.corpus, recipe.dump.arithmetic_used)
         planned = prepare(recipe, corpus, teacher)
@@ -152,7 +153,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
     first = next(rounds, None)
     if first is None:
         return
-    remove(job.dump / "summary.json")  # out of date, if a shard was lost after it was written
+    remove(job.dump / dump_files.SUMMARY)  # out of date, if a shard was lost after it was written
     with ExitStack() as opened:
         make = opened.enter_context(open_it())
         started, num_made = time.monotonic(), 0
@@ -214,10 +215,10 @@ def finish(job: Job) -> None:
     with job.claims.writing_json():
         # Written before by this process or another; making a shard removes it. A shard modified since is read again.
         there = is_summed_up(dump, manifest) and are_as_noted(dump)
-        summary = read_json(dump / "summary.json") if there else summarise(dump, manifest)
+        summary = read_json(dump / dump_files.SUMMARY) if there else summarise(dump, manifest)
         if not there:
-            write_json(dump / "summary.json", summary)
-    if not (there and (dump / "audit.json").exists()):
+            write_json(dump / dump_files.SUMMARY, summary)
+    if not (there and (dump / dump_files.AUDIT).exists()):
         warn_not_own(dump, write_audit(job)["models_own_tokens"])
     write_card(dump)
     say(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
@@ -237,7 +238,7 @@ def write_audit(job: Job) -> dict[str, Any]:
     """Gather the audit from the shards into `audit.json`, and return it."""
     with job.claims.writing_json():
         gathered = audit.gather(job.dump, job.manifest)
-        write_json(job.dump / "audit.json", gathered)
+        write_json(job.dump / dump_files.AUDIT, gathered)
     return gathered
 
 

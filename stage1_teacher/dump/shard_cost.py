@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config import Recipe
 from pipeline.runtime.devices import computes_on_gpu, gpu_name
+from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.storage.atomic import make_folder
 from schemas.storage.locations import AnyLocation, Location
@@ -49,7 +50,7 @@ class Stopwatch:
 
 def write_cost(dump: Location, shard: ShardPlan, seconds: float, on: str) -> None:
     """Write a shard's cost before the shard is committed; beside it, for a shard made again must be the same file."""
-    make_folder(dump / "costs")
+    make_folder(dump / dump_files.COSTS)
     write_json(_path(dump, shard), {"seconds": round(seconds, 3), "devices": on})
 
 
@@ -78,4 +79,4 @@ def total_cost(dump: Location, manifest: Manifest) -> dict[str, Any] | None:
 
 
 def _path(dump: AnyLocation, shard: ShardPlan) -> AnyLocation:
-    return dump / "costs" / f"part-{shard.index:05d}.json"
+    return dump / dump_files.COSTS / f"{dump_files.part_name(shard.index)}.json"

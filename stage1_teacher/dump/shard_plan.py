@@ -14,6 +14,7 @@ from pipeline.corpus.documents import Document
 from pipeline.sources.file_hash import known_sha256
 from pipeline.sources.pypi import sha256_of
 from pipeline.tokenization.special_ids import SpecialIds
+from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
 from schemas.storage.locations import Location, names
 from stage1_teacher.targets.resolved import ResolvedTeacher
@@ -202,7 +203,7 @@ def create_or_check_manifest(dump: Location, manifest: Manifest, accept_engine: 
     engine = str(manifest.identity["teacher"]["engine"])
     if accept_engine not in (None, engine):
         raise ValueError(f"--accept-engine {accept_engine}: the engine here is {engine}")
-    if not (dump / "manifest.json").exists():
+    if not (dump / dump_files.MANIFEST).exists():
         _refuse_orphans(dump)
         manifest.save(dump)
         return manifest
@@ -235,7 +236,7 @@ def _way_out(differences: list[str], engine: str) -> str:
 
 def _refuse_orphans(dump: Location) -> None:
     """Raise ValueError for shards without a manifest: a new manifest would claim them."""
-    orphans = sorted(name for name in names(dump / "shards") if name.endswith(".parquet"))
+    orphans = sorted(name for name in names(dump / dump_files.SHARDS) if name.endswith(dump_files.SHARD_SUFFIX))
     if orphans:
         raise ValueError(
             f"{dump} holds {len(orphans)} shards ({orphans[0]} ...) but no manifest.json to say what they are. Restore "

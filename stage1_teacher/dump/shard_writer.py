@@ -12,6 +12,7 @@ from pipeline.corpus.documents import Document
 from pipeline.runtime.devices import computes_on_gpu
 from pipeline.tokenization.byte_tokenizer import SpellingError
 from pipeline.tokenization.chat_template import ChatError
+from schemas.dump_files import Key
 from schemas.manifest import ShardPlan, shard_identity
 from schemas.record import Record
 from schemas.shard import commit_shard, to_table
@@ -20,7 +21,7 @@ from stage1_teacher.coordination.pipelined import pipelined
 from stage1_teacher.coordination.retry import retry_with_restart
 from stage1_teacher.dump import audit
 from stage1_teacher.dump import shard_cost as cost
-from stage1_teacher.dump.begun import LIBRARIES_KEY, libraries
+from stage1_teacher.dump.begun import libraries
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.chat_windows import cut_chat
 from stage1_teacher.inputs.encoded_windows import Piece, batches, cut_pieces
@@ -159,13 +160,13 @@ class ShardWriter:
     def _commit(self, shard: EncodedShard) -> int:
         table = to_table(self._records, self._identity)
         extra = {
-            "bld.left_out": json.dumps(shard.left_out),
-            "bld.teacher_tokens": str(self._num_tokens),
-            "bld.computed_tokens": str(self._num_computed),
-            "bld.shard_sha256": shard.plan.sha256,
-            "bld.engine": self._teacher.engine.name,
-            LIBRARIES_KEY: json.dumps(libraries()),
-            audit.METADATA_KEY: json.dumps(self._audited),
+            Key.LEFT_OUT: json.dumps(shard.left_out),
+            Key.TEACHER_TOKENS: str(self._num_tokens),
+            Key.COMPUTED_TOKENS: str(self._num_computed),
+            Key.SHARD_SHA256: shard.plan.sha256,
+            Key.ENGINE: self._teacher.engine.name,
+            Key.LIBRARIES: json.dumps(libraries()),
+            Key.AUDIT: json.dumps(self._audited),
         }
         table = table.replace_schema_metadata(
             {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}

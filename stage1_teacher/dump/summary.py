@@ -5,9 +5,10 @@ from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
+from schemas.dump_files import Key
 from schemas.file_seal import check_seal
 from schemas.manifest import Manifest, ShardPlan
-from schemas.shard import shard_metadata
+from schemas.shard import num_supervised, shard_metadata
 from schemas.storage.locations import Location, open_parquet
 from stage1_teacher.coordination.thread_map import thread_map
 from stage1_teacher.dump.shard_cost import total_cost
@@ -52,24 +53,19 @@ def _count(dump: Location, shard: ShardPlan) -> _Counted:
         raise ValueError(f"{error}; delete it and run the same command again, which makes that shard anew") from error
     with open_parquet(path) as file:
         metadata = shard_metadata(path, file.schema_arrow)
-        table = file.read(columns=["segment_lengths", "segment_has_end"])
-    if metadata["bld.shard_sha256"] != shard.sha256:  # written late, by a process from before the dump was extended
+        num_bytes, num_ends = num_supervised(file)
+        num_records = file.metadata.num_rows
+    if metadata[Key.SHARD_SHA256] != shard.sha256:  # written late, by a process from before the dump was extended
         raise ValueError(f"{path} holds other documents than planned; delete it and run `bld teacher` again")
-    left_out = json.loads(metadata["bld.left_out"])
-    num_bytes, num_ends = (_sum(table, name) for name in ("segment_lengths", "segment_has_end"))
+    left_out = json.loads(metadata[Key.LEFT_OUT])
     size = path.stat().st_size
     counts = {
         "documents": shard.num_documents - len(left_out),
-        "records": table.num_rows,
+        "records": num_records,
         "bytes": num_bytes,
         "positions": num_bytes + num_ends,
-        "teacher_tokens": int(metadata["bld.teacher_tokens"]),
-        "computed_tokens": int(metadata["bld.computed_tokens"]),
+        "teacher_tokens": int(metadata[Key.TEACHER_TOKENS]),
+        "computed_tokens": int(metadata[Key.COMPUTED_TOKENS]),
         "stored_bytes": size,
     }
-    return _Counted(counts, left_out, metadata["bld.engine"], {"name": path.name, "bytes": size, "sha256": digest})
-
-
-def _sum(table: Any, column: str) -> int:
-    """Over all elements of a column of lists."""
-    return int(table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False).sum())
+    return _Counted(counts, left_out, metadata[Key.ENGINE], {"name": path.name, "bytes": size, "sha256": digest})

@@ -4,6 +4,7 @@ from pipeline.config import Recipe, TeacherConfig
 from pipeline.config.teacher import MOST_OVERLAP
 from pipeline.runtime.huggingface import check_positions, load_config, max_positions
 from pipeline.runtime.log import say
+from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.storage.locations import location
 from stage1_teacher.engines.registry import longest_window
@@ -37,7 +38,7 @@ def with_fitting_windows(recipe: Recipe, model: str) -> Recipe:
 def _begun_with(recipe: Recipe) -> int | None:
     """The longest window of the dump in the recipe's folder; None where there is none."""
     dump = location(recipe.dump.path)
-    if not (dump / "manifest.json").exists():
+    if not (dump / dump_files.MANIFEST).exists():
         return None
     begun: int | None = Manifest.load(dump).identity.get("teacher", {}).get("max_tokens")
     return begun

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config import Recipe
 from pipeline.corpus.documents import Document
+from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import location
 from stage1_teacher.dump import shard_plan as plan
@@ -72,7 +73,7 @@ class ClusterEngine:
         if Path(task.folder).is_dir():  # otherwise paths must be absolute; one that is missing is named in an error
             os.chdir(task.folder)
         dump = location(task.recipe.dump.path)
-        if not (dump / "manifest.json").exists():
+        if not (dump / dump_files.MANIFEST).exists():
             raise ValueError(
                 f"{place} cannot find {dump}: dump.path must be a folder that all machines share under the same path, "
                 "or an address (s3://bucket/folder)"

@@ -1,6 +1,7 @@
 """Records out of a teacher's targets: pieces of documents in, entries and columns of a shard out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from pipeline.config import DumpConfig
 from pipeline.covering.targets import Targets
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import levels
+from schemas.columns import BY_NAME, MEASURES
 from schemas.record import Record
 from stage1_teacher.inputs.encoded_windows import Piece, spelled_lengths
 from stage1_teacher.targets.answers import Answers
@@ -57,23 +59,19 @@ def make_record(
         counts_P, rounded = entries.counts_P, round_entries(entries)
     lengths, token_logprobs = _token_columns(piece, targets, tokenizer)
 
-    def shares(column: str) -> np.ndarray:
-        found_P = np.concatenate([getattr(found, column)[where] for found, where in kept])
-        return found_P.astype(np.float32) if exact else levels.round_shares(found_P)
-
+    measured: dict[str, Any] = {}
+    for column in MEASURES:
+        found_P = np.concatenate([getattr(found, f"{column.name}_P")[where] for found, where in kept])
+        measured[column.name] = column.as_stored(found_P, exact)
     return Record(
         doc_id=piece.doc_id,
         window_start=piece.window.start,
         document=piece.text,
         segments=segments,
         teacher_token_lengths=lengths,
-        teacher_token_logprobs=(
-            token_logprobs.astype(np.float32) if exact else levels.round_token_logprobs(token_logprobs)
-        ),
+        teacher_token_logprobs=BY_NAME["teacher_token_logprobs"].as_stored(token_logprobs, exact),
         entry_counts=counts_P,
-        dropped=shares("dropped_P"),
-        token_end=shares("token_end_P"),
-        doubt=shares("doubt_P"),
+        **measured,
         symbols=rounded.symbols_E,
         logprobs=rounded.logprobs_E,
         message_roles=piece.roles,

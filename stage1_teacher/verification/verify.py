@@ -6,9 +6,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.identity import identity_differences
+from schemas import dump_files
+from schemas.dump_files import Key
 from schemas.file_seal import check_seal
 from schemas.manifest import Manifest, ShardPlan, read_json, shard_identity, with_accepted_engine
-from schemas.shard import shard_metadata, shard_schema
+from schemas.shard import shard_metadata, shard_reader
 from schemas.storage.locations import Location, StoreError, names, open_parquet
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.verification.verify_records import faults_of_records
@@ -25,11 +27,10 @@ def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
     for shard in manifest.shards:
         faults += verify_shard(shard.path(path), shard, manifest)
     planned = {shard.path(path).name for shard in manifest.shards}
-    for other in sorted(names(path / "shards") - planned):
-        if other.endswith(".parquet"):
-            faults.append(
-                f"{path / 'shards' / other}: not in the plan (manifest.json); it belongs to another dump: move it away"
-            )
+    for other in sorted(names(path / dump_files.SHARDS) - planned):
+        if other.endswith(dump_files.SHARD_SUFFIX):
+            where = path / dump_files.SHARDS / other
+            faults.append(f"{where}: not in the plan (manifest.json); it belongs to another dump: move it away")
     faults += _summary_faults(path, manifest, bool(faults))
     if against_teacher and not faults:
         from stage1_teacher.verification.verify_teacher import (
@@ -49,7 +50,8 @@ def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[s
         check_seal(path)
         with open_parquet(path) as file:
             metadata = shard_metadata(path, file.schema_arrow)
-            faults = _schema_faults(file.schema_arrow, json.loads(metadata["bld.identity"]))
+            wanted = shard_reader(path, file.schema_arrow.metadata).shard_schema(json.loads(metadata[Key.IDENTITY]))
+            faults = _schema_faults(file.schema_arrow, wanted)
         faults = faults or _plan_faults(metadata, shard, manifest) + list(faults_of_records(path, metadata, shard))
     except StoreError:
         raise  # says nothing about the shard
@@ -61,9 +63,9 @@ def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[s
     return [f"{path}{fault}" for fault in faults]
 
 
-def _schema_faults(schema: pa.Schema, identity: dict[str, Any]) -> list[str]:
+def _schema_faults(schema: pa.Schema, wanted: pa.Schema) -> list[str]:
     """Other columns than the format's; metadata apart."""
-    ours = {field.name: (field.type, field.nullable) for field in shard_schema(identity)}
+    ours = {field.name: (field.type, field.nullable) for field in wanted}
     theirs = {field.name: (field.type, field.nullable) for field in schema}
     return [
         f": column {name} is {theirs.get(name)}, the format says {ours.get(name)}"
@@ -74,23 +76,23 @@ def _schema_faults(schema: pa.Schema, identity: dict[str, Any]) -> list[str]:
 
 def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest) -> list[str]:
     """Return what says that it is not this dump's shard, or was not made of the documents that the plan gives it."""
-    began, ours = json.loads(metadata["bld.identity"]), shard_identity(manifest.identity)
+    began, ours = json.loads(metadata[Key.IDENTITY]), shard_identity(manifest.identity)
     if "teacher" in began:  # of a part of a merged dump, which an accepted engine may have begun
         began = with_accepted_engine(began, ours, manifest.accepted_engines)
     faults = [
         f": identity differs from the manifest's: {difference}" for difference in identity_differences(began, ours)
     ]
-    if metadata["bld.shard_sha256"] != shard.sha256:
+    if metadata[Key.SHARD_SHA256] != shard.sha256:
         faults.append(f": made of other documents than the plan's ({shard.first_document} and on)")
     engines = {manifest.identity.get("teacher", {}).get("engine"), *manifest.accepted_engines}
-    if metadata["bld.engine"] not in engines:
-        faults.append(f": made by {metadata['bld.engine']}, which the manifest does not accept")
+    if metadata[Key.ENGINE] not in engines:
+        faults.append(f": made by {metadata[Key.ENGINE]}, which the manifest does not accept")
     return faults
 
 
 def _summary_faults(path: Location, manifest: Manifest, damaged: bool) -> list[str]:
     """Return where the summary is not that of these shards; nothing where they are damaged."""
-    summary = path / "summary.json"
+    summary = path / dump_files.SUMMARY
     if not summary.exists():
         return [f"{summary}: missing; the dump is not complete: run `bld teacher` again"]
     if damaged:

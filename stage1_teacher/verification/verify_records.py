@@ -8,6 +8,8 @@ import numpy as np
 
 from pipeline.tokenization.chat_template import ASSISTANT
 from schemas import NUM_SYMBOLS, levels
+from schemas.columns import BY_NAME
+from schemas.dump_files import Key
 from schemas.manifest import ShardPlan
 from schemas.record import Record
 from schemas.record_checks import record_faults
@@ -17,7 +19,7 @@ from schemas.storage.locations import Location
 
 def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan) -> Iterator[str]:
     """Of each record, of the windows of a document together, and of the shard's counts."""
-    exact = json.loads(metadata["bld.identity"]).get("coding") == levels.EXACT
+    exact = json.loads(metadata[Key.IDENTITY]).get("coding") == levels.EXACT
     num_documents, num_bytes = 0, 0
     open_id: str | None = None  # of a document whose last window has not come yet
     done = 0  # bytes of it that are supervised so far
@@ -25,7 +27,7 @@ def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan
     rendered = False  # what is supervised is the template's, not as many bytes as the corpus has
     for row, record in enumerate(read_shard(path, checked=False)):
         where = f", record {row} (doc_id {record.doc_id!r}): "
-        faults = [*record_faults(record), *_share_faults(record), *_chat_faults(record)]
+        faults = [*record_faults(record), *_measure_faults(record), *_chat_faults(record)]
         faults += _lacking(record) if exact and not faults else []
         yield from (where + fault for fault in faults)
         if faults:
@@ -51,7 +53,7 @@ def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan
         open_id = None if ends else record.doc_id
     if open_id is not None:
         yield f" (doc_id {open_id!r}): the document's last window is missing"
-    left_out = json.loads(metadata["bld.left_out"])
+    left_out = json.loads(metadata[Key.LEFT_OUT])
     if num_documents + len(left_out) != shard.num_documents:
         yield f": {num_documents} documents and {len(left_out)} left out, {shard.num_documents} are planned"
     if num_bytes != shard.num_bytes and not (left_out or rendered):
@@ -93,10 +95,10 @@ def _lacking(record: Record) -> list[str]:
     )
 
 
-def _share_faults(record: Record) -> list[str]:
-    shares = {"dropped": record.dropped, "token_end": record.token_end, "doubt": record.doubt}
+def _measure_faults(record: Record) -> list[str]:
     return [
-        f"{name} holds values outside 0..1"
-        for name, value_P in shares.items()
-        if not bool(((value_P >= 0) & (value_P <= 1)).all())  # false for nan
+        f"{name} holds values outside {least:g}..{most:g}"
+        for name, value_P in record.measures.items()
+        for least, most in [BY_NAME[name].unit.bounds]
+        if not bool(((value_P >= least) & (value_P <= most)).all())  # false for nan
     ]

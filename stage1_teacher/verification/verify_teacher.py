@@ -11,10 +11,11 @@ from pipeline.config import Recipe
 from pipeline.config.identity import identity_differences
 from pipeline.config.loading import parse_recipe
 from pipeline.runtime.plugins import is_own
+from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.record import Record
-from schemas.shard import read_shard
-from schemas.storage.locations import Location, open_parquet
+from schemas.shard import read_shard, window_names
+from schemas.storage.locations import Location
 from stage1_teacher.dump.begun import as_dumped
 from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.engines.registry import engine_name
@@ -44,7 +45,7 @@ class Recomputed(NamedTuple):
 
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
     """Faults where the teacher says something else than the dump, of `num_documents` documents; prints how far apart they are."""
-    made_by = path / "recipe.yaml"
+    made_by = path / dump_files.RECIPE
     recipe = as_dumped(parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by)), path, manifest)
     _refuse_own_file_of_dump(path, recipe.teacher.engine)
     named = load_tokenizer(recipe)
@@ -119,10 +120,7 @@ def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: Re
 
 def _sampled_records(path: Location, manifest: Manifest, num_documents: int) -> list[Record]:
     """The records of the documents whose ids hash lowest: the same ones each time, from all over the dump."""
-    ids: set[str] = set()
-    for shard in manifest.shards:
-        with open_parquet(shard.path(path)) as file:
-            ids.update(file.read(columns=["doc_id"])["doc_id"].to_pylist())
+    ids = {doc_id for shard in manifest.shards for doc_id, _ in window_names(shard.path(path))}
     chosen = set(heapq.nsmallest(num_documents, ids, key=lambda doc_id: hashlib.sha256(doc_id.encode()).digest()))
     return [record for shard in manifest.shards for record in read_shard(shard.path(path)) if record.doc_id in chosen]
 

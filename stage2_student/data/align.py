@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from schemas.record import Question, Record, Segment
+from schemas.record import Question, Record, Segment, common_measures
 
 
 def places(asked: Question | Record) -> np.ndarray:
@@ -116,9 +116,9 @@ def _rows(windows: Sequence[Record], rows_K: np.ndarray) -> dict[str, Any]:
     counts_P = np.concatenate([window.entry_counts for window in windows]).astype(np.int64)
     counts_K, firsts_K = counts_P[rows_K], (np.cumsum(counts_P) - counts_P)[rows_K]
     entries_E = np.arange(counts_K.sum()) + np.repeat(firsts_K - (np.cumsum(counts_K) - counts_K), counts_K)
-    shares = {n: _joined(windows, n)[rows_K] for n in ("entry_counts", "dropped", "token_end", "doubt")}
-    return shares | {name: _joined(windows, name)[entries_E] for name in ("symbols", "logprobs")}
-
-
-def _joined(windows: Sequence[Record], name: str) -> np.ndarray:
-    return np.concatenate([getattr(window, name) for window in windows])
+    measures = {
+        name: None if columns is None else np.concatenate(columns)[rows_K]
+        for name, columns in common_measures(windows).items()
+    }
+    entries = {n: np.concatenate([getattr(w, n) for w in windows])[entries_E] for n in ("symbols", "logprobs")}
+    return {"entry_counts": counts_K.astype(np.uint16), **measures, **entries}

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.record import Question, Record
 from schemas.shard import read_questions, read_shard
@@ -35,7 +36,7 @@ class OpenDump:
         self.path = path
         self.manifest = Manifest.load(path)
         self.shards = [shard.path(path) for shard in self.manifest.shards]
-        there = names(path / "shards")
+        there = names(path / dump_files.SHARDS)
         missing = [shard.name for shard in self.shards if shard.name not in there]
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from schemas import END
+from schemas.columns import MEASURES
 from schemas.record import Record
 from stage2_student.data.spans import supervised_tokens
 
@@ -66,6 +67,7 @@ class Example:
     entry_symbols_PE: np.ndarray  # int64, NO_SYMBOL at padding
     entry_logprobs_PE: np.ndarray  # float32
     num_bytes: int  # supervised bytes: all bytes of supervised tokens; END is not a byte
+    measures_P: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32, what else the dump says, by column
 
 
 class Layout(NamedTuple):
@@ -104,14 +106,16 @@ class MicroBatch:
     num_bytes: int
     # Where a row holds several documents: each one's begin again at 0, and padding stands at 0. None: the model's own.
     positions_BL: Tensor | None = None
+    measures_P: dict[str, Tensor] = field(default_factory=dict)  # float32, by column (`schemas.columns.MEASURES`)
     extra: dict[str, Tensor] = field(default_factory=dict)  # what the interface prepared, see `Interface.prepare`
 
     def to(self, device: torch.device | str) -> "MicroBatch":
         """The same with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
-        extra = {n: v.to(device, non_blocking=True) for n, v in self.extra.items()}
-        return replace(self, **moved, extra=extra)
+        for name in ("measures_P", "extra"):
+            moved[name] = {n: v.to(device, non_blocking=True) for n, v in values[name].items()}
+        return replace(self, **moved)
 
 
 def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | None, masks: Masks) -> Example:
@@ -146,6 +150,7 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | 
         entry_symbols_PE=entry_symbols_PE,
         entry_logprobs_PE=entry_logprobs_PE,
         num_bytes=int((ends - starts)[inside].sum()),
+        measures_P={name: value_P[rows] for name, value_P in record.measures.items()},
     )
 
 
@@ -222,7 +227,16 @@ def collate(examples: Sequence[Example], row_sizes: Sequence[int] | None = None)
         entry_symbols_PE=_join(_widen(e.entry_symbols_PE, width, NO_SYMBOL) for e in examples),
         entry_logprobs_PE=_join(_widen(e.entry_logprobs_PE, width, 0.0) for e in examples),
         num_bytes=sum(e.num_bytes for e in examples),
+        measures_P=_measures(examples),
     )
+
+
+def _measures(examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Those that all examples have; one that asks about no position has any."""
+    asked = [e.measures_P for e in examples if len(e.state_P)]
+    names = [column.name for column in MEASURES if all(column.name in measures for measures in asked)]
+    none = np.empty(0, dtype=np.float32)
+    return {name: _join([none, *(measures[name] for measures in asked)]) for name in names}
 
 
 def empty_micro_batch(start_id: int) -> MicroBatch:

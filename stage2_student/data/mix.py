@@ -10,12 +10,13 @@ Shape legend: D dumps, P positions, E stored entries of one dump, U (position, s
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from schemas import NUM_SYMBOLS
-from schemas.record import Record
+from schemas.columns import BY_NAME, Mixing
+from schemas.record import Record, common_measures
 
 MIN_LOGPROB = -80.0  # as in the format: this much or less
 
@@ -39,26 +40,27 @@ class Mix:
     def __call__(self, records: Sequence[Record]) -> Record:
         """One record with mixed targets, from one per dump, of the same document and segments (`stage2_student.data.align`).
 
-        `dropped`, `token_end` and `doubt` are weighted means, for a teacher's error enters the target with its weight: of an
-        arithmetic mean the mean doubt bounds the total variation to the exact one, since a norm is convex; of a geometric
-        one it is an estimate. Tokens are none: there is no one teacher.
+        Measures (`dropped`, `token_end`, `doubt`) are weighted means, for a teacher's error enters the target with its
+        weight: of an arithmetic mean the mean doubt bounds the total variation to the exact one, as a norm is convex; of
+        a geometric one it is an estimate. Tokens are none: there is no one teacher.
         """
         counts_P, symbols, logprobs = self._entries(records)
-        dropped_P, token_end_P, doubt_P = (self._mean(records, name) for name in ("dropped", "token_end", "doubt"))
+        measures: dict[str, Any] = {n: self._mixed(n, columns) for n, columns in common_measures(records).items()}
         return replace(
             records[0],
             teacher_token_lengths=np.empty(0, dtype=np.int32),
             teacher_token_logprobs=np.empty(0, dtype=np.float32),
             entry_counts=counts_P.astype(np.uint16),
-            dropped=dropped_P,
-            token_end=token_end_P,
-            doubt=doubt_P,
+            **measures,
             symbols=symbols,
             logprobs=logprobs,
         )
 
-    def _mean(self, records: Sequence[Record], name: str) -> np.ndarray:
-        columns_DP = np.stack([getattr(record, name).astype(np.float64) for record in records])
+    def _mixed(self, name: str, columns: Sequence[np.ndarray] | None) -> np.ndarray | None:
+        """P, of a measure; None where a dump lacks it, or it says nothing of several teachers."""
+        if columns is None or BY_NAME[name].mixed is Mixing.NONE:
+            return None
+        columns_DP = np.stack([column.astype(np.float64) for column in columns])
         return (np.array(self.weights) @ columns_DP).astype(np.float32)
 
     def _entries(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,13 +21,15 @@ import pyarrow.parquet as pq
 
 from pipeline.runtime.log import warn
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from schemas import dump_files
+from schemas.dump_files import Key
 from schemas.file_seal import check_seal
 from schemas.record import Question, Record
 from schemas.shard import commit_shard
 from stage2_student.data.encode import Tokenizer, TurnsLeftOut, count_pieces
 
 _GROUP = 256  # records that are encoded together: the tokenizer shares them among the cores
-_KEY = b"bld.counted_of"
+_KEY = Key.COUNTED_OF.encode()
 _SCHEMA = pa.schema(
     [
         pa.field("num_tokens", pa.list_(pa.int32())),  # of each piece; empty where it cannot be used
@@ -256,7 +258,7 @@ def kept_counts(folder: Path, num_shards: int) -> Lengths:
 
 
 def _path(folder: Path, shard: int) -> Path:
-    return folder / f"part-{shard:05d}.parquet"
+    return folder / dump_files.shard_name(shard)
 
 
 def _is_sound(path: Path, key: str) -> bool:

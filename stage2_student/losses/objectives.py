@@ -25,7 +25,7 @@ class Seen:
 
     Attributes:
         batch: the micro-batch; `symbols_P` is what the document has at each position, `entry_symbols_PE` and `entry_logprobs_PE`
-            what the dump stores there, `kl_P` where it may be trusted.
+            what the dump stores there, `kl_P` where it may be trusted, `measures_P` what else the dump says, by column.
         scores: what the interface says; None where no objective needs it.
         nats_N: -ln p of the supervised tokens, in the order of `labels_BL`, float32; None where no objective needs them.
         train: the recipe's section.

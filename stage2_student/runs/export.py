@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.config import student_config
 from pipeline.config.loading import load_recipe
+from schemas import dump_files
 from schemas.manifest import read_json
 from schemas.storage.atomic import committed_folder
 from stage2_student.model.initial_student import load_start, tokenizer_moved
@@ -35,7 +36,7 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     step = _chosen_step(run, step, best)
     if out.exists() and any(out.iterdir()) and not (out / "config.json").exists():
         raise ValueError(f"{out} exists and is not a model; give another folder")
-    recipe = load_recipe(run / "recipe.yaml")
+    recipe = load_recipe(run / dump_files.RECIPE)
     student = student_config(recipe)
     trust = student.trust_remote_code
     model = load_start(run / "start", trust)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.config import Recipe
 from pipeline.runtime import log
+from schemas import dump_files
 from schemas.json_text import json_text
 from schemas.manifest import parse_json
 from schemas.storage.atomic import sync_and_rename
@@ -149,7 +150,7 @@ def where_to_look(run: Path) -> str:
         lines.append(
             f"best:    step {best}, {found.bits_per_byte:.4f} bits/byte held out: bld export {named} --best --out {out}"
         )
-    lines += [f"measure: bld eval {shlex.quote(str(run / 'recipe.yaml'))}", f"curves:  bld report {named}"]
+    lines += [f"measure: bld eval {shlex.quote(str(run / dump_files.RECIPE))}", f"curves:  bld report {named}"]
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from pipeline.runtime.huggingface import check_positions
 from pipeline.runtime.log import say, warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
+from schemas import dump_files
 from schemas.manifest import write_json
 from stage2_student.data.batch_plan import repeated
 from stage2_student.data.packing import settle
@@ -174,7 +175,7 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
         say(f"{run}: {count} documents {remark}")
     folder.claim(run, _identity(recipe, sources))
     remove_partial_checkpoints(run)
-    save_recipe(recipe, run / "recipe.yaml")
+    save_recipe(recipe, run / dump_files.RECIPE)
     write_json(run / "deepspeed.json", deepspeed_config(recipe, world))
     export_start(recipe, chats=sources.chat is not None)
 
@@ -281,7 +282,7 @@ def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpR
     }
     transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
     known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
-    write_json(run / "summary.json", {**state.as_dict(), **known})
+    write_json(run / dump_files.SUMMARY, {**state.as_dict(), **known})
     for reason, count in state.left_out.items():
         warn(f"left out: {count} records, {reason}")
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config import Recipe, TrainConfig, student_config
+from schemas import dump_files
 from schemas.record import Question
 from stage2_student.data.encode import TOO_LONG
 from stage2_student.data.order import READ, WHOLE_CHATS, WHOLE_RECORDS
@@ -90,7 +91,7 @@ def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if not path.exists():
         return
     identity = begun_identity(run)
-    num_shards = len(list(folder.glob("part-*.parquet")))
+    num_shards = len(list(folder.glob(dump_files.SHARD_GLOB)))
     if identity.get("data_order") not in READ or not are_counted(folder, num_shards, counts_key(identity)):
         return
     train = recipe.train.model_copy(update={"max_tokens": identity["train"]["max_tokens"]})

@@ -36,7 +36,7 @@ def golden_values(path: Path) -> list[dict[str, object]]:
                     "offset": position.offset,
                     "symbols": [[symbol, round(probability, 3)] for symbol, probability in position.symbols],
                     "tail": round(position.tail, 3),
-                    "shares": [round(share, 3) for share in (position.dropped, position.token_end, position.doubt)],
+                    "shares": [round(share, 3) for share in position.measures.values()],
                 }
                 for position in positions(record)
             ],

@@ -25,7 +25,7 @@ function section(at) {
   for (const [name, p] of at.e) part.append(row(name, p, name === at.r ? "is" : ""));
   if (at.t > 0.00005) part.append(row("tail", at.t, "tail"));
   const trust = make("p", "trust");
-  ["dropped", "token_end", "doubt"].forEach((name, i) => {
+  panel.dataset.measures.split(" ").forEach((name, i) => {
     const item = make("span", "", name + " ");
     item.append(make("b", "", at.q[i].toFixed(3)));
     trust.append(item);

@@ -1,0 +1,282 @@
+"""The columns of a shard, once: what writes, reads, checks, aligns, mixes and shows them goes through this table.
+
+A *measure* is what a record says of each position beside its distribution. A new one is an entry of `COLUMNS`, a field
+of `schemas.record.Record`, and `NAME_P` of `pipeline.covering.targets.Targets`, which computes it; and a key of the
+recipe's `dump` section where not every dump has it. The rest follows.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from schemas import SCHEMA_VERSION, levels
+
+
+class Axis(Enum):
+    """What a column has a value of; coarse ones first."""
+
+    RECORD = "1"
+    MESSAGE = "M"
+    SEGMENT = "S"
+    TOKEN = "T"
+    POSITION = "P"
+    ENTRY = "E"
+
+
+class Unit(Enum):
+    """What a column's numbers are, in the words of a shard's metadata; and the range of a measure of that unit."""
+
+    TEXT = "text"
+    BYTES = "bytes"
+    FLAG = "flag"
+    COUNT = "count"
+    SYMBOL = "symbol"
+    NATURAL_LOG = "natural log"
+    NATS = "nats"
+    SHARE = "shares 0..1"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return (0.0, 1.0) if self is Unit.SHARE else (0.0, math.inf)
+
+
+class Mixing(Enum):
+    """What a record of several teachers has in a column (`stage2_student.data.mix`)."""
+
+    COMMON = "what their records have in common"
+    DISTRIBUTION = "part of the distribution, which is mixed as a whole"
+    MEAN = "the weighted mean"
+    NONE = "nothing"
+
+
+def _list(value: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", value, nullable=False))
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a shard.
+
+    Attributes:
+        kind: Arrow's type of one value; of all axes but RECORD the column holds flat lists of it.
+        meaning: goes into the files. What is changed here changes the bytes of every shard.
+        detail: what the specification says besides.
+        rounded: values to the levels that are stored, where a dump does not store numbers as they are (`levels.EXACT`).
+        heading: of a measure, over its column in `bld inspect`: at most 7 characters.
+        flagged: of a measure, a value above this stands out there.
+        stored_where: the key of a dump's identity, dotted, with which its shards have the column; None: all have it.
+        always: False for what shards were released without: a reader does not ask for it.
+        since: the format's version that it came with.
+    """
+
+    name: str
+    axis: Axis
+    kind: pa.DataType
+    unit: Unit
+    meaning: str
+    detail: str = ""
+    mixed: Mixing = Mixing.COMMON
+    rounded: Callable[[np.ndarray], np.ndarray] | None = None
+    heading: str = ""
+    flagged: float = math.inf
+    stored_where: str | None = None
+    always: bool = True
+    since: int = 1
+
+    @cached_property
+    def is_list(self) -> bool:
+        return self.axis is not Axis.RECORD
+
+    @cached_property
+    def is_measure(self) -> bool:
+        """Whether it says something of each position, and is no part of the distribution."""
+        return self.axis is Axis.POSITION and self.mixed is not Mixing.DISTRIBUTION
+
+    @property
+    def field(self) -> pa.Field:
+        """As Arrow's."""
+        axis = f"{self.axis.value}: " if self.is_list else ""
+        kind = _list(self.kind) if self.is_list else self.kind
+        return pa.field(self.name, kind, nullable=False, metadata={"description": f"{axis}{self.meaning}"})
+
+    def is_stored(self, identity: Mapping[str, Any]) -> bool:
+        """Whether the shards of a dump of that identity have it."""
+        value: Any = identity
+        for key in self.stored_where.split(".") if self.stored_where else ():
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return self.stored_where is None or bool(value)
+
+    def as_stored(self, values: np.ndarray, exact: bool) -> np.ndarray:
+        """Numbers as a shard holds them: float32, of a dump that is not `exact` rounded to levels."""
+        return values.astype(np.float32) if exact or self.rounded is None else self.rounded(values)
+
+
+def _share(name: str, meaning: str, detail: str = "", heading: str = "") -> Column:
+    """Return a measure that is a share: how far a target can be trusted."""
+    return Column(
+        name,
+        Axis.POSITION,
+        pa.float32(),
+        Unit.SHARE,
+        meaning,
+        detail,
+        Mixing.MEAN,
+        levels.round_shares,
+        heading or name,
+        flagged=0.05,
+    )
+
+
+# In the order in which files have them.
+COLUMNS: tuple[Column, ...] = (
+    Column(
+        "doc_id",
+        Axis.RECORD,
+        pa.string(),
+        Unit.TEXT,
+        "name of the document in its corpus; windows of one document share it",
+    ),
+    Column(
+        "window_start",
+        Axis.RECORD,
+        pa.int64(),
+        Unit.BYTES,
+        "byte offset of this record in its document; 0 unless the document was cut into windows",
+    ),
+    Column(
+        "document",
+        Axis.RECORD,
+        pa.binary(),
+        Unit.TEXT,
+        "the record's bytes, UTF-8; of a chat the contents of its messages, joined",
+        " in order; of one with a `conversation`, for the assistant's what the teacher's template writes for the turn",
+    ),
+    Column(
+        "message_roles",
+        Axis.MESSAGE,
+        pa.string(),
+        Unit.TEXT,
+        "who says each message of a chat; empty for plain text",
+        always=False,
+    ),
+    Column(
+        "message_lengths",
+        Axis.MESSAGE,
+        pa.int32(),
+        Unit.BYTES,
+        "bytes of each message of a chat; empty for plain text",
+        "; they sum to the document's length",
+        always=False,
+    ),
+    Column(
+        "segment_starts",
+        Axis.SEGMENT,
+        pa.int32(),
+        Unit.BYTES,
+        "byte offset where each supervised segment starts",
+    ),
+    Column("segment_lengths", Axis.SEGMENT, pa.int32(), Unit.BYTES, "bytes in each segment"),
+    Column(
+        "segment_has_end",
+        Axis.SEGMENT,
+        pa.bool_(),
+        Unit.FLAG,
+        "whether the segment has a last position that asks for END",
+    ),
+    Column(
+        "teacher_token_lengths",
+        Axis.TOKEN,
+        pa.int32(),
+        Unit.BYTES,
+        "bytes of each token of the teacher's encoding of the document; of a chat, what lies between segments is one "
+        "entry",
+        ", as is what lies before and after them; they sum to the document's length",
+        Mixing.NONE,
+    ),
+    Column(
+        "teacher_token_logprobs",
+        Axis.TOKEN,
+        pa.float32(),
+        Unit.NATURAL_LOG,
+        "nats, of each such token given those before; 0 for what lies between the segments of a chat",
+        " or outside of them; off by at most 0.02 √nats down to -16, and by 0.8 below",
+        Mixing.NONE,
+        levels.round_token_logprobs,
+    ),
+    Column(
+        "entry_counts",
+        Axis.POSITION,
+        pa.uint16(),
+        Unit.COUNT,
+        "stored entries",
+        " of each position",
+        Mixing.DISTRIBUTION,
+    ),
+    _share(
+        "dropped",
+        "share of the prefix's known mass on branches that end here and were not expanded",
+        ": on teacher tokens that end here off the canonical path and were not followed; of a served teacher also "
+        "what it did not list of the row that starts here",
+    ),
+    _share(
+        "token_end",
+        "largest share on tokens that end off the canonical path, since the canonical token began",
+        "; 0 at its start",
+        heading="tok_end",
+    ),
+    _share("doubt", "estimated total variation between the stored target and the exact one"),
+    Column(
+        "symbols",
+        Axis.ENTRY,
+        pa.uint8(),
+        Unit.SYMBOL,
+        "0-254 a byte, 255 END; in descending probability within a position",
+        mixed=Mixing.DISTRIBUTION,
+    ),
+    Column(
+        "logprobs",
+        Axis.ENTRY,
+        pa.float32(),
+        Unit.NATURAL_LOG,
+        "natural log of the probability; what is left to 1 is the tail",
+        mixed=Mixing.DISTRIBUTION,
+    ),
+    Column(
+        "conversation",
+        Axis.RECORD,
+        pa.string(),
+        Unit.TEXT,
+        "JSON: messages and tools as a chat template was given them, this record's messages the last; empty where "
+        "roles and contents say all",
+        " (see *Chats*)",
+        stored_where="corpus.turns",
+    ),
+)
+BY_NAME = {column.name: column for column in COLUMNS}
+MEASURES = tuple(column for column in COLUMNS if column.is_measure)
+FINEST_FIRST = tuple(sorted(COLUMNS, key=lambda column: list(Axis).index(column.axis), reverse=True))
+
+
+def columns_of(version: int = SCHEMA_VERSION) -> tuple[Column, ...]:
+    """Return the columns that shards of a version of the format may have."""
+    return tuple(column for column in COLUMNS if column.since <= version)
+
+
+def shard_schema(identity: Mapping[str, Any], version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Return the columns of a dump's shards, those of one dump alike."""
+    return pa.schema([column.field for column in columns_of(version) if column.is_stored(identity)])
+
+
+def units(identity: Mapping[str, Any]) -> str:
+    """Say in a line what the numbers of a dump's shards are, for their metadata."""
+    said = []
+    for unit in (Unit.NATURAL_LOG, Unit.NATS, Unit.SHARE):
+        names = [column.name for column in FINEST_FIRST if column.unit is unit and column.is_stored(identity)]
+        said += [f"{', '.join(names)}: {unit.value}"] if names else []
+    return "; ".join([*said, f"lengths and starts: {Unit.BYTES.value}"])

@@ -1,0 +1,90 @@
+"""Version 1 of the format: bld 0.1 and later."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.columns import columns_of
+from schemas.columns import shard_schema as schema_of_version
+from schemas.record import Question, Record, Segment
+from schemas.storage.locations import Location
+
+VERSION = 1
+_COLUMNS = columns_of(VERSION)
+_ASKED = ("doc_id", "window_start", "document", "segment_starts", "segment_lengths", "segment_has_end")
+_OF_CHATS = ("message_roles", "message_lengths", "conversation")
+
+
+def manifest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest's fields as they are called today."""
+    return dict(values)
+
+
+def shard_schema(identity: Mapping[str, Any]) -> pa.Schema:
+    """Return the columns that a shard of a dump of that identity has to have."""
+    return schema_of_version(identity, VERSION)
+
+
+def check_columns(path: Location, schema: pa.Schema) -> None:
+    """Raise ValueError where a reader would find another type than the format's, or nothing.
+
+    More columns than those do no harm.
+    """
+    theirs = {field.name: (field.type, field.nullable) for field in schema}
+    for column in _COLUMNS:
+        if column.name in theirs or (column.always and column.stored_where is None):
+            found, wanted = theirs.get(column.name), (column.field.type, column.field.nullable)
+            if found != wanted:
+                raise ValueError(f"{path}: column {column.name} is {found}, the format says {wanted}")
+
+
+def question_columns(schema: pa.Schema, with_tokens: bool) -> list[str]:
+    """Return the columns that questions are made of; `with_tokens`: the lengths of the teacher's tokens too."""
+    tokens = ["teacher_token_lengths"] if with_tokens else []
+    return [*_ASKED, *tokens, *(name for name in _OF_CHATS if name in schema.names)]
+
+
+def rows(batch: pa.RecordBatch) -> "Rows":
+    """Return the rows of a batch."""
+    return Rows(batch)
+
+
+class Rows:
+    """Arrow's rows, each of which becomes a record when it is asked for."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.num_rows = batch.num_rows
+        self._lists: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._scalars: dict[str, pa.Array] = {}
+        there = set(batch.schema.names)  # a shard of plain text may lack the message columns
+        for column in _COLUMNS:
+            if column.name not in there:
+                continue
+            values = batch.column(batch.schema.get_field_index(column.name))
+            if column.is_list:
+                self._lists[column.name] = (values.offsets.to_numpy(), values.values.to_numpy(zero_copy_only=False))
+            else:
+                self._scalars[column.name] = values
+
+    def record(self, row: int) -> Record:
+        return Record(**self._values(row))
+
+    def question(self, row: int) -> Question:
+        return Question(**self._values(row))
+
+    def _values(self, row: int) -> dict[str, Any]:
+        # Copies: a view would keep the whole batch in memory for as long as a reader keeps one record of it.
+        cells = {n: values[offsets[row] : offsets[row + 1]].copy() for n, (offsets, values) in self._lists.items()}
+        segments = zip(
+            cells.pop("segment_starts"), cells.pop("segment_lengths"), cells.pop("segment_has_end"), strict=True
+        )
+        roles, lengths = cells.pop("message_roles", ()), cells.pop("message_lengths", ())
+        return {
+            "message_roles": tuple(roles),
+            "message_lengths": tuple(int(length) for length in lengths),
+            "segments": tuple(Segment(int(start), int(length), bool(end)) for start, length, end in segments),
+            **{name: column[row].as_py() for name, column in self._scalars.items()},
+            **cells,
+        }
