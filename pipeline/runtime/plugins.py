@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipeline.runtime.log import warn
@@ -20,11 +21,11 @@ from pipeline.runtime.log import warn
 SUFFIX = ".py"
 # What files of one's own import by the names of 0.1, which had no rooms. They go on under these for a release.
 _MOVED = {
-    "pipeline.source": "pipeline.sources.resolve",
-    "pipeline.tokenizer_bytes": "pipeline.tokenization.byte_tokenizer",
-    "pipeline.tokenizer_convert": "pipeline.tokenization.file_formats",
-    "stage2_student.batches": "stage2_student.data.examples",
-    "stage2_student.objectives": "stage2_student.losses.objectives",
+    "pipeline.source": ("pipeline.sources.resolve",),
+    "pipeline.tokenizer_bytes": ("pipeline.tokenization.byte_tokenizer",),
+    "pipeline.tokenizer_convert": ("pipeline.tokenization.file_formats",),
+    "stage2_student.batches": ("stage2_student.data.examples", "stage2_student.data.micro_batch"),
+    "stage2_student.objectives": ("stage2_student.losses.objectives",),
 }
 
 
@@ -115,10 +116,12 @@ def _provide_moved(path: Path) -> None:
             asked |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     for old in sorted(asked & _MOVED.keys()):
         package, name = old.rsplit(".", 1)
-        module = import_module(_MOVED[old])
+        module = ModuleType(old)
+        for new in _MOVED[old]:
+            vars(module).update({key: value for key, value in vars(import_module(new)).items() if key[:2] != "__"})
         sys.modules[old] = module
         setattr(import_module(package), name, module)
-        warn(f"{path}: {old} has moved to {_MOVED[old]}; the next release knows the new name alone")
+        warn(f"{path}: {old} has moved to {' and '.join(_MOVED[old])}; the next release knows the new name alone")
 
 
 def sha256(file: str) -> str:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from schemas import NUM_SYMBOLS
-from stage2_student.data.examples import NO_LABEL, Encoded, Example, MicroBatch
+from stage2_student.data.examples import NO_LABEL, Encoded, Example
+from stage2_student.data.micro_batch import MicroBatch
 
 Head = Callable[[Tensor], Tensor]  # (n, D) -> (n, vocabulary): the student's own token logits, `Student.token_logits`
 

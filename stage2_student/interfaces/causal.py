@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from schemas import NUM_SYMBOLS
-from stage2_student.data.examples import MicroBatch
+from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 
 FIRST = NUM_SYMBOLS  # what stands before a token's first byte

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas import NUM_SYMBOLS
-from stage2_student.data.examples import MicroBatch
+from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from schemas import END
 from schemas.record import Record
-from stage2_student.data.examples import NO_ROW, Encoded, Layout, position_rows
+from stage2_student.data.examples import NO_ROW, Encoded, position_rows
+from stage2_student.data.micro_batch import Layout
 
 NO_CHUNK = -1
 MIN_NATS = 1e-6  # of a chunk: one that is certain would make ln(1 - p) infinite

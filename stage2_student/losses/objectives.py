@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pipeline.config import Objectives, TrainConfig
 from pipeline.runtime.plugins import run_file
-from stage2_student.data.examples import NO_LABEL, MicroBatch
+from stage2_student.data.examples import NO_LABEL
+from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces import ByteScores
 from stage2_student.losses.alm import chunk_loss
 from stage2_student.losses.divergences import class_divergence, symbol_cross_entropy

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
-from stage2_student.data.examples import NO_LABEL, MicroBatch
+from stage2_student.data.examples import NO_LABEL
+from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces import ByteScores, Interface
 from stage2_student.losses.divergences import token_cross_entropy
 from stage2_student.losses.objectives import Seen, chosen

@@ -19,7 +19,8 @@ from pipeline.runtime.log import say
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation, Excerpt
-from stage2_student.data.examples import Example, MicroBatch, collate, empty_micro_batch
+from stage2_student.data.examples import Example
+from stage2_student.data.micro_batch import MicroBatch, collate, empty_micro_batch
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.rank_messages import Channel
 from stage2_student.evaluation.bits_per_byte import Scored, by_length, cut_document

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config import Recipe, student_config
 from pipeline.runtime.log import say
-from stage2_student.data.examples import MicroBatch
+from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.data.prefetch import prefetched
 from stage2_student.data.token_counts import Lengths
 from stage2_student.distributed import deepspeed_engine as ds

@@ -16,7 +16,8 @@ from pipeline.tokenization.special_ids import SpecialIds
 from schemas.record import Record
 from stage2_student.data.batch_plan import BatchPlan, Planned, plan_batches
 from stage2_student.data.encode import encode_pieces
-from stage2_student.data.examples import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
+from stage2_student.data.examples import Encoded, Masks, make_example
+from stage2_student.data.micro_batch import MicroBatch, collate, empty_micro_batch
 from stage2_student.data.order import START, VERSION, WHOLE_CHATS, WHOLE_RECORDS, Place, Position
 from stage2_student.data.packing import Packing, Rows, plan_micro_batches
 from stage2_student.data.reader import DumpReader

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.runtime.log import warn
 from pipeline.runtime.metrics import count_failure
-from stage2_student.data.examples import MicroBatch
+from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.rank_messages import Channel
 from stage2_student.training.loss_scale import LossScale

@@ -17,7 +17,8 @@ from torch.nn.functional import cosine_similarity
 from pipeline.config import Recipe, student_config
 from schemas.record import Record
 from stage2_student.data.encode import encode_records
-from stage2_student.data.examples import Masks, MicroBatch, collate, make_example
+from stage2_student.data.examples import Masks, make_example
+from stage2_student.data.micro_batch import MicroBatch, collate
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.linear import LinearInterface
 from stage2_student.losses.divergences import class_divergence

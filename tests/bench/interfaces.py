@@ -21,7 +21,8 @@ import typer
 from pipeline.config import Objectives, Recipe
 from pipeline.config.loading import load_recipe
 from pipeline.tokenization.special_ids import SpecialIds
-from stage2_student.data.examples import NO_LABEL, Encoded, Masks, MicroBatch, collate, make_example
+from stage2_student.data.examples import NO_LABEL, Encoded, Masks, make_example
+from stage2_student.data.micro_batch import MicroBatch, collate
 from stage2_student.data.packing import plan_micro_batches
 from stage2_student.data.reader import DumpReader
 from stage2_student.interfaces import INTERFACES, Interface, StudentShape, make_interface

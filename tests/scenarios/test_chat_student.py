@@ -25,7 +25,8 @@ from schemas.record import Record, Segment
 from schemas.shard import read_shard
 from stage1_teacher.dump.run import run_teacher
 from stage2_student.data.encode import encode_records
-from stage2_student.data.examples import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
+from stage2_student.data.examples import NO_LABEL, Encoded, Example, Masks, make_example
+from stage2_student.data.micro_batch import Layout, collate
 from stage2_student.evaluation.bits_per_byte import run_eval
 from stage2_student.interfaces.base import StudentShape
 from stage2_student.interfaces.token_marginal.interface import TokenMarginal

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
-from stage2_student.data.examples import Masks, MicroBatch, collate, make_example
+from stage2_student.data.examples import Masks, make_example
+from stage2_student.data.micro_batch import MicroBatch, collate
 from stage2_student.interfaces.token_marginal import cells as marginal_cells
 from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
 from stage2_student.model.student import Student

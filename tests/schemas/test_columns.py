@@ -16,7 +16,8 @@ from schemas.columns import BY_NAME, COLUMNS, MEASURES, Axis, Column, Mixing, Un
 from schemas.record import Record, common_measures
 from schemas.record_checks import layout_faults
 from stage2_student.data.align import aligned
-from stage2_student.data.examples import Encoded, Example, Masks, collate, empty_micro_batch, make_example
+from stage2_student.data.examples import Encoded, Example, Masks, make_example
+from stage2_student.data.micro_batch import collate, empty_micro_batch
 from stage2_student.data.mix import Mix
 from tests.schemas.make_golden import FOLDER
 from tests.support.small_dumps import make_record

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.covering.vocabulary import Vocabulary
-from stage2_student.data.examples import NO_LABEL, Encoded, Example, MicroBatch
+from stage2_student.data.examples import NO_LABEL, Encoded, Example
+from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 from stage2_student.interfaces.token_marginal.cells import Kept, cell_sums
 from stage2_student.interfaces.token_marginal.plan import Plan, make_plan

@@ -15,7 +15,8 @@ from schemas import END
 from schemas.record import Segment
 from stage2_student.data.batch_plan import plan_batches
 from stage2_student.data.encode import encode_records
-from stage2_student.data.examples import NO_LABEL, Encoded, Masks, collate, make_example
+from stage2_student.data.examples import NO_LABEL, Encoded, Masks, make_example
+from stage2_student.data.micro_batch import collate
 from stage2_student.data.packing import plan_micro_batches
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.spans import supervised_tokens, token_spans

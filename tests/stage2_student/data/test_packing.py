@@ -12,7 +12,8 @@ from transformers import MambaConfig, MambaModel, masking_utils
 from pipeline.config import StudentConfig, TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.data.encode import encode_records
-from stage2_student.data.examples import Encoded, Layout, Masks, collate, empty_micro_batch, make_example
+from stage2_student.data.examples import Encoded, Masks, make_example
+from stage2_student.data.micro_batch import Layout, collate, empty_micro_batch
 from stage2_student.data.packing import PAYS_ABOVE, Rows, packing_fault, padded_tokens, plan_micro_batches, settle
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.losses.alm import chunk_tensors

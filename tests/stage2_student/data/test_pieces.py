@@ -12,7 +12,8 @@ import torch
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.record import Record, Segment
 from stage2_student.data.encode import NOTHING, Pieces, count_pieces, encode_pieces, encode_records
-from stage2_student.data.examples import NO_LABEL, Encoded, Example, Layout, Masks, collate, make_example
+from stage2_student.data.examples import NO_LABEL, Encoded, Example, Masks, make_example
+from stage2_student.data.micro_batch import Layout, collate
 from stage2_student.data.pieces import Cuttable, cut, overlap_tokens
 from stage2_student.interfaces.base import StudentShape
 from stage2_student.interfaces.token_marginal.interface import TokenMarginal

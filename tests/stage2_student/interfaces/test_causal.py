@@ -12,7 +12,8 @@ from pipeline.config import TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import END
 from stage2_student.data.encode import encode_records
-from stage2_student.data.examples import Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
+from stage2_student.data.examples import Encoded, Masks, make_example
+from stage2_student.data.micro_batch import MicroBatch, collate, empty_micro_batch
 from stage2_student.data.spans import token_spans
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.causal import FIRST, CausalInterface

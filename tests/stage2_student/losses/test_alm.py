@@ -10,7 +10,8 @@ import torch
 
 from schemas import END
 from schemas.record import Record, Segment
-from stage2_student.data.examples import Encoded, Layout
+from stage2_student.data.examples import Encoded
+from stage2_student.data.micro_batch import Layout
 from stage2_student.losses.alm import NO_CHUNK, chunk_bounds, chunk_loss, chunk_tensors
 from tests.support.small_dumps import make_record, make_text
 

@@ -22,7 +22,8 @@ from pipeline.config import TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from stage2_student.data.encode import encode_records
-from stage2_student.data.examples import Encoded, Masks, MicroBatch, collate, make_example
+from stage2_student.data.examples import Encoded, Masks, make_example
+from stage2_student.data.micro_batch import MicroBatch, collate
 from stage2_student.interfaces import ByteScores, Head, Interface
 from stage2_student.losses.alm import chunk_tensors
 from stage2_student.losses.divergences import class_divergence, symbol_cross_entropy

@@ -17,7 +17,8 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas import END, NUM_SYMBOLS
 from schemas.record import Segment
-from stage2_student.data.examples import NO_LABEL, Encoded, Masks, MicroBatch, collate, empty_micro_batch, make_example
+from stage2_student.data.examples import NO_LABEL, Encoded, Masks, make_example
+from stage2_student.data.micro_batch import MicroBatch, collate, empty_micro_batch
 from stage2_student.data.spans import token_spans
 from stage2_student.interfaces import StudentShape
 from stage2_student.interfaces.token_marginal import cells as marginal_cells
