@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from socket import gethostname
 
-from schemas.storage import object_store as objects
+from schemas.storage import object_store
 from schemas.storage.locations import Location, RemotePath, StoreError
 
 
@@ -33,7 +33,7 @@ def committed(path: Location, first: bool = False) -> Iterator[Path]:
                 local = Path(scratch) / path.name
                 yield local
                 content = local.read_bytes()
-                _ = objects.create(path, content) if first else objects.replace(path, content)
+                _ = object_store.create(path, content) if first else object_store.replace(path, content)
             return
         partial = path.with_suffix(f".{writer_name()}.partial")
         try:
@@ -67,7 +67,7 @@ def writer_name() -> str:
 def remove(path: Location) -> None:
     """Delete a file or an object so that it stays deleted; nothing where there is none."""
     if isinstance(path, RemotePath):
-        objects.remove(path)
+        object_store.remove(path)
         return
     path.unlink(missing_ok=True)
     sync_folder(path.parent)

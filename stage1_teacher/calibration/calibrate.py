@@ -19,8 +19,7 @@ from schemas.record import Question
 from schemas.shard import commit_shard, read_shard, shard_metadata, to_table
 from schemas.storage.locations import open_parquet
 from stage1_teacher.calibration.corpus_sample import survey
-from stage1_teacher.dump import audit
-from stage1_teacher.dump import shard_cost as cost
+from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.shard_writer import encode_shard, make_shards
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
@@ -69,8 +68,8 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
             warm_seconds=max(0.0, cold.seconds - again.seconds),
             read_seconds=found.seconds,
             audit_seconds=seconds_of_audit(found.sample, teacher, num_audited),
-            devices=cost.devices(recipe),
-            num_devices=cost.num_devices(recipe),
+            devices=shard_cost.devices(recipe),
+            num_devices=shard_cost.num_devices(recipe),
             questions=questions,
         )
 
@@ -133,7 +132,7 @@ def read_part(plan: ShardPlan, folder: Path) -> Part:
     path = plan.path(folder)
     with open_parquet(path) as file:
         metadata = shard_metadata(path, file.schema_arrow)
-    took = cost.read_cost(folder, plan)
+    took = shard_cost.read_cost(folder, plan)
     assert took is not None  # it was made here
     return Part(
         text_bytes=plan.num_bytes,

@@ -53,9 +53,9 @@ class Claims(Protocol):
 def require_place(dump: Location) -> None:
     """Raise ValueError for a store that cannot hold a dump, without contacting it."""
     if isinstance(dump, RemotePath):
-        from schemas.storage import object_store as objects
+        from schemas.storage import object_store
 
-        objects.check_writable(dump)
+        object_store.check_writable(dump)
 
 
 def open_claims(dump: Location) -> Claims:

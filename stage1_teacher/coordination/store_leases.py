@@ -20,7 +20,7 @@ from typing import Self
 import psutil
 
 from schemas import dump_files
-from schemas.storage import object_store as objects
+from schemas.storage import object_store
 from schemas.storage.locations import RemotePath
 
 LEASE_SECONDS = 600.0  # longer than an engine's start, and than a batch, after each of which the lease is renewed
@@ -34,7 +34,7 @@ class StoreClaims:
 
     def __init__(self, dump: RemotePath) -> None:
         """Check the store. Raises StoreError if it cannot be written, ValueError if it ignores conditional requests."""
-        objects.check_writable(dump)
+        object_store.check_writable(dump)
         self._folder = dump / dump_files.LEASES
         process = psutil.Process()
         holder = {"host": gethostname(), "pid": os.getpid(), "started": process.create_time(), "id": uuid.uuid4().hex}
@@ -44,9 +44,9 @@ class StoreClaims:
 
     def _check_store(self, name: str) -> None:
         probe = self._folder / f"probe-{name}"
-        objects.create(probe, self._holder)
-        kept = not objects.create(probe, self._holder)
-        objects.remove(probe)
+        object_store.create(probe, self._holder)
+        kept = not object_store.create(probe, self._holder)
+        object_store.remove(probe)
         if not kept:
             raise ValueError(
                 f"{self._folder.parent}: this store overwrites existing objects (it ignores If-None-Match: *), so two "
@@ -59,13 +59,13 @@ class StoreClaims:
 
     def _take(self, name: str) -> bool:
         path = self._folder / name
-        if name not in self._written and not objects.create(path, self._holder):
-            held = objects.read(path)
+        if name not in self._written and not object_store.create(path, self._holder):
+            held = object_store.read(path)
             if held is None:  # released just now; the next caller may take it
                 return False
             # It is ours if only the response to our request was lost.
             if held.content != self._holder and not (
-                _is_over(held) and objects.replace(path, self._holder, held.e_tag)
+                _is_over(held) and object_store.replace(path, self._holder, held.e_tag)
             ):
                 return False
         self._written.setdefault(name, time.monotonic())
@@ -76,13 +76,13 @@ class StoreClaims:
 
     def _give_back(self, name: str) -> None:
         if self._written.pop(name, None) is not None:
-            objects.remove(self._folder / name)
+            object_store.remove(self._folder / name)
 
     def renew(self) -> None:
         now = time.monotonic()
         for name, written in self._written.items():
             if now - written > LEASE_SECONDS / 3:
-                objects.replace(self._folder / name, self._holder)
+                object_store.replace(self._folder / name, self._holder)
                 self._written[name] = now
 
     def wait(self) -> bool:
@@ -111,7 +111,7 @@ class StoreClaims:
             self._give_back(name)
 
 
-def _is_over(held: objects.Held) -> bool:
+def _is_over(held: object_store.Held) -> bool:
     if (datetime.now(UTC) - held.modified).total_seconds() > LEASE_SECONDS:
         return True
     holder = json.loads(held.content)

@@ -30,7 +30,7 @@ from stage1_teacher.coordination.thread_map import thread_map
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.encoded_windows import Piece
 from stage1_teacher.reduction.types import Rows
-from stage1_teacher.targets import own_logprobs as own_tokens
+from stage1_teacher.targets import own_logprobs
 from stage1_teacher.targets.branch_expansion import Place, expand
 from stage1_teacher.targets.distances import distances, realised_bits, stored_sums
 from stage1_teacher.targets.teacher import Teacher
@@ -87,14 +87,14 @@ class ReferenceTargets(NamedTuple):
     probs_PV: np.ndarray | None
     num_tokens: int  # computed for them
     fault: str | None
-    own: own_tokens.OwnTokens | None = None  # the model's own log-probabilities of the piece's first tokens
+    own: own_logprobs.OwnTokens | None = None  # the model's own log-probabilities of the piece's first tokens
 
 
 def compute_reference(teacher: Teacher, piece: Piece, num_tokens: int = MAX_TOKENS) -> ReferenceTargets:
     """Compute the wide covering of a piece's first tokens (of a chat's first turn), not what follows them."""
     if isinstance(teacher.engine, ListingEngine):
         return ReferenceTargets(None, 0, "a served teacher holds no branches")
-    own = own_tokens.ask_own(teacher, piece, num_tokens)
+    own = own_logprobs.ask_own(teacher, piece, num_tokens)
     if teacher.engine.cannot_branch is not None:
         return ReferenceTargets(None, 0, teacher.engine.cannot_branch, own)
     assert teacher.reducer is not None
@@ -129,7 +129,7 @@ def measure(record: Record, reference: ReferenceTargets) -> dict[str, Any]:
         "doubt": float(record.doubt.sum(dtype=np.float64)),
     }
     if reference.own is not None:
-        nats_N = own_tokens.apart(record, reference.own)
+        nats_N = own_logprobs.apart(record, reference.own)
         figures |= {"own_tokens": len(nats_N), "own_nats": float(nats_N.sum())}
     if reference.probs_PV is None:
         return figures | {"not_compared": reference.fault}
@@ -165,7 +165,7 @@ def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
             "half_mean_square_nats": _mean(
                 [figures for figures in found if "own_tokens" in figures], "own_nats", "own_tokens"
             ),
-            "limit_nats": own_tokens.LIMIT_NATS,
+            "limit_nats": own_logprobs.LIMIT_NATS,
         },
         "wide_covering": {
             **REFERENCE_COVERING.model_dump(include={"beam_width", "branch_threshold", "merge_after"}),

@@ -21,8 +21,7 @@ from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.storage.atomic import committed, make_folder, remove
 from schemas.storage.locations import Location, location
 from stage1_teacher.coordination.shard_claims import Claims, open_claims, require_place
-from stage1_teacher.dump import audit
-from stage1_teacher.dump import shard_plan as plan
+from stage1_teacher.dump import audit, shard_plan
 from stage1_teacher.dump.begun import as_begun, warn_other_libraries
 from stage1_teacher.dump.check_resumed import check_resumed
 from stage1_teacher.dump.extend import extend_dump
@@ -49,8 +48,8 @@ def prepare(recipe: Recipe, corpus: Corpus, teacher: ResolvedTeacher) -> Prepare
     # First, so that a server with another model fails before the corpus is read.
     engine = engine_name(recipe.teacher, recipe.placement)
     sample = audit.Sample(recipe.dump.audit_documents)
-    shards = list(plan.plan_shards(sample.passing(corpus.documents()), int(recipe.dump.shard_bytes)))
-    identity = teacher_identity(recipe, teacher, engine, plan.corpus_sha256(shards))
+    shards = list(shard_plan.plan_shards(sample.passing(corpus.documents()), int(recipe.dump.shard_bytes)))
+    identity = teacher_identity(recipe, teacher, engine, shard_plan.corpus_sha256(shards))
     manifest = Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
     return Prepared(manifest, sample.chosen())
 
@@ -65,7 +64,7 @@ def open_or_create_dump(
     dump = location(recipe.dump.path)
     with claims.writing_json():
         extend_dump(dump, manifest, corpus, accept_engine)
-        manifest = plan.create_or_check_manifest(dump, manifest, accept_engine)
+        manifest = shard_plan.create_or_check_manifest(dump, manifest, accept_engine)
         warn_other_libraries(dump, manifest)
         with committed(dump / dump_files.RECIPE) as path:
             save_recipe(recipe, path)
@@ -201,7 +200,7 @@ def read_shards(shards: Iterable[ShardPlan], corpus: Corpus) -> Iterator[ShardWo
     for shard in shards:
         for _ in range(shard.first_document - position):  # documents of shards that exist or that others make
             next(stream)
-        yield shard, plan.shard_documents(shard, stream)
+        yield shard, shard_plan.shard_documents(shard, stream)
         position = shard.first_document + shard.num_documents
 
 

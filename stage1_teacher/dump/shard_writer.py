@@ -19,8 +19,7 @@ from schemas.shard import commit_shard, to_table
 from schemas.storage.locations import Location
 from stage1_teacher.coordination.pipelined import pipelined
 from stage1_teacher.coordination.retry import retry_with_restart
-from stage1_teacher.dump import audit
-from stage1_teacher.dump import shard_cost as cost
+from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.begun import libraries
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.chat_windows import cut_chat
@@ -127,7 +126,7 @@ class ShardWriter:
         self._records: list[Record] = []
         self._audited: list[dict[str, Any]] = []
         self._num_tokens, self._num_computed = 0, 0
-        self._watch = cost.Stopwatch()
+        self._watch = shard_cost.Stopwatch()
 
     def take(self, batch: EngineBatch) -> ShardProgress:
         records: list[Record] = []
@@ -172,7 +171,7 @@ class ShardWriter:
             {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
         )
         self._records, self._audited, self._num_tokens, self._num_computed = [], [], 0, 0
-        cost.write_cost(self._folder, shard.plan, self._watch.lap(), cost.devices(self._recipe))
+        shard_cost.write_cost(self._folder, shard.plan, self._watch.lap(), shard_cost.devices(self._recipe))
         return commit_shard(table, shard.plan.path(self._folder), self._recipe.dump.zstd_level, first=True)
 
 

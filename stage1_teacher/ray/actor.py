@@ -13,7 +13,7 @@ from pipeline.corpus.documents import Document
 from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import location
-from stage1_teacher.dump import shard_plan as plan
+from stage1_teacher.dump import shard_plan
 from stage1_teacher.dump.check_resumed import check_resumed
 from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.dump.shard_writer import ShardProgress, make_shards
@@ -83,7 +83,7 @@ class ClusterEngine:
         engine = engine_name(task.recipe.teacher, task.recipe.placement)
         ours = teacher_identity(task.recipe, teacher, engine, corpus_sha256)
         manifest = Manifest.load(dump)
-        plan.require_identity(dump, manifest.identity, ours, task.accepted_engines)
+        shard_plan.require_identity(dump, manifest.identity, ours, task.accepted_engines)
         branches = bool(task.audited)
         opened = open_teacher(task.recipe, *teacher, branches=branches, over_machines=task.over_machines)
         try:

@@ -21,9 +21,8 @@ from pipeline.planning.forecast import Calibration, Forecast, Part, forecast
 from schemas.manifest import Manifest
 from stage1_teacher.calibration import calibrate
 from stage1_teacher.calibration.corpus_sample import survey
-from stage1_teacher.dump import audit
+from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump import run as dump
-from stage1_teacher.dump import shard_cost as cost
 from stage1_teacher.dump.shard_writer import make_shards
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.targets.opening import open_teacher
@@ -73,8 +72,8 @@ def gathered(recipe: Recipe, teacher: Teacher, taken: list[Turn], scratch: Path,
         warm_seconds=0.0,
         read_seconds=found.seconds,
         audit_seconds=calibrate.seconds_of_audit(found.sample, teacher, num_audited),
-        devices=cost.devices(recipe),
-        num_devices=cost.num_devices(recipe),
+        devices=shard_cost.devices(recipe),
+        num_devices=shard_cost.num_devices(recipe),
     )
 
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 
 from schemas.manifest import Manifest
-from schemas.storage import object_store as objects
+from schemas.storage import object_store
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location, RemotePath, StoreError, location, names, open_parquet
-from stage1_teacher.coordination import store_leases as leases
+from stage1_teacher.coordination import store_leases
 from stage1_teacher.coordination.store_leases import StoreClaims
 from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
@@ -41,7 +41,7 @@ def stored(folder: Location) -> dict[str, pa.Table]:
 
 def versions(folder: RemotePath) -> dict[str, tuple[int, str | None]]:
     """When each shard was written, and what its bytes hash to at the store."""
-    found = {name: objects.read(folder / "shards" / name) for name in names(folder / "shards")}
+    found = {name: object_store.read(folder / "shards" / name) for name in names(folder / "shards")}
     return {name: (held.modified.timestamp(), held.e_tag) for name, held in found.items() if held is not None}
 
 
@@ -86,14 +86,14 @@ def test_two_workers_on_one_dump_in_a_store_make_each_shard_once(
     store: ObjectStore, tmp_path: Path, model: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(tmp_path, model, TEXTS[:12], path="s3://bucket/shared")
-    monkeypatch.setattr(leases, "_WAIT_SECONDS", 0.05)
-    puts, create = [], objects.create
+    monkeypatch.setattr(store_leases, "_WAIT_SECONDS", 0.05)
+    puts, create = [], object_store.create
 
     def counted(path: RemotePath, data: bytes) -> bool:
         puts.append(path.name)
         return create(path, data)
 
-    monkeypatch.setattr(objects, "create", counted)
+    monkeypatch.setattr(object_store, "create", counted)
     workers = [threading.Thread(target=dump, args=(recipe,)) for _ in range(2)]
     for worker in workers:
         worker.start()
@@ -111,7 +111,7 @@ def test_a_claim_of_another_holds_until_it_is_given_back_or_over(
         assert one.take(0) and one.take(0) and one.take(1) and not two.take(0)
         one.give_back(0)
         assert two.take(0) and not one.take(0)
-        monkeypatch.setattr(leases, "LEASE_SECONDS", -1.0)
+        monkeypatch.setattr(store_leases, "LEASE_SECONDS", -1.0)
         assert two.take(1)
         monkeypatch.undo()
         one.renew()
@@ -131,16 +131,16 @@ def test_a_holder_that_proc_hides_is_alive_and_one_that_ended_is_not(
         raise error(pid)
 
     monkeypatch.setattr(psutil, "Process", hidden)
-    assert leases._is_alive(os.getpid(), 0.0) and leases._is_alive(1, 0.0)
-    assert not leases._is_alive(ended.pid, 0.0)
+    assert store_leases._is_alive(os.getpid(), 0.0) and store_leases._is_alive(1, 0.0)
+    assert not store_leases._is_alive(ended.pid, 0.0)
 
 
 def test_a_claim_that_is_kept_is_written_anew(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = remote("s3://bucket/kept")
     with StoreClaims(folder) as claims:
         claims.take(0)
-        monkeypatch.setattr(leases, "LEASE_SECONDS", 0.0)
-        objects.remove(folder / "claims" / "part-00000")
+        monkeypatch.setattr(store_leases, "LEASE_SECONDS", 0.0)
+        object_store.remove(folder / "claims" / "part-00000")
         claims.renew()
         assert names(folder / "claims") == {"part-00000"}
 
@@ -173,6 +173,6 @@ def test_stores_that_cannot_hold_a_dump_in_the_making_are_refused_by_name(
         dump(write_recipe(tmp_path, model, TEXTS[:2], path="hf://datasets/a/b"))
     with pytest.raises(StoreError, match=r"s3://other/d/.* cannot be written: .*AWS_ACCESS_KEY_ID"):
         dump(write_recipe(tmp_path, model, TEXTS[:2], path="s3://other/d"))
-    monkeypatch.setattr(objects, "create", objects.replace)
+    monkeypatch.setattr(object_store, "create", object_store.replace)
     with pytest.raises(ValueError, match=r"s3://bucket/old: this store overwrites existing objects"):
         dump(write_recipe(tmp_path, model, TEXTS[:2], path="s3://bucket/old"))

@@ -16,7 +16,7 @@ from schemas import ARITHMETIC, levels
 from schemas.manifest import Manifest, write_json
 from schemas.record import Record
 from schemas.shard import read_shard
-from stage1_teacher.dump import shard_plan as plan
+from stage1_teacher.dump import shard_plan
 from stage1_teacher.dump.merge import merge_dumps
 from stage1_teacher.inputs.encoded_windows import cut_pieces
 from stage1_teacher.targets.opening import open_teacher
@@ -37,7 +37,7 @@ def begun_by_the_first_release(folder: Path, model: Path, name: str) -> Path:
     teacher = load_tokenizer(load_recipe(recipe))
     manifest["identity"]["teacher"] |= {
         "model": str(model),
-        "weights_sha256": plan.weights_sha256(str(model), None),
+        "weights_sha256": shard_plan.weights_sha256(str(model), None),
         "tokenizer_sha256": teacher.tokenizer.sha256,
         "engine": f"transformers-{transformers.__version__}",
     }
