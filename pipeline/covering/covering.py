@@ -15,11 +15,13 @@ deepest of a row first, K cuts of all nodes in turn, I intervals of all nodes in
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.covering.intervals import Intervals, exact_intervals
+from pipeline.covering.sums_numba import add_up
 from pipeline.covering.targets import Targets, doubt
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import ARITHMETIC, END, NUM_SYMBOLS
@@ -66,48 +68,25 @@ class Covering:
     ) -> None:
         self.vocabulary, self._arithmetic = vocabulary, arithmetic
         self.document = document
-        columns = vocabulary.column[np.asarray(tokens, dtype=np.int64)].tolist()
-        lengths = np.array([len(vocabulary.sorted_bytes[c]) for c in columns], dtype=np.int64)
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)])  # R: o_r of the canonical rows
+        columns = vocabulary.column[np.asarray(tokens, dtype=np.int64)]
+        self.offsets = np.concatenate([[0], np.cumsum(vocabulary.lengths[columns])])  # R: o_r of the canonical rows
         if int(self.offsets[-1]) != len(document):
             raise ValueError(f"tokens spell {int(self.offsets[-1])} bytes, the document has {len(document)}")
-        self._next_column = dict(zip(self.offsets.tolist(), columns, strict=False))
+        self._columns = np.array([*columns, -1], dtype=np.int64)  # R: of the token that follows each canonical row
 
     def intervals(self, offsets: Sequence[int] | np.ndarray) -> Intervals:
-        """What rows that end at these byte offsets are summed over: canonical offsets or any others, in any order."""
-        return self.canonical if offsets is self.offsets else self._intervals(offsets)
-
-    def _intervals(self, offsets: Sequence[int] | np.ndarray) -> Intervals:
-        offsets_R, trie = np.asarray(offsets, dtype=np.int64), self.vocabulary.trie
-        row_nodes, heights_N, node_N = self._nodes(offsets_R)
-        sizes_N, interval_I = trie.sizes(node_N), trie.intervals(node_N)
-        ends_N = sizes_N.cumsum()
-        return Intervals(
-            cuts_K=np.insert(trie.first_J[interval_I], ends_N, trie.last_J[interval_I[ends_N - 1]]).astype(np.int64),
-            node_cuts=np.append(0, ends_N + np.arange(1, len(node_N) + 1)),
-            row_nodes=row_nodes,
-            positions_N=offsets_R.repeat(np.diff(row_nodes)) + heights_N,
-            num_exact_N=trie.num_exact_N[node_N],
-            offsets_R=offsets_R,
-            columns_R=np.array([self._next_column.get(offset, -1) for offset in offsets_R.tolist()], dtype=np.int64),
-        )
-
-    def _nodes(self, offsets_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(where each row's nodes begin, R + 1; of each node how many bytes it spells; its number in the trie), the deepest of a row first."""
-        text = np.frombuffer(self.document, dtype=np.uint8)
-        num_nodes_R, node_N = self.vocabulary.trie.walk(text, offsets_R, np.full(len(offsets_R), len(text)))
-        row_nodes = np.append(0, num_nodes_R.cumsum())
-        heights_N = row_nodes[1:].repeat(num_nodes_R) - 1 - np.arange(len(node_N))
-        return row_nodes, heights_N, node_N[row_nodes[:-1].repeat(num_nodes_R) + heights_N]
-
-    def labels(self, offsets: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Of each of `intervals(offsets)` the symbol that it feeds, int64; 0 for an exact one."""
-        return self.vocabulary.trie.labels(self._nodes(np.asarray(offsets, dtype=np.int64))[2])
+        """Return what rows that end at these byte offsets are summed over: canonical offsets or any others, in any order."""
+        if offsets is self.offsets:
+            return self.canonical
+        offsets_R = np.asarray(offsets, dtype=np.int64)
+        at_R = np.searchsorted(self.offsets, offsets_R)
+        columns_R = np.where(self.offsets[at_R] == offsets_R, self._columns[at_R], -1)
+        return Intervals.along(self.vocabulary.trie, self.document, offsets_R, columns_R)
 
     @cached_property
     def canonical(self) -> Intervals:
         """What the canonical rows are summed over."""
-        return self._intervals(self.offsets)
+        return Intervals.along(self.vocabulary.trie, self.document, self.offsets, self._columns)
 
     def reduce_rows(self, offsets: Sequence[int] | np.ndarray, probs_RC: Iterable[np.ndarray]) -> list[ReducedRow]:
         """Masses of the rows that end at `offsets`; the slow twin of `stage1_teacher.reduction.reducer`, in float64.
@@ -117,21 +96,20 @@ class Covering:
                 feeds no symbol: it holds 0, or what lies on tokens that are in no column (`pipeline.covering.truncated_rows`).
         """
         vocabulary, intervals = self.vocabulary, self.intervals(offsets)
+        first_I, last_I = intervals.column_ranges()
+        bounds = intervals.row_intervals.tolist()
         reduced = []
-        for row, probs_C in enumerate(probs_RC):
-            first, last = intervals.row_nodes[row], intervals.row_nodes[row + 1]
-            node_cuts = intervals.node_cuts[first : last + 1]
-            # One call: within a node, consecutive cuts give its intervals. From a node's last cut to the next node's first the
-            # columns go down, and reduceat returns a single element; after the last node, the root, it sums what feeds no
-            # symbol. Both are left out of the masses. The sums are float64 whatever the input.
-            sums = np.add.reduceat(probs_C, intervals.cuts_K[node_cuts[0] : node_cuts[-1]], dtype=np.float64)
-            total = float(sums[node_cuts[-2] - node_cuts[0] :].sum())
+        for row, (probs_C, (first, last)) in enumerate(zip(probs_RC, pairwise(bounds), strict=True)):
+            # From each interval's first column to its last, and on to the next interval's first: the sums in between are left out.
+            edges = np.stack([first_I[first:last], last_I[first:last]], axis=1).ravel()
+            sums = np.add.reduceat(probs_C, edges, dtype=np.float64)[::2] if len(edges) else np.empty(0)
+            total = float(probs_C.sum(dtype=np.float64))
             ends = slice(vocabulary.num_spelling, vocabulary.num_spelling + vocabulary.num_end)
             column = int(intervals.columns_R[row])
             reduced.append(
                 ReducedRow(
                     int(intervals.offsets_R[row]),
-                    np.delete(sums, node_cuts[1:] - node_cuts[0] - 1) / total,
+                    sums / total,
                     float(probs_C[ends].sum(dtype=np.float64)) / total,
                     float(probs_C[column]) / total if column >= 0 else float("nan"),
                 )
@@ -164,14 +142,15 @@ class Covering:
         masses_I = np.concatenate([row.masses_I for row in rows])
         row_N = np.arange(len(rows)).repeat(np.diff(intervals.row_nodes))
         exact_N, exact_I = exact_intervals(intervals)
-        total_N = np.add.reduceat(masses_I, intervals.node_cuts[:-1] - np.arange(len(row_N)))
+        sizes_N = intervals.node_sizes
+        total_N = np.add.reduceat(masses_I, sizes_N.cumsum() - sizes_N)
         goes_on_N = (intervals.positions_N > intervals.offsets_R[row_N]) & (total_N > 0)  # the root goes nowhere yet
         ends_E = masses_I[exact_I] > 0
         exact_N, exact_I = exact_N[ends_E], exact_I[ends_E]
         return Steps(
             row_N[exact_N],
             intervals.positions_N[exact_N],
-            self.vocabulary.order[intervals.cuts_K[exact_I + exact_N]],
+            self.vocabulary.order[intervals.column_ranges()[0][exact_I]],
             np.log(masses_I[exact_I]),
             row_N[goes_on_N],
             intervals.positions_N[goes_on_N],
@@ -182,23 +161,25 @@ class Covering:
         self, intervals: Intervals, rows: Sequence[ReducedRow], log_weight_R: np.ndarray, log_continued_P: np.ndarray
     ) -> Targets:
         num_positions = len(self.document) + 1
-        masses_I = np.concatenate([row.masses_I for row in rows])
         end_R = np.array([row.end for row in rows])
         log_weight_N = log_weight_R.repeat(np.diff(intervals.row_nodes))
-        sizes_N = np.diff(intervals.node_cuts) - 1
-        log_scale_P = self._log_scale(intervals, sizes_N, log_weight_N)
-
-        # An exact interval at position i belongs to the mass known just before i, and feeds no symbol.
-        exact_N, exact_I = exact_intervals(intervals)
-        exact_position = intervals.positions_N[exact_N]
-        ended = masses_I[exact_I] * np.exp(log_weight_N[exact_N] - log_scale_P[exact_position - 1])
-        ended_P = np.bincount(exact_position, ended, num_positions).astype(np.float64)  # int64 where there are none
-
-        weighted_I = masses_I * np.exp(log_weight_N - log_scale_P[intervals.positions_N]).repeat(sizes_N)
-        weighted_I[exact_I] = 0.0
-        flat_I = (intervals.positions_N * NUM_SYMBOLS).repeat(sizes_N)
-        flat_I += self.labels([row.offset for row in rows])
-        mass_PV = np.bincount(flat_I, weighted_I, num_positions * NUM_SYMBOLS).reshape(num_positions, NUM_SYMBOLS)
+        num_exact_N, positions_N = intervals.node_exact, intervals.positions_N
+        log_scale_P = self._log_scale(intervals, log_weight_N)
+        # A token that ends at position i belongs to the mass known just before i, and feeds no symbol.
+        has_exact_N = num_exact_N > 0
+        ended_scale_N = np.zeros(len(positions_N))
+        ended_scale_N[has_exact_N] = np.exp(log_weight_N[has_exact_N] - log_scale_P[positions_N[has_exact_N] - 1])
+        mass_PV, ended_P = np.zeros((num_positions, NUM_SYMBOLS)), np.zeros(num_positions)
+        add_up(
+            intervals.trie,
+            intervals.nodes_N,
+            positions_N,
+            np.concatenate([row.masses_I for row in rows]),
+            np.exp(log_weight_N - log_scale_P[positions_N]),
+            ended_scale_N,
+            mass_PV,
+            ended_P,
+        )
         np.add.at(mass_PV[:, END], intervals.offsets_R, end_R * np.exp(log_weight_R - log_scale_P[intervals.offsets_R]))
         prefix_mass_P = mass_PV.sum(axis=1)
         np.divide(mass_PV, prefix_mass_P[:, None], out=mass_PV)
@@ -218,13 +199,13 @@ class Covering:
             np.log(np.array([row.token for row in rows[: len(self.offsets) - 1]])),
         )
 
-    def _log_scale(self, intervals: Intervals, sizes_N: np.ndarray, log_weight_N: np.ndarray) -> np.ndarray:
+    def _log_scale(self, intervals: Intervals, log_weight_N: np.ndarray) -> np.ndarray:
         """P: the log-weight of the heaviest row that has tokens reaching past each position.
 
         Weights relative to it do not underflow, however long the document.
         """
         log_scale_P = np.full(len(self.document) + 1, -np.inf)
-        reaches_N = sizes_N > intervals.num_exact_N
+        reaches_N = intervals.node_sizes > intervals.node_exact
         np.maximum.at(log_scale_P, intervals.positions_N[reaches_N], log_weight_N[reaches_N])
         return log_scale_P
 

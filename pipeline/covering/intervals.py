@@ -1,7 +1,6 @@
 """The column ranges that rows of a teacher are summed over, flat, for all rows of some documents.
 
-Shape legend: R rows, N nodes of all rows in turn, the deepest of a row first, K cuts of all nodes in turn, I intervals of all nodes
-in turn (a node's cuts less one).
+Shape legend: R rows, N nodes of all rows in turn, the deepest of a row first, I intervals of all nodes in turn.
 """
 
 from collections.abc import Sequence
@@ -9,49 +8,82 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.covering.trie import Trie
+
 
 class Intervals(NamedTuple):
-    """The column ranges that some rows are summed over, flat; all int64, made before the teacher runs.
+    """The column ranges that some rows are summed over: the intervals of the trie's nodes along the documents; all int64.
 
-    Node n owns cuts `node_cuts[n] .. node_cuts[n + 1]`; its intervals lie between consecutive ones. In a row the deepest node
-    comes first and the root last, and the range of each is one interval of the next.
+    In a row the deepest node comes first and the root last, and the range of each is one interval of the next.
     """
 
-    cuts_K: np.ndarray
-    node_cuts: np.ndarray  # N + 1
+    trie: Trie
+    nodes_N: np.ndarray
     row_nodes: np.ndarray  # R + 1: row r owns nodes row_nodes[r] .. row_nodes[r + 1]
     positions_N: np.ndarray  # where a node's symbols lie in the document
-    num_exact_N: np.ndarray  # how many of its first intervals hold a token each that ends there
     offsets_R: np.ndarray
     columns_R: np.ndarray  # of the canonical token that follows; -1 where none does
+
+    @staticmethod
+    def along(trie: Trie, document: bytes, offsets_R: np.ndarray, columns_R: np.ndarray) -> "Intervals":
+        """Return those of rows whose paths end at `offsets_R`, int64, each as deep as any token goes on as the document does."""
+        text = np.frombuffer(document, dtype=np.uint8)
+        num_nodes_R, node_N = trie.walk(text, offsets_R, np.full(len(offsets_R), len(text)))
+        row_nodes = np.append(0, num_nodes_R.cumsum())
+        heights_N = row_nodes[1:].repeat(num_nodes_R) - 1 - np.arange(len(node_N))
+        deepest_first_N = node_N[row_nodes[:-1].repeat(num_nodes_R) + heights_N]
+        return Intervals(
+            trie, deepest_first_N, row_nodes, offsets_R.repeat(num_nodes_R) + heights_N, offsets_R, columns_R
+        )
 
     @property
     def num_rows(self) -> int:
         return len(self.offsets_R)
 
     @property
+    def node_sizes(self) -> np.ndarray:
+        """N: how many intervals each node has."""
+        return self.trie.sizes(self.nodes_N)
+
+    @property
+    def node_exact(self) -> np.ndarray:
+        """N: how many of each node's first intervals hold a token each that ends there."""
+        return self.trie.num_exact_N[self.nodes_N]
+
+    @property
     def row_intervals(self) -> np.ndarray:
         """R + 1: row r owns intervals row_intervals[r] .. row_intervals[r + 1]."""
-        return self.node_cuts[self.row_nodes] - self.row_nodes
+        return np.concatenate([[0], self.node_sizes.cumsum()])[self.row_nodes]
+
+    def column_ranges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first column of each interval and the one past its last."""
+        interval_I = self.trie.intervals(self.nodes_N)
+        return self.trie.first_J[interval_I], self.trie.last_J[interval_I]
+
+    def some_rows(self, first: int, last: int) -> "Intervals":
+        """Those of rows `first .. last - 1`."""
+        nodes = slice(int(self.row_nodes[first]), int(self.row_nodes[last]))
+        return Intervals(
+            self.trie,
+            self.nodes_N[nodes],
+            self.row_nodes[first : last + 1] - self.row_nodes[first],
+            self.positions_N[nodes],
+            self.offsets_R[first:last],
+            self.columns_R[first:last],
+        )
 
     @staticmethod
     def join(parts: Sequence["Intervals"]) -> "Intervals":
-        """The rows of several documents in turn."""
-        joined = [np.concatenate([part[field] for part in parts]) for field in range(len(Intervals._fields))]
-        return Intervals(*joined)._replace(
-            node_cuts=_starts([np.diff(part.node_cuts) for part in parts]),
-            row_nodes=_starts([np.diff(part.row_nodes) for part in parts]),
-        )
-
-
-def _starts(sizes: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([[0], *sizes]).cumsum(dtype=np.int64)
+        """The rows of several documents in turn, of one vocabulary."""
+        joined = [np.concatenate([part[field] for part in parts]) for field in range(1, len(Intervals._fields))]
+        counts = np.concatenate([[0], *(np.diff(part.row_nodes) for part in parts)])
+        return Intervals(parts[0].trie, *joined)._replace(row_nodes=counts.cumsum(dtype=np.int64))
 
 
 def exact_intervals(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and numbers of the intervals that hold one token that ends."""
-    num_exact_N = intervals.num_exact_N
-    first_N = intervals.node_cuts[:-1] - np.arange(len(num_exact_N))
+    """Nodes (of N) and numbers (of I) of the intervals that hold one token that ends."""
+    sizes_N, num_exact_N = intervals.node_sizes, intervals.node_exact
+    first_N = sizes_N.cumsum() - sizes_N
     before_N = num_exact_N.cumsum() - num_exact_N
     exact_I: np.ndarray = (first_N - before_N).repeat(num_exact_N)
     exact_I += np.arange(len(exact_I))

@@ -5,8 +5,10 @@ Shape legend: R rows, P positions (bytes + 1), V symbols (256).
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numba import njit
 
 from schemas import ARITHMETIC
 
@@ -55,11 +57,16 @@ def doubt(dropped_P: np.ndarray, realised_P: np.ndarray, arithmetic: int = ARITH
         realised_P: P - 1, the target's probability of the document's symbol at each position.
         arithmetic: see `schemas.ARITHMETIC`; under 1 the odds had no bound, and doubt once 1 stayed so to the document's end.
     """
-    most = MOST_ODDS if arithmetic > 1 else math.inf
-    lost, doubt_P = 0.0, []
-    for dropped, shrinks in zip(dropped_P.tolist(), [1.0, *realised_P.tolist()], strict=True):
-        # `lost` is relative to what is known
-        lost = min(lost * BRANCH_SURVIVAL / shrinks, most) if shrinks else most
+    doubt_P = np.empty(len(dropped_P))
+    _doubt(dropped_P, realised_P, BRANCH_SURVIVAL, MOST_ODDS if arithmetic > 1 else math.inf, doubt_P)
+    return doubt_P
+
+
+@njit(nogil=True, error_model="numpy")
+def _doubt(dropped_P: Any, realised_P: Any, survival: float, most: float, doubt_P: Any) -> None:
+    lost = 0.0  # relative to what is known
+    for position in range(dropped_P.shape[0]):
+        dropped, shrinks = dropped_P[position], realised_P[position - 1] if position else 1.0
+        lost = min(lost * survival / shrinks, most) if shrinks else most
         lost = min((lost + dropped) / (1.0 - dropped), most) if dropped < 1.0 else most
-        doubt_P.append(1.0 - 1.0 / (1.0 + lost))
-    return np.array(doubt_P)
+        doubt_P[position] = 1.0 - 1.0 / (1.0 + lost)

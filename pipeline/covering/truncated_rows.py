@@ -137,9 +137,14 @@ def _doubt(covering: Covering, targets: Targets, rows: Sequence[_Row], log_weigh
 def _reaching_mass(covering: Covering, index: int, row: _Row, begin_P: np.ndarray, end_P: np.ndarray) -> np.ndarray:
     """D: the most of a row's unlisted mass that can have fed the positions from its offset on, or have branched off on the way."""
     offset, intervals = int(covering.offsets[index]), covering.canonical
-    nodes_D = np.arange(*intervals.row_nodes[index : index + 2])[::-1]  # the root first
-    first_D, last_D = intervals.node_cuts[nodes_D], intervals.node_cuts[nodes_D + 1] - 1
-    cuts_3D = intervals.cuts_K[np.stack([first_D, first_D + intervals.num_exact_N[nodes_D], last_D])]
+    trie = intervals.trie
+    nodes_D = intervals.nodes_N[slice(*intervals.row_nodes[index : index + 2])][::-1]  # the root first
+    start_D, end_D = trie.start_N[nodes_D], trie.start_N[nodes_D + 1]
+    first_D, last_D = trie.first_J[start_D], trie.last_J[end_D - 1]
+    longer_at_D = start_D + trie.num_exact_N[nodes_D]  # the first interval of tokens that go on, if there is one
+    goes_on_D = longer_at_D < end_D
+    longest_D = np.where(goes_on_D, trie.first_J[np.minimum(longer_at_D, end_D - 1)], last_D)
+    cuts_3D = np.stack([first_D, longest_D, last_D])
     # Unlisted tokens that spell a node's bytes exactly, and those that go on.
     exact_D, longer_D = np.diff(cuts_3D - np.searchsorted(row.columns, cuts_3D), axis=0)
     # A token that ended inside a canonical token counts until that one's end, even where this row reaches no further.

@@ -47,7 +47,8 @@ class Vocabulary:
         self.num_spelling = len(ids)
         self.num_end = len(ends)
         self.end_ids = tuple(sorted(ends))
-        self.longest = max(map(len, self.sorted_bytes), default=0)
+        self.lengths = np.array([len(b) for b in self.sorted_bytes], dtype=np.int64)
+        self.longest = int(self.lengths.max(initial=0))
         self.order = np.array(ids + sorted(ends) + others, dtype=np.int64)  # column -> token id
         self.column = np.empty(width, dtype=np.int64)  # token id -> column
         self.column[self.order] = np.arange(width)

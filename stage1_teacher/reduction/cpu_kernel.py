@@ -19,6 +19,7 @@ from pipeline.covering.softmax_numba import exp32, largest32, sum32
 def reduce_range(
     logits_RC: Any,
     first_row: int,
+    first_interval: int,
     intervals: Any,
     num_spelling: int,
     num_end: int,
@@ -28,17 +29,16 @@ def reduce_range(
 ) -> bool:
     """Fill in masses, END and next token of rows `first_row ..`, one for each row of `logits_RC`; see `types.Masses`.
 
+    Args:
+        first_interval: of the first row.
+
     Returns:
         False if a row's largest logit is not finite.
     """
     width = logits_RC.shape[1]
     probs_C = np.empty(width, dtype=np.float32)
-    cuts_K, node_cuts, row_nodes, columns_R = (
-        intervals.cuts_K,
-        intervals.node_cuts,
-        intervals.row_nodes,
-        intervals.columns_R,
-    )
+    trie, nodes_N, row_nodes, columns_R = intervals.trie, intervals.nodes_N, intervals.row_nodes, intervals.columns_R
+    i = first_interval
     for r in range(logits_RC.shape[0]):
         row = first_row + r
         logits_C = logits_RC[r]
@@ -48,21 +48,23 @@ def reduce_range(
         for c in range(width):
             probs_C[c] = exp32(logits_C[c] - largest)
         child_first, child_last, node_total = -1, -1, 0.0
-        i = node_cuts[row_nodes[row]] - row_nodes[row]
-        first_interval = i
+        first_of_row = i
         for n in range(row_nodes[row], row_nodes[row + 1]):
             child_total, node_total = node_total, 0.0
-            for k in range(node_cuts[n], node_cuts[n + 1] - 1):
-                first, last = cuts_K[k], cuts_K[k + 1]
+            node = nodes_N[n]
+            start, stop = trie.start_N[node], trie.start_N[node + 1]
+            for k in range(start, stop):
+                first, last = trie.first_J[k], trie.last_J[k]
                 is_child = first == child_first and last == child_last  # it has been added up
                 mass = child_total if is_child else sum32(probs_C, first, last)
                 masses_I[i] = mass
                 node_total += mass
                 i += 1
-            child_first, child_last = cuts_K[node_cuts[n]], cuts_K[node_cuts[n + 1] - 1]
+            if stop > start:  # all but the root of a vocabulary that spells nothing
+                child_first, child_last = trie.first_J[start], trie.last_J[stop - 1]
         end = sum32(probs_C, num_spelling, num_spelling + num_end)
         total = node_total + end + sum32(probs_C, num_spelling + num_end, width)
-        for j in range(first_interval, i):
+        for j in range(first_of_row, i):
             masses_I[j] /= total
         end_R[row] = end / total
         token_R[row] = probs_C[columns_R[row]] / total if columns_R[row] >= 0 else np.nan

@@ -49,10 +49,13 @@ class CpuKernel:
                 self._reduce_range,
                 logits[first:last],
                 first_row + first,
+                int(into.row_intervals[first_row + first]),
                 intervals,
                 vocabulary.num_spelling,
                 vocabulary.num_end,
-                *into,
+                into.masses_I,
+                into.end_R,
+                into.token_R,
             )
             for first, last in pairwise(bounds)
         ]
@@ -110,7 +113,7 @@ def even_bounds(count: int, most: int) -> list[int]:
 
 def as_rows(intervals: Intervals, masses: Masses) -> list[ReducedRow]:
     """Masses cut into rows; views, nothing is copied."""
-    bounds = intervals.row_intervals.tolist()
+    bounds = masses.row_intervals.tolist()
     return [
         ReducedRow(offset, masses.masses_I[first:last], end, token)
         for offset, (first, last), end, token in zip(

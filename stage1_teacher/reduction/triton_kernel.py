@@ -177,7 +177,7 @@ class TritonKernel:
     def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
         num_rows = len(logits_RC)
         rows = slice(first_row, first_row + num_rows)
-        starts = intervals.row_intervals[first_row : first_row + num_rows + 1]
+        starts = into.row_intervals[first_row : first_row + num_rows + 1]
         row_J, first_J, last_J = self._ranges(num_rows, first_row, intervals)
         to_device = [torch.from_numpy(a.astype(np.int32)).to(logits_RC.device) for a in (row_J, first_J, last_J)]
         probs_J = range_probs(logits_RC, *to_device).cpu().numpy().astype(np.float64)
@@ -191,17 +191,12 @@ class TritonKernel:
 
     def _ranges(self, num_rows: int, first_row: int, intervals: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(row, first column, last column) of the rows' intervals, then of each row's END tokens, then of its next token."""
-        nodes = intervals.row_nodes[first_row : first_row + num_rows + 1]
-        node_cuts = intervals.node_cuts[nodes[0] : nodes[-1] + 1]
-        cuts_K = intervals.cuts_K[node_cuts[0] : node_cuts[-1]]
-        is_first_K = np.ones(len(cuts_K), dtype=bool)
-        is_first_K[node_cuts[1:] - node_cuts[0] - 1] = False
-        first_I = np.flatnonzero(is_first_K)
-        row = np.arange(num_rows)
-        column_R = intervals.columns_R[first_row : first_row + num_rows]
-        intervals_R = np.diff(intervals.row_intervals[first_row : first_row + num_rows + 1])
+        some = intervals.some_rows(first_row, first_row + num_rows)
+        first_I, last_I = some.column_ranges()
+        row, intervals_R = np.arange(num_rows), np.diff(some.row_intervals)
+        column_R = some.columns_R
         return (
             np.concatenate([row.repeat(intervals_R), row, row]),
-            np.concatenate([cuts_K[first_I], np.full(num_rows, self._ends[0]), np.maximum(column_R, 0)]),
-            np.concatenate([cuts_K[first_I + 1], np.full(num_rows, self._ends[1]), column_R + 1]),
+            np.concatenate([first_I, np.full(num_rows, self._ends[0]), np.maximum(column_R, 0)]),
+            np.concatenate([last_I, np.full(num_rows, self._ends[1]), column_R + 1]),
         )

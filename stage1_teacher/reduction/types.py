@@ -27,11 +27,12 @@ class Masses(NamedTuple):
     masses_I: np.ndarray
     end_R: np.ndarray
     token_R: np.ndarray  # of the token in columns_R; nan where that is -1
+    row_intervals: np.ndarray  # R + 1: row r owns masses row_intervals[r] .. row_intervals[r + 1]
 
     @staticmethod
     def empty(intervals: Intervals) -> "Masses":
-        num_intervals = int(intervals.row_intervals[-1])
-        return Masses(np.empty(num_intervals), np.empty(intervals.num_rows), np.empty(intervals.num_rows))
+        bounds = intervals.row_intervals
+        return Masses(np.empty(int(bounds[-1])), np.empty(intervals.num_rows), np.empty(intervals.num_rows), bounds)
 
 
 class Kernel(Protocol):

@@ -18,6 +18,11 @@ class RowNode(NamedTuple):
 def row_nodes(covering: Covering, offset: int) -> list[RowNode]:
     """Of a row that ends at `offset`, the deepest first, the root last."""
     found = covering.intervals([offset])
-    cuts = np.split(found.cuts_K, found.node_cuts[1:-1])
-    labels = np.split(covering.labels([offset]), (np.diff(found.node_cuts) - 1).cumsum()[:-1])
-    return [RowNode(*node) for node in zip(cuts, labels, found.num_exact_N.tolist(), strict=True)]
+    first_I, last_I = found.column_ranges()
+    bounds = found.node_sizes.cumsum()[:-1]
+    cuts = [
+        np.append(first, last[-1])
+        for first, last in zip(*(np.split(x, bounds) for x in (first_I, last_I)), strict=True)
+    ]
+    labels = np.split(found.trie.labels(found.nodes_N), bounds)
+    return [RowNode(*node) for node in zip(cuts, labels, found.node_exact.tolist(), strict=True)]

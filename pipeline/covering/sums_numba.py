@@ -1,0 +1,41 @@
+"""Reduced rows added up into positions, compiled by numba.
+
+The order of every sum is that of the rows, so that it does not depend on how they were computed.
+
+Shape legend: R rows, P positions (bytes + 1), V symbols (256), N nodes, I intervals, as in `pipeline.covering.intervals`.
+"""
+
+from typing import Any
+
+from numba import njit
+
+
+@njit(nogil=True, error_model="numpy")
+def add_up(
+    trie: Any,
+    nodes_N: Any,
+    positions_N: Any,
+    masses_I: Any,
+    scale_N: Any,
+    ended_scale_N: Any,
+    mass_PV: Any,
+    ended_P: Any,
+) -> None:
+    """Add each interval's mass, times its node's scale, to its symbol at its node's position, or to what has ended there.
+
+    Args:
+        masses_I: float64, of all rows in turn.
+        scale_N: for what goes on with a symbol.
+        ended_scale_N: for what ends where the node does; not read where no token does.
+        mass_PV, ended_P: float64, added to.
+    """
+    i = 0
+    for n in range(nodes_N.shape[0]):
+        node, position = nodes_N[n], positions_N[n]
+        first, num_exact = trie.start_N[node], trie.num_exact_N[node]
+        size = trie.start_N[node + 1] - first
+        for k in range(num_exact):
+            ended_P[position] += masses_I[i + k] * ended_scale_N[n]
+        for k in range(num_exact, size):
+            mass_PV[position, trie.symbol_J[first + k]] += masses_I[i + k] * scale_N[n]
+        i += size
