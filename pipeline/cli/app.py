@@ -113,13 +113,13 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if log.shows_tracebacks():
             raise
-        log.complain(_told(error))
+        log.error(_told(error))
         raise SystemExit(1) from None
     except Exception as error:
         _exit_for_usage_error(error)
         raise
     if code in (INTERRUPTED, TERMINATED):
-        log.warn("interrupted; what is written stays. Run the same command again to resume.")
+        log.warning("interrupted; what is written stays. Run the same command again to resume.")
     raise SystemExit(code)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.config.section import Section, models_in
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 
 
 def with_new_names(values: dict[str, Any], model: type[BaseModel], where: str, over: bool = False) -> None:
@@ -21,7 +21,7 @@ def with_new_names(values: dict[str, Any], model: type[BaseModel], where: str, o
     """
     try:
         for message in dict.fromkeys(_renamed(values, model, "", over)):
-            warn(f"{where}: {message}")
+            log.warning(f"{where}: {message}")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

@@ -16,7 +16,7 @@ from pipeline.dumps.positions import Position
 from pipeline.dumps.search import Occurrence, Surprising
 from pipeline.dumps.terminal_chat import conversation_lines, conversations
 from pipeline.dumps.view import DumpDocument
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from schemas import END
 from schemas.columns import BY_NAME
 from schemas.json_text import json_text
@@ -89,7 +89,7 @@ def chosen_document(dump: Location, doc_id: str | None, nth: int) -> DumpDocumen
     document = view.find_document(dump, doc_id, nth)
     number = 1 if doc_id is None else view.number_named(dump, doc_id)
     if number > 1:
-        warn(
+        log.warning(
             f"{dump}: {number} documents are named {doc_id!r}; this is number {nth} (--nth chooses). "
             "corpus.id_field gives documents names of their own"
         )

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config import CorpusConfig, Recipe, StudentConfig, TasksConfig, corpora_of
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.evaluation.results import result_path
-from pipeline.runtime.log import say
+from pipeline.runtime import log
 from pipeline.runtime.model_source import ModelSource
 
 
@@ -173,7 +173,7 @@ def models_of_recipe(recipe: Recipe) -> list[EvaluatedModel]:
         if path.exists()
     ]
     if teacher.engine_spec.served:
-        say(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
+        log.info(f"teacher: {teacher.name_at_server} is on a server and cannot be loaded here; it is not measured")
         return models
     return [*models, EvaluatedModel("teacher", teacher.source, teacher.start, teacher.end or None)]
 

@@ -31,22 +31,22 @@ _SILENCE = {
 _NAMES = {"warning": "warning: ", "error": "error: "}
 
 
-def say(message: str, **figures: Any) -> None:
+def info(message: str, **figures: Any) -> None:
     """What an operator wants to know of work that goes as it should."""
     _settled().info(message, extra={"figures": figures})
 
 
-def detail(message: str, **figures: Any) -> None:
+def debug(message: str, **figures: Any) -> None:
     """What only someone who looks for a cause wants to know."""
     _settled().debug(message, extra={"figures": figures})
 
 
-def warn(message: str, **figures: Any) -> None:
+def warning(message: str, **figures: Any) -> None:
     """What went otherwise than it should, and was dealt with."""
     _settled().warning(message, extra={"figures": figures})
 
 
-def complain(message: str) -> None:
+def error(message: str) -> None:
     """What ends the command."""
     _logger().error(message, extra={"figures": {}})
 
@@ -65,7 +65,7 @@ def shows_tracebacks() -> bool:
 
 
 def is_shown() -> bool:
-    """Whether `say` says anything."""
+    """Whether `info` says anything."""
     return _settled().isEnabledFor(logging.INFO)
 
 

@@ -12,7 +12,7 @@ from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from pipeline.runtime.log import say
+from pipeline.runtime import log
 
 VARIABLE = "BLD_METRICS"
 LOOPBACK = "127.0.0.1"
@@ -101,7 +101,7 @@ def served() -> Iterator[str | None]:
         ) from error
     try:
         address = f"http://{host}:{server.server_port}/metrics"
-        say(f"metrics are served at {address}")
+        log.info(f"metrics are served at {address}")
         yield address
     finally:
         server.shutdown()

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 
 SUFFIX = ".py"
 # What files of one's own import by the names of 0.1, which had no rooms. They go on under these for a release.
@@ -121,7 +121,9 @@ def _provide_moved(path: Path) -> None:
             vars(module).update({key: value for key, value in vars(import_module(new)).items() if key[:2] != "__"})
         sys.modules[old] = module
         setattr(import_module(package), name, module)
-        warn(f"{path}: {old} has moved to {' and '.join(_MOVED[old])}; the next release knows the new name alone")
+        log.warning(
+            f"{path}: {old} has moved to {' and '.join(_MOVED[old])}; the next release knows the new name alone"
+        )
 
 
 def sha256(file: str) -> str:

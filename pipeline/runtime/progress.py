@@ -72,7 +72,7 @@ class Progress:
         elapsed = time.monotonic() - self._started
         left = elapsed * (self.total_bytes - self.text_bytes) / self.text_bytes if self.text_bytes else None
         more = f", {left:.0f} s left" if left and left > 0 else ""
-        log.say(
+        log.info(
             f"{self.describe()}{more}",
             documents=self.documents,
             text_bytes=self.text_bytes,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from pipeline.runtime.metrics import count_failure
 from stage1_teacher.targets.teacher import Teacher
 
@@ -39,7 +39,7 @@ def retry_with_restart(teacher: Teacher, run: Callable[[], Output], max_failures
                     "placement.engine_batch_tokens) and rerun the same command. --debug shows the traceback."
                 ) from error
             count_failure("engine")
-            warn(
+            log.warning(
                 f"the teacher's engine failed: {_describe(error)}; "
                 f"restarting it (attempt {failures + 1}/{max_failures})"
             )

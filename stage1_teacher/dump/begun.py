@@ -4,7 +4,7 @@ import json
 from importlib.metadata import version
 
 from pipeline.config import CorpusConfig, Recipe
-from pipeline.runtime.log import say, warn
+from pipeline.runtime import log
 from schemas import ARITHMETIC, dump_files
 from schemas.dump_files import Key
 from schemas.manifest import Manifest, arithmetic_of
@@ -26,7 +26,9 @@ def as_begun(recipe: Recipe) -> Recipe:
         return _under(recipe, recipe.dump.arithmetic_used)
     found = _known(dump, Manifest.load(dump))
     if found != ARITHMETIC:
-        say(f"{dump}: continues with arithmetic {found}, with which it was begun; a new dump would use {ARITHMETIC}")
+        log.info(
+            f"{dump}: continues with arithmetic {found}, with which it was begun; a new dump would use {ARITHMETIC}"
+        )
     return _under(recipe, found)
 
 
@@ -37,7 +39,7 @@ def _with_turns_of(dump: Location, recipe: Recipe) -> Recipe:
         return recipe
     if "turns" in Manifest.load(dump).identity.get("corpus", {}) or corpus.model_fields_set & {"turns", "reasoning"}:
         return recipe
-    say(
+    log.info(
         f"{dump}: continues with contents alone, as it was begun (corpus.turns: contents); a new dump.path has "
         "reasoning and calls too"
     )
@@ -52,7 +54,7 @@ def _with_dtype_of(dump: Location, recipe: Recipe) -> Recipe:
     begun = Manifest.load(dump).identity.get("teacher", {}).get("dtype")  # null: a server's own
     if begun is None or begun == teacher.dtype:
         return recipe
-    say(f"{dump}: continues in {begun}, in which it was begun; a new dump here would be in {teacher.dtype}")
+    log.info(f"{dump}: continues in {begun}, in which it was begun; a new dump here would be in {teacher.dtype}")
     return recipe.with_values(teacher=teacher.model_copy(update={"dtype": begun}))
 
 
@@ -98,7 +100,7 @@ def warn_other_libraries(dump: Location, manifest: Manifest) -> None:
         f"{name} {found} there, {ours[name]} here" for name, found in theirs.items() if ours.get(name, found) != found
     ]
     if other:
-        warn(
+        log.warning(
             f"{dump}: {there.name} was made with other libraries ({', '.join(other)}); tokenizers and templates are "
             "the same, but go back to those versions if the shards must be identical to the last byte"
         )

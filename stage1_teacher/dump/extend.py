@@ -11,7 +11,7 @@ from itertools import islice
 
 from pipeline.config.identity import identity_differences
 from pipeline.corpus.documents import Corpus
-from pipeline.runtime.log import say
+from pipeline.runtime import log
 from schemas import dump_files
 from schemas.dump_files import Key
 from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
@@ -48,7 +48,7 @@ def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: s
     ours.save(dump)
     kept = len(theirs.shards) - len(theirs.missing(dump))
     more = sum(s.num_documents for s in ours.shards) - sum(s.num_documents for s in theirs.shards)
-    say(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards are kept")
+    log.info(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards are kept")
 
 
 def planned_sha256(path: Location) -> str | None:

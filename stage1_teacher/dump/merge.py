@@ -13,7 +13,7 @@ from pipeline.config.identity import identity_differences
 from pipeline.config.loading import load_recipe, read_values, save_recipe
 from pipeline.dumps.card import public_name, write_card
 from pipeline.dumps.completeness import require_complete
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, arithmetic_of, with_accepted_engine, write_json
 from schemas.shard import window_names
@@ -44,7 +44,9 @@ def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] =
     write_card(out)
     twice = sum(number > 1 for number in Counter(_document_ids(out, merged)).values())
     if twice:
-        warn(f"{out}: {twice} document ids occur more than once; corpus.id_field gives documents ids of their own")
+        log.warning(
+            f"{out}: {twice} document ids occur more than once; corpus.id_field gives documents ids of their own"
+        )
     return summary
 
 

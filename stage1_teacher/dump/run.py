@@ -12,8 +12,7 @@ from pipeline.config.loading import save_recipe
 from pipeline.corpus.documents import Corpus
 from pipeline.dumps.card import write_card
 from pipeline.dumps.licence import describe, with_licence
-from pipeline.runtime import metrics
-from pipeline.runtime.log import detail, say, warn
+from pipeline.runtime import log, metrics
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.termination import Terminated, terminable
 from schemas import dump_files
@@ -93,7 +92,9 @@ def run_teacher(
     require_place(location(recipe.dump.path))
     recipe = as_begun(recipe)
     if accept_engine is None and is_done(recipe):
-        say(f"{recipe.dump.path}: complete, and its inputs are unchanged (sizes and times of files); nothing to do")
+        log.info(
+            f"{recipe.dump.path}: complete, and its inputs are unchanged (sizes and times of files); nothing to do"
+        )
         say_next(location(recipe.dump.path))
         return
     with terminable(), ExitStack() as connected:
@@ -109,9 +110,9 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
     teacher = load_tokenizer(recipe)
     recipe = with_fitting_windows(recipe, teacher.model)
     for remark in teacher.tokenizer.remarks():
-        say(f"{dump}: the teacher's tokenizer {remark}")
+        log.info(f"{dump}: the teacher's tokenizer {remark}")
     recipe = with_licence(recipe, teacher.model)
-    say(f"{dump}: {describe(recipe.teacher.license)}")
+    log.info(f"{dump}: {describe(recipe.teacher.license)}")
     make_folder(dump / dump_files.SHARDS)
     with open_claims(dump) as claims:  # first, so that a read-only place fails before the corpus is read
         corpus = Corpus(recipe.corpus, recipe.dump.arithmetic_used)
@@ -123,7 +124,7 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
             make_missing(job, corpus, lambda: engines(job, teacher))
         except (KeyboardInterrupt, Terminated):
             done = len(manifest.shards) - len(manifest.missing(dump))
-            say(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and kept")
+            log.info(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and kept")
             raise
         finish(job)
         if is_summed_up(dump, manifest):
@@ -147,7 +148,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
     """
     todo = job.missing()
     counts = describe_counts(job.manifest.corpus_counts)
-    say(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
+    log.info(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
     rounds = free_shards(job)
     first = next(rounds, None)
     if first is None:
@@ -164,11 +165,11 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
                 job.claims.renew()
                 if done.committed is not None:
                     num_made += 1
-                    detail(f"{job.dump}: shard {done.committed}, {done.stored_bytes:,} bytes", shard=done.committed)
+                    log.debug(f"{job.dump}: shard {done.committed}, {done.stored_bytes:,} bytes", shard=done.committed)
                     job.claims.give_back(done.committed)
                 if done.audited:
                     write_audit(job)
-    say(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
+    log.info(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
 
 
 def count_missing(done: ShardProgress) -> None:
@@ -209,7 +210,9 @@ def finish(job: Job) -> None:
     dump, manifest = job.dump, job.manifest
     num_missing = len(manifest.missing(dump))
     if num_missing:
-        say(f"{dump}: {num_missing} shards are missing; other processes are making them, or run the same command again")
+        log.info(
+            f"{dump}: {num_missing} shards are missing; other processes are making them, or run the same command again"
+        )
         return
     with job.claims.writing_json():
         # Written before by this process or another; making a shard removes it. A shard modified since is read again.
@@ -220,14 +223,14 @@ def finish(job: Job) -> None:
     if not (there and (dump / dump_files.AUDIT).exists()):
         warn_not_own(dump, write_audit(job)["models_own_tokens"])
     write_card(dump)
-    say(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
+    log.info(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
     say_next(dump)
 
 
 def say_next(dump: Location) -> None:
     """Print the commands that use a complete dump."""
     named = shlex.quote(str(dump))
-    say(
+    log.info(
         f"{dump}: view it with `bld inspect {named}`, check it with `bld verify {named}`, train on it with "
         "`bld student RECIPE`"
     )
@@ -244,7 +247,7 @@ def write_audit(job: Job) -> dict[str, Any]:
 def warn_not_own(dump: Location, own: dict[str, Any]) -> None:
     """Warn if stored log-probabilities are not the model's own; `own` is the audit's `models_own_tokens`."""
     if own["tokens"] and not own["half_mean_square_nats"] <= own["limit_nats"]:
-        warn(
+        log.warning(
             f"{dump}: the stored log-probabilities of {own['tokens']} audited tokens differ by "
             f"{own['half_mean_square_nats']:.3g} nats (half the mean square; limit {own['limit_nats']}) from the "
             f"model's own: `bld verify {shlex.quote(str(dump))} --against-teacher 8` names the documents"
@@ -255,7 +258,9 @@ def warn_left_out(corpus: Corpus) -> None:
     """Warn of rows that are not documents, with the first place of each kind."""
     for reason, where in corpus.first_places.items():
         number = corpus.counts[f"left out: {reason}"]
-        warn(f"{number} rows are left out: {reason}; the first: {where}", rows=number, reason=reason, first=where)
+        log.warning(
+            f"{number} rows are left out: {reason}; the first: {where}", rows=number, reason=reason, first=where
+        )
 
 
 def describe_counts(counts: dict[str, int]) -> str:

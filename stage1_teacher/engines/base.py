@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.covering.truncated_rows import ListedRows
+from pipeline.runtime import log
 from pipeline.runtime.devices import computes_on_gpu
-from pipeline.runtime.log import warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.reduction.logit_rule import LogitRule
 
@@ -113,7 +113,7 @@ def close_failed(engine: Engine | ListingEngine) -> None:
     try:
         engine.close()
     except Exception as error:
-        warn(f"closing the failed engine: {type(error).__name__}: {error}")
+        log.warning(f"closing the failed engine: {type(error).__name__}: {error}")
 
 
 def free_memory() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.config import TeacherConfig
 from pipeline.config.engines import other_engine
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engines.base import BranchToken, Engine, close_failed, free_memory
 from stage1_teacher.engines.self_check import MOST_ROWS, TIMES_CONTROL, probe_tokens, row_nats
@@ -108,7 +108,7 @@ def with_branches(
             f"{model}: {fault}. Dump its canonical rows alone (dump.covering.beam_width: 0), or try the other local engine "
             f"(teacher.engine: {other_engine(engine.name)})"
         )
-    warn(f"{model}: it is audited without branches: {fault}")
+    log.warning(f"{model}: it is audited without branches: {fault}")
     if failed:
         close_failed(engine)
         del engine

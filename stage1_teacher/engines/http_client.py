@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from pipeline.config import PlacementConfig
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from pipeline.runtime.metrics import count_failure
 
 KEY_VARIABLE = "BLD_API_KEY"  # not OPENAI_API_KEY: that one is for another host, which this server is not
@@ -80,7 +80,7 @@ class Server:
                 wait = max(wait, min(asked_wait, LONGEST_WAIT))
                 again = f"attempt {attempt + 1} of {self._attempts} in {wait:.1f} s"
                 count_failure("request")
-                warn(f"{method} {url}: {fault}; {again}")
+                log.warning(f"{method} {url}: {fault}; {again}")
                 await asyncio.sleep(wait)
         raise ConnectionError(
             f"{method} {url} failed {self._attempts} times, at last with {fault}. Check that the server runs and that "

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.config import PlacementConfig, TeacherConfig
 from pipeline.covering.truncated_rows import ListedRows
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engines.base import EngineRequest
 from stage1_teacher.engines.http_client import Server
@@ -203,7 +203,9 @@ class OpenAIEngine:
                 f"{'; '.join(wrong[:3])}. Give the served model's tokenizer (teacher.tokenizer)."
             )
         if not compared:
-            warn(f"{self._server.base_url} gives no texts of tokens: that its tokenizer is the recipe's is not checked")
+            log.warning(
+                f"{self._server.base_url} gives no texts of tokens: that its tokenizer is the recipe's is not checked"
+            )
 
     def close(self) -> None:
         self._server.close()

@@ -2,8 +2,8 @@
 
 from pipeline.config import Recipe, TeacherConfig
 from pipeline.config.teacher import MOST_OVERLAP
+from pipeline.runtime import log
 from pipeline.runtime.huggingface import check_positions, load_config, max_positions
-from pipeline.runtime.log import say
 from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.storage.locations import location
@@ -54,7 +54,7 @@ def _fitted(recipe: Recipe, most: int | None, why: str) -> Recipe:
     if most is not None and most < teacher.max_tokens and not _is_given(teacher, "max_tokens"):
         given = {key: getattr(teacher, key) for key in teacher.model_fields_set}
         teacher = type(teacher)(**given | {"max_tokens": most})
-        say(f"teacher.max_tokens is {most}, as {why}; teacher.overlap_tokens is {teacher.overlap_tokens}")
+        log.info(f"teacher.max_tokens is {most}, as {why}; teacher.overlap_tokens is {teacher.overlap_tokens}")
     elif teacher.overlap_tokens < MOST_OVERLAP and not _is_given(teacher, "overlap_tokens"):
-        say(f"teacher.overlap_tokens is {teacher.overlap_tokens}, half of teacher.max_tokens")
+        log.info(f"teacher.overlap_tokens is {teacher.overlap_tokens}, half of teacher.max_tokens")
     return recipe.with_values(teacher=teacher)

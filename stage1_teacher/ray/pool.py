@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.runtime import metrics
+from pipeline.runtime import log, metrics
 from pipeline.runtime.child_processes import end_children_with_me
-from pipeline.runtime.log import say, warn
 from pipeline.runtime.termination import terminable
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.job import Engines, Job, ShardMaker, ShardWork
@@ -122,7 +121,7 @@ class ClusterEngines:
         machines = self._machines()
         self._resources = engine_resources(job.recipe, machines)
         if (warning := cross_machine_warning(self._resources, self._placement.tensor_parallel, machines)) is not None:
-            warn(f"{job.dump}: {warning}")
+            log.warning(f"{job.dump}: {warning}")
         self._num_shards = self._num_at_first = len(job.missing())
         identity, accepted = job.manifest.identity, job.manifest.accepted_engines
         over_machines = self._resources.over_machines
@@ -221,11 +220,11 @@ class ClusterEngines:
                     f"error: {why}. Fix the cause (if it is memory, lower placement.gpu_memory) and rerun the same "
                     "command."
                 ) from error
-            warn(f"{self._job.dump}: an engine failed to start ({why}); starting another")
+            log.warning(f"{self._job.dump}: an engine failed to start ({why}); starting another")
             return
         self._failed_starts = 0
         self._idle.append(engine)
-        say(f"{self._job.dump}: an engine is ready in {self._places[engine]}; {len(self._places)} now")
+        log.info(f"{self._job.dump}: an engine is ready in {self._places[engine]}; {len(self._places)} now")
 
     def _collect_made(self, call: Any, queue: ShardQueue) -> Iterator[ShardProgress]:
         engine, attempt = self._working[call]
@@ -239,7 +238,7 @@ class ClusterEngines:
             why = self._lose(engine, error)
             del self._working[call]
             place, index = self._places.pop(engine), attempt.shard.plan.index
-            warn(f"{self._job.dump}: the engine in {place} is lost ({why}); shard {index} is assigned again")
+            log.warning(f"{self._job.dump}: the engine in {place} is lost ({why}); shard {index} is assigned again")
             queue.fail(attempt, why)
             return
         if made is not None:

@@ -8,10 +8,10 @@ import torch
 from pipeline.config import Recipe
 from pipeline.config.engines import other_engine
 from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime import log
 from pipeline.runtime.devices import computes_on_gpu
 from pipeline.runtime.dtypes import slow_dtype
 from pipeline.runtime.huggingface import load_config
-from pipeline.runtime.log import say, warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from stage1_teacher.engines.base import Engine, EngineRequest, ListingEngine
@@ -49,7 +49,7 @@ def open_teacher(
     from stage1_teacher.reduction.head_weights import load_head  # seconds to import
 
     if slow := slow_dtype("teacher.dtype", teacher.dtype):
-        warn(slow)
+        log.warning(slow)
     head, vocabulary = load_head(
         source,
         getattr(torch, teacher.dtype),
@@ -128,7 +128,7 @@ def _open_listing(recipe: Recipe, request: EngineRequest, chat: ChatTokenizer | 
         return engine
 
     engine = reopen()
-    say(
+    log.info(
         f"{placement.base_url if teacher.engine_spec.needs_address else teacher.engine}: {teacher.name_at_server}, {engine.name}. "
         f"Targets come from the {teacher.prompt_logprobs} "
         "most probable tokens of each row (teacher.prompt_logprobs), not from the whole softmax; what lies on other "

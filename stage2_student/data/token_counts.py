@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from schemas import dump_files
 from schemas.dump_files import Key
@@ -265,7 +265,7 @@ def _is_sound(path: Path, key: str) -> bool:
     try:
         check_seal(path)
     except ValueError as error:
-        warn(f"{error}; counting its tokens again")
+        log.warning(f"{error}; counting its tokens again")
         return False
     return bool(pq.read_schema(path).metadata[_KEY].decode() == key)
 

@@ -13,7 +13,7 @@ from functools import cache
 
 import psutil
 
-from pipeline.runtime.log import complain
+from pipeline.runtime import log
 
 _LOOK_SECONDS = 0.5
 
@@ -51,7 +51,7 @@ def _watch(watched: Sequence[psutil.Process], parent: int) -> None:
     """`parent` is watched too, by its number alone: it may be hidden."""
     while not (gone := [process.pid for process in watched if not _is_there(process)]) and os.getppid() == parent:
         time.sleep(_LOOK_SECONDS)
-    complain(
+    log.error(
         f"process {gone[0] if gone else parent}, which started this rank, is gone; the rank ends with it. The same command goes on"
     )
     os._exit(1)

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.runtime.log import complain
+from pipeline.runtime import log
 from stage2_student.distributed.rank_environment import rank_environment
 
 SILENCE_SECONDS = 240  # of a machine, until it counts as away
@@ -141,7 +141,7 @@ class Channel:
         time.sleep(_SPEAK_SECONDS)
         if waiting or self._ended:
             return
-        complain(str(self.lost))
+        log.error(str(self.lost))
         time.sleep(_END_SECONDS)
         if not self._ended:
             os._exit(1)

@@ -20,10 +20,10 @@ from pipeline.config import CorpusConfig
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.covering.vocabulary import check_head_rows
+from pipeline.runtime import log
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import load_config, load_model
-from pipeline.runtime.log import say
 from pipeline.runtime.padding import padded_groups
 from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.special_ids import SpecialIds
@@ -211,7 +211,7 @@ def _say_windows(name: str, figures: Mapping[str, Any]) -> None:
     """In how many windows documents were read that are longer than one."""
     documents, windows, size = figures["num_documents"], figures["num_windows"], figures["max_tokens"]
     if windows > documents:
-        say(
+        log.info(
             f"{name}: {documents} documents read in {windows} windows of at most {size} tokens; what a later one scores has at least "
             f"{overlap_of(size)} tokens before it, or a chat's message from its begin on"
         )
@@ -226,7 +226,7 @@ def _say_left_out(corpus: str, text: ScoredText, documents: Iterator[Document]) 
     for number, document in enumerate(islice(asked, max(first) + 1)):
         if number in first:
             reason = first[number]
-            say(
+            log.info(
                 f"{corpus}: left out for all models: {text.left_out[reason]}, {reason}; the first is document {document.doc_id}"
             )
 

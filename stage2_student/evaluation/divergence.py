@@ -15,9 +15,9 @@ import torch
 from pipeline.covering.covering import Covering, ReducedRow, unnormalised
 from pipeline.covering.targets import Targets
 from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime import log
 from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import load_model
-from pipeline.runtime.log import warn
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_records import StoredChat, encode_by_turn
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat, Turn
@@ -236,7 +236,7 @@ def byte_divergence(
     found = [document_divergence(byte_model, record, max_token_end, mask_P) for record, mask_P in asked.records(dump)]
     positions, clear = sum(d.positions for d in found), sum(d.clear for d in found)
     if not clear:
-        warn(
+        log.warning(
             f"{dump}: at none of its {positions} positions that are asked for is token_end {max_token_end} or less, so kl_clear_nats is of "
             "nothing: null"
         )

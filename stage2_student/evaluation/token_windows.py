@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.runtime import log
 from pipeline.runtime.huggingface import max_positions
-from pipeline.runtime.log import say
 
 DEFAULT_MAX_TOKENS = 2048  # where neither recipe nor command line says otherwise, and the model has as many positions
 
@@ -100,7 +100,7 @@ def window_size(config: Any, max_tokens: int | None, name: str) -> int:
     if max_tokens is None:
         if positions is None or positions >= DEFAULT_MAX_TOKENS:
             return DEFAULT_MAX_TOKENS
-        say(
+        log.info(
             f"{name}: windows of {positions} tokens, for it has no more positions (the default is {DEFAULT_MAX_TOKENS})"
         )
         return positions

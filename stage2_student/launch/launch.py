@@ -18,10 +18,9 @@ import psutil
 
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.config.loading import load_recipe, save_recipe
-from pipeline.runtime import plugins
+from pipeline.runtime import log, plugins
 from pipeline.runtime.child_processes import child_environment, descendants, end_children_with_me
 from pipeline.runtime.devices import has_nvidia_gpu
-from pipeline.runtime.log import say
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_environment import free_port, started_as_rank
@@ -70,7 +69,7 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
         return run_rank(loaded)
     loaded = planned
     for remark in remarks:
-        say(f"{run}: {remark}")
+        log.info(f"{run}: {remark}")
     if dry_run:
         command = launch_command(run / "launch.yaml", loaded.train, free_port())
         dumps = ", ".join(ref.path for ref in dump_refs(loaded))

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import Recipe, StudentConfig, student_config
 from pipeline.covering.vocabulary import check_head_rows
+from pipeline.runtime import log
 from pipeline.runtime.huggingface import check_finite, counts_from_padding, load_model, load_tokenizer
-from pipeline.runtime.log import say
 from pipeline.runtime.model_source import ModelSource
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
@@ -121,7 +121,7 @@ def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, a
     if old.sha256 != new.sha256:
         rows = model.get_input_embeddings().weight.shape[0]
         moved = transfer(model, old, new, control_sources(old, new, ids, rows), averaged_scale)
-        say(f"{len(new.token_bytes):,} rows of the new tokenizer: {moved}")
+        log.info(f"{len(new.token_bytes):,} rows of the new tokenizer: {moved}")
         counts = moved.as_dict()
         model.config.pad_token_id = model.generation_config.pad_token_id = ids.end
     for config in (model.config, model.generation_config):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from schemas.storage.atomic import sync_and_rename
 from stage2_student.runs.checkpoint_files import write_inventory
 
@@ -51,7 +51,9 @@ def set_aside(run: Path, damaged: Mapping[int, str], sound: int) -> None:
             new for n in count(1) if not (new := folder / f"{name}.damaged{'' if n == 1 else f'-{n}'}").exists()
         )
         (folder / name).replace(kept)
-        warn(f"{folder / name} cannot be loaded ({cause}); kept as {kept.name}, going back to {checkpoint_name(sound)}")
+        log.warning(
+            f"{folder / name} cannot be loaded ({cause}); kept as {kept.name}, going back to {checkpoint_name(sound)}"
+        )
     if damaged:
         _write_latest(folder, sound)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config.identity import identity_differences
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from schemas.manifest import read_json, write_json
 from stage2_student.data import order
 from stage2_student.runs import schedule
@@ -57,7 +57,7 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
                     f"{run} holds checkpoints of another run ({differences}). Give a new student.path, or "
                     "delete that folder to start again."
                 )
-            warn(
+            log.warning(
                 f"{run}: trained on from step {steps[-1]} ({differences}); the rates of the steps to come are planned anew"
             )
             write_json(path, trained_on)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.runtime.log import say
+from pipeline.runtime import log
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.rank_messages import Channel
 from stage2_student.runs.checkpoint_files import Inventory, find_damage
@@ -61,7 +61,7 @@ def load(engine: Any, run: Path, checkpoint: Checkpoint, channel: Channel, conve
     if convert:
         tag = f"{checkpoint.name}.universal.partial"
         if channel.rank == 0:
-            say(
+            log.info(
                 f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {channel.world} ranks; converting it"
             )
             shutil.rmtree(folder / tag, ignore_errors=True)

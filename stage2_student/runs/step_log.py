@@ -90,10 +90,10 @@ class RunLog:
             tracker.write(step, values)
         if self._lines == 0 and not log.as_json():
             for line in LEGEND:
-                log.say(line)
+                log.info(line)
         if self._lines % _LINES_PER_HEAD == 0 and not log.as_json():
-            log.say(self.head(values))
-        log.say(self.line(step, values, taken), step=step, **values)
+            log.info(self.head(values))
+        log.info(self.line(step, values, taken), step=step, **values)
         self._lines += 1
         if self._bar is not None:
             self._bar.update(self._task, completed=step)

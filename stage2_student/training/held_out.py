@@ -15,7 +15,7 @@ import torch
 
 from pipeline.config import Recipe, corpora_of
 from pipeline.corpus.documents import Corpus
-from pipeline.runtime.log import say
+from pipeline.runtime import log
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation, Excerpt
@@ -90,7 +90,7 @@ def held_out(
     if rank == 0:
         cut = f" in {len(windows)} windows" if len(windows) > text.num_documents else ""
         more = "".join(f"; left out: {count}, {reason}" for reason, count in text.left_out.items())
-        say(f"held out: {text.num_documents} documents{cut}, {text.num_bytes} bytes{more}")
+        log.info(f"held out: {text.num_documents} documents{cut}, {text.num_bytes} bytes{more}")
     micro_batches = _shares(windows, train.micro_batch_tokens, start_id, world)[rank]
     # Documents longer than a window were left out once; figures of then have the digest of the documents alone.
     how = f"windows of {train.piece_tokens} tokens" if len(windows) > text.num_documents else ""

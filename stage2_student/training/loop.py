@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.config import Recipe, student_config
-from pipeline.runtime.log import say
+from pipeline.runtime.log import info
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.data.prefetch import prefetched
 from stage2_student.data.token_counts import Lengths
@@ -133,6 +133,6 @@ def _save(
 def _say_stopped(state: State, run: Path, signal_number: int, ranks: Ranks) -> None:
     if ranks.rank == 0:
         name = signal.Signals(signal_number).name
-        say(
+        info(
             f"{name}: stopped after step {state.step}, with a checkpoint in {run / 'checkpoints'}. The same command goes on from there"
         )

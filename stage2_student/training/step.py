@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from pipeline.runtime.log import warn
+from pipeline.runtime import log
 from pipeline.runtime.metrics import count_failure
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.distributed import deepspeed_engine as ds
@@ -68,7 +68,7 @@ def take_step(
         scale = scale.after_overflow()
         if ranks.rank == 0:
             count_failure("overflow")
-            warn(
+            log.warning(
                 f"step {plan.step}: the gradient overflows float16 at loss scale {factor:g}; the same batch again at {scale.factor:g}"
             )
 

@@ -20,7 +20,7 @@ from pipeline.runtime import log, metrics
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.dtypes import slow_dtype
 from pipeline.runtime.huggingface import check_positions
-from pipeline.runtime.log import say, warn
+from pipeline.runtime.log import info, warning
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas import dump_files
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         said = _in_a_line(error, recipe)
         if said is None or log.shows_tracebacks():
             raise
-        log.complain(said)
+        log.error(said)
         raise SystemExit(1) from None
 
 
@@ -137,7 +137,7 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
             stack.enter_context(folder.lock(run))
             stack.enter_context(metrics.served())
             for line in (*filter(None, [remark]), *remarks_on_schedule):
-                say(f"{run}: {line}")
+                info(f"{run}: {line}")
             _prepare(recipe, sources, channel.world)
         channel.gather()  # rank 0 has moved the start model, which may take it longer than a collective
         found = resume.newest_sound(run, channel)
@@ -145,7 +145,7 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
         if not has_ended:
             _train(recipe, sources, channel, found)
         elif channel.rank == 0:
-            say(f"{run} has done its {recipe.train.steps} steps; nothing to train")
+            info(f"{run} has done its {recipe.train.steps} steps; nothing to train")
         if channel.rank == 0:
             if not has_ended or is_due(run):  # one that was made on the way is not the trained model
                 export(run)
@@ -168,11 +168,11 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     run = Path(student_config(recipe).path)
     check_installed(recipe.train.wandb)
     if slow := slow_dtype("train.dtype", recipe.train.dtype):
-        warn(slow)
+        warning(slow)
     for remark in sources.tokenizer.remarks():
-        say(f"{run}: the student's tokenizer {remark}")
+        info(f"{run}: the student's tokenizer {remark}")
     for remark, count in sources.reader.remarks.items():
-        say(f"{run}: {count} documents {remark}")
+        info(f"{run}: {count} documents {remark}")
     folder.claim(run, _identity(recipe, sources))
     remove_partial_checkpoints(run)
     save_recipe(recipe, run / dump_files.RECIPE)
@@ -193,10 +193,10 @@ def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
     lengths = kept_counts(counts, reader.num_shards)
     if channel.rank == 0:
         for line in remarks(lengths, recipe.train, order, has_chats=chat is not None):
-            say(line)
+            info(line)
         tokens = int(lengths.tokens_U[lengths.usable(recipe.train.piece_tokens)].sum())
         if remark := repeated(tokens, recipe.train.batch_tokens):
-            warn(remark)
+            warning(remark)
     return lengths
 
 
@@ -246,10 +246,10 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Che
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ids)
     for lacking in student.remarks if channel.rank == 0 else ():
-        warn(f"{run}: {lacking}")
+        warning(f"{run}: {lacking}")
     packing, remark = settle(student.lm, config.packing, ds.own_device().type)
     if remark is not None and channel.rank == 0:
-        say(f"{run}: {remark}")
+        info(f"{run}: {remark}")
     channel.gather()  # all have read the start model: from here on they wait for each other in collectives
     ranks = Ranks(*ds.start_ranks(), channel)
     convert = resume.needs_conversion(found, config.deepspeed.zero_stage, ranks.world)
@@ -272,7 +272,7 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint 
         return State(loss_scale=first_scale(recipe.train.dtype))
     state = State.from_dict(resume.load(engine, run, found, ranks.channel, convert)["state"])
     if ranks.rank == 0:
-        say(f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}")
+        info(f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}")
     return state
 
 
@@ -284,7 +284,7 @@ def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpR
     known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
     write_json(run / dump_files.SUMMARY, {**state.as_dict(), **known})
     for reason, count in state.left_out.items():
-        warn(f"left out: {count} records, {reason}")
+        warning(f"left out: {count} records, {reason}")
 
 
 if __name__ == "__main__":

@@ -33,27 +33,28 @@ def test_a_line_has_time_command_level_and_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(log.COMMAND, "teacher")
-    log.say("x: 4 shards", shards=4)
-    log.warn("y")
-    log.complain("z")
+    log.info("x: 4 shards", shards=4)
+    log.warning("y")
+    log.error("z")
     plain, warning, error = said(capsys)
     assert re.fullmatch(r"\d\d:\d\d:\d\d bld teacher: x: 4 shards", plain)
     assert warning.endswith(" bld teacher: warning: y") and error.endswith(" bld teacher: error: z")
 
 
 @pytest.mark.parametrize(
-    ("level", "shown"), [("quiet", ["warn"]), ("normal", ["say", "warn"]), ("verbose", ["detail", "say", "warn"])]
+    ("level", "shown"),
+    [("quiet", ["warning"]), ("normal", ["info", "warning"]), ("verbose", ["debug", "info", "warning"])],
 )
 def test_each_level_shows_what_it_says(level: log.Level, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     log.set_level(level)
-    for speak in (log.detail, log.say, log.warn):
+    for speak in (log.debug, log.info, log.warning):
         speak(speak.__name__)
     assert [line.rpartition(" ")[2] for line in said(capsys)] == shown
 
 
 def test_as_json_every_line_is_an_object_with_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_format("json")
-    log.say("é\n", path=ROOT, number=2)
+    log.info("é\n", path=ROOT, number=2)
     with Progress(2, 100) as progress:
         progress.update(documents=2, text_bytes=100, tokens=40, stored_bytes=50)
     message, work = map(json.loads, said(capsys))
@@ -77,7 +78,7 @@ def test_options_are_taken_before_the_command_and_after_it(
 def test_a_process_that_a_command_starts_says_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     log.set_level("quiet")
     log.set_format("json")
-    script = "from pipeline.runtime import log as logs; logs.say('a'); logs.warn('b', n=1)"
+    script = "from pipeline.runtime import log as logs; logs.info('a'); logs.warning('b', n=1)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert [json.loads(line)["n"] for line in done.stderr.splitlines()] == [1]
     wrong = subprocess.run(

@@ -136,7 +136,7 @@ def test_ranks_that_never_come_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
 # Rank 0 is at work where no signal of Python's reaches it; rank 1 waits for it.
 WORK = """
 import sys, time
-from pipeline.runtime.log import complain
+from pipeline.runtime.log import error as error_line
 from stage2_student.distributed.rank_messages import LostRankError, join
 channel = join()
 print("joined", flush=True)
@@ -145,7 +145,7 @@ try:
         time.sleep(600)
     channel.gather()
 except LostRankError as error:
-    complain(str(error))
+    error_line(str(error))
     sys.exit(1)
 """
 
