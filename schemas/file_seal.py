@@ -1,7 +1,9 @@
-"""A shard's seal: SHA-256 over every byte of the file, kept inside it, so that one flipped bit anywhere is found with the file alone.
+"""A shard's seal: SHA-256 over every byte of the file, kept inside it, so that one flipped bit anywhere is found with
+the file alone.
 
-The Parquet key-value metadata holds `bld.sha256`, 64 hexadecimal digits: the hash of the file with these 64 characters read as `0`.
-Page checksums find most damage to data, but none to a footer; the hash in a dump's summary exists only once the dump is complete.
+The Parquet key-value metadata holds `bld.sha256`, 64 hexadecimal digits: the hash of the file with these 64 characters
+read as `0`. Page checksums find most damage to data, but none to a footer; the hash in a dump's summary exists only
+once the dump is complete.
 """
 
 import hashlib

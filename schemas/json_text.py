@@ -6,7 +6,8 @@ from typing import Any
 
 
 def json_text(values: Any, **options: Any) -> str:
-    """Return `json.dumps` of values, with null for a number that is NaN or infinite: JSON has no word for it, and many readers stop there.
+    """Return `json.dumps` of values, with null for a number that is NaN or infinite: JSON has no word for it, and many
+    readers stop there.
 
     Args:
         options: of `json.dumps`.

@@ -1,8 +1,9 @@
-"""The values that a shard's columns may hold: at most 256 each, so that Parquet's own dictionary stores one byte, and no reader decodes.
+"""The values that a shard's columns may hold: at most 256 each, so that Parquet's own dictionary stores one byte, and
+no reader decodes.
 
-A step costs about the same in KL wherever it is, so that nothing is stored more exactly than it matters: levels are even in the square
-root of a probability, or of what it lacks to 1. A fixed number of digits, as a float has, is fine where nobody looks (0.001 as exactly
-as 0.5) and coarse where most positions are (near 1).
+A step costs about the same in KL wherever it is, so that nothing is stored more exactly than it matters: levels are
+even in the square root of a probability, or of what it lacks to 1. A fixed number of digits, as a float has, is fine
+where nobody looks (0.001 as exactly as 0.5) and coarse where most positions are (near 1).
 """
 
 import math
@@ -39,7 +40,8 @@ LOGPROBS = np.unique(np.concatenate([OTHER_LOGPROBS, TOP_LOGPROBS]))
 # Sixteen: four bits. A mask at one of them takes exactly the positions that it would take of the true shares.
 SHARES = np.array([0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1])
 LEAST_SHARE = 0.001
-# Not above the decimal number, so that `share <= 0.05` is true of a stored 0.05 whether a tool compares in 32 bits or in 64.
+# Not above the decimal number, so that `share <= 0.05` is true of a stored 0.05 whether a tool compares in 32 bits or
+# in 64.
 _STORED_SHARES = np.where(SHARES.astype(np.float32) > SHARES, np.nextafter(SHARES.astype(np.float32), 0), SHARES)
 STORED_SHARES = _STORED_SHARES.astype(np.float32)
 

@@ -34,10 +34,11 @@ class ShardPlan(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`identity` is everything that decides the content; `corpus_counts` says what the corpus held and what was left out, by reason.
+    """`identity` is everything that decides the content; `corpus_counts` says what the corpus held and what was left
+    out, by reason.
 
-    `accepted_engines`: engines other than the identity's that an operator let go on with the dump, by name and version; each
-    shard's metadata says which one made it (`bld.engine`).
+    `accepted_engines`: engines other than the identity's that an operator let go on with the dump, by name and version;
+    each shard's metadata says which one made it (`bld.engine`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,8 +104,8 @@ def identity_differences(
     """Return `field: theirs there, ours here` for each field in which two identities differ.
 
     Args:
-        absent: what a key means, by its dotted name in a dump's identity (or a run's), where an identity lacks it; others mean null.
-            `pipeline.config.identity` has this for the keys of recipes.
+        absent: what a key means, by its dotted name in a dump's identity (or a run's), where an identity lacks it;
+            others mean null. `pipeline.config.identity` has this for the keys of recipes.
     """
     a, b = flatten(theirs), flatten(json.loads(json.dumps(ours)))
     unsaid = _UNSAID | dict(absent or {})
@@ -120,14 +121,18 @@ def identity_differences(
 def with_accepted_engine(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], accepted_engines: Collection[str]
 ) -> dict[str, Any]:
-    """Return our identity, with the engine that began the dump where ours is one of those that are accepted beside it."""
+    """Return our identity, with the engine that began the dump where ours is one of those that are accepted beside
+    it.
+    """
     if ours.get("teacher", {}).get("engine") not in accepted_engines:
         return dict(ours)
     return {**ours, "teacher": ours["teacher"] | {"engine": theirs.get("teacher", {}).get("engine")}}
 
 
 def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a shard says of its origin: all but the whole corpus, which may grow after it; its own documents it names by their hash."""
+    """What a shard says of its origin: all but the whole corpus, which may grow after it; its own documents it names by
+    their hash.
+    """
     corpus = {key: value for key, value in identity.get("corpus", {}).items() if key != "sha256"}
     return {**identity, **({"corpus": corpus} if "corpus" in identity else {})}
 

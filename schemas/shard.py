@@ -1,6 +1,7 @@
 """A shard: one Parquet file of records, absent or complete.
 
-Shape legend: T tokens of the teacher, S segments, M messages of a chat, P positions (over all segments in turn), E entries (over all positions in turn).
+Shape legend: T tokens of the teacher, S segments, M messages of a chat, P positions (over all segments in turn), E
+entries (over all positions in turn).
 """
 
 import json
@@ -72,8 +73,9 @@ def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool =
 
     `first`: one that is there by then stays, and this one is dropped.
 
-    Every column but the text has a dictionary: the values of each are few (`schemas.levels`), a byte or half of one each. Of a dump
-    that stores everything the floats have none, but their bytes apart, the first of all numbers together.
+    Every column but the text has a dictionary: the values of each are few (`schemas.levels`), a byte or half of one
+    each. Of a dump that stores everything the floats have none, but their bytes apart, the first of all numbers
+    together.
     """
     split = _FLOATS if _is_exact(table) else frozenset[str]()
     with_dictionary = [_leaf(name) for name in table.schema.names if name not in (*_TEXTS, *split)]
@@ -159,7 +161,8 @@ def _sum(lists: pa.ChunkedArray) -> int:
 def read_shard(
     path: Location, batch_records: int = 64, checked: bool = True, beside_others: bool = False
 ) -> Iterator[Record]:
-    """Yield a shard's records in order, holding `batch_records` of them in memory at once. `beside_others`: as of `open_parquet`.
+    """Yield a shard's records in order, holding `batch_records` of them in memory at once. `beside_others`: as of
+    `open_parquet`.
 
     Raises ValueError for columns that are not the format's, and, where `checked`, for a record with `layout_faults`.
     """
@@ -173,10 +176,11 @@ def read_shard(
 def read_rows(
     path: Location, rows: Iterable[int], batch_records: int = 64, beside_others: bool = False
 ) -> Iterator[Record]:
-    """Yield these rows of a shard, ascending. What lies between is decoded by Arrow, which lets other threads run, and goes no further.
+    """Yield these rows of a shard, ascending. What lies between is decoded by Arrow, which lets other threads run, and
+    goes no further.
 
-    `rows` is asked for the next one when it is due, so that it may be found out meanwhile. `beside_others`: as of `open_parquet`.
-    Raises ValueError for a row that the shard does not have, and as `read_shard` does.
+    `rows` is asked for the next one when it is due, so that it may be found out meanwhile. `beside_others`: as of
+    `open_parquet`. Raises ValueError for a row that the shard does not have, and as `read_shard` does.
     """
     batches, batch, first = _batches(path, batch_records, beside_others), None, 0
     for row in rows:
@@ -206,7 +210,9 @@ def _batches(path: Location, batch_records: int, beside_others: bool = False) ->
 
 
 def read_questions(path: Location, with_tokens: bool = False) -> Iterator[Question]:
-    """Of each record of a shard in order; reads little more than the text. `with_tokens`: the lengths of the teacher's tokens too."""
+    """Of each record of a shard in order; reads little more than the text. `with_tokens`: the lengths of the teacher's
+    tokens too.
+    """
     with open_parquet(path) as file:
         reader = checked_reader(path, file.schema_arrow)
         columns = reader.question_columns(file.schema_arrow, with_tokens)

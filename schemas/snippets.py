@@ -1,4 +1,6 @@
-"""The reading snippets of the specification (README.md beside this file): written there once, run by the tests, shown in every card."""
+"""The reading snippets of the specification (README.md beside this file): written there once, run by the tests, shown
+in every card.
+"""
 
 import re
 from pathlib import Path

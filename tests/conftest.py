@@ -21,13 +21,17 @@ AT_START = dict(os.environ)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the scenarios first: a file of a few long tests that comes last keeps one worker busy while the others have nothing to do."""
+    """Put the scenarios first: a file of a few long tests that comes last keeps one worker busy while the others have
+    nothing to do.
+    """
     items.sort(key=lambda item: "scenarios" not in item.path.parts)
 
 
 @pytest.fixture(autouse=True)
 def environment_of_no_command() -> Iterator[None]:
-    """Take back what a command that a test runs in this process has put there: tests after it start processes of their own."""
+    """Take back what a command that a test runs in this process has put there: tests after it start processes of their
+    own.
+    """
     yield
     for name in OF_A_COMMAND:
         if name in AT_START:

@@ -16,7 +16,8 @@ from schemas.columns import COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
-# Lower lines import higher ones, never the reverse; rooms of one line do not know each other. The roof is what only the command line imports.
+# Lower lines import higher ones, never the reverse; rooms of one line do not know each other. The roof is what only the
+# command line imports.
 SHARED = ("schemas.storage", "schemas")
 GROUND = (
     "pipeline.runtime",

@@ -79,7 +79,8 @@ def root(
 
 
 def _bound_kernel_caches() -> None:
-    """Before torch is loaded: it and oneDNN keep what they compile for each shape, 1,024 of each, and documents are of any length.
+    """Before torch is loaded: it and oneDNN keep what they compile for each shape, 1,024 of each, and documents are of
+    any length.
 
     That is gigabytes on a CPU, and is in use for one step; a step itself has some thirty shapes.
     """
@@ -88,13 +89,17 @@ def _bound_kernel_caches() -> None:
 
 
 def _name_the_accelerator() -> None:
-    """To DeepSpeed, which transformers loads too: with the CPU build it would look for a GPU, and warn that it found none."""
+    """To DeepSpeed, which transformers loads too: with the CPU build it would look for a GPU, and warn that it found
+    none.
+    """
     if cpu_build():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def main() -> None:
-    """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or 143."""
+    """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or
+    143.
+    """
     if "--debug" in sys.argv[1:]:
         log.show_tracebacks()
     os.environ[SAFE_PATH] = "1"  # of engines, launchers and whatever else is started from here on

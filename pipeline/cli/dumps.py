@@ -1,4 +1,6 @@
-"""`bld inspect`, `verify`, `merge`, `push`, `pull` and `clean`: a dump looked into, checked, joined, carried and tidied."""
+"""`bld inspect`, `verify`, `merge`, `push`, `pull` and `clean`: a dump looked into, checked, joined, carried and
+tidied.
+"""
 
 from pathlib import Path
 from typing import Annotated

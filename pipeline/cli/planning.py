@@ -32,7 +32,9 @@ def show_plan(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Check a recipe and print what it would fetch, make and write; without --calibrate it needs no network and no weights."""
+    """Check a recipe and print what it would fetch, make and write; without --calibrate it needs no network and no
+    weights.
+    """
     from pipeline.planning.dry_run import plan, print_lines
     from schemas.json_text import json_text
 

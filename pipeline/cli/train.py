@@ -37,8 +37,8 @@ def teacher(
 ) -> None:
     """Stage 1: dump the teacher's next-byte distributions, or resume a dump.
 
-    Start it more than once on one dump, and the processes share the shards. Exit codes: 0 done, 1 an error that is named, 2 a wrong
-    option, 130 or 143 stopped by SIGINT or SIGTERM: the same command goes on.
+    Start it more than once on one dump, and the processes share the shards. Exit codes: 0 done, 1 an error that is
+    named, 2 a wrong option, 130 or 143 stopped by SIGINT or SIGTERM: the same command goes on.
     """
     if dry_run:
         from pipeline.planning.dry_run import print_plan
@@ -71,9 +71,11 @@ def parse_worker(text: str) -> tuple[int, int]:
 def student(
     recipe: RecipeArgument, override: Overrides = None, dry_run: DryRun = False, metrics: Metrics = None
 ) -> None:
-    """Stage 2: train the student under the DeepSpeed launcher, or resume; under torchrun or srun, as one of their ranks.
+    """Stage 2: train the student under the DeepSpeed launcher, or resume; under torchrun or srun, as one of their
+    ranks.
 
-    Exit codes: 0 done, 1 an error that is named, 130 or 143 stopped by SIGINT or SIGTERM, with a checkpoint: the same command goes on.
+    Exit codes: 0 done, 1 an error that is named, 130 or 143 stopped by SIGINT or SIGTERM, with a checkpoint: the same
+    command goes on.
     """
     from stage2_student.launch.launch import launch_student
 

@@ -1,7 +1,8 @@
 """The engines that a teacher can run on: what the rest of the package has to know of each, without opening one.
 
-An engine of one's own is a Python file, named as `teacher.engine`. It says the same of itself in `ENGINE = EngineSpec(...)`, which is read,
-not run: to open a dump that was made with such a file runs nothing of it. stage1_teacher/README.md has an example.
+An engine of one's own is a Python file, named as `teacher.engine`. It says the same of itself in `ENGINE =
+EngineSpec(...)`, which is read, not run: to open a dump that was made with such a file runs nothing of it.
+stage1_teacher/README.md has an example.
 """
 
 from pydantic import Field, ValidationError, model_validator
@@ -53,7 +54,9 @@ ENGINES = {
 
 
 def engine_spec(engine: str) -> EngineSpec:
-    """Look up a recipe's `teacher.engine`. Raises ValueError for a file that is not there, or does not say it plainly."""
+    """Look up a recipe's `teacher.engine`. Raises ValueError for a file that is not there, or does not say it
+    plainly.
+    """
     if not is_own(engine):
         return ENGINES[engine]
     values = read_call(engine, "ENGINE", "EngineSpec", EXAMPLE)
@@ -68,5 +71,7 @@ def engine_spec(engine: str) -> EngineSpec:
 
 
 def other_engine(engine: str) -> str:
-    """Another engine that loads weights here, to try in place of this one. `engine`: its name, with or without a version."""
+    """Another engine that loads weights here, to try in place of this one. `engine`: its name, with or without a
+    version.
+    """
     return next(name for name, spec in ENGINES.items() if spec.hidden_states and not engine.startswith(name))

@@ -1,8 +1,9 @@
 """The part of an identity that a recipe's sections decide, and the meaning of a key that an identity lacks.
 
-A dump and a run are held to the identity that they were begun with. A key that a release adds says what was done before it came
-(`pipeline.config.section.added`): an identity leaves it out where it has that value, and has that value where it leaves it out. So what an
-earlier release began goes on, whatever keys and defaults have come since, and another value is refused by the key's name.
+A dump and a run are held to the identity that they were begun with. A key that a release adds says what was done before
+it came (`pipeline.config.section.added`): an identity leaves it out where it has that value, and has that value where
+it leaves it out. So what an earlier release began goes on, whatever keys and defaults have come since, and another
+value is refused by the key's name.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -33,13 +34,17 @@ def identity_values(section: BaseModel, exclude: Collection[str] = ()) -> dict[s
 
 
 def added_values(section: BaseModel) -> dict[str, Any]:
-    """Return the part of `identity_values` that no first release knew; for a section of which an identity holds chosen keys."""
+    """Return the part of `identity_values` that no first release knew; for a section of which an identity holds chosen
+    keys.
+    """
     added = {_stored_name(name, field) for name, field in type(section).model_fields.items() if _is_added(field)}
     return {name: value for name, value in identity_values(section).items() if name in added}
 
 
 def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Return `field: theirs there, ours here` for each field in which two identities, of dumps or of runs, differ in meaning."""
+    """Return `field: theirs there, ours here` for each field in which two identities, of dumps or of runs, differ in
+    meaning.
+    """
     return manifest.identity_differences(theirs, ours, dict(_absent(Recipe, "")))
 
 

@@ -67,8 +67,8 @@ _Loader.add_implicit_resolver(
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a file, or by the bare name of a packaged one (`demo`).
 
-    `overrides` are applied in turn: `section.key=value`, the value in YAML, or a YAML file of some of a recipe's keys (one of the
-    packaged settings by its bare name: `paper`). Raises ValueError that names what is wrong and where.
+    `overrides` are applied in turn: `section.key=value`, the value in YAML, or a YAML file of some of a recipe's keys
+    (one of the packaged settings by its bare name: `paper`). Raises ValueError that names what is wrong and where.
     """
     path = _find(path_or_name)
     return parse_recipe(_read(path), str(path), overrides)

@@ -1,4 +1,6 @@
-"""Old names of a recipe's keys, which hold for a release: a section says them (`Section.renamed`), and each use is warned of."""
+"""Old names of a recipe's keys, which hold for a release: a section says them (`Section.renamed`), and each use is
+warned of.
+"""
 
 from collections.abc import Iterator
 from typing import Any

@@ -11,7 +11,9 @@ _LARGEST = 2**63 - 1
 
 
 def plain_address(text: str) -> str:
-    """The text itself. Raises ValueError, which does not repeat it, for an address (`scheme://`) that holds more than a place."""
+    """The text itself. Raises ValueError, which does not repeat it, for an address (`scheme://`) that holds more than a
+    place.
+    """
     parts = urlsplit(text.rpartition("::")[2]) if "://" in text else None
     if parts and (parts.username or parts.password or parts.query or parts.fragment):
         raise ValueError(
@@ -26,8 +28,9 @@ def added(since: str, before: Any, stored_as: str | None = None) -> dict[str, An
 
     Args:
         since: the release that it came with.
-        before: the value, as JSON has it, that says what was done before there was such a key: an identity leaves the key out where it has
-            this value, and means it where it lacks the key (see `pipeline.config.identity`). It stays when the default changes.
+        before: the value, as JSON has it, that says what was done before there was such a key: an identity leaves the
+            key out where it has this value, and means it where it lacks the key (see `pipeline.config.identity`). It
+            stays when the default changes.
         stored_as: the key's name in identities, where the recipe's key has been renamed since.
     """
     return {"since": since, "before": before} | ({} if stored_as is None else {"stored_as": stored_as})
@@ -47,8 +50,9 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 class Section(BaseModel):
-    """Keys that are not known are refused, and so are empty text, text with NUL, numbers that are not finite or too large for a machine,
-    and truth where a number is wanted."""
+    """Keys that are not known are refused, and so are empty text, text with NUL, numbers that are not finite or too
+    large for a machine, and truth where a number is wanted.
+    """
 
     renamed: ClassVar[
         Mapping[str, str]

@@ -11,7 +11,9 @@ from pipeline.runtime.plugins import check_name
 
 
 class Objectives(Section):
-    """Weights of the loss terms; nats per supervised byte. Beside those named here, Python files of your own: {entropy.py: 0.1}."""
+    """Weights of the loss terms; nats per supervised byte. Beside those named here, Python files of your own:
+    {entropy.py: 0.1}.
+    """
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[float, Field(ge=0, strict=True)]]
@@ -96,7 +98,9 @@ class DeepSpeedConfig(Section):
 
 
 class WandbConfig(Section):
-    """A copy of the metrics at Weights & Biases. Who may write there is told to the package: `wandb login`, or WANDB_API_KEY."""
+    """A copy of the metrics at Weights & Biases. Who may write there is told to the package: `wandb login`, or
+    WANDB_API_KEY.
+    """
 
     project: str = Field(description="Project there.")
     name: str | None = Field(None, description="Name of the run there; default: the last parts of student.path.")

@@ -81,7 +81,9 @@ def _content(message: Any, strip: bool) -> Said:
 
 
 def _rendered(messages: list[Message], tools: tuple[Mapping[str, Any], ...]) -> Chat:
-    """With a conversation where there is more than contents, or a content that holds its reasoning, which a template may take out."""
+    """With a conversation where there is more than contents, or a content that holds its reasoning, which a template
+    may take out.
+    """
     contents = tuple({"role": message["role"], "content": message["content"]} for message in messages)
     beside = any(message.get("reasoning") or message.get("tool_calls") for message in messages)
     inside = any(m["role"] == ASSISTANT and split_reasoning(m["content"]) for m in messages)

@@ -21,8 +21,9 @@ from schemas import ARITHMETIC
 
 @dataclass(frozen=True)
 class Document:
-    """`text` is valid UTF-8, not empty; of a chat, what the assistant says. `messages`: of a chat, role and content; `conversation`: of
-    one with more than that, the whole."""
+    """`text` is valid UTF-8, not empty; of a chat, what the assistant says. `messages`: of a chat, role and content;
+    `conversation`: of one with more than that, the whole.
+    """
 
     doc_id: str
     text: bytes
@@ -31,7 +32,9 @@ class Document:
 
     @property
     def texts(self) -> Iterator[bytes | tuple[Message, ...] | Excerpt]:
-        """What a model of any template is asked about: the text, or the chat; of one with reasoning or calls, each turn by itself."""
+        """What a model of any template is asked about: the text, or the chat; of one with reasoning or calls, each turn
+        by itself.
+        """
         if self.conversation is None:
             yield self.messages or self.text
             return

@@ -1,4 +1,6 @@
-"""Files of a corpus, opened: what is compressed is decompressed, by what the file holds, and what is damaged is named."""
+"""Files of a corpus, opened: what is compressed is decompressed, by what the file holds, and what is damaged is
+named.
+"""
 
 import io
 import lzma

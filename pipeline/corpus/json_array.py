@@ -1,7 +1,8 @@
 """The elements of a JSON array, one after another, as the file is read: none is held that is longer than allowed.
 
-Only the structure is looked at (strings, brackets, commas); what an element says is for `json` to find out. Where it is broken, no element is
-guessed: the reader is told, and what follows is read as lines, so that lines of JSON whose first begins with a stray bracket lose that one alone.
+Only the structure is looked at (strings, brackets, commas); what an element says is for `json` to find out. Where it is
+broken, no element is guessed: the reader is told, and what follows is read as lines, so that lines of JSON whose first
+begins with a stray bracket lose that one alone.
 """
 
 import re
@@ -24,7 +25,8 @@ class JsonArray:
     """A file that `is_array`, read once.
 
     Attributes:
-        rest: what was read of the file behind the array's end, or behind the line where it broke; known once the elements are through.
+        rest: what was read of the file behind the array's end, or behind the line where it broke; known once the
+            elements are through.
         ends: whether it has an end; then too.
     """
 
@@ -36,7 +38,9 @@ class JsonArray:
         self._kept: list[bytes] | None = []  # the element's bytes of earlier chunks; None: too many
 
     def elements(self) -> Iterator[bytes | None]:
-        """Each element's bytes, white space around it included; None for one that is too long; `BROKEN` at the end of a broken array."""
+        """Each element's bytes, white space around it included; None for one that is too long; `BROKEN` at the end of a
+        broken array.
+        """
         open_brackets: list[bytes] = []
         in_string = is_whole = False
         self._next(_OUTSIDE)  # the bracket that opens it
@@ -105,7 +109,9 @@ class JsonArray:
         return None if kept is None else b"".join(kept)
 
     def _to_next_line(self) -> None:
-        """Leave in `rest` what follows the line of the character that was just found, or that line, where nothing is before it."""
+        """Leave in `rest` what follows the line of the character that was just found, or that line, where nothing is
+        before it.
+        """
         if not self._chunk:
             return
         kept = self._kept[-1] if self._kept else b""

@@ -1,6 +1,7 @@
 """Rows of a corpus, from JSONL, text and Parquet files, folders, globs and hub names.
 
-JSON is read line by line in binary, or as one array of objects: one bad line costs one row, not the file, and a row keeps its line number.
+JSON is read line by line in binary, or as one array of objects: one bad line costs one row, not the file, and a row
+keeps its line number.
 """
 
 import glob
@@ -48,8 +49,8 @@ class Row:
 class RowSource:
     """A resolved source: files in order, or a hub data set. Lines and text files of more than `max_bytes` are faults.
 
-    `arithmetic` is that of the dump that is read for (`schemas.ARITHMETIC`): under 1 names alone said what is compressed, a text kept
-    its byte order mark, and JSON was lines.
+    `arithmetic` is that of the dump that is read for (`schemas.ARITHMETIC`): under 1 names alone said what is
+    compressed, a text kept its byte order mark, and JSON was lines.
     """
 
     files: tuple[str, ...]
@@ -60,7 +61,9 @@ class RowSource:
 
     @classmethod
     def resolve(cls, source: str, split: str, max_bytes: int, arithmetic: int = ARITHMETIC) -> "RowSource":
-        """Raises ValueError for a missing path, a kind of file that is not known, or a name that the hub has no data set of."""
+        """Raises ValueError for a missing path, a kind of file that is not known, or a name that the hub has no data
+        set of.
+        """
         files = source_files(source, arithmetic)
         if files is None:
             require_data_set(source)
@@ -102,7 +105,8 @@ class RowSource:
 def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] | None:
     """A source's files or addresses, in order; None for a name on a hub. Raises ValueError as `RowSource.resolve` does.
 
-    `arithmetic` is that of the dump: under 1 linked folders in a folder were passed over, hidden ones read, and a glob went in circles.
+    `arithmetic` is that of the dump: under 1 linked folders in a folder were passed over, hidden ones read, and a glob
+    went in circles.
     """
     resolved = resolve_file(source)
     if isinstance(resolved, Path):
@@ -135,7 +139,9 @@ def _files_of(path: Path, arithmetic: int) -> list[str]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files at any depth, through links to folders too; not in hidden folders (of git, of notebooks, of a hub's cache)."""
+    """Files at any depth, through links to folders too; not in hidden folders (of git, of notebooks, of a hub's
+    cache).
+    """
     for at, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(Path(at, name))]
         yield from (Path(at, name) for name in names)
@@ -182,7 +188,8 @@ def _parquet_rows(name: str) -> Iterator[Row]:
 def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
     """Python's values; None for a row with text that is not UTF-8, which Parquet does not check.
 
-    A column with a value that Python has none for (a date of the year 30000, a time zone that this machine does not know) is left out.
+    A column with a value that Python has none for (a date of the year 30000, a time zone that this machine does not
+    know) is left out.
     """
     try:
         return list(batch.to_pylist())

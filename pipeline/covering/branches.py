@@ -1,13 +1,13 @@
 """Branch rows: which paths off the canonical one are worth a forward of the teacher, and what every row weighs.
 
-A token that ends where the canonical encoding has no boundary, or that reaches a boundary by another path, starts a branch. It is
-expanded into a row of its own when its weight, relative to the mass known just before its end, exceeds `branch_threshold`, and
-it is among the `beam_width` heaviest branches that end there. All documents of a batch are expanded in rounds, one call of the
-engine each, until none is left that is worth it.
+A token that ends where the canonical encoding has no boundary, or that reaches a boundary by another path, starts a
+branch. It is expanded into a row of its own when its weight, relative to the mass known just before its end, exceeds
+`branch_threshold`, and it is among the `beam_width` heaviest branches that end there. All documents of a batch are
+expanded in rounds, one call of the engine each, until none is left that is worth it.
 
-A branch that has met the canonical boundaries again and shared `merge_after` of its tokens is not expanded further: its weight
-joins the canonical row that ends there. From then on only the segmentation of text long past tells the two apart. Without a
-threshold, a width and merging, the covering holds every tokenization, and the targets are exact.
+A branch that has met the canonical boundaries again and shared `merge_after` of its tokens is not expanded further: its
+weight joins the canonical row that ends there. From then on only the segmentation of text long past tells the two
+apart. Without a threshold, a width and merging, the covering holds every tokenization, and the targets are exact.
 
 Weights are natural logs throughout.
 """
@@ -40,7 +40,8 @@ class Path(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Rows R with their edges E (tokens that end along the document) and reaches H (how much of a row goes on how far), flat.
+    """Rows R with their edges E (tokens that end along the document) and reaches H (how much of a row goes on how far),
+    flat.
 
     `shared` is how many canonical tokens a path has shared since it met the canonical boundaries; -1 off them.
     """
@@ -142,7 +143,9 @@ class Branching:
         self._weights = None
 
     def wanted(self) -> list[Branch]:
-        """Branches worth a row, by what is known so far; a round of expansion may want more, and none is wanted at the end."""
+        """Branches worth a row, by what is known so far; a round of expansion may want more, and none is wanted at the
+        end.
+        """
         rows = self._rows
         assert rows is not None, "the canonical rows come first"
         edges = np.flatnonzero(self._weigh().wanted_E)

@@ -1,16 +1,19 @@
 """The covering: teacher rows summed into next-symbol distributions, exactly.
 
-A row is a forward position; its path ends at byte offset `o_r` and has log-weight `log W_r`. At position i the target is
+A row is a forward position; its path ends at byte offset `o_r` and has log-weight `log W_r`. At position i the target
+is
 
     sum over rows with o_r <= i of  W_r * M_r(b[o_r:i] c)  / K_i
 
-where M_r(x) is the row's mass on tokens whose bytes start with x. What a row contributes depends on its offset alone: the column
-ranges of the byte prefixes that the document goes on with from there (`Intervals`). Summing a row's softmax over them is the
-engines' work (`stage1_teacher.reduction.reducer`, or the slow twin here); this module knows nothing of engines. Canonical rows only: the
-path of row r is the first r tokens of the tokenizer's own encoding. `pipeline.covering.branches` adds others.
+where M_r(x) is the row's mass on tokens whose bytes start with x. What a row contributes depends on its offset alone:
+the column ranges of the byte prefixes that the document goes on with from there (`Intervals`). Summing a row's softmax
+over them is the engines' work (`stage1_teacher.reduction.reducer`, or the slow twin here); this module knows nothing of
+engines. Canonical rows only: the path of row r is the first r tokens of the tokenizer's own encoding.
+`pipeline.covering.branches` adds others.
 
-Shape legend: R rows (tokens + 1), C sorted columns, P positions (bytes + 1), V symbols (256), N nodes of all rows in turn, the
-deepest of a row first, K cuts of all nodes in turn, I intervals of all nodes in turn (a node's cuts less one).
+Shape legend: R rows (tokens + 1), C sorted columns, P positions (bytes + 1), V symbols (256), N nodes of all rows in
+turn, the deepest of a row first, K cuts of all nodes in turn, I intervals of all nodes in turn (a node's cuts less
+one).
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +29,9 @@ from pipeline.covering.targets import Targets, doubt
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import ARITHMETIC, END, NUM_SYMBOLS
 
-MIN_LOGIT = -80.0  # logits further below the row's largest count as this: exp stays a normal float32, and masses below 1e-34 matter to nobody
+# logits further below the row's largest count as this: exp stays a normal float32, and masses below 1e-34 matter to
+# nobody
+MIN_LOGIT = -80.0
 
 
 class ReducedRow(NamedTuple):
@@ -75,7 +80,9 @@ class Covering:
         self._columns = np.array([*columns, -1], dtype=np.int64)  # R: of the token that follows each canonical row
 
     def intervals(self, offsets: Sequence[int] | np.ndarray) -> Intervals:
-        """Return what rows that end at these byte offsets are summed over: canonical offsets or any others, in any order."""
+        """Return what rows that end at these byte offsets are summed over: canonical offsets or any others, in any
+        order.
+        """
         if offsets is self.offsets:
             return self.canonical
         offsets_R = np.asarray(offsets, dtype=np.int64)
@@ -92,15 +99,17 @@ class Covering:
         """Masses of the rows that end at `offsets`; the slow twin of `stage1_teacher.reduction.reducer`, in float64.
 
         Args:
-            probs_RC: unnormalised probabilities in sorted columns, float32 or float64, row by row, and one more column that
-                feeds no symbol: it holds 0, or what lies on tokens that are in no column (`pipeline.covering.truncated_rows`).
+            probs_RC: unnormalised probabilities in sorted columns, float32 or float64, row by row, and one more column
+                that feeds no symbol: it holds 0, or what lies on tokens that are in no column
+                (`pipeline.covering.truncated_rows`).
         """
         vocabulary, intervals = self.vocabulary, self.intervals(offsets)
         first_I, last_I = intervals.column_ranges()
         bounds = intervals.row_intervals.tolist()
         reduced = []
         for row, (probs_C, (first, last)) in enumerate(zip(probs_RC, pairwise(bounds), strict=True)):
-            # From each interval's first column to its last, and on to the next interval's first: the sums in between are left out.
+            # From each interval's first column to its last, and on to the next interval's first: the sums in between
+            # are left out.
             edges = np.stack([first_I[first:last], last_I[first:last]], axis=1).ravel()
             sums = np.add.reduceat(probs_C, edges, dtype=np.float64)[::2] if len(edges) else np.empty(0)
             total = float(probs_C.sum(dtype=np.float64))
@@ -137,7 +146,9 @@ class Covering:
         return self._sum(self.intervals([row.offset for row in rows]), rows, log_weight_R, log_continued_P)
 
     def steps(self, rows: Sequence[ReducedRow], offsets: Sequence[int] | np.ndarray) -> Steps:
-        """Where the tokens of rows that end at `offsets` end along the document, and how much of each row goes on how far."""
+        """Where the tokens of rows that end at `offsets` end along the document, and how much of each row goes on how
+        far.
+        """
         intervals = self.intervals(offsets)
         masses_I = np.concatenate([row.masses_I for row in rows])
         row_N = np.arange(len(rows)).repeat(np.diff(intervals.row_nodes))
@@ -184,7 +195,8 @@ class Covering:
         prefix_mass_P = mass_PV.sum(axis=1)
         np.divide(mass_PV, prefix_mass_P[:, None], out=mass_PV)
 
-        # Shares of what is known just before each position, which is what the position before has on the document's symbol.
+        # Shares of what is known just before each position, which is what the position before has on the document's
+        # symbol.
         realised_P = mass_PV[np.arange(num_positions - 1), np.frombuffer(self.document, dtype=np.uint8)]
         known_P = realised_P * prefix_mass_P[:-1]
         continued_P = np.exp(log_continued_P[1:] - log_scale_P[:-1])

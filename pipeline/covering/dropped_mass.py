@@ -1,13 +1,13 @@
 """Dropped mass shared out by a guess of how it goes on, instead of as the rows that are known do.
 
-A covering normalises over what it knows: where a branch that held a tenth of the mass is dropped, the target says that the other
-tokens' continuations are all there is, and is confidently wrong. Most often a dropped token ends a word inside of a longer
-canonical one, and what follows the end of a word is no secret: the document's own targets at the canonical boundaries show it,
-by the kind of byte before them, and the branch rows that were expanded show it better.
+A covering normalises over what it knows: where a branch that held a tenth of the mass is dropped, the target says that
+the other tokens' continuations are all there is, and is confidently wrong. Most often a dropped token ends a word
+inside of a longer canonical one, and what follows the end of a word is no secret: the document's own targets at the
+canonical boundaries show it, by the kind of byte before them, and the branch rows that were expanded show it better.
 
-Nor is dropped mass gone at the next byte: where the document goes on with a byte that the guess finds likely and the known rows do
-not, it was probably the dropped branch that was right. So what is lost is followed by Bayes' rule from byte to byte, as far as the
-next canonical boundary, where most branches have met the canonical row again.
+Nor is dropped mass gone at the next byte: where the document goes on with a byte that the guess finds likely and the
+known rows do not, it was probably the dropped branch that was right. So what is lost is followed by Bayes' rule from
+byte to byte, as far as the next canonical boundary, where most branches have met the canonical row again.
 
 Shape legend: P positions, V symbols (256), C classes of positions, B branch rows, N positions learned from.
 """
@@ -30,8 +30,9 @@ KINDS = np.array(
     ]
 )
 PRIOR_POSITIONS = 2.0  # the coarser guess counts as so many positions of each class
-# Share of what is lost since earlier positions that is believed. Over 30 encyclopaedic documents, branches above 0.05: KL 0.0074,
-# 0.0052, 0.0050 and 0.0049 at 0, 0.1, 0.3 and 1; Jensen-Shannon divergence 0.00074, 0.00074, 0.00074 and 0.00078.
+# Share of what is lost since earlier positions that is believed. Over 30 encyclopaedic documents, branches above 0.05:
+# KL 0.0074, 0.0052, 0.0050 and 0.0049 at 0, 0.1, 0.3 and 1; Jensen-Shannon divergence 0.00074, 0.00074, 0.00074 and
+# 0.00078.
 CARRIED_SHARE = 0.3
 
 MOST_ODDS = 1e9  # of mass that is lost against mass that is known
@@ -51,8 +52,8 @@ def spread(targets: Targets, covering: Covering, branch_rows: Sequence[ReducedRo
         covering: of the document, whose canonical boundaries are learned from.
         branch_rows: those that start off the boundaries, learned from too.
     Returns:
-        new targets; `dropped`, `token_end`, `doubt` and the prefix mass still tell of the covering alone. Unchanged where the
-        document has no boundary to learn from.
+        new targets; `dropped`, `token_end`, `doubt` and the prefix mass still tell of the covering alone. Unchanged
+        where the document has no boundary to learn from.
     """
     document = np.frombuffer(covering.document, dtype=np.uint8)
     if not len(document):

@@ -12,7 +12,8 @@ from pipeline.covering.trie import Trie
 
 
 class Intervals(NamedTuple):
-    """The column ranges that some rows are summed over: the intervals of the trie's nodes along the documents; all int64.
+    """The column ranges that some rows are summed over: the intervals of the trie's nodes along the documents; all
+    int64.
 
     In a row the deepest node comes first and the root last, and the range of each is one interval of the next.
     """
@@ -26,7 +27,9 @@ class Intervals(NamedTuple):
 
     @staticmethod
     def along(trie: Trie, document: bytes, offsets_R: np.ndarray, columns_R: np.ndarray) -> "Intervals":
-        """Return those of rows whose paths end at `offsets_R`, int64, each as deep as any token goes on as the document does."""
+        """Return those of rows whose paths end at `offsets_R`, int64, each as deep as any token goes on as the document
+        does.
+        """
         text = np.frombuffer(document, dtype=np.uint8)
         num_nodes_R, node_N = trie.walk(text, offsets_R, np.full(len(offsets_R), len(text)))
         row_nodes = np.append(0, num_nodes_R.cumsum())

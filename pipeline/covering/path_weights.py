@@ -1,10 +1,12 @@
-"""What every row of a document weighs, and which branches are worth a row: one pass over the rows in the order of their offsets.
+"""What every row of a document weighs, and which branches are worth a row: one pass over the rows in the order of their
+offsets.
 
-Weight goes forward only: a row's is all that arrives at it, by the tokens that end where it starts. The pass is compiled by numba,
-since each round of expansion makes it over the whole document; the slow twin is `tests.support.slow_weighing`.
+Weight goes forward only: a row's is all that arrives at it, by the tokens that end where it starts. The pass is
+compiled by numba, since each round of expansion makes it over the whole document; the slow twin is
+`tests.support.slow_weighing`.
 
-Shape legend: R rows, E edges (a row's tokens that spell the document's next bytes), H reaches (a row and an offset that some of its
-tokens go on to), P positions. All weights are natural logs.
+Shape legend: R rows, E edges (a row's tokens that spell the document's next bytes), H reaches (a row and an offset that
+some of its tokens go on to), P positions. All weights are natural logs.
 """
 
 import math

@@ -1,4 +1,5 @@
-"""The parts of a softmax over float32 logits, compiled by numba for one core: the largest, the exponentials, sums of ranges.
+"""The parts of a softmax over float32 logits, compiled by numba for one core: the largest, the exponentials, sums of
+ranges.
 
 A column is added up in float32 runs short enough to keep six digits, and the runs in float64.
 """
@@ -11,7 +12,8 @@ from numba.extending import intrinsic
 
 from pipeline.covering.covering import MIN_LOGIT
 
-_RUN = 4096  # columns added up in float32 at once, in at least 16 lanes: the error is below 256 ulp at worst, in practice 1e-6
+# columns added up in float32 at once, in at least 16 lanes: the error is below 256 ulp at worst, in practice 1e-6
+_RUN = 4096
 _MIN_LOGIT = np.float32(MIN_LOGIT)
 _LOG2_E = np.float32(1.4426950408889634)
 _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves the nearest integer in a float32's low bits
@@ -39,7 +41,9 @@ def bits_of_float(_typing: Any, value: Any) -> Any:
 # "contract" allows fused multiply-adds only: reordering would cancel `_ROUND` away.
 @njit(fastmath={"contract"}, error_model="numpy")
 def exp32(logit: Any) -> Any:
-    """exp of a float32 of at most 0, to 4e-6 relative; written out so that the compiler makes vector instructions of it."""
+    """exp of a float32 of at most 0, to 4e-6 relative; written out so that the compiler makes vector instructions of
+    it.
+    """
     scaled = max(logit, _MIN_LOGIT) * _LOG2_E
     shifted = scaled + _ROUND
     r = scaled - (shifted - _ROUND)

@@ -2,7 +2,8 @@
 
 The order of every sum is that of the rows, so that it does not depend on how they were computed.
 
-Shape legend: R rows, P positions (bytes + 1), V symbols (256), N nodes, I intervals, as in `pipeline.covering.intervals`.
+Shape legend: R rows, P positions (bytes + 1), V symbols (256), N nodes, I intervals, as in
+`pipeline.covering.intervals`.
 """
 
 from typing import Any
@@ -21,7 +22,8 @@ def add_up(
     mass_PV: Any,
     ended_P: Any,
 ) -> None:
-    """Add each interval's mass, times its node's scale, to its symbol at its node's position, or to what has ended there.
+    """Add each interval's mass, times its node's scale, to its symbol at its node's position, or to what has ended
+    there.
 
     Args:
         masses_I: float64, of all rows in turn.

@@ -12,11 +12,13 @@ from numba import njit
 
 from schemas import ARITHMETIC
 
-# Share of a dropped branch that goes on as the document does, per byte. Chosen on 24 encyclopaedic documents against a wide
-# covering: where doubt is at most 0.02, 1.54 % of positions still have a total variation above 0.05, and 10.1 % are left out (1.72 and
-# 9.1 % at a survival of 0). doubt's mean error is 0.0076 (0.0066 at 0, 0.0117 at 0.02, 0.0364 at 0.1).
+# Share of a dropped branch that goes on as the document does, per byte. Chosen on 24 encyclopaedic documents against a
+# wide covering: where doubt is at most 0.02, 1.54 % of positions still have a total variation above 0.05, and 10.1 %
+# are left out (1.72 and 9.1 % at a survival of 0). doubt's mean error is 0.0076 (0.0066 at 0, 0.0117 at 0.02, 0.0364 at
+# 0.1).
 BRANCH_SURVIVAL = 0.003
-MOST_ODDS = 1e12  # of what is lost against what is known: where a share rounds to all of it, these are what float64 can still tell
+# of what is lost against what is known: where a share rounds to all of it, these are what float64 can still tell
+MOST_ODDS = 1e12
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Targets:
     token_logprobs: np.ndarray  # R - 1, of the canonical tokens
 
     def drop_prefix(self, num_bytes: int) -> "Targets":
-        """The targets after the first `num_bytes` positions: what a tokenizer puts before a document is known, not predicted."""
+        """The targets after the first `num_bytes` positions: what a tokenizer puts before a document is known, not
+        predicted.
+        """
         return Targets(
             self.probs_PV[num_bytes:],
             self.log_prefix_mass_P[num_bytes:],
@@ -49,13 +53,15 @@ class Targets:
 def doubt(dropped_P: np.ndarray, realised_P: np.ndarray, arithmetic: int = ARITHMETIC) -> np.ndarray:
     """P: the total variation between target and exact distribution to expect at each position.
 
-    What is dropped at a position is missing there whole: no row says how it goes on. Of a branch that was dropped before,
-    `BRANCH_SURVIVAL` is taken to go on as the document does with each byte, beside the share that the target gives to the byte.
+    What is dropped at a position is missing there whole: no row says how it goes on. Of a branch that was dropped
+    before, `BRANCH_SURVIVAL` is taken to go on as the document does with each byte, beside the share that the target
+    gives to the byte.
 
     Args:
         dropped_P: share of the mass known just before each position that is dropped there.
         realised_P: P - 1, the target's probability of the document's symbol at each position.
-        arithmetic: see `schemas.ARITHMETIC`; under 1 the odds had no bound, and doubt once 1 stayed so to the document's end.
+        arithmetic: see `schemas.ARITHMETIC`; under 1 the odds had no bound, and doubt once 1 stayed so to the
+            document's end.
     """
     doubt_P = np.empty(len(dropped_P))
     _doubt(dropped_P, realised_P, BRANCH_SURVIVAL, MOST_ODDS if arithmetic > 1 else math.inf, doubt_P)

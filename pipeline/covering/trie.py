@@ -1,10 +1,12 @@
-"""The prefixes of a vocabulary's tokens in flat arrays, and the way that a text takes through them; the teacher's covering and a student's.
+"""The prefixes of a vocabulary's tokens in flat arrays, and the way that a text takes through them; the teacher's
+covering and a student's.
 
-A node is a byte prefix that at least one token starts with. Its intervals are column ranges of a sorted vocabulary: first one for each
-token that spells just the prefix, then one for each symbol that tokens go on with. Nothing here is done token by token in Python.
+A node is a byte prefix that at least one token starts with. Its intervals are column ranges of a sorted vocabulary:
+first one for each token that spells just the prefix, then one for each symbol that tokens go on with. Nothing here is
+done token by token in Python.
 
-Shape legend: T tokens in byte order, N nodes (of the trie, or of rows in turn), J intervals of all nodes of the trie in turn, I intervals
-of some nodes in turn, R rows: places in a text.
+Shape legend: T tokens in byte order, N nodes (of the trie, or of rows in turn), J intervals of all nodes of the trie in
+turn, I intervals of some nodes in turn, R rows: places in a text.
 """
 
 from collections.abc import Sequence

@@ -1,25 +1,28 @@
 """Rows of which only the most probable tokens are known: all that a teacher behind an HTTP server says of them.
 
 For each row the server lists its `top_k` most probable tokens and the token that really follows, with their absolute
-log-probabilities. The rest of the softmax, the row's unlisted mass `m_r`, is known in sum alone. It is never shared out among
-the listed tokens: it feeds no symbol, and is accounted for.
+log-probabilities. The rest of the softmax, the row's unlisted mass `m_r`, is known in sum alone. It is never shared out
+among the listed tokens: it feeds no symbol, and is accounted for.
 
-`dropped`: the row starts at offset `o_r`, and there `W_r m_r` leaves what is known, once and for all. So `dropped` grows at
-`o_r` by `W_r m_r` relative to the mass known just before, and the balance of every offset closes exactly.
+`dropped`: the row starts at offset `o_r`, and there `W_r m_r` leaves what is known, once and for all. So `dropped`
+grows at `o_r` by `W_r m_r` relative to the mass known just before, and the balance of every offset closes exactly.
 
-`doubt`: let `U_i` bound the unlisted mass that could have fed position i, beside the `K_i` that did. The target over both is a
-mixture of the stored one, with share `K_i / (K_i + U_i)` or more, and of something unknown: the total variation between stored
-and full target is at most `U_i / (K_i + U_i)`. In `U_i` a row counts with `W_r` times the smaller of two bounds:
+`doubt`: let `U_i` bound the unlisted mass that could have fed position i, beside the `K_i` that did. The target over
+both is a mixture of the stored one, with share `K_i / (K_i + U_i)` or more, and of something unknown: the total
+variation between stored and full target is at most `U_i / (K_i + U_i)`. In `U_i` a row counts with `W_r` times the
+smaller of two bounds:
 
 - `m_r`, all that it has unlisted;
-- the k-th largest probability of the row, which no unlisted token exceeds, times the number of unlisted tokens that agree with
-  the document: those whose bytes go on past i, and those that ended since the canonical token began (branches nobody followed).
+- the k-th largest probability of the row, which no unlisted token exceeds, times the number of unlisted tokens that
+  agree with the document: those whose bytes go on past i, and those that ended since the canonical token began
+  (branches nobody followed).
 
-At its own offset every token of a row counts, so `m_r` it is. Deep inside a token few tokens still agree, and the second bound
-takes over. Unlisted tokens that ended before the canonical token began count no more: of a branch that is not followed, hardly
-anything goes on as the document does (`pipeline.covering.covering.BRANCH_SURVIVAL`).
+At its own offset every token of a row counts, so `m_r` it is. Deep inside a token few tokens still agree, and the
+second bound takes over. Unlisted tokens that ended before the canonical token began count no more: of a branch that is
+not followed, hardly anything goes on as the document does (`pipeline.covering.covering.BRANCH_SURVIVAL`).
 
-Shape legend: R rows, E listed entries of all rows in turn, C sorted columns and one more, P positions, D depths below a row.
+Shape legend: R rows, E listed entries of all rows in turn, C sorted columns and one more, P positions, D depths below a
+row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -70,7 +73,9 @@ class _Row(NamedTuple):
 
 
 def listed_targets(covering: Covering, listed: ListedRows) -> Targets:
-    """The covering's targets from listed tokens, over what is known of them; `dropped` and `doubt` account for the rest."""
+    """The covering's targets from listed tokens, over what is known of them; `dropped` and `doubt` account for the
+    rest.
+    """
     assert len(listed.counts_R) == len(covering.offsets)
     rows = _sorted_rows(covering.vocabulary, listed)
     width = len(covering.vocabulary.order)
@@ -135,7 +140,9 @@ def _doubt(covering: Covering, targets: Targets, rows: Sequence[_Row], log_weigh
 
 
 def _reaching_mass(covering: Covering, index: int, row: _Row, begin_P: np.ndarray, end_P: np.ndarray) -> np.ndarray:
-    """D: the most of a row's unlisted mass that can have fed the positions from its offset on, or have branched off on the way."""
+    """D: the most of a row's unlisted mass that can have fed the positions from its offset on, or have branched off on
+    the way.
+    """
     offset, intervals = int(covering.offsets[index]), covering.canonical
     trie = intervals.trie
     nodes_D = intervals.nodes_N[slice(*intervals.row_nodes[index : index + 2])][::-1]  # the root first

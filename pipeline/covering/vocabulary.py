@@ -1,7 +1,8 @@
 """A vocabulary sorted by its tokens' bytes: every byte prefix is one contiguous range of columns.
 
-The columns of a sorted head are: N tokens that feed symbols, in byte order; then the tokens that mean END; then all others
-(control tokens, unused slots, tokens that hold a 0xFF byte, padding rows of the head), which feed nothing but count in the softmax.
+The columns of a sorted head are: N tokens that feed symbols, in byte order; then the tokens that mean END; then all
+others (control tokens, unused slots, tokens that hold a 0xFF byte, padding rows of the head), which feed nothing but
+count in the softmax.
 """
 
 from collections.abc import Sequence

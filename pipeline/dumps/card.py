@@ -15,9 +15,18 @@ from schemas.snippets import snippets
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location
 
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"))  # fmt: skip
+_SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+)
 # Licence ids that a hub takes; any other goes in as `other` with its name.
-_HUB_IDS = re.compile(r"apache-2\.0|mit|bsd(-[23]-clause)?|isc|cc0-1\.0|cc-by-(nc-|sa-|nc-sa-|nd-|nc-nd-)?[34]\.0|unlicense|zlib|gemma|llama[234]|llama3\.[123]|openrail|bigscience-openrail-m|creativeml-openrail-m|openrail\+\+|bigscience-bloom-rail-1\.0|deepl|wtfpl|mpl-2\.0|l?gpl-[23](\.0|\.1)?|agpl-3\.0")  # fmt: skip
+_HUB_IDS = re.compile(
+    r"apache-2\.0|mit|bsd(-[23]-clause)?|isc|cc0-1\.0|cc-by-(nc-|sa-|nc-sa-|nd-|nc-nd-)?[34]\.0|unlicense|zlib|gemma|llama[234]|llama3\.[123]|openrail|bigscience-openrail-m|creativeml-openrail-m|openrail\+\+|bigscience-bloom-rail-1\.0|deepl|wtfpl|mpl-2\.0|l?gpl-[23](\.0|\.1)?|agpl-3\.0"
+)
 
 
 def write_card(dump: Location) -> Location:

@@ -40,7 +40,9 @@ def clean(dumps: Sequence[Path], cache: bool, yes: bool) -> list[Leftover]:
 
 
 def dump_leftovers(dump: Path) -> list[Leftover]:
-    """Half-written files of a dump, and what a hub's client keeps about a transfer. Raises ValueError where it is no dump."""
+    """Half-written files of a dump, and what a hub's client keeps about a transfer. Raises ValueError where it is no
+    dump.
+    """
     Manifest.load(dump)
     partials = sorted(
         part for folder in (".", dump_files.SHARDS, dump_files.COSTS) for part in (dump / folder).glob("*.partial")
@@ -69,7 +71,9 @@ def tree_bytes(path: Path) -> int:
 
 
 def _writer(partial: Path) -> str | None:
-    """Who may still write a partial file by its name, `part-00003.HOST-4711.partial`; None for a process of this machine that is gone."""
+    """Who may still write a partial file by its name, `part-00003.HOST-4711.partial`; None for a process of this
+    machine that is gone.
+    """
     host, _, number = (partial.suffixes[-2] if len(partial.suffixes) > 1 else "").removeprefix(".").rpartition("-")
     if not number.isdigit():
         return None

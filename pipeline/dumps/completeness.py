@@ -8,7 +8,9 @@ from schemas.manifest import Manifest, read_json
 
 
 def dump_faults(dump: Path) -> list[str]:
-    """What a dump lacks, in words; empty for a complete one. Reads every byte. Raises ValueError where the folder is no dump."""
+    """What a dump lacks, in words; empty for a complete one. Reads every byte. Raises ValueError where the folder is no
+    dump.
+    """
     manifest = Manifest.load(dump)
     path = dump / dump_files.SUMMARY
     if not path.exists():

@@ -1,4 +1,6 @@
-"""Bytes and text of a dump for the eye, which may be of another's making: one line, nothing that a terminal or a page acts upon."""
+"""Bytes and text of a dump for the eye, which may be of another's making: one line, nothing that a terminal or a page
+acts upon.
+"""
 
 from schemas import END
 
@@ -6,7 +8,9 @@ _NAMES = {END: "END", 0x20: "␠", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
 
 
 def printable(text: str) -> str:
-    """The text on one line; what prints nothing, or turns the direction of a line, as its code: it may come from a dump of another."""
+    """The text on one line; what prints nothing, or turns the direction of a line, as its code: it may come from a dump
+    of another.
+    """
     return "".join(char if char.isprintable() else f"<{ord(char):x}>" for char in text)
 
 

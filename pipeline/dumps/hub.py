@@ -1,7 +1,7 @@
 """`bld push` and `bld pull`: a dump to a hub and back. Both resume when they are run again.
 
-Shards go up first and the summary last, so that what a repository lists as complete is. A token is the hub client's business: it
-takes it from the environment or from its own log-in, and no message of ours repeats one.
+Shards go up first and the summary last, so that what a repository lists as complete is. A token is the hub client's
+business: it takes it from the environment or from its own log-in, and no message of ours repeats one.
 """
 
 import os
@@ -58,7 +58,8 @@ def pull(repo: str, dump: Path, revision: str | None = None, api: Any = None) ->
     """Download a dump and check every shard against its summary; returns what was got, in words.
 
     Raises:
-        ValueError: the folder holds another dump, the repository is not a whole dump, a file is spoiled, or the hub refuses.
+        ValueError: the folder holds another dump, the repository is not a whole dump, a file is spoiled, or the hub
+            refuses.
     """
     _require_repo(repo)
     api = api or _api()
@@ -82,9 +83,11 @@ def pull(repo: str, dump: Path, revision: str | None = None, api: Any = None) ->
 
 
 def require_data_set(name: str, api: Any = None) -> None:
-    """Raises ValueError at once for a name of which there is neither a file or folder (which is known by then) nor a data set on the hub.
+    """Raises ValueError at once for a name of which there is neither a file or folder (which is known by then) nor a
+    data set on the hub.
 
-    A library that loads data sets asks again and again for one that is not there; most often such a name is a mistyped folder.
+    A library that loads data sets asks again and again for one that is not there; most often such a name is a mistyped
+    folder.
     """
     from httpx2 import HTTPError
     from huggingface_hub import constants

@@ -20,8 +20,8 @@ _GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12:
 
 _READ = "Read it before you pass on a dump or a student"
 _PASS_ON = "the same use restrictions must be passed on"
-# By a licence's id on model cards (`license:`, or `license_name:` with `license: other`): its name, and what it asks of a
-# student, as its text stood when this was written; None where it asks nothing. The first that fits holds.
+# By a licence's id on model cards (`license:`, or `license_name:` with `license: other`): its name, and what it asks of
+# a student, as its text stood when this was written; None where it asks nothing. The first that fits holds.
 LICENCES: tuple[tuple[str, str, str | None], ...] = (
     (
         r"llama-?[23]",
@@ -73,7 +73,9 @@ def describe(licence: str | None) -> str:
 
 
 def with_licence(recipe: Recipe, model: str) -> Recipe:
-    """The recipe with `teacher.license` filled in, where it gives none and the model says one. `model` is the teacher, resolved."""
+    """The recipe with `teacher.license` filled in, where it gives none and the model says one. `model` is the teacher,
+    resolved.
+    """
     if recipe.teacher.license is not None or recipe.teacher.is_mere_name:
         return recipe
     found = find_licence(recipe.teacher.model, model, recipe.teacher.revision)
@@ -81,7 +83,9 @@ def with_licence(recipe: Recipe, model: str) -> Recipe:
 
 
 def find_licence(source: str, model: str, revision: str | None = None) -> str | None:
-    """What a model says its licence is: in its card's front matter, or in a .gguf's header. None where it does not say."""
+    """What a model says its licence is: in its card's front matter, or in a .gguf's header. None where it does not
+    say.
+    """
     folder = Path(model)
     if (folder / "README.md").exists():
         return card_licence(folder / "README.md")
@@ -124,7 +128,9 @@ def _gguf_licence(source: str) -> str | None:
 
 
 def gguf_header(file: IO[bytes]) -> dict[str, str]:
-    """The texts among a GGUF's `general.*` values, which stand first. (The gguf package reads the whole vocabulary: seconds.)"""
+    """The texts among a GGUF's `general.*` values, which stand first. (The gguf package reads the whole vocabulary:
+    seconds.)
+    """
     found: dict[str, str] = {}
     magic, _, _, num_values = struct.unpack("<4sIQQ", file.read(24))
     if magic != b"GGUF":

@@ -1,4 +1,6 @@
-"""Where a dump says something remarkable: its most surprising documents and positions, and the places of a byte string."""
+"""Where a dump says something remarkable: its most surprising documents and positions, and the places of a byte
+string.
+"""
 
 import heapq
 from collections.abc import Iterator

@@ -104,7 +104,9 @@ def as_values(position: Position) -> dict[str, Any]:
 
 
 def table(found: Iterable[Position], top: int) -> list[Text]:
-    """Aligned lines: a header, then a position each. `|` marks the edges of teacher tokens; the token that starts there is shown."""
+    """Aligned lines: a header, then a position each. `|` marks the edges of teacher tokens; the token that starts there
+    is shown.
+    """
     shown = list(found)
     measures = {name: None for position in shown for name in position.measures}
     headings = "".join(f" {BY_NAME[name].heading:>7}" for name in measures)

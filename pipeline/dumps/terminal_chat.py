@@ -1,4 +1,6 @@
-"""The conversations of a document's records, to be read: what was asked before a turn, reasoning, calls, and the tools that were offered."""
+"""The conversations of a document's records, to be read: what was asked before a turn, reasoning, calls, and the tools
+that were offered.
+"""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ from pipeline.tokenization.conversation import Conversation, Message
 
 
 def conversations(document: DumpDocument) -> list[Any]:
-    """Return the column `conversation` of each record in order, as JSON has it; None for a record without. Empty where none has one."""
+    """Return the column `conversation` of each record in order, as JSON has it; None for a record without. Empty where
+    none has one.
+    """
     found = [json.loads(record.conversation) if record.conversation else None for record in document.records]
     return found if any(found) else []
 

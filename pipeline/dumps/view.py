@@ -34,7 +34,9 @@ class DumpDocument:
 
     @property
     def messages(self) -> list["Said"]:
-        """Of a chat, its messages in order; empty for plain text. Windows overlap by whole messages, and agree where they do."""
+        """Of a chat, its messages in order; empty for plain text. Windows overlap by whole messages, and agree where
+        they do.
+        """
         messages: list[Said] = []
         for record in self.records:
             heard = messages[-1].end if messages else -1
@@ -80,7 +82,9 @@ def complete_shards(dump: Location) -> list[Location]:
 
 
 def documents(dump: Location) -> Iterator[DumpDocument]:
-    """The documents of the shards that exist, in order. A window that starts at 0 starts a document, whatever its name."""
+    """The documents of the shards that exist, in order. A window that starts at 0 starts a document, whatever its
+    name.
+    """
     windows: list[Record] = []
     for record in records(dump):
         if windows and (record.window_start == 0 or record.doc_id != windows[0].doc_id):

@@ -118,7 +118,9 @@ def print_tasks(
 
 
 def save_tasks(results: Results, folder: Path) -> list[Path]:
-    """Write each group's results to `folder`/GROUP.json, and answers, where there are any, to GROUP.TASK.jsonl; what was written."""
+    """Write each group's results to `folder`/GROUP.json, and answers, where there are any, to GROUP.TASK.jsonl; what
+    was written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, group in results.items():

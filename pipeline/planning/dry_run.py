@@ -84,7 +84,9 @@ def plan(recipe: Recipe) -> list[Line]:
 
 
 def _check_positions(recipe: Recipe) -> None:
-    """Raise ValueError where the recipe's own `max_tokens` is more than a model has positions for, of models that are folders here."""
+    """Raise ValueError where the recipe's own `max_tokens` is more than a model has positions for, of models that are
+    folders here.
+    """
     asked: list[tuple[TeacherConfig | StudentConfig, TeacherConfig | TrainConfig, str]] = []
     if not recipe.teacher.engine_spec.served:
         asked.append((recipe.teacher, recipe.teacher, "teacher.max_tokens"))

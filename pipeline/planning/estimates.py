@@ -1,8 +1,8 @@
 """Totals of a whole estimated from a sample of it, each with its 95 % interval.
 
-Source: the ratio estimator, Cochran, Sampling Techniques (1977), chapter 6, with the jackknife's variance: that of section 6.4 is too small where
-units are few and unlike in size. Student's t by the Cornish-Fisher expansion, Abramowitz & Stegun 26.7.5; its degrees of freedom from the
-effective number of units, Kish, Survey Sampling (1965).
+Source: the ratio estimator, Cochran, Sampling Techniques (1977), chapter 6, with the jackknife's variance: that of
+section 6.4 is too small where units are few and unlike in size. Student's t by the Cornish-Fisher expansion, Abramowitz
+& Stegun 26.7.5; its degrees of freedom from the effective number of units, Kish, Survey Sampling (1965).
 """
 
 import math
@@ -46,7 +46,8 @@ def ratio(amounts: Sequence[float], sizes: Sequence[float], population: int | No
     """Amount per size over a random sample of units (documents, batches), whose sizes vary.
 
     Args:
-        population: units that there are; of a sample that holds a share of them only the rest is uncertain. None: endless.
+        population: units that there are; of a sample that holds a share of them only the rest is uncertain. None:
+            endless.
     Raises:
         ValueError: fewer than `LEAST_UNITS`, or fewer than two of any size.
     """

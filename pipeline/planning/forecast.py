@@ -1,7 +1,8 @@
 """What a dump will take, from a sample of it that was dumped: documents, tokens, bytes, device-hours, wall time.
 
-How sure: each figure's 95 % interval, from the spread over sampled documents (tokens) and over parts of the sample (seconds, stored
-bytes). It holds for the machine as it was while it was measured; that the machine is slower tomorrow it does not know.
+How sure: each figure's 95 % interval, from the spread over sampled documents (tokens) and over parts of the sample
+(seconds, stored bytes). It holds for the machine as it was while it was measured; that the machine is slower tomorrow
+it does not know.
 """
 
 import heapq
@@ -53,7 +54,8 @@ class Calibration:
     Attributes:
         files: the parts joined, each as large as a shard of the dump, or as all that was dumped.
         load_seconds: until the engine was there.
-        warm_seconds: that the first text took beyond what the same text took again: what compiles when it is first used.
+        warm_seconds: that the first text took beyond what the same text took again: what compiles when it is first
+            used.
         read_seconds: one pass over the corpus.
         audit_seconds: of all documents that will be audited together.
         devices, num_devices: what one worker computes on.
@@ -123,8 +125,9 @@ def forecast(measured: Calibration, num_workers: int) -> Forecast:
 
 
 def stored_bytes(measured: Calibration) -> Estimate:
-    """Of all shards. A file costs so many bytes for each of text, and some whatever it holds (its footer, a dictionary for each
-    column): what the same records take in two files tells. How the first varies, the parts tell."""
+    """Of all shards. A file costs so many bytes for each of text, and some whatever it holds (its footer, a dictionary
+    for each column): what the same records take in two files tells. How the first varies, the parts tell.
+    """
     parts, shape, files = measured.parts, measured.shape, measured.files
     fixed = sum(file.halves_bytes - file.stored_bytes for file in files) / len(files)
     per_byte = (sum(file.stored_bytes for file in files) - fixed * len(files)) / sum(file.text_bytes for file in files)

@@ -1,7 +1,8 @@
 """Curves as inline SVG: one quantity of several runs over one axis.
 
-A drawing is 560 x 250 units and scales with the page. Colours are classes `c0` ... of the page's style. What a script needs to
-find a value under the pointer stands in attributes: the ranges of both axes (`data-x`, `data-y`) and of the frame (`data-frame`).
+A drawing is 560 x 250 units and scales with the page. Colours are classes `c0` ... of the page's style. What a script
+needs to find a value under the pointer stands in attributes: the ranges of both axes (`data-x`, `data-y`) and of the
+frame (`data-frame`).
 """
 
 import html
@@ -158,7 +159,9 @@ def _grid(axis: Axis, x: Scale, y: Scale) -> str:
 
 
 def _curve(one: Series, x: Scale, y: Scale, noisy: bool) -> str:
-    """A line, and a dot for each point where there are few; of many that are noisy, their running mean over a faint line."""
+    """A line, and a dot for each point where there are few; of many that are noisy, their running mean over a faint
+    line.
+    """
     line, points = _line(one.xs, one.ys, x, y), len(one.xs)
     if points <= 12:
         line += "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in _places(one.xs, one.ys, x, y))

@@ -1,7 +1,9 @@
-"""A document of a dump as one self-contained page: its text coloured by surprise, the distribution of each byte on hover.
+"""A document of a dump as one self-contained page: its text coloured by surprise, the distribution of each byte on
+hover.
 
-Nothing is fetched: style, script and data are in the file, and its content security policy forbids everything else. All that comes
-from the dump is escaped; characters that print nothing, or turn the direction of text, are shown by their code.
+Nothing is fetched: style, script and data are in the file, and its content security policy forbids everything else. All
+that comes from the dump is escaped; characters that print nothing, or turn the direction of text, are shown by their
+code.
 """
 
 import bisect
@@ -35,7 +37,9 @@ class Cell(NamedTuple):
 
 
 def cells(text: bytes) -> Iterator[Cell]:
-    """The characters of a document, combining marks and joined ones with their base. Raises UnicodeDecodeError unless UTF-8."""
+    """The characters of a document, combining marks and joined ones with their base. Raises UnicodeDecodeError unless
+    UTF-8.
+    """
     held, start, end = "", 0, 0
     for char in text.decode("utf-8"):
         joins = unicodedata.category(char).startswith("M") or char == _ZERO_WIDTH_JOINER
@@ -101,7 +105,9 @@ class Drawn(NamedTuple):
 
 
 def draw_text(document: DumpDocument, positions: Sequence[Position]) -> Drawn:
-    """The document's text: a span for each cell, shaded by its bytes' bits together; a token's edge before it where there is one."""
+    """The document's text: a span for each cell, shaded by its bytes' bits together; a token's edge before it where
+    there is one.
+    """
     by_offset = {p.offset: p for p in positions if p.realised != END}
     ends = {p.offset: p for p in positions if p.realised == END}  # after each segment: of a chat there are several
     edges = token_edges(document)

@@ -1,9 +1,10 @@
-"""One self-contained page about one or more runs: what they are, their curves, how they end and differ, and their dumps.
+"""One self-contained page about one or more runs: what they are, their curves, how they end and differ, and their
+dumps.
 
 Nothing is fetched, which its content security policy enforces.
 
-The curves are drawn already (`pipeline.reports.curves`); the script only shows values under the pointer, hides runs and changes
-the axis. Without it the page is complete but for these.
+The curves are drawn already (`pipeline.reports.curves`); the script only shows values under the pointer, hides runs and
+changes the axis. Without it the page is complete but for these.
 """
 
 from collections.abc import Sequence

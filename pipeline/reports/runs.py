@@ -19,7 +19,9 @@ from schemas.manifest import Manifest, read_json
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder holds; empty where a file is not there yet. `tasks` are the harness' results of each model."""
+    """What a run's folder holds; empty where a file is not there yet. `tasks` are the harness' results of each
+    model.
+    """
 
     folder: Path
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -54,7 +56,9 @@ class Run:
 
     @property
     def best_held_out(self) -> dict[str, Any] | None:
-        """The logged step with the fewest bits per byte on held-out text; None where it was not evaluated while it trained."""
+        """The logged step with the fewest bits per byte on held-out text; None where it was not evaluated while it
+        trained.
+        """
         measured = [line for line in self.metrics if line.get("eval_bits_per_byte") is not None]
         return min(measured, key=lambda line: float(line["eval_bits_per_byte"]), default=None)
 
@@ -94,7 +98,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """What tells the runs' folders apart: what all end with left out, the fewest parts before it; of a single run its last two."""
+    """What tells the runs' folders apart: what all end with left out, the fewest parts before it; of a single run its
+    last two.
+    """
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) == 1:
         return ["/".join(own[-2:]) for own in parts]
@@ -128,7 +134,8 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def differences(runs: Sequence[Run]) -> list[list[str | None]]:
-    """The recipe keys in which the runs differ: the key, then each run's value; None where a recipe does not have the key.
+    """The recipe keys in which the runs differ: the key, then each run's value; None where a recipe does not have the
+    key.
 
     The runs' own paths differ always, and are left out.
     """

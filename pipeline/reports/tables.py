@@ -37,7 +37,9 @@ def swatch(run: int) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], num_text: int = 1) -> str:
-    """A table of cells that are HTML already; it scrolls by itself where it is wide. Columns after the first `num_text` are numbers."""
+    """A table of cells that are HTML already; it scrolls by itself where it is wide. Columns after the first `num_text`
+    are numbers.
+    """
     kinds = ["" if i < num_text else ' class="n"' for i in range(len(head))]
     top = "".join(f"<th{kind}>{cell}</th>" for kind, cell in zip(kinds, head, strict=True))
     body = "".join(
@@ -159,7 +161,9 @@ _UNLIKE = (
 
 
 def _same_text(first: tuple[Run, str], other: tuple[Run, str], corpus: str) -> bool:
-    """Whether two models were scored on the same text, as far as their figures say: by its digest, in older ones by its bytes."""
+    """Whether two models were scored on the same text, as far as their figures say: by its digest, in older ones by its
+    bytes.
+    """
     of_first, of_other = (run.evaluation[model][corpus] for run, model in (first, other))
     keys = ("text_sha256",) if "text_sha256" in of_first and "text_sha256" in of_other else ("num_bytes", "positions")
     return all(of_first.get(key) == of_other.get(key) for key in keys)
@@ -170,7 +174,9 @@ def _figure_cell(value: float | None, best: float | None) -> str:
 
 
 def _gap_closed(run: Run, corpus: str) -> str:
-    """How much of the way from the start to the teacher the student has gone; a dash where the teacher is no better, or the text unlike."""
+    """How much of the way from the start to the teacher the student has gone; a dash where the teacher is no better, or
+    the text unlike.
+    """
     found = [_figure(run, model, corpus, "bits_per_byte") for model in ("start", "student", "teacher")]
     start, student, teacher = found
     if start is None or student is None or teacher is None or teacher >= start:
@@ -194,7 +200,9 @@ def _all_figures(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def task_tables(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """The tasks that were asked, a table per run that has any, beside what its recipe says that others have published."""
+    """The tasks that were asked, a table per run that has any, beside what its recipe says that others have
+    published.
+    """
     return "".join(
         (f"<h3>{cell}</h3>" if len(runs) > 1 else "") + escaped_table(*_task_rows(run), num_text=2)
         for run, cell in zip(runs, run_cells(names), strict=True)

@@ -1,7 +1,7 @@
 """Whether a model's predictions look only at what stands before: of one that looks ahead they are no predictions.
 
-transformers loads encoders and permutation models (BERT, XLNet) as causal language models too, and they attend to what follows unless
-their config says otherwise.
+transformers loads encoders and permutation models (BERT, XLNet) as causal language models too, and they attend to what
+follows unless their config says otherwise.
 """
 
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 _TOKENS = 16
-# Of the largest logit. Both texts are of one shape, so that little is rounded otherwise: below 1e-4 in float32, also in a scan over chunks
-# and where experts are given other tokens. Of 16 bits 2 or 3 digits are left, and a model that is worth loading so looks ahead by more.
+# Of the largest logit. Both texts are of one shape, so that little is rounded otherwise: below 1e-4 in float32, also in
+# a scan over chunks and where experts are given other tokens. Of 16 bits 2 or 3 digits are left, and a model that is
+# worth loading so looks ahead by more.
 _MOST_FLOAT32, _MOST = 1e-3, 0.05
 
 

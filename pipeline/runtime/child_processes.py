@@ -1,8 +1,10 @@
-"""Nothing is left behind: the processes that this one starts end with it, even where it is killed and can end nothing itself.
+"""Nothing is left behind: the processes that this one starts end with it, even where it is killed and can end nothing
+itself.
 
-Engines, launchers and their workers are others' programs, some of which go on without the one that wanted them, hold a GPU or a run's
-lock, and are seen by nobody. So a small process of ours watches: it remembers what descends from its parent, and kills it when that is
-gone. It is this file, run by itself, that is why nothing of the project is imported here.
+Engines, launchers and their workers are others' programs, some of which go on without the one that wanted them, hold a
+GPU or a run's lock, and are seen by nobody. So a small process of ours watches: it remembers what descends from its
+parent, and kills it when that is gone. It is this file, run by itself, that is why nothing of the project is imported
+here.
 """
 
 import atexit
@@ -26,9 +28,11 @@ _ROUNDS = 50  # of killing what was started meanwhile, a tenth of a second each
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a Python that this project starts: it finds the project, and nothing by the folder that it runs in.
+    """Return the environment of a Python that this project starts: it finds the project, and nothing by the folder that
+    it runs in.
 
-    `python -m` looks into the current folder before all else, and a folder of the operator's may well hold a package named `pipeline`.
+    `python -m` looks into the current folder before all else, and a folder of the operator's may well hold a package
+    named `pipeline`.
     """
     known = (path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)  # an empty one is the folder
     paths = [str(Path(__file__).resolve().parents[2]), *known]
@@ -37,7 +41,9 @@ def child_environment() -> dict[str, str]:
 
 @cache
 def end_children_with_me() -> None:
-    """From here on what this process starts, and what that starts, ends within seconds of it, in whatever way it ends."""
+    """From here on what this process starts, and what that starts, ends within seconds of it, in whatever way it
+    ends.
+    """
     owner = os.getpid()
     os.environ[_MARK] = f"{owner}-{time.time_ns()}"
     # -P: modules beside this file have names of the standard library's.
@@ -82,7 +88,9 @@ def watch(owner: int, mark: str) -> None:
 
 
 def descendants(*pids: int) -> list[psutil.Process]:
-    """The processes below these. psutil's own `children` fails where any process is hidden, as all of other users are under hidepid."""
+    """The processes below these. psutil's own `children` fails where any process is hidden, as all of other users are
+    under hidepid.
+    """
     children: dict[int, list[psutil.Process]] = {}
     for process in psutil.process_iter():
         with suppress(psutil.Error):

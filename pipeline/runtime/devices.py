@@ -1,4 +1,6 @@
-"""What this machine computes on; nothing else asks. The installer does so too, with the system's Python: without torch."""
+"""What this machine computes on; nothing else asks. The installer does so too, with the system's Python: without
+torch.
+"""
 
 import shutil
 import subprocess

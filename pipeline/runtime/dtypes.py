@@ -1,6 +1,7 @@
 """In which arithmetic models run where nobody says: bfloat16, but on a CPU without instructions for it float32.
 
-Measured on such a CPU (AVX2 alone, one core, 1024 x 576 times 576 x 1536, torch 2.13): 72 GFLOP/s in float32, 1.0 in bfloat16.
+Measured on such a CPU (AVX2 alone, one core, 1024 x 576 times 576 x 1536, torch 2.13): 72 GFLOP/s in float32, 1.0 in
+bfloat16.
 """
 
 import platform

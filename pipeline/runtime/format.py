@@ -25,7 +25,9 @@ def binary_size(num_bytes: int) -> str:
 
 
 def rough_time(seconds: float, longest: float | None = None) -> str:
-    """Return `71 s`, `12 min`, `3.5 h` or `2.1 d`, in the unit for times up to `longest`, which is the time itself by default."""
+    """Return `71 s`, `12 min`, `3.5 h` or `2.1 d`, in the unit for times up to `longest`, which is the time itself by
+    default.
+    """
     longest = seconds if longest is None else longest
     for limit, unit, name in ((172800.0, 86400, "d"), (7200.0, 3600, "h"), (300.0, 60, "min")):
         if longest >= limit:

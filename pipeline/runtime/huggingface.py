@@ -1,4 +1,6 @@
-"""Models and tokenizers loaded by transformers, whole or not at all: what is missing or damaged is an error that names it."""
+"""Models and tokenizers loaded by transformers, whole or not at all: what is missing or damaged is an error that names
+it.
+"""
 
 import json
 from collections.abc import Iterator
@@ -52,7 +54,9 @@ def load_model(source: ModelSource | str, dtype: "torch.dtype | str") -> Any:
 
 
 def check_finite(model: Any, source: str) -> None:
-    """Raise ValueError, naming tensors, where a model's weights hold NaN or infinity: all that is computed with them would be NaN."""
+    """Raise ValueError, naming tensors, where a model's weights hold NaN or infinity: all that is computed with them
+    would be NaN.
+    """
     import torch
 
     faulty = {
@@ -122,8 +126,8 @@ _COUNT_FROM_PADDING = frozenset(
 def max_positions(config: Any) -> int | None:
     """Positions that a model was made for; None where its config names none, as of Mamba.
 
-    Nor where it scales them (YaRN and others): how many it has then is the engine's own business. RoBERTa and its kin have fewer than
-    their max_position_embeddings: the rows up to the id that pads are not for text.
+    Nor where it scales them (YaRN and others): how many it has then is the engine's own business. RoBERTa and its kin
+    have fewer than their max_position_embeddings: the rows up to the id that pads are not for text.
     """
     text = config.get_text_config()
     most, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
@@ -137,7 +141,9 @@ def max_positions(config: Any) -> int | None:
 
 
 def counts_from_padding(config: Any) -> bool:
-    """Return whether the model's first position is the one behind the id that pads, which is so a part of how it reads."""
+    """Return whether the model's first position is the one behind the id that pads, which is so a part of how it
+    reads.
+    """
     text = config.get_text_config()
     return text.model_type in _COUNT_FROM_PADDING and text.pad_token_id is not None
 
@@ -147,12 +153,16 @@ def _is_byte_level(definition: dict[str, Any]) -> bool:
 
 
 def learned_positions(config: Any) -> int | None:
-    """Positions that the model has a row for each, so that there is none beyond them; None where they are computed (rotated)."""
+    """Positions that the model has a row for each, so that there is none beyond them; None where they are computed
+    (rotated).
+    """
     return None if getattr(config.get_text_config(), "rope_parameters", None) else max_positions(config)
 
 
 def check_positions(config: Any, tokens: int, key: str) -> None:
-    """Raise ValueError where a text of `tokens`, which the recipe's `key` allows, has more than the model's `max_positions`."""
+    """Raise ValueError where a text of `tokens`, which the recipe's `key` allows, has more than the model's
+    `max_positions`.
+    """
     most = max_positions(config)
     if most is not None and tokens > most:
         raise ValueError(
@@ -172,7 +182,9 @@ def load_config(source: ModelSource | str) -> Any:
 
 @contextmanager
 def _named(source: str, what: str) -> Iterator[None]:
-    """Damaged files raise whatever the library that stumbled over them raises; a ValueError here says which file's folder it was."""
+    """Damaged files raise whatever the library that stumbled over them raises; a ValueError here says which file's
+    folder it was.
+    """
     try:
         yield
     except Exception as error:

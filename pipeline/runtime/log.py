@@ -3,10 +3,11 @@
     15:20:31 bld teacher: runs/demo/dump: 4 shards planned, 4 to make
     15:20:33 bld teacher: warning: the teacher's engine failed; starting it again (2/3)
 
-As JSON a line is an object: `time` (UTC), `level`, `command`, `message`, and the figures that it speaks of as fields of their own.
+As JSON a line is an object: `time` (UTC), `level`, `command`, `message`, and the figures that it speaks of as fields of
+their own.
 
-How much is said, and how, stands in the environment, so that the processes which a command starts say it alike: `bld`'s options put it
-there. Other packages are asked for silence but for `verbose`.
+How much is said, and how, stands in the environment, so that the processes which a command starts say it alike: `bld`'s
+options put it there. Other packages are asked for silence but for `verbose`.
 """
 
 import datetime
@@ -88,7 +89,8 @@ def is_verbose() -> bool:
 
 
 def silence_others() -> None:
-    """Ask packages that load models for no bars and no remarks, in this process and those that it starts; read when they are imported.
+    """Ask packages that load models for no bars and no remarks, in this process and those that it starts; read when
+    they are imported.
 
     An operator's own values stay.
     """
@@ -97,7 +99,9 @@ def silence_others() -> None:
 
 
 class _Stderr(logging.StreamHandler):
-    """Writes to what `sys.stderr` is when a line is written: a progress bar, or a test, may have put another in its place."""
+    """Writes to what `sys.stderr` is when a line is written: a progress bar, or a test, may have put another in its
+    place.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -121,7 +125,9 @@ class _Stderr(logging.StreamHandler):
 
 
 def check_environment() -> None:
-    """Raise ValueError, naming the variable and its value, where the environment asks for a level or a format that does not exist."""
+    """Raise ValueError, naming the variable and its value, where the environment asks for a level or a format that does
+    not exist.
+    """
     for variable, known in ((LEVEL, tuple(_LEVELS)), (FORMAT, _FORMATS)):
         if (value := os.environ.get(variable)) and value not in known:
             raise ValueError(f"{variable} is {value!r}; give {', '.join(known[:-1])} or {known[-1]}, or leave it unset")

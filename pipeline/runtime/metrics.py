@@ -1,7 +1,7 @@
 """Figures of a running command for Prometheus: always counted, served where `--metrics` (or BLD_METRICS) says.
 
-A rate, such as bytes of text a second, is Prometheus' business: `rate(bld_text_bytes_total[5m])`. The missing mass of a dump is
-`rate(bld_missing_mass_total[5m]) / ignoring(kind) group_left rate(bld_positions_total[5m])`, by kind.
+A rate, such as bytes of text a second, is Prometheus' business: `rate(bld_text_bytes_total[5m])`. The missing mass of a
+dump is `rate(bld_missing_mass_total[5m]) / ignoring(kind) group_left rate(bld_positions_total[5m])`, by kind.
 """
 
 import errno
@@ -82,7 +82,8 @@ def parse_address(text: str) -> tuple[str, int]:
 
 @contextmanager
 def served() -> Iterator[str | None]:
-    """Serve the figures at `http://HOST:PORT/metrics` while it lasts; yields that address, or None where none is asked for.
+    """Serve the figures at `http://HOST:PORT/metrics` while it lasts; yields that address, or None where none is asked
+    for.
 
     Raises OSError where the port is taken.
     """

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 
 def padded_groups(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
-    """Return all indices, the longest sequence's first, in groups of at most `most_tokens` tokens, padding to a group's longest included.
+    """Return all indices, the longest sequence's first, in groups of at most `most_tokens` tokens, padding to a group's
+    longest included.
 
     One that is longer than that is a group by itself; of those that are equally long the earlier ones come first.
     """

@@ -1,7 +1,8 @@
-"""Python files of the operator's own: a recipe names one in place of an engine, an interface, an objective or a student's tokenizer.
+"""Python files of the operator's own: a recipe names one in place of an engine, an interface, an objective or a
+student's tokenizer.
 
-A dump's recipe travels with it, and opening a dump runs nothing: what has to be known of an engine before it is started is read off its
-file (`read_call`), which only stage 1 runs, to start it.
+A dump's recipe travels with it, and opening a dump runs nothing: what has to be known of an engine before it is started
+is read off its file (`read_call`), which only stage 1 runs, to start it.
 """
 
 import ast

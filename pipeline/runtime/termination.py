@@ -13,10 +13,11 @@ class Terminated(BaseException):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it the first SIGTERM raises `Terminated`; a second one ends the process at once. Elsewhere than in the main thread: nothing.
+    """Within it the first SIGTERM raises `Terminated`; a second one ends the process at once. Elsewhere than in the
+    main thread: nothing.
 
-    Compiled code that does not look whether a handler raised gives back a result beside it, of which Python makes a SystemError
-    (Ray's `wait` does): out of here it comes as what was raised.
+    Compiled code that does not look whether a handler raised gives back a result beside it, of which Python makes a
+    SystemError (Ray's `wait` does): out of here it comes as what was raised.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

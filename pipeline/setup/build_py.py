@@ -1,4 +1,6 @@
-"""How a wheel comes to know the revision that it was built from. Only the build of a wheel imports this (pyproject.toml)."""
+"""How a wheel comes to know the revision that it was built from. Only the build of a wheel imports this
+(pyproject.toml).
+"""
 
 import subprocess
 import sys

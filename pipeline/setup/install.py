@@ -69,7 +69,9 @@ def environment_digest(root: Path, device: str, python: tuple[int, int]) -> str:
 
 
 def lock_files(device: str) -> list[Path]:
-    """The versions and hashes that hold on a device, as constraints for uv; none where BLD_LOCK=off asks for the newest that fit."""
+    """The versions and hashes that hold on a device, as constraints for uv; none where BLD_LOCK=off asks for the newest
+    that fit.
+    """
     asked = os.environ.get("BLD_LOCK") or "on"
     if asked not in ("on", "off"):
         raise ValueError(f"BLD_LOCK is {asked!r}; give on or off, or leave it unset: on")
@@ -84,10 +86,12 @@ def torch_requirement(root: Path) -> str:
 
 
 def uv_environment(pip_listing: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which uv looks where pip does, since it reads none of pip's settings; what is set for uv itself wins.
+    """The environment in which uv looks where pip does, since it reads none of pip's settings; what is set for uv
+    itself wins.
 
     Args:
-        pip_listing: what `pip config list` prints: lines `scope.key='value'`. The environment's go before those of files.
+        pip_listing: what `pip config list` prints: lines `scope.key='value'`. The environment's go before those of
+            files.
     """
     found: dict[str, list[str]] = {}
     for line in sorted(pip_listing.splitlines(), key=lambda line: not line.startswith(":env:")):
@@ -99,7 +103,8 @@ def uv_environment(pip_listing: str, environment: Mapping[str, str]) -> dict[str
         # Not those that are folders: uv takes what it finds there as all that there is of a package.
         extras = [url for url in found.get("extra-index-url", []) if url.startswith(("https://", "http://"))]
         ours |= {"UV_DEFAULT_INDEX": found.get("index-url", [""])[0], "UV_INDEX": " ".join(extras)}
-        # pip takes the best version over all its indexes; uv's default, the first index that has the name, would differ.
+        # pip takes the best version over all its indexes; uv's default, the first index that has the name, would
+        # differ.
         ours["UV_INDEX_STRATEGY"] = "unsafe-best-match" if extras else ""
     theirs = {name: value for name, value in environment.items() if name != "VIRTUAL_ENV"}
     return {name: value for name, value in ours.items() if value} | theirs
@@ -140,7 +145,8 @@ def make_environment(venv: Path) -> None:
 def torch_sources(device: Device, environment: Mapping[str, str]) -> list[list[str]]:
     """uv's arguments that say where torch comes from, to be tried in turn.
 
-    On a CPU, folders of wheels that pip knows (`UV_FIND_LINKS`) go first, then PyTorch's index. On a GPU that index alone.
+    On a CPU, folders of wheels that pip knows (`UV_FIND_LINKS`) go first, then PyTorch's index. On a GPU that index
+    alone.
     """
     if device == "gpu":
         return [["--torch-backend", "auto"]]
@@ -153,8 +159,8 @@ def install(venv: Path, device: Device) -> None:
     environment = find_environment(python)
     uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", str(python)]
     uv += ["--excludes", str(CPU_EXCLUDES)] if device == "cpu" else []
-    # Torch first and alone: with a torch backend uv looks for more than torch on PyTorch's index (triton, which others need)
-    # and nowhere else. What is installed and fits stays when the project follows.
+    # Torch first and alone: with a torch backend uv looks for more than torch on PyTorch's index (triton, which others
+    # need) and nowhere else. What is installed and fits stays when the project follows.
     torch = [[*uv, torch_requirement(ROOT), *source] for source in torch_sources(device, environment)]
     # Of torch for a GPU, a `+cpu` wheel in such a folder would win over the CUDA build.
     run(torch, _REMEDY, environment if device == "cpu" else environment | {"UV_FIND_LINKS": ""})

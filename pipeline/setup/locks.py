@@ -1,11 +1,13 @@
-"""The packages that `make setup` installs, each at one version and by the hashes of its files: locks/common.txt, cpu.txt and gpu.txt.
+"""The packages that `make setup` installs, each at one version and by the hashes of its files: locks/common.txt,
+cpu.txt and gpu.txt.
 
-    python -m pipeline.setup.locks           `make check`: the locks against pyproject.toml, and this environment against the locks
-    python -m pipeline.setup.locks --write   `make lock`: resolve anew, keeping the versions that still fit (`--upgrade`: the newest)
-    python -m pipeline.setup.locks --audit   `make audit`: known vulnerabilities of what is locked, from PyPI's or OSV's data
+    python -m pipeline.setup.locks           `make check`: the locks against pyproject.toml, and this environment
+    against the locks python -m pipeline.setup.locks --write   `make lock`: resolve anew, keeping the versions that
+    still fit (`--upgrade`: the newest) python -m pipeline.setup.locks --audit   `make audit`: known vulnerabilities of
+    what is locked, from PyPI's or OSV's data
 
-uv takes the files as constraints and refuses another version, or a file with another hash. torch, and the CUDA packages that it pins
-itself, are not in them: which build it is depends on the machine, and each comes from an index of its own.
+uv takes the files as constraints and refuses another version, or a file with another hash. torch, and the CUDA packages
+that it pins itself, are not in them: which build it is depends on the machine, and each comes from an index of its own.
 """
 
 import re
@@ -96,7 +98,9 @@ def _resolve(device: Device, folder: Path, scratch: Path, upgrade: bool) -> str:
 
 
 def audit(folder: Path) -> int:
-    """Ask for known vulnerabilities of all that is locked; the exit status: 0 none, 1 some, or the data cannot be reached."""
+    """Ask for known vulnerabilities of all that is locked; the exit status: 0 none, 1 some, or the data cannot be
+    reached.
+    """
     worst = 0
     with tempfile.TemporaryDirectory() as scratch:
         for device in ("cpu", "gpu"):

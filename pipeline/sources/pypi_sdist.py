@@ -1,8 +1,10 @@
-"""One source archive from the package index, as it lies there: `python -m pipeline.sources.pypi_sdist NAME VERSION SHA256 FOLDER`.
+"""One source archive from the package index, as it lies there: `python -m pipeline.sources.pypi_sdist NAME VERSION
+SHA256 FOLDER`.
 
-`pip download` would unpack a source archive and run its build backend, to ask for metadata that nobody needs here. What is asked of
-pip instead is what it knows best: where archives lie (its indexes, links, certificates, proxies, log-ins), and to send one over.
-pip promises no interface for that, hence a process of its own and an error that says so; the caller checks the hash.
+`pip download` would unpack a source archive and run its build backend, to ask for metadata that nobody needs here. What
+is asked of pip instead is what it knows best: where archives lie (its indexes, links, certificates, proxies, log-ins),
+and to send one over. pip promises no interface for that, hence a process of its own and an error that says so; the
+caller checks the hash.
 """
 
 import sys

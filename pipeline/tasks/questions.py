@@ -1,4 +1,6 @@
-"""The questions of the tasks beside this file, as data sets of the harness; each task's YAML names a function and its source."""
+"""The questions of the tasks beside this file, as data sets of the harness; each task's YAML names a function and its
+source.
+"""
 
 import json
 import re

@@ -1,8 +1,9 @@
 """What a chat template writes for a turn of the assistant, and where in its rendering that stands.
 
-A turn is what lies between the generation prompt and the token that ends the turn: what is said, the reasoning, the calls, and what the
-template writes around them. It is seen as the model would have seen it when it came: the chat is rendered up to that turn, as many
-templates drop or strip it later. Turns whose renderings begin one another are in one rendering, so that it serves them all.
+A turn is what lies between the generation prompt and the token that ends the turn: what is said, the reasoning, the
+calls, and what the template writes around them. It is seen as the model would have seen it when it came: the chat is
+rendered up to that turn, as many templates drop or strip it later. Turns whose renderings begin one another are in one
+rendering, so that it serves them all.
 """
 
 import json
@@ -38,11 +39,14 @@ class TurnTemplate:
         return Forms.of(self._template.apply, self._template.source)
 
     def seen(self, conversation: Conversation) -> Conversation:
-        """A conversation as this template is to see it: with reasoning apart from contents, if it knows of reasoning."""
+        """A conversation as this template is to see it: with reasoning apart from contents, if it knows of
+        reasoning.
+        """
         return conversation if self.forms.reasoning is None else conversation.with_reasoning_apart()
 
     def excerpts(self, conversation: Conversation) -> Iterator[Excerpt]:
-        """The fewest records that hold each turn as the model saw it, and after one another all messages up to the last turn.
+        """The fewest records that hold each turn as the model saw it, and after one another all messages up to the last
+        turn.
 
         Raises ChatError.
         """
@@ -74,7 +78,8 @@ class TurnTemplate:
     def write_agreeing(
         self, excerpt: Excerpt, stored: Sequence[bytes], wanted: Sequence[int]
     ) -> tuple[list[Written], dict[int, ChatError]]:
-        """The turns that the template writes with the stored bytes, when they come, in the fewest renderings that show them so.
+        """The turns that the template writes with the stored bytes, when they come, in the fewest renderings that show
+        them so.
 
         Args:
             stored: the bytes of each message that the excerpt holds.
@@ -115,14 +120,17 @@ class TurnTemplate:
         return turn
 
     def _begin(self, text: str, controls: Sequence[Found], before: Conversation, last: Message) -> int:
-        """Where the turn begins: after the generation prompt, or else after the last control token that both of them have."""
+        """Where the turn begins: after the generation prompt, or else after the last control token that both of them
+        have.
+        """
         prompt = self._rendered(before, last, prompt=True)
         if text.startswith(prompt):
             return len(prompt)
         common = next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(text))
         shared = [found.end for found in controls if found.end <= common]
         context = self._rendered(before, last)
-        # What is between that token and the turn would be taken for the turn's: it has to come after all that was said before.
+        # What is between that token and the turn would be taken for the turn's: it has to come after all that was said
+        # before.
         if not shared or not (text.startswith(context) and len(context) < shared[-1]):
             raise ChatError("the chat template begins a turn otherwise than its generation prompt does")
         return shared[-1]

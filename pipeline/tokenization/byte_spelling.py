@@ -156,7 +156,8 @@ def _without_prefix(part: _Definition | None) -> tuple[_Definition | None, bool]
 def _byte_names_apart(pre_tokenizer: _Definition | None) -> _Definition:
     """Splits `<0x0A>` in a text behind its `<`: Unigram would take it for the token of a byte.
 
-    Their names cannot be changed instead, nor their scores: byte fallback goes by the former, the unknown by the latter.
+    Their names cannot be changed instead, nor their scores: byte fallback goes by the former, the unknown by the
+    latter.
     """
     pattern = {"Regex": "<(?=0x[0-9A-F]{2}>)"}
     split = {"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False}

@@ -89,7 +89,9 @@ class ByteTokenizer:
         ]
 
     def prefix_of(self, stretch: bytes, first: bool) -> bytes:
-        """What the tokenizer itself puts before a stretch of text between control tokens; `first`: none comes before it."""
+        """What the tokenizer itself puts before a stretch of text between control tokens; `first`: none comes before
+        it.
+        """
         prefixed = (first or self.prefixing.every_stretch) and not (
             self.prefixing.unless_space and stretch.startswith(b" ")
         )
@@ -183,7 +185,9 @@ class ByteTokenizer:
 
 
 def _put_first(definition: dict[str, Any], token_bytes: tuple[bytes | None, ...]) -> int | None:
-    """The control token that the tokenizer itself puts before a text, found with a model of one token: that loads at once."""
+    """The control token that the tokenizer itself puts before a text, found with a model of one token: that loads at
+    once.
+    """
     letter = len(token_bytes)
     probe = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": letter}, "merges": []}, "added_tokens": []}
     ids = Tokenizer.from_str(json.dumps(probe | {"post_processor": definition.get("post_processor")})).encode("a").ids

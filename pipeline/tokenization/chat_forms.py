@@ -1,8 +1,8 @@
 """In which form a chat template takes what stands beside a content: found out by asking it.
 
-There is no one form. Reasoning is a key of the message, the beginning of its content, or a part of it; arguments are an object or JSON
-text; a message that only calls has no content or an empty one; some want ids of nine letters. A form is right where the template
-writes what it was given, once.
+There is no one form. Reasoning is a key of the message, the beginning of its content, or a part of it; arguments are an
+object or JSON text; a message that only calls has no content or an empty one; some want ids of nine letters. A form is
+right where the template writes what it was given, once.
 """
 
 import json
@@ -30,7 +30,8 @@ class Forms(NamedTuple):
     """How a template wants a message.
 
     Attributes:
-        reasoning: `key`, `content` (in <think> tags at its beginning) or `part` (of a content that is a list); None: it writes none.
+        reasoning: `key`, `content` (in <think> tags at its beginning) or `part` (of a content that is a list); None: it
+            writes none.
         calls: whether it writes calls of tools at all; the others say how it wants them.
         arguments_as_text: as JSON text, where it does not take an object.
         no_content: what it takes for a content where only tools are called.

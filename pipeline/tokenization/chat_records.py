@@ -1,8 +1,8 @@
 """Chats of a dump as another model's template writes them: turn by turn, wherever it writes the bytes that are stored.
 
-What is asked about a turn of the assistant is asked of its bytes. A template may write one turn with other bytes than the teacher's did,
-or only when it comes and no longer once the chat goes on: so of a record some turns can be used and others not, and some in a rendering
-of their own. What stands around a turn is always the template's own.
+What is asked about a turn of the assistant is asked of its bytes. A template may write one turn with other bytes than
+the teacher's did, or only when it comes and no longer once the chat goes on: so of a record some turns can be used and
+others not, and some in a rendering of their own. What stands around a turn is always the template's own.
 """
 
 from bisect import bisect_right
@@ -37,7 +37,9 @@ class StoredChat:
 
 
 def encode_whole(chat: ChatTokenizer, asked: Sequence[Question | Record]) -> list[EncodedChat | ValueError]:
-    """Each record's chat in one rendering, or ChatError where the template writes any turn otherwise, or SpellingError."""
+    """Each record's chat in one rendering, or ChatError where the template writes any turn otherwise, or
+    SpellingError.
+    """
     encodings = chat.encode_batch([chat_of(record) for record in asked])
     return [
         ChatError(OTHERWISE) if isinstance(encoded, EncodedChat) and not _is_stored(encoded, record) else encoded

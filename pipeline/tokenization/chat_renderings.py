@@ -13,7 +13,8 @@ from pipeline.tokenization.control_tokens import ControlTokens, Found, mended
 
 @dataclass(frozen=True)
 class Turn:
-    """A chat rendered up to a turn, which is characters `begin .. end` of it, and ends with the control token `end_token` up to `stop`.
+    """A chat rendered up to a turn, which is characters `begin .. end` of it, and ends with the control token
+    `end_token` up to `stop`.
 
     Attributes:
         text: the rendering, in which spellings of control tokens are broken.
@@ -34,8 +35,8 @@ class Turn:
     def within(self, later: "Turn", controls: Sequence[Found]) -> "Turn | None":
         """Where this turn stands in a later one's rendering, whose control tokens these are; None where it does not.
 
-        What comes before it may have changed, and so may what the template writes before it (an empty reasoning, by some): the turn is
-        known by its text, and by the control token that ends it.
+        What comes before it may have changed, and so may what the template writes before it (an empty reasoning, by
+        some): the turn is known by its text, and by the control token that ends it.
         """
         if self.begins(later):
             return replace(self, text=later.text)
@@ -51,7 +52,8 @@ class Written(NamedTuple):
 
     Attributes:
         items: control tokens by id, and what stands between them; each message's parts have its number.
-        contents: of each message its bytes: of a turn with more than contents what is written for it, without control tokens.
+        contents: of each message its bytes: of a turn with more than contents what is written for it, without control
+            tokens.
         spoken: the messages whose bytes are to be supervised.
     """
 
@@ -76,7 +78,9 @@ def gathered(control: ControlTokens, numbers: Sequence[int], turns: Sequence[Tur
 
 
 def items_of(control: ControlTokens, turns: Mapping[int, Turn]) -> tuple[list[int | Part], dict[int, str]]:
-    """The rendering that holds these turns, up to the end of the last, and what it has of each, without control tokens."""
+    """The rendering that holds these turns, up to the end of the last, and what it has of each, without control
+    tokens.
+    """
     last = turns[max(turns)]
     items: list[int | Part] = []
     contents = dict.fromkeys(turns, "")

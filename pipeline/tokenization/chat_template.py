@@ -1,9 +1,10 @@
 """A conversation as a chat template writes it, with the place of every message's content.
 
-A template is a program: it adds text of its own, and may fold, re-order, strip or drop what it is given. So it is asked twice: with
-a mark in place of each content, which leaves the template's own text, and with the contents. Where the two agree, every place is
-known. Where they do not, each message is looked at alone. What becomes of a user's or a system's message is the template's
-affair, but what the assistant says must stand there once, byte for byte, and in order: anything else is named.
+A template is a program: it adds text of its own, and may fold, re-order, strip or drop what it is given. So it is asked
+twice: with a mark in place of each content, which leaves the template's own text, and with the contents. Where the two
+agree, every place is known. Where they do not, each message is looked at alone. What becomes of a user's or a system's
+message is the template's affair, but what the assistant says must stand there once, byte for byte, and in order:
+anything else is named.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ from jinja2.exceptions import TemplateError
 Message = dict[str, str]  # role and content
 
 ASSISTANT = "assistant"
-# Llama 3's template writes today's date; a dump that is resumed tomorrow, and its student, must see the same. This is its own default.
+# Llama 3's template writes today's date; a dump that is resumed tomorrow, and its student, must see the same. This is
+# its own default.
 TODAY = datetime(2024, 7, 26)
 _MARK = "\ue0a0{}\ue0a1"  # private use: in no template, and nothing that a template would strip
 _MARKS = re.compile("\ue0a0([0-9]+)\ue0a1")
@@ -61,15 +63,18 @@ class ChatTemplate:
         self.sha256 = hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()
 
     def render(self, messages: Sequence[Message]) -> list[Part]:
-        """The rendering's parts in order; joined they are what the model is given. Raises ChatError, with the reason."""
+        """The rendering's parts in order; joined they are what the model is given. Raises ChatError, with the
+        reason.
+        """
         parts, faults = self.render_any(messages)
         for fault in faults.values():
             raise fault
         return parts
 
     def render_any(self, messages: Sequence[Message]) -> tuple[list[Part], dict[int, ChatError]]:
-        """Like `render`, with what is wrong with messages of the assistant's by their number: all others of its messages stand in the
-        rendering once, unchanged and in order. Raises ChatError where the places are not known."""
+        """Like `render`, with what is wrong with messages of the assistant's by their number: all others of its
+        messages stand in the rendering once, unchanged and in order. Raises ChatError where the places are not known.
+        """
         skeleton = self._skeleton(messages)
         parts = _fill(skeleton, [message["content"] for message in messages])
         text = self.apply([*messages], [])
@@ -134,7 +139,9 @@ def _fill(skeleton: Sequence[Part], contents: Sequence[str]) -> list[Part]:
 
 
 def _faults(messages: Sequence[Message], parts: Sequence[Part]) -> dict[int, ChatError]:
-    """What the assistant says that does not stand in the rendering once, unchanged and in order: why, by the message's number."""
+    """What the assistant says that does not stand in the rendering once, unchanged and in order: why, by the message's
+    number.
+    """
     wanted = [index for index, m in enumerate(messages) if m["role"] == ASSISTANT and m["content"]]
     order = [part.message for part in parts if part.message in wanted]
     faults = {}

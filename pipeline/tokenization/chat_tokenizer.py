@@ -1,11 +1,12 @@
 """A conversation as a model is given it: tokens, and where in them lies what the assistant says.
 
-Control tokens are parsed in the template's own text alone: a message that spells one is text. Between two control tokens, template
-and contents are one stretch of text, encoded together as the model would see them. So a token may hold bytes of both; what it
-holds of the assistant's words is context then, and not supervised.
+Control tokens are parsed in the template's own text alone: a message that spells one is text. Between two control
+tokens, template and contents are one stretch of text, encoded together as the model would see them. So a token may hold
+bytes of both; what it holds of the assistant's words is context then, and not supervised.
 
-The bytes of a chat are the contents of all its messages, joined in order; no template has a part in them. Offsets count in them. Of a chat
-with more than contents in it, they are what the template writes for a turn of the assistant: see `pipeline.tokenization.assistant_turns`.
+The bytes of a chat are the contents of all its messages, joined in order; no template has a part in them. Offsets count
+in them. Of a chat with more than contents in it, they are what the template writes for a turn of the assistant: see
+`pipeline.tokenization.assistant_turns`.
 """
 
 from bisect import bisect_left, bisect_right
@@ -29,15 +30,16 @@ _PROBE = [{"role": "user", "content": "Is it there?"}, {"role": ASSISTANT, "cont
 
 @dataclass(frozen=True)
 class Turn:
-    """What the assistant says in one message, as far as whole tokens hold it and nothing else. A message in which the template writes
-    control tokens is several.
+    """What the assistant says in one message, as far as whole tokens hold it and nothing else. A message in which the
+    template writes control tokens is several.
 
     Attributes:
         message: its number, in a record's chat that of the record's message.
         start, end: bytes of the chat that the tokens hold.
         first, last: tokens `first .. last` of the chat hold them.
         prefix: what the tokenizer put before the first of these tokens; part of what they spell.
-        end_token: the control token that comes next; None where the last token reaches into the template, or text follows.
+        end_token: the control token that comes next; None where the last token reaches into the template, or text
+            follows.
     """
 
     message: int
@@ -51,7 +53,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A chat's tokens, from the template's first to the end of the assistant's last turn; never empty, and nor is `turns`.
+    """A chat's tokens, from the template's first to the end of the assistant's last turn; never empty, and nor is
+    `turns`.
 
     `contents`: the bytes of each message.
     """
@@ -73,7 +76,9 @@ class _Stretch(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """A chat's control tokens by id, and what stands between them; of each message its bytes, and which ones are supervised."""
+    """A chat's control tokens by id, and what stands between them; of each message its bytes, and which ones are
+    supervised.
+    """
 
     items: list[int | _Stretch]
     contents: tuple[bytes, ...]
@@ -92,7 +97,9 @@ class ChatTokenizer:
     """A tokenizer with its chat template."""
 
     def __init__(self, tokenizer: ByteTokenizer, wrapped: Any) -> None:
-        """`wrapped` is the transformers tokenizer that `tokenizer` was made of. Raises ValueError where it has no template."""
+        """`wrapped` is the transformers tokenizer that `tokenizer` was made of. Raises ValueError where it has no
+        template.
+        """
         self.tokenizer = tokenizer
         self.template = ChatTemplate(wrapped)
         self._control = ControlTokens(wrapped)
@@ -137,7 +144,8 @@ class ChatTokenizer:
     def beyond_contents(self, conversation: Conversation | None) -> Conversation | None:
         """A conversation as the template is to see it; None where its contents are all that there is to see.
 
-        Reasoning in a content is text to a template that does not look for it there, and is taken out of it for one that does.
+        Reasoning in a content is text to a template that does not look for it there, and is taken out of it for one
+        that does.
         """
         if conversation is None or (conversation.is_plain and self.turn_template.forms.reasoning is None):
             return None

@@ -1,7 +1,7 @@
 """The control tokens of a tokenizer, in text that a chat template has written.
 
-Only the template may write one. Where a message spells one, a mark is put into the spelling before the template sees it, and taken out
-of what the template writes; so whatever still matches is the template's own.
+Only the template may write one. Where a message spells one, a mark is put into the spelling before the template sees
+it, and taken out of what the template writes; so whatever still matches is the template's own.
 """
 
 import re
@@ -41,7 +41,9 @@ class ControlTokens:
             yield Found(match.start(), match.end(), self._ids[name])
 
     def broken(self, value: Any) -> Any:
-        """The same texts, lists and mappings, with a mark in each spelling of a control token; a message's role stays as it is."""
+        """The same texts, lists and mappings, with a mark in each spelling of a control token; a message's role stays
+        as it is.
+        """
         if isinstance(value, str):
             return (
                 self._spelled.sub(lambda found: found[0][0] + _BREAK + found[0][1:], value) if self._spelled else value

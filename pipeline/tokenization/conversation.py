@@ -1,4 +1,6 @@
-"""A chat with what stands beside its contents: the assistant's reasoning, its calls of tools, and the tools it was offered."""
+"""A chat with what stands beside its contents: the assistant's reasoning, its calls of tools, and the tools it was
+offered.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,8 +21,9 @@ class Conversation:
     """Messages, and tools.
 
     Attributes:
-        messages: each with `role` and `content` (text, empty where nothing is said), and where there is such a thing `reasoning` (text),
-            `tool_calls` (each with `id`, `name` and `arguments`, an object), and of a tool's answer `tool_call_id` and `name`.
+        messages: each with `role` and `content` (text, empty where nothing is said), and where there is such a thing
+            `reasoning` (text), `tool_calls` (each with `id`, `name` and `arguments`, an object), and of a tool's answer
+            `tool_call_id` and `name`.
         tools: what the assistant may call, as chat templates are given it.
     """
 
@@ -71,7 +74,9 @@ class Conversation:
 
 
 class Excerpt(NamedTuple):
-    """What a record holds: the last `num_messages` of a conversation, which ends with a turn of the assistant. The others are context."""
+    """What a record holds: the last `num_messages` of a conversation, which ends with a turn of the assistant. The
+    others are context.
+    """
 
     conversation: Conversation
     num_messages: int
@@ -118,7 +123,9 @@ def join_reasoning(reasoning: str, content: str) -> str:
 
 
 def with_ids(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Each call with an id, and each answer with that of its call: of those without, the first answer is to the first call."""
+    """Each call with an id, and each answer with that of its call: of those without, the first answer is to the first
+    call.
+    """
     made: list[Message] = []
     number, open_ids = 0, list[str]()
     for message in messages:

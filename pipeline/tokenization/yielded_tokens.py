@@ -1,8 +1,8 @@
 """Which tokens a tokenizer yields: a vocabulary holds more of them than its tokenizer ever gives for a text.
 
-SentencePiece with byte fallback spells each single character of its vocabulary twice, as `.` and as `<0x2E>`, and yields the
-first alone; Qwen's split pattern cuts 1,673 of its own tokens in two. Such a token is unreachable: no text contains it, and no
-model has learnt it.
+SentencePiece with byte fallback spells each single character of its vocabulary twice, as `.` and as `<0x2E>`, and
+yields the first alone; Qwen's split pattern cuts 1,673 of its own tokens in two. Such a token is unreachable: no text
+contains it, and no model has learnt it.
 """
 
 import math
@@ -34,10 +34,10 @@ class Tokenizing(Protocol):
 def reachable(tokenizer: Tokenizing) -> np.ndarray:
     """Bool by id: some text has the token in its encoding. False too for a token that spells nothing.
 
-    A token that is text is looked for in the encoding of its own bytes, and of those beside a letter, a space, a line break and a
-    full stop; without the dummy prefix, so that it stands as in the middle of a text. How a tokenizer merges inside a token does
-    not depend on what is beside it. One that holds a part of a character is looked for in 4,096 characters with that part, in all
-    where there are fewer.
+    A token that is text is looked for in the encoding of its own bytes, and of those beside a letter, a space, a line
+    break and a full stop; without the dummy prefix, so that it stands as in the middle of a text. How a tokenizer
+    merges inside a token does not depend on what is beside it. One that holds a part of a character is looked for in
+    4,096 characters with that part, in all where there are fewer.
     """
     found_V = np.zeros(len(tokenizer.token_bytes), dtype=bool)
     spelling = [(token, spelled) for token, spelled in enumerate(tokenizer.token_bytes) if spelled]

@@ -1,7 +1,8 @@
-"""Files and objects that are absent (or old) or complete, whatever interrupts us: one way to write a dump, two places to put it.
+"""Files and objects that are absent (or old) or complete, whatever interrupts us: one way to write a dump, two places
+to put it.
 
-In a folder a file is written beside its name, made durable (fsync), and renamed. In an object store it is written to the machine's
-scratch folder, and one PUT of the whole object commits it (`schemas.storage.object_store`).
+In a folder a file is written beside its name, made durable (fsync), and renamed. In an object store it is written to
+the machine's scratch folder, and one PUT of the whole object commits it (`schemas.storage.object_store`).
 """
 
 import os
@@ -18,8 +19,8 @@ from schemas.storage.locations import Location, RemotePath, StoreError
 
 @contextmanager
 def committed(path: Location, first: bool = False) -> Iterator[Path]:
-    """A local name to write to. What is written there becomes `path`, which is absent (or old) or complete; after an exception
-    nothing is left.
+    """A local name to write to. What is written there becomes `path`, which is absent (or old) or complete; after an
+    exception nothing is left.
 
     Args:
         first: what is at `path` by then stays, and what was written here is dropped: the first commit wins.
@@ -60,7 +61,9 @@ def _told(path: Location) -> Iterator[None]:
 
 
 def writer_name() -> str:
-    """This process, among all that may write to a shared folder: `host-4711`; no dots, for it is a part of a file's name."""
+    """This process, among all that may write to a shared folder: `host-4711`; no dots, for it is a part of a file's
+    name.
+    """
     return f"{gethostname().replace('.', '-')}-{os.getpid()}"
 
 
@@ -92,7 +95,9 @@ def sync_and_rename(partial: Path, path: Path) -> None:
 
 
 def _sync_and_link(partial: Path, path: Path) -> None:
-    """As `sync_and_rename`, unless there is a file of that name: to look and then to rename would leave time for another's."""
+    """As `sync_and_rename`, unless there is a file of that name: to look and then to rename would leave time for
+    another's.
+    """
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     try:
@@ -109,7 +114,8 @@ def _sync_and_link(partial: Path, path: Path) -> None:
 def committed_folder(path: Path) -> Iterator[Path]:
     """A name to make a folder at, which becomes `path`, in place of what was there; after an exception nothing is left.
 
-    What was there is gone only once the new folder, durable, has its name: killed in between, it lies under `PATH.replaced.partial`.
+    What was there is gone only once the new folder, durable, has its name: killed in between, it lies under
+    `PATH.replaced.partial`.
     """
     partial, replaced = (path.with_name(f"{path.name}{end}") for end in (".partial", ".replaced.partial"))
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
@@ -132,7 +138,9 @@ def committed_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def first_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to write into, which becomes `path`; where another writer was first, its folder stays and this one is dropped."""
+    """An empty folder to write into, which becomes `path`; where another writer was first, its folder stays and this
+    one is dropped.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-", ignore_cleanup_errors=True) as scratch:
         ready = Path(scratch) / path.name  # in it, for what has a temporary folder's mode only this user may read

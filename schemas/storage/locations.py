@@ -1,7 +1,8 @@
 """Where a dump is: a local folder, or a folder of an object store by its address (s3://, gs://, hf://).
 
-An address names a place and holds no secret: it is stored with recipes and shown in messages. Keys, endpoints and regions come from
-the environment variables that each store's own tools read; what has to be asked for beside them is in `_s3` and `_gs`.
+An address names a place and holds no secret: it is stored with recipes and shown in messages. Keys, endpoints and
+regions come from the environment variables that each store's own tools read; what has to be asked for beside them is in
+`_s3` and `_gs`.
 """
 
 import io
@@ -105,7 +106,9 @@ AnyLocation = TypeVar("AnyLocation", Path, RemotePath, Location)
 
 
 def check_address(text: str) -> str:
-    """The text itself. Raises ValueError for an address that no store here answers to, or that holds more than a place."""
+    """The text itself. Raises ValueError for an address that no store here answers to, or that holds more than a
+    place.
+    """
     scheme, mark, rest = text.partition("://")
     if not mark:
         return text
@@ -136,7 +139,9 @@ def location(text: str) -> Location:
 
 
 def names(folder: Location) -> set[str]:
-    """What lies in a folder, by name: one request where asking for each file would be thousands. Empty where there is none."""
+    """What lies in a folder, by name: one request where asking for each file would be thousands. Empty where there is
+    none.
+    """
     return {path.name for path in folder.iterdir()} if isinstance(folder, RemotePath) or folder.exists() else set()
 
 
@@ -159,8 +164,8 @@ def _naming(path: Path) -> Iterator[None]:
 def open_parquet(path: Location, beside_others: bool = False) -> Iterator[pq.ParquetFile]:
     """A Parquet file whose pages are checked as they are read.
 
-    `beside_others`: one of many that are open and read on bit by bit. Of each column a part is held at a time, of a shard of 16 MiB of
-    text some 35 MB in all; else whatever a row group has of it, some 125 MB.
+    `beside_others`: one of many that are open and read on bit by bit. Of each column a part is held at a time, of a
+    shard of 16 MiB of text some 35 MB in all; else whatever a row group has of it, some 125 MB.
     """
     if isinstance(path, Path):
         buffers = {"buffer_size": _PART_BYTES, "pre_buffer": False} if beside_others else {}

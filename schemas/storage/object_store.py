@@ -1,8 +1,8 @@
 """Objects of a store, written whole and on conditions: the only module that imports obstore.
 
-A PUT of a whole object is atomic: whoever reads sees the old object, or none, until all bytes have arrived, and a writer that dies
-before leaves nothing. With `If-None-Match: *` (on Google's, generation 0) of several writers of one name exactly one succeeds.
-pyarrow, which reads, offers no condition.
+A PUT of a whole object is atomic: whoever reads sees the old object, or none, until all bytes have arrived, and a
+writer that dies before leaves nothing. With `If-None-Match: *` (on Google's, generation 0) of several writers of one
+name exactly one succeeds. pyarrow, which reads, offers no condition.
 """
 
 import os
@@ -45,7 +45,9 @@ def create(path: RemotePath, content: bytes) -> bool:
 
 
 def replace(path: RemotePath, content: bytes, e_tag: str | None = None) -> bool:
-    """Write an object over what is there; with `e_tag`, only over that version, and False where it is another. Raises StoreError."""
+    """Write an object over what is there; with `e_tag`, only over that version, and False where it is another. Raises
+    StoreError.
+    """
     return _put(path, content, "overwrite" if e_tag is None else {"e_tag": e_tag})
 
 
@@ -109,7 +111,9 @@ def _bucket(path: RemotePath) -> "ObjectStore":
 
 @lru_cache
 def _opened(scheme: str, bucket: str, endpoint: str | None, region: str | None) -> "ObjectStore":
-    """The bucket's client; it keeps its connections. Keys it takes from the environment or the machine's role, as documented."""
+    """The bucket's client; it keeps its connections. Keys it takes from the environment or the machine's role, as
+    documented.
+    """
     from obstore.store import GCSStore, S3Store
 
     if scheme == "gs":

@@ -1,5 +1,6 @@
-"""A minute of dumping, to tell what the whole dump will take: a random sample of the corpus through the same engine, covering and
-writer, into a folder that is thrown away."""
+"""A minute of dumping, to tell what the whole dump will take: a random sample of the corpus through the same engine,
+covering and writer, into a folder that is thrown away.
+"""
 
 import math
 import tempfile
@@ -103,7 +104,9 @@ def grouped(documents: Sequence[Document], part_bytes: int) -> Iterator[list[Doc
 def dump_parts(
     groups: Iterable[list[Document]], teacher: Teacher, recipe: Recipe, folder: Path, seconds: float
 ) -> Iterator[Part]:
-    """Dump each group into a shard of its own until the time is over, as `bld teacher` would, and read back what it says of itself."""
+    """Dump each group into a shard of its own until the time is over, as `bld teacher` would, and read back what it
+    says of itself.
+    """
     (folder / dump_files.SHARDS).mkdir(parents=True)
     plans: list[ShardPlan] = []
     until = time.monotonic() + seconds
@@ -148,7 +151,8 @@ def part_paths(folder: Path) -> list[Path]:
 
 
 def joined(paths: Sequence[Path], text_bytes: Sequence[int], scratch: Path, recipe: Recipe) -> list[File]:
-    """The parts' records in files as large as the dump's shards will be, or in one where the parts are less than a shard.
+    """The parts' records in files as large as the dump's shards will be, or in one where the parts are less than a
+    shard.
 
     Args:
         text_bytes: of each part.
@@ -178,7 +182,9 @@ def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recip
 
 
 def encoded(sample: Sequence[Document], teacher: Teacher, seconds: float) -> tuple[list[Encoded], list[Question]]:
-    """Documents of the sample in tokens, as many as the time allows, and the records that they will be; one that must be left out has none."""
+    """Documents of the sample in tokens, as many as the time allows, and the records that they will be; one that must
+    be left out has none.
+    """
     until = time.monotonic() + seconds
     found: list[Encoded] = []
     questions: list[Question] = []
@@ -205,7 +211,9 @@ def encoded(sample: Sequence[Document], teacher: Teacher, seconds: float) -> tup
 
 
 def seconds_of_audit(sample: Sequence[Document], teacher: Teacher, num_documents: int) -> float:
-    """Of so many documents' wide coverings: of one as it is the first time, of the others as it is then; 0 for a served teacher."""
+    """Of so many documents' wide coverings: of one as it is the first time, of the others as it is then; 0 for a served
+    teacher.
+    """
     if not num_documents or isinstance(teacher.engine, ListingEngine):
         return 0.0
     plan = ShardPlan(index=0, first_document=0, num_documents=NUM_AUDITED, num_bytes=0, sha256="")

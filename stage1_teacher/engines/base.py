@@ -1,4 +1,5 @@
-"""What stage 1 asks of an engine: what its model's head is applied to, at every position of some prompts. Everything after is shared.
+"""What stage 1 asks of an engine: what its model's head is applied to, at every position of some prompts. Everything
+after is shared.
 
 An engine that cannot give them lists the most probable tokens of each position instead.
 """
@@ -18,7 +19,8 @@ from pipeline.runtime.devices import computes_on_gpu
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.reduction.logit_rule import LogitRule
 
-# Of its first GPU, what an engine over several machines takes for the process that drives it, so that both are given the same one.
+# Of its first GPU, what an engine over several machines takes for the process that drives it, so that both are given
+# the same one.
 HEAD_SHARE = 0.1
 
 OWN_LOGPROBS = (
@@ -34,8 +36,8 @@ class EngineRequest(NamedTuple):
         start: id put before a document, or None.
         end: an id that means END; None where only hidden states are asked for.
         branches: it will be asked for some.
-        over_machines: this process is a Ray actor in the first bundle of a placement group that has a GPU for each of the engine's
-            workers.
+        over_machines: this process is a Ray actor in the first bundle of a placement group that has a GPU for each of
+            the engine's workers.
     """
 
     model: str
@@ -50,7 +52,9 @@ class EngineRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class BranchToken:
-    """A token that leaves prompt `prompt` after its first `leaves` tokens, or goes on from the branch token `parent`."""
+    """A token that leaves prompt `prompt` after its first `leaves` tokens, or goes on from the branch token
+    `parent`.
+    """
 
     prompt: int
     leaves: int
@@ -66,7 +70,9 @@ class Branches(Protocol):
     longest: int | None  # tokens that a path may have, its prompt's included; None: any number
 
     def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
-        """What the head is applied to after each new branch token, [len(tokens), hidden size]. They are numbered on from earlier calls'."""
+        """What the head is applied to after each new branch token, [len(tokens), hidden size]. They are numbered on
+        from earlier calls'.
+        """
 
 
 class Engine(Protocol):
@@ -79,17 +85,22 @@ class Engine(Protocol):
     shared_tokens: int  # of a prompt, that its branches share at a time: those of a shorter one share nothing
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """For each prompt of token ids, [len(prompt), hidden size]: what the head is applied to, whatever the model does before it included."""
+        """For each prompt of token ids, [len(prompt), hidden size]: what the head is applied to, whatever the model
+        does before it included.
+        """
 
     def logit_rule(self) -> LogitRule:
         """What the model does to its head's products. Raises ValueError where that is no `LogitRule`."""
 
     def own_logprobs(self, prompt: Sequence[int], first: int = 0) -> Tensor:
-        """[len(prompt) - first, token ids] float32 natural logs: the model's own answer after each token from `first` on, for which none of
-        our code rebuilds a head. For checks: a row holds the whole vocabulary."""
+        """[len(prompt) - first, token ids] float32 natural logs: the model's own answer after each token from `first`
+        on, for which none of our code rebuilds a head. For checks: a row holds the whole vocabulary.
+        """
 
     def branches(self, prompts: Sequence[Sequence[int]]) -> Branches:
-        """Compute some prompts and hold them. Raises ValueError where the engine was not opened with `branches`, or cannot branch."""
+        """Compute some prompts and hold them. Raises ValueError where the engine was not opened with `branches`, or
+        cannot branch.
+        """
 
     def close(self) -> None:
         """Give memory and processes back."""

@@ -1,8 +1,9 @@
 """Are an engine's branches what their paths are by themselves: asked at the start of an engine that is to give some.
 
-Branches are computed otherwise than prompts: packed side by side, on keys and values or blocks that are shared. A model that keeps more of a
-path than that (a convolution, a state, a window that only its mask knows) gives wrong rows without a word, and no document has its own answer for
-them. So some branches of a probe text are held against the model's own log-probabilities of their whole paths.
+Branches are computed otherwise than prompts: packed side by side, on keys and values or blocks that are shared. A model
+that keeps more of a path than that (a convolution, a state, a window that only its mask knows) gives wrong rows without
+a word, and no document has its own answer for them. So some branches of a probe text are held against the model's own
+log-probabilities of their whole paths.
 
 Shape legend: R rows, D hidden size, V token ids.
 """
@@ -23,7 +24,8 @@ from stage1_teacher.reduction.reducer import Reducer
 
 SHORT_TOKENS = 12  # of the second prompt, which lies beside the first
 BEYOND = 16  # tokens that the first prompt is longer than the shortest window of the model's layers, and than a block
-# Nats, mean over the rows: float32 differs from itself by 1e-10, SmolLM2-135M in bfloat16 by 8e-3, so unlikely are these paths.
+# Nats, mean over the rows: float32 differs from itself by 1e-10, SmolLM2-135M in bfloat16 by 8e-3, so unlikely are
+# these paths.
 LIMIT_FLOAT32_NATS, LIMIT_NATS = 1e-5, 0.05
 _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 
@@ -81,7 +83,8 @@ def branching_fault(
 def with_branches(
     open_it: Callable[[bool], Engine], fault_of: Callable[[Engine], str | None], required: bool, model: str
 ) -> Engine:
-    """An engine that is to branch, checked. One that fails where it branches, which may leave it broken, is opened anew without.
+    """An engine that is to branch, checked. One that fails where it branches, which may leave it broken, is opened anew
+    without.
 
     Args:
         open_it: opens an engine, so that it can branch or not.
@@ -121,8 +124,9 @@ def with_branches(
 def _prompts(
     tokenizer: ByteTokenizer, start: int | None, max_tokens: int, config: Any, shared_tokens: int
 ) -> tuple[list[int], list[int]]:
-    """A prompt that is longer than the model's shortest window and than what branches share at a time, where windows of the dump are; and a
-    short one."""
+    """A prompt that is longer than the model's shortest window and than what branches share at a time, where windows of
+    the dump are; and a short one.
+    """
     text = config.get_text_config()
     windows = [found for name in _WINDOWS if isinstance(found := getattr(text, name, None), int) and found > 0]
     met = [size for size in (min(windows, default=0), shared_tokens) if size < max_tokens]

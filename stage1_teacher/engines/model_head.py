@@ -1,4 +1,5 @@
-"""A transformers model seen from its head: what the head is applied to, what becomes of its products, and the model's own answer.
+"""A transformers model seen from its head: what the head is applied to, what becomes of its products, and the model's
+own answer.
 
 Shape legend: B prompts, T tokens, D hidden size, V token ids.
 """

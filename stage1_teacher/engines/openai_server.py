@@ -1,8 +1,8 @@
 """A server as the teacher: `vllm serve`, asked over HTTP for the most probable tokens of every row of a prompt.
 
-`POST /completions` takes token ids, and `prompt_logprobs` (vLLM's own addition to OpenAI's protocol) has it list, for each
-prompt token but the first, the most probable tokens of the row before it, by id, and that token itself. The last row needs one
-more token after it, a sentinel: an END token, so that the row lists END whether or not it is probable.
+`POST /completions` takes token ids, and `prompt_logprobs` (vLLM's own addition to OpenAI's protocol) has it list, for
+each prompt token but the first, the most probable tokens of the row before it, by id, and that token itself. The last
+row needs one more token after it, a sentinel: an END token, so that the row lists END whether or not it is probable.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,7 +61,9 @@ def _longest_prompt(server: Server, wanted: str) -> int | None:
 
 
 def longest_window(teacher: TeacherConfig, placement: PlacementConfig) -> int | None:
-    """The longest window that the server takes, in tokens; None where it does not tell. Raises as `check_server` does."""
+    """The longest window that the server takes, in tokens; None where it does not tell. Raises as `check_server`
+    does.
+    """
     server = Server(placement)
     try:
         longest = _longest_prompt(server, teacher.name_at_server)
@@ -173,8 +175,9 @@ class OpenAIEngine:
         token_ids_E = np.array([int(token) for entries in listing for token in entries], dtype=np.int64)
         logprobs_E = np.array([entry["logprob"] for entries in listing for entry in entries.values()], dtype=np.float64)
         masses_R = np.add.reduceat(np.exp(np.minimum(logprobs_E, 1.0)), np.cumsum(counts_R) - counts_R)
-        # float32 log-probabilities of a whole vocabulary sum to 1 within 1e-5; logits in their place do not. As many tokens as are asked
-        # for, the most probable ones of a row, have at least their share of it, a head's padding rows apart.
+        # float32 log-probabilities of a whole vocabulary sum to 1 within 1e-5; logits in their place do not. As many
+        # tokens as are asked for, the most probable ones of a row, have at least their share of it, a head's padding
+        # rows apart.
         least = 0.5 * self._teacher.prompt_logprobs / self._num_tokens
         off = [float(mass) for mass in (masses_R.min(), masses_R.max()) if not least <= mass < 1.001]
         if off:
@@ -185,7 +188,9 @@ class OpenAIEngine:
         return ListedRows(counts_R, token_ids_E, logprobs_E, self._teacher.prompt_logprobs)
 
     def _check_spelling(self, tokenizer: ByteTokenizer, start: int | None) -> None:
-        """Hold the texts that the server gives its tokens against the tokenizer's: ids of another one mean other text."""
+        """Hold the texts that the server gives its tokens against the tokenizer's: ids of another one mean other
+        text.
+        """
         prompt = [*([] if start is None else [start]), *tokenizer.encode(PROBE)][: self._teacher.max_tokens]
         [listing] = self._ask([prompt], lambda listing: listing)
         self._rows(listing)

@@ -1,10 +1,12 @@
-"""How the engine that a recipe names is opened: one of `pipeline.config.engines.ENGINES`, or a file of the operator's own.
+"""How the engine that a recipe names is opened: one of `pipeline.config.engines.ENGINES`, or a file of the operator's
+own.
 
 Nothing in this room imports this module. What opens an engine, a module of the table or a file, defines
 
     make_engine(request: EngineRequest) -> Engine | ListingEngine
 
-and a module of the table besides `engine_name(teacher, placement) -> str` and, where it is served, `longest_window(teacher, placement)`.
+and a module of the table besides `engine_name(teacher, placement) -> str` and, where it is served,
+`longest_window(teacher, placement)`.
 """
 
 from importlib import import_module
@@ -51,7 +53,9 @@ def engine_name(teacher: TeacherConfig, placement: PlacementConfig) -> str:
 
 
 def longest_window(teacher: TeacherConfig, placement: PlacementConfig) -> int | None:
-    """The longest window that a served teacher takes, in tokens; None where that is not known, as of a file of one's own."""
+    """The longest window that a served teacher takes, in tokens; None where that is not known, as of a file of one's
+    own.
+    """
     if is_own(teacher.engine):
         return None
     longest: int | None = _module(teacher.engine_spec).longest_window(teacher, placement)

@@ -1,8 +1,9 @@
 """Is what we make of an engine's states what its model says itself: asked at every start of an engine, on a probe text.
 
-The head's weights are read from the checkpoint by us, and applied by us. A model that does more than we know of (it norms its weights, adds
-a layer, has another head) would be dumped wrong without a word, and nothing that applies the same code would notice. So the model's own
-log-probabilities are compared, of its whole vocabulary, with those that our head gives.
+The head's weights are read from the checkpoint by us, and applied by us. A model that does more than we know of (it
+norms its weights, adds a layer, has another head) would be dumped wrong without a word, and nothing that applies the
+same code would notice. So the model's own log-probabilities are compared, of its whole vocabulary, with those that our
+head gives.
 
 Shape legend: R rows (tokens of the probe), V token ids.
 """
@@ -22,11 +23,13 @@ from stage1_teacher.reduction.types import Rows
 
 PROBE = "In 1687, the Principia was published; its 3 laws are taught to this day. def main():\n    return {'a': 1}\nÜber uns: こんにちは"
 MOST_ROWS = 48
-# Nats, of the worst row. Rounding logits to bfloat16 costs half the variance of a rounding error, 1e-3 at a logit of 30; heads that were
-# wrong have cost 0.3 and more. A larger model that differs from itself by more (experts chosen otherwise) is held to that.
+# Nats, of the worst row. Rounding logits to bfloat16 costs half the variance of a rounding error, 1e-3 at a logit of
+# 30; heads that were wrong have cost 0.3 and more. A larger model that differs from itself by more (experts chosen
+# otherwise) is held to that.
 LIMIT_NATS = 0.05
-# Of a row's spread: a row that is as good as sure has no divergence to speak of from one that is surer still by a factor. Rounding logits of
-# 30 to bfloat16 leaves 0.02; a soft cap of 30 that is left out of logits of 15 makes 0.1, a wrong scale its own deviation from 1.
+# Of a row's spread: a row that is as good as sure has no divergence to speak of from one that is surer still by a
+# factor. Rounding logits of 30 to bfloat16 leaves 0.02; a soft cap of 30 that is left out of logits of 15 makes 0.1, a
+# wrong scale its own deviation from 1.
 LIMIT_SPREAD = 0.08
 TIMES_CONTROL = 3.0
 MOST_AHEAD_FLOAT32, MOST_AHEAD = 1e-3, 0.05  # of the largest log-probability
@@ -35,7 +38,9 @@ SMALLEST_SHARE = 1e-9  # of a class of tokens; what is below is rounding
 
 
 def probe_tokens(tokenizer: ByteTokenizer, most: int) -> list[int]:
-    """At most so many ids of the probe text, or of the tokens that spell something where the tokenizer cannot spell that."""
+    """At most so many ids of the probe text, or of the tokens that spell something where the tokenizer cannot spell
+    that.
+    """
     try:
         return tokenizer.encode(PROBE.encode())[:most]
     except SpellingError:
@@ -84,7 +89,9 @@ def check_engine(
 
 
 def _beside(prompt: Sequence[int], has_start: bool) -> list[list[int]]:
-    """Four prompts of three lengths with the probe's own among them, the shortest first: nothing stands before the first of a batch."""
+    """Four prompts of three lengths with the probe's own among them, the shortest first: nothing stands before the
+    first of a batch.
+    """
     before, tokens = list(prompt[:has_start]), list(prompt[has_start:])
     half, quarter = len(tokens) // 2, len(tokens) // 4
     return [[*before, *part] for part in (tokens[half:], tokens, tokens[::-1], tokens[quarter:])]
@@ -93,8 +100,9 @@ def _beside(prompt: Sequence[int], has_start: bool) -> list[list[int]]:
 def _check_batch(engine: Engine, reducer: Reducer, prompts: Sequence[Sequence[int]], dtype: str, model: str) -> None:
     """Raise ValueError where what is made of a prompt's states depends on the prompts beside it.
 
-    Some that vLLM runs by transformers' code see the end of the prompt before them in their first rows, and say nothing of it. The first
-    rows are off most, so rows count by their mean; what rounding and experts chosen otherwise change is less than the limits of a row.
+    Some that vLLM runs by transformers' code see the end of the prompt before them in their first rows, and say nothing
+    of it. The first rows are off most, so rows count by their mean; what rounding and experts chosen otherwise change
+    is less than the limits of a row.
     """
     column_V = torch.from_numpy(reducer.vocabulary.column)
     batch = engine.hidden_states(prompts)
@@ -117,8 +125,9 @@ def _check_batch(engine: Engine, reducer: Reducer, prompts: Sequence[Sequence[in
 
 
 def _others(prompt: Sequence[int], tokenizer: ByteTokenizer) -> list[int]:
-    """For each token another one that spells something: the same ones in another order are as good as the same to a model that looks
-    ahead and minds positions little."""
+    """For each token another one that spells something: the same ones in another order are as good as the same to a
+    model that looks ahead and minds positions little.
+    """
     spelling = [token for token, spelled in enumerate(tokenizer.token_bytes) if spelled]
     place = {token: i for i, token in enumerate(spelling)}
     return [spelling[(place.get(token, i) + len(spelling) // 2) % len(spelling)] for i, token in enumerate(prompt)]
@@ -162,8 +171,9 @@ def most_apart(own_RV: Tensor, other_RV: Tensor) -> float:
 
 
 def rows_apart(own_RV: Tensor, other_RV: Tensor) -> Tensor:
-    """Over all ids of a row that have any probability: the deviation of what is between the two, as a share of that of the own
-    log-probabilities. Infinite where the other has 0, or no number."""
+    """Over all ids of a row that have any probability: the deviation of what is between the two, as a share of that of
+    the own log-probabilities. Infinite where the other has 0, or no number.
+    """
     shares = []
     for own_V, other_V in zip(own_RV.double(), other_RV.double(), strict=True):
         said_V = torch.isfinite(own_V)
@@ -175,7 +185,8 @@ def rows_apart(own_RV: Tensor, other_RV: Tensor) -> Tensor:
 def _reduced(
     states_RD: Tensor, own_RV: Tensor, reducer: Reducer, tokens: Sequence[int], tokenizer: ByteTokenizer
 ) -> tuple[Tensor, Tensor]:
-    """Log-shares of the next token, of END and of all else in each row but the last: the model's own, and as the dump's reduction has them.
+    """Log-shares of the next token, of END and of all else in each row but the last: the model's own, and as the dump's
+    reduction has them.
 
     Sums of classes cannot lie further apart than the rows do.
     """

@@ -1,14 +1,15 @@
 """Attention over prompts and the branches that leave them: each token is computed once, whatever path it stands on.
 
-Prompts are packed, without padding. A branch token attends to its prompt up to where its path leaves it, to the branch tokens
-before it on its path, and to itself. So a branch row costs one token's forward, at the position that its path gives it.
+Prompts are packed, without padding. A branch token attends to its prompt up to where its path leaves it, to the branch
+tokens before it on its path, and to itself. So a branch row costs one token's forward, at the position that its path
+gives it.
 
-This is an attention function in transformers' registry (`AttentionInterface`); any model whose layers are attention, and look it up
-there, can be asked. One that keeps more of a path than keys and values (convolutions, states) is refused, as is one that hands on what is not
-known here.
+This is an attention function in transformers' registry (`AttentionInterface`); any model whose layers are attention,
+and look it up there, can be asked. One that keeps more of a path than keys and values (convolutions, states) is
+refused, as is one that hands on what is not known here.
 
-Shape legend: H query heads, K key/value heads, G query heads per key head, E head size, T tokens of a prompt, N branch tokens,
-A ancestors on a branch (itself included).
+Shape legend: H query heads, K key/value heads, G query heads per key head, E head size, T tokens of a prompt, N branch
+tokens, A ancestors on a branch (itself included).
 """
 
 from collections.abc import Sequence
@@ -63,7 +64,9 @@ class Tree:
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
-        """What the head is applied to after each new branch token, N x D; they are numbered on from the earlier ones."""
+        """What the head is applied to after each new branch token, N x D; they are numbered on from the earlier
+        ones.
+        """
         order = sorted(range(len(tokens)), key=lambda i: tokens[i].prompt)
         first = len(self._paths)
         numbers = [first + i for i in range(len(tokens))]
@@ -130,8 +133,9 @@ def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:
 
 
 class _Scoring(NamedTuple):
-    """How a layer makes shares of products of queries and keys. `cap`, `window`: 0 for none; `sinks_H`: a score for each head that takes
-    its share and gives nothing."""
+    """How a layer makes shares of products of queries and keys. `cap`, `window`: 0 for none; `sinks_H`: a score for
+    each head that takes its share and gives nothing.
+    """
 
     scale: float
     cap: float
@@ -179,7 +183,9 @@ def _attend_masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scor
 
 
 def _shares(scores: Tensor, sinks_H: Tensor | None) -> Tensor:
-    """Softmax over the last axis, and over the head's sink, whose share is left out. The axes before the last two are the heads."""
+    """Softmax over the last axis, and over the head's sink, whose share is left out. The axes before the last two are
+    the heads.
+    """
     if sinks_H is None:
         return scores.softmax(-1)
     sinks = sinks_H.to(scores).reshape(*scores.shape[:-2], 1, 1).expand(*scores.shape[:-1], 1)
@@ -208,7 +214,8 @@ class _Extend:
             else:
                 self._parts.append((prompt, slice(at, at + 1)))
         depth = max(len(tree._paths[number]) for number in numbers)
-        # Padded with the token itself: the share of what is not seen is 0, but 0 times what no one has written may be nan.
+        # Padded with the token itself: the share of what is not seen is 0, but 0 times what no one has written may be
+        # nan.
         paths = torch.tensor(list(numbers))[:, None].repeat(1, depth)
         real = torch.zeros(len(numbers), depth, dtype=torch.bool)
         for at, number in enumerate(numbers):

@@ -1,7 +1,8 @@
-"""vLLM as the engine: the only module that imports it, beside `stage1_teacher.engines.vllm_worker`, which runs in its workers.
+"""vLLM as the engine: the only module that imports it, beside `stage1_teacher.engines.vllm_worker`, which runs in its
+workers.
 
-The pooling API (`runner="pooling"`, task `token_embed`) is public and gives what the model's head is applied to at every prompt
-position; the head's weights, applied to it in `stage1_teacher.reduction.head`, give its logits.
+The pooling API (`runner="pooling"`, task `token_embed`) is public and gives what the model's head is applied to at
+every prompt position; the head's weights, applied to it in `stage1_teacher.reduction.head`, give its logits.
 """
 
 import logging
@@ -46,13 +47,15 @@ def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> No
     """What vLLM reads from the environment on import; an operator's own values stay."""
     # It warns once per batch of a thread count that it does not set on a CPU.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # It sets that level only once an engine is made; until then Python itself would print what it says while it is imported.
+    # It sets that level only once an engine is made; until then Python itself would print what it says while it is
+    # imported.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # While it loads it looks at everything that torch has, what is deprecated there too.
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     if over_machines:
-        # The scheduler stays in this process: one of its own would not be in the placement group. Its workers leave our head its share.
+        # The scheduler stays in this process: one of its own would not be in the placement group. Its workers leave our
+        # head its share.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_RAY_PER_WORKER_GPUS"] = str(1 - HEAD_SHARE)
     if not computes_on_gpu():
@@ -63,13 +66,16 @@ def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> No
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         _make_llvmlite_inspectable()
     if num_workers > 1 or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
-        end_children_with_me()  # its engine core stays, with the GPU's memory, where the process that wanted it is killed
+        # its engine core stays, with the GPU's memory, where the process that wanted it is killed
+        end_children_with_me()
 
 
 def _make_llvmlite_inspectable() -> None:
-    """Let vLLM 0.32 start on a CPU where numba is loaded: it looks for its kernels in `vars()` of all that modules hold.
+    """Let vLLM 0.32 start on a CPU where numba is loaded: it looks for its kernels in `vars()` of all that modules
+    hold.
 
-    llvmlite's handle of its library has a C function for every name that it is asked for, `__dict__` too, and vLLM dies of that.
+    llvmlite's handle of its library has a C function for every name that it is asked for, `__dict__` too, and vLLM dies
+    of that.
     """
     ffi = sys.modules.get("llvmlite.binding.ffi")
     if ffi is not None:
@@ -79,11 +85,14 @@ def _make_llvmlite_inspectable() -> None:
 def engine_options(
     model: str, teacher: TeacherConfig, placement: PlacementConfig, over_machines: bool = False
 ) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` that do not depend on what it is asked for. ValueError where this build cannot do as placed."""
+    """Arguments of `vllm.LLM` that do not depend on what it is asked for. ValueError where this build cannot do as
+    placed.
+    """
     options: dict[str, Any] = {"gpu_memory_utilization": placement.gpu_memory}
     if not computes_on_gpu():
         if placement.pipeline_parallel > 1:
-            # Its later stages expect tensors that only a GPU's warm-up allocates, and die of an assertion in the first step.
+            # Its later stages expect tensors that only a GPU's warm-up allocates, and die of an assertion in the first
+            # step.
             raise ValueError(
                 f"placement.pipeline_parallel is {placement.pipeline_parallel}, which vLLM's CPU build cannot do; set "
                 "placement.tensor_parallel instead, or run on GPUs"
@@ -116,10 +125,12 @@ def engine_options(
 def generate_engine(
     model: str, teacher: TeacherConfig, placement: PlacementConfig, max_logprobs: int
 ) -> Callable[[Sequence[Sequence[int]], int | None, bool], Any]:
-    """vLLM's own prefill (a one-token generate), optionally with prompt log-probabilities: what the benchmarks compare with.
+    """vLLM's own prefill (a one-token generate), optionally with prompt log-probabilities: what the benchmarks compare
+    with.
 
     Returns:
-        A call of (prompts, prompt log-probabilities per token or None, whether these come as flat lists and not as an object each).
+        A call of (prompts, prompt log-probabilities per token or None, whether these come as flat lists and not as an
+        object each).
     """
     prepare_environment(placement.num_workers)
     from vllm import LLM, SamplingParams
@@ -143,7 +154,9 @@ MAX_SEQUENCES = 256  # in one step; vLLM refuses more than it has tokens for
 
 
 def branch_block_tokens() -> int:
-    """Return the smallest block of the prefix cache: a branch computes its path's last, unfinished block again, half of it on average."""
+    """Return the smallest block of the prefix cache: a branch computes its path's last, unfinished block again, half of
+    it on average.
+    """
     return 16 if computes_on_gpu() else 32  # vLLM's CPU kernels want multiples of 32
 
 

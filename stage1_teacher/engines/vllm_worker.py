@@ -1,9 +1,10 @@
-"""What is put into vLLM's worker processes, and runs there: a pooler beside the model's own head. The second module that imports vLLM.
+"""What is put into vLLM's worker processes, and runs there: a pooler beside the model's own head. The second module
+that imports vLLM.
 
-vLLM's own conversion of a model for pooling throws its head away. `Worker` is vLLM's `worker_extension_cls`: a worker of whatever
-kind (in this process, spawned, Ray's) imports it by name before it loads the model, and from then on a model is converted by
-`with_own_head` instead. A prompt's answer is what the head is applied to; of a prompt that asks for it (`OWN_LOGPROBS` in the `extra_kwargs` of its parameters), the model's own
-log-probabilities.
+vLLM's own conversion of a model for pooling throws its head away. `Worker` is vLLM's `worker_extension_cls`: a worker
+of whatever kind (in this process, spawned, Ray's) imports it by name before it loads the model, and from then on a
+model is converted by `with_own_head` instead. A prompt's answer is what the head is applied to; of a prompt that asks
+for it (`OWN_LOGPROBS` in the `extra_kwargs` of its parameters), the model's own log-probabilities.
 
 Shape legend: T tokens, D hidden size, V token ids.
 """
@@ -55,7 +56,9 @@ adapters.as_embedding_model = with_own_head
 
 
 class RowPooler(Pooler):
-    """Every position of a prompt: what the head is applied to, in the model's dtype, or the model's own log-probabilities."""
+    """Every position of a prompt: what the head is applied to, in the model's dtype, or the model's own
+    log-probabilities.
+    """
 
     def __init__(self, model: nn.Module, hidden_size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -66,7 +69,9 @@ class RowPooler(Pooler):
         return {"token_embed"}
 
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor | None]:
-        """Of each request: T x D, or T x V float32; None before its last chunk, and of a process that is not given the logits."""
+        """Of each request: T x D, or T x V float32; None before its last chunk, and of a process that is not given the
+        logits.
+        """
         states_TD = head_inputs(self.model, hidden_states)
         cursor = pooling_metadata.get_pooling_cursor()
         lengths = cursor.num_scheduled_tokens_cpu.tolist()

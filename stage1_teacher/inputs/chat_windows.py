@@ -1,8 +1,9 @@
 """Chats as what becomes one record each: the conversation as context, each turn of the assistant covered by itself.
 
-A chat longer than the teacher's context is cut between messages into windows, each a conversation of its own that starts with the
-user: its first turns are context, the others are supervised, so that each turn is supervised once. What comes before is not in a
-later window, nor is a system's message, as of a long text a later window sees only the overlap.
+A chat longer than the teacher's context is cut between messages into windows, each a conversation of its own that
+starts with the user: its first turns are context, the others are supervised, so that each turn is supervised once. What
+comes before is not in a later window, nor is a system's message, as of a long text a later window sees only the
+overlap.
 """
 
 from collections.abc import Iterator, Sequence
@@ -137,7 +138,9 @@ def _next_part(
 
 
 def _starts(messages: Sequence[Message], turns: Sequence[Turn], done: int, overlap: int) -> Iterator[int]:
-    """Messages with which a window may start, the best first: with as little context as is wanted, else with as much as fits."""
+    """Messages with which a window may start, the best first: with as little context as is wanted, else with as much as
+    fits.
+    """
     if not done:
         yield 0
         return

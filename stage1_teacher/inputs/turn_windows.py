@@ -1,7 +1,9 @@
-"""Chats with reasoning or calls as what becomes one record each: as many as the template needs to show each turn as the model saw it.
+"""Chats with reasoning or calls as what becomes one record each: as many as the template needs to show each turn as the
+model saw it.
 
-A record holds the messages since the one before, and supervises all their turns; what is before them is in its conversation, as context.
-Where that is too long for the teacher, the conversation starts later, with the user; the system's message and the tools stay.
+A record holds the messages since the one before, and supervises all their turns; what is before them is in its
+conversation, as context. Where that is too long for the teacher, the conversation starts later, with the user; the
+system's message and the tools stay.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,9 @@ def cut_conversation(
     max_tokens: int,
     overlap: int = 0,
 ) -> list[Piece]:
-    """A conversation's pieces. Raises ChatError or SpellingError, with the reason, where it is left out. Arguments as of `cut_chat`."""
+    """A conversation's pieces. Raises ChatError or SpellingError, with the reason, where it is left out. Arguments as
+    of `cut_chat`.
+    """
     parts = [part for excerpt in chat.excerpts(conversation) for part in _fitting(excerpt, chat, max_tokens, overlap)]
     pieces: list[Piece] = []
     start = 0
@@ -64,8 +68,9 @@ def _fitting(
 
 
 def _first(whole: Conversation, done: int, turn: int, chat: ChatTokenizer, max_tokens: int, overlap: int) -> int:
-    """The message with which the context of a turn starts: the first of all, or else one of the user's, so that there are some `overlap`
-    tokens of context, or as many as fit. Raises ChatError where none fits."""
+    """The message with which the context of a turn starts: the first of all, or else one of the user's, so that there
+    are some `overlap` tokens of context, or as many as fit. Raises ChatError where none fits.
+    """
 
     def encoded(first: int) -> EncodedChat:
         return chat.encode(Excerpt(whole.window(first, turn + 1), turn + 1 - done))

@@ -1,4 +1,6 @@
-"""Documents longer than the teacher's context, cut into windows at character boundaries; each position is supervised once."""
+"""Documents longer than the teacher's context, cut into windows at character boundaries; each position is supervised
+once.
+"""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
@@ -11,7 +13,9 @@ class WindowError(ValueError):
 
 
 class Window(NamedTuple):
-    """Bytes `start .. end` of a document are the record; its bytes `supervised .. end` are supervised, with END if `has_end`."""
+    """Bytes `start .. end` of a document are the record; its bytes `supervised .. end` are supervised, with END if
+    `has_end`.
+    """
 
     start: int
     end: int
@@ -27,7 +31,8 @@ def is_boundary(document: bytes, offset: int) -> bool:
 def cut_windows(
     document: bytes, token_lengths: list[int], count_tokens: Callable[[bytes], int], budget: int, overlap: int
 ) -> list[Window]:
-    """Windows of at most `budget` tokens, each but the first with at least `overlap` tokens of context before what it supervises.
+    """Windows of at most `budget` tokens, each but the first with at least `overlap` tokens of context before what it
+    supervises.
 
     Args:
         token_lengths: bytes of each token of the whole document's encoding, the tokenizer's prefix not counted.
@@ -53,7 +58,9 @@ def cut_windows(
 
 
 def _character_start(document: bytes, offset: int) -> int:
-    """The last character boundary at or before `offset`. Tokens may end inside characters, so cuts do not follow tokens."""
+    """The last character boundary at or before `offset`. Tokens may end inside characters, so cuts do not follow
+    tokens.
+    """
     while not is_boundary(document, offset):
         offset -= 1
     return offset

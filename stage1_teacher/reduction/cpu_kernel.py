@@ -1,8 +1,9 @@
-"""The row reduction on a CPU: one row's logits to its masses on column ranges, compiled by numba, which vLLM brings along.
+"""The row reduction on a CPU: one row's logits to its masses on column ranges, compiled by numba, which vLLM brings
+along.
 
-A row is read twice, once for its largest logit and once to exponentiate it into a buffer that stays in the core's cache; each
-column is then added up once (`pipeline.covering.softmax_numba`). The slow twin is `pipeline.covering.covering.Covering.reduce_rows`. Nothing here holds
-Python's lock: rows are shared out over threads.
+A row is read twice, once for its largest logit and once to exponentiate it into a buffer that stays in the core's
+cache; each column is then added up once (`pipeline.covering.softmax_numba`). The slow twin is
+`pipeline.covering.covering.Covering.reduce_rows`. Nothing here holds Python's lock: rows are shared out over threads.
 
 Shape legend: R rows, C sorted columns, N nodes, K cuts, I intervals, as in `pipeline.covering.covering`.
 """

@@ -1,7 +1,7 @@
 """The teacher's output head, its rows sorted by token bytes, applied to hidden states chunk by chunk.
 
-The whole softmax is reduced to bytes right beside the logits (`stage1_teacher.reduction.reducer`); no log-probability of a token becomes a
-Python object.
+The whole softmax is reduced to bytes right beside the logits (`stage1_teacher.reduction.reducer`); no log-probability
+of a token becomes a Python object.
 
 Shape legend: R rows, D hidden size, C sorted columns.
 """
@@ -23,8 +23,8 @@ NEVER = -1e30  # the logit of what is never said: finite, so that a difference o
 def bfloat16_products() -> Iterator[None]:
     """float32 matrix products on a CPU may round their factors to bfloat16, and still add up in float32.
 
-    Exact for factors that are bfloat16 numbers, and faster: by oneDNN, which has kernels for it, instead of by torch's default (on an
-    AMD EPYC 0.6 of the time). The switch is the whole process's, not the thread's.
+    Exact for factors that are bfloat16 numbers, and faster: by oneDNN, which has kernels for it, instead of by torch's
+    default (on an AMD EPYC 0.6 of the time). The switch is the whole process's, not the thread's.
     """
     backend: Any = torch.backends.mkldnn  # whose stubs lack `matmul`
     products = backend.matmul
@@ -53,7 +53,8 @@ class Head:
         alone: bool = False,
     ) -> None:
         order = torch.from_numpy(vocabulary.order)
-        # In float32 on a CPU: its products round the sum to the inputs' dtype, and bfloat16 logits are off by up to 0.1.
+        # In float32 on a CPU: its products round the sum to the inputs' dtype, and bfloat16 logits are off by up to
+        # 0.1.
         self.weight_CD = weight_VD[order].float()
         self.bias_C = None if bias_V is None else bias_V[order].float()
         self.alone, self._column_V = alone, torch.from_numpy(vocabulary.column)
@@ -62,7 +63,9 @@ class Head:
         self._room: Tensor | None = None
 
     def to(self, device: str) -> "Head":
-        """Move the head, in place. A GPU holds it in the checkpoint's dtype, and still adds up and rounds to float32."""
+        """Move the head, in place. A GPU holds it in the checkpoint's dtype, and still adds up and rounds to
+        float32.
+        """
         self.weight_CD = self.weight_CD.to(device, torch.float32 if device == "cpu" else self._dtype)
         self.bias_C = None if self.bias_C is None else self.bias_C.to(device)
         self._room = None
@@ -96,7 +99,9 @@ class Head:
         return logits_RC
 
     def _holds_bfloat16(self, hidden_RD: Tensor) -> bool:
-        """Whether both factors are float32 copies of bfloat16 numbers, and this thread may say how they are multiplied."""
+        """Whether both factors are float32 copies of bfloat16 numbers, and this thread may say how they are
+        multiplied.
+        """
         return self.alone and self._dtype == torch.bfloat16 and torch.equal(hidden_RD, hidden_RD.bfloat16().float())
 
     def _logits_room(self, num_rows: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The output head's tensors out of a Hugging Face checkpoint, and nothing else of it.
 
-Apart from `stage1_teacher.reduction.head` for what it takes to import transformers' models: seconds, which a dump that is complete needs not spend.
+Apart from `stage1_teacher.reduction.head` for what it takes to import transformers' models: seconds, which a dump that
+is complete needs not spend.
 """
 
 import json
@@ -38,7 +39,8 @@ def load_head(
         end_ids: tokens that mean END.
         alone: see `Head`.
     Raises:
-        ValueError: the checkpoint holds no safetensors, or not the tensor that the model's head is, or one that is not finite.
+        ValueError: the checkpoint holds no safetensors, or not the tensor that the model's head is, or one that is not
+            finite.
     """
     config = AutoConfig.from_pretrained(source.source, **source.options)
     names, bias_name, rename = _head_names(config, source.trust_remote_code)
@@ -51,7 +53,9 @@ def load_head(
 
 
 def _head_names(config: object, trust: bool) -> tuple[list[str], str | None, Callable[[str], str]]:
-    """Names of the head's weight in the model (several where it is tied), that of its bias, if any, and a checkpoint's in the model."""
+    """Names of the head's weight in the model (several where it is tied), that of its bias, if any, and a checkpoint's
+    in the model.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
     head = model.get_output_embeddings()

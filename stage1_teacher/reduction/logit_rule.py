@@ -1,8 +1,10 @@
-"""What a model does to its head's products before they are its logits: a factor, a soft cap, tokens that it never says, or nothing.
+"""What a model does to its head's products before they are its logits: a factor, a soft cap, tokens that it never says,
+or nothing.
 
-Config keys do not tell: `logits_scaling` divides in Granite and multiplies in HyperCLOVA X, others name theirs `lm_head_multiplier`,
-`logits_soft_cap` or `output_multiplier`, and one engine may do before the head what another one does after it. So an engine's model is
-asked itself: it is handed numbers in place of its head's products, and what it makes of each is looked at.
+Config keys do not tell: `logits_scaling` divides in Granite and multiplies in HyperCLOVA X, others name theirs
+`lm_head_multiplier`, `logits_soft_cap` or `output_multiplier`, and one engine may do before the head what another one
+does after it. So an engine's model is asked itself: it is handed numbers in place of its head's products, and what it
+makes of each is looked at.
 
 Shape legend: R rows of the probe, V token ids.
 """
@@ -16,8 +18,9 @@ CLOSE, CLOSE_IN_HALF = 1e-5, 1e-2  # relative: float32 keeps seven digits, bfloa
 
 
 class LogitRule(NamedTuple):
-    """Logits are `soft_cap * tanh(scale * x / soft_cap)` of the head's products x, `scale * x` where `soft_cap` is 0; those of the ids
-    `suppressed` are minus infinity."""
+    """Logits are `soft_cap * tanh(scale * x / soft_cap)` of the head's products x, `scale * x` where `soft_cap` is 0;
+    those of the ids `suppressed` are minus infinity.
+    """
 
     scale: float = 1.0
     soft_cap: float = 0.0

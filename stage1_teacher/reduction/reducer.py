@@ -1,7 +1,7 @@
 """Hidden states to reduced rows: the head, its softmax and the sums over column ranges, some rows at a time.
 
-A row is asked for by the byte offset where its path ends, whichever path that is: canonical rows and others cost the same. Rows of
-several documents share a product with the head, which reads all of its weights each time.
+A row is asked for by the byte offset where its path ends, whichever path that is: canonical rows and others cost the
+same. Rows of several documents share a product with the head, which reads all of its weights each time.
 
 Shape legend: R rows, D hidden size, C sorted columns, I intervals of all rows in turn.
 """
@@ -106,7 +106,9 @@ def open_kernel(head: Head, vocabulary: Vocabulary) -> Kernel:
 
 
 def even_bounds(count: int, most: int) -> list[int]:
-    """Bounds of as few chunks of at most `most` as there can be, all about as long: a short last one costs as much as a long one."""
+    """Bounds of as few chunks of at most `most` as there can be, all about as long: a short last one costs as much as a
+    long one.
+    """
     num_chunks = -(-count // most)
     return [count * i // num_chunks for i in range(num_chunks + 1)] if count else []
 

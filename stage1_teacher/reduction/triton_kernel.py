@@ -1,10 +1,12 @@
 """The row reduction on a GPU, in Triton: probabilities of column ranges out of logits, which are read once.
 
-The first kernel streams each row, keeps its running maximum and total, and leaves the sum of every 32 columns behind (a 32nd of
-what it read). The second adds up those sums for each range, and reads again only the up to 31 columns at either end, one cache line
-each. All are sums of what lies inside a range, never differences of running sums, so that small masses keep their digits.
+The first kernel streams each row, keeps its running maximum and total, and leaves the sum of every 32 columns behind (a
+32nd of what it read). The second adds up those sums for each range, and reads again only the up to 31 columns at either
+end, one cache line each. All are sums of what lies inside a range, never differences of running sums, so that small
+masses keep their digits.
 
-Held to the slow twin by `tests/stage1_teacher/reduction/test_triton_kernel.py`, on a GPU or under Triton's interpreter; `python -m tests.bench.kernel` times it.
+Held to the slow twin by `tests/stage1_teacher/reduction/test_triton_kernel.py`, on a GPU or under Triton's interpreter;
+`python -m tests.bench.kernel` times it.
 
 Shape legend: R rows, C sorted columns, B blocks of 32 columns, T tiles of `TILE` columns, J ranges.
 """
@@ -190,7 +192,9 @@ class TritonKernel:
         into.token_R[rows] = np.where(has_token, probs_J[num_intervals + num_rows :], np.nan)
 
     def _ranges(self, num_rows: int, first_row: int, intervals: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(row, first column, last column) of the rows' intervals, then of each row's END tokens, then of its next token."""
+        """(row, first column, last column) of the rows' intervals, then of each row's END tokens, then of its next
+        token.
+        """
         some = intervals.some_rows(first_row, first_row + num_rows)
         first_I, last_I = some.column_ranges()
         row, intervals_R = np.arange(num_rows), np.diff(some.row_intervals)

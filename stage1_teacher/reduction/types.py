@@ -39,7 +39,9 @@ class Kernel(Protocol):
     """Sums the softmax of some consecutive rows over their column ranges."""
 
     def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
-        """Fill in the rows `first_row ..`, one for each row of `logits_RC`. Raises ValueError for a logit that is not finite."""
+        """Fill in the rows `first_row ..`, one for each row of `logits_RC`. Raises ValueError for a logit that is not
+        finite.
+        """
 
 
 NOT_FINITE = (

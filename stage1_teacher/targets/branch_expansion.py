@@ -17,8 +17,8 @@ class Place(NamedTuple):
 
 
 def expand(branchings: Sequence[Branching], places: Sequence[Place], branches: Branches, reducer: Reducer) -> None:
-    """Add to each covering all rows that it wants. Branches whose paths are longer than the engine takes are not expanded, so that they
-    are counted in `dropped`.
+    """Add to each covering all rows that it wants. Branches whose paths are longer than the engine takes are not
+    expanded, so that they are counted in `dropped`.
 
     Args:
         branchings: with their canonical rows; `branches` holds their prompts.

@@ -1,4 +1,5 @@
-"""Dense targets stored whole, as float32: of a dump that keeps every symbol, which has nothing to save by rounding to levels.
+"""Dense targets stored whole, as float32: of a dump that keeps every symbol, which has nothing to save by rounding to
+levels.
 
 Shape legend: P positions, V symbols (256), E entries (256 of each position).
 """
@@ -11,8 +12,8 @@ from stage1_teacher.targets.rounding import RoundedEntries
 
 
 def exact_entries(probs_PV: np.ndarray) -> RoundedEntries:
-    """All symbols of every position, in descending probability, the lower first of two that are equal; natural logs, at least
-    `MIN_LOGPROB`, which stands for less.
+    """All symbols of every position, in descending probability, the lower first of two that are equal; natural logs, at
+    least `MIN_LOGPROB`, which stands for less.
 
     Args:
         probs_PV: float64, rows sum to 1.

@@ -10,7 +10,8 @@ import numpy as np
 from schemas import END
 from schemas.record import Record
 
-# The levels that are nearest to 1 lack 0, 0.000025 and 0.0001 to it (`schemas.levels`): smaller tails cannot be told apart.
+# The levels that are nearest to 1 lack 0, 0.000025 and 0.0001 to it (`schemas.levels`): smaller tails cannot be told
+# apart.
 TAIL_FLOOR = 1e-4
 
 
@@ -39,7 +40,9 @@ def realised_bits(record: Record) -> tuple[float, int]:
 
 
 def distances(record: Record, probs_PV: np.ndarray) -> Distances:
-    """Of other targets, at the record's first positions, to the stored ones there: KL(other || stored), total variation."""
+    """Of other targets, at the record's first positions, to the stored ones there: KL(other || stored), total
+    variation.
+    """
     num_positions = len(probs_PV)
     position_E = record.entry_positions()
     in_range_E = position_E < num_positions

@@ -94,7 +94,9 @@ def open_teacher(
 
 
 def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:
-    """The engine's first start. What an engine says of a model that it cannot run is of every kind; ValueError here says whose it is."""
+    """The engine's first start. What an engine says of a model that it cannot run is of every kind; ValueError here
+    says whose it is.
+    """
     try:
         return open_it()
     except OSError:
@@ -119,7 +121,9 @@ def _raised_by(error: Exception) -> str:
 
 
 def _open_listing(recipe: Recipe, request: EngineRequest, chat: ChatTokenizer | None, ends: tuple[int, ...]) -> Teacher:
-    """A teacher that lists probable tokens, as a server does: no head here, and the vocabulary is as wide as the tokenizer's."""
+    """A teacher that lists probable tokens, as a server does: no head here, and the vocabulary is as wide as the
+    tokenizer's.
+    """
     teacher, placement, tokenizer = recipe.teacher, recipe.placement, request.tokenizer
 
     def reopen() -> ListingEngine:

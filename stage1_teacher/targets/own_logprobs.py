@@ -19,8 +19,8 @@ from stage1_teacher.targets.teacher import Teacher
 
 MOST_TOKENS = 64  # of a record: each takes a row of the whole vocabulary
 LEAST_NATS = -15.0  # below, a shard's levels are up to 1.6 nats apart
-# Half the mean square of what a token's log-probability is off by, nats: what two distributions that differ by as little have as
-# their KL. bfloat16 in another batch costs about 1.5e-3; heads that were wrong have cost hundreds.
+# Half the mean square of what a token's log-probability is off by, nats: what two distributions that differ by as
+# little have as their KL. bfloat16 in another batch costs about 1.5e-3; heads that were wrong have cost hundreds.
 LIMIT_NATS = 0.05
 
 
@@ -59,8 +59,8 @@ class Compared(NamedTuple):
 
     Attributes:
         nats_N: as `apart`.
-        limit_nats: what their mean may be: `LIMIT_NATS`, or where they are further apart `TIMES_CONTROL` times what the model's answer
-            differs by from its own a moment later, if that is more (experts chosen otherwise).
+        limit_nats: what their mean may be: `LIMIT_NATS`, or where they are further apart `TIMES_CONTROL` times what the
+            model's answer differs by from its own a moment later, if that is more (experts chosen otherwise).
     """
 
     nats_N: np.ndarray

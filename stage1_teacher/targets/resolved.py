@@ -11,8 +11,9 @@ from pipeline.tokenization.special_ids import SpecialIds
 
 
 class ResolvedTeacher(NamedTuple):
-    """The teacher that a recipe names: its model, resolved (a served one that has a tokenizer of its own is a mere name), and
-    its tokenizer; where the corpus holds chats, with its chat template."""
+    """The teacher that a recipe names: its model, resolved (a served one that has a tokenizer of its own is a mere
+    name), and its tokenizer; where the corpus holds chats, with its chat template.
+    """
 
     model: str
     tokenizer: ByteTokenizer

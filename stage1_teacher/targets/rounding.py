@@ -1,8 +1,10 @@
-"""Probabilities to the levels of `schemas.levels`, so that not only each is near its own but their sum near the true one too.
+"""Probabilities to the levels of `schemas.levels`, so that not only each is near its own but their sum near the true
+one too.
 
-The tail is what the entries leave to 1: were each rounded by itself, all their errors would land in it, and it is often the smallest
-class. So the most probable symbol takes the level that suits itself and the tail, and the others may move to a neighbouring one where
-that makes the whole better: the sum over all classes of 2 (sqrt p - sqrt q)^2, which is their KL while both are close.
+The tail is what the entries leave to 1: were each rounded by itself, all their errors would land in it, and it is often
+the smallest class. So the most probable symbol takes the level that suits itself and the tail, and the others may move
+to a neighbouring one where that makes the whole better: the sum over all classes of 2 (sqrt p - sqrt q)^2, which is
+their KL while both are close.
 
 Shape legend: P positions, E entries.
 """
@@ -103,7 +105,8 @@ def _choose(probs: Any, levels: Any, roots: Any) -> Any:
 def _best_top(root: float, tail_root: float, left: float) -> Any:
     """(level, loss) of the most probable symbol and the tail, where the others leave so much to both.
 
-    Without levels it would be the share of `left` that is in proportion; the loss is convex, so one of its neighbours is best.
+    Without levels it would be the share of `left` that is in proportion; the loss is convex, so one of its neighbours
+    is best.
     """
     if left <= _TOPS[0]:
         return 0, _ABOVE_ONE * (1.0 + _TOPS[0] - left)

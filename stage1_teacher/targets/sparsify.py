@@ -1,4 +1,5 @@
-"""Dense targets made sparse: the most probable symbols of each position, and always the one that the document really has.
+"""Dense targets made sparse: the most probable symbols of each position, and always the one that the document really
+has.
 
 Compiled by numba: a position is read once, and what is kept of it is sorted as it is found.
 

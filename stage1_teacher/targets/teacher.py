@@ -77,7 +77,9 @@ class Teacher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the engine. Where an error is on its way, that is what is said: an engine that has failed may fail to close too."""
+        """Close the engine. Where an error is on its way, that is what is said: an engine that has failed may fail to
+        close too.
+        """
         if error is None:
             self.close()
         elif self._engine is not None:
@@ -90,7 +92,9 @@ class Teacher:
         return [*([] if start is None else [start]), *piece.tokens]
 
     def ask(self, pieces: Sequence[Piece]) -> Answers:
-        """Run the engine over some pieces. Raises ValueError where branch rows are wanted of an engine that lists tokens."""
+        """Run the engine over some pieces. Raises ValueError where branch rows are wanted of an engine that lists
+        tokens.
+        """
         prompts = [self.prompt(piece) for piece in pieces]
         num_tokens = sum(map(len, prompts))
         if not prompts:
@@ -123,7 +127,9 @@ class Teacher:
         return Branched(branchings, branches.num_tokens)
 
     def targets(self, pieces: Sequence[Piece], answers: Answers) -> list[Targets]:
-        """The targets of the pieces' stretches in turn, out of what the engine gave for them, the tokenizer's prefix included."""
+        """The targets of the pieces' stretches in turn, out of what the engine gave for them, the tokenizer's prefix
+        included.
+        """
         coverings = self._coverings(pieces)
         if not coverings:
             return []

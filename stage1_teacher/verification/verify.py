@@ -1,4 +1,6 @@
-"""`bld verify`: is every shard there, byte for byte, and true to schema and plan; and does the teacher still say the same."""
+"""`bld verify`: is every shard there, byte for byte, and true to schema and plan; and does the teacher still say the
+same.
+"""
 
 import json
 from typing import Any

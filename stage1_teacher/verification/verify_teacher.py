@@ -27,7 +27,8 @@ from stage1_teacher.targets.own_logprobs import piece_of
 from stage1_teacher.targets.resolved import ResolvedTeacher, load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
 
-# Rounding to levels (1e-4) and other batches: the same teacher run twice in bfloat16 differs by about 1.5e-3 nats per token.
+# Rounding to levels (1e-4) and other batches: the same teacher run twice in bfloat16 differs by about 1.5e-3 nats per
+# token.
 TOLERANCE_NATS = 0.02
 TOLERANCE_CONTROLS = 3.0  # times what the teacher differs by from itself
 
@@ -44,7 +45,9 @@ class Recomputed(NamedTuple):
 
 
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
-    """Faults where the teacher says something else than the dump, of `num_documents` documents; prints how far apart they are."""
+    """Faults where the teacher says something else than the dump, of `num_documents` documents; prints how far apart
+    they are.
+    """
     made_by = path / dump_files.RECIPE
     recipe = as_dumped(parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by)), path, manifest)
     _refuse_own_file_of_dump(path, recipe.teacher.engine)
@@ -75,7 +78,9 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
 
 
 def _refuse_own_file_of_dump(dump: Location, engine: str) -> None:
-    """Raise ValueError for an engine that came with the dump: whoever looks at somebody's dump runs none of their code."""
+    """Raise ValueError for an engine that came with the dump: whoever looks at somebody's dump runs none of their
+    code.
+    """
     if is_own(engine) and isinstance(dump, Path) and Path(engine).expanduser().resolve().is_relative_to(dump.resolve()):
         raise ValueError(
             f"{engine} lies in the dump that it is to be compared with, and would be run. Read it, and put it where the recipe of the dump "

@@ -1,7 +1,8 @@
 """Records of several dumps that ask about the same bytes, cut to the positions that all of them supervise.
 
-Teachers cut long documents where their own context ends, and begin a chat's turn where their own tokens do. So a position is
-known by its place in the whole document: by the byte it stands before, and whether it asks for that byte or for END.
+Teachers cut long documents where their own context ends, and begin a chat's turn where their own tokens do. So a
+position is known by its place in the whole document: by the byte it stands before, and whether it asks for that byte or
+for END.
 
 Shape legend: P positions of a record, K of them that all dumps supervise, E entries of these.
 """
@@ -16,7 +17,8 @@ from schemas.record import Question, Record, Segment, common_measures
 
 
 def places(asked: Question | Record) -> np.ndarray:
-    """P, int64, ascending: twice the byte offset of each position in the whole document, and one more where it asks for a byte.
+    """P, int64, ascending: twice the byte offset of each position in the whole document, and one more where it asks for
+    a byte.
 
     END comes before the byte at the same offset: that byte is another turn's.
     """
@@ -67,7 +69,8 @@ def overlapping(record: Record, windows: Sequence[Record]) -> tuple[Record, ...]
 
 
 def aligned(record: Record, others: Sequence[Sequence[Record]]) -> list[Record]:
-    """`record` cut to the positions that all supervise, once with its own targets, and once with those of each other dump.
+    """`record` cut to the positions that all supervise, once with its own targets, and once with those of each other
+    dump.
 
     Args:
         others: of each other dump, the windows of the same document that overlap with the record.

@@ -1,8 +1,9 @@
-"""Several dumps of one corpus, read side by side: documents joined by content, whatever their names, shards and windows.
+"""Several dumps of one corpus, read side by side: documents joined by content, whatever their names, shards and
+windows.
 
 Dumps that list their documents in one order, as dumps of one corpus do, are each read once from front to back; another
-order is joined too, but its shards are opened again and again. Held in memory: 28 bytes per document of each dump, twice that while they are
-compared.
+order is joined too, but its shards are opened again and again. Held in memory: 28 bytes per document of each dump,
+twice that while they are compared.
 """
 
 import hashlib
@@ -67,7 +68,9 @@ class Contents:
 
     @staticmethod
     def _of_shard(shard: int, path: Location) -> list[np.ndarray]:
-        """The columns of one shard: as tuples of Python's numbers they would take seven times as much, so never of all at once."""
+        """The columns of one shard: as tuples of Python's numbers they would take seven times as much, so never of all
+        at once.
+        """
         rows = [
             (
                 _key(whole_document(group) + speakers(group)),
@@ -91,7 +94,9 @@ Asked = TypeVar("Asked", Question, Record)
 
 
 def _documents(records: Iterable[Asked]) -> Iterator[tuple[int, list[Asked]]]:
-    """A shard's records by document, with the row of the first: windows of one document stand together, the first at byte 0."""
+    """A shard's records by document, with the row of the first: windows of one document stand together, the first at
+    byte 0.
+    """
     group: list[Asked] = []
     row = 0
     for record in records:
@@ -106,9 +111,8 @@ def _documents(records: Iterable[Asked]) -> Iterator[tuple[int, list[Asked]]]:
 class Join:
     """The documents that all of the dumps hold.
 
-    `remarks`: how many others there are, which are left out, and of how many the dumps supervise different positions, each
-    with the dumps' names.
-    Raises ValueError where no document is in all dumps.
+    `remarks`: how many others there are, which are left out, and of how many the dumps supervise different positions,
+    each with the dumps' names. Raises ValueError where no document is in all dumps.
     """
 
     def __init__(self, dumps: Sequence[OpenDump]) -> None:
@@ -124,7 +128,9 @@ class Join:
         self._others = [(dump, Places(table)) for dump, table in zip(dumps[1:], contents[1:], strict=True)]
 
     def shard(self, index: int) -> Iterator[Joined]:
-        """The joined records of one of the first dump's shards, each with the windows of the other dumps that overlap with it."""
+        """The joined records of one of the first dump's shards, each with the windows of the other dumps that overlap
+        with it.
+        """
         keys = self._own.keys_N[self._own.shard_N == index]
         documents = _documents(read_shard(self.first.shards[index], beside_others=True))
         # Opened for each shard anew: which of several equal documents is taken must not depend on what was read before.

@@ -1,4 +1,6 @@
-"""Records in the student's tokens: how many, and which bytes each of them covers; whole, or in pieces (see `stage2_student.data.pieces`)."""
+"""Records in the student's tokens: how many, and which bytes each of them covers; whole, or in pieces (see
+`stage2_student.data.pieces`).
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +36,9 @@ class Tokenizer(Protocol):
 
 
 class Spelled(NamedTuple):
-    """A record in the student's tokens, as `Encoded` has it; `restarts` are tokens that later messages of a chat begin with."""
+    """A record in the student's tokens, as `Encoded` has it; `restarts` are tokens that later messages of a chat begin
+    with.
+    """
 
     tokens: np.ndarray
     starts: np.ndarray
@@ -57,7 +61,9 @@ class Spelled(NamedTuple):
 
 
 class TurnsLeftOut(NamedTuple):
-    """Turns of a chat that are left out for one reason while others of it are used, and the bytes that they supervise."""
+    """Turns of a chat that are left out for one reason while others of it are used, and the bytes that they
+    supervise.
+    """
 
     reason: str
     turns: int
@@ -69,7 +75,8 @@ class Pieces(NamedTuple):
 
     Attributes:
         tokens: the student's, in each of its pieces, start tokens included.
-        renderings: of a chat, how often it is written, each time with other turns supervised; the pieces are of these in turn.
+        renderings: of a chat, how often it is written, each time with other turns supervised; the pieces are of these
+            in turn.
         left_out: of a chat, turns of it that are not.
     """
 
@@ -89,7 +96,8 @@ def count_pieces(
 
     Args:
         max_tokens: None: a record is one piece, however long.
-        by_turn: of a chat those turns are used that the student's template writes as they are stored; False: it is used whole, or not.
+        by_turn: of a chat those turns are used that the student's template writes as they are stored; False: it is used
+            whole, or not.
     Raises:
         ValueError: as `encode_records`.
     """
@@ -175,7 +183,9 @@ def _num_tokens(found: list[int] | EncodedChat) -> int:
 def _renderings(
     asked: Question | Record, found: list[int] | StoredChat
 ) -> Iterator[tuple[list[bool] | None, list[int] | EncodedChat]]:
-    """What is read of a record: its tokens, or those of each rendering of a chat, with the segments that are supervised there; None: all."""
+    """What is read of a record: its tokens, or those of each rendering of a chat, with the segments that are supervised
+    there; None: all.
+    """
     if not isinstance(found, StoredChat):
         yield None, found
     elif found.is_whole:
@@ -233,8 +243,9 @@ def _spelled(asked: Question | Record, found: list[int] | EncodedChat, tokenizer
 
 
 def _spelled_chat(chat: EncodedChat, tokenizer: Tokenizer) -> Spelled:
-    """A chat's tokens and the bytes they cover; its first token is the start. Tokens outside turns stand empty: what ends a turn at
-    its end, others where the next turn starts."""
+    """A chat's tokens and the bytes they cover; its first token is the start. Tokens outside turns stand empty: what
+    ends a turn at its end, others where the next turn starts.
+    """
     starts = np.full(len(chat.tokens), chat.turns[0].start, dtype=np.int64)
     ends = starts.copy()
     for turn, after in zip_longest(chat.turns, chat.turns[1:]):
@@ -255,7 +266,8 @@ def _spelled_chat(chat: EncodedChat, tokenizer: Tokenizer) -> Spelled:
 
 
 def _restarts(chat: EncodedChat) -> Iterator[int]:
-    """Where a piece may begin like a chat of its own, the chat's first token put before: of the tokens after that one, which.
+    """Where a piece may begin like a chat of its own, the chat's first token put before: of the tokens after that one,
+    which.
 
     Where the template writes its first token before each message, that is put before already.
     """

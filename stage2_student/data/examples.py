@@ -28,9 +28,11 @@ class Masks:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record, or a piece of one, in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] .. ends[l]`.
+    """A record, or a piece of one, in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] ..
+    ends[l]`.
 
-    The document is the whole record's. In a chat the template writes the start token, and tokens that cover nothing: they stand empty where they come.
+    The document is the whole record's. In a chat the template writes the start token, and tokens that cover nothing:
+    they stand empty where they come.
     """
 
     record: Record
@@ -112,7 +114,9 @@ def _byte_positions(
 
 
 def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """(state, index of the segment) of each END that follows a token's last byte; in a chat, where `end_id` does. None after context."""
+    """(state, index of the segment) of each END that follows a token's last byte; in a chat, where `end_id` does. None
+    after context.
+    """
     ends, turn_ends, num_context = encoded.ends, encoded.turn_ends, encoded.num_context
     found = []
     for index, segment in enumerate(encoded.record.segments):
@@ -131,7 +135,9 @@ def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarra
 
 
 def position_rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """The record's position for each byte of the document, and for the END of each segment; NO_ROW where it has none."""
+    """The record's position for each byte of the document, and for the END of each segment; NO_ROW where it has
+    none.
+    """
     of_byte = np.full(len(record.document), NO_ROW, dtype=np.int64)
     of_end = np.full(len(record.segments), NO_ROW, dtype=np.int64)
     position = 0

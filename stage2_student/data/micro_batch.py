@@ -1,7 +1,7 @@
 """Micro-batches: what several records teach, as padded tensors.
 
-Shape legend: B rows (a document each, or several packed), L tokens of the longest row (start tokens included), P supervised byte
-positions, E most entries stored at one position.
+Shape legend: B rows (a document each, or several packed), L tokens of the longest row (start tokens included), P
+supervised byte positions, E most entries stored at one position.
 """
 
 from collections.abc import Iterable, Sequence

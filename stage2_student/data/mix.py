@@ -1,9 +1,9 @@
 """Several teachers' targets as one: of each position the weighted mean of the dumps' distributions.
 
-A dump tells the probability of its stored symbols, and of all others together (the tail). Here each symbol that a dump does
-not store has an even share of its tail, so that every dump is a distribution over all 256 symbols. Their mean is stored
-for the symbols that any dump stores; what is left to 1 is its tail again. With everything stored nothing is assumed, and the
-mean is exact.
+A dump tells the probability of its stored symbols, and of all others together (the tail). Here each symbol that a dump
+does not store has an even share of its tail, so that every dump is a distribution over all 256 symbols. Their mean is
+stored for the symbols that any dump stores; what is left to 1 is its tail again. With everything stored nothing is
+assumed, and the mean is exact.
 
 Shape legend: D dumps, P positions, E stored entries of one dump, U (position, symbol) pairs stored in any dump.
 """
@@ -38,11 +38,12 @@ class Mix:
         return cls(tuple(weight / sum(weights) for weight in weights), how)
 
     def __call__(self, records: Sequence[Record]) -> Record:
-        """One record with mixed targets, from one per dump, of the same document and segments (`stage2_student.data.align`).
+        """One record with mixed targets, from one per dump, of the same document and segments
+        (`stage2_student.data.align`).
 
         Measures (`dropped`, `token_end`, `doubt`) are weighted means, for a teacher's error enters the target with its
-        weight: of an arithmetic mean the mean doubt bounds the total variation to the exact one, as a norm is convex; of
-        a geometric one it is an estimate. Tokens are none: there is no one teacher.
+        weight: of an arithmetic mean the mean doubt bounds the total variation to the exact one, as a norm is convex;
+        of a geometric one it is an estimate. Tokens are none: there is no one teacher.
         """
         counts_P, symbols, logprobs = self._entries(records)
         measures: dict[str, Any] = {n: self._mixed(n, columns) for n, columns in common_measures(records).items()}
@@ -80,14 +81,17 @@ class Mix:
             mean_U = weights_D @ logprobs_DU
             tail_P = (NUM_SYMBOLS - counts_P) * np.exp(weights_D @ unstored_DP)
             mixed_U = mean_U - np.log(np.bincount(position_U, np.exp(mean_U), num_positions) + tail_P)[position_U]
-        # One key instead of two: log-probabilities lie within 80 of 0, so positions 128 apart never meet. A third of the time.
+        # One key instead of two: log-probabilities lie within 80 of 0, so positions 128 apart never meet. A third of
+        # the time.
         order = np.argsort(position_U * 128.0 - mixed_U)
         logprobs_U = np.clip(mixed_U[order], MIN_LOGPROB, 0.0).astype(np.float32)
         return counts_P, (union_U % NUM_SYMBOLS)[order].astype(np.uint8), logprobs_U
 
 
 def _union(parts: Sequence[np.ndarray], limit: int) -> np.ndarray:
-    """The numbers below `limit` that are in any part, ascending; by marking them, for sorting takes eight times as long."""
+    """The numbers below `limit` that are in any part, ascending; by marking them, for sorting takes eight times as
+    long.
+    """
     marked = np.zeros(limit, dtype=bool)
     for part in parts:
         marked[part] = True

@@ -1,12 +1,14 @@
-"""The order in which a run meets what it trains on: a pure function of the seed and of how many pieces each shard holds.
+"""The order in which a run meets what it trains on: a pure function of the seed and of how many pieces each shard
+holds.
 
-A piece is a record, or a part of one that is too long for the student (`stage2_student.data.pieces`). An epoch deals the shards, in a drawn
-order, to lanes that are read side by side, each from front to back. A window takes the next pieces of every lane, of each an equal
-share of what it holds, and shuffles them: so a step holds what far parts of the corpus hold, and each shard is read about once. Pieces of
-one document, which stand together in a shard, are spread over the window: none share a step that is smaller than their distance.
+A piece is a record, or a part of one that is too long for the student (`stage2_student.data.pieces`). An epoch deals
+the shards, in a drawn order, to lanes that are read side by side, each from front to back. A window takes the next
+pieces of every lane, of each an equal share of what it holds, and shuffles them: so a step holds what far parts of the
+corpus hold, and each shard is read about once. Pieces of one document, which stand together in a shard, are spread over
+the window: none share a step that is smaller than their distance.
 
-So every rank knows the order of all pieces without reading one, any position is found at once, and what a window needs is known
-before it is read.
+So every rank knows the order of all pieces without reading one, any position is found at once, and what a window needs
+is known before it is read.
 
 Shape legend: S shards, K lanes, U pieces of all shards in turn, W pieces of a window.
 """
@@ -22,11 +24,12 @@ import numpy as np
 WINDOW_PIECES = (
     2048  # shuffled together; 2 kB of text and 26 bytes per position make 110 MB where one rank holds them all
 )
-# Of 8 sources, one after another in 64 shards of 8,192 records, a step of 30 records holds 1.0 with one lane, 3.7, 5.8, 7.2 and 7.6 with 4, 8,
-# 16 and 32; of all records shuffled at once it would hold 7.9.
+# Of 8 sources, one after another in 64 shards of 8,192 records, a step of 30 records holds 1.0 with one lane, 3.7, 5.8,
+# 7.2 and 7.6 with 4, 8, 16 and 32; of all records shuffled at once it would hold 7.9.
 LANES = 16
-# Most lanes in one shard, where there are fewer shards than lanes, or it holds more than a lane's share: it is decoded 2.5 times then, for each
-# from its start. A shard of 65,536 records among 15 of 100 would else be one lane, and a step hold 1.7 of its 8 sources, not 4.
+# Most lanes in one shard, where there are fewer shards than lanes, or it holds more than a lane's share: it is decoded
+# 2.5 times then, for each from its start. A shard of 65,536 records among 15 of 100 would else be one lane, and a step
+# hold 1.7 of its 8 sources, not 4.
 STRIPES = 4
 
 VERSION = 4  # of the order that a seed gives, and of what of a record is in it; a run goes on in its own only
@@ -163,7 +166,9 @@ class Order:
 
 
 def _spread(group_W: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A drawn order in which the members of each group stand at like distances, each anywhere with the same probability."""
+    """A drawn order in which the members of each group stand at like distances, each anywhere with the same
+    probability.
+    """
     draw_W = random.random(len(group_W))
     sizes = np.bincount(group_W)
     by_group = np.lexsort((draw_W, group_W))

@@ -1,7 +1,9 @@
-"""Which documents of a global batch run together: rows of a forward pass, with a document each or packed one after another.
+"""Which documents of a global batch run together: rows of a forward pass, with a document each or packed one after
+another.
 
-Packed documents share a row, and nothing else: positions begin again at 0 with each, and transformers' mask functions keep attention
-inside a document where they do (`find_packed_sequence_indices`). Whether all layers of a model heed that is asked of the model itself.
+Packed documents share a row, and nothing else: positions begin again at 0 with each, and transformers' mask functions
+keep attention inside a document where they do (`find_packed_sequence_indices`). Whether all layers of a model heed that
+is asked of the model itself.
 """
 
 import inspect
@@ -25,11 +27,12 @@ def plan_micro_batches(
     """The micro-batches of each rank: `plan[rank][micro_batch]`.
 
     Documents of like length share a micro-batch of at most `micro_batch_tokens`, padding included; one longer than that
-    stands alone. Every rank gets the same number of micro-batches, as few as can be, those side by side of like size: each rank waits
-    for the largest. The last of some may be empty.
+    stands alone. Every rank gets the same number of micro-batches, as few as can be, those side by side of like size:
+    each rank waits for the largest. The last of some may be empty.
 
     Args:
-        packing: of documents into rows as long as a micro-batch's longest; `auto`: where that saves more than `PAYS_ABOVE`.
+        packing: of documents into rows as long as a micro-batch's longest; `auto`: where that saves more than
+            `PAYS_ABOVE`.
     """
     found = _even(_side_by_side, lengths, micro_batch_tokens, world)
     if packing != "off":
@@ -44,7 +47,9 @@ def plan_micro_batches(
 def _even(
     grouped: Callable[[Sequence[int], int], list[Rows]], lengths: Sequence[int], most: int, world: int
 ) -> list[Rows]:
-    """Of the plans with as few micro-batches a rank as `most` tokens allow, found by bisecting that limit, the one that takes the ranks least."""
+    """Of the plans with as few micro-batches a rank as `most` tokens allow, found by bisecting that limit, the one that
+    takes the ranks least.
+    """
     best = grouped(lengths, most)
     places = -(-len(best) // world) * world
     low, high = sum(lengths) // max(places, 1), min(most, max((_padded(lengths, rows) for rows in best), default=0))
@@ -70,7 +75,8 @@ def _padded(lengths: Sequence[int], rows: Rows) -> int:
 
 
 def tokens_passed(lengths: Sequence[int], micro_batches: Sequence[Rows], world: int) -> int:
-    """Tokens that pass while all ranks are at work, padding included: each waits for the largest of the micro-batches side by side.
+    """Tokens that pass while all ranks are at work, padding included: each waits for the largest of the micro-batches
+    side by side.
 
     Args:
         micro_batches: of all ranks, those that run side by side one after another.
@@ -84,7 +90,9 @@ def _side_by_side(lengths: Sequence[int], limit: int) -> list[Rows]:
 
 
 def _packed(lengths: Sequence[int], limit: int) -> list[Rows]:
-    """Each document in the first row with room for it. Attention costs a row's length squared: it is that of the longest document."""
+    """Each document in the first row with room for it. Attention costs a row's length squared: it is that of the
+    longest document.
+    """
     found: list[Rows] = []
     left = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while left:
@@ -112,7 +120,9 @@ def _packed(lengths: Sequence[int], limit: int) -> list[Rows]:
 
 @torch.no_grad()
 def packing_fault(lm: Any) -> str | None:
-    """Why documents of this model, on the CPU and in float32, must have a row each; None where packing changes no state of theirs."""
+    """Why documents of this model, on the CPU and in float32, must have a row each; None where packing changes no state
+    of theirs.
+    """
     base = lm.base_model
     if "position_ids" not in inspect.signature(base.forward).parameters:
         return "it takes no positions"
@@ -135,8 +145,9 @@ def packing_fault(lm: Any) -> str | None:
 def settle(lm: Any, packing: Packing, device_type: str) -> tuple[Packing, str | None]:
     """`packing`; or `off`, and a remark on why, where it was `auto` and the model cannot pack.
 
-    On other devices than a CPU `auto` is `off`: attention of packed rows is masked, which there has a slower kernel than
-    causal attention, and where that pays is not measured. Raises ValueError where it was `on` and the model cannot pack.
+    On other devices than a CPU `auto` is `off`: attention of packed rows is masked, which there has a slower kernel
+    than causal attention, and where that pays is not measured. Raises ValueError where it was `on` and the model cannot
+    pack.
     """
     if packing == "auto" and device_type != "cpu":
         return "off", None

@@ -1,8 +1,10 @@
-"""Records of more tokens than a student reads at once, cut into pieces; each supervised token is supervised in one of them.
+"""Records of more tokens than a student reads at once, cut into pieces; each supervised token is supervised in one of
+them.
 
-A piece is a stretch of the record's own tokens, never encoded anew, so that what is supervised is what the whole record would
-supervise. Before it stands an eighth of its tokens as context, supervised in the piece before. It ends where a token of the teacher
-ends too, before white space where some is near, so that chunks of both models' tokens stay whole; in a chat rather between turns.
+A piece is a stretch of the record's own tokens, never encoded anew, so that what is supervised is what the whole record
+would supervise. Before it stands an eighth of its tokens as context, supervised in the piece before. It ends where a
+token of the teacher ends too, before white space where some is near, so that chunks of both models' tokens stay whole;
+in a chat rather between turns.
 
 Shape legend: L tokens of a record, its start token left out; C = L + 1 places between them.
 """
@@ -73,7 +75,8 @@ def overlap_tokens(max_tokens: int) -> int:
 
 
 def cut(record: Cuttable, max_tokens: int) -> Iterator[Piece]:
-    """Pieces of at most `max_tokens` tokens, the start token included, of about the same size; none where nothing is supervised.
+    """Pieces of at most `max_tokens` tokens, the start token included, of about the same size; none where nothing is
+    supervised.
 
     Args:
         max_tokens: 8 or more.
@@ -112,7 +115,9 @@ def _context(record: Cuttable, done: int, most: int, overlap: int, is_first: boo
 
 
 def _place(places_C: np.ndarray, done: int, aim: int, limit: int, slack: int) -> int:
-    """Where a piece ends: near `aim` the best place there is, else the nearest that both models share, else `aim` itself."""
+    """Where a piece ends: near `aim` the best place there is, else the nearest that both models share, else `aim`
+    itself.
+    """
     low, high = max(done + 1, aim - slack), min(limit, aim + slack)
     best = int(places_C[low : high + 1].min())
     if best == _OWN:

@@ -1,7 +1,8 @@
 """Items made ahead of their use, in a thread beside the one that uses them.
 
-A thread is enough: tokenizers, Arrow, NumPy's large operations and torch's all let other threads run. It changes neither what comes
-nor in which order; what is made but never taken is lost, so a position that is to be resumed from comes with the item itself.
+A thread is enough: tokenizers, Arrow, NumPy's large operations and torch's all let other threads run. It changes
+neither what comes nor in which order; what is made but never taken is lost, so a position that is to be resumed from
+comes with the item itself.
 """
 
 import threading
@@ -25,8 +26,8 @@ class _Ended(NamedTuple):
 def prefetched(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
     """The same items, up to `ahead` of them made before they are asked for; with 0 there is no thread.
 
-    An exception in making one is raised, with its own traceback, where that item would have come. On leaving, however that is, the
-    thread finishes the item that it is at, and has ended.
+    An exception in making one is raised, with its own traceback, where that item would have come. On leaving, however
+    that is, the thread finishes the item that it is at, and has ended.
     """
     if ahead == 0:
         yield items

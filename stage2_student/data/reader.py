@@ -56,7 +56,8 @@ class DumpReader:
         return len(self.shards)
 
     def questions(self, shard: int) -> Iterator[Question | Record]:
-        """What the records of a shard ask, in turn: little more than the text is read. Of several dumps, the joined ones.
+        """What the records of a shard ask, in turn: little more than the text is read. Of several dumps, the joined
+        ones.
 
         Where there is one teacher, with the lengths of its tokens.
         """
@@ -80,7 +81,9 @@ class DumpReader:
         return self.mix(aligned(record, others))
 
     def records(self, start: Position = START) -> Iterator[tuple[Record, Position]]:
-        """Every record in order, with the position after it, epoch after epoch, without end: what all ranks together read."""
+        """Every record in order, with the position after it, epoch after epoch, without end: what all ranks together
+        read.
+        """
         lanes = self.lanes()
         for window in Order(self.seed, self._counts()).windows(start):
             columns = np.stack([window.lane_W, window.at_W, window.shard_W, window.unit_W], axis=1).tolist()
@@ -98,7 +101,9 @@ class DumpReader:
 
 
 class Lanes:
-    """Shards that are read side by side, each lane from front to back; of each, the last record that was read is kept."""
+    """Shards that are read side by side, each lane from front to back; of each, the last record that was read is
+    kept.
+    """
 
     def __init__(self, reader: DumpReader) -> None:
         self._reader = reader

@@ -1,11 +1,12 @@
-"""How many of the student's tokens each record has, in how many pieces: known before training, so that every rank can plan all batches
-without their text.
+"""How many of the student's tokens each record has, in how many pieces: known before training, so that every rank can
+plan all batches without their text.
 
 Counted once for a dump and a tokenizer, by all ranks in parallel, a shard at a time, and kept in the run's folder:
 
     lengths/part-00003.parquet   absent or complete, and sealed; its metadata says what was counted with what
 
-Shape legend: S shards, U pieces of all shards in turn (a record that cannot be used counts as one), C records of several pieces.
+Shape legend: S shards, U pieces of all shards in turn (a record that cannot be used counts as one), C records of
+several pieces.
 """
 
 from collections import Counter

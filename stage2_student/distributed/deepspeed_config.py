@@ -48,9 +48,9 @@ _ZERO_DECIDES = {"zero_quantized_weights", "zero_quantized_gradients", "zero_qua
 def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
     """What DeepSpeed is told, all of it: a pure function of the recipe, the operator's file and the number of ranks.
 
-    Batch sizes are DeepSpeed's book-keeping only (documents of one micro-batch vary); accumulation is steered by the loop. Precision
-    is ours (`stage2_student.model.student.Precision`): DeepSpeed's weights are plain float32.
-    Raises ValueError for a file that is not JSON, or that says what the recipe says.
+    Batch sizes are DeepSpeed's book-keeping only (documents of one micro-batch vary); accumulation is steered by the
+    loop. Precision is ours (`stage2_student.model.student.Precision`): DeepSpeed's weights are plain float32. Raises
+    ValueError for a file that is not JSON, or that says what the recipe says.
     """
     train = recipe.train
     derived = {

@@ -58,7 +58,9 @@ def own_device() -> torch.device:
 
 
 def leave_at_exit() -> None:
-    """Have this process leave the group when it ends, as NCCL wants it. Not for after an error: the others may be waiting in it."""
+    """Have this process leave the group when it ends, as NCCL wants it. Not for after an error: the others may be
+    waiting in it.
+    """
     atexit.unregister(deepspeed.comm.destroy_process_group)  # once, however often a process trains
     if dist.is_initialized():
         atexit.register(deepspeed.comm.destroy_process_group)
@@ -73,9 +75,10 @@ def start_engine(
     """Wrap the student; its weights are split over the ranks from here on, as the ZeRO stage says.
 
     Args:
-        rates: the parameters that learn, by their multiple of the rate that `optimizer_step` is given; others stay as they are.
-        meet: returns when all ranks have called it: once they have written or read their files of a checkpoint, for some disks take
-            longer than DeepSpeed's own collectives after that wait.
+        rates: the parameters that learn, by their multiple of the rate that `optimizer_step` is given; others stay as
+            they are.
+        meet: returns when all ranks have called it: once they have written or read their files of a checkpoint, for
+            some disks take longer than DeepSpeed's own collectives after that wait.
     """
     parameters = [{"params": list(params), LR_FACTOR: factor} for factor, params in rates.items()]
     student.register_state_dict_post_hook(_without_frozen)
@@ -97,7 +100,9 @@ def _meet_before(holder: Any, name: str, meet: Callable[[], object]) -> None:
 
 
 def _without_frozen(student: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Frozen weights are not part of a student's state. DeepSpeed leaves them out by their first name only: a tied head would stay."""
+    """Frozen weights are not part of a student's state. DeepSpeed leaves them out by their first name only: a tied head
+    would stay.
+    """
     for name, parameter in student.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             state.pop(prefix + name, None)
@@ -125,7 +130,9 @@ def largest(number: int, device: torch.device) -> int:
 
 
 def backward(engine: Any, nats: Tensor, num_bytes: int, world: int, last: bool, scale: float = 1.0) -> None:
-    """Add a micro-batch's gradient, `scale` times; after the `last` of a step the optimizer runs at `optimizer_step`."""
+    """Add a micro-batch's gradient, `scale` times; after the `last` of a step the optimizer runs at
+    `optimizer_step`.
+    """
     engine.set_gradient_accumulation_boundary(is_boundary=last)
     loss = nats * world / num_bytes
     if not engine.zero_optimization():
@@ -159,7 +166,9 @@ def optimizer_step(engine: Any, lr: float, scale: float = 1.0) -> float:
 
 
 def save(engine: Any, folder: Path, tag: str, client_state: dict[str, Any]) -> None:
-    """Write a DeepSpeed checkpoint to `folder/tag`, without frozen weights: the start model has them. Every rank calls it."""
+    """Write a DeepSpeed checkpoint to `folder/tag`, without frozen weights: the start model has them. Every rank calls
+    it.
+    """
     engine.save_checkpoint(
         str(folder), tag=tag, client_state=client_state, save_latest=False, exclude_frozen_parameters=True
     )
@@ -191,7 +200,9 @@ UNIVERSAL = {"checkpoint": {"load_universal": True}}  # of the config of an engi
 
 
 def for_any_world(checkpoint: Path, out: Path) -> None:
-    """Write a ZeRO checkpoint to `out` in the form that any number of ranks can load. One rank does it, in its own process."""
+    """Write a ZeRO checkpoint to `out` in the form that any number of ranks can load. One rank does it, in its own
+    process.
+    """
     wanted = {
         "input_folder": str(checkpoint),
         "output_folder": str(out),

@@ -1,7 +1,8 @@
 """A rank ends with what started it: a rank whose launcher is gone would train on unseen, and hold the run.
 
-Its parent is DeepSpeed's launcher, an agent of torchrun, or a step of srun. On a machine that ssh has reached it is the server's process
-for that connection too, which ends with the connection, and so with the command at the other end of it.
+Its parent is DeepSpeed's launcher, an agent of torchrun, or a step of srun. On a machine that ssh has reached it is the
+server's process for that connection too, which ends with the connection, and so with the command at the other end of
+it.
 """
 
 import os
@@ -30,7 +31,9 @@ def end_with_ancestors(over_ssh: bool) -> None:
 
 
 def _seen_parents() -> list[psutil.Process]:
-    """This process' parents, nearest first, up to the first that is hidden: root's are, where /proc is mounted with hidepid."""
+    """This process' parents, nearest first, up to the first that is hidden: root's are, where /proc is mounted with
+    hidepid.
+    """
     parents: list[psutil.Process] = []
     with suppress(psutil.Error):
         process = psutil.Process()
@@ -42,7 +45,9 @@ def _seen_parents() -> list[psutil.Process]:
 
 
 def watched_of(parents: Sequence[psutil.Process], over_ssh: bool) -> Sequence[psutil.Process]:
-    """Of a process' parents, nearest first, those that it ends with: the first; over ssh all up to the connection's server, if any is."""
+    """Of a process' parents, nearest first, those that it ends with: the first; over ssh all up to the connection's
+    server, if any is.
+    """
     servers = [number for number, parent in enumerate(parents, 1) if parent.name().startswith("sshd")]
     return parents[: servers[0] if over_ssh and servers else 1]
 

@@ -8,7 +8,9 @@ _FIRST_PORT, _NUM_PORTS = 20_000, 20_000  # of rendezvous under SLURM: the same 
 
 
 def started_as_rank(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun or srun has started this process as one rank of several, so that there is nothing left to launch."""
+    """Whether torchrun or srun has started this process as one rank of several, so that there is nothing left to
+    launch.
+    """
     return "TORCHELASTIC_RUN_ID" in environment or _num_slurm_tasks(environment) > 1
 
 

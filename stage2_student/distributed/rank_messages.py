@@ -1,12 +1,14 @@
-"""What the ranks of a job tell each other outside of collectives: without a limit of time, and a rank that dies is noticed at once.
+"""What the ranks of a job tell each other outside of collectives: without a limit of time, and a rank that dies is
+noticed at once.
 
-A collective ends after minutes (DeepSpeed's after 10, `DEEPSPEED_TIMEOUT`), and the job with it. To load, convert, write or export a large
-model takes longer, so nobody waits for that in one: the ranks meet here first. Each holds a TCP connection to rank 0. The kernel closes
-that of a process that ends, whatever ended it and whatever the others are doing, and its keepalives find a machine that is away; one that
-is only slow, or stopped, stays. A heartbeat of our own would take a rank for dead that has its hands full, and has no word for the others.
+A collective ends after minutes (DeepSpeed's after 10, `DEEPSPEED_TIMEOUT`), and the job with it. To load, convert,
+write or export a large model takes longer, so nobody waits for that in one: the ranks meet here first. Each holds a TCP
+connection to rank 0. The kernel closes that of a process that ends, whatever ended it and whatever the others are
+doing, and its keepalives find a machine that is away; one that is only slow, or stopped, stays. A heartbeat of our own
+would take a rank for dead that has its hands full, and has no word for the others.
 
-Lines of JSON: {"value": ...} and {"values": [...]} of a `gather`, {"lost": "..."} from rank 0 of another one, {"failed": "..."} and {"bye": true}
-as a rank's last word.
+Lines of JSON: {"value": ...} and {"values": [...]} of a `gather`, {"lost": "..."} from rank 0 of another one,
+{"failed": "..."} and {"bye": true} as a rank's last word.
 """
 
 import atexit
@@ -130,7 +132,9 @@ class Channel:
         self._spread(other, how)
 
     def _spread(self, other: int, how: str) -> None:
-        """Tell the other ranks, and who waits here; end this process where nobody does and it does not end itself, whatever it hangs in."""
+        """Tell the other ranks, and who waits here; end this process where nobody does and it does not end itself,
+        whatever it hangs in.
+        """
         for rank, peer in self._peers.items():
             if rank != other:
                 with suppress(OSError):
@@ -170,7 +174,9 @@ class _Peer:
 
 
 def _notice_silence(connection: socket.socket) -> None:
-    """Have the kernel ask whether the other machine is there, and end the connection where it is not; nothing else ends it."""
+    """Have the kernel ask whether the other machine is there, and end the connection where it is not; nothing else ends
+    it.
+    """
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     times = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 30, "TCP_KEEPCNT": (SILENCE_SECONDS - 60) // 30}

@@ -1,7 +1,7 @@
 """Which positions of a dump's records models are asked about: the same for all that are compared.
 
-A model says nothing of bytes of a chat that share a token with its template. A record that one of the models cannot spell is left out for
-all, and so are turns of a chat that one's template writes otherwise.
+A model says nothing of bytes of a chat that share a token with its template. A record that one of the models cannot
+spell is left out for all, and so are turns of a chat that one's template writes otherwise.
 """
 
 import hashlib
@@ -32,7 +32,9 @@ def records_of(dump: Location) -> Iterator[Record]:
 
 
 def turn_rows(record: Record, turn: Turn, end_ids: Sequence[int]) -> np.ndarray:
-    """The record's positions of a turn's bytes, and of the END after them; NO_ROW where a byte or END is not supervised, or not asked."""
+    """The record's positions of a turn's bytes, and of the END after them; NO_ROW where a byte or END is not
+    supervised, or not asked.
+    """
     of_byte, of_end = position_rows(record)
     ends = dict(zip([s.start + s.length for s in record.segments], of_end.tolist(), strict=True))
     end_row = ends.get(turn.end, NO_ROW) if turn.end_token in end_ids else NO_ROW
@@ -124,7 +126,9 @@ def asked_records(
 
 
 def _common(record: Record, models: Sequence[tuple[Reader, Sequence[int]]]) -> tuple[np.ndarray, Collection[str]] | str:
-    """P, bool, and why turns are left out; or why the record is. Among several models with the name of the first that cannot be asked."""
+    """P, bool, and why turns are left out; or why the record is. Among several models with the name of the first that
+    cannot be asked.
+    """
     common_P = np.ones(record.num_positions, dtype=bool)
     turns: dict[int, str] = {}
     for reader, end_ids in models:

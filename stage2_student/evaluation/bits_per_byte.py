@@ -1,7 +1,8 @@
 """Bits per byte of Hugging Face models on held-out text; of chats, on what the assistant says.
 
-The logits are always the model's own: many families scale, cap or suppress them after the head, each in its own way. Models that are
-compared are scored on the same bytes (`stage2_student.evaluation.scored_text`), long documents in windows (`stage2_student.evaluation.token_windows`).
+The logits are always the model's own: many families scale, cap or suppress them after the head, each in its own way.
+Models that are compared are scored on the same bytes (`stage2_student.evaluation.scored_text`), long documents in
+windows (`stage2_student.evaluation.token_windows`).
 
 Shape legend: B windows, L tokens (start token included), N predicted tokens, V vocabulary.
 """
@@ -45,7 +46,9 @@ _CHUNK = 512  # tokens whose logits are in float32 at once, where the model's ar
 
 
 class Scored(NamedTuple):
-    """A window in a model's tokens: what it reads, what it is to predict there (`NO_LABEL`: nothing), and of how many bytes."""
+    """A window in a model's tokens: what it reads, what it is to predict there (`NO_LABEL`: nothing), and of how many
+    bytes.
+    """
 
     tokens: list[int]
     labels: list[int]
@@ -132,7 +135,9 @@ def _fitting(model: Any) -> int:
 
 @torch.no_grad()
 def _batch_nats(model: Any, batch: Sequence[Scored]) -> float:
-    """Sum over the batch's labels of -ln p(label | tokens before), by the model's own logits. A causal model sees no padding behind."""
+    """Sum over the batch's labels of -ln p(label | tokens before), by the model's own logits. A causal model sees no
+    padding behind.
+    """
     length = max(len(scored.tokens) for scored in batch)
     padding = [length - len(scored.tokens) for scored in batch]
     tokens_BL = torch.tensor(
@@ -161,7 +166,8 @@ def run_eval(
     max_tokens: int | None = None,
     device: str | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Figures by model and corpus, of all models on the same text; with a dump, `dump` holds the byte divergence to it (END included).
+    """Figures by model and corpus, of all models on the same text; with a dump, `dump` holds the byte divergence to it
+    (END included).
 
     Args:
         limit: documents of each corpus, and records of the dump.

@@ -1,6 +1,7 @@
 """Byte divergence of a model to a dump, position by position, both through the canonical covering.
 
-The model has no byte head: its own token logits are summed to bytes exactly as the teacher's were (`pipeline.covering.covering`).
+The model has no byte head: its own token logits are summed to bytes exactly as the teacher's were
+(`pipeline.covering.covering`).
 
 Shape legend: R rows, C sorted columns, P positions, V symbols (256), E entries.
 """
@@ -35,7 +36,9 @@ _ROWS = 128  # summed to bytes at once
 
 
 def sparse_divergence(record: Record, probs_PV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(KL(stored target || model), Jensen-Shannon divergence), each P, nats; the symbols not stored are one class on both sides."""
+    """(KL(stored target || model), Jensen-Shannon divergence), each P, nats; the symbols not stored are one class on
+    both sides.
+    """
     position_E, teacher_E = record.entry_positions(), record.probs()
     unstored_PV = probs_PV.copy()
     unstored_PV[position_E, record.symbols] = 0.0
@@ -92,7 +95,9 @@ class ByteModel:
         return cls(model, ByteTokenizer.load(folder), ids, max_tokens=size)
 
     def targets(self, document: bytes) -> Targets:
-        """Distributions at the document's bytes + 1 positions. Raises SpellingError where the model's tokenizer cannot spell the document."""
+        """Distributions at the document's bytes + 1 positions. Raises SpellingError where the model's tokenizer cannot
+        spell the document.
+        """
         ids = self.tokenizer.encode(document)
         prefix = self.tokenizer.prefix
         [targets] = self._covered([self.start, *ids], [(1, 1 + len(ids), prefix + document)])
@@ -152,7 +157,9 @@ class ByteModel:
         restarts: Sequence[int] = (),
         repeats_start: bool = True,
     ) -> list[Targets]:
-        """The covering of each part: tokens `first .. last` of these, and the bytes that they spell. The other arguments are `cut_tokens`'."""
+        """The covering of each part: tokens `first .. last` of these, and the bytes that they spell. The other
+        arguments are `cut_tokens`'.
+        """
         coverings = [Covering(self.vocabulary, tokens[first:last], spelled) for first, last, spelled in parts]
         rows: list[list[ReducedRow]] = [[] for _ in parts]
         wanted_L = np.zeros(len(tokens) + 1, dtype=bool)
@@ -177,7 +184,9 @@ def _of_tokens(record: Record, edges: Sequence[int], targets: Targets) -> tuple[
 
 
 class Answers(NamedTuple):
-    """What a model says at a record's positions; where `asked_P` is False it says nothing: its own tokens of a chat begin later."""
+    """What a model says at a record's positions; where `asked_P` is False it says nothing: its own tokens of a chat
+    begin later.
+    """
 
     probs_PV: np.ndarray
     token_end_P: np.ndarray
@@ -192,7 +201,8 @@ class DocumentDivergence(NamedTuple):
     doc_id: str
     positions: int
     jsd_nats: float
-    clear: int  # positions where token_end is at most a threshold on both sides: elsewhere one covering is uncertain itself
+    # positions where token_end is at most a threshold on both sides: elsewhere one covering is uncertain itself
+    clear: int
     kl_clear_nats: float  # KL(teacher || model)
     num_bytes: int  # as in `Answers`
     token_nats: float
@@ -228,10 +238,10 @@ def byte_divergence(
     """Divergence of a model to a dump, mean nats per position, where `asked` says.
 
     Returns:
-        jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not decide
-        it. kl_clear_nats over the clear positions (None, and a warning, where there is none). clear_share of the positions; positions and
-        records counted; records left out, by reason, because a model cannot spell them, or its chat template changes them, and so
-        turns of chats that are counted without them.
+        jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not
+        decide it. kl_clear_nats over the clear positions (None, and a warning, where there is none). clear_share of the
+        positions; positions and records counted; records left out, by reason, because a model cannot spell them, or its
+        chat template changes them, and so turns of chats that are counted without them.
     """
     found = [document_divergence(byte_model, record, max_token_end, mask_P) for record, mask_P in asked.records(dump)]
     positions, clear = sum(d.positions for d in found), sum(d.clear for d in found)

@@ -1,9 +1,9 @@
 """Tasks of lm-evaluation-harness, asked of a Hugging Face model; only here is the harness imported.
 
-The model is the harness' own `hf`, so that its figures are those that anyone else gets, but for three things. Text that spells a control
-token is text, whether it stands in a question, in an option or in a message of a chat. A chat template is told the day that it is told
-in training, so that a figure does not change with the date. And an answer in a chat ends with the template's end of a turn, which need not
-be among the tokens that the model's files call ends.
+The model is the harness' own `hf`, so that its figures are those that anyone else gets, but for three things. Text that
+spells a control token is text, whether it stands in a question, in an option or in a message of a chat. A chat template
+is told the day that it is told in training, so that a figure does not change with the date. And an answer in a chat
+ends with the template's end of a turn, which need not be among the tokens that the model's files call ends.
 """
 
 import difflib
@@ -32,8 +32,8 @@ from pipeline.tokenization.chat_template import ASSISTANT, TODAY
 
 LOCAL_TASKS = Path(__file__).parents[2] / "pipeline" / "tasks"
 _CPU_TOKENS = 2048  # in a forward pass; the harness' own search for a batch only ends when memory runs out
-# Noncharacters: Unicode keeps them out of text. A rendered chat begins with one; the other, inside the name of a control token, keeps the
-# tokenizer from finding it, and its normalizer drops it again.
+# Noncharacters: Unicode keeps them out of text. A rendered chat begins with one; the other, inside the name of a
+# control token, keeps the tokenizer from finding it, and its normalizer drops it again.
 _RENDERED, _BROKEN = "\ufdd0", "\ufdd1"
 
 
@@ -53,7 +53,9 @@ class TextModel(HFLM):
         self._sizes: list[int] = []  # of batches on a CPU, by request
 
     def ask_with(self, group: TasksConfig) -> None:
-        """What may differ between groups of tasks. Raises ValueError for a start, or a chat template, that the tokenizer does not have."""
+        """What may differ between groups of tasks. Raises ValueError for a start, or a chat template, that the
+        tokenizer does not have.
+        """
         names = {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items()}
         if group.start is not None and group.start not in names:
             near = difflib.get_close_matches(group.start, names, n=3, cutoff=0.3)
@@ -112,7 +114,9 @@ class TextModel(HFLM):
         return max(1, _CPU_TOKENS // self.max_length)
 
     def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:
-        """The size of the batch that this request is in; the harness asks at each, the longest first, whether it is the batch's last."""
+        """The size of the batch that this request is in; the harness asks at each, the longest first, whether it is the
+        batch's last.
+        """
         if self.device.type != "cpu":
             return int(super()._batch_scheduler(pos, n_reordered_requests))
         if pos == 0:
@@ -125,7 +129,9 @@ class TextModel(HFLM):
         return super()._encode_pair(context, self._as_text(continuation) if in_chat else continuation)
 
     def _as_text(self, text: str) -> str:
-        """The text, with a mark in each control token's name that it spells. Raises ValueError where a mark would not help."""
+        """The text, with a mark in each control token's name that it spells. Raises ValueError where a mark would not
+        help.
+        """
         return self._control.sub(self._broken, text)
 
     def _broken(self, name: re.Match[str]) -> str:

@@ -1,6 +1,7 @@
 """Which documents, and which bytes of them, models are scored on: the same for all that are compared.
 
-A document that one of the models cannot be asked about is left out for all, by name. Nothing is left out for its length.
+A document that one of the models cannot be asked about is left out for all, by name. Nothing is left out for its
+length.
 """
 
 import hashlib
@@ -21,7 +22,9 @@ NO_COMMON_BYTE = "no bytes that all models can be asked about: their templates' 
 
 
 class Reader(NamedTuple):
-    """How a model reads text: its name, for messages, its tokenizer, its chat template (None: plain text alone), its start token."""
+    """How a model reads text: its name, for messages, its tokenizer, its chat template (None: plain text alone), its
+    start token.
+    """
 
     name: str
     tokenizer: ByteTokenizer
@@ -42,7 +45,8 @@ class Reader(NamedTuple):
         return cls(name, tokenizer, chat, start_id)
 
     def end_ids(self, end: str | tuple[str, ...] | None) -> tuple[int, ...]:
-        """The tokens that mean END: `end` by name, or the tokenizer's own; in a chat what the template writes after a turn, and `end`.
+        """The tokens that mean END: `end` by name, or the tokenizer's own; in a chat what the template writes after a
+        turn, and `end`.
 
         Raises ValueError where there is none.
         """

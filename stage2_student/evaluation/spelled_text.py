@@ -1,7 +1,9 @@
-"""Documents in a model's tokens, with the bytes that each token covers, and which of these bytes several models have in common.
+"""Documents in a model's tokens, with the bytes that each token covers, and which of these bytes several models have in
+common.
 
-A token that holds bytes of the assistant and of the chat template beside them is not the assistant's. So two models may not supervise
-the same bytes of a chat; what lies between token ends that all of them have is what they can be compared on.
+A token that holds bytes of the assistant and of the chat template beside them is not the assistant's. So two models may
+not supervise the same bytes of a chat; what lies between token ends that all of them have is what they can be compared
+on.
 """
 
 from bisect import bisect_left
@@ -23,7 +25,9 @@ UNSPELLABLE = "the tokenizer cannot spell it"
 
 
 class Stretch(NamedTuple):
-    """Tokens that spell bytes of the document and nothing else: token `first + k` covers bytes `edges[k] .. edges[k + 1]`."""
+    """Tokens that spell bytes of the document and nothing else: token `first + k` covers bytes `edges[k] .. edges[k +
+    1]`.
+    """
 
     first: int
     edges: list[int]
@@ -37,7 +41,8 @@ class Spelled(NamedTuple):
     """A document in a model's tokens, its start token first.
 
     Attributes:
-        restarts: of a chat, tokens at which a later message begins; a text that starts there begins like a chat of its own.
+        restarts: of a chat, tokens at which a later message begins; a text that starts there begins like a chat of its
+            own.
         repeats_start: the first token has to be put before what starts there; else it stands there already.
         contents: of a turn of a chat the bytes that the spans are of, as this model's template writes them.
     """
@@ -54,7 +59,9 @@ class Spelled(NamedTuple):
         return tuple(stretch.span for stretch in self.stretches)
 
     def token_bytes(self, spans: Sequence[Span]) -> np.ndarray:
-        """Bytes of each token that lies in the spans; -1 for a token that does not. Each span ends and begins where tokens do."""
+        """Bytes of each token that lies in the spans; -1 for a token that does not. Each span ends and begins where
+        tokens do.
+        """
         sizes_L = np.full(len(self.tokens), -1, dtype=np.int64)
         for first, edges in self.stretches:
             for start, end in spans:
@@ -69,7 +76,9 @@ class Spelled(NamedTuple):
 def spell(
     documents: Sequence[Text], tokenizer: ByteTokenizer, start_id: int, chat: ChatTokenizer | None = None
 ) -> Iterator[Spelled | str]:
-    """Each document in the model's tokens, or the reason why it cannot be. A chat is rendered by `chat`, which writes its own start."""
+    """Each document in the model's tokens, or the reason why it cannot be. A chat is rendered by `chat`, which writes
+    its own start.
+    """
     texts = iter(tokenizer.encode_batch([document for document in documents if isinstance(document, bytes)]))
     for document in documents:
         if not isinstance(document, bytes):
@@ -103,7 +112,8 @@ def _spelled_chat(encoded: EncodedChat | ValueError, tokenizer: ByteTokenizer) -
 def restarts_of(encoded: EncodedChat) -> tuple[tuple[int, ...], bool]:
     """Where later messages of a chat begin, and whether its first token has to be put before a text that starts there.
 
-    The next message begins after the token that ends a turn; where the template writes the chat's first token before each message, there.
+    The next message begins after the token that ends a turn; where the template writes the chat's first token before
+    each message, there.
     """
     tokens, turns = encoded.tokens, encoded.turns
     if all(tokens[0] in tokens[a.last + 1 : b.first] for a, b in pairwise(turns)):
@@ -114,7 +124,9 @@ def restarts_of(encoded: EncodedChat) -> tuple[tuple[int, ...], bool]:
 def token_edges(
     ids: Sequence[int], tokenizer: ByteTokenizer, start: int = 0, num_prefix: int | None = None
 ) -> list[int]:
-    """Where tokens begin and end, one edge more than tokens, from byte `start` on; what the tokenizer puts before them covers nothing."""
+    """Where tokens begin and end, one edge more than tokens, from byte `start` on; what the tokenizer puts before them
+    covers nothing.
+    """
     sizes = [len(tokenizer.token_bytes[token] or b"") for token in ids]
     before = len(tokenizer.prefix) if num_prefix is None else num_prefix
     edges = np.maximum(start - before + np.cumsum([0, *sizes]), start)
@@ -122,7 +134,9 @@ def token_edges(
 
 
 def common_spans(spelled: Sequence[Spelled]) -> tuple[Span, ...]:
-    """The bytes that all of these can be asked about, as spans that begin and end where all of them have a token end."""
+    """The bytes that all of these can be asked about, as spans that begin and end where all of them have a token
+    end.
+    """
     common = spelled[0].spans
     if all(other.spans == common for other in spelled[1:]):
         return common

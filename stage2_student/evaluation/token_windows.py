@@ -1,8 +1,9 @@
-"""Texts longer than a model's window, read in several: each token is predicted once, with at least a quarter of a window before it.
+"""Texts longer than a model's window, read in several: each token is predicted once, with at least a quarter of a
+window before it.
 
-Windows are stretches of the document's own tokens, never encoded anew, so that the bytes that are scored stay the document's. Each begins
-with the start token. A chat is cut between messages: a window begins with one where one is near, however little stands before the answer
-then, and ends inside an answer only where that is longer than a window.
+Windows are stretches of the document's own tokens, never encoded anew, so that the bytes that are scored stay the
+document's. Each begins with the start token. A chat is cut between messages: a window begins with one where one is
+near, however little stands before the answer then, and ends inside an answer only where that is longer than a window.
 
 Shape legend: L tokens of a document, the start token included.
 """
@@ -54,7 +55,8 @@ def cut_tokens(
     """Windows of at most `max_tokens` tokens in which every wanted token is predicted once.
 
     Args:
-        wanted_L: bool; the first is never wanted, for nothing predicts it. There may be one more than tokens: what follows the last.
+        wanted_L: bool; the first is never wanted, for nothing predicts it. There may be one more than tokens: what
+            follows the last.
         max_tokens: 8 or more.
         restarts: tokens at which a message begins, ascending.
         repeats_start: the first token is put before a window that starts at a restart.
@@ -89,7 +91,8 @@ def _begin(
 
 
 def window_size(config: Any, max_tokens: int | None, name: str) -> int:
-    """Tokens of a model's window: what is asked for, else `DEFAULT_MAX_TOKENS`, or what the model has, and then says so.
+    """Tokens of a model's window: what is asked for, else `DEFAULT_MAX_TOKENS`, or what the model has, and then says
+    so.
 
     Args:
         name: of the model, for messages.

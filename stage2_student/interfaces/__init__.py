@@ -21,7 +21,9 @@ INTERFACES: dict[str, Callable[[StudentShape, StudentConfig], Interface]] = {
 
 
 def make_interface(student: StudentConfig, shape: StudentShape) -> Interface:
-    """The interface that the recipe asks for, for a student of this shape. ValueError where a file of the operator's own is faulty."""
+    """The interface that the recipe asks for, for a student of this shape. ValueError where a file of the operator's
+    own is faulty.
+    """
     make = run_file(student.interface, "make_interface") if is_own(student.interface) else INTERFACES[student.interface]
     interface = make(shape, student)
     if not isinstance(interface, Interface):

@@ -59,13 +59,16 @@ class Interface(nn.Module, ABC):
         """What `forward` needs beyond the micro-batch: it becomes `batch.extra`. Runs in the data path, on the CPU.
 
         Args:
-            documents: those of the micro-batch in turn, with their `examples`; both are empty on a rank that only waits.
+            documents: those of the micro-batch in turn, with their `examples`; both are empty on a rank that only
+                waits.
             batch: the examples collated, its `extra` still empty.
         """
         return {}
 
     def scores(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
-        """What `forward` gives. Raises ValueError, naming the operator's own file, where it does not fit the micro-batch."""
+        """What `forward` gives. Raises ValueError, naming the operator's own file, where it does not fit the
+        micro-batch.
+        """
         found: ByteScores = self(hidden_BLD, batch, head)
         if self.own_file is not None:
             _check_rows(self.own_file, found, batch)

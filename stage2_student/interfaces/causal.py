@@ -1,7 +1,7 @@
 """The causal interface: a small recurrent decoder over the bytes of a token.
 
-Shape legend: B documents, L tokens, D hidden width, R runs (the supervised bytes of one token, or one END), P supervised
-byte positions, W the decoder's width, V symbols (256).
+Shape legend: B documents, L tokens, D hidden width, R runs (the supervised bytes of one token, or one END), P
+supervised byte positions, W the decoder's width, V symbols (256).
 """
 
 import torch
@@ -18,9 +18,9 @@ FIRST = NUM_SYMBOLS  # what stands before a token's first byte
 class CausalInterface(Interface):
     """A GRU that starts from the state that predicts the token and reads the token's bytes one after another.
 
-    As wide as the student's states: 1.2 % of the parameters of a student of 135 million. A transformer layer in its place
-    learnt less in the same time. Its output map starts at zero, as the linear interface's: no noise reaches the trunk in
-    the first steps.
+    As wide as the student's states: 1.2 % of the parameters of a student of 135 million. A transformer layer in its
+    place learnt less in the same time. Its output map starts at zero, as the linear interface's: no noise reaches the
+    trunk in the first steps.
     """
 
     max_bytes = None

@@ -1,7 +1,8 @@
-"""Start the training, one process per rank: on this machine, on those of a hostfile, or as the rank that torchrun or srun started.
+"""Start the training, one process per rank: on this machine, on those of a hostfile, or as the rank that torchrun or
+srun started.
 
-On one machine the launcher's local half is called directly: its outer half looks for ssh and a hostfile, and on a CPU counts devices
-with numactl, none of which one machine needs.
+On one machine the launcher's local half is called directly: its outer half looks for ssh and a hostfile, and on a CPU
+counts devices with numactl, none of which one machine needs.
 """
 
 import base64
@@ -30,8 +31,8 @@ from stage2_student.runs.schedule import continued
 from stage2_student.training.stop_signals import STOPPING
 
 _RANK = str(Path(__file__).resolve().with_name("rank.py"))  # a file: a module is looked for in the current folder first
-# Where the model is in the host's memory, glibc keeps what was freed, in large pages: a step frees and asks for gigabytes, and to have each page
-# of them handed out and cleared anew takes a fifth of its time.
+# Where the model is in the host's memory, glibc keeps what was freed, in large pages: a step frees and asks for
+# gigabytes, and to have each page of them handed out and cleared anew takes a fifth of its time.
 _ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
@@ -93,8 +94,9 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
 def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Return the recipe with the schedule that its run will have, and what to say of it.
 
-    Raises ValueError for whatever a start refuses that can be known before a rank is started, or a model or a dump opened: the schedule,
-    a hostfile that is not there, a DeepSpeed JSON that cannot be used, own code that is no file, a tracker that is not installed.
+    Raises ValueError for whatever a start refuses that can be known before a rank is started, or a model or a dump
+    opened: the schedule, a hostfile that is not there, a DeepSpeed JSON that cannot be used, own code that is no file,
+    a tracker that is not installed.
     """
     deepspeed_config(recipe, 1)
     student, train = student_config(recipe), recipe.train
@@ -116,10 +118,11 @@ def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:
     """Run the launcher; returns its exit code, as a shell has it, and the signals that came in the meantime.
 
-    The first SIGTERM or SIGINT goes to the ranks on this machine, which save and exit; another one kills them. Not to DeepSpeed's local
-    launcher: it would end one rank after the other, each after 30 seconds at most, and a rank cannot save alone. The launcher gets the
-    signal itself where it has no rank here: before it has started them, and over several machines. A terminal that is closed (SIGHUP) is
-    a SIGTERM to them. For SIGKILL there is `end_children_with_me`.
+    The first SIGTERM or SIGINT goes to the ranks on this machine, which save and exit; another one kills them. Not to
+    DeepSpeed's local launcher: it would end one rank after the other, each after 30 seconds at most, and a rank cannot
+    save alone. The launcher gets the signal itself where it has no rank here: before it has started them, and over
+    several machines. A terminal that is closed (SIGHUP) is a SIGTERM to them. For SIGKILL there is
+    `end_children_with_me`.
     """
     received: list[int] = []
     launched: list[psutil.Popen] = []

@@ -1,11 +1,13 @@
-"""Memory that a student's weights, gradients and optimizer take on a rank, by ZeRO stage: counted, without loading a weight.
+"""Memory that a student's weights, gradients and optimizer take on a rank, by ZeRO stage: counted, without loading a
+weight.
 
-As this project trains (`distributed.deepspeed_config`, `model.student.Precision`): weights float32, gradients float32, AdamW's two moments float32.
-Activations and logits come on top, and grow with `train.micro_batch_tokens`; a run's `memory_bytes` holds them too.
+As this project trains (`distributed.deepspeed_config`, `model.student.Precision`): weights float32, gradients float32,
+AdamW's two moments float32. Activations and logits come on top, and grow with `train.micro_batch_tokens`; a run's
+`memory_bytes` holds them too.
 
-Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 3, for what each stage splits; DeepSpeed 0.19's own code for what it holds beside: from
-stage 1 on another copy of the rank's share of the weights, and a bucket that gradients are reduced in. Under stage 3 the weights that a
-layer needs are gathered besides.
+Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 3, for what each stage splits; DeepSpeed 0.19's own code for
+what it holds beside: from stage 1 on another copy of the rank's share of the weights, and a bucket that gradients are
+reduced in. Under stage 3 the weights that a layer needs are gathered besides.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
 """Approximate likelihood matching (arXiv 2503.20083): chunks of bytes that begin and end on tokens of both models.
 
-A chunk's likelihood is the product of its tokens' probabilities, and they say "these bytes, and a token ends here". What
-the tokenizer knows of the end is a bias that differs between the two. So a chunk ends only where the teacher thinks it
-likely that a space, a line break or END comes next, before which tokenizers cut whatever their vocabulary; shorter chunks
-are joined until one does.
+A chunk's likelihood is the product of its tokens' probabilities, and they say "these bytes, and a token ends here".
+What the tokenizer knows of the end is a bias that differs between the two. So a chunk ends only where the teacher
+thinks it likely that a space, a line break or END comes next, before which tokenizers cut whatever their vocabulary;
+shorter chunks are joined until one does.
 
 Shape legend: B rows, L tokens (start tokens included), S = B x L states, N supervised tokens, C chunks.
 """
@@ -95,13 +95,16 @@ def chunk_tensors(documents: Sequence[Encoded], layout: Layout, debias: float) -
 
 
 def _chunk_of(starts: np.ndarray, ends: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """The chunk between two bounds that each token lies in; NO_CHUNK outside. A token without bytes is in the one after it."""
+    """The chunk between two bounds that each token lies in; NO_CHUNK outside. A token without bytes is in the one after
+    it.
+    """
     chunk = np.searchsorted(bounds, starts, side="right") - 1
     return np.where((chunk >= 0) & (chunk < len(bounds) - 1), chunk, NO_CHUNK)
 
 
 def chunk_loss(token_nats_N: Tensor, chunk_N: Tensor, teacher_C: Tensor, tau: float) -> Tensor:
-    """Sum over chunks of -[t ln s + (1 - t) ln(1 - s)], where t = p_teacher^(1/tau), s = p_student^(1/tau); nats, a scalar.
+    """Sum over chunks of -[t ln s + (1 - t) ln(1 - s)], where t = p_teacher^(1/tau), s = p_student^(1/tau); nats, a
+    scalar.
 
     Args:
         token_nats_N: -ln p of the supervised tokens.

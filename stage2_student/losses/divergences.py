@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from stage2_student.data.examples import NO_SYMBOL
 
-# Entries may sum to 1, with float32's rounding even to a little more: a smaller tail cannot be told from 0, and 0 would make
-# the reverse KL infinite.
+# Entries may sum to 1, with float32's rounding even to a little more: a smaller tail cannot be told from 0, and 0 would
+# make the reverse KL infinite.
 MIN_TAIL = 1e-6
 
 Direction = Literal["forward", "reverse", "jensen_shannon"]
@@ -61,12 +61,13 @@ def class_divergence(
     direction: Direction = "forward",
     temperature: float = 1.0,
 ) -> Tensor:
-    """How far student and teacher are apart, summed over counted positions; each stored symbol is a class, all others are one.
+    """How far student and teacher are apart, summed over counted positions; each stored symbol is a class, all others
+    are one.
 
-    `forward` is KL(teacher || student), `reverse` KL(student || teacher), `jensen_shannon` the mean of the two KLs to the
-    mean distribution. With a temperature T both class distributions become proportional to p^(1/T): the tail is tempered
-    as the one class that it is, since nothing is known of its parts. Then times T^2, so that the gradient, and with it the
-    meaning of the weight, keeps its size (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, section 2).
+    `forward` is KL(teacher || student), `reverse` KL(student || teacher), `jensen_shannon` the mean of the two KLs to
+    the mean distribution. With a temperature T both class distributions become proportional to p^(1/T): the tail is
+    tempered as the one class that it is, since nothing is known of its parts. Then times T^2, so that the gradient, and
+    with it the meaning of the weight, keeps its size (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, section 2).
 
     Args:
         logits_PV: raw logits of the 256 symbols; the arithmetic is float32.
@@ -95,9 +96,11 @@ def class_divergence(
 def _classes(
     logprobs_PV: Tensor, symbols_PE: Tensor, teacher_PE: Tensor, stored_PE: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(student, teacher, is a class), each (P, E + 1): the entries and the tail, as natural logs, -inf where there is none.
+    """(student, teacher, is a class), each (P, E + 1): the entries and the tail, as natural logs, -inf where there is
+    none.
 
-    The student's tail is a log-sum-exp over the unstored symbols: 1 - sum p in float32 is noise when the student is sure.
+    The student's tail is a log-sum-exp over the unstored symbols: 1 - sum p in float32 is noise when the student is
+    sure.
     """
     # An integer sum, not an assignment: padding points at symbol 0, and must not undo it.
     hits_PV = torch.zeros_like(logprobs_PV, dtype=torch.int32).scatter_add_(
@@ -109,7 +112,8 @@ def _classes(
     # Where all is stored the mask is lifted again: a log-sum-exp over nothing has NaN gradients.
     tail_P = logprobs_PV.masked_fill(is_stored_PV & has_tail_P[:, None], -torch.inf).logsumexp(-1)
     student_PC = torch.cat([logprobs_PV.gather(-1, symbols_PE.clamp(min=0)), tail_P[:, None]], dim=-1)
-    # float64: a small tail is a difference of numbers near 1, and a reverse KL or a temperature below 1 looks at its logarithm.
+    # float64: a small tail is a difference of numbers near 1, and a reverse KL or a temperature below 1 looks at its
+    # logarithm.
     teacher_tail_P = 1.0 - torch.where(stored_PE, teacher_PE.double().exp(), 0.0).sum(-1)
     log_tail_P = teacher_tail_P.clamp(min=MIN_TAIL).log().float()
     teacher_PC = torch.cat([teacher_PE, log_tail_P[:, None]], dim=-1)

@@ -1,7 +1,7 @@
 """The terms of the loss by name: what each reads of a micro-batch, as a sum in nats.
 
-A new one is one Python file anywhere, named with its weight in `train.objectives` (interfaces/README.md); what comes with the
-package is a function here, and a field of `pipeline.config.Objectives`, where its weight and description are.
+A new one is one Python file anywhere, named with its weight in `train.objectives` (interfaces/README.md); what comes
+with the package is a function here, and a field of `pipeline.config.Objectives`, where its weight and description are.
 
 Shape legend: P supervised byte positions, V symbols (256), N supervised tokens.
 """
@@ -25,10 +25,12 @@ class Seen:
     """What there is to learn from in a micro-batch.
 
     Attributes:
-        batch: the micro-batch; `symbols_P` is what the document has at each position, `entry_symbols_PE` and `entry_logprobs_PE`
-            what the dump stores there, `kl_P` where it may be trusted, `measures_P` what else the dump says, by column.
+        batch: the micro-batch; `symbols_P` is what the document has at each position, `entry_symbols_PE` and
+            `entry_logprobs_PE` what the dump stores there, `kl_P` where it may be trusted, `measures_P` what else the
+            dump says, by column.
         scores: what the interface says; None where no objective needs it.
-        nats_N: -ln p of the supervised tokens, in the order of `labels_BL`, float32; None where no objective needs them.
+        nats_N: -ln p of the supervised tokens, in the order of `labels_BL`, float32; None where no objective needs
+            them.
         train: the recipe's section.
     """
 
@@ -74,7 +76,9 @@ OBJECTIVES: dict[str, Objective] = {"ce": ce, "byte_ce": byte_ce, "kl": kl, "alm
 
 
 def chosen(weights: Objectives) -> dict[str, Objective]:
-    """The objectives to compute, by name: those with a weight, and what comes free with what they read (`ce`, `byte_ce`)."""
+    """The objectives to compute, by name: those with a weight, and what comes free with what they read (`ce`,
+    `byte_ce`).
+    """
     free = {"ce": weights.uses_tokens, "byte_ce": weights.uses_bytes}
     ours = {name: objective for name, objective in OBJECTIVES.items() if free.get(name) or weights.weights[name]}
     return ours | {name: _own(file) for name, file in weights.files.items()}

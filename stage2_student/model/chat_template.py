@@ -1,4 +1,5 @@
-"""The student's chat template: its tokenizer's own, or, for a student that has moved, the one that the recipe or its model gives.
+"""The student's chat template: its tokenizer's own, or, for a student that has moved, the one that the recipe or its
+model gives.
 
 A template writes control tokens. Those that the tokenizer lacks are added to it: a moved student brings its rows along.
 """
@@ -15,7 +16,8 @@ from pipeline.sources.resolve import resolve_file, resolve_model, resolve_tokeni
 
 
 def with_template(wrapped: Any, student: StudentConfig) -> Any:
-    """A transformers tokenizer with the chat template that the student is to have, and the control tokens that this writes.
+    """A transformers tokenizer with the chat template that the student is to have, and the control tokens that this
+    writes.
 
     Raises ValueError where nobody has a template.
     """

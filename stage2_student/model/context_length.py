@@ -7,7 +7,9 @@ from pipeline.sources.resolve import resolve_model
 
 
 def sized(recipe: Recipe) -> tuple[Recipe, str | None]:
-    """The recipe with a `train.max_tokens`, and a remark where it is not the usual default. What the recipe gives stays, and is checked later."""
+    """The recipe with a `train.max_tokens`, and a remark where it is not the usual default. What the recipe gives
+    stays, and is checked later.
+    """
     if recipe.train.max_tokens is not None:
         return recipe, None
     student = student_config(recipe)

@@ -16,7 +16,8 @@ def drop_layers(model: Any, dropped: Sequence[int]) -> Any:
     """The model without these layers, counted from 0; the weights are shared with `model`, not copied.
 
     The new model is built from a configuration of fewer layers, so that whatever a family decides by a layer's number
-    (its attention's kind, its place in a cache) is decided anew; and then compared with the old one, its layers passed over.
+    (its attention's kind, its place in a cache) is decided anew; and then compared with the old one, its layers passed
+    over.
 
     Raises ValueError for a layer that is not there, for all of them, and for a model that cannot be cut this way.
     """
@@ -56,7 +57,9 @@ def _block_list(model: Any) -> tuple[str, int]:
 
 
 def smaller_config(config: Any, kept: Sequence[int]) -> Any:
-    """The configuration of the kept layers: their number, and of each list with a value per layer (their kinds) theirs."""
+    """The configuration of the kept layers: their number, and of each list with a value per layer (their kinds)
+    theirs.
+    """
     smaller = copy.deepcopy(config)
     text = smaller.get_text_config()
     num_layers = text.num_hidden_layers

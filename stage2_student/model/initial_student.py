@@ -25,7 +25,9 @@ from stage2_student.model.vocabulary_transfer import transfer
 
 
 class StudentTokenizer(NamedTuple):
-    """The tokenizer that the student will have: as bytes, with its chat template (None: it meets no chats), and as transformers has it."""
+    """The tokenizer that the student will have: as bytes, with its chat template (None: it meets no chats), and as
+    transformers has it.
+    """
 
     tokenizer: ByteTokenizer
     chat: ChatTokenizer | None
@@ -33,7 +35,9 @@ class StudentTokenizer(NamedTuple):
 
 
 def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTokenizer:
-    """The student's tokenizer; with `chats`, it has a chat template. Raises ValueError where there is none to be had."""
+    """The student's tokenizer; with `chats`, it has a chat template. Raises ValueError where there is none to be
+    had.
+    """
     if student.tokenizer is None:
         source = resolve_model(student.source)
     else:
@@ -98,8 +102,9 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
 
 
 def _check_readable(student: StudentConfig, config: Any) -> None:
-    """Raise ValueError where transformers does not give back the moved model: some types (xglm) take the id that pads for a
-    position, of which there are fewer than tokens."""
+    """Raise ValueError where transformers does not give back the moved model: some types (xglm) take the id that pads
+    for a position, of which there are fewer than tokens.
+    """
     if counts_from_padding(config):
         raise ValueError(
             f"{student.model} cannot move to {student.tokenizer}: a model of type {config.model_type} counts its positions from the id that "
@@ -130,8 +135,9 @@ def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, a
 
 
 def control_sources(old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, old_rows: int) -> dict[int, int]:
-    """New id -> old id of control tokens: the old token of the same name that has a row; for start and end else the one in the
-    same role."""
+    """New id -> old id of control tokens: the old token of the same name that has a row; for start and end else the one
+    in the same role.
+    """
     roles = (
         (ids.end, old.default_end),
         (ids.document_start, old.default_start),

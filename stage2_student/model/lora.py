@@ -31,9 +31,9 @@ def add_adapters(lm: Any, student: StudentConfig, tokenizer_moved: bool, by_peft
     `student.lora_embeddings` says otherwise. Tied, they stay one weight.
 
     Args:
-        by_peft: names are translated by peft, as in runs of earlier releases (`stage2_student.runs.folder`). It takes them for those of
-            transformers 4 where they end like that of an expert's layer then: adapters beside the experts' weights in place of the
-            shared expert's and of dense layers'.
+        by_peft: names are translated by peft, as in runs of earlier releases (`stage2_student.runs.folder`). It takes
+            them for those of transformers 4 where they end like that of an expert's layer then: adapters beside the
+            experts' weights in place of the shared expert's and of dense layers'.
 
     Returns peft's view of the model: `merge_and_unload()` of it gives a plain model.
 
@@ -59,8 +59,9 @@ def add_adapters(lm: Any, student: StudentConfig, tokenizer_moved: bool, by_peft
 
 
 def expert_weights(lm: Any) -> dict[str, str]:
-    """Full name -> short name (`experts.down_proj`) of the weights that hold those of all experts of a layer, (experts, out, in) or
-    turned: a mixture keeps them as one parameter, which is no linear layer."""
+    """Full name -> short name (`experts.down_proj`) of the weights that hold those of all experts of a layer, (experts,
+    out, in) or turned: a mixture keeps them as one parameter, which is no linear layer.
+    """
     return {
         f"{name}.{own}": f"{name.rpartition('.')[2]}.{own}"
         for name, module in lm.named_modules()
@@ -84,7 +85,9 @@ def router_weights(lm: Any) -> dict[str, str]:
 
 
 def mixture_remarks(lm: Any, student: StudentConfig, by_peft: bool = False) -> Iterator[str]:
-    """What a mixture of experts does not learn by, a sentence each; nothing for other models. `lm` has no adapters yet."""
+    """What a mixture of experts does not learn by, a sentence each; nothing for other models. `lm` has no adapters
+    yet.
+    """
     short = sorted(set(expert_weights(lm).values()))
     left = [name for name in short if name not in student.lora_targets]
     routers = sorted(set(router_weights(lm).values()))
@@ -108,12 +111,16 @@ def mixture_remarks(lm: Any, student: StudentConfig, by_peft: bool = False) -> I
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer that gives what its weight makes of its input: a router that is one in name gives more."""
+    """Whether it is a linear layer that gives what its weight makes of its input: a router that is one in name gives
+    more.
+    """
     return isinstance(module, nn.Linear | Conv1D) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
 
 
 def _check_not_shared(lm: Any, linear: Sequence[str]) -> None:
-    """Raise ValueError where two of the layers have one weight (Zamba): each would get its own adapter, and an export holds but one weight."""
+    """Raise ValueError where two of the layers have one weight (Zamba): each would get its own adapter, and an export
+    holds but one weight.
+    """
     seen: dict[int, str] = {}
     for name in linear:
         first = seen.setdefault(id(lm.get_submodule(name).weight), name)
@@ -136,8 +143,9 @@ def _names_as_they_are(lm: Any) -> Iterator[None]:
 
 
 def _targets(lm: Any, wanted: Sequence[str], by_peft: bool) -> tuple[list[str], list[str]]:
-    """Full names of the linear layers of the blocks whose last name is wanted, of all where none is named; and of the experts' weights
-    that are named."""
+    """Full names of the linear layers of the blocks whose last name is wanted, of all where none is named; and of the
+    experts' weights that are named.
+    """
     head, kind = lm.get_output_embeddings(), lm.config.model_type
     linear = [
         name

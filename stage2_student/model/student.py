@@ -37,8 +37,8 @@ class Precision:
 class Student(nn.Module):
     """A causal language model and its interface. `forward` is the loss: under ZeRO-3 weights exist only inside it.
 
-    Only what has a weight is computed. Without a byte objective there is no interface (None): plain cross-entropy is the
-    control, and as fast as it can be.
+    Only what has a weight is computed. Without a byte objective there is no interface (None): plain cross-entropy is
+    the control, and as fast as it can be.
     """
 
     remarks: tuple[str, ...] = ()  # on what it does not learn, for the operator
@@ -128,8 +128,8 @@ class Student(nn.Module):
     def settle_head(self) -> None:
         """Find by what the family multiplies its logits (Granite, Cohere), from the model's own on a few tokens.
 
-        Raises ValueError where `token_logits`, in float32, are not the model's even so: a family that does more with them; it is
-        asked with a louder head too, for a soft cap leaves the small logits of a new model as they are.
+        Raises ValueError where `token_logits`, in float32, are not the model's even so: a family that does more with
+        them; it is asked with a louder head too, for a soft cap leaves the small logits of a new model as they are.
         """
         theirs_BLV, plain_BLV = self._own_and_plain()
         if self.logit_softcap is None:

@@ -26,9 +26,10 @@ class {_CLASS}(PreTrainedTokenizerFast):
 def save_tokenizer(wrapped: Any, folder: Path, trust_remote_code: bool = False) -> None:
     """Write a transformers tokenizer into the folder of a saved model, whose config.json is there.
 
-    Beside some types of model (qwen2) transformers 5 reads every tokenizer as the type's own class, whatever class tokenizer_config.json
-    names, with its rule of splitting text. It does not where that file names code of the folder's own (`auto_map`): then, without
-    `trust_remote_code`, it takes the class that is named and tokenizer.json as it is; with it, the code, which adds nothing to that.
+    Beside some types of model (qwen2) transformers 5 reads every tokenizer as the type's own class, whatever class
+    tokenizer_config.json names, with its rule of splitting text. It does not where that file names code of the folder's
+    own (`auto_map`): then, without `trust_remote_code`, it takes the class that is named and tokenizer.json as it is;
+    with it, the code, which adds nothing to that.
 
     Raises ValueError where what is read back is still another tokenizer.
     """
@@ -52,9 +53,11 @@ def save_tokenizer(wrapped: Any, folder: Path, trust_remote_code: bool = False) 
 
 
 def read_tokenizer(folder: Path, sha256: str, trust_remote_code: bool = False) -> Any:
-    """Return the tokenizer of a folder: what AutoTokenizer makes of it where that has this `ByteTokenizer.sha256`, else its tokenizer.json.
+    """Return the tokenizer of a folder: what AutoTokenizer makes of it where that has this `ByteTokenizer.sha256`, else
+    its tokenizer.json.
 
-    A release that did not know `save_tokenizer` wrote students of some types so that AutoTokenizer reads another one there.
+    A release that did not know `save_tokenizer` wrote students of some types so that AutoTokenizer reads another one
+    there.
     """
     with suppress(ValueError):  # a tokenizer of another kind than tokenizer.json
         wrapped = load_tokenizer(ModelSource(str(folder), None, trust_remote_code))
@@ -64,7 +67,9 @@ def read_tokenizer(folder: Path, sha256: str, trust_remote_code: bool = False) -
 
 
 def _read_back(folder: Path, trust_remote_code: bool) -> str | None:
-    """`ByteTokenizer.sha256` of what AutoTokenizer makes of the folder; None where it makes nothing that spells bytes."""
+    """`ByteTokenizer.sha256` of what AutoTokenizer makes of the folder; None where it makes nothing that spells
+    bytes.
+    """
     try:
         return ByteTokenizer.load(ModelSource(str(folder), None, trust_remote_code)).sha256
     except ValueError:

@@ -26,9 +26,11 @@ class TransferCounts:
 
     copied: int  # the old tokenizer yields a token of the same bytes, or has one for this byte alone
     averaged: int  # mean over the old tokenizer's own pieces of the bytes
-    fallback: int  # mean over the longest old tokens that spell the bytes: half a character, or bytes that the tokenizer drops
+    # mean over the longest old tokens that spell the bytes: half a character, or bytes that the tokenizer drops
+    fallback: int
     control: int  # spells nothing: a start or end row of the old model, or the mean of all rows
-    unreachable: int  # the new tokenizer never yields it, as `<0x2E>` beside `.`: the mean of all rows, which is far from any text
+    # the new tokenizer never yields it, as `<0x2E>` beside `.`: the mean of all rows, which is far from any text
+    unreachable: int
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -44,8 +46,9 @@ def transfer(
 
     Args:
         controls: new id -> old id of tokens with a role (start, end), whatever their spelling.
-        averaged_scale: rows that are means of old ones are multiplied by it. The mean of a word's pieces says how likely its pieces
-            are, not how likely they are one after the other: unscaled, such tokens get several times the mass that they should.
+        averaged_scale: rows that are means of old ones are multiplied by it. The mean of a word's pieces says how
+            likely its pieces are, not how likely they are one after the other: unscaled, such tokens get several times
+            the mass that they should.
     Raises:
         ValueError: an old id in `controls` has no embedding row.
     """
@@ -78,8 +81,8 @@ def row_sources(
 ) -> tuple[list[list[int]], list[str]]:
     """For each new token the old rows whose mean it gets (empty: the mean of all), and which kind of row that is.
 
-    A token that the new tokenizer never yields must not share the mass of one that it does: two rows of the same bytes get the same
-    logit, and a sum over bytes cannot tell them apart.
+    A token that the new tokenizer never yields must not share the mass of one that it does: two rows of the same bytes
+    get the same logit, and a sum over bytes cannot tell them apart.
     """
     pieces_of = spelling_tokens(old, old_rows)
     longest = max(map(len, pieces_of))
@@ -108,10 +111,11 @@ def row_sources(
 
 
 def spelling_tokens(old: Vocabulary, old_rows: int) -> dict[bytes, int]:
-    """The old token of each byte string: the one that the tokenizer itself yields for it, else the first that it yields anywhere.
+    """The old token of each byte string: the one that the tokenizer itself yields for it, else the first that it yields
+    anywhere.
 
-    Those that it never yields have rows that no text has trained (`<0x61>` beside `a`), and stand in for single bytes alone, where
-    there is nothing else.
+    Those that it never yields have rows that no text has trained (`<0x61>` beside `a`), and stand in for single bytes
+    alone, where there is nothing else.
     """
     yields_V = reachable(old)
     spelling = [(token, spelled) for token, spelled in enumerate(old.token_bytes[:old_rows]) if spelled]
@@ -123,7 +127,9 @@ def spelling_tokens(old: Vocabulary, old_rows: int) -> dict[bytes, int]:
 
 
 def _old_encodings(old: Vocabulary, wanted: Sequence[bytes | None], old_rows: int) -> dict[bytes, list[int]]:
-    """The old tokenizer's own pieces of each of these bytes, as in the middle of a text; without those that it cannot spell."""
+    """The old tokenizer's own pieces of each of these bytes, as in the middle of a text; without those that it cannot
+    spell.
+    """
     texts = [spelled for spelled in wanted if spelled]
     encodings = zip(texts, old.encode_batch(texts, [b""] * len(texts)), strict=True)
     return {text: ids for text, ids in encodings if not isinstance(ids, ValueError) and ids and max(ids) < old_rows}
@@ -144,7 +150,9 @@ def longest_match(spelled: bytes, pieces_of: Mapping[bytes, int], longest: int) 
 
 
 def mean_rows(weight_VD: Tensor, sources: Sequence[Sequence[int]], scales: Tensor) -> Tensor:
-    """Row `i` is `scales[i]` times the float32 mean of the rows `sources[i]`, in the weight's dtype; of all rows where that is empty."""
+    """Row `i` is `scales[i]` times the float32 mean of the rows `sources[i]`, in the weight's dtype; of all rows where
+    that is empty.
+    """
     flat = torch.tensor([i for source in sources for i in source], dtype=torch.long)
     counts = torch.tensor([len(source) for source in sources])
     into = torch.repeat_interleave(torch.arange(len(sources)), counts)

@@ -35,10 +35,11 @@ def write_inventory(folder: Path, world: int) -> None:
 
 
 def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """Why the checkpoint cannot be used: a file that is missing, cut off, unreadable or altered; None where it is sound.
+    """Why the checkpoint cannot be used: a file that is missing, cut off, unreadable or altered; None where it is
+    sound.
 
-    Each record of a file that torch writes carries a CRC-32, so that reading once finds what changed. `parts` ranks share the
-    reading: this is the share of `part`.
+    Each record of a file that torch writes carries a CRC-32, so that reading once finds what changed. `parts` ranks
+    share the reading: this is the share of `part`.
     """
     try:
         files = Inventory.load(folder).files

@@ -26,7 +26,9 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def commit_checkpoint(run: Path, partial: str, step: int, world: int) -> None:
-    """List DeepSpeed's files and make them durable, then give the folder its name, then say in `latest` that it is the newest."""
+    """List DeepSpeed's files and make them durable, then give the folder its name, then say in `latest` that it is the
+    newest.
+    """
     folder = run / "checkpoints"
     write_inventory(folder / partial, world)
     for file in (folder / partial).iterdir():
@@ -43,7 +45,9 @@ def _write_latest(folder: Path, step: int) -> None:
 
 
 def set_aside(run: Path, damaged: Mapping[int, str], sound: int) -> None:
-    """Say which checkpoints are damaged, and why, and keep them under names that no resume looks at; `sound` is now the newest."""
+    """Say which checkpoints are damaged, and why, and keep them under names that no resume looks at; `sound` is now the
+    newest.
+    """
     folder = run / "checkpoints"
     for step, cause in damaged.items():
         name = checkpoint_name(step)

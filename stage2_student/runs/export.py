@@ -26,10 +26,10 @@ _STEP_FILE = "distilled.json"
 def export(run: Path | str, out: Path | str | None = None, step: int | None = None, best: bool = False) -> Path:
     """Write a complete checkpoint as safetensors, config, tokenizer and generation config; returns the folder.
 
-    The weights have the dtype that was trained with; adapters are merged into them. `out` (default: RUN/export) is absent
-    or complete, and replaced. `step`: which checkpoint; the newest by default, with `best` the one
-    of the fewest bits per byte on held-out text.
-    Raises ValueError where there is no such checkpoint, it is damaged, or `out` holds something else.
+    The weights have the dtype that was trained with; adapters are merged into them. `out` (default: RUN/export) is
+    absent or complete, and replaced. `step`: which checkpoint; the newest by default, with `best` the one of the fewest
+    bits per byte on held-out text. Raises ValueError where there is no such checkpoint, it is damaged, or `out` holds
+    something else.
     """
     run = Path(run)
     out = Path(out) if out is not None else run / "export"
@@ -104,7 +104,9 @@ def _language_model(run: Path, step: int) -> dict[str, Tensor]:
 
 
 def _fill(model: Any, weights: dict[str, Tensor]) -> None:
-    """Load every weight that was trained. A tied head may be absent, since it is the embedding; anything else is an error."""
+    """Load every weight that was trained. A tied head may be absent, since it is the embedding; anything else is an
+    error.
+    """
     missing, unexpected = model.load_state_dict(weights, strict=False)
     named = list(model.named_parameters(remove_duplicate=False))
     tied = {name for name, value in named if value is model.get_input_embeddings().weight}

@@ -1,14 +1,12 @@
 """A run's folder: whose it is, and what the run that lies there began with.
 
-identity.json             what decides the result; a resume that differs is refused, but for the schedule of steps to come
-recipe.yaml, deepspeed.json, transfer counts in start/
-lengths/                  the student's tokens of each record, by shard (see `stage2_student.data.token_counts`)
-start/                    the student before its first step, a Hugging Face folder
-checkpoints/step-000020   DeepSpeed's files; complete, since a checkpoint gets its name last
-checkpoints/latest        the newest of them, for DeepSpeed's own tools
-checkpoints/best          the best of them by evaluation (see `stage2_student.runs.retention`)
-checkpoints/*.damaged     one that could not be loaded when the run was resumed
-metrics.jsonl, tensorboard/, summary.json, export/
+identity.json             what decides the result; a resume that differs is refused, but for the schedule of steps to
+come recipe.yaml, deepspeed.json, transfer counts in start/ lengths/                  the student's tokens of each
+record, by shard (see `stage2_student.data.token_counts`) start/                    the student before its first step, a
+Hugging Face folder checkpoints/step-000020   DeepSpeed's files; complete, since a checkpoint gets its name last
+checkpoints/latest        the newest of them, for DeepSpeed's own tools checkpoints/best          the best of them by
+evaluation (see `stage2_student.runs.retention`) checkpoints/*.damaged     one that could not be loaded when the run was
+resumed metrics.jsonl, tensorboard/, summary.json, export/
 """
 
 import fcntl
@@ -43,8 +41,8 @@ def lock(run: Path) -> IO[str]:
 def claim(run: Path, identity: dict[str, Any]) -> None:
     """Make the run's identity ours. Raises ValueError, naming the fields, where checkpoints of another one lie there.
 
-    One that differs in the schedule alone is trained on, with a warning. Without a complete checkpoint nothing is lost, and what
-    another recipe left there is removed.
+    One that differs in the schedule alone is trained on, with a warning. Without a complete checkpoint nothing is lost,
+    and what another recipe left there is removed.
     """
     path = run / "identity.json"
     theirs = begun_identity(run) if path.exists() else None
@@ -72,7 +70,9 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
 
 
 def begun_identity(run: Path, *needed: str) -> dict[str, Any]:
-    """Read the identity that the run in this folder began with. Raises ValueError, naming the file, where it is damaged."""
+    """Read the identity that the run in this folder began with. Raises ValueError, naming the file, where it is
+    damaged.
+    """
     return read_json(run / "identity.json", *needed, remedy=REMEDY)
 
 
@@ -82,7 +82,9 @@ def tokenizer_sha256(run: Path) -> str:
 
 
 def data_order(run: Path) -> int:
-    """The version of the order in which the run takes its documents: the one that its checkpoints were made in, where it can still be taken."""
+    """The version of the order in which the run takes its documents: the one that its checkpoints were made in, where
+    it can still be taken.
+    """
     path = run / "identity.json"
     if not path.exists() or not checkpoint_steps(run):
         return order.VERSION
@@ -91,14 +93,18 @@ def data_order(run: Path) -> int:
 
 
 def adapters_by_peft(run: Path) -> bool:
-    """Whether the run's checkpoints have the adapters that earlier releases gave a model (see `stage2_student.model.lora`)."""
+    """Whether the run's checkpoints have the adapters that earlier releases gave a model (see
+    `stage2_student.model.lora`).
+    """
     path = run / "identity.json"
     begun = path.exists() and checkpoint_steps(run)
     return bool(begun) and "adapters" not in begun_identity(run)
 
 
 def begun_schedule(run: Path) -> dict[str, Any]:
-    """Return what a run that has a checkpoint keeps where a recipe does not say it (`schedule.KEPT`); empty where there is none."""
+    """Return what a run that has a checkpoint keeps where a recipe does not say it (`schedule.KEPT`); empty where there
+    is none.
+    """
     path = run / "identity.json"
     if not path.exists() or not checkpoint_steps(run):
         return {}

@@ -1,4 +1,6 @@
-"""Which checkpoint a run goes on from, and how it is read: by as many ranks as wrote it, or by another number of them."""
+"""Which checkpoint a run goes on from, and how it is read: by as many ranks as wrote it, or by another number of
+them.
+"""
 
 import shutil
 from pathlib import Path
@@ -23,7 +25,8 @@ class Checkpoint(NamedTuple):
 
 
 def newest_sound(run: Path, channel: Channel) -> Checkpoint | None:
-    """The newest checkpoint whose files are all there and as they were written, the same on all ranks; None where there is none.
+    """The newest checkpoint whose files are all there and as they were written, the same on all ranks; None where there
+    is none.
 
     The ranks share the reading. Newer ones that are damaged are set aside, and named with the cause.
     Raises ValueError where there are checkpoints, and all of them are damaged.
@@ -55,7 +58,8 @@ def needs_conversion(checkpoint: Checkpoint | None, zero_stage: int, world: int)
 def load(engine: Any, run: Path, checkpoint: Checkpoint, channel: Channel, convert: bool) -> dict[str, Any]:
     """Read a checkpoint into the engine of every rank; returns what was stored beside weights and optimizer.
 
-    With `convert` it is first written once more in DeepSpeed's universal form, which takes as much disk again while it is read.
+    With `convert` it is first written once more in DeepSpeed's universal form, which takes as much disk again while it
+    is read.
     """
     folder, tag = run / "checkpoints", checkpoint.name
     if convert:

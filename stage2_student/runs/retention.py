@@ -1,7 +1,7 @@
 """Which checkpoints stay: the newest ones, and the best by evaluation.
 
-A checkpoint that was evaluated holds `evaluation.json`, written before the checkpoint gets its name. What is best is so a
-function of the checkpoints that are there, however often the run was interrupted.
+A checkpoint that was evaluated holds `evaluation.json`, written before the checkpoint gets its name. What is best is so
+a function of the checkpoints that are there, however often the run was interrupted.
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """A run's schedule: what may change when a run goes on, for it decides the steps to come and none that are done.
 
-The rate of a step follows from `train.steps`, `train.warmup_steps` and `train.min_lr_ratio`. A run that goes on with others of them is trained
-on: from its newest checkpoint, its steps to come planned anew.
+The rate of a step follows from `train.steps`, `train.warmup_steps` and `train.min_lr_ratio`. A run that goes on with
+others of them is trained on: from its newest checkpoint, its steps to come planned anew.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,8 @@ TRAINED_ON = "trained_on"  # of identity.json: a line for each time, with the st
 
 
 def continued(recipe: Recipe, begun: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """Return the recipe, its schedule and dtype those of the run in its folder where it does not say others; and what to say of it.
+    """Return the recipe, its schedule and dtype those of the run in its folder where it does not say others; and what
+    to say of it.
 
     Args:
         begun: those of a run that has a checkpoint, by key (`KEPT`); empty for a new one.
@@ -46,7 +47,8 @@ def begun(identity: Mapping[str, Any], keys: Sequence[str] = KEYS) -> dict[str, 
 
 
 def replanned(theirs: Mapping[str, Any], ours: Mapping[str, Any], steps_done: Sequence[int]) -> dict[str, Any] | None:
-    """The identity of a run that is trained on: ours, and its history; None where something else differs than the schedule.
+    """The identity of a run that is trained on: ours, and its history; None where something else differs than the
+    schedule.
 
     Args:
         theirs: the identity that the run has.

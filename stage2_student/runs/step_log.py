@@ -1,7 +1,8 @@
 """What a run says: a line a step, the same in metrics.jsonl and to the trackers.
 
-The lines are a table: its head says what a column is, and comes again now and then. Units: losses in nats per supervised
-byte; memory in bytes in the files, GiB on the line; tokens are the student's; `seconds` is what the run has taken, resumes included.
+The lines are a table: its head says what a column is, and comes again now and then. Units: losses in nats per
+supervised byte; memory in bytes in the files, GiB on the line; tokens are the student's; `seconds` is what the run has
+taken, resumes included.
 """
 
 import shlex

@@ -1,4 +1,6 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard and Prometheus always, Weights & Biases where the recipe asks for it."""
+"""Where metrics go beside metrics.jsonl: TensorBoard and Prometheus always, Weights & Biases where the recipe asks for
+it.
+"""
 
 import importlib
 import importlib.util
@@ -48,8 +50,8 @@ class Prometheus:
 class Wandb:
     """A run at Weights & Biases, the same one after a resume: its id stands in the run's folder.
 
-    The service drops what has an older step of its own than the newest it knows, as a resume has. Ours is therefore a value
-    like others, and the one that curves are drawn over.
+    The service drops what has an older step of its own than the newest it knows, as a resume has. Ours is therefore a
+    value like others, and the one that curves are drawn over.
     """
 
     def __init__(self, run: Path, config: WandbConfig, recipe: Recipe) -> None:

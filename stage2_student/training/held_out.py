@@ -1,7 +1,8 @@
 """Bits per byte on held-out text while a student trains: of its own tokens, and without any effect on the training.
 
-It is the measure of `stage2_student.evaluation.bits_per_byte`, on fewer documents, through the engine: under ZeRO-3 the weights exist only
-inside its forward pass. The ranks share the documents. Nothing is drawn at random, and nothing is left behind.
+It is the measure of `stage2_student.evaluation.bits_per_byte`, on fewer documents, through the engine: under ZeRO-3 the
+weights exist only inside its forward pass. The ranks share the documents. Nothing is drawn at random, and nothing is
+left behind.
 """
 
 import hashlib
@@ -41,7 +42,9 @@ class HeldOut(NamedTuple):
     sha256: str
 
     def measure(self, engine: Any, device: torch.device) -> Evaluation:
-        """The student as it is now; every rank calls it, and gets the same. Raises FloatingPointError unless it is finite."""
+        """The student as it is now; every rank calls it, and gets the same. Raises FloatingPointError unless it is
+        finite.
+        """
         nats = torch.zeros(1, dtype=torch.float64, device=device)
         engine.eval()
         with torch.no_grad():
@@ -60,7 +63,8 @@ class HeldOut(NamedTuple):
 def held_out(
     recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int, channel: Channel
 ) -> HeldOut | None:
-    """The first `train.eval_documents` of the recipe's eval text, read by rank 0; None where there is to be no evaluation.
+    """The first `train.eval_documents` of the recipe's eval text, read by rank 0; None where there is to be no
+    evaluation.
 
     Raises ValueError for chats where the student has no chat template, and where no document can be scored.
     """

@@ -30,7 +30,9 @@ from stage2_student.training.stop_signals import Stopped, StopRequest
 def run_steps(
     engine: Any, state: State, preparation: Preparation, lengths: Lengths, held: HeldOut | None, ranks: Ranks
 ) -> tuple[State, dict[str, float]]:
-    """Take the steps that are left. Returns the last state, and the figures of the last step; Stopped for a signal, after a checkpoint."""
+    """Take the steps that are left. Returns the last state, and the figures of the last step; Stopped for a signal,
+    after a checkpoint.
+    """
     recipe = preparation.recipe
     config, run = recipe.train, Path(student_config(recipe).path)
     first_step, figures = state.step, dict[str, float]()

@@ -1,6 +1,8 @@
-"""Loss scaling for float16: the loss is multiplied so that small gradients do not vanish, and the gradient divided again.
+"""Loss scaling for float16: the loss is multiplied so that small gradients do not vanish, and the gradient divided
+again.
 
-A gradient that overflows costs a second pass over the same batch at half the scale: no step is skipped, no document is lost.
+A gradient that overflows costs a second pass over the same batch at half the scale: no step is skipped, no document is
+lost.
 """
 
 from dataclasses import dataclass

@@ -69,7 +69,8 @@ class Held:
 
 
 def fetched(of_rank: Iterable[Share], reader: DumpReader) -> Iterator[tuple[Share, list[Held]]]:
-    """Each share with its records, which are read window by window, ascending, once all of a window's batches are planned.
+    """Each share with its records, which are read window by window, ascending, once all of a window's batches are
+    planned.
 
     Pieces of one record share what holds it, so that it is read and encoded once for as long as any of them is to come.
     Held in memory: this rank's records of two windows at most, and those of the batches that reach over more.
@@ -128,7 +129,9 @@ class Preparation:
             yield share.plan, self.micro_batches(share, self.encoded(share, records))
 
     def encoded(self, share: Share, records: Sequence[Held]) -> list[Encoded]:
-        """The share's documents in the student's tokens. Raises ValueError where one has other tokens than were counted."""
+        """The share's documents in the student's tokens. Raises ValueError where one has other tokens than were
+        counted.
+        """
         _, tokenizer, chat, _ = self.sources
         new = {id(held): (held, held.record) for held in records if held.record is not None}
         found = encode_pieces(

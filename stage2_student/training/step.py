@@ -16,7 +16,9 @@ from stage2_student.training.loss_scale import LossScale
 
 
 class Ranks(NamedTuple):
-    """This process among the others. Where one may take longer than the others, they meet in the channel, not in a collective."""
+    """This process among the others. Where one may take longer than the others, they meet in the channel, not in a
+    collective.
+    """
 
     rank: int
     world: int
@@ -36,7 +38,9 @@ class StepPlan:
 
 
 class StepDone(NamedTuple):
-    """This rank's sums (as the student names them), the gradient's norm over all ranks, the loss scale to go on with."""
+    """This rank's sums (as the student names them), the gradient's norm over all ranks, the loss scale to go on
+    with.
+    """
 
     sums: torch.Tensor
     grad_norm: float
@@ -46,9 +50,11 @@ class StepDone(NamedTuple):
 def take_step(
     engine: Any, micro_batches: Sequence[MicroBatch], plan: StepPlan, scale: LossScale | None, ranks: Ranks
 ) -> StepDone:
-    """Update the weights once. In float16 a gradient that overflows is taken again at half the scale, until it does not.
+    """Update the weights once. In float16 a gradient that overflows is taken again at half the scale, until it does
+    not.
 
-    Raises FloatingPointError, on every rank, where a loss or the gradient is not finite; the weights are then as they were.
+    Raises FloatingPointError, on every rank, where a loss or the gradient is not finite; the weights are then as they
+    were.
     """
     while True:
         torch.manual_seed(plan.seed)
@@ -76,7 +82,8 @@ def take_step(
 def _gradient(
     engine: Any, micro_batches: Sequence[MicroBatch], plan: StepPlan, factor: float, ranks: Ranks
 ) -> tuple[torch.Tensor, str | None]:
-    """Add up the gradient of this rank's micro-batches. Returns their sums, and what is wrong with a loss, if anything is.
+    """Add up the gradient of this rank's micro-batches. Returns their sums, and what is wrong with a loss, if anything
+    is.
 
     A rank whose loss is bad goes on: the others wait for its share of each gradient.
     """

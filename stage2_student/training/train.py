@@ -95,7 +95,9 @@ def _in_a_line(error: Exception, recipe: Path) -> str | None:
 
 
 def run_rank(recipe: Recipe) -> int:
-    """Train as the rank that this process was started as. Returns the exit code: 130 or 143 where a signal stopped the run."""
+    """Train as the rank that this process was started as. Returns the exit code: 130 or 143 where a signal stopped the
+    run.
+    """
     code = 0
     try:
         train(recipe)
@@ -108,8 +110,8 @@ def run_rank(recipe: Recipe) -> int:
 def train(recipe: Recipe) -> None:
     """Train, or resume; then export.
 
-    Raises ValueError for another dump, recipe or tokenizer than it began with, Stopped for a signal, after a checkpoint, and
-    LostRankError where another rank has ended.
+    Raises ValueError for another dump, recipe or tokenizer than it began with, Stopped for a signal, after a
+    checkpoint, and LostRankError where another rank has ended.
     """
     channel = join()
     try:

@@ -1,4 +1,6 @@
-"""What of a dump a student can learn from, in words: what is cut, and what is left out, by name and with its share of the bytes."""
+"""What of a dump a student can learn from, in words: what is cut, and what is left out, by name and with its share of
+the bytes.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +19,8 @@ from stage2_student.runs.identity import counts_key
 
 
 def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = False) -> Iterator[str]:
-    """A line about an epoch, one about what is cut, and one for each reason why records, or turns of others, are left out.
+    """A line about an epoch, one about what is cut, and one for each reason why records, or turns of others, are left
+    out.
 
     Args:
         order: version of the run's order (`stage2_student.data.order`).
@@ -85,7 +88,9 @@ def _left_out(lengths: Lengths) -> Iterator[str]:
 
 
 def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """What the run in `student.path` counted when it began, for `bld plan`; nothing where it has not counted all of its shards."""
+    """What the run in `student.path` counted when it began, for `bld plan`; nothing where it has not counted all of its
+    shards.
+    """
     run = Path(student_config(recipe).path)
     path, folder = run / "identity.json", run / "lengths"
     if not path.exists():

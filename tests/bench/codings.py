@@ -1,4 +1,5 @@
-"""Other ways to store a shard's entries, in bytes per text byte: Parquet's encodings, orders, unrounded values, sampled symbols.
+"""Other ways to store a shard's entries, in bytes per text byte: Parquet's encodings, orders, unrounded values, sampled
+symbols.
 
 Shape legend: P positions, E entries (over all positions in turn), N draws at a position.
 """
@@ -45,7 +46,9 @@ def rising(record: Record) -> Record:
 
 
 def sampled(record: Record, probs_PV: np.ndarray, draws: int, random: np.random.Generator) -> Record:
-    """The record with the shares of `draws` symbols drawn from the dense targets (arXiv 2503.16870): whole counts, no tail."""
+    """The record with the shares of `draws` symbols drawn from the dense targets (arXiv 2503.16870): whole counts, no
+    tail.
+    """
     counts_PV = random.multinomial(draws, probs_PV)
     position_E, symbol_E = np.nonzero(counts_PV)
     counts_E = counts_PV[position_E, symbol_E]

@@ -1,11 +1,13 @@
-"""How many tokens a second the data path gives a rank, in worlds of several sizes: no model, one process that plays one rank.
+"""How many tokens a second the data path gives a rank, in worlds of several sizes: no model, one process that plays one
+rank.
 
     .venv/bin/python -m tests.bench.data_path [--dump runs/demo/dump] [--world 1 --world 8 --world 64] [--interface token_marginal]
 
-The dump is made of the records of another: words and positions drawn anew, since zstd would find what is repeated. Beside each world
-stands what a rank did before batches were planned by lengths: read and encode all documents, and line up its own. Times are CPU
-seconds of the process, all threads; the rate over all ranks is the world times a rank's own. The last column is what the ranks pass
-through the model in a step, padding and waiting for each other included, over what there is to pass.
+The dump is made of the records of another: words and positions drawn anew, since zstd would find what is repeated.
+Beside each world stands what a rank did before batches were planned by lengths: read and encode all documents, and line
+up its own. Times are CPU seconds of the process, all threads; the rate over all ranks is the world times a rank's own.
+The last column is what the ranks pass through the model in a step, padding and waiting for each other included, over
+what there is to pass.
 """
 
 import time
@@ -39,7 +41,9 @@ RECORDS, SHARDS = 512, 8  # a shard's records, of some 2 kB
 
 
 class Clock:
-    """CPU seconds of this process, by what they went to; what is timed inside of something else is not counted there."""
+    """CPU seconds of this process, by what they went to; what is timed inside of something else is not counted
+    there.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -146,7 +150,9 @@ def run(preparation: Preparation, tokens_per_rank: int, epochs: int, whole: bool
 
 
 def over_ideal(plans: Iterator[BatchPlan], preparation: Preparation) -> float:
-    """Tokens that pass while all ranks are at work on a step, each waiting for the largest of the micro-batches side by side, over a rank's share."""
+    """Tokens that pass while all ranks are at work on a step, each waiting for the largest of the micro-batches side by
+    side, over a rank's share.
+    """
     passed = there = 0.0
     micro_batch_tokens, world = preparation.recipe.train.micro_batch_tokens, preparation.world
     for plan in plans:

@@ -1,4 +1,5 @@
-"""A teacher's targets before they are made sparse: computed once a document, kept in a folder, read by the storage benchmarks.
+"""A teacher's targets before they are made sparse: computed once a document, kept in a folder, read by the storage
+benchmarks.
 
 Shape legend: P positions, V symbols (256), T tokens of the teacher.
 """
@@ -34,7 +35,9 @@ class Dense:
 
 
 def dense_targets(recipe: Recipe, cell: str, documents: int, out: Path) -> list[Dense]:
-    """The first documents of the recipe's corpus (cell `corpus`) or of the news, with their targets: from `out`, else from the teacher."""
+    """The first documents of the recipe's corpus (cell `corpus`) or of the news, with their targets: from `out`, else
+    from the teacher.
+    """
     folder = out / Path(recipe.teacher.model).name / cell
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer, _ = load_tokenizer(recipe)

@@ -2,12 +2,13 @@
 
     .venv/bin/python -m tests.bench.dump_speed [--documents 32] [--tokens 512] [--rounds 3] [--dtypes bfloat16,float32]
 
-Prints, for each dtype: teacher tokens per second of each mode, their ratios to the floor, where the dump's time beyond the head goes,
-and two controls that any figure of fidelity is read against: the same teacher asked twice in other batches, and its logits rounded
-to bfloat16 as vLLM rounds them.
+Prints, for each dtype: teacher tokens per second of each mode, their ratios to the floor, where the dump's time beyond
+the head goes, and two controls that any figure of fidelity is read against: the same teacher asked twice in other
+batches, and its logits rounded to bfloat16 as vLLM rounds them.
 
-The floor is the bare forward that also applies the head at every position and throws the logits away. vLLM does not give its memory
-back, so each engine lives in a process of its own; all of them stay up, and in each round every mode has one turn.
+The floor is the bare forward that also applies the head at every position and throws the logits away. vLLM does not
+give its memory back, so each engine lives in a process of its own; all of them stay up, and in each round every mode
+has one turn.
 """
 
 import json

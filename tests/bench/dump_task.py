@@ -4,7 +4,9 @@ import copy
 
 
 class Task:
-    """What all modes work on: documents of about `num_tokens` teacher tokens, cut from the recipe's corpus joined together."""
+    """What all modes work on: documents of about `num_tokens` teacher tokens, cut from the recipe's corpus joined
+    together.
+    """
 
     def __init__(self, recipe_path: str, dtype: str, num_documents: int, num_tokens: int) -> None:
         from pipeline.config.loading import load_recipe

@@ -1,9 +1,11 @@
-"""What a dump costs and what a student loses by it: stored bytes, coding error and the gradient's angle, over ways to store targets.
+"""What a dump costs and what a student loses by it: stored bytes, coding error and the gradient's angle, over ways to
+store targets.
 
     .venv/bin/python -m tests.bench.economy [--recipe pipeline/recipes/demo_gemma.yaml] [--cell news] [--layers 4]
 
-The teacher's dense targets are computed once a document and kept under `--out`. A setting's shard is made as a dump's is, written and
-read back. `--no-gradient` leaves the gradients out (`tests.bench.gradients`): they take most of the time.
+The teacher's dense targets are computed once a document and kept under `--out`. A setting's shard is made as a dump's
+is, written and read back. `--no-gradient` leaves the gradients out (`tests.bench.gradients`): they take most of the
+time.
 
 Shape legend: P positions, V symbols (256), E entries.
 """

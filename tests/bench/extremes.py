@@ -2,8 +2,9 @@
 
     .venv/bin/python -m tests.bench.extremes [line|documents|all] [--line-mb 200] [--documents 1000000] [--engine vllm]
 
-A tiny model. Of the line: it is left out by name at the default `corpus.max_row_bytes`, and is a document where that allows it; of the documents: the
-whole dump, and what `bld verify` says of it. Printed: seconds of the clock and of the processor, the largest memory of one process, sizes.
+A tiny model. Of the line: it is left out by name at the default `corpus.max_row_bytes`, and is a document where that
+allows it; of the documents: the whole dump, and what `bld verify` says of it. Printed: seconds of the clock and of the
+processor, the largest memory of one process, sizes.
 """
 
 import json

@@ -2,8 +2,9 @@
 
     .venv/bin/python -m tests.bench.forecast [--recipe demo] [--seconds 60]
 
-One process, one engine: a share of the calibration, a shard of the dump, and so on, until the dump is complete. Prints what was
-forecast from the calibration beside what the dump's own summary says that it took, by the clock and in CPU seconds of the process.
+One process, one engine: a share of the calibration, a shard of the dump, and so on, until the dump is complete. Prints
+what was forecast from the calibration beside what the dump's own summary says that it took, by the clock and in CPU
+seconds of the process.
 """
 
 import tempfile

@@ -1,15 +1,18 @@
-"""What branch rows buy: the distance of a covering's targets to a wide covering's, against the teacher tokens that it takes.
+"""What branch rows buy: the distance of a covering's targets to a wide covering's, against the teacher tokens that it
+takes.
 
     .venv/bin/python -m tests.bench.frontier [--cell encyclopaedic --documents 200] [--recipe pipeline/recipes/demo_gemma.yaml]
 
-Each document is cut to `--tokens` teacher tokens and read from its start. The reference covering has 32 branches per offset above
-1e-4 of the mass, merged with the canonical row after 8 shared tokens; every candidate takes its rows from the same forwards, so
-that nothing but the choice of rows tells them apart. Per position: KL(reference, candidate) in nats (the candidate floored at
-1e-12), Jensen-Shannon divergence, total variation. Tokens really computed per document token are counted twice: with a tree
-attention (a branch row is one token) and with a prefix cache in blocks of 16 (a branch computes its path's unfinished block).
+Each document is cut to `--tokens` teacher tokens and read from its start. The reference covering has 32 branches per
+offset above 1e-4 of the mass, merged with the canonical row after 8 shared tokens; every candidate takes its rows from
+the same forwards, so that nothing but the choice of rows tells them apart. Per position: KL(reference, candidate) in
+nats (the candidate floored at 1e-12), Jensen-Shannon divergence, total variation. Tokens really computed per document
+token are counted twice: with a tree attention (a branch row is one token) and with a prefix cache in blocks of 16 (a
+branch computes its path's unfinished block).
 
-Resumable: a document's rows and its figures lie in two files under `--out`. The rows cost the forwards; where only the figures
-are deleted, other candidates are measured on the same rows in a second a document. `--table` prints what is there.
+Resumable: a document's rows and its figures lie in two files under `--out`. The rows cost the forwards; where only the
+figures are deleted, other candidates are measured on the same rows in a second a document. `--table` prints what is
+there.
 """
 
 import json

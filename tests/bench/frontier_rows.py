@@ -1,4 +1,6 @@
-"""A document's teacher rows by their paths, each asked of the teacher once and kept in a file: coverings choose among them."""
+"""A document's teacher rows by their paths, each asked of the teacher once and kept in a file: coverings choose among
+them.
+"""
 
 from collections.abc import Sequence
 from functools import cached_property

@@ -1,4 +1,5 @@
-"""Random damage by the thousand: files of a corpus (lines, arrays, texts, Parquet, compressed, one after another), recipes and shards. Ends at the first input that is neither taken nor refused.
+"""Random damage by the thousand: files of a corpus (lines, arrays, texts, Parquet, compressed, one after another),
+recipes and shards. Ends at the first input that is neither taken nor refused.
 
 .venv/bin/python -m tests.bench.fuzz [corpus|recipe|shard] [--cases 10000] [--first 0]
 """

@@ -1,21 +1,23 @@
-"""Our covering beside the library genlm-bytes (Vieira et al., arXiv:2412.03719): cost and divergence on one model and text.
+"""Our covering beside the library genlm-bytes (Vieira et al., arXiv:2412.03719): cost and divergence on one model and
+text.
 
     .venv/bin/python -m tests.bench.genlm_bytes --genlm-python /path/to/python [--documents 3] [--max-bytes 400] [--beam 5,10]
 
-Both sides run the same weights in float32 on the same machine, one document at a time, after a warm-up; loading is not timed. CPU
-seconds are those of all threads, for a machine that has other work. The divergences are to a covering that is much wider than
-any of the others (`REFERENCE`), over all positions of all documents, the end's included. The last column does not depend on that
-choice: a prefix mass that a method finds is a lower bound of the exact one. It says by how many nats a document's own mass falls
-short of the reference's; negative is better than it. (`spread_dropped` changes no mass; its figure differs from the canonical one
-because a mass is read off the target's symbol before it.)
+Both sides run the same weights in float32 on the same machine, one document at a time, after a warm-up; loading is not
+timed. CPU seconds are those of all threads, for a machine that has other work. The divergences are to a covering that
+is much wider than any of the others (`REFERENCE`), over all positions of all documents, the end's included. The last
+column does not depend on that choice: a prefix mass that a method finds is a lower bound of the exact one. It says by
+how many nats a document's own mass falls short of the reference's; negative is better than it. (`spread_dropped`
+changes no mass; its figure differs from the canonical one because a mass is read off the target's symbol before it.)
 
-One END for both sides: genlm-bytes has no tokens that spell nothing, and would read `<|im_end|>` as a `<`. So every control token of the
-tokenizer means END here, in our targets and among genlm-bytes' `eos_byte_strings`. Both then let it come only where a token may
-begin, nothing has to be masked or renormalised, and the distributions are compared over all 256 symbols.
+One END for both sides: genlm-bytes has no tokens that spell nothing, and would read `<|im_end|>` as a `<`. So every
+control token of the tokenizer means END here, in our targets and among genlm-bytes' `eos_byte_strings`. Both then let
+it come only where a token may begin, nothing has to be masked or renormalised, and the distributions are compared over
+all 256 symbols.
 
-`contexts` are the distinct token paths that the model was asked about. A token costs us one forward whatever path it stands on; genlm-bytes'
-transformers backend keeps results but no keys and values, so each context is computed from its start: `tokens`, without padding.
-With a prefix cache (its vLLM backend) `contexts` is what would be left.
+`contexts` are the distinct token paths that the model was asked about. A token costs us one forward whatever path it
+stands on; genlm-bytes' transformers backend keeps results but no keys and values, so each context is computed from its
+start: `tokens`, without padding. With a prefix cache (its vLLM backend) `contexts` is what would be left.
 """
 
 import json
@@ -87,7 +89,9 @@ def cut(text: bytes, max_bytes: int) -> bytes:
 
 
 def same_teacher(path: str, max_bytes: int) -> tuple[Recipe, str, ByteTokenizer]:
-    """The recipe with its teacher in float32 through transformers, every control token an END; its model and tokenizer."""
+    """The recipe with its teacher in float32 through transformers, every control token an END; its model and
+    tokenizer.
+    """
     base = load_recipe(path, ["teacher.engine=transformers", "teacher.dtype=float32"])
     model, tokenizer, _ = load_tokenizer(base)
     # A token has at least one byte: each document is one piece.
@@ -141,7 +145,9 @@ def genlm(
 
 
 def divergence(reference_PV: np.ndarray, probs_PV: np.ndarray) -> tuple[float, float, float]:
-    """(KL(reference, probs), JSD, both in mean nats per position; share of positions with a total variation above 0.05)."""
+    """(KL(reference, probs), JSD, both in mean nats per position; share of positions with a total variation above
+    0.05).
+    """
 
     def kl(p_PV: np.ndarray, q_PV: np.ndarray) -> np.ndarray:
         return np.sum(p_PV * np.log(np.maximum(p_PV, FLOOR) / np.maximum(q_PV, FLOOR)), axis=1)

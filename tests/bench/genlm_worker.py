@@ -1,12 +1,15 @@
-"""genlm-bytes' next-byte distributions of some documents; run by the Python that has it, which imports nothing of this project.
+"""genlm-bytes' next-byte distributions of some documents; run by the Python that has it, which imports nothing of this
+project.
 
     X/bin/python genlm_worker.py --documents documents.jsonl --model FOLDER --start NAME --end NAME.. --beam 5 --out out
 
-Reads one {"doc_id", "hex"} a line. Writes out.npz, a float32 array of natural logs for each document, its bytes + 1 positions by
-256 symbols (END is 0xFF, a byte that no UTF-8 text has), and out.json, what the model had to compute for them.
+Reads one {"doc_id", "hex"} a line. Writes out.npz, a float32 array of natural logs for each document, its bytes + 1
+positions by 256 symbols (END is 0xFF, a byte that no UTF-8 text has), and out.json, what the model had to compute for
+them.
 
-The walk is the one of the library's own `greedy` and `sample`: `logp_next`, then `prune() << byte`. Not its `prefill`, whose beam
-takes end tokens for text that spells their names. All names in `--end` feed one END, where a token may begin.
+The walk is the one of the library's own `greedy` and `sample`: `logp_next`, then `prune() << byte`. Not its `prefill`,
+whose beam takes end tokens for text that spells their names. All names in `--end` feed one END, where a token may
+begin.
 """
 
 import argparse

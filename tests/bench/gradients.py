@@ -1,7 +1,7 @@
 """The gradient that a student takes from stored targets, beside the one that it would take from the dense ones.
 
-Of the KL term (`stage2_student.losses.divergences`) by the weights of the trunk, after the interface alone was trained on other documents: angle and
-ratio of lengths, Sparse Logit Sampling's test (arXiv 2503.16870).
+Of the KL term (`stage2_student.losses.divergences`) by the weights of the trunk, after the interface alone was trained
+on other documents: angle and ratio of lengths, Sparse Logit Sampling's test (arXiv 2503.16870).
 
 Shape legend: B documents, L tokens, D hidden width, P positions, V symbols (256).
 """

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tests.bench.guided_fuzz shard [-max_total_time=60] [-runs=10000]
 
-Options are libFuzzer's. atheris is no dependency of the project: it is fetched into `runs/guided_fuzz` the first time. It has wheels for
-Linux on x86 alone. What it found lies there too, as `crash-*`, and is run again by naming that file.
+Options are libFuzzer's. atheris is no dependency of the project: it is fetched into `runs/guided_fuzz` the first time.
+It has wheels for Linux on x86 alone. What it found lies there too, as `crash-*`, and is run again by naming that file.
 """
 
 import subprocess

@@ -1,10 +1,12 @@
-"""A dump on a Ray cluster of three hosts, each with a network and a name of its own, into an object store; one host is cut off on the way.
+"""A dump on a Ray cluster of three hosts, each with a network and a name of its own, into an object store; one host is
+cut off on the way.
 
     .venv/bin/python -m tests.bench.hosts [--documents 40] [--cut-after 6]
 
-The hosts are network namespaces of this machine, joined by a bridge: loopback does not reach from one to another. The first runs the
-store, the cluster's head and `bld teacher --ray`; the others an engine each. After some shards the last host's cable is pulled, and
-is not put back. The dump must hold what one that a single process makes holds. Needs root and iproute2.
+The hosts are network namespaces of this machine, joined by a bridge: loopback does not reach from one to another. The
+first runs the store, the cluster's head and `bld teacher --ray`; the others an engine each. After some shards the last
+host's cable is pulled, and is not put back. The dump must hold what one that a single process makes holds. Needs root
+and iproute2.
 """
 
 import os

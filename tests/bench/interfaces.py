@@ -2,8 +2,9 @@
 
     .venv/bin/python -m tests.bench.interfaces [--dump runs/demo/dump] [--rounds 7] [--tokens 1024] [--vocabulary qwen]
 
-A step is forward, backward and AdamW, in bfloat16 as the demo's. The variants take turns on the same weights and batch; memory is the
-peak of the whole process within a step, weights and optimizer included. `--vocabulary gpt2` has 50k tokens, `qwen` 150k.
+A step is forward, backward and AdamW, in bfloat16 as the demo's. The variants take turns on the same weights and batch;
+memory is the peak of the whole process within a step, weights and optimizer included. `--vocabulary gpt2` has 50k
+tokens, `qwen` 150k.
 """
 
 import ctypes

@@ -2,7 +2,8 @@
 
     .venv/bin/python -m tests.bench.kernel [--rows 512] [--rounds 20]
 
-The bar is 60 % of copy bandwidth: logits are read once, so bytes are rows x columns x 4, and a copy reads and writes each of its own.
+The bar is 60 % of copy bandwidth: logits are read once, so bytes are rows x columns x 4, and a copy reads and writes
+each of its own.
 """
 
 import statistics

@@ -2,14 +2,15 @@
 
     .venv/bin/python -m tests.bench.kills [--kills 50] [--flips 1000] [--interrupts 4] [--workers 2] [--seed 0]
 
-A round starts the workers on one dump and sends each SIGKILL after a time of its own: anywhere in its run, or just when a shard is
-half written. After every round each shard that exists must be whole, byte for byte, and one that was there before must be untouched.
-A dump that is complete must verify, and hold what a dump that nobody disturbed holds; then the next one is begun. Interrupts are
-SIGINT and SIGTERM, which must leave nothing half written and exit with 130 and 143. Flips are single bits anywhere in any shard, and
-truncations, of a dump without a summary: `verify` must find every one.
+A round starts the workers on one dump and sends each SIGKILL after a time of its own: anywhere in its run, or just when
+a shard is half written. After every round each shard that exists must be whole, byte for byte, and one that was there
+before must be untouched. A dump that is complete must verify, and hold what a dump that nobody disturbed holds; then
+the next one is begun. Interrupts are SIGINT and SIGTERM, which must leave nothing half written and exit with 130 and
+143. Flips are single bits anywhere in any shard, and truncations, of a dump without a summary: `verify` must find every
+one.
 
-Workers are forked from this process, which has imported all that a worker imports and computed nothing (threads do not survive a
-fork): a kill costs a second, not ten.
+Workers are forked from this process, which has imported all that a worker imports and computed nothing (threads do not
+survive a fork): a kill costs a second, not ten.
 """
 
 import importlib
@@ -198,7 +199,9 @@ class Killing:
         return int(bool(faults or left or others) or not same_audit)
 
     def interrupt(self, number: signal.Signals) -> None:
-        """Send SIGINT or SIGTERM in the middle; nothing half written stays, and the exit code is a shell's for the signal."""
+        """Send SIGINT or SIGTERM in the middle; nothing half written stays, and the exit code is a shell's for the
+        signal.
+        """
         pid = in_child(lambda: dump_command(self.recipe), self.log)
         num_before = len(list((self.dump / "shards").glob("*.parquet")))
         while len(list((self.dump / "shards").glob("*.parquet"))) < num_before + 3:
@@ -212,7 +215,9 @@ class Killing:
 
 
 def flip(dump: Path, number: int, chance: random.Random) -> list[str]:
-    """Names of damaged shards that `verify` did not find, of `number`: single flipped bits, one in ten of them truncated instead."""
+    """Names of damaged shards that `verify` did not find, of `number`: single flipped bits, one in ten of them
+    truncated instead.
+    """
     manifest = Manifest.load(dump)
     missed = []
     for index in range(number):

@@ -1,9 +1,10 @@
-"""How many sources a step holds, where a corpus lists its sources one after another: by how many lanes its shards are read in.
+"""How many sources a step holds, where a corpus lists its sources one after another: by how many lanes its shards are
+read in.
 
     .venv/bin/python -m tests.bench.mixing [--shards 64] [--records 8192] [--sources 8] [--step 30]
 
-Nothing is read: the order is a function of the seed and of how many records the shards hold. Beside it stand the order before
-(one lane), and what all records shuffled at once would give.
+Nothing is read: the order is a function of the seed and of how many records the shards hold. Beside it stand the order
+before (one lane), and what all records shuffled at once would give.
 """
 
 from itertools import takewhile

@@ -2,11 +2,12 @@
 
     .venv/bin/python -m tests.bench.mutants [covering ...] [--sample 0.4] [--seed 0] [--at covering:137]
 
-A fault is an operator, a comparison, a constant, a condition or a call turned into its neighbour, or a statement left out. What no
-test notices is printed with its line: either it changes nothing that anybody can see, or a test is missing. Nothing is written: each
-mutant lives in a fork of this process, which has the libraries loaded, and is compiled in place of the module. Numba's kernels run as
-plain Python, for compiling them would take longer than they run. A fork that uses ten times the processor time that the
-module's tests need without a fault, and ten seconds more, counts as noticed: the fault made it endless.
+A fault is an operator, a comparison, a constant, a condition or a call turned into its neighbour, or a statement left
+out. What no test notices is printed with its line: either it changes nothing that anybody can see, or a test is
+missing. Nothing is written: each mutant lives in a fork of this process, which has the libraries loaded, and is
+compiled in place of the module. Numba's kernels run as plain Python, for compiling them would take longer than they
+run. A fork that uses ten times the processor time that the module's tests need without a fault, and ten seconds more,
+counts as noticed: the fault made it endless.
 """
 
 import ast

@@ -1,5 +1,6 @@
-"""One small fault at a time in a module's tree: an operator, a comparison, a constant, a condition or a call turned into its neighbour, or a
-statement left out."""
+"""One small fault at a time in a module's tree: an operator, a comparison, a constant, a condition or a call turned
+into its neighbour, or a statement left out.
+"""
 
 import ast
 import copy
@@ -55,7 +56,9 @@ class Mutant(NamedTuple):
 
 
 class _Skip(ast.NodeVisitor):
-    """Nodes that no test can be asked about: messages, annotations, decorators, docstrings, what only we can get wrong."""
+    """Nodes that no test can be asked about: messages, annotations, decorators, docstrings, what only we can get
+    wrong.
+    """
 
     def __init__(self) -> None:
         self.nodes: set[int] = set()

@@ -1,11 +1,12 @@
-"""Training from a dump beside training with the teacher in memory, as one would without a dump: memory and time of a step.
+"""Training from a dump beside training with the teacher in memory, as one would without a dump: memory and time of a
+step.
 
     .venv/bin/python -m tests.bench.online [--dump runs/demo/dump] [--interface token_marginal] [--rounds 7]
 
-The same student, documents, losses and loop. `online` asks the teacher within each step (transformers, the recipe's dtype), reduces the whole
-softmax to bytes by the same code as a dump, and takes its targets from there; `offline` reads them from shards. Each runs in a process of its
-own, and they take turns step by step (`tests.bench.turns`). All documents have the same number of tokens.
-Both are in memory at once, some 4 GB each.
+The same student, documents, losses and loop. `online` asks the teacher within each step (transformers, the recipe's
+dtype), reduces the whole softmax to bytes by the same code as a dump, and takes its targets from there; `offline` reads
+them from shards. Each runs in a process of its own, and they take turns step by step (`tests.bench.turns`). All
+documents have the same number of tokens. Both are in memory at once, some 4 GB each.
 """
 
 from collections.abc import Sequence

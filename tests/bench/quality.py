@@ -1,15 +1,17 @@
-"""What students learn, by method: each at its best settings beside plain cross-entropy, on the same text, steps and batch.
+"""What students learn, by method: each at its best settings beside plain cross-entropy, on the same text, steps and
+batch.
 
     .venv/bin/python -m tests.bench.quality [--recipe pipeline/recipes/demo.yaml] [--methods "sft; linear"] [--steps 40] [--seeds 3]
 
-Settings (learning rates and weights) are searched by successive halving, the same budget for every method: all of them for a quarter of the steps, the
-best two for half (where they are within 0.005 bits of each other), judged by the bits per byte of held-out text of the other kind, which the
-table does not use. (Not by the divergence to the teacher: by that, plain cross-entropy is best at the lowest rate, with more bits.) The best
-one is trained with each seed. `--no-search` takes each method's first setting that the recipe's learning
-rate is in. `--jobs` trains and measures several students at once, each in processes of its own: one as small as these leaves a GPU idle.
-Measures: divergence to the teacher on held-out text of the corpus' kind and of another (`eval`), bits per byte, accuracy on
-multiple-choice questions; differences to `sft` with 95 % intervals over documents and seeds, over documents alone where there is one seed
-(`tests.bench.quality_intervals`). Resumable: what is there is not done again.
+Settings (learning rates and weights) are searched by successive halving, the same budget for every method: all of them
+for a quarter of the steps, the best two for half (where they are within 0.005 bits of each other), judged by the bits
+per byte of held-out text of the other kind, which the table does not use. (Not by the divergence to the teacher: by
+that, plain cross-entropy is best at the lowest rate, with more bits.) The best one is trained with each seed.
+`--no-search` takes each method's first setting that the recipe's learning rate is in. `--jobs` trains and measures
+several students at once, each in processes of its own: one as small as these leaves a GPU idle. Measures: divergence to
+the teacher on held-out text of the corpus' kind and of another (`eval`), bits per byte, accuracy on multiple-choice
+questions; differences to `sft` with 95 % intervals over documents and seeds, over documents alone where there is one
+seed (`tests.bench.quality_intervals`). Resumable: what is there is not done again.
 """
 
 import hashlib
@@ -100,7 +102,9 @@ class Quality:
         bld(command, str(path))
 
     def figures(self, run: Run, split: str) -> Figures:
-        """Train a student and measure it, where that is not done. Its weights are deleted after a search, and kept else."""
+        """Train a student and measure it, where that is not done. Its weights are deleted after a search, and kept
+        else.
+        """
         file = self.out / "figures" / f"{run.name}.{split}.json"
         folder = self.out / "runs" / run.name
         recipe = self._recipe(run, folder)
@@ -179,7 +183,9 @@ class Quality:
         return self.reference(wanted) if isinstance(wanted, str) else self.figures(wanted, "table")
 
     def of_all(self, what: Callable[[Wanted], Found], wanted: Sequence[Wanted]) -> list[Found]:
-        """`what` of each, `jobs` of them at a time; with more than one, all are tried before an error of one is raised."""
+        """`what` of each, `jobs` of them at a time; with more than one, all are tried before an error of one is
+        raised.
+        """
         if self.jobs == 1:
             return [what(one) for one in wanted]
         with ProcessPoolExecutor(self.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
@@ -238,7 +244,9 @@ def gap(name: str, found: Sequence[Figures], control: Sequence[Figures], teacher
 
 
 def way_from_start(name: str, found: Sequence[Figures], start: Figures, teacher: Figures) -> str:
-    """In words, how far a method goes from the untrained start to the teacher, out of domain: of this the control has no part."""
+    """In words, how far a method goes from the untrained start to the teacher, out of domain: of this the control has
+    no part.
+    """
     ours = [f.per_document("out_of_domain", "bits_per_byte") for f in found]
     first, best = (figures.per_document("out_of_domain", "bits_per_byte") for figures in (start, teacher))
     share, low, high = gap_closed(ours, [first] * len(ours), best)

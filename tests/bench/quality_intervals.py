@@ -1,17 +1,18 @@
 """95 % intervals of the quality benchmark: over documents, and over seeds where there are several.
 
-Documents and seeds are both samples of what could have been: a method is trained with a few seeds and measured on the same documents. The
-variance of a mean over both is the documents' part and the seeds' part together. Each is known from few (12 documents, 3 seeds), and
-documents differ with a long tail, so that neither normal quantiles nor a bootstrap's percentiles hold what they promise (`coverage`
-below counts it): the documents' quantiles are those of a studentised bootstrap, which knows of tails, the seeds' those of Student's t, at the
-degrees of freedom that both together have. With one seed there is nothing to say how seeds differ, and the interval is over documents alone.
+Documents and seeds are both samples of what could have been: a method is trained with a few seeds and measured on the
+same documents. The variance of a mean over both is the documents' part and the seeds' part together. Each is known from
+few (12 documents, 3 seeds), and documents differ with a long tail, so that neither normal quantiles nor a bootstrap's
+percentiles hold what they promise (`coverage` below counts it): the documents' quantiles are those of a studentised
+bootstrap, which knows of tails, the seeds' those of Student's t, at the degrees of freedom that both together have.
+With one seed there is nothing to say how seeds differ, and the interval is over documents alone.
 
     .venv/bin/python -m tests.bench.quality_intervals [--trials 400]
 
 counts how often the intervals hold the truth where that is known.
 
-Sources: the studentised bootstrap, Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 12.5; degrees of freedom of a sum of
-variances, Satterthwaite 1946, Biometrics Bulletin 2(6).
+Sources: the studentised bootstrap, Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 12.5; degrees of
+freedom of a sum of variances, Satterthwaite 1946, Biometrics Bulletin 2(6).
 
 Shape legend: M methods, S seeds, D documents, B bootstrap samples.
 """
@@ -43,8 +44,8 @@ def interval(methods: Sequence[Sequence[np.ndarray]], of_ratios: OfRatios) -> In
     """What `of_ratios` makes of the methods' ratios of sums, and its interval.
 
     Args:
-        methods: for each method and seed documents x 2 (sum, divisor): the same documents in the same order, and what windows of one
-            document hold is one row, for they are no documents of their own.
+        methods: for each method and seed documents x 2 (sum, divisor): the same documents in the same order, and what
+            windows of one document hold is one row, for they are no documents of their own.
     """
     figures = np.stack([np.stack(seeds) for seeds in methods]).astype(float)  # M x S x D x 2
     num_seeds, num_documents = figures.shape[1:3]
@@ -116,7 +117,9 @@ def _seed_variance(figures: np.ndarray, ratio_M: np.ndarray, of_ratios: OfRatios
 
 
 def _document_quantiles(sums: np.ndarray, value: float, of_ratios: OfRatios) -> np.ndarray:
-    """How many standard errors below and above the figure the bounds lie, by documents alone: a studentised bootstrap."""
+    """How many standard errors below and above the figure the bounds lie, by documents alone: a studentised
+    bootstrap.
+    """
     num = sums.shape[1]
     drawn = np.random.default_rng(0).integers(num, size=(RESAMPLES, num))
     again = sums[:, drawn]  # M x B x D x 2
@@ -130,7 +133,9 @@ def _document_quantiles(sums: np.ndarray, value: float, of_ratios: OfRatios) -> 
 
 
 def percentiles(methods: Sequence[Sequence[np.ndarray]], of_ratios: OfRatios) -> Interval:
-    """What was used before, and holds too seldom: the percentiles of a bootstrap, seeds and documents drawn anew together."""
+    """What was used before, and holds too seldom: the percentiles of a bootstrap, seeds and documents drawn anew
+    together.
+    """
     figures = np.stack([np.stack(seeds) for seeds in methods]).astype(float)
     random, (num_seeds, num_documents) = np.random.default_rng(0), figures.shape[1:3]
     often_BS = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), RESAMPLES)

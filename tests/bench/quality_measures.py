@@ -1,7 +1,7 @@
 """What is measured of a model in the quality benchmark, document by document, and what tells two methods apart.
 
-Resumable: a model's figures lie in one JSON file. Intervals are of paired differences: both methods on the same documents
-and seeds, so that what is hard about a document cancels out (`tests.bench.quality_intervals`).
+Resumable: a model's figures lie in one JSON file. Intervals are of paired differences: both methods on the same
+documents and seeds, so that what is hard about a document cancels out (`tests.bench.quality_intervals`).
 """
 
 import json
@@ -29,7 +29,9 @@ class Figures(NamedTuple):
     right: dict[str, list[bool]]
 
     def per_document(self, dump: str, measure: str) -> np.ndarray:
-        """documents x 2: the measure's sum and what it is divided by. The windows of a document are no documents of their own."""
+        """documents x 2: the measure's sum and what it is divided by. The windows of a document are no documents of
+        their own.
+        """
         numerator, denominator = MEASURES[measure]
         sums: dict[str, np.ndarray] = {}
         for record in self.documents[dump]:
@@ -82,7 +84,9 @@ def right_answers(model: str, tasks: Sequence[str], num_questions: int) -> dict[
 
 
 def closed(ratios: np.ndarray) -> np.ndarray:
-    """How much of the way from the second's ratio, the control's, to the third's, the best model's, the first method goes."""
+    """How much of the way from the second's ratio, the control's, to the third's, the best model's, the first method
+    goes.
+    """
     share: np.ndarray = (ratios[1] - ratios[0]) / (ratios[1] - ratios[2])
     return share
 

@@ -1,21 +1,24 @@
 """The ways to train that the quality benchmark compares: what is fixed of each, and the settings that are searched.
 
-A setting is a tuple of recipe overrides: rates and weights. Every method has as many, `NUM_SETTINGS`, so that the search gives each the
-same budget: the method's first weights at several rates, and its other weights at the first of them; the fewer weights, the more rates.
-A method may be varied where it is asked for: `"token_marginal student.max_token_end=1"` is that method with an override more.
+A setting is a tuple of recipe overrides: rates and weights. Every method has as many, `NUM_SETTINGS`, so that the
+search gives each the same budget: the method's first weights at several rates, and its other weights at the first of
+them; the fewer weights, the more rates. A method may be varied where it is asked for: `"token_marginal
+student.max_token_end=1"` is that method with an override more.
 """
 
 import shlex
 from typing import NamedTuple
 
-# Of the model's body, and of its embedding and head as a multiple: a moved student's new rows have further to go. The first is the
-# best by divergence of two searches of rates alone, at 10 steps and at 50.
+# Of the model's body, and of its embedding and head as a multiple: a moved student's new rows have further to go. The
+# first is the best by divergence of two searches of rates alone, at 10 steps and at 50.
 RATES = ((1e-4, 3), (3e-5, 10), (3e-4, 1), (1e-4, 10), (3e-4, 3))
 NUM_SETTINGS = len(RATES)
 
 
 class Method(NamedTuple):
-    """One way to train: `fixed` overrides, those of its `weights`, of one of `RATES`, and `varied` ones, which come last and so win."""
+    """One way to train: `fixed` overrides, those of its `weights`, of one of `RATES`, and `varied` ones, which come
+    last and so win.
+    """
 
     fixed: tuple[str, ...]
     weights: tuple[str, ...]

@@ -2,7 +2,8 @@
 
     .venv/bin/python -m tests.bench.reach runs/demo_mistral/student/start runs/demo_mistral/student/export [--recipe pipeline/recipes/demo_mistral.yaml]
 
-On held-out text of the recipe's `eval` section, cut at 900 bytes in domain and 1,500 out; samples at temperature 1 from the start token.
+On held-out text of the recipe's `eval` section, cut at 900 bytes in domain and 1,500 out; samples at temperature 1 from
+the start token.
 """
 
 import math
@@ -22,7 +23,9 @@ from stage2_student.model.initial_student import end_tokens, load_start
 
 
 class Measured(NamedTuple):
-    """Of some documents: bits per byte of the model's own tokens, and the mean share of its mass on tokens that are not reached."""
+    """Of some documents: bits per byte of the model's own tokens, and the mean share of its mass on tokens that are not
+    reached.
+    """
 
     bits_per_byte: float
     unreachable: float

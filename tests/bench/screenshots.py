@@ -2,7 +2,8 @@
 
     .venv/bin/python -m tests.bench.screenshots [--dump runs/demo/dump] [--run runs/demo/student] [--out pipeline/images]
 
-After `make demo`. Debian has the browser as `chromium`; nothing is loaded from anywhere. Pictures have few colours, so that each is some 30 kB.
+After `make demo`. Debian has the browser as `chromium`; nothing is loaded from anywhere. Pictures have few colours, so
+that each is some 30 kB.
 """
 
 import shutil

@@ -1,9 +1,11 @@
-"""How fast one core makes shards of dense targets and training arrays of shards, and how much memory it takes to read a dump.
+"""How fast one core makes shards of dense targets and training arrays of shards, and how much memory it takes to read a
+dump.
 
     .venv/bin/python -m tests.bench.shard_speed [--documents 48] [--rounds 5]
 
-Times are of the thread, the best of some rounds. The targets are the demo's (`tests.bench.dense_targets`). Memory is the peak of a process
-of its own that reads a whole epoch as a student does; its dumps are links to one shard, 20 and 200 times.
+Times are of the thread, the best of some rounds. The targets are the demo's (`tests.bench.dense_targets`). Memory is
+the peak of a process of its own that reads a whole epoch as a student does; its dumps are links to one shard, 20 and
+200 times.
 """
 
 import subprocess

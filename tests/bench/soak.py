@@ -2,12 +2,13 @@
 
     .venv/bin/python -m tests.bench.soak [--hours 2] [--engine vllm] [--out runs/soak]
 
-Tiny models, so that as many documents, shards, steps, checkpoints and evaluations go by in an hour as else in days: what grows with each of
-them shows. A sample every 20 seconds: each command's whole process tree (memory that is its own, open files, threads, CPU time) and what
-it says at its own metrics endpoint. Beside each sample a fixed piece of work is timed; rates are per CPU second, over the rate of that
-work, for a machine drifts, and only of stretches in which the command had a tenth of a core at least. Both commands end by SIGTERM,
-and must say so. Trends are least squares over all samples after the first tenth, with 95 % intervals from ten blocks of time
-(neighbouring samples are not independent).
+Tiny models, so that as many documents, shards, steps, checkpoints and evaluations go by in an hour as else in days:
+what grows with each of them shows. A sample every 20 seconds: each command's whole process tree (memory that is its
+own, open files, threads, CPU time) and what it says at its own metrics endpoint. Beside each sample a fixed piece of
+work is timed; rates are per CPU second, over the rate of that work, for a machine drifts, and only of stretches in
+which the command had a tenth of a core at least. Both commands end by SIGTERM, and must say so. Trends are least
+squares over all samples after the first tenth, with 95 % intervals from ten blocks of time (neighbouring samples are
+not independent).
 """
 
 import json

@@ -103,7 +103,9 @@ def _corpus(source: str, field: str, id_field: str | None = None, prefix: str = 
 
 
 def _joined(name: str, texts: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Consecutive texts with a blank line between them, until a document is long enough; what is left over is not one."""
+    """Consecutive texts with a blank line between them, until a document is long enough; what is left over is not
+    one.
+    """
     parts: list[bytes] = []
     number = 0
     for text in texts:

@@ -2,8 +2,9 @@
 
     .venv/bin/python -m tests.bench.tokenizers [--documents 1000] [--only gpt2 --only gemma3]
 
-Downloads up to 0.4 GB once (Gemma's weights are 238 MB of it, SmolLM2's 93 MB). A document that is not spelled exactly, by a
-teacher or by a student, ends the run with an error, unless the tokenizer refuses it for a reason that is known of it.
+Downloads up to 0.4 GB once (Gemma's weights are 238 MB of it, SmolLM2's 93 MB). A document that is not spelled exactly,
+by a teacher or by a student, ends the run with an error, unless the tokenizer refuses it for a reason that is known of
+it.
 """
 
 import statistics

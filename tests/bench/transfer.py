@@ -1,8 +1,10 @@
-"""Where a student that moves to another tokenizer starts, by `student.averaged_scale`: its distance to the teacher before any training.
+"""Where a student that moves to another tokenizer starts, by `student.averaged_scale`: its distance to the teacher
+before any training.
 
     .venv/bin/python -m tests.bench.transfer [--recipe pipeline/recipes/demo_mistral.yaml] [--scales 1.0,0.9,0.85,0.8,0.7]
 
-On held-out text of the recipe's `eval` section, dumped with everything stored where that is not done; nats per byte position and bits per byte.
+On held-out text of the recipe's `eval` section, dumped with everything stored where that is not done; nats per byte
+position and bits per byte.
 """
 
 import itertools

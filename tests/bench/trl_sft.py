@@ -1,12 +1,13 @@
-"""Our trainer beside TRL's SFTTrainer: the same model, documents, dtype (weights in float32, bfloat16 autocast) and optimizer.
+"""Our trainer beside TRL's SFTTrainer: the same model, documents, dtype (weights in float32, bfloat16 autocast) and
+optimizer.
 
     .venv/bin/python -m pip install --no-deps --target runs/trl trl==1.16.0
     .venv/bin/python -m tests.bench.trl_sft [--trl runs/trl] [--dump runs/demo/dump] [--rounds 7]
 
-TRL stands in a folder of its own, and uses what `.venv` has of all else. Each trainer runs its whole loop in a process of its own; they take
-turns step by step (`tests.bench.turns`). All documents have the same number of tokens, so that nothing is padded. Ours reads and encodes its
-batch within the step, without making any ahead; TRL is given tokens. `sft` is cross-entropy alone, as TRL's. All of them are in memory at
-once, some 4 GB each.
+TRL stands in a folder of its own, and uses what `.venv` has of all else. Each trainer runs its whole loop in a process
+of its own; they take turns step by step (`tests.bench.turns`). All documents have the same number of tokens, so that
+nothing is padded. Ours reads and encodes its batch within the step, without making any ahead; TRL is given tokens.
+`sft` is cross-entropy alone, as TRL's. All of them are in memory at once, some 4 GB each.
 """
 
 import sys
@@ -38,7 +39,9 @@ class InTurns(TrainerCallback):
 
 
 def train_with_trl(recipe: Recipe, out: Path, documents: int) -> None:
-    """TRL's trainer on the same tokens; its defaults, but for what our recipe decides, and no checkpointing of activations."""
+    """TRL's trainer on the same tokens; its defaults, but for what our recipe decides, and no checkpointing of
+    activations.
+    """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 

@@ -1,6 +1,8 @@
-"""Trainers side by side, each in a process of its own: they take turns step by step, so that a machine that drifts treats them alike.
+"""Trainers side by side, each in a process of its own: they take turns step by step, so that a machine that drifts
+treats them alike.
 
-The parent writes a line to a worker, which takes one step of its own training loop, whatever belongs to it, and writes its figures.
+The parent writes a line to a worker, which takes one step of its own training loop, whatever belongs to it, and writes
+its figures.
 """
 
 import json
@@ -47,7 +49,9 @@ class Turn:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def wait(self) -> None:
-        """To be called where a step begins: tell what the one before took, and wait until it is our turn. The process ends with its parent."""
+        """To be called where a step begins: tell what the one before took, and wait until it is our turn. The process
+        ends with its parent.
+        """
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         found: Sequence[float] = ()
@@ -62,7 +66,9 @@ class Turn:
 
 
 def train_in_turns(recipe: Recipe) -> None:
-    """The real trainer, which waits before each step: from one optimizer step to the next, the making of its batch included."""
+    """The real trainer, which waits before each step: from one optimizer step to the next, the making of its batch
+    included.
+    """
     turn, take_step = Turn(), loop.take_step
 
     def paced(*arguments: Any) -> Any:

@@ -1,10 +1,12 @@
-"""The matrix: tiny random models of every family, with every kind of tokenizer, against brute force from the models' own logits.
+"""The matrix: tiny random models of every family, with every kind of tokenizer, against brute force from the models'
+own logits.
 
     .venv/bin/python -m tests.bench.zoo [--only falcon_h1] [--small] [--out runs/zoo.jsonl] [--write]
 
-What is measured of a cell, and when it is right, is in `tests/zoo/measure.py`. A line of `--out` is the outcome of a cell; those that are there
-are not measured again (remove the file for that). Cells run a few at a time in processes of their own: one that dies is an outcome too.
-`--write` puts the tables into tests/bench/README.md. `--small` leaves out the tokenizers of real models, which are downloaded (18 MB).
+What is measured of a cell, and when it is right, is in `tests/zoo/measure.py`. A line of `--out` is the outcome of a
+cell; those that are there are not measured again (remove the file for that). Cells run a few at a time in processes of
+their own: one that dies is an outcome too. `--write` puts the tables into tests/bench/README.md. `--small` leaves out
+the tokenizers of real models, which are downloaded (18 MB).
 """
 
 import json
@@ -68,7 +70,9 @@ def measure(cells: Sequence[Cell], out: Path, seed: int) -> None:
 
 
 def measure_apart(cells: Sequence[Cell], out: Path, seed: int) -> None:
-    """The cells in a process of their own; of one that ends before its time, the cell that it was at is wrong, and the rest go on."""
+    """The cells in a process of their own; of one that ends before its time, the cell that it was at is wrong, and the
+    rest go on.
+    """
     while cells:
         command = [sys.executable, "-m", "tests.bench.zoo", "--out", str(out), "--seed", str(seed)]
         command += [part for cell in cells for part in ("--cell", json.dumps(cell))]

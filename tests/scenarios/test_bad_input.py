@@ -1,4 +1,6 @@
-"""What a user can get wrong, through the real command: one line that names file, record, value and a way out; never a traceback."""
+"""What a user can get wrong, through the real command: one line that names file, record, value and a way out; never a
+traceback.
+"""
 
 import json
 import os

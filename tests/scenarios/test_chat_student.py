@@ -1,4 +1,6 @@
-"""Students of chats: each renders the conversation from the shard alone, with its own template, and learns the same bytes."""
+"""Students of chats: each renders the conversation from the shard alone, with its own template, and learns the same
+bytes.
+"""
 
 import json
 import math
@@ -118,7 +120,9 @@ def test_a_chat_that_the_students_template_changes_is_counted_under_its_reason()
 
 
 def test_chunks_of_a_chat_lie_in_its_turns_and_hold_all_of_them() -> None:
-    """With one tokenizer on both sides and no threshold, a chunk is a token: likelihoods of what lies between turns are in none."""
+    """With one tokenizer on both sides and no threshold, a chunk is a token: likelihoods of what lies between turns are
+    in none.
+    """
     loaded = load_chat("qwen")
     messages = chat("the thing?", "and yes é", "in?", "an\nand")
     record = chat_record(messages)
@@ -144,7 +148,9 @@ def test_chunks_of_a_chat_lie_in_its_turns_and_hold_all_of_them() -> None:
 
 
 def test_token_marginal_reads_a_chat_as_the_covering_does() -> None:
-    """The student's own distributions at the turns of a chat: those of a covering of the stretch between control tokens."""
+    """The student's own distributions at the turns of a chat: those of a covering of the stretch between control
+    tokens.
+    """
     loaded = load_chat("qwen")
     end, width = loaded.tokenizer.token_id("<|im_end|>"), len(loaded.tokenizer.token_bytes)
     shape = StudentShape(16, width, loaded.tokenizer.token_bytes, loaded.tokenizer.prefix, (end,))
@@ -201,7 +207,9 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["qwen", "gemma", "mistral", "smollm2"])
 def test_both_stages_supervise_the_same_bytes(dump: Path, name: str) -> None:
-    """Of another template and other merges, the student's labels are bytes that the teacher supervised, to the turn's end."""
+    """Of another template and other merges, the student's labels are bytes that the teacher supervised, to the turn's
+    end.
+    """
     loaded = load_chat(name, merges=["t h", "a n", "Ġ y", "o n"])
     records = [record for shard in Manifest.load(dump).shards for record in read_shard(shard.path(dump))]
     assert len(records) == 6
@@ -216,7 +224,9 @@ def test_both_stages_supervise_the_same_bytes(dump: Path, name: str) -> None:
 
 
 def test_a_moved_student_takes_its_models_template_and_trains(dump: Path, tmp_path: Path) -> None:
-    """From Qwen's template on a tokenizer that has neither it nor its control tokens, to an export that renders chats."""
+    """From Qwen's template on a tokenizer that has neither it nor its control tokens, to an export that renders
+    chats.
+    """
     model, tokenizer = chat_model(tmp_path / "student", "qwen", seed=1), tiny_model(tmp_path / "other", merges=["o n"])
     run = tmp_path / "run"
     train = {"steps": 2, "batch_tokens": 300, "micro_batch_tokens": 300, "save_every": 1}

@@ -1,4 +1,6 @@
-"""Files of dumps and runs that are damaged, as each of their readers finds them: an error that names the file, and no traceback's words."""
+"""Files of dumps and runs that are damaged, as each of their readers finds them: an error that names the file, and no
+traceback's words.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

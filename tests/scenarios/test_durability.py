@@ -111,7 +111,9 @@ def test_an_empty_shard_is_called_empty_by_who_reads_it(copy: Path) -> None:
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this: a write fails as it does on a full disk (EFBIG for ENOSPC), and needs no privileges."""
+    """No file may grow beyond this: a write fails as it does on a full disk (EFBIG for ENOSPC), and needs no
+    privileges.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -132,7 +134,9 @@ def test_a_write_that_fails_is_named_leaves_nothing_half_written_and_is_resumed(
 
 
 class SlowDisk:
-    """Takes its time to make what was written durable, and fails at one of its calls, long after the write itself went well."""
+    """Takes its time to make what was written durable, and fails at one of its calls, long after the write itself went
+    well.
+    """
 
     def __init__(self, seconds: float, fails_at: int | None) -> None:
         self.seconds, self.fails_at, self.calls = seconds, fails_at, 0

@@ -1,4 +1,6 @@
-"""The demo recipe, cut to seconds, through the command line: real weights, vLLM, DeepSpeed, two students from one dump."""
+"""The demo recipe, cut to seconds, through the command line: real weights, vLLM, DeepSpeed, two students from one
+dump.
+"""
 
 import json
 import os

@@ -51,7 +51,8 @@ def test_branches_beyond_the_models_positions_are_dropped_and_counted(tmp_path: 
     assert len(teacher.prompt(piece)) == 64
     [targets] = teacher.targets([piece], teacher.ask([piece]))
     np.testing.assert_allclose(targets.probs_PV.sum(axis=1), 1)
-    # Paths that end in `t` or `th` have 64 tokens; those in `t h` and `th e`, which start at the last two offsets, have no room.
+    # Paths that end in `t` or `th` have 64 tokens; those in `t h` and `th e`, which start at the last two offsets, have
+    # no room.
     assert (targets.dropped_P[:-2] < 1e-9).all() and (targets.dropped_P[-2:] > 1e-6).all()
 
 

@@ -66,7 +66,9 @@ def student_recipe(work: Path, name: str, **student: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dumps of two teachers with different tokenizers, and students of them, trained one after another in one process."""
+    """Dumps of two teachers with different tokenizers, and students of them, trained one after another in one
+    process.
+    """
     work = tmp_path_factory.mktemp("many")
     tiny_model(work / "one")
     tiny_model(work / "two", seed=1, merges=OTHER_MERGES)

@@ -1,4 +1,6 @@
-"""The page on interfaces, objectives and tokenizer families of one's own, followed to the letter; and what it says of faulty files."""
+"""The page on interfaces, objectives and tokenizer families of one's own, followed to the letter; and what it says of
+faulty files.
+"""
 
 import colorsys
 import json

@@ -1,6 +1,8 @@
-"""Several ranks, and the same run in another world: ZeRO, offload, float16, checkpointing, signals, damage, losses that are not numbers.
+"""Several ranks, and the same run in another world: ZeRO, offload, float16, checkpointing, signals, damage, losses that
+are not numbers.
 
-DeepSpeed takes seconds to start, so one process of one rank and one torchrun of two ranks do what all the tests look at.
+DeepSpeed takes seconds to start, so one process of one rank and one torchrun of two ranks do what all the tests look
+at.
 """
 
 import json
@@ -130,7 +132,9 @@ def forget(run: Path, *steps: int) -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that one rank made, and one that it went on with where two ranks were stopped: killed with what had started them, then by SIGTERM."""
+    """Runs that one rank made, and one that it went on with where two ranks were stopped: killed with what had started
+    them, then by SIGTERM.
+    """
     work = tmp_path_factory.mktemp("scale")
     tiny_model(work / "model")
     make_dump(work / "dump")

@@ -1,5 +1,6 @@
-"""What a newcomer sees: our lines alone, of each command, under one bar where it is a terminal; also where the folder has packages
-named as ours."""
+"""What a newcomer sees: our lines alone, of each command, under one bar where it is a terminal; also where the folder
+has packages named as ours.
+"""
 
 import json
 import os

@@ -1,6 +1,7 @@
 """Two ranks that wait for each other longer than a collective does, and one that dies while the other is in one.
 
-DeepSpeed takes seconds to start, so one pair of ranks does what most of the tests look at: it goes on with a run of one rank.
+DeepSpeed takes seconds to start, so one pair of ranks does what most of the tests look at: it goes on with a run of one
+rank.
 """
 
 import json
@@ -19,7 +20,8 @@ from tests.support.small_dumps import make_dump, make_recipe
 from tests.support.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
-# A collective's time-out is 5 seconds, and what takes long 7: on rank 0, but for the counting. The second run has nothing to train.
+# A collective's time-out is 5 seconds, and what takes long 7: on rank 0, but for the counting. The second run has
+# nothing to train.
 TRAIN_TWICE = """
 import os, shutil, sys, time
 from datetime import timedelta
@@ -98,7 +100,9 @@ def start_two(work: Path, *command: str) -> list["subprocess.Popen[str]"]:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that one rank has made, and two, slow ones, have gone on with after its first step; `said` by each of them."""
+    """A run that one rank has made, and two, slow ones, have gone on with after its first step; `said` by each of
+    them.
+    """
     work = tmp_path_factory.mktemp("slow")
     tiny_model(work / "model")
     make_dump(work / "dump")

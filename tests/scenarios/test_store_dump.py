@@ -1,4 +1,6 @@
-"""Dumps made in an object store: what commits there, what a kill in the middle of an upload leaves, how processes share one."""
+"""Dumps made in an object store: what commits there, what a kill in the middle of an upload leaves, how processes share
+one.
+"""
 
 import os
 import signal

@@ -58,7 +58,9 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected_targets(model: Path, excerpt: Excerpt, text: bytes) -> np.ndarray:
-    """Of the excerpt's one turn, by brute force in float64: what the model says after transformers' own rendering of the prompt."""
+    """Of the excerpt's one turn, by brute force in float64: what the model says after transformers' own rendering of
+    the prompt.
+    """
     whole: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     wrapped = turn_tokenizer("qwen3")
     messages = []

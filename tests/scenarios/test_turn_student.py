@@ -1,4 +1,6 @@
-"""Students of chats with reasoning and calls: each renders the conversation itself, and learns what the teacher was asked, or says why not."""
+"""Students of chats with reasoning and calls: each renders the conversation itself, and learns what the teacher was
+asked, or says why not.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Chats of which a student's template writes only some turns as they are stored: these are learned, and the others counted by name.
+"""Chats of which a student's template writes only some turns as they are stored: these are learned, and the others
+counted by name.
 
 The slow twin renders with transformers alone, once for each turn, as the student would see it when the turn comes.
 """
@@ -114,7 +115,9 @@ def given(conversation: Conversation, family: str) -> list[dict[str, Any]]:
 
 
 def as_it_comes(conversation: Conversation, index: int, family: str, wrapped: Any) -> tuple[str, str]:
-    """(what stands before a turn, the turn) where it has just been said; no turn where the template does not begin it with its prompt."""
+    """(what stands before a turn, the turn) where it has just been said; no turn where the template does not begin it
+    with its prompt.
+    """
     messages, reasons = given(conversation, family), bool(conversation.messages[index].get("reasoning"))
     options = {
         "tools": [dict(tool) for tool in conversation.tools] or None,
@@ -206,7 +209,9 @@ def check_rendering(
     student: str,
     wrapped: Any,
 ) -> None:
-    """The tokens are the last turn's rendering as it comes, and what is learned of each turn stands in it as one stretch, its END behind."""
+    """The tokens are the last turn's rendering as it comes, and what is learned of each turn stands in it as one
+    stretch, its END behind.
+    """
     here = rows_of(example)
     numbers = [number for number in rows if rows[number][0] in here]
     last = numbers[-1]
@@ -331,7 +336,9 @@ def test_a_run_that_began_with_whole_chats_leaves_out_what_it_left_out() -> None
 
 
 def test_reasoning_in_a_content_that_the_teacher_took_for_text_is_learned_by_a_template_that_writes_it_so() -> None:
-    """A teacher without reasoning (Qwen2.5) has dumped contents alone; Qwen3's template takes the reasoning out, and writes it anew."""
+    """A teacher without reasoning (Qwen2.5) has dumped contents alone; Qwen3's template takes the reasoning out, and
+    writes it anew.
+    """
     rng, qwen2, qwen3 = np.random.default_rng(0), load_turns("qwen2_5"), load_turns("qwen3")
     end = qwen2.end_of_turn()
     assert end is not None

@@ -25,7 +25,9 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the working tree that is a checkout of one commit: a build leaves folders behind, and a release has a revision."""
+    """A copy of the working tree that is a checkout of one commit: a build leaves folders behind, and a release has a
+    revision.
+    """
     folder = tmp_path_factory.mktemp("source")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "REVISION"))

@@ -1,4 +1,6 @@
-"""A shard of every version ever released is still read, value for value; a version that is not read says what reads it."""
+"""A shard of every version ever released is still read, value for value; a version that is not read says what reads
+it.
+"""
 
 import json
 from pathlib import Path

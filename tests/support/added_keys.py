@@ -1,4 +1,6 @@
-"""A recipe as a later release may have it: a key more in most sections, each with what was done before it came, and one that is renamed."""
+"""A recipe as a later release may have it: a key more in most sections, each with what was done before it came, and one
+that is renamed.
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar

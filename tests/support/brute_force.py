@@ -65,7 +65,9 @@ def _targets(
 
 
 def known_masses(found: Targets, document: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Of each byte of the document: the mass known before it that goes on with it, and that known after it. Checks the targets' shares."""
+    """Of each byte of the document: the mass known before it that goes on with it, and that known after it. Checks the
+    targets' shares.
+    """
     np.testing.assert_allclose(found.probs_PV.sum(axis=1), 1, atol=1e-12)
     for share in (found.dropped_P, found.token_end_P, found.doubt_P):
         assert (share >= 0).all() and (share <= 1).all()

@@ -1,5 +1,6 @@
-"""Chat templates that write reasoning and calls of tools: models' own, out of a package, and two that no package has, cut to what decides
-what stands where; each on the tiny tokenizer with its control tokens."""
+"""Chat templates that write reasoning and calls of tools: models' own, out of a package, and two that no package has,
+cut to what decides what stands where; each on the tiny tokenizer with its control tokens.
+"""
 
 import re
 from collections.abc import Sequence

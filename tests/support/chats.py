@@ -1,4 +1,6 @@
-"""Chat templates as the families write them, cut to what decides where contents stand, on a tiny tokenizer with their control tokens."""
+"""Chat templates as the families write them, cut to what decides where contents stand, on a tiny tokenizer with their
+control tokens.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,9 @@ CHAT_MERGES = [*MERGES, "Ċ Ċ", "Ċ a", "Ġ y", "Ġy e", "Ġye s"]
 
 
 class ChatFamily(NamedTuple):
-    """`control`: the tokens that its template writes; `end`: the one after a turn; `strips`: the ends of what the assistant says."""
+    """`control`: the tokens that its template writes; `end`: the one after a turn; `strips`: the ends of what the
+    assistant says.
+    """
 
     template: str
     control: tuple[str, ...]

@@ -14,7 +14,9 @@ NUM_TOKENS = 269  # of the tiny tokenizer
 
 
 class FakeServer:
-    """Speaks as much of vLLM's protocol as the engine uses; every row lists ids 0 to k - 1 and the token that follows."""
+    """Speaks as much of vLLM's protocol as the engine uses; every row lists ids 0 to k - 1 and the token that
+    follows.
+    """
 
     def __init__(self) -> None:
         self.refusals: list[tuple[int, dict[str, str], str]] = []  # answers to the next completions, before good ones

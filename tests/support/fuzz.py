@@ -1,8 +1,9 @@
-"""Damaged and crafted input at random: files of a corpus, recipes, shards. What is no good has to be refused, in words; never a
-traceback of another kind, never a value that is quietly wrong.
+"""Damaged and crafted input at random: files of a corpus, recipes, shards. What is no good has to be refused, in words;
+never a traceback of another kind, never a value that is quietly wrong.
 
-Each target draws what it does from a `Random`: of a seed, so that what was found can be seen again (`python -m tests.bench.fuzz shard
---first 812 --cases 1`), of hypothesis, which makes it shorter, or of a fuzzer that follows the code's branches.
+Each target draws what it does from a `Random`: of a seed, so that what was found can be seen again (`python -m
+tests.bench.fuzz shard --first 812 --cases 1`), of hypothesis, which makes it shorter, or of a fuzzer that follows the
+code's branches.
 """
 
 import bz2
@@ -104,7 +105,9 @@ def mutated(content: bytes, rng: Random, most: int = 4) -> bytes:
 
 
 class Written(NamedTuple):
-    """A file of a corpus. `num_rows` is how many documents and faults it holds; None where that cannot be told beforehand."""
+    """A file of a corpus. `num_rows` is how many documents and faults it holds; None where that cannot be told
+    beforehand.
+    """
 
     name: str
     content: bytes
@@ -153,7 +156,9 @@ def _packed(written: Written, rng: Random) -> Written:
 
 
 def corpus(rng: Random, folder: Path) -> None:
-    """Every row becomes a document or is counted, whatever files follow one another; what is damaged is refused, or reads as it was."""
+    """Every row becomes a document or is counted, whatever files follow one another; what is damaged is refused, or
+    reads as it was.
+    """
     source = folder / "corpus"
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir()

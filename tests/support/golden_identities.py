@@ -2,9 +2,10 @@
 
     python -m tests.support.golden_identities CHECKOUT TAG
 
-asks the source tree in CHECKOUT, a work tree of commit ca1beac (or of another release, once `_ASK` names its modules), for what it would write
-of the recipes below as `manifest.json` of the dumps and `identity.json` of the runs. They are put beside the tests, as `manifest-TAG-NAME.json`
-and `identity-TAG-NAME.json`; those of `arithmetic-2` are of that commit. Run it once for a release; after that the files are history.
+asks the source tree in CHECKOUT, a work tree of commit ca1beac (or of another release, once `_ASK` names its modules),
+for what it would write of the recipes below as `manifest.json` of the dumps and `identity.json` of the runs. They are
+put beside the tests, as `manifest-TAG-NAME.json` and `identity-TAG-NAME.json`; those of `arithmetic-2` are of that
+commit. Run it once for a release; after that the files are history.
 """
 
 import json

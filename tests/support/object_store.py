@@ -1,4 +1,6 @@
-"""An S3-compatible server on loopback, in a process of its own: vLLM looks into all modules that are loaded, and falls over Flask's."""
+"""An S3-compatible server on loopback, in a process of its own: vLLM looks into all modules that are loaded, and falls
+over Flask's.
+"""
 
 import socket
 import subprocess

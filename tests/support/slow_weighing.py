@@ -1,4 +1,6 @@
-"""The slow twin of `pipeline.covering.path_weights`: every row by its path, every weight a sum of its own, offset by offset."""
+"""The slow twin of `pipeline.covering.path_weights`: every row by its path, every weight a sum of its own, offset by
+offset.
+"""
 
 import math
 from collections import defaultdict
@@ -78,7 +80,9 @@ def _shared(child: Path, end: int, boundaries: dict[int, int], tokens: Sequence[
 
 
 def _reach(covering: Covering, row: ReducedRow) -> Iterator[tuple[int, float]]:
-    """(offset, mass on tokens that go on as the document does at least to there), for each offset past the row's own."""
+    """(offset, mass on tokens that go on as the document does at least to there), for each offset past the row's
+    own.
+    """
     nodes, at = row_nodes(covering, row.offset), 0
     for height, node in enumerate(nodes[:-1]):
         mass = float(row.masses_I[at : at + len(node.labels)].sum())

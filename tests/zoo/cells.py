@@ -1,6 +1,7 @@
 """The cells of the matrix: one thing that the product does with one family and one tokenizer, and what comes of it.
 
-`right`: equal to brute force. `refused`: an error that names the family or the tokenizer and a way out. Anything else is `wrong`.
+`right`: equal to brute force. `refused`: an error that names the family or the tokenizer and a way out. Anything else
+is `wrong`.
 """
 
 from collections.abc import Iterator
@@ -49,8 +50,9 @@ TRAINED_MOVED = ("llama", "qwen3_moe", "gemma2", "gpt_neox")
 def _all_cells(with_real: bool = True, with_vllm: bool = True) -> Iterator[Cell]:
     """What is run: families by two tokenizers, tokenizers by a few families.
 
-    Whether logits are a model's own does not depend on which bytes its tokens spell, nor the covering on where the logits come from: so
-    each side is run through all of its own kinds, with the two kinds of the other that differ most.
+    Whether logits are a model's own does not depend on which bytes its tokens spell, nor the covering on where the
+    logits come from: so each side is run through all of its own kinds, with the two kinds of the other that differ
+    most.
     """
     for family in FAMILIES:
         yield Cell("targets", family, "byte-bpe", "transformers")

@@ -1,4 +1,5 @@
-"""What is right, by brute force: from a model's own logits, asked for one path at a time, and a tokenizer's own bytes and ids.
+"""What is right, by brute force: from a model's own logits, asked for one path at a time, and a tokenizer's own bytes
+and ids.
 
 Slow and obvious, in float64 where the model can; nothing of the product's arithmetic is used.
 
@@ -18,7 +19,9 @@ from tests.zoo.spellings import Spelling
 
 @torch.no_grad()
 def next_logprobs(model: Any, path: Sequence[int]) -> np.ndarray:
-    """[V] float64 nats: the model's own distribution after a path, in a forward of its own, so that nothing can look ahead."""
+    """[V] float64 nats: the model's own distribution after a path, in a forward of its own, so that nothing can look
+    ahead.
+    """
     logits_V = model(input_ids=torch.tensor([list(path)]), use_cache=False).logits[0, -1]
     return logits_V.double().log_softmax(-1).numpy()
 

@@ -1,7 +1,7 @@
 """Tiny random models of the families.
 
-Weights are made so that mistakes show: logits are spread wide (a standard deviation of `SPREAD`), whatever the family multiplies them by or
-caps them at, and no bias or gain is what a fresh model has it at.
+Weights are made so that mistakes show: logits are spread wide (a standard deviation of `SPREAD`), whatever the family
+multiplies them by or caps them at, and no bias or gain is what a fresh model has it at.
 """
 
 import json

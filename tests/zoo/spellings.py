@@ -1,7 +1,8 @@
 """Tokenizers of every kind, each beside what its own library says of it: bytes by id, and the ids of a text.
 
-Small ones are trained here, a few hundred tokens; those of real models are the families of `tests.support.families`. Nothing of what they say comes
-from the product: bytes are read from the tokenizer's file, ids come from tiktoken, sentencepiece or tokenizers.
+Small ones are trained here, a few hundred tokens; those of real models are the families of `tests.support.families`.
+Nothing of what they say comes from the product: bytes are read from the tokenizer's file, ids come from tiktoken,
+sentencepiece or tokenizers.
 """
 
 import base64
@@ -58,13 +59,17 @@ class Spelling(NamedTuple):
         return frozenset(chain(twins, foreign))
 
     def _is_a_part(self, byte: int, index: int) -> bool:
-        """Whether the tokenizer spells some character by this byte's token; it has all 64 of C2 and of C3 in Mistral's first two."""
+        """Whether the tokenizer spells some character by this byte's token; it has all 64 of C2 and of C3 in Mistral's
+        first two.
+        """
         if not 0xC2 <= byte < 0xE0:
             return True
         return any(index in self.encode("x" + bytes([byte, last]).decode()) for last in range(0x80, 0xC0))
 
     def yielded(self) -> dict[bytes, int]:
-        """By their bytes the tokens that it is seen to yield: for these bytes, after an `x`, or for a byte of a character it has not."""
+        """By their bytes the tokens that it is seen to yield: for these bytes, after an `x`, or for a byte of a
+        character it has not.
+        """
         found, never = {}, self.never_yielded
         for index, spelled in enumerate(self.token_bytes):
             if not spelled or index in never:

@@ -55,7 +55,9 @@ def check_eval(cell: Cell, place: Place) -> str:
 
 
 def check_moved(cell: Cell, place: Place) -> str:
-    """A student moved to another tokenizer: whose rows tokens of the same bytes have, and what the tokens get that no text contains."""
+    """A student moved to another tokenizer: whose rows tokens of the same bytes have, and what the tokens get that no
+    text contains.
+    """
     old, new = place.spelling(cell.tokenizer), place.spelling(cell.target)
     folder = save_tiny(place.work / "model", cell.family, old.wrapped, place.seed)
     start = export_start(recipe_of(cell, place, folder, TEXTS))
@@ -77,7 +79,8 @@ def check_moved(cell: Cell, place: Place) -> str:
 
 
 def check_trained(cell: Cell, place: Place) -> str:
-    """One step of training on a family's own dump: the losses it says, and the model that it exports, against the model's own logits.
+    """One step of training on a family's own dump: the losses it says, and the model that it exports, against the
+    model's own logits.
 
     A student that is its own teacher, with its own tokenizer, starts at a divergence of 0 but for the dump's rounding.
     """

@@ -22,7 +22,9 @@ _COLUMNS = {
 
 
 def write_tables(found: Mapping[Cell, Outcome], readme: Path = README) -> None:
-    """Replace what is between the markers; the tokenizers' tables where each was measured. ValueError where the markers are not there."""
+    """Replace what is between the markers; the tokenizers' tables where each was measured. ValueError where the markers
+    are not there.
+    """
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -1,6 +1,8 @@
-"""A sample of the matrix of families and tokenizers: what the product says is what the model says, or it refuses by name.
+"""A sample of the matrix of families and tokenizers: what the product says is what the model says, or it refuses by
+name.
 
-Some cells are drawn anew each day (`BLD_ZOO_SEED` repeats a draw), the known-hard ones are always there; `make bench BENCH=zoo` runs all.
+Some cells are drawn anew each day (`BLD_ZOO_SEED` repeats a draw), the known-hard ones are always there; `make bench
+BENCH=zoo` runs all.
 """
 
 import datetime

@@ -1,7 +1,9 @@
-"""The softmax of some rows summed into cells, with its gradient: one pass over the logits for the bytes and the tokens alike.
+"""The softmax of some rows summed into cells, with its gradient: one pass over the logits for the bytes and the tokens
+alike.
 
-Only sums leave the chunk, in float64; logits are made again for the gradient (`cell_sums` is run under a checkpoint), their sums are not.
-The gradient is p * (gradient of the column's cell - mean gradient), so nothing of the size of the logits is kept.
+Only sums leave the chunk, in float64; logits are made again for the gradient (`cell_sums` is run under a checkpoint),
+their sums are not. The gradient is p * (gradient of the column's cell - mean gradient), so nothing of the size of the
+logits is kept.
 
 Shape legend: R rows of a chunk, V columns of the head by token id, C the same in the order of their bytes, I cells.
 """
@@ -65,7 +67,9 @@ def _kernels(logits_RV: Tensor) -> tuple[Callable[..., tuple[Sums, Tensor]], Cal
 
 
 def sum_cells(logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Sums, Tensor]:
-    """The sums, and each row's log of the sum of exponentials: in torch alone, on any device, in float32 unless logits are float64."""
+    """The sums, and each row's log of the sum of exponentials: in torch alone, on any device, in float32 unless logits
+    are float64.
+    """
     num_rows, num_cells = len(logits_RV), len(cells.first_I)
     largest_R = logits_RV.amax(-1).double()
     probs_RC = _exponentials(logits_RV, largest_R, columns)
@@ -111,7 +115,9 @@ def _exponentials(logits_RV: Tensor, shift_R: Tensor, columns: Columns) -> Tenso
 
 
 def _in_column_order(cells: Cells, columns: Columns, num_rows: int) -> tuple[Tensor, Tensor]:
-    """(order, lengths): the cells, then each row's END columns, then each row's others; `order` sorts them by row and column."""
+    """(order, lengths): the cells, then each row's END columns, then each row's others; `order` sorts them by row and
+    column.
+    """
     width, others = len(columns.token_C), columns.num_spelling + columns.num_end
     rows = torch.arange(num_rows, device=cells.first_I.device)
     first = torch.cat(

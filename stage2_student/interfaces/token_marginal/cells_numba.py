@@ -1,7 +1,8 @@
 """The twin of `cells.sum_cells` and `spread_gradient` for float32 and bfloat16 logits on a CPU, compiled by numba.
 
-A row stays in its core's cache: its logits are gathered in the order of their bytes, exponentiated in place and added up cell by cell;
-for the gradient each cell is scaled, and the row is scattered back. bfloat16 comes and goes as its bits.
+A row stays in its core's cache: its logits are gathered in the order of their bytes, exponentiated in place and added
+up cell by cell; for the gradient each cell is scaled, and the row is scattered back. bfloat16 comes and goes as its
+bits.
 
 Shape legend: R rows of a chunk, V columns of the head by token id, C the same in the order of their bytes, I cells.
 """

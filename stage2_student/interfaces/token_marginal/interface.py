@@ -1,7 +1,8 @@
 """The token-marginal interface: the student's own token probabilities, summed to bytes by the canonical covering.
 
-No parameters: what it teaches is in the student's own head when training is over. It is exact but for the ways to cut the text that
-are not the tokenizer's own; where they hold more than a share of what it knows, it does not stand by its distribution.
+No parameters: what it teaches is in the student's own head when training is over. It is exact but for the ways to cut
+the text that are not the tokenizer's own; where they hold more than a share of what it knows, it does not stand by its
+distribution.
 
 Shape legend: B documents, L tokens, D hidden width, R rows, N supervised tokens, P supervised byte positions.
 """
@@ -29,8 +30,8 @@ class TokenMarginal(Interface):
     """Byte distributions out of the student's token logits.
 
     Args:
-        max_dropped: positions where a larger share of the student's known mass lies on tokens that end off its canonical path,
-            inside the current token, are not counted.
+        max_dropped: positions where a larger share of the student's known mass lies on tokens that end off its
+            canonical path, inside the current token, are not counted.
     """
 
     max_bytes = None
@@ -72,14 +73,17 @@ class TokenMarginal(Interface):
         return distributions(sums, plan), -sums.logprob_R2[labels_R != NO_LABEL, 1]
 
     def _sums(self, hidden_RD: Tensor, plan: Plan, labels_R: Tensor, head: Head) -> Sums:
-        """The sums of all rows; the logits of `CHUNK_ROWS` rows are held at once, and computed again for the gradient."""
+        """The sums of all rows; the logits of `CHUNK_ROWS` rows are held at once, and computed again for the
+        gradient.
+        """
         columns = self.columns
 
         def chunk_sums(hidden_rD: Tensor, cells: Cells, kept: Kept) -> tuple[Tensor, ...]:
             return cell_sums(head(hidden_rD), cells, columns, kept)
 
         tokens_R2 = torch.stack([plan.next_R, labels_R], dim=-1)
-        # At least one chunk, empty or not: on a rank without supervised tokens the head must still have a (zero) gradient.
+        # At least one chunk, empty or not: on a rank without supervised tokens the head must still have a (zero)
+        # gradient.
         starts = range(0, max(len(hidden_RD), 1), CHUNK_ROWS)
         cell_R = torch.cat([plan.num_cells_R.new_zeros(1), plan.num_cells_R.cumsum(0)]).tolist()
         found = []

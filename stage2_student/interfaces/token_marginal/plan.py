@@ -1,14 +1,16 @@
 """What the token-marginal interface sums over, made in the data path: rows, their cells, and what each cell feeds.
 
-A row is a state of the student that predicts a token; `pipeline.covering.covering` says which column ranges of its softmax feed which symbol
-of which position. A cell is a range that no deeper node of its row divides: the cells of a row are disjoint and hold all columns
-that spell bytes, and what a node holds is its own cells and all that lies deeper (`row_cells` finds them).
+A row is a state of the student that predicts a token; `pipeline.covering.covering` says which column ranges of its
+softmax feed which symbol of which position. A cell is a range that no deeper node of its row divides: the cells of a
+row are disjoint and hold all columns that spell bytes, and what a node holds is its own cells and all that lies deeper
+(`row_cells` finds them).
 
-Rows are taken by stretches: the tokens between two that spell nothing (control tokens), since no token reaches across one. Of a
-stretch only those rows count that reach a supervised position.
+Rows are taken by stretches: the tokens between two that spell nothing (control tokens), since no token reaches across
+one. Of a stretch only those rows count that reach a supervised position.
 
-Shape legend: L tokens of a document (start token included), S stretches, R rows, I cells of all rows in turn, Q positions of all
-stretches, P supervised byte positions, U of them that differ, D most nodes of a row (depth 0 is the root).
+Shape legend: L tokens of a document (start token included), S stretches, R rows, I cells of all rows in turn, Q
+positions of all stretches, P supervised byte positions, U of them that differ, D most nodes of a row (depth 0 is the
+root).
 """
 
 from collections.abc import Iterator, Sequence
@@ -129,7 +131,8 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _positions(stretches: Sequence[_Stretch], text: _Text, num_nodes_R: np.ndarray) -> tuple[np.ndarray, bytes]:
-    """(offset_R, realised): where the rows stand among the positions of all stretches, and the document's symbol at each of these.
+    """(offset_R, realised): where the rows stand among the positions of all stretches, and the document's symbol at
+    each of these.
 
     A stretch's positions begin at its first row, and end where the last token does that any row could have.
     """

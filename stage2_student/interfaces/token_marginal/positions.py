@@ -1,10 +1,12 @@
-"""The covering of `pipeline.covering.covering`, differentiable: the cells of canonical rows summed into next-symbol distributions.
+"""The covering of `pipeline.covering.covering`, differentiable: the cells of canonical rows summed into next-symbol
+distributions.
 
-A row weighs the product of the student's probabilities of the tokens before it. Only ratios between rows that reach one position
-matter, so each position has a scale of its own, and masses down to 1e-300 of the largest there keep their digits; all of it is float64.
+A row weighs the product of the student's probabilities of the tokens before it. Only ratios between rows that reach one
+position matter, so each position has a scale of its own, and masses down to 1e-300 of the largest there keep their
+digits; all of it is float64.
 
-Shape legend: R rows, D nodes of a row by depth, I cells, Q positions, U positions that are asked for, P supervised byte positions,
-V symbols (256).
+Shape legend: R rows, D nodes of a row by depth, I cells, Q positions, U positions that are asked for, P supervised byte
+positions, V symbols (256).
 """
 
 import math
@@ -38,7 +40,8 @@ class _Nodes(NamedTuple):
 
 
 def distributions(sums: Sums, plan: Plan) -> Distributions:
-    """Normalised next-symbol distributions of all positions asked for. Differentiable in `mass_I`, `end_R` and the next tokens.
+    """Normalised next-symbol distributions of all positions asked for. Differentiable in `mass_I`, `end_R` and the next
+    tokens.
 
     Args:
         sums: of all rows of the plan; `logprob_R2[:, 0]` is that of the canonical token that follows.

@@ -1,4 +1,6 @@
-"""Chats of a corpus: reasoning, calls and tools in the forms that data sets have for them, and what is wrong with them by name."""
+"""Chats of a corpus: reasoning, calls and tools in the forms that data sets have for them, and what is wrong with them
+by name.
+"""
 
 import json
 from typing import Any

@@ -1,6 +1,8 @@
-"""Targets of a fixed small input by everything that decides a dump's numbers, as plain lists: what `schemas.ARITHMETIC` numbers.
+"""Targets of a fixed small input by everything that decides a dump's numbers, as plain lists: what `schemas.ARITHMETIC`
+numbers.
 
-`python -m tests.pipeline.covering.fixed_targets` writes those of this release under its number; what is there already stays, for it is history.
+`python -m tests.pipeline.covering.fixed_targets` writes those of this release under its number; what is there already
+stays, for it is history.
 """
 
 import hashlib

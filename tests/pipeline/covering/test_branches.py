@@ -72,7 +72,8 @@ def test_mass_is_conserved_at_every_offset(
     config = CoveringConfig(beam_width=4, branch_threshold=threshold, merge_after=merge_after)
     found = branched(model, vocabulary, tokens, document, config, rounds=6).targets()
     before, after = brute_force.known_masses(found, document)
-    # What is known before an offset is what goes on past it, plus what is dropped there, plus what feeds no symbol there.
+    # What is known before an offset is what goes on past it, plus what is dropped there, plus what feeds no symbol
+    # there.
     assert (after <= before * (1 - found.dropped_P[1:]) * (1 + 1e-9)).all()
     assert (found.token_end_P[1:] >= 0).all()
 

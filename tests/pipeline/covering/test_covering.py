@@ -73,7 +73,8 @@ def test_mass_is_conserved_at_every_offset(seed: int, num_tokens: int) -> None:
     model, _, _, tokens, document, vocabulary = case(seed, num_tokens)
     found = covering_targets(model, vocabulary, tokens, document)
     before, after = brute_force.known_masses(found, document)
-    # What is known before an offset is what goes on past it, plus what is dropped there, plus what feeds no symbol at a boundary.
+    # What is known before an offset is what goes on past it, plus what is dropped there, plus what feeds no symbol at a
+    # boundary.
     boundary = np.cumsum([len(vocabulary.sorted_bytes[vocabulary.column[t]]) for t in tokens]) - 1
     inside = np.setdiff1d(np.arange(len(document)), boundary)
     balance = after - before * (1 - found.dropped_P[1:])

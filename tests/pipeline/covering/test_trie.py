@@ -18,7 +18,9 @@ def random_vocabulary(rng: np.random.Generator, num_tokens: int) -> Vocabulary:
 
 
 def intervals_one_by_one(vocabulary: Vocabulary, prefix: bytes) -> list[tuple[int, int, int]]:
-    """(first column, last column + 1, symbol) of the intervals of a node: tokens that are the prefix, and what goes on with each symbol."""
+    """(first column, last column + 1, symbol) of the intervals of a node: tokens that are the prefix, and what goes on
+    with each symbol.
+    """
     found = [
         (column, column + 1, EXACT)
         for column in prefix_columns(vocabulary, prefix)

@@ -1,4 +1,6 @@
-"""Targets from listed tokens against the whole softmax and against brute force, on random models, vocabularies and documents."""
+"""Targets from listed tokens against the whole softmax and against brute force, on random models, vocabularies and
+documents.
+"""
 
 import numpy as np
 from hypothesis import given, settings
@@ -27,7 +29,9 @@ def from_server(model: RandomModel, tokens: list[int], end: int, top_k: int) -> 
 def targets(
     model: RandomModel, token_bytes: list[bytes | None], end: int, tokens: list[int], document: bytes, top_k: int
 ) -> Targets:
-    """As for a served teacher: the vocabulary ends where the tokenizer's does, and the server lists padding beyond it."""
+    """As for a served teacher: the vocabulary ends where the tokenizer's does, and the server lists padding beyond
+    it.
+    """
     vocabulary = Vocabulary(token_bytes, [end], len(token_bytes))
     return listed_targets(Covering(vocabulary, tokens, document), from_server(model, tokens, end, top_k))
 

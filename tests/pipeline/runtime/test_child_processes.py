@@ -14,8 +14,8 @@ import pytest
 from pipeline.runtime.child_processes import child_environment, descendants
 
 ROOT = Path(__file__).parents[3]
-# A child of each kind, each of which writes its id: one that executes another program, one in a session of its own whose parent ends at
-# once, and one that is forked, and has the environment that its parent began with.
+# A child of each kind, each of which writes its id: one that executes another program, one in a session of its own
+# whose parent ends at once, and one that is forked, and has the environment that its parent began with.
 FAMILY = """
 import os, subprocess, sys, time
 from pipeline.runtime.child_processes import end_children_with_me

@@ -163,7 +163,9 @@ def test_a_file_that_is_no_tokenizer_is_refused_with_the_known_kinds(tmp_path, c
 
 
 def test_of_a_source_archive_that_pip_finds_nothing_is_built_or_run(cache, monkeypatch, tmp_path):
-    """Wheels and source archives through the real pip, with no network: links in a folder are all that it may look at."""
+    """Wheels and source archives through the real pip, with no network: links in a folder are all that it may look
+    at.
+    """
     setup = f"open({str(tmp_path / 'ran')!r}, 'w')"
     for name, text in (("p", setup), ("q", setup)):
         folder = tmp_path / f"{name}-1"

@@ -51,7 +51,9 @@ def spoken(chat: ChatTokenizer, conversation: Conversation) -> list[list[str]]:
 
 
 def check_tokens(chat: ChatTokenizer, excerpt: Excerpt, encoded: EncodedChat) -> None:
-    """Each turn's tokens spell its bytes, no control token among them, and together they are all that the assistant says."""
+    """Each turn's tokens spell its bytes, no control token among them, and together they are all that the assistant
+    says.
+    """
     document, control = b"".join(encoded.contents), set(chat.tokenizer.control.values())
     covered = []
     for turn in encoded.turns:

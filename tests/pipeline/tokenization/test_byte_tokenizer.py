@@ -1,4 +1,5 @@
-"""Every tokenizer we support, as a teacher's and a student's: its tokens spell all bytes and hostile text, or it is refused.
+"""Every tokenizer we support, as a teacher's and a student's: its tokens spell all bytes and hostile text, or it is
+refused.
 
 Loading one takes seconds, so that all that is asked of them is asked here.
 """

@@ -24,7 +24,9 @@ def said(encoded: EncodedChat, messages: list[dict[str, str]]) -> list[bytes]:
 
 
 def check_turns(loaded: ChatTokenizer, encoded: EncodedChat, messages: list[dict[str, str]]) -> None:
-    """Each turn's tokens spell its bytes; these reach from the first token edge to the end of what is said, or the last edge."""
+    """Each turn's tokens spell its bytes; these reach from the first token edge to the end of what is said, or the last
+    edge.
+    """
     document, control = document_of(messages), set(loaded.tokenizer.control.values())
     for turn in encoded.turns:
         tokens = encoded.tokens[turn.first : turn.last]

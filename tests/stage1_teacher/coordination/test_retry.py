@@ -49,7 +49,9 @@ def pretend_version(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
 
 
 def failing_engine(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> list[int]:
-    """An engine breaks in those of its calls, and then can neither be asked nor closed. Returns the numbers of calls made."""
+    """An engine breaks in those of its calls, and then can neither be asked nor closed. Returns the numbers of calls
+    made.
+    """
     calls: list[int] = []
     broken: list[TransformersEngine] = []
     ask, close = TransformersEngine.hidden_states, TransformersEngine.close

@@ -1,4 +1,6 @@
-"""What a dump was begun with decides it to its end: old dumps go on as they were, and what has changed is said or refused by name."""
+"""What a dump was begun with decides it to its end: old dumps go on as they were, and what has changed is said or
+refused by name.
+"""
 
 import json
 import shutil
@@ -30,7 +32,9 @@ EVERYTHING = {"top_k": 256, "min_prob": 0.0}
 
 
 def begun_by_the_first_release(folder: Path, model: Path, name: str) -> Path:
-    """A recipe, and in its dump's folder the manifest that commit c6908ab wrote of it; what hangs on this machine is this machine's."""
+    """A recipe, and in its dump's folder the manifest that commit c6908ab wrote of it; what hangs on this machine is
+    this machine's.
+    """
     settings = EVERYTHING if name == "everything" else {}
     recipe = write_recipe(folder, model, TEXTS[:6], audit_documents=0, **settings)
     manifest = json.loads((GOLDEN / f"manifest-arithmetic-1-{name}.json").read_text(encoding="utf-8"))

@@ -1,4 +1,6 @@
-"""Dumps that an earlier release began go on under this one, and under one with more keys; what differs is refused by name."""
+"""Dumps that an earlier release began go on under this one, and under one with more keys; what differs is refused by
+name.
+"""
 
 import json
 import shutil
@@ -33,7 +35,9 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: models, texts and recipes, and the manifests that the release wrote of them, with this machine's hashes."""
+    """The current folder: models, texts and recipes, and the manifests that the release wrote of them, with this
+    machine's hashes.
+    """
     work = Path(shutil.copytree(laid_out, tmp_path / "work"))
     monkeypatch.chdir(work)
     for name in NAMES:

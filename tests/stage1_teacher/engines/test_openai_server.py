@@ -1,4 +1,6 @@
-"""A served teacher: against a server that we script (busy, wrong, gossiping), and against a real `vllm serve` on loopback."""
+"""A served teacher: against a server that we script (busy, wrong, gossiping), and against a real `vllm serve` on
+loopback.
+"""
 
 import contextlib
 import os

@@ -66,7 +66,8 @@ def test_the_pages_engine_is_dumped_audited_verified_and_resumed(
     (folder / "shards" / "part-00001.parquet").unlink()
     run_teacher(loaded)
     assert content(folder) == made and verify_dump(folder, against_teacher=2) == []
-    # The first symbol of each document, by brute force: the table's row of the start token, summed over what the tokens begin with.
+    # The first symbol of each document, by brute force: the table's row of the start token, summed over what the tokens
+    # begin with.
     end = tokenizer.control["<|endoftext|>"]
     request = EngineRequest("bigram", loaded.teacher, loaded.placement, tokenizer, end=end)
     row_V = np.exp(open_engine(request).logprobs[end])  # type: ignore[union-attr]

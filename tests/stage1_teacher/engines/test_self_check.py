@@ -124,8 +124,9 @@ def test_a_model_that_looks_ahead_and_does_not_mind_the_order_is_refused(
 def test_an_engine_whose_prompts_see_each_other_is_refused(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, share: float
 ) -> None:
-    """As what vLLM runs by transformers' code does for JetMoE and ZAYA: the first rows hold something of the prompt before, alone they are
-    right."""
+    """As what vLLM runs by transformers' code does for JetMoE and ZAYA: the first rows hold something of the prompt
+    before, alone they are right.
+    """
     states = TransformersEngine.hidden_states
 
     def leaking(self: TransformersEngine, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -51,6 +51,7 @@ def test_whatever_an_engine_runs_is_in_that_hash_but_for_what_decides_no_content
     left_out = {name for name in run if not any(paths[name].is_relative_to(place) for place in places)}
     rooms = ("pipeline.runtime.", "pipeline.dumps", "stage1_teacher.coordination", "stage1_teacher.dump")
     assert {name for name in left_out if not name.startswith(rooms)} <= {"pipeline", "stage1_teacher"}
-    # Of rooms that are not in it whole: logs and processes, licences and cards, identities, audits and what shards took.
+    # Of rooms that are not in it whole: logs and processes, licences and cards, identities, audits and what shards
+    # took.
     assert left_out.isdisjoint({"pipeline.runtime.dtypes", "pipeline.runtime.huggingface"})
     assert left_out.isdisjoint({"stage1_teacher.dump.shard_plan", "stage1_teacher.dump.shard_writer"})

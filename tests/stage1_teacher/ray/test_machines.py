@@ -1,4 +1,6 @@
-"""An engine that takes more GPUs than one machine has, placed by a real Ray cluster of two machines that say they have two each."""
+"""An engine that takes more GPUs than one machine has, placed by a real Ray cluster of two machines that say they have
+two each.
+"""
 
 from ast import literal_eval
 from collections.abc import Iterator

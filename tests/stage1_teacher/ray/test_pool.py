@@ -1,4 +1,6 @@
-"""The pool: lost engines are replaced, and a real cluster makes a dump although one engine is killed and another hangs."""
+"""The pool: lost engines are replaced, and a real cluster makes a dump although one engine is killed and another
+hangs.
+"""
 
 import os
 import signal
@@ -53,7 +55,9 @@ ENVIRONMENT = {
 
 @pytest.fixture
 def cluster() -> Iterator[str]:
-    """The address of a cluster with room for two engines; what they need of the environment is there before it starts."""
+    """The address of a cluster with room for two engines; what they need of the environment is there before it
+    starts.
+    """
     with object_store() as store, pytest.MonkeyPatch.context() as patch:
         for name, value in (store.environment | ENVIRONMENT).items():
             patch.setenv(name, value)
@@ -172,7 +176,9 @@ def test_what_is_wrong_with_a_cluster_is_said_with_the_way_out(
 
 
 class FakeRay:
-    """One machine with room for one engine. Each that is started opens and makes as it is told; an exception is raised."""
+    """One machine with room for one engine. Each that is started opens and makes as it is told; an exception is
+    raised.
+    """
 
     exceptions = ray.exceptions
 

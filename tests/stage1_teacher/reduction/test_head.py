@@ -1,4 +1,6 @@
-"""The head read from a checkpoint, by the rule that the model is asked for, against the model's own logits, for heads of many kinds."""
+"""The head read from a checkpoint, by the rule that the model is asked for, against the model's own logits, for heads
+of many kinds.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -119,7 +119,8 @@ def test_splitting_a_batch_leaves_the_gradient_unchanged(train: dict[str, Any], 
     config = TrainConfig.model_validate({"dtype": "float32", **train})
     (whole, one), (split, many) = (gradient(model, dump, tokens, config) for tokens in (10**6, 40))
     assert one < many and whole.any()
-    # Of the whole gradient, not of each element: float32 sums in another order, and some elements are sums of cancelling terms.
+    # Of the whole gradient, not of each element: float32 sums in another order, and some elements are sums of
+    # cancelling terms.
     assert (whole - split).norm() <= 1e-5 * whole.norm()
 
 

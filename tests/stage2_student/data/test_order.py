@@ -43,7 +43,8 @@ def test_pieces_of_one_document_share_a_step_no_oftener_than_by_chance() -> None
             document = window.shard_W * RECORDS + window.unit_W // 8
             again += [16 - len(np.unique(step)) for step in document.reshape(-1, 16)]
             firsts.append(np.flatnonzero(window.unit_W % 8 == 0))
-        # Eight stand at distances of 16: two share a step only where one is late in its part of the window, and the next early in its.
+        # Eight stand at distances of 16: two share a step only where one is late in its part of the window, and the
+        # next early in its.
         assert np.mean(again) < by_chance / 4
     quarters = np.bincount(np.concatenate(firsts) // 32)
     assert quarters.min() > 0.9 * quarters.mean()  # and the first of a document stands anywhere

@@ -160,7 +160,9 @@ def chunks(encoded: Encoded, debias: float) -> list[tuple[tuple[int, int], float
 def test_byte_distributions_of_pieces_are_the_whole_records_where_context_does_not_matter(
     name: str, tokenizers: dict[str, ByteTokenizer]
 ) -> None:
-    """A student whose logits depend on the last token alone. Its context is longer than any of its tokens, so no row is missing."""
+    """A student whose logits depend on the last token alone. Its context is longer than any of its tokens, so no row is
+    missing.
+    """
     tokenizer = tokenizers[name]
     width = len(tokenizer.token_bytes)
     end = tokenizer.default_end or 0

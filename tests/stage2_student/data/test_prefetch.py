@@ -64,7 +64,9 @@ def test_an_exception_in_the_user_ends_the_thread() -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also in a process that was started with it ignored, as a shell starts those in the background."""
+    """SIGINT raises KeyboardInterrupt, also in a process that was started with it ignored, as a shell starts those in
+    the background.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

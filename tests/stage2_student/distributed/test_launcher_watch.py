@@ -15,7 +15,8 @@ from stage2_student.distributed import launcher_watch
 from stage2_student.distributed.launcher_watch import watched_of
 
 ROOT = Path(__file__).parents[3]
-# Each argument but the first names a process, which starts the next one; the last is the rank. It says who they are, by id.
+# Each argument but the first names a process, which starts the next one; the last is the rank. It says who they are, by
+# id.
 CHAIN = """
 import os, subprocess, sys, time
 from pathlib import Path

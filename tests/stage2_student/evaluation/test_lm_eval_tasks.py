@@ -1,4 +1,6 @@
-"""Tasks of the harness: its figures are those of its own `hf` and of plain arithmetic, and text that spells a control token is text."""
+"""Tasks of the harness: its figures are those of its own `hf` and of plain arithmetic, and text that spells a control
+token is text.
+"""
 
 import json
 import math

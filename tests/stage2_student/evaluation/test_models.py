@@ -22,7 +22,9 @@ CODE = "from transformers import LlamaForCausalLM\n\nclass Own(LlamaForCausalLM)
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub's cache, off line, with `some/model`; its branch `small` has other weights and another tokenizer. Gives its snapshots."""
+    """A hub's cache, off line, with `some/model`; its branch `small` has other weights and another tokenizer. Gives its
+    snapshots.
+    """
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "cache" / "models--some--model"

@@ -1,4 +1,6 @@
-"""What a student takes, as it is counted without its weights, against the student itself and against what DeepSpeed holds."""
+"""What a student takes, as it is counted without its weights, against the student itself and against what DeepSpeed
+holds.
+"""
 
 import json
 import os

@@ -29,7 +29,8 @@ from tests.zoo.models import tiny_model as zoo_model
 ROOT = Path(__file__).parents[3]
 MERGES = ["t h", "o n", "Ġ t"]
 TOKENS_BL = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
-# Each argument is a recipe. One that is named with the steps to forget goes on in a copy of another run, without its last checkpoints.
+# Each argument is a recipe. One that is named with the steps to forget goes on in a copy of another run, without its
+# last checkpoints.
 TRAIN_EACH = """
 import shutil, sys
 from pathlib import Path
@@ -225,8 +226,8 @@ def test_what_a_mixture_of_experts_does_not_learn_is_said_by_name(model: Path) -
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs with adapters beside a moved tokenizer: of two ranks at each stage that splits something, then of one rank: one that
-    goes on from its own second step, and one that goes on where two ranks were before their last checkpoint.
+    """Runs with adapters beside a moved tokenizer: of two ranks at each stage that splits something, then of one rank:
+    one that goes on from its own second step, and one that goes on where two ranks were before their last checkpoint.
 
     DeepSpeed takes seconds to start: one torchrun and one process do them all.
     """

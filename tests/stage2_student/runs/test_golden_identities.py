@@ -1,4 +1,6 @@
-"""Runs that an earlier release began go on under this one, and under one with more keys; what differs is refused by name."""
+"""Runs that an earlier release began go on under this one, and under one with more keys; what differs is refused by
+name.
+"""
 
 import json
 from pathlib import Path

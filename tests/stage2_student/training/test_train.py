@@ -53,7 +53,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(work: Path, name: str, dump: str = "dump", **train: Any) -> Recipe:
-    """Every objective, the interface with most modules, learning rates of its own and the embedding's, and a step of warm-up."""
+    """Every objective, the interface with most modules, learning rates of its own and the embedding's, and a step of
+    warm-up.
+    """
     values = {"interface_lr": 3.0, "embedding_lr": 2.0, "interface_warmup_steps": 1} | train
     found = make_recipe(work / "dump", work / "model", work / name, values, interface="causal")
     return found.with_values(dump=DumpConfig(path=dump if "://" in dump else str(work / dump)))
@@ -64,7 +66,9 @@ def student_environment(work: Path) -> dict[str, str]:
 
 
 def start(work: Path, name: str, **train: Any) -> "subprocess.Popen[bytes]":
-    """One rank, in a process that cannot import vllm or the teacher's stage; the teacher's model is not there either."""
+    """One rank, in a process that cannot import vllm or the teacher's stage; the teacher's model is not there
+    either.
+    """
     save_recipe(recipe(work, name, **train), work / f"{name}.yaml")
     command = [sys.executable, "-m", "stage2_student.training.train", "--recipe", str(work / f"{name}.yaml")]
     return subprocess.Popen(command, env=student_environment(work), cwd=work)

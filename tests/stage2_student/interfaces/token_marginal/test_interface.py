@@ -1,4 +1,6 @@
-"""The token-marginal interface against the covering of the teacher's stage and against a brute force that autograd goes through."""
+"""The token-marginal interface against the covering of the teacher's stage and against a brute force that autograd goes
+through.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,7 +39,9 @@ Documents = Sequence[tuple[list[int], list[Segment] | None]]
 
 
 class Case:
-    """A vocabulary, documents in its tokens, and logits for every state of the padded batch; by default the head is the identity."""
+    """A vocabulary, documents in its tokens, and logits for every state of the padded batch; by default the head is the
+    identity.
+    """
 
     def __init__(
         self,
