@@ -192,19 +192,19 @@ def encoded(sample: Sequence[Document], teacher: Teacher, seconds: float) -> tup
         if len(found) >= LEAST_PARTS and time.monotonic() > until:
             break
         plan = ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=len(document.text), sha256="")
-        pieces = encode_shard(plan, [document], teacher).pieces
-        found.append(Encoded(len(document.text), sum(len(teacher.prompt(piece)) for piece in pieces)))
-        for piece in pieces:
-            segments = tuple(stretch.segment for stretch in piece.stretches)
+        windows = encode_shard(plan, [document], teacher).windows
+        found.append(Encoded(len(document.text), sum(len(teacher.prompt(window)) for window in windows)))
+        for window in windows:
+            segments = tuple(span.segment for span in window.spans)
             questions.append(
                 Question(
-                    piece.doc_id,
-                    piece.window.start,
-                    piece.text,
+                    window.doc_id,
+                    window.bounds.start,
+                    window.text,
                     segments,
-                    piece.roles,
-                    piece.lengths,
-                    conversation=piece.conversation,
+                    window.roles,
+                    window.lengths,
+                    conversation=window.conversation,
                 )
             )
     return found, questions
@@ -217,11 +217,13 @@ def seconds_of_audit(sample: Sequence[Document], teacher: Teacher, num_documents
     if not num_documents or isinstance(teacher.engine, ListingEngine):
         return 0.0
     plan = ShardPlan(index=0, first_document=0, num_documents=NUM_AUDITED, num_bytes=0, sha256="")
-    pieces = [piece for piece in encode_shard(plan, sample[:NUM_AUDITED], teacher).pieces if piece.window.start == 0]
+    windows = [
+        window for window in encode_shard(plan, sample[:NUM_AUDITED], teacher).windows if window.bounds.start == 0
+    ]
     seconds = []
-    for piece in pieces:
+    for window in windows:
         started = time.monotonic()
-        audit.compute_reference(teacher, piece)
+        audit.compute_reference(teacher, window)
         seconds.append(time.monotonic() - started)
     later = seconds[1:] or seconds
     return seconds[0] + (num_documents - 1) * sum(later) / len(later) if seconds else 0.0

@@ -25,8 +25,8 @@ class Survey(NamedTuple):
 class _Drawn:
     """A random sample of documents passing by: those whose places hash lowest, as many as fit."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._most_bytes = max_bytes
         self._num_bytes = self.num_passed = self.bytes_passed = 0
         self._kept: list[tuple[int, int, Document]] = []  # a heap: minus the hash, so that the highest goes first
 
@@ -45,20 +45,20 @@ class _Drawn:
         return [document for _, _, document in sorted(self._kept, reverse=True)]
 
 
-def survey(corpus: Corpus, shard_bytes: int, corpus_bytes: int | None, most_bytes: int = SAMPLE_BYTES) -> Survey:
-    """Read the corpus once: all of it, or, where `corpus_bytes` says how much text it holds, its first `most_bytes`.
+def survey(corpus: Corpus, shard_bytes: int, corpus_bytes: int | None, max_bytes: int = SAMPLE_BYTES) -> Survey:
+    """Read the corpus once: all of it, or, where `corpus_bytes` says how much text it holds, its first `max_bytes`.
 
     Raises ValueError for a corpus of fewer than three documents.
     """
     started = time.monotonic()
-    drawn = _Drawn(most_bytes)
+    drawn = _Drawn(max_bytes)
     if corpus_bytes is None:
         shards = [shard.num_bytes for shard in plan_shards(drawn.passing(corpus.documents()), shard_bytes)]
         number = counted(drawn.num_passed)
         num_bytes = drawn.bytes_passed
     else:
         for _ in drawn.passing(corpus.documents()):
-            if drawn.bytes_passed >= most_bytes:
+            if drawn.bytes_passed >= max_bytes:
                 break
         num_bytes = corpus_bytes
         shards = [shard_bytes] * (num_bytes // shard_bytes) + [num_bytes % shard_bytes] * (num_bytes % shard_bytes > 0)

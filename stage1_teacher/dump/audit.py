@@ -28,10 +28,10 @@ from schemas.record import Record
 from schemas.storage.locations import Location, open_parquet
 from stage1_teacher.coordination.thread_map import thread_map
 from stage1_teacher.engines.base import ListingEngine
-from stage1_teacher.inputs.encoded_windows import Piece
+from stage1_teacher.inputs.encoded_windows import EncodedWindow
 from stage1_teacher.reduction.types import Rows
 from stage1_teacher.targets import own_logprobs
-from stage1_teacher.targets.branch_expansion import Place, expand
+from stage1_teacher.targets.branch_expansion import BranchPoint, expand
 from stage1_teacher.targets.distances import distances, realised_bits, stored_sums
 from stage1_teacher.targets.teacher import Teacher
 
@@ -82,26 +82,26 @@ def affordable(num_bytes: int) -> int:
 
 
 class ReferenceTargets(NamedTuple):
-    """Targets of the wide covering at a piece's first positions, or the reason why there are none."""
+    """Targets of the wide covering at a window's first positions, or the reason why there are none."""
 
     probs_PV: np.ndarray | None
     num_tokens: int  # computed for them
     fault: str | None
-    own: own_logprobs.OwnTokens | None = None  # the model's own log-probabilities of the piece's first tokens
+    own: own_logprobs.OwnTokens | None = None  # the model's own log-probabilities of the window's first tokens
 
 
-def compute_reference(teacher: Teacher, piece: Piece, num_tokens: int = MAX_TOKENS) -> ReferenceTargets:
-    """Compute the wide covering of a piece's first tokens (of a chat's first turn), not what follows them."""
+def compute_reference(teacher: Teacher, window: EncodedWindow, num_tokens: int = MAX_TOKENS) -> ReferenceTargets:
+    """Compute the wide covering of a window's first tokens (of a chat's first turn), not what follows them."""
     if isinstance(teacher.engine, ListingEngine):
         return ReferenceTargets(None, 0, "a served teacher holds no branches")
-    own = own_logprobs.ask_own(teacher, piece, num_tokens)
+    own = own_logprobs.compute_own(teacher, window, num_tokens)
     if teacher.engine.cannot_branch is not None:
         return ReferenceTargets(None, 0, teacher.engine.cannot_branch, own)
     assert teacher.reducer is not None
-    stretch = piece.stretches[0]
-    tokens = stretch.tokens[:num_tokens]
-    prompt = teacher.prompt(piece)
-    before = len(prompt) - len(piece.tokens) + stretch.first
+    span = window.spans[0]
+    tokens = span.tokens[:num_tokens]
+    prompt = teacher.prompt(window)
+    before = len(prompt) - len(window.tokens) + span.first
     spelled = b"".join(teacher.tokenizer.token_bytes[token] or b"" for token in tokens)
     try:
         branches = teacher.engine.branches([prompt[: before + len(tokens)]])
@@ -112,8 +112,8 @@ def compute_reference(teacher: Teacher, piece: Piece, num_tokens: int = MAX_TOKE
     # At least one token comes before: the start token.
     [canonical] = teacher.reducer.reduce([Rows(covering, covering.offsets, branches.hidden[0][before - 1 :])])
     branching.add_canonical(canonical)
-    expand([branching], [Place(0, before)], branches, teacher.reducer)
-    return ReferenceTargets(branching.targets().probs_PV[stretch.num_prefix : -1], branches.num_tokens, None, own)
+    expand([branching], [BranchPoint(0, before)], branches, teacher.reducer)
+    return ReferenceTargets(branching.targets().probs_PV[span.num_prefix : -1], branches.num_tokens, None, own)
 
 
 def measure(record: Record, reference: ReferenceTargets) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def measure(record: Record, reference: ReferenceTargets) -> dict[str, Any]:
         "doubt": float(record.doubt.sum(dtype=np.float64)),
     }
     if reference.own is not None:
-        nats_N = own_logprobs.apart(record, reference.own)
+        nats_N = own_logprobs.half_squares(record, reference.own)
         figures |= {"own_tokens": len(nats_N), "own_nats": float(nats_N.sum())}
     if reference.probs_PV is None:
         return figures | {"not_compared": reference.fault}

@@ -8,7 +8,7 @@ from schemas.shard import read_shard
 from schemas.storage.locations import Location
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.targets import own_logprobs
-from stage1_teacher.targets.own_logprobs import piece_of
+from stage1_teacher.targets.own_logprobs import window_of
 from stage1_teacher.targets.teacher import Teacher
 
 
@@ -22,8 +22,8 @@ def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:
     record = next((record for path in there[:1] for record in read_shard(path) if record.segments), None)
     if record is None:
         return
-    found = own_logprobs.compare(record, piece_of(record, teacher), teacher)
-    if not found.is_own:
+    found = own_logprobs.compare(record, window_of(record, teacher), teacher)
+    if not found.is_within_limit:
         why = (
             "the server serves another model, or serves it differently, than when the dump was begun. Go back to that "
             "one, or"

@@ -41,5 +41,5 @@ class Job(NamedTuple):
                     self.claims.give_back(shard.index)
 
 
-Engines = Callable[[Job, ResolvedTeacher], AbstractContextManager[ShardMaker]]
-Connect = Callable[[], AbstractContextManager[Engines]]  # connects to a cluster, before anything else is done
+OpenShardMaker = Callable[[Job, ResolvedTeacher], AbstractContextManager[ShardMaker]]
+Connect = Callable[[], AbstractContextManager[OpenShardMaker]]  # connects to a cluster, before anything else is done

@@ -26,7 +26,7 @@ from stage1_teacher.dump.check_resumed import check_resumed
 from stage1_teacher.dump.extend import extend_dump
 from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.dump.input_files import are_as_noted, inputs_sha256, is_done, is_summed_up, note_inputs
-from stage1_teacher.dump.job import Connect, Engines, Job, ShardMaker, ShardWork
+from stage1_teacher.dump.job import Connect, Job, OpenShardMaker, ShardMaker, ShardWork
 from stage1_teacher.dump.shard_writer import ShardProgress, make_shards
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.engines.registry import engine_name
@@ -103,7 +103,7 @@ def run_teacher(
         _run(recipe, worker, accept_engine, engines)
 
 
-def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: Engines) -> None:
+def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, engines: OpenShardMaker) -> None:
     dump = location(recipe.dump.path)
     at_start = inputs_sha256(recipe)
     named = recipe

@@ -23,17 +23,17 @@ from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.begun import libraries
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.chat_windows import cut_chat
-from stage1_teacher.inputs.encoded_windows import Piece, batches, cut_pieces
+from stage1_teacher.inputs.encoded_windows import EncodedWindow, batches, cut_document
 from stage1_teacher.inputs.turn_windows import cut_conversation
 from stage1_teacher.inputs.windows import WindowError
-from stage1_teacher.targets.answers import Answers
 from stage1_teacher.targets.distances import stored_sums
+from stage1_teacher.targets.engine_output import EngineOutput
 from stage1_teacher.targets.records import make_records
 from stage1_teacher.targets.teacher import Teacher
 
 
 class EncodedShard(NamedTuple):
-    """A shard's pieces.
+    """A shard's windows.
 
     Attributes:
         left_out: why documents were left out, by id: the teacher's tokenizer cannot spell them, its chat template
@@ -41,16 +41,16 @@ class EncodedShard(NamedTuple):
     """
 
     plan: ShardPlan
-    pieces: list[Piece]
+    windows: list[EncodedWindow]
     left_out: dict[str, str]
 
 
 class EngineBatch(NamedTuple):
-    """A batch of a shard's pieces with the engine's output."""
+    """A batch of a shard's windows with the engine's output."""
 
-    pieces: list[Piece]
-    answers: Answers
-    references: dict[int, audit.ReferenceTargets]  # of audited pieces, by index in `pieces`
+    windows: list[EncodedWindow]
+    output: EngineOutput
+    references: dict[int, audit.ReferenceTargets]  # of audited windows, by index in `windows`
     finished: EncodedShard | None  # the shard, with its last batch
 
 
@@ -70,20 +70,20 @@ class ShardProgress(NamedTuple):
 
 
 def encode_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> EncodedShard:
-    """Encode a shard's documents as pieces for the teacher, leaving out those that cannot be, with the reason."""
-    pieces: list[Piece] = []
+    """Encode a shard's documents as windows for the teacher, leaving out those that cannot be, with the reason."""
+    windows: list[EncodedWindow] = []
     left_out: dict[str, str] = {}
     for document in documents:
         try:
-            pieces += _cut(document, teacher)
+            windows += _cut(document, teacher)
         except (SpellingError, ChatError, WindowError) as error:
             left_out[document.doc_id] = str(error)
-    return EncodedShard(shard, pieces, left_out)
+    return EncodedShard(shard, windows, left_out)
 
 
-def _cut(document: Document, teacher: Teacher) -> list[Piece]:
+def _cut(document: Document, teacher: Teacher) -> list[EncodedWindow]:
     if document.messages is None:
-        return cut_pieces(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
+        return cut_document(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
     assert teacher.chat is not None
     to_cut = (teacher.chat, teacher.ends, teacher.max_tokens, teacher.overlap_tokens)
     conversation = teacher.chat.beyond_contents(document.conversation)
@@ -95,26 +95,28 @@ def _cut(document: Document, teacher: Teacher) -> list[Piece]:
 def forward(
     shards: Iterable[EncodedShard], teacher: Teacher, placement: PlacementConfig, audited: Set[str]
 ) -> Iterator[EngineBatch]:
-    """Run the engine over the shards' pieces. No batch spans two shards, so a shard made again is the same.
+    """Run the engine over the shards' windows. No batch spans two shards, so a shard made again is the same.
 
     Args:
         audited: ids of the documents to compare with a wide covering.
     """
     for shard in shards:
-        parts = list(batches(shard.pieces, placement.batch_tokens)) or [[]]
+        parts = list(batches(shard.windows, placement.batch_tokens)) or [[]]
         for index, batch in enumerate(parts):
-            answers, references = retry_with_restart(
-                teacher, partial(_ask, teacher, batch, audited), placement.max_engine_failures
+            output, references = retry_with_restart(
+                teacher, partial(_run_engine, teacher, batch, audited), placement.max_engine_failures
             )
-            yield EngineBatch(batch, answers, references, shard if index == len(parts) - 1 else None)
+            yield EngineBatch(batch, output, references, shard if index == len(parts) - 1 else None)
 
 
-def _ask(teacher: Teacher, batch: list[Piece], audited: Set[str]) -> tuple[Answers, dict[int, audit.ReferenceTargets]]:
-    answers = teacher.ask(batch)
-    return answers, {
-        number: audit.compute_reference(teacher, piece)
-        for number, piece in enumerate(batch)
-        if piece.doc_id in audited and piece.window.start == 0
+def _run_engine(
+    teacher: Teacher, batch: list[EncodedWindow], audited: Set[str]
+) -> tuple[EngineOutput, dict[int, audit.ReferenceTargets]]:
+    output = teacher.run_engine(batch)
+    return output, {
+        number: audit.compute_reference(teacher, window)
+        for number, window in enumerate(batch)
+        if window.doc_id in audited and window.bounds.start == 0
     }
 
 
@@ -130,17 +132,17 @@ class ShardWriter:
 
     def take(self, batch: EngineBatch) -> ShardProgress:
         records: list[Record] = []
-        if batch.pieces:
-            records = make_records(batch.pieces, batch.answers, self._teacher, self._recipe.dump)
+        if batch.windows:
+            records = make_records(batch.windows, batch.output, self._teacher, self._recipe.dump)
             self._audited += [audit.measure(records[index], found) for index, found in batch.references.items()]
             self._records += records
-        num_tokens = sum(len(self._teacher.prompt(piece)) for piece in batch.pieces)
+        num_tokens = sum(len(self._teacher.prompt(window)) for window in batch.windows)
         self._num_tokens += num_tokens
-        self._num_computed += batch.answers.num_tokens
-        num_documents = sum(piece.window.has_end for piece in batch.pieces)
+        self._num_computed += batch.output.num_tokens
+        num_documents = sum(window.bounds.has_end for window in batch.windows)
         progress = ShardProgress(
             num_documents,
-            sum(piece.num_supervised for piece in batch.pieces),
+            sum(window.num_supervised for window in batch.windows),
             num_tokens,
             positions=sum(record.num_positions for record in records),
             dropped=sum(float(record.dropped.sum(dtype=np.float64)) for record in records),

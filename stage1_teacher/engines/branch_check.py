@@ -19,7 +19,7 @@ from pipeline.config.engines import other_engine
 from pipeline.runtime import log
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engines.base import BranchToken, Engine, close_failed, free_memory
-from stage1_teacher.engines.self_check import MOST_ROWS, TIMES_CONTROL, probe_tokens, row_nats
+from stage1_teacher.engines.self_check import MAX_ROWS, TIMES_CONTROL, probe_tokens, row_kl
 from stage1_teacher.reduction.reducer import Reducer
 
 SHORT_TOKENS = 12  # of the second prompt, which lies beside the first
@@ -62,7 +62,7 @@ def branching_fault(
     own_RV = ask_own()
     on_branches = _mean_nats(own_RV, states_RD, reducer)
     on_prompts = max(
-        _mean_nats(engine.own_logprobs(prompt, max(0, len(prompt) - MOST_ROWS)), hidden_TD[-MOST_ROWS:], reducer)
+        _mean_nats(engine.own_logprobs(prompt, max(0, len(prompt) - MAX_ROWS)), hidden_TD[-MAX_ROWS:], reducer)
         for prompt, hidden_TD in zip((first, second), branches.hidden, strict=True)
     )
     apart, limit = max(on_branches, on_prompts), LIMIT_FLOAT32_NATS if teacher.dtype == "float32" else LIMIT_NATS
@@ -70,7 +70,7 @@ def branching_fault(
         apart > limit
     ):  # a model that differs from itself by more, asked again or in a batch (experts chosen otherwise), is held to that
         batched_RD = torch.stack([states_TD[-1] for states_TD in engine.hidden_states(paths)])
-        control = max(float(row_nats(own_RV, ask_own()).mean()), _mean_nats(own_RV, batched_RD, reducer))
+        control = max(float(row_kl(own_RV, ask_own()).mean()), _mean_nats(own_RV, batched_RD, reducer))
         limit = max(limit, TIMES_CONTROL * control)
     if apart <= limit:
         return None
@@ -130,9 +130,9 @@ def _prompts(
     text = config.get_text_config()
     windows = [found for name in _WINDOWS if isinstance(found := getattr(text, name, None), int) and found > 0]
     met = [size for size in (min(windows, default=0), shared_tokens) if size < max_tokens]
-    length = min(max_tokens, max([MOST_ROWS, *(size + BEYOND for size in met)]))
+    length = min(max_tokens, max([MAX_ROWS, *(size + BEYOND for size in met)]))
     before = [] if start is None else [start]
-    tokens = probe_tokens(tokenizer, MOST_ROWS)
+    tokens = probe_tokens(tokenizer, MAX_ROWS)
     spelled = [*before, *(tokens * (length // len(tokens) + 1))][:length]
     return spelled, [*before, *tokens[::-1]][: min(SHORT_TOKENS, length)]
 
@@ -141,4 +141,4 @@ def _mean_nats(own_RV: Tensor, states_RD: Tensor, reducer: Reducer) -> float:
     """KL(own || ours), mean over rows; infinite where it is no number."""
     column_V = torch.from_numpy(reducer.vocabulary.column)
     ours_RV = reducer.head.logits(states_RD).log_softmax(-1).cpu()[:, column_V][:, : own_RV.shape[1]]
-    return float(row_nats(own_RV, ours_RV).mean())
+    return float(row_kl(own_RV, ours_RV).mean())

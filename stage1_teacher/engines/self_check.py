@@ -22,7 +22,7 @@ from stage1_teacher.reduction.reducer import Reducer
 from stage1_teacher.reduction.types import Rows
 
 PROBE = "In 1687, the Principia was published; its 3 laws are taught to this day. def main():\n    return {'a': 1}\nÜber uns: こんにちは"
-MOST_ROWS = 48
+MAX_ROWS = 48
 # Nats, of the worst row. Rounding logits to bfloat16 costs half the variance of a rounding error, 1e-3 at a logit of
 # 30; heads that were wrong have cost 0.3 and more. A larger model that differs from itself by more (experts chosen
 # otherwise) is held to that.
@@ -32,8 +32,8 @@ LIMIT_NATS = 0.05
 # wrong scale its own deviation from 1.
 LIMIT_SPREAD = 0.08
 TIMES_CONTROL = 3.0
-MOST_AHEAD_FLOAT32, MOST_AHEAD = 1e-3, 0.05  # of the largest log-probability
-MOST_BESIDE_FLOAT32 = 1e-3  # of the largest log-probability; engines that kept prompts apart differ by 1e-6
+MAX_AHEAD_FLOAT32, MAX_AHEAD = 1e-3, 0.05  # of the largest log-probability
+MAX_BATCH_EFFECT_FLOAT32 = 1e-3  # of the largest log-probability; engines that kept prompts apart differ by 1e-6
 SMALLEST_SHARE = 1e-9  # of a class of tokens; what is below is rounding
 
 
@@ -58,7 +58,7 @@ def check_engine(
         model: what the error calls it: its source and its architecture.
     """
     before = [] if start is None else [start]
-    tokens = probe_tokens(tokenizer, min(MOST_ROWS, teacher.max_tokens) - 1)
+    tokens = probe_tokens(tokenizer, min(MAX_ROWS, teacher.max_tokens) - 1)
     prompt = [*before, *tokens]
     if start is None:
         tokens = tokens[1:]  # the row before the first token does not exist
@@ -72,10 +72,13 @@ def check_engine(
         )
     _check_causal(engine, prompt, own_RV, _others(prompt, tokenizer), teacher.dtype, model)
     ours_RV = reducer.head.logits(states_RD).log_softmax(-1).cpu()[:, column_V][:, : own_RV.shape[1]]
-    control = worst_row(own_RV, again_RV)
-    apart = max(worst_row(own_RV, ours_RV), worst_row(*_reduced(states_RD, own_RV, reducer, tokens, tokenizer)))
+    control = max_kl(own_RV, again_RV)
+    apart = max(max_kl(own_RV, ours_RV), max_kl(*_reduced(states_RD, own_RV, reducer, tokens, tokenizer)))
     limit = max(LIMIT_NATS, TIMES_CONTROL * control)
-    share, most = most_apart(own_RV, ours_RV), max(LIMIT_SPREAD, TIMES_CONTROL * most_apart(own_RV, again_RV))
+    share, most = (
+        max_relative_deviation(own_RV, ours_RV),
+        max(LIMIT_SPREAD, TIMES_CONTROL * max_relative_deviation(own_RV, again_RV)),
+    )
     if not (apart <= limit and share <= most):
         raise ValueError(
             f"{model}: what is made of its hidden states is not what {engine.name} itself says. On a text of {len(prompt)} tokens the "
@@ -109,16 +112,16 @@ def _check_batch(engine: Engine, reducer: Reducer, prompts: Sequence[Sequence[in
     for prompt, states_TD in zip(prompts, batch, strict=True):
         own_TV = engine.own_logprobs(prompt)
         ours_TV = reducer.head.logits(states_TD).log_softmax(-1).cpu()[:, column_V][:, : own_TV.shape[1]]
-        apart, share = float(row_nats(own_TV, ours_TV).mean()), float(rows_apart(own_TV, ours_TV).mean())
+        apart, share = float(row_kl(own_TV, ours_TV).mean()), float(relative_deviations(own_TV, ours_TV).mean())
         said_TV = torch.isfinite(own_TV) & torch.isfinite(ours_TV)
         worst, largest = (float(found[said_TV].abs().max()) for found in (own_TV - ours_TV, own_TV))
-        exact = dtype != "float32" or worst <= MOST_BESIDE_FLOAT32 * largest
+        exact = dtype != "float32" or worst <= MAX_BATCH_EFFECT_FLOAT32 * largest
         if not (apart <= LIMIT_NATS and share <= LIMIT_SPREAD and exact):
             raise ValueError(
                 f"{model}: what {engine.name} makes of a prompt changes with the prompts that run beside it. Of {len(prompts)} short prompts "
                 f"in one batch, one of {len(prompt)} tokens is on average {apart:.3g} nats from the model's own, asked alone (KL; limit "
                 f"{LIMIT_NATS}), a row's log-probabilities are apart by {share:.3g} of their spread (limit {LIMIT_SPREAD}), and the worst of "
-                f"them by {worst:.3g} nats of {largest:.3g} (limit in float32: {MOST_BESIDE_FLOAT32:g} of that). Every dump is made in "
+                f"them by {worst:.3g} nats of {largest:.3g} (limit in float32: {MAX_BATCH_EFFECT_FLOAT32:g} of that). Every dump is made in "
                 "batches, so its targets would be wrong; a server of the same engine would answer the same. "
                 f"Use the other local engine (teacher.engine: {other_engine(engine.name)})"
             )
@@ -144,7 +147,7 @@ def _check_causal(
     before_RV, after_RV = own_RV[:kept], engine.own_logprobs([*prompt[:kept], *others[kept:]])[:kept]
     said_RV = torch.isfinite(before_RV) & torch.isfinite(after_RV)
     apart, largest = (float(found[said_RV].abs().max()) for found in (before_RV - after_RV, before_RV))
-    if apart > (MOST_AHEAD_FLOAT32 if dtype == "float32" else MOST_AHEAD) * largest:
+    if apart > (MAX_AHEAD_FLOAT32 if dtype == "float32" else MAX_AHEAD) * largest:
         raise ValueError(
             f"{model} looks ahead: what it says after {kept} tokens changes by up to {apart:.3g} nats with those that follow (its "
             f"log-probabilities: up to {largest:.3g}). It is no causal language model; choose one that is, or where its config has "
@@ -152,12 +155,12 @@ def _check_causal(
         )
 
 
-def worst_row(own_RV: Tensor, other_RV: Tensor) -> float:
+def max_kl(own_RV: Tensor, other_RV: Tensor) -> float:
     """The largest KL(own || other) of a row, nats."""
-    return float(row_nats(own_RV, other_RV).max())
+    return float(row_kl(own_RV, other_RV).max())
 
 
-def row_nats(own_RV: Tensor, other_RV: Tensor) -> Tensor:
+def row_kl(own_RV: Tensor, other_RV: Tensor) -> Tensor:
     """KL(own || other) of each row, nats; infinite where the other has 0, or no number, for what has mass."""
     own_RV, other_RV = own_RV.double(), other_RV.double()
     mass_RV = own_RV.exp()
@@ -165,12 +168,12 @@ def row_nats(own_RV: Tensor, other_RV: Tensor) -> Tensor:
     return nats_R.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
-def most_apart(own_RV: Tensor, other_RV: Tensor) -> float:
-    """The largest of `rows_apart`."""
-    return float(rows_apart(own_RV, other_RV).max())
+def max_relative_deviation(own_RV: Tensor, other_RV: Tensor) -> float:
+    """The largest of `relative_deviations`."""
+    return float(relative_deviations(own_RV, other_RV).max())
 
 
-def rows_apart(own_RV: Tensor, other_RV: Tensor) -> Tensor:
+def relative_deviations(own_RV: Tensor, other_RV: Tensor) -> Tensor:
     """Over all ids of a row that have any probability: the deviation of what is between the two, as a share of that of
     the own log-probabilities. Infinite where the other has 0, or no number.
     """

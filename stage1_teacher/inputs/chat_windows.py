@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pipeline.tokenization.chat_template import ChatError, Message
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat, Turn, document_of
 from schemas.record import Segment
-from stage1_teacher.inputs.encoded_windows import Piece, Stretch
+from stage1_teacher.inputs.encoded_windows import CoveredSpan, EncodedWindow
 from stage1_teacher.inputs.windows import Window
 
 
@@ -32,8 +32,8 @@ def cut_chat(
     ends: Sequence[int],
     max_tokens: int,
     overlap: int = 0,
-) -> list[Piece]:
-    """A chat's pieces. Raises ChatError or SpellingError, with the reason, where it is left out.
+) -> list[EncodedWindow]:
+    """A chat's windows. Raises ChatError or SpellingError, with the reason, where it is left out.
 
     Args:
         ends: tokens that mean END; a turn that another token follows has none.
@@ -41,22 +41,22 @@ def cut_chat(
     """
     whole = chat.encode(messages)
     if num_prompt(whole) <= max_tokens:
-        return [chat_piece(doc_id, _roles(messages), whole, ends)]
-    pieces: list[Piece] = []
+        return [chat_window(doc_id, _roles(messages), whole, ends)]
+    windows: list[EncodedWindow] = []
     done = 0
     while done < len(whole.turns):
         part = _next_part(messages, whole.turns, done, chat, max_tokens, overlap)
-        window = ChatWindow(
+        bounds = ChatBounds(
             start=len(document_of(messages[: part.first])),
             is_last=part.done == len(whole.turns),
             first_supervised=whole.turns[done].message - part.first,
         )
-        pieces.append(chat_piece(doc_id, _roles(messages[part.first : part.last]), part.encoded, ends, window))
+        windows.append(chat_window(doc_id, _roles(messages[part.first : part.last]), part.encoded, ends, bounds))
         done = part.done
-    return pieces
+    return windows
 
 
-class ChatWindow(NamedTuple):
+class ChatBounds(NamedTuple):
     """Messages as a window of a chat.
 
     Attributes:
@@ -70,32 +70,32 @@ class ChatWindow(NamedTuple):
     first_supervised: int = 0
 
 
-WHOLE_CHAT = ChatWindow()
+WHOLE_CHAT = ChatBounds()
 
 
-def chat_piece(
+def chat_window(
     doc_id: str,
     roles: Sequence[str],
     encoded: EncodedChat,
     ends: Sequence[int],
-    window: ChatWindow = WHOLE_CHAT,
+    bounds: ChatBounds = WHOLE_CHAT,
     conversation: str = "",
-) -> Piece:
-    """Make a conversation into one piece.
+) -> EncodedWindow:
+    """Make a conversation into one window.
 
     Args:
         roles: who says each of its messages.
         ends: tokens that mean END.
         conversation: JSON, where there is more than contents; its last messages are these.
     """
-    text, start = b"".join(encoded.contents), window.start
-    turns = [turn for turn in encoded.turns if turn.message >= window.first_supervised]
-    return Piece(
+    text, start = b"".join(encoded.contents), bounds.start
+    turns = [turn for turn in encoded.turns if turn.message >= bounds.first_supervised]
+    return EncodedWindow(
         doc_id=doc_id,
-        window=Window(start, start + len(text), start + turns[0].start, window.is_last),
+        bounds=Window(start, start + len(text), start + turns[0].start, bounds.is_last),
         text=text,
         tokens=encoded.tokens[1 : num_prompt(encoded)],
-        stretches=tuple(_stretch(turn, encoded, text, ends) for turn in turns),
+        spans=tuple(_span(turn, encoded, text, ends) for turn in turns),
         start=encoded.tokens[0],
         roles=tuple(roles),
         lengths=tuple(map(len, encoded.contents)),
@@ -112,11 +112,11 @@ def num_prompt(encoded: EncodedChat) -> int:
     return encoded.turns[-1].last
 
 
-def _stretch(turn: Turn, encoded: EncodedChat, text: bytes, ends: Sequence[int]) -> Stretch:
-    return Stretch(
-        first=turn.first - 1,  # the chat's first token is the piece's start
+def _span(turn: Turn, encoded: EncodedChat, text: bytes, ends: Sequence[int]) -> CoveredSpan:
+    return CoveredSpan(
+        first=turn.first - 1,  # the chat's first token is the window's start
         tokens=encoded.tokens[turn.first : turn.last],
-        spelled=turn.prefix + text[turn.start : turn.end],
+        covered_bytes=turn.prefix + text[turn.start : turn.end],
         start=turn.start,
         segment=Segment(turn.start, turn.end - turn.start, turn.end_token in ends),
     )

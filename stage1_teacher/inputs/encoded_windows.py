@@ -10,26 +10,26 @@ from stage1_teacher.inputs.windows import Window, cut_windows
 
 
 @dataclass(frozen=True)
-class Stretch:
+class CoveredSpan:
     """Tokens whose bytes are covered: a whole window of text, or a turn of a chat. What is before them is context.
 
     Attributes:
-        first: tokens of the piece before them.
-        spelled: the bytes that they spell, the tokenizer's prefix included.
+        first: tokens of the window before them.
+        covered_bytes: the bytes that they spell, the tokenizer's prefix included.
         start: the first byte of the record that they spell.
         segment: what of it is supervised, to its end.
     """
 
     first: int
     tokens: list[int]
-    spelled: bytes
+    covered_bytes: bytes
     start: int
     segment: Segment
 
     @property
     def skipped(self) -> int:
         """Positions before the segment: of the prefix, and of what an earlier window supervises."""
-        return len(self.spelled) - self.segment.length
+        return len(self.covered_bytes) - self.segment.length
 
     @property
     def num_prefix(self) -> int:
@@ -38,7 +38,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Piece:
+class EncodedWindow:
     """One record to be: a window of a document, or a chat, with its tokens.
 
     Attributes:
@@ -50,10 +50,10 @@ class Piece:
     """
 
     doc_id: str
-    window: Window
+    bounds: Window
     text: bytes
     tokens: list[int]
-    stretches: tuple[Stretch, ...]
+    spans: tuple[CoveredSpan, ...]
     start: int | None = None
     roles: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
@@ -62,30 +62,30 @@ class Piece:
     @property
     def num_supervised(self) -> int:
         """Bytes; END is not one."""
-        return sum(stretch.segment.length for stretch in self.stretches)
+        return sum(span.segment.length for span in self.spans)
 
 
-def cut_pieces(document: Document, tokenizer: ByteTokenizer, max_tokens: int, overlap: int) -> list[Piece]:
+def cut_document(document: Document, tokenizer: ByteTokenizer, max_tokens: int, overlap: int) -> list[EncodedWindow]:
     """A document's windows, encoded. Raises SpellingError where the tokens do not spell the bytes."""
     budget = max_tokens - 1  # the start token takes one
     tokens = tokenizer.encode(document.text)
     if len(tokens) <= budget:
-        window = Window(0, len(document.text), 0, True)
-        return [plain_piece(document.doc_id, window, document.text, tokens, tokenizer.prefix)]
+        bounds = Window(0, len(document.text), 0, True)
+        return [text_window(document.doc_id, bounds, document.text, tokens, tokenizer.prefix)]
     lengths = spelled_lengths(tokenizer, tokens)
-    windows = cut_windows(document.text, lengths, lambda part: len(tokenizer.encode(part)), budget, overlap)
-    texts = [document.text[window.start : window.end] for window in windows]
+    all_bounds = cut_windows(document.text, lengths, lambda part: len(tokenizer.encode(part)), budget, overlap)
+    texts = [document.text[bounds.start : bounds.end] for bounds in all_bounds]
     return [
-        plain_piece(document.doc_id, window, text, tokenizer.encode(text), tokenizer.prefix)
-        for window, text in zip(windows, texts, strict=True)
+        text_window(document.doc_id, bounds, text, tokenizer.encode(text), tokenizer.prefix)
+        for bounds, text in zip(all_bounds, texts, strict=True)
     ]
 
 
-def plain_piece(doc_id: str, window: Window, text: bytes, tokens: list[int], prefix: bytes) -> Piece:
+def text_window(doc_id: str, bounds: Window, text: bytes, tokens: list[int], prefix: bytes) -> EncodedWindow:
     """A window of plain text: all its tokens are covered, and what the window supervises is kept."""
-    start = window.supervised - window.start
-    segment = Segment(start, len(text) - start, window.has_end)
-    return Piece(doc_id, window, text, tokens, (Stretch(0, tokens, prefix + text, 0, segment),))
+    start = bounds.supervised - bounds.start
+    segment = Segment(start, len(text) - start, bounds.has_end)
+    return EncodedWindow(doc_id, bounds, text, tokens, (CoveredSpan(0, tokens, prefix + text, 0, segment),))
 
 
 def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int], num_prefix: int | None = None) -> list[int]:
@@ -96,15 +96,15 @@ def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int], num_prefix:
     return lengths
 
 
-def batches(pieces: Sequence[Piece], batch_tokens: int) -> Iterator[list[Piece]]:
+def batches(windows: Sequence[EncodedWindow], batch_tokens: int) -> Iterator[list[EncodedWindow]]:
     """Pieces in order, about `batch_tokens` at once: the same batches whenever the shard is made."""
-    batch: list[Piece] = []
+    batch: list[EncodedWindow] = []
     tokens = 0
-    for piece in pieces:
-        if batch and tokens + len(piece.tokens) + 1 > batch_tokens:
+    for window in windows:
+        if batch and tokens + len(window.tokens) + 1 > batch_tokens:
             yield batch
             batch, tokens = [], 0
-        batch.append(piece)
-        tokens += len(piece.tokens) + 1
+        batch.append(window)
+        tokens += len(window.tokens) + 1
     if batch:
         yield batch

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from pipeline.tokenization.chat_template import ChatError
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
 from pipeline.tokenization.conversation import Conversation, Excerpt
-from stage1_teacher.inputs.chat_windows import WHOLE_CHAT, ChatWindow, chat_piece, num_prompt
-from stage1_teacher.inputs.encoded_windows import Piece
+from stage1_teacher.inputs.chat_windows import WHOLE_CHAT, ChatBounds, chat_window, num_prompt
+from stage1_teacher.inputs.encoded_windows import EncodedWindow
 
 
 def cut_conversation(
@@ -22,26 +22,26 @@ def cut_conversation(
     ends: Sequence[int],
     max_tokens: int,
     overlap: int = 0,
-) -> list[Piece]:
-    """A conversation's pieces. Raises ChatError or SpellingError, with the reason, where it is left out. Arguments as
+) -> list[EncodedWindow]:
+    """A conversation's windows. Raises ChatError or SpellingError, with the reason, where it is left out. Arguments as
     of `cut_chat`.
     """
     parts = [part for excerpt in chat.excerpts(conversation) for part in _fitting(excerpt, chat, max_tokens, overlap)]
-    pieces: list[Piece] = []
+    windows: list[EncodedWindow] = []
     start = 0
     for number, (excerpt, encoded) in enumerate(parts, start=1):
-        window = ChatWindow(start, is_last=number == len(parts))
-        pieces.append(conversation_piece(doc_id, excerpt, encoded, ends, window))
-        start += len(pieces[-1].text)
-    return pieces
+        bounds = ChatBounds(start, is_last=number == len(parts))
+        windows.append(conversation_window(doc_id, excerpt, encoded, ends, bounds))
+        start += len(windows[-1].text)
+    return windows
 
 
-def conversation_piece(
-    doc_id: str, excerpt: Excerpt, encoded: EncodedChat, ends: Sequence[int], window: ChatWindow = WHOLE_CHAT
-) -> Piece:
-    """Make a conversation's last messages into one piece."""
+def conversation_window(
+    doc_id: str, excerpt: Excerpt, encoded: EncodedChat, ends: Sequence[int], bounds: ChatBounds = WHOLE_CHAT
+) -> EncodedWindow:
+    """Make a conversation's last messages into one window."""
     roles = [message["role"] for message in excerpt.messages]
-    return chat_piece(doc_id, roles, encoded, ends, window, excerpt.conversation.to_json())
+    return chat_window(doc_id, roles, encoded, ends, bounds, excerpt.conversation.to_json())
 
 
 def _fitting(

@@ -20,7 +20,7 @@ from pipeline.runtime import log, metrics
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.runtime.termination import terminable
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.dump.job import Engines, Job, ShardMaker, ShardWork
+from stage1_teacher.dump.job import Job, OpenShardMaker, ShardMaker, ShardWork
 from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.engines.base import HEAD_SHARE
 from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
@@ -84,7 +84,7 @@ def _not_connected(address: str | None, error: Exception) -> str:
 
 
 @contextmanager
-def cluster_engines(address: str | None) -> Iterator[Engines]:
+def cluster_engines(address: str | None) -> Iterator[OpenShardMaker]:
     """Connect to a Ray cluster, as `ray_cluster` does, and yield what opens its engines."""
     with ray_cluster(address) as ray:
         yield partial(ray_engines, ray=ray)

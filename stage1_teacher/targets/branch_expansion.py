@@ -9,25 +9,27 @@ from stage1_teacher.reduction.reducer import Reducer
 from stage1_teacher.reduction.types import Rows
 
 
-class Place(NamedTuple):
+class BranchPoint(NamedTuple):
     """Where what is covered stands: in which prompt, and how many of its tokens come before."""
 
     prompt: int
     before: int
 
 
-def expand(branchings: Sequence[Branching], places: Sequence[Place], branches: Branches, reducer: Reducer) -> None:
+def expand(
+    branchings: Sequence[Branching], points: Sequence[BranchPoint], branches: Branches, reducer: Reducer
+) -> None:
     """Add to each covering all rows that it wants. Branches whose paths are longer than the engine takes are not
     expanded, so that they are counted in `dropped`.
 
     Args:
         branchings: with their canonical rows; `branches` holds their prompts.
-        places: where each of them stands.
+        points: where each of them stands.
     """
     numbers: dict[tuple[int, Path], int] = {}
     while True:
         wanted = [
-            (index, _fitting(branching, places[index], branches.longest)) for index, branching in enumerate(branchings)
+            (index, _fitting(branching, points[index], branches.longest)) for index, branching in enumerate(branchings)
         ]
         wanted = [(index, found) for index, found in wanted if found]
         if not wanted:
@@ -38,7 +40,7 @@ def expand(branchings: Sequence[Branching], places: Sequence[Place], branches: B
                 path = branchings[index].path(branch)
                 # A longer path goes on from a branch token.
                 parent = numbers[index, Path(path.leaves, path.tokens[:-1])] if len(path.tokens) > 1 else None
-                prompt, before = places[index]
+                prompt, before = points[index]
                 tokens.append(BranchToken(prompt, before + path.leaves, branch.token, parent))
                 numbers[index, path] = len(numbers)
         hidden_ND = branches.extend(tokens)
@@ -53,7 +55,7 @@ def expand(branchings: Sequence[Branching], places: Sequence[Place], branches: B
             branchings[index].add(found, reduced)
 
 
-def _fitting(branching: Branching, place: Place, longest: int | None) -> list[Branch]:
+def _fitting(branching: Branching, point: BranchPoint, longest: int | None) -> list[Branch]:
     """The branches that it wants, without those whose paths have no room."""
     wanted = branching.wanted()
     if longest is None:
@@ -62,5 +64,5 @@ def _fitting(branching: Branching, place: Place, longest: int | None) -> list[Br
     return [
         branch
         for branch, path in zip(wanted, paths, strict=True)
-        if place.before + path.leaves + len(path.tokens) <= longest
+        if point.before + path.leaves + len(path.tokens) <= longest
     ]

@@ -27,7 +27,7 @@ _HALFWAY = np.where(
     ((_OTHER_ROOTS[:-1] + _OTHER_ROOTS[1:]) / 2) ** 2,
 )
 _ABOVE_ONE = 1e3  # the price of a sum above 1
-_MOST_PASSES = 8
+_MAX_PASSES = 8
 
 
 class RoundedEntries(NamedTuple):
@@ -72,16 +72,16 @@ def _choose(probs: Any, levels: Any, roots: Any) -> Any:
         roots: room for their square roots.
     """
     num = probs.shape[0]
-    tail, left = 1.0, 1.0
+    tail, remaining = 1.0, 1.0
     for i in range(num):
         tail -= probs[i]
         roots[i] = np.sqrt(probs[i])
         if i:
             levels[i] = np.searchsorted(_HALFWAY, probs[i])
-            left -= _OTHERS[levels[i]]
+            remaining -= _OTHERS[levels[i]]
     tail_root = np.sqrt(max(tail, 0.0)) if num < NUM_SYMBOLS else 0.0
-    top, loss = _best_top(roots[0], tail_root, left)
-    for _ in range(_MOST_PASSES):
+    top, loss = _best_top(roots[0], tail_root, remaining)
+    for _ in range(_MAX_PASSES):
         moved = False
         for i in range(1, num):
             nearest = int(np.searchsorted(_HALFWAY, probs[i]))
@@ -91,10 +91,10 @@ def _choose(probs: Any, levels: Any, roots: Any) -> Any:
                 price = _loss(roots[i], _OTHER_ROOTS[level]) - _loss(roots[i], _OTHER_ROOTS[levels[i]])
                 if level == levels[i] or price >= loss:  # it cannot pay
                     continue
-                new_left = left + _OTHERS[levels[i]] - _OTHERS[level]
-                new_top, new_loss = _best_top(roots[0], tail_root, new_left)
+                new_remaining = remaining + _OTHERS[levels[i]] - _OTHERS[level]
+                new_top, new_loss = _best_top(roots[0], tail_root, new_remaining)
                 if new_loss + price < loss - 1e-12:
-                    levels[i], left, top, loss = level, new_left, new_top, new_loss
+                    levels[i], remaining, top, loss = level, new_remaining, new_top, new_loss
                     moved = True
         if not moved:
             break
@@ -102,19 +102,19 @@ def _choose(probs: Any, levels: Any, roots: Any) -> Any:
 
 
 @njit(error_model="numpy")
-def _best_top(root: float, tail_root: float, left: float) -> Any:
+def _best_top(root: float, tail_root: float, remaining: float) -> Any:
     """(level, loss) of the most probable symbol and the tail, where the others leave so much to both.
 
-    Without levels it would be the share of `left` that is in proportion; the loss is convex, so one of its neighbours
+    Without levels it would be the share of `remaining` that is in proportion; the loss is convex, so one of its neighbours
     is best.
     """
-    if left <= _TOPS[0]:
-        return 0, _ABOVE_ONE * (1.0 + _TOPS[0] - left)
+    if remaining <= _TOPS[0]:
+        return 0, _ABOVE_ONE * (1.0 + _TOPS[0] - remaining)
     share = root * root / max(root * root + tail_root * tail_root, 1e-300)
-    above = int(np.searchsorted(_TOPS, left * share))
+    above = int(np.searchsorted(_TOPS, remaining * share))
     best, best_loss = 0, np.inf
     for level in range(max(above - 1, 0), min(above + 1, len(_TOPS))):
-        rest = left - _TOPS[level]
+        rest = remaining - _TOPS[level]
         if rest > -1e-9:  # the sum's own rounding
             loss = _loss(root, _TOP_ROOTS[level]) + _loss(tail_root, np.sqrt(max(rest, 0.0)))
             if loss < best_loss:

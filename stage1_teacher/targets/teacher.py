@@ -1,4 +1,4 @@
-"""A teacher that is ready to be asked: its engine, its tokenizer, and what makes targets of the engine's answers."""
+"""A teacher that is ready to be asked: its engine, its tokenizer, and what makes targets of the engine's output."""
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -12,14 +12,21 @@ from pipeline.covering.vocabulary import Vocabulary
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from stage1_teacher.engines.base import Branches, Engine, ListingEngine, close_failed, free_memory
-from stage1_teacher.inputs.encoded_windows import Piece
+from stage1_teacher.inputs.encoded_windows import EncodedWindow
 from stage1_teacher.reduction.reducer import Reducer
-from stage1_teacher.targets.answers import Answers, Branched, Canonical, TopK, cut_stretches, reduce_canonical
-from stage1_teacher.targets.branch_expansion import Place, expand
+from stage1_teacher.targets.branch_expansion import BranchPoint, expand
+from stage1_teacher.targets.engine_output import (
+    BranchedOutput,
+    CanonicalOutput,
+    EngineOutput,
+    TopKOutput,
+    reduce_canonical,
+    span_rows,
+)
 
 
 class Teacher:
-    """An engine with what makes targets of its answers. Leaving `with` closes it.
+    """An engine with what makes targets of its output. Leaving `with` closes it.
 
     Args:
         reducer: None where the engine lists tokens itself.
@@ -86,58 +93,57 @@ class Teacher:
             engine, self._engine = self._engine, None
             close_failed(engine)
 
-    def prompt(self, piece: Piece) -> list[int]:
-        """What the engine is given for a piece: its start token first."""
-        start = self.start if piece.start is None else piece.start
-        return [*([] if start is None else [start]), *piece.tokens]
+    def prompt(self, window: EncodedWindow) -> list[int]:
+        """What the engine is given for a window: its start token first."""
+        start = self.start if window.start is None else window.start
+        return [*([] if start is None else [start]), *window.tokens]
 
-    def ask(self, pieces: Sequence[Piece]) -> Answers:
-        """Run the engine over some pieces. Raises ValueError where branch rows are wanted of an engine that lists
+    def run_engine(self, windows: Sequence[EncodedWindow]) -> EngineOutput:
+        """Run the engine over some windows. Raises ValueError where branch rows are wanted of an engine that lists
         tokens.
         """
-        prompts = [self.prompt(piece) for piece in pieces]
+        prompts = [self.prompt(window) for window in windows]
         num_tokens = sum(map(len, prompts))
         if not prompts:
-            return TopK([], 0)
+            return TopKOutput([], 0)
         if isinstance(self.engine, ListingEngine):
-            return TopK(cut_stretches(self.engine.listed_rows(prompts), pieces), num_tokens)
+            return TopKOutput(span_rows(self.engine.listed_rows(prompts), windows), num_tokens)
         assert self.reducer is not None
         if not self._config.beam_width:
-            return Canonical(cut_stretches(self.engine.hidden_states(prompts), pieces), num_tokens, self.reducer)
-        return self._branch(pieces, self.engine.branches(prompts))
+            return CanonicalOutput(span_rows(self.engine.hidden_states(prompts), windows), num_tokens, self.reducer)
+        return self._branch(windows, self.engine.branches(prompts))
 
-    def _branch(self, pieces: Sequence[Piece], branches: Branches) -> Branched:
+    def _branch(self, windows: Sequence[EncodedWindow], branches: Branches) -> BranchedOutput:
         assert self.reducer is not None
-        coverings = self._coverings(pieces)
-        stretches = [stretch for piece in pieces for stretch in piece.stretches]
+        coverings = self._coverings(windows)
+        spans = [span for window in windows for span in window.spans]
         branchings = [
-            Branching(covering, stretch.tokens, self._config)
-            for covering, stretch in zip(coverings, stretches, strict=True)
+            Branching(covering, span.tokens, self._config) for covering, span in zip(coverings, spans, strict=True)
         ]
-        canonical = reduce_canonical(self.reducer, coverings, cut_stretches(branches.hidden, pieces))
+        canonical = reduce_canonical(self.reducer, coverings, span_rows(branches.hidden, windows))
         for branching, rows in zip(branchings, canonical, strict=True):
             branching.add_canonical(rows)
-        before = [len(self.prompt(piece)) - len(piece.tokens) for piece in pieces]
-        places = [
-            Place(prompt, before[prompt] + stretch.first)
-            for prompt, piece in enumerate(pieces)
-            for stretch in piece.stretches
+        before = [len(self.prompt(window)) - len(window.tokens) for window in windows]
+        points = [
+            BranchPoint(prompt, before[prompt] + span.first)
+            for prompt, window in enumerate(windows)
+            for span in window.spans
         ]
-        expand(branchings, places, branches, self.reducer)
-        return Branched(branchings, branches.num_tokens)
+        expand(branchings, points, branches, self.reducer)
+        return BranchedOutput(branchings, branches.num_tokens)
 
-    def targets(self, pieces: Sequence[Piece], answers: Answers) -> list[Targets]:
-        """The targets of the pieces' stretches in turn, out of what the engine gave for them, the tokenizer's prefix
+    def targets(self, windows: Sequence[EncodedWindow], output: EngineOutput) -> list[Targets]:
+        """The targets of the windows' spans in turn, out of what the engine gave for them, the tokenizer's prefix
         included.
         """
-        coverings = self._coverings(pieces)
+        coverings = self._coverings(windows)
         if not coverings:
             return []
-        found = answers.targets(coverings)
+        found = output.targets(coverings)
         if self._config.spread_dropped:
-            found = [spread(*of_one) for of_one in zip(found, coverings, answers.off_boundaries(), strict=True)]
+            found = [spread(*of_one) for of_one in zip(found, coverings, output.off_boundaries(), strict=True)]
         return found
 
-    def _coverings(self, pieces: Sequence[Piece]) -> list[Covering]:
-        stretches = [stretch for piece in pieces for stretch in piece.stretches]
-        return [Covering(self.vocabulary, stretch.tokens, stretch.spelled, self._arithmetic) for stretch in stretches]
+    def _coverings(self, windows: Sequence[EncodedWindow]) -> list[Covering]:
+        spans = [span for window in windows for span in window.spans]
+        return [Covering(self.vocabulary, span.tokens, span.covered_bytes, self._arithmetic) for span in spans]

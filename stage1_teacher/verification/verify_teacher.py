@@ -19,11 +19,11 @@ from schemas.storage.locations import Location
 from stage1_teacher.dump.begun import as_dumped
 from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.engines.registry import engine_name
-from stage1_teacher.inputs.encoded_windows import Piece, batches
+from stage1_teacher.inputs.encoded_windows import EncodedWindow, batches
 from stage1_teacher.targets import own_logprobs
 from stage1_teacher.targets.distances import distances
 from stage1_teacher.targets.opening import open_teacher
-from stage1_teacher.targets.own_logprobs import piece_of
+from stage1_teacher.targets.own_logprobs import window_of
 from stage1_teacher.targets.resolved import ResolvedTeacher, load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
 
@@ -41,7 +41,7 @@ class Recomputed(NamedTuple):
     total_variation: float
     control_nats: float  # of the teacher to itself in another batch: |KL|, over the same classes
     control_total_variation: float
-    own: own_logprobs.Compared  # stored tokens beside the model's own log-probabilities
+    own: own_logprobs.Comparison  # stored tokens beside the model's own log-probabilities
 
 
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
@@ -67,7 +67,7 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
         f"{_mean(found, 'kl_nats'):.2e} nats, total variation {_mean(found, 'total_variation'):.2e} per position, "
         f"worst record {max(result.kl_nats for result in found):.2e} nats. "
         f"Control, the teacher run twice in other batches: {_mean(found, 'control_nats'):.2e} nats, total variation "
-        f"{_mean(found, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. Limit: {limit:.2e} nats{_say_own(found)}"
+        f"{_mean(found, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. Limit: {limit:.2e} nats{_describe_own(found)}"
     )
     return _own_faults(path, found) + [
         f"{path}, doc_id {result.doc_id!r}: the teacher's targets are {result.kl_nats:.3f} nats per position from what is stored "
@@ -88,7 +88,7 @@ def _refuse_own_file_of_dump(dump: Location, engine: str) -> None:
         )
 
 
-def _say_own(found: list[Recomputed]) -> str:
+def _describe_own(found: list[Recomputed]) -> str:
     nats_N = np.concatenate([result.own.nats_N for result in found])
     if not len(nats_N):
         return ""
@@ -104,7 +104,7 @@ def _own_faults(path: Location, found: list[Recomputed]) -> list[str]:
         f"square; limit {result.own.limit_nats:.3g}) from those that the model gives itself: the dump was not made of what the model says. Make "
         "it again, with this release"
         for result in found
-        if not result.own.is_own
+        if not result.own.is_within_limit
     ]
 
 
@@ -132,13 +132,13 @@ def _sampled_records(path: Location, manifest: Manifest, num_documents: int) -> 
 
 def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[Recomputed]:
     """Ask the teacher for each record alone, and for the control in batches as a dump makes them."""
-    pieces = [piece_of(record, teacher) for record in records]
+    windows = [window_of(record, teacher) for record in records]
     batched = [
-        targets for batch in batches(pieces, recipe.placement.batch_tokens) for targets in _targets(batch, teacher)
+        targets for batch in batches(windows, recipe.placement.batch_tokens) for targets in _targets(batch, teacher)
     ]
     found = []
-    for record, piece, control_PV in zip(records, pieces, batched, strict=True):
-        [alone_PV] = _targets([piece], teacher)
+    for record, window, control_PV in zip(records, windows, batched, strict=True):
+        [alone_PV] = _targets([window], teacher)
         stored = distances(record, alone_PV)
         found.append(
             Recomputed(
@@ -146,7 +146,7 @@ def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[R
                 float(stored.kl_P.mean()),
                 float(stored.total_variation_P.mean()),
                 *_apart(alone_PV, control_PV),
-                own=own_logprobs.compare(record, piece, teacher),
+                own=own_logprobs.compare(record, window, teacher),
             )
         )
     return found
@@ -159,10 +159,10 @@ def _apart(one_PV: np.ndarray, other_PV: np.ndarray) -> tuple[float, float]:
     return float(kl), float(np.abs(one_PV - other_PV).sum(axis=1).mean() / 2)
 
 
-def _targets(pieces: list[Piece], teacher: Teacher) -> list[np.ndarray]:
-    """Of each piece, position by position, what is supervised."""
-    found = iter(teacher.targets(pieces, teacher.ask(pieces)))
+def _targets(windows: list[EncodedWindow], teacher: Teacher) -> list[np.ndarray]:
+    """Of each window, position by position, what is supervised."""
+    found = iter(teacher.targets(windows, teacher.run_engine(windows)))
     return [
-        np.concatenate([next(found).probs_PV[s.skipped : s.skipped + s.segment.num_positions] for s in piece.stretches])
-        for piece in pieces
+        np.concatenate([next(found).probs_PV[s.skipped : s.skipped + s.segment.num_positions] for s in window.spans])
+        for window in windows
     ]

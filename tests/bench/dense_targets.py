@@ -13,7 +13,7 @@ from pipeline.config import Recipe
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.covering.targets import Targets
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.inputs.encoded_windows import Piece, cut_pieces
+from stage1_teacher.inputs.encoded_windows import EncodedWindow, cut_document
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
 from tests.bench.texts import news
@@ -23,15 +23,15 @@ _NAMES = ("probs_PV", "log_prefix_mass_P", "dropped_P", "token_end_P", "doubt_P"
 
 @dataclass(frozen=True)
 class Dense:
-    """A piece of a document, its targets (the tokenizer's prefix included) and the tokenizer that cut it."""
+    """A window of a document, its targets (the tokenizer's prefix included) and the tokenizer that cut it."""
 
-    piece: Piece
+    window: EncodedWindow
     targets: Targets
     tokenizer: ByteTokenizer
 
     @property
     def num_bytes(self) -> int:
-        return self.piece.num_supervised
+        return self.window.num_supervised
 
 
 def dense_targets(recipe: Recipe, cell: str, documents: int, out: Path) -> list[Dense]:
@@ -42,15 +42,15 @@ def dense_targets(recipe: Recipe, cell: str, documents: int, out: Path) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     model, tokenizer, _ = load_tokenizer(recipe)
     options = recipe.teacher.max_tokens, recipe.teacher.overlap_tokens
-    pieces = [piece for text in _texts(recipe, cell, documents) for piece in cut_pieces(text, tokenizer, *options)]
-    paths = [folder / f"{index:05d}.npz" for index in range(len(pieces))]
-    missing = [(piece, path) for piece, path in zip(pieces, paths, strict=True) if not path.exists()]
+    windows = [window for text in _texts(recipe, cell, documents) for window in cut_document(text, tokenizer, *options)]
+    paths = [folder / f"{index:05d}.npz" for index in range(len(windows))]
+    missing = [(window, path) for window, path in zip(windows, paths, strict=True) if not path.exists()]
     if missing:
         with open_teacher(recipe, model, tokenizer) as teacher:
-            for piece, path in missing:
-                [targets] = teacher.targets([piece], teacher.ask([piece]))
+            for window, path in missing:
+                [targets] = teacher.targets([window], teacher.run_engine([window]))
                 _save(targets, path)
-    return [Dense(piece, _load(path), tokenizer) for piece, path in zip(pieces, paths, strict=True)]
+    return [Dense(window, _load(path), tokenizer) for window, path in zip(windows, paths, strict=True)]
 
 
 def _texts(recipe: Recipe, cell: str, documents: int) -> list[Document]:

@@ -18,7 +18,7 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
     from pipeline.covering.covering import Covering
     from pipeline.covering.intervals import Intervals
     from schemas.shard import commit_shard, to_table
-    from stage1_teacher.inputs.encoded_windows import cut_pieces
+    from stage1_teacher.inputs.encoded_windows import cut_document
     from stage1_teacher.reduction.reducer import as_rows, even_bounds
     from stage1_teacher.reduction.types import Masses
     from stage1_teacher.targets.records import make_record
@@ -37,9 +37,9 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
 
     with step("encode"):
         documents = [Document(doc_id="", text=text, messages=None) for text in task.texts]
-        pieces = [cut_pieces(document, task.tokenizer, 1024, 128)[0] for document in documents]
+        windows = [cut_document(document, task.tokenizer, 1024, 128)[0] for document in documents]
     with step("which ranges (covering)"):
-        coverings = [Covering(vocabulary, piece.tokens, piece.text) for piece in pieces]
+        coverings = [Covering(vocabulary, window.tokens, window.text) for window in windows]
         intervals = Intervals.join([covering.canonical for covering in coverings])
     masses = Masses.empty(intervals)
     bounds = even_bounds(len(hidden_RD), reducer.chunk)
@@ -59,12 +59,12 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
             torch.exp(hot_RC, out=exp_RC)
     rows, first = as_rows(intervals, masses), 0
     records = []
-    for piece, covering in zip(pieces, coverings, strict=True):
+    for window, covering in zip(windows, coverings, strict=True):
         last = first + len(covering.offsets)
         with step("sums into targets"):
             targets = covering.targets(rows[first:last])
         with step("sparsify and record"):
-            records.append(make_record(piece, [targets], task.tokenizer, 16, 1e-3))
+            records.append(make_record(window, [targets], task.tokenizer, 16, 1e-3))
         first = last
     with step("Parquet, zstd"), tempfile.TemporaryDirectory() as folder:
         commit_shard(to_table(records, {}), Path(folder) / "part.parquet", task.recipe.dump.zstd_level)

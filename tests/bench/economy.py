@@ -42,7 +42,7 @@ class Setting:
     min_prob: float
 
     def stored(self, dense: Dense) -> Record:
-        return make_record(dense.piece, [dense.targets], dense.tokenizer, self.top_k, self.min_prob)
+        return make_record(dense.window, [dense.targets], dense.tokenizer, self.top_k, self.min_prob)
 
     def exact(self, dense: Dense) -> Record:
         """The record with its probabilities as they are, not rounded to levels."""
@@ -57,8 +57,8 @@ class Setting:
 
 def supervised(dense: Dense, record: Record) -> np.ndarray:
     """(P, 256) float64: the dense targets of the record's positions; rows sum to 1."""
-    [stretch] = dense.piece.stretches
-    return dense.targets.probs_PV[stretch.skipped : stretch.skipped + record.num_positions]
+    [span] = dense.window.spans
+    return dense.targets.probs_PV[span.skipped : span.skipped + record.num_positions]
 
 
 EVERYTHING = Setting(NUM_SYMBOLS, 0.0)
@@ -96,7 +96,7 @@ def settings_table(
     dense: Sequence[Dense], settings: Sequence[Setting], level: int, gradients: Gradients | None
 ) -> Iterator[str]:
     num_bytes = sum(d.num_bytes for d in dense)
-    num_tokens = sum(len(d.piece.tokens) for d in dense)
+    num_tokens = sum(len(d.window.tokens) for d in dense)
     yield f"{len(dense)} records, {num_bytes} bytes of text, {num_bytes / num_tokens:.2f} bytes a token, zstd level {level}"
     yield "| top_k | min_prob | entries | mean tail | bytes / text byte | bytes / token | coding error (nats) | angle, as stored | length ratio | angle, not coded |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"

@@ -36,7 +36,7 @@ from pipeline.config import CoveringConfig, Recipe
 from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Document
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
@@ -94,7 +94,7 @@ def same_teacher(path: str, max_bytes: int) -> tuple[Recipe, str, ByteTokenizer]
     """
     base = load_recipe(path, ["teacher.engine=transformers", "teacher.dtype=float32"])
     model, tokenizer, _ = load_tokenizer(base)
-    # A token has at least one byte: each document is one piece.
+    # A token has at least one byte: each document is one window.
     update = {"end": tuple(sorted(tokenizer.control)), "max_tokens": max_bytes + 2, "overlap_tokens": 0}
     return base.with_values(teacher=base.teacher.model_copy(update=update)), model, tokenizer
 
@@ -110,8 +110,8 @@ def ours(opened: Teacher, recipe: Recipe, covering: CoveringConfig, documents: S
         if number == 1:  # the first was the warm-up
             count.calls = count.tokens = 0
         started, cpu_started = time.perf_counter(), time.process_time()
-        pieces = cut_pieces(Document("", document, None), tokenizer, recipe.teacher.max_tokens, 0)
-        [targets] = teacher.targets(pieces, teacher.ask(pieces))
+        windows = cut_document(Document("", document, None), tokenizer, recipe.teacher.max_tokens, 0)
+        [targets] = teacher.targets(windows, teacher.run_engine(windows))
         if number:
             seconds += time.perf_counter() - started
             cpu_seconds += time.process_time() - cpu_started

@@ -19,7 +19,7 @@ import typer
 from pipeline.config import Recipe, student_config
 from pipeline.corpus.documents import Document
 from schemas.record import Record
-from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.records import make_records
 from stage1_teacher.targets.resolved import load_tokenizer
@@ -41,13 +41,13 @@ class Online:
         """The same documents, with targets that are computed now."""
         teacher = self._teacher
         limits = teacher.max_tokens, teacher.overlap_tokens
-        pieces = [
-            piece
+        windows = [
+            window
             for record in records
-            for piece in cut_pieces(Document(record.doc_id, record.document, None), teacher.tokenizer, *limits)
+            for window in cut_document(Document(record.doc_id, record.document, None), teacher.tokenizer, *limits)
         ]
-        assert len(pieces) == len(records), "a document is longer than the teacher's context"
-        return make_records(pieces, teacher.ask(pieces), teacher, self._dump)
+        assert len(windows) == len(records), "a document is longer than the teacher's context"
+        return make_records(windows, teacher.run_engine(windows), teacher, self._dump)
 
 
 def train_online(recipe: Recipe) -> None:

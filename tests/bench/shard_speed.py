@@ -46,7 +46,7 @@ def seconds(run: Callable[[], object], rounds: int) -> float:
 
 def stored(recipe: Recipe, dense: Sequence[Dense]) -> list[Record]:
     dump = recipe.dump
-    return [make_record(d.piece, [d.targets], d.tokenizer, dump.top_k, dump.min_prob) for d in dense]
+    return [make_record(d.window, [d.targets], d.tokenizer, dump.top_k, dump.min_prob) for d in dense]
 
 
 def train_arrays(path: Path) -> int:

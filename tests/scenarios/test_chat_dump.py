@@ -100,16 +100,16 @@ def check_targets(recipe: Recipe, chats: list[Any], exact: bool) -> None:
     named = load_tokenizer(recipe)
     assert named.chat is not None
     _, ends = resolve_ids(recipe, named.tokenizer, named.chat)
-    pieces = [cut_chat(str(i), messages, named.chat, ends, 256)[0] for i, messages in enumerate(chats)]
+    windows = [cut_chat(str(i), messages, named.chat, ends, 256)[0] for i, messages in enumerate(chats)]
     teacher = open_teacher(recipe, *named)
-    answers = teacher.ask(pieces)
-    found = [targets.probs_PV for targets in teacher.targets(pieces, answers)]
+    output = teacher.run_engine(windows)
+    found = [targets.probs_PV for targets in teacher.targets(windows, output)]
     expected = [
         targets for messages in chats for targets in expected_targets(Path(named.model), named.chat, messages, exact)
     ]
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
-    for record, messages in zip(make_records(pieces, answers, teacher, recipe.dump), chats, strict=True):
+    for record, messages in zip(make_records(windows, output, teacher, recipe.dump), chats, strict=True):
         assert record_faults(record) == [] and record.messages == messages and record.document == document_of(messages)
     teacher.engine.close()
 

@@ -15,7 +15,7 @@ from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest
 from stage1_teacher.coordination.retry import retry_with_restart
 from stage1_teacher.dump import audit
-from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
@@ -47,9 +47,9 @@ def opened(folder: Path, model: Path, engine: str) -> Teacher:
 
 def test_branches_beyond_the_models_positions_are_dropped_and_counted(tmp_path: Path, gpt2: Path) -> None:
     teacher = opened(tmp_path, gpt2, "transformers")
-    [piece] = cut_pieces(Document("full", FULL, None), teacher.tokenizer, 64, 8)
-    assert len(teacher.prompt(piece)) == 64
-    [targets] = teacher.targets([piece], teacher.ask([piece]))
+    [window] = cut_document(Document("full", FULL, None), teacher.tokenizer, 64, 8)
+    assert len(teacher.prompt(window)) == 64
+    [targets] = teacher.targets([window], teacher.run_engine([window]))
     np.testing.assert_allclose(targets.probs_PV.sum(axis=1), 1)
     # Paths that end in `t` or `th` have 64 tokens; those in `t h` and `th e`, which start at the last two offsets, have
     # no room.
@@ -60,10 +60,10 @@ def test_vllm_branches_and_audits_a_window_that_fills_max_tokens_and_refuses_a_l
     tmp_path: Path, model: Path
 ) -> None:
     teacher = opened(tmp_path, model, "vllm")
-    [piece] = cut_pieces(Document("full", FULL, None), teacher.tokenizer, 64, 8)
-    [targets] = teacher.targets([piece], teacher.ask([piece]))
+    [window] = cut_document(Document("full", FULL, None), teacher.tokenizer, 64, 8)
+    [targets] = teacher.targets([window], teacher.run_engine([window]))
     assert targets.dropped_P.max() < 1e-6  # the engine has room for all that spell the end in more tokens
-    reference = audit.compute_reference(teacher, piece)
+    reference = audit.compute_reference(teacher, window)
     assert reference.fault is None and reference.probs_PV is not None and len(reference.probs_PV) == len(FULL)
     before = teacher.engine
     with pytest.raises(ValueError, match=r"refuses prompts of 3 to 200 tokens: .*maximum context length"):

@@ -107,17 +107,17 @@ def check_targets(recipe: Recipe, conversation: Conversation) -> None:
     named = load_tokenizer(recipe)
     assert named.chat is not None
     _, ends = resolve_ids(recipe, named.tokenizer, named.chat)
-    pieces = cut_conversation("c", conversation, named.chat, ends, 1024)
-    assert len(pieces) == 3
+    windows = cut_conversation("c", conversation, named.chat, ends, 1024)
+    assert len(windows) == 3
     teacher = open_teacher(recipe, *named)
-    answers = teacher.ask(pieces)
-    found = [targets.probs_PV for targets in teacher.targets(pieces, answers)]
-    for ours, piece in zip(found, pieces, strict=True):
-        excerpt = Excerpt(Conversation.from_json(piece.conversation), len(piece.roles))
-        [stretch] = piece.stretches
-        theirs = expected_targets(Path(named.model), excerpt, stretch.spelled)
+    output = teacher.run_engine(windows)
+    found = [targets.probs_PV for targets in teacher.targets(windows, output)]
+    for ours, window in zip(found, windows, strict=True):
+        excerpt = Excerpt(Conversation.from_json(window.conversation), len(window.roles))
+        [span] = window.spans
+        theirs = expected_targets(Path(named.model), excerpt, span.covered_bytes)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
-    for record in make_records(pieces, answers, teacher, recipe.dump):
+    for record in make_records(windows, output, teacher, recipe.dump):
         assert record_faults(record) == []
     teacher.engine.close()
 

@@ -23,7 +23,7 @@ from pipeline.tokenization.conversation import Conversation, Excerpt, join_reaso
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.record import Question, Record, Segment
 from stage1_teacher.inputs.chat_windows import cut_chat
-from stage1_teacher.inputs.encoded_windows import Piece
+from stage1_teacher.inputs.encoded_windows import EncodedWindow
 from stage1_teacher.inputs.turn_windows import cut_conversation
 from stage2_student.data.align import with_segments
 from stage2_student.data.encode import Pieces, TurnsLeftOut, count_pieces, encode_pieces, encode_records
@@ -43,14 +43,14 @@ ENDS = {"qwen3": "<|im_end|>", "qwen2_5": "<|im_end|>", "smollm3": "<|im_end|>",
 PAIRS = [(teacher, student) for teacher in ("qwen3", "qwen2_5", "smollm3") for student in ENDS if teacher != student]
 
 
-def record_of(piece: Piece, rng: np.random.Generator) -> Record:
+def record_of(piece: EncodedWindow, rng: np.random.Generator) -> Record:
     """With made-up targets; the first entry of position `p` has the log-probability -(p + 1) / 256."""
-    record = make_record(piece.doc_id, piece.text, rng, [stretch.segment for stretch in piece.stretches])
+    record = make_record(piece.doc_id, piece.text, rng, [span.segment for span in piece.spans])
     logprobs = record.logprobs.copy()
     logprobs[::4] = -(np.arange(record.num_positions) + 1) / 256
     return replace(
         record,
-        window_start=piece.window.start,
+        window_start=piece.bounds.start,
         logprobs=logprobs,
         message_roles=piece.roles,
         message_lengths=piece.lengths,

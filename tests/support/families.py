@@ -15,7 +15,7 @@ from pipeline.corpus.documents import Document
 from pipeline.sources.resolve import resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
 from pipeline.tokenization.file_formats import from_sentencepiece
-from stage1_teacher.inputs.encoded_windows import cut_pieces, spelled_lengths
+from stage1_teacher.inputs.encoded_windows import cut_document, spelled_lengths
 from stage2_student.data.spans import token_spans
 from tests.bench.texts import code, messages
 from tests.support.unicode_texts import words
@@ -154,9 +154,11 @@ def _check_student(tokenizer: ByteTokenizer, ids: list[int], document: bytes) ->
 def _check_teacher(tokenizer: ByteTokenizer, ids: list[int], document: bytes) -> None:
     """Whole, and cut into windows that are supervised from the first byte to the last."""
     assert sum(spelled_lengths(tokenizer, ids)) == len(document)
-    pieces = cut_pieces(Document("0", document, None), tokenizer, max_tokens=128, overlap=16)
-    supervised = b"".join(piece.text[piece.window.supervised - piece.window.start :] for piece in pieces)
+    windows = cut_document(Document("0", document, None), tokenizer, max_tokens=128, overlap=16)
+    supervised = b"".join(window.text[window.bounds.supervised - window.bounds.start :] for window in windows)
     assert supervised == document
-    assert [piece.window.has_end for piece in pieces] == [False] * (len(pieces) - 1) + [True]
-    for piece in pieces:
-        assert b"".join(tokenizer.token_bytes[token] or b"" for token in piece.tokens) == tokenizer.prefix + piece.text
+    assert [window.bounds.has_end for window in windows] == [False] * (len(windows) - 1) + [True]
+    for window in windows:
+        assert (
+            b"".join(tokenizer.token_bytes[token] or b"" for token in window.tokens) == tokenizer.prefix + window.text
+        )

@@ -10,7 +10,7 @@ from pipeline.config import Recipe
 from pipeline.corpus.documents import Document
 from pipeline.covering.targets import Targets
 from stage1_teacher.engines.vllm import generate_engine
-from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
 from tests.zoo import checks
@@ -32,10 +32,12 @@ def check_targets(cell: Cell, place: Place) -> str:
     named = load_tokenizer(recipe)
     teacher = open_teacher(recipe, *named)
     try:
-        pieces = [
-            piece for text in texts for piece in cut_pieces(Document(text, text.encode(), None), named.tokenizer, 64, 8)
+        windows = [
+            window
+            for text in texts
+            for window in cut_document(Document(text, text.encode(), None), named.tokenizer, 64, 8)
         ]
-        found = teacher.targets(pieces, teacher.ask(pieces))
+        found = teacher.targets(windows, teacher.run_engine(windows))
     finally:
         teacher.engine.close()
     worst = _worst_difference(spelling, texts, found, rows)

@@ -69,7 +69,7 @@ def test_a_survey_of_a_part_says_how_many_documents_the_whole_has(recipe: Path) 
     corpus = Corpus(load_recipe(recipe).corpus)
     whole = survey(corpus, 3000, None)
     assert sum(whole.shape.shards) == whole.shape.num_bytes and whole.shape.num_documents == (60, 0)
-    part = survey(corpus, 3000, 10 * whole.shape.num_bytes, most_bytes=whole.shape.num_bytes // 2)
+    part = survey(corpus, 3000, 10 * whole.shape.num_bytes, max_bytes=whole.shape.num_bytes // 2)
     assert sum(part.shape.shards) == 10 * whole.shape.num_bytes and 3 < len(part.sample) < 60
     # Of half the documents, in order; twice the half-width is 99.99 % of a normal one.
     assert abs(part.shape.num_documents.value - 600) < 2 * part.shape.num_documents.half
@@ -77,7 +77,7 @@ def test_a_survey_of_a_part_says_how_many_documents_the_whole_has(recipe: Path) 
 
 def test_the_sample_is_random_bounded_and_the_same_each_time(recipe: Path) -> None:
     corpus = Corpus(load_recipe(recipe).corpus)
-    first, again = (survey(corpus, 3000, None, most_bytes=4000).sample for _ in range(2))
+    first, again = (survey(corpus, 3000, None, max_bytes=4000).sample for _ in range(2))
     assert first == again and sum(len(document.text) for document in first) <= 4000
     places = [int(document.doc_id) for document in survey(corpus, 3000, None).sample]
     assert sorted(places) == list(range(60)) and places != sorted(places)

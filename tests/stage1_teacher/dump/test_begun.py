@@ -20,7 +20,7 @@ from schemas.record import Record
 from schemas.shard import read_shard
 from stage1_teacher.dump import shard_plan
 from stage1_teacher.dump.merge import merge_dumps
-from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.verification.verify import verify_dump
@@ -103,8 +103,8 @@ def test_a_dump_that_stores_everything_is_the_teachers_targets_to_float32(tmp_pa
     teacher = open_teacher(loaded, *load_tokenizer(loaded))
     worst = 0.0
     for record in records(folder):
-        piece = cut_pieces(Document(record.doc_id, record.document, None), teacher.tokenizer, 64, 8)[0]
-        [targets] = teacher.targets([piece], teacher.ask([piece]))
+        window = cut_document(Document(record.doc_id, record.document, None), teacher.tokenizer, 64, 8)[0]
+        [targets] = teacher.targets([window], teacher.run_engine([window]))
         stored_PV = np.empty((record.num_positions, 256))
         np.put_along_axis(
             stored_PV, record.symbols.reshape(-1, 256).astype(int), record.logprobs.reshape(-1, 256), axis=1

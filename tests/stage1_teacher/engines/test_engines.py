@@ -17,7 +17,7 @@ from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engines.base import EngineRequest, ListingEngine
 from stage1_teacher.engines.registry import open_engine
-from stage1_teacher.inputs.encoded_windows import cut_pieces
+from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.reduction.head import NEVER, Head
 from stage1_teacher.reduction.head_weights import load_head
 from stage1_teacher.reduction.logit_rule import LogitRule
@@ -133,11 +133,11 @@ def test_branch_rows_through_an_engine_give_the_exact_distribution(engine: str, 
     )
     tokenizer = ByteTokenizer.load(str(model))
     teacher = open_teacher(recipe, str(model), tokenizer)
-    pieces = [
-        piece for text in documents for piece in cut_pieces(Document(text, text.encode(), None), tokenizer, 64, 8)
+    windows = [
+        window for text in documents for window in cut_document(Document(text, text.encode(), None), tokenizer, 64, 8)
     ]
-    answers = teacher.ask(pieces)
-    found = teacher.targets(pieces, answers)
+    output = teacher.run_engine(windows)
+    found = teacher.targets(windows, output)
     teacher.engine.close()
     whole: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     end = tiny_tokenizer().eos_token_id
@@ -150,7 +150,7 @@ def test_branch_rows_through_an_engine_give_the_exact_distribution(engine: str, 
         expected = brute_force.all_targets(probs, token_bytes(), {end}, text.encode())
         np.testing.assert_allclose(targets.probs_PV, expected, rtol=0, atol=1e-4)
         np.testing.assert_allclose(targets.dropped_P, 0, atol=1e-4)
-    assert answers.num_tokens > sum(len(piece.tokens) + 1 for piece in pieces)
+    assert output.num_tokens > sum(len(window.tokens) + 1 for window in windows)
 
 
 def test_vllm_is_followed_where_it_norms_its_states_beside_the_head(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.config.loading import load_recipe
 from stage1_teacher.engines import self_check
 from stage1_teacher.engines.huggingface import TransformersEngine
-from stage1_teacher.engines.self_check import most_apart, worst_row
+from stage1_teacher.engines.self_check import max_kl, max_relative_deviation
 from stage1_teacher.reduction.logit_rule import LogitRule
 from stage1_teacher.reduction.reducer import CpuKernel
 from stage1_teacher.targets.opening import open_teacher
@@ -152,12 +152,12 @@ def test_the_measure_is_the_divergence_of_the_worst_row_and_counts_what_one_side
     slow = max(
         sum(float(p.exp() * (p - q)) for p, q in zip(a, b, strict=True)) for a, b in zip(own_RV, other_RV, strict=True)
     )
-    assert worst_row(own_RV, other_RV) == pytest.approx(slow)
+    assert max_kl(own_RV, other_RV) == pytest.approx(slow)
     other_RV[0, 0] = -torch.inf
-    assert worst_row(own_RV, other_RV) == float("inf")
+    assert max_kl(own_RV, other_RV) == float("inf")
     own_RV[0, 0] = -torch.inf
-    assert worst_row(own_RV[:1], own_RV[:1]) == 0
-    assert worst_row(own_RV, torch.full_like(own_RV, torch.nan)) == float("inf")
+    assert max_kl(own_RV[:1], own_RV[:1]) == 0
+    assert max_kl(own_RV, torch.full_like(own_RV, torch.nan)) == float("inf")
 
 
 def test_a_head_that_is_too_sharp_is_refused_where_the_model_is_sure_of_all_that_it_says() -> None:
@@ -166,19 +166,19 @@ def test_a_head_that_is_too_sharp_is_refused_where_the_model_is_sure_of_all_that
     logits_RV = torch.randn(6, 300, generator=generator)
     logits_RV[:, 7] = 16
     own_RV, sharp_RV = logits_RV.log_softmax(-1), (16 * logits_RV).log_softmax(-1)
-    assert worst_row(own_RV, sharp_RV) < self_check.LIMIT_NATS
-    assert most_apart(own_RV, sharp_RV) > 10
+    assert max_kl(own_RV, sharp_RV) < self_check.LIMIT_NATS
+    assert max_relative_deviation(own_RV, sharp_RV) > 10
     rounded_RV = (10 * logits_RV).bfloat16().float().log_softmax(-1)
-    assert most_apart((10 * logits_RV).log_softmax(-1), rounded_RV) < self_check.LIMIT_SPREAD / 2
+    assert max_relative_deviation((10 * logits_RV).log_softmax(-1), rounded_RV) < self_check.LIMIT_SPREAD / 2
 
 
 def test_the_share_leaves_out_what_is_never_said_and_is_infinite_for_what_the_other_cannot_say() -> None:
     own_RV = torch.tensor([[0.5, 0.25, 0.25, 0.0]]).log()
     other_RV = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     apart_V, own_V = (other_RV - own_RV)[0, :3].double(), own_RV[0, :3].double()
-    assert most_apart(own_RV, other_RV) == pytest.approx(float(apart_V.std() / own_V.std()), rel=1e-5)
-    assert most_apart(own_RV, own_RV) == 0
-    assert most_apart(other_RV, own_RV) == float("inf")
+    assert max_relative_deviation(own_RV, other_RV) == pytest.approx(float(apart_V.std() / own_V.std()), rel=1e-5)
+    assert max_relative_deviation(own_RV, own_RV) == 0
+    assert max_relative_deviation(other_RV, own_RV) == float("inf")
 
 
 def test_a_tokenizer_that_cannot_spell_the_probe_is_probed_with_tokens(

@@ -1,4 +1,4 @@
-"""What an engine answers about some pieces: a class for each kind of answer, which makes the targets of it."""
+"""What an engine answers about some windows: a class for each kind of answer, which makes the targets of it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -9,29 +9,29 @@ from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering, ReducedRow
 from pipeline.covering.targets import Targets
 from pipeline.covering.truncated_rows import ListedRows, listed_targets
-from stage1_teacher.inputs.encoded_windows import Piece
+from stage1_teacher.inputs.encoded_windows import EncodedWindow
 from stage1_teacher.reduction.reducer import Reducer
 from stage1_teacher.reduction.types import Rows
 
 
-class Answers(Protocol):
-    """What the engine gave for each of the pieces' stretches in turn."""
+class EngineOutput(Protocol):
+    """What the engine gave for each of the windows' spans in turn."""
 
     @property
     def num_tokens(self) -> int:
         """Return how many tokens were really computed for it."""
 
     def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
-        """Return the stretches' targets. `coverings` are those of the stretches."""
+        """Return the spans' targets. `coverings` are those of the spans."""
 
     def off_boundaries(self) -> list[list[ReducedRow]]:
-        """Return the rows of each stretch that start where its canonical encoding has no boundary."""
+        """Return the rows of each span that start where its canonical encoding has no boundary."""
 
 
-class Canonical(NamedTuple):
+class CanonicalOutput(NamedTuple):
     """Hidden states of the canonical rows alone."""
 
-    hidden: Sequence[Tensor]  # of each stretch, R x D
+    hidden: Sequence[Tensor]  # of each span, R x D
     num_tokens: int
     reducer: Reducer
 
@@ -45,7 +45,7 @@ class Canonical(NamedTuple):
         return [[] for _ in self.hidden]
 
 
-class Branched(NamedTuple):
+class BranchedOutput(NamedTuple):
     """Canonical rows with the branch rows that leave them, reduced."""
 
     branchings: Sequence[Branching]
@@ -61,7 +61,7 @@ class Branched(NamedTuple):
         return [branching.off_boundaries() for branching in self.branchings]
 
 
-class TopK(NamedTuple):
+class TopKOutput(NamedTuple):
     """The most probable tokens of the canonical rows, as a server lists them."""
 
     rows: Sequence[ListedRows]
@@ -88,10 +88,10 @@ def reduce_canonical(
 Sliceable = TypeVar("Sliceable", Tensor, ListedRows)
 
 
-def cut_stretches(rows: Sequence[Sliceable], pieces: Sequence[Piece]) -> list[Sliceable]:
-    """The rows of each piece's stretches in turn: that before their first token, and that after each."""
+def span_rows(rows: Sequence[Sliceable], windows: Sequence[EncodedWindow]) -> list[Sliceable]:
+    """The rows of each window's spans in turn: that before their first token, and that after each."""
     return [
-        answered[stretch.first : stretch.first + len(stretch.tokens) + 1]
-        for answered, piece in zip(rows, pieces, strict=True)
-        for stretch in piece.stretches
+        answered[span.first : span.first + len(span.tokens) + 1]
+        for answered, window in zip(rows, windows, strict=True)
+        for span in window.spans
     ]
