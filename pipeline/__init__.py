@@ -1,1 +1,1 @@
-"""The operator's side, and what both stages stand on: recipes, sources, corpus, token bytes, covering arithmetic."""
+"""Command line and the code that both stages share: recipes, sources, corpus, token bytes, covering arithmetic."""

@@ -1,4 +1,4 @@
-"""`python -m pipeline` is `bld`."""
+"""Entry point of `python -m pipeline`, which is `bld`."""
 
 from pipeline.cli import main
 

@@ -1,7 +1,7 @@
-"""The recipe: what a run does, as frozen models that refuse unknown keys.
+"""Recipe sections: frozen models that refuse unknown keys.
 
-What decides the content of a dump (its identity) lives in `corpus`, `teacher` and `dump`; where and how fast it runs
-lives in `placement`, which may change between a run and its resume.
+`corpus`, `teacher` and `dump` decide the content of a dump (its identity); `placement` decides where and how fast it
+runs, and may change between a run and its resume.
 
 May import `pipeline.runtime` and `schemas`.
 """

@@ -1,4 +1,4 @@
-"""The dump: what is stored of a teacher. All but its path, compression and audit is part of its identity."""
+"""Dump section: what is stored of a teacher. All but path, compression and audit is part of the dump's identity."""
 
 from typing import Annotated
 
@@ -12,35 +12,38 @@ DumpPath = Annotated[str, AfterValidator(check_address)]
 
 
 class CoveringConfig(Section):
-    """Which teacher rows a target sums over. Part of the dump's identity."""
+    """Selection of the teacher rows that a target sums over. Part of the dump's identity."""
 
     beam_width: int = Field(0, ge=0, description="Branch rows per byte offset; 0: canonical rows only.")
     branch_threshold: float = Field(
-        0.1, ge=0, lt=1, description="Expand a branch above this share of the mass known where it ends; 0: any."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Expand a branch if its share of the mass known where it ends exceeds this; 0: any.",
     )
     merge_after: int | None = Field(
         4,
         ge=0,
-        description="Canonical tokens that a branch shares, back on the canonical boundaries, before it counts as "
-        "canonical; "
-        "null: it never does.",
+        description="Canonical tokens that a branch must share, once back on the canonical boundaries, before it "
+        "counts as canonical again; null: it never does.",
     )
     spread_dropped: bool = Field(
         False,
-        description="Share dropped mass out by what follows the document's other tokens, instead of leaving it out.",
+        description="Redistribute dropped mass by what follows the document's other tokens, instead of leaving it out.",
     )
 
 
 class DumpConfig(Section):
-    """What is stored. All but `path`, `zstd_level` and `audit_documents` is part of the dump's identity."""
+    """Contents of the dump. All but `path`, `zstd_level` and `audit_documents` is part of its identity."""
 
     path: DumpPath = Field(
-        description="Folder of the dump, or its address in an object store: s3:// or gs://; a student reads hf:// as "
-        "well."
+        description="Folder of the dump, or its address in an object store (s3:// or gs://); a student also reads hf://."
     )
     covering: CoveringConfig = CoveringConfig()
-    top_k: int = Field(16, ge=1, le=256, description="Most entries stored per position.")
-    min_prob: float = Field(0.04, ge=0, lt=1, description="Least probability stored; the realised symbol always is.")
+    top_k: int = Field(16, ge=1, le=256, description="Maximum number of entries stored per position.")
+    min_prob: float = Field(
+        0.04, ge=0, lt=1, description="Minimum probability stored; the realised symbol is always stored."
+    )
     shard_bytes: ByteSize = Field(
         ByteSize(16 << 20),
         ge=1,
@@ -52,28 +55,27 @@ class DumpConfig(Section):
         None,
         ge=1,
         le=ARITHMETIC,
-        description="Version of the arithmetic; default: the one that the dump was begun with, of a new one the "
-        "newest. Give an older "
-        "one for a dump that is to be merged with older ones.",
+        description="Version of the arithmetic; default: the newest for a new dump, otherwise the one it was begun "
+        "with. Give an older one for a dump to be merged with older ones.",
     )
     audit_documents: int = Field(
         16,
         ge=0,
-        description="Documents compared with a wide covering while dumping, at most (audit.json); 0: none. "
-        "They are chosen by a hash of their ids, and are fewer where they would take over about 3 % of the dump's "
+        description="Maximum number of documents compared with a wide covering while dumping (audit.json); 0: none. "
+        "They are chosen by a hash of their ids; fewer are compared if they would take over about 3 % of the dump's "
         "time.",
     )
 
     @property
     def arithmetic_used(self) -> int:
-        """Return the version in use: the newest where the recipe names none.
+        """Return the version in use: the newest if the recipe names none.
 
-        `stage1_teacher.dump.begun` names that of a dump that is there.
+        `stage1_teacher.dump.begun` sets the version of an existing dump.
         """
         return ARITHMETIC if self.arithmetic is None else self.arithmetic
 
     @property
     def coding(self) -> str:
-        """Name the coding of numbers as the identity does: rounded to levels, unless the dump stores everything."""
+        """Name the coding of numbers as in the identity: rounded to levels, unless the dump stores everything."""
         exact = self.top_k == NUM_SYMBOLS and not self.min_prob and self.arithmetic_used > 1
         return levels.EXACT if exact else levels.NAME

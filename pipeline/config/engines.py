@@ -1,8 +1,7 @@
-"""The engines that a teacher can run on: what the rest of the package has to know of each, without opening one.
+"""Engines that a teacher can run on, and what the rest of the package must know about each without opening it.
 
-An engine of one's own is a Python file, named as `teacher.engine`. It says the same of itself in `ENGINE =
-EngineSpec(...)`, which is read, not run: to open a dump that was made with such a file runs nothing of it.
-stage1_teacher/README.md has an example.
+A custom engine is a Python file named as `teacher.engine`. It describes itself in `ENGINE = EngineSpec(...)`, which is
+read, not run: opening a dump made with such a file runs none of its code. stage1_teacher/README.md has an example.
 """
 
 from pydantic import Field, ValidationError, model_validator
@@ -10,29 +9,27 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.config.section import Section
 from pipeline.runtime.plugins import is_own, read_call
 
-EXAMPLE = "stage1_teacher/README.md"  # has one of a file
+EXAMPLE = "stage1_teacher/README.md"  # the page with an example of such a file
 
 
 class EngineSpec(Section):
     """Capabilities of an engine, and the module that opens it."""
 
     module: str | None = Field(
-        None, description="Dotted name of what opens it (`make_engine`); of a file of one's own: that file."
+        None, description="Dotted name of the module that opens it (`make_engine`); None for a file: the file itself."
     )
     served: bool = Field(
         False,
-        description="The weights are out of reach: they have no hash, `teacher.dtype` says nothing, and with a `teacher.tokenizer` "
-        "`teacher.model` is a mere name.",
+        description="The weights are out of reach: they have no hash, `teacher.dtype` has no effect, and with a "
+        "`teacher.tokenizer`, `teacher.model` is only a name.",
     )
-    needs_address: bool = Field(False, description="It is asked over HTTP, at `placement.base_url`.")
-    hidden_states: bool = Field(
-        True, description="It gives what the head is applied to; else it lists probable tokens."
-    )
+    needs_address: bool = Field(False, description="It is reached over HTTP, at `placement.base_url`.")
+    hidden_states: bool = Field(True, description="It returns the head's inputs; otherwise it lists probable tokens.")
     branches: bool = Field(False, description="It computes branch rows (`dump.covering.beam_width`).")
-    quantizes: bool = Field(False, description="It takes `teacher.quantization`.")
-    over_machines: bool = Field(False, description="One engine can lie on several machines of a Ray cluster.")
+    quantizes: bool = Field(False, description="It accepts `teacher.quantization`.")
+    over_machines: bool = Field(False, description="One engine can span several machines of a Ray cluster.")
     packages: tuple[str, ...] = Field(
-        (), description="Distributions whose versions are part of the name that a dump knows an engine of one's own by."
+        (), description="Distributions whose versions are part of the name under which a dump records a custom engine."
     )
 
     @model_validator(mode="after")
@@ -54,8 +51,9 @@ ENGINES = {
 
 
 def engine_spec(engine: str) -> EngineSpec:
-    """Look up a recipe's `teacher.engine`. Raises ValueError for a file that is not there, or does not say it
-    plainly.
+    """Look up a recipe's `teacher.engine`.
+
+    Raises ValueError for a file that does not exist, or whose `ENGINE` is not written in plain values.
     """
     if not is_own(engine):
         return ENGINES[engine]
@@ -71,7 +69,5 @@ def engine_spec(engine: str) -> EngineSpec:
 
 
 def other_engine(engine: str) -> str:
-    """Another engine that loads weights here, to try in place of this one. `engine`: its name, with or without a
-    version.
-    """
+    """Name another engine that loads weights locally, to try in place of `engine` (a name with or without version)."""
     return next(name for name, spec in ENGINES.items() if spec.hidden_states and not engine.startswith(name))

@@ -1,4 +1,4 @@
-"""A model that is measured, as the command line or a recipe names it."""
+"""Model to evaluate, as the command line or a recipe names it."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,13 @@ from pipeline.runtime.model_source import ModelSource
 
 
 class EvaluatedModel(NamedTuple):
-    """A model to measure.
+    """A model to evaluate.
 
     Attributes:
-        name: what the figures are called by.
-        source: not resolved yet.
+        name: its name in figures.
+        source: its source, not resolved yet.
         start: the token put before a document; None: the tokenizer's own.
-        end: the token that ends a document, or several, where a teacher was dumped so; None: the tokenizer's own.
+        end: the token that ends a document, or several if a teacher was dumped so; None: the tokenizer's own.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Recipes: YAML files read, overridden and checked; errors name the key, the value and the nearest right one."""
+"""Recipes: YAML files read, overridden and checked; errors name the key, the value and the closest known key."""
 
 import difflib
 import re
@@ -16,11 +16,11 @@ from schemas.storage.locations import Location
 
 _PACKAGED = Path(__file__).parents[1] / "recipes"
 _SETTINGS = _PACKAGED / "settings"
-_MOST_LEVELS, _MOST_VALUES = 30, 10_000  # of a recipe's YAML
+_MAX_DEPTH, _MAX_VALUES = 30, 10_000  # of a recipe's YAML
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, and reads 1e-5 as a number (YAML 1.1 would give text)."""
+    """SafeLoader that refuses a key given twice, and reads 1e-5 as a number (in YAML 1.1 it is text)."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -39,19 +39,19 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 def _check_size(node: yaml.Node | None) -> None:
-    """Raise ValueError for YAML that is small to read and huge to hold: aliases of aliases, or nesting without end."""
+    """Raise ValueError for YAML that is small on disk and huge in memory: aliases of aliases, or endless nesting."""
     sizes: dict[int, int] = {}
 
     def size(node: yaml.Node, depth: int) -> int:
-        if depth > _MOST_LEVELS:
-            raise ValueError(f"line {node.start_mark.line + 1}: nested more than {_MOST_LEVELS} deep")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"line {node.start_mark.line + 1}: nested more than {_MAX_DEPTH} deep")
         if id(node) not in sizes:
             inside = (
                 [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
             )
             sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in inside if isinstance(part, yaml.Node))
-        if sizes[id(node)] > _MOST_VALUES:
-            raise ValueError(f"line {node.start_mark.line + 1}: its aliases stand for more than {_MOST_VALUES} values")
+        if sizes[id(node)] > _MAX_VALUES:
+            raise ValueError(f"line {node.start_mark.line + 1}: its aliases expand to more than {_MAX_VALUES} values")
         return sizes[id(node)]
 
     if node is not None:
@@ -65,17 +65,18 @@ _Loader.add_implicit_resolver(
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a file, or by the bare name of a packaged one (`demo`).
+    """Load a recipe from a file, or a packaged one by its bare name (`demo`).
 
-    `overrides` are applied in turn: `section.key=value`, the value in YAML, or a YAML file of some of a recipe's keys
-    (one of the packaged settings by its bare name: `paper`). Raises ValueError that names what is wrong and where.
+    `overrides` are applied in order. Each is `section.key=value` with the value in YAML, or a YAML file with some of a
+    recipe's keys (packaged settings go by their bare name: `paper`). Raises ValueError that names what is wrong and
+    where.
     """
     path = _find(path_or_name)
     return parse_recipe(_read(path), str(path), overrides)
 
 
 def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from its YAML. Raises ValueError as `load_recipe` does, with `where` it was found."""
+    """Parse a recipe from YAML. Raises ValueError as `load_recipe` does; `where` names the source in errors."""
     values = _parse(text, where)
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold sections (corpus:, teacher:, dump: ...), not {values!r}")
@@ -92,25 +93,25 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise ValueError(
-            f"{where} is not a good recipe:\n" + "\n".join(f"  {line}" for line in _explain(error))
+            f"{where} is not a valid recipe:\n" + "\n".join(f"  {line}" for line in _explain(error))
         ) from None
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """The recipe with every default written out, as YAML that `load_recipe` reads back equal."""
+    """Write the recipe with every default spelled out, as YAML that `load_recipe` reads back as an equal recipe."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     path.write_text(text, encoding="utf-8")
 
 
 def recipe_names() -> list[str]:
-    """The packaged recipes."""
+    """List the packaged recipes."""
     return sorted(path.stem for path in _PACKAGED.glob("*.yaml") if path.stem != "pins")
 
 
 def read_values(path: Location) -> dict[str, Any]:
-    """Read the plain values of a recipe that lies beside a dump or a run; empty where there is none.
+    """Read the plain values of the recipe stored beside a dump or a run; empty if there is none.
 
-    Raises ValueError, naming the file, where it holds no sections.
+    Raises ValueError, naming the file, if it holds no sections.
     """
     values = _parse(_read(path), str(path)) if path.exists() else {}
     if not isinstance(values, dict):
@@ -131,7 +132,7 @@ def _read(path: Location) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 (its byte {error.start} is none): save it as that") from error
+        raise ValueError(f"{path} is not UTF-8 text (its byte {error.start} is invalid): save it as UTF-8") from error
 
 
 def _parse(text: str, where: str) -> Any:
@@ -139,18 +140,19 @@ def _parse(text: str, where: str) -> Any:
         _check_size(yaml.compose(text, Loader=_Loader))
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
-        raise ValueError(f"{where}: nested more than {_MOST_LEVELS} deep") from None
+        raise ValueError(f"{where}: nested more than {_MAX_DEPTH} deep") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 
 def _settings(path_or_name: str) -> dict[str, Any]:
-    """Some of a recipe's keys, from a file."""
+    """Read some of a recipe's keys from a file."""
     names = sorted(path.stem for path in _SETTINGS.glob("*.yaml"))
     path = _SETTINGS / f"{path_or_name}.yaml" if path_or_name in names else Path(path_or_name).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"override {path_or_name!r} is neither of the form section.key=value, nor a YAML file, nor one of {', '.join(names)}"
+            f"override {path_or_name!r} is neither of the form section.key=value, nor a YAML file, nor one of "
+            f"{', '.join(names)}"
         )
     values = _parse(_read(path), str(path))
     if not isinstance(values, dict):
@@ -159,7 +161,7 @@ def _settings(path_or_name: str) -> dict[str, Any]:
 
 
 def _merge(values: dict[str, Any], over: dict[str, Any]) -> None:
-    """Put `over`'s values into nested values; what it does not name stays."""
+    """Merge the values of `over` into nested values, in place; keys that it does not name stay."""
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
             _merge(values[key], value)
@@ -168,7 +170,7 @@ def _merge(values: dict[str, Any], over: dict[str, Any]) -> None:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
-    """Put one `a.b=value` into nested values. A number in the key is a list's index."""
+    """Apply one `a.b=value` to nested values, in place. A number in the key is a list index."""
     key, _, text = override.partition("=")
     names = key.strip().split(".")
     if not all(names):
@@ -189,7 +191,7 @@ def _step(target: Any, name: str, path: str, override: str) -> Any:
         inner = {}
         target[int(name) if isinstance(target, list) else name] = inner
     if not isinstance(inner, dict | list):
-        raise ValueError(f"override {override!r}: {path} is {inner!r}, which has no keys in it")
+        raise ValueError(f"override {override!r}: {path} is {inner!r}, which has no keys")
     return inner
 
 
@@ -200,7 +202,7 @@ def _index(target: list[Any], name: str, override: str) -> int:
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    """One line per fault: `section.key: value: what is expected`."""
+    """Yield one line per fault: `section.key: value: what is expected`."""
     for fault in error.errors(include_url=False):
         location = ".".join(map(str, fault["loc"])) or "recipe"
         if fault["type"] == "extra_forbidden":
@@ -217,7 +219,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 
 def _known_keys(location: Sequence[str | int]) -> tuple[str, list[str]]:
-    """The section at a place in a recipe, by name, and its keys."""
+    """Return the name and the keys of the section at a location in a recipe."""
     model: type[BaseModel] = Recipe
     for name in location:
         if isinstance(name, str) and name in model.model_fields:

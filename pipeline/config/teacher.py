@@ -1,4 +1,4 @@
-"""The teacher: which model, on which engine, in which windows. Part of a dump's identity."""
+"""Teacher section: the model, its engine and its windows. Part of a dump's identity."""
 
 from typing import Literal
 
@@ -10,11 +10,11 @@ from pipeline.runtime.dtypes import natural_dtype
 from pipeline.runtime.model_source import ModelSource
 from pipeline.runtime.plugins import check_name
 
-MOST_OVERLAP = 256  # tokens; where nothing is said
+MOST_OVERLAP = 256  # tokens
 
 
 class TeacherConfig(Section):
-    """The model that is dumped. Part of the dump's identity."""
+    """The model to dump. Part of the dump's identity."""
 
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = Field(None, description="Hub revision; a commit hash pins it.")
@@ -22,39 +22,36 @@ class TeacherConfig(Section):
     engine: str = Field(
         "vllm",
         description="What runs the forward pass: vllm, transformers, openai (a `vllm serve` process at "
-        "placement.base_url), or a "
-        "Python file of your own.",
+        "placement.base_url), or a Python file of your own.",
     )
     served_model: str | None = Field(
-        None, description="The model's name at the server (engine openai); default: teacher.model."
+        None, description="The model's name on the server (engine openai); default: teacher.model."
     )
     # SmolLM2-135M leaves 18 % of a row's mass unlisted at 20 (the server's own limit), 10 % at 100, 3 % at 1000.
     prompt_logprobs: int = Field(
         100,
         ge=1,
-        description="Most probable tokens asked for per row (engine openai); start the server with --max-logprobs of "
-        "this.",
+        description="Number of most probable tokens requested per row (engine openai); start the server with at least "
+        "this --max-logprobs.",
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default_factory=natural_dtype,
-        description="Of weights and activations; a server (engine openai) has its own. Default: bfloat16; float32 on "
-        "a CPU without "
-        "instructions for it; a dump goes on in the one it was begun in.",
+        description="Dtype of weights and activations; a server (engine openai) has its own. Default: bfloat16, or "
+        "float32 on a CPU without instructions for it; a dump keeps the dtype it was begun in.",
     )
     quantization: str | None = Field(
-        None, description="vLLM's quantization method, e.g. fp8 (engine vllm); default: what the checkpoint says."
+        None, description="vLLM's quantization method, e.g. fp8 (engine vllm); default: as the checkpoint says."
     )
     max_tokens: int = Field(
         2048,
         ge=8,
-        description="Longest window in teacher tokens, its start token included. Default: 2048, or the model's "
-        "positions where it has fewer.",
+        description="Maximum window in teacher tokens, including its start token. Default: 2048, or the model's number "
+        "of positions if smaller.",
     )
     overlap_tokens: int = Field(
         default_factory=lambda values: min(MOST_OVERLAP, values.get("max_tokens", 2 * MOST_OVERLAP) // 2),
         ge=0,
-        description="Context in tokens that a later window repeats. Default: 256, or half of max_tokens where that "
-        "is less.",
+        description="Context in tokens that a later window repeats. Default: 256, or half of max_tokens if smaller.",
     )
     start: str | None = Field(
         None,
@@ -62,36 +59,36 @@ class TeacherConfig(Section):
     )
     end: tuple[str, ...] = Field(
         (),
-        description="Tokens that mean END; default: the tokenizer's end of text, of chats the template's end of a "
+        description="Tokens that mean END; default: the tokenizer's end of text, or for chats the template's end of a "
         "turn.",
     )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
     license: str | None = Field(
         None,
-        description="The model's licence, by its id on a hub; default: what its card says. Not part of the identity.",
+        description="The model's licence, by its id on a hub; default: the model card's. Not part of the identity.",
     )
 
     @property
     def source(self) -> ModelSource:
-        """Return the model with what it takes to load it; `model` is not resolved yet."""
+        """Return the model with the options to load it; `model` is not resolved yet."""
         return ModelSource(self.model, self.revision, self.trust_remote_code)
 
     @property
     def name_at_server(self) -> str:
-        """Return the name that a server is asked for it by (engine openai)."""
+        """Return the name that requests to a server use (engine openai)."""
         return self.served_model or self.model
 
     @property
     def engine_spec(self) -> EngineSpec:
-        """Return what the engine can give.
+        """Return the engine's capabilities.
 
-        Raises ValueError for a file of one's own that is not there, or does not say it plainly.
+        Raises ValueError for a file that does not exist, or whose `ENGINE` is not written in plain values.
         """
         return engine_spec(self.engine)
 
     @property
     def is_mere_name(self) -> bool:
-        """Return whether `model` is looked up nowhere here: it is served, and its tokenizer has its own source."""
+        """Return whether `model` is never resolved locally: it is served, and its tokenizer has its own source."""
         return self.tokenizer is not None and self.engine_spec.served
 
     @field_validator("engine")
@@ -104,7 +101,7 @@ class TeacherConfig(Section):
         if self.quantization is not None and self.engine in ENGINES and not self.engine_spec.quantizes:
             raise ValueError(
                 f"teacher.quantization ({self.quantization}) needs teacher.engine: vllm; {self.engine} runs what it "
-                f"is given"
+                "is given"
             )
         return self
 

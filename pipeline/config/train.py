@@ -1,4 +1,4 @@
-"""Stage 2: how the student is trained."""
+"""Train section: the training of the student (stage 2)."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,8 +11,9 @@ from pipeline.runtime.plugins import check_name
 
 
 class Objectives(Section):
-    """Weights of the loss terms; nats per supervised byte. Beside those named here, Python files of your own:
-    {entropy.py: 0.1}.
+    """Weights of the loss terms; nats per supervised byte.
+
+    Python files of your own may be added to the terms named here: {entropy.py: 0.1}.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -23,32 +24,32 @@ class Objectives(Section):
     kl: float = Field(
         1.0, ge=0, description="Divergence of the interface from the dump's targets (train.kl_direction)."
     )
-    # SmolLM2 moved to GPT-2's tokenizer, before training, tau 100: the gradient of ce is 210 to 490 times that of alm.
+    # SmolLM2 moved to GPT-2's tokenizer, before training, tau 100: the gradient of ce is 210 to 490 times alm's.
     alm: float = Field(
         0.0,
         ge=0,
-        description="Approximate likelihood matching of chunks. Its gradient is small, and more so with train.alm_tau: at 100 "
-        "some hundreds weigh about as much as ce 1.",
+        description="Approximate likelihood matching of chunks. Its gradient is small, and smaller with a larger "
+        "train.alm_tau: at 100, a weight of some hundreds equals about ce 1.",
     )
 
     @property
     def uses_bytes(self) -> bool:
-        """Whether the interface is needed."""
+        """Return whether the interface is needed."""
         return self.byte_ce > 0 or self.kl > 0 or bool(self.files)
 
     @property
     def uses_tokens(self) -> bool:
-        """Whether the log-probabilities of the student's own tokens are needed."""
+        """Return whether the log-probabilities of the student's own tokens are needed."""
         return self.ce > 0 or self.alm > 0 or bool(self.files)
 
     @property
     def files(self) -> dict[str, str]:
-        """The operator's own objectives that have a weight: name (in metrics.jsonl, the file's) to file."""
+        """Return the operator's own objectives with a weight: name (the file's, as in metrics.jsonl) to file."""
         return {Path(file).stem: file for file, weight in (self.model_extra or {}).items() if weight}
 
     @property
     def weights(self) -> dict[str, float]:
-        """By name, zeros included."""
+        """Return all weights by name, including zeros."""
         return {Path(name).stem: weight for name, weight in self.model_dump().items()}
 
     @model_validator(mode="after")
@@ -70,40 +71,39 @@ class Objectives(Section):
 
 
 class DeepSpeedConfig(Section):
-    """How DeepSpeed spreads the training over memory and ranks."""
+    """Distribution of the training over memory and ranks by DeepSpeed."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="What is split over the ranks: 1 the optimizer's state, 2 gradients too, 3 weights too."
+        0, description="Sharded across ranks: 1 the optimizer's state, 2 also gradients, 3 also weights."
     )
     offload_optimizer: Literal["none", "cpu"] = Field(
-        "none", description="Where the optimizer's state and its step are; cpu needs zero_stage 1 or more."
+        "none", description="Device of the optimizer's state and step; cpu needs zero_stage 1 or more."
     )
     offload_parameters: Literal["none", "cpu"] = Field(
-        "none", description="Where weights wait that are not in use; cpu needs zero_stage 3."
+        "none", description="Where weights are kept while not in use; cpu needs zero_stage 3."
     )
     config: str | None = Field(
         None,
-        description="Your own DeepSpeed JSON, merged over the one that is derived (RUN/deepspeed.json). Keys that the recipe decides "
-        "are refused.",
+        description="Your own DeepSpeed JSON, merged over the derived one (RUN/deepspeed.json). Keys that the recipe "
+        "decides are refused.",
     )
 
     @model_validator(mode="after")
     def _stage_can_offload(self) -> "DeepSpeedConfig":
-        for name, least in (("offload_optimizer", 1), ("offload_parameters", 3)):
-            if getattr(self, name) != "none" and self.zero_stage < least:
+        for name, min_stage in (("offload_optimizer", 1), ("offload_parameters", 3)):
+            if getattr(self, name) != "none" and self.zero_stage < min_stage:
                 raise ValueError(
-                    f"train.deepspeed.{name}: {getattr(self, name)} needs train.deepspeed.zero_stage {least} or more, not {self.zero_stage}"
+                    f"train.deepspeed.{name}: {getattr(self, name)} needs train.deepspeed.zero_stage {min_stage} or "
+                    f"more, not {self.zero_stage}"
                 )
         return self
 
 
 class WandbConfig(Section):
-    """A copy of the metrics at Weights & Biases. Who may write there is told to the package: `wandb login`, or
-    WANDB_API_KEY.
-    """
+    """A copy of the metrics on Weights & Biases. The package has its own log-in: `wandb login`, or WANDB_API_KEY."""
 
-    project: str = Field(description="Project there.")
-    name: str | None = Field(None, description="Name of the run there; default: the last parts of student.path.")
+    project: str = Field(description="Project on Weights & Biases.")
+    name: str | None = Field(None, description="Name of the run; default: the last parts of student.path.")
     mode: Literal["online", "offline", "disabled"] = Field(
         "online", description="offline: kept in the run's folder, for `wandb sync`."
     )
@@ -115,33 +115,29 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Section):
-    """How the student is trained."""
+    """Training of the student."""
 
-    steps: int = Field(
-        DEFAULT_STEPS, ge=1, description="Optimizer steps. A run that has done them goes on where more are asked for."
-    )
+    steps: int = Field(DEFAULT_STEPS, ge=1, description="Optimizer steps. A finished run continues if this is raised.")
     batch_tokens: int = Field(
-        16384, ge=1, description="Student tokens per optimizer step over all ranks, about: whole documents."
+        16384, ge=1, description="Approximate student tokens per optimizer step over all ranks: documents stay whole."
     )
     micro_batch_tokens: int = Field(
-        4096, ge=1, description="Student tokens (padding included) per forward pass on a rank."
+        4096, ge=1, description="Student tokens (including padding) per forward pass on a rank."
     )
     max_tokens: int | None = Field(
         None,
         ge=8,
-        description="What the student reads at once, in its tokens; longer records are cut into pieces, an eighth of this being context. "
-        f"Default: {DEFAULT_MAX_TOKENS}, or the model's positions where it has fewer.",
+        description="Maximum tokens that the student reads at once; longer records are cut into pieces, with an eighth "
+        f"of this as context. Default: {DEFAULT_MAX_TOKENS}, or the model's number of positions if smaller.",
     )
     lr: float = Field(1.0e-5, gt=0, description="Peak learning rate.")
     warmup_steps: int = Field(
         default_factory=lambda values: min(DEFAULT_WARMUP_STEPS, values.get("steps", DEFAULT_STEPS) // 2),
         ge=0,
-        description=f"Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows. Default: {DEFAULT_WARMUP_STEPS}, or half of the "
-        "steps where that is fewer.",
+        description="Steps of linear warm-up; cosine decay to lr * min_lr_ratio follows. Default: "
+        f"{DEFAULT_WARMUP_STEPS}, or half of the steps if smaller.",
     )
-    min_lr_ratio: float = Field(
-        0.1, ge=0, le=1, description="Where the cosine decay of each rate ends, as a share of it."
-    )
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="End of the cosine decay, as a share of each peak rate.")
     interface_lr: float = Field(
         1.0, gt=0, description="Learning rate of the interface's own parameters, as a multiple of lr."
     )
@@ -149,52 +145,51 @@ class TrainConfig(Section):
         1.0, gt=0, description="Learning rate of the embedding and the head, as a multiple of lr."
     )
     interface_warmup_steps: int = Field(
-        0, ge=0, description="Steps in which the interface learns, and passes no gradient on into the model."
+        0, ge=0, description="Steps in which the interface learns but passes no gradient to the model."
     )
     weight_decay: float = Field(
-        0.0, ge=0, description="AdamW's, decoupled: a step shrinks a weight by this times the rate."
+        0.0, ge=0, description="AdamW's decoupled decay: each step shrinks a weight by this times the learning rate."
     )
     betas: tuple[_Beta, _Beta] = Field(
-        (0.9, 0.95), description="AdamW's decay of the mean gradient and of its mean square."
+        (0.9, 0.95), description="AdamW's decay rates of the mean gradient and of its mean square."
     )
-    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Of the order of documents, dropout and new parameters.")
+    grad_clip: float = Field(1.0, gt=0, description="Maximum gradient norm.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the order of documents, dropout and new parameters.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default_factory=natural_dtype,
-        description="Of the forward pass; master weights are float32. float16 scales the loss, by a factor that adapts. Default: bfloat16; "
-        "float32 on a CPU without instructions for it; a run goes on in the one it was begun in.",
+        description="Dtype of the forward pass; master weights are float32. float16 uses dynamic loss scaling. "
+        "Default: bfloat16, or float32 on a CPU without instructions for it; a run keeps the dtype it was begun in.",
     )
     gradient_checkpointing: bool = Field(
-        False, description="Keep only each block's input for the backward pass, and compute the block again there."
+        False, description="Keep only each block's input for the backward pass, and recompute the block there."
     )
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
-    keep_last: int = Field(
-        3, ge=0, description="Newest checkpoints that are kept, beside the best by evaluation; 0: all of them."
-    )
+    keep_last: int = Field(3, ge=0, description="Newest checkpoints to keep, beside the best by evaluation; 0: all.")
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
     eval_every: int = Field(
         0,
         ge=0,
-        description="Steps between evaluations, bits per byte of the student's own tokens on a part of the eval section's text; "
-        "each checkpoint is measured too. 0: none.",
+        description="Steps between evaluations: bits per byte of the student's own tokens on a part of the eval "
+        "section's text. Each checkpoint is evaluated too. 0: none.",
     )
-    eval_documents: int = Field(32, ge=1, description="Documents of an evaluation: the first of the eval section's.")
+    eval_documents: int = Field(32, ge=1, description="Documents per evaluation: the first of the eval section.")
     wandb: WandbConfig | None = Field(
         None, description="Also log to Weights & Biases, as in {project: bytes}; needs the package wandb."
     )
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Documents packed into rows as long as the micro-batch's longest, attention and positions kept apart (on), or a "
-        "document a row, those of like length together (off); auto: packed on a CPU, in steps that it saves over a tenth of their tokens.",
+        description="on: documents are packed into rows as long as the micro-batch's longest, with separate attention "
+        "and positions; off: one document per row, similar lengths together; auto: packed on a CPU, in steps where "
+        "that saves over a tenth of the tokens.",
     )
     prefetch: int = Field(
-        2, ge=0, description="Optimizer steps whose batches are read and encoded ahead, beside the model; 0: none."
+        2, ge=0, description="Optimizer steps whose batches are prepared ahead, in parallel with the model; 0: none."
     )
     hostfile: str | None = Field(
         None,
-        description="Machines that DeepSpeed's launcher reaches by pdsh and ssh: lines of NAME slots=RANKS; num_processes is then not "
-        "used. Under SLURM start `bld student` with srun instead.",
+        description="File of machines that DeepSpeed's launcher reaches by pdsh and ssh, lines of NAME slots=RANKS; "
+        "num_processes is then not used. Under SLURM start `bld student` with srun instead.",
     )
     objectives: Objectives = Objectives()
     kl_direction: Literal["forward", "reverse", "jensen_shannon"] = Field(
@@ -203,25 +198,26 @@ class TrainConfig(Section):
     kl_temperature: float = Field(
         1.0,
         gt=0,
-        description="Both sides are raised to 1 / this over stored symbols and tail; the loss is times its square.",
+        description="Both sides are raised to 1 / this over stored symbols and tail; the loss is multiplied by its "
+        "square.",
     )
     alm_tau: float = Field(100.0, gt=0, description="Chunk likelihoods are raised to 1 / this before they are matched.")
     alm_debias: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="A chunk ends only where the teacher gives a space, line break or END at least this; 0: at any shared "
-        "token end.",
+        description="A chunk ends only where the teacher's probability of a space, line break or END is at least this; "
+        "0: at any shared token end.",
     )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
     @property
     def piece_tokens(self) -> int:
-        """`max_tokens`, or its default where no model was asked for fewer."""
+        """Return `max_tokens`, or its default if no model required fewer."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @field_validator("packing", mode="before")
     @classmethod
     def _as_it_is_written(cls, value: object) -> object:
-        """YAML reads a bare `on` and `off` as true and false."""
+        """Undo YAML's reading of a bare `on` and `off` as true and false."""
         return ("on" if value else "off") if isinstance(value, bool) else value

@@ -1,5 +1,4 @@
-"""What a running command stands on: its log and progress, its end, its child processes, the arithmetic of its machine,
-models from disk.
+"""Runtime support for every command: log, progress, termination, child processes, devices, dtypes, model loading.
 
-Imports nothing of the project but this room.
+May import nothing else of the project except `schemas`.
 """

@@ -1,7 +1,7 @@
-"""Whether a model's predictions look only at what stands before: of one that looks ahead they are no predictions.
+"""Check that a model predicts each token from earlier tokens only.
 
-transformers loads encoders and permutation models (BERT, XLNet) as causal language models too, and they attend to what
-follows unless their config says otherwise.
+transformers also loads encoders and permutation models (BERT, XLNet) as causal language models, and these attend to
+later tokens unless their config says otherwise.
 """
 
 from typing import Any
@@ -9,19 +9,19 @@ from typing import Any
 import torch
 
 _TOKENS = 16
-# Of the largest logit. Both texts are of one shape, so that little is rounded otherwise: below 1e-4 in float32, also in
-# a scan over chunks and where experts are given other tokens. Of 16 bits 2 or 3 digits are left, and a model that is
-# worth loading so looks ahead by more.
-_MOST_FLOAT32, _MOST = 1e-3, 0.05
+# As a share of the largest logit. Both texts have one shape, so rounding differs little: below 1e-4 in float32, even in
+# a chunked scan or where experts receive other tokens. 16-bit dtypes keep 2 or 3 digits, and a model that does look
+# ahead changes by more than that.
+_MAX_CHANGE_FLOAT32, _MAX_CHANGE = 1e-3, 0.05
 
 
 @torch.no_grad()
 def check_causal(model: Any, name: str) -> None:
-    """Raise ValueError where what a model says after some tokens changes with those that follow, as of BERT's encoder.
+    """Raise ValueError if a model's predictions change with the tokens that follow, as those of BERT's encoder do.
 
     Args:
-        model: of transformers, loaded, on any device.
-        name: what errors call it.
+        model: a loaded transformers model, on any device.
+        name: its name in errors.
     """
     width = int(model.config.get_text_config().vocab_size)
     half = _TOKENS // 2
@@ -31,10 +31,10 @@ def check_causal(model: Any, name: str) -> None:
     first_LV, second_LV = (
         model(input_ids=ids_BL, use_cache=False).logits[0, :half].float() for ids_BL in (tokens_BL, others_BL)
     )
-    apart, largest = float((first_LV - second_LV).abs().max()), float(first_LV.abs().max())
-    if apart > (_MOST_FLOAT32 if model.dtype == torch.float32 else _MOST) * largest:
+    change, largest = float((first_LV - second_LV).abs().max()), float(first_LV.abs().max())
+    if change > (_MAX_CHANGE_FLOAT32 if model.dtype == torch.float32 else _MAX_CHANGE) * largest:
         raise ValueError(
-            f"{name}: {type(model).__name__} looks ahead: what it says after {half} tokens changes by up to {apart:.3g} with those "
-            f"that follow (its logits: up to {largest:.3g}). It is no causal language model; give one that is, or where its config "
-            "has is_decoder, set that to true"
+            f"{name}: {type(model).__name__} looks ahead: its logits after {half} tokens change by up to {change:.3g} "
+            f"with the tokens that follow (largest logit: {largest:.3g}). It is not a causal language model; give one "
+            "that is, or set is_decoder to true in its config, if it has that key"
         )

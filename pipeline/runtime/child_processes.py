@@ -1,10 +1,8 @@
-"""Nothing is left behind: the processes that this one starts end with it, even where it is killed and can end nothing
-itself.
+"""Child processes that end with the process that started them, even if that one is killed.
 
-Engines, launchers and their workers are others' programs, some of which go on without the one that wanted them, hold a
-GPU or a run's lock, and are seen by nobody. So a small process of ours watches: it remembers what descends from its
-parent, and kills it when that is gone. It is this file, run by itself, that is why nothing of the project is imported
-here.
+Engines, launchers and their workers are third-party programs. Some of them outlive the command that started them and
+hold a GPU or a run's lock unnoticed. A small watcher process therefore remembers the descendants of its parent, and
+kills them when the parent is gone. The watcher runs this file by itself, so nothing of the project is imported here.
 """
 
 import atexit
@@ -18,50 +16,48 @@ from pathlib import Path
 
 import psutil
 
-_MARK = "BLD_STARTED_BY"  # in the environment of all that is started from here on, however its parents come and go
-SAFE_PATH = "PYTHONSAFEPATH"  # set to anything: the current folder is not on Python's path
-_LOOK_SECONDS, _REMEMBER_SECONDS = (
-    0.2,
-    2.0,
-)  # to look for all descendants takes some ms on a machine with thousands of processes
-_ROUNDS = 50  # of killing what was started meanwhile, a tenth of a second each
+_MARK = "BLD_STARTED_BY"  # in the environment of every later descendant, even if its parents are gone
+SAFE_PATH = "PYTHONSAFEPATH"  # any value keeps the current folder off Python's path
+# Listing all descendants takes some ms on a machine with thousands of processes.
+_LOOK_SECONDS, _REMEMBER_SECONDS = 0.2, 2.0
+_ROUNDS = 50  # of killing processes started in the meantime, a tenth of a second each
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a Python that this project starts: it finds the project, and nothing by the folder that
-    it runs in.
+    """Return the environment of a Python child process, which finds this project but nothing in its working folder.
 
-    `python -m` looks into the current folder before all else, and a folder of the operator's may well hold a package
-    named `pipeline`.
+    `python -m` searches the current folder first, and an operator's folder may hold a package named `pipeline`.
     """
-    known = (path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)  # an empty one is the folder
+    # An empty entry would be the current folder.
+    known = (path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)
     paths = [str(Path(__file__).resolve().parents[2]), *known]
     return {**os.environ, SAFE_PATH: "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @cache
 def end_children_with_me() -> None:
-    """From here on what this process starts, and what that starts, ends within seconds of it, in whatever way it
-    ends.
+    """Make every process started from now on, and its descendants, end within seconds of this one.
+
+    It does not matter how this process ends.
     """
     owner = os.getpid()
     os.environ[_MARK] = f"{owner}-{time.time_ns()}"
-    # -P: modules beside this file have names of the standard library's.
+    # -P: modules beside this file have names that the standard library uses.
     command = [sys.executable, "-P", str(Path(__file__).resolve()), str(owner), os.environ[_MARK]]
-    watcher = subprocess.Popen(  # of its own session: a Ctrl-C at the terminal is not for it
+    watcher = subprocess.Popen(  # in its own session: a Ctrl-C at the terminal does not reach it
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/", start_new_session=True
     )
 
-    def ends() -> None:
-        if os.getpid() == owner:  # not a fork of it
+    def stop_watcher() -> None:
+        if os.getpid() == owner:  # not in a fork
             watcher.kill()
             watcher.wait()
 
-    atexit.register(ends)
+    atexit.register(stop_watcher)
 
 
 def watch(owner: int, mark: str) -> None:
-    """Wait until the parent, process `owner`, is gone; then kill what has descended from it."""
+    """Wait until the parent, process `owner`, is gone; then kill its descendants."""
     known: set[psutil.Process] = set()
     remembered = 0.0
     while os.getppid() == owner:
@@ -88,8 +84,9 @@ def watch(owner: int, mark: str) -> None:
 
 
 def descendants(*pids: int) -> list[psutil.Process]:
-    """The processes below these. psutil's own `children` fails where any process is hidden, as all of other users are
-    under hidepid.
+    """List the processes below these.
+
+    psutil's own `children` fails if any process is hidden, as other users' processes are under hidepid.
     """
     children: dict[int, list[psutil.Process]] = {}
     for process in psutil.process_iter():
@@ -106,7 +103,7 @@ def descendants(*pids: int) -> list[psutil.Process]:
 def _is_marked(process: psutil.Process, mark: str) -> bool:
     try:
         return process.environ().get(_MARK) == mark
-    except (psutil.Error, OSError):  # it has ended, or is another user's
+    except (psutil.Error, OSError):  # it has ended, or belongs to another user
         return False
 
 

@@ -1,5 +1,6 @@
-"""What this machine computes on; nothing else asks. The installer does so too, with the system's Python: without
-torch.
+"""Devices that this machine computes on; no other module asks for them.
+
+The installer imports this module under the system's Python, without torch.
 """
 
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether an NVIDIA GPU is usable: its device file is there, or nvidia-smi runs (as under WSL)."""
+    """Return whether an NVIDIA GPU is usable: its device file exists, or nvidia-smi runs (as under WSL)."""
     if Path("/dev/nvidia0").exists():
         return True
     smi = shutil.which("nvidia-smi")
@@ -16,19 +17,19 @@ def has_nvidia_gpu() -> bool:
 
 
 def computes_on_gpu() -> bool:
-    """Return whether torch has a GPU to compute on: one is there, and this is a build for it."""
+    """Return whether torch can compute on a GPU: the machine has one, and torch is built for it."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def compute_device() -> str:
-    """Return torch's name of the device that a model without a rank of its own computes on: `cuda` or `cpu`."""
+    """Return torch's name of the device for a model that has no rank of its own: `cuda` or `cpu`."""
     return "cuda" if computes_on_gpu() else "cpu"
 
 
 def gpu_name() -> str:
-    """Return what the GPU's maker calls it."""
+    """Return the GPU's product name."""
     import torch
 
     return torch.cuda.get_device_name()

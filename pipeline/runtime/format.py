@@ -2,7 +2,7 @@
 
 
 def short_number(value: float) -> str:
-    """Return a number of four digits at most: `1.5M`, `20k`, `0.25`, `3e-05`."""
+    """Return a number with at most four digits: `1.5M`, `20k`, `0.25`, `3e-05`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
@@ -10,13 +10,13 @@ def short_number(value: float) -> str:
 
 
 def decimal_size(num_bytes: float) -> str:
-    """Return `1.24 MB`, as stored text and disks are counted."""
+    """Return a size in decimal units, used for stored text and disks: `1.24 MB`."""
     text = short_number(num_bytes)
     return f"{text[:-1]} {text[-1]}B" if text[-1].isalpha() else f"{text} bytes"
 
 
 def binary_size(num_bytes: int) -> str:
-    """Return `1.5 MiB`, as memory and files are counted."""
+    """Return a size in binary units, used for memory and files: `1.5 MiB`."""
     value, units = float(num_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
     unit = next(units)
     while value >= 1024 and unit != "TiB":
@@ -25,8 +25,10 @@ def binary_size(num_bytes: int) -> str:
 
 
 def rough_time(seconds: float, longest: float | None = None) -> str:
-    """Return `71 s`, `12 min`, `3.5 h` or `2.1 d`, in the unit for times up to `longest`, which is the time itself by
-    default.
+    """Return a time as `71 s`, `12 min`, `3.5 h` or `2.1 d`.
+
+    Args:
+        longest: seconds that decide the unit, such as the end of an axis; default: `seconds` itself.
     """
     longest = seconds if longest is None else longest
     for limit, unit, name in ((172800.0, 86400, "d"), (7200.0, 3600, "h"), (300.0, 60, "min")):

@@ -1,5 +1,6 @@
-"""Models and tokenizers loaded by transformers, whole or not at all: what is missing or damaged is an error that names
-it.
+"""Models and tokenizers loaded by transformers, completely or not at all.
+
+Whatever is missing or damaged is an error that names it.
 """
 
 import json
@@ -14,10 +15,14 @@ if TYPE_CHECKING:
     import torch
 
 _REMEDY = {
-    "trust_remote_code": "It comes with Python code of its own. If you have read that and trust it, set trust_remote_code: true "
-    "where the recipe names the model.",
-    "no file named model.safetensors": "It holds no model.safetensors. Weights that are pickles are not read, for they run code: where you trust "
-    "them, load them with transformers and `save_pretrained` the model into a folder, else fetch the model again.",
+    "trust_remote_code": (
+        "It comes with its own Python code. If you have read and trust that code, set trust_remote_code: true where "
+        "the recipe names the model."
+    ),
+    "no file named model.safetensors": (
+        "It holds no model.safetensors. Pickled weights are not read because they run code: if you trust them, load "
+        "them with transformers and `save_pretrained` the model into a folder; otherwise fetch the model again."
+    ),
 }
 
 
@@ -25,12 +30,12 @@ def load_model(source: ModelSource | str, dtype: "torch.dtype | str") -> Any:
     """Load a causal language model, on the CPU, from safetensors only.
 
     Args:
-        source: a mere string is a local folder or hub name of which no code runs.
+        source: a bare string is a local folder or hub name whose code is not run.
         dtype: "auto" for the checkpoint's own.
 
     Raises:
-        ValueError: no safetensors, a damaged file, an architecture that is not known, code that is not trusted, or
-            weights that the checkpoint does not hold: transformers would go on with random ones.
+        ValueError: no safetensors, a damaged file, an unknown architecture, untrusted code, or weights missing from
+            the checkpoint (transformers would continue with random ones).
     """
     from transformers import AutoModelForCausalLM
 
@@ -54,8 +59,9 @@ def load_model(source: ModelSource | str, dtype: "torch.dtype | str") -> Any:
 
 
 def check_finite(model: Any, source: str) -> None:
-    """Raise ValueError, naming tensors, where a model's weights hold NaN or infinity: all that is computed with them
-    would be NaN.
+    """Raise ValueError, naming the tensors, if a model's weights hold NaN or infinity.
+
+    Everything computed with them would be NaN.
     """
     import torch
 
@@ -68,38 +74,35 @@ def check_finite(model: Any, source: str) -> None:
         named = ", ".join(f"{name} ({count:,} values)" for name, count in list(faulty.items())[:3])
         more = f" and {len(faulty) - 3} more" if len(faulty) > 3 else ""
         raise ValueError(
-            f"{source}: weights that are NaN or infinite, in {named}{more}. Nothing can be computed with them: fetch the model again, or take "
-            "an earlier checkpoint of it"
+            f"{source}: weights that are NaN or infinite, in {named}{more}. Nothing can be computed with them: fetch "
+            "the model again, or use an earlier checkpoint of it"
         )
 
 
 def load_tokenizer(source: ModelSource | str) -> Any:
-    """Load what AutoTokenizer makes of a local folder or a hub name.
+    """Load a tokenizer from a local folder or a hub name with AutoTokenizer.
 
     Args:
-        source: a mere string is a local folder or hub name of which no code runs.
+        source: a bare string is a local folder or hub name whose code is not run.
     Raises:
-        ValueError: with the cause, where it makes nothing, or of a tokenizer with byte fallback a byte-level one or
-            the reverse.
+        ValueError: with the cause, if it cannot be loaded, or if AutoTokenizer turns a tokenizer with byte fallback
+            into a byte-level one or the reverse.
     """
     from transformers import AutoTokenizer
 
     found = as_source(source)
     with _named(found.source, "tokenizer"):
         wrapped = AutoTokenizer.from_pretrained(found.source, **found.options)
-    if type(wrapped).__name__ not in (
-        "TokenizersBackend",
-        "PreTrainedTokenizerFast",
-    ):  # these take tokenizer.json as it is
+    if type(wrapped).__name__ not in ("TokenizersBackend", "PreTrainedTokenizerFast"):  # these use tokenizer.json as is
         _check_kind(found, wrapped)
     return wrapped
 
 
 def _check_kind(found: ModelSource, wrapped: Any) -> None:
-    """Raise ValueError where transformers has made a tokenizer of one kind into one of another.
+    """Raise ValueError if transformers has turned one kind of tokenizer into another.
 
-    Beside some types of model (qwen2) it makes every tokenizer into that of the type: the vocabulary of one kind,
-    written by the rules of the other, spells nothing.
+    For some model types (qwen2) it builds every tokenizer as that type's kind. A vocabulary of one kind under the rules
+    of the other does not spell the text.
     """
     from transformers.utils import cached_file
 
@@ -111,9 +114,9 @@ def _check_kind(found: ModelSource, wrapped: Any) -> None:
     written, made = (json.loads(text) for text in (Path(path).read_text(encoding="utf-8"), backend.to_str()))
     if _is_byte_level(written) != _is_byte_level(made):
         raise ValueError(
-            f"{found.source}: transformers reads its tokenizer.json as a {type(wrapped).__name__}, as it does beside "
-            f"every model of its type ({load_config(found).model_type}), and that is a tokenizer of another kind: its "
-            "tokens would not be the text. Take a model of another type, or give its tokenizer from a folder without "
+            f"{found.source}: transformers reads its tokenizer.json as a {type(wrapped).__name__}, as it does for "
+            f"every model of this type ({load_config(found).model_type}). That is a different kind of tokenizer: its "
+            "tokens would not spell the text. Use a model of another type, or give its tokenizer from a folder without "
             "the model's config.json"
         )
 
@@ -124,26 +127,24 @@ _COUNT_FROM_PADDING = frozenset(
 
 
 def max_positions(config: Any) -> int | None:
-    """Positions that a model was made for; None where its config names none, as of Mamba.
+    """Return the number of positions that a model was made for; None if its config names none, as for Mamba.
 
-    Nor where it scales them (YaRN and others): how many it has then is the engine's own business. RoBERTa and its kin
-    have fewer than their max_position_embeddings: the rows up to the id that pads are not for text.
+    Also None if the config scales positions (YaRN and others): the engine decides how many there are. RoBERTa and its
+    relatives have fewer than their max_position_embeddings: the rows up to the padding id are not for text.
     """
     text = config.get_text_config()
-    most, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
+    positions, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
     kinds = {
         rope.get("rope_type", "default"),
         *(part.get("rope_type", "default") for part in rope.values() if isinstance(part, dict)),
     }
-    if kinds != {"default"} or (most or 0) <= 0:  # XLNet says -1
+    if kinds != {"default"} or (positions or 0) <= 0:  # XLNet says -1
         return None
-    return most - text.pad_token_id - 1 if counts_from_padding(config) else most
+    return positions - text.pad_token_id - 1 if counts_from_padding(config) else positions
 
 
 def counts_from_padding(config: Any) -> bool:
-    """Return whether the model's first position is the one behind the id that pads, which is so a part of how it
-    reads.
-    """
+    """Return whether the model's first position is the one after the padding id, which then affects how it reads."""
     text = config.get_text_config()
     return text.model_type in _COUNT_FROM_PADDING and text.pad_token_id is not None
 
@@ -153,26 +154,22 @@ def _is_byte_level(definition: dict[str, Any]) -> bool:
 
 
 def learned_positions(config: Any) -> int | None:
-    """Positions that the model has a row for each, so that there is none beyond them; None where they are computed
-    (rotated).
-    """
+    """Return the number of learned position rows, a hard limit; None if positions are computed (RoPE)."""
     return None if getattr(config.get_text_config(), "rope_parameters", None) else max_positions(config)
 
 
 def check_positions(config: Any, tokens: int, key: str) -> None:
-    """Raise ValueError where a text of `tokens`, which the recipe's `key` allows, has more than the model's
-    `max_positions`.
-    """
-    most = max_positions(config)
-    if most is not None and tokens > most:
+    """Raise ValueError if the recipe's `key` allows texts of `tokens`, more than the model's `max_positions`."""
+    limit = max_positions(config)
+    if limit is not None and tokens > limit:
         raise ValueError(
-            f"{key} is {tokens}, and the model ({config.get_text_config().model_type}) has {most} positions (max_position_embeddings); "
-            f"give {key}={most} or less"
+            f"{key} is {tokens}, and the model ({config.get_text_config().model_type}) has {limit} positions "
+            f"(max_position_embeddings); give {key}={limit} or less"
         )
 
 
 def load_config(source: ModelSource | str) -> Any:
-    """Load the config of a local folder or hub name. Raises ValueError, with the cause, where it cannot be loaded."""
+    """Load the config of a local folder or hub name. Raises ValueError, with the cause, if that fails."""
     from transformers import AutoConfig
 
     found = as_source(source)
@@ -182,12 +179,13 @@ def load_config(source: ModelSource | str) -> Any:
 
 @contextmanager
 def _named(source: str, what: str) -> Iterator[None]:
-    """Damaged files raise whatever the library that stumbled over them raises; a ValueError here says which file's
-    folder it was.
+    """Turn any error of a loading library into a ValueError that names the source.
+
+    Damaged files raise whatever the library happens to raise.
     """
     try:
         yield
     except Exception as error:
         remedy = next((text for word, text in _REMEDY.items() if word in str(error)), None)
-        said = remedy or f"{type(error).__name__}: {str(error).strip()}"
-        raise ValueError(f"{source}: its {what} cannot be loaded. {said}") from error
+        reason = remedy or f"{type(error).__name__}: {str(error).strip()}"
+        raise ValueError(f"{source}: its {what} cannot be loaded. {reason}") from error

@@ -1,13 +1,12 @@
-"""What commands say while they work, one line each, on stderr; what they find goes to stdout.
+"""Log of a running command: one line a message, on stderr; results go to stdout.
 
     15:20:31 bld teacher: runs/demo/dump: 4 shards planned, 4 to make
     15:20:33 bld teacher: warning: the teacher's engine failed; starting it again (2/3)
 
-As JSON a line is an object: `time` (UTC), `level`, `command`, `message`, and the figures that it speaks of as fields of
-their own.
+As JSON a line is an object: `time` (UTC), `level`, `command`, `message`, and the message's figures as separate fields.
 
-How much is said, and how, stands in the environment, so that the processes which a command starts say it alike: `bld`'s
-options put it there. Other packages are asked for silence but for `verbose`.
+Level and format are kept in environment variables, so that child processes log alike; `bld`'s options set them. Other
+packages are asked to be silent, except at `verbose`.
 """
 
 import datetime
@@ -27,28 +26,28 @@ _SILENCE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # of C++ code, that of vLLM's kernels too, which says how it binds memory
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # of C++ code, including vLLM's kernels, which log how they bind memory
 }
 _NAMES = {"warning": "warning: ", "error": "error: "}
 
 
 def info(message: str, **figures: Any) -> None:
-    """What an operator wants to know of work that goes as it should."""
+    """Log what an operator wants to know while all goes well."""
     _settled().info(message, extra={"figures": figures})
 
 
 def debug(message: str, **figures: Any) -> None:
-    """What only someone who looks for a cause wants to know."""
+    """Log what is of use only when looking for a cause."""
     _settled().debug(message, extra={"figures": figures})
 
 
 def warning(message: str, **figures: Any) -> None:
-    """What went otherwise than it should, and was dealt with."""
+    """Log what went wrong and was dealt with."""
     _settled().warning(message, extra={"figures": figures})
 
 
 def error(message: str) -> None:
-    """What ends the command."""
+    """Log the error that ends the command."""
     _logger().error(message, extra={"figures": {}})
 
 
@@ -57,7 +56,7 @@ def as_json() -> bool:
 
 
 def show_tracebacks() -> None:
-    """Of errors, in this process and those that it starts."""
+    """Show tracebacks of errors, in this process and its children."""
     os.environ[DEBUG] = "1"
 
 
@@ -66,12 +65,12 @@ def shows_tracebacks() -> bool:
 
 
 def is_shown() -> bool:
-    """Whether `info` says anything."""
+    """Return whether `info` messages are shown."""
     return _settled().isEnabledFor(logging.INFO)
 
 
 def set_level(level: Level) -> None:
-    """For this process and those that it starts."""
+    """Set the level of this process and its children."""
     os.environ[LEVEL] = level
     _logger().setLevel(_LEVELS[level])
     if level == "verbose":
@@ -79,29 +78,26 @@ def set_level(level: Level) -> None:
 
 
 def set_format(form: Literal["text", "json"]) -> None:
-    """For this process and those that it starts."""
+    """Set the format of this process and its children."""
     os.environ[FORMAT] = form
 
 
 def is_verbose() -> bool:
-    """Return whether other packages say what they like."""
+    """Return whether other packages may log freely."""
     return os.environ.get(LEVEL) == "verbose"
 
 
 def silence_others() -> None:
-    """Ask packages that load models for no bars and no remarks, in this process and those that it starts; read when
-    they are imported.
+    """Ask packages that load models for no progress bars and no remarks, in this process and its children.
 
-    An operator's own values stay.
+    They read these variables when they are imported. Values that the operator has set are kept.
     """
     for name, value in _SILENCE.items():
         os.environ.setdefault(name, value)
 
 
 class _Stderr(logging.StreamHandler):
-    """Writes to what `sys.stderr` is when a line is written: a progress bar, or a test, may have put another in its
-    place.
-    """
+    """Handler that looks up `sys.stderr` for each line: a progress bar, or a test, may have replaced it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -125,9 +121,7 @@ class _Stderr(logging.StreamHandler):
 
 
 def check_environment() -> None:
-    """Raise ValueError, naming the variable and its value, where the environment asks for a level or a format that does
-    not exist.
-    """
+    """Raise ValueError, naming variable and value, if the environment asks for an unknown level or format."""
     for variable, known in ((LEVEL, tuple(_LEVELS)), (FORMAT, _FORMATS)):
         if (value := os.environ.get(variable)) and value not in known:
             raise ValueError(f"{variable} is {value!r}; give {', '.join(known[:-1])} or {known[-1]}, or leave it unset")
@@ -135,16 +129,16 @@ def check_environment() -> None:
 
 @cache
 def _logger() -> logging.Logger:
-    """The logger with its handler, at whatever level: an error is shown at each."""
+    """Return the logger with its handler, at any level: errors are shown at every level."""
     logger = logging.getLogger("bld")
     logger.addHandler(_Stderr())
-    logger.propagate = False  # who configures the root logger must not get each line twice
+    logger.propagate = False  # a configured root logger must not repeat each line
     return logger
 
 
 @cache
 def _settled() -> logging.Logger:
-    """The logger at the level that the environment asks for, from its first use on."""
+    """Return the logger, at the level that the environment asked for at its first use."""
     check_environment()
     _logger().setLevel(_LEVELS[os.environ.get(LEVEL) or "normal"])
     return _logger()

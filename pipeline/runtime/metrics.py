@@ -1,6 +1,6 @@
-"""Figures of a running command for Prometheus: always counted, served where `--metrics` (or BLD_METRICS) says.
+"""Figures of a running command for Prometheus: always counted, served at the address of `--metrics` (or BLD_METRICS).
 
-A rate, such as bytes of text a second, is Prometheus' business: `rate(bld_text_bytes_total[5m])`. The missing mass of a
+Rates, such as bytes of text a second, are left to Prometheus: `rate(bld_text_bytes_total[5m])`. The missing mass of a
 dump is `rate(bld_missing_mass_total[5m]) / ignoring(kind) group_left rate(bld_positions_total[5m])`, by kind.
 """
 
@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class Figures:
-    """All that is counted, in a registry of its own: the package's is where vLLM puts its figures."""
+    """All figures of this process, in a separate registry: vLLM puts its figures into the package's default one."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -31,7 +31,8 @@ class Figures:
         self.positions = self._counter("positions", "Positions dumped.")
         self.missing = self._counter(
             "missing_mass",
-            "Probability summed over positions: `dropped` on branches that were not expanded, `tail` on symbols that were not stored.",
+            "Probability summed over positions: `dropped` on branches that were not expanded, "
+            "`tail` on symbols that were not stored.",
             "kind",
         )
         self.failures = self._counter(
@@ -45,7 +46,7 @@ class Figures:
         for kind in ("dropped", "tail"):
             self.missing.labels(kind)
         for kind in ("engine", "request", "document", "overflow"):
-            self.failures.labels(kind)  # 0 from the start: a rule that waits for the first one needs it
+            self.failures.labels(kind)  # 0 from the start: an alert on the first one needs it
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"bld_{name}", meaning, labels, registry=self.registry)
@@ -73,7 +74,7 @@ def set_train(step: int, values: Mapping[str, float]) -> None:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, or `PORT` for this machine alone. Raises ValueError for anything else."""
+    """Parse `HOST:PORT`, or `PORT` for this machine only. Raises ValueError for anything else."""
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise ValueError(f"--metrics ({VARIABLE}) is {text!r}: give PORT or HOST:PORT, as in 9400 or 0.0.0.0:9400")
@@ -82,23 +83,23 @@ def parse_address(text: str) -> tuple[str, int]:
 
 @contextmanager
 def served() -> Iterator[str | None]:
-    """Serve the figures at `http://HOST:PORT/metrics` while it lasts; yields that address, or None where none is asked
-    for.
+    """Serve the figures at `http://HOST:PORT/metrics` within the context.
 
-    Raises OSError where the port is taken.
+    Yields that address, or None if `--metrics` is not given. Raises OSError if the port is taken.
     """
-    asked = os.environ.get(VARIABLE)
-    if not asked:
+    requested = os.environ.get(VARIABLE)
+    if not requested:
         yield None
         return
-    host, port = parse_address(asked)
+    host, port = parse_address(requested)
     try:
         server, thread = start_http_server(port, host, figures().registry)
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
             raise
         raise OSError(
-            f"--metrics ({VARIABLE}) is {asked}: nothing can be served there ({error.strerror}); give another port or host"
+            f"--metrics ({VARIABLE}) is {requested}: nothing can be served there ({error.strerror}); give another port "
+            "or host"
         ) from error
     try:
         address = f"http://{host}:{server.server_port}/metrics"

@@ -1,4 +1,4 @@
-"""How far stage 1 is: a bar on a terminal, a plain line now and then where the output is a file."""
+"""Progress of stage 1: a bar on a terminal, a plain line every ten seconds if the output is a file."""
 
 import time
 from types import TracebackType
@@ -13,12 +13,12 @@ _LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Counts of work done, shown. `total_bytes` is text, in bytes; time left is reckoned from it."""
+    """Counts of the work done, displayed. The time left is estimated from `total_bytes`, the bytes of text."""
 
     def __init__(self, total_documents: int, total_bytes: int, console: Console | None = None) -> None:
         self.total_documents, self.total_bytes = total_documents, total_bytes
         self.documents = self.text_bytes = self.tokens = self.stored_bytes = 0
-        self._said: tuple[int, int] | None = None  # documents and stored bytes, in the last line
+        self._last_counts: tuple[int, int] | None = None  # documents and stored bytes, in the last line
         self._console = console or Console(stderr=True)
         self._started = self._last_line = time.monotonic()
         metrics.figures().planned_bytes.set(total_bytes)
@@ -57,7 +57,7 @@ class Progress:
             self._print_line()
 
     def describe(self) -> str:
-        """The counts and rates so far, in one line."""
+        """Return the counts and rates so far, in one line."""
         seconds = max(time.monotonic() - self._started, 1e-9)
         parts = [
             f"{self.documents}/{self.total_documents} documents",
@@ -82,12 +82,12 @@ class Progress:
             seconds_left=None if left is None else round(left, 3),
         )
         self._last_line = time.monotonic()
-        self._said = (self.documents, self.stored_bytes)
+        self._last_counts = (self.documents, self.stored_bytes)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._said != (self.documents, self.stored_bytes):
+        elif self._last_counts != (self.documents, self.stored_bytes):
             self._print_line()

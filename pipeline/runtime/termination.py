@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, as SIGINT is one: what is half done is cleaned up, and `bld` says how to go on."""
+"""SIGTERM raised as an exception, like SIGINT: partial work is cleaned up, and `bld` says how to continue."""
 
 import signal
 import threading
@@ -8,16 +8,15 @@ from types import FrameType
 
 
 class Terminated(BaseException):
-    """SIGTERM. Not an Exception, so that nothing takes it for a failure to be tried again."""
+    """SIGTERM. It is not an Exception, so that no code takes it for a failure to retry."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it the first SIGTERM raises `Terminated`; a second one ends the process at once. Elsewhere than in the
-    main thread: nothing.
+    """Raise `Terminated` at the first SIGTERM within the context; a second one ends the process at once.
 
-    Compiled code that does not look whether a handler raised gives back a result beside it, of which Python makes a
-    SystemError (Ray's `wait` does): out of here it comes as what was raised.
+    Does nothing outside the main thread. C extensions that ignore a pending exception (Ray's `wait`) make Python raise
+    SystemError; it is unwrapped here.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

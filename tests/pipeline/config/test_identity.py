@@ -142,7 +142,7 @@ def test_an_old_name_is_read_with_a_warning_and_an_override_of_it_counts(
 
     assert optimizer() == "muon"
     said = capsys.readouterr().err
-    assert "r.yaml: train.old_optimizer is called train.optimizer now; the next release knows the new name" in said
+    assert "r.yaml: train.old_optimizer is called train.optimizer now; the next release knows only the new" in said
     assert optimizer("train.optimizer=adam") == optimizer("train.old_optimizer=adam") == "adam"
     assert "override 'train.old_optimizer=adam': train.old_optimizer is called" in capsys.readouterr().err
     assert optimizer(str(settings)) == optimizer("train={old_optimizer: lion}") == "lion"

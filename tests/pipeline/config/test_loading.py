@@ -60,7 +60,7 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
         ("..=1", "not of the form section.key=value"),
         ("train.lr=[1", "override 'train.lr=\\[1'"),
         ("teacher.overlap_tokens=2000", "at most half of teacher.max_tokens"),
-        ("train.steps=true", "train: steps is True, and has to be a number"),
+        ("train.steps=true", "train: steps is True, but must be a number"),
         ("train.lr=.inf", "train.lr: inf"),
         ("train.seed=-1", "train.seed: -1"),
         ("dump.path=''", "dump.path: ''"),
@@ -94,7 +94,7 @@ def test_a_key_in_an_address_is_refused_unseen(tmp_path, source):
 def test_a_recipe_that_is_no_text_is_named_with_its_first_wrong_byte(tmp_path):
     (tmp_path / "r.yaml").write_bytes(b"corpus: \xff")
     for arguments in ((tmp_path / "r.yaml",), ("demo", [str(tmp_path / "r.yaml")])):
-        with pytest.raises(ValueError, match=r"r\.yaml is not text in UTF-8 \(its byte 8 is none\)"):
+        with pytest.raises(ValueError, match=r"r\.yaml is not UTF-8 text \(its byte 8 is invalid\)"):
             load_recipe(*arguments)
 
 
@@ -106,7 +106,7 @@ LAUGHS = "a0: &a0 [1,1,1,1,1,1,1,1,1]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (LAUGHS + "corpus: {source: *a9}", r"line \d: its aliases stand for more than 10000 values"),
+        (LAUGHS + "corpus: {source: *a9}", r"line \d: its aliases expand to more than 10000 values"),
         ("corpus: &a {source: *a}", "nested more than 30 deep"),
         ("corpus: " + "[" * 50_000, "nested more than 30 deep"),
         ("corpus: !!python/object/apply:os.system ['id']", "could not determine a constructor"),
