@@ -1,3 +1,4 @@
-"""The corpus: files read as rows, rows as usable documents and chats, and a count of what is left out.
+"""Corpus reading: files as rows, rows as usable documents and chats, and counts of what is left out.
 
-May import what `pipeline.sources` may, and that."""
+May import `pipeline.sources`, and whatever that may import.
+"""

@@ -1,4 +1,4 @@
-"""Chats out of a corpus's rows: contents, and what data sets put beside them, in the forms that they have for it."""
+"""Chats in a corpus's rows: contents, reasoning, tool calls and tools, in the forms that data sets use."""
 
 import json
 from collections.abc import Mapping
@@ -6,17 +6,17 @@ from typing import Any, NamedTuple
 
 from pipeline.config import CorpusConfig
 from pipeline.tokenization.chat_template import ASSISTANT
-from pipeline.tokenization.chat_template import Message as Said
+from pipeline.tokenization.chat_template import Message as PlainMessage
 from pipeline.tokenization.conversation import Conversation, Message, split_reasoning, with_ids
 
-_REASONING = ("reasoning_content", "reasoning", "thinking")  # DeepSeek's and Qwen's name, OpenRouter's, gpt-oss's
-_DEEPEST = 64  # levels of an argument or a schema: further in, Python's own limit ends the run
-_UNHELD = ("tool_calls", "function_call", "reasoning_content")  # with contents alone, what makes a chat unusable
+_REASONING = ("reasoning_content", "reasoning", "thinking")  # the names of DeepSeek and Qwen, of OpenRouter, of gpt-oss
+_MAX_DEPTH = 64  # levels of an argument or a schema; deeper ones would hit Python's recursion limit
+_UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content")  # unusable with `turns: contents`
 _OTHERWISE = "; where the column `tools` holds something else, corpus.turns: contents goes without it"
 
 
 class UnusableError(ValueError):
-    """Why a row is not a document."""
+    """A row cannot be used as a document; the message is the reason."""
 
 
 class Chat(NamedTuple):
@@ -24,15 +24,15 @@ class Chat(NamedTuple):
 
     Attributes:
         messages: role and content of each; a message without content has an empty one.
-        conversation: the same with what stands beside; None for a chat of contents alone.
+        conversation: the same with reasoning, calls and tools; None for a chat of contents only.
     """
 
-    messages: tuple[Said, ...]
+    messages: tuple[PlainMessage, ...]
     conversation: Conversation | None
 
     @property
     def said(self) -> str:
-        """All that the assistant says, its reasoning and its calls too."""
+        """Return all that the assistant says, including its reasoning and calls."""
         if self.conversation is None:
             return "".join(message["content"] for message in self.messages if message["role"] == ASSISTANT)
         return "".join(
@@ -43,35 +43,35 @@ class Chat(NamedTuple):
 
 
 def read_chat(columns: Mapping[str, Any], config: CorpusConfig) -> Chat:
-    """The chat of a row. Raises UnusableError."""
+    """Read the chat of a row. Raises UnusableError."""
     if config.messages is not None:
         roles = [role for role in ("system", "user", ASSISTANT) if role in config.messages]
-        found: Any = [{"role": role, "content": column(columns, config.messages[role])} for role in roles]
+        messages: Any = [{"role": role, "content": column(columns, config.messages[role])} for role in roles]
     else:
-        found = column(columns, config.field)
-    if not isinstance(found, list) or not found:
+        messages = column(columns, config.field)
+    if not isinstance(messages, list) or not messages:
         raise UnusableError("field 'messages' is not a list of messages")
     if config.turns == "contents":
-        chat = Chat(tuple(_content(message, config.strip) for message in found), None)
+        chat = Chat(tuple(_content(message, config.strip) for message in messages), None)
     else:
-        chat = _rendered([_message(message, config) for message in found], _tools(columns.get("tools")))
+        chat = _rendered([_message(message, config) for message in messages], _tools(columns.get("tools")))
     if not chat.said:
         raise UnusableError("the assistant says nothing")
     return chat
 
 
 def column(columns: Mapping[str, Any], name: str) -> Any:
-    """A row's value. Raises UnusableError."""
+    """Return a row's value in a column. Raises UnusableError if there is no such column."""
     if name not in columns:
         raise UnusableError(f"no field {name!r}")
     return columns[name]
 
 
-def _content(message: Any, strip: bool) -> Said:
-    """Role and content of a message that has nothing else."""
+def _content(message: Any, strip: bool) -> PlainMessage:
+    """Return role and content of a message that has nothing else."""
     if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
         raise UnusableError("a message has no role and content that are text")
-    for key in _UNHELD:
+    for key in _UNSUPPORTED_KEYS:
         if message.get(key):
             raise UnusableError(f"a message has {key} beside its content")
     if not message["role"] + message["content"]:
@@ -81,8 +81,9 @@ def _content(message: Any, strip: bool) -> Said:
 
 
 def _rendered(messages: list[Message], tools: tuple[Mapping[str, Any], ...]) -> Chat:
-    """With a conversation where there is more than contents, or a content that holds its reasoning, which a template
-    may take out.
+    """Make a chat, with a conversation if there is more than contents.
+
+    A content that holds its reasoning counts as more, because a template may move it out.
     """
     contents = tuple({"role": message["role"], "content": message["content"]} for message in messages)
     beside = any(message.get("reasoning") or message.get("tool_calls") for message in messages)
@@ -117,24 +118,24 @@ def _message(message: Any, config: CorpusConfig) -> Message:
 
 
 def _reasoning(message: Mapping[str, Any]) -> str:
-    """A message's reasoning; empty where it has none."""
-    found = next((message[key] for key in _REASONING if message.get(key)), "")
-    if not isinstance(found, str):
+    """Return a message's reasoning; empty if it has none."""
+    reasoning = next((message[key] for key in _REASONING if message.get(key)), "")
+    if not isinstance(reasoning, str):
         raise UnusableError("a message's reasoning is not text")
-    return found
+    return reasoning
 
 
 def _calls(message: Mapping[str, Any]) -> list[Message]:
-    """Calls of tools, each with `name`, `arguments` and, where it has one, `id`."""
-    found = message.get("tool_calls")
-    if message.get("function_call"):  # what OpenAI had before
-        found = [message["function_call"]]
-    found = _parsed(found, "a message's tool_calls are not JSON") if isinstance(found, str) and found else found
-    if not found:
+    """Return a message's tool calls, each with `name`, `arguments` and, if it has one, `id`."""
+    calls = message.get("tool_calls")
+    if message.get("function_call"):  # OpenAI's older form
+        calls = [message["function_call"]]
+    calls = _parsed(calls, "a message's tool_calls are not JSON") if isinstance(calls, str) and calls else calls
+    if not calls:
         return []
-    if not isinstance(found, list):
+    if not isinstance(calls, list):
         raise UnusableError("a message's tool_calls are not a list")
-    return [_call(call) for call in found]
+    return [_call(call) for call in calls]
 
 
 def _call(call: Any) -> Message:
@@ -144,14 +145,14 @@ def _call(call: Any) -> Message:
     arguments = function.get("arguments")
     if isinstance(arguments, str) and arguments:
         arguments = _parsed(arguments, "a tool call's arguments are not JSON")
-    elif not _is_deep(arguments) and _holds_null(arguments):  # Parquet's columns give every call the keys of all others
+    elif not _is_deep(arguments) and _holds_null(arguments):  # Parquet gives every call the keys of all others
         raise UnusableError("a tool call's arguments hold nulls; give them as JSON text")
-    if arguments in (None, "") and "arguments" in function:  # as data sets write the call of a tool that takes none
+    if arguments in (None, "") and "arguments" in function:  # how data sets write a call without arguments
         arguments = {}
     if not isinstance(arguments, dict):
         raise UnusableError("a tool call's arguments are not an object")
     if _is_deep(arguments):
-        raise UnusableError(f"a tool call's arguments are nested deeper than {_DEEPEST} levels")
+        raise UnusableError(f"a tool call's arguments are nested deeper than {_MAX_DEPTH} levels")
     name = call.get("id")
     return {
         **({"id": name} if isinstance(name, str) and name else {}),
@@ -160,19 +161,19 @@ def _call(call: Any) -> Message:
     }
 
 
-def _tools(found: Any) -> tuple[Mapping[str, Any], ...]:
-    """A row's tools, as templates are given them."""
-    if isinstance(found, str) and found:
-        found = _parsed(found, f"the tools are not JSON{_OTHERWISE}")
-    elif not _is_deep(found) and _holds_null(found):
+def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """Return a row's tools, in the form that templates receive them."""
+    if isinstance(value, str) and value:
+        value = _parsed(value, f"the tools are not JSON{_OTHERWISE}")
+    elif not _is_deep(value) and _holds_null(value):
         raise UnusableError(f"the tools hold nulls; give them as JSON text{_OTHERWISE}")
-    if not found:
+    if not value:
         return ()
-    if not isinstance(found, list):
+    if not isinstance(value, list):
         raise UnusableError(f"the tools are not a list{_OTHERWISE}")
-    tools = [_parsed(tool, f"a tool is not JSON{_OTHERWISE}") if isinstance(tool, str) else tool for tool in found]
+    tools = [_parsed(tool, f"a tool is not JSON{_OTHERWISE}") if isinstance(tool, str) else tool for tool in value]
     if _is_deep(tools):
-        raise UnusableError(f"the tools are nested deeper than {_DEEPEST} levels")
+        raise UnusableError(f"the tools are nested deeper than {_MAX_DEPTH} levels")
     made = [
         tool if isinstance(tool, dict) and "function" in tool else {"type": "function", "function": tool}
         for tool in tools
@@ -191,13 +192,13 @@ def _parsed(text: str, fault: str) -> Any:
 
 
 def _no_json(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether lists and objects lie in one another on more than `_DEEPEST` levels."""
+    """Return whether lists and objects are nested deeper than `_MAX_DEPTH` levels."""
     level = [value]
-    for _ in range(_DEEPEST + 1):
+    for _ in range(_MAX_DEPTH + 1):
         level = [
             inner
             for item in level
@@ -215,7 +216,7 @@ def _holds_null(value: Any) -> bool:
 
 
 def _as_json(value: Any) -> str:
-    """Raises UnusableError for a number that JSON has no word for, which Python's own reader of JSONL lets pass."""
+    """Serialise a value. Raises UnusableError for NaN and infinity, which Python's JSON reader accepts."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as error:

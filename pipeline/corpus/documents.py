@@ -1,6 +1,6 @@
-"""The corpus: usable documents in order, and a count of what was left out, by reason.
+"""Corpus: usable documents in order, and a count of what was left out, by reason.
 
-Rows become documents (or faults), documents pass the filters (`exclude`, `unique`), then `skip` and `limit` count. A
+Rows become documents (or faults), documents pass the filters (`exclude`, `unique`), then `skip` and `limit` apply. A
 pass is a pure function of the config and the files: the n-th document is always the same one.
 """
 
@@ -21,8 +21,12 @@ from schemas import ARITHMETIC
 
 @dataclass(frozen=True)
 class Document:
-    """`text` is valid UTF-8, not empty; of a chat, what the assistant says. `messages`: of a chat, role and content;
-    `conversation`: of one with more than that, the whole.
+    """A usable document.
+
+    Attributes:
+        text: valid UTF-8, not empty; for a chat, what the assistant says.
+        messages: role and content of a chat's messages; None for plain text.
+        conversation: the whole chat if it has more than that; else None.
     """
 
     doc_id: str
@@ -32,8 +36,9 @@ class Document:
 
     @property
     def texts(self) -> Iterator[bytes | tuple[Message, ...] | Excerpt]:
-        """What a model of any template is asked about: the text, or the chat; of one with reasoning or calls, each turn
-        by itself.
+        """Yield what a model with any template is evaluated on: the text, or the chat.
+
+        A chat with reasoning or calls is yielded turn by turn.
         """
         if self.conversation is None:
             yield self.messages or self.text
@@ -45,17 +50,18 @@ class Document:
 
 
 class Corpus:
-    """Documents of a recipe's corpus section; iterate as often as needed.
+    """Documents of a recipe's corpus section; may be iterated any number of times.
 
     Attributes:
-        counts: of the last full pass: `documents`, `bytes`, `skipped`, and `left out: <reason>`; empty before one.
-        first_places: where the first row of each reason stands, in the last pass: file and line, or row.
+        counts: figures of the last full pass: `documents`, `bytes`, `skipped`, and `left out: <reason>`; empty before.
+        first_places: place of the first row left out for each reason in the last pass: file and line, or row.
     """
 
     def __init__(self, config: CorpusConfig, arithmetic: int = ARITHMETIC) -> None:
-        """Resolves the sources (downloading what is pinned). ValueError for a source or pattern that is no good.
+        """Resolve the sources, downloading pinned ones. Raises ValueError for an invalid source or pattern.
 
-        `arithmetic` is that of the dump that is made of it; it decides which rows of a file are documents.
+        Args:
+            arithmetic: the dump's version of the arithmetic; it decides which rows of a file are documents.
         """
         self.config = config
         self.counts: dict[str, int] = {}
@@ -71,7 +77,7 @@ class Corpus:
         ]
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """Usable documents in order, from the `start`-th on. ValueError, with the counts, if there is none at all."""
+        """Yield usable documents in order, from the `start`-th on. Raises ValueError, with counts, if there is none."""
         counts: Counter[str] = Counter()
         self.first_places = {}
         for item in self._filtered():
@@ -100,14 +106,14 @@ class Corpus:
             )
 
     def keys(self, text: bytes) -> set[bytes]:
-        """A document's keys, 16 bytes each: its named groups, or the whole text where there is no match."""
+        """Return a document's keys, 16 bytes each: its named groups, or the whole text without a match."""
         match = self._pattern.match(text.decode("utf-8")) if self._pattern else None
         named = match.groupdict() if match else {}
-        found = {name: value for name, value in named.items() if value} or {"": text.decode("utf-8")}
-        return {hashlib.blake2b(f"{name}\0{value}".encode(), digest_size=16).digest() for name, value in found.items()}
+        groups = {name: value for name, value in named.items() if value} or {"": text.decode("utf-8")}
+        return {hashlib.blake2b(f"{name}\0{value}".encode(), digest_size=16).digest() for name, value in groups.items()}
 
     def _filtered(self) -> Iterator[Document | str]:
-        """Documents that pass the filters; what does not, as `reason NUL place`."""
+        """Yield documents that pass the filters; for others, `reason NUL place`."""
         excluded = self._excluded()
         seen: set[bytes] = set()
         for number, row in enumerate(self._source.rows()):
@@ -142,7 +148,9 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     except re.error as error:
         raise ValueError(f"key_pattern {pattern!r} is not a regular expression: {error}") from error
     if not compiled.groupindex:
-        raise ValueError(f"key_pattern {pattern!r} names no group; name what makes a key, as in (?P<title>...)")
+        raise ValueError(
+            f"key_pattern {pattern!r} names no group; name the parts that make up a key, as in (?P<title>...)"
+        )
     return compiled
 
 
@@ -163,7 +171,7 @@ def _document(row: Row, config: CorpusConfig, number: int) -> Document:
 
 
 def _name(value: Any, field: str) -> str:
-    """A document's id: text, or a whole number."""
+    """Return a document's id from a text or a whole number."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value:

@@ -1,6 +1,4 @@
-"""Files of a corpus, opened: what is compressed is decompressed, by what the file holds, and what is damaged is
-named.
-"""
+"""Opening of corpus files: compression is detected by content, and damaged files are named."""
 
 import io
 import lzma
@@ -14,7 +12,7 @@ import pyarrow as pa
 from fsspec.compression import compr
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-# None of these can start a text: each holds a byte that UTF-8 has not there, or (bz2) a number that nobody writes.
+# None of these can start a text: each has a byte that is invalid UTF-8 there, or (bz2) an implausible number.
 _MAGIC = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -25,7 +23,7 @@ _HEAD_BYTES = 4096
 
 
 class Peeked(io.RawIOBase):
-    """A file whose first bytes have been read, from its start on."""
+    """A file read from its start again after its first bytes were read."""
 
     def __init__(self, head: bytes, file: Any) -> None:
         self._head, self._file = head, file
@@ -41,7 +39,7 @@ class Peeked(io.RawIOBase):
 
 
 def peek(file: Any) -> tuple[bytes, io.BufferedReader]:
-    """The first bytes of a file, and the whole of it."""
+    """Return the first bytes of a file, and the whole file."""
     head = b""
     while len(head) < _HEAD_BYTES and (part := file.read(_HEAD_BYTES - len(head))):
         head += part
@@ -50,21 +48,21 @@ def peek(file: Any) -> tuple[bytes, io.BufferedReader]:
 
 @contextmanager
 def opened(name: str, by_content: bool = True) -> Iterator[IO[bytes]]:
-    """A file's content, decompressed. Raises ValueError, naming the file, for compressed content that is damaged.
+    """Open a file's content, decompressed. Raises ValueError, naming the file, for damaged content.
 
     Args:
-        by_content: a file that starts as a compressed one is one, whatever its name says; else its name alone decides.
+        by_content: a file that starts like a compressed one is treated as one, whatever its name; else only the name
+            decides.
     """
     by_name = next((kind for suffix, kind in COMPRESSIONS.items() if name.lower().endswith(suffix)), None)
     try:
         with fsspec.open(name, "rb", compression=None) as raw:
             head, file = peek(raw)
-            found = next((kind for magic, kind in _MAGIC if by_content and head.startswith(magic)), by_name)
-            if (
-                found == "zstd"
-            ):  # fsspec's reader stops, without a word, after the first frame of several, and where a frame is cut off
+            compression = next((kind for magic, kind in _MAGIC if by_content and head.startswith(magic)), by_name)
+            # fsspec's reader silently stops after the first of several frames, and where a frame is truncated.
+            if compression == "zstd":
                 yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
             else:
-                yield file if found is None else compr[found](file, mode="r")
+                yield file if compression is None else compr[compression](file, mode="r")
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{name} cannot be read: {error}. Fetch or compress it again.") from error

@@ -1,23 +1,23 @@
-"""The elements of a JSON array, one after another, as the file is read: none is held that is longer than allowed.
+"""Streaming reader of the elements of a JSON array; no element longer than allowed is held in memory.
 
-Only the structure is looked at (strings, brackets, commas); what an element says is for `json` to find out. Where it is
-broken, no element is guessed: the reader is told, and what follows is read as lines, so that lines of JSON whose first
-begins with a stray bracket lose that one alone.
+Only the structure is parsed (strings, brackets, commas); elements are left to `json`. A broken array is reported
+without guessing at its elements, and the rest is read as lines. JSON lines whose first line starts with a stray bracket
+therefore lose only that line.
 """
 
 import re
 from collections.abc import Iterator
 from typing import IO
 
-BROKEN = b"{"  # stands for an element that does not end as one; malformed JSON to whoever parses it
+BROKEN = b"{"  # in place of an element that does not end properly; malformed JSON to any parser
 _OUTSIDE = re.compile(rb'["{}\[\],]')
-_INSIDE = re.compile(rb'["\\\n]')  # of a string, which holds no plain line end
+_INSIDE = re.compile(rb'["\\\n]')  # inside a string, which holds no literal line end
 _CLOSES = {b"}": b"{", b"]": b"["}
 _CHUNK_BYTES = 1 << 20
 
 
 def is_array(head: bytes) -> bool:
-    """Whether a file that starts so is an array of objects; a line of JSON never does."""
+    """Return whether a file with this head is an array of objects; a line of JSON never starts so."""
     return re.match(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{", head) is not None
 
 
@@ -25,25 +25,25 @@ class JsonArray:
     """A file that `is_array`, read once.
 
     Attributes:
-        rest: what was read of the file behind the array's end, or behind the line where it broke; known once the
-            elements are through.
-        ends: whether it has an end; then too.
+        rest: bytes read beyond the array's end, or beyond the line where it broke; valid after the last element.
+        ends: whether the array has an end; valid after the last element.
     """
 
     def __init__(self, file: IO[bytes], max_bytes: int) -> None:
         self.rest, self.ends = b"", False
         self._file, self._max_bytes = file, max_bytes
-        self._chunk, self._at = b"", 0  # what is being read, and how far it has been looked at
+        self._chunk, self._at = b"", 0  # the current chunk, and how far it has been scanned
         self._start = 0  # of the element in the chunk
         self._kept: list[bytes] | None = []  # the element's bytes of earlier chunks; None: too many
 
     def elements(self) -> Iterator[bytes | None]:
-        """Each element's bytes, white space around it included; None for one that is too long; `BROKEN` at the end of a
-        broken array.
+        """Yield each element's bytes, including white space around it.
+
+        None stands for an element that is too long; `BROKEN` ends a broken array.
         """
         open_brackets: list[bytes] = []
         in_string = is_whole = False
-        self._next(_OUTSIDE)  # the bracket that opens it
+        self._next(_OUTSIDE)  # the opening bracket
         self._kept, self._start = [], self._at
         while (found := self._next(_INSIDE if in_string else _OUTSIDE)) is not None:
             if in_string:
@@ -78,7 +78,7 @@ class JsonArray:
         self._to_next_line()
 
     def _next(self, pattern: re.Pattern[bytes]) -> bytes | None:
-        """What the pattern finds next; None at the file's end."""
+        """Find the next match of the pattern; None at the file's end."""
         while (match := pattern.search(self._chunk, self._at)) is None:
             self._keep(self._chunk[self._start :])
             if not self._read():
@@ -103,15 +103,13 @@ class JsonArray:
                 self._kept = None
 
     def _element(self) -> bytes | None:
-        """What lies before the character that was just found."""
+        """Return the bytes before the character just found."""
         self._keep(self._chunk[self._start : self._at - 1])
         kept, self._kept, self._start = self._kept, [], self._at
         return None if kept is None else b"".join(kept)
 
     def _to_next_line(self) -> None:
-        """Leave in `rest` what follows the line of the character that was just found, or that line, where nothing is
-        before it.
-        """
+        """Set `rest` to what follows the line of the character just found, or to that line if it starts there."""
         if not self._chunk:
             return
         kept = self._kept[-1] if self._kept else b""

@@ -1,7 +1,7 @@
 """Rows of a corpus, from JSONL, text and Parquet files, folders, globs and hub names.
 
-JSON is read line by line in binary, or as one array of objects: one bad line costs one row, not the file, and a row
-keeps its line number.
+JSON is read line by line in binary, or as one array of objects: a bad line costs one row, not the file, and a row keeps
+its line number.
 """
 
 import glob
@@ -30,14 +30,14 @@ _TEXT = (".txt", ".text", ".md")
 _PARQUET = (".parquet",)
 _COMPRESSED = tuple(COMPRESSIONS)
 _MARK = b"\xef\xbb\xbf"  # a byte order mark is not part of the text
-_BATCH_ROWS = 256  # of a Parquet file, held at once as Python objects
+_BATCH_ROWS = 256  # of a Parquet file, held as Python objects at once
 TOO_LONG = "longer than corpus.max_row_bytes"
 _KNOWN = f"{', '.join(_JSONL + _TEXT)} (each also with {', '.join(_COMPRESSED)}) and {', '.join(_PARQUET)}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a corpus holds at one place: named columns, the bytes of a text file, or what is wrong there."""
+    """A row of a corpus: named columns, the bytes of a text file, or a fault."""
 
     where: str
     columns: dict[str, Any] | None = None
@@ -47,10 +47,10 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSource:
-    """A resolved source: files in order, or a hub data set. Lines and text files of more than `max_bytes` are faults.
+    """A resolved source: files in order, or a hub data set. Lines and text files above `max_bytes` are faults.
 
-    `arithmetic` is that of the dump that is read for (`schemas.ARITHMETIC`): under 1 names alone said what is
-    compressed, a text kept its byte order mark, and JSON was lines.
+    `arithmetic` is the dump's version (`schemas.ARITHMETIC`): under 1, only names decided compression, a text kept its
+    byte order mark, and JSON was read as lines only.
     """
 
     files: tuple[str, ...]
@@ -61,8 +61,9 @@ class RowSource:
 
     @classmethod
     def resolve(cls, source: str, split: str, max_bytes: int, arithmetic: int = ARITHMETIC) -> "RowSource":
-        """Raises ValueError for a missing path, a kind of file that is not known, or a name that the hub has no data
-        set of.
+        """Resolve a source.
+
+        Raises ValueError for a missing path, an unknown kind of file, or a name that is no data set on the hub.
         """
         files = source_files(source, arithmetic)
         if files is None:
@@ -71,7 +72,7 @@ class RowSource:
         return cls(files, None, split, max_bytes, arithmetic)
 
     def rows(self) -> Iterator[Row]:
-        """All rows in order, good and bad."""
+        """Yield all rows in order, including faults."""
         if self.hub is not None:
             from datasets import load_dataset
 
@@ -103,10 +104,10 @@ class RowSource:
 
 
 def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] | None:
-    """A source's files or addresses, in order; None for a name on a hub. Raises ValueError as `RowSource.resolve` does.
+    """List a source's files or addresses, in order; None for a hub name. Raises ValueError as `RowSource.resolve` does.
 
-    `arithmetic` is that of the dump: under 1 linked folders in a folder were passed over, hidden ones read, and a glob
-    went in circles.
+    `arithmetic` is the dump's version: under 1, linked folders inside a folder were skipped, hidden ones were read, and
+    a glob followed circular links.
     """
     resolved = resolve_file(source)
     if isinstance(resolved, Path):
@@ -122,16 +123,16 @@ def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] |
         return None
     for name in files:
         if _suffix(name) not in _JSONL + _TEXT + _PARQUET:
-            raise ValueError(f"{name}: its kind is not known by its name; known are {_KNOWN}")
+            raise ValueError(f"{name}: unknown kind of file; known are {_KNOWN}")
     return tuple(files)
 
 
 def _files_of(path: Path, arithmetic: int) -> list[str]:
-    """A file alone, or a folder's files of known kinds, at any depth, in the order of their names."""
+    """List a single file, or a folder's files of known kinds at any depth, ordered by name."""
     if path.is_file():
         return [str(path)]
-    found = sorted(path.rglob("*") if arithmetic < 2 else _walk(path))
-    files = [str(file) for file in found if file.is_file() and not file.name.startswith(".")]
+    paths = sorted(path.rglob("*") if arithmetic < 2 else _walk(path))
+    files = [str(file) for file in paths if file.is_file() and not file.name.startswith(".")]
     known = [name for name in files if _suffix(name) in _JSONL + _TEXT + _PARQUET]
     if not known:
         raise ValueError(f"the folder {path} holds no file of a known kind: {_KNOWN}")
@@ -139,20 +140,18 @@ def _files_of(path: Path, arithmetic: int) -> list[str]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files at any depth, through links to folders too; not in hidden folders (of git, of notebooks, of a hub's
-    cache).
-    """
+    """Yield files at any depth, following links to folders, but not in hidden folders (git, notebooks, hub caches)."""
     for at, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(Path(at, name))]
         yield from (Path(at, name) for name in names)
 
 
 def _leads_back(folder: Path) -> bool:
-    """Whether a link leads to a folder that it lies in, or that leads to it."""
+    """Return whether a link leads to a folder that contains it, directly or through other links."""
     if not folder.is_symlink():
         return False
-    there = os.path.realpath(folder)
-    return any(Path(os.path.realpath(parent)).is_relative_to(there) for parent in folder.absolute().parents)
+    target = os.path.realpath(folder)
+    return any(Path(os.path.realpath(parent)).is_relative_to(target) for parent in folder.absolute().parents)
 
 
 def _is_in_circle(file: Path) -> bool:
@@ -186,10 +185,10 @@ def _parquet_rows(name: str) -> Iterator[Row]:
 
 
 def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
-    """Python's values; None for a row with text that is not UTF-8, which Parquet does not check.
+    """Convert a batch to Python values; None for a row with invalid UTF-8, which Parquet does not check.
 
-    A column with a value that Python has none for (a date of the year 30000, a time zone that this machine does not
-    know) is left out.
+    A column with a value that Python cannot represent (a date in the year 30000, a time zone unknown on this machine)
+    is left out.
     """
     try:
         return list(batch.to_pylist())
@@ -200,14 +199,14 @@ def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
             else [row for i in range(batch.num_rows) for row in _plain_rows(batch[i : i + 1])]
         )
     except (ArithmeticError, LookupError, ValueError):
-        had = [place for place, column in enumerate(batch.columns) if _can_be_had(column)]
-        if len(had) == batch.num_columns:
+        convertible = [number for number, column in enumerate(batch.columns) if _is_convertible(column)]
+        if len(convertible) == batch.num_columns:
             raise
-        return _plain_rows(batch.select(had)) if had else [{}] * batch.num_rows
+        return _plain_rows(batch.select(convertible)) if convertible else [{}] * batch.num_rows
 
 
-def _can_be_had(column: pa.Array) -> bool:
-    """Whether Python has values for a column's; text that is not UTF-8 apart, which costs its row alone."""
+def _is_convertible(column: pa.Array) -> bool:
+    """Return whether Python can represent a column's values; invalid UTF-8 does not count, as it costs only its row."""
     try:
         column.to_pylist()
     except UnicodeDecodeError:
@@ -218,7 +217,7 @@ def _can_be_had(column: pa.Array) -> bool:
 
 
 def _lines(file: IO[bytes], max_bytes: int) -> Iterator[bytes | None]:
-    """Lines with their ends; None for one of more than `max_bytes`, which is never held whole."""
+    """Yield lines with their ends; None for a line above `max_bytes`, which is never held whole."""
     while line := file.readline(max_bytes + 1):
         if len(line) <= max_bytes:
             yield line
@@ -234,7 +233,7 @@ def _json_lines(file: IO[bytes], where: str, max_bytes: int) -> Iterator[Row]:
 
 
 def _json_row(content: bytes | None, where: str) -> Row:
-    """A line, or an element of an array, of JSON; None for one that is too long."""
+    """Parse a line or an array element of JSON; `content` is None for one that is too long."""
     if content is None:
         return Row(where, fault=TOO_LONG)
     if not content.strip():

@@ -1,3 +1,4 @@
-"""The covering: rows of token probabilities summed into next-byte distributions, exactly.
+"""Covering: rows of token probabilities summed exactly into next-byte distributions.
 
-May import `pipeline.runtime`, `pipeline.config`, `pipeline.tokenization` and `schemas`."""
+May import `pipeline.runtime`, `pipeline.config`, `pipeline.tokenization` and `schemas`.
+"""

@@ -1,13 +1,13 @@
-"""Branch rows: which paths off the canonical one are worth a forward of the teacher, and what every row weighs.
+"""Branch rows: paths off the canonical one that are worth a forward pass of the teacher, and the weight of every row.
 
 A token that ends where the canonical encoding has no boundary, or that reaches a boundary by another path, starts a
-branch. It is expanded into a row of its own when its weight, relative to the mass known just before its end, exceeds
+branch. It is expanded into a separate row if its weight, relative to the mass known just before its end, exceeds
 `branch_threshold`, and it is among the `beam_width` heaviest branches that end there. All documents of a batch are
-expanded in rounds, one call of the engine each, until none is left that is worth it.
+expanded in rounds, one engine call each, until no branch qualifies.
 
-A branch that has met the canonical boundaries again and shared `merge_after` of its tokens is not expanded further: its
-weight joins the canonical row that ends there. From then on only the segmentation of text long past tells the two
-apart. Without a threshold, a width and merging, the covering holds every tokenization, and the targets are exact.
+A branch that has met the canonical boundaries again and shared `merge_after` canonical tokens is not expanded further:
+its weight joins the canonical row that ends there. From then on the two differ only in the segmentation of distant
+earlier text. Without threshold, width and merging, the covering holds every tokenization, and the targets are exact.
 
 Weights are natural logs throughout.
 """
@@ -24,7 +24,7 @@ from pipeline.covering.targets import Targets
 
 
 class Branch(NamedTuple):
-    """A row to be: the path of row `row` and then `token`, which ends at byte `end`."""
+    """A row not computed yet: the path of row `row`, then `token`, which ends at byte `end`."""
 
     row: int
     token: int
@@ -33,17 +33,17 @@ class Branch(NamedTuple):
 
 
 class Path(NamedTuple):
-    """A path of tokens: the canonical one's first `leaves`, and then its own."""
+    """A path of tokens: the first `leaves` of the canonical path, then `tokens`."""
 
     leaves: int
     tokens: tuple[int, ...]
 
 
 class _Rows(NamedTuple):
-    """Rows R with their edges E (tokens that end along the document) and reaches H (how much of a row goes on how far),
-    flat.
+    """Rows R with edges E (tokens that end along the document) and continuations H (mass that goes on how far), flat.
 
-    `shared` is how many canonical tokens a path has shared since it met the canonical boundaries; -1 off them.
+    `shared` is the number of canonical tokens that a path has shared since it met the canonical boundaries; -1 off
+    them.
     """
 
     offset_R: np.ndarray
@@ -54,7 +54,7 @@ class _Rows(NamedTuple):
     token_E: np.ndarray
     log_prob_E: np.ndarray
     shared_E: np.ndarray
-    child_E: np.ndarray  # the row that the edge leads to; -1: none yet
+    child_E: np.ndarray  # the row that the edge leads to; -1 if there is none yet
     row_H: np.ndarray
     offset_H: np.ndarray
     log_mass_H: np.ndarray
@@ -64,10 +64,10 @@ class _Rows(NamedTuple):
 
 
 class Branching:
-    """The rows of one document, canonical and branch rows, as they become known.
+    """The canonical and branch rows of one document, added as they are computed.
 
     Args:
-        covering: of the document; knows the column ranges of any offset.
+        covering: the document's covering, which gives the column ranges of any offset.
         tokens: ids of the canonical encoding.
     """
 
@@ -88,12 +88,12 @@ class Branching:
         return len(self._reduced) - len(self.covering.offsets)
 
     def add_canonical(self, rows: Sequence[ReducedRow]) -> None:
-        """The canonical rows, in order. They come first."""
+        """Add the canonical rows, in order. They must be added first."""
         paths = [Path(leaves, ()) for leaves in range(len(rows))]
         self._add(rows, self.covering.offsets, paths, np.zeros(len(rows), dtype=np.int64), are_branches=False)
 
     def add(self, branches: Sequence[Branch], rows: Sequence[ReducedRow]) -> None:
-        """The rows of branches that were wanted."""
+        """Add the rows of branches that `wanted` returned."""
         assert self._rows is not None, "the canonical rows come first"
         edges = [branch.edge for branch in branches]
         self._rows.child_E[edges] = len(self._reduced) + np.arange(len(rows))
@@ -102,7 +102,7 @@ class Branching:
         self._add(rows, offsets, paths, self._rows.shared_E[edges], are_branches=True)
 
     def path(self, branch: Branch) -> Path:
-        """The tokens of a row to be."""
+        """Return the path of a branch's row."""
         leaves, tokens = self._paths[branch.row]
         return Path(leaves, (*tokens, branch.token))
 
@@ -143,9 +143,7 @@ class Branching:
         self._weights = None
 
     def wanted(self) -> list[Branch]:
-        """Branches worth a row, by what is known so far; a round of expansion may want more, and none is wanted at the
-        end.
-        """
+        """List the branches to expand, given the rows so far; a round of expansion may add more; empty at the end."""
         rows = self._rows
         assert rows is not None, "the canonical rows come first"
         edges = np.flatnonzero(self._weigh().wanted_E)
@@ -168,11 +166,11 @@ class Branching:
         return self._weights
 
     def off_boundaries(self) -> list[ReducedRow]:
-        """The branch rows that start where the canonical encoding has no boundary."""
+        """Return the branch rows that start where the canonical encoding has no boundary."""
         rows = self._reduced[len(self.covering.offsets) :]
         return [row for row in rows if self._boundary_P[row.offset] < 0]
 
     def targets(self) -> Targets:
-        """The covering's targets over all rows that were added."""
+        """Compute the covering's targets over all rows added."""
         weights = self._weigh()
         return self.covering.weighted_targets(self._reduced, weights.log_weight_R, weights.log_continued_P)

@@ -1,19 +1,18 @@
-"""The covering: teacher rows summed into next-symbol distributions, exactly.
+"""Covering: teacher rows summed exactly into next-symbol distributions.
 
-A row is a forward position; its path ends at byte offset `o_r` and has log-weight `log W_r`. At position i the target
+A row is a forward position; its path ends at byte offset `o_r` and has log-weight `log W_r`. The target at position i
 is
 
     sum over rows with o_r <= i of  W_r * M_r(b[o_r:i] c)  / K_i
 
-where M_r(x) is the row's mass on tokens whose bytes start with x. What a row contributes depends on its offset alone:
-the column ranges of the byte prefixes that the document goes on with from there (`Intervals`). Summing a row's softmax
-over them is the engines' work (`stage1_teacher.reduction.reducer`, or the slow twin here); this module knows nothing of
-engines. Canonical rows only: the path of row r is the first r tokens of the tokenizer's own encoding.
+where M_r(x) is the row's mass on tokens whose bytes start with x. A row's contribution depends only on its offset: the
+column ranges of the byte prefixes with which the document continues from there (`Intervals`). A row's softmax is summed
+over them by `stage1_teacher.reduction.reducer`, or by the slow twin here; this module does not depend on engines. It
+covers canonical rows: the path of row r is the first r tokens of the tokenizer's own encoding.
 `pipeline.covering.branches` adds others.
 
 Shape legend: R rows (tokens + 1), C sorted columns, P positions (bytes + 1), V symbols (256), N nodes of all rows in
-turn, the deepest of a row first, K cuts of all nodes in turn, I intervals of all nodes in turn (a node's cuts less
-one).
+order, a row's deepest first, K cuts of all nodes in order, I intervals of all nodes in order (a node's cuts minus one).
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,43 +28,44 @@ from pipeline.covering.targets import Targets, doubt
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import ARITHMETIC, END, NUM_SYMBOLS
 
-# logits further below the row's largest count as this: exp stays a normal float32, and masses below 1e-34 matter to
-# nobody
+# Logits further below the row's maximum are clamped to this: exp stays a normal float32, and masses below 1e-34 do not
+# matter.
 MIN_LOGIT = -80.0
 
 
 class ReducedRow(NamedTuple):
-    """A row after its softmax is summed into the intervals of its offset; probabilities, float64."""
+    """A row whose softmax has been summed into the intervals of its offset; probabilities, float64."""
 
     offset: int
     masses_I: np.ndarray
     end: float
-    token: float  # of the canonical token that follows; nan where none does
+    token: float  # of the canonical token that follows; nan if none does
 
 
 class Steps(NamedTuple):
-    """What some rows have along the document, row by row: edges E, one for each token that ends there, and reaches H.
+    """Continuations of some rows along the document, row by row.
 
-    Only what has any probability; logs are natural.
+    Edges E are the tokens that end along it, continuations H the offsets that tokens reach. Only those with probability
+    above 0; logs are natural.
     """
 
-    row_E: np.ndarray  # its place among the rows asked for
+    row_E: np.ndarray  # index among the requested rows
     end_E: np.ndarray
     token_E: np.ndarray
     log_prob_E: np.ndarray
     row_H: np.ndarray
-    offset_H: np.ndarray  # past the row's own
-    log_mass_H: np.ndarray  # on tokens that go on as the document does at least to there
+    offset_H: np.ndarray  # beyond the row's own offset
+    log_mass_H: np.ndarray  # on tokens that continue as the document does, at least up to there
 
 
 class Covering:
-    """Which column ranges a row of a document contributes, and where to. Made before the teacher runs.
+    """The column ranges that each row of a document contributes, and to which positions. Made before the teacher runs.
 
     Args:
-        vocabulary: of the teacher.
+        vocabulary: the teacher's vocabulary.
         tokens: ids of the tokenizer's own encoding; together they spell `document`.
-        document: the bytes, the tokenizer's prefix included.
-        arithmetic: which version of it the targets follow (`schemas.ARITHMETIC`).
+        document: the bytes, including the tokenizer's prefix.
+        arithmetic: version of the arithmetic that the targets follow (`schemas.ARITHMETIC`).
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Covering:
         self.offsets = np.concatenate([[0], np.cumsum(vocabulary.lengths[columns])])  # R: o_r of the canonical rows
         if int(self.offsets[-1]) != len(document):
             raise ValueError(f"tokens spell {int(self.offsets[-1])} bytes, the document has {len(document)}")
-        self._columns = np.array([*columns, -1], dtype=np.int64)  # R: of the token that follows each canonical row
+        self._columns = np.array(
+            [*columns, -1], dtype=np.int64
+        )  # R: column of the token that follows each canonical row
 
     def intervals(self, offsets: Sequence[int] | np.ndarray) -> Intervals:
-        """Return what rows that end at these byte offsets are summed over: canonical offsets or any others, in any
-        order.
-        """
+        """Return the intervals of rows that end at these byte offsets: canonical or any others, in any order."""
         if offsets is self.offsets:
             return self.canonical
         offsets_R = np.asarray(offsets, dtype=np.int64)
@@ -92,15 +92,15 @@ class Covering:
 
     @cached_property
     def canonical(self) -> Intervals:
-        """What the canonical rows are summed over."""
+        """Return the intervals of the canonical rows."""
         return Intervals.along(self.vocabulary.trie, self.document, self.offsets, self._columns)
 
     def reduce_rows(self, offsets: Sequence[int] | np.ndarray, probs_RC: Iterable[np.ndarray]) -> list[ReducedRow]:
-        """Masses of the rows that end at `offsets`; the slow twin of `stage1_teacher.reduction.reducer`, in float64.
+        """Reduce the rows that end at `offsets`, in float64; the slow twin of `stage1_teacher.reduction.reducer`.
 
         Args:
-            probs_RC: unnormalised probabilities in sorted columns, float32 or float64, row by row, and one more column
-                that feeds no symbol: it holds 0, or what lies on tokens that are in no column
+            probs_RC: unnormalised probabilities in sorted columns, float32 or float64, row by row, with one more column
+                that feeds no symbol: it holds 0, or the mass of tokens without a column
                 (`pipeline.covering.truncated_rows`).
         """
         vocabulary, intervals = self.vocabulary, self.intervals(offsets)
@@ -108,8 +108,8 @@ class Covering:
         bounds = intervals.row_intervals.tolist()
         reduced = []
         for row, (probs_C, (first, last)) in enumerate(zip(probs_RC, pairwise(bounds), strict=True)):
-            # From each interval's first column to its last, and on to the next interval's first: the sums in between
-            # are left out.
+            # Sums from each interval's first column to its last, and from there to the next interval's first; the
+            # latter are discarded.
             edges = np.stack([first_I[first:last], last_I[first:last]], axis=1).ravel()
             sums = np.add.reduceat(probs_C, edges, dtype=np.float64)[::2] if len(edges) else np.empty(0)
             total = float(probs_C.sum(dtype=np.float64))
@@ -141,21 +141,21 @@ class Covering:
 
         Args:
             log_weight_R: the rows' weights.
-            log_continued_P: weight of all rows that start at each offset; -inf where none does.
+            log_continued_P: weight of all rows that start at each offset; -inf if none does.
         """
         return self._sum(self.intervals([row.offset for row in rows]), rows, log_weight_R, log_continued_P)
 
     def steps(self, rows: Sequence[ReducedRow], offsets: Sequence[int] | np.ndarray) -> Steps:
-        """Where the tokens of rows that end at `offsets` end along the document, and how much of each row goes on how
-        far.
-        """
+        """Find where tokens of rows that end at `offsets` end along the document, and how far each row's mass goes."""
         intervals = self.intervals(offsets)
         masses_I = np.concatenate([row.masses_I for row in rows])
         row_N = np.arange(len(rows)).repeat(np.diff(intervals.row_nodes))
         exact_N, exact_I = exact_intervals(intervals)
         sizes_N = intervals.node_sizes
         total_N = np.add.reduceat(masses_I, sizes_N.cumsum() - sizes_N)
-        goes_on_N = (intervals.positions_N > intervals.offsets_R[row_N]) & (total_N > 0)  # the root goes nowhere yet
+        goes_on_N = (intervals.positions_N > intervals.offsets_R[row_N]) & (
+            total_N > 0
+        )  # the root does not continue yet
         ends_E = masses_I[exact_I] > 0
         exact_N, exact_I = exact_N[ends_E], exact_I[ends_E]
         return Steps(
@@ -195,8 +195,7 @@ class Covering:
         prefix_mass_P = mass_PV.sum(axis=1)
         np.divide(mass_PV, prefix_mass_P[:, None], out=mass_PV)
 
-        # Shares of what is known just before each position, which is what the position before has on the document's
-        # symbol.
+        # Shares of the mass known just before each position: the previous position's mass on the document's symbol.
         realised_P = mass_PV[np.arange(num_positions - 1), np.frombuffer(self.document, dtype=np.uint8)]
         known_P = realised_P * prefix_mass_P[:-1]
         continued_P = np.exp(log_continued_P[1:] - log_scale_P[:-1])
@@ -212,7 +211,7 @@ class Covering:
         )
 
     def _log_scale(self, intervals: Intervals, log_weight_N: np.ndarray) -> np.ndarray:
-        """P: the log-weight of the heaviest row that has tokens reaching past each position.
+        """Return, for each position P, the log-weight of the heaviest row with tokens that reach beyond it.
 
         Weights relative to it do not underflow, however long the document.
         """
@@ -222,7 +221,7 @@ class Covering:
         return log_scale_P
 
     def _since_token_start(self, share_P: np.ndarray) -> np.ndarray:
-        """Running maximum since the canonical token began; 0 there."""
+        """Return the running maximum since the canonical token began; 0 at its start."""
         maximum_P = np.zeros_like(share_P)
         starts, lengths = self.offsets[:-1], np.diff(self.offsets)
         for depth in range(1, int(lengths.max(initial=0))):
@@ -232,6 +231,6 @@ class Covering:
 
 
 def unnormalised(logits_RC: np.ndarray) -> np.ndarray:
-    """exp(logits - max) with one zero column appended, as `Covering.reduce_rows` wants it."""
+    """Compute exp(logits - max) with one zero column appended, as `Covering.reduce_rows` expects it."""
     shifted = np.maximum(logits_RC - logits_RC.max(axis=1, keepdims=True), MIN_LOGIT)
     return np.concatenate([np.exp(shifted), np.zeros((len(logits_RC), 1), dtype=shifted.dtype)], axis=1)

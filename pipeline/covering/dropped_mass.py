@@ -1,13 +1,13 @@
-"""Dropped mass shared out by a guess of how it goes on, instead of as the rows that are known do.
+"""Redistribution of dropped mass by a guess of how it continues, instead of in proportion to the known rows.
 
-A covering normalises over what it knows: where a branch that held a tenth of the mass is dropped, the target says that
-the other tokens' continuations are all there is, and is confidently wrong. Most often a dropped token ends a word
-inside of a longer canonical one, and what follows the end of a word is no secret: the document's own targets at the
-canonical boundaries show it, by the kind of byte before them, and the branch rows that were expanded show it better.
+A covering normalises over what it knows: if a branch with a tenth of the mass is dropped, the target says that the
+other tokens' continuations are everything, and is confidently wrong. Most often a dropped token ends a word inside a
+longer canonical token, and what follows the end of a word can be estimated: from the document's own targets at the
+canonical boundaries, by the kind of byte before them, and better from the branch rows that were expanded.
 
-Nor is dropped mass gone at the next byte: where the document goes on with a byte that the guess finds likely and the
-known rows do not, it was probably the dropped branch that was right. So what is lost is followed by Bayes' rule from
-byte to byte, as far as the next canonical boundary, where most branches have met the canonical row again.
+Dropped mass does not vanish at the next byte either: if the document continues with a byte that the guess finds likely
+and the known rows do not, the dropped branch was probably the right one. Lost mass is therefore tracked by Bayes' rule
+from byte to byte, up to the next canonical boundary, where most branches have met the canonical row again.
 
 Shape legend: P positions, V symbols (256), C classes of positions, B branch rows, N positions learned from.
 """
@@ -29,31 +29,31 @@ KINDS = np.array(
         for b in range(256)
     ]
 )
-PRIOR_POSITIONS = 2.0  # the coarser guess counts as so many positions of each class
-# Share of what is lost since earlier positions that is believed. Over 30 encyclopaedic documents, branches above 0.05:
-# KL 0.0074, 0.0052, 0.0050 and 0.0049 at 0, 0.1, 0.3 and 1; Jensen-Shannon divergence 0.00074, 0.00074, 0.00074 and
+PRIOR_POSITIONS = 2.0  # weight of the coarser guess, in positions per class
+# Share of the mass lost at earlier positions that is used. Over 30 encyclopaedic documents, branches above 0.05: KL
+# 0.0074, 0.0052, 0.0050 and 0.0049 at 0, 0.1, 0.3 and 1; Jensen-Shannon divergence 0.00074, 0.00074, 0.00074 and
 # 0.00078.
 CARRIED_SHARE = 0.3
 
-MOST_ODDS = 1e9  # of mass that is lost against mass that is known
+MOST_ODDS = 1e9  # of lost mass against known mass
 
 
 class Guesses(NamedTuple):
-    """What follows mass that is not known, at each position."""
+    """Guesses of the symbol that follows unknown mass, at each position."""
 
     ended_PV: np.ndarray  # after a token that ends there
-    inside_PV: np.ndarray  # inside of a token that ended off the canonical path before
+    inside_PV: np.ndarray  # inside a token that ended off the canonical path earlier
 
 
 def spread(targets: Targets, covering: Covering, branch_rows: Sequence[ReducedRow] = ()) -> Targets:
-    """Targets in which what is dropped follows a guess.
+    """Redistribute the dropped mass of targets by a guess.
 
     Args:
-        covering: of the document, whose canonical boundaries are learned from.
-        branch_rows: those that start off the boundaries, learned from too.
+        covering: the document's covering; the guess learns from its canonical boundaries.
+        branch_rows: rows that start off the boundaries; the guess learns from them too.
     Returns:
-        new targets; `dropped`, `token_end`, `doubt` and the prefix mass still tell of the covering alone. Unchanged
-        where the document has no boundary to learn from.
+        new targets; `dropped`, `token_end`, `doubt` and the prefix mass still describe the covering alone. The targets
+        are unchanged if the document has no boundary to learn from.
     """
     document = np.frombuffer(covering.document, dtype=np.uint8)
     if not len(document):
@@ -83,7 +83,7 @@ def _guess(
 
 
 def _learned(class_N: np.ndarray, probs_NV: np.ndarray, prior_CV: np.ndarray, num_classes: int) -> np.ndarray:
-    """C x V: the mean of each class, drawn to its coarser guess where there are few."""
+    """Average each class (C x V), shrunk towards its coarser guess if it has few positions."""
     sums_CV = np.zeros((num_classes, NUM_SYMBOLS))
     np.add.at(sums_CV, class_N, probs_NV)
     num_C1 = np.bincount(class_N, minlength=num_classes)[:, None]
@@ -92,7 +92,7 @@ def _learned(class_N: np.ndarray, probs_NV: np.ndarray, prior_CV: np.ndarray, nu
 
 
 def _symbols(covering: Covering, row: ReducedRow) -> np.ndarray:
-    """V: the row's own distribution of what follows its path."""
+    """Return the row's own distribution (V) of the symbol after its path."""
     labels = covering.vocabulary.trie.labels(np.zeros(1, dtype=np.int64))  # of the root, a row's last node
     probs_V = np.zeros(NUM_SYMBOLS)
     probs_V[labels] = row.masses_I[-len(labels) :]
@@ -103,10 +103,10 @@ def _symbols(covering: Covering, row: ReducedRow) -> np.ndarray:
 def _lost_odds(
     dropped_P: np.ndarray, boundaries: np.ndarray, known: np.ndarray, ended: np.ndarray, inside: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(P, P): at each position, the mass lost there and the mass lost before that goes on, in shares of what is known.
+    """Return, per position, the mass lost there and the mass lost earlier that continues, as odds to the known mass.
 
     Args:
-        known, ended, inside: P - 1 each, the probability of the document's symbol by what is known and by the guesses.
+        known, ended, inside: P - 1 each, the probability of the document's symbol by the known rows and by the guesses.
     """
     is_boundary_P = np.zeros(len(dropped_P), dtype=bool)
     is_boundary_P[boundaries] = True
@@ -114,7 +114,7 @@ def _lost_odds(
     ended_ratios, inside_ratios = ((guess / np.maximum(known, 1.0 / MOST_ODDS)).tolist() for guess in (ended, inside))
     arrived, carried_odds = 0.0, []
     for position, (is_boundary, new) in enumerate(zip(is_boundary_P.tolist(), new_odds, strict=True)):
-        # What is known shrinks by what is dropped here.
+        # The known mass shrinks by what is dropped here.
         carried = 0.0 if is_boundary else min(arrived * (1.0 + new), MOST_ODDS)
         carried_odds.append(carried)
         if position < len(known):

@@ -1,6 +1,6 @@
-"""The column ranges that rows of a teacher are summed over, flat, for all rows of some documents.
+"""Column ranges that a teacher's rows are summed over, in flat arrays for all rows of some documents.
 
-Shape legend: R rows, N nodes of all rows in turn, the deepest of a row first, I intervals of all nodes in turn.
+Shape legend: R rows, N nodes of all rows in order, a row's deepest first, I intervals of all nodes in order.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from pipeline.covering.trie import Trie
 
 
 class Intervals(NamedTuple):
-    """The column ranges that some rows are summed over: the intervals of the trie's nodes along the documents; all
-    int64.
+    """Intervals of the trie's nodes along the documents, over which some rows are summed; all int64.
 
-    In a row the deepest node comes first and the root last, and the range of each is one interval of the next.
+    A row's deepest node comes first and the root last, and each node's range is one interval of the next.
     """
 
     trie: Trie
     nodes_N: np.ndarray
     row_nodes: np.ndarray  # R + 1: row r owns nodes row_nodes[r] .. row_nodes[r + 1]
-    positions_N: np.ndarray  # where a node's symbols lie in the document
+    positions_N: np.ndarray  # position of a node's symbols in the document
     offsets_R: np.ndarray
-    columns_R: np.ndarray  # of the canonical token that follows; -1 where none does
+    columns_R: np.ndarray  # column of the canonical token that follows; -1 if none does
 
     @staticmethod
     def along(trie: Trie, document: bytes, offsets_R: np.ndarray, columns_R: np.ndarray) -> "Intervals":
-        """Return those of rows whose paths end at `offsets_R`, int64, each as deep as any token goes on as the document
-        does.
+        """Return the intervals of rows whose paths end at `offsets_R`, int64.
+
+        Each row goes as deep as any token continues like the document.
         """
         text = np.frombuffer(document, dtype=np.uint8)
         num_nodes_R, node_N = trie.walk(text, offsets_R, np.full(len(offsets_R), len(text)))
@@ -45,26 +45,26 @@ class Intervals(NamedTuple):
 
     @property
     def node_sizes(self) -> np.ndarray:
-        """N: how many intervals each node has."""
+        """Return the number of intervals of each node (N)."""
         return self.trie.sizes(self.nodes_N)
 
     @property
     def node_exact(self) -> np.ndarray:
-        """N: how many of each node's first intervals hold a token each that ends there."""
+        """Return how many of each node's first intervals (N) hold one token that ends there."""
         return self.trie.num_exact_N[self.nodes_N]
 
     @property
     def row_intervals(self) -> np.ndarray:
-        """R + 1: row r owns intervals row_intervals[r] .. row_intervals[r + 1]."""
+        """Return R + 1 bounds: row r owns intervals row_intervals[r] .. row_intervals[r + 1]."""
         return np.concatenate([[0], self.node_sizes.cumsum()])[self.row_nodes]
 
     def column_ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first column of each interval and the one past its last."""
+        """Return the first column of each interval and the one after its last."""
         interval_I = self.trie.intervals(self.nodes_N)
         return self.trie.first_J[interval_I], self.trie.last_J[interval_I]
 
     def some_rows(self, first: int, last: int) -> "Intervals":
-        """Those of rows `first .. last - 1`."""
+        """Return the intervals of rows `first .. last - 1`."""
         nodes = slice(int(self.row_nodes[first]), int(self.row_nodes[last]))
         return Intervals(
             self.trie,
@@ -77,14 +77,14 @@ class Intervals(NamedTuple):
 
     @staticmethod
     def join(parts: Sequence["Intervals"]) -> "Intervals":
-        """The rows of several documents in turn, of one vocabulary."""
+        """Join the intervals of several documents in order; all have one vocabulary."""
         joined = [np.concatenate([part[field] for part in parts]) for field in range(1, len(Intervals._fields))]
         counts = np.concatenate([[0], *(np.diff(part.row_nodes) for part in parts)])
         return Intervals(parts[0].trie, *joined)._replace(row_nodes=counts.cumsum(dtype=np.int64))
 
 
 def exact_intervals(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes (of N) and numbers (of I) of the intervals that hold one token that ends."""
+    """Return the nodes (of N) and numbers (of I) of the intervals that hold one complete token."""
     sizes_N, num_exact_N = intervals.node_sizes, intervals.node_exact
     first_N = sizes_N.cumsum() - sizes_N
     before_N = num_exact_N.cumsum() - num_exact_N

@@ -1,12 +1,11 @@
-"""What every row of a document weighs, and which branches are worth a row: one pass over the rows in the order of their
-offsets.
+"""Path weights of a document's rows, and the choice of branches to expand: one pass over the rows by offset.
 
-Weight goes forward only: a row's is all that arrives at it, by the tokens that end where it starts. The pass is
-compiled by numba, since each round of expansion makes it over the whole document; the slow twin is
+Weight flows forward only: a row's weight is all that arrives by the tokens that end where it starts. The pass is
+compiled by numba, because each round of expansion repeats it over the whole document; the slow twin is
 `tests.support.slow_weighing`.
 
-Shape legend: R rows, E edges (a row's tokens that spell the document's next bytes), H reaches (a row and an offset that
-some of its tokens go on to), P positions. All weights are natural logs.
+Shape legend: R rows, E edges (a row's tokens that spell the document's next bytes), H continuations (a row and an
+offset that some of its tokens reach), P positions. All weights are natural logs.
 """
 
 import math
@@ -17,44 +16,44 @@ from numba import njit
 
 
 class PathRows(NamedTuple):
-    """The rows of a document; row 0 starts it."""
+    """Rows of a document; row 0 is at its start."""
 
-    offset_R: np.ndarray  # where each starts
+    offset_R: np.ndarray  # where each row starts
     is_branch_R: np.ndarray  # bool
 
 
 class Edges(NamedTuple):
-    """A row's tokens that end along the document, row by row."""
+    """Tokens that end along the document, row by row."""
 
     end_E: np.ndarray  # the byte offset
     log_prob_E: np.ndarray
-    child_E: np.ndarray  # the row that starts there; -1: none does
+    child_E: np.ndarray  # the row that starts there; -1 if none does
     row_starts: np.ndarray  # R + 1: row r owns edges row_starts[r] .. row_starts[r + 1]
 
 
 class Reaches(NamedTuple):
-    """How much of a row goes on as the document does, and how far, row by row."""
+    """Mass of each row that continues as the document does, by how far, row by row."""
 
     offset_H: np.ndarray
-    log_mass_H: np.ndarray  # of the row's tokens that go on to the offset, or further
+    log_mass_H: np.ndarray  # of the row's tokens that reach the offset or beyond
     row_starts: np.ndarray  # R + 1
 
 
 class Weights(NamedTuple):
-    """What `weigh` finds; natural logs."""
+    """Result of `weigh`; natural logs."""
 
     log_weight_R: np.ndarray
     log_known_P: np.ndarray  # mass known just before each offset
-    log_continued_P: np.ndarray  # of that, what goes on in rows that start there
-    wanted_E: np.ndarray  # bool: the branch is worth a row, and has none
+    log_continued_P: np.ndarray  # the part of it that continues in rows that start there
+    wanted_E: np.ndarray  # bool: the branch is worth a row and has none
 
 
 def weigh(rows: PathRows, edges: Edges, reaches: Reaches, threshold: float, width: int, num_positions: int) -> Weights:
     """Weigh all rows; the first one's weight is 1.
 
     Args:
-        threshold: a branch is worth a row above this share of the mass known where it ends; 0: any is.
-        width: rows that branches have at an offset, at most; the heaviest.
+        threshold: a branch is worth a row above this share of the mass known where it ends; 0: always.
+        width: maximum number of branch rows per offset; the heaviest are kept.
     """
     open_E = np.flatnonzero(edges.child_E < 0)
     open_E = open_E[np.argsort(edges.end_E[open_E], kind="stable")]
@@ -63,16 +62,14 @@ def weigh(rows: PathRows, edges: Edges, reaches: Reaches, threshold: float, widt
     rows_P = np.searchsorted(rows.offset_R[order_R], np.arange(num_positions + 1))
     log_threshold = math.log(threshold) if threshold else -math.inf
     log_weight_R, log_known_P, log_continued_P, log_weight_E = _weigh(order_R, rows_P, edges, reaches)
-    log_least_P = log_known_P + log_threshold
-    wanted_E = _choose(
-        order_R, rows_P, rows.is_branch_R, open_E, opens_P, log_weight_R, log_weight_E, log_least_P, width
-    )
+    log_min_P = log_known_P + log_threshold
+    wanted_E = _choose(order_R, rows_P, rows.is_branch_R, open_E, opens_P, log_weight_R, log_weight_E, log_min_P, width)
     return Weights(log_weight_R, log_known_P, log_continued_P, wanted_E)
 
 
 @njit(error_model="numpy")
 def _add(largest_X: Any, sum_X: Any, x: int, log_value: float) -> None:
-    """Add exp(log_value) to item x of sums that are held as sum * exp(largest)."""
+    """Add exp(log_value) to item x of sums held as sum * exp(largest)."""
     if log_value > largest_X[x]:
         sum_X[x] = sum_X[x] * np.exp(largest_X[x] - log_value) + 1.0
         largest_X[x] = log_value
@@ -116,15 +113,15 @@ def _choose(
     opens_P: Any,
     log_weight_R: Any,
     log_weight_E: Any,
-    log_least_P: Any,
+    log_min_P: Any,
     width: int,
 ) -> Any:
-    """The heaviest of the branches that end at each offset, beside those that have rows there already."""
+    """Choose the heaviest branches that end at each offset, counting those that already have rows there."""
     wanted_E = np.zeros(len(log_weight_E), dtype=np.bool_)
     for p in range(len(rows_P) - 1):
         opens = open_E[opens_P[p] : opens_P[p + 1]]
         for e in opens:
-            if log_weight_E[e] > log_least_P[p]:
+            if log_weight_E[e] > log_min_P[p]:
                 heavier = 0
                 for r in order_R[rows_P[p] : rows_P[p + 1]]:
                     heavier += is_branch_R[r] and log_weight_R[r] >= log_weight_E[e]

@@ -1,7 +1,6 @@
-"""The parts of a softmax over float32 logits, compiled by numba for one core: the largest, the exponentials, sums of
-ranges.
+"""Parts of a softmax over float32 logits, compiled by numba for one core: maximum, exponentials, sums of ranges.
 
-A column is added up in float32 runs short enough to keep six digits, and the runs in float64.
+Columns are summed in float32 runs short enough to keep six digits, and the runs are summed in float64.
 """
 
 from typing import Any
@@ -12,7 +11,7 @@ from numba.extending import intrinsic
 
 from pipeline.covering.covering import MIN_LOGIT
 
-# columns added up in float32 at once, in at least 16 lanes: the error is below 256 ulp at worst, in practice 1e-6
+# Columns per float32 run, in at least 16 lanes: the error is below 256 ulp at worst, in practice 1e-6.
 _RUN = 4096
 _MIN_LOGIT = np.float32(MIN_LOGIT)
 _LOG2_E = np.float32(1.4426950408889634)
@@ -41,9 +40,7 @@ def bits_of_float(_typing: Any, value: Any) -> Any:
 # "contract" allows fused multiply-adds only: reordering would cancel `_ROUND` away.
 @njit(fastmath={"contract"}, error_model="numpy")
 def exp32(logit: Any) -> Any:
-    """exp of a float32 of at most 0, to 4e-6 relative; written out so that the compiler makes vector instructions of
-    it.
-    """
+    """Compute exp of a float32 <= 0 to 4e-6 relative; written out so that the compiler vectorises it."""
     scaled = max(logit, _MIN_LOGIT) * _LOG2_E
     shifted = scaled + _ROUND
     r = scaled - (shifted - _ROUND)
@@ -58,11 +55,11 @@ def exp32(logit: Any) -> Any:
 
 @njit(error_model="numpy")
 def largest32(bits_C: Any) -> Any:
-    """The largest of some float32, given as int32: those that are not negative are ordered as their bits are."""
+    """Find the maximum of float32 values given as int32: non-negative floats are ordered like their bits."""
     largest = bits_C[0]
     for c in range(bits_C.shape[0]):
         largest = max(largest, bits_C[c])
-    if largest < 0:  # all are negative: their bits fall as they rise
+    if largest < 0:  # all are negative: their bits decrease as the values increase
         for c in range(bits_C.shape[0]):
             largest = min(largest, bits_C[c])
     return float_of_bits(largest)
@@ -70,7 +67,7 @@ def largest32(bits_C: Any) -> Any:
 
 @njit(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy")
 def sum32(probs_C: Any, first: int, last: int) -> Any:
-    """The sum of columns `first .. last - 1`, float64."""
+    """Sum columns `first .. last - 1`, in float64."""
     total = 0.0
     for run in range(first, last, _RUN):
         part: Any = np.float32(0.0)

@@ -1,6 +1,6 @@
-"""Reduced rows added up into positions, compiled by numba.
+"""Summation of reduced rows into positions, compiled by numba.
 
-The order of every sum is that of the rows, so that it does not depend on how they were computed.
+Every sum follows the order of the rows, so it does not depend on how the rows were computed.
 
 Shape legend: R rows, P positions (bytes + 1), V symbols (256), N nodes, I intervals, as in
 `pipeline.covering.intervals`.
@@ -22,14 +22,13 @@ def add_up(
     mass_PV: Any,
     ended_P: Any,
 ) -> None:
-    """Add each interval's mass, times its node's scale, to its symbol at its node's position, or to what has ended
-    there.
+    """Add each interval's scaled mass to its symbol at its node's position, or to the mass that has ended there.
 
     Args:
-        masses_I: float64, of all rows in turn.
-        scale_N: for what goes on with a symbol.
-        ended_scale_N: for what ends where the node does; not read where no token does.
-        mass_PV, ended_P: float64, added to.
+        masses_I: float64, all rows in order.
+        scale_N: factor for mass that continues with a symbol.
+        ended_scale_N: factor for mass that ends at the node; not read if no token ends there.
+        mass_PV, ended_P: float64 accumulators, changed in place.
     """
     i = 0
     for n in range(nodes_N.shape[0]):

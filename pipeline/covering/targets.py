@@ -1,4 +1,4 @@
-"""What a covering says of a document, position by position, and how far it may be trusted.
+"""Targets of a covering, position by position, and how far each can be trusted.
 
 Shape legend: R rows, P positions (bytes + 1), V symbols (256).
 """
@@ -12,12 +12,12 @@ from numba import njit
 
 from schemas import ARITHMETIC
 
-# Share of a dropped branch that goes on as the document does, per byte. Chosen on 24 encyclopaedic documents against a
-# wide covering: where doubt is at most 0.02, 1.54 % of positions still have a total variation above 0.05, and 10.1 %
-# are left out (1.72 and 9.1 % at a survival of 0). doubt's mean error is 0.0076 (0.0066 at 0, 0.0117 at 0.02, 0.0364 at
-# 0.1).
+# Share of a dropped branch that continues as the document does, per byte. Chosen on 24 encyclopaedic documents against
+# a wide covering: among positions with doubt of at most 0.02, 1.54 % still have a total variation above 0.05, and
+# 10.1 % of all positions are left out (1.72 and 9.1 % at a survival of 0). doubt's mean error is 0.0076 (0.0066 at 0,
+# 0.0117 at 0.02, 0.0364 at 0.1).
 BRANCH_SURVIVAL = 0.003
-# of what is lost against what is known: where a share rounds to all of it, these are what float64 can still tell
+# Maximum odds of lost against known mass, for shares that round to 1: float64 can still resolve these.
 MOST_ODDS = 1e12
 
 
@@ -37,9 +37,7 @@ class Targets:
     token_logprobs: np.ndarray  # R - 1, of the canonical tokens
 
     def drop_prefix(self, num_bytes: int) -> "Targets":
-        """The targets after the first `num_bytes` positions: what a tokenizer puts before a document is known, not
-        predicted.
-        """
+        """Remove the first `num_bytes` positions: a tokenizer's prefix is known, not predicted."""
         return Targets(
             self.probs_PV[num_bytes:],
             self.log_prefix_mass_P[num_bytes:],
@@ -51,16 +49,16 @@ class Targets:
 
 
 def doubt(dropped_P: np.ndarray, realised_P: np.ndarray, arithmetic: int = ARITHMETIC) -> np.ndarray:
-    """P: the total variation between target and exact distribution to expect at each position.
+    """Estimate the total variation between target and exact distribution at each position P.
 
-    What is dropped at a position is missing there whole: no row says how it goes on. Of a branch that was dropped
-    before, `BRANCH_SURVIVAL` is taken to go on as the document does with each byte, beside the share that the target
-    gives to the byte.
+    Mass dropped at a position is missing there entirely: no row says how it continues. Of a branch dropped earlier,
+    a share of `BRANCH_SURVIVAL` is assumed to continue as the document does with each byte, relative to the probability
+    that the target gives the byte.
 
     Args:
         dropped_P: share of the mass known just before each position that is dropped there.
         realised_P: P - 1, the target's probability of the document's symbol at each position.
-        arithmetic: see `schemas.ARITHMETIC`; under 1 the odds had no bound, and doubt once 1 stayed so to the
+        arithmetic: see `schemas.ARITHMETIC`; under 1, the odds had no bound, and doubt, once 1, stayed 1 to the
             document's end.
     """
     doubt_P = np.empty(len(dropped_P))
@@ -69,10 +67,10 @@ def doubt(dropped_P: np.ndarray, realised_P: np.ndarray, arithmetic: int = ARITH
 
 
 @njit(nogil=True, error_model="numpy")
-def _doubt(dropped_P: Any, realised_P: Any, survival: float, most: float, doubt_P: Any) -> None:
-    lost = 0.0  # relative to what is known
+def _doubt(dropped_P: Any, realised_P: Any, survival: float, max_odds: float, doubt_P: Any) -> None:
+    lost_odds = 0.0  # lost mass relative to known mass
     for position in range(dropped_P.shape[0]):
-        dropped, shrinks = dropped_P[position], realised_P[position - 1] if position else 1.0
-        lost = min(lost * survival / shrinks, most) if shrinks else most
-        lost = min((lost + dropped) / (1.0 - dropped), most) if dropped < 1.0 else most
-        doubt_P[position] = 1.0 - 1.0 / (1.0 + lost)
+        dropped, realised_prob = dropped_P[position], realised_P[position - 1] if position else 1.0
+        lost_odds = min(lost_odds * survival / realised_prob, max_odds) if realised_prob else max_odds
+        lost_odds = min((lost_odds + dropped) / (1.0 - dropped), max_odds) if dropped < 1.0 else max_odds
+        doubt_P[position] = 1.0 - 1.0 / (1.0 + lost_odds)

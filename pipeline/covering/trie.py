@@ -1,12 +1,11 @@
-"""The prefixes of a vocabulary's tokens in flat arrays, and the way that a text takes through them; the teacher's
-covering and a student's.
+"""Trie of a vocabulary's byte prefixes in flat arrays, and walks of a text through it.
 
-A node is a byte prefix that at least one token starts with. Its intervals are column ranges of a sorted vocabulary:
-first one for each token that spells just the prefix, then one for each symbol that tokens go on with. Nothing here is
-done token by token in Python.
+The teacher's covering and the student's both use it. A node is a byte prefix that at least one token starts with. Its
+intervals are column ranges of a sorted vocabulary: first one for each token that spells exactly the prefix, then one
+for each symbol that tokens continue with. Nothing loops over tokens in Python.
 
-Shape legend: T tokens in byte order, N nodes (of the trie, or of rows in turn), J intervals of all nodes of the trie in
-turn, I intervals of some nodes in turn, R rows: places in a text.
+Shape legend: T tokens in byte order, N nodes (of the trie, or of rows in order), J intervals of all nodes of the trie
+in order, I intervals of some nodes in order, R rows: places in a text.
 """
 
 from collections.abc import Sequence
@@ -16,35 +15,35 @@ import numpy as np
 
 from schemas import NUM_SYMBOLS
 
-_KEYS = NUM_SYMBOLS + 1  # of a node: one for each symbol, and before them EXACT
-EXACT = -1  # in place of a symbol: the interval holds a token that ends here
+_KEYS = NUM_SYMBOLS + 1  # per node: EXACT, then one for each symbol
+EXACT = -1  # instead of a symbol: the interval holds a token that ends here
 
 
 class Paths(NamedTuple):
-    """The nodes along a text from each of some places, the root first."""
+    """Nodes along a text from each of some places, the root first."""
 
     num_nodes_R: np.ndarray  # int64, 1 or more
     node_N: np.ndarray  # int64
 
 
 class Trie(NamedTuple):
-    """Columns and nodes are int32."""
+    """Byte prefixes of a vocabulary and their intervals; columns and nodes are int32."""
 
     start_N: np.ndarray  # N + 1, int64: node n owns intervals start_N[n] .. start_N[n + 1]; the root is node 0
     num_exact_N: np.ndarray  # int64, how many of its first intervals are `EXACT`
     first_J: np.ndarray  # columns first_J .. last_J - 1
     last_J: np.ndarray
-    symbol_J: np.ndarray  # rising within a node; EXACT comes first
+    symbol_J: np.ndarray  # ascending within a node; EXACT comes first
     child_J: np.ndarray  # the node that the interval leads to; EXACT where none
-    key_J: np.ndarray  # J + 1, int64, ascending: what an interval is looked up by, and a last one that is above all
+    key_J: np.ndarray  # J + 1, int64, ascending: lookup key of each interval, and a sentinel above all
 
     @classmethod
     def of(cls, sorted_bytes: Sequence[bytes]) -> "Trie":
-        """Return the trie of tokens in byte order; a token's place is its column."""
+        """Build the trie of tokens in byte order; a token's index is its column."""
         length_T = np.array([len(token) for token in sorted_bytes], dtype=np.int64)
         start_T = np.cumsum(length_T) - length_T
         flat = np.frombuffer(b"".join(sorted_bytes) + b"\0", dtype=np.uint8)
-        # Of the tokens that have more than `depth` bytes, or just as many, the columns and nodes.
+        # Columns and nodes of the tokens with at least `depth` bytes.
         column, node = np.arange(len(length_T)), np.zeros(len(length_T), dtype=np.int64)
         levels, num_nodes, depth = [np.empty((5, 0), dtype=np.int64)], 1, 0
         while len(column):
@@ -73,9 +72,9 @@ class Trie(NamedTuple):
             goes_on_N = at_R[row_N] + depth < end_R[row_N]
             row_N, node_N = row_N[goes_on_N], node_N[goes_on_N]
             key_N = node_N * _KEYS + text[at_R[row_N] + depth] + 1
-            taken_N = np.searchsorted(self.key_J, key_N)
-            found_N = self.key_J[taken_N] == key_N
-            row_N, node_N = row_N[found_N], self.child_J[taken_N[found_N]].astype(np.int64)
+            interval_N = np.searchsorted(self.key_J, key_N)
+            exists_N = self.key_J[interval_N] == key_N
+            row_N, node_N = row_N[exists_N], self.child_J[interval_N[exists_N]].astype(np.int64)
             rows.append(row_N)
             nodes.append(node_N)
             depth += 1
@@ -83,16 +82,16 @@ class Trie(NamedTuple):
         return Paths(np.bincount(row_N, minlength=len(at_R)), node_N[np.argsort(row_N, kind="stable")])
 
     def sizes(self, node_N: np.ndarray) -> np.ndarray:
-        """N: how many intervals these nodes have."""
+        """Return the number of intervals of these nodes (N)."""
         return self.start_N[node_N + 1] - self.start_N[node_N]
 
     def intervals(self, node_N: np.ndarray) -> np.ndarray:
-        """I: the numbers of these nodes' intervals."""
+        """Return the numbers of these nodes' intervals (I)."""
         sizes_N = self.sizes(node_N)
         interval_I: np.ndarray = (self.start_N[node_N] - sizes_N.cumsum() + sizes_N).repeat(sizes_N)
         interval_I += np.arange(len(interval_I))
         return interval_I
 
     def labels(self, node_N: np.ndarray) -> np.ndarray:
-        """I, int64: the symbol of each of these nodes' intervals; 0 of an exact one."""
+        """Return the symbol of each of these nodes' intervals (I, int64); 0 for an exact one."""
         return np.maximum(self.symbol_J[self.intervals(node_N)], 0).astype(np.int64)

@@ -1,28 +1,28 @@
-"""Rows of which only the most probable tokens are known: all that a teacher behind an HTTP server says of them.
+"""Truncated rows: only their most probable tokens are known, as from a teacher behind an HTTP server.
 
-For each row the server lists its `top_k` most probable tokens and the token that really follows, with their absolute
-log-probabilities. The rest of the softmax, the row's unlisted mass `m_r`, is known in sum alone. It is never shared out
-among the listed tokens: it feeds no symbol, and is accounted for.
+For each row the server lists its `top_k` most probable tokens and the token that actually follows, with their absolute
+log-probabilities. Of the rest of the softmax, the row's unlisted mass `m_r`, only the sum is known. It is never
+redistributed among the listed tokens: it feeds no symbol, and is accounted for.
 
-`dropped`: the row starts at offset `o_r`, and there `W_r m_r` leaves what is known, once and for all. So `dropped`
-grows at `o_r` by `W_r m_r` relative to the mass known just before, and the balance of every offset closes exactly.
+`dropped`: the row starts at offset `o_r`, where `W_r m_r` permanently leaves the known mass. So `dropped` grows at
+`o_r` by `W_r m_r` relative to the mass known just before, and the balance at every offset is exact.
 
 `doubt`: let `U_i` bound the unlisted mass that could have fed position i, beside the `K_i` that did. The target over
-both is a mixture of the stored one, with share `K_i / (K_i + U_i)` or more, and of something unknown: the total
-variation between stored and full target is at most `U_i / (K_i + U_i)`. In `U_i` a row counts with `W_r` times the
-smaller of two bounds:
+both is a mixture of the stored one, with share `K_i / (K_i + U_i)` or more, and something unknown: the total variation
+between stored and full target is at most `U_i / (K_i + U_i)`. A row adds to `U_i` its `W_r` times the smaller of two
+bounds:
 
-- `m_r`, all that it has unlisted;
-- the k-th largest probability of the row, which no unlisted token exceeds, times the number of unlisted tokens that
-  agree with the document: those whose bytes go on past i, and those that ended since the canonical token began
-  (branches nobody followed).
+- `m_r`, all of its unlisted mass;
+- the row's k-th largest probability, which no unlisted token exceeds, times the number of unlisted tokens that agree
+  with the document: those whose bytes continue beyond i, and those that ended since the canonical token began
+  (branches that were not followed).
 
-At its own offset every token of a row counts, so `m_r` it is. Deep inside a token few tokens still agree, and the
-second bound takes over. Unlisted tokens that ended before the canonical token began count no more: of a branch that is
-not followed, hardly anything goes on as the document does (`pipeline.covering.covering.BRANCH_SURVIVAL`).
+At its own offset every token of a row counts, so the bound is `m_r`. Deep inside a token few tokens still agree, and
+the second bound is smaller. Unlisted tokens that ended before the canonical token began no longer count: hardly any
+mass of a branch that is not followed continues as the document does (`pipeline.covering.targets.BRANCH_SURVIVAL`).
 
-Shape legend: R rows, E listed entries of all rows in turn, C sorted columns and one more, P positions, D depths below a
-row.
+Shape legend: R rows, E listed entries of all rows in order, C sorted columns and one more, P positions, D depths below
+a row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,12 +35,12 @@ from pipeline.covering.covering import MIN_LOGIT, Covering
 from pipeline.covering.targets import Targets
 from pipeline.covering.vocabulary import Vocabulary
 
-_MAX_EXPONENT = 700.0  # exp of it is still a float64
+_MAX_EXPONENT = 700.0  # its exp still fits a float64
 
 
 @dataclass(frozen=True)
 class ListedRows:
-    """What a server lists of one prompt's rows.
+    """Tokens that a server lists for the rows of one prompt.
 
     Each row holds its `top_k` most probable tokens, and its next canonical token whether or not it is one of them.
     """
@@ -51,14 +51,14 @@ class ListedRows:
     top_k: int
 
     def __getitem__(self, rows: slice) -> "ListedRows":
-        """Some consecutive rows of the prompt."""
+        """Return some consecutive rows of the prompt."""
         ends = np.concatenate([[0], np.cumsum(self.counts_R)])
         first, last, _ = rows.indices(len(self.counts_R))
         entries = slice(int(ends[first]), int(ends[last]))
         return ListedRows(self.counts_R[rows], self.token_ids_E[entries], self.logprobs_E[entries], self.top_k)
 
     def logprobs_of(self, tokens: Sequence[int]) -> np.ndarray:
-        """R, nats: of each row, that of a token which it lists."""
+        """Return, for each row (R), the log-probability in nats of a token that it lists."""
         row_E = np.repeat(np.arange(len(self.counts_R)), self.counts_R)
         return self.logprobs_E[self.token_ids_E == np.asarray(tokens, dtype=np.int64)[row_E]]
 
@@ -66,16 +66,14 @@ class ListedRows:
 class _Row(NamedTuple):
     """One row in sorted columns."""
 
-    columns: np.ndarray  # ascending; listed ids that the vocabulary lacks are left out: they spell nothing
+    columns: np.ndarray  # ascending; listed ids outside the vocabulary are left out: they spell nothing
     probs: np.ndarray  # float64
     unlisted: float  # m_r
     floor: float  # no unlisted token is more probable
 
 
 def listed_targets(covering: Covering, listed: ListedRows) -> Targets:
-    """The covering's targets from listed tokens, over what is known of them; `dropped` and `doubt` account for the
-    rest.
-    """
+    """Compute the covering's targets from listed tokens; `dropped` and `doubt` account for the unlisted mass."""
     assert len(listed.counts_R) == len(covering.offsets)
     rows = _sorted_rows(covering.vocabulary, listed)
     width = len(covering.vocabulary.order)
@@ -93,7 +91,7 @@ def _sorted_rows(vocabulary: Vocabulary, listed: ListedRows) -> list[_Row]:
     ends = np.cumsum(listed.counts_R)
     for start, end in zip(ends - listed.counts_R, ends, strict=True):
         ids = listed.token_ids_E[start:end]
-        # The full path clamps logits alike: a token that follows with probability 0 would leave nothing to divide by.
+        # The full path clamps logits too: a next token of probability 0 would leave nothing to divide by.
         probs = np.exp(np.maximum(listed.logprobs_E[start:end], MIN_LOGIT))
         rank = min(listed.top_k, len(probs))
         floor = float(np.partition(probs, len(probs) - rank)[len(probs) - rank])
@@ -106,7 +104,7 @@ def _sorted_rows(vocabulary: Vocabulary, listed: ListedRows) -> list[_Row]:
 
 
 def _dense(rows: Sequence[_Row], width: int) -> Iterator[np.ndarray]:
-    """Each row as C probabilities, what is not in a column in the last one. A row dies with the next."""
+    """Yield each row as C probabilities; the last holds mass without a column. The array is reused for the next row."""
     probs_C = np.zeros(width + 1)
     for row in rows:
         probs_C[row.columns] = row.probs
@@ -127,7 +125,7 @@ def _dropped(covering: Covering, targets: Targets, rows: Sequence[_Row], log_wei
 
 def _doubt(covering: Covering, targets: Targets, rows: Sequence[_Row], log_weight_R: np.ndarray) -> np.ndarray:
     num_positions = len(covering.document) + 1
-    # The canonical token that holds a position begins and ends here.
+    # Begin and end of the canonical token that holds each position.
     token_P = np.searchsorted(covering.offsets, np.arange(num_positions), side="right")
     begin_P, end_P = covering.offsets[token_P - 1], np.append(covering.offsets, num_positions)[token_P]
     ratio_P = np.zeros(num_positions)  # U_i / K_i
@@ -140,21 +138,22 @@ def _doubt(covering: Covering, targets: Targets, rows: Sequence[_Row], log_weigh
 
 
 def _reaching_mass(covering: Covering, index: int, row: _Row, begin_P: np.ndarray, end_P: np.ndarray) -> np.ndarray:
-    """D: the most of a row's unlisted mass that can have fed the positions from its offset on, or have branched off on
-    the way.
+    """Bound a row's unlisted mass at each depth D: mass that may have fed the positions from its offset on.
+
+    It includes mass that may have branched off on the way.
     """
     offset, intervals = int(covering.offsets[index]), covering.canonical
     trie = intervals.trie
     nodes_D = intervals.nodes_N[slice(*intervals.row_nodes[index : index + 2])][::-1]  # the root first
     start_D, end_D = trie.start_N[nodes_D], trie.start_N[nodes_D + 1]
     first_D, last_D = trie.first_J[start_D], trie.last_J[end_D - 1]
-    longer_at_D = start_D + trie.num_exact_N[nodes_D]  # the first interval of tokens that go on, if there is one
+    longer_at_D = start_D + trie.num_exact_N[nodes_D]  # the first interval of tokens that continue, if any
     goes_on_D = longer_at_D < end_D
     longest_D = np.where(goes_on_D, trie.first_J[np.minimum(longer_at_D, end_D - 1)], last_D)
     cuts_3D = np.stack([first_D, longest_D, last_D])
-    # Unlisted tokens that spell a node's bytes exactly, and those that go on.
+    # Numbers of unlisted tokens that spell a node's bytes exactly, and of those that continue.
     exact_D, longer_D = np.diff(cuts_3D - np.searchsorted(row.columns, cuts_3D), axis=0)
-    # A token that ended inside a canonical token counts until that one's end, even where this row reaches no further.
+    # A token that ended inside a canonical token counts up to the latter's end, even beyond this row's depth.
     more = int(end_P[offset + len(nodes_D) - 1]) - (offset + len(nodes_D))
     exact_D, longer_D = np.pad(exact_D, (0, more)), np.pad(longer_D, (0, more))
     ended_D = np.cumsum(exact_D)

@@ -1,8 +1,8 @@
-"""A vocabulary sorted by its tokens' bytes: every byte prefix is one contiguous range of columns.
+"""Vocabulary sorted by its tokens' bytes: every byte prefix is one contiguous range of columns.
 
 The columns of a sorted head are: N tokens that feed symbols, in byte order; then the tokens that mean END; then all
-others (control tokens, unused slots, tokens that hold a 0xFF byte, padding rows of the head), which feed nothing but
-count in the softmax.
+others (control tokens, unused slots, tokens with a 0xFF byte, padding rows of the head), which feed no symbol but count
+in the softmax.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from schemas import END
 
 
 def check_head_rows(width: int, token_bytes: Sequence[bytes | None]) -> None:
-    """Raise ValueError where a model's head has fewer rows than its tokenizer has tokens."""
+    """Raise ValueError if a model's head has fewer rows than its tokenizer has tokens."""
     if width < len(token_bytes):
         raise ValueError(
-            f"the model's head has {width} rows, fewer than the tokenizer's {len(token_bytes)} tokens: they do not belong together. "
-            "Give the tokenizer that the model was trained with."
+            f"the model's head has {width} rows, fewer than the tokenizer's {len(token_bytes)} tokens: they do not "
+            "belong together. Give the tokenizer that the model was trained with."
         )
 
 
@@ -28,10 +28,10 @@ class Vocabulary:
 
     Args:
         token_bytes: bytes by token id; None for a token that spells nothing.
-        end_ids: tokens that mean END; they spell nothing, whatever `token_bytes` says of them.
+        end_ids: tokens that mean END; they spell nothing, whatever `token_bytes` holds for them.
         width: rows of the model's head; ids from len(token_bytes) on are padding.
     Raises:
-        ValueError: the head is narrower than the vocabulary, or an END id lies outside of it.
+        ValueError: the head is narrower than the vocabulary, or an END id lies outside it.
     """
 
     def __init__(self, token_bytes: Sequence[bytes | None], end_ids: Sequence[int], width: int) -> None:
@@ -56,5 +56,5 @@ class Vocabulary:
 
     @cached_property
     def trie(self) -> Trie:
-        """The prefixes of its tokens."""
+        """Return the trie of its tokens' prefixes."""
         return Trie.of(self.sorted_bytes)

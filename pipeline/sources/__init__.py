@@ -1,3 +1,4 @@
-"""Where models, tokenizers and texts come from: local paths, hub names, files out of packages, converted on the way.
+"""Sources of models, tokenizers and texts: local paths, hub names and files in packages, converted where needed.
 
-May import what `pipeline.tokenization` may, and that."""
+May import `pipeline.tokenization`, and whatever that may import.
+"""

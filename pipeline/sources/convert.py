@@ -1,6 +1,7 @@
 """Conversions into the cache: a .gguf into a plain Hugging Face folder, a tokenizer file into a tokenizer folder.
 
-A converted folder is absent or complete (made aside, then renamed) and keyed by its source file and `VERSION`.
+A converted folder is absent or complete (written under another name, then renamed), and keyed by its source file and
+`VERSION`.
 """
 
 import hashlib
@@ -14,26 +15,27 @@ from pipeline.sources.pypi import cache_folder
 from pipeline.tokenization.file_formats import LLAMA3_PATTERN, QWEN_PATTERN, Converted, convert, from_bytes
 from schemas.storage.atomic import first_folder
 
-VERSION = "1"  # raise it when a conversion changes what it writes: old folders are then left alone
+VERSION = "1"  # increase it when a conversion writes something else; old folders are then ignored
 
 
 def tokenizer_folder(path: Path) -> Path:
-    """A folder that AutoTokenizer loads, from any tokenizer file; from a .gguf, only its tokenizer is read."""
+    """Convert any tokenizer file to a folder that AutoTokenizer loads; from a .gguf only the tokenizer is read."""
     if path.suffix == ".gguf":
         return _converted(path, "gguf-tokenizer", lambda out: _gguf_tokenizer(path).save_pretrained(out))
     return _converted(path, "tokenizer", lambda out: _save_tokenizer(convert(path), out))
 
 
 def byte_tokenizer() -> Path:
-    """The folder of the tokenizer of the 256 bytes."""
+    """Return the folder of the tokenizer of the 256 bytes."""
     return _make(cache_folder() / "converted" / f"bytes-{VERSION}", lambda out: _save_tokenizer(from_bytes(), out))
 
 
 def own_tokenizer(file: str, converted: object) -> Path:
-    """The folder of what an operator's `tokenizer()` made. ValueError where that is no `Converted`."""
+    """Save what a plug-in's `tokenizer()` returned, as a folder. Raises ValueError if it is not a `Converted`."""
     if not isinstance(converted, Converted):
         raise ValueError(
-            f"{file}: tokenizer() gives a {type(converted).__name__}, and has to give a pipeline.tokenization.file_formats.Converted"
+            f"{file}: tokenizer() returns a {type(converted).__name__}, but must return a "
+            "pipeline.tokenization.file_formats.Converted"
         )
     key = json.dumps([converted.tokenizer.to_str(), converted.bos, converted.eos])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -42,7 +44,10 @@ def own_tokenizer(file: str, converted: object) -> Path:
 
 
 def gguf_model(path: Path) -> Path:
-    """A plain Hugging Face folder in bfloat16 safetensors: weights, tokenizer, chat template, generation config."""
+    """Convert a .gguf to a plain Hugging Face folder in bfloat16 safetensors.
+
+    It holds weights, tokenizer, chat template and generation config.
+    """
 
     def write(out: Path) -> None:
         shutil.copytree(tokenizer_folder(path), out, dirs_exist_ok=True)  # reading a large one takes a minute
@@ -79,7 +84,7 @@ def _save_tokenizer(converted: Converted, out: Path) -> None:
 
 
 def _write_gguf_weights(path: Path, out: Path) -> None:
-    """Dequantise, and copy into a fresh model so that nothing of the quantised form is saved."""
+    """Dequantise the weights and copy them into a fresh model, so that no trace of quantisation is saved."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -99,9 +104,9 @@ def _write_gguf_weights(path: Path, out: Path) -> None:
 
 
 def _gguf_tokenizer(path: Path) -> Any:
-    """The tokenizer inside a .gguf, with what its conversion loses put back.
+    """Load the tokenizer inside a .gguf, and restore what the conversion by transformers loses.
 
-    A GGUF only names its split rule; ValueError for a name that is not known here.
+    A GGUF only names its split rule. Raises ValueError for an unknown name.
     """
     from transformers import AutoTokenizer
 
@@ -118,9 +123,9 @@ def _gguf_tokenizer(path: Path) -> Any:
 def _gguf_fields(path: Path) -> dict[str, Any]:
     import gguf
 
-    wanted = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
+    names = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
     fields = gguf.GGUFReader(path).fields
-    return {name: fields[name].contents() for name in wanted if name in fields}
+    return {name: fields[name].contents() for name in names if name in fields}
 
 
 def _split_rule(pre: str, path: Path) -> Any:
@@ -138,13 +143,13 @@ def _split_rule(pre: str, path: Path) -> Any:
         split = pre_.Split(Regex(patterns[pre]), behavior="isolated", invert=False)
         return pre_.Sequence([split, pre_.ByteLevel(add_prefix_space=False, use_regex=False)])
     raise ValueError(
-        f"{path}: its tokenizer splits text by the rule {pre!r} (tokenizer.ggml.pre), which is not known here; use the "
+        f"{path}: its tokenizer splits text by the rule {pre!r} (tokenizer.ggml.pre), which is unknown; use the "
         "model's Hugging Face folder or hub name instead of the .gguf"
     )
 
 
 def _add_whitespace_runs(backend: Any) -> None:
-    """Gemma's runs of 2 to 31 spaces are in the vocabulary, but only as added tokens are they ever chosen."""
+    """Make Gemma's runs of 2 to 31 spaces added tokens: from the plain vocabulary they are never chosen."""
     from tokenizers import AddedToken
 
     vocab = backend.get_vocab(with_added_tokens=False)

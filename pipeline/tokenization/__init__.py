@@ -1,3 +1,4 @@
-"""Tokenizers seen as bytes, and conversations as their chat templates write them.
+"""Byte views of tokenizers, and conversations as their chat templates write them.
 
-May import `pipeline.runtime`, `pipeline.config` and `schemas`."""
+May import `pipeline.runtime`, `pipeline.config` and `schemas`.
+"""

@@ -1,9 +1,9 @@
-"""What a chat template writes for a turn of the assistant, and where in its rendering that stands.
+"""Assistant turns as a chat template writes them, and their places in the rendering.
 
-A turn is what lies between the generation prompt and the token that ends the turn: what is said, the reasoning, the
-calls, and what the template writes around them. It is seen as the model would have seen it when it came: the chat is
-rendered up to that turn, as many templates drop or strip it later. Turns whose renderings begin one another are in one
-rendering, so that it serves them all.
+A turn is everything between the generation prompt and the token that ends the turn: content, reasoning, tool calls, and
+the template's text around them. It is rendered as the model would have produced it: the chat is rendered up to that
+turn, because many templates drop or strip parts of it later. Turns whose renderings are prefixes of one another share
+one rendering.
 """
 
 import json
@@ -23,10 +23,10 @@ OTHERWISE = "the chat template writes reasoning or calls otherwise than the teac
 
 
 class TurnTemplate:
-    """A chat template asked about turns.
+    """View of a chat template by turns.
 
     Args:
-        end: the control token that ends a turn; where it does not come, the last one does.
+        end: the control token that ends a turn; if it does not occur, the last control token ends it.
     """
 
     def __init__(self, template: ChatTemplate, control: ControlTokens, end: int | None) -> None:
@@ -35,20 +35,20 @@ class TurnTemplate:
 
     @cached_property
     def forms(self) -> Forms:
-        """In which form it takes reasoning and calls."""
+        """Return the forms in which the template accepts reasoning and calls."""
         return Forms.of(self._template.apply, self._template.source)
 
     def seen(self, conversation: Conversation) -> Conversation:
-        """A conversation as this template is to see it: with reasoning apart from contents, if it knows of
-        reasoning.
+        """Return a conversation as this template should see it.
+
+        Reasoning is separated from contents if the template supports reasoning.
         """
         return conversation if self.forms.reasoning is None else conversation.with_reasoning_apart()
 
     def excerpts(self, conversation: Conversation) -> Iterator[Excerpt]:
-        """The fewest records that hold each turn as the model saw it, and after one another all messages up to the last
-        turn.
+        """Yield the fewest records that hold each turn as the model saw it.
 
-        Raises ChatError.
+        In order, they cover all messages up to the last turn. Raises ChatError.
         """
         done, turns = 0, conversation.turns
         if not turns:
@@ -62,7 +62,7 @@ class TurnTemplate:
         yield Excerpt(conversation.until(turns[-1] + 1), turns[-1] + 1 - done)
 
     def write(self, excerpt: Excerpt) -> Written:
-        """Raises ChatError where the template does not write each of its turns whole and as it was."""
+        """Render an excerpt. Raises ChatError unless the template writes each of its turns whole and unchanged."""
         conversation, first = self.seen(excerpt.conversation), len(excerpt.conversation.messages) - excerpt.num_messages
         spoken = [index for index in conversation.turns if index >= first]
         turns = [self.turn(conversation.until(index + 1)) for index in spoken]
@@ -71,26 +71,25 @@ class TurnTemplate:
         if len(renderings) > 1:
             raise ChatError("the chat template writes an earlier turn otherwise once the chat goes on")
         items, contents = items_of(self._control, renderings[0])
-        said = enumerate(conversation.messages[first:])
-        texts = (contents.get(i, "" if m["role"] == ASSISTANT else m["content"]) for i, m in said)
+        messages = enumerate(conversation.messages[first:])
+        texts = (contents.get(i, "" if m["role"] == ASSISTANT else m["content"]) for i, m in messages)
         return Written(items, tuple(text.encode() for text in texts), frozenset(numbers))
 
     def write_agreeing(
-        self, excerpt: Excerpt, stored: Sequence[bytes], wanted: Sequence[int]
+        self, excerpt: Excerpt, stored: Sequence[bytes], numbers: Sequence[int]
     ) -> tuple[list[Written], dict[int, ChatError]]:
-        """The turns that the template writes with the stored bytes, when they come, in the fewest renderings that show
-        them so.
+        """Render the turns that the template writes with the stored bytes, in the fewest renderings that do so.
 
         Args:
             stored: the bytes of each message that the excerpt holds.
-            wanted: numbers of such messages, ascending.
+            numbers: numbers of the messages to render, ascending.
         Returns:
-            The renderings, in each of which some turns are spoken, and of the wanted messages that are in none, why.
+            The renderings, each with some turns spoken, and the fault of each requested message that is in none.
         """
         conversation, first = self.seen(excerpt.conversation), len(excerpt.conversation.messages) - excerpt.num_messages
         agreeing: dict[int, Turn] = {}
         faults: dict[int, ChatError] = {}
-        for number in wanted:
+        for number in numbers:
             try:
                 turn = self.turn(conversation.until(first + number + 1))
             except ChatError as error:
@@ -104,7 +103,7 @@ class TurnTemplate:
         return [Written(items_of(self._control, of)[0], tuple(stored), frozenset(of)) for of in renderings], faults
 
     def turn(self, conversation: Conversation) -> Turn:
-        """The last message, the assistant's. Raises ChatError."""
+        """Locate the last message, which is the assistant's, in its rendering. Raises ChatError."""
         self._require_forms(conversation)
         last, before = conversation.messages[-1], conversation.until(len(conversation.messages) - 1)
         text = self._rendered(conversation, last)
@@ -120,27 +119,25 @@ class TurnTemplate:
         return turn
 
     def _begin(self, text: str, controls: Sequence[Found], before: Conversation, last: Message) -> int:
-        """Where the turn begins: after the generation prompt, or else after the last control token that both of them
-        have.
-        """
+        """Find where the turn begins: after the generation prompt, or else after the last control token in common."""
         prompt = self._rendered(before, last, prompt=True)
         if text.startswith(prompt):
             return len(prompt)
         common = next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), len(text))
         shared = [found.end for found in controls if found.end <= common]
         context = self._rendered(before, last)
-        # What is between that token and the turn would be taken for the turn's: it has to come after all that was said
-        # before.
+        # Text between that token and the turn would be attributed to the turn, so the token must come after everything
+        # said before.
         if not shared or not (text.startswith(context) and len(context) < shared[-1]):
             raise ChatError("the chat template begins a turn otherwise than its generation prompt does")
         return shared[-1]
 
     def _rendered(self, conversation: Conversation, last: Message, prompt: bool = False) -> str:
-        """The conversation, with spellings of control tokens broken.
+        """Render the conversation with spellings of control tokens broken.
 
         Args:
-            last: the turn that it is rendered for: templates are told whether there is reasoning in it.
-            prompt: with the prompt for that turn.
+            last: the turn that it is rendered for; templates are told whether it has reasoning.
+            prompt: add the generation prompt for that turn.
         """
         reasons = _reasons(last)
 
@@ -156,12 +153,13 @@ class TurnTemplate:
         return text
 
     def _require_forms(self, conversation: Conversation) -> None:
-        """Raise ChatError where the template knows no form for what the last message has."""
+        """Raise ChatError if the template has no form for something in the last message."""
         last, forms = conversation.messages[-1], self.forms
         if last.get("reasoning") and forms.reasoning is None:
             raise ChatError(
                 "the chat template leaves out the reasoning",
-                "the chat template leaves out the reasoning; drop it with corpus.reasoning: drop, or give another template",
+                "the chat template leaves out the reasoning; drop it with corpus.reasoning: drop, or give another "
+                "template",
             )
         if any(message.get("tool_calls") for message in conversation.messages) and not forms.calls:
             raise ChatError("the chat template leaves out calls of tools")
@@ -169,22 +167,22 @@ class TurnTemplate:
             raise ChatError("the chat template leaves out the tools")
 
     def _require_whole(self, conversation: Conversation, written: str) -> None:
-        """Raise ChatError unless all that the last message has stands in what is written for the turn."""
+        """Raise ChatError unless everything in the last message appears in the text written for the turn."""
         last = conversation.messages[-1]
         self._require_written(conversation, last)
-        said = [last["content"].strip(), (last.get("reasoning") or "").strip()]
+        texts = [last["content"].strip(), (last.get("reasoning") or "").strip()]
         called = [text for call in last.get("tool_calls", ()) for text in (call["name"], *_texts(call["arguments"]))]
-        changed = [text for text in said if text not in written]
+        changed = [text for text in texts if text not in written]
         changed += [text for text in called if not any(form in written for form in _spellings(text))]
         if changed:
             raise ChatError(
                 "the chat template changes what the assistant says",
-                f"the chat template changes what the assistant says: it does not write {changed[0][:40]!r} as it is; leave the chat "
-                "out, or give another template",
+                f"the chat template changes what the assistant says: it does not write {changed[0][:40]!r} unchanged; "
+                "leave the chat out, or give another template",
             )
 
     def _require_written(self, conversation: Conversation, last: Message) -> None:
-        """Raise ChatError unless the template writes each thing once. Asked once for chats of one shape."""
+        """Raise ChatError unless the template writes each item once. Checked once for all chats of one shape."""
         shape = (
             tuple(
                 (m["role"], bool(m["content"]), _reasons(m), len(m.get("tool_calls", ())))
@@ -208,7 +206,7 @@ def _reasons(message: Message) -> bool:
 
 
 def _marked(message: Message) -> tuple[Message, list[str]]:
-    """The message with a mark in place of each thing that it has, and what these are."""
+    """Return the message with a mark in place of each of its items, and the names of these items."""
     names: list[str] = []
 
     def marked(name: str) -> str:
@@ -229,7 +227,7 @@ def _marked(message: Message) -> tuple[Message, list[str]]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts in the arguments of a call."""
+    """Yield the texts in the arguments of a call."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -238,5 +236,5 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _spellings(text: str) -> tuple[str, ...]:
-    """As a template may write a text of a call: as it is, or as JSON."""
+    """Return the spellings that a template may use for a text of a call: as it is, or as JSON."""
     return text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]

@@ -1,7 +1,7 @@
-"""What a tokenizer.json says about bytes: the bytes of every id, and a definition whose encoding cannot leave them.
+"""Byte spellings from a tokenizer.json: the bytes of every id, and a definition whose encodings keep to them.
 
-Two kinds of tokenizer can spell every byte: byte-level ones, which write each byte as a letter of their own, and those
-with byte fallback, which write a space as U+2581 and hold tokens <0x00> to <0xFF> for the rest. Others are refused.
+Two kinds of tokenizer can spell every byte: byte-level ones, which map each byte to a letter, and those with byte
+fallback, which write a space as U+2581 and have tokens <0x00> to <0xFF> for the rest. Others are refused.
 """
 
 import re
@@ -16,13 +16,13 @@ _BYTE_OF_LETTER = {letter: byte for byte, letter in enumerate(byte_letters())}
 _Definition = dict[str, Any]
 _DROPPING = ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit")  # pre-tokenizers
 _SUPPORTED = (
-    "Supported are byte-level BPE (as of GPT-2, Qwen, Llama 3, DeepSeek, SmolLM2), tiktoken ranks and tekken, SentencePiece BPE and "
-    "Unigram with byte fallback (as of Mistral, Llama 2, Gemma), and `bytes`."
+    "Supported are byte-level BPE (as in GPT-2, Qwen, Llama 3, DeepSeek, SmolLM2), tiktoken ranks and tekken, "
+    "SentencePiece BPE and Unigram with byte fallback (as in Mistral, Llama 2, Gemma), and `bytes`."
 )
 
 
 def spellings(definition: _Definition) -> tuple[tuple[bytes | None, ...], dict[str, int]]:
-    """Bytes by id (None: spells nothing), and control tokens' ids by name. ValueError where bytes are not known."""
+    """Return bytes by id (None: spells nothing) and control ids by name. Raises ValueError if bytes are unknown."""
     byte_level = _kind(definition)
     vocab = _vocab(definition)
     added = definition.get("added_tokens") or []
@@ -40,13 +40,14 @@ def spellings(definition: _Definition) -> tuple[tuple[bytes | None, ...], dict[s
 
 
 def encoder_definition(definition: _Definition, table: tuple[bytes | None, ...]) -> tuple[_Definition, bytes]:
-    """The definition to encode with, and the prefix to put before a document.
+    """Return the definition to encode with, and the prefix to put before a document.
 
-    Differs from the original where that would not spell the text: tokens without bytes get names that no text can have
-    (so neither a merge nor a whole-word lookup yields them), spelled-out byte tokens are not merged from text, and the
-    dummy prefix is put once before the document, by the caller, instead of before each stretch between added tokens.
+    It differs from the original where that would not spell the text: tokens without bytes get names that cannot occur
+    in text (so neither a merge nor a whole-word lookup yields them), spelled-out byte tokens are not merged from text,
+    and the dummy prefix is put once before the document, by the caller, instead of before each stretch between added
+    tokens.
     """
-    # Not a deep copy: a vocabulary has a hundred thousand entries, and what changes in it is made anew.
+    # Not a deep copy: a vocabulary has a hundred thousand entries; changed parts are rebuilt.
     changed = definition | {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
     changed["model"] = model = definition["model"] | {"dropout": None}
     changed["added_tokens"] = [dict(token) for token in definition.get("added_tokens") or []]
@@ -67,7 +68,7 @@ def encoder_definition(definition: _Definition, table: tuple[bytes | None, ...])
 
 
 def text_changers(definition: _Definition) -> tuple[str, ...]:
-    """Names of the normalizers that may alter text; writing a space as U+2581 is not counted, nor the dummy prefix."""
+    """Name the normalizers that may alter text, other than writing a space as U+2581 and the dummy prefix."""
     names = []
     for step in _steps(definition.get("normalizer")):
         space = step["type"] == "Replace" and step["pattern"].get("String") == " " and step["content"] == _SPACE
@@ -77,14 +78,14 @@ def text_changers(definition: _Definition) -> tuple[str, ...]:
 
 
 class Prefixing(NamedTuple):
-    """Where a tokenizer that puts a space before a text puts it, if there are control tokens in the text."""
+    """Places where a tokenizer with a dummy prefix puts its space in a text with control tokens."""
 
-    every_stretch: bool  # after each control token; else only where the whole text begins
-    unless_space: bool  # not before a stretch that begins with a space
+    every_stretch: bool  # after each control token; else only at the start of the whole text
+    unless_space: bool  # not before a stretch that starts with a space
 
 
 def prefixing(definition: _Definition) -> Prefixing:
-    """How the tokenizer's own dummy prefix works; of no meaning for one without."""
+    """Return how the tokenizer's own dummy prefix works; meaningless for one without."""
     for step in (*_steps(definition.get("normalizer")), *_steps(definition.get("pre_tokenizer"))):
         if step["type"] == "Prepend":
             return Prefixing(every_stretch=True, unless_space=False)
@@ -94,12 +95,12 @@ def prefixing(definition: _Definition) -> Prefixing:
 
 
 def _kind(definition: _Definition) -> bool:
-    """True: byte-level. False: byte fallback. ValueError: neither."""
+    """Return True for byte-level and False for byte fallback. Raises ValueError for neither."""
     steps = list(_steps(definition.get("pre_tokenizer")))
     lack = _lack(definition["model"], steps)
     byte_level = any(step["type"] == "ByteLevel" for step in (*steps, *_steps(definition.get("normalizer"))))
     if lack is None and not byte_level and not definition["model"].get("byte_fallback"):
-        lack = "is neither byte-level nor has byte fallback, so that it has one token for all that it does not know"
+        lack = "is neither byte-level nor has byte fallback, so that it has one token for everything unknown"
     if lack is not None:
         raise ValueError(
             f"a {definition['model']['type']} tokenizer that {lack} cannot spell every byte of a document. {_SUPPORTED}"
@@ -108,15 +109,15 @@ def _kind(definition: _Definition) -> bool:
 
 
 def _lack(model: _Definition, pre_tokenizers: list[_Definition]) -> str | None:
-    """Why no tokenizer of this kind can spell every byte, whatever its vocabulary; None where one could."""
+    """Say why no tokenizer of this kind can spell every byte, whatever its vocabulary; None if one could."""
     if model["type"] == "WordPiece":
-        return "drops the spaces, and has one token for all words that it does not know,"
+        return "drops the spaces, and has one token for all unknown words,"
     if model["type"] not in ("BPE", "Unigram"):
         return "knows whole words only"
     affixes = [key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
     if affixes:
         return f"marks where words begin or end ({affixes[0]}) instead of writing the spaces"
-    # "Removed" with `invert` drops what its pattern does not match, which in the tokenizers that have it is nothing.
+    # "Removed" with `invert` drops what its pattern does not match: nothing, in the tokenizers that use it.
     dropping = [
         step["type"]
         for step in pre_tokenizers
@@ -126,7 +127,7 @@ def _lack(model: _Definition, pre_tokenizers: list[_Definition]) -> str | None:
 
 
 def _steps(part: _Definition | None) -> Iterator[_Definition]:
-    """The steps of a normalizer or pre-tokenizer, sequences opened."""
+    """Yield the steps of a normalizer or pre-tokenizer, with sequences flattened."""
     if part is None:
         return
     if part["type"] == "Sequence":
@@ -137,7 +138,7 @@ def _steps(part: _Definition | None) -> Iterator[_Definition]:
 
 
 def _without_prefix(part: _Definition | None) -> tuple[_Definition | None, bool]:
-    """A normalizer or pre-tokenizer that puts no space first, and whether it did."""
+    """Return a normalizer or pre-tokenizer without its leading space, and whether it had one."""
     if part is None:
         return None, False
     if part["type"] == "Sequence":
@@ -154,10 +155,10 @@ def _without_prefix(part: _Definition | None) -> tuple[_Definition | None, bool]
 
 
 def _byte_names_apart(pre_tokenizer: _Definition | None) -> _Definition:
-    """Splits `<0x0A>` in a text behind its `<`: Unigram would take it for the token of a byte.
+    """Split `<0x0A>` in a text after its `<`: Unigram would otherwise read it as a byte's token.
 
-    Their names cannot be changed instead, nor their scores: byte fallback goes by the former, the unknown by the
-    latter.
+    Neither the names nor the scores of byte tokens can be changed instead: byte fallback depends on the names, the
+    unknown token on the scores.
     """
     pattern = {"Regex": "<(?=0x[0-9A-F]{2}>)"}
     split = {"type": "Split", "pattern": pattern, "behavior": "MergedWithPrevious", "invert": False}
@@ -190,12 +191,15 @@ def _rename_vocab(model: _Definition, new_name: dict[str, str]) -> None:
 
 
 def _unspellable(index: int) -> str:
-    """Unicode noncharacters: in no byte-level alphabet, and in no merge; special added tokens are not matched."""
+    """Name a token with Unicode noncharacters, which are in no byte-level alphabet and in no merge.
+
+    Special added tokens are not matched.
+    """
     return f"\ufdd0\ufdd1{index}\ufdd2"
 
 
 def _pieces(merge: str | list[str]) -> tuple[str, str, str]:
-    """What a merge joins, and what it makes."""
+    """Return the two pieces that a merge joins, and the result."""
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     return left, right, left + right
 
@@ -211,6 +215,9 @@ def _piece_bytes(piece: str) -> bytes | None:
 
 
 def _added_bytes(token: _Definition, byte_level: bool) -> bytes:
-    """A plain added token is looked for in the text as it is, or, `normalized`, after spaces became U+2581."""
+    """Return the bytes of a plain added token.
+
+    It is matched in the text as it is or, if `normalized`, after spaces have become U+2581.
+    """
     content = str(token["content"])
     return (content if byte_level or not token["normalized"] else content.replace(_SPACE, " ")).encode()

@@ -1,7 +1,7 @@
-"""A tokenizer seen as bytes: which bytes each id spells, and an encoding that is checked to spell the document.
+"""Byte view of a tokenizer: the bytes of each id, and encodings that are checked to spell the document.
 
-Everything comes from the tokenizer's own definition (tokenizer.json), never from decoding: `decode` cleans up, and half
-a character does not survive it. Control tokens spell nothing and are never produced by text, whatever the text says.
+Everything comes from the tokenizer's own definition (tokenizer.json), never from decoding: `decode` cleans up text and
+does not preserve partial characters. Control tokens spell nothing and are never produced by text, whatever it says.
 """
 
 import difflib
@@ -18,11 +18,11 @@ from pipeline.runtime.model_source import ModelSource, as_source
 from pipeline.tokenization.byte_spelling import Prefixing, encoder_definition, prefixing, spellings, text_changers
 
 _SPACE = "▁"
-_UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}  # the others are in no UTF-8 text
+_UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}  # the other bytes never occur in UTF-8
 
 
 class SpellingError(ValueError):
-    """The tokens do not spell the document. `reason` is short, and the same for all documents with that fault."""
+    """Tokens do not spell the document. `reason` is short, and the same for all documents with that fault."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -31,17 +31,17 @@ class SpellingError(ValueError):
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """A tokenizer whose every encoding is checked: the tokens' bytes are `prefix + document`.
+    """A tokenizer that checks every encoding: the tokens' bytes are `prefix + document`.
 
     Attributes:
         token_bytes: by id; None spells nothing (control tokens, unused slots).
-        prefix: what comes before every document: b"", or b" " (the dummy prefix of SentencePiece).
+        prefix: bytes before every document: b"", or b" " (the dummy prefix of SentencePiece).
         default_start: the id the tokenizer itself puts first, else its bos, else its eos token; None if it has none.
         default_end: its eos token's id; None if it has none.
-        sha256: hex digest of what decides ids and bytes; control tokens' names count, chat templates do not.
-        control: name -> id of the tokens that spell nothing.
-        normalizers: the tokenizer's normalizers that can alter text, by name; a document they alter is refused.
-        prefixing: before which stretches of a text with control tokens in it the tokenizer itself puts `prefix`.
+        sha256: hex digest of everything that decides ids and bytes, including control tokens' names but not templates.
+        control: ids of the tokens that spell nothing, by name.
+        normalizers: names of its normalizers that can alter text; a document that they alter is refused.
+        prefixing: where the tokenizer itself puts `prefix` in a text with control tokens.
     """
 
     token_bytes: tuple[bytes | None, ...]
@@ -55,7 +55,7 @@ class ByteTokenizer:
     _encoder: Tokenizer = field(repr=False, compare=False)
 
     def encode(self, document: bytes) -> list[int]:
-        """Token ids of a document, without start or end. Raises SpellingError if they would not spell it exactly."""
+        """Encode a document, without start or end. Raises SpellingError if the ids would not spell it exactly."""
         [ids] = self.encode_batch([document])
         if isinstance(ids, SpellingError):
             raise ids
@@ -64,10 +64,10 @@ class ByteTokenizer:
     def encode_batch(
         self, documents: Sequence[bytes], prefixes: Sequence[bytes] | None = None
     ) -> list[list[int] | SpellingError]:
-        """Like `encode`, for many documents at once; what is wrong with one is returned in its place.
+        """Encode many documents at once, as `encode` does; an error is returned in its document's place.
 
         Args:
-            prefixes: what comes before each instead of `prefix`: for what is not a whole document.
+            prefixes: bytes before each one instead of `prefix`, for texts that are not whole documents.
         """
         prefixes = [self.prefix] * len(documents) if prefixes is None else prefixes
         results: list[list[int] | SpellingError | None] = [None] * len(documents)
@@ -89,8 +89,10 @@ class ByteTokenizer:
         ]
 
     def prefix_of(self, stretch: bytes, first: bool) -> bytes:
-        """What the tokenizer itself puts before a stretch of text between control tokens; `first`: none comes before
-        it.
+        """Return the prefix that the tokenizer itself puts before a stretch of text between control tokens.
+
+        Args:
+            first: no control token comes before it.
         """
         prefixed = (first or self.prefixing.every_stretch) and not (
             self.prefixing.unless_space and stretch.startswith(b" ")
@@ -99,63 +101,63 @@ class ByteTokenizer:
 
     def _checked(self, ids: list[int], prefix: bytes, document: bytes) -> list[int] | SpellingError:
         spelled = [self.token_bytes[token] for token in ids]
-        wanted = prefix + document
-        have = b"".join(token or b"" for token in spelled)
-        if have == wanted and None not in spelled:
+        expected = prefix + document
+        actual = b"".join(token or b"" for token in spelled)
+        if actual == expected and None not in spelled:
             return ids
-        shorter = min(len(have), len(wanted))
-        at = next((i for i in range(shorter) if have[i] != wanted[i]), shorter)
-        reason = self._reason(wanted, at)
+        shorter = min(len(actual), len(expected))
+        at = next((i for i in range(shorter) if actual[i] != expected[i]), shorter)
+        reason = self._reason(expected, at)
         return SpellingError(
-            f"the tokens do not spell the document: at byte {at - len(prefix)} it has {wanted[at : at + 8]!r} "
-            f"where they have {have[at : at + 8]!r}; {reason}. Leave the document out, or choose another tokenizer.",
+            f"the tokens do not spell the document: at byte {at - len(prefix)} it has {expected[at : at + 8]!r} "
+            f"where they have {actual[at : at + 8]!r}; {reason}. Leave the document out, or choose another tokenizer.",
             reason,
         )
 
-    def _reason(self, wanted: bytes, at: int) -> str:
-        text = wanted.decode("utf-8")
+    def _reason(self, text_bytes: bytes, at: int) -> str:
+        text = text_bytes.decode("utf-8")
         if self.normalizers:
             changed = self._encoder.normalizer.normalize_str(text)
             if changed.replace(_SPACE, " ") != text.replace(_SPACE, " "):
                 return f"its normalizer ({', '.join(self.normalizers)}) changes the text"
-        if _SPACE.encode() in wanted[max(at - 2, 0) : at + 3]:
+        if _SPACE.encode() in text_bytes[max(at - 2, 0) : at + 3]:
             return "the tokenizer writes a space as U+2581, and takes that character in a text for a space"
         return "its vocabulary cannot spell these bytes"
 
     def remarks(self) -> list[str]:
-        """What it cannot spell, a sentence each; empty for a tokenizer that spells every document."""
-        found = []
+        """List what it cannot spell, a sentence each; empty for a tokenizer that spells every document."""
+        limits = []
         if self.normalizers:
-            found.append(f"normalises text ({', '.join(self.normalizers)}): documents that change under it")
+            limits.append(f"normalises text ({', '.join(self.normalizers)}): documents that change under it")
         if isinstance(self.encode_batch([_SPACE.encode()])[0], SpellingError):
-            found.append("writes a space as U+2581: documents with that character")
-        have = {token[0] for token in self.token_bytes if token is not None and len(token) == 1}
-        lacking = sorted(_UTF8_BYTES - have)
+            limits.append("writes a space as U+2581: documents with that character")
+        single_bytes = {token[0] for token in self.token_bytes if token is not None and len(token) == 1}
+        lacking = sorted(_UTF8_BYTES - single_bytes)
         if lacking:
-            found.append(f"has no tokens for the bytes {bytes(lacking).hex(' ')}: documents with them")
-        return [f"{what} are counted and left out" for what in found]
+            limits.append(f"has no tokens for the bytes {bytes(lacking).hex(' ')}: documents with them")
+        return [f"{what} are counted and left out" for what in limits]
 
     def token_id(self, spelling: str) -> int:
-        """Id of a control token by its name. Raises ValueError naming the nearest ones."""
+        """Look up a control token's id by name. Raises ValueError that lists the closest names."""
         if spelling in self.control:
             return self.control[spelling]
         near = difflib.get_close_matches(spelling, self.control, n=3, cutoff=0.3) or sorted(self.control)[:5]
         raise ValueError(
-            f"the tokenizer has no control token {spelling!r}; the nearest it has: {', '.join(near) or 'none at all'}"
+            f"the tokenizer has no control token {spelling!r}; the closest it has: {', '.join(near) or 'none at all'}"
         )
 
     @classmethod
     def load(cls, source: ModelSource | str) -> "ByteTokenizer":
-        """Load it by AutoTokenizer. Raises ValueError, with the reason, for one that cannot spell bytes."""
+        """Load a tokenizer with AutoTokenizer. Raises ValueError, with the reason, if it cannot spell bytes."""
         return cls.from_wrapped(load_tokenizer(source), as_source(source).source)
 
     @classmethod
     def from_wrapped(cls, wrapped: Any, name: str) -> "ByteTokenizer":
-        """From a transformers tokenizer; `name` is what errors call it."""
+        """Make it from a transformers tokenizer; `name` is its name in errors."""
         backend = getattr(wrapped, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(
-                f"{name}: {type(wrapped).__name__} has no tokenizer.json, so its bytes are not known. "
+                f"{name}: {type(wrapped).__name__} has no tokenizer.json, so its bytes are unknown. "
                 "Choose a tokenizer that has one; the source `bytes` is a tokenizer of the 256 bytes."
             )
         try:
@@ -165,7 +167,7 @@ class ByteTokenizer:
 
     @classmethod
     def from_definition(cls, definition: dict[str, Any], bos: int | None, eos: int | None) -> "ByteTokenizer":
-        """From a parsed tokenizer.json. `bos` and `eos` are ids."""
+        """Make it from a parsed tokenizer.json; `bos` and `eos` are ids."""
         token_bytes, control = spellings(definition)
         encoder_json, prefix = encoder_definition(definition, token_bytes)
         encoder = Tokenizer.from_str(json.dumps(encoder_json))
@@ -185,8 +187,9 @@ class ByteTokenizer:
 
 
 def _put_first(definition: dict[str, Any], token_bytes: tuple[bytes | None, ...]) -> int | None:
-    """The control token that the tokenizer itself puts before a text, found with a model of one token: that loads at
-    once.
+    """Find the control token that the tokenizer itself puts before a text.
+
+    Uses a model with a single token, which loads at once.
     """
     letter = len(token_bytes)
     probe = {"version": "1.0", "model": {"type": "BPE", "vocab": {"a": letter}, "merges": []}, "added_tokens": []}

@@ -1,8 +1,8 @@
-"""Chats of a dump as another model's template writes them: turn by turn, wherever it writes the bytes that are stored.
+"""Chats of a dump as another model's template writes them: turn by turn, wherever it writes the stored bytes.
 
-What is asked about a turn of the assistant is asked of its bytes. A template may write one turn with other bytes than
-the teacher's did, or only when it comes and no longer once the chat goes on: so of a record some turns can be used and
-others not, and some in a rendering of their own. What stands around a turn is always the template's own.
+Targets of an assistant's turn belong to its bytes. A template may write a turn with different bytes than the teacher's
+did, or may change it once the chat continues. Some turns of a record are therefore usable and others not, and some need
+a separate rendering. The text around a turn is always the template's own.
 """
 
 from bisect import bisect_right
@@ -20,11 +20,11 @@ from schemas.record import Question, Record
 
 @dataclass(frozen=True)
 class StoredChat:
-    """A chat of a dump in a model's tokens, as far as its template writes the turns that are stored.
+    """A chat of a dump in a model's tokens, as far as its template writes the stored turns.
 
     Attributes:
         renderings: at least one; together they hold each turn once, with byte offsets of the record.
-        left_out: of the messages that the record asks about those whose turns are in none, and why.
+        left_out: the fault of each of the record's supervised messages whose turn is in no rendering.
     """
 
     renderings: tuple[EncodedChat, ...]
@@ -32,13 +32,14 @@ class StoredChat:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is one rendering that holds all turns."""
+        """Return whether one rendering holds all turns."""
         return len(self.renderings) == 1 and not self.left_out
 
 
 def encode_whole(chat: ChatTokenizer, asked: Sequence[Question | Record]) -> list[EncodedChat | ValueError]:
-    """Each record's chat in one rendering, or ChatError where the template writes any turn otherwise, or
-    SpellingError.
+    """Encode each record's chat in one rendering.
+
+    In its place, a ChatError if the template writes any turn differently, or a SpellingError.
     """
     encodings = chat.encode_batch([chat_of(record) for record in asked])
     return [
@@ -48,15 +49,18 @@ def encode_whole(chat: ChatTokenizer, asked: Sequence[Question | Record]) -> lis
 
 
 def encode_by_turn(chat: ChatTokenizer, asked: Sequence[Question | Record]) -> list[StoredChat | ValueError]:
-    """Each record's chat, turn by turn where it is not whole in one rendering; or why none of its turns can be used."""
+    """Encode each record's chat, turn by turn unless one rendering holds it all.
+
+    In its place, the reason if none of its turns can be used.
+    """
     return [
-        _by_turn(chat, record, found) if isinstance(found, ChatError) else _whole(found)
-        for record, found in zip(asked, encode_whole(chat, asked), strict=True)
+        _by_turn(chat, record, encoded) if isinstance(encoded, ChatError) else _whole(encoded)
+        for record, encoded in zip(asked, encode_whole(chat, asked), strict=True)
     ]
 
 
 def messages_of_segments(asked: Question | Record) -> list[int]:
-    """The number of the message in which each segment lies; an END alone stands at its message's end."""
+    """Return the number of each segment's message; a segment of END alone lies at its message's end."""
     ends = list(accumulate(asked.message_lengths))
     return [bisect_right(ends, max(segment.start - (not segment.length), 0)) for segment in asked.segments]
 
@@ -66,47 +70,47 @@ def _is_stored(encoded: EncodedChat, record: Question | Record) -> bool:
     return lengths == tuple(record.message_lengths) and b"".join(encoded.contents) == record.document
 
 
-def _whole(found: EncodedChat | ValueError) -> StoredChat | ValueError:
-    return StoredChat((found,), {}) if isinstance(found, EncodedChat) else found
+def _whole(encoded: EncodedChat | ValueError) -> StoredChat | ValueError:
+    return StoredChat((encoded,), {}) if isinstance(encoded, EncodedChat) else encoded
 
 
 def _by_turn(chat: ChatTokenizer, record: Question | Record, fault: ChatError) -> StoredChat | ValueError:
-    """`fault`: why it is not whole; of a record of which nothing can be used, why."""
-    wanted = list(dict.fromkeys(messages_of_segments(record)))
-    for written, faults in _ways(chat, record, wanted):
+    """Encode a record turn by turn; return `fault`, the reason why it is not whole, if nothing can be used."""
+    supervised = list(dict.fromkeys(messages_of_segments(record)))
+    for written, faults in _ways(chat, record, supervised):
         renderings = []
-        left_out: dict[int, ValueError] = {number: error for number, error in faults.items() if number in wanted}
+        left_out: dict[int, ValueError] = {number: error for number, error in faults.items() if number in supervised}
         for rendering, encoded in zip(written, chat.encode_written(written), strict=True):
             if isinstance(encoded, EncodedChat):
                 renderings.append(encoded)
             else:
-                left_out |= {number: encoded for number in wanted if number in rendering.spoken}
-        if any(turn.message in wanted for encoded in renderings for turn in encoded.turns):
+                left_out |= {number: encoded for number in supervised if number in rendering.spoken}
+        if any(turn.message in supervised for encoded in renderings for turn in encoded.turns):
             return StoredChat(tuple(renderings), dict(sorted(left_out.items())))
     return fault
 
 
 def _ways(
-    chat: ChatTokenizer, record: Question | Record, wanted: Sequence[int]
+    chat: ChatTokenizer, record: Question | Record, supervised: Sequence[int]
 ) -> Iterator[tuple[list[Written], dict[int, ChatError]]]:
-    """What may be written of a record, the best first."""
-    found = chat_of(record)
-    if isinstance(found, Excerpt):
-        yield chat.turn_template.write_agreeing(found, _stored(record), wanted)
+    """Yield ways to render a record, the best first."""
+    messages = chat_of(record)
+    if isinstance(messages, Excerpt):
+        yield chat.turn_template.write_agreeing(messages, _stored(record), supervised)
         return
-    said = [message["content"] for message in found if message["role"] == ASSISTANT]
-    if chat.turn_template.forms.reasoning is not None and any(map(split_reasoning, said)):
-        # To the teacher the reasoning in a content was text; this template takes it out, and writes it as a turn's.
-        excerpt = Excerpt(Conversation(tuple(found)), len(found))
-        yield chat.turn_template.write_agreeing(excerpt, _stored(record), wanted)
+    contents = [message["content"] for message in messages if message["role"] == ASSISTANT]
+    if chat.turn_template.forms.reasoning is not None and any(map(split_reasoning, contents)):
+        # To the teacher the reasoning in a content was text; this template moves it out and writes it as reasoning.
+        excerpt = Excerpt(Conversation(tuple(messages)), len(messages))
+        yield chat.turn_template.write_agreeing(excerpt, _stored(record), supervised)
     try:
-        parts, faults = chat.template.render_any(found)
+        parts, faults = chat.template.render_any(messages)
     except ChatError:
         return
-    spoken = [i for i, message in enumerate(found) if message["role"] == ASSISTANT and i not in faults]
-    yield [chat.split(parts, found, spoken)], faults
+    spoken = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT and i not in faults]
+    yield [chat.split(parts, messages, spoken)], faults
 
 
 def _stored(record: Question | Record) -> list[bytes]:
-    """The bytes of each message."""
+    """Return the bytes of each message."""
     return [record.document[start:end] for start, end in pairwise([0, *accumulate(record.message_lengths)])]

@@ -1,6 +1,6 @@
-"""Turns of a chat that one rendering shows, and that rendering as control tokens and the text between them.
+"""Turns of a chat that share one rendering, and the rendering as control tokens and the text between them.
 
-A turn is found in the rendering of a later one, where the template writes it there as it did when it came.
+A turn is found in the rendering of a later one if the template writes it there as it did at first.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +13,14 @@ from pipeline.tokenization.control_tokens import ControlTokens, Found, mended
 
 @dataclass(frozen=True)
 class Turn:
-    """A chat rendered up to a turn, which is characters `begin .. end` of it, and ends with the control token
-    `end_token` up to `stop`.
+    """A chat rendered up to a turn.
 
     Attributes:
         text: the rendering, in which spellings of control tokens are broken.
-        number: how many such control tokens stand before that one.
+        begin, end: characters `begin .. end` are the turn.
+        stop: the character where the control token that ends the turn stops.
+        end_token: that control token.
+        number: how many tokens with that id come before it.
     """
 
     text: str
@@ -29,14 +31,17 @@ class Turn:
     number: int
 
     def begins(self, later: "Turn") -> bool:
-        """Whether a later turn's rendering holds this one as it is."""
+        """Return whether a later turn's rendering starts with this one."""
         return later.text.startswith(self.text[: self.stop])
 
     def within(self, later: "Turn", controls: Sequence[Found]) -> "Turn | None":
-        """Where this turn stands in a later one's rendering, whose control tokens these are; None where it does not.
+        """Locate this turn in a later one's rendering; None if it is not there.
 
-        What comes before it may have changed, and so may what the template writes before it (an empty reasoning, by
-        some): the turn is known by its text, and by the control token that ends it.
+        The text before it may have changed, including what the template writes before it (some write an empty
+        reasoning): the turn is identified by its own text and by the control token that ends it.
+
+        Args:
+            controls: the control tokens of the later rendering.
         """
         if self.begins(later):
             return replace(self, text=later.text)
@@ -51,9 +56,9 @@ class Written(NamedTuple):
     """A chat as the template writes it.
 
     Attributes:
-        items: control tokens by id, and what stands between them; each message's parts have its number.
-        contents: of each message its bytes: of a turn with more than contents what is written for it, without control
-            tokens.
+        items: control tokens by id, and the text between them; each message's parts have its number.
+        contents: the bytes of each message; for a turn with more than contents, the text written for it, without
+            control tokens.
         spoken: the messages whose bytes are to be supervised.
     """
 
@@ -63,23 +68,24 @@ class Written(NamedTuple):
 
 
 def gathered(control: ControlTokens, numbers: Sequence[int], turns: Sequence[Turn]) -> list[dict[int, Turn]]:
-    """Turns by number, in groups: those before the last of a group stand in its rendering, after one another."""
+    """Group turns, by number: a group's last rendering holds all of its turns in order."""
     groups: list[dict[int, Turn]] = []
     controls: list[Found] = []
     after: Turn | None = None  # the turn that comes next in the group's rendering
     for number, turn in zip(reversed(numbers), reversed(turns), strict=True):
-        found = None if after is None else turn.within(after, controls)
-        if found is None or after is None or found.end > after.begin:
+        located = None if after is None else turn.within(after, controls)
+        if located is None or after is None or located.end > after.begin:
             controls = list(control.find(turn.text[: turn.stop]))
             groups.append({})
-            found = turn
-        groups[-1][number] = after = found
+            located = turn
+        groups[-1][number] = after = located
     return [dict(reversed(group.items())) for group in reversed(groups)]
 
 
 def items_of(control: ControlTokens, turns: Mapping[int, Turn]) -> tuple[list[int | Part], dict[int, str]]:
-    """The rendering that holds these turns, up to the end of the last, and what it has of each, without control
-    tokens.
+    """Split the rendering of these turns, up to the end of the last, into items.
+
+    Also returns the text of each turn, without control tokens.
     """
     last = turns[max(turns)]
     items: list[int | Part] = []
@@ -93,16 +99,16 @@ def items_of(control: ControlTokens, turns: Mapping[int, Turn]) -> tuple[list[in
 
 
 def _parts(text: str, start: int, stop: int, turns: Mapping[int, Turn], contents: dict[int, str]) -> Iterator[Part]:
-    """What stands at these characters, cut where a turn begins or ends; the turns' parts are put to their contents."""
+    """Yield the text of these characters, cut where a turn begins or ends; append turns' parts to their contents."""
     for number, turn in turns.items():
         begin, end = max(start, turn.begin), min(stop, turn.end)
         if begin >= end:
             continue
         if start < begin:
             yield Part(mended(text[start:begin]), None)
-        said = mended(text[begin:end])
-        yield Part(said, number, len(contents[number].encode()))
-        contents[number] += said
+        part = mended(text[begin:end])
+        yield Part(part, number, len(contents[number].encode()))
+        contents[number] += part
         start = end
     if start < stop:
         yield Part(mended(text[start:stop]), None)

@@ -1,12 +1,12 @@
-"""A conversation as a model is given it: tokens, and where in them lies what the assistant says.
+"""Conversations as model input: tokens, and the places in them of what the assistant says.
 
-Control tokens are parsed in the template's own text alone: a message that spells one is text. Between two control
-tokens, template and contents are one stretch of text, encoded together as the model would see them. So a token may hold
-bytes of both; what it holds of the assistant's words is context then, and not supervised.
+Control tokens are parsed only in the template's own text: a message that spells one is text. Between two control
+tokens, template and contents are one stretch of text, encoded together as the model would see them. A token may
+therefore hold bytes of both; its part of the assistant's words is then context, and not supervised.
 
-The bytes of a chat are the contents of all its messages, joined in order; no template has a part in them. Offsets count
-in them. Of a chat with more than contents in it, they are what the template writes for a turn of the assistant: see
-`pipeline.tokenization.assistant_turns`.
+The bytes of a chat are the contents of all its messages, joined in order, independent of any template. Offsets count
+these bytes. In a chat with more than contents, the bytes of an assistant's turn are what the template writes for it:
+see `pipeline.tokenization.assistant_turns`.
 """
 
 from bisect import bisect_left, bisect_right
@@ -30,15 +30,16 @@ _PROBE = [{"role": "user", "content": "Is it there?"}, {"role": ASSISTANT, "cont
 
 @dataclass(frozen=True)
 class Turn:
-    """What the assistant says in one message, as far as whole tokens hold it and nothing else. A message in which the
-    template writes control tokens is several.
+    """The part of one assistant message that whole tokens hold, with nothing else in them.
+
+    A message in which the template writes control tokens gives several turns.
 
     Attributes:
-        message: its number, in a record's chat that of the record's message.
+        message: the message's number; in a record's chat, the number of the record's message.
         start, end: bytes of the chat that the tokens hold.
         first, last: tokens `first .. last` of the chat hold them.
-        prefix: what the tokenizer put before the first of these tokens; part of what they spell.
-        end_token: the control token that comes next; None where the last token reaches into the template, or text
+        prefix: bytes that the tokenizer put before the first of these tokens; part of what they spell.
+        end_token: the control token that comes next; None if the last token reaches into the template, or text
             follows.
     """
 
@@ -53,10 +54,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A chat's tokens, from the template's first to the end of the assistant's last turn; never empty, and nor is
-    `turns`.
+    """A chat's tokens, from the template's first to the end of the assistant's last turn.
 
-    `contents`: the bytes of each message.
+    Neither `tokens` nor `turns` is ever empty; `contents` holds the bytes of each message.
     """
 
     tokens: list[int]
@@ -76,9 +76,7 @@ class _Stretch(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """A chat's control tokens by id, and what stands between them; of each message its bytes, and which ones are
-    supervised.
-    """
+    """A chat's control tokens by id with the text between them, the bytes of each message, and the supervised ones."""
 
     items: list[int | _Stretch]
     contents: tuple[bytes, ...]
@@ -89,7 +87,7 @@ Chat = Sequence[Message] | Excerpt
 
 
 def document_of(messages: Sequence[Message]) -> bytes:
-    """The bytes of a chat."""
+    """Return the bytes of a chat."""
     return "".join(message["content"] for message in messages).encode()
 
 
@@ -97,8 +95,9 @@ class ChatTokenizer:
     """A tokenizer with its chat template."""
 
     def __init__(self, tokenizer: ByteTokenizer, wrapped: Any) -> None:
-        """`wrapped` is the transformers tokenizer that `tokenizer` was made of. Raises ValueError where it has no
-        template.
+        """Read the template of `wrapped`, the transformers tokenizer that `tokenizer` was made from.
+
+        Raises ValueError if it has none.
         """
         self.tokenizer = tokenizer
         self.template = ChatTemplate(wrapped)
@@ -106,34 +105,34 @@ class ChatTokenizer:
 
     @cached_property
     def turn_template(self) -> TurnTemplate:
-        """The template asked about turns."""
+        """Return the template's view of turns."""
         return TurnTemplate(self.template, self._control, self.end_of_turn())
 
     @classmethod
     def load(cls, source: ModelSource | str) -> "ChatTokenizer":
-        """Load it by AutoTokenizer.
+        """Load a tokenizer with AutoTokenizer.
 
-        Raises ValueError for a tokenizer without template, or one that cannot spell bytes.
+        Raises ValueError if it has no template, or cannot spell bytes.
         """
         wrapped = load_tokenizer(source)
         name = as_source(source).source
         if wrapped.chat_template is None:
-            raise ValueError(f"{name}: its tokenizer has no chat template, so that no chat can be rendered")
+            raise ValueError(f"{name}: its tokenizer has no chat template, so no chat can be rendered")
         return cls(ByteTokenizer.from_wrapped(wrapped, name), wrapped)
 
     def encode(self, chat: Chat) -> EncodedChat:
-        """A chat's tokens and turns. Raises ChatError or SpellingError, each with its reason."""
+        """Encode a chat into tokens and turns. Raises ChatError or SpellingError, each with its reason."""
         [encoded] = self.encode_batch([chat])
         if isinstance(encoded, ValueError):
             raise encoded
         return encoded
 
     def encode_batch(self, chats: Sequence[Chat]) -> list[EncodedChat | ValueError]:
-        """Like `encode`, for many chats at once; what is wrong with one is returned in its place."""
+        """Encode many chats at once, as `encode` does; an error is returned in its chat's place."""
         return self.encode_written([self._written(chat) for chat in chats])
 
     def encode_written(self, chats: Sequence[Written | ChatError]) -> list[EncodedChat | ValueError]:
-        """Like `encode_batch`, of what the template has written."""
+        """Encode chats that the template has written, as `encode_batch` does."""
         layouts = [chat if isinstance(chat, ChatError) else self._layout(chat) for chat in chats]
         stretches = [
             s for layout in layouts if isinstance(layout, _Layout) for s in layout.items if isinstance(s, _Stretch)
@@ -142,28 +141,28 @@ class ChatTokenizer:
         return [layout if isinstance(layout, ValueError) else self._encoded(layout, encodings) for layout in layouts]
 
     def beyond_contents(self, conversation: Conversation | None) -> Conversation | None:
-        """A conversation as the template is to see it; None where its contents are all that there is to see.
+        """Return a conversation as the template should see it; None if it has nothing beyond its contents.
 
-        Reasoning in a content is text to a template that does not look for it there, and is taken out of it for one
-        that does.
+        Reasoning in a content is plain text to a template that does not look for it there; for one that does, it is
+        moved out of the content.
         """
         if conversation is None or (conversation.is_plain and self.turn_template.forms.reasoning is None):
             return None
         return self.turn_template.seen(conversation)
 
     def excerpts(self, conversation: Conversation) -> list[Excerpt]:
-        """The records that a conversation takes. Raises ChatError where the template does not write it whole."""
+        """List the records that a conversation takes. Raises ChatError if the template does not write it whole."""
         return list(self.turn_template.excerpts(self.turn_template.seen(conversation)))
 
     def end_of_turn(self) -> int | None:
-        """The control token that the template puts after what the assistant says; None where it puts none."""
+        """Return the control token that the template puts after what the assistant says; None if there is none."""
         try:
             return self.encode(_PROBE).turns[-1].end_token
         except ChatError as error:
             raise ValueError(f"the chat template cannot write a question and its answer: {error}") from error
 
     def split(self, parts: Sequence[Part], messages: Sequence[Message], spoken: Iterable[int]) -> Written:
-        """A rendering of contents with its control tokens apart; of `messages`, these are `spoken`."""
+        """Separate a rendering of contents from its control tokens; `spoken` are the supervised ones of `messages`."""
         contents = tuple(message["content"].encode() for message in messages)
         return Written(list(self._split(parts)), contents, frozenset(spoken))
 
@@ -194,7 +193,7 @@ class ChatTokenizer:
         return _Layout(items, chat.contents, chat.spoken)
 
     def _split(self, parts: Sequence[Part]) -> Iterator[int | Part]:
-        """Control tokens that the template writes, and the text around them."""
+        """Yield the control tokens that the template writes, and the text around them."""
         for part in parts:
             at = 0
             for found in self._control.find(part.text) if part.message is None else ():
@@ -218,7 +217,7 @@ class ChatTokenizer:
             if isinstance(ids, ValueError):
                 fault = fault or ids
                 continue
-            follows = next(iter(layout.items[index + 1 : index + 2]), None)  # a control token, where anything does
+            follows = next(iter(layout.items[index + 1 : index + 2]), None)  # a control token, if anything follows
             assert not isinstance(follows, _Stretch)
             turns += self._turns(item, ids, len(tokens), follows, message_starts, layout.spoken)
             tokens += ids
@@ -240,13 +239,13 @@ class ChatTokenizer:
         message_starts: Sequence[int],
         spoken: frozenset[int],
     ) -> Iterator[Turn]:
-        """The turns that lie in a stretch of text."""
+        """Yield the turns in a stretch of text."""
         edges = [0, *accumulate(len(self.tokenizer.token_bytes[token] or b"") for token in ids)]
         begin = len(stretch.prefix)
         for part in stretch.parts:
             end = begin + len(part.text.encode())
             if part.message in spoken and end > begin:
-                # What a tokenizer puts before a text is known to it, as at the start of a document.
+                # The tokenizer knows what it puts before a text, as at the start of a document.
                 prefix = stretch.prefix if begin == len(stretch.prefix) else b""
                 first, last = bisect_left(edges, begin - len(prefix)), bisect_right(edges, end) - 1
                 end_token = follows if edges[last] == end == edges[-1] else None

@@ -1,6 +1,4 @@
-"""A chat with what stands beside its contents: the assistant's reasoning, its calls of tools, and the tools it was
-offered.
-"""
+"""Chats with more than contents: the assistant's reasoning, its tool calls, and the tools it was offered."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,64 +16,65 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, and tools.
+    """Messages and tools of a chat.
 
     Attributes:
-        messages: each with `role` and `content` (text, empty where nothing is said), and where there is such a thing
-            `reasoning` (text), `tool_calls` (each with `id`, `name` and `arguments`, an object), and of a tool's answer
-            `tool_call_id` and `name`.
-        tools: what the assistant may call, as chat templates are given it.
+        messages: each with `role` and `content` (text, empty if nothing is said), and optionally `reasoning` (text),
+            `tool_calls` (each with `id`, `name` and `arguments`, an object) and, in a tool's answer, `tool_call_id` and
+            `name`.
+        tools: the tools that the assistant may call, as chat templates receive them.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> str:
-        """As a shard keeps it; equal conversations are equal texts."""
+        """Serialise it as shards store it; equal conversations give equal text."""
         values = {"messages": self.messages, **({"tools": self.tools} if self.tools else {})}
         return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "Conversation":
-        """Raises ValueError for anything but what `to_json` gives."""
+        """Parse what `to_json` returns. Raises ValueError for anything else."""
         values = json.loads(text)
         if not isinstance(values, dict) or not isinstance(values.get("messages"), list):
             raise ValueError(f"{text[:40]!r} is not a conversation: it holds no list of messages")
         return cls(tuple(values["messages"]), tuple(values.get("tools", ())))
 
     def until(self, stop: int) -> "Conversation":
-        """The first `stop` messages."""
+        """Return the conversation of the first `stop` messages."""
         return replace(self, messages=self.messages[:stop])
 
     def window(self, first: int, stop: int) -> "Conversation":
-        """Messages `first .. stop`, with the system's message, if there is one, and the tools."""
+        """Return messages `first .. stop`, with the system message if there is one, and the tools."""
         head = self.messages[:1] if first and self.messages[0]["role"] in _HEADS else ()
         return replace(self, messages=(*head, *self.messages[first:stop]))
 
     def with_reasoning_apart(self) -> "Conversation":
-        """The same with the reasoning that begins a content of the assistant's beside it."""
+        """Move the reasoning that begins an assistant's content out of it, into `reasoning`."""
         return replace(self, messages=tuple(map(_with_reasoning_apart, self.messages)))
 
     @property
     def contents(self) -> list[dict[str, str]]:
-        """Role and content of each message."""
+        """Return role and content of each message."""
         return [{"role": message["role"], "content": message["content"]} for message in self.messages]
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing stands beside the contents."""
+        """Return whether there is nothing beyond the contents."""
         beside = any(message.get("reasoning") or message.get("tool_calls") for message in self.messages)
         return not (beside or self.tools)
 
     @property
     def turns(self) -> list[int]:
-        """Which messages are turns of the assistant in which it says, reasons or calls something."""
+        """Number the messages that are the assistant's and say, reason or call something."""
         return [index for index, message in enumerate(self.messages) if says_something(message)]
 
 
 class Excerpt(NamedTuple):
-    """What a record holds: the last `num_messages` of a conversation, which ends with a turn of the assistant. The
-    others are context.
+    """Content of a record: the last `num_messages` of a conversation, which ends with a turn of the assistant.
+
+    Earlier messages are context.
     """
 
     conversation: Conversation
@@ -83,25 +82,25 @@ class Excerpt(NamedTuple):
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """Those that it holds."""
+        """Return the messages that it holds, without context."""
         return self.conversation.messages[-self.num_messages :]
 
 
 def says_something(message: Message) -> bool:
-    """Whether it is the assistant's, and not empty."""
-    said = message["content"] or message.get("reasoning") or message.get("tool_calls")
-    return message["role"] == ASSISTANT and bool(said)
+    """Return whether a message is the assistant's and not empty."""
+    content = message["content"] or message.get("reasoning") or message.get("tool_calls")
+    return message["role"] == ASSISTANT and bool(content)
 
 
 def chat_of(asked: Question | Record) -> Excerpt | list[dict[str, str]]:
-    """A record's chat, as `ChatTokenizer` takes it. Raises ValueError for a conversation that is damaged."""
+    """Return a record's chat as `ChatTokenizer` takes it. Raises ValueError for a damaged conversation."""
     if not asked.conversation:
         return asked.messages
     return Excerpt(Conversation.from_json(asked.conversation), len(asked.message_roles))
 
 
 def split_reasoning(content: str) -> tuple[str, str] | None:
-    """(reasoning, the rest) of a content that begins with <think> ... </think>; None for any other."""
+    """Split a content that begins with <think> ... </think> into (reasoning, rest); None for any other content."""
     text = content.lstrip()
     if not text.startswith(_OPEN) or _CLOSE not in text:
         return None
@@ -118,13 +117,14 @@ def _with_reasoning_apart(message: Message) -> Message:
 
 
 def join_reasoning(reasoning: str, content: str) -> str:
-    """A content that begins with its reasoning, for templates that look for it there."""
+    """Put the reasoning at the beginning of a content, for templates that look for it there."""
     return f"{_OPEN}\n{reasoning}\n{_CLOSE}\n\n{content}"
 
 
 def with_ids(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Each call with an id, and each answer with that of its call: of those without, the first answer is to the first
-    call.
+    """Give each tool call an id, and each answer the id of its call.
+
+    Answers without an id answer the open calls in order.
     """
     made: list[Message] = []
     number, open_ids = 0, list[str]()

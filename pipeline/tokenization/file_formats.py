@@ -1,6 +1,6 @@
-"""Tokenizer files of other formats as Hugging Face fast tokenizers: rank files, tekken, SentencePiece, tokenizer.json.
+"""Conversion of tokenizer files to Hugging Face fast tokenizers: rank files, tekken, SentencePiece, tokenizer.json.
 
-Each function returns the tokenizer and its beginning- and end-of-text tokens. Ids are those of the original.
+Each function returns the tokenizer and its beginning- and end-of-text tokens. Ids stay those of the original.
 """
 
 import base64
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers.convert_slow_tokenizer import TikTokenConverter, generate_merges
 
-# The public split patterns: which stretches of text are tokenized apart from each other.
+# Public split patterns: they decide which stretches of text are tokenized separately.
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 _MODERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN_PATTERN = _MODERN % r"\p{N}"
@@ -53,13 +53,13 @@ _TEKKEN_NAMES = [
     "[/SYSTEM_PROMPT]",
     "[TOOL_CONTENT]",
 ]
-# How a tokenizer.json that comes alone names its ends, the most specific first.
+# Usual names of the begin and end tokens of a stand-alone tokenizer.json, the most specific first.
 _BOS_NAMES = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "<bos>", "<s>", "<|endoftext|>")
 _EOS_NAMES = ("<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>", "</s>", "<|endoftext|>")
 
 
 class Converted(NamedTuple):
-    """A fast tokenizer; `bos` and `eos` are spellings, None where the file names none."""
+    """A fast tokenizer; `bos` and `eos` are spellings, None if the file names none."""
 
     tokenizer: Tokenizer
     bos: str | None
@@ -67,7 +67,7 @@ class Converted(NamedTuple):
 
 
 class RankFamily(NamedTuple):
-    """What a rank file does not say: the split pattern and the control tokens that follow the ranks."""
+    """Properties missing from a rank file: the split pattern and the control tokens that follow the ranks."""
 
     pattern: str
     special: tuple[str, ...]
@@ -94,7 +94,7 @@ _FAMILIES = {
 
 
 class _RankConverter(TikTokenConverter):
-    """transformers' converter, fed with ranks in memory: its own reader keeps a second cache, keyed by path only."""
+    """The converter of transformers with ranks in memory: its own reader keeps a second cache, keyed by path only."""
 
     def __init__(self, ranks: dict[bytes, int], pattern: str) -> None:
         super().__init__(pattern=pattern)
@@ -105,7 +105,7 @@ class _RankConverter(TikTokenConverter):
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """`base64 rank` lines. Raises ValueError naming the line that is not one."""
+    """Read `base64 rank` lines. Raises ValueError that names a malformed line."""
     ranks = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
@@ -119,34 +119,34 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def from_ranks(path: Path) -> Converted:
-    """A tiktoken rank file of GPT-2, Qwen or Llama 3; ValueError for a family whose pattern is not known here."""
+    """Convert a tiktoken rank file of GPT-2, Qwen or Llama 3. Raises ValueError for a family of unknown pattern."""
     ranks = read_ranks(path)
     family = _FAMILIES.get(len(ranks))
     if family is None or sorted(ranks.values()) != list(range(len(ranks))):
         raise ValueError(
             f"{path} holds {len(ranks)} ranks; a rank file does not say how text is split, and only GPT-2 (50256), "
-            "Qwen (151643) and Llama 3 (128000) are known. Give a Hugging Face folder or a tokenizer.json instead, or say how it "
-            "splits in a Python file (stage2_student/interfaces/README.md)."
+            "Qwen (151643) and Llama 3 (128000) are known. Give a Hugging Face folder or a tokenizer.json instead, or "
+            "define the split in a Python file (stage2_student/interfaces/README.md)."
         )
     return rank_tokenizer(ranks, family)
 
 
 def rank_tokenizer(ranks: dict[bytes, int], family: RankFamily) -> Converted:
-    """A tokenizer of ranks, 0 to their number less one; control tokens follow."""
+    """Make a tokenizer from ranks 0 .. len(ranks) - 1; control tokens follow."""
     tokenizer = _RankConverter(ranks, family.pattern).converted()
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in family.special])
     return Converted(tokenizer, family.bos, family.eos)
 
 
 def from_tekken(path: Path) -> Converted:
-    """Mistral's tekken.json: control tokens take the first ids, ranks follow."""
+    """Convert Mistral's tekken.json: control tokens take the first ids, ranks follow."""
     values = json.loads(path.read_text(encoding="utf-8"))
     config = values["config"]
     num_special = config["default_num_special_tokens"]
     listed = {entry["rank"]: entry["token_str"] for entry in values.get("special_tokens") or []}
     listed = listed or dict(enumerate(_TEKKEN_NAMES))
     special = [listed.get(rank, f"<SPECIAL_{rank}>") for rank in range(num_special)]
-    # The file holds more entries than the model has embeddings: only the first count.
+    # The file holds more entries than the model has embeddings; only the first ones are used.
     num_ranks = config["default_vocab_size"] - num_special
     ranks = {base64.b64decode(entry["token_bytes"]): entry["rank"] for entry in values["vocab"][:num_ranks]}
     converter = _RankConverter(ranks, config["pattern"])
@@ -159,7 +159,10 @@ def from_tekken(path: Path) -> Converted:
 
 
 def from_sentencepiece(path: Path) -> Converted:
-    """A SentencePiece BPE or Unigram model with byte fallback. ValueError for what could not give back every byte."""
+    """Convert a SentencePiece BPE or Unigram model with byte fallback.
+
+    Raises ValueError for a model that cannot spell every byte.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
@@ -169,7 +172,7 @@ def from_sentencepiece(path: Path) -> Converted:
     if kind not in ("BPE", "Unigram") or not trainer.byte_fallback or norm.remove_extra_whitespaces:
         raise ValueError(
             f"{path} is a SentencePiece {kind} model with byte_fallback {trainer.byte_fallback} and "
-            f"remove_extra_whitespaces {norm.remove_extra_whitespaces}: its tokens could not spell every document. Only "
+            f"remove_extra_whitespaces {norm.remove_extra_whitespaces}: its tokens cannot spell every document. Only "
             "BPE and Unigram with byte fallback that keep all spaces can; choose another tokenizer."
         )
     pieces = list(proto.pieces)
@@ -209,7 +212,7 @@ def _sentencepiece_normalizer(spec: Any) -> normalizers.Normalizer:
 
 
 def from_tokenizer_json(path: Path) -> Converted:
-    """A Hugging Face tokenizer.json that came alone; its ends are looked for by their usual names."""
+    """Convert a stand-alone tokenizer.json; its begin and end tokens are found by their usual names."""
     tokenizer = Tokenizer.from_file(str(path))
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     bos = next((name for name in _BOS_NAMES if name in special), None)
@@ -217,7 +220,7 @@ def from_tokenizer_json(path: Path) -> Converted:
 
 
 def from_bytes() -> Converted:
-    """The tokenizer of the 256 bytes: id = byte, and `<|endoftext|>` = 256."""
+    """Make the tokenizer of the 256 bytes: id = byte, and `<|endoftext|>` = 256."""
     tokenizer = Tokenizer(models.BPE({letter: byte for byte, letter in enumerate(byte_letters())}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -226,7 +229,7 @@ def from_bytes() -> Converted:
 
 
 def byte_letters() -> list[str]:
-    """How a byte-level vocabulary writes the 256 bytes: printable Latin-1 as itself, the rest from U+0100 on.
+    """List the letters of the 256 bytes in a byte-level vocabulary: printable Latin-1, the rest from U+0100 on.
 
     Source: GPT-2's encoder.
     """
@@ -236,7 +239,7 @@ def byte_letters() -> list[str]:
 
 
 def convert(path: Path) -> Converted:
-    """By what the file is, not only by its name. Raises ValueError for a format that is none of those above."""
+    """Convert a file by its content, not only its name. Raises ValueError for any other format."""
     with path.open("rb") as file:
         head = file.read(4096)
     if path.suffix == ".json":
@@ -246,7 +249,7 @@ def convert(path: Path) -> Converted:
     if ".model" in path.name:
         return from_sentencepiece(path)
     raise ValueError(
-        f"{path} is not a tokenizer file that is known here: tokenizer.json, tekken.json, a tiktoken rank file, a "
+        f"{path} is not a known kind of tokenizer file: tokenizer.json, tekken.json, a tiktoken rank file, a "
         "SentencePiece .model or a .gguf"
     )
 

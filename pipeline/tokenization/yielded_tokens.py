@@ -1,7 +1,7 @@
-"""Which tokens a tokenizer yields: a vocabulary holds more of them than its tokenizer ever gives for a text.
+"""Reachable tokens: those that a tokenizer yields for some text. A vocabulary holds more.
 
 SentencePiece with byte fallback spells each single character of its vocabulary twice, as `.` and as `<0x2E>`, and
-yields the first alone; Qwen's split pattern cuts 1,673 of its own tokens in two. Such a token is unreachable: no text
+yields only the first; Qwen's split pattern cuts 1,673 of its own tokens in two. Such a token is unreachable: no text
 contains it, and no model has learnt it.
 """
 
@@ -12,17 +12,17 @@ from typing import Protocol
 
 import numpy as np
 
-# What a token may need beside it to be yielded, by how a tokenizer splits a text.
+# Text that a token may need beside it to be yielded, depending on how a tokenizer splits text.
 _CONTEXTS = tuple(pair for beside in (b"a", b" ", b"\n", b".") for pair in ((beside, b""), (b"", beside)))
 _LEADS = {1: range(0xC2, 0xE0), 2: range(0xE0, 0xF0), 3: range(0xF0, 0xF5)}  # by the bytes that follow in the character
 _CONTINUATIONS = range(0x80, 0xC0)
-_MOST_COMPLETIONS = 4096  # of a token: as many characters of three bytes begin with one and the same
+_MAX_COMPLETIONS = 4096  # per token: the number of three-byte characters that share a first byte
 _AT_ONCE = 64
-_STRIDE = 7919  # prime, and so without a common divisor with 64 and the numbers of leads
+_STRIDE = 7919  # prime, and so coprime to 64 and to the numbers of leads
 
 
 class Tokenizing(Protocol):
-    """What is needed of `pipeline.tokenization.byte_tokenizer.ByteTokenizer`."""
+    """The parts of `pipeline.tokenization.byte_tokenizer.ByteTokenizer` that are used here."""
 
     @property
     def token_bytes(self) -> tuple[bytes | None, ...]: ...
@@ -32,12 +32,12 @@ class Tokenizing(Protocol):
 
 
 def reachable(tokenizer: Tokenizing) -> np.ndarray:
-    """Bool by id: some text has the token in its encoding. False too for a token that spells nothing.
+    """Find the tokens that some text has in its encoding: bool by id, False for a token that spells nothing.
 
-    A token that is text is looked for in the encoding of its own bytes, and of those beside a letter, a space, a line
-    break and a full stop; without the dummy prefix, so that it stands as in the middle of a text. How a tokenizer
-    merges inside a token does not depend on what is beside it. One that holds a part of a character is looked for in
-    4,096 characters with that part, in all where there are fewer.
+    A token that is text is searched for in the encoding of its own bytes, alone and beside a letter, a space, a line
+    break and a full stop, without the dummy prefix, as in the middle of a text. How a tokenizer merges inside a token
+    does not depend on what is beside it. A token that holds part of a character is searched for in 4,096 characters
+    with that part, or in all if there are fewer.
     """
     found_V = np.zeros(len(tokenizer.token_bytes), dtype=bool)
     spelling = [(token, spelled) for token, spelled in enumerate(tokenizer.token_bytes) if spelled]
@@ -53,7 +53,7 @@ def reachable(tokenizer: Tokenizing) -> np.ndarray:
 
 
 def completions(spelled: bytes) -> Iterator[bytes]:
-    """Texts that hold these bytes, each with a character completed at either end; none where no text can hold them."""
+    """Yield texts that hold these bytes, completing a character at either end; none if no text can hold them."""
     head = next((i for i, byte in enumerate(spelled) if byte not in _CONTINUATIONS), len(spelled))
     rest = spelled[head:]
     tail = next((n for n in range(1, min(3, len(rest)) + 1) if rest[-n] >= 0xC0), 0)
@@ -61,9 +61,9 @@ def completions(spelled: bytes) -> Iterator[bytes]:
     body, start = rest[: len(rest) - tail], rest[len(rest) - tail :]
     if head > 3 or not _is_text(body):
         return
-    fronts = islice(_fronts(spelled[:head]), _MOST_COMPLETIONS)
-    backs = islice(_backs(start), _MOST_COMPLETIONS)
-    if head and tail:  # not every pair of them: such tokens are rare, and the texts many
+    fronts = islice(_fronts(spelled[:head]), _MAX_COMPLETIONS)
+    backs = islice(_backs(start), _MAX_COMPLETIONS)
+    if head and tail:  # not every pair: such tokens are rare, and pairs are many
         yield from (front + body + back for front, back in zip(fronts, cycle(list(backs)), strict=False))
     elif head:
         yield from (front + body for front in fronts)
@@ -74,7 +74,7 @@ def completions(spelled: bytes) -> Iterator[bytes]:
 
 
 def _fronts(end: bytes) -> Iterator[bytes]:
-    """Characters that end with these continuation bytes, short ones first."""
+    """Yield characters that end with these continuation bytes, short ones first."""
     for following, leads in _LEADS.items():
         if following >= len(end):
             starts = _in_no_order(leads, *[_CONTINUATIONS] * (following - len(end)))
@@ -82,7 +82,7 @@ def _fronts(end: bytes) -> Iterator[bytes]:
 
 
 def _backs(start: bytes) -> Iterator[bytes]:
-    """Characters that begin with a lead byte and these continuation bytes after it."""
+    """Yield characters that start with these bytes: a lead byte, then continuation bytes."""
     following = next((n for n, leads in _LEADS.items() if start[0] in leads), 0)
     if following >= len(start):
         ends = _in_no_order(*[_CONTINUATIONS] * (following + 1 - len(start)))
@@ -90,7 +90,7 @@ def _backs(start: bytes) -> Iterator[bytes]:
 
 
 def _in_no_order(*choices: Sequence[int]) -> Iterator[bytes]:
-    """One byte of each, in all ways. Not in turn: neighbours are often merged alike."""
+    """Yield all combinations of one byte per choice, scattered: neighbours are often merged alike."""
     count = math.prod(map(len, choices))
     for turn in range(count):
         at, chosen = turn * _STRIDE % count, []
@@ -101,7 +101,7 @@ def _in_no_order(*choices: Sequence[int]) -> Iterator[bytes]:
 
 
 def _mark(tokenizer: Tokenizing, texts: Sequence[bytes], found_V: np.ndarray) -> None:
-    """Set the ids that the encodings of these texts hold; a text that the tokenizer cannot spell has none."""
+    """Set the ids that occur in the encodings of these texts; a text that cannot be spelled has none."""
     for ids in tokenizer.encode_batch(texts, [b""] * len(texts)):
         if not isinstance(ids, ValueError):
             found_V[ids] = True

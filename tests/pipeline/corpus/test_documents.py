@@ -369,7 +369,7 @@ def test_a_corpus_without_a_usable_document_is_refused_with_the_counts_and_the_f
     [
         ("none.jsonl", "neither a file"),
         ("*.none", "no file matches"),
-        ("a.bin", "kind is not known"),
+        ("a.bin", "unknown kind of file"),
         ("loop", "a symbolic link that leads nowhere"),
     ],
 )

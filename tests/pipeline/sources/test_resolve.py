@@ -115,7 +115,7 @@ def test_a_joined_file_with_another_hash_is_refused_and_not_kept(cache, monkeypa
 def test_a_name_that_is_not_in_the_archive_is_answered_with_the_nearest(cache, monkeypatch):
     content = wheel(a=b"A")
     serve(monkeypatch, content, "p-1-py3-none-any.whl")
-    with pytest.raises(ValueError, match=r"nearest names in it: p/a\.txt"):
+    with pytest.raises(ValueError, match=r"closest names in it: p/a\.txt"):
         resolve_file(source_of(content, "p/aa.txt"))
 
 
@@ -157,7 +157,7 @@ def test_a_hub_name_is_left_alone_and_a_revision_needs_one(tmp_path):
 
 def test_a_file_that_is_no_tokenizer_is_refused_with_the_known_kinds(tmp_path, cache):
     (tmp_path / "x.bin").write_bytes(b"nothing known")
-    with pytest.raises(ValueError, match=r"not a tokenizer file.*\.gguf"):
+    with pytest.raises(ValueError, match=r"not a known kind of tokenizer file.*\.gguf"):
         resolve_tokenizer(str(tmp_path / "x.bin"))
     assert not list((cache / "converted").glob("*"))
 

@@ -151,7 +151,7 @@ def test_the_start_is_what_the_tokenizer_puts_first_or_else_its_bos(template, st
 
 
 def test_an_unknown_control_token_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"nearest it has: <\|endoftext\|>"):
+    with pytest.raises(ValueError, match=r"closest it has: <\|endoftext\|>"):
         load("gpt2").token_id("<|endoftxt|>")
 
 
