@@ -1,3 +1,3 @@
-"""A dump as it lies there: looked at, searched, counted, described by its card, carried to a hub, cleaned up.
+"""Tools for a finished or unfinished dump: inspect, search, statistics, its card, transfer to a hub, clean-up.
 
 May import all ground rooms but `pipeline.planning`."""

@@ -1,4 +1,4 @@
-"""The card of a dump, `README.md`: what a hub and its readers see. A function of the files that lie beside it."""
+"""The card of a dump, its `README.md`, as a hub shows it: a function of the files beside it."""
 
 import re
 from collections.abc import Mapping
@@ -23,17 +23,19 @@ _SIZES = (
     (10_000_000, "1M<n<10M"),
     (100_000_000, "10M<n<100M"),
 )
-# Licence ids that a hub takes; any other goes in as `other` with its name.
+# Licence ids that a hub accepts; any other is given as `other`, with its name.
 _HUB_IDS = re.compile(
-    r"apache-2\.0|mit|bsd(-[23]-clause)?|isc|cc0-1\.0|cc-by-(nc-|sa-|nc-sa-|nd-|nc-nd-)?[34]\.0|unlicense|zlib|gemma|llama[234]|llama3\.[123]|openrail|bigscience-openrail-m|creativeml-openrail-m|openrail\+\+|bigscience-bloom-rail-1\.0|deepl|wtfpl|mpl-2\.0|l?gpl-[23](\.0|\.1)?|agpl-3\.0"
+    r"apache-2\.0|mit|bsd(-[23]-clause)?|isc|cc0-1\.0|cc-by-(nc-|sa-|nc-sa-|nd-|nc-nd-)?[34]\.0|unlicense|zlib|"
+    r"gemma|llama[234]|llama3\.[123]|openrail|bigscience-openrail-m|creativeml-openrail-m|openrail\+\+|"
+    r"bigscience-bloom-rail-1\.0|deepl|wtfpl|mpl-2\.0|l?gpl-[23](\.0|\.1)?|agpl-3\.0"
 )
 
 
 def write_card(dump: Location) -> Location:
-    """Write the card of a complete dump; returns its path. Raises ValueError where there is no summary yet."""
+    """Write the card of a complete dump and return its path. Raises ValueError if there is no summary yet."""
     summary_path = dump / dump_files.SUMMARY
     if not summary_path.exists():
-        raise ValueError(f"{dump} is not complete: it holds no summary.json. Run `bld teacher` again to finish it.")
+        raise ValueError(f"{dump} is incomplete: it has no summary.json. Run `bld teacher` again to finish it.")
     summary = read_json(summary_path)
     recipe_path, audit_path = dump / dump_files.RECIPE, dump / dump_files.AUDIT
     recipe = read_values(recipe_path)
@@ -45,11 +47,11 @@ def write_card(dump: Location) -> Location:
 
 
 def card(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping[str, Any], audit: Any) -> str:
-    """The card's text.
+    """Return the text of the card.
 
     Args:
         recipe: the resolved recipe, as plain values; may be empty.
-        audit: what audit.json holds, None without one.
+        audit: the contents of audit.json, or None if there is none.
     """
     teacher = recipe.get("teacher") or {}
     licence = teacher.get("license")
@@ -58,17 +60,18 @@ def card(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping[str, An
     parts = [
         f"---\n{yaml.safe_dump(front_matter(model, licence, summary), sort_keys=False, allow_unicode=True)}---\n",
         f"# Next-byte distributions of {inline(model)}\n",
-        "For every byte position of a corpus, a teacher's sparse next-byte distribution, for offline distillation into students of any "
-        "tokenizer (Byte-Level Distillation, arXiv 2604.07466). Each row is a document, or a window of a long one.\n",
+        "For every byte position of a corpus, a teacher's sparse next-byte distribution, for offline distillation "
+        "into students with any tokenizer (Byte-Level Distillation, arXiv 2604.07466). "
+        "Each row is a document, or a window of a long one.\n",
         "## Teacher\n",
         table({"model": model, **{k.removeprefix("teacher."): v for k, v in identity.items() if _teacher_fact(k)}}),
         f"**Licence**: {inline(describe(licence))}. This is a pointer, not legal advice.\n",
         "## Corpus\n",
         table(corpus_facts(manifest, summary, recipe)),
-        "The text has a licence of its own, which this dump does not change.\n",
+        "The text has its own licence, which this dump does not change.\n",
         "## Settings\n",
         table({k: v for k, v in identity.items() if not k.startswith(("teacher.", "corpus."))}),
-        "## What is in it\n",
+        "## Contents\n",
         table({k: v for k, v in summary.items() if isinstance(v, int | float) and k != "schema_version"}),
         *(
             ["## Audit\n", "Fidelity measured on a sample while dumping (`audit.json`):\n", table(flatten(audit))]
@@ -83,7 +86,7 @@ def card(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping[str, An
 
 
 def front_matter(model: str, licence: str | None, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a hub reads."""
+    """Return the metadata that a hub reads."""
     num = int(summary.get("records", 0))
     size = next((name for limit, name in _SIZES if num < limit), "n>100M")
     return {
@@ -110,7 +113,7 @@ def _teacher_fact(key: str) -> bool:
 
 
 def corpus_facts(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the text came from, and what of it was left out, by reason."""
+    """Return where the text came from and how much of it was left out, by reason."""
     corpus = recipe.get("corpus") or {}
     settings = {key: corpus.get(key) for key in ("split", "limit", "skip", "unique", "key_pattern") if corpus.get(key)}
     excluded = ", ".join(public_name(str(other["source"])) for other in corpus.get("exclude") or [])
@@ -130,7 +133,7 @@ def corpus_facts(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping
 
 
 def public_name(source: str) -> str:
-    """A source as others may know it: a hub or package name as it is, of a local path only its last part."""
+    """Return a source in publishable form: a hub or package name unchanged, a local path without its folders."""
     if source.startswith("pypi:") or "://" in source:
         return source
     path = Path(source).expanduser()
@@ -139,12 +142,12 @@ def public_name(source: str) -> str:
 
 
 def inline(text: object) -> str:
-    """Text that Markdown and HTML leave as it is."""
+    """Escape text so that Markdown and HTML show it unchanged."""
     return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", " ".join(str(text).split()))
 
 
 def table(values: Mapping[str, Any]) -> str:
-    """Two columns: what, and its value."""
+    """Return a Markdown table of two columns: a name and its value."""
     rows = [f"| {inline(key)} | {inline(value)} |" for key, value in values.items()]
     return "\n".join(["| what | value |", "| --- | --- |", *rows, ""])
 

@@ -1,4 +1,4 @@
-"""`bld clean`: what killed processes left half written, and the cache. Shown first, removed only when asked."""
+"""`bld clean`: half-written files of killed processes, and the cache. Lists them; removes them only if asked to."""
 
 import shutil
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from schemas.storage.atomic import writer_name
 
 
 class Leftover(NamedTuple):
-    """A file or folder that may go. `owner` is who may still write it, in words, None where nobody does."""
+    """A removable file or folder. `owner` names the process that may still be writing it; None if there is none."""
 
     path: Path
     what: str
@@ -24,38 +24,39 @@ class Leftover(NamedTuple):
 
 
 def clean(dumps: Sequence[Path], cache: bool, yes: bool) -> list[Leftover]:
-    """List what may go, with its size; with `yes`, remove it. Returns what was, or would be, removed."""
-    found = [left for dump in dumps for left in dump_leftovers(dump)] + (cache_leftovers() if cache else [])
-    for left in found:
+    """List removable files with their sizes; remove them if `yes`. Returns what was, or would be, removed."""
+    leftovers = [left for dump in dumps for left in dump_leftovers(dump)] + (cache_leftovers() if cache else [])
+    for left in leftovers:
         note = f"; kept: {left.owner}" if left.owner is not None else ""
         print(f"{binary_size(left.num_bytes):>10}  {left.path}  ({left.what}{note})")
-    going = [left for left in found if left.owner is None]
+    removable = [left for left in leftovers if left.owner is None]
     if yes:
-        for left in going:
+        for left in removable:
             _remove(left.path)
-    done = "removed" if yes else "would go; --yes removes them"
-    total = binary_size(sum(left.num_bytes for left in going))
-    print(f"{len(going)} leftovers, {total}, {done}" if going else "nothing to clean")
-    return going
+    done = "removed" if yes else "would be removed; use --yes to remove them"
+    total = binary_size(sum(left.num_bytes for left in removable))
+    print(f"{len(removable)} leftovers, {total}, {done}" if removable else "nothing to clean")
+    return removable
 
 
 def dump_leftovers(dump: Path) -> list[Leftover]:
-    """Half-written files of a dump, and what a hub's client keeps about a transfer. Raises ValueError where it is no
-    dump.
+    """List half-written files of a dump, and a hub client's records of a transfer.
+
+    Raises ValueError if the folder is not a dump.
     """
     Manifest.load(dump)
     partials = sorted(
         part for folder in (".", dump_files.SHARDS, dump_files.COSTS) for part in (dump / folder).glob("*.partial")
     )
-    found = [Leftover(path, "half written", path.stat().st_size, _writer(path)) for path in partials]
+    leftovers = [Leftover(path, "half written", path.stat().st_size, _writer(path)) for path in partials]
     transfer = dump / ".cache" / "huggingface"
-    return found + (
-        [Leftover(transfer, "a transfer's book-keeping", tree_bytes(transfer))] if transfer.exists() else []
+    return leftovers + (
+        [Leftover(transfer, "records of a transfer", tree_bytes(transfer))] if transfer.exists() else []
     )
 
 
 def cache_leftovers() -> list[Leftover]:
-    """The parts of our own cache (BLD_CACHE); all of it is fetched or made again when it is needed."""
+    """List the parts of the cache (BLD_CACHE); all of it is downloaded or made again when it is needed."""
     folder = cache_folder()
     parts = [
         path for kind in ("archives", "files", "converted", "hashes") for path in sorted((folder / kind).glob("*"))
@@ -64,21 +65,22 @@ def cache_leftovers() -> list[Leftover]:
 
 
 def tree_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links are not followed."""
+    """Return the bytes of a file, or of all files in a folder, without following links."""
     if not path.is_dir() or path.is_symlink():
         return path.lstat().st_size
     return sum(inner.lstat().st_size for inner in path.rglob("*") if inner.is_symlink() or inner.is_file())
 
 
 def _writer(partial: Path) -> str | None:
-    """Who may still write a partial file by its name, `part-00003.HOST-4711.partial`; None for a process of this
-    machine that is gone.
+    """Return the process that may still be writing a partial file, from its name `part-00003.HOST-4711.partial`.
+
+    None for a process of this machine that has ended.
     """
     host, _, number = (partial.suffixes[-2] if len(partial.suffixes) > 1 else "").removeprefix(".").rpartition("-")
     if not number.isdigit():
         return None
     if host != writer_name().rpartition("-")[0]:
-        return f"process {number} of {host} may be writing it; `bld teacher` removes it when nobody is"
+        return f"process {number} of {host} may be writing it; `bld teacher` removes it when no process is writing it"
     return f"process {number} is writing it" if pid_exists(int(number)) else None
 
 

@@ -1,7 +1,7 @@
-"""`bld push` and `bld pull`: a dump to a hub and back. Both resume when they are run again.
+"""`bld push` and `bld pull`: upload a dump to a hub, and download it. Both resume when they are run again.
 
-Shards go up first and the summary last, so that what a repository lists as complete is. A token is the hub client's
-business: it takes it from the environment or from its own log-in, and no message of ours repeats one.
+Shards are uploaded first and the summary last, so a repository with a summary is complete. Tokens are left to the hub
+client, which reads them from the environment or its own log-in; no message of ours repeats one.
 """
 
 import os
@@ -19,19 +19,19 @@ from pipeline.dumps.completeness import require_complete
 from schemas import dump_files
 from schemas.manifest import Manifest, shard_identity
 
-_FIRST = (dump_files.SHARD_FILES,)
-_LAST = (dump_files.MANIFEST, dump_files.SUMMARY, dump_files.AUDIT, dump_files.RECIPE, dump_files.CARD)
-HUB_SECONDS = 10.0  # to wait for an answer to whether something is there
+_UPLOAD_FIRST = (dump_files.SHARD_FILES,)
+_UPLOAD_LAST = (dump_files.MANIFEST, dump_files.SUMMARY, dump_files.AUDIT, dump_files.RECIPE, dump_files.CARD)
+HUB_SECONDS = 10.0  # timeout for asking whether something exists
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def push(dump: Path, repo: str, public: bool = False, revision: str | None = None, api: Any = None) -> str:
-    """Upload a complete dump as a data set; returns its address. Files that are there already are not sent again.
+    """Upload a complete dump as a data set and return its address. Files that it already has are not sent again.
 
     Args:
-        api: a huggingface_hub.HfApi, or what stands in for one.
+        api: a huggingface_hub.HfApi, or a stand-in for one.
     Raises:
-        ValueError: the dump is not complete, the repository holds another one, or the hub refuses.
+        ValueError: the dump is incomplete, the repository holds another dump, or the hub refuses.
     """
     _require_repo(repo)
     require_complete(dump, "Run `bld teacher` again to finish it, then push.")
@@ -42,7 +42,7 @@ def push(dump: Path, repo: str, public: bool = False, revision: str | None = Non
         if revision is not None:
             api.create_branch(repo, branch=revision, repo_type="dataset", exist_ok=True)
         _refuse_another(dump, repo, revision, api)
-        for patterns, what in ((_FIRST, "shards"), (_LAST, "manifest, summary and card")):
+        for patterns, what in ((_UPLOAD_FIRST, "shards"), (_UPLOAD_LAST, "manifest, summary and card")):
             api.upload_folder(
                 repo_id=repo,
                 folder_path=dump,
@@ -55,39 +55,39 @@ def push(dump: Path, repo: str, public: bool = False, revision: str | None = Non
 
 
 def pull(repo: str, dump: Path, revision: str | None = None, api: Any = None) -> str:
-    """Download a dump and check every shard against its summary; returns what was got, in words.
+    """Download a dump and check every shard against its summary. Returns a description of what was downloaded.
 
     Raises:
-        ValueError: the folder holds another dump, the repository is not a whole dump, a file is spoiled, or the hub
+        ValueError: the folder holds another dump, the repository is not a complete dump, a file is corrupt, or the hub
             refuses.
     """
     _require_repo(repo)
     api = api or _api()
     with _hub_errors(f"pulling {repo} into {dump}"):
-        found = api.repo_info(repo, repo_type="dataset", revision=revision)
-        commit = found.sha  # all files of one moment
-        _refuse_outside(repo, [file.rfilename for file in found.siblings or ()])
+        info = api.repo_info(repo, repo_type="dataset", revision=revision)
+        commit = info.sha  # all files are of this commit
+        _refuse_outside(repo, [file.rfilename for file in info.siblings or ()])
         _refuse_foreign_folder(repo, commit, dump, api)
-        # The summary last: a dump that is not all there has none.
-        for patterns in ([*_FIRST, *(name for name in _LAST if name != dump_files.SUMMARY)], [dump_files.SUMMARY]):
+        # The summary last: an incomplete dump has none.
+        others = [name for name in _UPLOAD_LAST if name != dump_files.SUMMARY]
+        for patterns in ([*_UPLOAD_FIRST, *others], [dump_files.SUMMARY]):
             api.snapshot_download(repo, repo_type="dataset", revision=commit, local_dir=dump, allow_patterns=patterns)
     if not (dump / dump_files.MANIFEST).exists():
-        raise ValueError(f"{repo} is not a dump: it holds no manifest.json")
+        raise ValueError(f"{repo} is not a dump: it has no manifest.json")
     require_complete(
         dump, "Delete the files named here and pull again; if that does not help, the dump must be pushed again."
     )
-    shutil.rmtree(dump / ".cache", ignore_errors=True)  # the client's book-keeping
+    shutil.rmtree(dump / ".cache", ignore_errors=True)  # the client's own records
     manifest = Manifest.load(dump)
     documents = sum(shard.num_documents for shard in manifest.shards)
-    return f"{dump}: {documents} documents in {len(manifest.shards)} shards, checksums good (commit {commit[:12]})"
+    return f"{dump}: {documents} documents in {len(manifest.shards)} shards, checksums correct (commit {commit[:12]})"
 
 
 def require_data_set(name: str, api: Any = None) -> None:
-    """Raises ValueError at once for a name of which there is neither a file or folder (which is known by then) nor a
-    data set on the hub.
+    """Raise ValueError at once if the hub has no data set of this name.
 
-    A library that loads data sets asks again and again for one that is not there; most often such a name is a mistyped
-    folder.
+    The caller has already checked that there is no such file or folder. A library that loads data sets retries many
+    times for one that does not exist; such a name is usually a mistyped folder.
     """
     from httpx2 import HTTPError
     from huggingface_hub import constants
@@ -100,13 +100,13 @@ def require_data_set(name: str, api: Any = None) -> None:
         (api or _api()).dataset_info(name, timeout=HUB_SECONDS)
     except RepositoryNotFoundError:
         raise ValueError(
-            f"{nowhere}, and no data set of that name on the hub that you may see. Check the path, or log in (`hf auth login`)."
+            f"{nowhere}, and the hub shows you no data set of that name. Check the path, or log in (`hf auth login`)."
         ) from None
     except HfHubHTTPError:
-        return  # whoever loads it says what is wrong
+        return  # loading it reports what is wrong
     except (HTTPError, OSError) as error:
         raise ValueError(
-            f"{nowhere}, and the hub cannot be asked for a data set of that name ({type(error).__name__}: "
+            f"{nowhere}, and the hub could not be asked for a data set of that name ({type(error).__name__}: "
             f"{without_secrets(str(error))}). Check the path, or the network and HF_ENDPOINT."
         ) from None
 
@@ -131,13 +131,16 @@ def _remote_manifest(repo: str, revision: str | None, api: Any) -> Manifest | No
 
 
 def _refuse_another(dump: Path, repo: str, revision: str | None, api: Any) -> None:
-    """A dump may be pushed again, longer; another one would be left mixed with it."""
+    """Raise ValueError if the repository holds another dump, which this one would be mixed with.
+
+    A dump that was extended may be pushed again.
+    """
     theirs, ours = _remote_manifest(repo, revision, api), Manifest.load(dump)
     if theirs is None:
         return
     differences = identity_differences(shard_identity(theirs.identity), shard_identity(ours.identity))
     if not differences and theirs.shards[:-1] != ours.shards[: len(theirs.shards) - 1]:
-        differences = ["its shards hold other documents"]
+        differences = ["its shards hold different documents"]
     if not differences and len(ours.shards) < len(theirs.shards):
         differences = [f"it has more shards: {len(theirs.shards)} there, {len(ours.shards)} here"]
     if differences:
@@ -148,29 +151,29 @@ def _refuse_foreign_folder(repo: str, commit: str, dump: Path, api: Any) -> None
     if not dump.exists() or not any(dump.iterdir()):
         return
     if not (dump / dump_files.MANIFEST).exists():
-        # A pull that was cut off may have left shards only; anything else is not ours to write into.
-        if {path.name for path in dump.iterdir()} <= {".cache", dump_files.SHARDS, *_LAST}:
+        # An interrupted pull may have left shards only. We write into no other folder.
+        if {path.name for path in dump.iterdir()} <= {".cache", dump_files.SHARDS, *_UPLOAD_LAST}:
             return
         raise ValueError(f"{dump} is not empty and is not a dump; give a new folder")
     theirs, ours = _remote_manifest(repo, commit, api), Manifest.load(dump)
     if theirs != ours:
         differences = identity_differences({} if theirs is None else theirs.identity, ours.identity)
-        said = "; ".join(differences) or "its shards, counts or accepted engines are others"
-        raise ValueError(f"{dump} holds another dump than {repo} ({said}); give a new folder, or delete that one")
+        difference = "; ".join(differences) or "its shards, counts or accepted engines differ"
+        raise ValueError(f"{dump} holds another dump than {repo} ({difference}); give a new folder, or delete it")
 
 
 def _refuse_outside(repo: str, names: list[str]) -> None:
-    """A hub, or one that HF_ENDPOINT names, may list what it likes."""
+    """Raise ValueError if a repository lists a file outside its folder; a hub may list anything."""
     outside = [name for name in names if name.startswith("/") or ".." in name.split("/") or "\\" in name]
     if outside:
         raise ValueError(
-            f"{repo} lists a file outside its folder, {outside[0]!r}: nothing of it was fetched; do not use it"
+            f"{repo} lists a file outside its folder, {outside[0]!r}: nothing was downloaded; do not use it"
         )
 
 
 @contextmanager
 def _hub_errors(doing: str) -> Iterator[None]:
-    """A hub's refusal, or a network that is not there, as one line: what was being done, and how to go on."""
+    """Raise a hub's refusal or a network error as a ValueError: what was being done, and how to continue."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
@@ -178,25 +181,26 @@ def _hub_errors(doing: str) -> Iterator[None]:
         yield
     except RepositoryNotFoundError:
         raise ValueError(
-            f"{doing}: there is no such data set, or you may not see it. Check the name, and log in (`hf auth login`)."
+            f"{doing}: there is no such data set, or you have no access to it. "
+            "Check the name, and log in (`hf auth login`)."
         ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         hint = (
-            "Log in (`hf auth login`) or set HF_TOKEN, with the right to write."
+            "Log in (`hf auth login`) or set HF_TOKEN, with write access."
             if status in (401, 403)
             else "Run the same command again: it resumes."
         )
         raise ValueError(f"{doing}: the hub refused ({status}: {without_secrets(str(error))}). {hint}") from None
     except (HTTPError, OSError) as error:
         raise ValueError(
-            f"{doing}: {type(error).__name__}: {without_secrets(str(error))}. Check the network and HF_ENDPOINT, and run the same "
-            "command again: it resumes."
+            f"{doing}: {type(error).__name__}: {without_secrets(str(error))}. "
+            "Check the network and HF_ENDPOINT, and run the same command again: it resumes."
         ) from None
 
 
 def without_secrets(text: str) -> str:
-    """The text on one line, less any token: what looks like one, and what the environment holds as one."""
+    """Return the text on one line, without tokens: those in the environment, and anything that looks like one."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(name):
             text = text.replace(os.environ[name], "***")

@@ -1,6 +1,6 @@
-"""The teacher's licence: found where the model says it, and what it asks of a student that learns from its dump.
+"""The teacher's licence: where the model states it, and its requirements on a student trained from the dump.
 
-A pointer for the operator, not legal advice; the licence's own text decides.
+A pointer for the operator, not legal advice; the text of the licence decides.
 """
 
 import re
@@ -18,74 +18,82 @@ _GGUF_STRING, _GGUF_ARRAY = 8, 9
 _GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
-_READ = "Read it before you pass on a dump or a student"
+_READ = "Read it before you distribute a dump or a student"
 _PASS_ON = "the same use restrictions must be passed on"
-# By a licence's id on model cards (`license:`, or `license_name:` with `license: other`): its name, and what it asks of
-# a student, as its text stood when this was written; None where it asks nothing. The first that fits holds.
+# By the licence's id on model cards (`license:`, or `license_name:` with `license: other`): its name, and its
+# requirements on a student, according to its text when this was written; None if it has none. The first match counts.
 LICENCES: tuple[tuple[str, str, str | None], ...] = (
     (
         r"llama-?[23]",
         "the Llama 2 or Llama 3 Community License",
-        "it forbids using the model's outputs to improve any large language model but Llama itself and its derivatives",
+        "it forbids using the model's outputs to improve any large language model "
+        "except Llama itself and its derivatives",
     ),
     (
         r"llama-?(3[._-][1-9]|4).*",
         "the Llama Community License",
-        'a student that is distributed must have a name that begins with "Llama", come with that licence, and say "Built with Llama"',
+        'a distributed student must have a name that begins with "Llama", include that licence, '
+        'and say "Built with Llama"',
     ),
     (
         r"gemma.*",
         "the Gemma Terms of Use",
-        "a student that is distilled from it is a Model Derivative: it passes on only under the same use restrictions and notices",
+        "a student distilled from it is a Model Derivative: "
+        "it may be distributed only under the same use restrictions and notices",
     ),
-    (r".*(open)?rail.*", "a RAIL licence", f"a student that is distilled from it is a derivative: {_PASS_ON}"),
+    (r".*(open)?rail.*", "a RAIL licence", f"a student distilled from it is a derivative: {_PASS_ON}"),
     (
         r"(tongyi-)?qwen(-license.*|-research.*)?",
         "the Qwen licence",
-        'a student that is distributed must show "Built with Qwen" or "Improved using Qwen"; the research form is not for commerce',
+        'a distributed student must show "Built with Qwen" or "Improved using Qwen"; '
+        "the research variant forbids commercial use",
     ),
-    (r"deepseek.*", "the DeepSeek model licence", f"a student that is distilled from it is a derivative: {_PASS_ON}"),
+    (r"deepseek.*", "the DeepSeek model licence", f"a student distilled from it is a derivative: {_PASS_ON}"),
     (
         r"(mrl|mnpl|mistral-(ai-)?(research|non-production)).*",
         "a Mistral research licence",
-        "research only; read what it says of derivatives",
+        "research only; read what it says about derivatives",
     ),
     (
         r"cc-by-nc.*",
         "a non-commercial licence",
-        "the teacher may not be used for commerce; whether a student may is not settled",
+        "the teacher may not be used commercially; whether a student may is not settled",
     ),
     (r"apache-2\.0|mit|bsd.*|isc|cc0-1\.0|cc-by-4\.0|unlicense|zlib|openmdw.*", "an open licence", None),
 )
 
 
 def describe(licence: str | None) -> str:
-    """One sentence on a teacher's licence, for whoever starts a dump or reads its card."""
+    """Return one sentence on a teacher's licence, for those who start a dump or read its card."""
     if licence is None:
-        return "the teacher's licence is not known: nothing found says it. Look it up and set teacher.license, e.g. teacher.license=apache-2.0"
-    wanted = licence.strip().lower()
-    for pattern, name, asks in LICENCES:
-        if re.fullmatch(pattern, wanted):
-            if asks is None:
-                return f"the teacher's licence is {licence}; it asks nothing of a student that is known here"
-            return f"the teacher's licence {licence} ({name}) BINDS its students: {asks}. {_READ}"
-    return f"the teacher's licence is {licence}, which is not known here: read what it says of outputs and derivatives"
+        return (
+            "the teacher's licence is not known: the model does not state it. "
+            "Look it up and set teacher.license, e.g. teacher.license=apache-2.0"
+        )
+    key = licence.strip().lower()
+    for pattern, name, requirement in LICENCES:
+        if re.fullmatch(pattern, key):
+            if requirement is None:
+                return f"the teacher's licence is {licence}; no requirement on a student is known here"
+            return f"the teacher's licence {licence} ({name}) BINDS its students: {requirement}. {_READ}"
+    return (
+        f"the teacher's licence is {licence}, which is not known here: read what it says about outputs and derivatives"
+    )
 
 
 def with_licence(recipe: Recipe, model: str) -> Recipe:
-    """The recipe with `teacher.license` filled in, where it gives none and the model says one. `model` is the teacher,
-    resolved.
+    """Return the recipe with `teacher.license` filled in, if it gives none and the model states one.
+
+    `model` is the teacher, resolved.
     """
     if recipe.teacher.license is not None or recipe.teacher.is_mere_name:
         return recipe
-    found = find_licence(recipe.teacher.model, model, recipe.teacher.revision)
-    return recipe.with_values(teacher=recipe.teacher.model_copy(update={"license": found}))
+    licence = find_licence(recipe.teacher.model, model, recipe.teacher.revision)
+    return recipe.with_values(teacher=recipe.teacher.model_copy(update={"license": licence}))
 
 
 def find_licence(source: str, model: str, revision: str | None = None) -> str | None:
-    """What a model says its licence is: in its card's front matter, or in a .gguf's header. None where it does not
-    say.
-    """
+    """Return the licence that a model states in its card's front matter or a .gguf's header; None if it states none."""
     folder = Path(model)
     if (folder / "README.md").exists():
         return card_licence(folder / "README.md")
@@ -95,25 +103,25 @@ def find_licence(source: str, model: str, revision: str | None = None) -> str | 
 
 
 def card_licence(path: Path) -> str | None:
-    """`license:` of a model card's front matter; `license_name:` where that is `other`."""
+    """Read `license:` from a model card's front matter, or `license_name:` if that is `other`."""
     try:
         values = metadata_load(path) or {}
-    except (ValueError, yaml.YAMLError):  # no UTF-8, no mapping, no YAML: it says nothing
+    except (ValueError, yaml.YAMLError):  # not UTF-8, not a mapping, not YAML: it states no licence
         return None
-    found = values.get("license")
-    found = ", ".join(map(str, found)) if isinstance(found, list) else found
-    return _named(found, values.get("license_name"))
+    licence = values.get("license")
+    licence = ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+    return _licence_or_name(licence, values.get("license_name"))
 
 
-def _named(found: object, name: object) -> str | None:
-    licence = name if found in ("other", None) and name else found
-    return str(licence) if licence else None
+def _licence_or_name(licence: object, name: object) -> str | None:
+    stated = name if licence in ("other", None) and name else licence
+    return str(stated) if stated else None
 
 
 def _hub_licence(model: str, revision: str | None) -> str | None:
     try:
         path = hf_hub_download(model, "README.md", revision=revision, etag_timeout=5)
-    except Exception:  # no card, no network, no access: whatever it is, the licence is not known, and the dump goes on
+    except Exception:  # no card, no network or no access: the licence is not known, and the dump continues
         return None
     return card_licence(Path(path))
 
@@ -124,17 +132,18 @@ def _gguf_licence(source: str) -> str | None:
         return None
     with path.open("rb") as file:
         values = gguf_header(file)
-    return _named(values.get("general.license"), values.get("general.license.name"))
+    return _licence_or_name(values.get("general.license"), values.get("general.license.name"))
 
 
 def gguf_header(file: IO[bytes]) -> dict[str, str]:
-    """The texts among a GGUF's `general.*` values, which stand first. (The gguf package reads the whole vocabulary:
-    seconds.)
+    """Read the strings among a GGUF's `general.*` values, which come first.
+
+    The gguf package would read the whole vocabulary, which takes seconds.
     """
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     magic, _, _, num_values = struct.unpack("<4sIQQ", file.read(24))
     if magic != b"GGUF":
-        return found
+        return texts
     for _ in range(num_values):
         key = _gguf_text(file)
         if not key.startswith("general."):
@@ -142,8 +151,8 @@ def gguf_header(file: IO[bytes]) -> dict[str, str]:
         [kind] = struct.unpack("<I", file.read(4))
         value = _gguf_value(file, kind)
         if isinstance(value, str):
-            found[key] = value
-    return found
+            texts[key] = value
+    return texts
 
 
 def _gguf_text(file: IO[bytes]) -> str:

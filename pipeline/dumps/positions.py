@@ -1,4 +1,4 @@
-"""The positions of a record, readable: its targets decoded, beside the tokens of the teacher."""
+"""Positions of a record: its decoded targets, beside the teacher's tokens."""
 
 import math
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ class Position:
 
     Attributes:
         token: the teacher token that starts here, None inside one and at END.
-        token_logprob: nats of that token, given those before it.
-        symbols: the stored (symbol, probability), as they are stored: most probable first.
-        measures: what else the dump says of the position, by column.
-        surprise_bits: -log2 of what the target gives the realised symbol.
-        entropy_bits: of the target, its tail counted as one class.
+        token_logprob: log-probability of that token given those before it, nats.
+        symbols: the stored (symbol, probability) pairs in stored order: most probable first.
+        measures: the position's values in the other columns, by column name.
+        surprise_bits: -log2 of the realised symbol's probability under the target.
+        entropy_bits: entropy of the target, with its tail counted as one class.
     """
 
     offset: int
@@ -48,7 +48,7 @@ class Decoded(NamedTuple):
 
 
 def decode(record: Record) -> Decoded:
-    """A record's probabilities, tails, surprises and entropies."""
+    """Compute a record's probabilities, tails, surprises and entropies."""
     counts_P = record.entry_counts.astype(np.int64)
     starts_P = np.cumsum(counts_P) - counts_P
     logprobs_E, probs_E = record.logprobs.astype(np.float64), record.probs()
@@ -57,7 +57,7 @@ def decode(record: Record) -> Decoded:
     tail_P = np.maximum(1.0 - np.add.reduceat(probs_E, starts_P), 0.0)
     position_E = record.entry_positions()
     is_realised_E = record.symbols == record.realised()[position_E]
-    surprise_bits_P = np.full(len(counts_P), math.inf)  # the format stores it always: what stays inf is a spoiled shard
+    surprise_bits_P = np.full(len(counts_P), math.inf)  # always stored: a remaining inf is a corrupt shard
     surprise_bits_P[position_E[is_realised_E]] = np.maximum(-logprobs_E[is_realised_E], 0.0) / math.log(2)
     tail_nats_P = tail_P * np.log(np.where(tail_P > 0, tail_P, 1.0))
     entropy_bits_P = -(np.add.reduceat(probs_E * logprobs_E, starts_P) + tail_nats_P) / math.log(2)
@@ -65,12 +65,12 @@ def decode(record: Record) -> Decoded:
 
 
 def offsets(record: Record) -> list[int]:
-    """Byte offset, in the record, of each of its positions."""
+    """Return the byte offset, in the record, of each of its positions."""
     return [s.start + i for s in record.segments for i in range(s.num_positions)]
 
 
 def positions(record: Record) -> Iterator[Position]:
-    """The positions of one record, in order."""
+    """Yield the positions of one record, in order."""
     edges = [0, *np.cumsum(record.teacher_token_lengths).tolist()]
     tokens = {
         start: (record.document[start:end], float(logprob))

@@ -1,6 +1,4 @@
-"""Where a dump says something remarkable: its most surprising documents and positions, and the places of a byte
-string.
-"""
+"""Search in a dump: its most surprising documents and positions, and the occurrences of a byte string."""
 
 import heapq
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from schemas.storage.locations import Location
 
 
 class Surprising(NamedTuple):
-    """A document, or one byte of it, and how little the teacher expected it."""
+    """A document, or one byte of it, with the teacher's surprise."""
 
     bits: float  # of a document: per byte
     doc_id: str
@@ -29,7 +27,7 @@ CONTEXT_BYTES = 32
 
 
 def worst_documents(dump: Location, number: int) -> list[Surprising]:
-    """The documents of most bits per byte under their targets, the worst first; END is not a byte."""
+    """Return the documents with the most bits per byte under their targets, worst first; END is not a byte."""
 
     def scores() -> Iterator[tuple[float, int, Surprising]]:
         for index, document in enumerate(documents(dump)):
@@ -38,17 +36,17 @@ def worst_documents(dump: Location, number: int) -> list[Surprising]:
             mean = bits / max(num_bytes, 1)
             yield mean, -index, Surprising(mean, document.doc_id, 0, document.text[: 2 * CONTEXT_BYTES], None)
 
-    return [found for *_, found in heapq.nlargest(number, scores())]
+    return [document for *_, document in heapq.nlargest(number, scores())]
 
 
 def worst_positions(dump: Location, number: int) -> list[Surprising]:
-    """The positions whose realised symbol had the least probability, the worst first."""
+    """Return the positions whose realised symbols had the lowest probabilities, worst first."""
 
     def scores() -> Iterator[tuple[float, int, Record, int]]:
         count = 0
         for record in records(dump):
             surprise_bits_P = decode(record).surprise_bits_P
-            # Only a record's own worst can be among the dump's worst: the heap sees `number` of each.
+            # The dump's worst are among the `number` worst of each record, so the heap sees only those.
             for index in np.argsort(-surprise_bits_P, kind="stable")[:number].tolist():
                 count += 1
                 yield float(surprise_bits_P[index]), -count, record, index
@@ -64,7 +62,7 @@ def _surprising(bits: float, record: Record, index: int) -> Surprising:
 
 
 class Occurrence(NamedTuple):
-    """Where a byte string stands in a document, and the positions of its bytes that are supervised."""
+    """An occurrence of a byte string in a document, with the positions of its supervised bytes."""
 
     doc_id: str
     offset: int
@@ -73,16 +71,16 @@ class Occurrence(NamedTuple):
     positions: list[Position]
 
 
-def find(dump: Location, wanted: bytes) -> Iterator[Occurrence]:
-    """Each place where `wanted` stands in a document, overlapping ones included."""
+def find(dump: Location, sought: bytes) -> Iterator[Occurrence]:
+    """Yield every occurrence of `sought` in the documents, including overlapping ones."""
     for document in documents(dump):
         text = document.text
-        start = text.find(wanted)
+        start = text.find(sought)
         if start < 0:
             continue
         by_offset = {p.offset: p for p in document.positions() if p.realised != END}
         while start >= 0:
-            end = start + len(wanted)
+            end = start + len(sought)
             yield Occurrence(
                 document.doc_id,
                 start,
@@ -90,4 +88,4 @@ def find(dump: Location, wanted: bytes) -> Iterator[Occurrence]:
                 text[end : end + CONTEXT_BYTES],
                 [by_offset[offset] for offset in range(start, end) if offset in by_offset],
             )
-            start = text.find(wanted, start + 1)
+            start = text.find(sought, start + 1)

@@ -1,4 +1,4 @@
-"""A dump in numbers: counts, means and histograms over the shards that exist."""
+"""Statistics of a dump: counts, means and histograms over the shards that exist."""
 
 import math
 from collections import Counter
@@ -18,8 +18,8 @@ from schemas.storage.locations import Location, open_parquet
 ENTROPY_BINS = (0.0, 0.01, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 8.1)  # bits; 257 classes hold at most 8.006
 
 
-def summarise(dump: Location) -> dict[str, Any]:
-    """Counts, means and histograms over the shards that exist; keys say their units."""
+def dump_statistics(dump: Location) -> dict[str, Any]:
+    """Compute counts, means and histograms over the shards that exist; keys name their units."""
     manifest, done = Manifest.load(dump), complete_shards(dump)
     sums: Counter[str] = Counter()
     entry_counts: Counter[int] = Counter()
@@ -43,7 +43,7 @@ def summarise(dump: Location) -> dict[str, Any]:
                 measured[name] += float(value_P.sum(dtype=np.float64))
     stored = [column for column in MEASURES if column.is_stored(manifest.identity)]
     stored_bytes = sum(path.stat().st_size for path in done)
-    each, byte = max(sums["positions"], 1), max(sums["bytes"], 1)
+    num_positions, num_bytes = max(sums["positions"], 1), max(sums["bytes"], 1)
     return {
         "identity": flatten(manifest.identity),
         "corpus_counts": manifest.corpus_counts,
@@ -56,13 +56,13 @@ def summarise(dump: Location) -> dict[str, Any]:
         "positions": sums["positions"],
         "teacher_tokens": sums["teacher_tokens"],
         "stored_bytes": stored_bytes,
-        "stored_bytes_per_text_byte": stored_bytes / byte,
+        "stored_bytes_per_text_byte": stored_bytes / num_bytes,
         "largest_shard_bytes": max((path.stat().st_size for path in done), default=0),
-        "entries_per_position": sum(k * v for k, v in entry_counts.items()) / each,
-        "mean_tail": tail / each,
-        **{f"mean_{column.name}": measured[column.name] / each for column in stored},
-        "mean_entropy_bits": entropy / each,
-        "target_bits_per_byte": nats / (byte * math.log(2)),
+        "entries_per_position": sum(k * v for k, v in entry_counts.items()) / num_positions,
+        "mean_tail": tail / num_positions,
+        **{f"mean_{column.name}": measured[column.name] / num_positions for column in stored},
+        "mean_entropy_bits": entropy / num_positions,
+        "target_bits_per_byte": nats / (num_bytes * math.log(2)),
         "column_bytes": column_bytes(done),
         "entry_count_positions": dict(sorted(entry_counts.items())),
         "entropy_bits_positions": {
@@ -73,7 +73,7 @@ def summarise(dump: Location) -> dict[str, Any]:
 
 
 def _num_tokens(record: Record) -> int:
-    """Teacher tokens of a record; of a chat, those that lie in its segments."""
+    """Count the teacher tokens of a record; in a chat, only those in its segments."""
     if not record.message_roles:
         return len(record.teacher_token_lengths)
     starts = np.cumsum(record.teacher_token_lengths) - record.teacher_token_lengths
@@ -81,7 +81,7 @@ def _num_tokens(record: Record) -> int:
 
 
 def column_bytes(shards: list[Location]) -> dict[str, int]:
-    """Compressed bytes of each column over some shards, the largest first; read from the files' footers."""
+    """Return each column's compressed bytes over some shards, largest first, from the files' footers."""
     sizes: Counter[str] = Counter()
     for path in shards:
         with open_parquet(path) as file:

@@ -1,4 +1,4 @@
-"""`bld inspect`: what it prints about a dump. `pipeline.dumps.view` reads it."""
+"""`bld inspect` on a terminal: the printed output. `pipeline.dumps.view` reads the dump."""
 
 import re
 from bisect import bisect_right
@@ -28,25 +28,25 @@ _SHOWN = 10  # occurrences of --find that are printed
 _ESCAPES = {"\\n": b"\n", "\\r": b"\r", "\\t": b"\t", "\\\\": b"\\"}
 
 
-def wanted_bytes(text: str) -> bytes:
-    """What `--find` looks for: UTF-8, with `\\n`, `\\t`, `\\r`, `\\\\` and `\\xHH` as in a Python string."""
+def search_bytes(text: str) -> bytes:
+    """Parse the text of `--find`: UTF-8, with `\\n`, `\\t`, `\\r`, `\\\\` and `\\xHH` as in a Python string."""
     parts = re.split(r"(\\x[0-9a-fA-F]{2}|\\[nrt\\])", text)
-    found = b"".join(
+    sought = b"".join(
         _ESCAPES.get(part) or (bytes([int(part[2:], 16)]) if i % 2 else part.encode()) for i, part in enumerate(parts)
     )
-    if not found:
+    if not sought:
         raise ValueError("--find '': give at least one byte to look for")
-    return found
+    return sought
 
 
 class Look(NamedTuple):
-    """A part of a dump to look at; without any of these, its summary.
+    """A part of a dump to print; its summary if none is given.
 
     Attributes:
         doc_id: the positions of the document of this name.
-        nth: which one, where several have the name; counted from 1.
-        worst: that many documents and positions of most surprise.
-        find: where this text stands, with the distributions of its bytes.
+        nth: which of several documents of that name; counted from 1.
+        worst: the number of most surprising documents and positions to print.
+        find: the occurrences of this text, with the distributions of its bytes.
     """
 
     doc_id: str | None = None
@@ -59,15 +59,15 @@ SUMMARY = Look()
 
 
 def show(dump: Location, look: Look = SUMMARY, top: int = 5, as_json: bool = False) -> None:
-    """Print a part of a dump, its positions with their `top` symbols."""
+    """Print a part of a dump, with the `top` symbols of each position."""
     doc_id, nth, worst, find = look
     console = Console(highlight=False, soft_wrap=True)
     if worst is not None:
         _show_worst(dump, worst, top, as_json, console)
     elif find is not None:
-        _show_found(dump, wanted_bytes(find), top, as_json, console)
+        _show_occurrences(dump, search_bytes(find), top, as_json, console)
     elif doc_id is None:
-        summary = statistics.summarise(dump)
+        summary = statistics.dump_statistics(dump)
         print(json_text(summary, indent=1)) if as_json else _print_summary(summary, console)
     else:
         document = chosen_document(dump, doc_id, nth)
@@ -75,8 +75,8 @@ def show(dump: Location, look: Look = SUMMARY, top: int = 5, as_json: bool = Fal
             values = {"doc_id": doc_id, "positions": [as_values(position) for position in document.positions()]}
             chat = [{"role": m.role, "start": m.start, "content": m.content.decode()} for m in document.messages]
             values |= {"messages": chat} if chat else {}
-            told = conversations(document)
-            print(json_text(values | ({"conversations": told} if told else {})))
+            chats = conversations(document)
+            print(json_text(values | ({"conversations": chats} if chats else {})))
             return
         for line in conversation_lines(document):
             console.print(line)
@@ -85,29 +85,27 @@ def show(dump: Location, look: Look = SUMMARY, top: int = 5, as_json: bool = Fal
 
 
 def chosen_document(dump: Location, doc_id: str | None, nth: int) -> DumpDocument:
-    """The document of that name, or the first; a warning where several have the name."""
+    """Return the document of that name, or the first. Warns if several have the name."""
     document = view.find_document(dump, doc_id, nth)
     number = 1 if doc_id is None else view.number_named(dump, doc_id)
     if number > 1:
         log.warning(
             f"{dump}: {number} documents are named {doc_id!r}; this is number {nth} (--nth chooses). "
-            "corpus.id_field gives documents names of their own"
+            "Set corpus.id_field to give each document its own name"
         )
     return document
 
 
 def as_values(position: Position) -> dict[str, Any]:
-    """A position for JSON; its token, which may be half a character, as a list of bytes."""
+    """Return a position as JSON values; its token, which may be half a character, as a list of bytes."""
     values = asdict(position) | {"token": None if position.token is None else list(position.token)}
     parts = [value if name == "measures" else {name: value} for name, value in values.items()]
     return {name: value for part in parts for name, value in part.items()}
 
 
-def table(found: Iterable[Position], top: int) -> list[Text]:
-    """Aligned lines: a header, then a position each. `|` marks the edges of teacher tokens; the token that starts there
-    is shown.
-    """
-    shown = list(found)
+def table(positions: Iterable[Position], top: int) -> list[Text]:
+    """Return aligned lines: a header, then one per position. `|` marks where a teacher token starts, which is shown."""
+    shown = list(positions)
     measures = {name: None for position in shown for name in position.measures}
     headings = "".join(f" {BY_NAME[name].heading:>7}" for name in measures)
     header = f"{'offset':>7}   byte   bits    tail{headings}  symbols"
@@ -115,12 +113,12 @@ def table(found: Iterable[Position], top: int) -> list[Text]:
 
 
 def document_table(document: DumpDocument, top: int) -> list[Text]:
-    """`table` of a document's positions; in a chat each message comes before its own."""
-    found = list(document.positions())
+    """Return the `table` of a document's positions; in a chat each message precedes its own."""
+    positions = list(document.positions())
     if not document.messages:
-        return table(found, top)
-    header, *lines = table(found, top)
-    edges = [position.offset + (position.realised != END) for position in found]  # an END belongs to what it ends
+        return table(positions, top)
+    header, *lines = table(positions, top)
+    edges = [position.offset + (position.realised != END) for position in positions]  # an END belongs to its message
     shown, at = [header], 0
     for message in document.messages:
         shown.append(
@@ -154,65 +152,65 @@ def _surprise_style(bits: float) -> str:
 
 
 def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: Console) -> None:
-    documents, places = search.worst_documents(dump, number), search.worst_positions(dump, number)
+    documents, positions = search.worst_documents(dump, number), search.worst_positions(dump, number)
     if as_json:
         print(
             json_text(
                 {
                     "documents": [{"doc_id": d.doc_id, "bits_per_byte": d.bits} for d in documents],
-                    "positions": [_place_values(place) for place in places],
+                    "positions": [_surprising_values(position) for position in positions],
                 }
             )
         )
         return
     console.print(Text("documents by bits per byte of their targets", style="bold"))
-    for found in documents:
-        console.print(Text(f"{found.bits:8.3f}  {printable(found.doc_id):<12} {readable(found.context)}"))
-    console.print(Text("positions by bits of the byte that is really there", style="bold"))
-    for found in places:
-        console.print(_place_line(found, top))
+    for document in documents:
+        console.print(Text(f"{document.bits:8.3f}  {printable(document.doc_id):<12} {readable(document.context)}"))
+    console.print(Text("positions by bits of their realised symbol", style="bold"))
+    for position in positions:
+        console.print(_surprising_line(position, top))
 
 
-def _place_values(found: Surprising) -> dict[str, Any]:
-    assert found.position is not None
-    return {"doc_id": found.doc_id, "context": list(found.context), **as_values(found.position)}
+def _surprising_values(surprising: Surprising) -> dict[str, Any]:
+    assert surprising.position is not None
+    return {"doc_id": surprising.doc_id, "context": list(surprising.context), **as_values(surprising.position)}
 
 
-def _place_line(found: Surprising, top: int) -> Text:
-    position = found.position
+def _surprising_line(surprising: Surprising, top: int) -> Text:
+    position = surprising.position
     assert position is not None
-    line = Text(f"{found.bits:8.3f}  {printable(found.doc_id):<12} at {found.offset:>6} ")
-    line.append(f"{readable(found.context):>{search.CONTEXT_BYTES}}")
+    line = Text(f"{surprising.bits:8.3f}  {printable(surprising.doc_id):<12} at {surprising.offset:>6} ")
+    line.append(f"{readable(surprising.context):>{search.CONTEXT_BYTES}}")
     line.append(f"[{symbol_name(position.realised)}]", style="bold red")
     for symbol, probability in position.symbols[:top]:
         line.append(f"  {symbol_name(symbol)} {probability:.3f}")
     return line
 
 
-def _show_found(dump: Location, wanted: bytes, top: int, as_json: bool, console: Console) -> None:
-    found = search.find(dump, wanted)
+def _show_occurrences(dump: Location, sought: bytes, top: int, as_json: bool, console: Console) -> None:
+    occurrences = search.find(dump, sought)
     if as_json:
-        print(json_text([_occurrence_values(occurrence) for occurrence in found]))
+        print(json_text([_occurrence_values(occurrence) for occurrence in occurrences]))
         return
-    shown = list(islice(found, _SHOWN))
+    shown = list(islice(occurrences, _SHOWN))
     for occurrence in shown:
         line = Text(f"{printable(occurrence.doc_id)} at {occurrence.offset}: ", style="bold")
         line.append(readable(occurrence.before), style="not bold")
-        line.append(readable(wanted), style="reverse")
+        line.append(readable(sought), style="reverse")
         line.append(readable(occurrence.after), style="not bold")
         console.print(line)
         for row in table(occurrence.positions, top):
             console.print(row)
-    more = sum(1 for _ in found)
+    num_more = sum(1 for _ in occurrences)
     if not shown:
-        console.print(f"{readable(wanted)!r} stands in no document of {dump}", markup=False)
-    elif more:
-        console.print(f"and {more} more; --json prints all of them")
+        console.print(f"{readable(sought)!r} does not occur in {dump}", markup=False)
+    elif num_more:
+        console.print(f"and {num_more} more; --json prints all of them")
 
 
 def _occurrence_values(occurrence: Occurrence) -> dict[str, Any]:
-    places = [as_values(position) for position in occurrence.positions]
-    return {"doc_id": occurrence.doc_id, "offset": occurrence.offset, "positions": places}
+    positions = [as_values(position) for position in occurrence.positions]
+    return {"doc_id": occurrence.doc_id, "offset": occurrence.offset, "positions": positions}
 
 
 _HISTOGRAMS = {
@@ -240,7 +238,7 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def bars(counts: Mapping[Any, int]) -> Iterator[str]:
-    """A line per key: its number, its share of all, and a bar of eighths of a character."""
+    """Yield a line per key: its count, its share of the total, and a bar in eighths of a character."""
     width = max((len(str(key)) for key in counts), default=0)
     largest, total = max(counts.values(), default=0), sum(counts.values())
     for key, number in counts.items():

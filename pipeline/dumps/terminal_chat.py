@@ -1,6 +1,4 @@
-"""The conversations of a document's records, to be read: what was asked before a turn, reasoning, calls, and the tools
-that were offered.
-"""
+"""Conversations of a document's records on a terminal: earlier messages, reasoning, calls, and available tools."""
 
 import json
 from collections.abc import Iterator
@@ -14,29 +12,31 @@ from pipeline.tokenization.conversation import Conversation, Message
 
 
 def conversations(document: DumpDocument) -> list[Any]:
-    """Return the column `conversation` of each record in order, as JSON has it; None for a record without. Empty where
-    none has one.
+    """Return the column `conversation` of each record in order, as JSON values; None for a record without one.
+
+    Empty if no record has one.
     """
-    found = [json.loads(record.conversation) if record.conversation else None for record in document.records]
-    return found if any(found) else []
+    values = [json.loads(record.conversation) if record.conversation else None for record in document.records]
+    return values if any(values) else []
 
 
 def conversation_lines(document: DumpDocument) -> Iterator[Text]:
-    """Each conversation that differs from the one before it: its tools, then a line for each of its messages."""
+    """Yield, for each conversation that differs from the previous one, its tools and a line per message."""
     before = ""
     for record in document.records:
         if not record.conversation or record.conversation == before:
             continue
         before = record.conversation
-        found = Conversation.from_json(before)
-        learnt = len(record.message_roles)
+        conversation = Conversation.from_json(before)
+        num_learnt = len(record.message_roles)
         yield Text(
-            f"conversation of {len(found.messages)} messages, the last {learnt} of which are in the record",
+            f"conversation of {len(conversation.messages)} messages, the last {num_learnt} of which are in the record",
             style="bold",
         )
-        if found.tools:
-            yield Text(f"  tools: {readable(_plain([tool.get('function', tool) for tool in found.tools]))}")
-        yield from map(_message_line, found.messages)
+        if conversation.tools:
+            functions = [tool.get("function", tool) for tool in conversation.tools]
+            yield Text(f"  tools: {readable(_plain(functions))}")
+        yield from map(_message_line, conversation.messages)
 
 
 def _message_line(message: Message) -> Text:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pipeline.dumps.glyphs import readable
 from pipeline.dumps.positions import Position
-from pipeline.dumps.view import DumpDocument, Said
+from pipeline.dumps.view import DumpDocument, DumpMessage
 from pipeline.reports.html import asset, content_policy, script_data, shown
 from schemas import END
 from schemas.manifest import Manifest, flatten
@@ -123,7 +123,7 @@ def draw_text(document: DumpDocument, positions: Sequence[Position]) -> Drawn:
         if offset in ends:
             put('<i class="mark end">END</i>', [ends.pop(offset)], True)
 
-    for message in document.messages or [Said("", 0, document.text)]:
+    for message in document.messages or [DumpMessage("", 0, document.text)]:
         if message.role:
             parts.append(f'<b class="role">{shown(message.role)}</b>')
         for cell in cells(message.content):

@@ -22,7 +22,7 @@ def dump(tmp_path: Path) -> Path:
 
 
 def test_the_summary_counts_documents_once_whatever_their_windows(dump: Path) -> None:
-    summary = statistics.summarise(dump)
+    summary = statistics.dump_statistics(dump)
     assert (summary["documents"], summary["records"]) == (3, 4)
     assert (summary["shards_done"], summary["shards_planned"]) == (2, 3)
     assert summary["text_bytes"] == 6 + 5 + 4 + 1
@@ -30,7 +30,7 @@ def test_the_summary_counts_documents_once_whatever_their_windows(dump: Path) ->
 
 
 def test_the_summary_gives_the_targets_one_bit_per_byte_and_a_quarter_of_tail(dump: Path) -> None:
-    summary = statistics.summarise(dump)
+    summary = statistics.dump_statistics(dump)
     assert summary["target_bits_per_byte"] == pytest.approx(1.0, abs=1e-3)
     assert summary["mean_tail"] == pytest.approx(0.25, abs=1e-3)
     assert summary["entry_count_positions"] == {2: summary["positions"]}
@@ -128,7 +128,7 @@ def test_the_worst_are_those_that_sorting_all_finds(tmp_path: Path) -> None:
     [("a b", b"a b"), (r"\n\x00\\", b"\n\0\\"), ("é", b"\xc3\xa9"), (r"\xc3", b"\xc3"), (r"\q", b"\\q")],
 )
 def test_what_is_looked_for_may_be_any_bytes(text: str, wanted: bytes) -> None:
-    assert terminal.wanted_bytes(text) == wanted
+    assert terminal.search_bytes(text) == wanted
 
 
 def test_find_sees_across_windows_and_overlaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,11 +143,11 @@ def test_find_sees_across_windows_and_overlaps(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "doc at 3: aaxaaay" in said and "more" not in said
     terminal.show(dump, terminal.Look(find="zz"))
-    assert "stands in no document" in capsys.readouterr().out
+    assert "does not occur in" in capsys.readouterr().out
 
 
 def test_the_summary_draws_its_histograms(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    summary = statistics.summarise(dump)
+    summary = statistics.dump_statistics(dump)
     assert summary["entropy_bits_positions"]["1-1.5"] == 0 and summary["entropy_bits_positions"]["1.5-2"] == 19
     assert sum(summary["column_bytes"].values()) <= summary["stored_bytes"]
     terminal.show(dump)
@@ -199,7 +199,7 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
     assert lines[5][1:3] == ["|", "END"] and "nats" not in lines[5]
     terminal.show(dump, terminal.Look("chat"), as_json=True)
     assert [m["content"] for m in json.loads(capsys.readouterr().out)["messages"]] == ["q?", "yes", "t", "no"]
-    assert statistics.summarise(dump)["teacher_tokens"] == 2
+    assert statistics.dump_statistics(dump)["teacher_tokens"] == 2
     write_page(dump, terminal.chosen_document(dump, None, 1), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     marks = [text.index(mark) for mark in (">user<", ">assistant<", 'id="b2"', 'id="e5"', 'id="b6"', 'id="e8"')]
