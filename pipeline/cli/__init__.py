@@ -1,4 +1,4 @@
-"""`bld`: the operator's commands. A stage is imported only inside the command that runs it: `--help` is fast.
+"""`bld`: the command line. A stage is imported only inside the command that runs it, so that `--help` is fast.
 
 The composition root: may import every room.
 """

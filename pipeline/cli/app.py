@@ -1,4 +1,4 @@
-"""The commands put together, and how they end: exit codes, interrupts, errors as one line."""
+"""The application: all commands, exit codes, interrupts, and errors as one line."""
 
 import errno
 import os
@@ -17,20 +17,20 @@ from pipeline.runtime.dtypes import cpu_build
 from pipeline.runtime.termination import Terminated, terminable
 
 INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes for SIGINT and SIGTERM
-_WAY_OUT = {  # of errors that the system words, and nobody on the way has
-    errno.EACCES: "Give this user the right to it (ls -ld shows whose it is), or give another path.",
-    errno.EPERM: "Give this user the right to it (ls -ld shows whose it is), or give another path.",
-    errno.EROFS: "It lies on a file system that is mounted read-only: give a path on another.",
-    errno.ENOTDIR: "A part of this path is a file where a folder is needed: give another path, or move that file away.",
-    errno.EEXIST: "A file is where a folder is needed: give another path, or move that file away.",
+_WAY_OUT = {  # for errors whose message is the system's own
+    errno.EACCES: "Give this user access to it (ls -ld shows the owner), or give another path.",
+    errno.EPERM: "Give this user access to it (ls -ld shows the owner), or give another path.",
+    errno.EROFS: "Its file system is mounted read-only: give a path on another one.",
+    errno.ENOTDIR: "Part of this path is a file where a folder is needed: give another path, or move that file.",
+    errno.EEXIST: "A file exists where a folder is needed: give another path, or move that file.",
     errno.EISDIR: "This is a folder where a file is needed: give the name of a file.",
-    errno.ELOOP: "A symbolic link of this path leads back to itself: remove that link, or give another path.",
+    errno.ELOOP: "A symbolic link in this path leads back to itself: remove that link, or give another path.",
     errno.ENAMETOOLONG: "Give a shorter path.",
-    errno.ENOENT: "Check the path: it is looked for from the folder that the command runs in.",
-    errno.ENOSPC: "Make room, or give a path on another disk; then run the same command again.",
-    errno.EDQUOT: "Make room, or give a path on another disk; then run the same command again.",
-    errno.EFBIG: "Files may not grow that large here (ulimit -f): raise the limit, or give a path on another disk.",
-    errno.EMFILE: "Too few files may be open at once: raise the limit (ulimit -n).",
+    errno.ENOENT: "Check the path; a relative one starts at the current folder.",
+    errno.ENOSPC: "Free some space, or give a path on another disk; then run the same command again.",
+    errno.EDQUOT: "Free some space, or give a path on another disk; then run the same command again.",
+    errno.EFBIG: "The file would exceed the size limit (ulimit -f): raise the limit, or give a path on another disk.",
+    errno.EMFILE: "Too many files are open: raise the limit (ulimit -n).",
 }
 
 app = typer.Typer(
@@ -58,8 +58,8 @@ for _name, _command in COMMANDS.items():
     app.command(_name)(with_logs(_name, _command))
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(version_text())
         raise typer.Exit()
 
@@ -74,51 +74,52 @@ def root(
     log_json: LogJson = False,
     debug: Debug = False,
 ) -> None:
-    """Options before the command are the same as after it."""
+    """Options before the command have the same effect as after it."""
     set_logs(quiet, verbose, log_json, debug)
 
 
 def _bound_kernel_caches() -> None:
-    """Before torch is loaded: it and oneDNN keep what they compile for each shape, 1,024 of each, and documents are of
-    any length.
+    """Limit the kernel caches of torch and oneDNN, before torch is loaded.
 
-    That is gigabytes on a CPU, and is in use for one step; a step itself has some thirty shapes.
+    Each keeps what it compiled for 1,024 shapes, and documents have any length. On a CPU that takes gigabytes, of which
+    one step uses little: a step has some thirty shapes.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "64")
 
 
 def _name_the_accelerator() -> None:
-    """To DeepSpeed, which transformers loads too: with the CPU build it would look for a GPU, and warn that it found
-    none.
+    """Tell DeepSpeed, which transformers loads too, that a CPU build has no GPU.
+
+    Else it would look for one and warn that it found none.
     """
     if cpu_build():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def main() -> None:
-    """Run a command. What a user can cause is one line and exit code 1; an interrupt says how to go on, code 130 or
-    143.
-    """
+    """Run a command. A user's error is one line and exit code 1; an interrupt says how to resume, code 130 or 143."""
     if "--debug" in sys.argv[1:]:
         log.show_tracebacks()
-    os.environ[SAFE_PATH] = "1"  # of engines, launchers and whatever else is started from here on
+    os.environ[SAFE_PATH] = "1"  # for engines, launchers and all other children from here on
     _bound_kernel_caches()
     _name_the_accelerator()
     try:
-        # Not standalone: we say ourselves how to resume. typer gives an interrupt back as code 130.
+        # Not standalone: we say how to resume. typer returns code 130 after an interrupt.
         log.check_environment()
         with terminable():
             code = app(standalone_mode=False) or 0
-    except BrokenPipeError:  # `bld inspect ... | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
+    except BrokenPipeError:  # `bld inspect ... | head`: the reader closed the pipe
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python reports the error again when it flushes
         raise SystemExit(141) from None
     except Terminated:
         code = TERMINATED
     except (ValueError, OSError, FloatingPointError) as error:
         if log.shows_tracebacks():
             raise
-        log.error(_told(error))
+        log.error(format_error(error))
         raise SystemExit(1) from None
     except Exception as error:
         _exit_for_usage_error(error)
@@ -128,14 +129,14 @@ def main() -> None:
     raise SystemExit(code)
 
 
-def _told(error: Exception) -> str:
-    """What is wrong, with a way out where the words are the system's own."""
+def format_error(error: Exception) -> str:
+    """Return the message of an error, with a way out where it is the system's own message."""
     way_out = _WAY_OUT.get(getattr(error, "errno", None) or 0)
     return f"{error}. {way_out}" if way_out else str(error)
 
 
 def _exit_for_usage_error(error: Exception) -> None:
-    """Exit as typer would for its own errors, such as an unknown option. Returns for any other error."""
+    """Exit as typer would for its own errors, such as an unknown option. Return for any other error."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(code, int):
         show()

@@ -1,4 +1,4 @@
-"""`bld doctor`: whether this machine is ready."""
+"""`bld doctor`: a check of this machine."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ def doctor(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Is this machine ready: versions, devices, disk, memory, known traps."""
+    """Check whether this machine is ready: versions, devices, disk, memory, known traps."""
     from pipeline.setup.doctor import diagnose
 
     if not diagnose(deep, json):

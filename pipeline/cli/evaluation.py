@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 def evaluate(
     target: Annotated[
-        str, typer.Argument(metavar="MODEL|RECIPE", help="A model's source, or a recipe: its start, student, teacher.")
+        str,
+        typer.Argument(metavar="MODEL|RECIPE", help="A model's source, or a recipe: its start, student and teacher."),
     ],
     override: Overrides = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe whose eval section says which text (with a MODEL).")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe whose eval section gives the text (with a MODEL).")] = None,
     corpus: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Text to evaluate on (default: the recipe's).")
     ] = None,
@@ -34,8 +33,8 @@ def evaluate(
             "--max-tokens",
             "--max_tokens",
             min=8,
-            help="Tokens of a window; longer documents are read in several (default: the recipe's eval.max_tokens, else 2048, or as "
-            "many as the model has positions for).",
+            help="Tokens per window; longer documents are read in several (default: the recipe's eval.max_tokens, "
+            "else 2048, or as many as the model has positions for).",
         ),
     ] = None,
     dump: Annotated[
@@ -46,23 +45,26 @@ def evaluate(
     ] = None,
     end: Annotated[str | None, typer.Option(help="Token that ends a document (default: the tokenizer's own).")] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Of a MODEL on a hub: branch, tag or commit (default: its main branch).")
+        str | None, typer.Option(help="Branch, tag or commit of a MODEL on a hub (default: its main branch).")
     ] = None,
     trust_remote_code: Annotated[
         bool,
         typer.Option("--trust-remote-code", "--trust_remote_code", help="Run Python code that comes with the MODEL."),
     ] = False,
-    json: Annotated[Path | None, typer.Option(metavar="OUT", help="Also write the figures on text here.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Also write the figures on text to this file.")
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Tasks of lm-evaluation-harness, with commas between them (default: the recipe's); without a hub: bld_piqa, bld_siqa, "
-            "bld_openbookqa, bld_boolq, bld_mmlu_sample.",
+            help="Tasks of lm-evaluation-harness, comma-separated (default: the recipe's); without a hub: "
+            "bld_piqa, bld_siqa, bld_openbookqa, bld_boolq, bld_mmlu_sample.",
         ),
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option("--num-fewshot", "--num_fewshot", min=0, help="Examples before a question of --tasks.")
+        int | None,
+        typer.Option("--num-fewshot", "--num_fewshot", min=0, help="Examples before each question of --tasks."),
     ] = None,
     apply_chat_template: Annotated[
         bool,
@@ -70,53 +72,54 @@ def evaluate(
             "--apply-chat-template", "--apply_chat_template", help="Ask --tasks in the model's chat template."
         ),
     ] = False,
-    task_limit: Annotated[int | None, typer.Option(min=1, help="Questions of each of --tasks (default: all).")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of --tasks (default: the harness' own).")] = None,
+    task_limit: Annotated[int | None, typer.Option(min=1, help="Questions per task of --tasks (default: all).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of --tasks (default: that of the harness).")] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="Arithmetic of --tasks: auto (as the weights are saved; float32 on a CPU without instructions for bfloat16), float32, bfloat16 or float16."
+            help="Arithmetic of --tasks: auto (as the weights are saved; float32 on a CPU without bfloat16 "
+            "instructions), float32, bfloat16 or float16."
         ),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Requests of --tasks in a forward pass (default: what fits a GPU; on a CPU, 2,048 tokens)."
+            min=1, help="Requests of --tasks per forward pass (default: what fits on a GPU; on a CPU, 2,048 tokens)."
         ),
     ] = None,
     include_path: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Task files of your own; Python that they name is run.")
+        str | None, typer.Option(metavar="FOLDER", help="Your own task files; Python that they name is run.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write the harness' JSON here (default: `tasks` in the recipe's run)."),
+        typer.Option(metavar="FOLDER", help="Folder for the harness' JSON (default: `tasks` in the recipe's run)."),
     ] = None,
     log_samples: Annotated[
-        bool, typer.Option("--log-samples", "--log_samples", help="With it, every question's answer as JSONL.")
+        bool, typer.Option("--log-samples", "--log_samples", help="Also write every question's answer, as JSONL.")
     ] = False,
 ) -> None:
-    """Bits per byte on held-out text, byte divergence to a dump, and tasks of lm-evaluation-harness."""
+    """Measure bits per byte on held-out text, byte divergence to a dump, and tasks of lm-evaluation-harness."""
     from pipeline.config.evaluated import EvaluatedModel
     from pipeline.evaluation.request import EvaluationOptions, EvaluationRequest, custom_corpus, custom_tasks
     from pipeline.runtime.model_source import ModelSource
 
-    of_run = is_recipe(target)
-    if of_run and recipe is not None:
-        raise ValueError(f"{target} is a recipe already; leave out --recipe {recipe}")
-    loaded = load(target, override) if of_run else (None if recipe is None else load(recipe, override))
-    if of_run and (revision is not None or trust_remote_code):
+    target_is_recipe = is_recipe(target)
+    if target_is_recipe and recipe is not None:
+        raise ValueError(f"{target} is already a recipe; leave out --recipe {recipe}")
+    loaded = load(target, override) if target_is_recipe else (None if recipe is None else load(recipe, override))
+    if target_is_recipe and (revision is not None or trust_remote_code):
         raise ValueError(
-            "--revision and --trust-remote-code belong to a MODEL; a recipe says them as teacher.revision, "
+            "--revision and --trust-remote-code are for a MODEL; a recipe has them as teacher.revision, "
             "student.trust_remote_code and so on"
         )
-    if of_run and (start is not None or end is not None):
+    if target_is_recipe and (start is not None or end is not None):
         raise ValueError(
-            "--start and --end belong to a MODEL; a recipe says them as student.start, student.end, teacher.start "
+            "--start and --end are for a MODEL; a recipe has them as student.start, student.end, teacher.start "
             "and teacher.end"
         )
     if loaded is None and override:
-        raise ValueError(f"-o {override[0]} replaces a value of a recipe, and none is given; add --recipe RECIPE")
-    of_tasks = {
+        raise ValueError(f"-o {override[0]} replaces a value of a recipe, but none is given; add --recipe RECIPE")
+    task_options = {
         "num_fewshot": num_fewshot,
         "apply_chat_template": apply_chat_template or None,
         "limit": task_limit,
@@ -127,14 +130,14 @@ def evaluate(
     }
     options = EvaluationOptions(
         corpora=custom_corpus(corpus, field, limit),
-        tasks=custom_tasks(tasks, of_tasks, start),
+        tasks=custom_tasks(tasks, task_options, start),
         dump=dump,
         max_tokens=max_tokens,
         json_file=json,
         tasks_folder=out,
         log_samples=log_samples,
     )
-    if of_run:
+    if target_is_recipe:
         assert loaded is not None
         request = EvaluationRequest.of_recipe(loaded, options)
     else:
@@ -163,7 +166,7 @@ def _run_text(request: "EvaluationRequest") -> None:
 
 
 def _run_tasks(request: "EvaluationRequest") -> None:
-    """Ask the tasks of each model; what one has answered is on disk before the next begins."""
+    """Run the tasks on each model; a model's answers are on disk before the next one starts."""
     from pipeline.evaluation.task_table import print_tasks, save_tasks
 
     if not request.tasks:
@@ -174,13 +177,13 @@ def _run_tasks(request: "EvaluationRequest") -> None:
         )
     from stage2_student.evaluation.lm_eval_tasks import run_tasks
 
-    found = {}
+    results = {}
     folders = request.task_folders
     for model in request.models:
-        found[model.name] = run_tasks(model.source, request.tasks, request.log_samples)
-        for path in save_tasks(found[model.name], folders[model.name]) if model.name in folders else []:
+        results[model.name] = run_tasks(model.source, request.tasks, request.log_samples)
+        for path in save_tasks(results[model.name], folders[model.name]) if model.name in folders else []:
             typer.echo(f"written: {path}")
-    print_tasks(found, request.metrics, request.published)
+    print_tasks(results, request.metrics, request.published)
 
 
 def report(
@@ -192,9 +195,9 @@ def report(
         Path | None, typer.Option(help="HTML file to write (default: report.html in the first run).")
     ] = None,
 ) -> None:
-    """One self-contained HTML page that compares runs: curves, final figures, recipe differences, the dumps' audit.
+    """Write one self-contained HTML page comparing runs: curves, final figures, recipe differences, dump audits.
 
-    Runs may be unfinished, or not evaluated yet; a dump that is not on this machine is left out.
+    Runs may be unfinished or not yet evaluated; a dump that is not on this machine is left out.
     """
     from pipeline.reports.page import write_report
 
@@ -203,7 +206,7 @@ def report(
 
 
 def run_folder(recipe: str, override: list[str] | None) -> Path:
-    """A recipe's student.path. Raises ValueError where it has no student."""
+    """Return a recipe's student.path. Raises ValueError if it has no student."""
     section = load(recipe, override).student
     if section is None:
         raise ValueError(f"{recipe} has no student section, so there is no run to report on")

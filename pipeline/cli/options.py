@@ -1,4 +1,4 @@
-"""Arguments and options that commands share: a recipe, a dump, and how much is said, and how."""
+"""Arguments and options shared by commands: a recipe, a dump, and the level and format of messages."""
 
 import functools
 import inspect
@@ -26,7 +26,7 @@ Overrides = Annotated[
         "-o",
         "--override",
         metavar="SECTION.KEY=VALUE",
-        help="Replace one value of the recipe, or those of a YAML file; repeatable.",
+        help="Override one value of the recipe, or those in a YAML file; repeatable.",
     ),
 ]
 DumpArgument = Annotated[
@@ -36,20 +36,20 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the recipe and print what would be done; load no weights.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say only what goes wrong (BLD_LOG_LEVEL=quiet).")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only warnings and errors (BLD_LOG_LEVEL=quiet).")]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", help="Say more, vLLM's own messages too (BLD_LOG_LEVEL=verbose).")
+    bool, typer.Option("-v", "--verbose", help="Print more, including vLLM's own messages (BLD_LOG_LEVEL=verbose).")
 ]
 LogJson = Annotated[
-    bool, typer.Option("--log-json", help="Messages on stderr as JSON, one object a line (BLD_LOG_FORMAT=json).")
+    bool, typer.Option("--log-json", help="Messages on stderr as JSON, one object per line (BLD_LOG_FORMAT=json).")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (default: one line).")]
 
 
 def set_logs(quiet: Quiet = False, verbose: Verbose = False, log_json: LogJson = False, debug: Debug = False) -> None:
-    """`debug` is read in `main`, which catches what commands raise."""
+    """Set the level and format of messages. `debug` is read in `main`, which catches what commands raise."""
     if quiet and verbose:
-        raise ValueError("--quiet and --verbose do not go together: give one of them")
+        raise ValueError("--quiet and --verbose cannot be combined: give one of them")
     if quiet or verbose:
         log.set_level("quiet" if quiet else "verbose")
     if log_json:
@@ -61,13 +61,13 @@ Metrics = Annotated[
     typer.Option(
         "--metrics",
         metavar="[HOST:]PORT",
-        help="Serve figures for Prometheus there, at /metrics; without HOST to this machine alone (BLD_METRICS).",
+        help="Serve metrics for Prometheus at /metrics; without HOST, on loopback only (BLD_METRICS).",
     ),
 ]
 
 
 def ask_for_metrics(address: str | None) -> None:
-    """Put it where this process, or the rank that it starts, finds it. Raises ValueError for what is no address."""
+    """Set the address for this process and the ranks that it starts. Raises ValueError if it is not an address."""
     from pipeline.runtime import metrics
 
     if address is not None:
@@ -76,7 +76,7 @@ def ask_for_metrics(address: str | None) -> None:
 
 
 def with_logs(name: str, command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with these options after its own."""
+    """Return the command with these options after its own."""
     common = inspect.signature(set_logs).parameters
 
     @functools.wraps(command)
@@ -95,20 +95,20 @@ def with_logs(name: str, command: Callable[..., None]) -> Callable[..., None]:
 
 
 def load(recipe: str, overrides: list[str] | None) -> "Recipe":
-    """The recipe of a command line."""
+    """Load the recipe of a command line."""
     from pipeline.config.loading import load_recipe
 
     return load_recipe(recipe, overrides or [])
 
 
 def as_begun(recipe: "Recipe") -> "Recipe":
-    """Return the recipe with what the dump in its folder was begun with. Of a dump in a store nothing is asked."""
+    """Return the recipe with the values that the dump in its folder was begun with. A store is not asked."""
     from stage1_teacher.dump import begun
 
     return recipe if "://" in recipe.dump.path else begun.as_begun(recipe)
 
 
 def is_recipe(target: str) -> bool:
-    """Whether a command's target is a recipe: a YAML file, or the name of one that comes with the package."""
-    named = _PACKAGED / f"{target}.yaml"
-    return target.endswith(RECIPE_SUFFIXES) or ("/" not in target and not Path(target).exists() and named.exists())
+    """Return whether a command's target is a recipe: a YAML file, or the name of one in the package."""
+    packaged = _PACKAGED / f"{target}.yaml"
+    return target.endswith(RECIPE_SUFFIXES) or ("/" not in target and not Path(target).exists() and packaged.exists())

@@ -1,4 +1,4 @@
-"""`bld plan`: what a recipe would take, before it takes it."""
+"""`bld plan`: what a recipe would do and cost."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +15,11 @@ def show_plan(
     recipe: RecipeArgument,
     override: Overrides = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Dump a sample with the real teacher, and say what the whole will take.")
+        bool,
+        typer.Option("--calibrate", help="Dump a sample with the real teacher, and forecast the cost of the whole."),
     ] = False,
     seconds: Annotated[
-        float, typer.Option(min=1, help="Of that sample, the engine's start not counted (with --calibrate).")
+        float, typer.Option(min=1, help="Time to spend on the sample, excluding engine start-up (with --calibrate).")
     ] = 60.0,
     workers: Annotated[
         int, typer.Option(min=1, metavar="N", help="Machines, or groups of GPUs, like this one (with --calibrate).")
@@ -27,13 +28,14 @@ def show_plan(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Text of the whole corpus, as in 1TB, where reading all of it takes too long (with --calibrate).",
+            help="Size of the whole corpus, e.g. 1TB, if reading all of it takes too long (with --calibrate).",
         ),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Check a recipe and print what it would fetch, make and write; without --calibrate it needs no network and no
-    weights.
+    """Check a recipe and print what it would download, make and write.
+
+    Without --calibrate it needs no network and no weights.
     """
     from pipeline.planning.dry_run import plan, print_lines
     from schemas.json_text import json_text
@@ -51,8 +53,8 @@ def show_plan(
         lines += counted_lines(loaded)
     values: dict[str, Any] = {"plan": dict(lines)}
     if calibrate:
-        more, found = _forecast(loaded, seconds, workers, corpus_bytes)
-        lines, values = lines + more, values | found
+        forecast_lines, forecast_values = _forecast(loaded, seconds, workers, corpus_bytes)
+        lines, values = lines + forecast_lines, values | forecast_values
     if json:
         typer.echo(json_text(values, indent=1))
     else:
@@ -62,7 +64,7 @@ def show_plan(
 def _forecast(
     recipe: "Recipe", seconds: float, workers: int, corpus_bytes: str | None
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Lines for reading, and the same as JSON."""
+    """Return a forecast as readable lines and as JSON values."""
     from pydantic import ByteSize, TypeAdapter
 
     from pipeline.planning import forecast_text
@@ -72,9 +74,9 @@ def _forecast(
 
     size = None if corpus_bytes is None else int(TypeAdapter(ByteSize).validate_python(corpus_bytes))
     measured = calibrate(recipe, seconds, size)
-    found = forecast(measured, workers)
-    lines = list(forecast_text.forecast_lines(found, measured, workers))
-    values: dict[str, Any] = {"workers": workers, "devices": measured.devices, "forecast": found.as_dict()}
+    expected = forecast(measured, workers)
+    lines = list(forecast_text.forecast_lines(expected, measured, workers))
+    values: dict[str, Any] = {"workers": workers, "devices": measured.devices, "forecast": expected.as_dict()}
     if recipe.student is not None:
         from stage2_student.launch.memory_estimate import footprint_lines
         from stage2_student.training.usable import usable_lines
@@ -82,8 +84,8 @@ def _forecast(
         student = [*footprint_lines(recipe), *usable_lines(recipe, measured.questions)]
         lines += student
         values["student"] = dict(student)
-    summary = forecast_text.took(location(recipe.dump.path))
+    summary = forecast_text.measured_cost(location(recipe.dump.path))
     if summary is not None:
-        lines.append(("dump.path took", forecast_text.compared(found, summary)))
+        lines.append(("dump.path took", forecast_text.forecast_error(expected, summary)))
         values["took"] = {key: summary[key] for key in ("teacher_tokens", "stored_bytes", "cost")}
     return lines, values

@@ -1,4 +1,4 @@
-"""`bld teacher`, `bld student`, `bld export`: the stages, and what the second one leaves."""
+"""`bld teacher`, `bld student` and `bld export`: the two stages, and the export of a student."""
 
 from functools import partial
 from pathlib import Path
@@ -14,31 +14,32 @@ def teacher(
     override: Overrides = None,
     dry_run: DryRun = False,
     worker: Annotated[
-        str, typer.Option(metavar="I/N", help="This is worker I of N, counted from 0: it makes every N-th shard.")
+        str, typer.Option(metavar="I/N", help="Run as worker I of N, counted from 0: make every N-th shard.")
     ] = "0/1",
     accept_engine: Annotated[
         str | None,
         typer.Option(
             metavar="NAME-VERSION",
-            help="Go on with a dump that another engine began, as in vllm-0.33.0; it is recorded.",
+            help="Continue a dump begun with this other engine, e.g. vllm-0.33.0; it is recorded.",
         ),
     ] = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Have the shards made by engines on a Ray cluster (default: by this process).")
+        bool, typer.Option("--ray", help="Make the shards with engines on a Ray cluster (default: in this process).")
     ] = False,
     address: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="The cluster of --ray (default: that of RAY_ADDRESS, or one of this machine, or one started for this dump).",
+            help="Cluster for --ray (default: that of RAY_ADDRESS, or one on this machine, or one started for this "
+            "dump).",
         ),
     ] = None,
     metrics: Metrics = None,
 ) -> None:
     """Stage 1: dump the teacher's next-byte distributions, or resume a dump.
 
-    Start it more than once on one dump, and the processes share the shards. Exit codes: 0 done, 1 an error that is
-    named, 2 a wrong option, 130 or 143 stopped by SIGINT or SIGTERM: the same command goes on.
+    Several processes started on one dump share its shards. Exit codes: 0 done, 1 an error, which is named, 2 a wrong
+    option, 130 or 143 stopped by SIGINT or SIGTERM; the same command resumes.
     """
     if dry_run:
         from pipeline.planning.dry_run import print_plan
@@ -50,7 +51,7 @@ def teacher(
 
     ask_for_metrics(metrics)
     if address is not None and not ray:
-        raise ValueError(f"--address {address} is that of a Ray cluster; give --ray too")
+        raise ValueError(f"--address {address} is for a Ray cluster; give --ray too")
     connect = None
     if ray:
         from stage1_teacher.ray.pool import cluster_engines
@@ -61,21 +62,20 @@ def teacher(
 
 
 def parse_worker(text: str) -> tuple[int, int]:
-    """`I/N` as numbers. Raises ValueError unless 0 <= I < N."""
+    """Parse `I/N` as numbers. Raises ValueError unless 0 <= I < N."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ValueError(f"--worker {text}: give I/N with 0 <= I < N, as in 0/4")
+        raise ValueError(f"--worker {text}: give I/N with 0 <= I < N, e.g. 0/4")
     return int(index), int(count)
 
 
 def student(
     recipe: RecipeArgument, override: Overrides = None, dry_run: DryRun = False, metrics: Metrics = None
 ) -> None:
-    """Stage 2: train the student under the DeepSpeed launcher, or resume; under torchrun or srun, as one of their
-    ranks.
+    """Stage 2: train the student, or resume, under the DeepSpeed launcher; under torchrun or srun, run as one rank.
 
-    Exit codes: 0 done, 1 an error that is named, 130 or 143 stopped by SIGINT or SIGTERM, with a checkpoint: the same
-    command goes on.
+    Exit codes: 0 done, 1 an error, which is named, 130 or 143 stopped by SIGINT or SIGTERM, with a checkpoint; the same
+    command resumes.
     """
     from stage2_student.launch.launch import launch_student
 
@@ -88,12 +88,12 @@ def student(
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a student's run (its student.path).")],
     out: Annotated[Path | None, typer.Option(help="Folder to write (default: RUN/export).")] = None,
-    step: Annotated[int | None, typer.Option(help="The checkpoint of this step (default: the newest).")] = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint of this step (default: the newest).")] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="The checkpoint of the fewest bits per byte held out (train.eval_every).")
+        bool, typer.Option("--best", help="Checkpoint with the lowest held-out bits per byte (train.eval_every).")
     ] = False,
 ) -> None:
-    """Write a plain Hugging Face folder from a run's checkpoint."""
+    """Export a run's checkpoint as a plain Hugging Face folder."""
     from stage2_student.runs.export import export as export_run
 
     typer.echo(export_run(run, out, step, best))

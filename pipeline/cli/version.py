@@ -1,4 +1,4 @@
-"""Which version this is."""
+"""Version of the program."""
 
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -7,10 +7,10 @@ from pipeline.setup.revision import revision
 
 
 def version_text() -> str:
-    """`bld 0.1.0 (9f2c1ab)`: the release, and the git revision that runs, or that the wheel was built from."""
+    """Return `bld 0.1.0 (9f2c1ab)`: the release, and the git revision that runs or that the wheel was built from."""
     try:
         text = f"bld {package_version('byte-level-distillation')}"
     except PackageNotFoundError:
         text = "bld, not installed: run from its folder"
-    found = revision()
-    return text if found is None else f"{text} ({found})"
+    git_revision = revision()
+    return text if git_revision is None else f"{text} ({git_revision})"

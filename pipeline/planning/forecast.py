@@ -1,8 +1,7 @@
-"""What a dump will take, from a sample of it that was dumped: documents, tokens, bytes, device-hours, wall time.
+"""Forecast of a dump's cost from a dumped sample: documents, tokens, bytes, device-hours, wall time.
 
-How sure: each figure's 95 % interval, from the spread over sampled documents (tokens) and over parts of the sample
-(seconds, stored bytes). It holds for the machine as it was while it was measured; that the machine is slower tomorrow
-it does not know.
+Each figure has a 95 % interval, from the spread over sampled documents (tokens) and over parts of the sample (seconds,
+stored bytes). It holds for the machine during the measurement, and does not cover a machine that is slower later.
 """
 
 import heapq
@@ -14,8 +13,8 @@ from pipeline.planning.estimates import Estimate, counted, ratio
 from schemas.record import Question
 
 
-class Part(NamedTuple):
-    """Some documents of the sample, dumped into a file of their own."""
+class SamplePart(NamedTuple):
+    """A part of the sample: some of its documents, dumped into their own file."""
 
     text_bytes: int
     teacher_tokens: int
@@ -24,23 +23,23 @@ class Part(NamedTuple):
     seconds: float
 
 
-class File(NamedTuple):
-    """Parts written as one file, and the same records as two."""
+class TrialFile(NamedTuple):
+    """Sizes of some parts written as one file, and of the same records written as two."""
 
     text_bytes: int
     stored_bytes: int
     halves_bytes: int  # of both
 
 
-class Encoded(NamedTuple):
-    """A document of the sample in the teacher's tokens, those that windows repeat and start tokens included."""
+class EncodedDocument(NamedTuple):
+    """A document of the sample in the teacher's tokens, including start tokens and those that windows repeat."""
 
     text_bytes: int
     teacher_tokens: int
 
 
-class Shape(NamedTuple):
-    """The corpus, and how it is cut."""
+class CorpusShape(NamedTuple):
+    """The size of the corpus and of its shards."""
 
     num_documents: Estimate
     num_bytes: int
@@ -49,23 +48,22 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured.
+    """The measurements of a calibration.
 
     Attributes:
         files: the parts joined, each as large as a shard of the dump, or as all that was dumped.
-        load_seconds: until the engine was there.
-        warm_seconds: that the first text took beyond what the same text took again: what compiles when it is first
-            used.
-        read_seconds: one pass over the corpus.
-        audit_seconds: of all documents that will be audited together.
-        devices, num_devices: what one worker computes on.
-        questions: the records that the sampled documents will be, as a student meets them.
+        load_seconds: time until the engine was ready.
+        warm_seconds: extra time for the first text compared with the same text again, due to compilation at first use.
+        read_seconds: time for one pass over the corpus.
+        audit_seconds: total time for all documents that will be audited.
+        devices, num_devices: devices of one worker.
+        questions: the records that the sampled documents will become, as a student sees them.
     """
 
-    shape: Shape
-    documents: Sequence[Encoded]
-    parts: Sequence[Part]
-    files: Sequence[File]
+    shape: CorpusShape
+    documents: Sequence[EncodedDocument]
+    parts: Sequence[SamplePart]
+    files: Sequence[TrialFile]
     load_seconds: float
     warm_seconds: float
     read_seconds: float
@@ -76,29 +74,32 @@ class Calibration:
 
 
 class Forecast(NamedTuple):
-    """What the whole will take."""
+    """The expected cost of the whole dump."""
 
     documents: Estimate
     text_bytes: Estimate
     teacher_tokens: Estimate
-    computed_per_token: Estimate  # 1 where the covering has no branch rows
+    computed_per_token: Estimate  # 1 if the covering has no branch rows
     stored_bytes: Estimate
-    work_seconds: Estimate  # of one worker that did all of it, its engine's start left out: what the shards will tell
+    work_seconds: Estimate  # of one worker doing all of it, without engine start-up: what the shards will record
     device_hours: Estimate
     wall_seconds: Estimate
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON: each figure with its 95 % interval."""
+        """Return each figure with its 95 % interval, as JSON values."""
         return {
-            name: {"value": found.value, "low": found.value - found.half, "high": found.value + found.half}
-            for name, found in self._asdict().items()
+            name: {"value": figure.value, "low": figure.value - figure.half, "high": figure.value + figure.half}
+            for name, figure in self._asdict().items()
         }
 
 
 def forecast(measured: Calibration, num_workers: int) -> Forecast:
-    """Args: num_workers: machines, or groups of GPUs, like the one that was measured; shards are what they share.
+    """Forecast the cost of a dump from its calibration.
 
-    Raises ValueError where too little was measured to tell how it varies.
+    Args:
+        num_workers: machines, or groups of GPUs, like the measured one; they share the shards.
+    Raises:
+        ValueError: too little was measured to estimate its variation.
     """
     shape, parts = measured.shape, measured.parts
     tokens = ratio(
@@ -110,7 +111,7 @@ def forecast(measured: Calibration, num_workers: int) -> Forecast:
     computed = ratio([p.computed_tokens for p in parts], [p.teacher_tokens for p in parts])
     shared = tokens.times(per_token).plus(measured.audit_seconds + measured.read_seconds)
     busiest = makespan(shape.shards, num_workers) / shape.num_bytes
-    # A dump is planned by a pass over the corpus of its own.
+    # Planning a dump takes its own pass over the corpus.
     start = measured.load_seconds + measured.warm_seconds + measured.read_seconds
     return Forecast(
         documents=shape.num_documents,
@@ -125,23 +126,25 @@ def forecast(measured: Calibration, num_workers: int) -> Forecast:
 
 
 def stored_bytes(measured: Calibration) -> Estimate:
-    """Of all shards. A file costs so many bytes for each of text, and some whatever it holds (its footer, a dictionary
-    for each column): what the same records take in two files tells. How the first varies, the parts tell.
+    """Estimate the stored bytes of all shards.
+
+    A file has a cost per byte of text and a fixed cost (its footer, a dictionary for each column). The fixed cost is
+    measured by writing the same records as two files; the variation of the cost per byte comes from the parts.
     """
     parts, shape, files = measured.parts, measured.shape, measured.files
     fixed = sum(file.halves_bytes - file.stored_bytes for file in files) / len(files)
     per_byte = (sum(file.stored_bytes for file in files) - fixed * len(files)) / sum(file.text_bytes for file in files)
     sampled = sum(part.text_bytes for part in parts)
-    varied = ratio(
+    per_part = ratio(
         [p.stored_bytes - fixed for p in parts],
         [p.text_bytes for p in parts],
         population=max(len(parts), round(len(parts) * shape.num_bytes / sampled)),
     )
-    return Estimate(per_byte, per_byte * varied.share).times(shape.num_bytes).plus(fixed * len(shape.shards))
+    return Estimate(per_byte, per_byte * per_part.share).times(shape.num_bytes).plus(fixed * len(shape.shards))
 
 
 def makespan(shards: Sequence[int], num_workers: int) -> int:
-    """Bytes of text of the worker that has most to do, where each takes the next shard when it is free."""
+    """Return the bytes of text of the busiest worker, if each takes the next shard when it is free."""
     busy = [0] * min(num_workers, max(1, len(shards)))
     for num_bytes in shards:
         heapq.heapreplace(busy, busy[0] + num_bytes)

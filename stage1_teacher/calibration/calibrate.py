@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pipeline.config import Recipe
 from pipeline.corpus.documents import Corpus, Document
-from pipeline.planning.estimates import LEAST_UNITS as LEAST_PARTS
-from pipeline.planning.forecast import Calibration, Encoded, File, Part
+from pipeline.planning.estimates import MIN_UNITS as MIN_PARTS
+from pipeline.planning.forecast import Calibration, EncodedDocument, SamplePart, TrialFile
 from schemas import dump_files
 from schemas.dump_files import Key
 from schemas.manifest import ShardPlan
@@ -75,7 +75,9 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
         )
 
 
-def dump_first(sample: Sequence[Document], teacher: Teacher, recipe: Recipe, scratch: Path) -> tuple[Part, Part]:
+def dump_first(
+    sample: Sequence[Document], teacher: Teacher, recipe: Recipe, scratch: Path
+) -> tuple[SamplePart, SamplePart]:
     """A few short documents, dumped twice: when nothing has been used yet, and when everything has."""
     first = next(grouped(sorted(sample[:NUM_FIRST], key=lambda document: len(document.text)), FIRST_BYTES))
     [cold] = dump_parts([first], teacher, recipe, scratch / "cold", math.inf)
@@ -83,7 +85,7 @@ def dump_first(sample: Sequence[Document], teacher: Teacher, recipe: Recipe, scr
     return cold, again
 
 
-def part_bytes(tried: Part, recipe: Recipe, seconds: float) -> int:
+def part_bytes(tried: SamplePart, recipe: Recipe, seconds: float) -> int:
     """Text of a part, so that `NUM_PARTS` take the time: at most a batch of the dump, at least what was tried."""
     wanted = tried.text_bytes / tried.seconds * seconds / NUM_PARTS
     return int(max(tried.text_bytes, min(wanted, recipe.placement.batch_tokens * BYTES_PER_TOKEN)))
@@ -103,7 +105,7 @@ def grouped(documents: Sequence[Document], part_bytes: int) -> Iterator[list[Doc
 
 def dump_parts(
     groups: Iterable[list[Document]], teacher: Teacher, recipe: Recipe, folder: Path, seconds: float
-) -> Iterator[Part]:
+) -> Iterator[SamplePart]:
     """Dump each group into a shard of its own until the time is over, as `bld teacher` would, and read back what it
     says of itself.
     """
@@ -113,7 +115,7 @@ def dump_parts(
 
     def planned() -> Iterator[tuple[ShardPlan, list[Document]]]:
         for index, group in enumerate(groups):
-            if index >= LEAST_PARTS and time.monotonic() > until:
+            if index >= MIN_PARTS and time.monotonic() > until:
                 return
             num_bytes = sum(len(document.text) for document in group)
             plans.append(
@@ -130,14 +132,14 @@ def dump_parts(
         yield read_part(plans[number], folder)
 
 
-def read_part(plan: ShardPlan, folder: Path) -> Part:
+def read_part(plan: ShardPlan, folder: Path) -> SamplePart:
     """What a trial shard holds, off its footer, and what it took."""
     path = plan.path(folder)
     with open_parquet(path) as file:
         metadata = shard_metadata(path, file.schema_arrow)
     took = shard_cost.read_cost(folder, plan)
     assert took is not None  # it was made here
-    return Part(
+    return SamplePart(
         text_bytes=plan.num_bytes,
         teacher_tokens=int(metadata[Key.TEACHER_TOKENS]),
         computed_tokens=int(metadata[Key.COMPUTED_TOKENS]),
@@ -150,7 +152,7 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted((folder / dump_files.SHARDS).glob(dump_files.SHARD_GLOB))
 
 
-def joined(paths: Sequence[Path], text_bytes: Sequence[int], scratch: Path, recipe: Recipe) -> list[File]:
+def joined(paths: Sequence[Path], text_bytes: Sequence[int], scratch: Path, recipe: Recipe) -> list[TrialFile]:
     """The parts' records in files as large as the dump's shards will be, or in one where the parts are less than a
     shard.
 
@@ -159,7 +161,7 @@ def joined(paths: Sequence[Path], text_bytes: Sequence[int], scratch: Path, reci
         scratch: a name to write to.
     """
     most = max(int(recipe.dump.shard_bytes), max(text_bytes))
-    files: list[File] = []
+    files: list[TrialFile] = []
     first = 0
     while first < len(paths):
         last = first + 1
@@ -171,29 +173,31 @@ def joined(paths: Sequence[Path], text_bytes: Sequence[int], scratch: Path, reci
     return files
 
 
-def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recipe) -> File:
+def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recipe) -> TrialFile:
     records = list(chain.from_iterable(map(read_shard, paths)))
     middle = len(records) // 2
     sizes = [
         commit_shard(to_table(some, {"coding": recipe.dump.coding}), scratch, recipe.dump.zstd_level)
         for some in (records, records[:middle], records[middle:])
     ]
-    return File(text_bytes, sizes[0], sizes[1] + sizes[2])
+    return TrialFile(text_bytes, sizes[0], sizes[1] + sizes[2])
 
 
-def encoded(sample: Sequence[Document], teacher: Teacher, seconds: float) -> tuple[list[Encoded], list[Question]]:
+def encoded(
+    sample: Sequence[Document], teacher: Teacher, seconds: float
+) -> tuple[list[EncodedDocument], list[Question]]:
     """Documents of the sample in tokens, as many as the time allows, and the records that they will be; one that must
     be left out has none.
     """
     until = time.monotonic() + seconds
-    found: list[Encoded] = []
+    found: list[EncodedDocument] = []
     questions: list[Question] = []
     for document in sample:
-        if len(found) >= LEAST_PARTS and time.monotonic() > until:
+        if len(found) >= MIN_PARTS and time.monotonic() > until:
             break
         plan = ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=len(document.text), sha256="")
         windows = encode_shard(plan, [document], teacher).windows
-        found.append(Encoded(len(document.text), sum(len(teacher.prompt(window)) for window in windows)))
+        found.append(EncodedDocument(len(document.text), sum(len(teacher.prompt(window)) for window in windows)))
         for window in windows:
             segments = tuple(span.segment for span in window.spans)
             questions.append(

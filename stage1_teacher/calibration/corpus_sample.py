@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.planning.estimates import Estimate, counted, ratio
-from pipeline.planning.forecast import Shape
+from pipeline.planning.forecast import CorpusShape
 from stage1_teacher.dump.shard_plan import plan_shards
 
 SAMPLE_BYTES = 32 << 20  # held in memory; more than any teacher reads in a few minutes
@@ -17,7 +17,7 @@ SAMPLE_BYTES = 32 << 20  # held in memory; more than any teacher reads in a few 
 class Survey(NamedTuple):
     """`sample` is in random order; `seconds` are of one pass over the whole corpus."""
 
-    shape: Shape
+    shape: CorpusShape
     sample: list[Document]
     seconds: float
 
@@ -66,7 +66,7 @@ def survey(corpus: Corpus, shard_bytes: int, corpus_bytes: int | None, max_bytes
     if drawn.num_passed < 3:
         raise ValueError(f"{corpus.config.source}: {drawn.num_passed} documents are too few to sample; dump them")
     seconds = (time.monotonic() - started) * num_bytes / drawn.bytes_passed
-    return Survey(Shape(number, num_bytes, shards), drawn.documents(), seconds)
+    return Survey(CorpusShape(number, num_bytes, shards), drawn.documents(), seconds)
 
 
 def _number_of_documents(sample: list[Document], num_bytes: int) -> Estimate:

@@ -18,7 +18,7 @@ import typer
 from pipeline.config import Recipe
 from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Corpus
-from pipeline.planning.forecast import Calibration, Forecast, Part, forecast
+from pipeline.planning.forecast import Calibration, Forecast, SamplePart, forecast
 from schemas.manifest import Manifest
 from stage1_teacher.calibration import calibrate
 from stage1_teacher.calibration.corpus_sample import survey
@@ -34,7 +34,7 @@ from stage1_teacher.targets.teacher import Teacher
 class Turn(NamedTuple):
     """A share of the calibration and the shard after it; CPU seconds of this process."""
 
-    parts: list[Part]
+    parts: list[SamplePart]
     calibration_cpu: float
     dump_cpu: float
 

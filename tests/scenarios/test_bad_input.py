@@ -70,7 +70,7 @@ def test_a_path_that_is_something_else_is_named_with_a_way_out(
     Path("file").write_text("x")
     Path("folder").mkdir()
     Path("loop").symlink_to("loop")
-    a_file_where = "Not a directory: .*file.*A part of this path is a file where a folder is needed: give another path"
+    a_file_where = "Not a directory: .*file.*Part of this path is a file where a folder is needed: give another path"
     nowhere = "a symbolic link that leads nowhere"
     cases = [
         (("teacher", recipe, "-o", "dump.path=file"), a_file_where),
@@ -122,7 +122,7 @@ def test_what_may_not_be_read_or_written_is_named_with_a_way_out(bld: Bld) -> No
         folder.chmod(0o555)
         if os.geteuid() == 0:
             os.seteuid(65534)
-        right = "Give this user the right to it"
+        right = "Give this user access to it"
         code, text = bld("verify", dump)
         assert (
             code == 1 and "part-00000.parquet: cannot be read (Permission denied); give this user the right to" in text

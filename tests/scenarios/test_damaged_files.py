@@ -12,7 +12,7 @@ import pytest
 from pipeline.dumps.card import write_card
 from pipeline.evaluation.results import read_results
 from pipeline.evaluation.task_table import load_tasks
-from pipeline.planning.forecast_text import took
+from pipeline.planning.forecast_text import measured_cost
 from pipeline.reports.runs import read_run
 from schemas.manifest import Manifest, write_json
 from stage1_teacher.calibration.calibrate import read_part
@@ -29,7 +29,7 @@ READERS: list[tuple[str, Callable[[Path], Any]]] = [
     ("recipe.yaml", write_card),
     ("audit.json", write_card),
     ("recipe.yaml", lambda dump: _origin(dump, Manifest.load(dump))),
-    ("summary.json", took),
+    ("summary.json", measured_cost),
     ("eval.json", read_results),
     ("eval.json", read_run),
     ("recipe.yaml", read_run),

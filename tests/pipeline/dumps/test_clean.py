@@ -35,7 +35,7 @@ def test_without_yes_everything_stays_and_is_listed_with_its_size(
     clean([dump], cache=True, yes=False)
     said = capsys.readouterr().out
     assert sorted(dump.parent.rglob("*")) == before
-    assert "100 B" in said and "2.0 KiB" in said and "odd.partial" in said and "--yes removes them" in said
+    assert "100 B" in said and "2.0 KiB" in said and "odd.partial" in said and "use --yes to remove them" in said
     assert f"kept: process {os.getpid()} is writing it" in said
 
 

@@ -103,8 +103,8 @@ def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     [
         ({"target": "demo", "limit": 3}, "--limit 3: this belongs to --corpus"),
         ({"target": "some/model", "dump": "dump", "field": "body"}, "--field body: this belongs to --corpus"),
-        ({"target": "demo", "start": "<s>"}, "--start and --end belong to a MODEL"),
-        ({"target": "demo", "end": "</s>"}, "--start and --end belong to a MODEL"),
+        ({"target": "demo", "start": "<s>"}, "--start and --end are for a MODEL"),
+        ({"target": "demo", "end": "</s>"}, "--start and --end are for a MODEL"),
         (
             {"target": "some/model", "corpus": "a.txt", "override": ["eval.limit=3"]},
             "eval.limit=3 replaces a value of a recipe",

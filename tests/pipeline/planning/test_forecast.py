@@ -6,18 +6,27 @@ import numpy as np
 import pytest
 
 from pipeline.planning.estimates import Estimate, counted, ratio, student_t
-from pipeline.planning.forecast import Calibration, Encoded, File, Forecast, Part, Shape, forecast, makespan
-from pipeline.planning.forecast_text import compared, forecast_lines
+from pipeline.planning.forecast import (
+    Calibration,
+    CorpusShape,
+    EncodedDocument,
+    Forecast,
+    SamplePart,
+    TrialFile,
+    forecast,
+    makespan,
+)
+from pipeline.planning.forecast_text import forecast_error, forecast_lines
 
 
-def made_by(seconds_per_token: float, shape: Shape, **known: float) -> Calibration:
+def made_by(seconds_per_token: float, shape: CorpusShape, **known: float) -> Calibration:
     """What a teacher of constant speed, whose files cost 1,000 bytes and 5 for each of text, would be measured as."""
     sizes = (100, 200, 300, 400)
     return Calibration(
         shape=shape,
-        documents=[Encoded(size, size // 4) for size in sizes],
-        parts=[Part(size, size // 4, size // 2, 1000 + 5 * size, size / 4 * seconds_per_token) for size in sizes],
-        files=[File(1000, 6000, 7000)],
+        documents=[EncodedDocument(size, size // 4) for size in sizes],
+        parts=[SamplePart(size, size // 4, size // 2, 1000 + 5 * size, size / 4 * seconds_per_token) for size in sizes],
+        files=[TrialFile(1000, 6000, 7000)],
         load_seconds=known.get("load", 0.0),
         warm_seconds=known.get("warm", 0.0),
         read_seconds=known.get("read", 0.0),
@@ -28,7 +37,7 @@ def made_by(seconds_per_token: float, shape: Shape, **known: float) -> Calibrati
 
 
 def test_what_does_not_vary_is_forecast_exactly() -> None:
-    shape = Shape(counted(400), 100_000, [25_000] * 4)
+    shape = CorpusShape(counted(400), 100_000, [25_000] * 4)
     found = forecast(made_by(0.01, shape, load=30, warm=5, read=2, audit=3), num_workers=2)
     assert found.teacher_tokens == (25_000, 0) and found.computed_per_token == (2, 0)
     assert found.stored_bytes.value == pytest.approx(4 * 1000 + 5 * 100_000)
@@ -97,13 +106,13 @@ def test_the_busiest_worker_is_that_of_a_plain_simulation() -> None:
 
 
 def test_workers_beyond_the_shards_gain_nothing() -> None:
-    shape = Shape(counted(400), 100_000, [60_000, 40_000])
+    shape = CorpusShape(counted(400), 100_000, [60_000, 40_000])
     few, many = (forecast(made_by(0.01, shape), number) for number in (2, 50))
     assert few.wall_seconds == many.wall_seconds and few.wall_seconds.value == pytest.approx(150)
 
 
 def test_the_lines_name_each_figure_and_a_finished_dump_stands_beside() -> None:
-    shape = Shape(counted(400), 100_000, [25_000] * 4)
+    shape = CorpusShape(counted(400), 100_000, [25_000] * 4)
     found: Forecast = forecast(made_by(0.01, shape), 3)
     said = "\n".join(": ".join(line) for line in forecast_lines(found, made_by(0.01, shape), 3))
     assert "25,000" in said and "504,000 bytes" in said and "3 workers" in said and "GPU-hours" in said
@@ -112,4 +121,4 @@ def test_the_lines_name_each_figure_and_a_finished_dump_stands_beside() -> None:
         "stored_bytes": 560_000,
         "cost": {"seconds": 200.0, "by_devices": {"2 x GPU": 200.0}},
     }
-    assert "(-10.0% forecast)" in compared(found, took) and "(+25.0% forecast)" in compared(found, took)
+    assert "(-10.0% forecast)" in forecast_error(found, took) and "(+25.0% forecast)" in forecast_error(found, took)

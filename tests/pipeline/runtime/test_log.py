@@ -72,7 +72,7 @@ def test_options_are_taken_before_the_command_and_after_it(
         assert json.loads(line)["command"] == "inspect" and json.loads(line)["level"] == "error"
     monkeypatch.delenv(log.FORMAT)
     assert run_main(monkeypatch, "inspect", "nowhere", "-q", "-v") == 1
-    assert "do not go together" in said(capsys)[0]
+    assert "cannot be combined" in said(capsys)[0]
 
 
 def test_a_process_that_a_command_starts_says_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:

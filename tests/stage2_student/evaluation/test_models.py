@@ -68,7 +68,7 @@ def test_code_of_a_models_own_runs_only_where_it_is_trusted(tmp_path: Path, monk
 
 
 def test_a_recipe_says_revision_and_trust_itself() -> None:
-    with pytest.raises(ValueError, match=r"belong to a MODEL; a recipe says them as teacher\.revision"):
+    with pytest.raises(ValueError, match=r"are for a MODEL; a recipe has them as teacher\.revision"):
         CliRunner().invoke(app, ["eval", "demo", "--revision", "x"], catch_exceptions=False)
 
 
