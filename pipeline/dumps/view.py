@@ -111,7 +111,7 @@ def find_document(dump: Location, doc_id: str | None, nth: int = 1) -> DumpDocum
             return document
     if num_found:
         name = "documents" if doc_id is None else f"documents named {doc_id!r}"
-        raise ValueError(f"{dump} holds {num_found} {name}; give --nth at most that, not {nth}")
+        raise ValueError(f"{dump} holds {num_found} {name}; there is no --nth {nth}")
     if doc_id is None:
         raise ValueError(f"{dump} holds no document yet: run `bld teacher` first")
     ids = (record.doc_id for record in records(dump))

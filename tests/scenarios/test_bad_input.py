@@ -168,7 +168,7 @@ def test_names_and_texts_of_any_kind_are_kept_and_lead_nowhere(
         told += text + page
     assert json.loads(bld("inspect", dump, "--doc", "same", "--nth", "2", "--json")[1].splitlines()[0])["positions"]
     code, text = bld("inspect", dump, "--doc", "same", "--nth", "3")
-    assert code == 1 and "holds 2 documents named 'same'; --nth 3 is none of them" in text
+    assert code == 1 and "holds 2 documents named 'same'; there is no --nth 3" in text
     for options in (("--worst", "10"), ("--find", "a"), ("--doc", "none such")):
         told += (text := bld("inspect", dump, *options)[1])
         assert not set("\x00\x1b\u202e") & set(text)
