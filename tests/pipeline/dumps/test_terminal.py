@@ -71,7 +71,7 @@ def test_json_holds_every_entry(dump: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_unknown_document_is_answered_with_near_ids(dump: Path) -> None:
-    with pytest.raises(ValueError, match=r"no document 'alpa'; the nearest ids: 'alpha'"):
+    with pytest.raises(ValueError, match=r"no document 'alpa'; the most similar ids: 'alpha'"):
         view.find_document(dump, "alpa")
 
 
