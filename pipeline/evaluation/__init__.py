@@ -1,3 +1,3 @@
-"""Which models `bld eval` measures on which text and tasks, and the tables of what it finds.
+"""Requests of `bld eval`: the models, text and tasks, and the tables of results.
 
 Only `pipeline.cli` imports this room."""

@@ -1,4 +1,4 @@
-"""A request of `bld eval`: which models are measured on which text and tasks, and where the figures are written."""
+"""Request of `bld eval`: the models, the text and tasks they are measured on, and where figures are written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ from pipeline.runtime.model_source import ModelSource
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What a command line asks for, of whichever models.
+    """The options of a command line, for any models.
 
     Attributes:
         corpora: the `custom_corpus`; empty: the recipe's own text.
         tasks: the `custom_tasks`; empty: the recipe's own.
-        dump: folder or address of a dump that the byte divergence is measured to.
-        max_tokens: of a window; None: the recipe's, else what `window_size` chooses.
-        json_file: where the figures on text are written too.
-        tasks_folder: where the harness' JSON is written; None: of a recipe in its run, of a model nowhere.
-        log_samples: that JSON holds every answer.
+        dump: folder or address of a dump to which the byte divergence is measured.
+        max_tokens: tokens per window; None: the recipe's, else what `window_size` chooses.
+        json_file: an additional file for the figures on text.
+        tasks_folder: folder for the harness' JSON; None: a recipe's run, or nowhere for a model.
+        log_samples: whether every answer is written too.
     """
 
     corpora: Mapping[str, CorpusConfig] = field(default_factory=dict)
@@ -37,15 +37,15 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What is measured of which models, and where it is written.
+    """The models to measure, what to measure, and where to write it.
 
     Attributes:
-        models: by their order in the tables.
-        corpora, tasks: of each model, by name; one of them may be empty.
+        models: in the order of the tables.
+        corpora, tasks: by name, the same for every model; one of them may be empty.
         published: figures of others, by name and task, shown beside those of tasks.
         dump, max_tokens, log_samples: as in `EvaluationOptions`.
-        files: each is written with all figures on text.
-        task_folders: where a model's answers to tasks are written, by its name; a model that is not in it has none.
+        files: files for the figures on text; each gets all of them.
+        task_folders: folders for the answers to tasks, by model name; the answers of other models are not written.
     """
 
     models: list[EvaluatedModel]
@@ -60,26 +60,26 @@ class EvaluationRequest:
 
     @classmethod
     def of_recipe(cls, recipe: Recipe, options: EvaluationOptions) -> "EvaluationRequest":
-        """Ask about a recipe's start, student and teacher; the figures are kept in its run.
+        """Make a request for a recipe's start, student and teacher; the figures are stored in its run.
 
-        Raises ValueError before the student is trained, and where nothing is asked for.
+        Raises ValueError if the student is not trained yet, or if nothing is requested.
         """
         models, run = models_of_recipe(recipe), Path(_student(recipe).path)
         tasks_folder = options.tasks_folder or run / "tasks"
         folders = {model.name: tasks_folder / model.name for model in models}
-        return cls._made(models, recipe, options, [result_path(run, options.corpora)], folders)
+        return cls._build(models, recipe, options, [result_path(run, options.corpora)], folders)
 
     @classmethod
     def of_model(cls, model: EvaluatedModel, recipe: Recipe | None, options: EvaluationOptions) -> "EvaluationRequest":
-        """Ask about one model, on a recipe's text and tasks where the options name none.
+        """Make a request for one model, on a recipe's text and tasks if the options name none.
 
-        Raises ValueError where nothing is asked for.
+        Raises ValueError if nothing is requested.
         """
         folders = {} if options.tasks_folder is None else {model.name: options.tasks_folder}
-        return cls._made([model], recipe, options, [], folders)
+        return cls._build([model], recipe, options, [], folders)
 
     @classmethod
-    def _made(
+    def _build(
         cls,
         models: list[EvaluatedModel],
         recipe: Recipe | None,
@@ -98,7 +98,7 @@ class EvaluationRequest:
             corpora, tasks = corpora or corpora_of(recipe), tasks or section.tasks
         if options.json_file is not None and not (corpora or dump):
             raise ValueError(
-                f"--json {options.json_file} takes figures on text, and none is asked for; tasks write to --out FOLDER"
+                f"--json {options.json_file} is for figures on text, and none are requested; tasks write to --out"
             )
         return cls(
             models=models,
@@ -114,52 +114,52 @@ class EvaluationRequest:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """Return which figure stands for a task."""
+        """Return the metric to show for each task."""
         return {task: metric for group in self.tasks.values() for task, metric in group.metrics.items()}
 
 
 def custom_corpus(source: str | None, field: str | None, limit: int | None) -> dict[str, CorpusConfig]:
-    """Return the corpus of the command line, by name; empty where it names none.
+    """Return the corpus of the command line, by name; empty if it names none.
 
     Args:
-        field: None is `text`.
+        field: None means `text`.
     Raises:
-        ValueError: a field or a limit of no corpus.
+        ValueError: a field or a limit without a corpus.
     """
     if source is None:
-        of_none = [f"--{name} {value}" for name, value in (("field", field), ("limit", limit)) if value is not None]
-        if of_none:
+        unused = [f"--{name} {value}" for name, value in (("field", field), ("limit", limit)) if value is not None]
+        if unused:
             raise ValueError(
-                f"{', '.join(of_none)}: this belongs to --corpus; of a recipe's text it is eval.field and eval.limit "
+                f"{', '.join(unused)}: needs --corpus; for a recipe's text set eval.field and eval.limit "
                 "(-o eval.limit=100)"
             )
         return {}
     name = Path(source).name
-    # The figures on a dump are called `dump`.
+    # `dump` is the name of the figures on a dump.
     return {"text" if name in ("", "dump") else name: CorpusConfig(source=source, field=field or "text", limit=limit)}
 
 
 def custom_tasks(names: str | None, options: Mapping[str, Any], start: str | None) -> dict[str, TasksConfig]:
-    """Return the tasks of the command line as one group; empty where it names none.
+    """Return the tasks of the command line as one group; empty if it names none.
 
     Args:
-        names: with commas between them.
-        options: keys of a group; None is its default. Raises ValueError for one that is given without names.
+        names: comma-separated.
+        options: keys of a group; None means the default.
+    Raises:
+        ValueError: an option is given without names.
     """
     given = {key: value for key, value in options.items() if value is not None}
     if names is None:
         if given:
-            raise ValueError(
-                f"{', '.join(given)}: these belong to --tasks; a recipe has them in its groups of eval.tasks"
-            )
+            raise ValueError(f"{', '.join(given)}: these need --tasks; a recipe has them in its groups of eval.tasks")
         return {}
     return {"tasks": TasksConfig(names=tuple(name.strip() for name in names.split(",")), start=start, **given)}
 
 
 def models_of_recipe(recipe: Recipe) -> list[EvaluatedModel]:
-    """Return the student's start, the trained student and the teacher, unless a server has it.
+    """Return the student's start, the trained student, and the teacher unless it is on a server.
 
-    Raises ValueError before the student is trained.
+    Raises ValueError if the student is not trained yet.
     """
     student, teacher = _student(recipe), recipe.teacher
     folder = Path(student.path)

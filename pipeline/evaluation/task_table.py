@@ -1,4 +1,4 @@
-"""What the harness found, a row per task: our models, and beside them what others have published."""
+"""Table of the harness' results, a row per task: our models, and figures published by others."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +11,15 @@ from schemas.json_text import json_text
 from schemas.manifest import read_json
 
 Results = Mapping[str, Mapping[str, Any]]  # the harness' JSON, by group of tasks
-_WIDEST = 1000  # columns of a printed table
+_MAX_WIDTH = 1000  # characters of a printed table
 
 
 class TaskFigure(NamedTuple):
     """One task's figure for one model.
 
     Attributes:
-        value, stderr: as the harness has them: shares of 1, as a rule; `stderr` is None where it has none.
-        num_questions: how many were asked; a group's are its tasks' together.
+        value, stderr: as the harness reports them, usually shares of 1; `stderr` is None if it reports none.
+        num_questions: number of questions asked; for a group, the sum over its tasks.
     """
 
     metric: str
@@ -30,28 +30,28 @@ class TaskFigure(NamedTuple):
 
 
 def task_figures(results: Results, metrics: Mapping[str, str]) -> dict[str, TaskFigure]:
-    """A figure per task that was asked for, by `metrics`, else acc_norm, else the task's first metric.
+    """Return a figure for each requested task: the one in `metrics`, else acc_norm, else the task's first metric.
 
-    A group stands for its tasks. Raises ValueError for a metric that the task does not have.
+    A group represents its tasks. Raises ValueError if a task does not have the metric.
     """
-    found = {}
+    figures = {}
     for group in results.values():
         members = group.get("group_subtasks", {})
         inner = {name for names in members.values() for name in names}
         for task, values in group["results"].items():
             if task not in inner and (key := _metric(task, values, metrics.get(task))) is not None:
-                found[task] = _figure(group, task, key)
-    return found
+                figures[task] = _figure(group, task, key)
+    return figures
 
 
-def _metric(task: str, values: Mapping[str, Any], wanted: str | None) -> str | None:
-    """A key of the harness: `metric,filter`; None for a group that has no figure of its own."""
+def _metric(task: str, values: Mapping[str, Any], name: str | None) -> str | None:
+    """Return a key of the harness, `metric,filter`; None for a group without a figure of its own."""
     keys = [key for key, value in values.items() if "," in key and "_stderr," not in key and isinstance(value, float)]
-    if wanted is None:
+    if name is None:
         return next((key for key in keys if key.startswith("acc_norm,")), keys[0] if keys else None)
-    chosen = [key for key in keys if wanted in (key, key.partition(",")[0])]
+    chosen = [key for key in keys if name in (key, key.partition(",")[0])]
     if not chosen:
-        raise ValueError(f"metrics: {task} has no {wanted!r}; it has {', '.join(keys) or 'none'}")
+        raise ValueError(f"metrics: {task} has no {name!r}; it has {', '.join(keys) or 'none'}")
     return chosen[0]
 
 
@@ -70,20 +70,20 @@ def _figure(group: Mapping[str, Any], task: str, key: str) -> TaskFigure:
 
 
 def _leaves(task: str, members: Mapping[str, list[str]]) -> list[str]:
-    """The tasks in a group, however deep; a task itself."""
+    """Return the tasks in a group, at any depth, or the task itself."""
     return [leaf for name in members[task] for leaf in _leaves(name, members)] if members.get(task) else [task]
 
 
-def rows_of(
-    found: Mapping[str, Results], metrics: Mapping[str, str], published: Mapping[str, Mapping[str, float]]
+def table_rows(
+    results: Mapping[str, Results], metrics: Mapping[str, str], published: Mapping[str, Mapping[str, float]]
 ) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table, figures in percent with their standard errors.
+    """Return the head and rows of the table, with figures in percent and their standard errors.
 
     Args:
-        found: the results of each model.
-        published: percent, by whose they are and task.
+        results: by model.
+        published: percent, by source and task.
     """
-    ours = {model: task_figures(results, metrics) for model, results in found.items()}
+    ours = {model: task_figures(of_model, metrics) for model, of_model in results.items()}
     tasks = dict.fromkeys(task for figures in ours.values() for task in figures)
     rows = []
     for task in tasks:
@@ -91,7 +91,7 @@ def rows_of(
         cells = [_cell(figures.get(task)) for figures in ours.values()]
         theirs = [f"{figures[task]:.2f}" if task in figures else "-" for figures in published.values()]
         rows.append([task, known.metric, known.num_fewshot, f"{known.num_questions:,}", *cells, *theirs])
-    return ["task", "metric", "shots", "questions", *ours, *(f"{whose} (published)" for whose in published)], rows
+    return ["task", "metric", "shots", "questions", *ours, *(f"{source} (published)" for source in published)], rows
 
 
 def _cell(figure: TaskFigure | None) -> str:
@@ -102,24 +102,25 @@ def _cell(figure: TaskFigure | None) -> str:
 
 
 def print_tasks(
-    found: Mapping[str, Results],
+    results: Mapping[str, Results],
     metrics: Mapping[str, str],
     published: Mapping[str, Mapping[str, float]],
     console: Console | None = None,
 ) -> None:
-    """Print the table of `rows_of`, whole: a log is 80 columns wide to rich, which would cut figures off."""
-    head, rows = rows_of(found, metrics, published)
+    """Print the table of `table_rows` in full: rich takes a log to be 80 columns wide, and would cut figures off."""
+    head, rows = table_rows(results, metrics, published)
     table = Table(*head, title="tasks, in percent")
     for row in rows:
         table.add_row(*row)
     out = console or Console()
-    out.width = max(out.width, out.measure(table, options=out.options.update_width(_WIDEST)).maximum)
+    out.width = max(out.width, out.measure(table, options=out.options.update_width(_MAX_WIDTH)).maximum)
     out.print(table)
 
 
 def save_tasks(results: Results, folder: Path) -> list[Path]:
-    """Write each group's results to `folder`/GROUP.json, and answers, where there are any, to GROUP.TASK.jsonl; what
-    was written.
+    """Write each group's results to `folder`/GROUP.json, and any answers to GROUP.TASK.jsonl.
+
+    Returns the files written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -137,7 +138,7 @@ _REMEDY = "Delete it, and run `bld eval --tasks` again"
 
 
 def load_tasks(folder: Path) -> dict[str, dict[str, Any]]:
-    """The results that `save_tasks` wrote; empty where there are none."""
+    """Load the results that `save_tasks` wrote; empty if there are none."""
     return {path.stem: read_json(path, remedy=_REMEDY) for path in sorted(folder.glob("*.json"))}
 
 

@@ -1,8 +1,8 @@
 """Curves as inline SVG: one quantity of several runs over one axis.
 
-A drawing is 560 x 250 units and scales with the page. Colours are classes `c0` ... of the page's style. What a script
-needs to find a value under the pointer stands in attributes: the ranges of both axes (`data-x`, `data-y`) and of the
-frame (`data-frame`).
+A drawing is 560 x 250 units and scales with the page. Colours are the classes `c0` ... of the page's style. Attributes
+let a script find the value under the pointer: the ranges of both axes (`data-x`, `data-y`) and of the frame
+(`data-frame`).
 """
 
 import html
@@ -16,13 +16,13 @@ from pipeline.runtime.format import rough_time, short_number
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 34
 NUM_COLOURS = 10
-_MOST_COLUMNS = 200  # of a curve, two points each: more do not tell apart on a screen
-_NOISY_FROM = 80  # points from which a noisy curve has its running mean drawn over it, of one in _MEANS of them
+_MAX_COLUMNS = 200  # per curve, two points each; more cannot be distinguished on a screen
+_NOISY_FROM = 80  # points from which a noisy curve gets its running mean, over one in _MEANS of them
 _MEANS = 40
 
 
 class Plot(NamedTuple):
-    """A quantity of metrics.jsonl; what is `noisy` differs from step to step by the text alone."""
+    """A quantity of metrics.jsonl. A `noisy` one varies from step to step because the text does."""
 
     key: str
     title: str
@@ -45,7 +45,7 @@ PLOTS = (
 
 
 class Axis(NamedTuple):
-    """What curves are drawn over, by its key in metrics.jsonl."""
+    """A horizontal axis, by its key in metrics.jsonl."""
 
     key: str
     name: str
@@ -55,27 +55,27 @@ AXES = (Axis("step", "Steps"), Axis("supervised_bytes", "Supervised bytes"), Axi
 
 
 class Series(NamedTuple):
-    """A run's curve, x rising."""
+    """A run's curve, with increasing x."""
 
-    run: int  # its number on the page: what decides its colour
+    run: int  # its number on the page, which determines its colour
     xs: Sequence[float]
     ys: Sequence[float]
 
 
 class Scale(NamedTuple):
-    """The values at the two ends of an axis, and those that are named on it."""
+    """The values at the two ends of an axis, and its ticks."""
 
     low: float
     high: float
     ticks: list[float]
 
     def at(self, value: float, start: float, end: float) -> float:
-        """Where a value lies between two places of the drawing."""
+        """Return the coordinate of a value on an axis between two coordinates of the drawing."""
         return start + (end - start) * (value - self.low) / (self.high - self.low)
 
 
 def nice_scale(low: float, high: float, num_ticks: int, tight: bool = False) -> Scale:
-    """A scale over some values, its ticks 1, 2 or 5 times a power of ten apart; `tight` ends where the values end."""
+    """Return a scale with ticks 1, 2 or 5 times a power of ten apart; a `tight` one ends where the values end."""
     if high <= low:
         spread = abs(low) * 0.05 or 1.0
         low, high = low - spread, high + spread
@@ -88,8 +88,8 @@ def nice_scale(low: float, high: float, num_ticks: int, tight: bool = False) -> 
     return Scale(low, high, [round(number * step, 12) for number in range(first, last + 1)])
 
 
-def thinned(xs: Sequence[float], ys: Sequence[float], columns: int = _MOST_COLUMNS) -> list[tuple[float, float]]:
-    """The points of a curve; of a long one the lowest and the highest in each of so many columns, in order."""
+def thinned(xs: Sequence[float], ys: Sequence[float], columns: int = _MAX_COLUMNS) -> list[tuple[float, float]]:
+    """Return the points of a curve; for a long one, the minimum and maximum in each of `columns` columns, in order."""
     if len(xs) <= 2 * columns:
         return list(zip(xs, ys, strict=True))
     kept: set[int] = {0, len(xs) - 1}
@@ -100,7 +100,7 @@ def thinned(xs: Sequence[float], ys: Sequence[float], columns: int = _MOST_COLUM
 
 
 def running_mean(ys: Sequence[float], width: int) -> list[float]:
-    """The mean of the values around each, `width` of them (odd), fewer at the ends."""
+    """Return the mean of the `width` (odd) values around each value, fewer at the ends."""
     sums = [0.0, *accumulate(ys)]
     half = width // 2
     ends = [(max(0, i - half), min(len(ys), i + half + 1)) for i in range(len(ys))]
@@ -108,7 +108,7 @@ def running_mean(ys: Sequence[float], width: int) -> list[float]:
 
 
 def format_ticks(ticks: Sequence[float]) -> list[str]:
-    """Values at an axis, all with the same decimals: `0.8`, `1.0`, `1.2`."""
+    """Format the values at an axis, all with the same decimals: `0.8`, `1.0`, `1.2`."""
     largest = max(map(abs, ticks), default=0.0)
     if largest >= 1e3 or 0 < largest < 1e-3:
         return [short_number(tick) for tick in ticks]
@@ -117,7 +117,7 @@ def format_ticks(ticks: Sequence[float]) -> list[str]:
 
 
 def draw(plot: Plot, axis: Axis, series: Sequence[Series]) -> str:
-    """An <svg> element; empty where no run has the quantity over that axis."""
+    """Draw an <svg> element; empty if no run has the quantity over that axis."""
     series = [one for one in series if one.xs]
     if not series:
         return ""
@@ -127,14 +127,15 @@ def draw(plot: Plot, axis: Axis, series: Sequence[Series]) -> str:
     parts = [_grid(axis, x, y), *[_curve(one, x, y, plot.noisy) for one in series]]
     label = html.escape(f"{plot.title} over {axis.name.lower()}")
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" data-axis="{axis.key}" data-key="{plot.key}" '
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" '
+        f'data-axis="{axis.key}" data-key="{plot.key}" '
         f'data-x="{x.low:.9g} {x.high:.9g}" data-y="{y.low:.9g} {y.high:.9g}" '
         f'data-frame="{ends[0][0]} {ends[0][1]} {ends[1][0]} {ends[1][1]}">{"".join(parts)}</svg>'
     )
 
 
 def _x_scale(axis: Axis, last: float, first: float) -> Scale:
-    """From 0, or from the first step of a run that is not shown from its start; times are ticked in their own unit."""
+    """Return a scale from 0, or from the first value if that is far from 0; times have ticks in their own unit."""
     low = 0.0 if first <= 0.2 * last else first
     if axis.key != "seconds":
         return nice_scale(low, last, 5, tight=True)
@@ -144,7 +145,7 @@ def _x_scale(axis: Axis, last: float, first: float) -> Scale:
 
 
 def _grid(axis: Axis, x: Scale, y: Scale) -> str:
-    """Lines across at the named values, and their names."""
+    """Draw horizontal lines at the ticks of y, tick marks at those of x, and the labels of both."""
     parts = []
     for tick, name in zip(y.ticks, format_ticks(y.ticks), strict=True):
         at = y.at(tick, HEIGHT - BOTTOM, TOP)
@@ -159,9 +160,7 @@ def _grid(axis: Axis, x: Scale, y: Scale) -> str:
 
 
 def _curve(one: Series, x: Scale, y: Scale, noisy: bool) -> str:
-    """A line, and a dot for each point where there are few; of many that are noisy, their running mean over a faint
-    line.
-    """
+    """Draw a line, with dots if there are few points; many noisy ones get their running mean over a faint line."""
     line, points = _line(one.xs, one.ys, x, y), len(one.xs)
     if points <= 12:
         line += "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in _places(one.xs, one.ys, x, y))

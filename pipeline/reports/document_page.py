@@ -1,9 +1,7 @@
-"""A document of a dump as one self-contained page: its text coloured by surprise, the distribution of each byte on
-hover.
+"""Document of a dump as one self-contained page: its text coloured by surprise, each byte's distribution on hover.
 
-Nothing is fetched: style, script and data are in the file, and its content security policy forbids everything else. All
-that comes from the dump is escaped; characters that print nothing, or turn the direction of text, are shown by their
-code.
+The page loads nothing: style, script and data are in the file, and its content security policy forbids everything else.
+Everything from the dump is escaped; unprintable and direction-changing characters are shown as their code.
 """
 
 import bisect
@@ -25,11 +23,11 @@ from schemas.storage.locations import Location
 SURPRISE_BITS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0)  # edges between the ten shades
 _STRIP = 240  # bars of the strip above the text
 _ZERO_WIDTH_JOINER = "\u200d"
-_SPACE = "␣"  # more fonts have it than the terminal's mark
+_SPACE = "␣"  # in more fonts than the terminal's mark
 
 
 class Cell(NamedTuple):
-    """What is drawn as one: a character with the marks that combine with it. `start` and `end` are byte offsets."""
+    """A unit of drawing: a character with its combining marks. `start` and `end` are byte offsets."""
 
     text: str
     start: int
@@ -37,23 +35,24 @@ class Cell(NamedTuple):
 
 
 def cells(text: bytes) -> Iterator[Cell]:
-    """The characters of a document, combining marks and joined ones with their base. Raises UnicodeDecodeError unless
-    UTF-8.
+    """Yield the characters of a document, with combining marks and joined characters kept with their base.
+
+    Raises UnicodeDecodeError if the text is not UTF-8.
     """
-    held, start, end = "", 0, 0
+    pending, start, end = "", 0, 0
     for char in text.decode("utf-8"):
         joins = unicodedata.category(char).startswith("M") or char == _ZERO_WIDTH_JOINER
-        if (held and not (joins or held.endswith(_ZERO_WIDTH_JOINER))) or held == "\n":
-            yield Cell(held, start, end)
-            held, start = "", end
-        held += char
+        if (pending and not (joins or pending.endswith(_ZERO_WIDTH_JOINER))) or pending == "\n":
+            yield Cell(pending, start, end)
+            pending, start = "", end
+        pending += char
         end += len(char.encode())
-    if held:
-        yield Cell(held, start, end)
+    if pending:
+        yield Cell(pending, start, end)
 
 
 def glyphs(text: str) -> str:
-    """Escaped HTML of a cell's text; a break is marked and made, and what prints nothing is shown by its code."""
+    """Return a cell's text as escaped HTML; line breaks are marked and kept, unprintable characters shown as codes."""
     return "".join(map(_glyph, text))
 
 
@@ -68,12 +67,12 @@ def _glyph(char: str) -> str:
 
 
 def shade(bits: float) -> int:
-    """0, expected, to 9."""
+    """Return the shade of a surprise: 0 (expected) to 9."""
     return bisect.bisect_right(SURPRISE_BITS, bits)
 
 
 def symbol_label(symbol: int) -> str:
-    """A symbol in the panel of a distribution."""
+    """Return the label of a symbol in the panel of a distribution."""
     if symbol == END:
         return "END"
     names = {0x20: _SPACE, 0x0A: "↵", 0x0D: "␍", 0x09: "⇥"}
@@ -81,7 +80,7 @@ def symbol_label(symbol: int) -> str:
 
 
 def position_values(position: Position) -> dict[str, object]:
-    """A position for the page's script; short keys, for there are many."""
+    """Return a position for the page's script; its keys are short, since there are many positions."""
     token = None if position.token is None else readable(position.token).replace("␠", _SPACE)
     values: dict[str, object] = {
         "o": position.offset,
@@ -97,27 +96,25 @@ def position_values(position: Position) -> dict[str, object]:
     return values
 
 
-class Drawn(NamedTuple):
-    """The text's HTML and, for each cell that has positions, their values in the order of `data-i`."""
+class DrawnText(NamedTuple):
+    """The text's HTML and, for each cell with positions, their values in the order of `data-i`."""
 
     text: str
     data: list[list[dict[str, object]]]
 
 
-def draw_text(document: DumpDocument, positions: Sequence[Position]) -> Drawn:
-    """The document's text: a span for each cell, shaded by its bytes' bits together; a token's edge before it where
-    there is one.
-    """
+def draw_text(document: DumpDocument, positions: Sequence[Position]) -> DrawnText:
+    """Draw the document's text: a span per cell, shaded by the total bits of its bytes, with the edges of tokens."""
     by_offset = {p.offset: p for p in positions if p.realised != END}
-    ends = {p.offset: p for p in positions if p.realised == END}  # after each segment: of a chat there are several
+    ends = {p.offset: p for p in positions if p.realised == END}  # after each segment: a chat has several
     edges = token_edges(document)
     parts: list[str] = []
     data: list[list[dict[str, object]]] = []
 
-    def put(inner: str, found: Sequence[Position], edge: bool) -> None:
-        parts.append(_span(inner, found, len(data), edge))
-        if found:
-            data.append([position_values(position) for position in found])
+    def put(inner: str, cell_positions: Sequence[Position], edge: bool) -> None:
+        parts.append(_span(inner, cell_positions, len(data), edge))
+        if cell_positions:
+            data.append([position_values(position) for position in cell_positions])
 
     def put_end(offset: int) -> None:
         if offset in ends:
@@ -129,27 +126,28 @@ def draw_text(document: DumpDocument, positions: Sequence[Position]) -> Drawn:
         for cell in cells(message.content):
             start, end = message.start + cell.start, message.start + cell.end
             put_end(start)
-            found = [by_offset[offset] for offset in range(start, end) if offset in by_offset]
-            put(glyphs(cell.text), found, start in edges)
+            inside = [by_offset[offset] for offset in range(start, end) if offset in by_offset]
+            put(glyphs(cell.text), inside, start in edges)
         put_end(message.end)
-    return Drawn("".join(parts), data)
+    return DrawnText("".join(parts), data)
 
 
 def mark_name(position: Position) -> str:
-    """The anchor of a position: `b12` of a byte, `e12` of the END before byte 12."""
+    """Return the anchor of a position: `b12` for byte 12, `e12` for the END before it."""
     return f"{'e' if position.realised == END else 'b'}{position.offset}"
 
 
-def _span(inner: str, found: Sequence[Position], index: int, edge: bool) -> str:
-    names = " k" if edge else ""
-    if not found:
-        return f'<span class="u{names}">{inner}</span>'
-    bits = sum(position.surprise_bits for position in found)
-    return f'<span class="c s{shade(bits)}{names}" id="{mark_name(found[0])}" data-i="{index}">{inner}</span>'
+def _span(inner: str, positions: Sequence[Position], index: int, edge: bool) -> str:
+    edge_class = " k" if edge else ""
+    if not positions:
+        return f'<span class="u{edge_class}">{inner}</span>'
+    bits = sum(position.surprise_bits for position in positions)
+    name = mark_name(positions[0])
+    return f'<span class="c s{shade(bits)}{edge_class}" id="{name}" data-i="{index}">{inner}</span>'
 
 
 def token_edges(document: DumpDocument) -> set[int]:
-    """Byte offsets in the document where a teacher token starts, in the window that supervises that byte."""
+    """Return the byte offsets in the document where a teacher token starts, in the window that supervises that byte."""
     edges: set[int] = set()
     for record in document.records:
         supervised = [range(s.start, s.start + s.length) for s in record.segments]
@@ -162,13 +160,13 @@ def token_edges(document: DumpDocument) -> set[int]:
 
 
 def draw_strip(positions: Sequence[Position]) -> str:
-    """Surprise along the document, as bars: the largest of each stretch. A bar leads to its place in the text."""
+    """Draw the surprise along the document as bars, the maximum of each section. A bar links to its position."""
     if not positions:
         return ""
-    each = max(1, -(-len(positions) // _STRIP))
+    per_bar = max(1, -(-len(positions) // _STRIP))
     bars = []
-    for start in range(0, len(positions), each):
-        worst = max(positions[start : start + each], key=lambda position: position.surprise_bits)
+    for start in range(0, len(positions), per_bar):
+        worst = max(positions[start : start + per_bar], key=lambda position: position.surprise_bits)
         height = 4 + 96 * min(worst.surprise_bits, 14.0) / 14.0
         bars.append(
             f'<a class="s{shade(worst.surprise_bits)}" style="height:{height:.0f}%" href="#{mark_name(worst)}" '
@@ -178,14 +176,15 @@ def draw_strip(positions: Sequence[Position]) -> str:
 
 
 def draw_legend() -> str:
-    """The shades with the bits at which each starts."""
+    """Draw the shades with the bits at which each starts."""
     labels = ["0", *(f"{edge:g}" for edge in SURPRISE_BITS)]
     boxes = "".join(f'<li><b class="s{i}"></b>{label}</li>' for i, label in enumerate(labels))
-    return f'<ol class="legend"><li class="name">bits of surprise, from</li>{boxes}<li class="name">a line under the text: a teacher token starts where it breaks</li></ol>'
+    tokens = "underlined: teacher tokens; each starts at a gap in the line"
+    return f'<ol class="legend"><li class="name">bits of surprise, from</li>{boxes}<li class="name">{tokens}</li></ol>'
 
 
 def figures(document: DumpDocument, positions: Sequence[Position]) -> dict[str, str]:
-    """What stands in the page's head, by name."""
+    """Return the figures in the page's head, by name."""
     of_bytes = [p.surprise_bits for p in positions if p.realised != END]
     mean = sum(of_bytes) / max(len(of_bytes), 1)
     worst = max(positions, key=lambda p: p.surprise_bits, default=None)
@@ -200,7 +199,7 @@ def figures(document: DumpDocument, positions: Sequence[Position]) -> dict[str, 
 
 
 def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument) -> str:
-    """The whole page."""
+    """Return the whole page."""
     positions = list(document.positions())
     drawn = draw_text(document, positions)
     measures = " ".join(positions[0].measures) if positions else ""
@@ -210,19 +209,25 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
     )
     rows = "".join(f"<tr><th>{shown(k)}</th><td>{shown(str(v))}</td></tr>" for k, v in flatten(identity).items())
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{content_policy(asset("document.js"))}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>{asset("document.css")}</style></head>
-<body><header><p class="over">{shown(dump_name)}</p><h1>Document <code>{shown(document.doc_id)}</code></h1><dl>{facts}</dl>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{content_policy(asset("document.js"))}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<style>{asset("document.css")}</style></head>
+<body><header><p class="over">{shown(dump_name)}</p>
+<h1>Document <code>{shown(document.doc_id)}</code></h1><dl>{facts}</dl>
 {draw_strip(positions)}{draw_legend()}</header>
 <main><div id="text" dir="auto">{drawn.text}</div>
-<aside id="panel" data-measures="{measures}" aria-live="polite"><p class="hint">Point at a character to see what the teacher expected there. Click to keep it, arrow keys to walk.</p></aside></main>
+<aside id="panel" data-measures="{measures}" aria-live="polite">
+<p class="hint">Point at a character to see the teacher's distribution there. Click to pin it; move with the arrow keys.
+</p></aside></main>
 <details><summary>Identity of the dump</summary><table>{rows}</table></details>
-<script type="application/json" id="data">{script_data(drawn.data)}</script><script>{asset("document.js")}</script></body></html>
+<script type="application/json" id="data">{script_data(drawn.data)}</script>
+<script>{asset("document.js")}</script></body></html>
 """
 
 
 def write_page(dump: Location, document: DumpDocument, out: Path) -> Path:
-    """Draw a document into a file; returns its path."""
+    """Write a document's page to a file and return its path."""
     whole = str(dump.resolve() if isinstance(dump, Path) else dump)
     text = page("/".join(whole.split("/")[-2:]), Manifest.load(dump).identity, document)
     out.parent.mkdir(parents=True, exist_ok=True)

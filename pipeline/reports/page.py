@@ -1,10 +1,9 @@
-"""One self-contained page about one or more runs: what they are, their curves, how they end and differ, and their
-dumps.
+"""Report on one or more runs as one self-contained page: overview, curves, final figures, differences and dumps.
 
-Nothing is fetched, which its content security policy enforces.
+The page loads nothing, which its content security policy enforces.
 
-The curves are drawn already (`pipeline.reports.curves`); the script only shows values under the pointer, hides runs and
-changes the axis. Without it the page is complete but for these.
+The curves are already drawn (`pipeline.reports.curves`); the script only shows values under the pointer, hides runs and
+changes the axis. Without it the page lacks only these.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pipeline.reports.html import asset, content_policy, script_data, shown
 from pipeline.reports.runs import Run, leaves, read_dumps, read_run, short_names
 from schemas.storage.atomic import committed
 
-# Light and dark: apart in lightness as well as in hue, readable as a line on either ground.
+# (light, dark) mode. They differ in lightness as well as hue, and are readable as a line on either background.
 COLOURS = (
     ("#0b6e99", "#56b4e9"),
     ("#d95f02", "#ff9e4a"),
@@ -31,11 +30,11 @@ COLOURS = (
     ("#555b66", "#b8bec9"),
     ("#0f766e", "#5eead4"),
 )
-_MOST_ROWS = 600  # of a run whose values can be pointed at; a longer one's are every second, third ... step
+_MAX_ROWS = 600  # steps per run whose values the pointer shows; of a longer run every second, third ... step
 
 
 def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """Write the page about some runs; returns its path. Raises ValueError where a folder is not a run."""
+    """Write the report on some runs and return its path. Raises ValueError if a folder is not a run."""
     text = page([read_run(folder) for folder in folders], short_names(folders))
     out.parent.mkdir(parents=True, exist_ok=True)
     with committed(out) as partial:
@@ -44,7 +43,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 
 
 def page(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """The whole page about some runs."""
+    """Return the whole page on some runs."""
     title = shown(names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}")
     heading = shown(names[0]) if len(runs) == 1 else f"{len(runs)} runs"
     dumps = read_dumps(runs)
@@ -58,16 +57,19 @@ def page(runs: Sequence[Run], names: Sequence[str]) -> str:
     ]
     body = "".join(f"<section><h2>{name}</h2>{text}</section>" for name, text in sections if text)
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{content_policy(asset("report.js"))}">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>{style()}</style></head>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{content_policy(asset("report.js"))}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<style>{style()}</style></head>
 <body><header><p class="over">Report</p><h1>{heading}</h1></header>{body}
 <div id="tip" hidden></div>
-<script type="application/json" id="data">{script_data(_values(runs, names))}</script><script>{asset("report.js")}</script></body></html>
+<script type="application/json" id="data">{script_data(_values(runs, names))}</script>
+<script>{asset("report.js")}</script></body></html>
 """
 
 
 def style() -> str:
-    """The page's style sheet, with the runs' colours."""
+    """Return the page's style sheet, with the runs' colours."""
     light = " ".join(f"--c{i}: {pair[0]};" for i, pair in enumerate(COLOURS))
     dark = " ".join(f"--c{i}: {pair[1]};" for i, pair in enumerate(COLOURS))
     classes = " ".join(f".c{i} {{ --own: var(--c{i}); }}" for i in range(len(COLOURS)))
@@ -75,17 +77,17 @@ def style() -> str:
 
 
 def series(runs: Sequence[Run], plot: Plot, axis: Axis) -> list[Series]:
-    """Each run's points of a quantity over an axis; runs that have none of them are not there."""
-    found = []
+    """Return each run's points of a quantity over an axis; runs without any are left out."""
+    curves = []
     for number, run in enumerate(runs):
         lines = [m for m in run.metrics if tables.is_number(m.get(plot.key)) and tables.is_number(m.get(axis.key))]
         if lines:
-            found.append(Series(number, [m[axis.key] for m in lines], [m[plot.key] for m in lines]))
-    return found
+            curves.append(Series(number, [m[axis.key] for m in lines], [m[plot.key] for m in lines]))
+    return curves
 
 
 def plots_of(runs: Sequence[Run]) -> list[Plot]:
-    """What these runs may have a curve of: objectives of the operator's own stand after those that come along."""
+    """Return the quantities these runs may have curves of; the operator's own objectives follow the built-in ones."""
     own = dict.fromkeys(name for run in runs for name in run.own_objectives)
     after = 1 + max(i for i, plot in enumerate(PLOTS) if plot.key in Objectives.model_fields)
     return [*PLOTS[:after], *(Plot(name, name, "nats per byte") for name in own), *PLOTS[after:]]
@@ -96,7 +98,8 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
     if not figures:
         return "<p>No metrics yet.</p>"
     buttons = "".join(
-        f'<button type="button" data-axis="{axis.key}" aria-pressed="{str(axis.key == "step").lower()}">{axis.name}</button>'
+        f'<button type="button" data-axis="{axis.key}" aria-pressed="{str(axis.key == "step").lower()}">'
+        f"{axis.name}</button>"
         for axis in AXES
     )
     legend = "".join(
@@ -106,7 +109,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
     legend = f'<div class="legend" role="group" aria-label="runs shown">{legend}</div>' if len(runs) > 1 else ""
     last = f"<details><summary>Values of the last step</summary>{tables.last_steps_table(runs, names)}</details>"
     faint = (
-        '<p class="soft">Faint: each step. Strong: the mean of the steps around it, one in forty.</p>'
+        '<p class="soft">Faint: each step. Strong: the running mean over one fortieth of the steps.</p>'
         if 'class="raw"' in figures
         else ""
     )
@@ -117,7 +120,7 @@ def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _figure(plot: Plot, runs: Sequence[Run]) -> str:
-    """A quantity over each axis, one of them shown; empty where no run has it."""
+    """Draw a quantity over each axis, one of them shown; empty if no run has it."""
     drawn = [draw(plot, axis, series(runs, plot, axis)) for axis in AXES]
     if not any(drawn):
         return ""
@@ -132,24 +135,24 @@ def _figure(plot: Plot, runs: Sequence[Run]) -> str:
 
 def _recipe_section(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, str]]:
     if len(runs) > 1:
-        return [("What differs between the recipes", tables.differences_table(runs, names))]
+        return [("Differences between the recipes", tables.differences_table(runs, names))]
     rows = list(leaves(runs[0].recipe).items())
     text = f"<details><summary>All values</summary>{tables.escaped_table(['key', 'value'], rows, 2)}</details>"
     return [("Recipe", text)] if rows else []
 
 
 def _values(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, object]]:
-    """The numbers behind the curves, a list per key; None where a step lacks one."""
+    """Return the values behind the curves, a list per key; None where a step lacks one."""
     keys = [axis.key for axis in AXES] + [plot.key for plot in plots_of(runs)]
-    found: list[dict[str, object]] = []
+    values: list[dict[str, object]] = []
     for run, name in zip(runs, names, strict=True):
-        each = -(-len(run.metrics) // _MOST_ROWS) or 1
-        # Evaluations are few: none of them may fall between two.
-        rows = [m for i, m in enumerate(run.metrics) if i % each == 0 or m.get("eval_bits_per_byte") is not None]
+        every = -(-len(run.metrics) // _MAX_ROWS) or 1
+        # Evaluations are few: none of them may be skipped.
+        rows = [m for i, m in enumerate(run.metrics) if i % every == 0 or m.get("eval_bits_per_byte") is not None]
         columns = {key: [_rounded(m.get(key)) for m in rows] for key in keys}
         used = {key: column for key, column in columns.items() if any(value is not None for value in column)}
-        found.append({"name": name, "columns": used})
-    return found
+        values.append({"name": name, "columns": used})
+    return values
 
 
 def _rounded(value: object) -> float | int | None:

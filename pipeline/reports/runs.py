@@ -1,4 +1,4 @@
-"""What a report is about, read from the folders of runs and of their dumps; nothing is drawn here."""
+"""Data of a report, read from the folders of runs and of their dumps; nothing is drawn here."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,9 @@ from schemas.manifest import Manifest, read_json
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder holds; empty where a file is not there yet. `tasks` are the harness' results of each
-    model.
+    """The contents of a run's folder; empty where a file does not exist yet.
+
+    `tasks` are the harness' results by model.
     """
 
     folder: Path
@@ -31,17 +32,17 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last one that was logged; 0 before the first."""
+        """Return the last logged step; 0 before the first."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
     def num_steps(self) -> int | None:
-        """How many there are to be; None where no recipe says so."""
+        """Return the planned number of steps; None if there is no recipe."""
         return dict(self.recipe.get("train") or {}).get("steps")
 
     @property
     def state(self) -> str:
-        """How far it is, in words."""
+        """Return the progress of the run, in words."""
         if not self.metrics:
             return "no step yet"
         if self.num_steps is None:
@@ -50,21 +51,19 @@ class Run:
 
     @property
     def own_objectives(self) -> list[str]:
-        """Names, as in its metrics, of the objectives that a file of the operator's own computes."""
+        """Return the names, as in the metrics, of objectives computed by the operator's own files."""
         weights = dict(dict(self.recipe.get("train") or {}).get("objectives") or {})
         return [Path(name).stem for name, weight in weights.items() if is_own(name) and weight]
 
     @property
     def best_held_out(self) -> dict[str, Any] | None:
-        """The logged step with the fewest bits per byte on held-out text; None where it was not evaluated while it
-        trained.
-        """
+        """Return the logged step with the lowest held-out bits per byte; None if training had no evaluation."""
         measured = [line for line in self.metrics if line.get("eval_bits_per_byte") is not None]
         return min(measured, key=lambda line: float(line["eval_bits_per_byte"]), default=None)
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run. Raises ValueError where the folder is not one, or a line of its metrics is not JSON."""
+    """Read a run. Raises ValueError if the folder is not one, or if a line of its metrics is not JSON."""
     metrics, recipe = folder / "metrics.jsonl", folder / dump_files.RECIPE
     evaluation = read_results(folder)
     if not (metrics.exists() or evaluation):
@@ -79,7 +78,7 @@ def read_run(folder: Path) -> Run:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """One dict per step, in order. Of a step repeated by a resume the last counts; a cut last line is left out."""
+    """Read one dict per step, in order. If a resume repeated a step, the last counts; a cut last line is left out."""
     lines = path.read_text(encoding="utf-8").split("\n")
     steps: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
@@ -92,14 +91,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 break
             raise ValueError(f"{path}, line {number} is not JSON ({error}); repair or delete that line") from error
         if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-            raise ValueError(f"{path}, line {number} names no step; repair or delete that line")
+            raise ValueError(f"{path}, line {number} has no step; repair or delete that line")
         steps[values["step"]] = values
     return [steps[step] for step in sorted(steps)]
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """What tells the runs' folders apart: what all end with left out, the fewest parts before it; of a single run its
-    last two.
+    """Return the shortest names that distinguish the runs' folders; for a single run, the last two parts.
+
+    A common ending is left out; the name is the fewest parts before it.
     """
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) == 1:
@@ -112,7 +112,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with the keys that it is older than; one that is no recipe today is shown as it stands."""
+    """Fill in the keys that are newer than the recipe; values that are no longer a valid recipe are left unchanged."""
     try:
         return Recipe.model_validate(values).model_dump(mode="json")
     except ValidationError:
@@ -120,7 +120,7 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values as `a.b.0.c: text`, as they would stand in a recipe."""
+    """Flatten nested values to `a.b.0.c: text`, with the text as in a recipe."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -134,10 +134,9 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def differences(runs: Sequence[Run]) -> list[list[str | None]]:
-    """The recipe keys in which the runs differ: the key, then each run's value; None where a recipe does not have the
-    key.
+    """Return the recipe keys whose values differ: the key, then each run's value; None if a recipe lacks the key.
 
-    The runs' own paths differ always, and are left out.
+    The runs' own paths always differ, and are left out.
     """
     flat = [leaves(run.recipe) for run in runs]
     keys = sorted({key for values in flat for key in values} - {"student.path"})
@@ -147,12 +146,12 @@ def differences(runs: Sequence[Run]) -> list[list[str | None]]:
 
 @dataclass(frozen=True)
 class Dump:
-    """A dump that runs learned from; `path` is None where it is not on this machine.
+    """A dump that runs were trained on; `path` is None if it is not on this machine.
 
     Attributes:
         name: its path in the recipe.
-        summary, audit: empty where that file is not there.
-        shards: how many are there and how many are planned.
+        summary, audit: empty if the file does not exist.
+        shards: number of existing shards and of planned ones.
     """
 
     name: str
@@ -165,14 +164,14 @@ class Dump:
 
 
 def read_dumps(runs: Sequence[Run]) -> list[Dump]:
-    """The dumps that the runs' recipes name, each once."""
-    found: dict[tuple[str, Path | None], Dump] = {}
+    """Read the dumps that the runs' recipes name, each once."""
+    dumps: dict[tuple[str, Path | None], Dump] = {}
     for run in runs:
         for name in _dump_names(run.recipe):
             path = _find_dump(run, name)
-            if (name, path) not in found:
-                found[name, path] = Dump(name, None) if path is None else _read_dump(name, path)
-    return list(found.values())
+            if (name, path) not in dumps:
+                dumps[name, path] = Dump(name, None) if path is None else _read_dump(name, path)
+    return list(dumps.values())
 
 
 def _dump_names(recipe: Mapping[str, Any]) -> list[str]:
@@ -182,7 +181,7 @@ def _dump_names(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _find_dump(run: Run, name: str) -> Path | None:
-    """A dump's folder: a recipe's paths start where the run's own path started, or here."""
+    """Find a dump's folder, relative to where the run's own path starts, or to the current folder."""
     own = Path(str(dict(run.recipe.get("student") or {}).get("path", "")))
     folder = run.folder.resolve()
     bases = [Path()]
@@ -193,7 +192,7 @@ def _find_dump(run: Run, name: str) -> Path | None:
 
 def _read_dump(name: str, path: Path) -> Dump:
     manifest = Manifest.load(path)
-    there = sum(shard.path(path).exists() for shard in manifest.shards)
+    num_existing = sum(shard.path(path).exists() for shard in manifest.shards)
     return Dump(
         name=name,
         path=path,
@@ -201,10 +200,10 @@ def _read_dump(name: str, path: Path) -> Dump:
         corpus_counts=manifest.corpus_counts,
         summary=_json(path / dump_files.SUMMARY),
         audit=_json(path / dump_files.AUDIT),
-        shards=(there, len(manifest.shards)),
+        shards=(num_existing, len(manifest.shards)),
     )
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A file's values; empty where it is not there yet."""
+    """Read a file's values; empty if it does not exist yet."""
     return read_json(path) if path.exists() else {}

@@ -1,6 +1,4 @@
-"""How a wheel comes to know the revision that it was built from. Only the build of a wheel imports this
-(pyproject.toml).
-"""
+"""Build step that writes the source revision into a wheel. Only the build of a wheel imports it (pyproject.toml)."""
 
 import subprocess
 import sys
@@ -10,17 +8,18 @@ from setuptools.command.build_py import build_py
 
 
 class BuildPy(build_py):
-    """Copies the packages, then writes the revision beside them. An editable install asks git each time instead."""
+    """A build step that copies the packages and writes the revision. An editable install asks git each time instead."""
 
     def run(self) -> None:
+        """Copy the packages; unless the install is editable, write the revision beside them."""
         super().run()
         if self.editable_mode:
             return
-        # A process of its own: the project is not importable where it is being built.
+        # In a separate process: the project cannot be imported where it is built.
         root = Path(__file__).resolve().parents[2]
         command = [sys.executable, "-P", str(root / "pipeline" / "setup" / "revision.py")]
-        found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+        revision = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
         written = Path(self.build_lib) / "pipeline" / "REVISION"
-        written.unlink(missing_ok=True)  # of a build before
-        if found.strip():
-            written.write_text(found, encoding="utf-8")
+        written.unlink(missing_ok=True)  # from an earlier build
+        if revision.strip():
+            written.write_text(revision, encoding="utf-8")

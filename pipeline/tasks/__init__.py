@@ -1,3 +1,1 @@
-"""Tasks for lm-evaluation-harness on data that packages carry: YAML in its own format, for machines that reach no
-hub.
-"""
+"""Tasks for lm-evaluation-harness on data from packages, in the harness' own YAML, for machines without a hub."""

@@ -1,5 +1,6 @@
-"""The questions of the tasks beside this file, as data sets of the harness; each task's YAML names a function and its
-source.
+"""Questions of the tasks beside this file, as data sets for the harness.
+
+Each task's YAML names a function of this module and its source.
 """
 
 import json
@@ -16,16 +17,16 @@ _LETTER = re.compile(r"(?:^|\n)\s*([A-Z])\. ")
 
 
 def multiple_choice(source: str, **_: Any) -> dict[str, Dataset]:
-    """Questions with lettered options: columns passage (may be empty), question, choices, answer (its index).
+    """Load questions with lettered options: columns passage (may be empty), question, choices, answer (its index).
 
     Args:
-        source: JSONL of question, options (lines `A. ...`), answer (one of those lines), and maybe passage.
+        source: JSONL of question, options (lines `A. ...`), answer (one of those lines), and optionally passage.
     """
     return _as_test(_lettered(row, source) for row in _rows(source))
 
 
 def yes_or_no(source: str, **_: Any) -> dict[str, Dataset]:
-    """Questions about a passage: columns passage (with its title before it), question, answer (1 is yes)."""
+    """Load questions about a passage: columns passage (preceded by its title), question, answer (1 is yes)."""
     return _as_test(
         {
             "passage": f"{row['title']} -- {row['passage']}",
@@ -41,7 +42,7 @@ def _lettered(row: dict[str, str], source: str) -> dict[str, Any]:
     letters, choices = pieces[0::2], [choice.strip() for choice in pieces[1::2]]
     answer = letters.index(row["answer"][0])
     if choices[answer] != row["answer"][3:].strip():
-        raise ValueError(f"{source}: the answer {row['answer']!r} is none of {choices}")
+        raise ValueError(f"{source}: the answer {row['answer']!r} is not one of {choices}")
     return {
         "passage": row.get("passage", "").strip(),
         "question": row["question"].strip(),

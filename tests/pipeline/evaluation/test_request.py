@@ -101,8 +101,8 @@ def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"target": "demo", "limit": 3}, "--limit 3: this belongs to --corpus"),
-        ({"target": "some/model", "dump": "dump", "field": "body"}, "--field body: this belongs to --corpus"),
+        ({"target": "demo", "limit": 3}, "--limit 3: needs --corpus"),
+        ({"target": "some/model", "dump": "dump", "field": "body"}, "--field body: needs --corpus"),
         ({"target": "demo", "start": "<s>"}, "--start and --end are for a MODEL"),
         ({"target": "demo", "end": "</s>"}, "--start and --end are for a MODEL"),
         (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.evaluation.task_table import load_tasks, print_tasks, rows_of, save_tasks, task_figures
+from pipeline.evaluation.task_table import load_tasks, print_tasks, save_tasks, table_rows, task_figures
 
 RESULTS: dict[str, dict[str, Any]] = {
     "plain": {
@@ -54,7 +54,7 @@ def test_a_recipe_can_name_another_metric() -> None:
 
 
 def test_others_figures_stand_beside_ours() -> None:
-    head, rows = rows_of({"start": {}, "student": RESULTS}, {}, {"BLD": {"piqa": 75.68}})
+    head, rows = table_rows({"start": {}, "student": RESULTS}, {}, {"BLD": {"piqa": 75.68}})
     assert head == ["task", "metric", "shots", "questions", "start", "student", "BLD (published)"]
     assert rows[0] == ["piqa", "acc_norm", "0", "4", "-", "75.00 ± 1.00", "75.68"]
     assert rows[1] == ["mmlu", "acc", "0-5", "8", "-", "40.00", "-"]

@@ -98,7 +98,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_only_the_keys_that_differ_are_shown(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name, lr, tmp_path / "none") for name, lr in (("a", 0.1), ("b", 0.2))]
     assert differences([read_run(folder) for folder in folders]) == [["train.lr", "0.1", "0.2"]]
-    table = section(page_of(*folders), "What differs between the recipes")
+    table = section(page_of(*folders), "Differences between the recipes")
     assert "train.lr" in table and "train.seed" not in table
 
 
@@ -163,12 +163,12 @@ def test_figures_of_unlike_text_are_not_set_beside_each_other(tmp_path: Path, ma
         return folder
 
     alike = section(page_of(evaluated("one", 1.25, "a"), evaluated("two", 1.5, "a")), "Evaluation")
-    assert "75%" in alike and "50%" in alike and "<b>1.2500</b>" in alike and "do not compare" not in alike
+    assert "75%" in alike and "50%" in alike and "<b>1.2500</b>" in alike and "are not comparable" not in alike
     unlike = section(page_of(evaluated("three", 1.25, "b")), "Evaluation")
-    assert "75%" not in unlike and "do not compare" in unlike
+    assert "75%" not in unlike and "are not comparable" in unlike
     between = section(page_of(evaluated("four", 1.25, "a"), evaluated("five", 1.5, "b", "b")), "Evaluation")
     assert "75%" in between and "50%" in between  # within a run the text is the same
-    assert "<b>1.2500</b>" not in between and "do not compare" in between
+    assert "<b>1.2500</b>" not in between and "are not comparable" in between
 
 
 def test_a_dump_is_found_from_where_its_run_was_started_and_shows_its_audit(tmp_path: Path) -> None:

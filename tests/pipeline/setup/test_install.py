@@ -173,16 +173,16 @@ def test_what_is_installed_or_wanted_is_held_to_the_locks(tmp_path: Path) -> Non
     assert pins == {"a-a": "1", "c": "3", "d": "4"}
     wanted = [Requirement(text) for text in ("A.a>=1", "d>=5", "e", "torch==2.13.0")]
     assert list(locks.faults(pins, wanted, {"a-a": "1.1", "c": "3.0+cpu", "d": "4", "own": "7"})) == [
-        "a-a 1.1 is installed, a-a==1 is locked: rm -rf .venv; make setup",
-        "d>=5 of pyproject.toml, locked is 4: run `make lock`",
-        "e of pyproject.toml, locked is nothing: run `make lock`",
+        "a-a 1.1 is installed, but a-a==1 is locked: rm -rf .venv; make setup",
+        "pyproject.toml requires d>=5, but the lock has 4: run `make lock`",
+        "pyproject.toml requires e, but the lock has nothing: run `make lock`",
     ]
 
 
 def test_the_locks_of_the_project_have_hashes_for_all_that_it_asks_for() -> None:
     for device in ("cpu", "gpu"):
         assert not list(
-            locks.faults(locks.read_pins(install.LOCKS, device), locks.requirements(install.ROOT, device), {})
+            locks.faults(locks.read_pins(install.LOCKS, device), locks.project_requirements(install.ROOT, device), {})
         )
         text = (install.LOCKS / f"{device}.txt").read_text() + (install.LOCKS / "common.txt").read_text()
         assert not [pin for pin in locks.blocks(text) if not re.search(r"--hash=sha256:[0-9a-f]{64}\b", pin)]
