@@ -118,13 +118,13 @@ def format_ticks(ticks: Sequence[float]) -> list[str]:
 
 def draw(plot: Plot, axis: Axis, series: Sequence[Series]) -> str:
     """Draw an <svg> element; empty if no run has the quantity over that axis."""
-    series = [one for one in series if one.xs]
+    series = [curve for curve in series if curve.xs]
     if not series:
         return ""
-    x = _x_scale(axis, max(one.xs[-1] for one in series), min(one.xs[0] for one in series))
-    y = nice_scale(min(min(one.ys) for one in series), max(max(one.ys) for one in series), 4)
+    x = _x_scale(axis, max(curve.xs[-1] for curve in series), min(curve.xs[0] for curve in series))
+    y = nice_scale(min(min(curve.ys) for curve in series), max(max(curve.ys) for curve in series), 4)
     ends = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)
-    parts = [_grid(axis, x, y), *[_curve(one, x, y, plot.noisy) for one in series]]
+    parts = [_grid(axis, x, y), *[_curve(curve, x, y, plot.noisy) for curve in series]]
     label = html.escape(f"{plot.title} over {axis.name.lower()}")
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" '
@@ -159,16 +159,18 @@ def _grid(axis: Axis, x: Scale, y: Scale) -> str:
     return "".join(parts)
 
 
-def _curve(one: Series, x: Scale, y: Scale, noisy: bool) -> str:
+def _curve(curve: Series, x: Scale, y: Scale, noisy: bool) -> str:
     """Draw a line, with dots if there are few points; many noisy ones get their running mean over a faint line."""
-    line, points = _line(one.xs, one.ys, x, y), len(one.xs)
+    line, points = _line(curve.xs, curve.ys, x, y), len(curve.xs)
     if points <= 12:
-        line += "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in _places(one.xs, one.ys, x, y))
+        line += "".join(
+            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in _places(curve.xs, curve.ys, x, y)
+        )
     if noisy and points >= _NOISY_FROM:
-        means = running_mean(one.ys, 2 * (points // _MEANS // 2) + 1)
-        line = f'<g class="raw">{line}</g>{_line(one.xs, means, x, y)}'
-    dashed = " dashed" if one.run >= NUM_COLOURS else ""
-    return f'<g class="curve c{one.run % NUM_COLOURS}{dashed}" data-run="{one.run}">{line}</g>'
+        means = running_mean(curve.ys, 2 * (points // _MEANS // 2) + 1)
+        line = f'<g class="raw">{line}</g>{_line(curve.xs, means, x, y)}'
+    dashed = " dashed" if curve.run >= NUM_COLOURS else ""
+    return f'<g class="curve c{curve.run % NUM_COLOURS}{dashed}" data-run="{curve.run}">{line}</g>'
 
 
 def _line(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> str:

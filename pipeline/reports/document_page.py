@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pipeline.dumps.glyphs import readable
 from pipeline.dumps.positions import Position
 from pipeline.dumps.view import DumpDocument, DumpMessage
-from pipeline.reports.html import asset, content_policy, script_data, shown
+from pipeline.reports.html import asset, content_policy, html_text, script_data
 from schemas import END
 from schemas.manifest import Manifest, flatten
 from schemas.storage.atomic import committed
@@ -122,7 +122,7 @@ def draw_text(document: DumpDocument, positions: Sequence[Position]) -> DrawnTex
 
     for message in document.messages or [DumpMessage("", 0, document.text)]:
         if message.role:
-            parts.append(f'<b class="role">{shown(message.role)}</b>')
+            parts.append(f'<b class="role">{html_text(message.role)}</b>')
         for cell in cells(message.content):
             start, end = message.start + cell.start, message.start + cell.end
             put_end(start)
@@ -203,18 +203,20 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
     positions = list(document.positions())
     drawn = draw_text(document, positions)
     measures = " ".join(positions[0].measures) if positions else ""
-    title = shown(f"{document.doc_id} · {dump_name}")
+    title = html_text(f"{document.doc_id} · {dump_name}")
     facts = "".join(
-        f"<div><dt>{shown(k)}</dt><dd>{shown(v)}</dd></div>" for k, v in figures(document, positions).items()
+        f"<div><dt>{html_text(k)}</dt><dd>{html_text(v)}</dd></div>" for k, v in figures(document, positions).items()
     )
-    rows = "".join(f"<tr><th>{shown(k)}</th><td>{shown(str(v))}</td></tr>" for k, v in flatten(identity).items())
+    rows = "".join(
+        f"<tr><th>{html_text(k)}</th><td>{html_text(str(v))}</td></tr>" for k, v in flatten(identity).items()
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{content_policy(asset("document.js"))}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>{asset("document.css")}</style></head>
-<body><header><p class="over">{shown(dump_name)}</p>
-<h1>Document <code>{shown(document.doc_id)}</code></h1><dl>{facts}</dl>
+<body><header><p class="over">{html_text(dump_name)}</p>
+<h1>Document <code>{html_text(document.doc_id)}</code></h1><dl>{facts}</dl>
 {draw_strip(positions)}{draw_legend()}</header>
 <main><div id="text" dir="auto">{drawn.text}</div>
 <aside id="panel" data-measures="{measures}" aria-live="polite">

@@ -2,7 +2,7 @@
 
 import shlex
 
-from pipeline.reports.html import shown
+from pipeline.reports.html import html_text
 from pipeline.reports.runs import Dump
 from pipeline.reports.tables import escape, escaped_table, is_number, table
 from pipeline.runtime.format import decimal_size
@@ -11,10 +11,10 @@ from schemas.manifest import flatten
 
 def dump_section(dump: Dump) -> str:
     """Return a dump's section: its size, what it left out, its audit, and the least faithful documents."""
-    title = f"<h3><code>{shown(str(dump.path or dump.name))}</code></h3>"
+    title = f"<h3><code>{html_text(str(dump.path or dump.name))}</code></h3>"
     if dump.path is None:
         return f"{title}<p>Not on this machine, so nothing is known about it here.</p>"
-    facts = "".join(f"<div><dt>{shown(k)}</dt><dd>{shown(v)}</dd></div>" for k, v in dump_facts(dump))
+    facts = "".join(f"<div><dt>{html_text(k)}</dt><dd>{html_text(v)}</dd></div>" for k, v in dump_facts(dump))
     counts = {**dump.corpus_counts, **flatten(dump.summary.get("left_out_unspellable", {}), "the teacher: ")}
     left_out = [
         [key.removeprefix("left out: "), value] for key, value in counts.items() if key not in ("documents", "bytes")
@@ -55,8 +55,8 @@ def _worst(dump: Dump) -> str:
     worst = list(dump.audit.get("worst_documents") or ())
     if not worst:
         return ""
-    rows = [[shown(str(d["doc_id"])), escape(d.get("kl_nats")), escape(d.get("total_variation"))] for d in worst]
-    command = shown(
+    rows = [[html_text(str(d["doc_id"])), escape(d.get("kl_nats")), escape(d.get("total_variation"))] for d in worst]
+    command = html_text(
         shlex.join(["bld", "inspect", str(dump.path), "--doc", str(worst[0]["doc_id"]), "--html", "page.html"])
     )
     worst_table = table(["document", "KL, nats per position", "total variation"], rows)

@@ -19,7 +19,7 @@ def asset(name: str) -> str:
     return (Path(__file__).parent / "assets" / name).read_text(encoding="utf-8")
 
 
-def shown(text: str) -> str:
+def html_text(text: str) -> str:
     """Return `printable` text, escaped for a page."""
     return html.escape(printable(text))
 

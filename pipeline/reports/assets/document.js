@@ -9,7 +9,10 @@ function make(name, cls, content) {
   if (content !== undefined) node.textContent = content;
   return node;
 }
-function percent(p) { return p < 0.00005 ? "< 0.01 %" : p >= 0.0995 ? (100 * p).toFixed(1) + " %" : (100 * p).toFixed(2) + " %"; }
+function percent(p) {
+  if (p < 0.00005) return "< 0.01 %";
+  return (100 * p).toFixed(p >= 0.0995 ? 1 : 2) + " %";
+}
 function row(name, p, cls) {
   const line = make("div", "row " + cls), bar = make("span"), fill = make("i");
   fill.style.width = Math.max(0.5, 100 * p) + "%";
@@ -21,7 +24,8 @@ function section(at) {
   const part = make("section"), head = make("h2");
   head.append(make("span", "glyph", at.r), make("span", "", at.b.toFixed(2) + " bits"));
   part.append(head, make("p", "", "byte " + at.o + " · entropy " + at.h.toFixed(2) + " bits"));
-  if (at.k !== undefined) part.append(make("p", "sub", "token |" + at.k + "| starts here, " + at.l.toFixed(2) + " nats"));
+  if (at.k !== undefined)
+    part.append(make("p", "sub", "token |" + at.k + "| starts here, " + at.l.toFixed(2) + " nats"));
   for (const [name, p] of at.e) part.append(row(name, p, name === at.r ? "is" : ""));
   if (at.t > 0.00005) part.append(row("tail", at.t, "tail"));
   const trust = make("p", "trust");

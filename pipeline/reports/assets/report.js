@@ -59,13 +59,15 @@ function point(svg, clientX, clientY) {
     const px = left + (right - left) * (own - x0) / (x1 - x0), py = low + (high - low) * (value - y0) / (y1 - y0);
     if (guide === null || Math.abs(px - at) < Math.abs(guide - at)) guide = px;
     svg.append(svgNode("circle", {"class": "hit c" + index % COLOURS, cx: px, cy: py, r: 4}));
-    rows.push({index, own, node: tipRow(index, runs.length > 1 ? run.name : key.replaceAll("_", " "), shown(value, key))});
+    const name = runs.length > 1 ? run.name : key.replaceAll("_", " ");
+    rows.push({index, own, node: tipRow(index, name, shown(value, key))});
   });
   if (!rows.length) return;
   drawnOn = svg;
   svg.append(svgNode("path", {"class": "guide", d: "M" + guide + " " + high + "V" + low}));
   const head = document.createElement("p"), owns = new Set(rows.map(row => shown(row.own, axis)));
-  head.textContent = axis.replaceAll("_", " ") + " " + (owns.size === 1 ? [...owns][0] : "about " + shown(rows[0].own, axis));
+  const place = owns.size === 1 ? [...owns][0] : "about " + shown(rows[0].own, axis);
+  head.textContent = axis.replaceAll("_", " ") + " " + place;
   tip.replaceChildren(head, ...rows.map(row => row.node));
   tip.hidden = false;
   const beside = clientX + 16 + tip.offsetWidth > innerWidth ? clientX - 16 - tip.offsetWidth : clientX + 16;

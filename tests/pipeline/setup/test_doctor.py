@@ -46,8 +46,8 @@ def test_versions_out_of_range_or_missing_fail() -> None:
 
 
 def test_little_room_is_a_warning(tmp_path: Path) -> None:
-    assert levels(doctor.check_room(tmp_path, 10**18, 10**18)) == {"disk": "warn", "memory": "warn"}
-    assert levels(doctor.check_room(tmp_path, 0, 0)) == {"disk": "ok", "memory": "ok"}
+    assert levels(doctor.check_space(tmp_path, 10**18, 10**18)) == {"disk": "warn", "memory": "warn"}
+    assert levels(doctor.check_space(tmp_path, 0, 0)) == {"disk": "ok", "memory": "ok"}
 
 
 def test_a_cache_that_cannot_be_made_fails(tmp_path: Path) -> None:
