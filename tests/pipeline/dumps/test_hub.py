@@ -119,7 +119,7 @@ def test_an_incomplete_or_spoiled_dump_is_not_pushed(fake: FakeHub, dump: Path, 
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match=r"part-00001\.parquet has another sha256"):
+    with pytest.raises(ValueError, match=r"part-00001\.parquet: its sha256 differs"):
         hub.push(dump, "a/b", api=fake)
     shard.unlink()
     with pytest.raises(ValueError, match=r"part-00001\.parquet is missing"):
