@@ -1,3 +1,4 @@
-"""From the records of dumps to the micro-batches of a rank: joined, mixed, encoded, ordered, packed.
+"""The data path from the records of dumps to the micro-batches of a rank: join, mix, encode, order, pack.
 
-May import `pipeline`'s ground and `schemas`."""
+May import `schemas`, and the parts of `pipeline` that both stages share.
+"""

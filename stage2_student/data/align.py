@@ -1,10 +1,10 @@
-"""Records of several dumps that ask about the same bytes, cut to the positions that all of them supervise.
+"""Alignment of several dumps' records of the same bytes: only positions that all dumps supervise are kept.
 
-Teachers cut long documents where their own context ends, and begin a chat's turn where their own tokens do. So a
-position is known by its place in the whole document: by the byte it stands before, and whether it asks for that byte or
-for END.
+Teachers cut long documents where their own context ends, and begin a turn of a chat where their own tokens do. So a
+position is identified by its place in the whole document: by the byte that follows it, and by whether its target is
+that byte or END.
 
-Shape legend: P positions of a record, K of them that all dumps supervise, E entries of these.
+Shape legend: P positions of a record, K positions that all dumps supervise, E entries at these K positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +16,13 @@ import numpy as np
 from schemas.record import Question, Record, Segment, common_measures
 
 
-def places(asked: Question | Record) -> np.ndarray:
-    """P, int64, ascending: twice the byte offset of each position in the whole document, and one more where it asks for
-    a byte.
+def position_keys(asked: Question | Record) -> np.ndarray:
+    """Return a key per position: twice its byte offset in the whole document, plus 1 if its target is a byte.
 
-    END comes before the byte at the same offset: that byte is another turn's.
+    END sorts before the byte at the same offset, because that byte belongs to another turn.
+
+    Returns:
+        P, int64, ascending.
     """
     parts = [np.empty(0, dtype=np.int64)]
     for segment in asked.segments:
@@ -31,7 +33,7 @@ def places(asked: Question | Record) -> np.ndarray:
 
 
 def whole_document(windows: Sequence[Question | Record]) -> bytes:
-    """The document that these windows were cut from; each starts where an earlier one has been, or ends."""
+    """Rebuild a document from its windows; each starts inside an earlier one, or where it ends."""
     document = bytearray()
     for window in windows:
         document[window.window_start :] = window.document
@@ -39,7 +41,7 @@ def whole_document(windows: Sequence[Question | Record]) -> bytes:
 
 
 def speakers(windows: Sequence[Question | Record]) -> bytes:
-    """Who says what of a whole chat: where each message starts, and its role; empty for plain text."""
+    """Describe who says what in a whole chat: the offset and role of each message; empty for plain text."""
     roles = {}
     for window in windows:
         offset = window.window_start
@@ -54,7 +56,7 @@ def with_segments(asked: Record, kept: Sequence[bool]) -> Record: ...
 @overload
 def with_segments(asked: Question | Record, kept: Sequence[bool]) -> Question | Record: ...
 def with_segments(asked: Question | Record, kept: Sequence[bool]) -> Question | Record:
-    """The same with some of its segments, and their targets alone."""
+    """Return a copy with only the selected segments and their targets."""
     segments = tuple(segment for segment, keep in zip(asked.segments, kept, strict=True) if keep)
     if isinstance(asked, Question):
         return asked._replace(segments=segments)
@@ -64,37 +66,42 @@ def with_segments(asked: Question | Record, kept: Sequence[bool]) -> Question | 
 
 
 def overlapping(record: Record, windows: Sequence[Record]) -> tuple[Record, ...]:
-    """Those of another dump's windows that supervise a position of this record."""
-    return tuple(window for window in windows if np.isin(places(record), places(window)).any())
+    """Return the windows of another dump that supervise at least one position of this record."""
+    return tuple(window for window in windows if np.isin(position_keys(record), position_keys(window)).any())
 
 
 def aligned(record: Record, others: Sequence[Sequence[Record]]) -> list[Record]:
-    """`record` cut to the positions that all supervise, once with its own targets, and once with those of each other
-    dump.
+    """Cut `record` to the positions that all dumps supervise.
 
     Args:
-        others: of each other dump, the windows of the same document that overlap with the record.
+        others: for each other dump, its windows of the same document that overlap with the record.
+    Returns:
+        The record once per dump: first with its own targets, then with those of each other dump.
     """
     kept_P = _kept(record, others)
-    segments, kept_K = tuple(_cut(record.segments, kept_P)), places(record)[kept_P]
+    segments, kept_K = tuple(_cut(record.segments, kept_P)), position_keys(record)[kept_P]
     return [replace(record, segments=segments, **_columns(windows, kept_K)) for windows in ([record], *others)]
 
 
 def common_segments(record: Record, others: Sequence[Sequence[Record]]) -> tuple[Segment, ...]:
-    """The segments of the records that `aligned` gives."""
+    """Return the segments that the records from `aligned` have."""
     return tuple(_cut(record.segments, _kept(record, others)))
 
 
 def _kept(record: Record, others: Sequence[Sequence[Record]]) -> np.ndarray:
-    """P, bool: which positions all supervise."""
+    """Return P, bool: True at positions that all dumps supervise."""
     kept_P = np.ones(record.num_positions, dtype=bool)
     for windows in others:
-        kept_P &= np.isin(places(record), np.concatenate([places(window) for window in windows]))
+        kept_P &= np.isin(position_keys(record), np.concatenate([position_keys(window) for window in windows]))
     return kept_P
 
 
 def _cut(segments: Sequence[Segment], kept_P: np.ndarray) -> Iterator[Segment]:
-    """The parts of the segments that are kept. A part has an END where its segment's is kept, and what is before it."""
+    """Yield the parts of the segments that are kept.
+
+    If a segment's END is kept, it ends the part before it; where that is not kept, it is a part of its own without
+    bytes.
+    """
     first = 0
     for segment in segments:
         kept = kept_P[first : first + segment.length]
@@ -108,14 +115,14 @@ def _cut(segments: Sequence[Segment], kept_P: np.ndarray) -> Iterator[Segment]:
 
 
 def _columns(windows: Sequence[Record], kept_K: np.ndarray) -> dict[str, Any]:
-    """The columns of a record, at these places of the document."""
-    places_P = np.concatenate([places(window) for window in windows])
-    order = np.argsort(places_P, kind="stable")
-    return _rows(windows, order[np.searchsorted(places_P[order], kept_K)])
+    """Return a record's columns at the positions with these keys."""
+    keys_P = np.concatenate([position_keys(window) for window in windows])
+    order = np.argsort(keys_P, kind="stable")
+    return _rows(windows, order[np.searchsorted(keys_P[order], kept_K)])
 
 
 def _rows(windows: Sequence[Record], rows_K: np.ndarray) -> dict[str, Any]:
-    """The columns of a record, of these of the windows' positions in turn."""
+    """Return a record's columns at these positions, numbered through all windows in turn."""
     counts_P = np.concatenate([window.entry_counts for window in windows]).astype(np.int64)
     counts_K, firsts_K = counts_P[rows_K], (np.cumsum(counts_P) - counts_P)[rows_K]
     entries_E = np.arange(counts_K.sum()) + np.repeat(firsts_K - (np.cumsum(counts_K) - counts_K), counts_K)

@@ -1,6 +1,6 @@
-"""Which documents make each global batch: the same in any world, and known without reading a document.
+"""The documents of each global batch: the same for any world size, and known without reading a document.
 
-Where we are is a value, `Position`, handed out with each batch; a checkpoint stores it and nothing else is needed.
+The state is one value, `Position`, handed out with each batch; a checkpoint stores it and needs nothing else.
 """
 
 from collections import Counter
@@ -11,24 +11,24 @@ from typing import NamedTuple
 import numpy as np
 
 from stage2_student.data.encode import TOO_LONG
-from stage2_student.data.order import START, VERSION, Order, Place, Position
+from stage2_student.data.order import START, VERSION, Order, Position, RecordRef
 from stage2_student.data.token_counts import Lengths
 
 
 class Planned(NamedTuple):
-    """A record, or a piece of one, that will be trained on."""
+    """A record, or a piece of one, planned for training."""
 
-    place: Place
-    num_tokens: int  # the start token included: what the student's forward pass sees
+    ref: RecordRef
+    num_tokens: int  # including the start token: what the student's forward pass sees
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The documents of one optimizer step over all ranks, and what was left out while they were gathered."""
+    """The documents of one optimizer step over all ranks, and counts of what was left out while gathering them."""
 
     documents: tuple[Planned, ...]
     after: Position
-    window: tuple[int, int]  # epoch and number of the window in which `after` lies: all before it are planned
+    window: tuple[int, int]  # epoch and number of the window that contains `after`; all earlier windows are planned
     left_out: Counter[str]
 
     @property
@@ -44,12 +44,12 @@ def plan_batches(
     start: Position = START,
     version: int = VERSION,
 ) -> Iterator[BatchPlan]:
-    """Documents in order until they hold at least `batch_tokens` student tokens; without end.
+    """Yield documents in order, in batches of at least `batch_tokens` student tokens, without end.
 
     Args:
-        version: of the order, as `Order` has it.
+        version: version of the order, see `Order`.
     Raises:
-        ValueError: none of the records can be used, with the reasons.
+        ValueError: no record is usable; the message gives the reasons.
     """
     order = Order(seed, lengths.counts_S, lengths.continues_U, version)
     _check_usable(lengths, max_tokens)
@@ -61,13 +61,13 @@ def plan_batches(
         epoch, number, before, lane_W, at_W, shard_W, unit_W = window
         tokens_W = lengths.tokens_U[first_S[shard_W] + unit_W].tolist()
         row_W, piece_W = lengths.rows(shard_W, unit_W)
-        places = np.stack([lane_W, at_W, shard_W, row_W, piece_W], axis=1).tolist()
+        refs = np.stack([lane_W, at_W, shard_W, row_W, piece_W], axis=1).tolist()
         for index in range(max(start.record - before, 0) if epoch == start.epoch else 0, len(tokens_W)):
             tokens = tokens_W[index]
             if not 0 < tokens <= max_tokens:
                 left_out[lengths.reasons.get(int(first_S[shard_W[index]] + unit_W[index]), TOO_LONG)] += 1
                 continue
-            documents.append(Planned(Place(epoch, number, *places[index]), tokens))
+            documents.append(Planned(RecordRef(epoch, number, *refs[index]), tokens))
             num_tokens += tokens
             if num_tokens >= batch_tokens:
                 next_window = (epoch, number + (index + 1 == len(tokens_W)))
@@ -76,12 +76,13 @@ def plan_batches(
 
 
 def repeated(tokens: int, batch_tokens: int) -> str | None:
-    """What to say of a step that is larger than all there is to learn from; None where it is not."""
+    """Return a warning if a step holds more tokens than all usable records together; None otherwise."""
     if tokens >= batch_tokens:
         return None
     return (
-        f"train.batch_tokens is {batch_tokens:,}, and all usable records together have {tokens:,} tokens: each is in every step some "
-        f"{batch_tokens / tokens:.1f} times. Give train.batch_tokens={tokens:,} or less, or dump more text"
+        f"train.batch_tokens is {batch_tokens:,}, but all usable records together have only {tokens:,} tokens: "
+        f"each record occurs about {batch_tokens / tokens:.1f} times in every step. "
+        f"Set train.batch_tokens={tokens:,} or less, or dump more text"
     )
 
 

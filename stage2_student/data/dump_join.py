@@ -1,8 +1,7 @@
-"""Several dumps of one corpus, read side by side: documents joined by content, whatever their names, shards and
-windows.
+"""Several dumps of one corpus, read side by side and joined by content, whatever their names, shards and windows.
 
-Dumps that list their documents in one order, as dumps of one corpus do, are each read once from front to back; another
-order is joined too, but its shards are opened again and again. Held in memory: 28 bytes per document of each dump,
+Dumps that list their documents in the same order, as dumps of one corpus do, are each read once from front to back. Any
+other order is joined too, but its shards are reopened again and again. In memory: 28 bytes per document of each dump,
 twice that while they are compared.
 """
 
@@ -20,61 +19,64 @@ from schemas.manifest import Manifest
 from schemas.record import Question, Record
 from schemas.shard import read_questions, read_shard
 from schemas.storage.locations import Location, names
-from stage2_student.data.align import overlapping, places, speakers, whole_document
+from stage2_student.data.align import overlapping, position_keys, speakers, whole_document
 
-Joined = tuple[
-    Record, tuple[tuple[Record, ...], ...]
-]  # a record, and of each other dump the windows that overlap with it
+# A record, and for each other dump the windows that overlap with it.
+Joined = tuple[Record, tuple[tuple[Record, ...], ...]]
 
 
 class OpenDump:
     """A complete dump.
 
-    Raises ValueError where a planned shard is missing, or none is planned.
+    Raises:
+        ValueError: a planned shard is missing, or none is planned.
     """
 
     def __init__(self, path: Location) -> None:
         self.path = path
         self.manifest = Manifest.load(path)
         self.shards = [shard.path(path) for shard in self.manifest.shards]
-        there = names(path / dump_files.SHARDS)
-        missing = [shard.name for shard in self.shards if shard.name not in there]
+        shards_present = names(path / dump_files.SHARDS)
+        missing = [shard.name for shard in self.shards if shard.name not in shards_present]
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
                 f"{path} is not complete: {len(missing)} of {len(self.shards)} shards are missing ({listed}); "
-                "run `bld teacher` again with the same recipe, it goes on where it stopped"
+                "run `bld teacher` again with the same recipe; it continues where it stopped"
             )
         if not self.shards:
             raise ValueError(
-                f"{path} plans no shard: its corpus held no usable document ({self.manifest.corpus_counts})"
+                f"{path} has no shards: its corpus held no usable document ({self.manifest.corpus_counts})"
             )
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a dump asks about, document by document (N of them), in its order."""
+    """The documents of a dump (N, in its order): keys of their content, and where their records are."""
 
-    keys_N: np.ndarray  # uint64, of the document's bytes and, of a chat, of who says which
-    asked_N: np.ndarray  # uint64, of the positions that are supervised
+    keys_N: np.ndarray  # uint64, hash of the document's bytes and, for a chat, of who says which
+    asked_N: np.ndarray  # uint64, hash of the supervised positions
     shard_N: np.ndarray  # int32
     row_N: np.ndarray  # int32, of its first record in the shard
-    count_N: np.ndarray  # int32, records: more than one where it was cut into windows
+    count_N: np.ndarray  # int32, number of records: more than one if it was cut into windows
 
     @classmethod
     def of(cls, dump: OpenDump) -> "Contents":
+        """Read the whole dump and return its contents."""
         parts = [cls._of_shard(shard, path) for shard, path in enumerate(dump.shards)]
         return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     @staticmethod
     def _of_shard(shard: int, path: Location) -> list[np.ndarray]:
-        """The columns of one shard: as tuples of Python's numbers they would take seven times as much, so never of all
-        at once.
+        """Return the columns of one shard.
+
+        Only one shard at a time is held as tuples of Python numbers, which take seven times as much memory as the
+        arrays.
         """
         rows = [
             (
                 _key(whole_document(group) + speakers(group)),
-                _key(b"".join(places(q).tobytes() for q in group)),
+                _key(b"".join(position_keys(q).tobytes() for q in group)),
                 shard,
                 row,
                 len(group),
@@ -86,7 +88,7 @@ class Contents:
 
 
 def _key(content: bytes) -> int:
-    """The first 8 bytes of a SHA-256."""
+    """Return the first 8 bytes of the content's SHA-256, as a little-endian number."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
 
 
@@ -94,8 +96,9 @@ Asked = TypeVar("Asked", Question, Record)
 
 
 def _documents(records: Iterable[Asked]) -> Iterator[tuple[int, list[Asked]]]:
-    """A shard's records by document, with the row of the first: windows of one document stand together, the first at
-    byte 0.
+    """Yield a shard's records by document, each with the row of its first record.
+
+    The windows of a document are consecutive; the first starts at byte 0.
     """
     group: list[Asked] = []
     row = 0
@@ -111,8 +114,11 @@ def _documents(records: Iterable[Asked]) -> Iterator[tuple[int, list[Asked]]]:
 class Join:
     """The documents that all of the dumps hold.
 
-    `remarks`: how many others there are, which are left out, and of how many the dumps supervise different positions,
-    each with the dumps' names. Raises ValueError where no document is in all dumps.
+    Attributes:
+        remarks: sentences about documents that are left out because a dump lacks them, or of which dumps supervise
+            different positions; each names the dumps, and has the number of these documents.
+    Raises:
+        ValueError: no document is in all dumps.
     """
 
     def __init__(self, dumps: Sequence[OpenDump]) -> None:
@@ -122,57 +128,63 @@ class Join:
         self.remarks = _remarks([dump.path for dump in dumps], contents)
         if not len(self._common):
             raise ValueError(
-                f"no document is in all of {', '.join(str(dump.path) for dump in dumps)}; student.dumps names dumps of one corpus"
+                f"no document is in all of {', '.join(str(dump.path) for dump in dumps)}; "
+                "student.dumps must name dumps of one corpus"
             )
         self._own = contents[0]
-        self._others = [(dump, Places(table)) for dump, table in zip(dumps[1:], contents[1:], strict=True)]
+        self._others = [(dump, ContentIndex(table)) for dump, table in zip(dumps[1:], contents[1:], strict=True)]
 
     def shard(self, index: int) -> Iterator[Joined]:
-        """The joined records of one of the first dump's shards, each with the windows of the other dumps that overlap
-        with it.
+        """Yield the joined records of one of the first dump's shards.
+
+        Each comes with the windows of every other dump that overlap with it.
         """
         keys = self._own.keys_N[self._own.shard_N == index]
         documents = _documents(read_shard(self.first.shards[index], beside_others=True))
-        # Opened for each shard anew: which of several equal documents is taken must not depend on what was read before.
+        # Reopened for each shard: which of several equal documents is taken must not depend on what was read before.
         others = [_Lookup(*other) for other in self._others]
         for key, is_common, (_, windows) in zip(keys, np.isin(keys, self._common), documents, strict=True):
             if not is_common:
                 continue
-            found = [other.find(key, whole_document(windows)) for other in others]
+            other_windows = [other.find(key, whole_document(windows)) for other in others]
             for record in windows:
-                parts = tuple(overlapping(record, theirs) for theirs in found)
+                parts = tuple(overlapping(record, theirs) for theirs in other_windows)
                 if all(parts):
                     yield record, parts
 
 
-class Places:
-    """Where a dump has a content: shard, row and number of records, ascending."""
+class ContentIndex:
+    """An index of a dump's documents by content: shard, row and number of records, ascending."""
 
     def __init__(self, contents: Contents) -> None:
         order = np.lexsort((contents.row_N, contents.shard_N, contents.keys_N))
         self._keys = contents.keys_N[order]
-        self._places = np.stack([contents.shard_N, contents.row_N, contents.count_N], axis=1)[order]
+        self._locations = np.stack([contents.shard_N, contents.row_N, contents.count_N], axis=1)[order]
 
     def of(self, key: np.uint64) -> list[tuple[int, int, int]]:
+        """Return the (shard, row, number of records) of each document with this key."""
         first, end = np.searchsorted(self._keys, key, "left"), np.searchsorted(self._keys, key, "right")
-        return [tuple(place) for place in self._places[first:end].tolist()]
+        return [tuple(location) for location in self._locations[first:end].tolist()]
 
 
 class _Lookup:
     """A dump's documents by content; a shard is read on from where the last document ended."""
 
-    def __init__(self, dump: OpenDump, places: Places) -> None:
-        self._dump, self._places = dump, places
+    def __init__(self, dump: OpenDump, index: ContentIndex) -> None:
+        self._dump, self._index = dump, index
         self._at = (-1, -1)  # shard and row of the next record
         self._records: Iterator[Record] = iter(())
 
     def find(self, key: np.uint64, document: bytes) -> list[Record]:
-        """This dump's records of the document: of several equal ones the next, so that reading goes on."""
-        found = self._places.of(key)
-        shard, row, count = next((place for place in found if place[:2] >= self._at), found[0])
+        """Return this dump's records of the document.
+
+        Of several equal documents it takes the next one, so that reading goes forward.
+        """
+        locations = self._index.of(key)
+        shard, row, count = next((location for location in locations if location[:2] >= self._at), locations[0])
         windows = self._read(shard, row, count)
         if whole_document(windows) != document:
-            raise ValueError(f"{self._dump.path}: document {windows[0].doc_id} has the key of another document")
+            raise ValueError(f"{self._dump.path}: document {windows[0].doc_id} has the same key as another document")
         return windows
 
     def _read(self, shard: int, row: int, count: int) -> list[Record]:
@@ -184,20 +196,23 @@ class _Lookup:
 
 
 def _remarks(paths: Sequence[Location], contents: Sequence[Contents]) -> dict[str, int]:
-    """What the dumps do not have in common: a sentence each that goes on after a number of documents."""
-    found: dict[str, int] = {}
+    """Describe what the dumps do not have in common.
+
+    Returns:
+        The number of documents for each remark; the remark continues the sentence after that number.
+    """
+    remarks: dict[str, int] = {}
     for path, table in zip(paths, contents, strict=True):
         for other_path, other in zip(paths, contents, strict=True):
             lacking = int((~np.isin(table.keys_N, other.keys_N)).sum())
-            found[f"in {path} but not in {other_path}: left out"] = lacking
+            remarks[f"in {path} but not in {other_path}: left out"] = lacking
     order = np.argsort(contents[0].keys_N, kind="stable")
     keys, asked = contents[0].keys_N[order], contents[0].asked_N[order]
     for path, table in zip(paths[1:], contents[1:], strict=True):
-        # Of several equal documents the last, as `Places` lists them.
+        # Of several equal documents the last, as in `ContentIndex`.
         last = np.searchsorted(keys, table.keys_N, side="right") - 1
         common = (last >= 0) & (keys[last] == table.keys_N)
         differing = int((asked[last[common]] != table.asked_N[common]).sum())
-        found[f"with other positions supervised in {path} than in {paths[0]}: those that both supervise are mixed"] = (
-            differing
-        )
-    return {remark: count for remark, count in found.items() if count}
+        remark = f"with other positions supervised in {path} than in {paths[0]}: those that both supervise are mixed"
+        remarks[remark] = differing
+    return {remark: count for remark, count in remarks.items() if count}

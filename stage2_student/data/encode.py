@@ -1,5 +1,6 @@
-"""Records in the student's tokens: how many, and which bytes each of them covers; whole, or in pieces (see
-`stage2_student.data.pieces`).
+"""Records in the student's tokens, whole or in pieces: how many tokens, and the bytes that each covers.
+
+Long records are cut as in `stage2_student.data.pieces`.
 """
 
 from collections import Counter
@@ -24,7 +25,7 @@ NOTHING = "no token of the student's lies in what the dump supervises"
 
 
 class Tokenizer(Protocol):
-    """What is needed of `pipeline.tokenization.byte_tokenizer.ByteTokenizer`."""
+    """The part of `pipeline.tokenization.byte_tokenizer.ByteTokenizer` needed here."""
 
     @property
     def token_bytes(self) -> tuple[bytes | None, ...]: ...
@@ -36,8 +37,9 @@ class Tokenizer(Protocol):
 
 
 class Spelled(NamedTuple):
-    """A record in the student's tokens, as `Encoded` has it; `restarts` are tokens that later messages of a chat begin
-    with.
+    """A record in the student's tokens, with the fields of `Encoded`.
+
+    `restarts` are the tokens that begin later messages of a chat.
     """
 
     tokens: np.ndarray
@@ -48,7 +50,7 @@ class Spelled(NamedTuple):
     restarts: tuple[int, ...] = ()
 
     def encoded(self, record: Record, piece: Piece | None = None) -> Encoded:
-        """The record, or a piece of it."""
+        """Return the record, or a piece of it, with these tokens."""
         if piece is None:
             return Encoded(record, self.tokens, self.starts, self.ends, self.start, self.turn_ends)
         first, done, last = piece
@@ -61,9 +63,7 @@ class Spelled(NamedTuple):
 
 
 class TurnsLeftOut(NamedTuple):
-    """Turns of a chat that are left out for one reason while others of it are used, and the bytes that they
-    supervise.
-    """
+    """Turns left out for one reason from chats that are otherwise used, and the bytes they supervise."""
 
     reason: str
     turns: int
@@ -71,13 +71,13 @@ class TurnsLeftOut(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """What of a record is used.
+    """The counts of what is used of a record.
 
     Attributes:
-        tokens: the student's, in each of its pieces, start tokens included.
-        renderings: of a chat, how often it is written, each time with other turns supervised; the pieces are of these
-            in turn.
-        left_out: of a chat, turns of it that are not.
+        tokens: student tokens in each of its pieces, including start tokens.
+        renderings: how often a chat is written, each time with other turns supervised; the pieces come rendering by
+            rendering.
+        left_out: turns of a chat that are not used.
     """
 
     tokens: tuple[int, ...]
@@ -92,21 +92,21 @@ def count_pieces(
     max_tokens: int | None,
     by_turn: bool = True,
 ) -> Iterator[Pieces | str]:
-    """Of each record what is used of it, or the reason why it cannot be.
+    """Yield for each record the counts of its pieces, or the reason why it cannot be used.
 
     Args:
         max_tokens: None: a record is one piece, however long.
-        by_turn: of a chat those turns are used that the student's template writes as they are stored; False: it is used
-            whole, or not.
+        by_turn: True: a chat's turns are used if the student's template writes them as they are stored; False: a chat
+            is used whole or not at all.
     Raises:
         ValueError: as `encode_records`.
     """
-    for record, found in zip(asked, _tokens(asked, tokenizer, chat, by_turn), strict=True):
-        if isinstance(found, str):
-            yield found
+    for record, written in zip(asked, _tokens(asked, tokenizer, chat, by_turn), strict=True):
+        if isinstance(written, str):
+            yield written
             continue
         tokens: list[int] = []
-        for kept, read in _renderings(record, found):
+        for kept, read in _renderings(record, written):
             part = record if kept is None else with_segments(record, kept)
             if max_tokens is None or _num_tokens(read) <= max_tokens:
                 tokens.append(_num_tokens(read))
@@ -114,8 +114,8 @@ def count_pieces(
                 tokens += [piece.num_tokens for piece in _pieces(part, _spelled(part, read, tokenizer), max_tokens)]
         if not tokens:
             yield NOTHING
-        elif isinstance(found, StoredChat):
-            yield Pieces(tuple(tokens), len(found.renderings), _left_out(record, found))
+        elif isinstance(written, StoredChat):
+            yield Pieces(tuple(tokens), len(written.renderings), _left_out(record, written))
         else:
             yield Pieces(tuple(tokens))
 
@@ -127,13 +127,13 @@ def encode_pieces(
     max_tokens: int | None,
     by_turn: bool = True,
 ) -> Iterator[list[Encoded] | str]:
-    """The pieces that `count_pieces` counts."""
-    for record, found in zip(records, _tokens(records, tokenizer, chat, by_turn), strict=True):
-        if isinstance(found, str):
-            yield found
+    """Yield the pieces that `count_pieces` counts, for each record, or the reason why it cannot be used."""
+    for record, written in zip(records, _tokens(records, tokenizer, chat, by_turn), strict=True):
+        if isinstance(written, str):
+            yield written
             continue
         encoded: list[Encoded] = []
-        for kept, read in _renderings(record, found):
+        for kept, read in _renderings(record, written):
             part = record if kept is None else with_segments(record, kept)
             spelled = _spelled(part, read, tokenizer)
             if max_tokens is None or _num_tokens(read) <= max_tokens:
@@ -146,24 +146,31 @@ def encode_pieces(
 def encode_records(
     records: Sequence[Record], tokenizer: Tokenizer, max_tokens: int, chat: ChatTokenizer | None = None
 ) -> list[Encoded | str]:
-    """Each record whole, or the reason why it is left out.
+    """Encode each record whole, or return the reason why it is left out.
 
     Args:
-        chat: the tokenizer with its chat template. ValueError where it is None and there is a chat among the records.
+        chat: the tokenizer with its chat template.
+    Raises:
+        ValueError: `chat` is None, and there is a chat among the records.
     """
     encoded = encode_pieces(records, tokenizer, chat, None, by_turn=False)
-    found = (pieces if isinstance(pieces, str) else pieces[0] for pieces in encoded)
-    return [one if isinstance(one, str) or one.num_tokens <= max_tokens else TOO_LONG for one in found]
+    whole = (pieces if isinstance(pieces, str) else pieces[0] for pieces in encoded)
+    return [one if isinstance(one, str) or one.num_tokens <= max_tokens else TOO_LONG for one in whole]
 
 
 def _pieces(asked: Question | Record, spelled: Spelled, max_tokens: int) -> Iterator[Piece]:
-    theirs = np.append(0, np.cumsum(asked.teacher_token_lengths)) if len(asked.teacher_token_lengths) else None
-    record = Cuttable(asked.document, spelled.starts, spelled.ends, _used(asked, spelled), theirs, spelled.restarts)
+    lengths = asked.teacher_token_lengths
+    teacher_ends = np.append(0, np.cumsum(lengths)) if len(lengths) else None
+    used = _used(asked, spelled)
+    record = Cuttable(asked.document, spelled.starts, spelled.ends, used, teacher_ends, spelled.restarts)
     return cut(record, max_tokens)
 
 
 def _used(asked: Question | Record, spelled: Spelled) -> np.ndarray:
-    """Bool per token: it is supervised, or an END is that follows it; in a chat, that it stands for."""
+    """Return L, bool: True for tokens that are supervised, or followed by a supervised END.
+
+    In a chat, the END is a token that the template writes, and that token is the one returned.
+    """
     starts, ends = spelled.starts, spelled.ends
     used = supervised_tokens(starts, ends, asked.segments)
     stops = {segment.start + segment.length for segment in asked.segments if segment.has_end}
@@ -175,33 +182,34 @@ def _used(asked: Question | Record, spelled: Spelled) -> np.ndarray:
     return used
 
 
-def _num_tokens(found: list[int] | EncodedChat) -> int:
-    """With the start token; that of a chat is one of its own."""
-    return len(found.tokens) if isinstance(found, EncodedChat) else len(found) + 1
+def _num_tokens(written: list[int] | EncodedChat) -> int:
+    """Count the tokens, including the start token; a chat's tokens begin with their own."""
+    return len(written.tokens) if isinstance(written, EncodedChat) else len(written) + 1
 
 
 def _renderings(
-    asked: Question | Record, found: list[int] | StoredChat
+    asked: Question | Record, written: list[int] | StoredChat
 ) -> Iterator[tuple[list[bool] | None, list[int] | EncodedChat]]:
-    """What is read of a record: its tokens, or those of each rendering of a chat, with the segments that are supervised
-    there; None: all.
+    """Yield what the student reads of a record: its tokens, or those of each rendering of a chat.
+
+    Each comes with the segments supervised there; None means all.
     """
-    if not isinstance(found, StoredChat):
-        yield None, found
-    elif found.is_whole:
-        yield None, found.renderings[0]
+    if not isinstance(written, StoredChat):
+        yield None, written
+    elif written.is_whole:
+        yield None, written.renderings[0]
     else:
         numbers = messages_of_segments(asked)
-        for rendering in found.renderings:
-            spoken = {turn.message for turn in rendering.turns}
-            yield [number in spoken for number in numbers], rendering
+        for rendering in written.renderings:
+            messages = {turn.message for turn in rendering.turns}
+            yield [number in messages for number in numbers], rendering
 
 
-def _left_out(asked: Question | Record, found: StoredChat) -> tuple[TurnsLeftOut, ...]:
+def _left_out(asked: Question | Record, chat: StoredChat) -> tuple[TurnsLeftOut, ...]:
     num_bytes: Counter[int] = Counter()
     for number, segment in zip(messages_of_segments(asked), asked.segments, strict=True):
         num_bytes[number] += segment.length
-    reasons = {number: _reason(fault) for number, fault in found.left_out.items()}
+    reasons = {number: _reason(fault) for number, fault in chat.left_out.items()}
     return tuple(
         TurnsLeftOut(reason, count, sum(num_bytes[n] for n, why in reasons.items() if why == reason))
         for reason, count in Counter(reasons.values()).items()
@@ -216,11 +224,12 @@ def _tokens(
     chats = [record for record in asked if record.message_roles]
     if chats and chat is None:
         raise ValueError(
-            f"the dump holds chats (document {chats[0].doc_id!r}), and the student has no chat template; give student.chat_template"
+            f"the dump holds chats (document {chats[0].doc_id!r}), but the student has no chat template; "
+            "set student.chat_template"
         )
     of_chats = iter(_chats(chats, chat, by_turn) if chat is not None else [])
-    found = [next(of_chats) if record.message_roles else next(ids_of_plain) for record in asked]
-    return [_reason(one) if isinstance(one, ValueError) else one for one in found]
+    written = [next(of_chats) if record.message_roles else next(ids_of_plain) for record in asked]
+    return [_reason(one) if isinstance(one, ValueError) else one for one in written]
 
 
 def _chats(chats: Sequence[Question | Record], chat: ChatTokenizer, by_turn: bool) -> list[StoredChat | ValueError]:
@@ -233,18 +242,20 @@ def _reason(fault: ValueError) -> str:
     return fault.reason if isinstance(fault, ChatError) else UNSPELLABLE
 
 
-def _spelled(asked: Question | Record, found: list[int] | EncodedChat, tokenizer: Tokenizer) -> Spelled:
-    if isinstance(found, EncodedChat):
-        return _spelled_chat(found, tokenizer)
-    spans = token_spans([tokenizer.token_bytes[i] or b"" for i in found], asked.document, tokenizer.prefix)
+def _spelled(asked: Question | Record, written: list[int] | EncodedChat, tokenizer: Tokenizer) -> Spelled:
+    if isinstance(written, EncodedChat):
+        return _spelled_chat(written, tokenizer)
+    spans = token_spans([tokenizer.token_bytes[i] or b"" for i in written], asked.document, tokenizer.prefix)
     starts = np.array([span.start for span in spans], dtype=np.int64)
     ends = np.array([span.stop for span in spans], dtype=np.int64)
-    return Spelled(np.array(found, dtype=np.int64), starts, ends)
+    return Spelled(np.array(written, dtype=np.int64), starts, ends)
 
 
 def _spelled_chat(chat: EncodedChat, tokenizer: Tokenizer) -> Spelled:
-    """A chat's tokens and the bytes they cover; its first token is the start. Tokens outside turns stand empty: what
-    ends a turn at its end, others where the next turn starts.
+    """Return a chat's tokens and the bytes they cover; its first token is the start token.
+
+    Tokens outside turns cover nothing: one that ends a turn is placed at the turn's end, others at the next turn's
+    start.
     """
     starts = np.full(len(chat.tokens), chat.turns[0].start, dtype=np.int64)
     ends = starts.copy()
@@ -266,10 +277,10 @@ def _spelled_chat(chat: EncodedChat, tokenizer: Tokenizer) -> Spelled:
 
 
 def _restarts(chat: EncodedChat) -> Iterator[int]:
-    """Where a piece may begin like a chat of its own, the chat's first token put before: of the tokens after that one,
-    which.
+    """Yield the tokens, numbered after the first, where a piece may begin like a chat of its own.
 
-    Where the template writes its first token before each message, that is put before already.
+    The chat's first token is put before such a piece. If the template writes that token before each message, the piece
+    begins after it.
     """
     for before, after in pairwise(chat.turns):
         begin = before.last + (before.end_token is not None)

@@ -1,6 +1,7 @@
-"""What one record teaches: which token and which byte is supervised where, by exact byte offsets.
+"""Training examples: the tokens and bytes of a record that are supervised, by exact byte offsets.
 
-Shape legend: L tokens (the start token included), P supervised byte positions, E most entries stored at one position.
+Shape legend: L tokens (including the start token), P supervised byte positions, E maximum number of entries stored at
+one position.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ NO_ROW = -1
 
 @dataclass(frozen=True)
 class Masks:
-    """Which positions contribute KL."""
+    """Limits on a position's measures; positions above them contribute no KL."""
 
     max_doubt: float
     max_token_end: float
@@ -28,49 +29,53 @@ class Masks:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A record, or a piece of one, in the student's tokens: `tokens[l]` covers the document's bytes `starts[l] ..
-    ends[l]`.
+    """A record, or a piece of one, in the student's tokens: token `l` covers document bytes `starts[l] .. ends[l]`.
 
-    The document is the whole record's. In a chat the template writes the start token, and tokens that cover nothing:
-    they stand empty where they come.
+    The document is the whole record's. In a chat the template writes the start token, and tokens that cover no bytes;
+    those have an empty span where they occur.
     """
 
     record: Record
     tokens: np.ndarray  # int64, without the start token
     starts: np.ndarray  # int64, byte offsets
     ends: np.ndarray
-    start: int | None = None  # of a chat; None: the student's own start token
-    turn_ends: Mapping[int, int] | None = None  # of a chat: byte offset where a turn ends -> the token that says so
-    num_context: int = 0  # tokens at the front of a piece that are context: the piece before it supervises them
+    start: int | None = None  # in a chat; None: the student's own start token
+    turn_ends: Mapping[int, int] | None = None  # in a chat: byte offset where a turn ends -> the token that ends it
+    num_context: int = 0  # leading tokens of a piece that are context, supervised by the piece before
 
     @property
     def num_tokens(self) -> int:
-        """With the start token: what the student's forward pass sees."""
+        """Number of tokens in the student's forward pass, including the start token."""
         return len(self.tokens) + 1
 
 
 @dataclass(frozen=True)
 class Example:
-    """What one record teaches. State `l` (of L) has seen the start token and `l` tokens, and predicts token `l`."""
+    """A training example. State `l` (of L) has seen the start token and `l` tokens, and predicts token `l`."""
 
     doc_id: str
-    tokens_L: np.ndarray  # int64, the start token first
+    tokens_L: np.ndarray  # int64, starting with the start token
     labels_L: np.ndarray  # int64, NO_LABEL where nothing is supervised
-    state_P: np.ndarray  # int64, the state that predicts the token in which the byte lies
-    offset_P: np.ndarray  # int64, which byte of that token
-    symbols_P: np.ndarray  # int64, what the document really has there
+    state_P: np.ndarray  # int64, the state that predicts the token containing the byte
+    offset_P: np.ndarray  # int64, offset of the byte in that token
+    symbols_P: np.ndarray  # int64, the symbol that the document has there
     kl_P: np.ndarray  # bool, contributes KL
     entry_symbols_PE: np.ndarray  # int64, NO_SYMBOL at padding
     entry_logprobs_PE: np.ndarray  # float32
     num_bytes: int  # supervised bytes: all bytes of supervised tokens; END is not a byte
-    measures_P: Mapping[str, np.ndarray] = field(default_factory=dict)  # float32, what else the dump says, by column
+    measures_P: Mapping[str, np.ndarray] = field(
+        default_factory=dict
+    )  # float32, further measures in the dump, by column
 
 
 def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | None, masks: Masks) -> Example:
-    """Line up a record's targets with the student's tokens, of each its first `max_bytes` bytes (None: all).
+    """Align a record's targets with the student's tokens.
 
     The END of a segment is predicted from the state after its last token, by byte 0 of the interface and by the end
-    token; where a segment ends inside a token there is no such state, and its END is left out.
+    token. If a segment ends inside a token there is no such state, and its END is left out.
+
+    Args:
+        max_bytes: bytes of each token that are supervised, from its first; None: all.
     """
     record, starts, ends = encoded.record, encoded.starts, encoded.ends
     inside = supervised_tokens(starts, ends, record.segments)
@@ -105,7 +110,7 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | 
 def _byte_positions(
     starts: np.ndarray, ends: np.ndarray, inside: np.ndarray, max_bytes: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(state, offset in the token, byte of the document) of the bytes that the interface predicts, in order."""
+    """Return (state, offset in the token, byte of the document) of the bytes the interface predicts, in order."""
     lengths = ends - starts if max_bytes is None else np.minimum(ends - starts, max_bytes)
     counts = np.where(inside, lengths, 0)
     state = np.repeat(np.arange(len(starts)), counts)
@@ -114,11 +119,12 @@ def _byte_positions(
 
 
 def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """(state, index of the segment) of each END that follows a token's last byte; in a chat, where `end_id` does. None
-    after context.
+    """Return (state, index of the segment) of each END that follows a token's last byte.
+
+    In a chat, only where token `end_id` is written. An END inside or right after a piece's context is left out.
     """
     ends, turn_ends, num_context = encoded.ends, encoded.turn_ends, encoded.num_context
-    found = []
+    positions = []
     for index, segment in enumerate(encoded.record.segments):
         stop = segment.start + segment.length
         if turn_ends is not None:
@@ -129,14 +135,15 @@ def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarra
             is_end = (ends[tokens_before - 1] if tokens_before else 0) == stop
             state = tokens_before if is_end and (tokens_before > num_context or not num_context) else None
         if segment.has_end and state is not None:
-            found.append((state, index))
-    pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
+            positions.append((state, index))
+    pairs = np.array(positions, dtype=np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
 def position_rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """The record's position for each byte of the document, and for the END of each segment; NO_ROW where it has
-    none.
+    """Return the record's position for each byte of the document, and for the END of each segment.
+
+    NO_ROW where the record has no such position.
     """
     of_byte = np.full(len(record.document), NO_ROW, dtype=np.int64)
     of_end = np.full(len(record.segments), NO_ROW, dtype=np.int64)
@@ -150,7 +157,7 @@ def position_rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _entries(record: Record, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stored symbols and log-probabilities of these positions, padded to the most of any."""
+    """Return the stored symbols and log-probabilities of these positions, padded to the maximum count."""
     counts = record.entry_counts.astype(np.int64)
     firsts = (np.cumsum(counts) - counts)[rows]
     width = int(counts[rows].max(initial=1))

@@ -1,7 +1,7 @@
-"""Micro-batches: what several records teach, as padded tensors.
+"""Micro-batches: several examples as padded tensors.
 
-Shape legend: B rows (a document each, or several packed), L tokens of the longest row (start tokens included), P
-supervised byte positions, E most entries stored at one position.
+Shape legend: B rows (one document each, or several packed), L tokens of the longest row (including start tokens), P
+supervised byte positions, E maximum number of entries stored at one position.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,14 +18,18 @@ from stage2_student.data.examples import NO_LABEL, NO_SYMBOL, Example
 
 
 class Layout(NamedTuple):
-    """Where documents stand among the B x L states of a micro-batch."""
+    """The places of documents among the B x L states of a micro-batch."""
 
     shape: tuple[int, int]  # B, L
-    firsts: tuple[int, ...]  # of each document the first of its states, in the flattened B x L
+    firsts: tuple[int, ...]  # index of each document's first state in the flattened B x L
 
     @classmethod
     def of(cls, lengths: Sequence[int], row_sizes: Sequence[int] | None = None) -> "Layout":
-        """Of documents in turn, by their tokens; `row_sizes` says how many share each row (None: each has its own)."""
+        """Lay out documents in turn, given their token counts.
+
+        Args:
+            row_sizes: number of documents in each row; None: one each.
+        """
         sizes = [1] * len(lengths) if row_sizes is None else row_sizes
         edges = np.cumsum([0, *sizes])
         assert edges[-1] == len(lengths)
@@ -37,8 +41,10 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Examples in rows. `state_P` points into the flattened B x L states. A causal student needs no padding mask:
-    padding stands behind every supervised token of its row."""
+    """Examples in rows. `state_P` indexes the flattened B x L states.
+
+    A causal student needs no padding mask: padding comes after every supervised token of its row.
+    """
 
     doc_ids: tuple[str, ...]
     layout: Layout
@@ -51,13 +57,13 @@ class MicroBatch:
     entry_symbols_PE: Tensor
     entry_logprobs_PE: Tensor
     num_bytes: int
-    # Where a row holds several documents: each one's begin again at 0, and padding stands at 0. None: the model's own.
+    # For packed rows: positions restart at 0 with each document, and padding has 0. None: the model's default.
     positions_BL: Tensor | None = None
     measures_P: dict[str, Tensor] = field(default_factory=dict)  # float32, by column (`schemas.columns.MEASURES`)
-    extra: dict[str, Tensor] = field(default_factory=dict)  # what the interface prepared, see `Interface.prepare`
+    extra: dict[str, Tensor] = field(default_factory=dict)  # from the interface, see `Interface.prepare`
 
     def to(self, device: torch.device | str) -> "MicroBatch":
-        """The same with its tensors on `device`."""
+        """Return a copy with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
         for name in ("measures_P", "extra"):
@@ -66,7 +72,11 @@ class MicroBatch:
 
 
 def collate(examples: Sequence[Example], row_sizes: Sequence[int] | None = None) -> MicroBatch:
-    """Pad examples to one micro-batch; `row_sizes` says how many share each row (None: each has its own)."""
+    """Pad examples to one micro-batch.
+
+    Args:
+        row_sizes: number of documents in each row; None: one each.
+    """
     lengths = [len(e.tokens_L) for e in examples]
     layout = Layout.of(lengths, row_sizes)
     width = max(e.entry_symbols_PE.shape[1] for e in examples)
@@ -89,7 +99,7 @@ def collate(examples: Sequence[Example], row_sizes: Sequence[int] | None = None)
 
 
 def _measures(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Those that all examples have; one that asks about no position has any."""
+    """Join the measures that all examples have; an example without positions is compatible with any."""
     asked = [e.measures_P for e in examples if len(e.state_P)]
     names = [column.name for column in MEASURES if all(column.name in measures for measures in asked)]
     none = np.empty(0, dtype=np.float32)
@@ -97,7 +107,10 @@ def _measures(examples: Sequence[Example]) -> dict[str, Tensor]:
 
 
 def empty_micro_batch(start_id: int) -> MicroBatch:
-    """One token, nothing supervised: what a rank runs while others still work: ZeRO's collectives need all."""
+    """Return a micro-batch of one token with nothing supervised.
+
+    A rank runs it while others still work, because ZeRO's collectives need every rank.
+    """
     none = np.empty(0, dtype=np.int64)
     entries_PE = np.empty((0, 1))
     tokens_L, labels_L = np.array([start_id]), np.array([NO_LABEL])
@@ -107,7 +120,7 @@ def empty_micro_batch(start_id: int) -> MicroBatch:
 
 
 def _place(documents: Sequence[np.ndarray], layout: Layout, fill: int) -> Tensor:
-    """B x L, int64: each document's values at its states, `fill` elsewhere."""
+    """Return B x L, int64: each document's values at its states, `fill` elsewhere."""
     padded = np.full(layout.shape, fill, dtype=np.int64)
     flat = padded.reshape(-1)
     for values, first in zip(documents, layout.firsts, strict=True):

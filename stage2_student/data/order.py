@@ -1,14 +1,13 @@
-"""The order in which a run meets what it trains on: a pure function of the seed and of how many pieces each shard
-holds.
+"""The order of training data: a pure function of the seed and of the number of pieces in each shard.
 
 A piece is a record, or a part of one that is too long for the student (`stage2_student.data.pieces`). An epoch deals
-the shards, in a drawn order, to lanes that are read side by side, each from front to back. A window takes the next
-pieces of every lane, of each an equal share of what it holds, and shuffles them: so a step holds what far parts of the
-corpus hold, and each shard is read about once. Pieces of one document, which stand together in a shard, are spread over
-the window: none share a step that is smaller than their distance.
+the shards, in random order, to lanes that are read side by side, each from front to back. A window takes the next
+pieces of every lane, an equal share of each lane, and shuffles them: so a step mixes distant parts of the corpus, and
+each shard is read about once. Pieces of one document, which are consecutive in a shard, are spread evenly over the
+window: two of them share a step only if it is larger than their distance.
 
-So every rank knows the order of all pieces without reading one, any position is found at once, and what a window needs
-is known before it is read.
+So every rank knows the order of all pieces without reading one, any position is found at once, and the pieces of a
+window are known before they are read.
 
 Shape legend: S shards, K lanes, U pieces of all shards in turn, W pieces of a window.
 """
@@ -21,20 +20,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-WINDOW_PIECES = (
-    2048  # shuffled together; 2 kB of text and 26 bytes per position make 110 MB where one rank holds them all
-)
-# Of 8 sources, one after another in 64 shards of 8,192 records, a step of 30 records holds 1.0 with one lane, 3.7, 5.8,
-# 7.2 and 7.6 with 4, 8, 16 and 32; of all records shuffled at once it would hold 7.9.
+# Pieces shuffled together. With 2 kB of text each and 26 bytes per position, one rank that holds them all needs 110 MB.
+WINDOW_PIECES = 2048
+# With 8 sources one after another in 64 shards of 8,192 records, a step of 30 records has records of 1.0 sources with
+# 1 lane, and of 3.7, 5.8, 7.2 and 7.6 with 4, 8, 16 and 32; a shuffle of all records at once would give 7.9.
 LANES = 16
-# Most lanes in one shard, where there are fewer shards than lanes, or it holds more than a lane's share: it is decoded
-# 2.5 times then, for each from its start. A shard of 65,536 records among 15 of 100 would else be one lane, and a step
-# hold 1.7 of its 8 sources, not 4.
+# Maximum number of lanes in one shard, used if there are fewer shards than lanes, or a shard has more than a lane's
+# share. Each lane decodes the shard from its start, so it is decoded 2.5 times. Without this, a shard of 65,536 records
+# among 15 of 100 would be one lane, and a step would hold 1.7 of its 8 sources instead of 4.
 STRIPES = 4
 
-VERSION = 4  # of the order that a seed gives, and of what of a record is in it; a run goes on in its own only
-WHOLE_CHATS = 3  # the same order, where a chat is left out for one turn that the student's template writes otherwise
-WHOLE_RECORDS = 2  # the order before: one lane, records never cut. Runs that began in it go on in it
+# Version of the order that a seed gives, and of what it includes of a record; a run continues only in its own version.
+VERSION = 4
+WHOLE_CHATS = 3  # same order, but a chat is left out if the student's template writes one of its turns differently
+WHOLE_RECORDS = 2  # the earlier order: one lane, records never cut. Runs that began with it continue with it
 READ = (WHOLE_RECORDS, WHOLE_CHATS, VERSION)
 
 
@@ -48,8 +47,8 @@ class Position(NamedTuple):
 START = Position(0, 0)
 
 
-class Place(NamedTuple):
-    """A piece, and where it stands; places ascend as they are read. `at` counts the pieces of a lane."""
+class RecordRef(NamedTuple):
+    """A reference to a piece, ordered as pieces are read. `at` counts the pieces of a lane."""
 
     epoch: int
     window: int
@@ -57,19 +56,19 @@ class Place(NamedTuple):
     at: int
     shard: int
     row: int
-    piece: int = 0  # of the record
+    piece: int = 0  # index within the record
 
 
 class Window(NamedTuple):
-    """Pieces that are shuffled together, in the order in which they are taken."""
+    """Pieces shuffled together, in the order in which they are taken."""
 
     epoch: int
     number: int
-    first: int  # how many pieces of the epoch come before
+    first: int  # number of pieces of the epoch before the window
     lane_W: np.ndarray  # int64
     at_W: np.ndarray
     shard_W: np.ndarray
-    unit_W: np.ndarray  # which piece of its shard
+    unit_W: np.ndarray  # index of the piece in its shard
 
 
 class _Lane(NamedTuple):
@@ -77,7 +76,7 @@ class _Lane(NamedTuple):
 
     shard_T: np.ndarray  # int64, of T parts
     first_T: np.ndarray  # the first piece of the shard that is read
-    end_T: np.ndarray  # pieces of the lane up to the part's end
+    end_T: np.ndarray  # number of pieces of the lane up to the part's end
 
     @property
     def length(self) -> int:
@@ -86,11 +85,13 @@ class _Lane(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """The order of all epochs. Raises ValueError where there is nothing at all.
+    """The order of all epochs.
 
     Attributes:
         counts_S: int64, pieces of each shard.
         continues_U: bool, whether a piece is of the same document as the piece before it; None: none is.
+    Raises:
+        ValueError: there are no pieces at all.
     """
 
     seed: int
@@ -104,7 +105,7 @@ class Order:
             raise ValueError(f"the dump's {len(self.counts_S)} shards hold no record")
 
     def windows(self, start: Position = START) -> Iterator[Window]:
-        """Without end; the first is the one in which `start` lies."""
+        """Yield windows without end, starting with the one that contains `start`."""
         epoch, skip = start
         num_windows = -(-int(self.counts_S.sum()) // WINDOW_PIECES)
         while True:
@@ -117,7 +118,7 @@ class Order:
             epoch, skip = epoch + 1, 0
 
     def _edges(self, lengths_K: np.ndarray, num_windows: int, number: int) -> np.ndarray:
-        """K: how many pieces of each lane come before the window of this number."""
+        """Return K: the number of pieces of each lane before the window with this number."""
         if self.version == WHOLE_RECORDS:
             return np.minimum(number * WINDOW_PIECES, lengths_K)
         return number * lengths_K // num_windows
@@ -129,7 +130,7 @@ class Order:
             return [_Lane(shards, np.zeros_like(shards), np.cumsum(self.counts_S[shards]))]
         held = np.flatnonzero(self.counts_S)
         counts = self.counts_S[held]
-        shares = (counts * LANES + counts.sum() // 2) // counts.sum()  # of a lane, rounded
+        shares = (counts * LANES + counts.sum() // 2) // counts.sum()  # in lanes, rounded
         stripes = np.clip(shares, -(-LANES // len(held)), None).clip(max=STRIPES)
         of, count, total = np.repeat(held, stripes), np.repeat(counts, stripes), np.repeat(stripes, stripes)
         stripe = np.arange(len(of)) - np.repeat(np.cumsum(stripes) - stripes, stripes)
@@ -139,13 +140,14 @@ class Order:
         return [_Lane(own[:, 0], own[:, 1], np.cumsum(own[:, 2] - own[:, 1])) for own in dealt]
 
     def _window(self, epoch: int, number: int, lanes: list[_Lane], begin_K: np.ndarray, end_K: np.ndarray) -> Window:
-        found = []
+        columns_K = []
         for index, (lane, begin, end) in enumerate(zip(lanes, begin_K, end_K, strict=True)):
             at = np.arange(begin, end)
             part = np.searchsorted(lane.end_T, at, side="right")
             before = np.append(0, lane.end_T)[part]
-            found.append(np.stack([np.full_like(at, index), at, lane.shard_T[part], lane.first_T[part] + at - before]))
-        columns = np.concatenate(found, axis=1)
+            unit = lane.first_T[part] + at - before
+            columns_K.append(np.stack([np.full_like(at, index), at, lane.shard_T[part], unit]))
+        columns = np.concatenate(columns_K, axis=1)
         random = np.random.default_rng([self.seed, epoch, 1 + number])
         if self.version == WHOLE_RECORDS:
             order = random.permutation(columns.shape[1])
@@ -154,7 +156,7 @@ class Order:
         return Window(epoch, number, int(begin_K.sum()), *columns[:, order])
 
     def _groups(self, columns: np.ndarray) -> np.ndarray:
-        """W, int64: pieces that stand one after another in a document have one number."""
+        """Return W, int64: one number for consecutive pieces of a document."""
         lane_W, _, shard_W, unit_W = columns
         if self.continues_U is None:
             return np.arange(len(lane_W))
@@ -166,8 +168,9 @@ class Order:
 
 
 def _spread(group_W: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A drawn order in which the members of each group stand at like distances, each anywhere with the same
-    probability.
+    """Draw an order in which the members of each group are evenly spaced.
+
+    Each member is anywhere with the same probability.
     """
     draw_W = random.random(len(group_W))
     sizes = np.bincount(group_W)

@@ -1,9 +1,8 @@
-"""Which documents of a global batch run together: rows of a forward pass, with a document each or packed one after
-another.
+"""Packing of a global batch: which documents share a micro-batch, and which share a row of it.
 
-Packed documents share a row, and nothing else: positions begin again at 0 with each, and transformers' mask functions
-keep attention inside a document where they do (`find_packed_sequence_indices`). Whether all layers of a model heed that
-is asked of the model itself.
+Documents packed in a row share nothing else: positions restart at 0 with each document, and transformers' mask
+functions then keep attention inside a document (`find_packed_sequence_indices`). The model itself is tested for whether
+all of its layers do.
 """
 
 import inspect
@@ -14,49 +13,51 @@ import torch
 
 from pipeline.runtime.padding import padded_groups
 
-Rows = list[list[int]]  # of a micro-batch: the documents of each row, by index
+Rows = list[list[int]]  # the documents of each row of a micro-batch, by index
 Packing = Literal["auto", "on", "off"]
 
-PAYS_ABOVE = 0.1  # share of its tokens that packing must save a step
-CLOSE = 1 / 16  # how near to the smallest limit on a micro-batch is near enough
+PAYS_ABOVE = 0.1  # packing must save more than this share of a step's tokens
+CLOSE = 1 / 16  # relative precision of the bisected limit on a micro-batch
 
 
 def plan_micro_batches(
     lengths: Sequence[int], micro_batch_tokens: int, world: int, packing: Packing = "off"
 ) -> list[list[Rows]]:
-    """The micro-batches of each rank: `plan[rank][micro_batch]`.
+    """Plan the micro-batches of each rank: `plan[rank][micro_batch]`.
 
-    Documents of like length share a micro-batch of at most `micro_batch_tokens`, padding included; one longer than that
-    stands alone. Every rank gets the same number of micro-batches, as few as can be, those side by side of like size:
-    each rank waits for the largest. The last of some may be empty.
+    Documents of similar length share a micro-batch of at most `micro_batch_tokens`, including padding; a longer one is
+    alone. Every rank gets the same minimum number of micro-batches. Those that run side by side are similar in size,
+    because each rank waits for the largest. The last ones of some ranks may be empty.
 
     Args:
-        packing: of documents into rows as long as a micro-batch's longest; `auto`: where that saves more than
+        packing: of documents into rows as long as the micro-batch's longest; `auto`: if that saves more than
             `PAYS_ABOVE`.
     """
-    found = _even(_side_by_side, lengths, micro_batch_tokens, world)
+    plan = _even(_side_by_side, lengths, micro_batch_tokens, world)
     if packing != "off":
         packed = _even(_packed, lengths, micro_batch_tokens, world)
-        most = 1.0 if packing == "on" else 1 - PAYS_ABOVE
-        if packing == "on" or padded_tokens(lengths, packed) < most * padded_tokens(lengths, found):
-            found = packed
-    found += [[] for _ in range(-len(found) % world)]
-    return [found[rank::world] for rank in range(world)]
+        if packing == "on" or padded_tokens(lengths, packed) < (1 - PAYS_ABOVE) * padded_tokens(lengths, plan):
+            plan = packed
+    plan += [[] for _ in range(-len(plan) % world)]
+    return [plan[rank::world] for rank in range(world)]
 
 
 def _even(
-    grouped: Callable[[Sequence[int], int], list[Rows]], lengths: Sequence[int], most: int, world: int
+    grouped: Callable[[Sequence[int], int], list[Rows]], lengths: Sequence[int], max_tokens: int, world: int
 ) -> list[Rows]:
-    """Of the plans with as few micro-batches a rank as `most` tokens allow, found by bisecting that limit, the one that
-    takes the ranks least.
+    """Bisect the token limit and return the cheapest plan seen with the minimum number of micro-batches per rank.
+
+    Args:
+        max_tokens: the largest limit; it decides that minimum.
     """
-    best = grouped(lengths, most)
-    places = -(-len(best) // world) * world
-    low, high = sum(lengths) // max(places, 1), min(most, max((_padded(lengths, rows) for rows in best), default=0))
+    best = grouped(lengths, max_tokens)
+    max_micro_batches = -(-len(best) // world) * world
+    low = sum(lengths) // max(max_micro_batches, 1)
+    high = min(max_tokens, max((_padded(lengths, rows) for rows in best), default=0))
     while high - low > max(1, high * CLOSE):
         limit = (low + high) // 2
         tried = grouped(lengths, limit)
-        if len(tried) > places:
+        if len(tried) > max_micro_batches:
             low = limit
             continue
         high = limit
@@ -66,7 +67,7 @@ def _even(
 
 
 def padded_tokens(lengths: Sequence[int], micro_batches: Sequence[Rows]) -> int:
-    """Tokens that a forward pass sees, padding included."""
+    """Count the tokens in the forward passes, including padding."""
     return sum(_padded(lengths, rows) for rows in micro_batches)
 
 
@@ -75,11 +76,12 @@ def _padded(lengths: Sequence[int], rows: Rows) -> int:
 
 
 def tokens_passed(lengths: Sequence[int], micro_batches: Sequence[Rows], world: int) -> int:
-    """Tokens that pass while all ranks are at work, padding included: each waits for the largest of the micro-batches
-    side by side.
+    """Count the tokens that pass while all ranks are at work, including padding.
+
+    Each rank waits for the largest of the micro-batches side by side.
 
     Args:
-        micro_batches: of all ranks, those that run side by side one after another.
+        micro_batches: of all ranks: `world` of them at a time run side by side.
     """
     sizes = [_padded(lengths, rows) for rows in micro_batches]
     return sum(max(sizes[first : first + world]) for first in range(0, len(sizes), world))
@@ -90,44 +92,47 @@ def _side_by_side(lengths: Sequence[int], limit: int) -> list[Rows]:
 
 
 def _packed(lengths: Sequence[int], limit: int) -> list[Rows]:
-    """Each document in the first row with room for it. Attention costs a row's length squared: it is that of the
-    longest document.
+    """Put each document into the first row with room for it.
+
+    A row is as long as the longest document, because attention costs a row's length squared.
     """
-    found: list[Rows] = []
+    packed: list[Rows] = []
     left = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     while left:
         length = lengths[left[0]]
         rows: Rows = []
         room: list[int] = []
-        most_room = 0
+        max_room = 0
         later = []
         for index in left:
-            if lengths[index] <= most_room:
+            if lengths[index] <= max_room:
                 row = next(row for row, free in enumerate(room) if lengths[index] <= free)
                 rows[row].append(index)
                 room[row] -= lengths[index]
-                most_room = max(room)
+                max_room = max(room)
             elif not rows or length * (len(rows) + 1) <= limit:
                 rows.append([index])
                 room.append(length - lengths[index])
-                most_room = max(most_room, room[-1])
+                max_room = max(max_room, room[-1])
             else:
                 later.append(index)
-        found.append(rows)
+        packed.append(rows)
         left = later
-    return found
+    return packed
 
 
 @torch.no_grad()
 def packing_fault(lm: Any) -> str | None:
-    """Why documents of this model, on the CPU and in float32, must have a row each; None where packing changes no state
-    of theirs.
+    """Return why this model cannot pack documents; None if packing changes none of their states.
+
+    Args:
+        lm: the model, on the CPU and in float32.
     """
     base = lm.base_model
     if "position_ids" not in inspect.signature(base.forward).parameters:
-        return "it takes no positions"
+        return "it takes no position ids"
     if getattr(lm.config.get_text_config(), "attention_chunk_size", None):
-        return "its attention goes by chunks of a row"  # longer ones than are tried here
+        return "its attention works on chunks of a row"  # chunks longer than the rows tried here
     documents = ([0, 1, 2], [2, 0, 1, 0])
     was_training = lm.training
     lm.eval()
@@ -142,19 +147,21 @@ def packing_fault(lm: Any) -> str | None:
     return None if difference <= 1e-4 * float(packed.abs().max()) else f"its states differ by {difference:.2g}"
 
 
-def settle(lm: Any, packing: Packing, device_type: str) -> tuple[Packing, str | None]:
-    """`packing`; or `off`, and a remark on why, where it was `auto` and the model cannot pack.
+def resolve_packing(lm: Any, packing: Packing, device_type: str) -> tuple[Packing, str | None]:
+    """Return `packing`, or `off` with a remark on why if it was `auto` and the model cannot pack.
 
-    On other devices than a CPU `auto` is `off`: attention of packed rows is masked, which there has a slower kernel
-    than causal attention, and where that pays is not measured. Raises ValueError where it was `on` and the model cannot
-    pack.
+    On devices other than a CPU, `auto` is `off`: attention of packed rows is masked, which has a slower kernel there
+    than causal attention, and where packing still pays has not been measured.
+
+    Raises:
+        ValueError: `packing` is `on`, and the model cannot pack.
     """
     if packing == "auto" and device_type != "cpu":
         return "off", None
     fault = None if packing == "off" else packing_fault(lm)
     if fault is None:
         return packing, None
-    remark = f"packed documents would not stay apart in a {lm.config.model_type}: {fault}"
+    remark = f"packed documents would influence each other in a {lm.config.model_type} model: {fault}"
     if packing == "on":
         raise ValueError(f"train.packing is on, but {remark}. Set it to auto or off.")
-    return "off", f"train.packing: auto packs nothing, for {remark}"
+    return "off", f"train.packing: auto packs nothing, because {remark}"

@@ -1,8 +1,8 @@
-"""Items made ahead of their use, in a thread beside the one that uses them.
+"""Items made ahead of their use, in a background thread.
 
-A thread is enough: tokenizers, Arrow, NumPy's large operations and torch's all let other threads run. It changes
-neither what comes nor in which order; what is made but never taken is lost, so a position that is to be resumed from
-comes with the item itself.
+A thread is enough: tokenizers, Arrow, NumPy's large operations and torch's all release the GIL. Prefetching changes
+neither the items nor their order. Items made but never taken are lost, so a position to resume from comes with the item
+itself.
 """
 
 import threading
@@ -19,15 +19,15 @@ class _Made(NamedTuple, Generic[Item]):
 
 
 class _Ended(NamedTuple):
-    error: BaseException  # StopIteration where the items have come to their end
+    error: BaseException  # StopIteration at the end of the items
 
 
 @contextmanager
 def prefetched(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
-    """The same items, up to `ahead` of them made before they are asked for; with 0 there is no thread.
+    """Yield the same items, with up to `ahead` of them made before they are requested; with 0 there is no thread.
 
-    An exception in making one is raised, with its own traceback, where that item would have come. On leaving, however
-    that is, the thread finishes the item that it is at, and has ended.
+    An exception raised while making an item is raised, with its own traceback, in that item's place. On leaving,
+    however that happens, the thread finishes its current item and ends.
     """
     if ahead == 0:
         yield items
@@ -39,9 +39,7 @@ def prefetched(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
         try:
             while room.acquire() and not stopped.is_set():
                 made.put(_Made(next(items)))
-        except (
-            BaseException
-        ) as error:  # every way out is told: one that the other thread waits on must not die in silence
+        except BaseException as error:  # always reported: the other thread waits for it
             made.put(_Ended(error))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
@@ -56,10 +54,10 @@ def prefetched(items: Iterator[Item], ahead: int) -> Iterator[Iterator[Item]]:
 
 def _taken(made: "SimpleQueue[_Made[Item] | _Ended]", room: threading.Semaphore) -> Iterator[Item]:
     while True:
-        found = made.get()
-        if isinstance(found, _Ended):
-            if isinstance(found.error, StopIteration):
+        result = made.get()
+        if isinstance(result, _Ended):
+            if isinstance(result.error, StopIteration):
                 return
-            raise found.error
+            raise result.error
         room.release()
-        yield found.item
+        yield result.item

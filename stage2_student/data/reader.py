@@ -1,6 +1,6 @@
-"""A complete dump as a student reads it: what its records ask, and those records that a rank wants.
+"""A complete dump as a student reads it: the texts of its records, and the records that a rank needs.
 
-Several dumps of one corpus are read as one: their records joined, and their targets mixed.
+Several dumps of one corpus are read as one: their records are joined, and their targets mixed.
 """
 
 from collections import deque
@@ -17,16 +17,16 @@ from schemas.storage.locations import Location, location
 from stage2_student.data.align import aligned, common_segments
 from stage2_student.data.dump_join import Join, Joined, OpenDump
 from stage2_student.data.mix import Mix
-from stage2_student.data.order import START, Order, Place, Position
+from stage2_student.data.order import START, Order, Position, RecordRef
 
 
 class DumpReader:
-    """The records of a complete dump; of several dumps those whose document all of them hold, mixed.
+    """The records of a complete dump; with several dumps, those whose document is in all of them, mixed.
 
     Args:
-        dump: the one whose shards and records are counted.
+        dump: the dump whose shards and records are counted.
         seed: of the order.
-        others: dumps of the same corpus; `mix` makes one record of theirs and the first one's.
+        others: dumps of the same corpus; `mix` makes one record from theirs and the first dump's.
     Raises:
         ValueError: a planned shard is missing, or several dumps have no document in common.
     """
@@ -41,14 +41,14 @@ class DumpReader:
 
     @classmethod
     def of(cls, refs: Sequence[DumpRef], how: Literal["arithmetic", "geometric"], seed: int) -> "DumpReader":
-        """Of a recipe's dumps; `how` several are mixed."""
+        """Open a recipe's dumps; `how` is the kind of mean that several are mixed by."""
         paths = [location(ref.path) for ref in refs]
         mix = Mix.of([ref.weight for ref in refs], how) if len(refs) > 1 else None
         return cls(paths[0], seed, paths[1:], mix)
 
     @property
     def remarks(self) -> dict[str, int]:
-        """What several dumps do not have in common: a number of documents for each sentence about it."""
+        """Number of documents for each remark on what several dumps do not have in common."""
         return {} if self.join is None else self.join.remarks
 
     @property
@@ -56,21 +56,23 @@ class DumpReader:
         return len(self.shards)
 
     def questions(self, shard: int) -> Iterator[Question | Record]:
-        """What the records of a shard ask, in turn: little more than the text is read. Of several dumps, the joined
-        ones.
+        """Yield the text and segments of a shard's records, in turn, reading little more than the text.
 
-        Where there is one teacher, with the lengths of its tokens.
+        With one teacher, the lengths of its tokens too. With several dumps, the joined records.
         """
         if self.join is None:
             return read_questions(self.shards[shard], with_tokens=True)
         return (_question(*joined) for joined in self.join.shard(shard))
 
     def lanes(self) -> "Lanes":
-        """The records, for reading."""
+        """Return a reader of records by reference."""
         return Lanes(self)
 
     def records_of(self, shard: int, rows: Iterable[int]) -> Iterator[Record]:
-        """These records of a shard, ascending. `rows` is asked for the next when it is due."""
+        """Yield the records of a shard at these rows, which ascend.
+
+        `rows` is advanced only when the next record is requested.
+        """
         if self.join is None:
             return read_rows(self.shards[shard], rows, beside_others=True)
         return map(self._mixed, _at(self.join.shard(shard), rows))
@@ -81,16 +83,17 @@ class DumpReader:
         return self.mix(aligned(record, others))
 
     def records(self, start: Position = START) -> Iterator[tuple[Record, Position]]:
-        """Every record in order, with the position after it, epoch after epoch, without end: what all ranks together
-        read.
+        """Yield every record in order, with the position after it, epoch after epoch without end.
+
+        These are the records that all ranks together read.
         """
         lanes = self.lanes()
         for window in Order(self.seed, self._counts()).windows(start):
             columns = np.stack([window.lane_W, window.at_W, window.shard_W, window.unit_W], axis=1).tolist()
-            places = [Place(window.epoch, window.number, *column) for column in columns]
-            found = {place: lanes.record(place) for place in sorted(places)}
-            for index, place in enumerate(places, window.first):
-                record = found.pop(place)
+            refs = [RecordRef(window.epoch, window.number, *column) for column in columns]
+            records = {ref: lanes.record(ref) for ref in sorted(refs)}
+            for index, ref in enumerate(refs, window.first):
+                record = records.pop(ref)
                 if Position(window.epoch, index) >= start:
                     yield record, Position(window.epoch, index + 1)
 
@@ -101,24 +104,25 @@ class DumpReader:
 
 
 class Lanes:
-    """Shards that are read side by side, each lane from front to back; of each, the last record that was read is
-    kept.
-    """
+    """Shards read side by side, each lane from front to back; the last record read in each is kept."""
 
     def __init__(self, reader: DumpReader) -> None:
         self._reader = reader
         self._lanes: dict[int, _OpenShard] = {}
 
-    def record(self, place: Place) -> Record:
-        """The record at a place; places of a lane ascend. Asked for again, the same object."""
-        lane = self._lanes.get(place.lane)
-        if lane is None or lane.key != (place.epoch, place.shard) or lane.row > place.row:
-            lane = self._lanes[place.lane] = _OpenShard((place.epoch, place.shard), self._reader)
-        return lane.record(place.row)
+    def record(self, ref: RecordRef) -> Record:
+        """Return the record that a reference points to; the references of a lane ascend.
+
+        A repeated request returns the same object.
+        """
+        lane = self._lanes.get(ref.lane)
+        if lane is None or lane.key != (ref.epoch, ref.shard) or lane.row > ref.row:
+            lane = self._lanes[ref.lane] = _OpenShard((ref.epoch, ref.shard), self._reader)
+        return lane.record(ref.row)
 
 
 class _OpenShard:
-    """A shard that is read on, from where it was left."""
+    """A shard that is read on from where reading stopped."""
 
     def __init__(self, key: tuple[int, int], reader: DumpReader) -> None:
         self.key, self.row = key, -1
@@ -135,7 +139,10 @@ class _OpenShard:
 
 
 def _question(record: Record, others: Sequence[Sequence[Record]]) -> Record:
-    """What all dumps ask of a record; of several teachers' tokens none are a boundary."""
+    """Return a record with the segments that all dumps supervise.
+
+    It has no teacher tokens: those of several teachers give no common boundaries.
+    """
     segments = common_segments(record, others)
     return replace(record, segments=segments, teacher_token_lengths=record.teacher_token_lengths[:0])
 

@@ -1,12 +1,11 @@
-"""How many of the student's tokens each record has, in how many pieces: known before training, so that every rank can
-plan all batches without their text.
+"""Student token counts of each record and its pieces, so that each rank can plan all batches without the text.
 
-Counted once for a dump and a tokenizer, by all ranks in parallel, a shard at a time, and kept in the run's folder:
+They are counted once per dump and tokenizer, by all ranks in parallel, one shard at a time, and kept in the run's
+folder:
 
     lengths/part-00003.parquet   absent or complete, and sealed; its metadata says what was counted with what
 
-Shape legend: S shards, U pieces of all shards in turn (a record that cannot be used counts as one), C records of
-several pieces.
+Shape legend: S shards, U pieces of all shards in turn (an unusable record counts as one), C records of several pieces.
 """
 
 from collections import Counter
@@ -29,12 +28,12 @@ from schemas.record import Question, Record
 from schemas.shard import commit_shard
 from stage2_student.data.encode import Tokenizer, TurnsLeftOut, count_pieces
 
-_GROUP = 256  # records that are encoded together: the tokenizer shares them among the cores
+_GROUP = 256  # records encoded together: the tokenizer spreads them over the cores
 _KEY = Key.COUNTED_OF.encode()
 _SCHEMA = pa.schema(
     [
-        pa.field("num_tokens", pa.list_(pa.int32())),  # of each piece; empty where it cannot be used
-        pa.field("left_out", pa.string()),  # then: why
+        pa.field("num_tokens", pa.list_(pa.int32())),  # of each piece; empty if the record is unusable
+        pa.field("left_out", pa.string()),  # the reason, if it is unusable
         pa.field("num_bytes", pa.int64()),  # supervised
         pa.field("continues", pa.bool_()),
         pa.field("renderings", pa.int32()),
@@ -44,11 +43,11 @@ _SCHEMA = pa.schema(
         ),
     ]
 )
-_MAY_LACK = {"renderings": 1, "turns_left_out": []}  # what earlier releases did not count, which used chats whole
+_MAY_LACK = {"renderings": 1, "turns_left_out": []}  # not counted by earlier releases, which used chats whole
 
 
-class Asking(Protocol):
-    """What is needed of `stage2_student.data.reader.DumpReader`."""
+class RecordSource(Protocol):
+    """The part of `stage2_student.data.reader.DumpReader` needed here."""
 
     @property
     def num_shards(self) -> int: ...
@@ -56,15 +55,15 @@ class Asking(Protocol):
 
 
 class Counted(NamedTuple):
-    """What there is to know of a record.
+    """The counts of one record.
 
     Attributes:
-        tokens: of each of its pieces, the start token included; empty where it cannot be used.
-        reason: then why.
-        num_bytes: that it supervises; END is not one.
-        continues: it is a window of the same document as the record before it.
-        renderings: of a chat, how often it is written, each time with other turns supervised.
-        turns_left_out: of a chat that can be used, those of its turns that cannot.
+        tokens: tokens of each of its pieces, including the start token; empty if the record is unusable.
+        reason: why it is unusable; None if it is usable.
+        num_bytes: supervised bytes; END is not a byte.
+        continues: the record is a window of the same document as the record before it.
+        renderings: how often a chat is written, each time with other turns supervised.
+        turns_left_out: unusable turns of a usable chat.
     """
 
     tokens: tuple[int, ...]
@@ -76,12 +75,12 @@ class Counted(NamedTuple):
 
     @property
     def is_cut(self) -> bool:
-        """Whether it, or a rendering of it, is too long for the student."""
+        """Whether the record, or a rendering of it, is too long for the student."""
         return len(self.tokens) > self.renderings
 
 
 class Unusable(NamedTuple):
-    """Records that are left out for one reason, and the bytes that they supervise."""
+    """Records left out for one reason, and the bytes they supervise."""
 
     records: int
     num_bytes: int
@@ -89,52 +88,55 @@ class Unusable(NamedTuple):
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of all records of a dump, in the order of its shards."""
+    """The counts of all records of a dump, in the order of its shards."""
 
     counts_S: np.ndarray  # int64, pieces of each shard
-    tokens_U: np.ndarray  # int32, the start token included; 0: it cannot be used
-    continues_U: np.ndarray  # bool, of the same document as the piece before
-    first_C: np.ndarray  # int64, the first piece of each record that has several
-    pieces_C: np.ndarray  # int64, how many
-    num_bytes: int  # supervised, of all records
-    reasons: dict[int, str] = field(default_factory=dict)  # of U: why a record cannot be used
-    bytes_left_out: Counter[str] = field(default_factory=Counter)  # supervised, by reason
-    num_cut: int = 0  # records that are cut
-    num_cut_pieces: int = 0  # into so many
+    tokens_U: np.ndarray  # int32, including the start token; 0: unusable
+    continues_U: np.ndarray  # bool, whether it is of the same document as the piece before
+    first_C: np.ndarray  # int64, the first piece of each record with several
+    pieces_C: np.ndarray  # int64, the number of pieces of these records
+    num_bytes: int  # supervised bytes of all records
+    reasons: dict[int, str] = field(default_factory=dict)  # index into U -> why the record is unusable
+    bytes_left_out: Counter[str] = field(default_factory=Counter)  # supervised bytes, by reason
+    num_cut: int = 0  # records cut into pieces
+    num_cut_pieces: int = 0  # the number of those pieces
     num_rendered: int = 0  # chats with several renderings
-    num_renderings: int = 0  # of these
-    turns_left_out: Mapping[str, TurnsLeftOut] = field(default_factory=dict)  # of records that can be used, by reason
+    num_renderings: int = 0  # the number of those renderings
+    turns_left_out: Mapping[str, TurnsLeftOut] = field(default_factory=dict)  # of usable records, by reason
 
     @property
     def num_records(self) -> int:
         return len(self.tokens_U) - int((self.pieces_C - 1).sum())
 
     def usable(self, max_tokens: int) -> np.ndarray:
-        """U, bool: which pieces can be trained on."""
+        """Return U, bool: True for pieces that can be trained on."""
         return (self.tokens_U > 0) & (self.tokens_U <= max_tokens)
 
     def unusable(self) -> dict[str, Unusable]:
-        """What cannot be used, by reason."""
+        """Return the unusable records by reason, the most frequent reason first."""
         records = Counter(self.reasons.values())
         return {reason: Unusable(count, self.bytes_left_out[reason]) for reason, count in records.most_common()}
 
     @property
     def num_unused_bytes(self) -> int:
-        """Supervised, of records and turns that are left out."""
+        """Supervised bytes of the records and turns left out."""
         return sum(self.bytes_left_out.values()) + sum(turns.num_bytes for turns in self.turns_left_out.values())
 
     def rows(self, shard_W: np.ndarray, unit_W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(record of its shard, piece of that record) of the `unit`-th piece of each shard; W each, int64."""
+        """Locate the `unit`-th piece of each shard; the arguments are W, int64.
+
+        Returns:
+            (record within its shard, piece within that record), each W, int64.
+        """
         first_S = np.cumsum(self.counts_S) - self.counts_S
         record_W, piece_W = self._records(first_S[shard_W] + unit_W)
         return record_W - self._records(first_S[shard_W])[0], piece_W
 
     def _records(self, unit_W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(record of all shards, piece of it) of each piece."""
+        """Return (record, numbered through all shards; piece within it) for each piece."""
         extra_C = np.append(0, np.cumsum(self.pieces_C - 1))
-        before_W = (
-            np.searchsorted(self.first_C, unit_W, side="right") - 1
-        )  # the last record of several pieces that has begun
+        # The last record of several pieces that starts at or before each piece.
+        before_W = np.searchsorted(self.first_C, unit_W, side="right") - 1
         piece_W = np.zeros_like(unit_W)
         begun = before_W >= 0
         since_W = unit_W[begun] - self.first_C[before_W[begun]]
@@ -146,7 +148,7 @@ class Lengths:
 
     @classmethod
     def of(cls, shards: Iterable[Sequence[Counted]]) -> "Lengths":
-        """Of what was counted, shard by shard."""
+        """Collect the counts of all shards, in order."""
         counts: list[int] = []
         tokens, continues, pieces = ([np.empty(0, dtype=kind)] for kind in (np.int32, bool, np.int32))
         reasons: dict[int, str] = {}
@@ -172,11 +174,9 @@ class Lengths:
             num_bytes += sum(record.num_bytes for record in shard)
             cut += [len(record.tokens) for record in shard if record.is_cut]
             rendered += [record.renderings for record in shard if record.renderings > 1]
-            for found in (found for record in shard for found in record.turns_left_out):
-                known = turns.get(found.reason, TurnsLeftOut(found.reason, 0, 0))
-                turns[found.reason] = TurnsLeftOut(
-                    found.reason, known.turns + found.turns, known.num_bytes + found.num_bytes
-                )
+            for reason, num_turns, turn_bytes in (left for record in shard for left in record.turns_left_out):
+                total = turns.get(reason, TurnsLeftOut(reason, 0, 0))
+                turns[reason] = TurnsLeftOut(reason, total.turns + num_turns, total.num_bytes + turn_bytes)
         pieces_N = np.concatenate(pieces)
         first_N = np.cumsum(pieces_N, dtype=np.int64) - pieces_N
         several_N = pieces_N > 1
@@ -198,14 +198,19 @@ class Lengths:
 
 
 def count_shard(
-    reader: Asking,
+    reader: RecordSource,
     shard: int,
     tokenizer: Tokenizer,
     chat: ChatTokenizer | None = None,
     max_tokens: int | None = None,
     by_turn: bool = True,
 ) -> Iterator[Counted]:
-    """Of each record of a shard. `max_tokens`: longer ones are cut; None: none is. `by_turn`: as of `count_pieces`."""
+    """Count each record of a shard.
+
+    Args:
+        max_tokens: longer records are cut; None: none is.
+        by_turn: as in `count_pieces`.
+    """
     return count_questions(reader.questions(shard), tokenizer, chat, max_tokens, by_turn)
 
 
@@ -216,25 +221,25 @@ def count_questions(
     max_tokens: int | None,
     by_turn: bool = True,
 ) -> Iterator[Counted]:
-    """Of each of these, in turn."""
+    """Count each of these records, in turn."""
     questions = iter(asked)
     before: str | None = None
     while group := list(islice(questions, _GROUP)):
-        for record, found in zip(group, count_pieces(group, tokenizer, chat, max_tokens, by_turn), strict=True):
+        for record, counted in zip(group, count_pieces(group, tokenizer, chat, max_tokens, by_turn), strict=True):
             num_bytes = sum(segment.length for segment in record.segments)
             continues = record.window_start > 0 and record.doc_id == before
-            if isinstance(found, str):
-                yield Counted((), found, num_bytes, continues)
+            if isinstance(counted, str):
+                yield Counted((), counted, num_bytes, continues)
             else:
-                yield Counted(found.tokens, None, num_bytes, continues, found.renderings, found.left_out)
+                yield Counted(counted.tokens, None, num_bytes, continues, counted.renderings, counted.left_out)
             before = record.doc_id
 
 
 def keep_counts(folder: Path, key: str, shards: Iterable[int], count: Callable[[int], Iterable[Counted]]) -> None:
-    """Count those of these shards that are not there yet under this key.
+    """Count the given shards that have no stored counts under this key, and store the counts.
 
     Args:
-        key: what decides the counts: dump, tokenizer, and where records are cut.
+        key: identifies what decides the counts: dump, tokenizer, and where records are cut.
         count: counts a shard, as `count_shard` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -248,13 +253,13 @@ def keep_counts(folder: Path, key: str, shards: Iterable[int], count: Callable[[
 
 
 def are_counted(folder: Path, num_shards: int, key: str) -> bool:
-    """Whether `keep_counts` has written all of so many shards, and under this key."""
+    """Return whether `keep_counts` has stored the counts of all `num_shards` shards under this key."""
     paths = [_path(folder, shard) for shard in range(num_shards)]
     return bool(paths) and all(path.exists() and _is_sound(path, key) for path in paths)
 
 
 def kept_counts(folder: Path, num_shards: int) -> Lengths:
-    """What `keep_counts` has written of all shards."""
+    """Read the counts of all shards stored by `keep_counts`."""
     return Lengths.of(_read(_path(folder, shard)) for shard in range(num_shards))
 
 

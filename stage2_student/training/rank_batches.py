@@ -18,7 +18,7 @@ from stage2_student.data.batch_plan import BatchPlan, Planned, plan_batches
 from stage2_student.data.encode import encode_pieces
 from stage2_student.data.examples import Encoded, Masks, make_example
 from stage2_student.data.micro_batch import MicroBatch, collate, empty_micro_batch
-from stage2_student.data.order import START, VERSION, WHOLE_CHATS, WHOLE_RECORDS, Place, Position
+from stage2_student.data.order import START, VERSION, WHOLE_CHATS, WHOLE_RECORDS, Position, RecordRef
 from stage2_student.data.packing import Packing, Rows, plan_micro_batches
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths
@@ -78,24 +78,24 @@ def fetched(of_rank: Iterable[Share], reader: DumpReader) -> Iterator[tuple[Shar
     lanes = reader.lanes()
     held: WeakValueDictionary[tuple[int, int, int], Held] = WeakValueDictionary()
     waiting: deque[Share] = deque()
-    unread: list[Place] = []
-    found: dict[Place, Held] = {}
+    unread: list[RecordRef] = []
+    found: dict[RecordRef, Held] = {}
     window = (0, 0)
     for share in of_rank:
         waiting.append(share)
-        unread += [document.place for document in share.documents]
+        unread += [document.ref for document in share.documents]
         before, window = window, share.plan.window
         if window == before:
             continue
-        due = sorted(place for place in unread if place[:2] < window)
-        unread = [place for place in unread if place[:2] >= window]
-        for place in due:
-            key = (place.epoch, place.shard, place.row)
-            holder = held.get(key) or Held(lanes.record(place))
-            held[key] = found[place] = holder
-        while waiting and all(document.place in found for document in waiting[0].documents):
+        due = sorted(ref for ref in unread if ref[:2] < window)
+        unread = [ref for ref in unread if ref[:2] >= window]
+        for ref in due:
+            key = (ref.epoch, ref.shard, ref.row)
+            holder = held.get(key) or Held(lanes.record(ref))
+            held[key] = found[ref] = holder
+        while waiting and all(document.ref in found for document in waiting[0].documents):
             ready = waiting.popleft()
-            yield ready, [found.pop(document.place) for document in ready.documents]
+            yield ready, [found.pop(document.ref) for document in ready.documents]
 
 
 def cut_at(train: TrainConfig, order: int) -> int | None:
@@ -145,7 +145,7 @@ class Preparation:
             held.encode(pieces if isinstance(pieces, list) else [])
         documents = []
         for held, planned in zip(records, share.documents, strict=True):
-            encoded = next(iter(held.pieces[planned.place.piece :]), None)
+            encoded = next(iter(held.pieces[planned.ref.piece :]), None)
             if encoded is None or encoded.num_tokens != planned.num_tokens:
                 now = "it cannot be used" if encoded is None else f"{encoded.num_tokens} tokens"
                 raise ValueError(

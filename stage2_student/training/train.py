@@ -26,7 +26,7 @@ from pipeline.tokenization.special_ids import SpecialIds
 from schemas import dump_files
 from schemas.manifest import write_json
 from stage2_student.data.batch_plan import repeated
-from stage2_student.data.packing import settle
+from stage2_student.data.packing import resolve_packing
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths, count_shard, keep_counts, kept_counts
 from stage2_student.distributed import deepspeed_engine as ds
@@ -249,7 +249,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Che
     student = build_student(recipe, tokenizer, ids)
     for lacking in student.remarks if channel.rank == 0 else ():
         warning(f"{run}: {lacking}")
-    packing, remark = settle(student.lm, config.packing, ds.own_device().type)
+    packing, remark = resolve_packing(student.lm, config.packing, ds.own_device().type)
     if remark is not None and channel.rank == 0:
         info(f"{run}: {remark}")
     channel.gather()  # all have read the start model: from here on they wait for each other in collectives

@@ -10,7 +10,7 @@ from stage2_student.data.encode import Tokenizer, encode_pieces
 from stage2_student.data.examples import Encoded
 from stage2_student.data.order import START, Position
 from stage2_student.data.reader import DumpReader
-from stage2_student.data.token_counts import Asking, Lengths, count_shard
+from stage2_student.data.token_counts import Lengths, RecordSource, count_shard
 from stage2_student.training.rank_batches import fetched, shares
 
 
@@ -22,7 +22,7 @@ class GlobalBatch(NamedTuple):
     left_out: Counter[str]
 
 
-def count_all(reader: Asking, tokenizer: Tokenizer, max_tokens: int | None = None) -> Lengths:
+def count_all(reader: RecordSource, tokenizer: Tokenizer, max_tokens: int | None = None) -> Lengths:
     """Tokens of all records, in this process; longer ones than `max_tokens` cut."""
     return Lengths.of(
         list(count_shard(reader, shard, tokenizer, None, max_tokens)) for shard in range(reader.num_shards)
@@ -41,5 +41,5 @@ def global_batches(
                 [pieces] = encode_pieces([held.record], tokenizer, None, max_tokens)
                 assert isinstance(pieces, list)
                 held.encode(pieces)
-        documents = tuple(h.pieces[p.place.piece] for h, p in zip(records, share.documents, strict=True))
+        documents = tuple(h.pieces[p.ref.piece] for h, p in zip(records, share.documents, strict=True))
         yield GlobalBatch(documents, share.plan.after, share.plan.left_out)

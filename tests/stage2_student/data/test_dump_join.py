@@ -107,7 +107,7 @@ def test_a_document_that_a_dump_lacks_is_counted_by_name_and_left_out(tmp_path: 
     assert sorted(record.document for record, _ in islice(reader.records(), 4)) == TEXTS[2:6]
     two = corpus_records(2, TEXTS[6:])
     with pytest.raises(
-        ValueError, match=r"no document is in all of .*one, .*three; student.dumps names dumps of one corpus"
+        ValueError, match=r"no document is in all of .*one, .*three; student.dumps must name dumps of one corpus"
     ):
         open_mixed([a, write_dump(tmp_path / "three", two, 4, "b")])
 

@@ -14,7 +14,14 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.data.encode import encode_records
 from stage2_student.data.examples import Encoded, Masks, make_example
 from stage2_student.data.micro_batch import Layout, collate, empty_micro_batch
-from stage2_student.data.packing import PAYS_ABOVE, Rows, packing_fault, padded_tokens, plan_micro_batches, settle
+from stage2_student.data.packing import (
+    PAYS_ABOVE,
+    Rows,
+    packing_fault,
+    padded_tokens,
+    plan_micro_batches,
+    resolve_packing,
+)
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.losses.alm import chunk_tensors
 from stage2_student.model.initial_student import load_start
@@ -145,13 +152,20 @@ def test_a_model_whose_documents_would_not_stay_apart_is_not_packed(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llama = load_start(model, False)
-    assert settle(llama, "auto", "cuda") == ("off", None) and settle(llama, "on", "cuda") == ("on", None)
-    assert packing_fault(llama) is None and settle(llama, "auto", "cpu") == ("auto", None)
+    assert resolve_packing(llama, "auto", "cuda") == ("off", None) and resolve_packing(llama, "on", "cuda") == (
+        "on",
+        None,
+    )
+    assert packing_fault(llama) is None and resolve_packing(llama, "auto", "cpu") == ("auto", None)
     mamba = MambaModel(MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1))
-    assert packing_fault(mamba) == "it takes no positions"
+    assert packing_fault(mamba) == "it takes no position ids"
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
     assert str(packing_fault(llama)).startswith("its states differ by")
-    kept, remark = settle(llama, "auto", "cpu")
-    assert kept == "off" and "auto packs nothing" in str(remark) and settle(llama, "off", "cpu") == ("off", None)
-    with pytest.raises(ValueError, match=r"train\.packing is on, but packed documents would not stay apart in a llama"):
-        settle(llama, "on", "cuda")
+    kept, remark = resolve_packing(llama, "auto", "cpu")
+    assert (
+        kept == "off" and "auto packs nothing" in str(remark) and resolve_packing(llama, "off", "cpu") == ("off", None)
+    )
+    with pytest.raises(
+        ValueError, match=r"train\.packing is on, but packed documents would influence each other in a llama model"
+    ):
+        resolve_packing(llama, "on", "cuda")

@@ -196,7 +196,7 @@ def test_long_records_are_trained_on_in_pieces_each_once_an_epoch_over_all_ranks
         resumed = next(of_rank.steps(counts, plan.after))[1]
         for ours, theirs in zip(resumed, straight[at], strict=True):
             assert ours.doc_ids == theirs.doc_ids and torch.equal(ours.tokens_BL, theirs.tokens_BL)
-    taken = [planned.place[4:] for plan in plans for planned in plan.documents]
+    taken = [planned.ref[4:] for plan in plans for planned in plan.documents]
     pieces = {
         (shard, *place) for shard, count in enumerate(counts.counts_S) for place in rows(counts, shard, int(count))
     }
