@@ -1,7 +1,7 @@
-"""How a student yields byte distributions.
+"""Byte interfaces: modules that turn a student's hidden states into byte distributions.
 
-A new interface is one Python file anywhere, named as `student.interface` in the recipe (README.md beside this file).
-May import `data`, `pipeline`'s ground and `schemas`.
+A new interface is a Python file anywhere, named as `student.interface` in the recipe (README.md beside this file). May
+import `data`, `schemas`, and the parts of `pipeline` that both stages share.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,17 @@ INTERFACES: dict[str, Callable[[StudentShape, StudentConfig], Interface]] = {
 
 
 def make_interface(student: StudentConfig, shape: StudentShape) -> Interface:
-    """The interface that the recipe asks for, for a student of this shape. ValueError where a file of the operator's
-    own is faulty.
+    """Make the recipe's interface for a student of this shape.
+
+    Raises:
+        ValueError: the user's own file is faulty.
     """
     make = run_file(student.interface, "make_interface") if is_own(student.interface) else INTERFACES[student.interface]
     interface = make(shape, student)
     if not isinstance(interface, Interface):
         raise ValueError(
-            f"{student.interface}: make_interface gives a {type(interface).__name__}, which is no stage2_student.interfaces.Interface"
+            f"{student.interface}: make_interface must return a stage2_student.interfaces.Interface, "
+            f"not a {type(interface).__name__}"
         )
     if is_own(student.interface):
         interface.own_file = student.interface

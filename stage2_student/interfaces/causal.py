@@ -12,15 +12,15 @@ from schemas import NUM_SYMBOLS
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 
-FIRST = NUM_SYMBOLS  # what stands before a token's first byte
+FIRST = NUM_SYMBOLS  # input before a token's first byte
 
 
 class CausalInterface(Interface):
-    """A GRU that starts from the state that predicts the token and reads the token's bytes one after another.
+    """A GRU that starts from the state that predicts the token and reads the token's bytes one by one.
 
-    As wide as the student's states: 1.2 % of the parameters of a student of 135 million. A transformer layer in its
-    place learnt less in the same time. Its output map starts at zero, as the linear interface's: no noise reaches the
-    trunk in the first steps.
+    It is as wide as the student's states: 1.2 % of the parameters of a student of 135 million. A transformer layer in
+    its place learnt less in the same time. Its output map starts at zero, like the linear interface's, so that no noise
+    reaches the trunk in the first steps.
     """
 
     max_bytes = None
@@ -35,8 +35,8 @@ class CausalInterface(Interface):
         nn.init.zeros_(self.symbols.weight)
 
     def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
-        """See `Interface`; every position counts."""
-        # One run more than there are: a rank that only waits must call every module too (ZeRO-3 gathers their weights).
+        """Implement `Interface.forward`; every position counts."""
+        # One extra run: a rank that only waits must call every module too (ZeRO-3 gathers their weights).
         state_P, offset_P, symbols_P = (
             torch.cat([values_P, values_P.new_zeros(1)])
             for values_P in (batch.state_P, batch.offset_P, batch.symbols_P)
@@ -44,7 +44,7 @@ class CausalInterface(Interface):
         is_first_P = offset_P == 0
         run_P = is_first_P.cumsum(0) - 1
         before_P = torch.where(is_first_P, FIRST, symbols_P.roll(1))
-        # Runs by length, longest first, positions by offset: what a packed sequence is. Nothing is padded.
+        # A packed sequence: runs by length, longest first, and positions by offset. Nothing is padded.
         longest_first_R = torch.argsort(torch.bincount(run_P), descending=True, stable=True)
         rank_R = torch.empty_like(longest_first_R)
         rank_R[longest_first_R] = torch.arange(len(rank_R), device=rank_R.device)

@@ -13,10 +13,10 @@ from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentS
 
 
 class LinearInterface(Interface):
-    """Byte `j` of a token is read off the state that predicts the token, by map `j`, which sees no earlier byte.
+    """Ten linear maps of the state that predicts a token; map `j` predicts byte `j`, and sees no earlier byte.
 
-    It starts at zero: every byte is equally likely, and the first steps train the maps before any gradient of theirs
-    reaches the trunk, instead of pushing noise into it.
+    The maps start at zero: every byte is equally likely, and the first steps train the maps before any of their
+    gradient reaches the trunk, instead of pushing noise into it.
     """
 
     max_bytes = 10
@@ -27,8 +27,8 @@ class LinearInterface(Interface):
         nn.init.zeros_(self.maps.weight)
 
     def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
-        """See `Interface`; every position counts."""
-        # Each state once, all ten maps together: the maps are 1-3 % of a student, a gather per map would cost more.
+        """Implement `Interface.forward`; every position counts."""
+        # Each state once, all ten maps together: the maps are 1-3 % of a student, and a gather per map would cost more.
         states, row_P = torch.unique(batch.state_P, return_inverse=True)
         logits_SJV = self.maps(hidden_BLD.flatten(0, 1)[states]).unflatten(-1, (self.max_bytes, NUM_SYMBOLS))
         return ByteScores(logits_SJV[row_P, batch.offset_P].float(), torch.ones_like(batch.kl_P))

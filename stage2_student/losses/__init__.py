@@ -1,3 +1,4 @@
 """The terms of the loss, by name.
 
-May import `data`, `interfaces`, `pipeline`'s ground and `schemas`."""
+May import `data`, `interfaces`, `schemas`, and the parts of `pipeline` that both stages share.
+"""

@@ -1,11 +1,11 @@
 """Approximate likelihood matching (arXiv 2503.20083): chunks of bytes that begin and end on tokens of both models.
 
-A chunk's likelihood is the product of its tokens' probabilities, and they say "these bytes, and a token ends here".
-What the tokenizer knows of the end is a bias that differs between the two. So a chunk ends only where the teacher
-thinks it likely that a space, a line break or END comes next, before which tokenizers cut whatever their vocabulary;
-shorter chunks are joined until one does.
+A chunk's likelihood is the product of its tokens' probabilities; it is the probability of "these bytes, and a token
+ends here". What a tokenizer knows of that end is a bias that differs between the two. So a chunk ends only where the
+teacher finds it likely that a space, a line break or END comes next, before which tokenizers cut whatever their
+vocabulary; shorter chunks are joined until one does.
 
-Shape legend: B rows, L tokens (start tokens included), S = B x L states, N supervised tokens, C chunks.
+Shape legend: B rows, L tokens (including start tokens), S = B x L states, N supervised tokens, C chunks.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,17 @@ from stage2_student.data.examples import NO_ROW, Encoded, position_rows
 from stage2_student.data.micro_batch import Layout
 
 NO_CHUNK = -1
-MIN_NATS = 1e-6  # of a chunk: one that is certain would make ln(1 - p) infinite
-_CUTS = np.array([*b" \n\r\t", END], dtype=np.uint8)  # before these, tokens end
+MIN_NATS = 1e-6  # minimum of -ln p of a chunk: ln(1 - p) of a certain chunk would be infinite
+_CUTS = np.array([*b" \n\r\t", END], dtype=np.uint8)  # tokens end before these
 
 
 def chunk_bounds(encoded: Encoded, debias: float) -> list[np.ndarray]:
-    """For each segment the byte offsets between its chunks, ascending: tokens of both models end there.
+    """Return for each segment the byte offsets between its chunks, ascending; tokens of both models end there.
 
-    The segment's start is one of them if no token straddles it; any other only where the teacher's next symbol is a cut
-    with a probability of at least `debias`. The end of a segment without END has no stored position, so no probability.
-    Of a piece of a record they are those of the whole record that lie in what it supervises.
+    The segment's start is included if no token straddles it. Any other offset is included only if the teacher gives the
+    next symbol a probability of at least `debias` of being a cut. The end of a segment without END has no stored
+    position, hence no probability. For a piece of a record, they are the whole record's bounds inside the bytes that
+    the piece supervises.
     """
     record = encoded.record
     first, last = _supervised_bytes(encoded)
@@ -47,22 +48,25 @@ def chunk_bounds(encoded: Encoded, debias: float) -> list[np.ndarray]:
 
 
 def _supervised_bytes(encoded: Encoded) -> tuple[int, int]:
-    """Byte offsets that a piece supervises; of a whole record all of them."""
+    """Return the first and last byte offset that a piece supervises; for a whole record, of all bytes."""
     if not len(encoded.ends):
         return 0, 0
     return int(encoded.starts[encoded.num_context]), int(encoded.ends[-1])
 
 
 def _cut_probs(record: Record) -> np.ndarray:
-    """P + 1: what the teacher's stored symbols give to a space, a line break or END; 0 at the last, which is NO_ROW."""
+    """Return P + 1: the teacher's stored probability of a space, a line break or END.
+
+    The last is 0, for index NO_ROW.
+    """
     return np.append(record.per_position(record.probs() * np.isin(record.symbols, _CUTS)), 0.0)
 
 
 def chunk_tensors(documents: Sequence[Encoded], layout: Layout, debias: float) -> dict[str, Tensor]:
-    """The chunks of a micro-batch, as part of its `extra`.
+    """Return the chunks of a micro-batch, as part of its `extra`.
 
     Returns:
-        alm_chunk_BL: int64, the chunk of each label, NO_CHUNK where it is in none.
+        alm_chunk_BL: int64, the chunk of each label, NO_CHUNK if it is in none.
         alm_teacher_C: float32 nats, the chunk's log-likelihood under the teacher.
     """
     chunk_BL = np.full(layout.shape, NO_CHUNK, dtype=np.int64)
@@ -76,10 +80,8 @@ def chunk_tensors(documents: Sequence[Encoded], layout: Layout, debias: float) -
         for bounds in chunk_bounds(encoded, debias):
             if len(bounds) < 2:
                 continue
-            ours, theirs = (
-                _chunk_of(encoded.starts, encoded.ends, bounds),
-                _chunk_of(teacher_starts, teacher_ends, bounds),
-            )
+            ours = _chunk_of(encoded.starts, encoded.ends, bounds)
+            theirs = _chunk_of(teacher_starts, teacher_ends, bounds)
             own_S = chunk_S[first : first + len(ours)]
             own_S[ours >= 0] = ours[ours >= 0] + count
             inside = theirs >= 0
@@ -95,24 +97,28 @@ def chunk_tensors(documents: Sequence[Encoded], layout: Layout, debias: float) -
 
 
 def _chunk_of(starts: np.ndarray, ends: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """The chunk between two bounds that each token lies in; NO_CHUNK outside. A token without bytes is in the one after
-    it.
+    """Return the chunk that each token lies in, counted from the first bound; NO_CHUNK outside.
+
+    A token without bytes is in the chunk after it.
     """
     chunk = np.searchsorted(bounds, starts, side="right") - 1
     return np.where((chunk >= 0) & (chunk < len(bounds) - 1), chunk, NO_CHUNK)
 
 
 def chunk_loss(token_nats_N: Tensor, chunk_N: Tensor, teacher_C: Tensor, tau: float) -> Tensor:
-    """Sum over chunks of -[t ln s + (1 - t) ln(1 - s)], where t = p_teacher^(1/tau), s = p_student^(1/tau); nats, a
-    scalar.
+    """Sum the binary cross-entropies of chunk likelihoods: -[t ln s + (1 - t) ln(1 - s)].
+
+    There t = p_teacher^(1/tau) and s = p_student^(1/tau).
 
     Args:
         token_nats_N: -ln p of the supervised tokens.
-        chunk_N: int64, the chunk of each, NO_CHUNK where it is in none.
+        chunk_N: int64, the chunk of each, NO_CHUNK if it is in none.
         teacher_C: ln p of the chunks under the teacher.
+    Returns:
+        nats, a scalar.
     """
     inside_N = chunk_N != NO_CHUNK
     student_C = torch.zeros_like(teacher_C).index_add(0, chunk_N[inside_N], -token_nats_N[inside_N].float())
     log_t_C, log_s_C = teacher_C.clamp(max=-MIN_NATS) / tau, student_C.clamp(max=-MIN_NATS) / tau
-    # 1 - p^(1/tau) as -expm1: at tau 100 p^(1/tau) is near 1, and a float32 difference would hold 2 digits of it.
+    # 1 - p^(1/tau) as -expm1: with tau = 100, p^(1/tau) is near 1, and a float32 difference would keep 2 digits.
     return -(log_t_C.exp() * log_s_C - torch.expm1(log_t_C) * torch.log(-torch.expm1(log_s_C))).sum()

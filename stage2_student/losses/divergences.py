@@ -1,7 +1,7 @@
 """The terms of the loss, each a sum in nats; the loop divides once, by the global number of supervised bytes.
 
-Shape legend: N student tokens, D hidden width, P supervised byte positions, E entries stored per
-position (padded), C = E + 1 classes (the entries and the tail), V symbols (256).
+Shape legend: N student tokens, D hidden width, P supervised byte positions, E entries stored per position (padded), C =
+E + 1 classes (the entries and the tail), V symbols (256).
 """
 
 import math
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stage2_student.data.examples import NO_SYMBOL
 
-# Entries may sum to 1, with float32's rounding even to a little more: a smaller tail cannot be told from 0, and 0 would
+# Entries may sum to 1, or slightly more with float32 rounding: a smaller tail is indistinguishable from 0, and 0 would
 # make the reverse KL infinite.
 MIN_TAIL = 1e-6
 
@@ -25,10 +25,10 @@ Direction = Literal["forward", "reverse", "jensen_shannon"]
 def token_cross_entropy(
     hidden_ND: Tensor, labels_N: Tensor, token_logits: Callable[[Tensor], Tensor], chunk_tokens: int = 512
 ) -> Tensor:
-    """-ln p(label | state) of each token, in nats; (N,) float32.
+    """Compute -ln p(label | state) of each token, in nats; (N,) float32.
 
-    The logits of `chunk_tokens` tokens are held at once, and computed again for the gradient: the whole
-    (N, vocabulary) in float32 would be larger than a small student (4096 x 49152 x 4 bytes = 805 MB).
+    Only the logits of `chunk_tokens` tokens are held at once, and computed again for the gradient: all (N, vocabulary)
+    of them in float32 would be larger than a small student (4096 x 49152 x 4 bytes = 805 MB).
 
     Args:
         hidden_ND: the states that predict the labels, supervised tokens only.
@@ -39,7 +39,7 @@ def token_cross_entropy(
     def chunk_nats(hidden_nD: Tensor, labels_n: Tensor) -> Tensor:
         return cross_entropy(token_logits(hidden_nD).float(), labels_n, reduction="none")
 
-    # At least one chunk, empty or not: on a rank without supervised tokens the head must still have a (zero) gradient.
+    # At least one chunk, even if empty: on a rank without supervised tokens the head must still get a (zero) gradient.
     chunks = zip(
         hidden_ND.split(chunk_tokens) or (hidden_ND,), labels_N.split(chunk_tokens) or (labels_N,), strict=True
     )
@@ -49,7 +49,7 @@ def token_cross_entropy(
 
 
 def symbol_cross_entropy(logits_PV: Tensor, symbols_P: Tensor, counted_P: Tensor) -> Tensor:
-    """Sum of -ln p(symbol) over the counted positions, in nats; a scalar. END counts as any other symbol."""
+    """Sum -ln p(symbol) over the counted positions, in nats; a scalar. END counts like any other symbol."""
     return cross_entropy(logits_PV[counted_P].float(), symbols_P[counted_P], reduction="sum")
 
 
@@ -61,12 +61,13 @@ def class_divergence(
     direction: Direction = "forward",
     temperature: float = 1.0,
 ) -> Tensor:
-    """How far student and teacher are apart, summed over counted positions; each stored symbol is a class, all others
-    are one.
+    """Sum the divergence between student and teacher over counted positions.
+
+    Each stored symbol is a class; all others together are one (the tail).
 
     `forward` is KL(teacher || student), `reverse` KL(student || teacher), `jensen_shannon` the mean of the two KLs to
-    the mean distribution. With a temperature T both class distributions become proportional to p^(1/T): the tail is
-    tempered as the one class that it is, since nothing is known of its parts. Then times T^2, so that the gradient, and
+    the mean distribution. A temperature T makes both class distributions proportional to p^(1/T); the tail is tempered
+    as a single class, because nothing is known of its parts. The result is multiplied by T^2, so that the gradient, and
     with it the meaning of the weight, keeps its size (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, section 2).
 
     Args:
@@ -96,23 +97,22 @@ def class_divergence(
 def _classes(
     logprobs_PV: Tensor, symbols_PE: Tensor, teacher_PE: Tensor, stored_PE: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(student, teacher, is a class), each (P, E + 1): the entries and the tail, as natural logs, -inf where there is
-    none.
+    """Return (student, teacher, is a class), each (P, E + 1): log-probabilities of the entries and the tail.
 
-    The student's tail is a log-sum-exp over the unstored symbols: 1 - sum p in float32 is noise when the student is
-    sure.
+    -inf where there is no class. The student's tail is a log-sum-exp over the unstored symbols, because 1 - sum p in
+    float32 is noise when the student is sure.
     """
-    # An integer sum, not an assignment: padding points at symbol 0, and must not undo it.
+    # An integer sum, not an assignment: padding points at symbol 0, and must not overwrite it.
     hits_PV = torch.zeros_like(logprobs_PV, dtype=torch.int32).scatter_add_(
         -1, symbols_PE.clamp(min=0), stored_PE.to(torch.int32)
     )
     is_stored_PV = hits_PV > 0
     has_tail_P = ~is_stored_PV.all(-1)
     is_class_PC = torch.cat([stored_PE, has_tail_P[:, None]], dim=-1)
-    # Where all is stored the mask is lifted again: a log-sum-exp over nothing has NaN gradients.
+    # No mask where every symbol is stored: a log-sum-exp over nothing has NaN gradients.
     tail_P = logprobs_PV.masked_fill(is_stored_PV & has_tail_P[:, None], -torch.inf).logsumexp(-1)
     student_PC = torch.cat([logprobs_PV.gather(-1, symbols_PE.clamp(min=0)), tail_P[:, None]], dim=-1)
-    # float64: a small tail is a difference of numbers near 1, and a reverse KL or a temperature below 1 looks at its
+    # float64: a small tail is a difference of numbers near 1, and a reverse KL or a temperature below 1 takes its
     # logarithm.
     teacher_tail_P = 1.0 - torch.where(stored_PE, teacher_PE.double().exp(), 0.0).sum(-1)
     log_tail_P = teacher_tail_P.clamp(min=MIN_TAIL).log().float()
@@ -121,6 +121,9 @@ def _classes(
 
 
 def _tempered(logprobs_PC: Tensor, is_class_PC: Tensor, temperature: float) -> Tensor:
-    """ln of p^(1/T), normalised over the classes; 0 where there is no class, so that no infinity meets a product."""
+    """Return ln of p^(1/T), normalised over the classes.
+
+    It is 0 where there is no class, so that no infinity enters a product.
+    """
     powers_PC = (logprobs_PC / temperature).masked_fill(~is_class_PC, -torch.inf)
     return powers_PC.log_softmax(-1).masked_fill(~is_class_PC, 0.0)

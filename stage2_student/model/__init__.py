@@ -1,3 +1,4 @@
-"""The student: loaded, moved to its tokenizer, made smaller, adapted.
+"""The student model: loading, moving to its tokenizer, dropping layers, adapters.
 
-May import `data`, `interfaces`, `losses`, `pipeline`'s ground and `schemas`."""
+May import `data`, `interfaces`, `losses`, `schemas`, and the parts of `pipeline` that both stages share.
+"""

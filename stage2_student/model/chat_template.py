@@ -1,7 +1,7 @@
-"""The student's chat template: its tokenizer's own, or, for a student that has moved, the one that the recipe or its
-model gives.
+"""The student's chat template: its tokenizer's own, or, for a student that has moved, the recipe's or its model's.
 
-A template writes control tokens. Those that the tokenizer lacks are added to it: a moved student brings its rows along.
+A template writes control tokens. Those that the tokenizer lacks are added to it; a moved student brings their rows
+along.
 """
 
 from pathlib import Path
@@ -16,10 +16,12 @@ from pipeline.sources.resolve import resolve_file, resolve_model, resolve_tokeni
 
 
 def with_template(wrapped: Any, student: StudentConfig) -> Any:
-    """A transformers tokenizer with the chat template that the student is to have, and the control tokens that this
-    writes.
+    """Return a tokenizer with the student's chat template, and with the control tokens that the template writes.
 
-    Raises ValueError where nobody has a template.
+    Args:
+        wrapped: the transformers tokenizer; changed in place.
+    Raises:
+        ValueError: no source has a template.
     """
     if student.chat_template is None and wrapped.chat_template is not None:
         return wrapped
@@ -27,17 +29,18 @@ def with_template(wrapped: Any, student: StudentConfig) -> Any:
     if student.chat_template is None or student.chat_template.endswith(".jinja"):
         donor = load_tokenizer(model)
     else:
-        found = resolve_tokenizer(student.chat_template)
-        donor = load_tokenizer(ModelSource(found, None, student.trust_remote_code))
+        source = resolve_tokenizer(student.chat_template)
+        donor = load_tokenizer(ModelSource(source, None, student.trust_remote_code))
     if student.chat_template is not None and student.chat_template.endswith(".jinja"):
         template = Path(resolve_file(student.chat_template)).read_text(encoding="utf-8")
     elif donor.chat_template is not None:
         template = donor.get_chat_template()
     else:
-        source = student.chat_template or f"neither {student.tokenizer} nor {student.model}"
+        searched = [student.chat_template] if student.chat_template else [student.tokenizer, student.model]
         raise ValueError(
-            f"student.chat_template: {source} has a chat template, and the dump holds chats; give a .jinja file, or the source of "
-            "a tokenizer that has one"
+            f"student.chat_template: there is no chat template in {' or '.join(filter(None, searched))}, "
+            "but the dump holds chats; "
+            "give a .jinja file, or the source of a tokenizer that has one"
         )
     wrapped.chat_template = template
     written = [t for t in donor.added_tokens_decoder.values() if t.special and t.content in template]

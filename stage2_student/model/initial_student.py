@@ -1,4 +1,4 @@
-"""The student before its first step: loaded, moved to its tokenizer, and kept in `<student.path>/start`."""
+"""The initial student: loaded, moved to its tokenizer, and kept in `<student.path>/start`."""
 
 import json
 from pathlib import Path
@@ -25,8 +25,12 @@ from stage2_student.model.vocabulary_transfer import transfer
 
 
 class StudentTokenizer(NamedTuple):
-    """The tokenizer that the student will have: as bytes, with its chat template (None: it meets no chats), and as
-    transformers has it.
+    """The student's future tokenizer.
+
+    Attributes:
+        tokenizer: its view as bytes.
+        chat: it with its chat template; None if the student meets no chats.
+        wrapped: the transformers tokenizer.
     """
 
     tokenizer: ByteTokenizer
@@ -35,8 +39,10 @@ class StudentTokenizer(NamedTuple):
 
 
 def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTokenizer:
-    """The student's tokenizer; with `chats`, it has a chat template. Raises ValueError where there is none to be
-    had.
+    """Load the student's tokenizer; with `chats`, with a chat template.
+
+    Raises:
+        ValueError: there is no chat template.
     """
     if student.tokenizer is None:
         source = resolve_model(student.source)
@@ -53,8 +59,10 @@ def student_tokenizer(student: StudentConfig, chats: bool = False) -> StudentTok
 def end_tokens(student: StudentConfig, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None) -> SpecialIds:
     """Find the ids of `student.start` and `student.end`.
 
-    Raises ValueError where neither recipe nor tokenizer (with `chat`, the template, which says what ends a turn) names
-    one.
+    With `chat`, the template decides what ends a turn.
+
+    Raises:
+        ValueError: neither the recipe nor the tokenizer (with `chat`: the template) names one.
     """
     start = tokenizer.token_id(student.start) if student.start else tokenizer.default_start
     default = tokenizer.default_end if chat is None else chat.end_of_turn()
@@ -66,14 +74,14 @@ def end_tokens(student: StudentConfig, tokenizer: ByteTokenizer, chat: ChatToken
         )
     if chat is not None and end != default:
         raise ValueError(
-            f"student.end is {student.end}, which is not what the student's chat template puts after a turn of the assistant; leave "
-            "student.end out, or give another student.chat_template"
+            f"student.end is {student.end}, but the student's chat template ends an assistant turn with another token; "
+            "leave student.end out, or give another student.chat_template"
         )
     return SpecialIds(start, (end,))
 
 
 def export_start(recipe: Recipe, chats: bool = False) -> Path:
-    """Write the student as it starts to `<student.path>/start`, absent or complete; one that is there is kept.
+    """Write the initial student to `<student.path>/start`, which is absent or complete; an existing one is kept.
 
     Args:
         chats: it will learn from chats, and needs a chat template.
@@ -102,26 +110,32 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
 
 
 def _check_readable(student: StudentConfig, config: Any) -> None:
-    """Raise ValueError where transformers does not give back the moved model: some types (xglm) take the id that pads
-    for a position, of which there are fewer than tokens.
+    """Check that transformers can load the moved model.
+
+    Some model types (xglm) use the padding id as a position, and there are fewer positions than tokens.
+
+    Raises:
+        ValueError: it cannot.
     """
     if counts_from_padding(config):
         raise ValueError(
-            f"{student.model} cannot move to {student.tokenizer}: a model of type {config.model_type} counts its positions from the id that "
-            "pads, and another tokenizer has another token there. Take a student.model of another type, or leave student.tokenizer out"
+            f"{student.model} cannot move to {student.tokenizer}: a model of type {config.model_type} counts its "
+            "positions from the padding id, which is another token in another tokenizer. "
+            "Use a student.model of another type, or leave student.tokenizer out"
         )
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config, trust_remote_code=student.trust_remote_code)
     except Exception as error:
         raise ValueError(
-            f"{student.model} cannot move to {student.tokenizer}: transformers does not make a model of type {config.model_type} with the ids of "
-            f"its control tokens ({type(error).__name__}: {error}). Take a student.model of another type, or leave student.tokenizer out"
+            f"{student.model} cannot move to {student.tokenizer}: transformers cannot make a model of type "
+            f"{config.model_type} with the ids of its control tokens ({type(error).__name__}: {error}). "
+            "Use a student.model of another type, or leave student.tokenizer out"
         ) from error
 
 
 def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, averaged_scale: float) -> dict[str, int]:
-    """Move the model to its new tokenizer, if that is another; set its control ids. Returns the counts."""
+    """Move the model to its new tokenizer, if that is another one; set its control ids; return the counts."""
     counts: dict[str, int] = {}
     if old.sha256 != new.sha256:
         rows = model.get_input_embeddings().weight.shape[0]
@@ -135,25 +149,28 @@ def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, a
 
 
 def control_sources(old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, old_rows: int) -> dict[int, int]:
-    """New id -> old id of control tokens: the old token of the same name that has a row; for start and end else the one
-    in the same role.
+    """Return new id -> old id of control tokens.
+
+    The old token is the one of the same name, if it has a row; for start and end, otherwise the one in the same role.
     """
-    roles = (
-        (ids.end, old.default_end),
-        (ids.document_start, old.default_start),
-    )  # where they are one token, start decides
+    # If start and end are one token, start decides.
+    roles = ((ids.end, old.default_end), (ids.document_start, old.default_start))
     sources = {new_id: old_id for new_id, old_id in roles if old_id is not None}
     named = {new_id: old.control[name] for name, new_id in new.control.items() if name in old.control}
     return sources | {new_id: old_id for new_id, old_id in named.items() if old_id < old_rows}
 
 
 def tokenizer_moved(folder: Path) -> bool:
-    """Whether the start model in `folder` has another tokenizer than the model it comes from."""
+    """Return whether the start model in `folder` has another tokenizer than the model it comes from."""
     return bool(json.loads((folder / "transfer.json").read_text(encoding="utf-8")))
 
 
 def load_start(folder: Path, trust_remote_code: bool) -> Any:
-    """The start model with float32 weights, on the CPU. Raises ValueError where they are not finite."""
+    """Load the start model with float32 weights, on the CPU.
+
+    Raises:
+        ValueError: the weights are not finite.
+    """
     model = load_model(ModelSource(str(folder), None, trust_remote_code), torch.float32)
     check_finite(model, str(folder))
     model.config.use_cache = False

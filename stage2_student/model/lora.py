@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters that train beside frozen linear layers, and are merged into them at export.
+"""LoRA: low-rank adapters trained beside frozen linear layers, and merged into them at export.
 
 Source: Hu et al. 2021, arXiv:2106.09685; the adapters are peft's.
 """
@@ -14,30 +14,25 @@ from transformers.pytorch_utils import Conv1D
 from pipeline.config import StudentConfig
 
 _OUT_PROJ = "out_proj"
-_FUSED = (
-    "falcon_h1",
-    "falcon_mamba",
-    "mamba",
-    "mamba2",
-    "nemotron_h",
-)  # their kernels take its weight itself, past an adapter
+# Their kernels use the weight of `out_proj` directly, bypassing an adapter.
+_FUSED = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 
 
 def add_adapters(lm: Any, student: StudentConfig, tokenizer_moved: bool, by_peft: bool = False) -> LoraModel:
-    """Put adapters beside linear layers of `lm`, in place, and freeze all else; they start as no change at all.
+    """Put adapters beside linear layers of `lm`, in place, and freeze everything else; at first they change nothing.
 
-    Rows of new tokens are averages that nothing but training can tell apart, and an adapter beside a lookup of rank 64
-    cannot move each of them on its own. So where the tokenizer moved, embedding and head train in full, unless
-    `student.lora_embeddings` says otherwise. Tied, they stay one weight.
+    The rows of new tokens are averages that only training can tell apart, and an adapter of rank 64 beside a lookup
+    cannot move each of them on its own. So if the tokenizer moved, embedding and head train in full, unless
+    `student.lora_embeddings` says otherwise. Tied weights stay tied.
 
     Args:
-        by_peft: names are translated by peft, as in runs of earlier releases (`stage2_student.runs.folder`). It takes
-            them for those of transformers 4 where they end like that of an expert's layer then: adapters beside the
-            experts' weights in place of the shared expert's and of dense layers'.
-
-    Returns peft's view of the model: `merge_and_unload()` of it gives a plain model.
-
-    Raises ValueError for a target that is not a linear layer of the blocks, nor its experts' weights.
+        by_peft: peft translates the names, as in runs of earlier releases (`stage2_student.runs.folder`). It takes
+            names that end like an expert's layer in transformers 4 for such layers, and puts adapters beside the
+            experts' weights instead of the shared expert's and of dense layers'.
+    Returns:
+        peft's view of the model; its `merge_and_unload()` gives a plain model.
+    Raises:
+        ValueError: a target is neither a linear layer of the blocks nor their experts' weights.
     """
     linear, experts = _targets(lm, student.lora_targets, by_peft)
     if not by_peft:
@@ -59,13 +54,14 @@ def add_adapters(lm: Any, student: StudentConfig, tokenizer_moved: bool, by_peft
 
 
 def expert_weights(lm: Any) -> dict[str, str]:
-    """Full name -> short name (`experts.down_proj`) of the weights that hold those of all experts of a layer, (experts,
-    out, in) or turned: a mixture keeps them as one parameter, which is no linear layer.
+    """Return full name -> short name (`experts.down_proj`) of the weights that hold all experts of a layer.
+
+    A mixture keeps them as one parameter, (experts, out, in) or transposed, which is no linear layer.
     """
     return {
         f"{name}.{own}": f"{name.rpartition('.')[2]}.{own}"
         for name, module in lm.named_modules()
-        # Weights of three axes have others too: the gates of RecurrentGemma, the mixes of RWKV.
+        # Other modules have weights with three axes too: the gates of RecurrentGemma, the mixes of RWKV.
         if "expert" in f"{name} {type(module).__name__}".lower() and not type(module).__module__.startswith("torch.nn")
         for own, weight in module.named_parameters(recurse=False)
         if weight.ndim == 3
@@ -73,7 +69,10 @@ def expert_weights(lm: Any) -> dict[str, str]:
 
 
 def router_weights(lm: Any) -> dict[str, str]:
-    """As `expert_weights`, of what chooses the experts, (experts, in): where it is no linear layer either."""
+    """Return full name -> short name of the weights that choose the experts, (experts, in).
+
+    Only those that are not linear layers either.
+    """
     counts = {lm.get_parameter(name).shape[0] for name in expert_weights(lm)}
     return {
         f"{name}.{own}": f"{name.rpartition('.')[2]}.{own}"
@@ -85,55 +84,62 @@ def router_weights(lm: Any) -> dict[str, str]:
 
 
 def mixture_remarks(lm: Any, student: StudentConfig, by_peft: bool = False) -> Iterator[str]:
-    """What a mixture of experts does not learn by, a sentence each; nothing for other models. `lm` has no adapters
-    yet.
+    """Yield a sentence for each part of a mixture of experts that does not learn; none for other models.
+
+    Args:
+        lm: the model, before adapters are added.
     """
     short = sorted(set(expert_weights(lm).values()))
     left = [name for name in short if name not in student.lora_targets]
     routers = sorted(set(router_weights(lm).values()))
     if student.lora_rank and short and by_peft:
         yield (
-            "this run goes on with the adapters that it began with: in some families (DeepSeek, GLM-4.5, Qwen3-Next) beside the experts' weights in "
-            "place of the shared expert's and of dense layers'; under a new student.path they are where student.lora_targets has them"
+            "this run continues with the adapters that it began with: in some families (DeepSeek, GLM-4.5, Qwen3-Next) "
+            "they are beside the experts' weights instead of the shared expert's and of dense layers'; with a new "
+            "student.path they are where student.lora_targets says"
         )
     elif student.lora_rank and left:
         yield (
             f"the experts get no adapters for {', '.join(left)}, and learn nothing there; to adapt them, name them in "
             "student.lora_targets beside the linear layers"
-            + (f". Nor does what chooses among them learn ({', '.join(routers)})" if routers else "")
+            + (f". The router does not learn either ({', '.join(routers)})" if routers else "")
         )
     balance = getattr(lm.config.get_text_config(), "router_aux_loss_coef", None)
     if balance:
         yield (
-            f"the router's auxiliary loss (router_aux_loss_coef {balance:g}), which keeps the experts in balance, is not part of the "
-            "objectives"
+            f"the router's auxiliary loss (router_aux_loss_coef {balance:g}), which balances the experts, is not part "
+            "of the objectives"
         )
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer that gives what its weight makes of its input: a router that is one in name gives
-    more.
+    """Return whether it is a linear layer that returns its weight's product with the input.
+
+    A router that is one in name returns more.
     """
     return isinstance(module, nn.Linear | Conv1D) and type(module).forward in (nn.Linear.forward, Conv1D.forward)
 
 
 def _check_not_shared(lm: Any, linear: Sequence[str]) -> None:
-    """Raise ValueError where two of the layers have one weight (Zamba): each would get its own adapter, and an export
-    holds but one weight.
+    """Check that no two of the layers share a weight (Zamba).
+
+    Raises:
+        ValueError: two do; each would get its own adapter, but an export holds only one weight.
     """
-    seen: dict[int, str] = {}
+    first_by_weight: dict[int, str] = {}
     for name in linear:
-        first = seen.setdefault(id(lm.get_submodule(name).weight), name)
+        first = first_by_weight.setdefault(id(lm.get_submodule(name).weight), name)
         if first != name:
             raise ValueError(
-                f"{lm.config.model_type}: {first} and {name} are one weight, which adapters would part, and an export holds but one; leave "
-                f"{name.rpartition('.')[2]} and the others of that block out of student.lora_targets, or set student.lora_rank=0"
+                f"{lm.config.model_type}: {first} and {name} share one weight, but each would get its own adapter, and "
+                f"an export holds only one weight; leave {name.rpartition('.')[2]} and the others of that block out of "
+                "student.lora_targets, or set student.lora_rank=0"
             )
 
 
 @contextlib.contextmanager
 def _names_as_they_are(lm: Any) -> Iterator[None]:
-    """peft translates targets by the model's type, which it does not find here."""
+    """Keep peft from translating targets by the model's type, by hiding the type."""
     config = lm.config
     lm.config = config.to_dict()
     try:
@@ -142,9 +148,10 @@ def _names_as_they_are(lm: Any) -> Iterator[None]:
         lm.config = config
 
 
-def _targets(lm: Any, wanted: Sequence[str], by_peft: bool) -> tuple[list[str], list[str]]:
-    """Full names of the linear layers of the blocks whose last name is wanted, of all where none is named; and of the
-    experts' weights that are named.
+def _targets(lm: Any, targets: Sequence[str], by_peft: bool) -> tuple[list[str], list[str]]:
+    """Return the full names of the linear layers of the blocks with these last names, and of the experts' weights.
+
+    If no name is given, all linear layers, and no experts' weights.
     """
     head, kind = lm.get_output_embeddings(), lm.config.model_type
     linear = [
@@ -156,11 +163,11 @@ def _targets(lm: Any, wanted: Sequence[str], by_peft: bool) -> tuple[list[str], 
         linear = [name for name in linear if name.rpartition(".")[2] != _OUT_PROJ]
     experts = expert_weights(lm)
     known = {name.rpartition(".")[2] for name in linear} | set(experts.values())
-    unknown = set(wanted) - known
+    unknown = set(targets) - known
     if unknown:
         raise ValueError(
-            f"student.lora_targets names {', '.join(sorted(unknown))}; the linear layers of this model's blocks that can have adapters are "
-            f"{', '.join(sorted(known))}"
+            f"student.lora_targets names {', '.join(sorted(unknown))}; the layers of this model's blocks that can have "
+            f"adapters are {', '.join(sorted(known))}"
         )
-    chosen = [name for name in linear if not wanted or name.rpartition(".")[2] in wanted]
-    return chosen, [name for name, short in experts.items() if short in wanted]
+    layers = [name for name in linear if not targets or name.rpartition(".")[2] in targets]
+    return layers, [name for name, short in experts.items() if short in targets]

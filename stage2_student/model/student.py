@@ -1,6 +1,6 @@
 """The student: a causal language model with a byte interface on its last hidden states.
 
-Shape legend: B documents, L tokens (start token included), N supervised tokens, D hidden width.
+Shape legend: B documents, L tokens (including the start token), V vocabulary, N supervised tokens, D hidden width.
 """
 
 import contextlib
@@ -16,15 +16,18 @@ from stage2_student.data.examples import NO_LABEL
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces import ByteScores, Interface
 from stage2_student.losses.divergences import token_cross_entropy
-from stage2_student.losses.objectives import Seen, chosen
+from stage2_student.losses.objectives import ObjectiveInputs, active_objectives
 
 _LOUDER = 64
-COUNTS = ("positions", "uncounted", "kl_positions")  # all; those the interface does not stand by; those with KL
+COUNTS = ("positions", "uncounted", "kl_positions")  # all; those masked by the interface; those with KL
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Weights stay float32; with bfloat16 the matrix products run under autocast, and the losses in float32."""
+    """The dtype of the arithmetic.
+
+    Weights stay float32; with bfloat16, matrix products run under autocast, and losses in float32.
+    """
 
     dtype: torch.dtype
 
@@ -37,11 +40,11 @@ class Precision:
 class Student(nn.Module):
     """A causal language model and its interface. `forward` is the loss: under ZeRO-3 weights exist only inside it.
 
-    Only what has a weight is computed. Without a byte objective there is no interface (None): plain cross-entropy is
-    the control, and as fast as it can be.
+    Only terms with a weight are computed. Without a byte objective there is no interface (None): plain cross-entropy is
+    the control, and runs as fast as it can.
     """
 
-    remarks: tuple[str, ...] = ()  # on what it does not learn, for the operator
+    remarks: tuple[str, ...] = ()  # on what it does not learn, for the user
 
     def __init__(self, lm: Any, interface: Interface | None, train: TrainConfig) -> None:
         super().__init__()
@@ -50,7 +53,7 @@ class Student(nn.Module):
         self.interface = interface
         self.train_config = train
         self.objectives = train.objectives
-        self.terms = chosen(train.objectives)
+        self.terms = active_objectives(train.objectives)
         self.weights = train.objectives.weights
         self.precision = Precision(getattr(torch, train.dtype))
         self.logit_scale = 1.0  # see `settle_head`
@@ -59,10 +62,13 @@ class Student(nn.Module):
     def forward(
         self, batch: MicroBatch, interface_alone: bool = False, tokens_alone: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the objectives in nats, and what `sums_names` names (unweighted, detached).
+        """Compute the weighted sum of the objectives in nats, and the sums named by `sums_names`.
 
-        With `interface_alone` the interface learns, and none of its gradient reaches the states that it reads. With
-        `tokens_alone` it is the nats of the batch's labels, and no sums: evaluation has to come through `forward` too.
+        The latter are unweighted and detached.
+
+        Args:
+            interface_alone: the interface learns, but none of its gradient reaches the states that it reads.
+            tokens_alone: return the nats of the batch's labels, and no sums: evaluation must go through `forward` too.
         """
         if tokens_alone:
             nats = self._label_nats(batch)
@@ -77,31 +83,33 @@ class Student(nn.Module):
             nats_N = None if scores is None or interface_alone else scores.token_nats_N
             if nats_N is None and self.objectives.uses_tokens:
                 nats_N = self._nats_of_tokens(hidden_BLD, batch)
-            seen = Seen(batch, scores, nats_N, self.train_config)
-            sums = {name: objective(seen) for name, objective in self.terms.items()}
+            inputs = ObjectiveInputs(batch, scores, nats_N, self.train_config)
+            sums = {name: objective(inputs) for name, objective in self.terms.items()}
         nats = torch.stack([self.weights[name] * value for name, value in sums.items() if self.weights[name]]).sum()
         counts = () if scores is None else _counts(scores, batch)
         return nats, torch.stack([*sums.values(), *counts]).detach()
 
     def _label_nats(self, batch: MicroBatch) -> Tensor:
-        """Sum of -ln p(label | tokens before), a float32 scalar."""
+        """Sum -ln p(label | tokens before), a float32 scalar."""
         with self.precision.context(batch.tokens_BL.device.type):
             hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
             return self._nats_of_tokens(hidden_BLD, batch).sum()
 
     def _nats_of_tokens(self, hidden_BLD: Tensor, batch: MicroBatch) -> Tensor:
-        """-ln p of the supervised tokens, END included."""
+        """Compute -ln p of the supervised tokens, including END."""
         supervised_BL = batch.labels_BL != NO_LABEL
         return token_cross_entropy(hidden_BLD[supervised_BL], batch.labels_BL[supervised_BL], self.token_logits)
 
     @property
     def sums_names(self) -> tuple[str, ...]:
-        """What `forward` sums up: the objectives that are computed, then counts of positions."""
+        """Names of the sums from `forward`: the objectives that are computed, then counts of positions."""
         return tuple(self.terms) + (COUNTS if self.objectives.uses_bytes else ())
 
     def token_logits(self, hidden_ND: Tensor) -> Tensor:
-        """The student's own next-token logits."""
-        with self.precision.context(hidden_ND.device.type):  # again: the checkpointed head runs outside `forward` too
+        """Compute the student's own next-token logits."""
+        with self.precision.context(
+            hidden_ND.device.type
+        ):  # again, because the checkpointed head also runs outside `forward`
             logits_NV = self.lm.get_output_embeddings()(hidden_ND)
         return self._scaled(logits_NV)
 
@@ -112,56 +120,61 @@ class Student(nn.Module):
         return logits_NV if self.logit_scale == 1 else logits_NV * self.logit_scale
 
     def rates(self) -> dict[float, list[nn.Parameter]]:
-        """The parameters that learn, by the multiple of the learning rate that they learn at."""
-        ends = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings())
-        embedding = {id(parameter) for module in ends for parameter in module.parameters()}
-        found: dict[float, list[nn.Parameter]] = {}
+        """Return the parameters that learn, by their multiple of the learning rate."""
+        embeddings = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings())
+        embedding_ids = {id(parameter) for module in embeddings for parameter in module.parameters()}
+        parameters: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
-            rate = self.train_config.embedding_lr if id(parameter) in embedding else 1.0
+            rate = self.train_config.embedding_lr if id(parameter) in embedding_ids else 1.0
             if name.startswith("interface."):
                 rate = self.train_config.interface_lr
             if parameter.requires_grad:
-                found.setdefault(rate, []).append(parameter)
-        return found
+                parameters.setdefault(rate, []).append(parameter)
+        return parameters
 
     @torch.no_grad()
     def settle_head(self) -> None:
-        """Find by what the family multiplies its logits (Granite, Cohere), from the model's own on a few tokens.
+        """Find the factor by which the family multiplies its logits (Granite, Cohere).
 
-        Raises ValueError where `token_logits`, in float32, are not the model's even so: a family that does more with
-        them; it is asked with a louder head too, for a soft cap leaves the small logits of a new model as they are.
+        It is found from the model's own logits of a few tokens. They are also compared with a louder head, because a
+        soft cap leaves the small logits of a new model unchanged.
+
+        Raises:
+            ValueError: `token_logits`, in float32, still differ from the model's logits: the family does more with
+                them.
         """
         theirs_BLV, plain_BLV = self._own_and_plain()
         if self.logit_softcap is None:
             theirs, plain = theirs_BLV.double().flatten(), plain_BLV.double().flatten()
             scale = float(theirs @ plain / (plain @ plain))
-            # Six digits: what a config writes, without the rounding of the products. Next to 1 it is rounding alone.
+            # Six digits, as in a config, drop the rounding of the products. Up to 1e-4, a difference from 1 is rounding.
             self.logit_scale = float(f"{scale:.6g}") if math.isfinite(scale) and abs(scale - 1) > 1e-4 else 1.0
         self._compare(theirs_BLV, plain_BLV)
         weight = self.lm.get_output_embeddings().weight
         weight.mul_(_LOUDER)
         theirs_BLV, plain_BLV = self._own_and_plain()
-        weight.div_(_LOUDER)  # a power of 2: as it was, to the bit
+        weight.div_(_LOUDER)  # a power of 2, so the weights are restored bit for bit
         self._compare(theirs_BLV, plain_BLV)
 
     def _own_and_plain(self) -> tuple[Tensor, Tensor]:
-        """The model's own logits of a few tokens, and its head applied to the last hidden states, without more."""
+        """Return the model's own logits of a few tokens, and its head applied to the last hidden states."""
         tokens_BL = torch.tensor([[0, 1, 2]])
         trunk = self.lm.base_model(input_ids=tokens_BL, use_cache=False)
         if not hasattr(trunk, "last_hidden_state"):
             raise ValueError(
-                f"{self._named}: it has no trunk of its own that gives its last hidden states, which training reads; take a student.model of "
-                "another family"
+                f"{self._named}: it has no separate trunk that returns its last hidden states, which training needs; "
+                "use a student.model of another family"
             )
         plain_BLV = self.lm.get_output_embeddings()(trunk.last_hidden_state)
         return self.lm(input_ids=tokens_BL, use_cache=False).logits, plain_BLV
 
     def _compare(self, theirs_BLV: Tensor, plain_BLV: Tensor) -> None:
         difference = (theirs_BLV - self._scaled(plain_BLV)).abs().max().item()
-        if not difference <= 1e-3 * max(theirs_BLV.abs().max().item(), abs(self.logit_scale)):  # nor where it is NaN
+        if not difference <= 1e-3 * max(theirs_BLV.abs().max().item(), abs(self.logit_scale)):  # also true for NaN
             raise ValueError(
-                f"{self._named}: the head applied to the last hidden states differs from the model's logits by {difference:.3g}, in more "
-                "than a factor; what it does to them is not supported in training. Take a student.model of another family"
+                f"{self._named}: the head applied to the last hidden states differs from the model's logits by "
+                f"{difference:.3g}, by more than a factor; training does not support what this family does to its "
+                "logits. Use a student.model of another family"
             )
 
     @property
@@ -170,7 +183,7 @@ class Student(nn.Module):
 
 
 def _counts(scores: ByteScores, batch: MicroBatch) -> tuple[Tensor, ...]:
-    """Of positions, as `COUNTS` names them."""
+    """Count positions, in the order of `COUNTS`."""
     counted_P = scores.counted_P
     num_positions = counted_P.new_ones(counted_P.shape).sum().float()
     return num_positions, (~counted_P).sum().float(), (batch.kl_P & counted_P).sum().float()

@@ -1,4 +1,4 @@
-"""A tokenizer written beside a model so that AutoTokenizer gives it back, whatever the model's type."""
+"""Tokenizers saved beside a model so that AutoTokenizer loads them unchanged, whatever the model's type."""
 
 import json
 from contextlib import suppress
@@ -13,7 +13,7 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 
 _MODULE, _CLASS = "tokenizer_as_written", "TokenizerAsWritten"
 _NAMED = f"{_MODULE}.{_CLASS}"
-_CODE = f'''"""Beside a model of this type transformers makes every tokenizer into that of the type; this one is what tokenizer.json says."""
+_CODE = f'''"""The tokenizer of tokenizer.json unchanged: transformers would replace it by this model type's class."""
 
 from transformers import PreTrainedTokenizerFast
 
@@ -24,14 +24,15 @@ class {_CLASS}(PreTrainedTokenizerFast):
 
 
 def save_tokenizer(wrapped: Any, folder: Path, trust_remote_code: bool = False) -> None:
-    """Write a transformers tokenizer into the folder of a saved model, whose config.json is there.
+    """Write a transformers tokenizer into the folder of a saved model, whose config.json exists.
 
-    Beside some types of model (qwen2) transformers 5 reads every tokenizer as the type's own class, whatever class
-    tokenizer_config.json names, with its rule of splitting text. It does not where that file names code of the folder's
-    own (`auto_map`): then, without `trust_remote_code`, it takes the class that is named and tokenizer.json as it is;
-    with it, the code, which adds nothing to that.
+    Beside some types of model (qwen2), transformers 5 reads every tokenizer as the type's own class, with its rule for
+    splitting text, whatever class tokenizer_config.json names. It does not if that file names code in the folder
+    (`auto_map`): then, without `trust_remote_code`, it uses the named class and tokenizer.json as they are; with it, it
+    uses the code, which adds nothing.
 
-    Raises ValueError where what is read back is still another tokenizer.
+    Raises:
+        ValueError: the tokenizer that is read back still differs.
     """
     wrapped.save_pretrained(folder)
     written = ByteTokenizer.from_wrapped(wrapped, str(folder)).sha256
@@ -46,20 +47,19 @@ def save_tokenizer(wrapped: Any, folder: Path, trust_remote_code: bool = False) 
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         read = type(load_tokenizer(ModelSource(str(folder), None, trust_remote_code))).__name__
         raise ValueError(
-            f"the student's tokenizer cannot stand beside a model of type {kind}: transformers reads it as its {read}, which cuts text "
-            "otherwise, so that the student would be used with tokens that it has not learnt. Take a student.model of another type, "
-            "or leave student.tokenizer out"
+            f"the student's tokenizer cannot be saved beside a model of type {kind}: transformers reads it as {read}, "
+            "which splits text differently, so that the student would be used with tokens that it has not learnt. "
+            "Use a student.model of another type, or leave student.tokenizer out"
         )
 
 
 def read_tokenizer(folder: Path, sha256: str, trust_remote_code: bool = False) -> Any:
-    """Return the tokenizer of a folder: what AutoTokenizer makes of it where that has this `ByteTokenizer.sha256`, else
-    its tokenizer.json.
+    """Return the tokenizer of a folder.
 
-    A release that did not know `save_tokenizer` wrote students of some types so that AutoTokenizer reads another one
-    there.
+    This is what AutoTokenizer loads if that has this `ByteTokenizer.sha256`, otherwise its tokenizer.json: releases
+    before `save_tokenizer` wrote students of some types so that AutoTokenizer reads a different tokenizer there.
     """
-    with suppress(ValueError):  # a tokenizer of another kind than tokenizer.json
+    with suppress(ValueError):  # a tokenizer that is not a tokenizer.json
         wrapped = load_tokenizer(ModelSource(str(folder), None, trust_remote_code))
         if ByteTokenizer.from_wrapped(wrapped, str(folder)).sha256 == sha256:
             return wrapped
@@ -67,9 +67,7 @@ def read_tokenizer(folder: Path, sha256: str, trust_remote_code: bool = False) -
 
 
 def _read_back(folder: Path, trust_remote_code: bool) -> str | None:
-    """`ByteTokenizer.sha256` of what AutoTokenizer makes of the folder; None where it makes nothing that spells
-    bytes.
-    """
+    """Return `ByteTokenizer.sha256` of what AutoTokenizer loads; None if that is nothing that spells bytes."""
     try:
         return ByteTokenizer.load(ModelSource(str(folder), None, trust_remote_code)).sha256
     except ValueError:

@@ -16,20 +16,23 @@ from pipeline.tokenization.yielded_tokens import Tokenizing, reachable
 KINDS = ("copied", "averaged", "fallback", "control", "unreachable")
 
 
-class Vocabulary(Tokenizing, Protocol):
-    """What a transfer needs of `pipeline.tokenization.byte_tokenizer.ByteTokenizer`: bytes by id, and encodings."""
+class TransferTokenizer(Tokenizing, Protocol):
+    """The tokenizer that a transfer needs: bytes by id, and encodings.
+
+    `pipeline.tokenization.byte_tokenizer.ByteTokenizer` is one.
+    """
 
 
 @dataclass(frozen=True)
 class TransferCounts:
-    """Rows of the new vocabulary, by where they come from."""
+    """Numbers of rows of the new vocabulary, by their source."""
 
-    copied: int  # the old tokenizer yields a token of the same bytes, or has one for this byte alone
-    averaged: int  # mean over the old tokenizer's own pieces of the bytes
+    copied: int  # the old tokenizer yields a token with the same bytes, or has one for this single byte
+    averaged: int  # mean over the old tokenizer's encoding of the bytes
     # mean over the longest old tokens that spell the bytes: half a character, or bytes that the tokenizer drops
     fallback: int
     control: int  # spells nothing: a start or end row of the old model, or the mean of all rows
-    # the new tokenizer never yields it, as `<0x2E>` beside `.`: the mean of all rows, which is far from any text
+    # never yielded by the new tokenizer, like `<0x2E>` beside `.`: the mean of all rows, which is far from any text
     unreachable: int
 
     def as_dict(self) -> dict[str, int]:
@@ -40,15 +43,15 @@ class TransferCounts:
 
 
 def transfer(
-    model: Any, old: Vocabulary, new: Vocabulary, controls: dict[int, int], averaged_scale: float = 1.0
+    model: Any, old: TransferTokenizer, new: TransferTokenizer, controls: dict[int, int], averaged_scale: float = 1.0
 ) -> TransferCounts:
-    """Move a causal language model to the vocabulary `new`, in place: embedding, head and vocabulary size.
+    """Move a causal language model to the vocabulary of `new`, in place: embedding, head and vocabulary size.
 
     Args:
         controls: new id -> old id of tokens with a role (start, end), whatever their spelling.
-        averaged_scale: rows that are means of old ones are multiplied by it. The mean of a word's pieces says how
-            likely its pieces are, not how likely they are one after the other: unscaled, such tokens get several times
-            the mass that they should.
+        averaged_scale: factor for rows that are means of old ones. The mean of a word's pieces says how likely its
+            pieces are, not how likely they are in sequence: unscaled, such tokens get several times the mass they
+            should.
     Raises:
         ValueError: an old id in `controls` has no embedding row.
     """
@@ -64,7 +67,7 @@ def transfer(
     scales = torch.tensor([averaged_scale if kind in ("averaged", "fallback") else 1.0 for kind in kinds])
     embedding_VD = mean_rows(model.get_input_embeddings().weight.detach(), sources, scales)
     head_VD = None if tied else mean_rows(model.get_output_embeddings().weight.detach(), sources, scales)
-    bias_V = getattr(model.get_output_embeddings(), "bias", None)  # of its own even where the weight is tied
+    bias_V = getattr(model.get_output_embeddings(), "bias", None)  # separate even if the weight is tied
     bias_V1 = None if bias_V is None else mean_rows(bias_V.detach()[:, None], sources, torch.ones(len(sources)))
     model.resize_token_embeddings(len(sources), mean_resizing=False)
     with torch.no_grad():
@@ -77,9 +80,9 @@ def transfer(
 
 
 def row_sources(
-    old: Vocabulary, new: Vocabulary, controls: dict[int, int], old_rows: int
+    old: TransferTokenizer, new: TransferTokenizer, controls: dict[int, int], old_rows: int
 ) -> tuple[list[list[int]], list[str]]:
-    """For each new token the old rows whose mean it gets (empty: the mean of all), and which kind of row that is.
+    """Return for each new token the old rows whose mean it gets (empty: the mean of all), and its kind.
 
     A token that the new tokenizer never yields must not share the mass of one that it does: two rows of the same bytes
     get the same logit, and a sum over bytes cannot tell them apart.
@@ -110,33 +113,34 @@ def row_sources(
     return sources, kinds
 
 
-def spelling_tokens(old: Vocabulary, old_rows: int) -> dict[bytes, int]:
-    """The old token of each byte string: the one that the tokenizer itself yields for it, else the first that it yields
-    anywhere.
+def spelling_tokens(old: TransferTokenizer, old_rows: int) -> dict[bytes, int]:
+    """Return the old token of each byte string.
 
-    Those that it never yields have rows that no text has trained (`<0x61>` beside `a`), and stand in for single bytes
-    alone, where there is nothing else.
+    It is the token that the tokenizer itself yields for the string, else the first that it yields anywhere. Tokens that
+    it never yields have rows that no text has trained (`<0x61>` beside `a`); they are used only for single bytes that
+    no other token spells.
     """
     yields_V = reachable(old)
     spelling = [(token, spelled) for token, spelled in enumerate(old.token_bytes[:old_rows]) if spelled]
     yielded = [(token, spelled) for token, spelled in spelling if yields_V[token]]
     encodings = old.encode_batch([spelled for _, spelled in yielded], [b""] * len(yielded))
     own = {spelled: token for (token, spelled), ids in zip(yielded, encodings, strict=True) if ids == [token]}
-    found = {spelled: token for token, spelled in reversed(spelling) if len(spelled) == 1}
-    return found | {spelled: token for token, spelled in reversed(yielded)} | own
+    single_bytes = {spelled: token for token, spelled in reversed(spelling) if len(spelled) == 1}
+    return single_bytes | {spelled: token for token, spelled in reversed(yielded)} | own
 
 
-def _old_encodings(old: Vocabulary, wanted: Sequence[bytes | None], old_rows: int) -> dict[bytes, list[int]]:
-    """The old tokenizer's own pieces of each of these bytes, as in the middle of a text; without those that it cannot
-    spell.
+def _old_encodings(old: TransferTokenizer, spellings: Sequence[bytes | None], old_rows: int) -> dict[bytes, list[int]]:
+    """Encode each of these byte strings with the old tokenizer, as in the middle of a text.
+
+    Strings that it cannot spell are left out.
     """
-    texts = [spelled for spelled in wanted if spelled]
+    texts = [spelled for spelled in spellings if spelled]
     encodings = zip(texts, old.encode_batch(texts, [b""] * len(texts)), strict=True)
     return {text: ids for text, ids in encodings if not isinstance(ids, ValueError) and ids and max(ids) < old_rows}
 
 
 def longest_match(spelled: bytes, pieces_of: Mapping[bytes, int], longest: int) -> list[int]:
-    """Greedy pieces from the left; a byte that no old token spells is passed over."""
+    """Return greedy longest pieces from the left; a byte that no old token spells is skipped."""
     ids, at = [], 0
     while at < len(spelled):
         for size in range(min(longest, len(spelled) - at), 0, -1):
@@ -150,8 +154,9 @@ def longest_match(spelled: bytes, pieces_of: Mapping[bytes, int], longest: int) 
 
 
 def mean_rows(weight_VD: Tensor, sources: Sequence[Sequence[int]], scales: Tensor) -> Tensor:
-    """Row `i` is `scales[i]` times the float32 mean of the rows `sources[i]`, in the weight's dtype; of all rows where
-    that is empty.
+    """Return rows in the weight's dtype: row `i` is `scales[i]` times the float32 mean of the rows `sources[i]`.
+
+    An empty source means all rows.
     """
     flat = torch.tensor([i for source in sources for i in source], dtype=torch.long)
     counts = torch.tensor([len(source) for source in sources])

@@ -277,8 +277,8 @@ def test_a_template_can_be_given_as_a_file_or_as_another_tokenizer(dump: Path, t
 @pytest.mark.parametrize(
     ("student", "message"),
     [
-        ({}, "neither None nor .* has a chat template"),
-        ({"end": "<|endoftext|>"}, "not what the student's chat template"),
+        ({}, "there is no chat template in .*, but the dump holds chats"),
+        ({"end": "<|endoftext|>"}, "the student's chat template ends an assistant turn with another token"),
     ],
 )
 def test_a_student_without_template_or_with_another_end_is_refused(

@@ -1,10 +1,10 @@
-"""The twin of `cells.sum_cells` and `spread_gradient` for float32 and bfloat16 logits on a CPU, compiled by numba.
+"""The numba twins of `cells.sum_cells` and `cells.softmax_sums_backward`, for float32 and bfloat16 logits on a CPU.
 
-A row stays in its core's cache: its logits are gathered in the order of their bytes, exponentiated in place and added
-up cell by cell; for the gradient each cell is scaled, and the row is scattered back. bfloat16 comes and goes as its
+A row stays in its core's cache: its logits are gathered in the order of their bytes, exponentiated in place and summed
+cell by cell; for the gradient each cell is scaled, and the row is scattered back. bfloat16 is read and written as its
 bits.
 
-Shape legend: R rows of a chunk, V columns of the head by token id, C the same in the order of their bytes, I cells.
+Shape legend: R rows of a chunk, V columns of the head by token id, C the same columns ordered by their bytes, I cells.
 """
 
 import os
@@ -25,11 +25,11 @@ from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
 
 
 def _to_float(value: Any) -> Any:
-    """A logit as a float32; int16 holds the bits of a bfloat16."""
+    """Return a logit as a float32; int16 holds the bits of a bfloat16."""
 
 
 @overload(_to_float)
-def _to_float_compiled(value: Any) -> Any:  # numba wants the names and annotations of what it stands for
+def _to_float_compiled(value: Any) -> Any:  # numba requires the names and annotations of the function it implements
     def of_bits(value: Any) -> Any:
         return float_of_bits(np.int32(value) << np.int32(16))
 
@@ -40,7 +40,7 @@ def _to_float_compiled(value: Any) -> Any:  # numba wants the names and annotati
 
 
 def _store(row: Any, column: int, value: Any) -> None:
-    """row[column] = value, rounded to even where the row holds the bits of bfloat16s."""
+    """Set row[column] to value, rounded to nearest even if the row holds the bits of bfloat16s."""
 
 
 @overload(_store)
@@ -93,16 +93,16 @@ def _scale(probs_C: Any, first: int, last: int, factor: Any) -> None:
 @njit(nogil=True, error_model="numpy")
 def _spread_rows(
     logits_RV: Any, rows: Any, token_C: Any, column_V: Any, num_spelling: int, num_end: int, cells: Any, tokens_R2: Any,
-    wanted: Any, log_total_R: Any, common_R: Any, gradient_RV: Any,
+    grad_sums: Any, log_total_R: Any, common_R: Any, gradient_RV: Any,
 ) -> None:  # fmt: skip
     width = token_C.shape[0]
     start_R, first_I, last_I = cells
-    mass_I, end_R, logprob_R2 = wanted
+    mass_I, end_R, logprob_R2 = grad_sums
     probs_C = np.empty(width, dtype=np.float32)
     for r in range(rows[0], rows[1]):
         logits_V, gradient_V, common = logits_RV[r], gradient_RV[r], common_R[r]
         log_total = np.float32(log_total_R[r])
-        for c in range(width):  # apart from the next loop, which then is of vector instructions
+        for c in range(width):  # separate from the next loop, so that the compiler can vectorise that one
             probs_C[c] = _to_float(logits_V[token_C[c]])
         for c in range(width):
             probs_C[c] = exp32(probs_C[c] - log_total)
@@ -118,7 +118,7 @@ def _spread_rows(
 
 
 def sum_cells(logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Sums, Tensor]:
-    """See `cells.sum_cells`; sums to 1e-6 relative."""
+    """Compute `cells.sum_cells`; sums agree to 1e-6 relative."""
     num_rows = len(logits_RV)
     mass_I, end_R, log_total_R = np.empty(len(cells.first_I)), np.empty(num_rows), np.empty(num_rows)
     logprob_R2 = np.empty((num_rows, 2))
@@ -139,18 +139,19 @@ def sum_cells(logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Sums, 
     return Sums(*map(torch.from_numpy, (mass_I, end_R, logprob_R2))), torch.from_numpy(log_total_R)
 
 
-def spread_gradient(
-    logits_RV: Tensor, log_total_R: Tensor, wanted: Sums, common_R: Tensor, cells: Cells, columns: Columns
+def softmax_sums_backward(
+    logits_RV: Tensor, log_total_R: Tensor, grad_sums: Sums, common_R: Tensor, cells: Cells, columns: Columns
 ) -> Tensor:
-    """See `cells.spread_gradient`."""
+    """Compute `cells.softmax_sums_backward`."""
     gradient_RV = torch.empty_like(logits_RV)
     logits, gradient = _bits(logits_RV), _bits(gradient_RV)
-    gradients = tuple(part.contiguous().numpy() for part in wanted)
+    gradients = tuple(part.contiguous().numpy() for part in grad_sums)
     _share_out(
         len(logits_RV),
         lambda rows: _spread_rows(
-            logits, rows, columns.token_C.numpy().view(np.uint32), columns.column_V.numpy().view(np.uint32), columns.num_spelling, columns.num_end,
-            *_arrays(cells), gradients, log_total_R.numpy(), common_R.numpy(), gradient,
+            logits, rows, columns.token_C.numpy().view(np.uint32), columns.column_V.numpy().view(np.uint32),
+            columns.num_spelling, columns.num_end, *_arrays(cells), gradients, log_total_R.numpy(), common_R.numpy(),
+            gradient,
         ),
     )  # fmt: skip
     return gradient_RV

@@ -1,8 +1,8 @@
 """The token-marginal interface: the student's own token probabilities, summed to bytes by the canonical covering.
 
-No parameters: what it teaches is in the student's own head when training is over. It is exact but for the ways to cut
-the text that are not the tokenizer's own; where they hold more than a share of what it knows, it does not stand by its
-distribution.
+It has no parameters: what it teaches is in the student's own head when training is over. It is exact except for
+segmentations of the text other than the tokenizer's own; positions where those hold more than a given share of the
+known mass are masked.
 
 Shape legend: B documents, L tokens, D hidden width, R rows, N supervised tokens, P supervised byte positions.
 """
@@ -18,7 +18,7 @@ from pipeline.covering.vocabulary import Vocabulary
 from stage2_student.data.examples import NO_LABEL, Encoded, Example
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
-from stage2_student.interfaces.token_marginal.cells import Kept, cell_sums
+from stage2_student.interfaces.token_marginal.cells import ForwardCache, cell_sums
 from stage2_student.interfaces.token_marginal.plan import Plan, make_plan
 from stage2_student.interfaces.token_marginal.positions import Distributions, distributions
 from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
@@ -27,7 +27,7 @@ CHUNK_ROWS = 256
 
 
 class TokenMarginal(Interface):
-    """Byte distributions out of the student's token logits.
+    """Byte distributions from the student's token logits.
 
     Args:
         max_dropped: positions where a larger share of the student's known mass lies on tokens that end off its
@@ -56,42 +56,47 @@ class TokenMarginal(Interface):
     def prepare(
         self, documents: Sequence[Encoded], examples: Sequence[Example], batch: MicroBatch
     ) -> dict[str, Tensor]:
-        """The `Plan` of the micro-batch."""
+        """Return the `Plan` of the micro-batch."""
         plan = make_plan(self.vocabulary, self.token_lengths, documents, examples, batch.layout.firsts)
         return plan._asdict()
 
     def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
-        """See `Interface`."""
-        found, token_nats_N = self.marginals(hidden_BLD, batch, head)
-        return ByteScores(found.logprobs_PV.float(), found.token_end_P <= self.max_dropped, token_nats_N.float())
+        """Implement `Interface.forward`."""
+        marginals, token_nats_N = self.marginals(hidden_BLD, batch, head)
+        counted_P = marginals.token_end_P <= self.max_dropped
+        return ByteScores(marginals.logprobs_PV.float(), counted_P, token_nats_N.float())
 
     def marginals(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> tuple[Distributions, Tensor]:
-        """The distributions at the supervised positions, and -ln p(label | state) of the supervised tokens; float64."""
+        """Compute the distributions at the supervised positions, and -ln p(label | state) of the supervised tokens.
+
+        Both are float64.
+        """
         plan = Plan(*(batch.extra[name] for name in Plan._fields))
         labels_R = batch.labels_BL.flatten()[plan.state_R]
         sums = self._sums(hidden_BLD.flatten(0, 1)[plan.state_R], plan, labels_R, head)
         return distributions(sums, plan), -sums.logprob_R2[labels_R != NO_LABEL, 1]
 
     def _sums(self, hidden_RD: Tensor, plan: Plan, labels_R: Tensor, head: Head) -> Sums:
-        """The sums of all rows; the logits of `CHUNK_ROWS` rows are held at once, and computed again for the
-        gradient.
+        """Compute the sums of all rows.
+
+        Only the logits of `CHUNK_ROWS` rows are held at once, and computed again for the gradient.
         """
         columns = self.columns
 
-        def chunk_sums(hidden_rD: Tensor, cells: Cells, kept: Kept) -> tuple[Tensor, ...]:
-            return cell_sums(head(hidden_rD), cells, columns, kept)
+        def chunk_sums(hidden_rD: Tensor, cells: Cells, cache: ForwardCache) -> tuple[Tensor, ...]:
+            return cell_sums(head(hidden_rD), cells, columns, cache)
 
         tokens_R2 = torch.stack([plan.next_R, labels_R], dim=-1)
-        # At least one chunk, empty or not: on a rank without supervised tokens the head must still have a (zero)
+        # At least one chunk, even if empty: on a rank without supervised tokens the head must still get a (zero)
         # gradient.
         starts = range(0, max(len(hidden_RD), 1), CHUNK_ROWS)
         cell_R = torch.cat([plan.num_cells_R.new_zeros(1), plan.num_cells_R.cumsum(0)]).tolist()
-        found = []
+        chunks = []
         for first in starts:
             last = min(first + CHUNK_ROWS, len(hidden_RD))
             inside = slice(cell_R[first], cell_R[last])
             cells = Cells(
                 plan.num_cells_R[first:last], plan.first_I[inside], plan.last_I[inside], tokens_R2[first:last]
             )
-            found.append(checkpoint(chunk_sums, hidden_RD[first:last], cells, Kept(), use_reentrant=False))
-        return Sums(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+            chunks.append(checkpoint(chunk_sums, hidden_RD[first:last], cells, ForwardCache(), use_reentrant=False))
+        return Sums(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))

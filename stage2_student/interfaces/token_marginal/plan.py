@@ -1,16 +1,16 @@
-"""What the token-marginal interface sums over, made in the data path: rows, their cells, and what each cell feeds.
+"""The plan of the token-marginal sums, made in the data path: rows, their cells, and the symbol each cell feeds.
 
 A row is a state of the student that predicts a token; `pipeline.covering.covering` says which column ranges of its
 softmax feed which symbol of which position. A cell is a range that no deeper node of its row divides: the cells of a
-row are disjoint and hold all columns that spell bytes, and what a node holds is its own cells and all that lies deeper
+row are disjoint and cover all columns that spell bytes; a node's mass is its own cells and those of all deeper nodes
 (`row_cells` finds them).
 
-Rows are taken by stretches: the tokens between two that spell nothing (control tokens), since no token reaches across
-one. Of a stretch only those rows count that reach a supervised position.
+Rows come by stretches: the tokens between two that spell nothing (control tokens), since no token reaches across one.
+Of a stretch, only the rows that reach a supervised position count.
 
-Shape legend: L tokens of a document (start token included), S stretches, R rows, I cells of all rows in turn, Q
-positions of all stretches, P supervised byte positions, U of them that differ, D most nodes of a row (depth 0 is the
-root).
+Shape legend: L tokens of a document (including the start token), S stretches, R rows, I cells of all rows in turn, Q
+positions of all stretches, P supervised byte positions, U distinct ones among these, D maximum number of nodes of a row
+(depth 0 is the root).
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,38 +33,38 @@ class Plan(NamedTuple):
     """The rows of a micro-batch and their cells."""
 
     state_R: Tensor  # int64, index into the flattened B x L states, ascending
-    next_R: Tensor  # int64, the canonical token that follows; NO_TOKEN where no row that counts follows it
-    offset_R: Tensor  # int64, the position where the row's path ends; its node of depth d lies d further on
+    next_R: Tensor  # int64, the canonical token that follows; NO_TOKEN if no row that counts comes after it
+    offset_R: Tensor  # int64, the position where the row's path ends; its node of depth d is d positions later
     num_nodes_R: Tensor  # int64
     depth_D: Tensor  # int64, 0 1 2 ...
     num_cells_R: Tensor  # int64
     first_I: Tensor  # int32; a cell is the columns first .. last - 1
     last_I: Tensor  # int32
     node_I: Tensor  # int32, row * D + depth
-    fed_I: Tensor  # int32, u * 256 + the symbol that it feeds; U * 256 where it feeds nothing that is asked for
+    fed_I: Tensor  # int32, u * 256 + the symbol that it feeds; U * 256 if it feeds no requested position
     is_exact_I: Tensor  # bool, a single token that ends at the node's position
     realised_Q: Tensor  # int64, the document's symbol
-    unique_Q: Tensor  # int64, which of the U the position is; U where it is not asked for
-    asked_U: Tensor  # int64, of Q
-    unique_P: Tensor  # int64, of U
+    unique_Q: Tensor  # int64, index of the position among the U; U if it is not requested
+    asked_U: Tensor  # int64, index among the Q
+    unique_P: Tensor  # int64, index among the U
 
 
 class _Stretch(NamedTuple):
-    """The rows that count of one stretch of one document."""
+    """The rows that count in one stretch of one document."""
 
     document: int
-    states: np.ndarray  # of the document, one for each row
-    offsets: np.ndarray  # of the rows, in the stretch's bytes
+    states: np.ndarray  # the document's states, one for each row
+    offsets: np.ndarray  # the rows' offsets in the stretch's bytes
     spelled: bytes
 
 
 class _Text(NamedTuple):
-    """The bytes of all stretches in turn, and where rows stand in them. Indices are int64."""
+    """The bytes of all stretches in turn, and the rows' places in them. Indices are int64."""
 
     bytes_: np.ndarray  # uint8
     num_rows_S: np.ndarray
-    byte_R: np.ndarray  # of its stretch
-    at_R: np.ndarray  # of the text
+    byte_R: np.ndarray  # offset in its stretch
+    at_R: np.ndarray  # offset in the text
     end_R: np.ndarray  # where the row's stretch ends
 
     @classmethod
@@ -88,12 +88,12 @@ def make_plan(
     examples: Sequence[Example],
     firsts: Sequence[int],
 ) -> Plan:
-    """The plan of a micro-batch.
+    """Make the plan of a micro-batch.
 
     Args:
-        vocabulary: of the student.
+        vocabulary: the student's.
         token_lengths: bytes by token id; 0 for a token that spells nothing.
-        firsts: of each document the first of its states, as in `Layout`; ascending.
+        firsts: index of each document's first state, as in `Layout`; ascending.
     """
     stretches = [
         stretch
@@ -109,7 +109,7 @@ def make_plan(
     unique_Q = np.full(len(realised), len(asked_U), dtype=np.int64)
     unique_Q[asked_U] = np.arange(len(asked_U))
     cells = row_cells(vocabulary.trie, paths, offset_R, unique_Q, len(asked_U))
-    # No row that counts follows a stretch's last.
+    # No row that counts follows the last of a stretch.
     next_tokens = [np.append(documents[s.document].tokens[s.states[:-1]], NO_TOKEN) for s in stretches]
     arrays = {
         "state_R": _joined([firsts[stretch.document] + stretch.states for stretch in stretches]),
@@ -131,10 +131,10 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _positions(stretches: Sequence[_Stretch], text: _Text, num_nodes_R: np.ndarray) -> tuple[np.ndarray, bytes]:
-    """(offset_R, realised): where the rows stand among the positions of all stretches, and the document's symbol at
-    each of these.
+    """Return (offset_R, realised): the rows' positions among those of all stretches, and the symbol at each.
 
-    A stretch's positions begin at its first row, and end where the last token does that any row could have.
+    The symbols are the document's. A stretch's positions begin at its first row, and end where the longest token of any
+    row could end.
     """
     first_row_S = np.cumsum(text.num_rows_S) - text.num_rows_S
     start_S = text.byte_R[first_row_S]
@@ -150,7 +150,7 @@ def _positions(stretches: Sequence[_Stretch], text: _Text, num_nodes_R: np.ndarr
 def _stretches(
     vocabulary: Vocabulary, token_lengths: np.ndarray, index: int, document: Encoded, example: Example
 ) -> Iterator[_Stretch]:
-    """The stretches of a document in which anything is supervised."""
+    """Yield the stretches of a document in which anything is supervised."""
     is_used_L = example.labels_L != NO_LABEL
     is_used_L[example.state_P] = True
     lengths = token_lengths[document.tokens]
@@ -161,7 +161,7 @@ def _stretches(
         columns = vocabulary.column[document.tokens[before + 1 : after]].tolist()
         spelled = b"".join([vocabulary.sorted_bytes[column] for column in columns])
         offsets = np.concatenate([[0], np.cumsum(lengths[before + 1 : after])])
-        # Rows before it that may have tokens which reach to it.
+        # From the first row whose tokens may reach it.
         first = int(np.searchsorted(offsets, offsets[used[0]] - vocabulary.longest))
         rows = np.arange(first, used[-1] + 1)
         yield _Stretch(index, before + 1 + rows, offsets[rows], spelled)
@@ -174,16 +174,16 @@ def _supervised_positions(
     stretches: Sequence[_Stretch],
     offset_R: np.ndarray,
 ) -> np.ndarray:
-    """P: where each supervised byte or END lies among the Q positions."""
+    """Return P: the index of each supervised byte or END among the Q positions."""
     position_L = [np.full(len(example.tokens_L), -1, dtype=np.int64) for example in examples]
     row = 0
     for stretch in stretches:
         position_L[stretch.document][stretch.states] = offset_R[row : row + len(stretch.states)]
         row += len(stretch.states)
-    found = []
+    positions = []
     for document, example, position in zip(documents, examples, position_L, strict=True):
-        # What a tokenizer puts before a document is cut off its first tokens' spans; in the tokens it is there.
+        # A tokenizer's prefix is cut off the first tokens' spans, but not off the tokens.
         cut_L = np.append(token_lengths[document.tokens] - (document.ends - document.starts), 0)
         cut_P = np.where(example.symbols_P == END, 0, cut_L[example.state_P])
-        found.append(position[example.state_P] + cut_P + example.offset_P)
-    return _joined(found)
+        positions.append(position[example.state_P] + cut_P + example.offset_P)
+    return _joined(positions)

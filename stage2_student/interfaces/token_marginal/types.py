@@ -1,6 +1,6 @@
-"""What the sums of a head's columns are made of, and what they are.
+"""Types of the sums over a head's columns.
 
-Shape legend: R rows of a chunk, V columns of the head by token id, C the same in the order of their bytes, I cells.
+Shape legend: R rows of a chunk, V columns of the head by token id, C the same columns ordered by their bytes, I cells.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Columns(NamedTuple):
-    """A head's columns in the order of their bytes: those that spell, those that mean END, all others."""
+    """A head's columns ordered by their bytes: those that spell bytes, those that mean END, all others."""
 
     token_C: Tensor  # int32
     column_V: Tensor  # int32, the inverse
@@ -18,7 +18,7 @@ class Columns(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """The cells of consecutive rows, and two tokens of each row whose log-probability is wanted."""
+    """The cells of consecutive rows, and two tokens of each row whose log-probability is needed."""
 
     num_cells_R: Tensor
     first_I: Tensor
@@ -27,7 +27,7 @@ class Cells(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What the softmax of some rows holds. float64."""
+    """Sums of the softmax of some rows. float64."""
 
     mass_I: Tensor
     end_R: Tensor

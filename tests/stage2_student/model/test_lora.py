@@ -109,13 +109,13 @@ def test_targets_are_chosen_by_name_and_a_name_that_is_not_there_is_refused(mode
     lm = load_start(model, False)
     add_adapters(lm, student_of(lora_rank=2, lora_targets=["q_proj"]), False)
     assert len(trained_names(lm)) == 2 * 2 and all("q_proj" in name for name in trained_names(lm))
-    with pytest.raises(ValueError, match=r"names lm_head, w1; the linear layers .* are down_proj, gate_proj"):
+    with pytest.raises(ValueError, match=r"names lm_head, w1; the layers .* are down_proj, gate_proj"):
         add_adapters(load_start(model, False), student_of(lora_rank=2, lora_targets=["w1", "lm_head", "q_proj"]), False)
 
 
 def test_layers_that_are_one_weight_get_no_adapters_of_their_own() -> None:
     with pytest.raises(
-        ValueError, match=r"layers\.1\.\S+ and \S+layers\.3\.\S+ are one weight, .* leave \w+ and the others"
+        ValueError, match=r"layers\.1\.\S+ and \S+layers\.3\.\S+ share one weight, .* leave \w+ and the others"
     ):
         add_adapters(zoo_model("zamba2", 300), student_of(lora_rank=4), False)
     add_adapters(zoo_model("zamba2", 300), student_of(lora_rank=4, lora_targets=["in_proj"]), False)
@@ -176,7 +176,7 @@ def test_adapters_stand_beside_the_linear_layers_and_nothing_else_whatever_their
     else:
         experts, *_ = mixture_remarks(lm, student_of(lora_rank=4))
         router = {"llama4_text": "router.weight", "phimoe": "router.weight", "afmoe": None}.get(family, "gate.weight")
-        assert experts.endswith(f"Nor does what chooses among them learn ({router})") == (router is not None)
+        assert experts.endswith(f"The router does not learn either ({router})") == (router is not None)
     adapted = add_adapters(lm, student_of(lora_rank=4), False)
     assert {name.split(".lora_")[0] for name in trained_names(lm)} == linear
     torch.testing.assert_close(lm(TOKENS_BL).logits, plain_BLV)
@@ -206,7 +206,7 @@ def test_a_run_that_began_with_peft_s_choice_of_adapters_goes_on_with_them(work:
     )
     assert "adapters" not in ours and run_identity(recipe, manifest, "s", SpecialIds(0, (0,)))["adapters"] == 2
     began, _ = mixture_remarks(zoo_model("mixtral", 300), student_of(lora_rank=4), by_peft=True)
-    assert began.startswith("this run goes on with the adapters that it began with")
+    assert began.startswith("this run continues with the adapters that it began with")
 
 
 def test_what_a_mixture_of_experts_does_not_learn_is_said_by_name(model: Path) -> None:

@@ -126,14 +126,16 @@ def test_embedding_and_interface_learn_at_multiples_of_the_rate_and_frozen_weigh
 def test_a_family_that_does_more_to_its_logits_than_we_know_is_refused_by_name(family: str) -> None:
     student = Student(tiny_model(family, 300), None, train_config(ce=1.0))
     with pytest.raises(
-        ValueError, match=rf"ForCausalLM \({family}\): .* not supported in training\. Take a student\.model"
+        ValueError, match=rf"ForCausalLM \({family}\): .* training does not support .*\. Use a student\.model"
     ):
         student.settle_head()
 
 
 def test_a_family_whose_trunk_gives_no_hidden_states_is_refused_by_name() -> None:
     student = Student(tiny_model("llama4_text", 300), None, train_config(ce=1.0))
-    with pytest.raises(ValueError, match=r"Llama4ForCausalLM \(llama4_text\): it has no trunk.*another family"):
+    with pytest.raises(
+        ValueError, match=r"Llama4ForCausalLM \(llama4_text\): it has no separate trunk.*another family"
+    ):
         student.settle_head()
 
 
@@ -181,7 +183,7 @@ def test_a_family_that_caps_its_logits_without_saying_so_in_a_known_word_is_refu
     student = Student(load_start(model, False), None, train_config(ce=1.0))
     own = student.lm.forward
     student.lm.forward = lambda **given: _capped(own(**given))
-    with pytest.raises(ValueError, match=r"\(llama\): the head applied .* differs .* in more than a factor"):
+    with pytest.raises(ValueError, match=r"\(llama\): the head applied .* differs .* by more than a factor"):
         student.settle_head()
 
 
@@ -218,6 +220,6 @@ def test_an_interface_that_gives_too_few_rows_is_named_with_the_counts(model: Pa
     count = len(batch.state_P)
     with pytest.raises(
         ValueError,
-        match=rf"mine\.py: forward gives logits_PV of shape \({count - 1}, 256\), and has to give \({count}, 256\)",
+        match=rf"mine\.py: forward returns logits_PV of shape \({count - 1}, 256\); it must be \({count}, 256\)",
     ):
         student(batch)

@@ -110,6 +110,6 @@ def test_a_model_that_counts_positions_from_the_id_that_pads_is_not_moved(tmp_pa
     RobertaForCausalLM(config).save_pretrained(tmp_path / "model")
     wrapped.save_pretrained(tmp_path / "model")
     target = small("sp-bpe", tmp_path).folder
-    with pytest.raises(ValueError, match="of type roberta counts its positions from the id that pads"):
+    with pytest.raises(ValueError, match="of type roberta counts its positions from the padding id"):
         export_start(make_recipe(tmp_path / "dump", tmp_path / "model", tmp_path / "run", {}, tokenizer=target))
     assert not (tmp_path / "run" / "start").exists()
