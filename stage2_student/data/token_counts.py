@@ -75,7 +75,7 @@ class Counted(NamedTuple):
 
     @property
     def is_cut(self) -> bool:
-        """Whether the record, or a rendering of it, is too long for the student."""
+        """True if the record, or a rendering of it, is too long for the student."""
         return len(self.tokens) > self.renderings
 
 

@@ -1,3 +1,4 @@
-"""Models measured: bits per byte, divergence to a dump, tasks.
+"""Evaluation of models: bits per byte, divergence to a dump, tasks.
 
-May import `data`, `interfaces`, `model`, `pipeline`'s ground and `schemas`."""
+May import `data`, `interfaces`, `model`, `schemas`, and the parts of `pipeline` that both stages share.
+"""

@@ -1,7 +1,7 @@
-"""Which positions of a dump's records models are asked about: the same for all that are compared.
+"""The positions of a dump's records that models are compared on: the same for all of them.
 
-A model says nothing of bytes of a chat that share a token with its template. A record that one of the models cannot
-spell is left out for all, and so are turns of a chat that one's template writes otherwise.
+A model gives no distribution for bytes of a chat that share a token with its template. A record that one of the models
+cannot spell is left out for all, and so are turns of a chat that one model's template writes differently.
 """
 
 import hashlib
@@ -26,14 +26,15 @@ from stage2_student.evaluation.spelled_text import UNSPELLABLE
 
 
 def records_of(dump: Location) -> Iterator[Record]:
-    """All records of a dump, in order."""
+    """Yield all records of a dump, in order."""
     for shard in Manifest.load(dump).shards:
         yield from read_shard(shard.path(dump))
 
 
 def turn_rows(record: Record, turn: Turn, end_ids: Sequence[int]) -> np.ndarray:
-    """The record's positions of a turn's bytes, and of the END after them; NO_ROW where a byte or END is not
-    supervised, or not asked.
+    """Return the record's positions of a turn's bytes, and of the END after them.
+
+    NO_ROW where a byte or END is not supervised, and for an END if the turn's last token is not in `end_ids`.
     """
     of_byte, of_end = position_rows(record)
     ends = dict(zip([s.start + s.length for s in record.segments], of_end.tolist(), strict=True))
@@ -44,34 +45,37 @@ def turn_rows(record: Record, turn: Turn, end_ids: Sequence[int]) -> np.ndarray:
 def asked_positions(
     record: Record, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, end_ids: Sequence[int]
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """P, bool: positions that a model can be asked about; and why not about turns of a chat, by their message.
+    """Find the positions that a model can be scored on.
 
-    Raises SpellingError or ChatError where it cannot be asked about the record.
+    Returns:
+        P, bool: True at those positions; and, by message, why turns of a chat are left out.
+    Raises:
+        SpellingError, ChatError: the model cannot read the record.
     """
     if not record.message_roles:
         tokenizer.encode(record.document)
         return np.ones(record.num_positions, dtype=bool), {}
     assert chat is not None
-    [found] = encode_by_turn(chat, [record])
-    if isinstance(found, ValueError):
-        raise found
+    [stored] = encode_by_turn(chat, [record])
+    if isinstance(stored, ValueError):
+        raise stored
     asked_P = np.zeros(record.num_positions, dtype=bool)
-    for turn in (turn for encoded in found.renderings for turn in encoded.turns):
+    for turn in (turn for encoded in stored.renderings for turn in encoded.turns):
         rows = turn_rows(record, turn, end_ids)
         asked_P[rows[rows != NO_ROW]] = True
-    return asked_P, {message: _reason(fault) for message, fault in found.left_out.items()}
+    return asked_P, {message: _reason(fault) for message, fault in stored.left_out.items()}
 
 
 @dataclass
 class AskedRecords:
-    """What is asked of a dump.
+    """The records and positions of a dump that models are compared on.
 
     Attributes:
-        reasons: why a record is left out, by its number.
-        masks: P, bool, of those records of which not all positions are asked about, by number.
-        turns_left_out: of these records' turns those that are not asked about at all, by reason.
-        num_seen: records that were looked at; later ones are not asked about.
-        sha256: of the records and positions that are asked about: figures of unlike text do not compare.
+        reasons: record number -> why it is left out.
+        masks: record number -> P, bool, for records of which some positions are left out.
+        turns_left_out: turns of the other records that are left out, by reason.
+        num_seen: number of records examined; later ones are not used.
+        sha256: hash of the records and positions that are used: figures on different text are not comparable.
     """
 
     reasons: dict[int, str] = field(default_factory=dict)
@@ -82,11 +86,11 @@ class AskedRecords:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Records by reason."""
+        """Number of records left out, by reason."""
         return dict(Counter(self.reasons.values()))
 
     def records(self, dump: Location) -> Iterator[tuple[Record, np.ndarray]]:
-        """The records that are asked about, with P, bool: where."""
+        """Yield the records that are used, with P, bool: True at the positions that are used."""
         for number, record in enumerate(islice(records_of(dump), self.num_seen)):
             if number not in self.reasons:
                 yield record, self.masks.get(number, np.ones(record.num_positions, dtype=bool))
@@ -95,39 +99,40 @@ class AskedRecords:
 def asked_records(
     dump: Location, models: Sequence[tuple[Reader, Sequence[int]]], limit: int | None = None
 ) -> AskedRecords:
-    """What all models can be asked about.
+    """Find the records and positions that all models can be scored on.
 
     Args:
         models: each with the tokens that mean END to it.
-        limit: records to ask about; those left out do not count.
+        limit: maximum number of records; those left out do not count.
     Raises:
-        ValueError: nothing.
+        ValueError: there are none.
     """
-    found, digest = AskedRecords(), hashlib.sha256()
+    asked, digest = AskedRecords(), hashlib.sha256()
     num_asked = 0
     for record in records_of(dump):
         if num_asked == limit:
             break
         common = _common(record, models)
         if isinstance(common, str):
-            found.reasons[found.num_seen] = common
+            asked.reasons[asked.num_seen] = common
         else:
             asked_P, turns = common
-            found.turns_left_out.update(turns)
+            asked.turns_left_out.update(turns)
             if not asked_P.all():
-                found.masks[found.num_seen] = asked_P
+                asked.masks[asked.num_seen] = asked_P
             digest.update(f"{record.doc_id!r} {record.window_start} {record.document!r}".encode() + asked_P.tobytes())
             num_asked += 1
-        found.num_seen += 1
+        asked.num_seen += 1
     if not num_asked:
-        raise ValueError(f"{dump}: none of its {found.num_seen} records can be asked about: left out {found.left_out}")
-    found.sha256 = digest.hexdigest()
-    return found
+        raise ValueError(f"{dump}: none of its {asked.num_seen} records can be compared: left out {asked.left_out}")
+    asked.sha256 = digest.hexdigest()
+    return asked
 
 
 def _common(record: Record, models: Sequence[tuple[Reader, Sequence[int]]]) -> tuple[np.ndarray, Collection[str]] | str:
-    """P, bool, and why turns are left out; or why the record is. Among several models with the name of the first that
-    cannot be asked.
+    """Return (P, bool: the common positions; reasons for turns left out), or the reason why the record is left out.
+
+    With several models, a reason names the first model that it applies to.
     """
     common_P = np.ones(record.num_positions, dtype=bool)
     turns: dict[int, str] = {}

@@ -1,10 +1,10 @@
-"""Bits per byte of Hugging Face models on held-out text; of chats, on what the assistant says.
+"""Bits per byte of Hugging Face models on held-out text; in chats, on what the assistant says.
 
 The logits are always the model's own: many families scale, cap or suppress them after the head, each in its own way.
-Models that are compared are scored on the same bytes (`stage2_student.evaluation.scored_text`), long documents in
-windows (`stage2_student.evaluation.token_windows`).
+Models that are compared are scored on the same bytes (`stage2_student.evaluation.scored_text`), and read long documents
+in windows (`stage2_student.evaluation.token_windows`).
 
-Shape legend: B windows, L tokens (start token included), N predicted tokens, V vocabulary.
+Shape legend: B windows, L tokens (including the start token), N predicted tokens, V vocabulary.
 """
 
 import inspect
@@ -38,16 +38,19 @@ from stage2_student.evaluation.spelled_text import Span, Spelled, Text
 from stage2_student.evaluation.token_windows import cut_tokens, overlap_of, window_size
 from stage2_student.model.student import Precision
 
-_BATCH_TOKENS = 4096  # of a forward pass, at most
-_MOST_LOGITS = (
-    2**28
-)  # of a forward pass, about: 1 GiB in float32. A vocabulary of 262,144 is given 1,024 tokens, or one window
-_CHUNK = 512  # tokens whose logits are in float32 at once, where the model's are not
+_BATCH_TOKENS = 4096  # maximum in a forward pass
+# Approximate maximum in a forward pass: 1 GiB in float32. With a vocabulary of 262,144, 1,024 tokens or one window fit.
+_MAX_LOGITS = 2**28
+_CHUNK = 512  # tokens whose logits are converted to float32 at once, if the model's are not
 
 
 class Scored(NamedTuple):
-    """A window in a model's tokens: what it reads, what it is to predict there (`NO_LABEL`: nothing), and of how many
-    bytes.
+    """A window in a model's tokens.
+
+    Attributes:
+        tokens: the input.
+        labels: the token to predict at each input token; `NO_LABEL` for none.
+        num_bytes: bytes of the tokens to predict.
     """
 
     tokens: list[int]
@@ -66,16 +69,17 @@ def evaluate(
 
     That is nats of the documents' tokens given the start token, without END, / (bytes * ln 2).
 
-    Of a chat only what the assistant says counts; one with reasoning or calls counts as a document for each turn. Of a
+    In a chat only what the assistant says counts; a chat with reasoning or calls counts as one document per turn. In a
     document longer than a window each token is predicted once, with at least a quarter of a window before it.
 
     Args:
-        text: what is scored of these documents, see `scored_text`.
-        max_tokens: of a window, the start token included.
+        text: the documents and bytes to score, see `scored_text`.
+        max_tokens: of a window, including the start token.
     Returns:
         bits_per_byte, nats, num_bytes, num_tokens, num_documents, num_windows, max_tokens, left_out, text_sha256.
     Raises:
-        ValueError: the sum is not finite, or the model has fewer logits than its tokenizer has tokens.
+        ValueError: the sum is not finite, the model has fewer logits than its tokenizer has tokens, or the text has
+            changed.
     """
     check_head_rows(model.get_output_embeddings().weight.shape[0], reader.tokenizer.token_bytes)
     nats, num_bytes, num_tokens, num_windows, number = 0.0, 0, 0, 0, 0
@@ -93,11 +97,13 @@ def evaluate(
         num_tokens += sum(label != NO_LABEL for scored in windows for label in scored.labels)
     if num_bytes != text.num_bytes:
         raise ValueError(
-            f"{reader.name}: {num_bytes} bytes were scored, and {text.num_bytes} were to be: the text has changed meanwhile; start again"
+            f"{reader.name}: {num_bytes} bytes were scored instead of {text.num_bytes}: the text changed during the "
+            "evaluation; start again"
         )
     if not math.isfinite(nats):
         raise ValueError(
-            f"{reader.name}: the text has {nats} nats: weights that are not finite, or a token of the text that the model never gives"
+            f"{reader.name}: the text has {nats} nats: either some weights are not finite, or the model gives a token "
+            "of the text a probability of 0"
         )
     return {
         "bits_per_byte": nats / (num_bytes * math.log(2)),
@@ -113,7 +119,7 @@ def evaluate(
 
 
 def cut_document(spelled: Spelled, spans: Sequence[Span], max_tokens: int) -> Iterator[Scored]:
-    """The windows that score these bytes of a document."""
+    """Yield the windows that score these bytes of a document."""
     sizes_L = spelled.token_bytes(spans)
     for window in cut_tokens(sizes_L >= 0, max_tokens, spelled.restarts, spelled.repeats_start):
         tokens = window.read(spelled.tokens)
@@ -123,20 +129,21 @@ def cut_document(spelled: Spelled, spans: Sequence[Span], max_tokens: int) -> It
 
 
 def by_length(windows: Sequence[Scored], batch_tokens: int) -> Iterator[list[Scored]]:
-    """Windows of like length together, at most `batch_tokens` with padding."""
+    """Group windows of similar length, of at most `batch_tokens` tokens including padding."""
     for group in padded_groups([len(scored.tokens) for scored in windows], batch_tokens):
         yield [windows[index] for index in group]
 
 
 def _fitting(model: Any) -> int:
-    """Return how many tokens' logits fit into memory in a forward pass: fewer where the vocabulary is large."""
-    return min(_BATCH_TOKENS, max(1, _MOST_LOGITS // int(model.get_output_embeddings().weight.shape[0])))
+    """Return how many tokens' logits fit into memory in a forward pass: fewer for a large vocabulary."""
+    return min(_BATCH_TOKENS, max(1, _MAX_LOGITS // int(model.get_output_embeddings().weight.shape[0])))
 
 
 @torch.no_grad()
 def _batch_nats(model: Any, batch: Sequence[Scored]) -> float:
-    """Sum over the batch's labels of -ln p(label | tokens before), by the model's own logits. A causal model sees no
-    padding behind.
+    """Sum -ln p(label | tokens before) over the batch's labels, using the model's own logits.
+
+    Padding comes last, where a causal model does not see it.
     """
     length = max(len(scored.tokens) for scored in batch)
     padding = [length - len(scored.tokens) for scored in batch]
@@ -147,7 +154,7 @@ def _batch_nats(model: Any, batch: Sequence[Scored]) -> float:
         [s.labels + [NO_LABEL] * more for s, more in zip(batch, padding, strict=True)], device=model.device
     )
     labelled_L = (labels_BL != NO_LABEL).any(0).nonzero()
-    keep = length - int(labelled_L[0])  # nothing is asked before: of a chat its prompt, of a later window its overlap
+    keep = length - int(labelled_L[0])  # no labels before: a chat's prompt, a later window's overlap
     options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with Precision(torch.float32).context(model.device.type):
         logits_BLV = model(input_ids=tokens_BL, use_cache=False, **options).logits[:, -keep:]
@@ -166,15 +173,16 @@ def run_eval(
     max_tokens: int | None = None,
     device: str | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Figures by model and corpus, of all models on the same text; with a dump, `dump` holds the byte divergence to it
-    (END included).
+    """Measure all models on the same text, and return figures by model and corpus.
+
+    With a dump, the figures under `dump` are the byte divergence to it (including END).
 
     Args:
         limit: documents of each corpus, and records of the dump.
         max_tokens: of each model's windows, see `window_size`.
-
     Raises:
-        ValueError: no text that all models can be asked about; a revision of what is no hub name; and as `window_size`.
+        ValueError: no text is usable for all models, a revision is given for a source that is not a hub name, or as
+            `window_size`.
     """
     sources = [resolve_model(job.source) for job in jobs]
     sizes = [window_size(load_config(source), max_tokens, job.name) for job, source in zip(jobs, sources, strict=True)]
@@ -192,7 +200,7 @@ def run_eval(
         asked = asked_records(dump, list(zip(dump_readers, ends, strict=True)), limit)
 
     def measured(index: int) -> dict[str, dict[str, Any]]:
-        """Of one model, which is gone when its figures are there: two need not fit at once."""
+        """Measure one model, which is freed before the next: two need not fit into memory together."""
         job = jobs[index]
         model = load_model(sources[index], torch.float32).eval()
         model.to(device or compute_device())
@@ -214,26 +222,27 @@ def run_eval(
 
 
 def _say_windows(name: str, figures: Mapping[str, Any]) -> None:
-    """In how many windows documents were read that are longer than one."""
+    """Log how many windows were read, if any document is longer than one."""
     documents, windows, size = figures["num_documents"], figures["num_windows"], figures["max_tokens"]
     if windows > documents:
         log.info(
-            f"{name}: {documents} documents read in {windows} windows of at most {size} tokens; what a later one scores has at least "
-            f"{overlap_of(size)} tokens before it, or a chat's message from its begin on"
+            f"{name}: {documents} documents read in {windows} windows of at most {size} tokens; tokens scored in a "
+            f"later window have at least {overlap_of(size)} tokens before them, or a chat's message from its beginning"
         )
 
 
 def _say_left_out(corpus: str, text: ScoredText, documents: Iterator[Document]) -> None:
-    """How many documents no model is scored on, by reason, with the first of each."""
+    """Log how many documents no model is scored on, by reason, with the first of each."""
     if not text.reasons:
         return
     first = {number: reason for reason, number in text.first_left_out().items()}
-    asked = (document for document in documents for _ in document.texts)
-    for number, document in enumerate(islice(asked, max(first) + 1)):
+    by_text = (document for document in documents for _ in document.texts)
+    for number, document in enumerate(islice(by_text, max(first) + 1)):
         if number in first:
             reason = first[number]
             log.info(
-                f"{corpus}: left out for all models: {text.left_out[reason]}, {reason}; the first is document {document.doc_id}"
+                f"{corpus}: left out for all models: {text.left_out[reason]}, {reason}; the first is document "
+                f"{document.doc_id}"
             )
 
 

@@ -31,19 +31,21 @@ from stage2_student.evaluation.asked_positions import AskedRecords, turn_rows
 from stage2_student.evaluation.spelled_text import restarts_of, token_edges
 from stage2_student.evaluation.token_windows import DEFAULT_MAX_TOKENS, cut_tokens, window_size
 
-MIN_PROB = 1e-10  # a canonical covering gives no mass to a symbol that no token goes on with; 23 nats stand for "never"
-_ROWS = 128  # summed to bytes at once
+# A canonical covering gives no mass to a symbol that no token continues with; 23 nats stand for "never".
+MIN_PROB = 1e-10
+_ROWS = 128  # rows summed to bytes at once
 
 
 def sparse_divergence(record: Record, probs_PV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(KL(stored target || model), Jensen-Shannon divergence), each P, nats; the symbols not stored are one class on
-    both sides.
+    """Compute (KL(stored target || model), Jensen-Shannon divergence), each P, nats.
+
+    The symbols that are not stored are one class on both sides.
     """
     position_E, teacher_E = record.entry_positions(), record.probs()
     unstored_PV = probs_PV.copy()
     unstored_PV[position_E, record.symbols] = 0.0
     teacher_tail_P = np.maximum(1 - record.per_position(teacher_E), 0.0)
-    # Where every symbol is stored there is no tail: what is left to 1 is rounding.
+    # If every symbol is stored there is no tail: a difference from 1 is rounding.
     teacher_tail_P[record.entry_counts == NUM_SYMBOLS] = 0.0
     teacher = np.concatenate([teacher_E, teacher_tail_P])
     model = np.concatenate([probs_PV[position_E, record.symbols], unstored_PV.sum(axis=1)])
@@ -55,7 +57,7 @@ def sparse_divergence(record: Record, probs_PV: np.ndarray) -> tuple[np.ndarray,
 
 
 def _terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """p ln(p / q), 0 where p is 0."""
+    """Compute p ln(p / q), 0 where p is 0."""
     terms = np.zeros_like(p)
     np.divide(p, q, out=terms, where=p > 0)
     np.log(terms, out=terms, where=p > 0)
@@ -63,12 +65,12 @@ def _terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 class ByteModel:
-    """A Hugging Face model asked for next-byte distributions through the canonical covering.
+    """A Hugging Face model that gives next-byte distributions through the canonical covering.
 
     Args:
         model: loaded, on its device.
-        ids: around a text; of a chat the template writes the start.
-        chat: the tokenizer with its chat template, where it is asked about chats.
+        ids: the start and end tokens of a text; in a chat the template writes the start.
+        chat: the tokenizer with its chat template, if chats are scored.
         max_tokens: of a window; a longer record is read in several (`stage2_student.evaluation.token_windows`).
     """
 
@@ -88,15 +90,17 @@ class ByteModel:
 
     @classmethod
     def load(cls, folder: str, ids: SpecialIds, dtype: torch.dtype = torch.float32) -> "ByteModel":
-        """Load a folder, for plain text, in the windows that `window_size` gives it."""
+        """Load a folder, for plain text, with windows of `window_size`."""
         model = load_model(folder, dtype).eval()
         model.to(compute_device())
         size = window_size(model.config, None, folder)
         return cls(model, ByteTokenizer.load(folder), ids, max_tokens=size)
 
     def targets(self, document: bytes) -> Targets:
-        """Distributions at the document's bytes + 1 positions. Raises SpellingError where the model's tokenizer cannot
-        spell the document.
+        """Compute the distributions at the document's bytes + 1 positions.
+
+        Raises:
+            SpellingError: the model's tokenizer cannot spell the document.
         """
         ids = self.tokenizer.encode(document)
         prefix = self.tokenizer.prefix
@@ -104,27 +108,31 @@ class ByteModel:
         return targets.drop_prefix(len(prefix))
 
     def answers(self, record: Record) -> "Answers":
-        """Distributions at a record's positions. Raises SpellingError or ChatError where the model cannot be asked."""
+        """Compute the distributions at a record's positions.
+
+        Raises:
+            SpellingError, ChatError: the model cannot read the record.
+        """
         if record.message_roles:
             return self._chat_answers(record)
         targets = self.targets(record.document)
-        taken = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
+        positions = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
         edges = token_edges(self.tokenizer.encode(record.document), self.tokenizer)
-        asked_P = np.ones(len(taken), dtype=bool)
+        asked_P = np.ones(len(positions), dtype=bool)
         return Answers(
-            targets.probs_PV[taken], targets.token_end_P[taken], asked_P, *_of_tokens(record, edges, targets)
+            targets.probs_PV[positions], targets.token_end_P[positions], asked_P, *_of_tokens(record, edges, targets)
         )
 
     def _chat_answers(self, record: Record) -> "Answers":
         assert self.chat is not None
-        [found] = encode_by_turn(self.chat, [record])
-        if isinstance(found, ValueError):
-            raise found
+        [chat] = encode_by_turn(self.chat, [record])
+        if isinstance(chat, ValueError):
+            raise chat
         num = record.num_positions
         probs_PV = np.full((num, NUM_SYMBOLS), 1 / NUM_SYMBOLS)
         token_end_P, asked_P = np.zeros(num), np.zeros(num, dtype=bool)
         num_bytes, token_nats = 0, 0.0
-        for encoded, turn, covered in self._turns(record, found):
+        for encoded, turn, covered in self._turns(record, chat):
             targets = covered.drop_prefix(len(turn.prefix))
             rows = turn_rows(record, turn, self.vocabulary.end_ids)
             asked = rows != NO_ROW
@@ -137,7 +145,7 @@ class ByteModel:
         return Answers(probs_PV, token_end_P, asked_P, num_bytes, token_nats)
 
     def _turns(self, record: Record, chat: StoredChat) -> Iterator[tuple[EncodedChat, Turn, Targets]]:
-        """Each turn in its rendering, with its covering."""
+        """Yield each turn with its rendering and its covering."""
         for encoded in chat.renderings:
             parts = [(t.first, t.last, t.prefix + record.document[t.start : t.end]) for t in encoded.turns]
             covered = self._covered(encoded.tokens, parts, *restarts_of(encoded))
@@ -145,7 +153,7 @@ class ByteModel:
 
     @torch.inference_mode()
     def _logits(self, tokens: Sequence[int]) -> torch.Tensor:
-        """L x V: the model's own, after each token."""
+        """Return L x V: the model's own logits after each token."""
         tokens_BL = torch.tensor([list(tokens)], device=self.model.device)
         logits_BLV: torch.Tensor = self.model(input_ids=tokens_BL, use_cache=False).logits
         return logits_BLV[0]
@@ -157,15 +165,18 @@ class ByteModel:
         restarts: Sequence[int] = (),
         repeats_start: bool = True,
     ) -> list[Targets]:
-        """The covering of each part: tokens `first .. last` of these, and the bytes that they spell. The other
-        arguments are `cut_tokens`'.
+        """Return the covering of each part.
+
+        Args:
+            parts: (first, last, bytes): tokens `first .. last`, and the bytes that they spell.
+            restarts, repeats_start: as in `cut_tokens`.
         """
         coverings = [Covering(self.vocabulary, tokens[first:last], spelled) for first, last, spelled in parts]
         rows: list[list[ReducedRow]] = [[] for _ in parts]
-        wanted_L = np.zeros(len(tokens) + 1, dtype=bool)
+        is_target_L = np.zeros(len(tokens) + 1, dtype=bool)
         for first, last, _ in parts:
-            wanted_L[first : last + 1] = True  # what follows the last token too: END
-        for window in cut_tokens(wanted_L, self.max_tokens, restarts, repeats_start):
+            is_target_L[first : last + 1] = True  # including the prediction after the last token: END
+        for window in cut_tokens(is_target_L, self.max_tokens, restarts, repeats_start):
             logits_RV = self._logits(window.read(tokens))
             for (first, last, _), covering, done in zip(parts, coverings, rows, strict=True):
                 inside = window.rows[(first <= window.targets) & (window.targets <= last)]
@@ -177,32 +188,35 @@ class ByteModel:
 
 
 def _of_tokens(record: Record, edges: Sequence[int], targets: Targets) -> tuple[int, float]:
-    """Bytes and nats of the tokens whose bytes the record supervises: of a later window not those of its overlap."""
+    """Return the bytes and nats of the tokens whose bytes the record supervises.
+
+    In a later window, its overlap is not included.
+    """
     supervised = position_rows(record)[0] != NO_ROW
     counted = [bool(supervised[a : max(b, a + 1)].all()) for a, b in pairwise(edges)]
     return int(np.diff(edges)[counted].sum()), -float(targets.token_logprobs[counted].sum())
 
 
 class Answers(NamedTuple):
-    """What a model says at a record's positions; where `asked_P` is False it says nothing: its own tokens of a chat
-    begin later.
+    """A model's distributions at a record's positions.
+
+    Where `asked_P` is False there is none: in a chat, the model's own tokens begin later.
     """
 
     probs_PV: np.ndarray
     token_end_P: np.ndarray
     asked_P: np.ndarray
-    num_bytes: int  # that the record supervises, but for those that share a token with others
+    num_bytes: int  # supervised bytes, except those that share a token with other bytes
     token_nats: float  # -ln p of the model's own tokens of these bytes, without END
 
 
 class DocumentDivergence(NamedTuple):
-    """A record beside a model; sums in nats, over positions or over those that are clear."""
+    """The divergence of one record; sums in nats, over all positions or over the clear ones."""
 
     doc_id: str
     positions: int
     jsd_nats: float
-    # positions where token_end is at most a threshold on both sides: elsewhere one covering is uncertain itself
-    clear: int
+    clear: int  # positions where token_end is at most a threshold on both sides; elsewhere a covering is uncertain
     kl_clear_nats: float  # KL(teacher || model)
     num_bytes: int  # as in `Answers`
     token_nats: float
@@ -211,9 +225,10 @@ class DocumentDivergence(NamedTuple):
 def document_divergence(
     byte_model: ByteModel, record: Record, max_token_end: float = 0.05, common_P: np.ndarray | None = None
 ) -> DocumentDivergence:
-    """One record's divergence, at the positions of `common_P` (None: all that the model can be asked about).
+    """Compute one record's divergence, at the positions of `common_P` (None: all that the model covers).
 
-    Raises SpellingError or ChatError where the model cannot be asked about it.
+    Raises:
+        SpellingError, ChatError: the model cannot read the record.
     """
     answers = byte_model.answers(record)
     asked_P = answers.asked_P if common_P is None else common_P
@@ -235,27 +250,31 @@ def document_divergence(
 def byte_divergence(
     byte_model: ByteModel, dump: Location, asked: AskedRecords, max_token_end: float = 0.05
 ) -> dict[str, Any]:
-    """Divergence of a model to a dump, mean nats per position, where `asked` says.
+    """Compute the divergence of a model to a dump, in mean nats per position, at the positions in `asked`.
 
     Returns:
-        jsd_nats over all positions: bounded, so that the few where a canonical covering is confidently wrong do not
-        decide it. kl_clear_nats over the clear positions (None, and a warning, where there is none). clear_share of the
-        positions; positions and records counted; records left out, by reason, because a model cannot spell them, or its
-        chat template changes them, and so turns of chats that are counted without them.
+        jsd_nats: over all positions; bounded, so that the few positions where a canonical covering is confidently wrong
+            do not dominate it.
+        kl_clear_nats: over the clear positions; None, with a warning, if there are none.
+        clear_share: share of clear positions.
+        positions, records: numbers of those that are counted.
+        left_out: records left out, by reason, because a model cannot spell them or its chat template changes them.
+        turns_left_out: turns left out of chats that are otherwise counted, by reason.
+        text_sha256: as in `AskedRecords`.
     """
-    found = [document_divergence(byte_model, record, max_token_end, mask_P) for record, mask_P in asked.records(dump)]
-    positions, clear = sum(d.positions for d in found), sum(d.clear for d in found)
+    documents = [document_divergence(byte_model, record, max_token_end, mask) for record, mask in asked.records(dump)]
+    positions, clear = sum(d.positions for d in documents), sum(d.clear for d in documents)
     if not clear:
         log.warning(
-            f"{dump}: at none of its {positions} positions that are asked for is token_end {max_token_end} or less, so kl_clear_nats is of "
-            "nothing: null"
+            f"{dump}: token_end exceeds {max_token_end} at all of its {positions} compared positions, so "
+            "kl_clear_nats is null"
         )
     return {
-        "jsd_nats": sum(d.jsd_nats for d in found) / positions,
-        "kl_clear_nats": sum(d.kl_clear_nats for d in found) / clear if clear else None,
+        "jsd_nats": sum(d.jsd_nats for d in documents) / positions,
+        "kl_clear_nats": sum(d.kl_clear_nats for d in documents) / clear if clear else None,
         "clear_share": clear / positions,
         "positions": positions,
-        "records": len(found),
+        "records": len(documents),
         "left_out": asked.left_out,
         "turns_left_out": dict(asked.turns_left_out),
         "text_sha256": asked.sha256,

@@ -1,9 +1,9 @@
-"""Tasks of lm-evaluation-harness, asked of a Hugging Face model; only here is the harness imported.
+"""Tasks of lm-evaluation-harness for a Hugging Face model; only this module imports the harness.
 
-The model is the harness' own `hf`, so that its figures are those that anyone else gets, but for three things. Text that
-spells a control token is text, whether it stands in a question, in an option or in a message of a chat. A chat template
-is told the day that it is told in training, so that a figure does not change with the date. And an answer in a chat
-ends with the template's end of a turn, which need not be among the tokens that the model's files call ends.
+The model is the harness' own `hf`, so that its figures are the same as anyone else's, except for three things. Text
+that spells a control token is text, whether it is in a question, in an option or in a message of a chat. A chat
+template gets the same date as in training, so that a figure does not change with the date. And an answer in a chat ends
+with the template's end of a turn, which need not be among the end tokens in the model's files.
 """
 
 import difflib
@@ -31,9 +31,9 @@ from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.chat_template import ASSISTANT, TODAY
 
 LOCAL_TASKS = Path(__file__).parents[2] / "pipeline" / "tasks"
-_CPU_TOKENS = 2048  # in a forward pass; the harness' own search for a batch only ends when memory runs out
-# Noncharacters: Unicode keeps them out of text. A rendered chat begins with one; the other, inside the name of a
-# control token, keeps the tokenizer from finding it, and its normalizer drops it again.
+_CPU_TOKENS = 2048  # in a forward pass; the harness' own search for a batch size ends only when memory runs out
+# Noncharacters, which Unicode excludes from text. A rendered chat begins with one; the other, inside the name of a
+# control token, keeps the tokenizer from finding it, and is then dropped by the normalizer.
 _RENDERED, _BROKEN = "\ufdd0", "\ufdd1"
 
 
@@ -50,21 +50,23 @@ class TextModel(HFLM):
         own = [backend.normalizer] if backend.normalizer is not None else []
         backend.normalizer = normalizers.Sequence([normalizers.Replace(_BROKEN, ""), *own])
         self._ends = self.model.generation_config.eos_token_id
-        self._sizes: list[int] = []  # of batches on a CPU, by request
+        self._sizes: list[int] = []  # batch size by request, on a CPU
 
     def ask_with(self, group: TasksConfig) -> None:
-        """What may differ between groups of tasks. Raises ValueError for a start, or a chat template, that the
-        tokenizer does not have.
+        """Apply the options of a group of tasks.
+
+        Raises:
+            ValueError: the tokenizer lacks the group's start token, or a chat template.
         """
         names = {token.content: index for index, token in self.tokenizer.added_tokens_decoder.items()}
         if group.start is not None and group.start not in names:
             near = difflib.get_close_matches(group.start, names, n=3, cutoff=0.3)
             raise ValueError(
-                f"the tokenizer has no control token {group.start!r}; the nearest it has: {', '.join(near) or 'none'}"
+                f"the tokenizer has no control token {group.start!r}; the nearest: {', '.join(near) or 'none'}"
             )
         if group.apply_chat_template and self.tokenizer.chat_template is None:
             raise ValueError(
-                f"{self.pretrained}: its tokenizer has no chat template; leave apply_chat_template out for it"
+                f"{self.pretrained}: its tokenizer has no chat template; leave apply_chat_template out for this model"
             )
         self.custom_prefix_token_id = None if group.start is None else names[group.start]
         self.batch_size_per_gpu = group.batch_size or "auto"
@@ -73,21 +75,24 @@ class TextModel(HFLM):
         self.model.generation_config.eos_token_id = sorted(ends) if turn_ends else own
 
     def _ends_of_turn(self) -> list[int]:
-        """The control token that the template puts after an answer; none where it puts text there."""
+        """Return the control token that the template puts after an answer; none if it puts text there."""
         chat = [{"role": "user", "content": "Is it there?"}, {"role": ASSISTANT, "content": "Yes, it is."}]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, **self.chat_template_args)
-        found = self._control.match(text.rpartition("Yes, it is.")[2].lstrip())
-        return [] if found is None else [self.tokenizer.convert_tokens_to_ids(found[0])]
+        name = self._control.match(text.rpartition("Yes, it is.")[2].lstrip())
+        return [] if name is None else [self.tokenizer.convert_tokens_to_ids(name[0])]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A chat as the template writes it, marked as such."""
+        """Render a chat with the template, and mark it as rendered."""
         messages = [message | {"content": self._as_text(message["content"])} for message in chat_history]
         return _RENDERED + str(super().apply_chat_template(messages, add_generation_prompt))
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
     ) -> list[int]:
-        """Tokens; the start token comes first unless `add_special_tokens` is False, or a template has written it."""
+        """Encode text.
+
+        The start token comes first unless `add_special_tokens` is False, or a template has written it.
+        """
         rendered, text = string.startswith(_RENDERED), string.removeprefix(_RENDERED)
         start = None if rendered or add_special_tokens is False else self.custom_prefix_token_id
         if start is not None or (rendered and text.startswith(self.tokenizer.decode(self.prefix_token_id))):
@@ -103,7 +108,7 @@ class TextModel(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and attention mask, padded."""
+        """Encode texts; return padded tokens and the attention mask."""
         rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side=padding_side, return_tensors="pt")
         return padded["input_ids"], padded["attention_mask"]
@@ -114,8 +119,9 @@ class TextModel(HFLM):
         return max(1, _CPU_TOKENS // self.max_length)
 
     def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Any]) -> int:
-        """The size of the batch that this request is in; the harness asks at each, the longest first, whether it is the
-        batch's last.
+        """Return the size of this request's batch.
+
+        The harness asks at each request, the longest first, whether it is the batch's last.
         """
         if self.device.type != "cpu":
             return int(super()._batch_scheduler(pos, n_reordered_requests))
@@ -125,20 +131,22 @@ class TextModel(HFLM):
         return self._sizes[pos]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        in_chat = context.startswith(_RENDERED)  # elsewhere all is text
+        in_chat = context.startswith(_RENDERED)  # elsewhere everything is text
         return super()._encode_pair(context, self._as_text(continuation) if in_chat else continuation)
 
     def _as_text(self, text: str) -> str:
-        """The text, with a mark in each control token's name that it spells. Raises ValueError where a mark would not
-        help.
+        """Insert a mark into the name of each control token that the text spells.
+
+        Raises:
+            ValueError: a mark would not help.
         """
         return self._control.sub(self._broken, text)
 
     def _broken(self, name: re.Match[str]) -> str:
         if name[0] in self._normalized:
             raise ValueError(
-                f"a message spells the control token {name[0]!r}, which this tokenizer looks for in normalised text, so that the two cannot "
-                "be told apart in a chat; leave apply_chat_template out for this model"
+                f"a message spells the control token {name[0]!r}, which this tokenizer looks for in normalised text, "
+                "so the two are indistinguishable in a chat; leave apply_chat_template out for this model"
             )
         return name[0][0] + _BROKEN + name[0][1:]
 
@@ -146,51 +154,55 @@ class TextModel(HFLM):
 def run_tasks(
     model: ModelSource | str, groups: Mapping[str, TasksConfig], log_samples: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Return the harness' results of each group of tasks, as its JSON has them.
+    """Return the harness' results of each group of tasks, in its JSON form.
 
     With `log_samples`, `samples` holds every answer.
 
-    Raises ValueError, before any weights are loaded, for a task that is not known or whose data cannot be had.
+    Raises:
+        ValueError: a task is unknown, or its data is unavailable; raised before any weights are loaded.
     """
     tasks = {name: _load(group) for name, group in groups.items()}
-    found_at = resolve_model(model)
-    if Path(found_at.source).exists():
-        found_at = found_at.at(str(Path(found_at.source).absolute()))  # a relative path would be asked for at the hub
-    found: dict[str, dict[str, Any]] = {}
+    resolved = resolve_model(model)
+    if Path(resolved.source).exists():
+        resolved = resolved.at(str(Path(resolved.source).absolute()))  # a relative path would be taken for a hub name
+    results: dict[str, dict[str, Any]] = {}
     for dtype in dict.fromkeys(group.dtype for group in groups.values()):
         lm = TextModel(
-            found_at.source,
-            revision=found_at.revision or "main",
+            resolved.source,
+            revision=resolved.revision or "main",
             device=compute_device(),
             dtype="float32" if dtype == "auto" and natural_dtype() == "float32" else dtype,
-            trust_remote_code=found_at.trust_remote_code,
+            trust_remote_code=resolved.trust_remote_code,
         )
-        asked = {name: group for name, group in groups.items() if group.dtype == dtype}
-        found |= {name: _run(lm, group, *tasks[name], log_samples) for name, group in asked.items()}
-    return found
+        same_dtype = {name: group for name, group in groups.items() if group.dtype == dtype}
+        results |= {name: _run(lm, group, *tasks[name], log_samples) for name, group in same_dtype.items()}
+    return results
 
 
 def _load(group: TasksConfig) -> tuple[TaskManager, list[Any]]:
-    """The group's tasks with their data, and what loaded them."""
-    # It warns of every task that brings its own data.
+    """Load the group's tasks with their data, and return them with the manager that loaded them."""
+    # It warns about every task that comes with its own data.
     logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)
     manager = _manager(group)
     return manager, [task for name in group.names for task in _task(manager, name)]
 
 
 def _manager(group: TasksConfig) -> TaskManager:
-    """Knows our tasks and the operator's, and the harness' own only where one is named: those take seconds to list."""
+    """Make a manager that knows our tasks and the user's.
+
+    It knows the harness' own tasks only if one is named, because listing them takes seconds.
+    """
     folders = [str(LOCAL_TASKS), *([group.include_path] if group.include_path is not None else [])]
     for folder in folders:
         if not Path(folder).is_dir():
-            raise ValueError(f"include_path {folder} is not a folder; give one that holds task files (YAML)")
+            raise ValueError(f"include_path {folder} is not a folder; give a folder with task files (YAML)")
     local = TaskManager(include_path=folders, include_defaults=False)
     manager = local if set(group.names) <= set(local.all_tasks) else _with_all_tasks(*folders)
     for name in group.names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.5)
             raise ValueError(
-                f"the harness has no task {name!r}; the nearest it has: {', '.join(near) or 'none'}. {_without_hub(local)}"
+                f"the harness has no task {name!r}; the nearest: {', '.join(near) or 'none'}. {_without_hub(local)}"
             )
     return manager
 
@@ -201,16 +213,16 @@ def _with_all_tasks(*folders: str) -> TaskManager:
 
 
 def _task(manager: TaskManager, name: str) -> list[Any]:
-    """The task or group of that name; the tasks of a tag."""
+    """Load the task or group with this name, or the tasks of a tag."""
     try:
         loaded = manager.load([name])
     except OSError as error:
-        raise ValueError(f"the data of task {name} cannot be had: {error}. {_without_hub(manager)}") from error
+        raise ValueError(f"the data of task {name} is unavailable: {error}. {_without_hub(manager)}") from error
     return [loaded["groups"][name]] if name in loaded["groups"] else list(loaded["tasks"].values())
 
 
 def _without_hub(manager: TaskManager) -> str:
-    return f"Without a hub: {', '.join(name for name in manager.all_tasks if name.startswith('bld_'))}"
+    return f"Tasks that need no hub: {', '.join(name for name in manager.all_tasks if name.startswith('bld_'))}"
 
 
 def _run(

@@ -1,7 +1,7 @@
-"""Which documents, and which bytes of them, models are scored on: the same for all that are compared.
+"""The documents, and the bytes of them, that models are scored on: the same for all that are compared.
 
-A document that one of the models cannot be asked about is left out for all, by name. Nothing is left out for its
-length.
+A document that is unusable for one of the models is left out for all, and the model is named. No document is left out
+for its length.
 """
 
 import hashlib
@@ -22,8 +22,13 @@ NO_COMMON_BYTE = "no bytes that all models can be asked about: their templates' 
 
 
 class Reader(NamedTuple):
-    """How a model reads text: its name, for messages, its tokenizer, its chat template (None: plain text alone), its
-    start token.
+    """The parts of a model that read text.
+
+    Attributes:
+        name: the model's, for messages.
+        tokenizer: its tokenizer.
+        chat: its chat template; None: it reads plain text only.
+        start_id: its start token.
     """
 
     name: str
@@ -33,9 +38,10 @@ class Reader(NamedTuple):
 
     @classmethod
     def load(cls, name: str, source: ModelSource, start: str | None, chats: bool) -> "Reader":
-        """Load what a model reads by; `start` is a token's name, None the tokenizer's own.
+        """Load a model's tokenizer; `start` is a token's name, None the tokenizer's own.
 
-        Raises ValueError for a tokenizer without start token; with `chats`, for one without chat template.
+        Raises:
+            ValueError: the tokenizer has no start token, or with `chats`, no chat template.
         """
         chat = ChatTokenizer.load(source) if chats else None
         tokenizer = ByteTokenizer.load(source) if chat is None else chat.tokenizer
@@ -45,10 +51,12 @@ class Reader(NamedTuple):
         return cls(name, tokenizer, chat, start_id)
 
     def end_ids(self, end: str | tuple[str, ...] | None) -> tuple[int, ...]:
-        """The tokens that mean END: `end` by name, or the tokenizer's own; in a chat what the template writes after a
-        turn, and `end`.
+        """Return the tokens that mean END: `end` by name, or the tokenizer's own.
 
-        Raises ValueError where there is none.
+        In a chat, the token that the template writes after a turn, and `end`.
+
+        Raises:
+            ValueError: there is none.
         """
         named: tuple[int | None, ...] = tuple(
             self.tokenizer.token_id(name) for name in ((end,) if isinstance(end, str) else end or ())
@@ -57,10 +65,10 @@ class Reader(NamedTuple):
             named = (self.chat.end_of_turn(), *named)
         elif not named:
             named = (self.tokenizer.default_end,)
-        found = tuple(dict.fromkeys(token for token in named if token is not None))
-        if not found:
+        ids = tuple(dict.fromkeys(token for token in named if token is not None))
+        if not ids:
             raise ValueError(f"{self.name}: its tokenizer has no end token; name one with --end")
-        return found
+        return ids
 
     def spell(self, documents: Sequence[Text]) -> Iterator[Spelled | str]:
         return spell(documents, self.tokenizer, self.start_id, self.chat)
@@ -68,13 +76,14 @@ class Reader(NamedTuple):
 
 @dataclass
 class ScoredText:
-    """What is scored of some documents.
+    """The parts of some documents that are scored.
 
     Attributes:
-        reasons: why a document is left out, by its number.
-        parts: the spans of those of which not all that a model can be asked about is scored, by number.
-        num_documents, num_bytes: that are scored.
-        sha256: of the documents and spans that are scored: figures of unlike text do not compare.
+        reasons: document number -> why it is left out.
+        parts: document number -> the spans scored, for documents where that is not everything a model could be scored
+            on.
+        num_documents, num_bytes: of the scored text.
+        sha256: hash of the scored documents and spans: figures on different text are not comparable.
     """
 
     reasons: dict[int, str] = field(default_factory=dict)
@@ -84,44 +93,51 @@ class ScoredText:
     sha256: str = ""
 
     def spans(self, number: int, spelled: Spelled) -> tuple[Span, ...]:
-        """What is scored of a document; empty for one that is left out."""
+        """Return the spans scored in a document; none if it is left out."""
         return () if number in self.reasons else self.parts.get(number, spelled.spans)
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Documents by reason."""
+        """Number of documents left out, by reason."""
         return dict(Counter(self.reasons.values()))
 
     def first_left_out(self) -> dict[str, int]:
-        """Of each reason the number of the first document."""
+        """Return the number of the first document left out for each reason."""
         return {reason: number for number, reason in reversed(self.reasons.items())}
 
 
 def scored_text(documents: Iterable[Text], readers: Sequence[Reader]) -> ScoredText:
-    """What all readers can be asked about. Raises ValueError where that is nothing."""
-    found, digest = ScoredText(), hashlib.sha256()
+    """Find the text that can be scored by all readers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    text, digest = ScoredText(), hashlib.sha256()
     stream, number = iter(documents), 0
     while group := list(islice(stream, GROUP)):
         for document, *spelled in zip(group, *(reader.spell(group) for reader in readers), strict=True):
             spans = _common(spelled, readers)
             if isinstance(spans, str):
-                found.reasons[number] = spans
+                text.reasons[number] = spans
             else:
                 if any(isinstance(one, Spelled) and one.spans != spans for one in spelled):
-                    found.parts[number] = spans
-                found.num_documents += 1
-                found.num_bytes += sum(end - start for start, end in spans)
+                    text.parts[number] = spans
+                text.num_documents += 1
+                text.num_bytes += sum(end - start for start, end in spans)
                 written = spelled[0].contents if isinstance(spelled[0], Spelled) else b""
                 digest.update(f"{document!r}{spans!r}\n".encode() + written)
             number += 1
-    if not found.num_bytes:
-        raise ValueError(f"no text to evaluate: left out {found.left_out}")
-    found.sha256 = digest.hexdigest()
-    return found
+    if not text.num_bytes:
+        raise ValueError(f"no text to evaluate: left out {text.left_out}")
+    text.sha256 = digest.hexdigest()
+    return text
 
 
 def _common(spelled: Sequence[Spelled | str], readers: Sequence[Reader]) -> tuple[Span, ...] | str:
-    """The spans to score, or the first reason why there is none; among several models it says whose."""
+    """Return the spans to score, or the first reason why there are none.
+
+    With several models, the reason names the model.
+    """
     for one, reader in zip(spelled, readers, strict=True):
         if isinstance(one, str):
             return one if len(readers) == 1 else f"{reader.name}: {one}"

@@ -1,9 +1,7 @@
-"""Documents in a model's tokens, with the bytes that each token covers, and which of these bytes several models have in
-common.
+"""Documents in a model's tokens, with the bytes that each token covers, and the bytes that several models share.
 
-A token that holds bytes of the assistant and of the chat template beside them is not the assistant's. So two models may
-not supervise the same bytes of a chat; what lies between token ends that all of them have is what they can be compared
-on.
+A token that holds bytes of both the assistant and the chat template is not the assistant's. So two models may not
+supervise the same bytes of a chat; they can be compared on the text between token ends that all of them share.
 """
 
 from bisect import bisect_left
@@ -18,15 +16,16 @@ from pipeline.tokenization.chat_template import ChatError, Message
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
 from pipeline.tokenization.conversation import Excerpt
 
-Text = bytes | Sequence[Message] | Excerpt  # a document, a chat, or a turn of a chat with what was before it
-Span = tuple[int, int]  # bytes `start .. end` of a document; of a chat, of its messages' contents in turn
+Text = bytes | Sequence[Message] | Excerpt  # a document, a chat, or a turn of a chat with the messages before it
+Span = tuple[int, int]  # bytes `start .. end` of a document, or of a chat's joined message contents
 
 UNSPELLABLE = "the tokenizer cannot spell it"
 
 
 class Stretch(NamedTuple):
-    """Tokens that spell bytes of the document and nothing else: token `first + k` covers bytes `edges[k] .. edges[k +
-    1]`.
+    """Consecutive tokens that spell bytes of the document and nothing else.
+
+    Token `first + k` covers bytes `edges[k] .. edges[k + 1]`.
     """
 
     first: int
@@ -38,13 +37,13 @@ class Stretch(NamedTuple):
 
 
 class Spelled(NamedTuple):
-    """A document in a model's tokens, its start token first.
+    """A document in a model's tokens, starting with its start token.
 
     Attributes:
-        restarts: of a chat, tokens at which a later message begins; a text that starts there begins like a chat of its
+        restarts: in a chat, tokens at which a later message begins; a text that starts there begins like a chat of its
             own.
-        repeats_start: the first token has to be put before what starts there; else it stands there already.
-        contents: of a turn of a chat the bytes that the spans are of, as this model's template writes them.
+        repeats_start: True: the first token must be put before a text that starts there; False: it is already there.
+        contents: for a turn of a chat, the bytes that the spans refer to, as this model's template writes them.
     """
 
     tokens: list[int]
@@ -55,18 +54,19 @@ class Spelled(NamedTuple):
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """Bytes that its tokens can be asked about."""
+        """Bytes that its tokens can be scored on."""
         return tuple(stretch.span for stretch in self.stretches)
 
     def token_bytes(self, spans: Sequence[Span]) -> np.ndarray:
-        """Bytes of each token that lies in the spans; -1 for a token that does not. Each span ends and begins where
-        tokens do.
+        """Return L: the bytes of each token inside the spans; -1 for other tokens.
+
+        Each span begins and ends at a token edge.
         """
         sizes_L = np.full(len(self.tokens), -1, dtype=np.int64)
         for first, edges in self.stretches:
             for start, end in spans:
                 if edges[0] <= start < end <= edges[-1]:
-                    # The first of equal edges: what a tokenizer puts before a text may be a token of no bytes.
+                    # The first of equal edges: a tokenizer's prefix may be a token without bytes.
                     low, high = bisect_left(edges, start), bisect_left(edges, end)
                     assert edges[low] == start and edges[high] == end
                     sizes_L[first + low : first + high] = np.diff(edges[low : high + 1])
@@ -76,8 +76,9 @@ class Spelled(NamedTuple):
 def spell(
     documents: Sequence[Text], tokenizer: ByteTokenizer, start_id: int, chat: ChatTokenizer | None = None
 ) -> Iterator[Spelled | str]:
-    """Each document in the model's tokens, or the reason why it cannot be. A chat is rendered by `chat`, which writes
-    its own start.
+    """Yield each document in the model's tokens, or the reason why it cannot be spelled.
+
+    A chat is rendered by `chat`, which writes its own start token.
     """
     texts = iter(tokenizer.encode_batch([document for document in documents if isinstance(document, bytes)]))
     for document in documents:
@@ -110,10 +111,10 @@ def _spelled_chat(encoded: EncodedChat | ValueError, tokenizer: ByteTokenizer) -
 
 
 def restarts_of(encoded: EncodedChat) -> tuple[tuple[int, ...], bool]:
-    """Where later messages of a chat begin, and whether its first token has to be put before a text that starts there.
+    """Return where later messages of a chat begin, and whether a text starting there needs the first token before it.
 
-    The next message begins after the token that ends a turn; where the template writes the chat's first token before
-    each message, there.
+    The next message begins after the token that ends a turn; if the template writes the chat's first token before each
+    message, it begins there, and that token is not needed.
     """
     tokens, turns = encoded.tokens, encoded.turns
     if all(tokens[0] in tokens[a.last + 1 : b.first] for a, b in pairwise(turns)):
@@ -124,8 +125,9 @@ def restarts_of(encoded: EncodedChat) -> tuple[tuple[int, ...], bool]:
 def token_edges(
     ids: Sequence[int], tokenizer: ByteTokenizer, start: int = 0, num_prefix: int | None = None
 ) -> list[int]:
-    """Where tokens begin and end, one edge more than tokens, from byte `start` on; what the tokenizer puts before them
-    covers nothing.
+    """Return where tokens begin and end, from byte `start` on: one edge more than tokens.
+
+    The bytes that the tokenizer puts before them cover nothing.
     """
     sizes = [len(tokenizer.token_bytes[token] or b"") for token in ids]
     before = len(tokenizer.prefix) if num_prefix is None else num_prefix
@@ -134,8 +136,9 @@ def token_edges(
 
 
 def common_spans(spelled: Sequence[Spelled]) -> tuple[Span, ...]:
-    """The bytes that all of these can be asked about, as spans that begin and end where all of them have a token
-    end.
+    """Return the bytes that all of these can be scored on.
+
+    They are spans that begin and end where all of them have a token edge.
     """
     common = spelled[0].spans
     if all(other.spans == common for other in spelled[1:]):
@@ -144,9 +147,9 @@ def common_spans(spelled: Sequence[Spelled]) -> tuple[Span, ...]:
     for other in spelled[1:]:
         overlaps = ((max(a, c), min(b, d)) for a, b in common for c, d in other.spans)
         common = tuple((start, end) for start, end in overlaps if start < end)
-    found = []
+    spans = []
     for start, end in common:
         edges = [edge for edge in edges_of_all if start <= edge <= end]
         if edges and min(edges) < max(edges):
-            found.append((min(edges), max(edges)))
-    return tuple(found)
+            spans.append((min(edges), max(edges)))
+    return tuple(spans)

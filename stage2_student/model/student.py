@@ -147,7 +147,7 @@ class Student(nn.Module):
         if self.logit_softcap is None:
             theirs, plain = theirs_BLV.double().flatten(), plain_BLV.double().flatten()
             scale = float(theirs @ plain / (plain @ plain))
-            # Six digits, as in a config, drop the rounding of the products. Up to 1e-4, a difference from 1 is rounding.
+            # Six digits, as in a config, drop the rounding of the products. Within 1e-4 of 1 it is rounding.
             self.logit_scale = float(f"{scale:.6g}") if math.isfinite(scale) and abs(scale - 1) > 1e-4 else 1.0
         self._compare(theirs_BLV, plain_BLV)
         weight = self.lm.get_output_embeddings().weight
@@ -157,7 +157,7 @@ class Student(nn.Module):
         self._compare(theirs_BLV, plain_BLV)
 
     def _own_and_plain(self) -> tuple[Tensor, Tensor]:
-        """Return the model's own logits of a few tokens, and its head applied to the last hidden states."""
+        """Return the model's own logits of a few tokens, and the plain head's of its last hidden states."""
         tokens_BL = torch.tensor([[0, 1, 2]])
         trunk = self.lm.base_model(input_ids=tokens_BL, use_cache=False)
         if not hasattr(trunk, "last_hidden_state"):

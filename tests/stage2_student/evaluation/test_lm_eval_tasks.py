@@ -186,7 +186,7 @@ def test_what_a_model_lacks_is_named(model: Path, chat_lms: dict[str, TextModel]
     plain = TextModel(str(model), device="cpu")
     with pytest.raises(ValueError, match="has no chat template"):
         plain.ask_with(TasksConfig(names=("any",), apply_chat_template=True))
-    with pytest.raises(ValueError, match=r"no control token '<|endoftxt|>'; the nearest it has: <\|endoftext\|>"):
+    with pytest.raises(ValueError, match=r"no control token '<|endoftxt|>'; the nearest: <\|endoftext\|>"):
         plain.ask_with(TasksConfig(names=("any",), start="<|endoftxt|>"))
 
 
@@ -199,7 +199,7 @@ def test_tasks_are_looked_up_before_weights_are_loaded(tasks: Path, tmp_path: Pa
 
 
 def test_the_recipes_name_tasks_that_the_harness_has() -> None:
-    with pytest.raises(ValueError, match=r"no task 'piqua'; the nearest it has: piqa.*Without a hub: bld_boolq"):
+    with pytest.raises(ValueError, match=r"no task 'piqua'; the nearest: piqa.*Tasks that need no hub: bld_boolq"):
         run_tasks("some/model", {"group": TasksConfig(names=("piqua",))})
     known = set(_with_all_tasks(str(LOCAL_TASKS)).all_tasks)
     for recipe in map(load_recipe, recipe_names()):

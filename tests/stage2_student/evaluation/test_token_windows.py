@@ -55,9 +55,9 @@ def test_a_window_has_the_models_positions_where_nobody_says_and_more_are_refuse
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert window_size(GPT2Config(n_positions=64), None, "small") == 64
-    assert "small: windows of 64 tokens, for it has no more positions" in capsys.readouterr().err
+    assert "small: windows of 64 tokens, because it has no more positions" in capsys.readouterr().err
     assert window_size(LlamaConfig(max_position_embeddings=4096), None, "large") == 2048
     assert window_size(XLNetConfig(), None, "endless") == 2048
     assert window_size(MambaConfig(), None, "endless") == 2048 and window_size(MambaConfig(), 5000, "endless") == 5000
-    with pytest.raises(ValueError, match=r"max_tokens is 65, and small has 64 positions .*; give 64 or less"):
+    with pytest.raises(ValueError, match=r"max_tokens is 65, but small has 64 positions .*; give 64 or less"):
         window_size(GPT2Config(n_positions=64), 65, "small")
