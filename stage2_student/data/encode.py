@@ -225,7 +225,7 @@ def _tokens(
     if chats and chat is None:
         raise ValueError(
             f"the dump holds chats (document {chats[0].doc_id!r}), but the student has no chat template; "
-            "set student.chat_template"
+            "give student.chat_template"
         )
     of_chats = iter(_chats(chats, chat, by_turn) if chat is not None else [])
     written = [next(of_chats) if record.message_roles else next(ids_of_plain) for record in asked]
