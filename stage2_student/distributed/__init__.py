@@ -1,3 +1,3 @@
-"""The ranks of a job: DeepSpeed, which rank this process is, and what ranks tell each other outside collectives.
+"""The ranks of a job: DeepSpeed, the rank of this process, and messages between ranks outside collectives.
 
 May import `pipeline`'s ground and `schemas`."""

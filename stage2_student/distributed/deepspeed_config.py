@@ -1,4 +1,4 @@
-"""The JSON that DeepSpeed is told: derived from the recipe, an operator's own file merged over it."""
+"""DeepSpeed's JSON configuration: derived from the recipe, with an operator's own file merged over it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config import DeepSpeedConfig, Recipe
 
-# What the recipe or the training loop decides; a prefix stands for all that is below it.
+# Keys set by the recipe or the training loop; a key covers everything below it.
 _OURS = {
     "train_batch_size": "train.batch_tokens",
     "train_micro_batch_size_per_gpu": "train.micro_batch_tokens",
@@ -37,20 +37,22 @@ _OURS = {
     "data_efficiency": "nothing: the loop reads the dump",
     "curriculum_learning": "nothing: the loop reads the dump",
 }
-# Where and how fast, not what comes out; the rest of an operator's file is part of a run's identity.
+# Keys that affect placement and speed, not the result; the rest of an operator's file is part of a run's identity.
 _PLACEMENT = {
-    "zero_optimization", "steps_per_print", "wall_clock_breakdown", "dump_state", "memory_breakdown", "comms_logger", "flops_profiler",
-    "tensorboard", "wandb", "csv_monitor", "comet", "monitor_config", "aio", "autotuning",
+    "zero_optimization", "steps_per_print", "wall_clock_breakdown", "dump_state", "memory_breakdown", "comms_logger",
+    "flops_profiler", "tensorboard", "wandb", "csv_monitor", "comet", "monitor_config", "aio", "autotuning",
 }  # fmt: skip
 _ZERO_DECIDES = {"zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"}
 
 
 def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
-    """What DeepSpeed is told, all of it: a pure function of the recipe, the operator's file and the number of ranks.
+    """Build DeepSpeed's complete configuration from the recipe, the operator's file and the number of ranks.
 
-    Batch sizes are DeepSpeed's book-keeping only (documents of one micro-batch vary); accumulation is steered by the
-    loop. Precision is ours (`stage2_student.model.student.Precision`): DeepSpeed's weights are plain float32. Raises
-    ValueError for a file that is not JSON, or that says what the recipe says.
+    A pure function of these three. Batch sizes are for DeepSpeed's bookkeeping only (the number of documents in a
+    micro-batch varies); the loop controls accumulation. Precision is ours
+    (`stage2_student.model.student.Precision`): DeepSpeed's weights are plain float32.
+
+    Raises ValueError for a file that is not JSON, or that sets what the recipe decides.
     """
     train = recipe.train
     derived = {
@@ -60,7 +62,7 @@ def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
         "gradient_clipping": train.grad_clip,
         "optimizer": {
             "type": "AdamW",
-            # torch's own: DeepSpeed's CPU kernel compiles for minutes, and resumed slightly off.
+            # torch's own: DeepSpeed's CPU kernel takes minutes to compile, and its resumes were slightly off.
             "params": {
                 "torch_adam": True,
                 "lr": train.lr,
@@ -71,7 +73,7 @@ def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
         },
         "zero_optimization": _zero(train.deepspeed),
         "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,  # we print our own lines
+        "steps_per_print": 10**9,  # we log our own lines
         "wall_clock_breakdown": False,
     }
     return _merged(derived, operators_json(train.deepspeed))
@@ -87,37 +89,37 @@ def _zero(config: DeepSpeedConfig) -> dict[str, Any]:
 
 
 def operators_json(config: DeepSpeedConfig) -> dict[str, Any]:
-    """What `train.deepspeed.config` holds; nothing where it is not given."""
+    """Read the file that `train.deepspeed.config` names; empty if none is given."""
     if config.config is None:
         return {}
     path = Path(config.config)
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"train.deepspeed.config: {path} cannot be read as JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise ValueError(f"train.deepspeed.config: {path} must hold an object, not {given!r}")
-    for key in _keys(given):
-        for ours, instead in _OURS.items():
+    if not isinstance(values, dict):
+        raise ValueError(f"train.deepspeed.config: {path} must hold an object, not {values!r}")
+    for key in _keys(values):
+        for ours, decided_by in _OURS.items():
             if key == ours or key.startswith(f"{ours}."):
                 raise ValueError(
-                    f"train.deepspeed.config: {path} sets {key}, which is not its to set; the recipe's key for it is {instead}"
-                    if instead.startswith("train.")
-                    else f"train.deepspeed.config: {path} sets {key}, which cannot be set ({instead}); take it out"
+                    f"train.deepspeed.config: {path} sets {key}, which the recipe decides; set {decided_by} instead"
+                    if decided_by.startswith("train.")
+                    else f"train.deepspeed.config: {path} sets {key}, which cannot be set ({decided_by}); remove it"
                 )
-    return given
+    return values
 
 
 def decides_the_result(config: DeepSpeedConfig) -> dict[str, Any]:
-    """The part of the operator's file that belongs to a run's identity."""
-    given = operators_json(config)
-    decides = {key: value for key, value in given.items() if key not in _PLACEMENT}
-    zero = {key: value for key, value in given.get("zero_optimization", {}).items() if key in _ZERO_DECIDES}
+    """Return the part of the operator's file that belongs to a run's identity."""
+    values = operators_json(config)
+    decides = {key: value for key, value in values.items() if key not in _PLACEMENT}
+    zero = {key: value for key, value in values.get("zero_optimization", {}).items() if key in _ZERO_DECIDES}
     return decides | ({"zero_optimization": zero} if zero else {})
 
 
 def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names, of inner objects and of what they hold."""
+    """Yield the dotted names of all keys, nested objects' and their members' alike."""
     for key, value in values.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):

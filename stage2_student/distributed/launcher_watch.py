@@ -1,8 +1,7 @@
-"""A rank ends with what started it: a rank whose launcher is gone would train on unseen, and hold the run.
+"""Ends a rank when its launcher is gone: it would otherwise train on unseen, and keep the run locked.
 
-Its parent is DeepSpeed's launcher, an agent of torchrun, or a step of srun. On a machine that ssh has reached it is the
-server's process for that connection too, which ends with the connection, and so with the command at the other end of
-it.
+The parent of a rank is DeepSpeed's launcher, a torchrun agent or an srun step. On a machine reached by ssh, the rank
+also ends with the sshd process of that connection, and so with the command at its other end.
 """
 
 import os
@@ -16,23 +15,24 @@ import psutil
 
 from pipeline.runtime import log
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 @cache
 def end_with_ancestors(over_ssh: bool) -> None:
-    """Watch them in a thread for as long as this process lives; where one is gone, end at once, whatever is under way.
+    """Watch this process's ancestors in a thread, and exit at once when one is gone, whatever is under way.
 
     Args:
-        over_ssh: ssh has started the launcher on this machine.
+        over_ssh: the launcher on this machine was started by ssh.
     """
     watched = watched_of(_seen_parents(), over_ssh)
     threading.Thread(target=_watch, args=(watched, os.getppid()), name="ancestors", daemon=True).start()
 
 
 def _seen_parents() -> list[psutil.Process]:
-    """This process' parents, nearest first, up to the first that is hidden: root's are, where /proc is mounted with
-    hidepid.
+    """Return this process's ancestors, nearest first, up to the first hidden one.
+
+    Root's processes are hidden if /proc is mounted with hidepid.
     """
     parents: list[psutil.Process] = []
     with suppress(psutil.Error):
@@ -45,24 +45,26 @@ def _seen_parents() -> list[psutil.Process]:
 
 
 def watched_of(parents: Sequence[psutil.Process], over_ssh: bool) -> Sequence[psutil.Process]:
-    """Of a process' parents, nearest first, those that it ends with: the first; over ssh all up to the connection's
-    server, if any is.
+    """Select the ancestors that a process ends with, from all of them, nearest first.
+
+    The first one; over ssh, all up to the connection's sshd, if there is one.
     """
     servers = [number for number, parent in enumerate(parents, 1) if parent.name().startswith("sshd")]
     return parents[: servers[0] if over_ssh and servers else 1]
 
 
 def _watch(watched: Sequence[psutil.Process], parent: int) -> None:
-    """`parent` is watched too, by its number alone: it may be hidden."""
-    while not (gone := [process.pid for process in watched if not _is_there(process)]) and os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
+    """Exit once one of the processes is gone; `parent` is watched by its process id alone, because it may be hidden."""
+    while not (gone := [process.pid for process in watched if not _is_alive(process)]) and os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
     log.error(
-        f"process {gone[0] if gone else parent}, which started this rank, is gone; the rank ends with it. The same command goes on"
+        f"process {gone[0] if gone else parent}, which started this rank, is gone; the rank exits too. "
+        "Rerun the same command to continue"
     )
     os._exit(1)
 
 
-def _is_there(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,3 +1,3 @@
-"""How the training is started, one process per rank, and the memory that it will take.
+"""The launch of training, one process per rank, and an estimate of the memory it takes.
 
 May import every room of the stage."""

@@ -1,8 +1,7 @@
-"""Start the training, one process per rank: on this machine, on those of a hostfile, or as the rank that torchrun or
-srun started.
+"""Starting of training, one process per rank: here, on a hostfile's machines, or as a rank of torchrun or srun.
 
-On one machine the launcher's local half is called directly: its outer half looks for ssh and a hostfile, and on a CPU
-counts devices with numactl, none of which one machine needs.
+On one machine the local half of DeepSpeed's launcher is called directly: the outer half looks for ssh and a hostfile,
+and on a CPU counts devices with numactl, none of which a single machine needs.
 """
 
 import base64
@@ -30,9 +29,9 @@ from stage2_student.runs.identity import dump_refs
 from stage2_student.runs.schedule import continued
 from stage2_student.training.stop_signals import STOPPING
 
-_RANK = str(Path(__file__).resolve().with_name("rank.py"))  # a file: a module is looked for in the current folder first
-# Where the model is in the host's memory, glibc keeps what was freed, in large pages: a step frees and asks for
-# gigabytes, and to have each page of them handed out and cleared anew takes a fifth of its time.
+_RANK = str(Path(__file__).resolve().with_name("rank.py"))  # a file: a module is first looked up in the current folder
+# For a model in host memory, glibc keeps freed memory, in huge pages: a step frees and allocates gigabytes, and having
+# the kernel map and clear every page again takes a fifth of its time.
 _ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
@@ -41,7 +40,7 @@ _ALLOCATOR = {
 
 
 def launch_command(recipe_path: Path, train: TrainConfig, port: int) -> list[str]:
-    """The command that trains the recipe: on ranks 0 .. num_processes here, or on the machines of the hostfile."""
+    """Build the command that trains the recipe: with `num_processes` ranks here, or on the hostfile's machines."""
     rank = ("--no_local_rank", _RANK, "--recipe", str(recipe_path))
     if train.hostfile is not None:
         outer = (sys.executable, "-u", "-m", "deepspeed.launcher.runner", "--quiet", f"--hostfile={train.hostfile}")
@@ -56,9 +55,9 @@ def launch_command(recipe_path: Path, train: TrainConfig, port: int) -> list[str
 
 
 def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
-    """Train, or resume; returns the exit code, as a shell has it. With `dry_run` the command is only printed.
+    """Train, or resume; returns the exit code as a shell reports it. With `dry_run` the command is only printed.
 
-    Where torchrun or srun has started this process as a rank of theirs, it trains here, and launches nothing.
+    If torchrun or srun started this process as a rank, train in this process and launch nothing.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     run = Path(student_config(loaded).path)
@@ -78,7 +77,7 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
         return 0
     run.mkdir(parents=True, exist_ok=True)
     end_children_with_me()
-    # A name of its own: the ranks read it once they are up, and only then is another command for the same run refused.
+    # A unique name: the ranks read the file once they are up, and only then is a second command for this run refused.
     number, name = tempfile.mkstemp(dir=run, prefix="launch-", suffix=".yaml")
     os.close(number)
     try:
@@ -87,41 +86,41 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
         code, received = _run(command, _environment(loaded.train))
     finally:
         Path(name).unlink(missing_ok=True)
-    # Over several machines DeepSpeed's launcher ends with 1 for any signal.
+    # On several machines DeepSpeed's launcher exits with 1 for any signal.
     return 128 + received[0] if code == 1 and received and loaded.train.hostfile is not None else code
 
 
 def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Return the recipe with the schedule that its run will have, and what to say of it.
+    """Return the recipe with the schedule that its run will have, and remarks for the user.
 
-    Raises ValueError for whatever a start refuses that can be known before a rank is started, or a model or a dump
-    opened: the schedule, a hostfile that is not there, a DeepSpeed JSON that cannot be used, own code that is no file,
-    a tracker that is not installed.
+    Raises ValueError for every fault that can be found before a rank is started or a model or dump is opened: in the
+    schedule, a missing hostfile, an unusable DeepSpeed JSON, a plug-in that is not a file, a tracker that is not
+    installed.
     """
     deepspeed_config(recipe, 1)
     student, train = student_config(recipe), recipe.train
     if train.hostfile is not None and not Path(train.hostfile).is_file():
-        raise ValueError(f"train.hostfile: {train.hostfile} is not a file; give one with lines of NAME slots=RANKS")
+        raise ValueError(f"train.hostfile: {train.hostfile} is not a file; give one with lines `NAME slots=RANKS`")
     for key, file in [
         ("student.interface", student.interface),
         *(("train.objectives", f) for f in train.objectives.files.values()),
     ]:
         if plugins.is_own(file) and not Path(file).expanduser().is_file():
-            raise ValueError(f"{key}: {file} is not a file (from {Path.cwd()}); give the path of a Python file")
+            raise ValueError(f"{key}: {file} is not a file (relative to {Path.cwd()}); give the path of a Python file")
     if train.wandb is not None:
-        from stage2_student.runs.trackers import check_installed  # with TensorBoard: seconds to import
+        from stage2_student.runs.trackers import check_installed  # imports TensorBoard, which takes seconds
 
         check_installed(train.wandb)
     return continued(recipe, begun_schedule(Path(student.path)))
 
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:
-    """Run the launcher; returns its exit code, as a shell has it, and the signals that came in the meantime.
+    """Run the launcher; returns its exit code, as a shell reports it, and the signals received meanwhile.
 
-    The first SIGTERM or SIGINT goes to the ranks on this machine, which save and exit; another one kills them. Not to
-    DeepSpeed's local launcher: it would end one rank after the other, each after 30 seconds at most, and a rank cannot
-    save alone. The launcher gets the signal itself where it has no rank here: before it has started them, and over
-    several machines. A terminal that is closed (SIGHUP) is a SIGTERM to them. For SIGKILL there is
+    The first SIGTERM or SIGINT is passed to the ranks on this machine, which save and exit; a second one kills them. It
+    is not passed to DeepSpeed's local launcher, which would end the ranks one by one, waiting up to 30 seconds for
+    each, and a rank cannot save alone. The launcher gets the signal itself if it has no ranks here: before it has
+    started them, and with several machines. SIGHUP (a closed terminal) is passed on as SIGTERM. SIGKILL is handled by
     `end_children_with_me`.
     """
     received: list[int] = []
@@ -133,15 +132,15 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int
             ranks = _ranks(launcher)
             again = len(received) > 1
             for process in [*ranks, launcher] if again else ranks or [launcher]:
-                with suppress(psutil.NoSuchProcess):  # it has just ended
+                with suppress(psutil.NoSuchProcess):  # it has just exited
                     process.send_signal(signal.SIGKILL if again else received[0])
 
-    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)  # nohup has it ignored
+    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)  # nohup ignores it
     before = {number: signal.signal(number, pass_on) for number in (*STOPPING, *hang_up)}
     try:
-        # Of its own session, so that Ctrl-C comes to the ranks once, and through us.
+        # In its own session, so that Ctrl-C reaches the ranks once, and through us.
         launched.append(psutil.Popen(command, env=environment, start_new_session=True))
-        if received:  # while it was being started
+        if received:  # during the start
             launched[0].send_signal(received[0])
         return _shell_code(launched[0].wait()), received
     finally:
@@ -150,25 +149,25 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int
 
 
 def _ranks(launcher: psutil.Popen) -> list[psutil.Process]:
-    """The ranks that the launcher has started on this machine."""
-    found = []
+    """Return the ranks that the launcher has started on this machine."""
+    ranks = []
     for process in descendants(launcher.pid):
-        with suppress(psutil.Error):  # it has just ended
+        with suppress(psutil.Error):  # it has just exited
             words = process.cmdline()
             if _RANK in words and not any(word.startswith("deepspeed.launcher") for word in words):
-                found.append(process)
-    return found
+                ranks.append(process)
+    return ranks
 
 
 def _shell_code(code: int) -> int:
-    """The launcher's exit code as a shell has it: a rank that signal n ended comes as -n, or as 256 - n."""
+    """Convert the launcher's exit code to a shell's: for a rank ended by signal n it is -n, or 256 - n."""
     if code < 0:
         return 128 - code
     return 128 + 256 - code if code > 192 else code
 
 
 def _environment(train: TrainConfig) -> dict[str, str]:
-    """A child's, with the cores shared among the ranks: each would take all of them."""
+    """Return a child's environment, with the cores divided among the ranks: each would use all of them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = train.num_processes if train.hostfile is None else 1
     defaults = {"OMP_NUM_THREADS": str(max(1, cores // ranks)), "TOKENIZERS_PARALLELISM": "true"}

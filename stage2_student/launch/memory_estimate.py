@@ -1,13 +1,12 @@
-"""Memory that a student's weights, gradients and optimizer take on a rank, by ZeRO stage: counted, without loading a
-weight.
+"""Memory of a student's weights, gradients and optimizer per rank and ZeRO stage, counted without loading a weight.
 
-As this project trains (`distributed.deepspeed_config`, `model.student.Precision`): weights float32, gradients float32,
-AdamW's two moments float32. Activations and logits come on top, and grow with `train.micro_batch_tokens`; a run's
-`memory_bytes` holds them too.
+As this project trains (`distributed.deepspeed_config`, `model.student.Precision`): weights, gradients and AdamW's two
+moments are float32. Activations and logits come on top, and grow with `train.micro_batch_tokens`; a run's
+`memory_bytes` includes them.
 
-Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 3, for what each stage splits; DeepSpeed 0.19's own code for
-what it holds beside: from stage 1 on another copy of the rank's share of the weights, and a bucket that gradients are
-reduced in. Under stage 3 the weights that a layer needs are gathered besides.
+Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 3, for what each stage partitions; DeepSpeed 0.19's code for
+what it holds in addition: from stage 1 on, another copy of the rank's partition of the weights, and a bucket for
+reducing gradients. Stage 3 also gathers the weights of the layer being computed.
 """
 
 from collections.abc import Iterator
@@ -31,14 +30,17 @@ BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default of zero_optimization.reduce
 
 
 class Sizes(NamedTuple):
-    """Numbers of parameters, the interface's included."""
+    """Numbers of parameters, including the interface's."""
 
     total: int
     trained: int
 
 
 def student_sizes(recipe: Recipe) -> Sizes:
-    """Of the student that the recipe trains: moved to its tokenizer, layers dropped, adapters and interface added."""
+    """Count the parameters of the student that the recipe trains.
+
+    It is moved to its tokenizer, layers are dropped, adapters and interface added.
+    """
     student = student_config(recipe)
     source = resolve_model(student.source)
     tokenizer, _, _ = student_tokenizer(student)
@@ -71,7 +73,7 @@ def student_sizes(recipe: Recipe) -> Sizes:
 
 
 def state_bytes(sizes: Sizes, zero_stage: int, num_ranks: int) -> int:
-    """Bytes on each rank, the bucket left out; whatever is offloaded counts as if it were not."""
+    """Return the bytes on each rank without the bucket; offloaded state counts as if it were not offloaded."""
     weights = sizes.total / (num_ranks if zero_stage == 3 else 1)
     copy = sizes.trained / num_ranks if zero_stage else 0
     gradients = sizes.trained / (num_ranks if zero_stage >= 2 else 1)
@@ -80,7 +82,7 @@ def state_bytes(sizes: Sizes, zero_stage: int, num_ranks: int) -> int:
 
 
 def footprint_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """What the student takes, for `bld plan`: parameters, and GiB on each rank by ZeRO stage."""
+    """Yield label and text for `bld plan`: the student's parameters, and GiB on each rank by ZeRO stage."""
     sizes = student_sizes(recipe)
     yield "parameters", f"{sizes.total:,} parameters, {sizes.trained:,} of them trained"
     bucket = bucket_bytes(recipe.train.deepspeed)
@@ -95,6 +97,6 @@ def footprint_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def bucket_bytes(config: DeepSpeedConfig) -> int:
-    """Of the buffer that gradients are reduced in, from stage 1 on."""
+    """Return the size of the buffer that gradients are reduced in, from stage 1 on."""
     zero = operators_json(config).get("zero_optimization", {})
     return FLOAT_BYTES * int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))

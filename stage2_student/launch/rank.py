@@ -1,7 +1,7 @@
-"""A rank, as DeepSpeed's launcher starts it: `python rank.py --recipe FILE`.
+"""Entry point of a rank started by DeepSpeed's launcher: `python rank.py --recipe FILE`.
 
-A file and not a module (`python -m`), because DeepSpeed puts the current folder in front of the path of a hostfile's
-ranks, and there the operator may have a package named as one of ours.
+A file rather than a module (`python -m`), because DeepSpeed puts the current folder first on the path of a hostfile's
+ranks, where the operator may have a package with the name of one of ours.
 """
 
 import sys

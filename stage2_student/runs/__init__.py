@@ -1,3 +1,3 @@
-"""A run's folder: whose it is, its checkpoints, its log, its export.
+"""A run's folder: its identity, checkpoints, log and export.
 
-May import the rooms above it: `data` to `evaluation`."""
+May import the folders of the stage from `data` to `evaluation`."""

@@ -1,4 +1,4 @@
-"""What a checkpoint consists of, written with it; and whether all of that is still there and can be read.
+"""The inventory of a checkpoint's files, written with it, and the check that all of them are intact.
 
 files.json  {"world": 2, "files": {"mp_rank_00_model_states.pt": 118232, ...}}   sizes in bytes
 """
@@ -16,30 +16,30 @@ _NAME = "files.json"
 
 @dataclass(frozen=True)
 class Inventory:
-    """The files of a checkpoint by their size in bytes, and how many ranks wrote them."""
+    """The sizes in bytes of a checkpoint's files, by name, and the number of ranks that wrote them."""
 
     world: int
     files: Mapping[str, int]
 
     @classmethod
     def load(cls, folder: Path) -> "Inventory":
-        """Raises OSError or ValueError where it is missing or damaged."""
+        """Read the inventory of a checkpoint. Raises OSError or ValueError if it is missing or damaged."""
         values = json.loads((folder / _NAME).read_text(encoding="utf-8"))
         return cls(int(values["world"]), {str(name): int(size) for name, size in values["files"].items()})
 
 
 def write_inventory(folder: Path, world: int) -> None:
-    """Say what the files in `folder` are; to be called when they are all there."""
+    """Record the files in `folder`; call it once all of them are written."""
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     write_json(folder / _NAME, {"world": world, "files": sizes})
 
 
 def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """Why the checkpoint cannot be used: a file that is missing, cut off, unreadable or altered; None where it is
-    sound.
+    """Return why the checkpoint cannot be used; None if it is sound.
 
-    Each record of a file that torch writes carries a CRC-32, so that reading once finds what changed. `parts` ranks
-    share the reading: this is the share of `part`.
+    Finds a file that is missing, truncated, unreadable or altered: each record of a file written by torch carries a
+    CRC-32, so that one read detects any change. `parts` ranks share the reading; this call reads the files of rank
+    `part`.
     """
     try:
         files = Inventory.load(folder).files
@@ -48,8 +48,8 @@ def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     for name, size in sorted(files.items()):
         if not (folder / name).exists():
             return f"{name} is missing"
-        if (found := (folder / name).stat().st_size) != size:
-            return f"{name} has {found} bytes, not {size}"
+        if (actual_size := (folder / name).stat().st_size) != size:
+            return f"{name} has {actual_size} bytes, not {size}"
     for name in sorted(files)[part::parts]:
         if (cause := _unreadable(folder / name)) is not None:
             return f"{name}: {cause}"
@@ -57,7 +57,7 @@ def find_damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def _unreadable(path: Path) -> str | None:
-    """Why a file cannot be read as it was written; of files other than torch's, only whether they can be read."""
+    """Return why a file is damaged; None if it is sound. Files other than torch's are only checked to be readable."""
     try:
         if path.suffix != ".pt":
             path.read_bytes()
@@ -66,4 +66,4 @@ def _unreadable(path: Path) -> str | None:
             altered = archive.testzip()
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         return str(error) or repr(error)
-    return None if altered is None else f"its record {altered} is not what was written"
+    return None if altered is None else f"its record {altered} was altered"

@@ -1,4 +1,4 @@
-"""A run's checkpoints: which are complete, how one becomes so, and which are set aside."""
+"""A run's checkpoints: those that are complete, committing a new one, and setting damaged ones aside."""
 
 import os
 import re
@@ -15,20 +15,19 @@ _STEP = re.compile(r"step-(\d{6,})")
 
 
 def checkpoint_name(step: int) -> str:
+    """Return the folder name of the checkpoint of a step."""
     return f"step-{step:06d}"
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """Steps of the complete checkpoints, ascending."""
+    """Return the steps of the complete checkpoints, ascending."""
     folder = run / "checkpoints"
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
 
 
 def commit_checkpoint(run: Path, partial: str, step: int, world: int) -> None:
-    """List DeepSpeed's files and make them durable, then give the folder its name, then say in `latest` that it is the
-    newest.
-    """
+    """Inventory DeepSpeed's files and make them durable, rename the folder, then name it in `latest` as the newest."""
     folder = run / "checkpoints"
     write_inventory(folder / partial, world)
     for file in (folder / partial).iterdir():
@@ -45,23 +44,27 @@ def _write_latest(folder: Path, step: int) -> None:
 
 
 def set_aside(run: Path, damaged: Mapping[int, str], sound: int) -> None:
-    """Say which checkpoints are damaged, and why, and keep them under names that no resume looks at; `sound` is now the
-    newest.
+    """Rename damaged checkpoints, with a warning, so that no resume looks at them.
+
+    Args:
+        damaged: why each cannot be used, by step.
+        sound: the step of the checkpoint that is now the newest.
     """
     folder = run / "checkpoints"
     for step, cause in damaged.items():
         name = checkpoint_name(step)
-        kept = next(
+        aside = next(
             new for n in count(1) if not (new := folder / f"{name}.damaged{'' if n == 1 else f'-{n}'}").exists()
         )
-        (folder / name).replace(kept)
+        (folder / name).replace(aside)
         log.warning(
-            f"{folder / name} cannot be loaded ({cause}); kept as {kept.name}, going back to {checkpoint_name(sound)}"
+            f"{folder / name} cannot be loaded ({cause}); kept as {aside.name}, going back to {checkpoint_name(sound)}"
         )
     if damaged:
         _write_latest(folder, sound)
 
 
 def remove_partial_checkpoints(run: Path) -> None:
+    """Remove checkpoints that an interrupted run left incomplete."""
     for folder in (run / "checkpoints").glob("*.partial"):
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink()

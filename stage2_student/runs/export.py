@@ -1,4 +1,4 @@
-"""From a checkpoint to a plain Hugging Face folder; the byte interface stays behind."""
+"""Export of a checkpoint as a plain Hugging Face folder, without the byte interface."""
 
 import json
 from pathlib import Path
@@ -26,10 +26,14 @@ _STEP_FILE = "distilled.json"
 def export(run: Path | str, out: Path | str | None = None, step: int | None = None, best: bool = False) -> Path:
     """Write a complete checkpoint as safetensors, config, tokenizer and generation config; returns the folder.
 
-    The weights have the dtype that was trained with; adapters are merged into them. `out` (default: RUN/export) is
-    absent or complete, and replaced. `step`: which checkpoint; the newest by default, with `best` the one of the fewest
-    bits per byte on held-out text. Raises ValueError where there is no such checkpoint, it is damaged, or `out` holds
-    something else.
+    The weights have the training dtype, with adapters merged into them.
+
+    Args:
+        out: folder to write (default: RUN/export); it is absent or complete at any time, and replaced if it exists.
+        step: the checkpoint to export; by default the newest.
+        best: export the checkpoint with the lowest bits per byte on held-out text instead.
+    Raises:
+        ValueError: there is no such checkpoint, it is damaged, or `out` holds something other than a model.
     """
     run = Path(run)
     out = Path(out) if out is not None else run / "export"
@@ -50,53 +54,52 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     with committed_folder(out) as partial:
         model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
         save_tokenizer(read_tokenizer(run / "start", folder.tokenizer_sha256(run), trust), partial, trust)
-        said = {"step": step, "newest": checkpoint_steps(run)[-1]}
-        (partial / _STEP_FILE).write_text(json.dumps(said) + "\n", encoding="utf-8")
+        origin = {"step": step, "newest": checkpoint_steps(run)[-1]}
+        (partial / _STEP_FILE).write_text(json.dumps(origin) + "\n", encoding="utf-8")
     return out
 
 
 def is_due(run: Path) -> bool:
-    """Whether RUN/export is not there, or was made before the run had gone as far as it has; of a run that has ended.
+    """Tell whether RUN/export of a finished run is absent, or older than the run's newest checkpoint.
 
-    Which checkpoint is in it does not matter: an operator may have chosen another than the newest.
+    The checkpoint that it was made from does not matter: an operator may have exported an earlier one.
     """
-    said = run / "export" / _STEP_FILE
+    path = run / "export" / _STEP_FILE
     if not (run / "export").exists():
         return True
-    if not said.exists():
+    if not path.exists():
         return False
-    values, newest = (
-        read_json(said, "step", remedy="Delete it, and run `bld export` again"),
-        checkpoint_steps(run)[-1],
-    )
+    values = read_json(path, "step", remedy="Delete it, and run `bld export` again")
+    newest = checkpoint_steps(run)[-1]
     if "newest" in values:
         return bool(values["newest"] != newest)
     return bool(values["step"] != newest and folder.was_passed(run, values["step"]))  # by an earlier release
 
 
 def _chosen_step(run: Path, step: int | None, best: bool) -> int:
-    """Raises ValueError where there is no such checkpoint, or it is damaged."""
+    """Return the step to export. Raises ValueError if there is no such checkpoint, or it is damaged."""
     steps = checkpoint_steps(run)
     if not steps:
         raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint; run `bld student` first")
     if best and step is not None:
-        raise ValueError(f"--best and --step {step} do not go together: give one of them")
+        raise ValueError(f"--best and --step {step} cannot be combined: give one of them")
     chosen = best_step(run) if best else (steps[-1] if step is None else step)
     if chosen is None:
         raise ValueError(
-            f"{run / 'checkpoints'}: none of {steps} was evaluated, so none is best; train with train.eval_every"
+            f"{run / 'checkpoints'}: none of {steps} was evaluated, so none is the best; train with train.eval_every"
         )
     if chosen not in steps:
         raise ValueError(f"{run / 'checkpoints'} holds no complete checkpoint of step {chosen}; there are {steps}")
     if (damage := find_damage(run / "checkpoints" / checkpoint_name(chosen))) is not None:
         raise ValueError(
-            f"the checkpoint of step {chosen} in {run / 'checkpoints'} cannot be loaded: {damage}. Name another one; there are {steps}"
+            f"the checkpoint of step {chosen} in {run / 'checkpoints'} cannot be loaded: {damage}. "
+            f"Give another step; there are {steps}"
         )
     return chosen
 
 
 def _language_model(run: Path, step: int) -> dict[str, Tensor]:
-    """The checkpoint's weights without the interface's, under the model's own names."""
+    """Return the checkpoint's weights without the interface's, under the model's own names."""
     from stage2_student.distributed.deepspeed_engine import checkpoint_weights  # seconds to import
 
     weights = checkpoint_weights(run / "checkpoints", checkpoint_name(step))
@@ -104,8 +107,9 @@ def _language_model(run: Path, step: int) -> dict[str, Tensor]:
 
 
 def _fill(model: Any, weights: dict[str, Tensor]) -> None:
-    """Load every weight that was trained. A tied head may be absent, since it is the embedding; anything else is an
-    error.
+    """Load all trained weights into a model.
+
+    A tied head may be absent, because it is the embedding; ValueError for any other missing or unknown weight.
     """
     missing, unexpected = model.load_state_dict(weights, strict=False)
     named = list(model.named_parameters(remove_duplicate=False))
@@ -114,5 +118,5 @@ def _fill(model: Any, weights: dict[str, Tensor]) -> None:
     lacking = set(missing) - tied - frozen
     if lacking or unexpected:
         raise ValueError(
-            f"the checkpoint does not fit the start model: lacking {sorted(lacking)}, unknown {unexpected}"
+            f"the checkpoint does not match the start model: missing {sorted(lacking)}, unknown {unexpected}"
         )

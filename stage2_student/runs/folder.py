@@ -1,12 +1,15 @@
-"""A run's folder: whose it is, and what the run that lies there began with.
+"""A run's folder: its lock, its identity, and what an existing run began with.
 
-identity.json             what decides the result; a resume that differs is refused, but for the schedule of steps to
-come recipe.yaml, deepspeed.json, transfer counts in start/ lengths/                  the student's tokens of each
-record, by shard (see `stage2_student.data.token_counts`) start/                    the student before its first step, a
-Hugging Face folder checkpoints/step-000020   DeepSpeed's files; complete, since a checkpoint gets its name last
-checkpoints/latest        the newest of them, for DeepSpeed's own tools checkpoints/best          the best of them by
-evaluation (see `stage2_student.runs.retention`) checkpoints/*.damaged     one that could not be loaded when the run was
-resumed metrics.jsonl, tensorboard/, summary.json, export/
+identity.json             everything that decides the result; a resume with another is refused, except for the schedule
+                          of steps to come
+recipe.yaml, deepspeed.json, transfer counts in start/
+lengths/                  the student's tokens per record, by shard (see `stage2_student.data.token_counts`)
+start/                    the student before its first step, a Hugging Face folder
+checkpoints/step-000020   DeepSpeed's files; always complete, because a checkpoint gets its name last
+checkpoints/latest        name of the newest checkpoint, for DeepSpeed's own tools
+checkpoints/best          name of the best checkpoint by evaluation (see `stage2_student.runs.retention`)
+checkpoints/*.damaged     a checkpoint that could not be loaded at a resume
+metrics.jsonl, tensorboard/, summary.json, export/
 """
 
 import fcntl
@@ -21,11 +24,11 @@ from stage2_student.data import order
 from stage2_student.runs import schedule
 from stage2_student.runs.checkpoints import checkpoint_steps
 
-REMEDY = "Restore that file, or give a new student.path, or delete that folder to start again"
+REMEDY = "Restore that file, give a new student.path, or delete that folder to start over"
 
 
 def lock(run: Path) -> IO[str]:
-    """Hold the run for this process, until it ends in whatever way. Raises ValueError where another holds it."""
+    """Lock the run until this process ends, in whatever way. Raises ValueError if another process holds the lock."""
     run.mkdir(parents=True, exist_ok=True)
     file = (run / "lock").open("w")
     try:
@@ -39,10 +42,10 @@ def lock(run: Path) -> IO[str]:
 
 
 def claim(run: Path, identity: dict[str, Any]) -> None:
-    """Make the run's identity ours. Raises ValueError, naming the fields, where checkpoints of another one lie there.
+    """Create the run's identity, or check that it is `identity`.
 
-    One that differs in the schedule alone is trained on, with a warning. Without a complete checkpoint nothing is lost,
-    and what another recipe left there is removed.
+    If only the schedule differs, the run is trained on, with a warning. A run with another identity and no complete
+    checkpoint has nothing to lose, and is removed. Raises ValueError, naming the fields that differ, if it has one.
     """
     path = run / "identity.json"
     theirs = begun_identity(run) if path.exists() else None
@@ -53,10 +56,11 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
             if trained_on is None:
                 raise ValueError(
                     f"{run} holds checkpoints of another run ({differences}). Give a new student.path, or "
-                    "delete that folder to start again."
+                    "delete that folder to start over."
                 )
             log.warning(
-                f"{run}: trained on from step {steps[-1]} ({differences}); the rates of the steps to come are planned anew"
+                f"{run}: continuing from step {steps[-1]} with another schedule ({differences}); "
+                "it applies to all further steps"
             )
             write_json(path, trained_on)
             return
@@ -70,20 +74,19 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
 
 
 def begun_identity(run: Path, *needed: str) -> dict[str, Any]:
-    """Read the identity that the run in this folder began with. Raises ValueError, naming the file, where it is
-    damaged.
-    """
+    """Read the identity that this folder's run began with. Raises ValueError, naming the file, if it is damaged."""
     return read_json(run / "identity.json", *needed, remedy=REMEDY)
 
 
 def tokenizer_sha256(run: Path) -> str:
-    """The `ByteTokenizer.sha256` of the student's tokenizer, as the run began."""
+    """Return the `ByteTokenizer.sha256` of the tokenizer that the run began with."""
     return str(begun_identity(run, "student")["student"]["tokenizer_sha256"])
 
 
 def data_order(run: Path) -> int:
-    """The version of the order in which the run takes its documents: the one that its checkpoints were made in, where
-    it can still be taken.
+    """Return the version of the order in which the run reads its documents.
+
+    That of its checkpoints, if this release still supports it; else the current one.
     """
     path = run / "identity.json"
     if not path.exists() or not checkpoint_steps(run):
@@ -93,17 +96,16 @@ def data_order(run: Path) -> int:
 
 
 def adapters_by_peft(run: Path) -> bool:
-    """Whether the run's checkpoints have the adapters that earlier releases gave a model (see
-    `stage2_student.model.lora`).
-    """
+    """Tell whether the run's checkpoints have the adapters of earlier releases (see `stage2_student.model.lora`)."""
     path = run / "identity.json"
     begun = path.exists() and checkpoint_steps(run)
     return bool(begun) and "adapters" not in begun_identity(run)
 
 
 def begun_schedule(run: Path) -> dict[str, Any]:
-    """Return what a run that has a checkpoint keeps where a recipe does not say it (`schedule.KEPT`); empty where there
-    is none.
+    """Return the values that a run with a checkpoint keeps unless the recipe sets them (`schedule.KEPT`).
+
+    Empty for a run without a checkpoint.
     """
     path = run / "identity.json"
     if not path.exists() or not checkpoint_steps(run):
@@ -112,6 +114,6 @@ def begun_schedule(run: Path) -> dict[str, Any]:
 
 
 def was_passed(run: Path, step: int) -> bool:
-    """Whether the run was at its end at this step, and was then trained on."""
+    """Tell whether the run once ended at this step, and was then trained on."""
     identity = begun_identity(run)
     return step in [time["from_step"] for time in identity.get(schedule.TRAINED_ON, [])]

@@ -1,4 +1,4 @@
-"""A run's identity: everything that decides its trained weights, out of the recipe and the dumps."""
+"""A run's identity: everything that decides its trained weights, from the recipe and the dumps."""
 
 import hashlib
 import json
@@ -17,24 +17,24 @@ from stage2_student.distributed.deepspeed_config import decides_the_result
 _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
 _PLACEMENT = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
-# Where it is, and what is told by what comes of it: the dumps' identities, ids and hashes.
+# Paths, and keys whose effect the identity holds in another form: the dumps' identities, ids and hashes.
 _NOT_OF_STUDENT = {"path", "dumps", "mix", "start", "end", "tokenizer", "chat_template", "trust_remote_code"}
-_PIECES_VERSION = 2  # of how records are cut (`stage2_student.data.pieces`), and of what is kept of their lengths
-_WHOLE_CHATS_PIECES = 1  # where chats are used whole or not at all
-_ADAPTERS_VERSION = 2  # of which weights have adapters; runs of earlier releases do not say one
+_PIECES_VERSION = 2  # of how records are cut (`stage2_student.data.pieces`), and of what is stored about their lengths
+_WHOLE_CHATS_PIECES = 1  # for orders in which a chat is used whole or not at all
+_ADAPTERS_VERSION = 2  # of the choice of weights with adapters; runs of earlier releases have no such key
 
 
 def dump_refs(recipe: Recipe) -> tuple[DumpRef, ...]:
-    """The dumps to learn from, at least one."""
+    """Return the dumps to learn from, at least one."""
     return student_config(recipe).dumps or (DumpRef(path=recipe.dump.path, weight=1.0),)
 
 
 class RunVersions(NamedTuple):
-    """Versions of what a run does, in which it goes on as it was begun.
+    """Versions of behaviour that a run keeps from its beginning.
 
     Attributes:
-        data_order: in which it takes its documents (`stage2_student.data.order`).
-        adapters_by_peft: it has the adapters that earlier releases gave a model (`stage2_student.model.lora`).
+        data_order: version of the order of its documents (`stage2_student.data.order`).
+        adapters_by_peft: whether it has the adapters of earlier releases (`stage2_student.model.lora`).
     """
 
     data_order: int = order.VERSION
@@ -52,9 +52,9 @@ def run_identity(
     other_manifests: Sequence[Manifest] = (),
     versions: RunVersions = NEWEST,
 ) -> dict[str, Any]:
-    """Return everything that decides the trained weights, but rounding, and the ZeRO stage.
+    """Return everything that decides the trained weights, up to rounding, and the ZeRO stage.
 
-    No other stage reads a ZeRO stage's checkpoints.
+    The ZeRO stage is included because its checkpoints can be loaded under the same stage only.
     """
     student, train = student_config(recipe), recipe.train
     identity = {
@@ -81,13 +81,13 @@ def _dump_identity(manifest: Manifest) -> dict[str, Any]:
 
 
 def _own_code(*names: str) -> dict[str, Any]:
-    """Of the operator's own files, by their content; what they import is not known."""
+    """Return the hashes of the operator's plug-in files; what these import is not covered."""
     files = {name: plugins.sha256(name) for name in names if plugins.is_own(name)}
     return {"own_code": files} if files else {}
 
 
 def _mix_identity(recipe: Recipe, other_manifests: Sequence[Manifest]) -> dict[str, Any]:
-    """Of a student of several dumps: the others in order, and how their targets are mixed with the first one's."""
+    """Return the identity of further dumps, in order, and how their targets are mixed with the first one's."""
     weights = Mix.of([ref.weight for ref in dump_refs(recipe)], "arithmetic").weights
     return {
         "other_dumps": {str(index): _dump_identity(other) for index, other in enumerate(other_manifests, 1)},
@@ -96,7 +96,7 @@ def _mix_identity(recipe: Recipe, other_manifests: Sequence[Manifest]) -> dict[s
 
 
 def counts_key(identity: Mapping[str, Any]) -> str:
-    """What decides how many tokens the records of a run's dumps have, in which pieces, as a hash."""
+    """Hash everything that decides the pieces of a run's records and their token counts."""
     student = {name: identity["student"].get(name) for name in ("tokenizer_sha256", "template_sha256")}
     is_cut = identity["data_order"] > order.WHOLE_RECORDS
     version = _PIECES_VERSION if identity["data_order"] > order.WHOLE_CHATS else _WHOLE_CHATS_PIECES

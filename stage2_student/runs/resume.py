@@ -1,6 +1,4 @@
-"""Which checkpoint a run goes on from, and how it is read: by as many ranks as wrote it, or by another number of
-them.
-"""
+"""Selection and loading of the checkpoint that a run resumes from, by any number of ranks."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +12,7 @@ from stage2_student.runs.checkpoints import checkpoint_name, checkpoint_steps, s
 
 
 class Checkpoint(NamedTuple):
-    """A sound checkpoint: after which step, and by how many ranks it was written."""
+    """A sound checkpoint: its step, and the number of ranks that wrote it."""
 
     step: int
     world: int
@@ -25,11 +23,10 @@ class Checkpoint(NamedTuple):
 
 
 def newest_sound(run: Path, channel: Channel) -> Checkpoint | None:
-    """The newest checkpoint whose files are all there and as they were written, the same on all ranks; None where there
-    is none.
+    """Return the newest checkpoint whose files are complete and unaltered; None if there is no checkpoint.
 
-    The ranks share the reading. Newer ones that are damaged are set aside, and named with the cause.
-    Raises ValueError where there are checkpoints, and all of them are damaged.
+    It is the same on all ranks, which share the reading. Newer, damaged checkpoints are set aside, with the cause in a
+    warning. Raises ValueError if there are checkpoints and all of them are damaged.
     """
     folder, rank = run / "checkpoints", channel.rank
     damaged: dict[int, str] = {}
@@ -45,31 +42,35 @@ def newest_sound(run: Path, channel: Channel) -> Checkpoint | None:
     if damaged:
         causes = [f"{checkpoint_name(step)} ({cause})" for step, cause in damaged.items()]
         raise ValueError(
-            f"{folder} holds no checkpoint that can be loaded: {', '.join(causes)}. Put one back from a copy, or delete {run} to start again"
+            f"{folder} holds no checkpoint that can be loaded: {', '.join(causes)}. "
+            f"Restore one from a copy, or delete {run} to start over"
         )
     return None
 
 
 def needs_conversion(checkpoint: Checkpoint | None, zero_stage: int, world: int) -> bool:
-    """Whether the files are of another number of ranks: ZeRO splits them, without it any rank reads the one file."""
+    """Tell whether the files were written by another number of ranks.
+
+    ZeRO partitions them; without it every rank reads the one file.
+    """
     return checkpoint is not None and zero_stage > 0 and checkpoint.world != world
 
 
 def load(engine: Any, run: Path, checkpoint: Checkpoint, channel: Channel, convert: bool) -> dict[str, Any]:
-    """Read a checkpoint into the engine of every rank; returns what was stored beside weights and optimizer.
+    """Load a checkpoint into every rank's engine; returns what was stored beside weights and optimizer.
 
-    With `convert` it is first written once more in DeepSpeed's universal form, which takes as much disk again while it
-    is read.
+    With `convert` it is first converted to DeepSpeed's universal form, a temporary copy that takes as much disk again.
     """
     folder, tag = run / "checkpoints", checkpoint.name
     if convert:
         tag = f"{checkpoint.name}.universal.partial"
         if channel.rank == 0:
             log.info(
-                f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {channel.world} ranks; converting it"
+                f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {channel.world} ranks; "
+                "converting it"
             )
             shutil.rmtree(folder / tag, ignore_errors=True)
-            ds.for_any_world(folder / checkpoint.name, folder / tag)
+            ds.convert_to_universal(folder / checkpoint.name, folder / tag)
         channel.gather()
     values = ds.load(engine, folder, tag)
     channel.gather()  # all have read

@@ -1,7 +1,7 @@
-"""Which checkpoints stay: the newest ones, and the best by evaluation.
+"""Retention of checkpoints: the newest ones, and the best by evaluation.
 
-A checkpoint that was evaluated holds `evaluation.json`, written before the checkpoint gets its name. What is best is so
-a function of the checkpoints that are there, however often the run was interrupted.
+An evaluated checkpoint holds `evaluation.json`, written before the checkpoint gets its name. The best is therefore a
+function of the existing checkpoints, however often the run was interrupted.
 """
 
 import shutil
@@ -17,30 +17,31 @@ _FILE = "evaluation.json"
 
 
 class Evaluation(NamedTuple):
-    """How good a student is on held-out text; figures of unlike text are not compared."""
+    """A student's bits per byte on held-out text; figures for different texts are not compared."""
 
     bits_per_byte: float
     text_sha256: str
 
 
 def record(run: Path, partial: str, evaluation: Evaluation) -> None:
-    """Say in a checkpoint that is not complete yet how good it is."""
+    """Write the evaluation into a checkpoint that is not complete yet."""
     write_json(run / "checkpoints" / partial / _FILE, evaluation._asdict())
 
 
 def evaluation_of(run: Path, step: int) -> Evaluation | None:
-    """What `record` said of a complete checkpoint; None where it was not evaluated."""
+    """Read what `record` wrote into a complete checkpoint; None if it was not evaluated."""
     path = run / "checkpoints" / checkpoint_name(step) / _FILE
     return Evaluation(**read_json(path, *Evaluation._fields, remedy=REMEDY)) if path.exists() else None
 
 
 def best_step(run: Path) -> int | None:
-    """The complete checkpoint with the fewest bits per byte, the earlier of equals; None where none was evaluated.
+    """Return the step of the complete checkpoint with the lowest bits per byte; None if none was evaluated.
 
-    The text may change at a resume (`train.eval_documents`): those count that were measured on the newest one's.
+    Of equals, the earliest. The text may change at a resume (`train.eval_documents`): only checkpoints measured on the
+    newest one's text count.
     """
-    found = {step: evaluation_of(run, step) for step in checkpoint_steps(run)}
-    measured = {step: evaluation for step, evaluation in found.items() if evaluation is not None}
+    evaluations = {step: evaluation_of(run, step) for step in checkpoint_steps(run)}
+    measured = {step: evaluation for step, evaluation in evaluations.items() if evaluation is not None}
     if not measured:
         return None
     text = measured[max(measured)].text_sha256
@@ -49,9 +50,10 @@ def best_step(run: Path) -> int | None:
 
 
 def prune(run: Path, keep_last: int) -> None:
-    """Name the best checkpoint in `checkpoints/best`, then remove all but it and the `keep_last` newest (0: none goes).
+    """Name the best checkpoint in `checkpoints/best`, then remove all but it and the `keep_last` newest.
 
-    Called once a newer checkpoint is complete. One that goes loses its name first: half of a checkpoint never has one.
+    With `keep_last` 0 none is removed. Call it once a newer checkpoint is complete. A checkpoint is renamed before it
+    is removed, so that a partly removed one never has a checkpoint's name.
     """
     folder, best = run / "checkpoints", best_step(run)
     if best is not None:
@@ -60,7 +62,7 @@ def prune(run: Path, keep_last: int) -> None:
         sync_and_rename(partial, folder / "best")
     for step in checkpoint_steps(run)[:-keep_last] if keep_last else []:
         if step != best:
-            going = folder / f"{checkpoint_name(step)}.partial"
-            (folder / checkpoint_name(step)).replace(going)
+            removed = folder / f"{checkpoint_name(step)}.partial"
+            (folder / checkpoint_name(step)).replace(removed)
             sync_folder(folder)
-            shutil.rmtree(going)
+            shutil.rmtree(removed)

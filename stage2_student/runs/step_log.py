@@ -1,8 +1,8 @@
-"""What a run says: a line a step, the same in metrics.jsonl and to the trackers.
+"""A run's log: one line per logged step, with the same figures in metrics.jsonl and in the trackers.
 
-The lines are a table: its head says what a column is, and comes again now and then. Units: losses in nats per
-supervised byte; memory in bytes in the files, GiB on the line; tokens are the student's; `seconds` is what the run has
-taken, resumes included.
+The lines form a table, whose header is repeated regularly. Units: losses in nats per supervised byte; memory in bytes
+in the files, in GiB on the line; tokens are the student's; `seconds` is the run's total time, including the time before
+a resume.
 """
 
 import shlex
@@ -27,8 +27,10 @@ from stage2_student.runs.trackers import open_trackers
 
 _LINES_PER_HEAD = 25
 LEGEND = (
-    "loss and its parts: nats per supervised byte; bits/byte: of the student's own tokens, on the step's text and held out",
-    "uncount: positions that the interface leaves out; wait: share of the step without data; left: hours, minutes, seconds",
+    "loss and its parts: nats per supervised byte; "
+    "bits/byte: of the student's own tokens, on the step's text and held out",
+    "uncount: share of positions that the interface masks; wait: share of the step spent waiting for data; "
+    "left: hours, minutes, seconds",
 )
 
 
@@ -61,7 +63,7 @@ _NUM_LOSSES = 1 + len(OBJECTIVES)
 
 
 class RunLog:
-    """Opened by rank 0. A line a step, under a bar where the output is a terminal."""
+    """The log of a run, opened by rank 0: one line per call, with a progress bar below if stderr is a terminal."""
 
     def __init__(self, run: Path, first_step: int, recipe: Recipe) -> None:
         self.first_step, self.num_steps = first_step, recipe.train.steps
@@ -82,7 +84,7 @@ class RunLog:
             self._task = self._bar.add_task("train", total=self.num_steps, completed=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One step's figures, everywhere."""
+        """Write a step's figures to the file, the trackers and the log."""
         taken = time.monotonic() - self.started
         values = {**values, "seconds": self.seconds_before + taken}
         self._file.write(json_text({"step": step, **values}) + "\n")
@@ -100,12 +102,12 @@ class RunLog:
             self._bar.update(self._task, completed=step)
 
     def head(self, values: Mapping[str, float]) -> str:
-        """The names of the columns."""
+        """Format the header of the table."""
         names = [f"{column.head:>{column.width}}" for column in self._columns(values)]
         return " ".join([f"{'step':>{self._step_width}}", *names, f"{'left':>7}"])
 
     def line(self, step: int, values: Mapping[str, float], taken: float) -> str:
-        """A step's figures; `taken` seconds have passed since the first step of this process."""
+        """Format a step's figures; `taken` seconds have passed since the first step of this process."""
         left = taken / (step - self.first_step) * (self.num_steps - step)
         cells = [
             f"{column.form(values[column.key]) if column.key in values else '':>{column.width}}"
@@ -114,7 +116,7 @@ class RunLog:
         return " ".join([f"{f'{step}/{self.num_steps}':>{self._step_width}}", *cells, f"{duration(left):>7}"])
 
     def _columns(self, values: Mapping[str, float]) -> list[Column]:
-        """Those that this run fills."""
+        """Return the columns that this run fills."""
         return [c for c in self._known if c.key in values or (c.key == "eval_bits_per_byte" and self._held_out)]
 
     @property
@@ -135,28 +137,27 @@ class RunLog:
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
+    """Format seconds as `1:02:03`, or `2:03` below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def where_to_look(run: Path) -> str:
-    """What there is when a run has ended, and the commands that show more."""
+    """Describe the results of a finished run, and the commands that show more."""
     best = best_step(run)
-    named = shlex.quote(str(run))
+    quoted = shlex.quote(str(run))
     lines = [f"model:   {run / 'export'} (a Hugging Face folder)"]
-    if best is not None and (found := evaluation_of(run, best)) is not None:
+    if best is not None and (evaluation := evaluation_of(run, best)) is not None:
         out = shlex.quote(str(run / "best"))
-        lines.append(
-            f"best:    step {best}, {found.bits_per_byte:.4f} bits/byte held out: bld export {named} --best --out {out}"
-        )
-    lines += [f"measure: bld eval {shlex.quote(str(run / dump_files.RECIPE))}", f"curves:  bld report {named}"]
+        held_out = f"{evaluation.bits_per_byte:.4f} bits/byte held out"
+        lines.append(f"best:    step {best}, {held_out}: bld export {quoted} --best --out {out}")
+    lines += [f"measure: bld eval {shlex.quote(str(run / dump_files.RECIPE))}", f"curves:  bld report {quoted}"]
     return "\n".join(lines)
 
 
 def _seconds_taken(metrics: Path) -> float:
-    """What the last line says; 0 where there is none."""
+    """Return the `seconds` of the last line; 0 if there is none."""
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     return (
         float(parse_json(lines[-1], f"{metrics}, last line", remedy="Delete it").get("seconds", 0.0)) if lines else 0.0
@@ -164,15 +165,15 @@ def _seconds_taken(metrics: Path) -> float:
 
 
 def cut_metrics(run: Path, step: int) -> None:
-    """Keep only the lines up to `step`: those after it will be written again."""
+    """Keep only the lines up to `step`: later ones will be written again."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return
-    # A line that a kill left half written is the last one, and has no newline.
+    # A line that a kill left incomplete is the last one, and has no newline.
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     partial = path.with_suffix(".partial")
-    mend = "Repair or delete that line, then run the same command again"
-    steps = [parse_json(text, f"{path}, line {n}", "step", remedy=mend)["step"] for n, text in enumerate(lines, 1)]
-    kept = (line for line, of in zip(lines, steps, strict=True) if of <= step)
+    remedy = "Repair or delete that line, then run the same command again"
+    steps = [parse_json(text, f"{path}, line {n}", "step", remedy=remedy)["step"] for n, text in enumerate(lines, 1)]
+    kept = (line for line, line_step in zip(lines, steps, strict=True) if line_step <= step)
     partial.write_text("".join(kept), encoding="utf-8")
     sync_and_rename(partial, path)

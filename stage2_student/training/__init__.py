@@ -1,3 +1,3 @@
 """The training run, from its first batch to its last step.
 
-May import every room of the stage but `launch`."""
+May import every folder of the stage except `launch`."""

@@ -1,8 +1,8 @@
-"""Bits per byte on held-out text while a student trains: of its own tokens, and without any effect on the training.
+"""Bits per byte of a student's own tokens on held-out text during training, without any effect on the training.
 
-It is the measure of `stage2_student.evaluation.bits_per_byte`, on fewer documents, through the engine: under ZeRO-3 the
-weights exist only inside its forward pass. The ranks share the documents. Nothing is drawn at random, and nothing is
-left behind.
+The measure is that of `stage2_student.evaluation.bits_per_byte`, on fewer documents, and through the engine: under
+ZeRO-3 the weights exist only inside its forward pass. The ranks share the documents. Nothing is drawn at random, and no
+state remains afterwards.
 """
 
 import hashlib
@@ -31,10 +31,11 @@ from stage2_student.runs.retention import Evaluation
 
 
 class HeldOut(NamedTuple):
-    """A rank's share of the text, and what all ranks have together.
+    """A rank's share of the text, and the totals of all ranks.
 
     Attributes:
-        sha256: of all documents. Figures of unlike text are not compared.
+        num_bytes: of all documents.
+        sha256: of all documents. Figures for different texts are not compared.
     """
 
     micro_batches: list[MicroBatch]
@@ -42,8 +43,9 @@ class HeldOut(NamedTuple):
     sha256: str
 
     def measure(self, engine: Any, device: torch.device) -> Evaluation:
-        """The student as it is now; every rank calls it, and gets the same. Raises FloatingPointError unless it is
-        finite.
+        """Evaluate the current student; every rank calls it and gets the same result.
+
+        Raises FloatingPointError if the result is not finite.
         """
         nats = torch.zeros(1, dtype=torch.float64, device=device)
         engine.eval()
@@ -54,8 +56,8 @@ class HeldOut(NamedTuple):
         bits_per_byte = ds.sum_over_ranks(nats).item() / (self.num_bytes * math.log(2))
         if not math.isfinite(bits_per_byte):
             raise FloatingPointError(
-                f"evaluation: {bits_per_byte} bits per byte; the student is broken, though its loss was finite. The newest "
-                "checkpoint is from before: lower train.lr"
+                f"evaluation: {bits_per_byte} bits per byte; the student is broken, although its loss was finite. The "
+                "newest checkpoint was written before: lower train.lr"
             )
         return Evaluation(bits_per_byte, self.sha256)
 
@@ -63,10 +65,9 @@ class HeldOut(NamedTuple):
 def held_out(
     recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int, channel: Channel
 ) -> HeldOut | None:
-    """The first `train.eval_documents` of the recipe's eval text, read by rank 0; None where there is to be no
-    evaluation.
+    """Read the first `train.eval_documents` of the recipe's eval text, on rank 0; None if `train.eval_every` is 0.
 
-    Raises ValueError for chats where the student has no chat template, and where no document can be scored.
+    Raises ValueError for chats if the student has no chat template, and if no document can be scored.
     """
     train, rank, world = recipe.train, channel.rank, channel.world
     if not train.eval_every:
@@ -74,12 +75,12 @@ def held_out(
     config = corpora_of(recipe)["held_out"]
     if config.has_chats and chat is None:
         raise ValueError(
-            "train.eval_every: the eval section holds chats, but the dump holds none, so that the student has no chat template; "
-            "give plain text, or set train.eval_every=0"
+            "train.eval_every: the eval section holds chats, but the dump holds none, so the student has no chat "
+            "template; give plain text, or set train.eval_every=0"
         )
     read = islice(Corpus(config).documents(), train.eval_documents) if rank == 0 else ()
-    told = channel.gather([_as_json(text) for document in read for text in document.texts])[0]
-    documents = [_of_json(found) for found in told]
+    texts_of_rank_0 = channel.gather([_to_json(text) for document in read for text in document.texts])[0]
+    documents = [_from_json(text) for text in texts_of_rank_0]
     reader = Reader("student", tokenizer, chat, start_id)
     try:
         text = scored_text(documents, [reader])
@@ -95,35 +96,37 @@ def held_out(
         cut = f" in {len(windows)} windows" if len(windows) > text.num_documents else ""
         more = "".join(f"; left out: {count}, {reason}" for reason, count in text.left_out.items())
         log.info(f"held out: {text.num_documents} documents{cut}, {text.num_bytes} bytes{more}")
-    micro_batches = _shares(windows, train.micro_batch_tokens, start_id, world)[rank]
-    # Documents longer than a window were left out once; figures of then have the digest of the documents alone.
+    micro_batches = _rank_micro_batches(windows, train.micro_batch_tokens, start_id, world)[rank]
+    # Earlier releases left out documents longer than a window; their figures have the digest of the documents alone.
     how = f"windows of {train.piece_tokens} tokens" if len(windows) > text.num_documents else ""
     return HeldOut(micro_batches, text.num_bytes, _sha256(documents, how))
 
 
-def _as_json(text: Text) -> Any:
-    """What one rank tells the others of a text."""
+def _to_json(text: Text) -> Any:
+    """Encode a text as JSON to send it to other ranks."""
     if isinstance(text, Excerpt):
         return {"conversation": text.conversation.to_json(), "num_messages": text.num_messages}
     return text.decode() if isinstance(text, bytes) else list(text)
 
 
-def _of_json(told: Any) -> Text:
-    if isinstance(told, dict):
-        return Excerpt(Conversation.from_json(told["conversation"]), told["num_messages"])
-    return told.encode() if isinstance(told, str) else tuple(told)
+def _from_json(value: Any) -> Text:
+    if isinstance(value, dict):
+        return Excerpt(Conversation.from_json(value["conversation"]), value["num_messages"])
+    return value.encode() if isinstance(value, str) else tuple(value)
 
 
-def _shares(windows: Sequence[Scored], micro_batch_tokens: int, start_id: int, world: int) -> list[list[MicroBatch]]:
-    """Each rank's micro-batches, equally many: ZeRO's collectives need all ranks."""
-    of_a_rank = -(-sum(len(scored.tokens) for scored in windows) // world)
-    batches = [_micro_batch(group) for group in by_length(windows, min(micro_batch_tokens, of_a_rank))]
+def _rank_micro_batches(
+    windows: Sequence[Scored], micro_batch_tokens: int, start_id: int, world: int
+) -> list[list[MicroBatch]]:
+    """Build each rank's micro-batches, the same number for each: ZeRO's collectives need all ranks."""
+    tokens_per_rank = -(-sum(len(scored.tokens) for scored in windows) // world)
+    batches = [_micro_batch(group) for group in by_length(windows, min(micro_batch_tokens, tokens_per_rank))]
     batches += [empty_micro_batch(start_id) for _ in range(-len(batches) % world)]
     return [batches[rank::world] for rank in range(world)]
 
 
 def _micro_batch(windows: Sequence[Scored]) -> MicroBatch:
-    """Tokens and labels; no byte is asked for."""
+    """Build a micro-batch of tokens and labels, without byte positions."""
     none, entries_PE = np.empty(0, dtype=np.int64), np.empty((0, 1))
     examples = [
         Example(

@@ -21,25 +21,26 @@ from stage2_student.runs import retention
 from stage2_student.runs.checkpoints import checkpoint_name, commit_checkpoint
 from stage2_student.runs.step_log import RunLog
 from stage2_student.training.held_out import HeldOut
-from stage2_student.training.rank_batches import Preparation
+from stage2_student.training.rank_batches import BatchBuilder
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks, StepPlan, take_step
 from stage2_student.training.stop_signals import Stopped, StopRequest
 
 
 def run_steps(
-    engine: Any, state: State, preparation: Preparation, lengths: Lengths, held: HeldOut | None, ranks: Ranks
+    engine: Any, state: State, builder: BatchBuilder, lengths: Lengths, held: HeldOut | None, ranks: Ranks
 ) -> tuple[State, dict[str, float]]:
-    """Take the steps that are left. Returns the last state, and the figures of the last step; Stopped for a signal,
-    after a checkpoint.
+    """Take the remaining steps. Returns the last state and the last step's figures.
+
+    Raises Stopped after a signal, once a checkpoint is written.
     """
-    recipe = preparation.recipe
+    recipe = builder.recipe
     config, run = recipe.train, Path(student_config(recipe).path)
     first_step, figures = state.step, dict[str, float]()
-    steps_ahead = prefetched(preparation.steps(lengths, state.position), config.prefetch)
+    steps_ahead = prefetched(builder.steps(lengths, state.position), config.prefetch)
     log_of_rank_0 = RunLog(run, first_step, recipe) if ranks.rank == 0 else contextlib.nullcontext()
     with StopRequest() as stop, log_of_rank_0 as log, steps_ahead as steps:
-        ranks.channel.gather()  # rank 0 has opened its trackers, some of which ask a server
+        ranks.channel.gather()  # rank 0 has opened its trackers, some of which contact a server
         while state.step < config.steps:
             started = time.monotonic()
             batch, micro_batches = next(steps)
@@ -54,8 +55,8 @@ def run_steps(
             )
             done = take_step(engine, micro_batches, plan, state.loss_scale, ranks)
             state = state.after_batch(batch, num_bytes, done.scale)
-            named = dict(zip(engine.module.sums_names, ds.sum_over_ranks(done.sums).tolist(), strict=True))
-            figures = _loss_figures(named, num_bytes, recipe)
+            sums = dict(zip(engine.module.sums_names, ds.sum_over_ranks(done.sums).tolist(), strict=True))
+            figures = _loss_figures(sums, num_bytes, recipe)
             figures |= _machine_figures(batch.num_tokens, time.monotonic() - started, waited, ranks.device)
             figures |= {"lr": plan.lr, "grad_norm": done.grad_norm, "epoch": state.position.epoch}
             figures["supervised_bytes"] = state.num_bytes
@@ -69,31 +70,31 @@ def run_steps(
                 figures["eval_bits_per_byte"] = evaluation.bits_per_byte
             if log is not None and (state.step % config.log_every == 0 or last or evaluation is not None):
                 log.write(state.step, figures)
-            signal_number = ds.largest(stop.received, ranks.device)
+            signal_number = ds.all_reduce_max(stop.received, ranks.device)
             if saving or signal_number:
                 _save(engine, run, state, ranks, config.keep_last, evaluation)
             if signal_number and not last:
-                _say_stopped(state, run, signal_number, ranks)
+                _log_stopped(state, run, signal_number, ranks)
                 raise Stopped(signal_number)
     return state, figures
 
 
 def _supervised_bytes(micro_batches: Sequence[MicroBatch], ranks: Ranks) -> int:
-    """Of the step, over all ranks. Raises ValueError, with the documents, where there are none."""
+    """Count the step's supervised bytes over all ranks. Raises ValueError, naming the documents, if there are none."""
     of_rank = torch.tensor(sum(micro.num_bytes for micro in micro_batches), device=ranks.device)
     num_bytes = int(ds.sum_over_ranks(of_rank))
     if num_bytes == 0:
-        gathered = ds.gather([name for micro in micro_batches for name in micro.doc_ids])
-        names = ", ".join(name for names in gathered for name in names)
-        raise ValueError(f"no byte is supervised in documents {names}; the student's tokens all straddle segments")
+        doc_ids_by_rank = ds.all_gather_objects([name for micro in micro_batches for name in micro.doc_ids])
+        names = ", ".join(name for doc_ids in doc_ids_by_rank for name in doc_ids)
+        raise ValueError(f"no byte is supervised in documents {names}: all of the student's tokens straddle segments")
     return num_bytes
 
 
 def _loss_figures(sums: Mapping[str, float], num_bytes: int, recipe: Recipe) -> dict[str, float]:
-    """The loss and its parts per supervised byte; what was not computed is not there.
+    """Return the loss and its parts per supervised byte; parts that were not computed are absent.
 
-    `bits_per_byte` is of the student's own tokens, END included in the nats. Of the positions, `uncounted_share` is
-    left out by the interface, `kl_share` contributes KL.
+    `bits_per_byte` is that of the student's own tokens, with END included in the nats. `uncounted_share` is the share
+    of positions that the interface masks, `kl_share` of those that contribute KL.
     """
     weights = recipe.train.objectives.weights
     parts = {name: sums[name] / num_bytes for name in weights if name in sums}
@@ -129,12 +130,13 @@ def _save(
             retention.record(run, partial, evaluation)
         commit_checkpoint(run, partial, state.step, ranks.world)
         retention.prune(run, keep_last)
-    ranks.channel.gather()  # nobody exits, and has its launcher end the others, before the checkpoint has its name
+    ranks.channel.gather()  # a rank that exits has its launcher end the others: not before the checkpoint is renamed
 
 
-def _say_stopped(state: State, run: Path, signal_number: int, ranks: Ranks) -> None:
+def _log_stopped(state: State, run: Path, signal_number: int, ranks: Ranks) -> None:
     if ranks.rank == 0:
         name = signal.Signals(signal_number).name
         info(
-            f"{name}: stopped after step {state.step}, with a checkpoint in {run / 'checkpoints'}. The same command goes on from there"
+            f"{name}: stopped after step {state.step}, with a checkpoint in {run / 'checkpoints'}. "
+            "Rerun the same command to continue from there"
         )

@@ -1,6 +1,6 @@
-"""A rank's share of each global batch: it reads, encodes and lines up its own documents, and no others.
+"""A rank's share of each global batch: it reads, encodes and aligns its own documents only.
 
-plan (lengths alone) -> which micro-batches are mine -> their records, read once an epoch -> tokens, targets -> tensors
+plan (by lengths alone) -> this rank's micro-batches -> their records, read once an epoch -> tokens, targets -> tensors
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ from stage2_student.losses.alm import chunk_tensors
 
 
 class Sources(NamedTuple):
-    """What a run reads, opened."""
+    """The opened inputs of a run."""
 
     reader: DumpReader
     tokenizer: ByteTokenizer
@@ -35,82 +35,82 @@ class Sources(NamedTuple):
     ids: SpecialIds
 
 
-class Share(NamedTuple):
-    """What a rank does of a global batch: micro-batches of documents, by their index in the plan."""
+class RankBatch(NamedTuple):
+    """A rank's share of a global batch: micro-batches of documents, by their index in the plan."""
 
     plan: BatchPlan
     micro_batches: Sequence[Rows]
 
     @property
     def documents(self) -> list[Planned]:
-        """In the order of the micro-batches."""
+        """The documents in the order of the micro-batches."""
         return [self.plan.documents[i] for rows in self.micro_batches for row in rows for i in row]
 
 
-def shares(
+def rank_batches(
     plans: Iterable[BatchPlan], micro_batch_tokens: int, packing: Packing, rank: int, world: int
-) -> Iterator[Share]:
-    """This rank's share of each batch; equally many micro-batches on each rank."""
+) -> Iterator[RankBatch]:
+    """Yield this rank's share of each batch; every rank has the same number of micro-batches."""
     for plan in plans:
         lengths = [document.num_tokens for document in plan.documents]
-        yield Share(plan, plan_micro_batches(lengths, micro_batch_tokens, world, packing)[rank])
+        yield RankBatch(plan, plan_micro_batches(lengths, micro_batch_tokens, world, packing)[rank])
 
 
-class Held:
-    """A record that was read; its pieces, all of them, once the first is due."""
+class HeldRecord:
+    """A record that was read; once its first piece is due, all of its pieces, encoded."""
 
     def __init__(self, record: Record) -> None:
         self.doc_id = record.doc_id
         self.record: Record | None = record
         self.pieces: list[Encoded] = []
 
-    def encode(self, pieces: list[Encoded]) -> None:
+    def set_pieces(self, pieces: list[Encoded]) -> None:
+        """Keep the encoded pieces, and drop the record."""
         self.record, self.pieces = None, pieces
 
 
-def fetched(of_rank: Iterable[Share], reader: DumpReader) -> Iterator[tuple[Share, list[Held]]]:
-    """Each share with its records, which are read window by window, ascending, once all of a window's batches are
-    planned.
+def with_records(batches: Iterable[RankBatch], reader: DumpReader) -> Iterator[tuple[RankBatch, list[HeldRecord]]]:
+    """Yield each batch with its records, which are read in order, window by window, once a window is fully planned.
 
-    Pieces of one record share what holds it, so that it is read and encoded once for as long as any of them is to come.
-    Held in memory: this rank's records of two windows at most, and those of the batches that reach over more.
+    Pieces of one record share its `HeldRecord`, so that it is read and encoded once while any of them is still to come.
+    Held in memory: this rank's records of at most two windows, and those of batches that span more.
     """
     lanes = reader.lanes()
-    held: WeakValueDictionary[tuple[int, int, int], Held] = WeakValueDictionary()
-    waiting: deque[Share] = deque()
+    held: WeakValueDictionary[tuple[int, int, int], HeldRecord] = WeakValueDictionary()
+    waiting: deque[RankBatch] = deque()
     unread: list[RecordRef] = []
-    found: dict[RecordRef, Held] = {}
+    read: dict[RecordRef, HeldRecord] = {}
     window = (0, 0)
-    for share in of_rank:
-        waiting.append(share)
-        unread += [document.ref for document in share.documents]
-        before, window = window, share.plan.window
+    for batch in batches:
+        waiting.append(batch)
+        unread += [document.ref for document in batch.documents]
+        before, window = window, batch.plan.window
         if window == before:
             continue
         due = sorted(ref for ref in unread if ref[:2] < window)
         unread = [ref for ref in unread if ref[:2] >= window]
         for ref in due:
             key = (ref.epoch, ref.shard, ref.row)
-            holder = held.get(key) or Held(lanes.record(ref))
-            held[key] = found[ref] = holder
-        while waiting and all(document.ref in found for document in waiting[0].documents):
+            record = held.get(key) or HeldRecord(lanes.record(ref))
+            held[key] = read[ref] = record
+        while waiting and all(document.ref in read for document in waiting[0].documents):
             ready = waiting.popleft()
-            yield ready, [found.pop(document.ref) for document in ready.documents]
+            yield ready, [read.pop(document.ref) for document in ready.documents]
 
 
 def cut_at(train: TrainConfig, order: int) -> int | None:
-    """Tokens above which a record is cut; None: records are not cut in this order."""
+    """Return the number of tokens above which a record is cut; None if records are not cut in this order."""
     return train.piece_tokens if order > WHOLE_RECORDS else None
 
 
 def uses_turns(order: int) -> bool:
-    """Whether in this order those turns of a chat are used that can be; or it is used whole, or not."""
+    """Tell whether this order uses the usable turns of a chat; otherwise a chat is used whole or not at all."""
     return order > WHOLE_CHATS
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """How records become this rank's micro-batches."""
+class BatchBuilder:
+    """The builder of this rank's micro-batches from records."""
 
     recipe: Recipe
     sources: Sources
@@ -118,53 +118,55 @@ class Preparation:
     packing: Packing
     rank: int
     world: int
-    order: int = VERSION  # of the order of documents
+    order: int = VERSION  # version of the order of documents
 
     def steps(self, lengths: Lengths, start: Position = START) -> Iterator[tuple[BatchPlan, list[MicroBatch]]]:
-        """Each global batch, and this rank's share of it as tensors; without end."""
+        """Yield each global batch with this rank's share of it as tensors, endlessly."""
         train = self.recipe.train
         plans = plan_batches(lengths, train.seed, train.batch_tokens, train.piece_tokens, start, self.order)
-        of_rank = shares(plans, train.micro_batch_tokens, self.packing, self.rank, self.world)
-        for share, records in fetched(of_rank, self.sources.reader):
-            yield share.plan, self.micro_batches(share, self.encoded(share, records))
+        batches = rank_batches(plans, train.micro_batch_tokens, self.packing, self.rank, self.world)
+        for batch, records in with_records(batches, self.sources.reader):
+            yield batch.plan, self.micro_batches(batch, self.encoded(batch, records))
 
-    def encoded(self, share: Share, records: Sequence[Held]) -> list[Encoded]:
-        """The share's documents in the student's tokens. Raises ValueError where one has other tokens than were
-        counted.
+    def encoded(self, batch: RankBatch, records: Sequence[HeldRecord]) -> list[Encoded]:
+        """Encode the batch's documents in the student's tokens.
+
+        Raises ValueError if one has another number of tokens than was counted.
         """
         _, tokenizer, chat, _ = self.sources
         new = {id(held): (held, held.record) for held in records if held.record is not None}
-        found = encode_pieces(
+        pieces_of_new = encode_pieces(
             [record for _, record in new.values()],
             tokenizer,
             chat,
             cut_at(self.recipe.train, self.order),
             uses_turns(self.order),
         )
-        for (held, _), pieces in zip(new.values(), found, strict=True):
-            held.encode(pieces if isinstance(pieces, list) else [])
+        for (held, _), pieces in zip(new.values(), pieces_of_new, strict=True):
+            held.set_pieces(pieces if isinstance(pieces, list) else [])
         documents = []
-        for held, planned in zip(records, share.documents, strict=True):
+        for held, planned in zip(records, batch.documents, strict=True):
             encoded = next(iter(held.pieces[planned.ref.piece :]), None)
             if encoded is None or encoded.num_tokens != planned.num_tokens:
                 now = "it cannot be used" if encoded is None else f"{encoded.num_tokens} tokens"
                 raise ValueError(
-                    f"document {held.doc_id}: {planned.num_tokens} tokens were counted when the run began, now: {now}. The dump or the "
-                    f"tokenizer has changed; put it back, or delete {student_config(self.recipe).path} to start again"
+                    f"document {held.doc_id}: {planned.num_tokens} tokens were counted when the run began, now: {now}. "
+                    "The dump or the tokenizer has changed; restore it, or delete "
+                    f"{student_config(self.recipe).path} to start over"
                 )
             documents.append(encoded)
         return documents
 
-    def micro_batches(self, share: Share, documents: Sequence[Encoded]) -> list[MicroBatch]:
-        """The share as tensors."""
-        in_turn = iter(documents)
-        return [self._micro_batch(rows, in_turn) for rows in share.micro_batches]
+    def micro_batches(self, batch: RankBatch, documents: Sequence[Encoded]) -> list[MicroBatch]:
+        """Build the batch's tensors."""
+        remaining = iter(documents)
+        return [self._micro_batch(rows, remaining) for rows in batch.micro_batches]
 
-    def _micro_batch(self, rows: Rows, encoded: Iterator[Encoded]) -> MicroBatch:
+    def _micro_batch(self, rows: Rows, remaining: Iterator[Encoded]) -> MicroBatch:
         student, ids = student_config(self.recipe), self.sources.ids
         masks = Masks(student.max_doubt, student.max_token_end)
         max_bytes = 0 if self.interface is None else self.interface.max_bytes
-        documents = [next(encoded) for row in rows for _ in row]
+        documents = [next(remaining) for row in rows for _ in row]
         examples = [make_example(document, ids.document_start, ids.end, max_bytes, masks) for document in documents]
         micro = collate(examples, [len(row) for row in rows]) if examples else empty_micro_batch(ids.document_start)
         extra = {} if self.interface is None else self.interface.prepare(documents, examples, micro)

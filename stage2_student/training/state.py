@@ -1,4 +1,4 @@
-"""What a checkpoint stores beside weights and optimizer."""
+"""The training state that a checkpoint stores beside weights and optimizer."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -11,7 +11,7 @@ from stage2_student.training.loss_scale import LossScale
 
 @dataclass
 class State:
-    """All that a checkpoint stores beside weights and optimizer: sums since the run began, where the data stands."""
+    """Everything a checkpoint stores beside weights and optimizer: totals since the run began and the data position."""
 
     step: int = 0
     position: Position = START
@@ -22,6 +22,7 @@ class State:
     loss_scale: LossScale | None = None  # of float16
 
     def after_batch(self, batch: BatchPlan, num_bytes: int, loss_scale: LossScale | None) -> "State":
+        """Return the state after a step on `batch` with `num_bytes` supervised bytes over all ranks."""
         return State(
             step=self.step + 1,
             position=batch.after,
@@ -33,12 +34,14 @@ class State:
         )
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the state as plain values."""
         scale = None if self.loss_scale is None else asdict(self.loss_scale)
         inner = {"position": list(self.position), "left_out": dict(self.left_out), "loss_scale": scale}
         return {**self.__dict__, **inner}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "State":
+        """Restore a state from `as_dict`."""
         scale = values["loss_scale"]
         inner = {
             "position": Position(*values["position"]),

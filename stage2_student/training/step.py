@@ -1,4 +1,4 @@
-"""One optimizer step: the gradient of all micro-batches, what all ranks agree on, and the step itself."""
+"""One optimizer step: the gradient of all micro-batches, agreement among the ranks, and the update itself."""
 
 import math
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ from stage2_student.training.loss_scale import LossScale
 
 
 class Ranks(NamedTuple):
-    """This process among the others. Where one may take longer than the others, they meet in the channel, not in a
-    collective.
+    """The place of this process among the ranks.
+
+    Ranks wait in the channel, not in a collective, where one may take longer than the others.
     """
 
     rank: int
@@ -28,7 +29,7 @@ class Ranks(NamedTuple):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What is fixed before a step: its number (from 1), rate, random seed, the supervised bytes over all ranks."""
+    """The values fixed before a step: its number (from 1), learning rate, seed, and supervised bytes over all ranks."""
 
     step: int
     lr: float
@@ -38,9 +39,7 @@ class StepPlan:
 
 
 class StepDone(NamedTuple):
-    """This rank's sums (as the student names them), the gradient's norm over all ranks, the loss scale to go on
-    with.
-    """
+    """The sums of this rank (named by the student), the gradient norm over all ranks, the next step's loss scale."""
 
     sums: torch.Tensor
     grad_norm: float
@@ -50,42 +49,38 @@ class StepDone(NamedTuple):
 def take_step(
     engine: Any, micro_batches: Sequence[MicroBatch], plan: StepPlan, scale: LossScale | None, ranks: Ranks
 ) -> StepDone:
-    """Update the weights once. In float16 a gradient that overflows is taken again at half the scale, until it does
-    not.
+    """Update the weights once. In float16 the gradient is recomputed at half the scale until it does not overflow.
 
-    Raises FloatingPointError, on every rank, where a loss or the gradient is not finite; the weights are then as they
-    were.
+    Raises FloatingPointError, on every rank, if a loss or the gradient is not finite; the weights are then unchanged.
     """
     while True:
         torch.manual_seed(plan.seed)
         factor = 1.0 if scale is None else scale.factor
         sums, cause = _gradient(engine, micro_batches, plan, factor, ranks)
-        if ds.largest(int(cause is not None), ranks.device):
-            _stop(plan.step, [found for found in ds.gather(cause) if found is not None])
+        if ds.all_reduce_max(int(cause is not None), ranks.device):
+            _stop(plan.step, [fault for fault in ds.all_gather_objects(cause) if fault is not None])
         grad_norm = ds.optimizer_step(engine, plan.lr, factor)
         if math.isfinite(grad_norm):
             return StepDone(sums, grad_norm, None if scale is None else scale.after_step())
         if scale is None or not scale.can_shrink:
-            names = [name for names in ds.gather([n for m in micro_batches for n in m.doc_ids]) for name in names]
-            _stop(
-                plan.step,
-                [f"the gradient's norm is {grad_norm}, and the losses are finite, on documents {', '.join(names)}"],
-            )
+            doc_ids_by_rank = ds.all_gather_objects([name for micro in micro_batches for name in micro.doc_ids])
+            names = ", ".join(name for doc_ids in doc_ids_by_rank for name in doc_ids)
+            _stop(plan.step, [f"the gradient's norm is {grad_norm}, but the losses are finite, on documents {names}"])
         scale = scale.after_overflow()
         if ranks.rank == 0:
             count_failure("overflow")
             log.warning(
-                f"step {plan.step}: the gradient overflows float16 at loss scale {factor:g}; the same batch again at {scale.factor:g}"
+                f"step {plan.step}: the gradient overflows float16 at loss scale {factor:g}; "
+                f"retrying the same batch at {scale.factor:g}"
             )
 
 
 def _gradient(
     engine: Any, micro_batches: Sequence[MicroBatch], plan: StepPlan, factor: float, ranks: Ranks
 ) -> tuple[torch.Tensor, str | None]:
-    """Add up the gradient of this rank's micro-batches. Returns their sums, and what is wrong with a loss, if anything
-    is.
+    """Accumulate the gradient of this rank's micro-batches. Returns their sums, and what is wrong with a loss or None.
 
-    A rank whose loss is bad goes on: the others wait for its share of each gradient.
+    A rank whose loss is not finite continues: the others wait for its part of each gradient.
     """
     sums = torch.zeros(len(engine.module.sums_names), device=ranks.device)
     finite = []
@@ -107,6 +102,6 @@ def _gradient(
 
 def _stop(step: int, causes: Sequence[str]) -> NoReturn:
     raise FloatingPointError(
-        f"step {step}: {'; '.join(causes)}. The weights are as they were before this step, and the newest checkpoint is good; look at "
-        "these documents with `bld inspect`, or lower train.lr"
+        f"step {step}: {'; '.join(causes)}. The weights are as they were before this step, and the newest checkpoint "
+        "is good; look at these documents with `bld inspect`, or lower train.lr"
     )

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT while training: the step under way is finished and saved, on all ranks alike.
+"""SIGTERM and SIGINT during training: all ranks finish and save the current step.
 
-A signal may reach one rank first, or one rank alone. So no rank acts on what it was told itself: what any of them was
-told is what all of them agree on at the end of a step (`stage2_student.training.train`).
+A signal may reach one rank first, or only one rank. Ranks therefore never act on a signal locally: it is all-reduced at
+the end of each step (`stage2_student.training.loop`).
 """
 
 import signal
@@ -11,8 +11,10 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The run stopped for a signal, with a checkpoint; `exit_code` is a shell's for it. Not an Exception: nothing went
-    wrong.
+    """The run stopped for a signal, with a checkpoint. Not an Exception: nothing went wrong.
+
+    Attributes:
+        exit_code: 128 + the signal's number, as in a shell.
     """
 
     def __init__(self, number: int) -> None:
@@ -21,8 +23,9 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Within it SIGTERM and SIGINT are only noted, however often they come: a launcher sends them again to ranks that
-    are saving.
+    """A context in which SIGTERM and SIGINT are only recorded.
+
+    However often they arrive: a launcher sends them again to ranks that are saving.
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
-"""A training run, from its folder to its export. Run under the DeepSpeed launcher:
+"""A training run, from its folder to its export. To be run under the DeepSpeed launcher:
 
     python -m stage2_student.training.train --recipe FILE
 
-Restarting the same command resumes from the newest complete checkpoint. Randomness (dropout) is drawn anew for each
-step from seed, step and rank, so there is no generator state to store: step and data position are the whole state.
+Rerunning the same command resumes from the newest complete checkpoint. Randomness (dropout) is seeded at each step from
+seed, step and rank, so there is no generator state to store: step and data position are the whole state.
 """
 
 import argparse
@@ -53,7 +53,7 @@ from stage2_student.runs.trackers import check_installed
 from stage2_student.training.held_out import held_out
 from stage2_student.training.loop import run_steps
 from stage2_student.training.loss_scale import first_scale
-from stage2_student.training.rank_batches import Preparation, Sources, cut_at, uses_turns
+from stage2_student.training.rank_batches import BatchBuilder, Sources, cut_at, uses_turns
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks
 from stage2_student.training.stop_signals import Stopped
@@ -61,7 +61,7 @@ from stage2_student.training.usable import remarks
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """What the launcher starts once a rank; exits with `run_rank`'s status."""
+    """Run as the launcher starts it, once per rank; exits with `run_rank`'s status."""
     parser = argparse.ArgumentParser(description="Train a student from a dump; see `bld student`.")
     parser.add_argument("--recipe", required=True, help="YAML file.")
     parser.add_argument("--local_rank", type=int, help="Given by the launcher; not used.")
@@ -71,32 +71,34 @@ def main(arguments: list[str] | None = None) -> None:
         end_with_ancestors(over_ssh=loaded.train.hostfile is not None)
         raise SystemExit(run_rank(loaded))
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        said = _in_a_line(error, recipe)
-        if said is None or log.shows_tracebacks():
+        message = _user_message(error, recipe)
+        if message is None or log.shows_tracebacks():
             raise
-        log.error(said)
+        log.error(message)
         raise SystemExit(1) from None
 
 
-def _in_a_line(error: Exception, recipe: Path) -> str | None:
-    """What is wrong, as `bld` itself says it, where a user can cause it."""
+def _user_message(error: Exception, recipe: Path) -> str | None:
+    """Format an error that a user can cause, as `bld` itself does; None for any other."""
     if not isinstance(error, RuntimeError):
         return str(error)
-    # torch has a class of its own only for what its allocator of a GPU could not get.
-    if not any(said in str(error) for said in ("out of memory", "_ALLOC_FAILED", "can't allocate memory")):
+    # torch has a class only for memory that its GPU allocator could not get.
+    if not any(phrase in str(error) for phrase in ("out of memory", "_ALLOC_FAILED", "can't allocate memory")):
         return None
     train = load_recipe(recipe).train
     checkpointing = "" if train.gradient_checkpointing else ", or set train.gradient_checkpointing: true"
     return (
-        f"out of memory: {str(error).splitlines()[0]}. Lower train.micro_batch_tokens ({train.micro_batch_tokens}){checkpointing}: the same "
-        "command then goes on from the newest checkpoint, if there is one. For a new run there are train.deepspeed.zero_stage "
-        f"({train.deepspeed.zero_stage}) with more ranks and student.lora_rank; `bld plan --calibrate` counts what a run holds"
+        f"out of memory: {str(error).splitlines()[0]}. Lower train.micro_batch_tokens ({train.micro_batch_tokens})"
+        f"{checkpointing}: the same command then continues from the newest checkpoint, if there is one. A new run can "
+        f"also set train.deepspeed.zero_stage ({train.deepspeed.zero_stage}), with more ranks, and student.lora_rank; "
+        "`bld plan --calibrate` counts what a run holds"
     )
 
 
 def run_rank(recipe: Recipe) -> int:
-    """Train as the rank that this process was started as. Returns the exit code: 130 or 143 where a signal stopped the
-    run.
+    """Train as the rank that this process was started as.
+
+    Returns the exit code: 0, or 130 or 143 if a signal stopped the run.
     """
     code = 0
     try:
@@ -110,8 +112,10 @@ def run_rank(recipe: Recipe) -> int:
 def train(recipe: Recipe) -> None:
     """Train, or resume; then export.
 
-    Raises ValueError for another dump, recipe or tokenizer than it began with, Stopped for a signal, after a
-    checkpoint, and LostRankError where another rank has ended.
+    Raises:
+        ValueError: dump, recipe or tokenizer differ from those that the run began with.
+        Stopped: a signal was received; a checkpoint is written.
+        LostRankError: another rank has ended.
     """
     channel = join()
     try:
@@ -141,7 +145,7 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
             for line in (*filter(None, [remark]), *remarks_on_schedule):
                 info(f"{run}: {line}")
             _prepare(recipe, sources, channel.world)
-        channel.gather()  # rank 0 has moved the start model, which may take it longer than a collective
+        channel.gather()  # rank 0 has made the start model, which may take longer than a collective's timeout
         found = resume.newest_sound(run, channel)
         has_ended = found is not None and found.step == recipe.train.steps
         if not has_ended:
@@ -149,10 +153,10 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
         elif channel.rank == 0:
             info(f"{run} has done its {recipe.train.steps} steps; nothing to train")
         if channel.rank == 0:
-            if not has_ended or is_due(run):  # one that was made on the way is not the trained model
+            if not has_ended or is_due(run):  # an export made during the run is not the trained model
                 export(run)
             print(where_to_look(run), flush=True)
-        channel.gather()  # nobody ends before the export is written: what started the ranks may then end rank 0
+        channel.gather()  # no rank exits before the export is written: the launcher might then end rank 0
 
 
 def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
@@ -166,7 +170,7 @@ def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
 
 
 def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
-    """Rank 0: claim the folder, write what the run consists of, make the start model."""
+    """Prepare the run on rank 0: claim its folder, write recipe and configuration, make the start model."""
     run = Path(student_config(recipe).path)
     check_installed(recipe.train.wandb)
     if slow := slow_dtype("train.dtype", recipe.train.dtype):
@@ -183,7 +187,7 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
 
 
 def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
-    """Of all records, each rank counting its part of those that no earlier start of this run has counted."""
+    """Count the tokens of all records; each rank counts its part of those not counted by an earlier start."""
     counts = Path(student_config(recipe).path) / "lengths"
     reader, tokenizer, chat, _ = sources
     order = folder.data_order(counts.parent)
@@ -203,7 +207,7 @@ def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
 
 
 def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> Student:
-    """The start model with its interface (where an objective needs one), float32, on the CPU."""
+    """Load the start model, with its interface if an objective needs one, in float32 on the CPU."""
     config = student_config(recipe)
     start = Path(config.path) / "start"
     lm = load_start(start, config.trust_remote_code)
@@ -213,8 +217,8 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> 
     if config.lora_rank:
         if recipe.train.deepspeed.zero_stage == 3 and set(expert_weights(lm).values()) & set(config.lora_targets):
             raise ValueError(
-                "student.lora_targets names experts' weights, which train.deepspeed.zero_stage 3 splits, and adapters beside split ones are not "
-                "known to be right: give train.deepspeed.zero_stage 2 or less"
+                "student.lora_targets names experts' weights, which train.deepspeed.zero_stage 3 partitions, and "
+                "adapters on partitioned weights are not known to be right: give train.deepspeed.zero_stage 2 or less"
             )
         add_adapters(lm, config, tokenizer_moved(start), by_peft)
     if recipe.train.gradient_checkpointing:
@@ -252,21 +256,21 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Che
     packing, remark = resolve_packing(student.lm, config.packing, ds.own_device().type)
     if remark is not None and channel.rank == 0:
         info(f"{run}: {remark}")
-    channel.gather()  # all have read the start model: from here on they wait for each other in collectives
+    channel.gather()  # all have read the start model: from here on the ranks wait for each other in collectives
     ranks = Ranks(*ds.start_ranks(), channel)
     convert = resume.needs_conversion(found, config.deepspeed.zero_stage, ranks.world)
-    told = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
-    engine = ds.start_engine(student, told, student.rates(), channel.gather)
+    ds_config = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
+    engine = ds.start_engine(student, ds_config, student.rates(), channel.gather)
     state = _resume(engine, recipe, ranks, found, convert)
     order = folder.data_order(run)
-    preparation = Preparation(recipe, sources, student.interface, packing, ranks.rank, ranks.world, order)
-    state, figures = run_steps(engine, state, preparation, lengths, held, ranks)
+    builder = BatchBuilder(recipe, sources, student.interface, packing, ranks.rank, ranks.world, order)
+    state, figures = run_steps(engine, state, builder, lengths, held, ranks)
     if ranks.rank == 0:
         _summarise(run, state, figures, sources.reader, lengths)
 
 
 def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint | None, convert: bool) -> State:
-    """The state of the checkpoint, its weights loaded; a new state where there is none."""
+    """Load the checkpoint and return its state; a new state if there is no checkpoint."""
     run = Path(student_config(recipe).path)
     if ranks.rank == 0:
         cut_metrics(run, 0 if found is None else found.step)
@@ -283,8 +287,8 @@ def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpR
         turns.reason: {"turns": turns.turns, "bytes": turns.num_bytes} for turns in lengths.turns_left_out.values()
     }
     transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
-    known = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
-    write_json(run / dump_files.SUMMARY, {**state.as_dict(), **known})
+    results = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
+    write_json(run / dump_files.SUMMARY, {**state.as_dict(), **results})
     for reason, count in state.left_out.items():
         warning(f"left out: {count} records, {reason}")
 

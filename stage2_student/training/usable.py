@@ -1,6 +1,4 @@
-"""What of a dump a student can learn from, in words: what is cut, and what is left out, by name and with its share of
-the bytes.
-"""
+"""Text about the usable part of a dump: what is cut, and what is left out, by reason and with its share of bytes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,29 +17,30 @@ from stage2_student.runs.identity import counts_key
 
 
 def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = False) -> Iterator[str]:
-    """A line about an epoch, one about what is cut, and one for each reason why records, or turns of others, are left
-    out.
+    """Yield a line about an epoch, one about what is cut, and one for each reason to leave out records or turns.
 
     Args:
         order: version of the run's order (`stage2_student.data.order`).
+        has_chats: whether the dump holds chats.
     """
     max_tokens = train.piece_tokens
     usable_U = lengths.usable(max_tokens)
     too_long_U = lengths.tokens_U > max_tokens
     tokens, num_left_out = int(lengths.tokens_U[usable_U].sum()), len(lengths.reasons) + int(too_long_U.sum())
     yield (
-        f"an epoch: {lengths.num_records - num_left_out:,} records, {tokens:,} tokens, {tokens / train.batch_tokens:,.1f} steps; "
-        f"{num_left_out:,} records cannot be used"
+        f"an epoch: {lengths.num_records - num_left_out:,} records, {tokens:,} tokens, "
+        f"{tokens / train.batch_tokens:,.1f} steps; {num_left_out:,} records cannot be used"
     )
     if lengths.num_rendered:
         yield (
-            f"{lengths.num_rendered:,} chats are read {lengths.num_renderings:,} times, each time with other turns supervised: the "
-            "student's template writes earlier turns otherwise once a chat goes on"
+            f"{lengths.num_rendered:,} chats are read {lengths.num_renderings:,} times, each time with other turns "
+            "supervised: the student's template renders earlier turns differently once a chat continues"
         )
     if lengths.num_cut:
         yield (
-            f"{lengths.num_cut:,} records of more than {max_tokens} tokens (train.max_tokens) are cut into {lengths.num_cut_pieces:,} pieces, "
-            f"each after the first with about {overlap_tokens(max_tokens)} tokens of context"
+            f"{lengths.num_cut:,} records of more than {max_tokens} tokens (train.max_tokens) are cut into "
+            f"{lengths.num_cut_pieces:,} pieces, each after the first with about {overlap_tokens(max_tokens)} tokens "
+            "of context"
         )
     for line in _left_out(lengths):
         yield f"left out: {line}"
@@ -50,18 +49,21 @@ def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = 
         yield f"left out: {too_long:,} records, {share} of the tokens: {TOO_LONG}"
     if order == WHOLE_CHATS and has_chats:
         yield (
-            "this run goes on as it began: a chat is left out for one turn that the student's template writes otherwise; under a new "
-            "student.path its other turns are used"
+            "this run continues as it began: a chat is left out if the student's template renders one of its turns "
+            "differently; a run in a new student.path uses its other turns"
         )
     if order == WHOLE_RECORDS:
         yield (
-            "this run goes on in the order that it began in: records whole, shuffled with the 2,047 beside them; under a new student.path "
-            "they are cut, and shuffled across shards"
+            "this run continues in the order that it began in: whole records, shuffled with their 2,047 neighbours; a "
+            "run in a new student.path cuts them, and shuffles them across shards"
         )
 
 
 def usable_lines(recipe: Recipe, questions: Sequence[Question]) -> Iterator[tuple[str, str]]:
-    """What the student could learn from a sample of a dump's records, for `bld plan --calibrate`."""
+    """Yield label and text about how much of a sample of a dump's records the student can use.
+
+    For `bld plan --calibrate`.
+    """
     recipe, remark = sized(recipe)
     if remark is not None:
         yield "train.max_tokens", remark
@@ -72,8 +74,8 @@ def usable_lines(recipe: Recipe, questions: Sequence[Question]) -> Iterator[tupl
     usable = lengths.num_bytes - lengths.num_unused_bytes
     yield (
         "student's records",
-        f"of {lengths.num_records:,} sampled, {lengths.num_cut:,} are cut into {lengths.num_cut_pieces:,} pieces of at most "
-        f"{max_tokens} tokens; {_share(usable, lengths.num_bytes)} of the supervised bytes can be used",
+        f"of {lengths.num_records:,} sampled, {lengths.num_cut:,} are cut into {lengths.num_cut_pieces:,} pieces of at "
+        f"most {max_tokens} tokens; {_share(usable, lengths.num_bytes)} of the supervised bytes can be used",
     )
     for line in _left_out(lengths):
         yield "left out", line
@@ -84,12 +86,13 @@ def _left_out(lengths: Lengths) -> Iterator[str]:
         yield f"{records:,} records, {_share(num_bytes, lengths.num_bytes)} of the supervised bytes: {reason}"
     for reason, turns, num_bytes in lengths.turns_left_out.values():
         share = _share(num_bytes, lengths.num_bytes)
-        yield f"{turns:,} turns of chats that are used without them, {share} of the supervised bytes: {reason}"
+        yield f"{turns:,} turns of chats used without them, {share} of the supervised bytes: {reason}"
 
 
 def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """What the run in `student.path` counted when it began, for `bld plan`; nothing where it has not counted all of its
-    shards.
+    """Yield label and text about what the run in `student.path` counted when it began, for `bld plan`.
+
+    Nothing if it has not counted all of its shards.
     """
     run = Path(student_config(recipe).path)
     path, folder = run / "identity.json", run / "lengths"

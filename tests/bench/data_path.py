@@ -33,7 +33,7 @@ from stage2_student.data.packing import plan_micro_batches, tokens_passed
 from stage2_student.data.reader import DumpReader
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.model.initial_student import end_tokens, student_tokenizer
-from stage2_student.training.rank_batches import Preparation, Sources, fetched, shares
+from stage2_student.training.rank_batches import BatchBuilder, Sources, rank_batches, with_records
 from tests.support.micro_batches import count_all
 
 Item = TypeVar("Item")
@@ -123,41 +123,41 @@ def make_dump(source: Path, folder: Path) -> Path:
     return folder
 
 
-def run(preparation: Preparation, tokens_per_rank: int, epochs: int, whole: bool) -> Figures:
+def run(builder: BatchBuilder, tokens_per_rank: int, epochs: int, whole: bool) -> Figures:
     """So many epochs; with `whole` every document is read and encoded, as if a rank had to know them all."""
-    clock, world = Clock(), preparation.world
-    reader, tokenizer, _, _ = preparation.sources
-    train = preparation.recipe.train
+    clock, world = Clock(), builder.world
+    reader, tokenizer, _, _ = builder.sources
+    train = builder.recipe.train
     lengths = count_all(reader, tokenizer, train.piece_tokens)
     planned = plan_batches(lengths, 0, tokens_per_rank * world, train.piece_tokens)
     plans = takewhile(lambda plan: plan.after.epoch < epochs, clock.each("plan", planned))
-    of_all = shares(plans, train.micro_batch_tokens, "off", 0, 1 if whole else world)
-    batches = fetched(clock.each("plan", of_all), reader)
+    of_all = rank_batches(plans, train.micro_batch_tokens, "off", 0, 1 if whole else world)
+    batches = with_records(clock.each("plan", of_all), reader)
     tokens = 0
     for share, records in clock.each("read", batches):
-        documents = clock.run("encode", partial(preparation.encoded, share, records))
+        documents = clock.run("encode", partial(builder.encoded, share, records))
         own = share
         if whole:
-            own = next(shares([share.plan], train.micro_batch_tokens, "off", 0, world))
+            own = next(rank_batches([share.plan], train.micro_batch_tokens, "off", 0, world))
             found = dict(zip([planned.place for planned in share.documents], documents, strict=True))
             documents = [found[planned.place] for planned in own.documents]
-        clock.run("tensors", partial(preparation.micro_batches, own, documents))
+        clock.run("tensors", partial(builder.micro_batches, own, documents))
         tokens += sum(planned.num_tokens for planned in own.documents)
     planned = plan_batches(lengths, 0, tokens_per_rank * world, train.piece_tokens)
     return Figures(
-        tokens, over_ideal(takewhile(lambda plan: plan.after.epoch < epochs, planned), preparation), dict(clock.seconds)
+        tokens, over_ideal(takewhile(lambda plan: plan.after.epoch < epochs, planned), builder), dict(clock.seconds)
     )
 
 
-def over_ideal(plans: Iterator[BatchPlan], preparation: Preparation) -> float:
+def over_ideal(plans: Iterator[BatchPlan], builder: BatchBuilder) -> float:
     """Tokens that pass while all ranks are at work on a step, each waiting for the largest of the micro-batches side by
     side, over a rank's share.
     """
     passed = there = 0.0
-    micro_batch_tokens, world = preparation.recipe.train.micro_batch_tokens, preparation.world
+    micro_batch_tokens, world = builder.recipe.train.micro_batch_tokens, builder.world
     for plan in plans:
         lengths = [document.num_tokens for document in plan.documents]
-        of_ranks = plan_micro_batches(lengths, micro_batch_tokens, world, preparation.packing)
+        of_ranks = plan_micro_batches(lengths, micro_batch_tokens, world, builder.packing)
         passed += tokens_passed(lengths, [rows for slot in zip(*of_ranks, strict=True) for rows in slot], world)
         there += sum(lengths) / world
     return passed / there
@@ -188,9 +188,9 @@ def main(
         reader = DumpReader(make_dump(dump, Path(folder) / "dump"), 0)
         sources = Sources(reader, tokenizer, None, ids)
         for size in world or [1, 8, 64]:
-            preparation = Preparation(recipe, sources, make_interface(config, shape), "off", 0, size)
+            builder = BatchBuilder(recipe, sources, make_interface(config, shape), "off", 0, size)
             for whole in (True, False):
-                found = run(preparation, tokens, epochs, whole)
+                found = run(builder, tokens, epochs, whole)
                 total = sum(found.seconds.values())
                 columns = [f"{100 * found.seconds[part] / total:.0f}" for part in parts]
                 rate = found.tokens / total

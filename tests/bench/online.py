@@ -25,7 +25,7 @@ from stage1_teacher.targets.records import make_records
 from stage1_teacher.targets.resolved import load_tokenizer
 from stage2_student.data.examples import Encoded
 from stage2_student.model.initial_student import student_tokenizer
-from stage2_student.training.rank_batches import Held, Preparation, Share
+from stage2_student.training.rank_batches import BatchBuilder, HeldRecord, RankBatch
 from tests.bench.turns import compare, equal_documents, train_in_turns, trainer_recipe
 
 
@@ -52,12 +52,14 @@ class Online:
 
 def train_online(recipe: Recipe) -> None:
     """The real trainer, with `Online` between what it reads and what it encodes."""
-    ask, encoded = Online(recipe), Preparation.encoded
+    ask, encoded = Online(recipe), BatchBuilder.encoded
 
-    def asked(self: Preparation, share: Share, records: Sequence[Held]) -> list[Encoded]:
-        return encoded(self, share, [Held(record) for record in ask([held.record for held in records if held.record])])
+    def asked(self: BatchBuilder, share: RankBatch, records: Sequence[HeldRecord]) -> list[Encoded]:
+        return encoded(
+            self, share, [HeldRecord(record) for record in ask([held.record for held in records if held.record])]
+        )
 
-    Preparation.encoded = asked  # type: ignore[method-assign]
+    BatchBuilder.encoded = asked  # type: ignore[method-assign]
     train_in_turns(recipe)
 
 

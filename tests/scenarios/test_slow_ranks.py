@@ -48,7 +48,7 @@ def slow(holder, name, rank=0, after=""):
 
 slow(train, "export_start")
 slow(train, "keep_counts", rank=1)
-slow(ds, "for_any_world")
+slow(ds, "convert_to_universal")
 slow(ds.torch, "save")  # what DeepSpeed writes its files of a checkpoint with
 slow(checkpoints.os, "fsync", after="save")  # before the checkpoint gets its name
 slow(train, "export")
@@ -125,7 +125,7 @@ def said_by(work: Path, rank: int) -> str:
 def test_the_job_outlives_a_start_a_conversion_and_a_disk_that_take_longer_than_a_collective(work: Path) -> None:
     assert "ended with 0" in said_by(work, 0), said_by(work, 0)
     assert "ended with 0" in said_by(work, 1), said_by(work, 1)
-    assert "slow: export_start for_any_world save fsync export" in said_by(work, 0)
+    assert "slow: export_start convert_to_universal save fsync export" in said_by(work, 0)
     assert "slow: keep_counts" in said_by(work, 1)
     assert "now there are 2 ranks; converting it" in said_by(work, 0)
     files = json.loads((work / "slow" / "checkpoints" / "step-000002" / "files.json").read_text())

@@ -104,7 +104,7 @@ def test_every_checkpoint_is_measured_and_the_best_stays_with_the_newest(work: P
     assert json.loads((exported / "distilled.json").read_text()) == {"step": best, "newest": 6}
     assert f"step {best}, {measured[best]:.4f} bits/byte" in where_to_look(run) and "--best" in where_to_look(run)
     assert "best" not in where_to_look(work / "plain") and "bld report" in where_to_look(work / "plain")
-    with pytest.raises(ValueError, match="do not go together"):
+    with pytest.raises(ValueError, match="cannot be combined"):
         export(run, tmp_path / "both", step=6, best=True)
     with pytest.raises(ValueError, match=r"none of \[6\] was evaluated"):
         export(work / "plain", tmp_path / "none", best=True)

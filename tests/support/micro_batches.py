@@ -11,7 +11,7 @@ from stage2_student.data.examples import Encoded
 from stage2_student.data.order import START, Position
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths, RecordSource, count_shard
-from stage2_student.training.rank_batches import fetched, shares
+from stage2_student.training.rank_batches import rank_batches, with_records
 
 
 class GlobalBatch(NamedTuple):
@@ -35,11 +35,11 @@ def global_batches(
     """Those of a run, in turn, without end."""
     lengths = count_all(reader, tokenizer, max_tokens)
     plans = plan_batches(lengths, reader.seed, batch_tokens, max_tokens, start)
-    for share, records in fetched(shares(plans, 10**9, "off", 0, 1), reader):
+    for share, records in with_records(rank_batches(plans, 10**9, "off", 0, 1), reader):
         for held in records:
             if held.record is not None:
                 [pieces] = encode_pieces([held.record], tokenizer, None, max_tokens)
                 assert isinstance(pieces, list)
-                held.encode(pieces)
+                held.set_pieces(pieces)
         documents = tuple(h.pieces[p.ref.piece] for h, p in zip(records, share.documents, strict=True))
         yield GlobalBatch(documents, share.plan.after, share.plan.left_out)

@@ -66,7 +66,7 @@ def test_a_rank_ends_in_words_when_what_started_it_is_killed(names: list[str], k
         rank, *parents = (int(pid) for pid in first.stdout.readline().split())
         os.kill(parents[killed], signal.SIGKILL)
         said = first.stderr.readline()  # the others sleep
-        assert f"process {parents[killed]}, which started this rank, is gone; the rank ends with it" in said
+        assert f"process {parents[killed]}, which started this rank, is gone; the rank exits too" in said
         psutil.wait_procs([psutil.Process(rank)] if psutil.pid_exists(rank) else [], timeout=30)
         assert not psutil.pid_exists(rank) or psutil.Process(rank).status() == psutil.STATUS_ZOMBIE
     finally:

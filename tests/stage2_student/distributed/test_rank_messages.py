@@ -80,14 +80,14 @@ def test_a_rank_that_ends_without_a_word_ends_the_wait_of_all_others_by_name(end
     left = [channel for channel in ranks if channel.rank != ends]
     for said in map(str, each(left, Channel.gather)):
         assert said.startswith(f"rank {ends} (process {os.getpid()} of {socket.gethostname()}) is gone without a word")
-        assert "the same command goes on" in said
+        assert "rerun the same command to continue" in said
 
 
 def test_a_rank_that_fails_gives_the_others_its_reason(connected: Connect) -> None:
     ranks = connected(3)
     ranks[1].fail(ValueError("the hostfile\nis empty"))
     for said in map(str, each([ranks[0], ranks[2]], Channel.gather)):
-        assert "rank 1 (process" in said and "has failed: the hostfile is empty. Rank" in said
+        assert "rank 1 (process" in said and "failed: the hostfile is empty. Rank" in said
 
 
 def test_a_rank_that_fails_itself_is_not_ended_for_another_that_does(
@@ -99,13 +99,13 @@ def test_a_rank_that_fails_itself_is_not_ended_for_another_that_does(
     ranks = connected(2)
     for channel in ranks:
         channel.fail(FloatingPointError("the loss is not finite"))
-    assert not ended.wait(0.5) and "ends with it" not in capsys.readouterr().err
+    assert not ended.wait(0.5) and "exits too" not in capsys.readouterr().err
 
 
 def test_who_leaves_early_is_not_waited_for(connected: Connect) -> None:
     ranks = connected(2)
     ranks[1].leave()
-    with pytest.raises(LostRankError, match=r"rank 1 .* has ended before the others"):
+    with pytest.raises(LostRankError, match=r"rank 1 .* ended before the other ranks"):
         ranks[0].gather()
 
 
@@ -129,7 +129,7 @@ def test_a_stranger_at_the_port_is_turned_away_and_the_rank_let_in(monkeypatch: 
 
 def test_ranks_that_never_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_messages, "join_time", lambda: rank_messages.timedelta(seconds=0.2))
-    with pytest.raises(TimeoutError, match=r"ranks \[1, 2\] have not come"):
+    with pytest.raises(TimeoutError, match=r"ranks \[1, 2\] did not join"):
         _accept(HashStore(), 3)
 
 
@@ -165,7 +165,7 @@ def test_a_rank_that_is_killed_ends_the_other_in_words_whatever_that_one_does(ki
     _, said = ranks[1 - killed].communicate(timeout=60)
     assert ranks[1 - killed].returncode == 1
     assert f"rank {killed} (process {ranks[killed].pid} of {socket.gethostname()}) is gone without a word" in said
-    assert f"Rank {1 - killed} ends with it" in said and "Traceback" not in said
+    assert f"Rank {1 - killed} exits too" in said and "Traceback" not in said
 
 
 def test_the_kernel_watches_the_connection_of_a_rank_for_a_machine_that_is_away(connected: Connect) -> None:

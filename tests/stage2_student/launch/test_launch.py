@@ -31,7 +31,7 @@ from stage2_student.runs import folder
 from stage2_student.runs.checkpoint_files import Inventory, find_damage, write_inventory
 from stage2_student.runs.checkpoints import checkpoint_steps, set_aside
 from stage2_student.runs.identity import RunVersions, counts_key, run_identity
-from stage2_student.training.loss_scale import GROWTH_STEPS, LARGEST, LossScale, first_scale
+from stage2_student.training.loss_scale import GROWTH_STEPS, MAX_FACTOR, LossScale, first_scale
 from stage2_student.training.rank_batches import uses_turns
 from stage2_student.training.train import build_student
 from tests.support.small_dumps import make_dump, make_recipe
@@ -185,7 +185,7 @@ def test_a_loss_scale_halves_on_overflow_and_doubles_after_a_thousand_clean_step
     for _ in range(GROWTH_STEPS):
         scale = scale.after_step()
     assert scale == LossScale(2.0**16)
-    assert LossScale(LARGEST, GROWTH_STEPS - 1).after_step() == LossScale(LARGEST)
+    assert LossScale(MAX_FACTOR, GROWTH_STEPS - 1).after_step() == LossScale(MAX_FACTOR)
     assert not LossScale(1.0).can_shrink
 
 
@@ -310,7 +310,7 @@ def test_every_byte_of_the_weights_is_guarded_and_the_ranks_share_the_reading(ch
     (checkpoint / "rank_1.pt").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     found = [find_damage(checkpoint, part, 3) for part in range(3)]
     assert [cause is not None for cause in found] == [False, True, False]
-    assert "is not what was written" in str(found[1])
+    assert "was altered" in str(found[1])
 
 
 def test_damaged_checkpoints_are_set_aside_and_never_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

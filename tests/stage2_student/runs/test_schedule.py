@@ -105,7 +105,7 @@ def test_a_run_that_is_trained_on_ends_with_the_bits_of_one_that_was_planned_so(
 
 def test_training_on_is_said_and_kept_and_the_same_command_again_does_nothing(work: Path) -> None:
     said = (work / "said").read_text()
-    assert said.count("trained on from step 4 (train.steps: 4 there, 6 here)") == 1
+    assert said.count("continuing from step 4 with another schedule (train.steps: 4 there, 6 here)") == 1
     assert said.count("has done its 6 steps; nothing to train") == 1
     before = {"from_step": 4, "steps": 4, "warmup_steps": 2, "min_lr_ratio": 1.0}
     assert json.loads((work / "on" / "identity.json").read_text())["trained_on"] == [before]

@@ -24,7 +24,7 @@ from stage2_student.data.order import START, Order, Position
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Counted, Lengths, count_shard, keep_counts, kept_counts
 from stage2_student.runs.identity import counts_key, run_identity
-from stage2_student.training.rank_batches import Preparation, Sources
+from stage2_student.training.rank_batches import BatchBuilder, Sources
 from stage2_student.training.usable import counted_lines, remarks, usable_lines
 from tests.support.micro_batches import count_all, global_batches
 from tests.support.small_dumps import make_dump, make_recipe
@@ -66,10 +66,10 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def preparation(work: Path, tokenizer: ByteTokenizer, rank: int, world: int, **train: Any) -> Preparation:
+def builder(work: Path, tokenizer: ByteTokenizer, rank: int, world: int, **train: Any) -> BatchBuilder:
     recipe = make_recipe(work / "dump", work / "model", work / "run", {"objectives": {"alm": 1.0}} | train)
     sources = Sources(DumpReader(work / "dump", 0), tokenizer, None, SpecialIds(268, (268,)))
-    return Preparation(recipe, sources, None, "off", rank, world)
+    return BatchBuilder(recipe, sources, None, "off", rank, world)
 
 
 def test_every_document_is_seen_once_per_epoch_over_changes_of_world_and_micro_batch(
@@ -83,7 +83,7 @@ def test_every_document_is_seen_once_per_epoch_over_changes_of_world_and_micro_b
         batches = list(islice(global_batches(reader, tokenizer, 120, 512, position), 2))
         of_step = [Counter[str](), Counter[str]()]
         for rank in range(world):
-            of_rank = preparation(work, tokenizer, rank, world, micro_batch_tokens=micro_batch_tokens)
+            of_rank = builder(work, tokenizer, rank, world, micro_batch_tokens=micro_batch_tokens)
             for found, batch, (plan, micro_batches) in zip(
                 of_step, batches, of_rank.steps(counts, position), strict=False
             ):
@@ -109,7 +109,7 @@ def test_a_rank_reads_and_encodes_its_own_documents_and_no_others(
         lambda self, documents: encoded.extend(documents) or encode_batch(self, documents),
     )
     trained: list[str] = []
-    for plan, micro_batches in preparation(work, tokenizer, 1, 3).steps(counts):
+    for plan, micro_batches in builder(work, tokenizer, 1, 3).steps(counts):
         trained += [name for micro in micro_batches for name in micro.doc_ids]
         if plan.after.epoch == 2:
             break
@@ -183,14 +183,14 @@ def test_long_records_are_trained_on_in_pieces_each_once_an_epoch_over_all_ranks
     assert len(counts.pieces_C) > 20 and counts.num_records == 60 and not counts.reasons
     trained: list[int] = []
     for rank in range(2):
-        for plan, micro_batches in preparation(work, tokenizer, rank, 2, max_tokens=20).steps(counts):
+        for plan, micro_batches in builder(work, tokenizer, rank, 2, max_tokens=20).steps(counts):
             if plan.after.epoch:
                 break
             trained.append(sum(micro.num_bytes for micro in micro_batches))
             assert max(micro.tokens_BL.shape[1] for micro in micro_batches) <= 20
     assert len(read) < 60 * 2 + 60  # a record is read by a rank once in a window, not once for each of its pieces
     plans = list(takewhile(lambda plan: not plan.after.epoch, plan_batches(counts, 0, 120, 20)))
-    of_rank = preparation(work, tokenizer, 1, 2, max_tokens=20)
+    of_rank = builder(work, tokenizer, 1, 2, max_tokens=20)
     straight = [micro_batches for _, micro_batches in islice(of_rank.steps(counts), 5)]
     for at, plan in enumerate(plans[:4], 1):  # resumed in the middle of documents
         resumed = next(of_rank.steps(counts, plan.after))[1]
@@ -233,7 +233,7 @@ def test_a_run_that_began_with_whole_records_leaves_long_ones_out_as_it_did(
     windows = list(takewhile(lambda window: window.epoch < 1, order.windows()))
     in_turn = [f"d{shard * 12 + row}" for w in windows for shard, row in zip(w.shard_W, w.unit_W, strict=True)]
     expected = [name for name in in_turn if int(name[1:]) in short]
-    ours = replace(preparation(work, tokenizer, 0, 1, max_tokens=40), order=order_module.WHOLE_RECORDS)
+    ours = replace(builder(work, tokenizer, 0, 1, max_tokens=40), order=order_module.WHOLE_RECORDS)
     trained: list[str] = []
     left_out = Counter[str]()
     for plan, micro_batches in ours.steps(counts):
@@ -247,7 +247,7 @@ def test_a_run_that_began_with_whole_records_leaves_long_ones_out_as_it_did(
 
 
 def test_what_is_cut_and_left_out_is_said_with_its_share_of_the_bytes(work: Path, tokenizer: ByteTokenizer) -> None:
-    train = preparation(work, tokenizer, 0, 1, max_tokens=20).recipe.train
+    train = builder(work, tokenizer, 0, 1, max_tokens=20).recipe.train
     shard = [Counted((19, 15), num_bytes=60), Counted((7,), num_bytes=20), Counted((), "cannot be spelled", 20)]
     lines = list(remarks(Lengths.of([shard]), train, order_module.VERSION))
     assert lines[0] == "an epoch: 2 records, 41 tokens, 0.3 steps; 1 records cannot be used"
@@ -256,7 +256,7 @@ def test_what_is_cut_and_left_out_is_said_with_its_share_of_the_bytes(work: Path
     whole = [Counted((30,), num_bytes=60), Counted((10,), num_bytes=20)]
     lines = list(remarks(Lengths.of([whole]), train, order_module.WHOLE_RECORDS))
     assert "left out: 1 records, 75.0 % of the tokens: longer than train.max_tokens" in lines
-    assert "goes on in the order that it began in" in lines[-1]
+    assert "continues in the order that it began in" in lines[-1]
 
 
 def test_a_plan_tells_what_can_be_used_of_a_sample_and_of_what_a_run_has_counted(
@@ -285,7 +285,7 @@ def test_a_plan_tells_what_can_be_used_of_a_sample_and_of_what_a_run_has_counted
 def test_turns_that_are_left_out_are_said_beside_records_and_are_no_part_of_what_can_be_used(
     work: Path, tokenizer: ByteTokenizer, tmp_path: Path
 ) -> None:
-    train = preparation(work, tokenizer, 0, 1, max_tokens=20).recipe.train
+    train = builder(work, tokenizer, 0, 1, max_tokens=20).recipe.train
     reasons = (TurnsLeftOut("strips", 2, 30), TurnsLeftOut("calls", 1, 5))
     shard = [Counted((19, 15), None, 60, False, 2, reasons), Counted((18, 9), None, 20), Counted((), "strips", 20)]
     lengths = Lengths.of([shard, [Counted((19,), None, 100, False, 1, reasons[:1])]])
@@ -294,12 +294,12 @@ def test_turns_that_are_left_out_are_said_beside_records_and_are_no_part_of_what
     assert lines[2].startswith("1 records of more than 20 tokens (train.max_tokens) are cut into 2 pieces")
     assert lines[3:] == [
         "left out: 1 records, 10.0 % of the supervised bytes: strips",
-        "left out: 4 turns of chats that are used without them, 30.0 % of the supervised bytes: strips",
-        "left out: 1 turns of chats that are used without them, 2.5 % of the supervised bytes: calls",
+        "left out: 4 turns of chats used without them, 30.0 % of the supervised bytes: strips",
+        "left out: 1 turns of chats used without them, 2.5 % of the supervised bytes: calls",
     ]
     assert lengths.num_unused_bytes == 20 + 60 + 5
-    assert "a chat is left out for one turn" in list(remarks(lengths, train, order_module.WHOLE_CHATS, True))[-1]
-    assert "a chat is left out for one turn" not in list(remarks(lengths, train, order_module.WHOLE_CHATS))[-1]
+    assert "a chat is left out if" in list(remarks(lengths, train, order_module.WHOLE_CHATS, True))[-1]
+    assert "a chat is left out if" not in list(remarks(lengths, train, order_module.WHOLE_CHATS))[-1]
 
 
 def test_counts_of_a_release_that_used_chats_whole_are_read(
@@ -321,7 +321,7 @@ def test_a_document_with_other_tokens_than_were_counted_stops_the_run_by_name(
 ) -> None:
     counts = count_all(DumpReader(work / "dump", 0), Changed(tokenizer))
     with pytest.raises(ValueError, match=r"document d\d+: \d+ tokens were counted when the run began, now: \d+ tokens"):
-        next(preparation(work, tokenizer, 0, 1).steps(counts))
+        next(builder(work, tokenizer, 0, 1).steps(counts))
 
 
 def assert_equal(ours: Lengths, theirs: Lengths) -> None:
