@@ -1,31 +1,35 @@
-"""The contract between the stages: shards and manifest, version 1. Nothing else knows these names.
+"""The contract between the stages: shards and manifest, version 1. No other package defines these names.
 
 May import `schemas.storage`, and nothing else of the project.
 """
 
-SCHEMA_VERSION = 1  # what is written
-# Every version ever released, and the releases that read it. A version leaves READS only with a release that says so
-# here.
+SCHEMA_VERSION = 1  # the version that is written
+# Every version ever released, and the releases that read it. A version is removed from READS only in a release that is
+# named here.
 RELEASES = {1: "0.1 and later"}
 READS = (1,)
-# What decides a dump's numbers beside its settings: coverings and their shares, `doubt`, spreading, windows, levels,
-# and which rows of a corpus are documents. Part of a dump's identity. Raise it with any change of what the same
-# settings would store, keep what the numbers before it gave (a dump goes on under the one it was begun with), and add
-# the new one's targets to the tests' golden ones.   1: a dump without the number.   2: `doubt` recovers from dropped
-# mass that rounds to all of it; everything stored is stored as float32 (`levels.EXACT`); Python      code of a model
-# counts; a corpus' byte order marks, arrays of JSON and compressed files of other names are read for what they are.
+# Version of everything that decides a dump's numbers besides its settings: coverings and their shares, `doubt`,
+# redistribution, windows, levels, and which rows of a corpus are documents. Part of a dump's identity. Raise it with
+# any change to what the same settings store, keep the earlier versions working (a dump continues under the version that
+# it was begun with), and add targets of the new version to the tests' golden files.
+#   1: a dump without the number.
+#   2: `doubt` recovers from dropped mass that rounds to all of it; a dump that stores everything stores it as float32
+#      (`levels.EXACT`); Python code of a model counts; a corpus's byte order marks, arrays of JSON and compressed files
+#      with other names are read for what they are.
 ARITHMETIC = 2
 END = 0xFF  # the symbol "the document (or the assistant's turn) ends here"; UTF-8 never contains it
 NUM_SYMBOLS = 256
 
 
 def version_fault(where: object, version: object) -> str | None:
-    """Why something of this schema version is not read here, and what reads it; None where it is."""
+    """Return why something of this schema version cannot be read here, and what can read it; None if it can."""
     number = int(version) if isinstance(version, int) or (isinstance(version, str) and version.isdigit()) else None
     if number in READS:
         return None
     readable = " and ".join(map(str, READS))
     way_out = (
-        f"bld {RELEASES[number]} reads it" if number in RELEASES else "a newer bld reads it, if it is a dump at all"
+        f"bld {RELEASES[number]} can read it"
+        if number in RELEASES
+        else "It was written by a newer version of bld, or is not a dump"
     )
     return f"{where} has schema version {version!r}; this release reads {readable}. {way_out[0].upper()}{way_out[1:]}."

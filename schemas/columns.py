@@ -1,8 +1,8 @@
-"""The columns of a shard, once: what writes, reads, checks, aligns, mixes and shows them goes through this table.
+"""The table of a shard's columns: all code that writes, reads, checks, aligns, mixes or shows them iterates over it.
 
-A *measure* is what a record says of each position beside its distribution. A new one is an entry of `COLUMNS`, a field
-of `schemas.record.Record`, and `NAME_P` of `pipeline.covering.targets.Targets`, which computes it; and a key of the
-recipe's `dump` section where not every dump has it. The rest follows.
+A *measure* is a value per position besides its distribution. To add one, add an entry to `COLUMNS`, a field to
+`schemas.record.Record`, and `NAME_P` to `pipeline.covering.targets.Targets`, which computes it; and, if not every dump
+has it, a key to the recipe's `dump` section. The rest follows.
 """
 
 import math
@@ -19,7 +19,7 @@ from schemas import SCHEMA_VERSION, levels
 
 
 class Axis(Enum):
-    """What a column has a value of; coarse ones first."""
+    """The axis along which a column has values; coarsest first."""
 
     RECORD = "1"
     MESSAGE = "M"
@@ -30,7 +30,7 @@ class Axis(Enum):
 
 
 class Unit(Enum):
-    """What a column's numbers are, in the words of a shard's metadata; and the range of a measure of that unit."""
+    """The unit of a column's numbers, as written in a shard's metadata, and the range of a measure of that unit."""
 
     TEXT = "text"
     BYTES = "bytes"
@@ -47,7 +47,7 @@ class Unit(Enum):
 
 
 class Mixing(Enum):
-    """What a record of several teachers has in a column (`stage2_student.data.mix`)."""
+    """The value of a column in a record mixed from several teachers (`stage2_student.data.mix`)."""
 
     COMMON = "what their records have in common"
     DISTRIBUTION = "part of the distribution, which is mixed as a whole"
@@ -64,15 +64,15 @@ class Column:
     """One column of a shard.
 
     Attributes:
-        kind: Arrow's type of one value; of all axes but RECORD the column holds flat lists of it.
-        meaning: goes into the files. What is changed here changes the bytes of every shard.
-        detail: what the specification says besides.
-        rounded: values to the levels that are stored, where a dump does not store numbers as they are (`levels.EXACT`).
+        kind: Arrow's type of one value; on any axis but RECORD the column holds flat lists of it.
+        meaning: written into the files. A change here changes the bytes of every shard.
+        detail: additional text of the specification.
+        rounded: rounds values to the stored levels, unless a dump stores exact numbers (`levels.EXACT`).
         heading: of a measure, over its column in `bld inspect`: at most 7 characters.
-        flagged: of a measure, a value above this stands out there.
-        stored_where: the key of a dump's identity, dotted, with which its shards have the column; None: all have it.
-        always: False for what shards were released without: a reader does not ask for it.
-        since: the format's version that it came with.
+        flagged: of a measure, the value above which `bld inspect` highlights it.
+        stored_where: the dotted key of a dump's identity whose shards have the column; None: all shards have it.
+        always: False for a column that some released shards lack: a reader does not require it.
+        since: the format version that introduced it.
     """
 
     name: str
@@ -95,30 +95,30 @@ class Column:
 
     @cached_property
     def is_measure(self) -> bool:
-        """Whether it says something of each position, and is no part of the distribution."""
+        """True if it has a value per position and is not part of the distribution."""
         return self.axis is Axis.POSITION and self.mixed is not Mixing.DISTRIBUTION
 
     @property
     def field(self) -> pa.Field:
-        """As Arrow's."""
+        """Arrow's field for the column."""
         axis = f"{self.axis.value}: " if self.is_list else ""
         kind = _list(self.kind) if self.is_list else self.kind
         return pa.field(self.name, kind, nullable=False, metadata={"description": f"{axis}{self.meaning}"})
 
     def is_stored(self, identity: Mapping[str, Any]) -> bool:
-        """Whether the shards of a dump of that identity have it."""
+        """Tell whether the shards of a dump with that identity have the column."""
         value: Any = identity
         for key in self.stored_where.split(".") if self.stored_where else ():
             value = value.get(key) if isinstance(value, Mapping) else None
         return self.stored_where is None or bool(value)
 
     def as_stored(self, values: np.ndarray, exact: bool) -> np.ndarray:
-        """Numbers as a shard holds them: float32, of a dump that is not `exact` rounded to levels."""
+        """Convert numbers to their stored form: float32, rounded to levels unless the dump is `exact`."""
         return values.astype(np.float32) if exact or self.rounded is None else self.rounded(values)
 
 
 def _share(name: str, meaning: str, detail: str = "", heading: str = "") -> Column:
-    """Return a measure that is a share: how far a target can be trusted."""
+    """Return a measure in shares, which says how far a target can be trusted."""
     return Column(
         name,
         Axis.POSITION,
@@ -133,7 +133,7 @@ def _share(name: str, meaning: str, detail: str = "", heading: str = "") -> Colu
     )
 
 
-# In the order in which files have them.
+# In the order of the files.
 COLUMNS: tuple[Column, ...] = (
     Column(
         "doc_id",
@@ -264,19 +264,19 @@ FINEST_FIRST = tuple(sorted(COLUMNS, key=lambda column: list(Axis).index(column.
 
 
 def columns_of(version: int = SCHEMA_VERSION) -> tuple[Column, ...]:
-    """Return the columns that shards of a version of the format may have."""
+    """Return the columns that shards of a format version may have."""
     return tuple(column for column in COLUMNS if column.since <= version)
 
 
 def shard_schema(identity: Mapping[str, Any], version: int = SCHEMA_VERSION) -> pa.Schema:
-    """Return the columns of a dump's shards, those of one dump alike."""
+    """Return the columns of a dump's shards, which are the same for all shards of a dump."""
     return pa.schema([column.field for column in columns_of(version) if column.is_stored(identity)])
 
 
 def units(identity: Mapping[str, Any]) -> str:
-    """Say in a line what the numbers of a dump's shards are, for their metadata."""
-    said = []
+    """Describe in one line, for their metadata, the units of a dump's shards."""
+    parts = []
     for unit in (Unit.NATURAL_LOG, Unit.NATS, Unit.SHARE):
         names = [column.name for column in FINEST_FIRST if column.unit is unit and column.is_stored(identity)]
-        said += [f"{', '.join(names)}: {unit.value}"] if names else []
-    return "; ".join([*said, f"lengths and starts: {Unit.BYTES.value}"])
+        parts += [f"{', '.join(names)}: {unit.value}"] if names else []
+    return "; ".join([*parts, f"lengths and starts: {Unit.BYTES.value}"])

@@ -1,4 +1,4 @@
-"""Names of a dump's files, and keys of its shards' metadata, each written here and nowhere else.
+"""The names of a dump's files and the keys of its shards' metadata, each defined only here.
 
 README.md beside this file says what they hold.
 """
@@ -11,16 +11,16 @@ AUDIT = "audit.json"
 INPUTS = "inputs.json"
 RECIPE = "recipe.yaml"  # resolved, as in a student's run
 CARD = "README.md"
-SHARDS = "shards"  # folders, the next three too
+SHARDS = "shards"  # a folder, as are the next two
 COSTS = "costs"
-LEASES = "claims"  # in an object store, in place of
+LEASES = "claims"  # in an object store, instead of LOCK
 LOCK = "claims.lock"
 SHARD_SUFFIX = ".parquet"
 SHARD_GLOB = f"*{SHARD_SUFFIX}"
-SHARD_FILES = f"{SHARDS}/{SHARD_GLOB}"  # of a dump, as a glob
+SHARD_FILES = f"{SHARDS}/{SHARD_GLOB}"  # as a glob within a dump
 
 _PART = "part-"
-PARTIAL_FILES = f"*/{_PART}*.partial"  # half-written files of single shards: of a dump, as a glob
+PARTIAL_FILES = f"*/{_PART}*.partial"  # incomplete files of single shards, as a glob within a dump
 
 
 class Key(StrEnum):
@@ -30,27 +30,27 @@ class Key(StrEnum):
     IDENTITY = "bld.identity"  # JSON
     UNITS = "bld.units"
     DECODING = "bld.decoding"
-    LEFT_OUT = "bld.left_out"  # JSON: documents left out, by name, and why
+    LEFT_OUT = "bld.left_out"  # JSON: documents left out, by name, with the reason
     TEACHER_TOKENS = "bld.teacher_tokens"
     COMPUTED_TOKENS = "bld.computed_tokens"
-    SHARD_SHA256 = "bld.shard_sha256"  # of its documents
+    SHARD_SHA256 = "bld.shard_sha256"  # of the shard's documents
     ENGINE = "bld.engine"
     LIBRARIES = "bld.libraries"  # JSON
     AUDIT = "bld.audit"  # JSON
     SHA256 = "bld.sha256"  # the seal, over the whole file
-    COUNTED_OF = "bld.counted_of"  # of a run's token counts, which are sealed as shards are
+    COUNTED_OF = "bld.counted_of"  # in a run's token counts, which are sealed like shards
 
 
 def part_name(index: int) -> str:
-    """Name of what belongs to one shard, without a suffix."""
+    """Return the name, without suffix, of files that belong to one shard."""
     return f"{_PART}{index:05d}"
 
 
 def part_index(name: str) -> int:
-    """Number of the shard that a file of this name belongs to. Raises ValueError where it is not a shard's."""
+    """Return the number of the shard that a file of this name belongs to. Raises ValueError for any other name."""
     return int(name.removeprefix(_PART).split(".")[0])
 
 
 def shard_name(index: int) -> str:
-    """File name of a shard."""
+    """Return the file name of a shard."""
     return f"{part_name(index)}{SHARD_SUFFIX}"

@@ -1,4 +1,4 @@
-"""JSON by the standard, which every reader takes."""
+"""Standard JSON, which every reader accepts."""
 
 import json
 import math
@@ -6,11 +6,12 @@ from typing import Any
 
 
 def json_text(values: Any, **options: Any) -> str:
-    """Return `json.dumps` of values, with null for a number that is NaN or infinite: JSON has no word for it, and many
-    readers stop there.
+    """Return `json.dumps` of values, with null for a number that is NaN or infinite.
+
+    JSON cannot express these, and many readers fail on them.
 
     Args:
-        options: of `json.dumps`.
+        options: passed to `json.dumps`.
     """
     try:
         return json.dumps(values, allow_nan=False, **options)

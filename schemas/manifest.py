@@ -13,9 +13,7 @@ from schemas.storage.atomic import committed
 from schemas.storage.locations import AnyLocation, Location, names
 from schemas.versions import reader as reader_of
 
-_MEND = (
-    "Fetch the dump again, or restore the file; a dump of your own can be made again by `bld teacher` in a new folder"
-)
+_REMEDY = "Fetch the dump again, or restore the file; `bld teacher` can make a dump of your own again in a new folder"
 
 
 class ShardPlan(BaseModel):
@@ -23,22 +21,25 @@ class ShardPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    index: int = Field(ge=0)  # a name comes of it, which must not lead anywhere else
+    index: int = Field(ge=0)  # becomes part of a file name, which must not point elsewhere
     first_document: int = Field(ge=0)
     num_documents: int = Field(ge=0)
     num_bytes: int = Field(ge=0)
     sha256: str
 
     def path(self, dump: AnyLocation) -> AnyLocation:
+        """Return the shard's file in a dump."""
         return dump / dump_files.SHARDS / dump_files.shard_name(self.index)
 
 
 class Manifest(BaseModel):
-    """`identity` is everything that decides the content; `corpus_counts` says what the corpus held and what was left
-    out, by reason.
+    """The identity and the plan of a dump.
 
-    `accepted_engines`: engines other than the identity's that an operator let go on with the dump, by name and version;
-    each shard's metadata says which one made it (`bld.engine`).
+    Attributes:
+        identity: everything that decides the content.
+        corpus_counts: what the corpus held and what was left out, by reason.
+        accepted_engines: engines other than the identity's that an operator allowed to continue the dump, by name and
+            version; each shard's metadata says which one made it (`bld.engine`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,19 +52,21 @@ class Manifest(BaseModel):
 
     @property
     def has_chats(self) -> bool:
-        """Whether its documents are chats."""
+        """True if the dump's documents are chats."""
         return bool(self.identity.get("corpus", {}).get("field") == "messages")
 
     def missing(self, dump: Location) -> list[ShardPlan]:
-        """Planned shards whose file is not there."""
-        there = names(dump / dump_files.SHARDS)
-        return [shard for shard in self.shards if shard.path(dump).name not in there]
+        """Return the planned shards whose file does not exist."""
+        shards_present = names(dump / dump_files.SHARDS)
+        return [shard for shard in self.shards if shard.path(dump).name not in shards_present]
 
     def save(self, dump: Location) -> None:
+        """Write the manifest into a dump."""
         write_json(dump / dump_files.MANIFEST, self.model_dump(mode="json"))
 
     @classmethod
     def load(cls, dump: Location) -> "Manifest":
+        """Read a dump's manifest. Raises ValueError if there is none, it is damaged, or of an unknown version."""
         path = dump / dump_files.MANIFEST
         if not path.exists():
             raise ValueError(
@@ -76,11 +79,11 @@ class Manifest(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{path} is damaged: {where} is {first['input']!r}: {first['msg']}. {_MEND}") from None
+            raise ValueError(f"{path} is damaged: {where} is {first['input']!r}: {first['msg']}. {_REMEDY}") from None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as `a.b.c`."""
+    """Flatten nested mappings: keys become `a.b.c`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -88,14 +91,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# What an identity means that lacks a key: one that came later, or one that a release took away.
-_UNSAID: dict[str, Any] = {"arithmetic": 1}
-_OF_A_DUMP = re.compile(r"^(dump|other_dumps\.\d+)\.")  # as a run's identity holds those of its dumps
+# The meaning of a key's absence in an identity: of a key added later, or removed by a release.
+_MEANING_IF_ABSENT: dict[str, Any] = {"arithmetic": 1}
+_DUMP_PREFIX = re.compile(r"^(dump|other_dumps\.\d+)\.")  # of the dumps' identities within a run's
 
 
 def arithmetic_of(identity: Mapping[str, Any]) -> int:
-    """The version of the arithmetic (`schemas.ARITHMETIC`) that a dump of this identity follows."""
-    return int(identity.get("arithmetic", _UNSAID["arithmetic"]))
+    """Return the version of the arithmetic (`schemas.ARITHMETIC`) that a dump of this identity follows."""
+    return int(identity.get("arithmetic", _MEANING_IF_ABSENT["arithmetic"]))
 
 
 def identity_differences(
@@ -104,40 +107,39 @@ def identity_differences(
     """Return `field: theirs there, ours here` for each field in which two identities differ.
 
     Args:
-        absent: what a key means, by its dotted name in a dump's identity (or a run's), where an identity lacks it;
-            others mean null. `pipeline.config.identity` has this for the keys of recipes.
+        absent: the meaning of an absent key, by its dotted name in a dump's identity (or a run's); other absent keys
+            mean null. `pipeline.config.identity` has these for recipe keys.
     """
     a, b = flatten(theirs), flatten(json.loads(json.dumps(ours)))
-    unsaid = _UNSAID | dict(absent or {})
-    found = []
+    meanings = _MEANING_IF_ABSENT | dict(absent or {})
+    differences = []
     for key in sorted(a.keys() | b.keys()):
-        meant = unsaid.get(_OF_A_DUMP.sub("", key, count=1))
-        there, here = a.get(key, meant), b.get(key, meant)
+        if_absent = meanings.get(_DUMP_PREFIX.sub("", key, count=1))
+        there, here = a.get(key, if_absent), b.get(key, if_absent)
         if there != here:
-            found.append(f"{key}: {there!r} there, {here!r} here")
-    return found
+            differences.append(f"{key}: {there!r} there, {here!r} here")
+    return differences
 
 
 def with_accepted_engine(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], accepted_engines: Collection[str]
 ) -> dict[str, Any]:
-    """Return our identity, with the engine that began the dump where ours is one of those that are accepted beside
-    it.
-    """
+    """Return our identity, with the engine that began the dump if ours is one of the accepted ones."""
     if ours.get("teacher", {}).get("engine") not in accepted_engines:
         return dict(ours)
     return {**ours, "teacher": ours["teacher"] | {"engine": theirs.get("teacher", {}).get("engine")}}
 
 
 def shard_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """What a shard says of its origin: all but the whole corpus, which may grow after it; its own documents it names by
-    their hash.
+    """Return the identity stored in a shard: the dump's without the hash of the corpus, which may grow later.
+
+    A shard names its own documents by their hash.
     """
     corpus = {key: value for key, value in identity.get("corpus", {}).items() if key != "sha256"}
     return {**identity, **({"corpus": corpus} if "corpus" in identity else {})}
 
 
-def read_json(path: Location, *needed: str, remedy: str = _MEND) -> dict[str, Any]:
+def read_json(path: Location, *needed: str, remedy: str = _REMEDY) -> dict[str, Any]:
     """Read a JSON object that holds the `needed` keys. Raises ValueError, naming the file, for anything else."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -146,8 +148,8 @@ def read_json(path: Location, *needed: str, remedy: str = _MEND) -> dict[str, An
     return parse_json(text, str(path), *needed, remedy=remedy)
 
 
-def parse_json(text: str, where: str, *needed: str, remedy: str = _MEND) -> dict[str, Any]:
-    """Parse a JSON object, as `read_json` does, of a text that stands in `where`: a file, or a line of one."""
+def parse_json(text: str, where: str, *needed: str, remedy: str = _REMEDY) -> dict[str, Any]:
+    """Parse a JSON object, as `read_json` does, from the text of `where`: a file, or a line of one."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -159,6 +161,6 @@ def parse_json(text: str, where: str, *needed: str, remedy: str = _MEND) -> dict
 
 
 def write_json(path: Location, values: Any) -> None:
-    """Write a JSON file so that it is absent (or old) or complete; a number that is NaN or infinite is null there."""
+    """Write a JSON file so that it is absent (or old) or complete; numbers that are NaN or infinite become null."""
     with committed(path) as partial:
         partial.write_text(json_text(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a shard is a list of: records, and what each of them asks about.
+"""Records, the rows of a shard, and their text without the targets.
 
 Shape legend: as in `schemas.shard`.
 """
@@ -30,7 +30,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Record:
-    """One entry of a shard; see `schemas.columns` for units. None: a column that its dump does not store."""
+    """One row of a shard; see `schemas.columns` for units. None: a column that its dump does not store."""
 
     doc_id: str
     window_start: int
@@ -46,7 +46,7 @@ class Record:
     logprobs: np.ndarray  # E, float32
     message_roles: tuple[str, ...] = ()  # M
     message_lengths: tuple[int, ...] = ()  # M
-    conversation: str = ""  # JSON, of a chat with more than contents
+    conversation: str = ""  # JSON, for a chat with more than contents
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -59,29 +59,29 @@ class Record:
 
     @property
     def measures(self) -> dict[str, np.ndarray]:
-        """What is said of each position beside its distribution, by the column's name; P values each."""
+        """Values per position besides its distribution, by column name; P values each."""
         return {name: value_P for name in _MEASURES if (value_P := getattr(self, name)) is not None}
 
     def realised(self) -> np.ndarray:
-        """P, uint8: the symbol that the document really has at each position."""
+        """Return the symbol that the document really has at each position: P, uint8."""
         parts = [self.document[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in self.segments]
         return np.frombuffer(b"".join(parts), dtype=np.uint8)
 
     def entry_positions(self) -> np.ndarray:
-        """E, int64: the position of each entry."""
+        """Return the position of each entry: E, int64."""
         return np.repeat(np.arange(self.num_positions), self.entry_counts)
 
     def per_position(self, values_E: np.ndarray) -> np.ndarray:
-        """P, float64: the sum of these values of a position's entries."""
+        """Sum the values of each position's entries: P, float64."""
         return np.bincount(self.entry_positions(), values_E, self.num_positions)
 
     def probs(self) -> np.ndarray:
-        """E, float64: the stored probabilities."""
+        """Return the stored probabilities: E, float64."""
         return np.exp(self.logprobs.astype(np.float64))
 
 
 class Question(NamedTuple):
-    """What a record asks about, without the answers."""
+    """A record without its targets: the text and what of it is supervised."""
 
     doc_id: str
     window_start: int
@@ -90,22 +90,22 @@ class Question(NamedTuple):
     message_roles: tuple[str, ...] = ()
     message_lengths: tuple[int, ...] = ()
     conversation: str = ""
-    teacher_token_lengths: np.ndarray = np.empty(0, dtype=np.int32)  # T; empty where it was not asked for
+    teacher_token_lengths: np.ndarray = np.empty(0, dtype=np.int32)  # T; empty unless requested
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """As of `Record`."""
+        """Role and content of each message of a chat; empty for plain text."""
         return _messages(self)
 
 
 def common_measures(records: Sequence[Record]) -> dict[str, list[np.ndarray] | None]:
-    """Return the columns of each measure, record by record; None for one that not all of the records have."""
-    found = [record.measures for record in records]
-    lacking = {name for name in _MEASURES if any(name not in measures for measures in found)}
-    return {name: None if name in lacking else [measures[name] for measures in found] for name in _MEASURES}
+    """Return each measure's columns, record by record; None for a measure that some record lacks."""
+    per_record = [record.measures for record in records]
+    lacking = {name for name in _MEASURES if any(name not in measures for measures in per_record)}
+    return {name: None if name in lacking else [measures[name] for measures in per_record] for name in _MEASURES}
 
 
-def _messages(asked: Question | Record) -> list[dict[str, str]]:
-    ends = list(accumulate(asked.message_lengths))
-    contents = [asked.document[start:end].decode("utf-8") for start, end in pairwise([0, *ends])]
-    return [{"role": r, "content": c} for r, c in zip(asked.message_roles, contents, strict=True)]
+def _messages(record: Question | Record) -> list[dict[str, str]]:
+    ends = list(accumulate(record.message_lengths))
+    contents = [record.document[start:end].decode("utf-8") for start, end in pairwise([0, *ends])]
+    return [{"role": r, "content": c} for r, c in zip(record.message_roles, contents, strict=True)]

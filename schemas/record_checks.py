@@ -1,4 +1,4 @@
-"""What can be wrong with a record: what would send a reader astray, and what a target must not say."""
+"""Checks of a record: structural errors, and invalid target values."""
 
 import json
 from itertools import accumulate
@@ -9,12 +9,12 @@ from schemas.record import Record
 
 
 def record_faults(record: Record) -> list[str]:
-    """What is wrong with a record, in words; empty for a good one."""
+    """Describe everything that is wrong with a record; empty for a valid one."""
     return layout_faults(record) or _entry_faults(record)
 
 
 def layout_faults(record: Record) -> list[str]:
-    """Those that would send a reader astray: counts that do not fit, and numbers that are no log-probabilities."""
+    """Describe structural errors: inconsistent counts, and numbers that are not log-probabilities."""
     checks = [
         (record.window_start >= 0, "its window starts before the document"),
         (_is_utf8(record), "its text, or that of a message, is not UTF-8"),
@@ -53,11 +53,11 @@ def layout_faults(record: Record) -> list[str]:
             "a stored log-probability is positive or not finite",
         ),
     ]
-    return [text for good, text in checks if not good]
+    return [text for passed, text in checks if not passed]
 
 
 def _roles(conversation: str) -> list[str]:
-    """Who speaks in a conversation, message by message; nobody where it is damaged."""
+    """Return the role of each message in a conversation; empty if it is damaged."""
     try:
         return [str(message["role"]) for message in json.loads(conversation)["messages"]]
     except (ValueError, TypeError, LookupError, RecursionError):
@@ -65,7 +65,7 @@ def _roles(conversation: str) -> list[str]:
 
 
 def _is_utf8(record: Record) -> bool:
-    """Whether the whole is UTF-8, and no message starts inside a character."""
+    """Tell whether the document is UTF-8, and no message starts inside a character."""
     try:
         record.document.decode("utf-8")
     except UnicodeDecodeError:
@@ -80,8 +80,8 @@ def _entry_faults(record: Record) -> list[str]:
     position, faults = record.entry_positions(), []
     if (record.per_position(record.probs()) > 1 + 1e-5).any():  # float32's rounding of logs
         faults.append("the entries of a position sum to more than 1")
-    found = np.zeros(len(record.entry_counts), dtype=bool)
-    found[position[record.symbols == record.realised()[position]]] = True
-    if not found.all():
-        faults.append(f"the realised symbol is not stored at position {int(np.argmin(found))}")
+    has_realised = np.zeros(len(record.entry_counts), dtype=bool)
+    has_realised[position[record.symbols == record.realised()[position]]] = True
+    if not has_realised.all():
+        faults.append(f"the realised symbol is not stored at position {int(np.argmin(has_realised))}")
     return faults

@@ -33,7 +33,7 @@ _ROUNDED = {
 
 
 def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table:
-    """The shard's table. `identity` goes into the file's metadata, so that a shard found alone explains itself."""
+    """Build a shard's table, with `identity` in its metadata, so that a shard found alone explains itself."""
     made: dict[str, list[Any]] = {
         "segment_starts": [[s.start for s in r.segments] for r in records],
         "segment_lengths": [[s.length for s in r.segments] for r in records],
@@ -50,7 +50,8 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
         Key.IDENTITY: json.dumps(identity, sort_keys=True),
         Key.UNITS: units(identity),
         Key.DECODING: (
-            "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; probability = exp(logprob), "
+            "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; "
+            "probability = exp(logprob), "
             f"{_ROUNDED[identity.get('coding') == levels.EXACT]}; "
             "the tail 1 - sum is one class of all symbols not stored; symbol 255 is END; positions run through the "
             "segments in turn, segment_length (+ 1 if segment_has_end) each"
@@ -71,11 +72,12 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
 def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool = False) -> int:
     """Write a shard so that `path` is absent or complete, whatever interrupts us. Returns its size in bytes.
 
-    `first`: one that is there by then stays, and this one is dropped.
+    Every column except text has a dictionary: each has few distinct values (`schemas.levels`), stored in a byte or half
+    a byte. In a dump that stores everything, floats have no dictionary but a byte-stream split: the first bytes of all
+    numbers together, then the second ones.
 
-    Every column but the text has a dictionary: the values of each are few (`schemas.levels`), a byte or half of one
-    each. Of a dump that stores everything the floats have none, but their bytes apart, the first of all numbers
-    together.
+    Args:
+        first: keep a shard that already exists at `path`, and discard this one.
     """
     split = _FLOATS if _is_exact(table) else frozenset[str]()
     with_dictionary = [_leaf(name) for name in table.schema.names if name not in (*_TEXTS, *split)]
@@ -105,15 +107,15 @@ def _is_exact(table: pa.Table) -> bool:
 
 
 def shard_reader(path: Location, metadata: Mapping[bytes, bytes] | None) -> Reader:
-    """Return the reader of the version that a file says. Raises ValueError unless it is one that we read."""
+    """Return the reader of the format version that a file states. Raises ValueError for a version not read here."""
     version = (metadata or {}).get(Key.SCHEMA_VERSION.encode())
     if version is None:
-        raise ValueError(f"{path} is not a shard of a dump: its Parquet metadata holds no {Key.SCHEMA_VERSION}")
+        raise ValueError(f"{path} is not a shard of a dump: its Parquet metadata lacks {Key.SCHEMA_VERSION}")
     return reader_of(path, version.decode())
 
 
 def checked_reader(path: Location, schema: pa.Schema) -> Reader:
-    """Return the reader of a shard, whose schema it is. Raises ValueError for columns that are not its version's."""
+    """Return the reader of a shard with this schema. Raises ValueError if its columns are not those of its version."""
     reader = shard_reader(path, schema.metadata)
     reader.check_columns(path, schema)
     return reader
@@ -123,73 +125,71 @@ _NEEDED = (Key.IDENTITY, Key.LEFT_OUT, Key.TEACHER_TOKENS, Key.COMPUTED_TOKENS, 
 
 
 def shard_metadata(path: Location, schema: pa.Schema) -> dict[str, str]:
-    """What the Parquet metadata of a shard, whose schema it is, says. Raises ValueError where something is not said."""
+    """Decode the Parquet metadata of a shard with this schema. Raises ValueError if a required key is missing."""
     shard_reader(path, schema.metadata)
-    found = {key.decode(): value.decode(errors="replace") for key, value in schema.metadata.items()}
-    missing = [key for key in _NEEDED if key not in found]
+    metadata = {key.decode(): value.decode(errors="replace") for key, value in schema.metadata.items()}
+    missing = [key for key in _NEEDED if key not in metadata]
     if missing:
-        raise ValueError(
-            f"{path} is no shard that stage 1 has made: its Parquet metadata holds no {', '.join(missing)}"
-        )
-    return found
+        raise ValueError(f"{path} is not a shard made by stage 1: its Parquet metadata lacks {', '.join(missing)}")
+    return metadata
 
 
 def num_records(path: Location) -> int:
-    """How many records a shard holds, read off its footer."""
+    """Return the number of records in a shard, from its footer."""
     with open_parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
 def window_names(path: Location) -> Iterator[tuple[str, int]]:
-    """Yield name of the document and first byte in it of each record; reads nothing else."""
+    """Yield each record's document name and its byte offset there; reads nothing else."""
     with open_parquet(path) as file:
         table = file.read(columns=["doc_id", "window_start"])
     yield from zip(table["doc_id"].to_pylist(), table["window_start"].to_pylist(), strict=True)
 
 
 def num_supervised(file: pq.ParquetFile) -> tuple[int, int]:
-    """Return how many bytes and ENDs the records of a shard ask for."""
+    """Return how many bytes and how many ENDs a shard supervises."""
     table = file.read(columns=["segment_lengths", "segment_has_end"])
     return _sum(table["segment_lengths"]), _sum(table["segment_has_end"])
 
 
 def _sum(lists: pa.ChunkedArray) -> int:
-    """Over all elements of a column of lists."""
+    """Sum all elements of a column of lists."""
     return int(lists.combine_chunks().flatten().to_numpy(zero_copy_only=False).sum())
 
 
 def read_shard(
-    path: Location, batch_records: int = 64, checked: bool = True, beside_others: bool = False
+    path: Location, batch_records: int = 64, checked: bool = True, small_buffers: bool = False
 ) -> Iterator[Record]:
-    """Yield a shard's records in order, holding `batch_records` of them in memory at once. `beside_others`: as of
-    `open_parquet`.
+    """Yield a shard's records in order, holding `batch_records` of them in memory at once.
 
-    Raises ValueError for columns that are not the format's, and, where `checked`, for a record with `layout_faults`.
+    `small_buffers`: as in `open_parquet`. Raises ValueError for columns that are not the format's, and, if `checked`,
+    for a record with `layout_faults`.
     """
     first = 0
-    for batch in _batches(path, batch_records, beside_others):
+    for batch in _batches(path, batch_records, small_buffers):
         for row in range(batch.num_rows):
             yield _checked(batch.record(row), path, first + row) if checked else batch.record(row)
         first += batch.num_rows
 
 
 def read_rows(
-    path: Location, rows: Iterable[int], batch_records: int = 64, beside_others: bool = False
+    path: Location, rows: Iterable[int], batch_records: int = 64, small_buffers: bool = False
 ) -> Iterator[Record]:
-    """Yield these rows of a shard, ascending. What lies between is decoded by Arrow, which lets other threads run, and
-    goes no further.
+    """Yield these rows of a shard, ascending.
 
-    `rows` is asked for the next one when it is due, so that it may be found out meanwhile. `beside_others`: as of
+    Rows in between are decoded by Arrow, which releases the interpreter's lock, but not turned into records. `rows` is
+    advanced only when the next row is due, so that it may be determined meanwhile. `small_buffers`: as in
     `open_parquet`. Raises ValueError for a row that the shard does not have, and as `read_shard` does.
     """
-    batches, batch, first = _batches(path, batch_records, beside_others), None, 0
+    batches, batch, first = _batches(path, batch_records, small_buffers), None, 0
     for row in rows:
         while batch is None or row >= first + batch.num_rows:
             first += 0 if batch is None else batch.num_rows
             batch = next(batches, None)
             if batch is None:
                 raise ValueError(
-                    f"{path} has {first} records, and none at row {row}: it is not the file that was counted"
+                    f"{path} has {first} records, and none at row {row}: it is not the file whose records were counted"
                 )
         yield _checked(batch.record(row - first), path, row)
 
@@ -198,20 +198,22 @@ def _checked(record: Record, path: Location, row: int) -> Record:
     faults = layout_faults(record)
     if faults:
         raise ValueError(
-            f"{path}, record {row} (doc_id {record.doc_id!r}): {'; '.join(faults)}. `bld verify` says what else is wrong"
+            f"{path}, record {row} (doc_id {record.doc_id!r}): {'; '.join(faults)}. "
+            "`bld verify` lists everything that is wrong"
         )
     return record
 
 
-def _batches(path: Location, batch_records: int, beside_others: bool = False) -> Iterator[Rows]:
-    with open_parquet(path, beside_others) as file:
+def _batches(path: Location, batch_records: int, small_buffers: bool = False) -> Iterator[Rows]:
+    with open_parquet(path, small_buffers) as file:
         reader = checked_reader(path, file.schema_arrow)
         yield from map(reader.rows, file.iter_batches(batch_size=batch_records))
 
 
 def read_questions(path: Location, with_tokens: bool = False) -> Iterator[Question]:
-    """Of each record of a shard in order; reads little more than the text. `with_tokens`: the lengths of the teacher's
-    tokens too.
+    """Yield the text of each record of a shard, in order, reading few other columns.
+
+    `with_tokens`: the lengths of the teacher's tokens too.
     """
     with open_parquet(path) as file:
         reader = checked_reader(path, file.schema_arrow)

@@ -1,5 +1,6 @@
-"""The reading snippets of the specification (README.md beside this file): written there once, run by the tests, shown
-in every card.
+"""The specification's snippets for reading a dump: written once, in README.md beside this file.
+
+They are run by the tests and shown in every dump's card.
 """
 
 import re
@@ -17,6 +18,6 @@ class Snippet(NamedTuple):
 
 
 def snippets(text: str | None = None) -> dict[str, Snippet]:
-    """Each snippet that a Markdown text marks, by name; of the specification, where no text is given."""
+    """Return the marked snippets of a Markdown text, by name; by default those of the specification."""
     text = Path(__file__).with_name("README.md").read_text(encoding="utf-8") if text is None else text
     return {match["name"]: Snippet(match["language"], match["code"]) for match in _MARKED.finditer(text)}

@@ -1,3 +1,3 @@
-"""Where a dump lies, folder or object store, and how its files appear there: absent or complete.
+"""Locations of dumps, local folders or object stores, and atomic writes to them: a file is absent or complete.
 
 Imports nothing of the project but `schemas`."""

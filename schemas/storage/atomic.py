@@ -1,8 +1,7 @@
-"""Files and objects that are absent (or old) or complete, whatever interrupts us: one way to write a dump, two places
-to put it.
+"""Atomic writes to folders and object stores: a file is absent (or old) or complete, whatever interrupts us.
 
-In a folder a file is written beside its name, made durable (fsync), and renamed. In an object store it is written to
-the machine's scratch folder, and one PUT of the whole object commits it (`schemas.storage.object_store`).
+In a folder a file is written under a temporary name, made durable (fsync), and renamed. For an object store it is
+written to a local temporary folder, and one PUT of the whole object commits it (`schemas.storage.object_store`).
 """
 
 import os
@@ -19,16 +18,17 @@ from schemas.storage.locations import Location, RemotePath, StoreError
 
 @contextmanager
 def committed(path: Location, first: bool = False) -> Iterator[Path]:
-    """A local name to write to. What is written there becomes `path`, which is absent (or old) or complete; after an
-    exception nothing is left.
+    """Yield a local path to write to; its content becomes `path`, which is absent (or old) or complete.
+
+    After an exception nothing is left.
 
     Args:
-        first: what is at `path` by then stays, and what was written here is dropped: the first commit wins.
+        first: keep what already exists at `path`, and discard what was written here: the first commit wins.
 
     Raises:
-        OSError: it cannot be written; says where and how to go on.
+        OSError: it cannot be written; says where and what to do.
     """
-    with _told(path):
+    with _explain_os_error(path):
         if isinstance(path, RemotePath):
             with tempfile.TemporaryDirectory(prefix="bld-") as scratch:
                 local = Path(scratch) / path.name
@@ -48,27 +48,28 @@ def committed(path: Location, first: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(path: Location) -> Iterator[None]:
+def _explain_os_error(path: Location) -> Iterator[None]:
     try:
         yield
     except StoreError:
         raise
     except OSError as error:
         raise OSError(
-            f"{path} cannot be written: {error}. What was complete stays, nothing half-written is left. "
-            "Make room (or the folder writable), then run the same command again."
+            f"{path} cannot be written: {error}. Complete files are kept, and no incomplete one is left. "
+            "Free disk space (or make the folder writable), then run the same command again."
         ) from error
 
 
 def writer_name() -> str:
-    """This process, among all that may write to a shared folder: `host-4711`; no dots, for it is a part of a file's
-    name.
+    """Return a name for this process, unique among all that may write to a shared folder: `host-4711`.
+
+    It has no dots, because it becomes part of a file name.
     """
     return f"{gethostname().replace('.', '-')}-{os.getpid()}"
 
 
 def remove(path: Location) -> None:
-    """Delete a file or an object so that it stays deleted; nothing where there is none."""
+    """Delete a file or an object durably; does nothing if it does not exist."""
     if isinstance(path, RemotePath):
         object_store.remove(path)
         return
@@ -77,7 +78,7 @@ def remove(path: Location) -> None:
 
 
 def make_folder(folder: Location) -> None:
-    """Make a folder and those above it, so that a power cut takes none of them back. A store has none."""
+    """Make a folder and its parents, durably. Does nothing for a store, which has no folders."""
     if isinstance(folder, RemotePath):
         return
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -87,7 +88,7 @@ def make_folder(folder: Location) -> None:
 
 
 def sync_and_rename(partial: Path, path: Path) -> None:
-    """Make `partial` durable, then give it its name, then make the name durable."""
+    """Make `partial` durable, rename it to `path`, then make the name durable."""
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -95,8 +96,9 @@ def sync_and_rename(partial: Path, path: Path) -> None:
 
 
 def _sync_and_link(partial: Path, path: Path) -> None:
-    """As `sync_and_rename`, unless there is a file of that name: to look and then to rename would leave time for
-    another's.
+    """Do as `sync_and_rename`, unless a file of that name exists.
+
+    A check before a rename would leave time for another process to create it.
     """
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
@@ -112,13 +114,13 @@ def _sync_and_link(partial: Path, path: Path) -> None:
 
 @contextmanager
 def committed_folder(path: Path) -> Iterator[Path]:
-    """A name to make a folder at, which becomes `path`, in place of what was there; after an exception nothing is left.
+    """Yield a path to make a folder at, which then replaces `path`; after an exception nothing is left.
 
-    What was there is gone only once the new folder, durable, has its name: killed in between, it lies under
+    The old folder is removed only once the new one is durable and renamed: after a kill in between, it is at
     `PATH.replaced.partial`.
     """
     partial, replaced = (path.with_name(f"{path.name}{end}") for end in (".partial", ".replaced.partial"))
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)
     try:
@@ -138,12 +140,13 @@ def committed_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def first_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to write into, which becomes `path`; where another writer was first, its folder stays and this
-    one is dropped.
+    """Yield an empty folder to write into, which becomes `path`.
+
+    If another writer was first, its folder is kept and this one is discarded.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-", ignore_cleanup_errors=True) as scratch:
-        ready = Path(scratch) / path.name  # in it, for what has a temporary folder's mode only this user may read
+        ready = Path(scratch) / path.name  # a subfolder, because only this user may read the temporary folder itself
         ready.mkdir()
         yield ready
         sync_tree(ready)

@@ -1,8 +1,7 @@
-"""Where a dump is: a local folder, or a folder of an object store by its address (s3://, gs://, hf://).
+"""Locations of dumps: a local folder, or a folder of an object store by its address (s3://, gs://, hf://).
 
-An address names a place and holds no secret: it is stored with recipes and shown in messages. Keys, endpoints and
-regions come from the environment variables that each store's own tools read; what has to be asked for beside them is in
-`_s3` and `_gs`.
+An address holds no secret: it is stored in recipes and shown in messages. Keys, endpoints and regions come from the
+environment variables that each store's own tools read; `_s3` and `_gs` handle those that pyarrow does not read itself.
 """
 
 import io
@@ -19,27 +18,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-_BUFFER_BYTES = 8 << 20  # read at once: a request to a store takes as long as some megabytes
+_BUFFER_BYTES = 8 << 20  # read at once: the latency of a request to a store equals some megabytes of transfer
 _PART_BYTES = 256 << 10
 _REMOTE_PART_BYTES = 2 << 20  # some 40 requests for a shard of 16 MiB of text
 _ENVIRONMENT = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_NO_SIGN_REQUEST=1 for a public bucket",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST, CLOUDSDK_AUTH_DISABLE_CREDENTIALS=1 for a public bucket",
+    "s3": (
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, "
+        "AWS_NO_SIGN_REQUEST=1 for a public bucket"
+    ),
+    "gs": (
+        "GOOGLE_APPLICATION_CREDENTIALS, STORAGE_EMULATOR_HOST, CLOUDSDK_AUTH_DISABLE_CREDENTIALS=1 for a public bucket"
+    ),
     "hf": "HF_TOKEN, HF_ENDPOINT",
 }
 
 
 class Stat(NamedTuple):
-    """Of a file."""
+    """The size of a file."""
 
     st_size: int
 
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder of an object store. Of `pathlib.Path` it has what reading a dump takes.
+    """A file or folder of an object store, with the part of `pathlib.Path` that is needed to read a dump.
 
-    All that reads raises OSError, which says what was read and which variables the store looks at.
+    Methods that read raise OSError, which says what was read and which environment variables the store uses.
     """
 
     scheme: str
@@ -61,44 +65,44 @@ class RemotePath:
         return RemotePath(self.scheme, self.path.rpartition("/")[0], self.filesystem)
 
     def exists(self) -> bool:
-        with reaching(self, self.scheme):
+        with store_errors(self, self.scheme):
             return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
 
     def stat(self) -> Stat:
-        with reaching(self, self.scheme):
+        with store_errors(self, self.scheme):
             return Stat(self.filesystem.get_file_info(self.path).size)
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
         assert mode == "rb"
-        with reaching(self, self.scheme):
+        with store_errors(self, self.scheme):
             raw = cast(io.RawIOBase, self.filesystem.open_input_file(self.path))
         return io.BufferedReader(raw, _BUFFER_BYTES)
 
     def read_text(self, encoding: str) -> str:
-        with reaching(self, self.scheme), self.open() as file:
+        with store_errors(self, self.scheme), self.open() as file:
             return file.read().decode(encoding)
 
     def iterdir(self) -> "Iterator[RemotePath]":
-        """What lies in a folder; nothing where there is no folder."""
-        with reaching(self, self.scheme):
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return (self / info.base_name for info in found)
+        """Yield the members of a folder; nothing if it does not exist."""
+        with store_errors(self, self.scheme):
+            members = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return (self / info.base_name for info in members)
 
 
 class StoreError(OSError):
-    """An object store, or the way to it, failed."""
+    """An object store, or the connection to it, failed."""
 
 
 @contextmanager
-def reaching(what: object, scheme: str, done: str = "read") -> Iterator[None]:
-    """Tell a failure on the way to a store with what was to be read or written, and with what the way hangs on."""
+def store_errors(what: object, scheme: str, done: str = "read") -> Iterator[None]:
+    """Turn an OSError into a StoreError that says what was accessed, and which variables configure the access."""
     try:
         yield
     except StoreError:
         raise
     except OSError as error:
-        way = f"The environment says how it is reached: {_ENVIRONMENT[scheme]}"
-        raise StoreError(f"{what} cannot be {done}: {error}. {way}") from error
+        variables = f"Access is configured by environment variables: {_ENVIRONMENT[scheme]}"
+        raise StoreError(f"{what} cannot be {done}: {error}. {variables}") from error
 
 
 Location = Path | RemotePath
@@ -106,20 +110,18 @@ AnyLocation = TypeVar("AnyLocation", Path, RemotePath, Location)
 
 
 def check_address(text: str) -> str:
-    """The text itself. Raises ValueError for an address that no store here answers to, or that holds more than a
-    place.
-    """
+    """Return the text itself. Raises ValueError for an unknown scheme, or an address that is more than a location."""
     scheme, mark, rest = text.partition("://")
     if not mark:
         return text
     if scheme not in (*_STORES, "file"):
-        raise ValueError(f"{scheme}:// is no store that is read here; give a folder, or {_SCHEMES}")
+        raise ValueError(f"{scheme}:// is not a supported store; give a folder, or {_SCHEMES}")
     parts = urlsplit(text)
     if parts.username or parts.password or parts.query or parts.fragment:
-        # The text is not repeated: it may be a key.
+        # The text is not repeated: it may hold a key.
         raise ValueError(
-            f"an address must hold no user, password, query or fragment: recipes are stored. Give them by the environment: "
-            f"{_ENVIRONMENT.get(scheme, 'none are needed for a file')}"
+            "an address must hold no user, password, query or fragment, because recipes are stored. "
+            f"Give them by environment variables: {_ENVIRONMENT.get(scheme, 'none are needed for a file')}"
         )
     if not rest.strip("/") or (scheme == "file" and not rest.startswith("/")):
         raise ValueError(f"{text} names no folder; give {_SCHEMES}")
@@ -127,27 +129,28 @@ def check_address(text: str) -> str:
 
 
 def location(text: str) -> Location:
-    """A folder by its path or address, whether it is there or not. Raises ValueError as `check_address` does."""
+    """Return the location of a path or address, existing or not. Raises ValueError as `check_address` does."""
     scheme, mark, rest = check_address(text).partition("://")
     if not mark:
         return Path(text)
     if scheme == "file":
         return Path(unquote(rest))
     path = rest.strip("/")
-    with reaching(text, scheme):
+    with store_errors(text, scheme):
         return RemotePath(scheme, path, _STORES[scheme](path.partition("/")[0]))
 
 
 def names(folder: Location) -> set[str]:
-    """What lies in a folder, by name: one request where asking for each file would be thousands. Empty where there is
-    none.
+    """Return the names of a folder's members; empty if it does not exist.
+
+    One request, instead of thousands to ask for each file.
     """
     return {path.name for path in folder.iterdir()} if isinstance(folder, RemotePath) or folder.exists() else set()
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Arrow does not say which file it could not read."""
+    """Name the file in Arrow's errors, which do not say which file could not be read."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -155,27 +158,28 @@ def _naming(path: Path) -> Iterator[None]:
             raise
         if not path.stat().st_size:
             raise ValueError(
-                f"{path} is empty: 0 bytes, as a copy that was cut off leaves it. Copy it again, or delete it and run `bld teacher` again"
+                f"{path} is empty: 0 bytes, as an interrupted copy leaves it. "
+                "Copy it again, or delete it and run `bld teacher` again"
             ) from error
-        raise ValueError(f"{path} is damaged: {error}. `bld verify` says what else is wrong") from error
+        raise ValueError(f"{path} is damaged: {error}. `bld verify` lists everything that is wrong") from error
 
 
 @contextmanager
-def open_parquet(path: Location, beside_others: bool = False) -> Iterator[pq.ParquetFile]:
-    """A Parquet file whose pages are checked as they are read.
+def open_parquet(path: Location, small_buffers: bool = False) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file whose page checksums are verified as it is read.
 
-    `beside_others`: one of many that are open and read on bit by bit. Of each column a part is held at a time, of a
-    shard of 16 MiB of text some 35 MB in all; else whatever a row group has of it, some 125 MB.
+    `small_buffers`: for one of many files that are open at once and read in turns. Only a part of each column is held
+    in memory at a time, some 35 MB for a shard of 16 MiB of text; otherwise a whole row group, some 125 MB.
     """
     if isinstance(path, Path):
-        buffers = {"buffer_size": _PART_BYTES, "pre_buffer": False} if beside_others else {}
+        buffers = {"buffer_size": _PART_BYTES, "pre_buffer": False} if small_buffers else {}
         with _naming(path), pq.ParquetFile(path, page_checksum_verification=True, **buffers) as file:
             yield file
         return
-    # pre_buffer: a column's bytes are asked for together and ahead, not one after another as they are decoded.
-    buffers = {"buffer_size": _REMOTE_PART_BYTES, "pre_buffer": False} if beside_others else {"pre_buffer": True}
+    # pre_buffer: a column's bytes are requested together and ahead, not one after another as they are decoded.
+    buffers = {"buffer_size": _REMOTE_PART_BYTES, "pre_buffer": False} if small_buffers else {"pre_buffer": True}
     with (
-        reaching(path, path.scheme),
+        store_errors(path, path.scheme),
         pq.ParquetFile(path.path, filesystem=path.filesystem, page_checksum_verification=True, **buffers) as file,
     ):
         yield file

@@ -1,8 +1,8 @@
-"""Objects of a store, written whole and on conditions: the only module that imports obstore.
+"""Whole, conditional writes of objects to a store: the only module that imports obstore.
 
-A PUT of a whole object is atomic: whoever reads sees the old object, or none, until all bytes have arrived, and a
-writer that dies before leaves nothing. With `If-None-Match: *` (on Google's, generation 0) of several writers of one
-name exactly one succeeds. pyarrow, which reads, offers no condition.
+A PUT of a whole object is atomic: readers see the old object, or none, until all bytes have arrived, and a writer that
+dies before then leaves nothing. With `If-None-Match: *` (Google: generation 0) exactly one of several writers of a name
+succeeds. pyarrow, which we read with, offers no conditional writes.
 """
 
 import os
@@ -12,18 +12,18 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from schemas.storage.locations import RemotePath, reaching
+from schemas.storage.locations import RemotePath, store_errors
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, S3Config
 
-# One request carries a whole shard, some 100 MB by default: the client's own 30 s would end it below 30 Mbit/s.
+# One request carries a whole shard, some 100 MB by default: the client's own 30 s would abort it below 30 Mbit/s.
 _TIMEOUT = "30min"
 _WRITABLE = ("s3", "gs")
 
 
-class Held(NamedTuple):
-    """An object as it was found."""
+class StoredObject(NamedTuple):
+    """An object as read from a store."""
 
     content: bytes
     e_tag: str | None
@@ -31,40 +31,42 @@ class Held(NamedTuple):
 
 
 def check_writable(path: RemotePath) -> None:
-    """Raise ValueError for a store that a dump cannot be made in."""
+    """Raise ValueError for a store in which dumps cannot be made."""
     if path.scheme not in _WRITABLE:
         raise ValueError(
-            f"{path}: a dump cannot be made there: on a hub each file is a commit of its own. Give a local dump.path, or an "
-            f"address ({', '.join(f'{scheme}://' for scheme in _WRITABLE)}), and `bld push` the dump when it is complete"
+            f"{path}: a dump cannot be made there: on a hub each file would be a separate commit. Give a local "
+            f"dump.path, or an address ({', '.join(f'{scheme}://' for scheme in _WRITABLE)}), "
+            "and `bld push` the dump when it is complete"
         )
 
 
 def create(path: RemotePath, content: bytes) -> bool:
-    """Write a new object; False where there is one, which stays as it is. Raises StoreError."""
+    """Write a new object; returns False, and changes nothing, if it already exists. Raises StoreError."""
     return _put(path, content, "create")
 
 
 def replace(path: RemotePath, content: bytes, e_tag: str | None = None) -> bool:
-    """Write an object over what is there; with `e_tag`, only over that version, and False where it is another. Raises
-    StoreError.
+    """Write an object, replacing any existing one; with `e_tag`, only that version, else returns False.
+
+    Raises StoreError.
     """
     return _put(path, content, "overwrite" if e_tag is None else {"e_tag": e_tag})
 
 
-def read(path: RemotePath) -> Held | None:
-    """An object, None where there is none. Raises StoreError."""
+def read(path: RemotePath) -> StoredObject | None:
+    """Read an object; None if it does not exist. Raises StoreError."""
     import obstore
 
     with _writing(path):
         try:
-            found = obstore.get(_bucket(path), _key(path))
+            response = obstore.get(_bucket(path), _key(path))
         except FileNotFoundError:
             return None
-        return Held(bytes(found.bytes()), found.meta["e_tag"], found.meta["last_modified"])
+        return StoredObject(bytes(response.bytes()), response.meta["e_tag"], response.meta["last_modified"])
 
 
 def remove(path: RemotePath) -> None:
-    """Delete an object; nothing where there is none. Raises StoreError."""
+    """Delete an object; does nothing if it does not exist. Raises StoreError."""
     import obstore
 
     with _writing(path):
@@ -80,7 +82,7 @@ def _put(path: RemotePath, content: bytes, mode: Any) -> bool:
 
     with _writing(path):
         try:
-            # One request, not a multipart upload: what is cut off is gone, and leaves no parts to pay for.
+            # One request, not a multipart upload: an interrupted one leaves no parts to pay for.
             obstore.put(_bucket(path), _key(path), content, mode=mode, use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
             return False
@@ -89,10 +91,10 @@ def _put(path: RemotePath, content: bytes, mode: Any) -> bool:
 
 @contextmanager
 def _writing(path: RemotePath) -> Iterator[None]:
-    """obstore's errors as StoreError, without the pages of Rust that follow their first lines."""
+    """Turn obstore's errors into StoreError, without the pages of Rust debug output after their first lines."""
     from obstore.exceptions import BaseError
 
-    with reaching(path, path.scheme, "written"):
+    with store_errors(path, path.scheme, "written"):
         try:
             yield
         except (BaseError, OSError) as error:
@@ -111,14 +113,15 @@ def _bucket(path: RemotePath) -> "ObjectStore":
 
 @lru_cache
 def _opened(scheme: str, bucket: str, endpoint: str | None, region: str | None) -> "ObjectStore":
-    """The bucket's client; it keeps its connections. Keys it takes from the environment or the machine's role, as
-    documented.
+    """Open a bucket's client, which keeps its connections.
+
+    It takes keys from the environment or the machine's role, as documented.
     """
     from obstore.store import GCSStore, S3Store
 
     if scheme == "gs":
         return GCSStore(bucket, client_options={"timeout": _TIMEOUT})
-    # The store compares this hash with what arrived, and refuses what was damaged on the way.
+    # The store compares this hash with the bytes received, and refuses an object damaged in transit.
     config: S3Config = {"checksum_algorithm": "SHA256"}
     if endpoint:
         config["endpoint"] = endpoint

@@ -1,6 +1,6 @@
-"""Readers of the format: a module for each version that is read, which gives today's records and manifest fields.
+"""Readers of the format: one module per readable version, each of which yields today's records and manifest fields.
 
-May import `schemas.columns`, `schemas.record` and `schemas.storage`; a version's module stays when a later one comes.
+May import `schemas.columns`, `schemas.record` and `schemas.storage`. A version's module stays when a later one comes.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from schemas.versions import v1
 
 
 class Rows(Protocol):
-    """Some rows of a shard."""
+    """A batch of a shard's rows."""
 
     num_rows: int
 
@@ -24,7 +24,7 @@ class Rows(Protocol):
 
 
 class Reader(Protocol):
-    """What a version's module has; `schemas.versions.v1` says what each is for."""
+    """The interface of a version's module, documented in `schemas.versions.v1`."""
 
     def manifest(self, values: Mapping[str, Any]) -> dict[str, Any]: ...
     def shard_schema(self, identity: Mapping[str, Any]) -> pa.Schema: ...
@@ -37,9 +37,9 @@ READERS: dict[int, Reader] = {1: v1}
 
 
 def reader(where: object, version: object) -> Reader:
-    """Return the reader of a version, as a manifest (a number) or a shard (text) gives it.
+    """Return the reader of a version, as stated by a manifest (a number) or a shard (text).
 
-    Raises ValueError for a version that is not read, naming what reads it.
+    Raises ValueError for a version that is not read here, naming what can read it.
     """
     fault = version_fault(where, version)
     if fault:

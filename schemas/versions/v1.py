@@ -13,37 +13,37 @@ from schemas.storage.locations import Location
 
 VERSION = 1
 _COLUMNS = columns_of(VERSION)
-_ASKED = ("doc_id", "window_start", "document", "segment_starts", "segment_lengths", "segment_has_end")
-_OF_CHATS = ("message_roles", "message_lengths", "conversation")
+_TEXT_COLUMNS = ("doc_id", "window_start", "document", "segment_starts", "segment_lengths", "segment_has_end")
+_CHAT_COLUMNS = ("message_roles", "message_lengths", "conversation")
 
 
 def manifest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest's fields as they are called today."""
+    """Return a manifest's fields under today's names."""
     return dict(values)
 
 
 def shard_schema(identity: Mapping[str, Any]) -> pa.Schema:
-    """Return the columns that a shard of a dump of that identity has to have."""
+    """Return the columns that the shards of a dump with that identity must have."""
     return schema_of_version(identity, VERSION)
 
 
 def check_columns(path: Location, schema: pa.Schema) -> None:
-    """Raise ValueError where a reader would find another type than the format's, or nothing.
+    """Raise ValueError if a required column is missing, or a column's type is not the format's.
 
-    More columns than those do no harm.
+    Additional columns are allowed.
     """
     theirs = {field.name: (field.type, field.nullable) for field in schema}
     for column in _COLUMNS:
         if column.name in theirs or (column.always and column.stored_where is None):
-            found, wanted = theirs.get(column.name), (column.field.type, column.field.nullable)
-            if found != wanted:
-                raise ValueError(f"{path}: column {column.name} is {found}, the format says {wanted}")
+            actual, expected = theirs.get(column.name), (column.field.type, column.field.nullable)
+            if actual != expected:
+                raise ValueError(f"{path}: column {column.name} is {actual}, the format says {expected}")
 
 
 def question_columns(schema: pa.Schema, with_tokens: bool) -> list[str]:
-    """Return the columns that questions are made of; `with_tokens`: the lengths of the teacher's tokens too."""
+    """Return the columns that a record's text consists of; `with_tokens`: the lengths of the teacher's tokens too."""
     tokens = ["teacher_token_lengths"] if with_tokens else []
-    return [*_ASKED, *tokens, *(name for name in _OF_CHATS if name in schema.names)]
+    return [*_TEXT_COLUMNS, *tokens, *(name for name in _CHAT_COLUMNS if name in schema.names)]
 
 
 def rows(batch: pa.RecordBatch) -> "Rows":
@@ -52,15 +52,15 @@ def rows(batch: pa.RecordBatch) -> "Rows":
 
 
 class Rows:
-    """Arrow's rows, each of which becomes a record when it is asked for."""
+    """A batch of Arrow rows, each converted to a record on request."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.num_rows = batch.num_rows
         self._lists: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._scalars: dict[str, pa.Array] = {}
-        there = set(batch.schema.names)  # a shard of plain text may lack the message columns
+        present = set(batch.schema.names)  # a shard of plain text may lack the message columns
         for column in _COLUMNS:
-            if column.name not in there:
+            if column.name not in present:
                 continue
             values = batch.column(batch.schema.get_field_index(column.name))
             if column.is_list:
@@ -75,7 +75,7 @@ class Rows:
         return Question(**self._values(row))
 
     def _values(self, row: int) -> dict[str, Any]:
-        # Copies: a view would keep the whole batch in memory for as long as a reader keeps one record of it.
+        # Copies: a view would keep the whole batch in memory while any record of it is in use.
         cells = {n: values[offsets[row] : offsets[row + 1]].copy() for n, (offsets, values) in self._lists.items()}
         segments = zip(
             cells.pop("segment_starts"), cells.pop("segment_lengths"), cells.pop("segment_has_end"), strict=True

@@ -111,7 +111,7 @@ class StoreClaims:
             self._give_back(name)
 
 
-def _is_over(held: object_store.Held) -> bool:
+def _is_over(held: object_store.StoredObject) -> bool:
     if (datetime.now(UTC) - held.modified).total_seconds() > LEASE_SECONDS:
         return True
     holder = json.loads(held.content)

@@ -140,7 +140,7 @@ class Join:
         Each comes with the windows of every other dump that overlap with it.
         """
         keys = self._own.keys_N[self._own.shard_N == index]
-        documents = _documents(read_shard(self.first.shards[index], beside_others=True))
+        documents = _documents(read_shard(self.first.shards[index], small_buffers=True))
         # Reopened for each shard: which of several equal documents is taken must not depend on what was read before.
         others = [_Lookup(*other) for other in self._others]
         for key, is_common, (_, windows) in zip(keys, np.isin(keys, self._common), documents, strict=True):
@@ -189,7 +189,7 @@ class _Lookup:
 
     def _read(self, shard: int, row: int, count: int) -> list[Record]:
         if shard != self._at[0] or row < self._at[1]:
-            self._at, self._records = (shard, 0), read_shard(self._dump.shards[shard], beside_others=True)
+            self._at, self._records = (shard, 0), read_shard(self._dump.shards[shard], small_buffers=True)
         skipped = row - self._at[1]
         self._at = (shard, row + count)
         return list(islice(self._records, skipped, skipped + count))

@@ -74,7 +74,7 @@ class DumpReader:
         `rows` is advanced only when the next record is requested.
         """
         if self.join is None:
-            return read_rows(self.shards[shard], rows, beside_others=True)
+            return read_rows(self.shards[shard], rows, small_buffers=True)
         return map(self._mixed, _at(self.join.shard(shard), rows))
 
     def _mixed(self, joined: Joined) -> Record:

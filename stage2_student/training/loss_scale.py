@@ -33,7 +33,7 @@ class LossScale:
 
     @property
     def can_shrink(self) -> bool:
-        """Whether the scale may have caused an overflow: at 1 the gradient itself overflows."""
+        """True if the scale may have caused an overflow: at 1 the gradient itself overflows."""
         return self.factor > 1
 
 

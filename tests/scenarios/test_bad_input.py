@@ -289,8 +289,8 @@ def test_a_shard_that_does_not_say_what_made_it_is_refused_in_words(bld: Bld, tm
     missing = ", ".join(
         f"bld.{key}" for key in ("left_out", "teacher_tokens", "computed_tokens", "shard_sha256", "engine")
     )
-    assert code == 1 and f"its Parquet metadata holds no {missing}; delete it and run `bld teacher` again" in text
-    with pytest.raises(ValueError, match=r"part-00000\.parquet is no shard that stage 1 has made"):
+    assert code == 1 and f"its Parquet metadata lacks {missing}; delete it and run `bld teacher` again" in text
+    with pytest.raises(ValueError, match=r"part-00000\.parquet is not a shard made by stage 1"):
         summarise(dump, Manifest.load(dump))
 
 

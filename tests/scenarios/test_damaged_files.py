@@ -89,5 +89,5 @@ def test_a_shard_with_an_altered_page_is_named_by_merging(tmp_path: Path) -> Non
 
 def test_a_trial_shard_that_does_not_say_what_it_cost_is_named_by_calibrating(tmp_path: Path) -> None:
     folder = make_dump(tmp_path / "folder")  # no stage has made it
-    with pytest.raises(ValueError, match=r"\.parquet is no shard that stage 1 has made: .*bld.teacher_tokens"):
+    with pytest.raises(ValueError, match=r"\.parquet is not a shard made by stage 1: .*bld.teacher_tokens"):
         read_part(Manifest.load(folder).shards[0], folder)

@@ -63,7 +63,9 @@ def test_a_reader_finds_a_damaged_page_by_itself(copy: Path) -> None:
     spoiled = bytearray(path.read_bytes())
     spoiled[column.data_page_offset + column.total_compressed_size - 8] ^= 1
     path.write_bytes(bytes(spoiled))
-    with pytest.raises(ValueError, match=r"part-00000\.parquet is damaged: .*`bld verify` says what else is wrong"):
+    with pytest.raises(
+        ValueError, match=r"part-00000\.parquet is damaged: .*`bld verify` lists everything that is wrong"
+    ):
         list(read_shard(path))
 
 

@@ -23,7 +23,7 @@ def test_top_levels_reach_one_and_are_even_in_the_root_of_what_lacks() -> None:
 def test_a_mask_at_a_level_takes_what_it_takes_of_the_true_shares(shares: list[float], limit: float) -> None:
     true = np.array(shares)
     for stored in (levels.round_shares(true), levels.round_shares(true).astype(np.float64)):
-        expected = true <= limit if limit else true < levels.LEAST_SHARE
+        expected = true <= limit if limit else true < levels.MIN_SHARE
         clear = np.abs(true - limit) > 1e-6  # float32 cannot tell nearer ones apart
         assert ((stored <= limit) == expected)[clear].all()
 

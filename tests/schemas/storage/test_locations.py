@@ -86,7 +86,7 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(text: str) -> None
 
 
 def test_addresses_that_are_not_read_are_refused() -> None:
-    with pytest.raises(ValueError, match="ftp:// is no store"):
+    with pytest.raises(ValueError, match="ftp:// is not a supported store"):
         location("ftp://host/dump")
     with pytest.raises(ValueError, match="names no folder"):
         location("s3://")
