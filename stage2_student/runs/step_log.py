@@ -85,8 +85,8 @@ class RunLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write a step's figures to the file, the trackers and the log."""
-        taken = time.monotonic() - self.started
-        values = {**values, "seconds": self.seconds_before + taken}
+        elapsed = time.monotonic() - self.started
+        values = {**values, "seconds": self.seconds_before + elapsed}
         self._file.write(json_text({"step": step, **values}) + "\n")
         self._file.flush()
         for tracker in self._trackers:
@@ -96,7 +96,7 @@ class RunLog:
                 log.info(line)
         if self._lines % _LINES_PER_HEAD == 0 and not log.as_json():
             log.info(self.head(values))
-        log.info(self.line(step, values, taken), step=step, **values)
+        log.info(self.line(step, values, elapsed), step=step, **values)
         self._lines += 1
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
@@ -106,9 +106,9 @@ class RunLog:
         names = [f"{column.head:>{column.width}}" for column in self._columns(values)]
         return " ".join([f"{'step':>{self._step_width}}", *names, f"{'left':>7}"])
 
-    def line(self, step: int, values: Mapping[str, float], taken: float) -> str:
-        """Format a step's figures; `taken` seconds have passed since the first step of this process."""
-        left = taken / (step - self.first_step) * (self.num_steps - step)
+    def line(self, step: int, values: Mapping[str, float], elapsed: float) -> str:
+        """Format a step's figures; `elapsed` seconds have passed since the first step of this process."""
+        left = elapsed / (step - self.first_step) * (self.num_steps - step)
         cells = [
             f"{column.form(values[column.key]) if column.key in values else '':>{column.width}}"
             for column in self._columns(values)

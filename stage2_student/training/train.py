@@ -146,10 +146,10 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
                 info(f"{run}: {line}")
             _prepare(recipe, sources, channel.world)
         channel.gather()  # rank 0 has made the start model, which may take longer than a collective's timeout
-        found = resume.newest_sound(run, channel)
-        has_ended = found is not None and found.step == recipe.train.steps
+        checkpoint = resume.newest_sound(run, channel)
+        has_ended = checkpoint is not None and checkpoint.step == recipe.train.steps
         if not has_ended:
-            _train(recipe, sources, channel, found)
+            _train(recipe, sources, channel, checkpoint)
         elif channel.rank == 0:
             info(f"{run} has done its {recipe.train.steps} steps; nothing to train")
         if channel.rank == 0:
@@ -213,7 +213,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> 
     lm = load_start(start, config.trust_remote_code)
     check_positions(lm.config, recipe.train.piece_tokens, "train.max_tokens")
     by_peft = folder.adapters_by_peft(start.parent)
-    lacking = tuple(mixture_remarks(lm, config, by_peft))
+    lora_remarks = tuple(mixture_remarks(lm, config, by_peft))
     if config.lora_rank:
         if recipe.train.deepspeed.zero_stage == 3 and set(expert_weights(lm).values()) & set(config.lora_targets):
             raise ValueError(
@@ -237,31 +237,31 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> 
             f"{config.interface} has no parameters to warm up; set 0"
         )
     student = Student(lm, interface, recipe.train)
-    student.remarks = lacking
+    student.remarks = lora_remarks
     student.eval()
     check_causal(lm, config.model)
     student.settle_head()
     return student.train()
 
 
-def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Checkpoint | None) -> None:
+def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resume.Checkpoint | None) -> None:
     config, run = recipe.train, Path(student_config(recipe).path)
     _, tokenizer, chat, ids = sources
     lengths = _lengths(recipe, sources, channel)
     held = held_out(recipe, tokenizer, chat, ids.document_start, channel)
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ids)
-    for lacking in student.remarks if channel.rank == 0 else ():
-        warning(f"{run}: {lacking}")
+    for line in student.remarks if channel.rank == 0 else ():
+        warning(f"{run}: {line}")
     packing, remark = resolve_packing(student.lm, config.packing, ds.own_device().type)
     if remark is not None and channel.rank == 0:
         info(f"{run}: {remark}")
     channel.gather()  # all have read the start model: from here on the ranks wait for each other in collectives
     ranks = Ranks(*ds.start_ranks(), channel)
-    convert = resume.needs_conversion(found, config.deepspeed.zero_stage, ranks.world)
+    convert = resume.needs_conversion(checkpoint, config.deepspeed.zero_stage, ranks.world)
     ds_config = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
     engine = ds.start_engine(student, ds_config, student.rates(), channel.gather)
-    state = _resume(engine, recipe, ranks, found, convert)
+    state = _resume(engine, recipe, ranks, checkpoint, convert)
     order = folder.data_order(run)
     builder = BatchBuilder(recipe, sources, student.interface, packing, ranks.rank, ranks.world, order)
     state, figures = run_steps(engine, state, builder, lengths, held, ranks)
@@ -269,14 +269,14 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, found: resume.Che
         _summarise(run, state, figures, sources.reader, lengths)
 
 
-def _resume(engine: Any, recipe: Recipe, ranks: Ranks, found: resume.Checkpoint | None, convert: bool) -> State:
+def _resume(engine: Any, recipe: Recipe, ranks: Ranks, checkpoint: resume.Checkpoint | None, convert: bool) -> State:
     """Load the checkpoint and return its state; a new state if there is no checkpoint."""
     run = Path(student_config(recipe).path)
     if ranks.rank == 0:
-        cut_metrics(run, 0 if found is None else found.step)
-    if found is None:
+        cut_metrics(run, 0 if checkpoint is None else checkpoint.step)
+    if checkpoint is None:
         return State(loss_scale=first_scale(recipe.train.dtype))
-    state = State.from_dict(resume.load(engine, run, found, ranks.channel, convert)["state"])
+    state = State.from_dict(resume.load(engine, run, checkpoint, ranks.channel, convert)["state"])
     if ranks.rank == 0:
         info(f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}")
     return state
