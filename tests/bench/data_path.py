@@ -139,8 +139,8 @@ def run(builder: BatchBuilder, tokens_per_rank: int, epochs: int, whole: bool) -
         own = share
         if whole:
             own = next(rank_batches([share.plan], train.micro_batch_tokens, "off", 0, world))
-            found = dict(zip([planned.place for planned in share.documents], documents, strict=True))
-            documents = [found[planned.place] for planned in own.documents]
+            found = dict(zip([planned.ref for planned in share.documents], documents, strict=True))
+            documents = [found[planned.ref] for planned in own.documents]
         clock.run("tensors", partial(builder.micro_batches, own, documents))
         tokens += sum(planned.num_tokens for planned in own.documents)
     planned = plan_batches(lengths, 0, tokens_per_rank * world, train.piece_tokens)
