@@ -115,7 +115,7 @@ def test_a_chat_that_the_students_template_changes_is_counted_under_its_reason()
     strips, good, long = encode_records(records, loaded.tokenizer, 128, loaded)
     assert strips == "the chat template strips what the assistant says" and long == "longer than train.max_tokens"
     assert isinstance(good, Encoded)
-    with pytest.raises(ValueError, match=r"set student\.chat_template"):
+    with pytest.raises(ValueError, match=r"give student\.chat_template"):
         encode_records(records, loaded.tokenizer, 512)
 
 
