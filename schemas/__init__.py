@@ -30,6 +30,6 @@ def version_fault(where: object, version: object) -> str | None:
     way_out = (
         f"bld {RELEASES[number]} can read it"
         if number in RELEASES
-        else "It was written by a newer version of bld, or is not a dump"
+        else "It was written by a newer bld, or is not a dump"
     )
     return f"{where} has schema version {version!r}; this release reads {readable}. {way_out[0].upper()}{way_out[1:]}."
