@@ -1,5 +1,6 @@
-"""What runs the teacher: vLLM, transformers, a server; each gives hidden states or its own log-probabilities, and is
-checked at its start.
+"""Engines that run the teacher: vLLM, transformers, a server.
+
+Each gives hidden states or its own log-probabilities, and is checked when it starts.
 
 May import `inputs`, `reduction`, `pipeline`'s ground and `schemas`; never `coordination` or `ray`.
 """

@@ -1,7 +1,7 @@
-"""What stage 1 asks of an engine: what its model's head is applied to, at every position of some prompts. Everything
-after is shared.
+"""Protocols of an engine: it gives the input of its model's head at every position of some prompts.
 
-An engine that cannot give them lists the most probable tokens of each position instead.
+Everything after that is shared. An engine that cannot give these hidden states lists the most probable tokens of each
+position instead.
 """
 
 import gc
@@ -19,23 +19,22 @@ from pipeline.runtime.devices import computes_on_gpu
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.reduction.logit_rule import LogitRule
 
-# Of its first GPU, what an engine over several machines takes for the process that drives it, so that both are given
-# the same one.
+# Share of its first GPU that an engine over several machines reserves for its driving process, so that both get the
+# same one.
 HEAD_SHARE = 0.1
 
-OWN_LOGPROBS = (
-    "bld_own_logprobs"  # asks `stage1_teacher.engines.vllm_worker` for them, from this token of the prompt on
-)
+# Key that requests own log-probabilities from `stage1_teacher.engines.vllm_worker`; its value is the first token.
+OWN_LOGPROBS = "bld_own_logprobs"
 
 
 class EngineRequest(NamedTuple):
-    """What an engine is opened with.
+    """Arguments with which an engine is opened.
 
     Attributes:
-        model: a local folder or hub id; of a served one a mere name.
+        model: a local folder or hub id; only a name for a served model.
         start: id put before a document, or None.
-        end: an id that means END; None where only hidden states are asked for.
-        branches: it will be asked for some.
+        end: an id that means END; None if only hidden states are needed.
+        branches: branches will be requested.
         over_machines: this process is a Ray actor in the first bundle of a placement group that has a GPU for each of
             the engine's workers.
     """
@@ -52,9 +51,7 @@ class EngineRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class BranchToken:
-    """A token that leaves prompt `prompt` after its first `leaves` tokens, or goes on from the branch token
-    `parent`.
-    """
+    """A token that leaves prompt `prompt` after its first `leaves` tokens, or continues from branch token `parent`."""
 
     prompt: int
     leaves: int
@@ -63,15 +60,16 @@ class BranchToken:
 
 
 class Branches(Protocol):
-    """Some prompts, held so that branches can leave them."""
+    """Prompts held in the engine so that branches can leave them."""
 
-    hidden: list[Tensor]  # as of `Engine.hidden_states`
-    num_tokens: int  # really computed so far, those of the prompts included
-    longest: int | None  # tokens that a path may have, its prompt's included; None: any number
+    hidden: list[Tensor]  # as from `Engine.hidden_states`
+    num_tokens: int  # actually computed so far, including those of the prompts
+    longest: int | None  # maximum number of tokens of a path, including its prompt's; None: unlimited
 
     def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
-        """What the head is applied to after each new branch token, [len(tokens), hidden size]. They are numbered on
-        from earlier calls'.
+        """Return the head's input after each new branch token, [len(tokens), hidden size].
+
+        Branch tokens are numbered consecutively over all calls.
         """
 
 
@@ -79,48 +77,50 @@ class Engine(Protocol):
     """A served teacher without its head."""
 
     name: str  # with its version; part of the dump's identity
-    cannot_branch: (
-        str | None
-    )  # why its branches are not to be used, as has been found of it; see `stage1_teacher.engines.branch_check`
-    shared_tokens: int  # of a prompt, that its branches share at a time: those of a shorter one share nothing
+    cannot_branch: str | None  # why its branches must not be used, as found by `stage1_teacher.engines.branch_check`
+    shared_tokens: int  # unit in which branches share a prompt's tokens; a prompt shorter than that shares nothing
 
     def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """For each prompt of token ids, [len(prompt), hidden size]: what the head is applied to, whatever the model
-        does before it included.
+        """Return the head's input at each position of each prompt of token ids, [len(prompt), hidden size].
+
+        It includes whatever the model does to its hidden states before the head.
         """
 
     def logit_rule(self) -> LogitRule:
-        """What the model does to its head's products. Raises ValueError where that is no `LogitRule`."""
+        """Return what the model does to its head's products. Raises ValueError if no `LogitRule` describes it."""
 
     def own_logprobs(self, prompt: Sequence[int], first: int = 0) -> Tensor:
-        """[len(prompt) - first, token ids] float32 natural logs: the model's own answer after each token from `first`
-        on, for which none of our code rebuilds a head. For checks: a row holds the whole vocabulary.
+        """Return the model's own log-probabilities after each token from `first` on.
+
+        They are [len(prompt) - first, token ids], float32 natural logs, computed by the model's own head, not by our
+        copy of it. For checks only: a row holds the whole vocabulary.
         """
 
     def branches(self, prompts: Sequence[Sequence[int]]) -> Branches:
-        """Compute some prompts and hold them. Raises ValueError where the engine was not opened with `branches`, or
-        cannot branch.
+        """Compute some prompts and hold them.
+
+        Raises ValueError if the engine was not opened with `branches`, or cannot branch.
         """
 
     def close(self) -> None:
-        """Give memory and processes back."""
+        """Release memory and processes."""
 
 
 @runtime_checkable
 class ListingEngine(Protocol):
-    """A teacher whose head is out of reach."""
+    """A teacher whose head is not accessible."""
 
     name: str  # with its version; part of the dump's identity
 
     def listed_rows(self, prompts: Sequence[Sequence[int]]) -> list[ListedRows]:
-        """For each prompt of token ids, the most probable tokens after each of its tokens."""
+        """Return the most probable tokens after each token of each prompt of token ids."""
 
     def close(self) -> None:
-        """Give connections back."""
+        """Close the connections."""
 
 
 def close_failed(engine: Engine | ListingEngine) -> None:
-    """Close an engine that has failed. It is broken; what matters is whether the new one starts."""
+    """Close a failed engine. Errors are only logged: it is broken, and what matters is whether the new one starts."""
     try:
         engine.close()
     except Exception as error:
@@ -128,7 +128,7 @@ def close_failed(engine: Engine | ListingEngine) -> None:
 
 
 def free_memory() -> None:
-    """Give back what an engine held that nothing refers to any more, so that a new one finds room."""
+    """Free what a closed engine held and nothing refers to any more, so that a new one finds enough memory."""
     gc.collect()
     if computes_on_gpu():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""An HTTP server asked again while it is busy or away, many requests at a time."""
+"""An HTTP client that sends many requests at a time and retries while the server is busy or unreachable."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ from pipeline.config import PlacementConfig
 from pipeline.runtime import log
 from pipeline.runtime.metrics import count_failure
 
-KEY_VARIABLE = "BLD_API_KEY"  # not OPENAI_API_KEY: that one is for another host, which this server is not
+KEY_VARIABLE = "BLD_API_KEY"  # not OPENAI_API_KEY, which is for another host
 FIRST_WAIT = 0.5  # seconds before the second attempt; each further wait is twice as long
 LONGEST_WAIT = 60.0
 RETRIED = (408, 429, 500, 502, 503, 504)
@@ -20,7 +20,7 @@ Answer = TypeVar("Answer")
 
 
 class _TryAgainError(Exception):
-    """The server is busy or away; `wait` is what it asks for, seconds."""
+    """The server is busy or unreachable; `wait` is the delay that it requests, seconds."""
 
     def __init__(self, fault: str, wait: float = 0.0) -> None:
         super().__init__(fault)
@@ -28,7 +28,7 @@ class _TryAgainError(Exception):
 
 
 class Server:
-    """One HTTP server, tried again while it is busy or away. The API key goes into one header and nowhere else."""
+    """One HTTP server, retried while busy or unreachable. The API key goes into one header and nowhere else."""
 
     def __init__(self, placement: PlacementConfig) -> None:
         assert placement.base_url is not None  # Recipe checks it
@@ -43,11 +43,11 @@ class Server:
         )
 
     def get(self, url: str, missing_is_none: bool = False) -> Any:
-        """The JSON at an address; with `missing_is_none`, None where the server knows no such address."""
+        """Return the JSON at an address; with `missing_is_none`, None if the server does not know the address."""
         return self._runner.run(self._ask("GET", url, None, missing_is_none))
 
     def post_all(self, url: str, bodies: Sequence[dict[str, Any]], read: Callable[[int, Any], Answer]) -> list[Answer]:
-        """What `read` makes of the JSON answer to each body, given the body's index; the first failure ends all."""
+        """Post each body, and return what `read` makes of its index and JSON response; the first failure ends all."""
         return self._runner.run(self._post_all(url, bodies, read))
 
     async def _post_all(
@@ -67,7 +67,7 @@ class Server:
         return [task.result() for task in tasks]
 
     async def _ask(self, method: str, url: str, body: dict[str, Any] | None, missing_is_none: bool = False) -> Any:
-        """The answer, after as many attempts as it takes. Raises ConnectionError when there are no more."""
+        """Return the response, with retries. Raises ConnectionError when no attempts are left."""
         fault = ""
         for attempt in range(1, self._attempts + 1):
             try:
@@ -75,7 +75,7 @@ class Server:
             except _TryAgainError as error:
                 fault, asked_wait = str(error), error.wait
             if attempt < self._attempts:
-                # Jitter, or all requests that a busy server refused together come back together.
+                # Jitter: otherwise requests that a busy server refused together would come back together.
                 wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
                 wait = max(wait, min(asked_wait, LONGEST_WAIT))
                 again = f"attempt {attempt + 1} of {self._attempts} in {wait:.1f} s"
@@ -83,9 +83,9 @@ class Server:
                 log.warning(f"{method} {url}: {fault}; {again}")
                 await asyncio.sleep(wait)
         raise ConnectionError(
-            f"{method} {url} failed {self._attempts} times, at last with {fault}. Check that the server runs and that "
-            "placement.base_url is its address; lower placement.requests if it is overloaded. Then run the same command "
-            "again: finished shards stay."
+            f"{method} {url} failed {self._attempts} times; last error: {fault}. Check that the server runs and that "
+            "placement.base_url is its address; lower placement.requests if it is overloaded. Then rerun the same "
+            "command: completed shards are kept."
         )
 
     async def _ask_once(self, method: str, url: str, body: dict[str, Any] | None, missing_is_none: bool) -> Any:
@@ -107,19 +107,19 @@ class Server:
             return response.json()
         except ValueError:
             raise ValueError(
-                f"{url} answers with something that is not JSON: {self._excerpt(response.text)}. "
+                f"{url} returned something that is not JSON: {self._excerpt(response.text)}. "
                 "Check placement.base_url; it usually ends in /v1."
             ) from None
 
     def _excerpt(self, text: str) -> str:
-        """The start of a body, on one line; some servers repeat the key that they refuse."""
+        """Return the start of a body, on one line, without the key: some servers repeat the key that they refuse."""
         text = text.replace(self._key, f"[{KEY_VARIABLE}]") if self._key else text
         return " ".join(text.split())[:300] or "empty body"
 
     def _remedy(self, response: httpx2.Response) -> str:
         if response.status_code in (401, 403):
             given = "is not accepted" if self._key else "is not set"
-            return f"The server wants a key, and the environment variable {KEY_VARIABLE} {given}."
+            return f"The server requires a key, and the environment variable {KEY_VARIABLE} {given}."
         if "logprobs" in response.text:
             return "Start the server with --max-logprobs of teacher.prompt_logprobs or more, or lower the latter."
         return "Check placement.base_url (it usually ends in /v1), and the server's log."
@@ -130,7 +130,7 @@ class Server:
 
 
 def _api_key() -> str:
-    """The key of the environment, or nothing. Raises ValueError, without the key, for one that no header can hold."""
+    """Return the environment's key, or "". Raises ValueError, without the key, for one that no header can hold."""
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ValueError(f"the environment variable {KEY_VARIABLE} holds characters that no key has; set it again")
@@ -138,6 +138,6 @@ def _api_key() -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float:
-    """Seconds that the server asks to wait; 0 where it does not say, or gives a date."""
+    """Return the delay that the server requests, in seconds; 0 if it gives none, or a date."""
     value = response.headers.get("Retry-After", "")
     return float(value) if value.isdigit() else 0.0

@@ -1,4 +1,4 @@
-"""transformers as the engine: for tests, and for machines without vLLM."""
+"""The engine on transformers, for tests and for machines without vLLM."""
 
 from collections.abc import Sequence
 
@@ -18,17 +18,17 @@ from stage1_teacher.reduction.logit_rule import LogitRule
 
 
 def engine_name(_: TeacherConfig, __: PlacementConfig) -> str:
-    """`transformers-5.1.0`."""
+    """Return the engine's name and version, as in `transformers-5.1.0`."""
     return f"transformers-{transformers.__version__}"
 
 
 def make_engine(request: EngineRequest) -> "TransformersEngine":
-    """An engine with its model loaded."""
+    """Open the engine, with its model loaded."""
     return TransformersEngine(request.model, request.teacher, request.placement, request.branches)
 
 
 class TransformersEngine:
-    """A teacher in this process; prompts of about one length are padded together."""
+    """A teacher in this process; prompts of similar length are padded together."""
 
     def __init__(self, model: str, teacher: TeacherConfig, placement: PlacementConfig, branches: bool = False) -> None:
         self.name = engine_name(teacher, placement)
@@ -37,7 +37,7 @@ class TransformersEngine:
         self._device = torch.device(compute_device())
         whole = load_model(teacher.source.at(model), getattr(torch, teacher.dtype))
         if getattr(whole.config.get_text_config(), "attn_logit_softcapping", None):
-            # Gemma 2: the others leave the soft cap out, without a word.
+            # Gemma 2: the other implementations silently leave the soft cap out.
             whole.set_attn_implementation("eager")
         self._model = whole.to(self._device).eval()
         self._batch_tokens = placement.engine_batch_tokens

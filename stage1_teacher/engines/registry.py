@@ -1,11 +1,10 @@
-"""How the engine that a recipe names is opened: one of `pipeline.config.engines.ENGINES`, or a file of the operator's
-own.
+"""Opening of the engine that a recipe names: one of `pipeline.config.engines.ENGINES`, or a file of the operator's own.
 
-Nothing in this room imports this module. What opens an engine, a module of the table or a file, defines
+No other module of this folder imports this one. A module of the table, or a file, defines
 
     make_engine(request: EngineRequest) -> Engine | ListingEngine
 
-and a module of the table besides `engine_name(teacher, placement) -> str` and, where it is served,
+and a module of the table also `engine_name(teacher, placement) -> str` and, if it is served,
 `longest_window(teacher, placement)`.
 """
 
@@ -19,13 +18,13 @@ from pipeline.runtime.dtypes import installed
 from pipeline.runtime.plugins import describe_fault, is_own, run_file, sha256
 from stage1_teacher.engines.base import Engine, EngineRequest, ListingEngine
 
-_HASH_DIGITS = 16  # of the name of an engine of one's own
+_HASH_DIGITS = 16  # in the name of an operator's own engine
 
 
 def open_engine(request: EngineRequest) -> Engine | ListingEngine:
-    """The engine that the recipe names, with its model loaded.
+    """Open the engine that the recipe names, with its model loaded.
 
-    Raises ValueError for a file of the operator's own that is faulty, or does not give what its `ENGINE` says.
+    Raises ValueError for an operator's own file that is faulty, or does not give what its `ENGINE` declares.
     """
     teacher = request.teacher
     if not is_own(teacher.engine):
@@ -45,7 +44,7 @@ def open_engine(request: EngineRequest) -> Engine | ListingEngine:
 
 
 def engine_name(teacher: TeacherConfig, placement: PlacementConfig) -> str:
-    """The engine with its version, as a dump's identity has it; of a file of one's own with the hash of its content."""
+    """Return the engine's name for a dump's identity: with its version, or the hash of an operator's own file."""
     if not is_own(teacher.engine):
         return str(_module(teacher.engine_spec).engine_name(teacher, placement))
     versions = [f"{package}-{_version(teacher.engine, package)}" for package in teacher.engine_spec.packages]
@@ -53,9 +52,7 @@ def engine_name(teacher: TeacherConfig, placement: PlacementConfig) -> str:
 
 
 def longest_window(teacher: TeacherConfig, placement: PlacementConfig) -> int | None:
-    """The longest window that a served teacher takes, in tokens; None where that is not known, as of a file of one's
-    own.
-    """
+    """Return the maximum window of a served teacher, in tokens; None if unknown, as for an operator's own file."""
     if is_own(teacher.engine):
         return None
     longest: int | None = _module(teacher.engine_spec).longest_window(teacher, placement)
@@ -63,7 +60,7 @@ def longest_window(teacher: TeacherConfig, placement: PlacementConfig) -> int | 
 
 
 def _module(spec: EngineSpec) -> Any:
-    """Imported only now: an engine takes seconds, and may not be installed."""
+    """Import an engine's module, only when needed: that takes seconds, and it may not be installed."""
     assert spec.module is not None
     return import_module(spec.module)
 
@@ -76,16 +73,15 @@ def _version(file: str, package: str) -> str:
 
 
 def _check_members(engine: Any, teacher: TeacherConfig) -> None:
-    """Raise ValueError where an engine of one's own lacks what is asked of it."""
+    """Raise ValueError if an operator's own engine lacks a required member."""
     spec = teacher.engine_spec
     kind = Engine if spec.hidden_states else ListingEngine
-    ours = {"name", "cannot_branch"} | (
-        set() if spec.branches else {"branches", "shared_tokens"}
-    )  # set by us, or not used
-    asked = [name for name in (*kind.__annotations__, *vars(kind)) if not name.startswith("_") and name not in ours]
-    lacking = [name for name in asked if not hasattr(engine, name)]
-    if lacking:
+    # Set by us, or not used.
+    optional = {"name", "cannot_branch"} | (set() if spec.branches else {"branches", "shared_tokens"})
+    members = (name for name in (*kind.__annotations__, *vars(kind)) if not name.startswith("_"))
+    missing = [name for name in members if name not in optional and not hasattr(engine, name)]
+    if missing:
         raise ValueError(
-            f"{teacher.engine}: make_engine gives a {type(engine).__name__} without {', '.join(lacking)}, which "
+            f"{teacher.engine}: make_engine returns a {type(engine).__name__} without {', '.join(missing)}, which "
             f"stage1_teacher.engines.base.{kind.__name__} has"
         )

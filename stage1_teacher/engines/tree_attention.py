@@ -1,12 +1,12 @@
-"""Attention over prompts and the branches that leave them: each token is computed once, whatever path it stands on.
+"""Attention over prompts and the branches that leave them: each token is computed once, whatever path it is on.
 
 Prompts are packed, without padding. A branch token attends to its prompt up to where its path leaves it, to the branch
-tokens before it on its path, and to itself. So a branch row costs one token's forward, at the position that its path
-gives it.
+tokens before it on its path, and to itself. So a branch row costs one token's forward pass, at its position on the
+path.
 
-This is an attention function in transformers' registry (`AttentionInterface`); any model whose layers are attention,
-and look it up there, can be asked. One that keeps more of a path than keys and values (convolutions, states) is
-refused, as is one that hands on what is not known here.
+This is an attention function in transformers' registry (`AttentionInterface`). It works for any model whose layers are
+all attention and look it up there. A model that keeps more of a path than keys and values (convolutions, states) is
+refused, as is one that passes arguments unknown here.
 
 Shape legend: H query heads, K key/value heads, G query heads per key head, E head size, T tokens of a prompt, N branch
 tokens, A ancestors on a branch (itself included).
@@ -26,16 +26,14 @@ from stage1_teacher.engines.base import BranchToken
 from stage1_teacher.engines.model_head import head_inputs
 
 NAME = "bld_tree"
-_KNOWN = (
-    "position_ids",
-    "cache_position",
-)  # tensors that layers hand to any attention function, and that change nothing in it
+# Tensors that layers pass to every attention function, without effect in it.
+_KNOWN = ("position_ids", "cache_position")
 
 
 class Tree:
     """Prompts and their branches in one model: keys and values of everything computed so far.
 
-    Raises ValueError for a model that cannot be asked so.
+    Raises ValueError for a model that does not support this.
     """
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
@@ -57,15 +55,14 @@ class Tree:
         positions = torch.cat([torch.arange(length) for length in lengths])
         hidden_TD = self._forward([token for prompt in prompts for token in prompt], positions, _Prefill(self))
         if len(self._layers) < self._model.config.get_text_config().num_hidden_layers:
-            raise ValueError(
-                f"{type(self._model).__name__} has layers that are no attention, of which no branch leaves"
-            )
+            raise ValueError(f"{type(self._model).__name__} has layers that are not attention, which cannot branch")
         return list(hidden_TD.split(lengths))
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
-        """What the head is applied to after each new branch token, N x D; they are numbered on from the earlier
-        ones.
+        """Return the head's input after each new branch token, N x D.
+
+        Branch tokens are numbered consecutively over all calls.
         """
         order = sorted(range(len(tokens)), key=lambda i: tokens[i].prompt)
         first = len(self._paths)
@@ -108,7 +105,7 @@ class Tree:
 
 
 class _Layer:
-    """One layer's keys and values: of the prompts, packed, and of the branch tokens by number."""
+    """One layer's keys and values: those of the prompts, packed, and those of the branch tokens, by number."""
 
     def __init__(self) -> None:
         self.prompt_keys_TKE = torch.empty(0)
@@ -133,8 +130,11 @@ def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:
 
 
 class _Scoring(NamedTuple):
-    """How a layer makes shares of products of queries and keys. `cap`, `window`: 0 for none; `sinks_H`: a score for
-    each head that takes its share and gives nothing.
+    """A layer's rule from products of queries and keys to attention weights.
+
+    Attributes:
+        cap, window: 0 for none.
+        sinks_H: for each head, a score that takes its share of the softmax and contributes nothing.
     """
 
     scale: float
@@ -151,7 +151,7 @@ class _Prefill:
 
     def attend(self, index: int, query_HNE: Tensor, key_KNE: Tensor, value_KNE: Tensor, scoring: _Scoring) -> Tensor:
         if index in self._done:
-            raise ValueError("a layer of it attends twice, which cannot branch")
+            raise ValueError("one of its layers attends twice, which cannot branch")
         self._done.add(index)
         layer = self._tree.layer(index)
         layer.prompt_keys_TKE = key_KNE.transpose(0, 1).contiguous()
@@ -183,8 +183,9 @@ def _attend_masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scor
 
 
 def _shares(scores: Tensor, sinks_H: Tensor | None) -> Tensor:
-    """Softmax over the last axis, and over the head's sink, whose share is left out. The axes before the last two are
-    the heads.
+    """Return the softmax over the last axis and the head's sink, without the sink's share.
+
+    The axes before the last two are the heads.
     """
     if sinks_H is None:
         return scores.softmax(-1)
@@ -193,7 +194,7 @@ def _shares(scores: Tensor, sinks_H: Tensor | None) -> Tensor:
 
 
 def _wide(scores: Tensor) -> Tensor:
-    """At least float32, as the softmax wants it."""
+    """Cast to at least float32, as the softmax needs."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
@@ -214,8 +215,7 @@ class _Extend:
             else:
                 self._parts.append((prompt, slice(at, at + 1)))
         depth = max(len(tree._paths[number]) for number in numbers)
-        # Padded with the token itself: the share of what is not seen is 0, but 0 times what no one has written may be
-        # nan.
+        # Padded with the token itself: masked entries have share 0, but 0 times uninitialised memory may be nan.
         paths = torch.tensor(list(numbers))[:, None].repeat(1, depth)
         real = torch.zeros(len(numbers), depth, dtype=torch.bool)
         for at, number in enumerate(numbers):
@@ -288,18 +288,18 @@ def attend(
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function; `bld_step` comes through the model's keyword arguments.
+    """Compute attention as transformers' registry requires; `bld_step` comes through the model's keyword arguments.
 
-    Raises ValueError for a layer that wants more than is known here.
+    Raises ValueError for a layer that passes arguments unknown here.
     """
     if bld_step is None:
         raise ValueError(
-            f"the model does not hand keyword arguments on to its {type(module).__name__}, which so cannot branch"
+            f"the model does not pass keyword arguments to its {type(module).__name__}, so it cannot branch"
         )
     unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name not in _KNOWN]
     unknown += [] if attention_mask is None else ["attention_mask"]
     if unknown:
-        raise ValueError(f"{type(module).__name__} wants {', '.join(unknown)} of its attention, which so cannot branch")
+        raise ValueError(f"{type(module).__name__} passes {', '.join(unknown)} to its attention, so it cannot branch")
     index = module.layer_idx
     assert isinstance(index, int)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

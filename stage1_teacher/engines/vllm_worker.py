@@ -1,10 +1,9 @@
-"""What is put into vLLM's worker processes, and runs there: a pooler beside the model's own head. The second module
-that imports vLLM.
+"""Extension of vLLM's worker processes: a pooler beside the model's own head. The second module that imports vLLM.
 
-vLLM's own conversion of a model for pooling throws its head away. `Worker` is vLLM's `worker_extension_cls`: a worker
-of whatever kind (in this process, spawned, Ray's) imports it by name before it loads the model, and from then on a
-model is converted by `with_own_head` instead. A prompt's answer is what the head is applied to; of a prompt that asks
-for it (`OWN_LOGPROBS` in the `extra_kwargs` of its parameters), the model's own log-probabilities.
+vLLM's own conversion of a model for pooling discards its head. `Worker` is vLLM's `worker_extension_cls`: a worker of
+any kind (in this process, spawned, Ray's) imports it by name before it loads the model, and from then on a model is
+converted by `with_own_head` instead. The output for a prompt is the head's input, or, for a prompt that requests it
+(`OWN_LOGPROBS` in the `extra_kwargs` of its parameters), the model's own log-probabilities.
 
 Shape legend: T tokens, D hidden size, V token ids.
 """
@@ -25,10 +24,10 @@ from stage1_teacher.reduction.logit_rule import PROBE_ROWS, LogitRule, fit_rule,
 
 
 class Worker:
-    """Methods that vLLM's worker gets; asked for by `LLM.collective_rpc`."""
+    """Methods added to vLLM's worker, called through `LLM.collective_rpc`."""
 
     def bld_logit_rule(self) -> tuple[float, float, list[int]] | str | None:
-        """The model's `LogitRule`; why it has none; None of a process that has no head."""
+        """Return the model's `LogitRule`, or why it has none; None in a process that has no head."""
         model: Any = self.get_model()  # type: ignore[attr-defined]
         try:
             rule = logit_rule(model)
@@ -38,7 +37,7 @@ class Worker:
 
 
 def with_own_head(cls: type[nn.Module]) -> type[nn.Module]:
-    """A model's class as vLLM's pooling runs it, with its head left in place."""
+    """Return a model's class as vLLM's pooling runs it, with its head left in place."""
 
     class OwnHead(cls, VllmModelForPooling):  # type: ignore[valid-type,misc]
         is_pooling_model = True
@@ -56,21 +55,20 @@ adapters.as_embedding_model = with_own_head
 
 
 class RowPooler(Pooler):
-    """Every position of a prompt: what the head is applied to, in the model's dtype, or the model's own
-    log-probabilities.
-    """
+    """A pooler that returns, for every position, the head's input in the model's dtype, or own log-probabilities."""
 
     def __init__(self, model: nn.Module, hidden_size: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.__dict__["model"] = model  # not a submodule: the model holds us
+        self.__dict__["model"] = model  # not as a submodule: the model holds us
         self.hidden_size, self.dtype = hidden_size, dtype
 
     def get_supported_tasks(self) -> set[Any]:
         return {"token_embed"}
 
     def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor | None]:
-        """Of each request: T x D, or T x V float32; None before its last chunk, and of a process that is not given the
-        logits.
+        """Return T x D, or T x V float32, for each request.
+
+        None before a request's last chunk, and in a process that does not get the logits.
         """
         states_TD = head_inputs(self.model, hidden_states)
         cursor = pooling_metadata.get_pooling_cursor()
@@ -88,10 +86,10 @@ class RowPooler(Pooler):
             rows: Tensor | None
             if params.extra_kwargs and OWN_LOGPROBS in params.extra_kwargs:
                 first = params.extra_kwargs[OWN_LOGPROBS] - (end - len(before_TD))  # in this chunk
-                wanted_TD = before_TD[max(first, 0) :]
-                rows = own_logprobs(self.model, wanted_TD) if len(wanted_TD) else None
+                requested_TD = before_TD[max(first, 0) :]
+                rows = own_logprobs(self.model, requested_TD) if len(requested_TD) else None
             else:
-                rows = part_TD.clone()  # the next step may write over it
+                rows = part_TD.clone()  # the next step may overwrite it
             if rows is None:
                 answers.append(None)
                 continue
@@ -103,7 +101,7 @@ class RowPooler(Pooler):
 
 
 class _HeadReachedError(Exception):
-    """Ends `compute_logits` at the head, with what came there."""
+    """Ends `compute_logits` at the head, and carries the head's input."""
 
     def __init__(self, states_TD: Tensor) -> None:
         self.states_TD = states_TD
@@ -114,7 +112,7 @@ def _processors(model: nn.Module) -> list[LogitsProcessor]:
 
 
 def head_inputs(model: Any, hidden_TD: Tensor) -> Tensor:
-    """What the head is applied to: MiMo and Step-3.5 norm their states in `compute_logits`. T x D."""
+    """Return the head's input, T x D; MiMo and Step-3.5 normalise their states only in `compute_logits`."""
 
     def end(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         raise _HeadReachedError(arguments[1] if len(arguments) > 1 else named["hidden_states"])
@@ -127,20 +125,20 @@ def head_inputs(model: Any, hidden_TD: Tensor) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
-    return hidden_TD  # no such module on the way; the check at the start decides whether these states will do
+    return hidden_TD  # the model uses no such module; the check at the start decides whether these states will do
 
 
 def own_logprobs(model: Any, hidden_TD: Tensor) -> Tensor | None:
-    """T x V float32; None of a rank that is not given the logits."""
+    """Return the model's own log-probabilities, T x V float32; None on a rank that does not get the logits."""
     logits_TV = model.compute_logits(hidden_TD)
     return None if logits_TV is None else logits_TV.float().log_softmax(-1)
 
 
 @torch.inference_mode()
 def logit_rule(model: Any) -> LogitRule | None:
-    """What the model makes of its head's products; None where its last layers are another process's.
+    """Return what the model does to its head's products; None if its last layers are in another process.
 
-    Raises ValueError where that is no `LogitRule`.
+    Raises ValueError if no `LogitRule` describes it.
     """
     if not get_pp_group().is_last_rank:
         return None
@@ -150,7 +148,7 @@ def logit_rule(model: Any) -> LogitRule | None:
 
     def instead(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         given.append(torch.from_numpy(probe_products(width)).to(hidden_states.device))
-        return given[-1].clone()  # some are scaled in place
+        return given[-1].clone()  # some models scale them in place
 
     width = processors[0].org_vocab_size if processors else 0
     device = next(model.parameters()).device
@@ -163,8 +161,6 @@ def logit_rule(model: Any) -> LogitRule | None:
         for processor in processors:
             del processor._get_logits
     if not given or logits_TV.shape != given[-1].shape:
-        raise ValueError(
-            f"{name} does not make its logits of its head's products one by one; use teacher.engine: openai"
-        )
+        raise ValueError(f"{name} does not make each logit from one product of its head; use teacher.engine: openai")
     products, logits = (np.asarray(tensor.float().cpu()) for tensor in (given[-1], logits_TV))
     return fit_rule(products, logits, name, logits_TV.dtype in (torch.bfloat16, torch.float16))

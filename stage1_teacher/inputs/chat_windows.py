@@ -1,9 +1,9 @@
-"""Chats as what becomes one record each: the conversation as context, each turn of the assistant covered by itself.
+"""Windows of chats: the conversation is context, and each turn of the assistant is a covered span.
 
 A chat longer than the teacher's context is cut between messages into windows, each a conversation of its own that
-starts with the user: its first turns are context, the others are supervised, so that each turn is supervised once. What
-comes before is not in a later window, nor is a system's message, as of a long text a later window sees only the
-overlap.
+starts with the user: its first turns are context and the others are supervised, so that each turn is supervised once.
+Earlier messages are not in a later window, nor is the system's message, just as a later window of a long text sees only
+the overlap.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from stage1_teacher.inputs.windows import Window
 
 
 class _Part(NamedTuple):
-    """Messages `first .. last` of a chat, rendered by themselves; they hold the chat's turns up to `done`."""
+    """Messages `first .. last` of a chat, rendered by themselves. They include the chat's turns up to `done`."""
 
     first: int
     last: int
@@ -33,11 +33,11 @@ def cut_chat(
     max_tokens: int,
     overlap: int = 0,
 ) -> list[EncodedWindow]:
-    """A chat's windows. Raises ChatError or SpellingError, with the reason, where it is left out.
+    """Cut a chat into windows. Raises ChatError or SpellingError, with the reason, if it must be left out.
 
     Args:
-        ends: tokens that mean END; a turn that another token follows has none.
-        overlap: tokens of context that a later window repeats, about, and as far as they fit.
+        ends: tokens that mean END; a turn followed by another token has none.
+        overlap: approximate number of context tokens that a later window repeats, as far as they fit.
     """
     whole = chat.encode(messages)
     if num_prompt(whole) <= max_tokens:
@@ -57,12 +57,12 @@ def cut_chat(
 
 
 class ChatBounds(NamedTuple):
-    """Messages as a window of a chat.
+    """Position of a window's messages in their chat.
 
     Attributes:
-        start: byte offset of the first one in the chat.
-        is_last: they are the chat's end.
-        first_supervised: the message of the window from which on turns are supervised.
+        start: byte offset of the first message in the chat.
+        is_last: the window ends the chat.
+        first_supervised: index in the window of the first message whose turn is supervised.
     """
 
     start: int = 0
@@ -84,9 +84,9 @@ def chat_window(
     """Make a conversation into one window.
 
     Args:
-        roles: who says each of its messages.
+        roles: the role of each message.
         ends: tokens that mean END.
-        conversation: JSON, where there is more than contents; its last messages are these.
+        conversation: JSON, if there is more than contents; it ends with these messages.
     """
     text, start = b"".join(encoded.contents), bounds.start
     turns = [turn for turn in encoded.turns if turn.message >= bounds.first_supervised]
@@ -108,7 +108,7 @@ def _roles(messages: Sequence[Message]) -> list[str]:
 
 
 def num_prompt(encoded: EncodedChat) -> int:
-    """Tokens that the teacher reads: the last row is the one after the assistant's last word."""
+    """Count the tokens that the teacher reads; the last row is the one after the assistant's last word."""
     return encoded.turns[-1].last
 
 
@@ -125,11 +125,11 @@ def _span(turn: Turn, encoded: EncodedChat, text: bytes, ends: Sequence[int]) ->
 def _next_part(
     messages: Sequence[Message], turns: Sequence[Turn], done: int, chat: ChatTokenizer, max_tokens: int, overlap: int
 ) -> _Part:
-    """The window that supervises turns from number `done` on. Raises ChatError where none holds even one."""
+    """Return the window that supervises turns from number `done` on. Raises ChatError if not even one turn fits."""
     for first in _starts(messages, turns, done, overlap):
         before = _tokens_before(turns, first)
         fitting = [number for number in range(done + 1, len(turns)) if turns[number].last - before <= max_tokens]
-        for last in reversed([done, *fitting]):  # rendered by themselves they may need more tokens, or fewer
+        for last in reversed([done, *fitting]):  # rendered by themselves, the messages may need more or fewer tokens
             part = messages[first : turns[last].message + 1]
             encoded = chat.encode(part)
             if num_prompt(encoded) <= max_tokens:
@@ -138,8 +138,9 @@ def _next_part(
 
 
 def _starts(messages: Sequence[Message], turns: Sequence[Turn], done: int, overlap: int) -> Iterator[int]:
-    """Messages with which a window may start, the best first: with as little context as is wanted, else with as much as
-    fits.
+    """Yield the messages that a window may start with, best first.
+
+    The best start gives the least context that is at least `overlap`; the others give less and less.
     """
     if not done:
         yield 0
@@ -151,5 +152,5 @@ def _starts(messages: Sequence[Message], turns: Sequence[Turn], done: int, overl
 
 
 def _tokens_before(turns: Sequence[Turn], message: int) -> int:
-    """Tokens before a message in the whole chat, about: those up to the end of the last turn before it."""
+    """Estimate the tokens before a message in the whole chat: those up to the end of the last turn before it."""
     return max((turn.last for turn in turns if turn.message < message), default=0)

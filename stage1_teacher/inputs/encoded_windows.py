@@ -1,4 +1,4 @@
-"""Documents cut into what becomes one record each: windows, with the teacher's tokens and what is asked of them."""
+"""Windows of a document with the teacher's tokens, and the spans of them that are covered; each becomes one record."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from stage1_teacher.inputs.windows import Window, cut_windows
 
 @dataclass(frozen=True)
 class CoveredSpan:
-    """Tokens whose bytes are covered: a whole window of text, or a turn of a chat. What is before them is context.
+    """Tokens whose bytes are covered: a whole window of text, or a turn of a chat. Tokens before them are context.
 
     Attributes:
-        first: tokens of the window before them.
-        covered_bytes: the bytes that they spell, the tokenizer's prefix included.
-        start: the first byte of the record that they spell.
-        segment: what of it is supervised, to its end.
+        first: number of the window's tokens before the span.
+        covered_bytes: the bytes spelled by the tokens, including the tokenizer's prefix.
+        start: byte offset in the record at which the span begins.
+        segment: the supervised part, which extends to the span's end.
     """
 
     first: int
@@ -28,25 +28,25 @@ class CoveredSpan:
 
     @property
     def skipped(self) -> int:
-        """Positions before the segment: of the prefix, and of what an earlier window supervises."""
+        """Number of positions before the segment: those of the prefix, and those supervised by an earlier window."""
         return len(self.covered_bytes) - self.segment.length
 
     @property
     def num_prefix(self) -> int:
-        """Bytes that the tokenizer put before."""
+        """Number of bytes that the tokenizer put before the text."""
         return self.skipped - (self.segment.start - self.start)
 
 
 @dataclass(frozen=True)
 class EncodedWindow:
-    """One record to be: a window of a document, or a chat, with its tokens.
+    """A future record: a window of a document, or a chat, with its tokens.
 
     Attributes:
         text: the record's document.
-        tokens: what the teacher reads after the start token.
+        tokens: the teacher's input after the start token.
         start: the start token of a chat, which its template writes; None for the teacher's own.
-        roles, lengths: of a chat, who says each message, and its bytes.
-        conversation: JSON, of a chat with more than contents.
+        roles, lengths: for a chat, the role and the number of bytes of each message.
+        conversation: JSON, for a chat that has more than contents.
     """
 
     doc_id: str
@@ -61,12 +61,12 @@ class EncodedWindow:
 
     @property
     def num_supervised(self) -> int:
-        """Bytes; END is not one."""
+        """Number of supervised bytes; END is not one."""
         return sum(span.segment.length for span in self.spans)
 
 
 def cut_document(document: Document, tokenizer: ByteTokenizer, max_tokens: int, overlap: int) -> list[EncodedWindow]:
-    """A document's windows, encoded. Raises SpellingError where the tokens do not spell the bytes."""
+    """Cut a document into windows and encode them. Raises SpellingError if the tokens do not spell the bytes."""
     budget = max_tokens - 1  # the start token takes one
     tokens = tokenizer.encode(document.text)
     if len(tokens) <= budget:
@@ -82,14 +82,14 @@ def cut_document(document: Document, tokenizer: ByteTokenizer, max_tokens: int, 
 
 
 def text_window(doc_id: str, bounds: Window, text: bytes, tokens: list[int], prefix: bytes) -> EncodedWindow:
-    """A window of plain text: all its tokens are covered, and what the window supervises is kept."""
+    """Make a window of plain text: all its tokens are covered, and what its bounds supervise is kept."""
     start = bounds.supervised - bounds.start
     segment = Segment(start, len(text) - start, bounds.has_end)
     return EncodedWindow(doc_id, bounds, text, tokens, (CoveredSpan(0, tokens, prefix + text, 0, segment),))
 
 
 def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int], num_prefix: int | None = None) -> list[int]:
-    """Bytes of the document in each token: what the tokenizer puts before the document is taken off the first."""
+    """Return the document's bytes in each token; the tokenizer's prefix is subtracted from the first."""
     lengths = [len(tokenizer.token_bytes[token] or b"") for token in tokens]
     if lengths:
         lengths[0] -= len(tokenizer.prefix) if num_prefix is None else num_prefix
@@ -97,7 +97,7 @@ def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int], num_prefix:
 
 
 def batches(windows: Sequence[EncodedWindow], batch_tokens: int) -> Iterator[list[EncodedWindow]]:
-    """Pieces in order, about `batch_tokens` at once: the same batches whenever the shard is made."""
+    """Yield the windows in order, in batches of about `batch_tokens`; the same whenever the shard is made."""
     batch: list[EncodedWindow] = []
     tokens = 0
     for window in windows:

@@ -1,8 +1,7 @@
-"""Chats with reasoning or calls as what becomes one record each: as many as the template needs to show each turn as the
-model saw it.
+"""Windows of chats with reasoning or tool calls: as many as the template needs to show each turn as the model saw it.
 
-A record holds the messages since the one before, and supervises all their turns; what is before them is in its
-conversation, as context. Where that is too long for the teacher, the conversation starts later, with the user; the
+A record holds the messages since the previous record and supervises all their turns; earlier messages are in its
+conversation, as context. If that is too long for the teacher, the conversation starts later, with the user; the
 system's message and the tools stay.
 """
 
@@ -23,8 +22,9 @@ def cut_conversation(
     max_tokens: int,
     overlap: int = 0,
 ) -> list[EncodedWindow]:
-    """A conversation's windows. Raises ChatError or SpellingError, with the reason, where it is left out. Arguments as
-    of `cut_chat`.
+    """Cut a conversation into windows. Raises ChatError or SpellingError, with the reason, if it must be left out.
+
+    Takes the arguments of `cut_chat`.
     """
     parts = [part for excerpt in chat.excerpts(conversation) for part in _fitting(excerpt, chat, max_tokens, overlap)]
     windows: list[EncodedWindow] = []
@@ -47,7 +47,7 @@ def conversation_window(
 def _fitting(
     excerpt: Excerpt, chat: ChatTokenizer, max_tokens: int, overlap: int
 ) -> Iterator[tuple[Excerpt, EncodedChat]]:
-    """The excerpt, or several of fewer turns or less context that fit. Raises ChatError where one turn does not."""
+    """Yield the excerpt, or several that fit, with fewer turns or less context. Raises ChatError if a turn does not."""
     encoded = chat.encode(excerpt)
     if num_prompt(encoded) <= max_tokens:
         yield excerpt, encoded
@@ -68,8 +68,10 @@ def _fitting(
 
 
 def _first(whole: Conversation, done: int, turn: int, chat: ChatTokenizer, max_tokens: int, overlap: int) -> int:
-    """The message with which the context of a turn starts: the first of all, or else one of the user's, so that there
-    are some `overlap` tokens of context, or as many as fit. Raises ChatError where none fits.
+    """Return the index of the message with which the context of a turn starts.
+
+    That is the first of all, if it fits, or else one of the user's, so that there are about `overlap` tokens of
+    context, or as many as fit. Raises ChatError if none fits.
     """
 
     def encoded(first: int) -> EncodedChat:
@@ -77,14 +79,14 @@ def _first(whole: Conversation, done: int, turn: int, chat: ChatTokenizer, max_t
 
     if num_prompt(encoded(0)) <= max_tokens:
         return 0
-    found = None
+    start = None
     for first in reversed([i for i, m in enumerate(whole.messages[: done + 1]) if m["role"] == "user" and i]):
         tried = encoded(first)
         if num_prompt(tried) > max_tokens:
             break
-        found = first
+        start = first
         if tried.turns[0].first >= overlap:
             break
-    if found is None:
+    if start is None:
         raise ChatError("a turn and what it answers are longer than teacher.max_tokens")
-    return found
+    return start

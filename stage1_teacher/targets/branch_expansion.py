@@ -1,4 +1,4 @@
-"""Rounds of branch rows over a batch of documents: each round is one call of the engine and one reduction."""
+"""Expansion of branches over a batch of documents, in rounds of one engine call and one reduction each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from stage1_teacher.reduction.types import Rows
 
 
 class BranchPoint(NamedTuple):
-    """Where what is covered stands: in which prompt, and how many of its tokens come before."""
+    """Position of a covered span: the index of its prompt, and how many of the prompt's tokens precede it."""
 
     prompt: int
     before: int
@@ -19,50 +19,51 @@ class BranchPoint(NamedTuple):
 def expand(
     branchings: Sequence[Branching], points: Sequence[BranchPoint], branches: Branches, reducer: Reducer
 ) -> None:
-    """Add to each covering all rows that it wants. Branches whose paths are longer than the engine takes are not
-    expanded, so that they are counted in `dropped`.
+    """Add to each covering all the rows that it requests.
+
+    Branches whose paths are longer than the engine accepts are not expanded, so that they are counted in `dropped`.
 
     Args:
         branchings: with their canonical rows; `branches` holds their prompts.
-        points: where each of them stands.
+        points: the position of each branching's span.
     """
     numbers: dict[tuple[int, Path], int] = {}
     while True:
-        wanted = [
+        requested = [
             (index, _fitting(branching, points[index], branches.longest)) for index, branching in enumerate(branchings)
         ]
-        wanted = [(index, found) for index, found in wanted if found]
-        if not wanted:
+        requested = [(index, fitting) for index, fitting in requested if fitting]
+        if not requested:
             return
         tokens: list[BranchToken] = []
-        for index, found in wanted:
-            for branch in found:
+        for index, fitting in requested:
+            for branch in fitting:
                 path = branchings[index].path(branch)
-                # A longer path goes on from a branch token.
+                # A longer path continues from a branch token.
                 parent = numbers[index, Path(path.leaves, path.tokens[:-1])] if len(path.tokens) > 1 else None
                 prompt, before = points[index]
                 tokens.append(BranchToken(prompt, before + path.leaves, branch.token, parent))
                 numbers[index, path] = len(numbers)
         hidden_ND = branches.extend(tokens)
-        parts = hidden_ND.split([len(found) for _, found in wanted])
+        parts = hidden_ND.split([len(fitting) for _, fitting in requested])
         rows = reducer.reduce(
             [
-                Rows(branchings[index].covering, [branch.end for branch in found], part_ND)
-                for (index, found), part_ND in zip(wanted, parts, strict=True)
+                Rows(branchings[index].covering, [branch.end for branch in fitting], part_ND)
+                for (index, fitting), part_ND in zip(requested, parts, strict=True)
             ]
         )
-        for (index, found), reduced in zip(wanted, rows, strict=True):
-            branchings[index].add(found, reduced)
+        for (index, fitting), reduced in zip(requested, rows, strict=True):
+            branchings[index].add(fitting, reduced)
 
 
 def _fitting(branching: Branching, point: BranchPoint, longest: int | None) -> list[Branch]:
-    """The branches that it wants, without those whose paths have no room."""
-    wanted = branching.wanted()
+    """Return the requested branches except those whose paths exceed `longest` tokens (None: no limit)."""
+    requested = branching.wanted()
     if longest is None:
-        return wanted
-    paths = map(branching.path, wanted)
+        return requested
+    paths = map(branching.path, requested)
     return [
         branch
-        for branch, path in zip(wanted, paths, strict=True)
+        for branch, path in zip(requested, paths, strict=True)
         if point.before + path.leaves + len(path.tokens) <= longest
     ]

@@ -1,5 +1,4 @@
-"""Dense targets stored whole, as float32: of a dump that keeps every symbol, which has nothing to save by rounding to
-levels.
+"""Dense targets stored whole, as float32, for a dump that keeps every symbol and would save nothing by rounding.
 
 Shape legend: P positions, V symbols (256), E entries (256 of each position).
 """
@@ -12,8 +11,9 @@ from stage1_teacher.targets.rounding import RoundedEntries
 
 
 def exact_entries(probs_PV: np.ndarray) -> RoundedEntries:
-    """All symbols of every position, in descending probability, the lower first of two that are equal; natural logs, at
-    least `MIN_LOGPROB`, which stands for less.
+    """Return all symbols of every position, in descending probability, ties in ascending order.
+
+    Natural logs of at least `MIN_LOGPROB`, which also stands for anything less.
 
     Args:
         probs_PV: float64, rows sum to 1.
@@ -24,5 +24,5 @@ def exact_entries(probs_PV: np.ndarray) -> RoundedEntries:
 
 
 def counts(num_positions: int) -> np.ndarray:
-    """P, uint16: each position has all symbols."""
+    """Return the entry counts, P, uint16: each position has all symbols."""
     return np.full(num_positions, NUM_SYMBOLS, dtype=np.uint16)

@@ -1,4 +1,4 @@
-"""How far other targets lie from a record's stored ones, over the classes that are stored: each entry, and the tail.
+"""Distances of other targets from a record's stored ones, over the stored classes: each entry, and the tail.
 
 Shape legend: P positions, E entries (over all positions in turn), V symbols (256).
 """
@@ -10,39 +10,40 @@ import numpy as np
 from schemas import END
 from schemas.record import Record
 
-# The levels that are nearest to 1 lack 0, 0.000025 and 0.0001 to it (`schemas.levels`): smaller tails cannot be told
-# apart.
+# The levels nearest to 1 fall short of it by 0, 0.000025 and 0.0001 (`schemas.levels`): smaller tails cannot be
+# distinguished.
 TAIL_FLOOR = 1e-4
 
 
 class Distances(NamedTuple):
-    """Per position; nats, and a share 0..1."""
+    """Distances per position: KL in nats, total variation as a share 0..1."""
 
     kl_P: np.ndarray
     total_variation_P: np.ndarray
 
 
 def stored_sums(record: Record) -> np.ndarray:
-    """P: the sum of each position's stored probabilities; float64."""
+    """Return the sum of each position's stored probabilities: P, float64."""
     return record.per_position(record.probs())
 
 
 def realised_logprobs(record: Record) -> np.ndarray:
-    """P, float64 nats: the stored log-probability of the symbol that the document really has."""
+    """Return the stored log-probability of the symbol that the document actually has: P, float64 nats."""
     is_realised_E = record.symbols == record.realised()[record.entry_positions()]
     return record.logprobs[is_realised_E].astype(np.float64)
 
 
 def realised_bits(record: Record) -> tuple[float, int]:
-    """(bits that the stored targets give the record's supervised bytes, how many bytes); END is not a byte."""
+    """Return the bits that the stored targets assign to the record's supervised bytes, and the number of bytes.
+
+    END is not a byte.
+    """
     is_byte_P = record.realised() != END
     return float(-realised_logprobs(record)[is_byte_P].sum()) / np.log(2), int(is_byte_P.sum())
 
 
 def distances(record: Record, probs_PV: np.ndarray) -> Distances:
-    """Of other targets, at the record's first positions, to the stored ones there: KL(other || stored), total
-    variation.
-    """
+    """Return KL(other || stored) and total variation of other targets at the record's first positions."""
     num_positions = len(probs_PV)
     position_E = record.entry_positions()
     in_range_E = position_E < num_positions

@@ -1,4 +1,4 @@
-"""What an engine answers about some windows: a class for each kind of answer, which makes the targets of it."""
+"""Output of an engine for some windows: a class for each kind, which makes the targets from it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -15,28 +15,28 @@ from stage1_teacher.reduction.types import Rows
 
 
 class EngineOutput(Protocol):
-    """What the engine gave for each of the windows' spans in turn."""
+    """The engine's output for each of the windows' spans, in order."""
 
     @property
     def num_tokens(self) -> int:
-        """Return how many tokens were really computed for it."""
+        """Return how many tokens were actually computed for it."""
 
     def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
-        """Return the spans' targets. `coverings` are those of the spans."""
+        """Return the spans' targets, given the spans' coverings."""
 
     def off_boundaries(self) -> list[list[ReducedRow]]:
-        """Return the rows of each span that start where its canonical encoding has no boundary."""
+        """Return the rows of each span that begin where its canonical encoding has no token boundary."""
 
 
 class CanonicalOutput(NamedTuple):
     """Hidden states of the canonical rows alone."""
 
-    hidden: Sequence[Tensor]  # of each span, R x D
+    hidden: Sequence[Tensor]  # for each span, R x D
     num_tokens: int
     reducer: Reducer
 
     def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
-        """Reduce the rows, and sum them to bytes."""
+        """Reduce the rows and sum them to bytes."""
         reduced = reduce_canonical(self.reducer, coverings, self.hidden)
         return [covering.targets(rows) for covering, rows in zip(coverings, reduced, strict=True)]
 
@@ -46,18 +46,18 @@ class CanonicalOutput(NamedTuple):
 
 
 class BranchedOutput(NamedTuple):
-    """Canonical rows with the branch rows that leave them, reduced."""
+    """Canonical rows and the branch rows that leave them, reduced."""
 
     branchings: Sequence[Branching]
     num_tokens: int
 
     def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
-        """Weigh the rows, and sum them to bytes; each branching has its covering."""
+        """Weight the rows and sum them to bytes; each branching has its own covering."""
         assert len(coverings) == len(self.branchings)
         return [branching.targets() for branching in self.branchings]
 
     def off_boundaries(self) -> list[list[ReducedRow]]:
-        """Return the branch rows within the tokens of the canonical encoding."""
+        """Return the branch rows that begin inside tokens of the canonical encoding."""
         return [branching.off_boundaries() for branching in self.branchings]
 
 
@@ -89,9 +89,9 @@ Sliceable = TypeVar("Sliceable", Tensor, ListedRows)
 
 
 def span_rows(rows: Sequence[Sliceable], windows: Sequence[EncodedWindow]) -> list[Sliceable]:
-    """The rows of each window's spans in turn: that before their first token, and that after each."""
+    """Return the rows of each span of each window: the row before its first token, and the row after each token."""
     return [
-        answered[span.first : span.first + len(span.tokens) + 1]
-        for answered, window in zip(rows, windows, strict=True)
+        window_rows[span.first : span.first + len(span.tokens) + 1]
+        for window_rows, window in zip(rows, windows, strict=True)
         for span in window.spans
     ]

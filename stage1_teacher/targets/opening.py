@@ -1,4 +1,4 @@
-"""How a teacher is opened: its head read, its engine started, and both held to what the model says itself."""
+"""Opening of a teacher: its head is read, its engine started, and both are checked against the model's own output."""
 
 from collections.abc import Callable
 from traceback import walk_tb
@@ -33,11 +33,11 @@ def open_teacher(
 ) -> Teacher:
     """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts.
 
-    An engine is used only after `check_engine` has found that head and engine together say what the model says itself.
+    An engine is used only after `check_engine` has found that head and engine together give the model's own output.
 
     Args:
-        chat: the tokenizer with its chat template, where it is asked about chats.
-        branches: it will be asked for branch rows even where the recipe's covering has none.
+        chat: the tokenizer with its chat template, if the corpus holds chats.
+        branches: branch rows will be requested even if the recipe's covering has none.
         over_machines: see `EngineRequest`.
     """
     teacher, placement = recipe.teacher, recipe.placement
@@ -55,7 +55,7 @@ def open_teacher(
         getattr(torch, teacher.dtype),
         tokenizer.token_bytes,
         ids.ends,
-        alone=not placement.overlap,  # else the engine computes in another thread
+        alone=not placement.overlap,  # otherwise the engine computes in another thread
     )
     if computes_on_gpu():
         head = head.to("cuda")
@@ -94,8 +94,9 @@ def open_teacher(
 
 
 def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:
-    """The engine's first start. What an engine says of a model that it cannot run is of every kind; ValueError here
-    says whose it is.
+    """Start the engine for the first time.
+
+    An engine may raise any exception for a model that it cannot run; the ValueError raised here names model and engine.
     """
     try:
         return open_it()
@@ -104,16 +105,16 @@ def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:
     except Exception as error:
         if isinstance(error, ValueError) and _raised_by(error) in ("stage1_teacher", "pipeline"):
             raise
-        said = f"{type(error).__name__}: {error}".strip().removesuffix(":").splitlines()[0]
+        message = f"{type(error).__name__}: {error}".strip().removesuffix(":").splitlines()[0]
         raise ValueError(
-            f"{named}: {engine} does not start with it ({said}). Where memory ran out, lower placement.gpu_memory or "
-            "placement.engine_batch_tokens; else try the other local engine (teacher.engine: "
+            f"{named}: {engine} does not start with it ({message}). If memory ran out, lower placement.gpu_memory or "
+            "placement.engine_batch_tokens; otherwise try the other local engine (teacher.engine: "
             f"{other_engine(engine)}). --debug shows where it failed"
         ) from error
 
 
 def _raised_by(error: Exception) -> str:
-    """The package whose code raised it; "" where that cannot be told."""
+    """Return the package whose code raised the error; "" if that cannot be determined."""
     name = ""
     for frame, _ in walk_tb(error.__traceback__):
         name = str(frame.f_globals.get("__name__", ""))
@@ -121,8 +122,9 @@ def _raised_by(error: Exception) -> str:
 
 
 def _open_listing(recipe: Recipe, request: EngineRequest, chat: ChatTokenizer | None, ends: tuple[int, ...]) -> Teacher:
-    """A teacher that lists probable tokens, as a server does: no head here, and the vocabulary is as wide as the
-    tokenizer's.
+    """Open a teacher that lists probable tokens, as a server does.
+
+    There is no head here, and the vocabulary is as large as the tokenizer's.
     """
     teacher, placement, tokenizer = recipe.teacher, recipe.placement, request.tokenizer
 
@@ -132,13 +134,13 @@ def _open_listing(recipe: Recipe, request: EngineRequest, chat: ChatTokenizer | 
         return engine
 
     engine = reopen()
+    where = placement.base_url if teacher.engine_spec.needs_address else teacher.engine
     log.info(
-        f"{placement.base_url if teacher.engine_spec.needs_address else teacher.engine}: {teacher.name_at_server}, {engine.name}. "
-        f"Targets come from the {teacher.prompt_logprobs} "
-        "most probable tokens of each row (teacher.prompt_logprobs), not from the whole softmax; what lies on other "
-        "tokens is counted in dropped and doubt."
+        f"{where}: {teacher.name_at_server}, {engine.name}. Targets come from the {teacher.prompt_logprobs} most "
+        "probable tokens of each row (teacher.prompt_logprobs), not from the full softmax; the mass of other tokens is "
+        "counted in dropped and doubt."
     )
     vocabulary = Vocabulary(tokenizer.token_bytes, ends, len(tokenizer.token_bytes))
-    # A connection tries each request again by itself.
-    again = None if teacher.engine_spec.needs_address else reopen
-    return Teacher(recipe, engine, vocabulary, tokenizer, request.start, None, again, chat)
+    # A connection retries each request by itself.
+    restart = None if teacher.engine_spec.needs_address else reopen
+    return Teacher(recipe, engine, vocabulary, tokenizer, request.start, None, restart, chat)

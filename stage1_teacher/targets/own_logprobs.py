@@ -1,4 +1,4 @@
-"""A record's stored log-probabilities of tokens beside the model's own: nothing of what made them is used again.
+"""Comparison of a record's stored token log-probabilities with the model's own, without the code that made them.
 
 Shape legend: N tokens compared.
 """
@@ -17,50 +17,50 @@ from stage1_teacher.inputs.encoded_windows import EncodedWindow, text_window
 from stage1_teacher.inputs.windows import Window
 from stage1_teacher.targets.teacher import Teacher
 
-MAX_TOKENS = 64  # of a record: each takes a row of the whole vocabulary
-MIN_COMPARED_NATS = -15.0  # below, a shard's levels are up to 1.6 nats apart
-# Half the mean square of what a token's log-probability is off by, nats: what two distributions that differ by as
-# little have as their KL. bfloat16 in another batch costs about 1.5e-3; heads that were wrong have cost hundreds.
+MAX_TOKENS = 64  # compared per record: each takes a row of the whole vocabulary
+MIN_COMPARED_NATS = -15.0  # below this a shard's levels are up to 1.6 nats apart
+# Half the mean square of the differences in token log-probability, nats: the KL of two distributions that differ by so
+# little. bfloat16 in another batch costs about 1.5e-3; wrong heads have cost hundreds.
 LIMIT_NATS = 0.05
 
 
 class OwnTokens(NamedTuple):
-    """What the model itself says of a window's first tokens."""
+    """The model's own log-probabilities of a window's first covered tokens."""
 
     logprobs_N: np.ndarray  # nats
-    first: int  # the place of the first of them in a record's `teacher_token_logprobs`
+    first: int  # index of the first of them in a record's `teacher_token_logprobs`
 
 
-def compute_own(teacher: Teacher, window: EncodedWindow, most: int = MAX_TOKENS) -> OwnTokens:
-    """Ask the engine's model for the first tokens that are covered (of a chat, those of its first turn)."""
+def compute_own(teacher: Teacher, window: EncodedWindow, max_tokens: int = MAX_TOKENS) -> OwnTokens:
+    """Compute the model's own log-probabilities of the first covered tokens (in a chat, those of its first turn)."""
     span = window.spans[0]
     prompt = teacher.prompt(window)
-    at = len(prompt) - len(window.tokens) + span.first  # of the first covered token; at least one is before it
-    tokens = span.tokens[:most]
-    gap = 1 if span.start else 0  # what is before a span is stored as one token
+    at = len(prompt) - len(window.tokens) + span.first  # index of the first covered token; at least 1
+    tokens = span.tokens[:max_tokens]
+    gap = 1 if span.start else 0  # the text before a span is stored as one token
     if not tokens:
         return OwnTokens(np.zeros(0), gap)
-    asked = prompt[: at + len(tokens)]
+    prefix = prompt[: at + len(tokens)]
     if isinstance(teacher.engine, ListingEngine):
-        [rows] = teacher.engine.listed_rows([asked])
-        return OwnTokens(rows[at - 1 : len(asked) - 1].logprobs_of(tokens), gap)
-    own_NV = teacher.engine.own_logprobs(asked, at - 1)[:-1]
+        [rows] = teacher.engine.listed_rows([prefix])
+        return OwnTokens(rows[at - 1 : len(prefix) - 1].logprobs_of(tokens), gap)
+    own_NV = teacher.engine.own_logprobs(prefix, at - 1)[:-1]
     return OwnTokens(own_NV.numpy()[np.arange(len(tokens)), tokens].astype(np.float64), gap)
 
 
 def half_squares(record: Record, own: OwnTokens) -> np.ndarray:
-    """N, nats: half the square of what each stored log-probability is off by."""
+    """Return half the squared difference of each stored log-probability from the model's own: N, nats."""
     stored_N = record.teacher_token_logprobs[own.first : own.first + len(own.logprobs_N)].astype(np.float64)
     return _half_square(stored_N, own.logprobs_N)
 
 
 class Comparison(NamedTuple):
-    """What is stored beside what the model says now.
+    """Differences of the stored log-probabilities from the model's own.
 
     Attributes:
-        nats_N: as `half_squares`.
-        limit_nats: what their mean may be: `LIMIT_NATS`, or where they are further apart `TIMES_CONTROL` times what the
-            model's answer differs by from its own a moment later, if that is more (experts chosen otherwise).
+        nats_N: from `half_squares`.
+        limit_nats: maximum of their mean: `LIMIT_NATS`; if the mean exceeds that, `TIMES_CONTROL` times the difference
+            between two runs of the model, if that is more (experts may be chosen differently).
     """
 
     nats_N: np.ndarray
@@ -68,23 +68,23 @@ class Comparison(NamedTuple):
 
     @property
     def nats(self) -> float:
-        """The mean; 0 where nothing was compared."""
+        """Mean difference; 0 if nothing was compared."""
         return float(self.nats_N.mean()) if len(self.nats_N) else 0.0
 
     @property
     def is_within_limit(self) -> bool:
-        """False for what is not a number, too."""
+        """Whether the mean is at most the limit; also False if it is nan."""
         return self.nats <= self.limit_nats
 
 
 def compare(record: Record, window: EncodedWindow, teacher: Teacher) -> Comparison:
-    """Ask the model now, and once more where the record is further from its answer than `LIMIT_NATS`."""
+    """Compare a record with the model, which runs once more as a control if they differ by more than `LIMIT_NATS`."""
     own = compute_own(teacher, window)
-    found = Comparison(half_squares(record, own), LIMIT_NATS)
-    if found.is_within_limit:
-        return found
+    comparison = Comparison(half_squares(record, own), LIMIT_NATS)
+    if comparison.is_within_limit:
+        return comparison
     control = float(_half_square(own.logprobs_N, compute_own(teacher, window).logprobs_N).mean())
-    return found._replace(limit_nats=max(LIMIT_NATS, TIMES_CONTROL * control))
+    return comparison._replace(limit_nats=max(LIMIT_NATS, TIMES_CONTROL * control))
 
 
 def _half_square(one_N: np.ndarray, other_N: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def _half_square(one_N: np.ndarray, other_N: np.ndarray) -> np.ndarray:
 
 
 def window_of(record: Record, teacher: Teacher) -> EncodedWindow:
-    """What a record was made of. Raises ValueError for a chat that this teacher's template does not render."""
+    """Rebuild the window that a record was made from. Raises ValueError for a chat that the template cannot render."""
     if record.message_roles:
         assert teacher.chat is not None  # the recipe says that the corpus holds chats
         conversation = record.conversation

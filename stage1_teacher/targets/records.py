@@ -1,4 +1,4 @@
-"""Records out of a teacher's targets: windows of documents in, entries and columns of a shard out."""
+"""Construction of records from windows and a teacher's targets: the entries and columns of a shard."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,12 +22,12 @@ from stage1_teacher.targets.teacher import Teacher
 def make_records(
     windows: Sequence[EncodedWindow], output: EngineOutput, teacher: Teacher, dump: DumpConfig
 ) -> list[Record]:
-    """The windows' records out of what the engine gave for them."""
-    found = iter(teacher.targets(windows, output))
+    """Make the windows' records from the engine's output."""
+    targets = iter(teacher.targets(windows, output))
     return [
         make_record(
             window,
-            [next(found) for _ in window.spans],
+            [next(targets) for _ in window.spans],
             teacher.tokenizer,
             dump.top_k,
             dump.min_prob,
@@ -45,15 +45,16 @@ def make_record(
     min_prob: float,
     exact: bool = False,
 ) -> Record:
-    """A window's record from the targets of its spans, the tokenizer's prefix included.
+    """Make a window's record from the targets of its spans, which include the tokenizer's prefix.
 
-    `exact`: every number as float32, and every symbol, whatever `top_k` and `min_prob` say.
+    Args:
+        exact: store every number as float32, and every symbol, whatever `top_k` and `min_prob` are.
     """
-    taken = [slice(s.skipped, s.skipped + s.segment.num_positions) for s in window.spans]
-    kept = list(zip(targets, taken, strict=True))
+    supervised = [slice(s.skipped, s.skipped + s.segment.num_positions) for s in window.spans]
+    kept = list(zip(targets, supervised, strict=True))
     segments = tuple(span.segment for span in window.spans)
     realised = b"".join(window.text[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in segments)
-    probs_PV = np.concatenate([found.probs_PV[where] for found, where in kept])
+    probs_PV = np.concatenate([of_span.probs_PV[positions] for of_span, positions in kept])
     if exact:
         counts_P, rounded = counts(len(probs_PV)), exact_entries(probs_PV)
     else:
@@ -63,8 +64,8 @@ def make_record(
 
     measured: dict[str, Any] = {}
     for column in MEASURES:
-        found_P = np.concatenate([getattr(found, f"{column.name}_P")[where] for found, where in kept])
-        measured[column.name] = column.as_stored(found_P, exact)
+        values_P = np.concatenate([getattr(of_span, f"{column.name}_P")[positions] for of_span, positions in kept])
+        measured[column.name] = column.as_stored(values_P, exact)
     return Record(
         doc_id=window.doc_id,
         window_start=window.bounds.start,
@@ -85,16 +86,16 @@ def make_record(
 def _token_columns(
     window: EncodedWindow, targets: Sequence[Targets], tokenizer: ByteTokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
-    """T: bytes and log-probability of each token; what lies between spans counts as one of log-probability 0."""
+    """Return each token's bytes and log-probability; text between spans counts as one token of log-probability 0."""
     lengths: list[int] = []
     logprobs = []
     at = 0
-    for span, found in zip(window.spans, targets, strict=True):
+    for span, of_span in zip(window.spans, targets, strict=True):
         if span.start > at:
             lengths.append(span.start - at)
             logprobs.append(np.zeros(1))
         lengths += spelled_lengths(tokenizer, span.tokens, span.num_prefix)
-        logprobs.append(found.token_logprobs)
+        logprobs.append(of_span.token_logprobs)
         at = span.segment.start + span.segment.length
     if len(window.text) > at:
         lengths.append(len(window.text) - at)

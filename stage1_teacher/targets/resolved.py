@@ -1,4 +1,4 @@
-"""The teacher that a recipe names, resolved: its model, its tokenizer, and its tokens for a start and an END."""
+"""Resolution of the teacher that a recipe names: its model, its tokenizer, and its start and END tokens."""
 
 from typing import NamedTuple
 
@@ -11,8 +11,11 @@ from pipeline.tokenization.special_ids import SpecialIds
 
 
 class ResolvedTeacher(NamedTuple):
-    """The teacher that a recipe names: its model, resolved (a served one that has a tokenizer of its own is a mere
-    name), and its tokenizer; where the corpus holds chats, with its chat template.
+    """The teacher that a recipe names, resolved.
+
+    Attributes:
+        model: a local folder or hub id; only a name for a served model whose tokenizer the recipe gives.
+        chat: the tokenizer with its chat template, if the corpus holds chats.
     """
 
     model: str
@@ -21,10 +24,10 @@ class ResolvedTeacher(NamedTuple):
 
 
 def load_tokenizer(recipe: Recipe) -> ResolvedTeacher:
-    """Find and load what the recipe names.
+    """Find the model and load the tokenizer that the recipe names.
 
-    Raises ValueError for a corpus of chats where the tokenizer has no chat template, and for what the engine does not
-    give.
+    Raises ValueError if the corpus holds chats and the tokenizer has no chat template, or if the engine cannot give
+    what the recipe asks for.
     """
     teacher = recipe.teacher
     check_engine_gives(recipe)
@@ -39,9 +42,9 @@ def load_tokenizer(recipe: Recipe) -> ResolvedTeacher:
 
 
 def resolve_ids(recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None = None) -> SpecialIds:
-    """Find the start token and the tokens that mean END, as the recipe or else the tokenizer has them.
+    """Find the start token and the tokens that mean END: the recipe's, or else the tokenizer's.
 
-    Of chats there is no start, as the template writes it, and END is what ends a turn of the assistant.
+    For chats there is no start token, because the template writes it, and END is what ends a turn of the assistant.
     """
     teacher = recipe.teacher
     ends = tuple(tokenizer.token_id(name) for name in teacher.end)
@@ -49,8 +52,8 @@ def resolve_ids(recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | 
     if ends and chat is not None and default not in (None, *ends):
         name = next(name for name, token in tokenizer.control.items() if token == default)
         raise ValueError(
-            f"teacher.end names {', '.join(teacher.end)}, but the chat template ends the assistant's turn with {name}: add that to "
-            "teacher.end, or leave teacher.end out"
+            f"teacher.end names {', '.join(teacher.end)}, but the chat template ends the assistant's turn with {name}: "
+            "add that to teacher.end, or leave teacher.end out"
         )
     if not ends and default is not None:
         ends = (default,)
@@ -58,8 +61,8 @@ def resolve_ids(recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | 
         raise ValueError(
             "the teacher's tokenizer names no end token; give teacher.end, e.g. teacher.end=[<|endoftext|>]"
             if chat is None
-            else "the teacher's chat template writes no control token after what the assistant says, so that a turn has no END; "
-            "give another tokenizer or template"
+            else "the teacher's chat template writes no control token after what the assistant says, so that a turn "
+            "has no END; give another tokenizer or template"
         )
     if chat is not None:
         return SpecialIds(None, ends)

@@ -1,10 +1,9 @@
-"""Probabilities to the levels of `schemas.levels`, so that not only each is near its own but their sum near the true
-one too.
+"""Rounding of probabilities to the levels of `schemas.levels`, so that each of them and also their sum stay close.
 
-The tail is what the entries leave to 1: were each rounded by itself, all their errors would land in it, and it is often
-the smallest class. So the most probable symbol takes the level that suits itself and the tail, and the others may move
-to a neighbouring one where that makes the whole better: the sum over all classes of 2 (sqrt p - sqrt q)^2, which is
-their KL while both are close.
+The tail is 1 minus the sum of the entries. If each entry were rounded by itself, all the errors would end up in the
+tail, which is often the smallest class. So the most probable symbol takes the level that suits both itself and the
+tail, and the others may move to a neighbouring level if that lowers the objective: the sum over all classes of
+2 (sqrt p - sqrt q)^2, which approximates their KL while both are close.
 
 Shape legend: P positions, E entries.
 """
@@ -20,25 +19,25 @@ from stage1_teacher.targets.sparsify import Entries
 
 _TOPS, _OTHERS = np.exp(TOP_LOGPROBS.astype(np.float64)), np.exp(OTHER_LOGPROBS.astype(np.float64))
 _TOP_ROOTS, _OTHER_ROOTS = np.sqrt(_TOPS), np.sqrt(_OTHERS)
-# Halfway between two levels: in the root, or, below the least square, in the log.
+# Halfway between two levels: in the square root, or, among the rare levels, in the log.
 _HALFWAY = np.where(
     np.arange(len(_OTHERS) - 1) < NUM_RARE,
     np.sqrt(_OTHERS[:-1] * _OTHERS[1:]),
     ((_OTHER_ROOTS[:-1] + _OTHER_ROOTS[1:]) / 2) ** 2,
 )
-_ABOVE_ONE = 1e3  # the price of a sum above 1
+_ABOVE_ONE = 1e3  # penalty for a sum above 1
 _MAX_PASSES = 8
 
 
 class RoundedEntries(NamedTuple):
-    """The symbols, sorted anew where rounding made two equal or swapped them, and their log-probabilities."""
+    """Symbols, sorted again where rounding made two equal or swapped them, and their log-probabilities."""
 
     symbols_E: np.ndarray  # uint8
     logprobs_E: np.ndarray  # float32 nats, each one of `schemas.levels.LOGPROBS`; a position's sum to at most 1
 
 
 def round_entries(entries: Entries) -> RoundedEntries:
-    """Round every position's probabilities. In descending level, then rising symbol."""
+    """Round every position's probabilities; the result is in descending level, then ascending symbol."""
     symbols_E, logprobs_E = entries.symbols_E.copy(), np.empty(len(entries.symbols_E), np.float32)
     _round(entries.counts_P, entries.probs_E, symbols_E, logprobs_E)
     return RoundedEntries(symbols_E, logprobs_E)
@@ -65,11 +64,11 @@ def _round(counts_P: Any, probs_E: Any, symbols_E: Any, logprobs_E: Any) -> None
 
 @njit(error_model="numpy")
 def _choose(probs: Any, levels: Any, roots: Any) -> Any:
-    """The level of a position's top; those of the others go into `levels[1:]`.
+    """Return the level of a position's most probable symbol, and write those of the others into `levels[1:]`.
 
     Args:
         probs: the position's, the largest first.
-        roots: room for their square roots.
+        roots: buffer for their square roots.
     """
     num = probs.shape[0]
     tail, remaining = 1.0, 1.0
@@ -85,11 +84,11 @@ def _choose(probs: Any, levels: Any, roots: Any) -> Any:
         moved = False
         for i in range(1, num):
             nearest = int(np.searchsorted(_HALFWAY, probs[i]))
-            if nearest < NUM_RARE:  # it is a realised symbol's: as exact as can be
+            if nearest < NUM_RARE:  # a realised symbol's: kept as exact as possible
                 break
             for level in range(max(nearest - 1, NUM_RARE), min(nearest + 2, len(_OTHERS))):
                 price = _loss(roots[i], _OTHER_ROOTS[level]) - _loss(roots[i], _OTHER_ROOTS[levels[i]])
-                if level == levels[i] or price >= loss:  # it cannot pay
+                if level == levels[i] or price >= loss:  # it cannot lower the loss
                     continue
                 new_remaining = remaining + _OTHERS[levels[i]] - _OTHERS[level]
                 new_top, new_loss = _best_top(roots[0], tail_root, new_remaining)
@@ -103,10 +102,10 @@ def _choose(probs: Any, levels: Any, roots: Any) -> Any:
 
 @njit(error_model="numpy")
 def _best_top(root: float, tail_root: float, remaining: float) -> Any:
-    """(level, loss) of the most probable symbol and the tail, where the others leave so much to both.
+    """Return (level, loss) of the most probable symbol and the tail, to which the others leave `remaining`.
 
-    Without levels it would be the share of `remaining` that is in proportion; the loss is convex, so one of its neighbours
-    is best.
+    Without levels the best value would be the proportional share of `remaining`; the loss is convex, so one of the
+    neighbouring levels is best.
     """
     if remaining <= _TOPS[0]:
         return 0, _ABOVE_ONE * (1.0 + _TOPS[0] - remaining)

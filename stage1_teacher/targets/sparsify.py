@@ -1,7 +1,6 @@
-"""Dense targets made sparse: the most probable symbols of each position, and always the one that the document really
-has.
+"""Sparsification of dense targets: the most probable symbols of each position, and always the document's own.
 
-Compiled by numba: a position is read once, and what is kept of it is sorted as it is found.
+Compiled by numba: a position is read once, and the kept entries are sorted as they are found.
 
 Shape legend: P positions, V symbols (256), E entries.
 """
@@ -15,10 +14,10 @@ from schemas import NUM_SYMBOLS
 
 
 class Entries(NamedTuple):
-    """What is kept of some positions, in descending probability within each; what is left to 1 is the tail."""
+    """Kept entries of some positions, in descending probability within each; the rest up to 1 is the tail."""
 
     counts_P: np.ndarray  # uint16, at least 1
-    symbols_E: np.ndarray  # uint8; the lower first of two that are equally probable
+    symbols_E: np.ndarray  # uint8; ties in ascending order
     probs_E: np.ndarray  # float64
 
 
@@ -55,7 +54,7 @@ def _keep(
                 _insert(symbol, prob, start, stop - 1, symbols_E, probs_E)
         realised = realised_P[position]
         if not np.any(symbols_E[start:stop] == realised):
-            # Behind all others: below min_prob, or below the least of the top_k (or equal to it, and a higher byte).
+            # Last: below min_prob, or below the smallest of the top_k (or equal to it with a higher byte).
             symbols_E[stop], probs_E[stop] = realised, probs_PV[position, realised]
             stop += 1
         counts_P[position] = stop - start
@@ -65,7 +64,7 @@ def _keep(
 
 @njit(error_model="numpy")
 def _insert(symbol: int, prob: float, first: int, last: int, symbols_E: Any, probs_E: Any) -> None:
-    """Put an entry in its place among `first .. last`, of which `last` is free."""
+    """Insert an entry into the sorted range `first .. last`, of which `last` is free."""
     at = last
     while at > first and probs_E[at - 1] < prob:
         symbols_E[at], probs_E[at] = symbols_E[at - 1], probs_E[at - 1]

@@ -1,4 +1,4 @@
-"""A teacher that is ready to be asked: its engine, its tokenizer, and what makes targets of the engine's output."""
+"""An opened teacher: its engine, its tokenizer, and the code that makes targets from the engine's output."""
 
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -26,12 +26,12 @@ from stage1_teacher.targets.engine_output import (
 
 
 class Teacher:
-    """An engine with what makes targets of its output. Leaving `with` closes it.
+    """An engine, and what makes targets from its output. Leaving `with` closes it.
 
     Args:
-        reducer: None where the engine lists tokens itself.
-        reopen: opens the engine anew; None for one that looks after itself.
-        chat: the tokenizer with its chat template, where it is asked about chats.
+        reducer: None if the engine lists tokens itself.
+        reopen: opens a new engine; None for an engine that recovers by itself.
+        chat: the tokenizer with its chat template, if the corpus holds chats.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Teacher:
 
     @property
     def engine(self) -> Engine | ListingEngine:
-        assert self._engine is not None, "it failed to start again"
+        assert self._engine is not None, "the engine failed to restart"
         return self._engine
 
     @property
@@ -63,7 +63,7 @@ class Teacher:
         return self._reopen is not None
 
     def restart(self) -> None:
-        """A new engine in place of one that failed, whose memory is given back first."""
+        """Replace a failed engine by a new one; the failed engine's memory is freed first."""
         assert self._reopen is not None
         failed, self._engine = self._engine, None
         if failed is not None:
@@ -73,7 +73,7 @@ class Teacher:
         self._engine = self._reopen()
 
     def close(self) -> None:
-        """Give back what the engine holds. One that failed and could not be started again holds nothing."""
+        """Release what the engine holds. One that failed and could not be restarted holds nothing."""
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.close()
@@ -84,9 +84,7 @@ class Teacher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the engine. Where an error is on its way, that is what is said: an engine that has failed may fail to
-        close too.
-        """
+        """Close the engine. An error in progress takes precedence: a failed engine may also fail to close."""
         if error is None:
             self.close()
         elif self._engine is not None:
@@ -94,13 +92,14 @@ class Teacher:
             close_failed(engine)
 
     def prompt(self, window: EncodedWindow) -> list[int]:
-        """What the engine is given for a window: its start token first."""
+        """Return the engine's input for a window: its start token, if any, and its tokens."""
         start = self.start if window.start is None else window.start
         return [*([] if start is None else [start]), *window.tokens]
 
     def run_engine(self, windows: Sequence[EncodedWindow]) -> EngineOutput:
-        """Run the engine over some windows. Raises ValueError where branch rows are wanted of an engine that lists
-        tokens.
+        """Run the engine over some windows.
+
+        Raises ValueError if branch rows are needed and the engine was not opened with branches, or cannot branch.
         """
         prompts = [self.prompt(window) for window in windows]
         num_tokens = sum(map(len, prompts))
@@ -133,16 +132,14 @@ class Teacher:
         return BranchedOutput(branchings, branches.num_tokens)
 
     def targets(self, windows: Sequence[EncodedWindow], output: EngineOutput) -> list[Targets]:
-        """The targets of the windows' spans in turn, out of what the engine gave for them, the tokenizer's prefix
-        included.
-        """
+        """Compute the targets of the windows' spans, in order, from the engine's output; they include the prefix."""
         coverings = self._coverings(windows)
         if not coverings:
             return []
-        found = output.targets(coverings)
+        targets = output.targets(coverings)
         if self._config.spread_dropped:
-            found = [spread(*of_one) for of_one in zip(found, coverings, output.off_boundaries(), strict=True)]
-        return found
+            targets = [spread(*of_span) for of_span in zip(targets, coverings, output.off_boundaries(), strict=True)]
+        return targets
 
     def _coverings(self, windows: Sequence[EncodedWindow]) -> list[Covering]:
         spans = [span for window in windows for span in window.spans]

@@ -26,11 +26,11 @@ def opened(folder: Path, model: Path, branches: bool = False) -> Teacher:
 @pytest.mark.parametrize(
     ("family", "values", "why"),
     [
-        ("zaya", {}, "computes branches otherwise than the model does"),  # a convolution inside its attention
-        ("phimoe", {"sliding_window": 20}, "computes branches otherwise"),  # a window that only its mask knows
-        ("llama4_text", {"attention_chunk_size": 16, "layer_types": ["chunked_attention"] * 2}, "computes branches otherwise"),
-        ("granitemoehybrid", {}, "has layers that are no attention"),
-        ("nemotron", {}, "does not hand keyword arguments on"),
+        ("zaya", {}, "computes branches differently from how the model"),  # a convolution inside its attention
+        ("phimoe", {"sliding_window": 20}, "computes branches differently"),  # a window that only its mask knows
+        ("llama4_text", {"attention_chunk_size": 16, "layer_types": ["chunked_attention"] * 2}, "computes branches differently"),
+        ("granitemoehybrid", {}, "has layers that are not attention"),
+        ("nemotron", {}, "does not pass keyword arguments"),
         ("bloom", {}, "has an attention of its own"),
     ],
 )  # fmt: skip
@@ -60,14 +60,14 @@ def test_branch_rows_that_are_anothers_are_noticed(
 ) -> None:
     extend = Tree.extend
     monkeypatch.setattr(Tree, "extend", lambda self, tokens: extend(self, tokens).flip(0))
-    with pytest.raises(ValueError, match=r"rows are on average \S+ nats \(branches\) and \S+ nats \(prompts\)"):
+    with pytest.raises(ValueError, match=r"rows differ on average by \S+ nats \(branches\) and \S+ nats \(prompts\)"):
         opened(tmp_path, model, branches=True)
     monkeypatch.undo()
     hidden = Tree._prefill
     monkeypatch.setattr(Tree, "_prefill", lambda self, prompts: [2 * states for states in hidden(self, prompts)])
     teacher = opened(tmp_path, model)
     assert isinstance(teacher.engine, TransformersEngine)
-    with pytest.raises(ValueError, match="computes branches otherwise"):
+    with pytest.raises(ValueError, match="computes branches differently"):
         teacher.engine.branches([[1, 2, 3]])
 
 
@@ -84,7 +84,7 @@ def test_an_engine_that_fails_where_it_branches_is_opened_anew_without(
     monkeypatch.setattr(TransformersEngine, "close", lambda self: closed.append(self))
     teacher = opened(tmp_path, model)
     assert len(closed) == 1 and teacher.engine is not closed[0]
-    with pytest.raises(ValueError, match="fails where it branches: IndexError: index 10 is out of bounds"):
+    with pytest.raises(ValueError, match="fails when it branches: IndexError: index 10 is out of bounds"):
         teacher.engine.branches([[1, 2, 3]])  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match=r"model \(LlamaForCausalLM\): .*fails where it branches.*beam_width: 0"):
+    with pytest.raises(ValueError, match=r"model \(LlamaForCausalLM\): .*fails when it branches.*beam_width: 0"):
         opened(tmp_path, model, branches=True)

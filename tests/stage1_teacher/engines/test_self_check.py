@@ -46,7 +46,7 @@ def test_states_without_the_final_norm_are_refused(
     monkeypatch.setattr(
         TransformersEngine, "hidden_states", lambda self, prompts: [3 * s for s in states(self, prompts)]
     )
-    with pytest.raises(ValueError, match="what is made of its hidden states is not what transformers"):
+    with pytest.raises(ValueError, match="the log-probabilities made from its hidden states are not transformers"):
         opened(tmp_path, model)
 
 
@@ -58,7 +58,7 @@ def test_a_reduction_that_loses_mass_is_refused(tmp_path: Path, model: Path, mon
         arguments[-1].token_R[:] *= 0.02
 
     monkeypatch.setattr(CpuKernel, "__call__", half)
-    with pytest.raises(ValueError, match="what is made of its hidden states is not what transformers"):
+    with pytest.raises(ValueError, match="the log-probabilities made from its hidden states are not transformers"):
         opened(tmp_path, model)
 
 
@@ -139,7 +139,7 @@ def test_an_engine_whose_prompts_see_each_other_is_refused(
 
     monkeypatch.setattr(TransformersEngine, "hidden_states", leaking)
     with pytest.raises(
-        ValueError, match=r"\(LlamaForCausalLM\): what transformers.*the prompts that run beside it.*engine: vllm"
+        ValueError, match=r"\(LlamaForCausalLM\): transformers.*the other prompts in its batch.*engine: vllm"
     ):
         opened(tmp_path, model, f"teacher.dtype={dtype}")
     monkeypatch.undo()
