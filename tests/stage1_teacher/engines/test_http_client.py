@@ -75,7 +75,7 @@ def test_a_server_that_stays_busy_ends_the_dump_with_url_status_body_and_remedy(
 
 def test_a_server_that_is_not_there_is_named(fake: FakeServer, tokenizer: ByteTokenizer) -> None:
     fake.close()
-    with pytest.raises(ConnectionError, match=re.escape(f"{fake.url}/models failed 3 times, last error: ConnectError")):
+    with pytest.raises(ConnectionError, match=re.escape(f"{fake.url}/models failed 3 times; last error: ConnectError")):
         open_engine(fake.url, tokenizer)
 
 
