@@ -1,3 +1,3 @@
-"""A minute of dumping on a random sample, to forecast the whole dump.
+"""Calibration: a minute of dumping a random sample, to forecast the whole dump.
 
 May import every other room of the stage but `ray`."""

@@ -1,5 +1,6 @@
-"""A minute of dumping, to tell what the whole dump will take: a random sample of the corpus through the same engine,
-covering and writer, into a folder that is thrown away.
+"""Calibration of the forecast: a minute of dumping, which shows what the whole dump will take.
+
+A random sample of the corpus goes through the same engine, covering and writer, into a folder that is then deleted.
 """
 
 import math
@@ -28,21 +29,20 @@ from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
 
-NUM_PARTS = (
-    12  # that the time is for: fewer say little of how they vary, more are too small to be like the dump's batches
-)
-FIRST_BYTES = 4096  # dumped twice before: for what compiles when it is first used, and to see how large a part may be
+# Parts that the time is divided into: fewer say little about how they vary; more are too small to resemble batches.
+NUM_PARTS = 12
+FIRST_BYTES = 4096  # dumped twice beforehand: to compile what compiles on first use, and to find the size of a part
 BYTES_PER_TOKEN = 4
-NUM_FIRST = 64  # documents to choose short ones from, for that
-ENCODE_SHARE = 0.1  # of the time, for documents that are encoded only
+NUM_FIRST = 64  # documents from which short ones are chosen for that
+ENCODE_SHARE = 0.1  # of the time, for documents that are only encoded
 NUM_AUDITED = 3
 
 
 def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = None) -> Calibration:
-    """Dump a sample for about `seconds`, the engine's start not counted.
+    """Dump a sample for about `seconds`, excluding the engine's start.
 
     Args:
-        corpus_bytes: text of the whole corpus, where reading all of it would take too long.
+        corpus_bytes: bytes of text in the whole corpus, if reading all of it would take too long.
     Raises:
         ValueError: the recipe cannot be dumped, or its corpus is too small to sample.
     """
@@ -78,21 +78,21 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
 def dump_first(
     sample: Sequence[Document], teacher: Teacher, recipe: Recipe, scratch: Path
 ) -> tuple[SamplePart, SamplePart]:
-    """A few short documents, dumped twice: when nothing has been used yet, and when everything has."""
+    """Dump a few short documents twice: before anything has been used, and after."""
     first = next(grouped(sorted(sample[:NUM_FIRST], key=lambda document: len(document.text)), FIRST_BYTES))
     [cold] = dump_parts([first], teacher, recipe, scratch / "cold", math.inf)
     [again] = dump_parts([first], teacher, recipe, scratch / "again", math.inf)
     return cold, again
 
 
-def part_bytes(tried: SamplePart, recipe: Recipe, seconds: float) -> int:
-    """Text of a part, so that `NUM_PARTS` take the time: at most a batch of the dump, at least what was tried."""
-    wanted = tried.text_bytes / tried.seconds * seconds / NUM_PARTS
-    return int(max(tried.text_bytes, min(wanted, recipe.placement.batch_tokens * BYTES_PER_TOKEN)))
+def part_bytes(first: SamplePart, recipe: Recipe, seconds: float) -> int:
+    """Choose a part's bytes of text so that `NUM_PARTS` take `seconds`: at most a batch, at least those of `first`."""
+    share = first.text_bytes / first.seconds * seconds / NUM_PARTS
+    return int(max(first.text_bytes, min(share, recipe.placement.batch_tokens * BYTES_PER_TOKEN)))
 
 
 def grouped(documents: Sequence[Document], part_bytes: int) -> Iterator[list[Document]]:
-    """Documents in order, at most `part_bytes` of text at once, but one at least."""
+    """Yield documents in order, in groups of at most `part_bytes` of text, but at least one document."""
     group: list[Document] = []
     for document in documents:
         if group and sum(len(d.text) for d in group) + len(document.text) > part_bytes:
@@ -106,9 +106,7 @@ def grouped(documents: Sequence[Document], part_bytes: int) -> Iterator[list[Doc
 def dump_parts(
     groups: Iterable[list[Document]], teacher: Teacher, recipe: Recipe, folder: Path, seconds: float
 ) -> Iterator[SamplePart]:
-    """Dump each group into a shard of its own until the time is over, as `bld teacher` would, and read back what it
-    says of itself.
-    """
+    """Dump each group into a shard of its own, as `bld teacher` would, until the time is over; yield their figures."""
     (folder / dump_files.SHARDS).mkdir(parents=True)
     plans: list[ShardPlan] = []
     until = time.monotonic() + seconds
@@ -133,18 +131,18 @@ def dump_parts(
 
 
 def read_part(plan: ShardPlan, folder: Path) -> SamplePart:
-    """What a trial shard holds, off its footer, and what it took."""
+    """Read the figures of a trial shard from its footer, and its cost."""
     path = plan.path(folder)
     with open_parquet(path) as file:
         metadata = shard_metadata(path, file.schema_arrow)
-    took = shard_cost.read_cost(folder, plan)
-    assert took is not None  # it was made here
+    cost = shard_cost.read_cost(folder, plan)
+    assert cost is not None  # the shard was made here
     return SamplePart(
         text_bytes=plan.num_bytes,
         teacher_tokens=int(metadata[Key.TEACHER_TOKENS]),
         computed_tokens=int(metadata[Key.COMPUTED_TOKENS]),
         stored_bytes=path.stat().st_size,
-        seconds=took.seconds,
+        seconds=cost.seconds,
     )
 
 
@@ -153,21 +151,20 @@ def part_paths(folder: Path) -> list[Path]:
 
 
 def joined(paths: Sequence[Path], text_bytes: Sequence[int], scratch: Path, recipe: Recipe) -> list[TrialFile]:
-    """The parts' records in files as large as the dump's shards will be, or in one where the parts are less than a
-    shard.
+    """Join the parts' records into files as large as the dump's shards will be, or one if they are less than a shard.
 
     Args:
         text_bytes: of each part.
-        scratch: a name to write to.
+        scratch: path of a temporary file.
     """
-    most = max(int(recipe.dump.shard_bytes), max(text_bytes))
+    max_bytes = max(int(recipe.dump.shard_bytes), max(text_bytes))
     files: list[TrialFile] = []
     first = 0
     while first < len(paths):
         last = first + 1
-        while last < len(paths) and sum(text_bytes[first : last + 1]) <= most:
+        while last < len(paths) and sum(text_bytes[first : last + 1]) <= max_bytes:
             last += 1
-        if not files or last < len(paths):  # the rest, where there is anything before it, is smaller than a shard
+        if not files or last < len(paths):  # a remainder after other files is smaller than a shard, and left out
             files.append(_joined(paths[first:last], sum(text_bytes[first:last]), scratch, recipe))
         first = last
     return files
@@ -186,18 +183,19 @@ def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recip
 def encoded(
     sample: Sequence[Document], teacher: Teacher, seconds: float
 ) -> tuple[list[EncodedDocument], list[Question]]:
-    """Documents of the sample in tokens, as many as the time allows, and the records that they will be; one that must
-    be left out has none.
+    """Encode documents of the sample, as many as the time allows; return their tokens and their future records.
+
+    A document that must be left out has no record.
     """
     until = time.monotonic() + seconds
-    found: list[EncodedDocument] = []
+    documents: list[EncodedDocument] = []
     questions: list[Question] = []
     for document in sample:
-        if len(found) >= MIN_PARTS and time.monotonic() > until:
+        if len(documents) >= MIN_PARTS and time.monotonic() > until:
             break
         plan = ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=len(document.text), sha256="")
         windows = encode_shard(plan, [document], teacher).windows
-        found.append(EncodedDocument(len(document.text), sum(len(teacher.prompt(window)) for window in windows)))
+        documents.append(EncodedDocument(len(document.text), sum(len(teacher.prompt(window)) for window in windows)))
         for window in windows:
             segments = tuple(span.segment for span in window.spans)
             questions.append(
@@ -211,13 +209,11 @@ def encoded(
                     conversation=window.conversation,
                 )
             )
-    return found, questions
+    return documents, questions
 
 
 def seconds_of_audit(sample: Sequence[Document], teacher: Teacher, num_documents: int) -> float:
-    """Of so many documents' wide coverings: of one as it is the first time, of the others as it is then; 0 for a served
-    teacher.
-    """
+    """Estimate the seconds of auditing `num_documents`: the first takes longer; 0 for a served teacher."""
     if not num_documents or isinstance(teacher.engine, ListingEngine):
         return 0.0
     plan = ShardPlan(index=0, first_document=0, num_documents=NUM_AUDITED, num_bytes=0, sha256="")

@@ -1,4 +1,4 @@
-"""A look at the corpus before it is dumped: how much there is, how it is cut into shards, and a random sample of it."""
+"""A survey of the corpus before it is dumped: its size, its division into shards, and a random sample."""
 
 import hashlib
 import heapq
@@ -15,15 +15,15 @@ SAMPLE_BYTES = 32 << 20  # held in memory; more than any teacher reads in a few 
 
 
 class Survey(NamedTuple):
-    """`sample` is in random order; `seconds` are of one pass over the whole corpus."""
+    """Size and sample of a corpus."""
 
     shape: CorpusShape
-    sample: list[Document]
-    seconds: float
+    sample: list[Document]  # in random order
+    seconds: float  # for one pass over the whole corpus
 
 
-class _Drawn:
-    """A random sample of documents passing by: those whose places hash lowest, as many as fit."""
+class _RandomSample:
+    """A random sample of a stream of documents: those whose positions hash lowest, as many as fit."""
 
     def __init__(self, max_bytes: int) -> None:
         self._most_bytes = max_bytes
@@ -32,8 +32,8 @@ class _Drawn:
 
     def passing(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            place = hashlib.sha256(b"%d" % self.num_passed).digest()[:8]
-            heapq.heappush(self._kept, (-int.from_bytes(place), self.num_passed, document))
+            digest = hashlib.sha256(b"%d" % self.num_passed).digest()[:8]
+            heapq.heappush(self._kept, (-int.from_bytes(digest), self.num_passed, document))
             self.num_passed += 1
             self.bytes_passed += len(document.text)
             self._num_bytes += len(document.text)
@@ -46,12 +46,12 @@ class _Drawn:
 
 
 def survey(corpus: Corpus, shard_bytes: int, corpus_bytes: int | None, max_bytes: int = SAMPLE_BYTES) -> Survey:
-    """Read the corpus once: all of it, or, where `corpus_bytes` says how much text it holds, its first `max_bytes`.
+    """Read the corpus once: all of it, or, if `corpus_bytes` gives the size of its text, the first `max_bytes`.
 
     Raises ValueError for a corpus of fewer than three documents.
     """
     started = time.monotonic()
-    drawn = _Drawn(max_bytes)
+    drawn = _RandomSample(max_bytes)
     if corpus_bytes is None:
         shards = [shard.num_bytes for shard in plan_shards(drawn.passing(corpus.documents()), shard_bytes)]
         number = counted(drawn.num_passed)

@@ -23,7 +23,7 @@ _JSON_BYTE = 1 << 40
 
 
 class Claims(Protocol):
-    """This process's claims on a dump; a context manager that releases them all."""
+    """Claims of this process on a dump; a context manager that releases them all."""
 
     def take(self, shard: int) -> bool:
         """Claim a shard. Returns False if another process holds it; claiming a shard twice is harmless."""

@@ -30,7 +30,7 @@ _JSON = "json"
 
 
 class StoreClaims:
-    """This process's leases on a dump."""
+    """Leases of this process on a dump."""
 
     def __init__(self, dump: RemotePath) -> None:
         """Check the store. Raises StoreError if it cannot be written, ValueError if it ignores conditional requests."""

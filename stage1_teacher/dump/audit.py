@@ -146,10 +146,10 @@ def measure(record: Record, reference: ReferenceTargets) -> dict[str, Any]:
 def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
     """Return the content of `audit.json`, from the shards that exist: means per position, and the worst documents."""
     missing = {shard.index for shard in manifest.missing(dump)}
-    there = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
-    metadata = thread_map(_metadata, there)
+    existing = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
+    metadata = thread_map(_metadata, existing)
     found = [figures for values in metadata for figures in json.loads(values[Key.AUDIT.encode()])]
-    num_shards, num_tokens = len(there), sum(int(values[Key.COMPUTED_TOKENS.encode()]) for values in metadata)
+    num_shards, num_tokens = len(existing), sum(int(values[Key.COMPUTED_TOKENS.encode()]) for values in metadata)
     compared = [figures for figures in found if "kl_nats" in figures]
     return {
         "shards": num_shards,

@@ -90,10 +90,10 @@ def libraries() -> dict[str, str]:
 def warn_other_libraries(dump: Location, manifest: Manifest) -> None:
     """Warn if the first existing shard was made with other versions of the libraries than the rest will be."""
     missing = {shard.index for shard in manifest.missing(dump)}
-    there = next((shard.path(dump) for shard in manifest.shards if shard.index not in missing), None)
-    if there is None or not missing:
+    existing = next((shard.path(dump) for shard in manifest.shards if shard.index not in missing), None)
+    if existing is None or not missing:
         return
-    with open_parquet(there) as file:
+    with open_parquet(existing) as file:
         theirs = json.loads((file.schema_arrow.metadata or {}).get(Key.LIBRARIES.encode(), b"{}"))
     ours = libraries()
     other = [
@@ -101,6 +101,6 @@ def warn_other_libraries(dump: Location, manifest: Manifest) -> None:
     ]
     if other:
         log.warning(
-            f"{dump}: {there.name} was made with other libraries ({', '.join(other)}); tokenizers and templates are "
+            f"{dump}: {existing.name} was made with other libraries ({', '.join(other)}); tokenizers and templates are "
             "the same, but go back to those versions if the shards must be identical to the last byte"
         )

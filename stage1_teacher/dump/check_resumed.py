@@ -1,4 +1,4 @@
-"""A check before a dump is resumed: are its shards the model's own?
+"""A check before a dump is resumed: do its shards hold the model's own log-probabilities?
 
 A release that did not know the model's head may have begun it, or a server may serve another model under the same name.
 """
@@ -15,15 +15,15 @@ from stage1_teacher.targets.teacher import Teacher
 def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:
     """Raise ValueError if the first existing record holds log-probabilities that are not the model's own.
 
-    New shards would be right, and the dump half wrong.
+    Otherwise new shards would be right, and the dump half wrong.
     """
     missing = {shard.index for shard in manifest.missing(dump)}
-    there = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
-    record = next((record for path in there[:1] for record in read_shard(path) if record.segments), None)
+    existing = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
+    record = next((record for path in existing[:1] for record in read_shard(path) if record.segments), None)
     if record is None:
         return
-    found = own_logprobs.compare(record, window_of(record, teacher), teacher)
-    if not found.is_within_limit:
+    comparison = own_logprobs.compare(record, window_of(record, teacher), teacher)
+    if not comparison.is_within_limit:
         why = (
             "the server serves another model, or serves it differently, than when the dump was begun. Go back to that "
             "one, or"
@@ -31,7 +31,7 @@ def check_resumed(dump: Location, manifest: Manifest, teacher: Teacher) -> None:
             else "an earlier release made it with a head that is not the model's, so it cannot be resumed:"
         )
         raise ValueError(
-            f"{there[0]}, doc_id {record.doc_id!r}: its log-probabilities of the teacher's tokens differ by "
-            f"{found.nats:.3g} nats (half the mean square; limit {found.limit_nats:.3g}) from the model's own: {why} "
-            "give a new dump.path, or delete that folder to start again"
+            f"{existing[0]}, doc_id {record.doc_id!r}: its log-probabilities of the teacher's tokens differ by "
+            f"{comparison.nats:.3g} nats (half the mean square; limit {comparison.limit_nats:.3g}) from the model's "
+            f"own: {why} give a new dump.path, or delete that folder to start again"
         )

@@ -1,4 +1,4 @@
-"""A quick check, by sizes and times of files, that a dump is complete and its inputs unchanged: nothing is to do then.
+"""A quick check, by sizes and times of files, that a dump is complete and its inputs unchanged: nothing to do then.
 
 `inputs.json` in the dump's folder holds a hash of the inputs, one of the manifest and one of the shards' sizes and
 times; it names no path. If it is missing or does not match, or an input has no file here (a hub's data set, an

@@ -70,7 +70,7 @@ def check_mergeable(out: Path, dumps: Sequence[Path], accept_engine: Sequence[st
             )
     _refuse_same_documents(dumps, manifests)
     for dump in dumps:
-        require_complete(dump, "Run `bld teacher` again to finish or mend it, then merge.")
+        require_complete(dump, "Run `bld teacher` again to finish or repair it, then merge.")
     return manifests
 
 
@@ -163,7 +163,7 @@ def _plan_differences(theirs: Manifest, merged: Manifest) -> list[str]:
     return [
         *identity_differences(theirs.identity, merged.identity),
         *identity_differences(*plans),
-        *(["shards: their documents are others"] if theirs.shards != merged.shards else []),
+        *(["shards: they hold other documents"] if theirs.shards != merged.shards else []),
     ]
 
 

@@ -216,11 +216,11 @@ def finish(job: Job) -> None:
         return
     with job.claims.writing_json():
         # Written before by this process or another; making a shard removes it. A shard modified since is read again.
-        there = is_summed_up(dump, manifest) and are_as_noted(dump)
-        summary = read_json(dump / dump_files.SUMMARY) if there else summarise(dump, manifest)
-        if not there:
+        is_current = is_summed_up(dump, manifest) and are_as_noted(dump)
+        summary = read_json(dump / dump_files.SUMMARY) if is_current else summarise(dump, manifest)
+        if not is_current:
             write_json(dump / dump_files.SUMMARY, summary)
-    if not (there and (dump / dump_files.AUDIT).exists()):
+    if not (is_current and (dump / dump_files.AUDIT).exists()):
         warn_not_own(dump, write_audit(job)["models_own_tokens"])
     write_card(dump)
     log.info(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))

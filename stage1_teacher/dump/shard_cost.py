@@ -49,7 +49,7 @@ class Stopwatch:
 
 
 def write_cost(dump: Location, shard: ShardPlan, seconds: float, on: str) -> None:
-    """Write a shard's cost before the shard is committed; beside it, for a shard made again must be the same file."""
+    """Write a shard's cost before the shard is committed; beside it, so that a shard made again is the same file."""
     make_folder(dump / dump_files.COSTS)
     write_json(_path(dump, shard), {"seconds": round(seconds, 3), "devices": on})
 
@@ -59,18 +59,18 @@ def read_cost(dump: Location, shard: ShardPlan) -> Cost | None:
     path = _path(dump, shard)
     if not path.exists():
         return None
-    values = read_json(path, "seconds", "devices", remedy="Delete it: what the whole dump took is then not told")
+    values = read_json(path, "seconds", "devices", remedy="Delete it: the cost of the whole dump is then unknown")
     return Cost(values["seconds"], values["devices"])
 
 
 def total_cost(dump: Location, manifest: Manifest) -> dict[str, Any] | None:
     """Return the cost of all shards; None if that of any shard is unknown."""
-    found = thread_map(partial(read_cost, dump), manifest.shards)
-    told = [cost for cost in found if cost is not None]
-    if len(told) < len(found):
+    costs = thread_map(partial(read_cost, dump), manifest.shards)
+    known = [cost for cost in costs if cost is not None]
+    if len(known) < len(costs):
         return None
     milliseconds = Counter[str]()
-    for cost in told:
+    for cost in known:
         milliseconds[cost.devices] += round(cost.seconds * 1000)
     return {
         "seconds": sum(milliseconds.values()) / 1000,

@@ -23,10 +23,10 @@ from stage1_teacher.targets.resolved import ResolvedTeacher
 def document_digest(document: Document) -> bytes:
     """Return a hash of 32 bytes over id and text, each preceded by its length; for a chat, over everything said."""
     if document.conversation is not None:
-        said = [document.conversation.to_json()]
+        texts = [document.conversation.to_json()]
     else:
-        said = [text for message in document.messages or () for text in message.values()]
-    parts = [document.doc_id.encode(), *([document.text] if document.messages is None else map(str.encode, said))]
+        texts = [text for message in document.messages or () for text in message.values()]
+    parts = [document.doc_id.encode(), *([document.text] if document.messages is None else map(str.encode, texts))]
     return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
 
 

@@ -117,9 +117,9 @@ def _check_batch(engine: Engine, reducer: Reducer, prompts: Sequence[Sequence[in
                 f"{model}: {engine.name}'s output for a prompt changes with the other prompts in its batch. Of "
                 f"{len(prompts)} short prompts in one batch, one of {len(prompt)} tokens is on average {apart:.3g} "
                 f"nats from the model's own output for it alone (KL; limit {LIMIT_NATS}), a row's log-probabilities "
-                f"differ by {share:.3g} of their spread (limit {LIMIT_SPREAD}), and the worst of them by {worst:.3g} nats of "
-                f"{largest:.3g} (limit in float32: {MAX_BATCH_EFFECT_FLOAT32:g} of that). Every dump is made in "
-                "batches, so its targets would be wrong; a server of the same engine would answer the same. "
+                f"differ by {share:.3g} of their spread (limit {LIMIT_SPREAD}), and the worst of them by {worst:.3g} "
+                f"nats of {largest:.3g} (limit in float32: {MAX_BATCH_EFFECT_FLOAT32:g} of that). Every dump is made "
+                "in batches, so its targets would be wrong; a server of the same engine would answer the same. "
                 f"Use the other local engine (teacher.engine: {other_engine(engine.name)})"
             )
 

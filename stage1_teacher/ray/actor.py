@@ -63,8 +63,9 @@ class ClusterEngine:
         self._opened: tuple[Task, Teacher] | None = None
 
     def open(self, task: Task) -> str:
-        """Start the engine and return where it runs. Raises ValueError if code, dump or teacher are not the
-        driver's.
+        """Start the engine and return where it runs.
+
+        Raises ValueError if code, dump or teacher are not the driver's.
         """
         place = f"process {os.getpid()} of {socket.gethostname()}"
         if code_sha256() != task.code:

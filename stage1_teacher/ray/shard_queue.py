@@ -91,9 +91,7 @@ class ShardQueue:
         return new._replace(committed=made.committed, audited=made.audited)
 
     def fail(self, attempt: Attempt, why: str) -> None:
-        """Record that an attempt's engine is lost. Raises EngineError once the shard has lost `max_failures`
-        engines.
-        """
+        """Record that an attempt's engine is lost. Raises EngineError at the shard's `max_failures`-th lost engine."""
         shard = attempt.shard
         shard.copies -= 1
         shard.failures += 1

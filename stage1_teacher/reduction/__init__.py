@@ -1,3 +1,3 @@
-"""Hidden states reduced to sums over column ranges: the head, the rule of its logits, the kernels.
+"""Reduction of hidden states to sums over column ranges: the head, the rule of its logits, the kernels.
 
 May import `pipeline`'s ground and `schemas`; never `coordination` or `ray`."""

@@ -1,9 +1,8 @@
-"""The row reduction on a CPU: one row's logits to its masses on column ranges, compiled by numba, which vLLM brings
-along.
+"""The row reduction on a CPU, compiled by numba: from one row's logits to its masses on column ranges.
 
 A row is read twice, once for its largest logit and once to exponentiate it into a buffer that stays in the core's
 cache; each column is then added up once (`pipeline.covering.softmax_numba`). The slow twin is
-`pipeline.covering.covering.Covering.reduce_rows`. Nothing here holds Python's lock: rows are shared out over threads.
+`pipeline.covering.covering.Covering.reduce_rows`. Python's lock is released: rows are distributed over threads.
 
 Shape legend: R rows, C sorted columns, N nodes, K cuts, I intervals, as in `pipeline.covering.covering`.
 """
@@ -31,7 +30,7 @@ def reduce_range(
     """Fill in masses, END and next token of rows `first_row ..`, one for each row of `logits_RC`; see `types.Masses`.
 
     Args:
-        first_interval: of the first row.
+        first_interval: index of the first row's first interval.
 
     Returns:
         False if a row's largest logit is not finite.
@@ -56,12 +55,12 @@ def reduce_range(
             start, stop = trie.start_N[node], trie.start_N[node + 1]
             for k in range(start, stop):
                 first, last = trie.first_J[k], trie.last_J[k]
-                is_child = first == child_first and last == child_last  # it has been added up
+                is_child = first == child_first and last == child_last  # already summed
                 mass = child_total if is_child else sum32(probs_C, first, last)
                 masses_I[i] = mass
                 node_total += mass
                 i += 1
-            if stop > start:  # all but the root of a vocabulary that spells nothing
+            if stop > start:  # always, except at the root of a vocabulary without text tokens
                 child_first, child_last = trie.first_J[start], trie.last_J[stop - 1]
         end = sum32(probs_C, num_spelling, num_spelling + num_end)
         total = node_total + end + sum32(probs_C, num_spelling + num_end, width)

@@ -1,6 +1,6 @@
 """The teacher's output head, its rows sorted by token bytes, applied to hidden states chunk by chunk.
 
-The whole softmax is reduced to bytes right beside the logits (`stage1_teacher.reduction.reducer`); no log-probability
+The full softmax is reduced to bytes directly from the logits (`stage1_teacher.reduction.reducer`); no log-probability
 of a token becomes a Python object.
 
 Shape legend: R rows, D hidden size, C sorted columns.
@@ -16,15 +16,15 @@ from torch import Tensor
 from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduction.logit_rule import LogitRule
 
-NEVER = -1e30  # the logit of what is never said: finite, so that a difference of two of them is a number
+NEVER = -1e30  # logit of a suppressed token: finite, so that the difference of two of them is a number
 
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """float32 matrix products on a CPU may round their factors to bfloat16, and still add up in float32.
+    """Let float32 matrix products on a CPU round their factors to bfloat16, and still accumulate in float32.
 
-    Exact for factors that are bfloat16 numbers, and faster: by oneDNN, which has kernels for it, instead of by torch's
-    default (on an AMD EPYC 0.6 of the time). The switch is the whole process's, not the thread's.
+    Exact for factors that are bfloat16 numbers, and faster: oneDNN has kernels for it, which torch's default does not
+    use (0.6 of the time on an AMD EPYC). The switch applies to the whole process, not to the thread.
     """
     backend: Any = torch.backends.mkldnn  # whose stubs lack `matmul`
     products = backend.matmul
@@ -37,10 +37,10 @@ def bfloat16_products() -> Iterator[None]:
 
 
 class Head:
-    """Hidden states to logits in sorted columns, by the rule of the engine that gives the states (`follow`).
+    """The output head: from hidden states to logits in sorted columns, by the rule of the states' engine (`follow`).
 
     Args:
-        weight_VD: rows by token id, as the checkpoint has them.
+        weight_VD: rows by token id, as in the checkpoint.
         bias_V: or None.
         alone: nothing else multiplies matrices in this process while `logits` does; see `bfloat16_products`.
     """
@@ -53,8 +53,7 @@ class Head:
         alone: bool = False,
     ) -> None:
         order = torch.from_numpy(vocabulary.order)
-        # In float32 on a CPU: its products round the sum to the inputs' dtype, and bfloat16 logits are off by up to
-        # 0.1.
+        # float32 on a CPU: its products round the sum to the inputs' dtype, and bfloat16 logits are wrong by up to 0.1.
         self.weight_CD = weight_VD[order].float()
         self.bias_C = None if bias_V is None else bias_V[order].float()
         self.alone, self._column_V = alone, torch.from_numpy(vocabulary.column)
@@ -63,9 +62,7 @@ class Head:
         self._room: Tensor | None = None
 
     def to(self, device: str) -> "Head":
-        """Move the head, in place. A GPU holds it in the checkpoint's dtype, and still adds up and rounds to
-        float32.
-        """
+        """Move the head, in place. A GPU holds it in the checkpoint's dtype, and still accumulates in float32."""
         self.weight_CD = self.weight_CD.to(device, torch.float32 if device == "cpu" else self._dtype)
         self.bias_C = None if self.bias_C is None else self.bias_C.to(device)
         self._room = None
@@ -73,13 +70,13 @@ class Head:
         return self
 
     def follow(self, rule: LogitRule) -> None:
-        """Do to the products what the engine's model does."""
+        """Apply this rule, that of the engine's model, to the products from now on."""
         self.rule = rule
         self._suppressed = self._column_V[list(rule.suppressed)].to(self.weight_CD.device)
 
     @torch.inference_mode()
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """R x C float32, on the head's device. The next call overwrites it."""
+        """Compute the logits, R x C float32, on the head's device. The next call overwrites them."""
         weight_CD = self.weight_CD
         logits_RC = self._logits_room(len(hidden_RD))
         hidden_RD = hidden_RD.to(weight_CD.device, weight_CD.dtype)
@@ -99,13 +96,11 @@ class Head:
         return logits_RC
 
     def _holds_bfloat16(self, hidden_RD: Tensor) -> bool:
-        """Whether both factors are float32 copies of bfloat16 numbers, and this thread may say how they are
-        multiplied.
-        """
+        """Return whether both factors are float32 copies of bfloat16 numbers and `bfloat16_products` may be used."""
         return self.alone and self._dtype == torch.bfloat16 and torch.equal(hidden_RD, hidden_RD.bfloat16().float())
 
     def _logits_room(self, num_rows: int) -> Tensor:
-        """Kept between calls: fresh pages for 25 MB a chunk cost more than the product."""
+        """Return the buffer for the logits, kept between calls: fresh pages for 25 MB cost more than the product."""
         if self._room is None or len(self._room) < num_rows:
             self._room = torch.empty(num_rows, len(self.weight_CD), dtype=torch.float32, device=self.weight_CD.device)
         return self._room[:num_rows]

@@ -1,7 +1,7 @@
-"""The output head's tensors out of a Hugging Face checkpoint, and nothing else of it.
+"""Loading of the output head's tensors, and nothing else, from a Hugging Face checkpoint.
 
-Apart from `stage1_teacher.reduction.head` for what it takes to import transformers' models: seconds, which a dump that
-is complete needs not spend.
+Separate from `stage1_teacher.reduction.head` because importing transformers' models takes seconds, which a complete
+dump need not spend.
 """
 
 import json
@@ -30,16 +30,16 @@ def load_head(
 ) -> tuple[Head, Vocabulary]:
     """Read only the head's tensors of a Hugging Face model, tied or not, and sort them.
 
-    What the model does to their products, its engine says (`Engine.logit_rule`).
+    What the model does to their products comes from its engine (`Engine.logit_rule`).
 
     Args:
-        source: of the model, resolved.
-        dtype: of the tensors that are returned.
-        token_bytes: spelling of each token; None where it has none.
+        source: the model's, resolved.
+        dtype: dtype of the returned tensors.
+        token_bytes: spelling of each token; None for a token without one.
         end_ids: tokens that mean END.
         alone: see `Head`.
     Raises:
-        ValueError: the checkpoint holds no safetensors, or not the tensor that the model's head is, or one that is not
+        ValueError: the checkpoint holds no safetensors, or not the tensor of the model's head, or one that is not
             finite.
     """
     config = AutoConfig.from_pretrained(source.source, **source.options)
@@ -53,8 +53,11 @@ def load_head(
 
 
 def _head_names(config: object, trust: bool) -> tuple[list[str], str | None, Callable[[str], str]]:
-    """Names of the head's weight in the model (several where it is tied), that of its bias, if any, and a checkpoint's
-    in the model.
+    """Find how the head's tensors are named.
+
+    Returns:
+        The names of the head's weight in the model (several if it is tied), the name of its bias or None, and a
+        function from a checkpoint's name of a tensor to the model's.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
@@ -74,7 +77,7 @@ def _head_names(config: object, trust: bool) -> tuple[list[str], str | None, Cal
 
 
 def _tensor(source: ModelSource, names: list[str], rename: Callable[[str], str]) -> Tensor:
-    """The first of `names` that the checkpoint holds, under that name or another that the model reads as it."""
+    """Read the first of `names` that the checkpoint holds, under that name or one that the model renames to it."""
     model, revision = source.source, source.revision
     files = _checkpoint_files(model, revision)
     stored = {rename(name): name for name in files} | {name: name for name in files}
@@ -84,12 +87,12 @@ def _tensor(source: ModelSource, names: list[str], rename: Callable[[str], str])
             with safe_open(path, framework="pt") as tensors:
                 return tensors.get_tensor(stored[name])
     raise ValueError(
-        f"{model} holds none of the tensors {names}, one of which its head should be; it holds e.g. {sorted(files)[:5]}"
+        f"{model} holds none of the tensors {names}, one of which should be its head; it holds e.g. {sorted(files)[:5]}"
     )
 
 
 def _checkpoint_files(model: str, revision: str | None) -> dict[str, str]:
-    """File of each tensor of the checkpoint."""
+    """Return the file of each tensor of the checkpoint."""
     index = cached_file(
         model, "model.safetensors.index.json", revision=revision, _raise_exceptions_for_missing_entries=False
     )

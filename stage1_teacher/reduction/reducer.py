@@ -1,6 +1,6 @@
-"""Hidden states to reduced rows: the head, its softmax and the sums over column ranges, some rows at a time.
+"""Reduction of hidden states to rows: the head, its softmax and the sums over column ranges, a chunk at a time.
 
-A row is asked for by the byte offset where its path ends, whichever path that is: canonical rows and others cost the
+A row is specified by the byte offset where its path ends, whichever path that is: canonical and other rows cost the
 same. Rows of several documents share a product with the head, which reads all of its weights each time.
 
 Shape legend: R rows, D hidden size, C sorted columns, I intervals of all rows in turn.
@@ -25,7 +25,7 @@ from stage1_teacher.reduction.types import NOT_FINITE, Kernel, Masses, Rows
 
 
 class CpuKernel:
-    """Rows shared out over a thread for each core; `stage1_teacher.reduction.cpu_kernel` does the work."""
+    """A kernel that distributes rows over one thread per core; `stage1_teacher.reduction.cpu_kernel` does the work."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -69,7 +69,7 @@ class Reducer:
 
     Args:
         chunk: rows whose logits are held at once; a product with the head reads all of its weights. None: 256 on a CPU
-            (with 49,152 columns the product of 128 took a tenth longer a row, of 512 a twentieth less), 1024 on a GPU
+            (with 49,152 columns, chunks of 128 took a tenth longer per row, and of 512 a twentieth less), 1024 on a GPU
             (not measured).
     """
 
@@ -77,10 +77,10 @@ class Reducer:
         self.head, self.vocabulary = head, vocabulary
         self.chunk = chunk or (1024 if head.weight_CD.is_cuda else 256)
         self.kernel = open_kernel(head, vocabulary)
-        self._turn = threading.Lock()  # the room for logits is one; the audit reduces beside the dump's other thread
+        self._turn = threading.Lock()  # one buffer for logits; the audit and the dump's other thread both reduce
 
     def reduce(self, parts: Sequence[Rows]) -> list[list[ReducedRow]]:
-        """The rows of each part, in order. Raises ValueError for hidden states or logits that are not finite."""
+        """Reduce the rows of each part, in order. Raises ValueError for hidden states or logits that are not finite."""
         if not parts:
             return []
         intervals = Intervals.join([part.covering.intervals(part.offsets) for part in parts])
@@ -97,7 +97,7 @@ class Reducer:
 
 
 def open_kernel(head: Head, vocabulary: Vocabulary) -> Kernel:
-    """The kernel for the device that holds the head."""
+    """Return the kernel for the head's device."""
     if head.weight_CD.is_cuda:
         from stage1_teacher.reduction.triton_kernel import TritonKernel  # CUDA builds of torch bring Triton along
 
@@ -105,16 +105,17 @@ def open_kernel(head: Head, vocabulary: Vocabulary) -> Kernel:
     return CpuKernel(vocabulary)
 
 
-def even_bounds(count: int, most: int) -> list[int]:
-    """Bounds of as few chunks of at most `most` as there can be, all about as long: a short last one costs as much as a
-    long one.
+def even_bounds(count: int, max_size: int) -> list[int]:
+    """Return the bounds of the fewest chunks of at most `max_size`, all of similar length.
+
+    A short last chunk would cost as much as a long one.
     """
-    num_chunks = -(-count // most)
+    num_chunks = -(-count // max_size)
     return [count * i // num_chunks for i in range(num_chunks + 1)] if count else []
 
 
 def as_rows(intervals: Intervals, masses: Masses) -> list[ReducedRow]:
-    """Masses cut into rows; views, nothing is copied."""
+    """Split masses into rows, as views; nothing is copied."""
     bounds = masses.row_intervals.tolist()
     return [
         ReducedRow(offset, masses.masses_I[first:last], end, token)

@@ -1,12 +1,12 @@
-"""The row reduction on a GPU, in Triton: probabilities of column ranges out of logits, which are read once.
+"""The row reduction on a GPU, in Triton: from logits, read once, to probabilities of column ranges.
 
-The first kernel streams each row, keeps its running maximum and total, and leaves the sum of every 32 columns behind (a
-32nd of what it read). The second adds up those sums for each range, and reads again only the up to 31 columns at either
-end, one cache line each. All are sums of what lies inside a range, never differences of running sums, so that small
-masses keep their digits.
+The first kernel streams each row, keeps its running maximum and total, and writes the sum of every 32 columns (1/32 of
+what it read). The second adds up those sums for each range, and rereads only the up to 31 columns at either end, one
+cache line each. All are sums over the inside of a range, never differences of running sums, so that small masses keep
+their precision.
 
-Held to the slow twin by `tests/stage1_teacher/reduction/test_triton_kernel.py`, on a GPU or under Triton's interpreter;
-`python -m tests.bench.kernel` times it.
+`tests/stage1_teacher/reduction/test_triton_kernel.py` compares it with the slow twin, on a GPU or under Triton's
+interpreter; `python -m tests.bench.kernel` times it.
 
 Shape legend: R rows, C sorted columns, B blocks of 32 columns, T tiles of `TILE` columns, J ranges.
 """
@@ -26,11 +26,11 @@ from stage1_teacher.reduction.types import NOT_FINITE, Masses
 
 BLOCK = 32  # columns: 128 bytes of float32, a cache line
 TILE = 4096  # columns in flight for one row
-RANGES = 16  # ranges that one program adds up
+RANGES = 16  # ranges per program
 BLOCKS_AT_ONCE = 64
 
 
-# Triton reads the source of a kernel, and allows no annotation in it but its own.
+# Triton reads a kernel's source, and allows no annotations in it but its own.
 @triton.jit
 def _exp_at_most_0(logits, floor: tl.constexpr):
     return tl.exp(tl.maximum(logits, floor))
@@ -51,11 +51,11 @@ def _stream_rows(
     tile: tl.constexpr,
     block: tl.constexpr,
 ):
-    """One program a row. A tile's block sums are relative to the largest logit up to and with that tile."""
+    """Stream one row per program. A tile's block sums are relative to the largest logit up to and including it."""
     row = tl.program_id(0).to(tl.int64)
     largest = tl.full((), -float("inf"), tl.float32)
     total = tl.full((), 0.0, tl.float32)
-    is_number = tl.full((), 1, tl.int32)  # a maximum passes over what is not
+    is_number = tl.full((), 1, tl.int32)  # a maximum ignores nan
     tile_blocks = tl.arange(0, tile // block)
     for t in range(num_tiles):
         blocks = t * (tile // block) + tile_blocks
@@ -95,14 +95,14 @@ def _sum_ranges(
     ranges: tl.constexpr,
     blocks_at_once: tl.constexpr,
 ):
-    """One program for `ranges` ranges, of whichever rows."""
+    """Sum `ranges` ranges per program, of any rows."""
     j = tl.program_id(0) * ranges + tl.arange(0, ranges)
     real = j < num_ranges
     row = tl.load(row_J + j, mask=real, other=0).to(tl.int64)
     first = tl.load(first_J + j, mask=real, other=0)
     last = tl.load(last_J + j, mask=real, other=0)
     largest = tl.load(row_max_R + row)
-    # Whole blocks are first_block .. last_block; before and after them lie less than a block of columns each.
+    # Whole blocks are first_block .. last_block; less than a block of columns lies before and after them.
     first_block = (first + block - 1) // block
     last_block = tl.maximum(last // block, first_block)
     lane = tl.arange(0, block)
@@ -128,13 +128,13 @@ def _sum_ranges(
 
 
 def range_probs(logits_RC: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tensor) -> Tensor:
-    """J float32: the softmax of row `row_J` summed over columns `first_J .. last_J`; 0 for an empty range.
+    """Sum the softmax of row `row_J` over columns `first_J .. last_J`: J float32; 0 for an empty range.
 
     Args:
-        logits_RC: float32, columns next to each other.
+        logits_RC: float32, with contiguous columns.
         row_J, first_J, last_J: int32, on the same device.
     Raises:
-        ValueError: a row's largest logit is not finite, or a logit is no number.
+        ValueError: a row's largest logit is not finite, or a logit is nan.
     """
     num_rows, width = logits_RC.shape
     num_blocks, num_tiles = triton.cdiv(width, BLOCK), triton.cdiv(width, TILE)
@@ -171,7 +171,7 @@ def range_probs(logits_RC: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tenso
 
 
 class TritonKernel:
-    """The kernel that a head on a GPU is used with; see `stage1_teacher.reduction.types.Kernel`."""
+    """The kernel for a head on a GPU; see `stage1_teacher.reduction.types.Kernel`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._ends = (vocabulary.num_spelling, vocabulary.num_spelling + vocabulary.num_end)
@@ -183,7 +183,7 @@ class TritonKernel:
         row_J, first_J, last_J = self._ranges(num_rows, first_row, intervals)
         to_device = [torch.from_numpy(a.astype(np.int32)).to(logits_RC.device) for a in (row_J, first_J, last_J)]
         probs_J = range_probs(logits_RC, *to_device).cpu().numpy().astype(np.float64)
-        # As on a CPU, no column weighs less than MIN_LOGIT says: a product of two small factors may have come to 0.
+        # As on a CPU, no column has less mass than MIN_LOGIT gives: a product of two small factors may be 0.
         np.maximum(probs_J, (last_J - first_J) * np.exp(MIN_LOGIT) / logits_RC.shape[1], out=probs_J)
         num_intervals = int(starts[-1] - starts[0])
         into.masses_I[starts[0] : starts[-1]] = probs_J[:num_intervals]
@@ -192,9 +192,7 @@ class TritonKernel:
         into.token_R[rows] = np.where(has_token, probs_J[num_intervals + num_rows :], np.nan)
 
     def _ranges(self, num_rows: int, first_row: int, intervals: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(row, first column, last column) of the rows' intervals, then of each row's END tokens, then of its next
-        token.
-        """
+        """Return (row, first column, last column) of the rows' intervals, then END tokens, then next tokens."""
         some = intervals.some_rows(first_row, first_row + num_rows)
         first_I, last_I = some.column_ranges()
         row, intervals_R = np.arange(num_rows), np.diff(some.row_intervals)

@@ -1,4 +1,4 @@
-"""What the reduction takes and gives, and what a kernel is.
+"""Types of the reduction: its input, its output and the kernel.
 
 Shape legend: R rows, D hidden size, C sorted columns, I intervals of all rows in turn.
 """
@@ -14,7 +14,7 @@ from pipeline.covering.intervals import Intervals
 
 
 class Rows(NamedTuple):
-    """Rows of one document: where each one's path ends, and the hidden state that the head is applied to."""
+    """Rows of one document: the byte offset where each row's path ends, and the hidden state for the head."""
 
     covering: Covering
     offsets: Sequence[int] | np.ndarray
@@ -22,7 +22,7 @@ class Rows(NamedTuple):
 
 
 class Masses(NamedTuple):
-    """What reduced rows hold, flat; probabilities, float64."""
+    """Masses of reduced rows, flat: probabilities, float64."""
 
     masses_I: np.ndarray
     end_R: np.ndarray
@@ -36,11 +36,12 @@ class Masses(NamedTuple):
 
 
 class Kernel(Protocol):
-    """Sums the softmax of some consecutive rows over their column ranges."""
+    """A function that sums the softmax of some consecutive rows over their column ranges."""
 
     def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
-        """Fill in the rows `first_row ..`, one for each row of `logits_RC`. Raises ValueError for a logit that is not
-        finite.
+        """Fill in the rows `first_row ..`, one for each row of `logits_RC`.
+
+        Raises ValueError if a logit is not finite.
         """
 
 

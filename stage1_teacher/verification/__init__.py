@@ -1,3 +1,3 @@
-"""`bld verify`: whether a dump is sound, and whether its teacher still says what it holds.
+"""Verification of a dump (`bld verify`): its integrity, and whether its teacher still gives the stored targets.
 
 May import every other room of the stage but `ray`."""

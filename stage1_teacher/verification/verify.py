@@ -1,5 +1,6 @@
-"""`bld verify`: is every shard there, byte for byte, and true to schema and plan; and does the teacher still say the
-same.
+"""`bld verify`: checks that every shard exists, is intact and follows schema and plan.
+
+On request it also checks that the teacher still gives the same targets.
 """
 
 import json
@@ -19,7 +20,7 @@ from stage1_teacher.verification.verify_records import faults_of_records
 
 
 def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
-    """Faults found, each naming its shard and record; an empty list for a good dump.
+    """Return the faults found, each naming its shard and record; an empty list for a good dump.
 
     Args:
         against_teacher: recompute this many documents with the teacher and report where the targets differ.
@@ -35,39 +36,38 @@ def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
             faults.append(f"{where}: not in the plan (manifest.json); it belongs to another dump: move it away")
     faults += _summary_faults(path, manifest, bool(faults))
     if against_teacher and not faults:
-        from stage1_teacher.verification.verify_teacher import (
-            verify_teacher,  # seconds to import: it can open a teacher
-        )
+        # Takes seconds to import, because it can open a teacher.
+        from stage1_teacher.verification.verify_teacher import verify_teacher
 
         faults += verify_teacher(path, manifest, against_teacher)
     return faults
 
 
 def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[str]:
-    """Of a damaged shard only that: what cannot be trusted is not read."""
+    """Return the faults of a shard; for a damaged one only the damage, because its content cannot be trusted."""
     if not path.exists():
         return [f"{path}: missing; run `bld teacher` again to make it"]
-    again = "delete it and run `bld teacher` again"
+    remedy = "delete it and run `bld teacher` again"
     try:
         check_seal(path)
         with open_parquet(path) as file:
             metadata = shard_metadata(path, file.schema_arrow)
-            wanted = shard_reader(path, file.schema_arrow.metadata).shard_schema(json.loads(metadata[Key.IDENTITY]))
-            faults = _schema_faults(file.schema_arrow, wanted)
+            expected = shard_reader(path, file.schema_arrow.metadata).shard_schema(json.loads(metadata[Key.IDENTITY]))
+            faults = _schema_faults(file.schema_arrow, expected)
         faults = faults or _plan_faults(metadata, shard, manifest) + list(faults_of_records(path, metadata, shard))
     except StoreError:
         raise  # says nothing about the shard
     except PermissionError as error:
-        return [f"{path}: cannot be read ({error.strerror}); give this user the right to"]
+        return [f"{path}: cannot be read ({error.strerror}); give this user permission to read it"]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         text = str(error).removeprefix(f"{path} ")
-        return [f"{path}: {text if isinstance(error, ValueError) else f'cannot be read ({error!r})'}; {again}"]
+        return [f"{path}: {text if isinstance(error, ValueError) else f'cannot be read ({error!r})'}; {remedy}"]
     return [f"{path}{fault}" for fault in faults]
 
 
-def _schema_faults(schema: pa.Schema, wanted: pa.Schema) -> list[str]:
-    """Other columns than the format's; metadata apart."""
-    ours = {field.name: (field.type, field.nullable) for field in wanted}
+def _schema_faults(schema: pa.Schema, expected: pa.Schema) -> list[str]:
+    """Return columns that differ from the format's; metadata is not compared."""
+    ours = {field.name: (field.type, field.nullable) for field in expected}
     theirs = {field.name: (field.type, field.nullable) for field in schema}
     return [
         f": column {name} is {theirs.get(name)}, the format says {ours.get(name)}"
@@ -77,15 +77,15 @@ def _schema_faults(schema: pa.Schema, wanted: pa.Schema) -> list[str]:
 
 
 def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest) -> list[str]:
-    """Return what says that it is not this dump's shard, or was not made of the documents that the plan gives it."""
-    began, ours = json.loads(metadata[Key.IDENTITY]), shard_identity(manifest.identity)
-    if "teacher" in began:  # of a part of a merged dump, which an accepted engine may have begun
-        began = with_accepted_engine(began, ours, manifest.accepted_engines)
+    """Return the signs that a shard is not this dump's, or was made from other documents than planned."""
+    theirs, ours = json.loads(metadata[Key.IDENTITY]), shard_identity(manifest.identity)
+    if "teacher" in theirs:  # a part of a merged dump, which an accepted engine may have begun
+        theirs = with_accepted_engine(theirs, ours, manifest.accepted_engines)
     faults = [
-        f": identity differs from the manifest's: {difference}" for difference in identity_differences(began, ours)
+        f": identity differs from the manifest's: {difference}" for difference in identity_differences(theirs, ours)
     ]
     if metadata[Key.SHARD_SHA256] != shard.sha256:
-        faults.append(f": made of other documents than the plan's ({shard.first_document} and on)")
+        faults.append(f": made from other documents than planned (from document {shard.first_document} on)")
     engines = {manifest.identity.get("teacher", {}).get("engine"), *manifest.accepted_engines}
     if metadata[Key.ENGINE] not in engines:
         faults.append(f": made by {metadata[Key.ENGINE]}, which the manifest does not accept")
@@ -93,7 +93,7 @@ def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest)
 
 
 def _summary_faults(path: Location, manifest: Manifest, damaged: bool) -> list[str]:
-    """Return where the summary is not that of these shards; nothing where they are damaged."""
+    """Return where the summary differs from these shards; nothing if they are damaged."""
     summary = path / dump_files.SUMMARY
     if not summary.exists():
         return [f"{summary}: missing; the dump is not complete: run `bld teacher` again"]
@@ -104,13 +104,13 @@ def _summary_faults(path: Location, manifest: Manifest, damaged: bool) -> list[s
     except ValueError as error:
         return [str(error)]
     counted = summarise(path, manifest)
-    # What a merged dump was made of, and what a dump took, its shards do not tell.
+    # A dump's shards do not tell what it was merged from, or what it cost.
     for values in (stored, counted):
         for key in ("merged_from", "cost"):
             values.pop(key, None)
     differences = identity_differences(_by_name(stored), _by_name(counted))
     return [
-        f"{summary}: is not that of these shards ({difference}); delete it and run `bld teacher` again"
+        f"{summary}: does not match these shards ({difference}); delete it and run `bld teacher` again"
         for difference in differences
     ]
 

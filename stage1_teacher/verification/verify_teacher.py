@@ -1,4 +1,4 @@
-"""Does the teacher still say what a dump holds: some of its documents asked about again, beside a control."""
+"""Comparison of a dump with its teacher: some documents are recomputed, with a control."""
 
 import hashlib
 import heapq
@@ -30,23 +30,24 @@ from stage1_teacher.targets.teacher import Teacher
 # Rounding to levels (1e-4) and other batches: the same teacher run twice in bfloat16 differs by about 1.5e-3 nats per
 # token.
 TOLERANCE_NATS = 0.02
-TOLERANCE_CONTROLS = 3.0  # times what the teacher differs by from itself
+TOLERANCE_CONTROLS = 3.0  # times the difference between two runs of the teacher
 
 
 class Recomputed(NamedTuple):
-    """A record of the dump beside what the teacher says now, twice."""
+    """Comparison of a stored record with two new runs of the teacher."""
 
     doc_id: str
     kl_nats: float  # KL(teacher, stored), mean per position
     total_variation: float
-    control_nats: float  # of the teacher to itself in another batch: |KL|, over the same classes
+    control_nats: float  # KL between the teacher's two runs, in different batches, over all symbols
     control_total_variation: float
-    own: own_logprobs.Comparison  # stored tokens beside the model's own log-probabilities
+    own: own_logprobs.Comparison  # of stored token log-probabilities with the model's own
 
 
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
-    """Faults where the teacher says something else than the dump, of `num_documents` documents; prints how far apart
-    they are.
+    """Return the faults where the teacher's targets for `num_documents` documents differ from the dump's.
+
+    Prints how much they differ.
     """
     made_by = path / dump_files.RECIPE
     recipe = as_dumped(parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by)), path, manifest)
@@ -67,24 +68,23 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
         f"{_mean(found, 'kl_nats'):.2e} nats, total variation {_mean(found, 'total_variation'):.2e} per position, "
         f"worst record {max(result.kl_nats for result in found):.2e} nats. "
         f"Control, the teacher run twice in other batches: {_mean(found, 'control_nats'):.2e} nats, total variation "
-        f"{_mean(found, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. Limit: {limit:.2e} nats{_describe_own(found)}"
+        f"{_mean(found, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. "
+        f"Limit: {limit:.2e} nats{_describe_own(found)}"
     )
     return _own_faults(path, found) + [
-        f"{path}, doc_id {result.doc_id!r}: the teacher's targets are {result.kl_nats:.3f} nats per position from what is stored "
-        f"(limit {limit:.3f}; run twice it differs by {result.control_nats:.3f})"
+        f"{path}, doc_id {result.doc_id!r}: the teacher's targets differ by {result.kl_nats:.3f} nats per position "
+        f"from the stored ones (limit {limit:.3f}; two runs of the teacher differ by {result.control_nats:.3f})"
         for result in found
         if not result.kl_nats <= limit
     ]
 
 
 def _refuse_own_file_of_dump(dump: Location, engine: str) -> None:
-    """Raise ValueError for an engine that came with the dump: whoever looks at somebody's dump runs none of their
-    code.
-    """
+    """Raise ValueError for an engine file inside the dump: inspecting somebody's dump must not run their code."""
     if is_own(engine) and isinstance(dump, Path) and Path(engine).expanduser().resolve().is_relative_to(dump.resolve()):
         raise ValueError(
-            f"{engine} lies in the dump that it is to be compared with, and would be run. Read it, and put it where the recipe of the dump "
-            "names it outside of that folder"
+            f"{engine} lies in the dump that is to be verified, and would be run. Read it, move it out of the dump's "
+            "folder, and give its new path in the dump's recipe"
         )
 
 
@@ -93,16 +93,17 @@ def _describe_own(found: list[Recomputed]) -> str:
     if not len(nats_N):
         return ""
     return (
-        f". Stored log-probabilities of {len(nats_N)} teacher tokens to those that the model gives itself: {nats_N.mean():.2e} nats "
-        f"(half the mean square), worst record {max(result.own.nats for result in found):.2e}. Limit: {max(result.own.limit_nats for result in found):.3g} nats"
+        f". Stored log-probabilities of {len(nats_N)} teacher tokens to the model's own: {nats_N.mean():.2e} nats "
+        f"(half the mean square), worst record {max(result.own.nats for result in found):.2e}. "
+        f"Limit: {max(result.own.limit_nats for result in found):.3g} nats"
     )
 
 
 def _own_faults(path: Location, found: list[Recomputed]) -> list[str]:
     return [
-        f"{path}, doc_id {result.doc_id!r}: the stored log-probabilities of the teacher's tokens are {result.own.nats:.3g} nats (half the mean "
-        f"square; limit {result.own.limit_nats:.3g}) from those that the model gives itself: the dump was not made of what the model says. Make "
-        "it again, with this release"
+        f"{path}, doc_id {result.doc_id!r}: the stored log-probabilities of the teacher's tokens differ by "
+        f"{result.own.nats:.3g} nats (half the mean square; limit {result.own.limit_nats:.3g}) from the model's own: "
+        "the dump does not hold the model's output. Make it again, with this release"
         for result in found
         if not result.own.is_within_limit
     ]
@@ -113,34 +114,34 @@ def _mean(found: list[Recomputed], field: str) -> float:
 
 
 def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: ResolvedTeacher) -> list[str]:
-    """Where the teacher on this machine is not the dump's, so that a difference would say nothing about the dump."""
+    """Return where the teacher here is not the dump's, so that a difference would say nothing about the dump."""
     ours = teacher_identity(recipe, named, engine_name(recipe.teacher, recipe.placement), "")
     if ours["teacher"]["engine"] in manifest.accepted_engines:
         ours["teacher"]["engine"] = manifest.identity["teacher"]["engine"]
     return [
-        f"{path}: cannot be compared with the teacher here, which is another one: {difference}"
+        f"{path}: cannot be compared with the teacher here, which is a different one: {difference}"
         for difference in identity_differences({"teacher": manifest.identity["teacher"]}, {"teacher": ours["teacher"]})
     ]
 
 
 def _sampled_records(path: Location, manifest: Manifest, num_documents: int) -> list[Record]:
-    """The records of the documents whose ids hash lowest: the same ones each time, from all over the dump."""
+    """Return the records of the documents whose ids hash lowest: the same each time, from all over the dump."""
     ids = {doc_id for shard in manifest.shards for doc_id, _ in window_names(shard.path(path))}
     chosen = set(heapq.nsmallest(num_documents, ids, key=lambda doc_id: hashlib.sha256(doc_id.encode()).digest()))
     return [record for shard in manifest.shards for record in read_shard(shard.path(path)) if record.doc_id in chosen]
 
 
 def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[Recomputed]:
-    """Ask the teacher for each record alone, and for the control in batches as a dump makes them."""
+    """Recompute each record alone, and as a control also in batches, as a dump does."""
     windows = [window_of(record, teacher) for record in records]
     batched = [
         targets for batch in batches(windows, recipe.placement.batch_tokens) for targets in _targets(batch, teacher)
     ]
-    found = []
+    results = []
     for record, window, control_PV in zip(records, windows, batched, strict=True):
         [alone_PV] = _targets([window], teacher)
         stored = distances(record, alone_PV)
-        found.append(
+        results.append(
             Recomputed(
                 record.doc_id,
                 float(stored.kl_P.mean()),
@@ -149,20 +150,20 @@ def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[R
                 own=own_logprobs.compare(record, window, teacher),
             )
         )
-    return found
+    return results
 
 
 def _apart(one_PV: np.ndarray, other_PV: np.ndarray) -> tuple[float, float]:
-    """(KL in nats, total variation), mean per position, of one run to another, over all symbols."""
+    """Return (KL in nats, total variation) of one run to another, mean per position, over all symbols."""
     ratio_PV = np.divide(one_PV, np.maximum(other_PV, 1e-35), out=np.ones_like(one_PV), where=one_PV > 0)
     kl = (one_PV * np.log(ratio_PV)).sum(axis=1).mean()
     return float(kl), float(np.abs(one_PV - other_PV).sum(axis=1).mean() / 2)
 
 
 def _targets(windows: list[EncodedWindow], teacher: Teacher) -> list[np.ndarray]:
-    """Of each window, position by position, what is supervised."""
-    found = iter(teacher.targets(windows, teacher.run_engine(windows)))
+    """Compute the targets of each window's supervised positions, P x V."""
+    targets = iter(teacher.targets(windows, teacher.run_engine(windows)))
     return [
-        np.concatenate([next(found).probs_PV[s.skipped : s.skipped + s.segment.num_positions] for s in window.spans])
+        np.concatenate([next(targets).probs_PV[s.skipped : s.skipped + s.segment.num_positions] for s in window.spans])
         for window in windows
     ]

@@ -68,7 +68,7 @@ def test_verify_finds_what_no_checksum_can(copy: Path) -> None:
     shifted = faults_of(lambda table: with_column(table, "window_start", [7] * table.num_rows))
     assert "supervises from byte 7 on" in shifted
     first.write_bytes(second.read_bytes())
-    assert "made of other documents than the plan's" in "\n".join(verify_dump(copy))
+    assert "made from other documents than planned" in "\n".join(verify_dump(copy))
     first.write_bytes(good)
     assert verify_dump(copy) == []
 
@@ -81,7 +81,7 @@ def test_verify_finds_a_summary_of_other_shards_and_a_shard_of_no_plan(copy: Pat
     assert any("part-00077.parquet: not in the plan" in fault for fault in found)
     (copy / "shards" / "part-00077.parquet").unlink()
     [fault] = verify_dump(copy)
-    assert "is not that of these shards (positions: 1 there" in fault
+    assert "does not match these shards (positions: 1 there" in fault
 
 
 def test_verify_against_another_teacher_says_so_instead_of_comparing(
@@ -99,7 +99,7 @@ def test_verify_finds_targets_that_the_teacher_does_not_give(copy: Path, capsys:
         rewrite(path, swap_symbols)
     write_json(copy / "summary.json", summarise(copy, Manifest.load(copy)))
     found = verify_dump(copy, against_teacher=2)
-    assert len(found) == 2 and all("nats per position from what is stored" in fault for fault in found)
+    assert len(found) == 2 and all("nats per position from the stored ones" in fault for fault in found)
 
 
 def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
@@ -113,11 +113,11 @@ def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
     audited = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["models_own_tokens"]
     assert audited["tokens"] > 5 and audited["half_mean_square_nats"] > audited["limit_nats"]
     found = verify_dump(folder, against_teacher=4)
-    assert len(found) == 4 and all("from those that the model gives itself" in fault for fault in found)
+    assert len(found) == 4 and all("from the model's own" in fault for fault in found)
     monkeypatch.undo()
     found = verify_dump(folder, against_teacher=4)
-    assert sum("from those that the model gives itself" in fault for fault in found) == 4
-    assert any("nats per position from what is stored" in fault for fault in found)
+    assert sum("from the model's own" in fault for fault in found) == 4
+    assert any("nats per position from the stored ones" in fault for fault in found)
     parts(folder)[-1].unlink()
     with pytest.raises(ValueError, match=r"part-00000.parquet, doc_id '0': .*give a new dump.path"):
         dump(tmp_path / "recipe.yaml")
