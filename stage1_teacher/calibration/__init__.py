@@ -1,3 +1,4 @@
 """Calibration: a minute of dumping a random sample, to forecast the whole dump.
 
-May import every other room of the stage but `ray`."""
+May import every other folder of the stage but `ray`.
+"""

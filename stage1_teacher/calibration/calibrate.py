@@ -48,27 +48,27 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
     """
     named = load_tokenizer(recipe)
     recipe = with_fitting_windows(recipe, named.model)
-    found = survey(Corpus(recipe.corpus, recipe.dump.arithmetic_used), int(recipe.dump.shard_bytes), corpus_bytes)
-    num_audited = min(recipe.dump.audit_documents, audit.affordable(found.shape.num_bytes))
+    surveyed = survey(Corpus(recipe.corpus, recipe.dump.arithmetic_used), int(recipe.dump.shard_bytes), corpus_bytes)
+    num_audited = min(recipe.dump.audit_documents, audit.affordable(surveyed.shape.num_bytes))
     started = time.monotonic()
     with open_teacher(recipe, *named, branches=num_audited > 0) as teacher:
         loaded = time.monotonic() - started
         with tempfile.TemporaryDirectory() as scratch:
-            cold, again = dump_first(found.sample, teacher, recipe, Path(scratch))
-            groups = grouped(found.sample, part_bytes(again, recipe, seconds))
+            cold, again = dump_first(surveyed.sample, teacher, recipe, Path(scratch))
+            groups = grouped(surveyed.sample, part_bytes(again, recipe, seconds))
             parts = list(dump_parts(groups, teacher, recipe, Path(scratch) / "parts", seconds))
             paths = part_paths(Path(scratch) / "parts")
             files = joined(paths, [part.text_bytes for part in parts], Path(scratch) / "joined.parquet", recipe)
-        documents, questions = encoded(found.sample, teacher, seconds * ENCODE_SHARE)
+        documents, questions = encoded(surveyed.sample, teacher, seconds * ENCODE_SHARE)
         return Calibration(
-            shape=found.shape,
+            shape=surveyed.shape,
             documents=documents,
             parts=parts,
             files=files,
             load_seconds=loaded,
             warm_seconds=max(0.0, cold.seconds - again.seconds),
-            read_seconds=found.seconds,
-            audit_seconds=seconds_of_audit(found.sample, teacher, num_audited),
+            read_seconds=surveyed.seconds,
+            audit_seconds=seconds_of_audit(surveyed.sample, teacher, num_audited),
             devices=shard_cost.devices(recipe),
             num_devices=shard_cost.num_devices(recipe),
             questions=questions,

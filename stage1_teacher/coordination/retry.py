@@ -17,7 +17,7 @@ class EngineError(OSError):
 def retry_with_restart(teacher: Teacher, run: Callable[[], Output], max_failures: int) -> Output:
     """Return what `run` returns, restarting the teacher's engine after each failure.
 
-    A ValueError is no engine failure: it says that weights, settings or text are wrong, and would come again.
+    A ValueError is not an engine failure: it reports wrong weights, settings or text, and would be raised again.
 
     Args:
         max_failures: failures in a row at which to stop; at least 1.

@@ -1,3 +1,4 @@
 """The dump as a whole: planned, made shard by shard, audited, finished; extended and merged.
 
-May import every other room of the stage but `ray`, `verification` and `calibration`."""
+May import every other folder of the stage but `ray`, `verification` and `calibration`.
+"""

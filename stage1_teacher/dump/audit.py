@@ -148,22 +148,22 @@ def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
     missing = {shard.index for shard in manifest.missing(dump)}
     existing = [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
     metadata = thread_map(_metadata, existing)
-    found = [figures for values in metadata for figures in json.loads(values[Key.AUDIT.encode()])]
+    audited = [figures for values in metadata for figures in json.loads(values[Key.AUDIT.encode()])]
     num_shards, num_tokens = len(existing), sum(int(values[Key.COMPUTED_TOKENS.encode()]) for values in metadata)
-    compared = [figures for figures in found if "kl_nats" in figures]
+    compared = [figures for figures in audited if "kl_nats" in figures]
     return {
         "shards": num_shards,
         "shards_planned": len(manifest.shards),
-        "documents": len(found),
-        "positions": _sum(found, "positions"),
-        "kept_mass": _mean(found, "kept", "positions"),
-        "dropped_mass": _mean(found, "dropped", "positions"),
-        "doubt": _mean(found, "doubt", "positions"),
-        "realised_bits_per_byte": _mean(found, "realised_bits", "bytes"),
+        "documents": len(audited),
+        "positions": _sum(audited, "positions"),
+        "kept_mass": _mean(audited, "kept", "positions"),
+        "dropped_mass": _mean(audited, "dropped", "positions"),
+        "doubt": _mean(audited, "doubt", "positions"),
+        "realised_bits_per_byte": _mean(audited, "realised_bits", "bytes"),
         "models_own_tokens": {
-            "tokens": sum(figures.get("own_tokens", 0) for figures in found),
+            "tokens": sum(figures.get("own_tokens", 0) for figures in audited),
             "half_mean_square_nats": _mean(
-                [figures for figures in found if "own_tokens" in figures], "own_nats", "own_tokens"
+                [figures for figures in audited if "own_tokens" in figures], "own_nats", "own_tokens"
             ),
             "limit_nats": own_logprobs.LIMIT_NATS,
         },
@@ -176,7 +176,7 @@ def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
             "share_off_by_0.05": _mean(compared, "off_by_0.05", "compared"),
             "computed_tokens": _sum(compared, "computed_tokens"),
             "share_of_dumps_tokens": _sum(compared, "computed_tokens") / max(num_tokens, 1),
-            "not_compared": sorted({figures["not_compared"] for figures in found if "not_compared" in figures}),
+            "not_compared": sorted({figures["not_compared"] for figures in audited if "not_compared" in figures}),
         },
         "worst_documents": [
             {
@@ -193,10 +193,10 @@ def _metadata(shard: Location) -> dict[bytes, bytes]:
         return dict(file.metadata.metadata)
 
 
-def _sum(found: Sequence[dict[str, Any]], key: str) -> int:
-    return sum(figures[key] for figures in found)
+def _sum(audited: Sequence[dict[str, Any]], key: str) -> int:
+    return sum(figures[key] for figures in audited)
 
 
-def _mean(found: Sequence[dict[str, Any]], key: str, per: str) -> float | None:
-    number = sum(figures[per] for figures in found)
-    return sum(figures[key] for figures in found) / number if number else None
+def _mean(audited: Sequence[dict[str, Any]], key: str, per: str) -> float | None:
+    number = sum(figures[per] for figures in audited)
+    return sum(figures[key] for figures in audited) / number if number else None

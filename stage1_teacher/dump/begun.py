@@ -24,12 +24,13 @@ def as_begun(recipe: Recipe) -> Recipe:
     recipe = _with_dtype_of(dump, _with_turns_of(dump, recipe))
     if recipe.dump.arithmetic is not None or not (dump / dump_files.MANIFEST).exists():
         return _under(recipe, recipe.dump.arithmetic_used)
-    found = _known(dump, Manifest.load(dump))
-    if found != ARITHMETIC:
+    arithmetic = _known(dump, Manifest.load(dump))
+    if arithmetic != ARITHMETIC:
         log.info(
-            f"{dump}: continues with arithmetic {found}, with which it was begun; a new dump would use {ARITHMETIC}"
+            f"{dump}: continues with arithmetic {arithmetic}, with which it was begun; a new dump would use "
+            f"{ARITHMETIC}"
         )
-    return _under(recipe, found)
+    return _under(recipe, arithmetic)
 
 
 def _with_turns_of(dump: Location, recipe: Recipe) -> Recipe:
@@ -69,13 +70,13 @@ def as_dumped(recipe: Recipe, dump: Location, manifest: Manifest) -> Recipe:
 
 
 def _known(dump: Location, manifest: Manifest) -> int:
-    found = arithmetic_of(manifest.identity)
-    if not 1 <= found <= ARITHMETIC:
+    arithmetic = arithmetic_of(manifest.identity)
+    if not 1 <= arithmetic <= ARITHMETIC:
         raise ValueError(
-            f"{dump} was begun with arithmetic {found}; this release knows 1 to {ARITHMETIC}. Use the release that "
-            "began it or a newer one, or give a new dump.path."
+            f"{dump} was begun with arithmetic {arithmetic}; this release knows 1 to {ARITHMETIC}. Use the release "
+            "that began it or a newer one, or give a new dump.path."
         )
-    return found
+    return arithmetic
 
 
 def _under(recipe: Recipe, arithmetic: int) -> Recipe:
@@ -96,11 +97,11 @@ def warn_other_libraries(dump: Location, manifest: Manifest) -> None:
     with open_parquet(existing) as file:
         theirs = json.loads((file.schema_arrow.metadata or {}).get(Key.LIBRARIES.encode(), b"{}"))
     ours = libraries()
-    other = [
-        f"{name} {found} there, {ours[name]} here" for name, found in theirs.items() if ours.get(name, found) != found
+    differences = [
+        f"{name} {other} there, {ours[name]} here" for name, other in theirs.items() if ours.get(name, other) != other
     ]
-    if other:
+    if differences:
         log.warning(
-            f"{dump}: {existing.name} was made with other libraries ({', '.join(other)}); tokenizers and templates are "
-            "the same, but go back to those versions if the shards must be identical to the last byte"
+            f"{dump}: {existing.name} was made with other libraries ({', '.join(differences)}); tokenizers and "
+            "templates are the same, but go back to those versions if the shards must be identical to the last byte"
         )

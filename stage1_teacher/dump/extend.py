@@ -86,5 +86,5 @@ def _count(manifest: Manifest) -> int:
 
 def _digest(shard: ShardPlan, corpus: Corpus) -> str:
     """Return the hash, as in a plan, of the documents that are now in the shard's place in the corpus."""
-    found = islice(corpus.documents(shard.first_document), shard.num_documents)
-    return hashlib.sha256(b"".join(document_digest(document) for document in found)).hexdigest()
+    documents = islice(corpus.documents(shard.first_document), shard.num_documents)
+    return hashlib.sha256(b"".join(document_digest(document) for document in documents)).hexdigest()

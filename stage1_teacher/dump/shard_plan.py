@@ -228,10 +228,10 @@ def require_identity(
 
 
 def _way_out(differences: list[str], engine: str) -> str:
-    anew = "Give a new dump.path, or delete that folder to start again."
+    new_dump = "Give a new dump.path, or delete that folder to start again."
     if [difference.split(":")[0] for difference in differences] != ["teacher.engine"]:
-        return anew
-    return f"Go back to that engine, or accept this one's different rounding with --accept-engine {engine}. {anew}"
+        return new_dump
+    return f"Go back to that engine, or accept this one's different rounding with --accept-engine {engine}. {new_dump}"
 
 
 def _refuse_orphans(dump: Location) -> None:

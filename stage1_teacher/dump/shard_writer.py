@@ -134,7 +134,7 @@ class ShardWriter:
         records: list[Record] = []
         if batch.windows:
             records = make_records(batch.windows, batch.output, self._teacher, self._recipe.dump)
-            self._audited += [audit.measure(records[index], found) for index, found in batch.references.items()]
+            self._audited += [audit.measure(records[index], reference) for index, reference in batch.references.items()]
             self._records += records
         num_tokens = sum(len(self._teacher.prompt(window)) for window in batch.windows)
         self._num_tokens += num_tokens

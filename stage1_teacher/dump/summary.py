@@ -50,7 +50,7 @@ def _count(dump: Location, shard: ShardPlan) -> _Counted:
     try:
         digest = check_seal(path)
     except ValueError as error:
-        raise ValueError(f"{error}; delete it and run the same command again, which makes that shard anew") from error
+        raise ValueError(f"{error}; delete it and run the same command again, which makes that shard again") from error
     with open_parquet(path) as file:
         metadata = shard_metadata(path, file.schema_arrow)
         num_bytes, num_ends = num_supervised(file)

@@ -2,5 +2,6 @@
 
 Each gives hidden states or its own log-probabilities, and is checked when it starts.
 
-May import `inputs`, `reduction`, `pipeline`'s ground and `schemas`; never `coordination` or `ray`.
+May import `inputs`, `reduction`, `schemas`, and the parts of `pipeline` that both stages share; never `coordination` or
+`ray`.
 """

@@ -116,15 +116,15 @@ class _Layer:
     def append(self, keys_NKE: Tensor, values_NKE: Tensor, numbers: Tensor) -> None:
         size = int(numbers.max()) + 1
         if size > len(self.keys_NKE):
-            room = max(2 * len(self.keys_NKE), size, 256)
-            self.keys_NKE = _grown(self.keys_NKE, keys_NKE, room)
-            self.values_NKE = _grown(self.values_NKE, values_NKE, room)
+            capacity = max(2 * len(self.keys_NKE), size, 256)
+            self.keys_NKE = _grown(self.keys_NKE, keys_NKE, capacity)
+            self.values_NKE = _grown(self.values_NKE, values_NKE, capacity)
         self.keys_NKE[numbers] = keys_NKE
         self.values_NKE[numbers] = values_NKE
 
 
-def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:
-    new = torch.empty(room, *like.shape[1:], dtype=like.dtype, device=like.device)
+def _grown(old: Tensor, like: Tensor, capacity: int) -> Tensor:
+    new = torch.empty(capacity, *like.shape[1:], dtype=like.dtype, device=like.device)
     new[: len(old)] = old.to(new) if old.numel() else 0
     return new
 

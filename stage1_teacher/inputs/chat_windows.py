@@ -145,10 +145,10 @@ def _starts(messages: Sequence[Message], turns: Sequence[Turn], done: int, overl
     if not done:
         yield 0
         return
-    asked = [i for i, m in enumerate(messages[: turns[done].message]) if m["role"] == "user"]
-    enough = [first for first in asked if turns[done].first - _tokens_before(turns, first) >= overlap]
+    user_messages = [i for i, m in enumerate(messages[: turns[done].message]) if m["role"] == "user"]
+    enough = [first for first in user_messages if turns[done].first - _tokens_before(turns, first) >= overlap]
     yield from enough[-1:]
-    yield from asked[len(enough) :]
+    yield from user_messages[len(enough) :]
 
 
 def _tokens_before(turns: Sequence[Turn], message: int) -> int:

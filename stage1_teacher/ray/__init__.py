@@ -1,3 +1,4 @@
 """Engines on the machines of a Ray cluster, and the queue that assigns shards to them.
 
-May import every other room of the stage but `verification` and `calibration`."""
+May import every other folder of the stage but `verification` and `calibration`.
+"""

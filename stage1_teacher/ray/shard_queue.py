@@ -57,7 +57,7 @@ class ShardQueue:
 
     @property
     def is_done(self) -> bool:
-        """Whether every shard read so far is complete and there are no more."""
+        """True if every shard read so far is complete and there are no more."""
         return self._exhausted and not self._open
 
     def next(self) -> Attempt | None:

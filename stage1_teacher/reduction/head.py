@@ -59,13 +59,13 @@ class Head:
         self.alone, self._column_V = alone, torch.from_numpy(vocabulary.column)
         self.follow(LogitRule())
         self._dtype = weight_VD.dtype
-        self._room: Tensor | None = None
+        self._buffer: Tensor | None = None
 
     def to(self, device: str) -> "Head":
         """Move the head, in place. A GPU holds it in the checkpoint's dtype, and still accumulates in float32."""
         self.weight_CD = self.weight_CD.to(device, torch.float32 if device == "cpu" else self._dtype)
         self.bias_C = None if self.bias_C is None else self.bias_C.to(device)
-        self._room = None
+        self._buffer = None
         self.follow(self.rule)
         return self
 
@@ -78,7 +78,7 @@ class Head:
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Compute the logits, R x C float32, on the head's device. The next call overwrites them."""
         weight_CD = self.weight_CD
-        logits_RC = self._logits_room(len(hidden_RD))
+        logits_RC = self._logits_buffer(len(hidden_RD))
         hidden_RD = hidden_RD.to(weight_CD.device, weight_CD.dtype)
         if weight_CD.dtype == torch.float32:
             with bfloat16_products() if self._holds_bfloat16(hidden_RD) else nullcontext():
@@ -99,8 +99,8 @@ class Head:
         """Return whether both factors are float32 copies of bfloat16 numbers and `bfloat16_products` may be used."""
         return self.alone and self._dtype == torch.bfloat16 and torch.equal(hidden_RD, hidden_RD.bfloat16().float())
 
-    def _logits_room(self, num_rows: int) -> Tensor:
+    def _logits_buffer(self, num_rows: int) -> Tensor:
         """Return the buffer for the logits, kept between calls: fresh pages for 25 MB cost more than the product."""
-        if self._room is None or len(self._room) < num_rows:
-            self._room = torch.empty(num_rows, len(self.weight_CD), dtype=torch.float32, device=self.weight_CD.device)
-        return self._room[:num_rows]
+        if self._buffer is None or len(self._buffer) < num_rows:
+            self._buffer = torch.empty(num_rows, len(self.weight_CD), dtype=torch.float32, device=self.weight_CD.device)
+        return self._buffer[:num_rows]

@@ -67,7 +67,7 @@ def _head_names(config: object, trust: bool) -> tuple[list[str], str | None, Cal
     named = list(model.named_parameters(remove_duplicate=False))
     bias = getattr(head, "bias", None)
     bias_name = next((name for name, parameter in named if bias is not None and parameter is bias), None)
-    # GPT-NeoX's checkpoints say embed_out where the model says lm_head.
+    # GPT-NeoX's checkpoints name it embed_out, the model lm_head.
     renamings = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
 
     def rename(name: str) -> str:

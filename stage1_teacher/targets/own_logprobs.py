@@ -73,7 +73,7 @@ class Comparison(NamedTuple):
 
     @property
     def is_within_limit(self) -> bool:
-        """Whether the mean is at most the limit; also False if it is nan."""
+        """True if the mean is at most the limit; False if it is nan."""
         return self.nats <= self.limit_nats
 
 

@@ -30,8 +30,10 @@ def sparsify(probs_PV: np.ndarray, realised_P: np.ndarray, top_k: int, min_prob:
         probs_PV: float64, rows sum to 1.
         realised_P: uint8, the symbol that follows in the document.
     """
-    room = len(probs_PV) * min(top_k + 1, NUM_SYMBOLS)
-    entries = Entries(np.empty(len(probs_PV), np.uint16), np.empty(room, np.uint8), np.empty(room, np.float64))
+    max_entries = len(probs_PV) * min(top_k + 1, NUM_SYMBOLS)
+    entries = Entries(
+        np.empty(len(probs_PV), np.uint16), np.empty(max_entries, np.uint8), np.empty(max_entries, np.float64)
+    )
     num_entries = _keep(np.ascontiguousarray(probs_PV, np.float64), realised_P, top_k, min_prob, *entries)
     return Entries(entries.counts_P, entries.symbols_E[:num_entries].copy(), entries.probs_E[:num_entries].copy())
 

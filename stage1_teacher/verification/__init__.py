@@ -1,3 +1,4 @@
 """Verification of a dump (`bld verify`): its integrity, and whether its teacher still gives the stored targets.
 
-May import every other room of the stage but `ray`."""
+May import every other folder of the stage but `ray`.
+"""

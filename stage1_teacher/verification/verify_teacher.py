@@ -58,23 +58,23 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
         return faults
     records = _sampled_records(path, manifest, num_documents)
     with open_teacher(recipe, *named) as teacher:
-        found = recompute(records, recipe, teacher)
-    if not found:
+        results = recompute(records, recipe, teacher)
+    if not results:
         return []
-    worst_control = max(result.control_nats for result in found)
+    worst_control = max(result.control_nats for result in results)
     limit = max(TOLERANCE_NATS, TOLERANCE_CONTROLS * worst_control)
     print(
-        f"{path}: {len(found)} records recomputed (documents whose ids hash lowest). Teacher to stored targets: "
-        f"{_mean(found, 'kl_nats'):.2e} nats, total variation {_mean(found, 'total_variation'):.2e} per position, "
-        f"worst record {max(result.kl_nats for result in found):.2e} nats. "
-        f"Control, the teacher run twice in other batches: {_mean(found, 'control_nats'):.2e} nats, total variation "
-        f"{_mean(found, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. "
-        f"Limit: {limit:.2e} nats{_describe_own(found)}"
+        f"{path}: {len(results)} records recomputed (documents whose ids hash lowest). Teacher to stored targets: "
+        f"{_mean(results, 'kl_nats'):.2e} nats, total variation {_mean(results, 'total_variation'):.2e} per position, "
+        f"worst record {max(result.kl_nats for result in results):.2e} nats. "
+        f"Control, the teacher run twice in other batches: {_mean(results, 'control_nats'):.2e} nats, total variation "
+        f"{_mean(results, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. "
+        f"Limit: {limit:.2e} nats{_describe_own(results)}"
     )
-    return _own_faults(path, found) + [
+    return _own_faults(path, results) + [
         f"{path}, doc_id {result.doc_id!r}: the teacher's targets differ by {result.kl_nats:.3f} nats per position "
         f"from the stored ones (limit {limit:.3f}; two runs of the teacher differ by {result.control_nats:.3f})"
-        for result in found
+        for result in results
         if not result.kl_nats <= limit
     ]
 
@@ -88,29 +88,29 @@ def _refuse_own_file_of_dump(dump: Location, engine: str) -> None:
         )
 
 
-def _describe_own(found: list[Recomputed]) -> str:
-    nats_N = np.concatenate([result.own.nats_N for result in found])
+def _describe_own(results: list[Recomputed]) -> str:
+    nats_N = np.concatenate([result.own.nats_N for result in results])
     if not len(nats_N):
         return ""
     return (
         f". Stored log-probabilities of {len(nats_N)} teacher tokens to the model's own: {nats_N.mean():.2e} nats "
-        f"(half the mean square), worst record {max(result.own.nats for result in found):.2e}. "
-        f"Limit: {max(result.own.limit_nats for result in found):.3g} nats"
+        f"(half the mean square), worst record {max(result.own.nats for result in results):.2e}. "
+        f"Limit: {max(result.own.limit_nats for result in results):.3g} nats"
     )
 
 
-def _own_faults(path: Location, found: list[Recomputed]) -> list[str]:
+def _own_faults(path: Location, results: list[Recomputed]) -> list[str]:
     return [
         f"{path}, doc_id {result.doc_id!r}: the stored log-probabilities of the teacher's tokens differ by "
         f"{result.own.nats:.3g} nats (half the mean square; limit {result.own.limit_nats:.3g}) from the model's own: "
         "the dump does not hold the model's output. Make it again, with this release"
-        for result in found
+        for result in results
         if not result.own.is_within_limit
     ]
 
 
-def _mean(found: list[Recomputed], field: str) -> float:
-    return float(np.mean([getattr(result, field) for result in found]))
+def _mean(results: list[Recomputed], field: str) -> float:
+    return float(np.mean([getattr(result, field) for result in results]))
 
 
 def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: ResolvedTeacher) -> list[str]:
