@@ -112,7 +112,7 @@ def test_a_server_that_serves_another_model_under_the_same_name_is_found_on_resu
     run_teacher(load_recipe(recipe, overrides))
     assert verify_dump(tmp_path / "dump", against_teacher=2) == []
     fake.total = 0.3
-    assert any("from those that the model gives itself" in fault for fault in verify_dump(tmp_path / "dump", 2))
+    assert any("from the model's own" in fault for fault in verify_dump(tmp_path / "dump", 2))
 
 
 def test_a_served_teacher_needs_an_address(tmp_path: Path, model: Path) -> None:
