@@ -1,4 +1,4 @@
-"""Global batches as one process has them all: documents in the student's tokens, read and counted in memory."""
+"""Global batches of one process: documents in the student's tokens, read and counted in memory."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def count_all(reader: RecordSource, tokenizer: Tokenizer, max_tokens: int | None
 def global_batches(
     reader: DumpReader, tokenizer: ByteTokenizer, batch_tokens: int, max_tokens: int, start: Position = START
 ) -> Iterator[GlobalBatch]:
-    """Those of a run, in turn, without end."""
+    """Yield a run's batches in turn, endlessly."""
     lengths = count_all(reader, tokenizer, max_tokens)
     plans = plan_batches(lengths, reader.seed, batch_tokens, max_tokens, start)
     for share, records in with_records(rank_batches(plans, 10**9, "off", 0, 1), reader):

@@ -1,4 +1,4 @@
-"""A forecast against populations and schedules that are known."""
+"""Forecasts against known populations and schedules."""
 
 import itertools
 
