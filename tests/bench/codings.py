@@ -1,5 +1,6 @@
-"""Other ways to store a shard's entries, in bytes per text byte: Parquet's encodings, orders, unrounded values, sampled
-symbols.
+"""Other ways to store a shard's entries, in bytes per text byte.
+
+Tried are Parquet's encodings, orders, unrounded values and sampled symbols.
 
 Shape legend: P positions, E entries (over all positions in turn), N draws at a position.
 """
@@ -27,7 +28,7 @@ _DELTA = {**_PLAIN, "column_encoding": {"x.list.element": "DELTA_BINARY_PACKED"}
 
 
 def column_bytes(rows: Sequence[np.ndarray], level: int, **options: Any) -> int:
-    """A list column's size in Parquet and zstd."""
+    """Return a list column's size in bytes in Parquet and zstd."""
     offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
     values = pa.array(np.concatenate(rows))
     kind = pa.list_(pa.field("element", values.type, nullable=False))
@@ -39,15 +40,16 @@ def column_bytes(rows: Sequence[np.ndarray], level: int, **options: Any) -> int:
 
 
 def rising(record: Record) -> Record:
-    """The record's entries in rising order of their symbols."""
+    """Sort the record's entries by symbol."""
     position_E = np.arange(record.num_positions).repeat(record.entry_counts)
     order_E = np.lexsort((record.symbols, position_E))
     return replace(record, symbols=record.symbols[order_E], logprobs=record.logprobs[order_E])
 
 
 def sampled(record: Record, probs_PV: np.ndarray, draws: int, random: np.random.Generator) -> Record:
-    """The record with the shares of `draws` symbols drawn from the dense targets (arXiv 2503.16870): whole counts, no
-    tail.
+    """Replace targets by the shares of `draws` symbols drawn from the dense targets.
+
+    Whole counts, no tail (arXiv 2503.16870).
     """
     counts_PV = random.multinomial(draws, probs_PV)
     position_E, symbol_E = np.nonzero(counts_PV)

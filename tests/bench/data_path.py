@@ -1,7 +1,9 @@
-"""How many tokens a second the data path gives a rank, in worlds of several sizes: no model, one process that plays one
-rank.
+"""Tokens per second that the data path gives a rank, in worlds of several sizes.
 
-    .venv/bin/python -m tests.bench.data_path [--dump runs/demo/dump] [--world 1 --world 8 --world 64] [--interface token_marginal]
+No model; one process plays one rank.
+
+    .venv/bin/python -m tests.bench.data_path [--dump runs/demo/dump] [--world 1 --world 8 --world 64]
+        [--interface token_marginal]
 
 The dump is made of the records of another: words and positions drawn anew, since zstd would find what is repeated.
 Beside each world stands what a rank did before batches were planned by lengths: read and encode all documents, and line
@@ -41,8 +43,9 @@ RECORDS, SHARDS = 512, 8  # a shard's records, of some 2 kB
 
 
 class Clock:
-    """CPU seconds of this process, by what they went to; what is timed inside of something else is not counted
-    there.
+    """CPU seconds of this process, by what they went to.
+
+    A section timed inside another one is counted only in the inner one.
     """
 
     def __init__(self) -> None:
@@ -62,13 +65,13 @@ class Clock:
                 self.seconds[self._around[-1]] -= took
 
     def each(self, name: str, items: Iterator[Item]) -> Iterator[Item]:
-        """The same items, and the seconds that making them takes."""
+        """Yield the same items, counting the seconds that it takes to make them."""
         while (item := self.run(name, lambda: next(items, None))) is not None:
             yield item
 
 
 class Figures(NamedTuple):
-    """Of one world."""
+    """Figures of one world."""
 
     tokens: int  # of this rank
     over_ideal: float  # a step's time in tokens, over a rank's share of them
@@ -76,7 +79,10 @@ class Figures(NamedTuple):
 
 
 def drawn(records: Sequence[Record], rng: np.random.Generator) -> Record:
-    """A record of some 2 kB, out of the words and the positions of others; its targets are not those of its text."""
+    """Make a record of some 2 kB from the words and positions of others.
+
+    Its targets are not those of its text.
+    """
     text = b""
     while len(text) < 2000:
         text += records[int(rng.integers(len(records)))].document + b" "
@@ -108,7 +114,7 @@ def drawn(records: Sequence[Record], rng: np.random.Generator) -> Record:
 
 
 def make_dump(source: Path, folder: Path) -> Path:
-    """`SHARDS` shards of `RECORDS` such records."""
+    """Write `SHARDS` shards of `RECORDS` such records."""
     rng = np.random.default_rng(0)
     records = [r for shard in Manifest.load(source).shards for r in read_shard(shard.path(source))]
     (folder / "shards").mkdir(parents=True)
@@ -124,7 +130,7 @@ def make_dump(source: Path, folder: Path) -> Path:
 
 
 def run(preparation: Preparation, tokens_per_rank: int, epochs: int, whole: bool) -> Figures:
-    """So many epochs; with `whole` every document is read and encoded, as if a rank had to know them all."""
+    """Run that many epochs; with `whole`, read and encode every document, as if a rank had to know all."""
     clock, world = Clock(), preparation.world
     reader, tokenizer, _, _ = preparation.sources
     train = preparation.recipe.train
@@ -150,8 +156,9 @@ def run(preparation: Preparation, tokens_per_rank: int, epochs: int, whole: bool
 
 
 def over_ideal(plans: Iterator[BatchPlan], preparation: Preparation) -> float:
-    """Tokens that pass while all ranks are at work on a step, each waiting for the largest of the micro-batches side by
-    side, over a rank's share.
+    """Return the tokens that pass while all ranks work on a step, over a rank's share.
+
+    Each rank waits for the largest of the micro-batches that run side by side.
     """
     passed = there = 0.0
     micro_batch_tokens, world = preparation.recipe.train.micro_batch_tokens, preparation.world
@@ -196,7 +203,8 @@ def main(
                 rate = found.tokens / total
                 which = "all" if whole else "its own"
                 print(
-                    f"| {size} | {which} | {rate:,.0f} | {size * rate:,.0f} | {' | '.join(columns)} | {found.over_ideal:.2f} |",
+                    f"| {size} | {which} | {rate:,.0f} | {size * rate:,.0f} | {' | '.join(columns)} "
+                    f"| {found.over_ideal:.2f} |",
                     flush=True,
                 )
 

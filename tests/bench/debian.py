@@ -14,7 +14,7 @@ from schemas.storage.atomic import first_folder
 
 
 class DebianPackage(NamedTuple):
-    """`sha256` is the .deb's, in hex."""
+    """A Debian package; `sha256` is the .deb's, in hex."""
 
     name: str
     version: str
@@ -34,7 +34,10 @@ MANPAGES_ZH = DebianPackage(
 
 
 def unpacked(package: DebianPackage) -> Path:
-    """The folder of a package's files. ValueError where apt-get cannot download it or its content is another."""
+    """Return the folder of a package's files.
+
+    Raises ValueError if apt-get cannot download it or its content differs.
+    """
     folder = cache_folder() / "debian" / package.sha256
     if folder.exists():
         return folder

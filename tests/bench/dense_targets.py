@@ -1,5 +1,6 @@
-"""A teacher's targets before they are made sparse: computed once a document, kept in a folder, read by the storage
-benchmarks.
+"""A teacher's targets before they are made sparse.
+
+Computed once per document, kept in a folder, read by the storage benchmarks.
 
 Shape legend: P positions, V symbols (256), T tokens of the teacher.
 """
@@ -35,8 +36,9 @@ class Dense:
 
 
 def dense_targets(recipe: Recipe, cell: str, documents: int, out: Path) -> list[Dense]:
-    """The first documents of the recipe's corpus (cell `corpus`) or of the news, with their targets: from `out`, else
-    from the teacher.
+    """Return the first documents of the recipe's corpus (cell `corpus`) or of the news, with targets.
+
+    Targets are read from `out` if they are there, otherwise computed by the teacher.
     """
     folder = out / Path(recipe.teacher.model).name / cell
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where the time of a dump goes beyond its hidden states, and how far a teacher is from itself."""
+"""Profile of a dump's time beyond its hidden states, and a teacher's distance from itself."""
 
 import tempfile
 import time
@@ -12,7 +12,7 @@ from tests.bench.dump_task import Task
 
 
 def profile(task: Task, teacher: Any) -> dict[str, float]:
-    """Microseconds per token of each step beyond the hidden states, and the least that the reduction could take."""
+    """Measure microseconds per token of each step beyond the hidden states, and the reduction's lower bound."""
     import torch
 
     from pipeline.covering.covering import Covering
@@ -73,7 +73,7 @@ def profile(task: Task, teacher: Any) -> dict[str, float]:
 
 
 def controls(task: Task, teacher: Any) -> dict[str, dict[str, float]]:
-    """Divergence in nats per position between dense targets of one teacher, asked twice."""
+    """Measure the divergence, nats per position, between dense targets of one teacher asked twice."""
     import torch
 
     first = dense_targets(task, teacher, task.prompts)
@@ -95,7 +95,7 @@ def controls(task: Task, teacher: Any) -> dict[str, dict[str, float]]:
 
 
 def dense_targets(task: Task, teacher: Any, prompts: list[list[int]] | None) -> Any:
-    """All positions' distributions, one under another; `prompts` together, or one at a time in the reverse order."""
+    """Return all positions' distributions stacked; `prompts` together, or one by one in reverse order."""
     import numpy as np
 
     from pipeline.covering.covering import Covering

@@ -106,7 +106,7 @@ def pooling_modes(task: Task) -> Modes:
 
 
 def dump(task: Task, teacher: Any, overlap: bool) -> None:
-    """From text to a committed shard."""
+    """Dump a text, up to the committed shard."""
     from pipeline.corpus.documents import Document
     from schemas.manifest import ShardPlan
     from stage1_teacher.dump.shard_writer import make_shards

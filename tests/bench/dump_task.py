@@ -1,11 +1,12 @@
-"""What the modes of a dump are timed on: documents of one length, cut from a recipe's corpus."""
+"""Documents of one length, cut from a recipe's corpus, on which the modes of a dump are timed."""
 
 import copy
 
 
 class Task:
-    """What all modes work on: documents of about `num_tokens` teacher tokens, cut from the recipe's corpus joined
-    together.
+    """Documents of about `num_tokens` teacher tokens for all modes.
+
+    They are cut from the recipe's corpus joined together.
     """
 
     def __init__(self, recipe_path: str, dtype: str, num_documents: int, num_tokens: int) -> None:
@@ -34,7 +35,7 @@ class Task:
         return sum(map(len, self.texts))
 
     def small(self) -> "Task":
-        """Two documents, to warm up on."""
+        """Return two documents to warm up on."""
         small = copy.copy(self)
         small.texts, small.prompts = self.texts[:2], self.prompts[:2]
         return small

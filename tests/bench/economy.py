@@ -1,5 +1,6 @@
-"""What a dump costs and what a student loses by it: stored bytes, coding error and the gradient's angle, over ways to
-store targets.
+"""Cost of a dump and loss of a student, over ways to store targets.
+
+Measured are stored bytes, coding error and the angle of the gradient.
 
     .venv/bin/python -m tests.bench.economy [--recipe pipeline/recipes/demo_gemma.yaml] [--cell news] [--layers 4]
 
@@ -45,7 +46,7 @@ class Setting:
         return make_record(dense.window, [dense.targets], dense.tokenizer, self.top_k, self.min_prob)
 
     def exact(self, dense: Dense) -> Record:
-        """The record with its probabilities as they are, not rounded to levels."""
+        """Return the record with exact probabilities, not rounded to levels."""
         record = self.stored(dense)
         counts_P, symbols_E, probs_E = self.entries(dense, record)
         logprobs_E = np.log(np.maximum(probs_E, 1e-35)).astype(np.float32)
@@ -56,7 +57,7 @@ class Setting:
 
 
 def supervised(dense: Dense, record: Record) -> np.ndarray:
-    """(P, 256) float64: the dense targets of the record's positions; rows sum to 1."""
+    """Return (P, 256) float64: the dense targets of the record's positions; rows sum to 1."""
     [span] = dense.window.spans
     return dense.targets.probs_PV[span.skipped : span.skipped + record.num_positions]
 
@@ -65,7 +66,7 @@ EVERYTHING = Setting(NUM_SYMBOLS, 0.0)
 
 
 def classes(record: Record) -> np.ndarray:
-    """(P, 257) float64: the stored probabilities by symbol, and the tail."""
+    """Return (P, 257) float64: the stored probabilities by symbol, and the tail."""
     probs_PV = np.zeros((record.num_positions, NUM_SYMBOLS + 1))
     position_E = np.arange(record.num_positions).repeat(record.entry_counts)
     probs_PV[position_E, record.symbols] = np.exp(record.logprobs.astype(np.float64))
@@ -74,13 +75,13 @@ def classes(record: Record) -> np.ndarray:
 
 
 def coding_error(stored: Record, exact: Record) -> np.ndarray:
-    """P: KL(entries and tail as they were to be stored || as they are), nats."""
+    """Return P values in nats: KL(entries and tail as they were to be stored || as they are)."""
     exact_PV, stored_PV = classes(exact), classes(stored)
     return np.asarray((exact_PV * np.log(exact_PV / stored_PV)).sum(axis=1))
 
 
 def write(records: Sequence[Record], level: int) -> tuple[list[Record], dict[str, int], float]:
-    """The records read back, the size of each column in bytes, and the seconds it took to write."""
+    """Return the records read back, each column's size in bytes, and the seconds that writing took."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "part.parquet"
         started = time.thread_time()
@@ -97,8 +98,12 @@ def settings_table(
 ) -> Iterator[str]:
     num_bytes = sum(d.num_bytes for d in dense)
     num_tokens = sum(len(d.window.tokens) for d in dense)
-    yield f"{len(dense)} records, {num_bytes} bytes of text, {num_bytes / num_tokens:.2f} bytes a token, zstd level {level}"
-    yield "| top_k | min_prob | entries | mean tail | bytes / text byte | bytes / token | coding error (nats) | angle, as stored | length ratio | angle, not coded |"
+    bytes_per_token = num_bytes / num_tokens
+    yield f"{len(dense)} records, {num_bytes} bytes of text, {bytes_per_token:.2f} bytes a token, zstd level {level}"
+    yield (
+        "| top_k | min_prob | entries | mean tail | bytes / text byte | bytes / token | coding error (nats) "
+        "| angle, as stored | length ratio | angle, not coded |"
+    )
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for setting in settings:
         stored, sizes, _ = write([setting.stored(d) for d in dense], level)
@@ -122,7 +127,7 @@ def _angles(gradients: Gradients | None, stored: Sequence[Record], exact: Sequen
 
 
 def sampled_angles(dense: Sequence[Dense], stored: Sequence[Record], gradients: Gradients) -> Iterator[str]:
-    """Of symbols drawn instead of the most probable ones."""
+    """Return figures of symbols drawn instead of the most probable ones."""
     random = np.random.default_rng(0)
     pairs = list(zip(dense, stored, strict=True))[: len(gradients.batch.doc_ids)]
     yield "| draws | angle | length ratio |\n| --- | --- | --- |"
@@ -167,7 +172,8 @@ def main(
             whole, count = [EVERYTHING.exact(d) for d in dense], min(gradient_documents, len(dense) // 2)
             gradients = Gradients(loaded, whole[:count], whole[count:], layers, steps)
             print(
-                f"gradients on {gradients.batch.tokens_BL.numel()} student tokens, {int(gradients.batch.kl_P.sum())} positions; "
+                f"gradients on {gradients.batch.tokens_BL.numel()} student tokens, "
+                f"{int(gradients.batch.kl_P.sum())} positions; "
                 f"the student's KL there: {gradients.nats_per_position:.3f} nats\n"
             )
         for line in settings_table(dense, settings, dump.zstd_level, gradients):

@@ -33,7 +33,7 @@ print(len(lengths), "documents, the longest of", f"{max(lengths):,}", "bytes;", 
 
 
 def timed(name: str, *arguments: str) -> None:
-    """Run a command and say what it took. It must end well."""
+    """Run a command, which must succeed, and print what it took."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -42,13 +42,14 @@ def timed(name: str, *arguments: str) -> None:
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     said = (done.stdout.strip() or done.stderr.strip()).splitlines()[-1]
     print(
-        f"{name}: {time.monotonic() - started:.0f} s, {cpu:.0f} CPU s, so far at most {after.ru_maxrss / 2**20:.2f} GiB in one process: {said}",
+        f"{name}: {time.monotonic() - started:.0f} s, {cpu:.0f} CPU s, "
+        f"so far at most {after.ru_maxrss / 2**20:.2f} GiB in one process: {said}",
         flush=True,
     )
 
 
 def recipe(folder: Path, engine: str) -> Path:
-    """A tiny teacher's, about `corpus.jsonl`."""
+    """Write the recipe of a tiny teacher for `corpus.jsonl`."""
     tiny_model(folder / "model")
     teacher = {
         "model": str(folder / "model"), "engine": engine, "dtype": "float32", "max_tokens": 256, "overlap_tokens": 32,

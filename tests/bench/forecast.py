@@ -1,4 +1,4 @@
-"""Does `bld plan --calibrate` foretell a dump? Calibration and dump take turns, since a machine's speed drifts.
+"""Accuracy of `bld plan --calibrate`. Calibration and dump alternate, since a machine's speed drifts.
 
     .venv/bin/python -m tests.bench.forecast [--recipe demo] [--seconds 60]
 
@@ -59,7 +59,7 @@ def turns(recipe: Recipe, planned: dump.Prepared, teacher: Teacher, scratch: Pat
 
 
 def gathered(recipe: Recipe, teacher: Teacher, taken: list[Turn], scratch: Path, seconds: float) -> Calibration:
-    """What `bld plan --calibrate` would have, but for the start: this process was warm."""
+    """Return what `bld plan --calibrate` would measure, without the start: this process was warm."""
     found = survey(Corpus(recipe.corpus), int(recipe.dump.shard_bytes), None)
     parts = [part for turn in taken for part in turn.parts]
     paths = [path for number in range(len(taken)) for path in calibrate.part_paths(scratch / f"parts-{number}")]

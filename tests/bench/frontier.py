@@ -1,7 +1,7 @@
-"""What branch rows buy: the distance of a covering's targets to a wide covering's, against the teacher tokens that it
-takes.
+"""Benefit of branch rows: a covering's distance to a wide one, against the teacher tokens it takes.
 
-    .venv/bin/python -m tests.bench.frontier [--cell encyclopaedic --documents 200] [--recipe pipeline/recipes/demo_gemma.yaml]
+    .venv/bin/python -m tests.bench.frontier [--cell encyclopaedic --documents 200]
+        [--recipe pipeline/recipes/demo_gemma.yaml]
 
 Each document is cut to `--tokens` teacher tokens and read from its start. The reference covering has 32 branches per
 offset above 1e-4 of the mass, merged with the canonical row after 8 shared tokens; every candidate takes its rows from
@@ -45,7 +45,7 @@ BLOCK_TOKENS = 16
 
 
 def candidates(never_merged: bool) -> dict[str, CoveringConfig]:
-    """Coverings by name. Branches that never merge live on for hundreds of rounds."""
+    """Return coverings by name. Branches that never merge live on for hundreds of rounds."""
     found = {"canonical": CoveringConfig(beam_width=0)}
     for threshold in (0.3, 0.1, 0.05, 0.03, 0.01, 0.003):
         found[f"branches > {threshold}"] = CoveringConfig(beam_width=10, branch_threshold=threshold, merge_after=4)
@@ -57,7 +57,7 @@ def candidates(never_merged: bool) -> dict[str, CoveringConfig]:
 
 
 def naive(covering: Covering, rows: Sequence[ReducedRow]) -> np.ndarray:
-    """P x V: each position from the latest canonical row alone."""
+    """Return P x V: each position from the latest canonical row alone."""
     probs_PV = np.zeros((len(covering.document) + 1, NUM_SYMBOLS))
     ends = [*covering.offsets[1:].tolist(), len(covering.document) + 1]
     for row, next_offset in zip(rows, ends, strict=True):
@@ -74,7 +74,7 @@ def naive(covering: Covering, rows: Sequence[ReducedRow]) -> np.ndarray:
 
 
 def distances(reference_PV: np.ndarray, candidate_PV: np.ndarray) -> np.ndarray:
-    """3 x P: KL, Jensen-Shannon divergence, total variation."""
+    """Return 3 x P: KL, Jensen-Shannon divergence, total variation."""
     mean_PV = (reference_PV + candidate_PV) / 2
     kl_P = _kl(reference_PV, np.maximum(candidate_PV, FLOOR))
     js_P = (_kl(reference_PV, mean_PV) + _kl(candidate_PV, mean_PV)) / 2
@@ -88,13 +88,13 @@ def _kl(p_PV: np.ndarray, q_PV: np.ndarray) -> np.ndarray:
 
 
 def block_tokens(paths: Sequence[TokenPath], num_start: int) -> int:
-    """Tokens that branches compute with a prefix cache: what of a path lies past its shared full blocks."""
+    """Count tokens that branches compute with a prefix cache: those beyond a path's shared full blocks."""
     shared = [(num_start + path.leaves) // BLOCK_TOKENS * BLOCK_TOKENS for path in paths]
     return sum(num_start + path.leaves + len(path.tokens) - cached for path, cached in zip(paths, shared, strict=True))
 
 
 def measure(teacher: BranchingTeacher, document: DocumentRows, never_merged: bool) -> dict[str, Any]:
-    """Arrays of one document. Its last position is left out: a document that was cut does not end there."""
+    """Return arrays of one document, without its last position: a cut document does not end there."""
     covering = document.covering
     taken = slice(len(teacher.tokenizer.prefix), len(covering.document))
     reference = document.cover(REFERENCE)[0].targets().probs_PV
@@ -155,13 +155,14 @@ def table(files: Sequence[Path]) -> Iterator[str]:
         kl, js, tv = np.concatenate([arrays[f"{name}/distances"] for arrays in loaded], axis=1).astype(np.float64)
         rows, blocks = np.sum([arrays[f"{name}/computed"] for arrays in loaded], axis=0)
         yield (
-            f"| {name} | {1 + rows / num_tokens:.3f} | {1 + blocks / num_tokens:.2f} | {kl.mean():.5f} | {js.mean():.6f} "
+            f"| {name} | {1 + rows / num_tokens:.3f} | {1 + blocks / num_tokens:.2f} "
+            f"| {kl.mean():.5f} | {js.mean():.6f} "
             f"| {100 * (tv > 0.05).mean():.2f} % | {tv.mean():.5f} |"
         )
 
 
 def calibration(files: Sequence[Path]) -> Iterator[str]:
-    """The canonical covering's error by decile of its doubt, and what masking leaves in error and loses."""
+    """Yield the canonical covering's error by decile of its doubt, and what masking leaves in error and loses."""
     loaded = [np.load(file) for file in files]
     doubt = np.concatenate([arrays["doubt"] for arrays in loaded]).astype(np.float64)
     token_end = np.concatenate([arrays["token_end"] for arrays in loaded]).astype(np.float64)

@@ -1,5 +1,6 @@
-"""A document's teacher rows by their paths, each asked of the teacher once and kept in a file: coverings choose among
-them.
+"""A document's teacher rows by their paths, each computed once and kept in a file.
+
+Coverings choose among them.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,10 @@ ROWS_AT_ONCE = 512
 
 
 class BranchingTeacher:
-    """A teacher that branches, in this process; its trunk is read when a row is wanted that no file holds."""
+    """A teacher that branches, in this process.
+
+    Its trunk is computed when a row is needed that no file holds.
+    """
 
     def __init__(self, recipe: Recipe, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
@@ -53,7 +57,7 @@ class BranchingTeacher:
 
 
 class DocumentRows:
-    """Rows of one document, asked for so far; `file` holds them from one run to the next."""
+    """Rows of one document requested so far; `file` keeps them from one run to the next."""
 
     def __init__(self, teacher: BranchingTeacher, text: bytes, max_tokens: int, file: Path) -> None:
         self._teacher, self._file = teacher, file
@@ -71,7 +75,7 @@ class DocumentRows:
             )
 
     def cover(self, config: CoveringConfig) -> tuple[Branching, list[TokenPath]]:
-        """The whole covering, and the paths of its branch rows."""
+        """Return the whole covering, and the paths of its branch rows."""
         branching = Branching(self.covering, self.tokens, config)
         branching.add_canonical(self.canonical)
         paths: list[TokenPath] = []
@@ -92,7 +96,7 @@ class DocumentRows:
         return self._branches
 
     def _compute(self, new: Sequence[tuple[TokenPath, int]]) -> None:
-        """Ask for rows, and once more for those on the way to them that only the file holds."""
+        """Compute rows, and recompute those on the way to them that only the file holds."""
         branches, tokens, taken = self._opened(), [], []
         for path, _ in new:
             for length in range(1, len(path.tokens) + 1):
@@ -107,7 +111,7 @@ class DocumentRows:
         self._rows.update(zip((path for path, _ in new), rows, strict=True))
 
     def save(self) -> None:
-        """Masses as float32, flat; a row's intervals follow from its offset."""
+        """Save masses as float32, flat; a row's intervals follow from its offset."""
         rows = [*self.canonical, *self._rows.values()]
         partial_file = self._file.with_suffix(".rows.partial")
         with partial_file.open("wb") as file:

@@ -1,5 +1,7 @@
-"""Random damage by the thousand: files of a corpus (lines, arrays, texts, Parquet, compressed, one after another),
-recipes and shards. Ends at the first input that is neither taken nor refused.
+"""Thousands of randomly damaged corpus files, recipes and shards.
+
+Corpus files are lines, arrays, texts, Parquet, compressed, or several in turn. Ends at the first input that is neither
+accepted nor refused.
 
 .venv/bin/python -m tests.bench.fuzz [corpus|recipe|shard] [--cases 10000] [--first 0]
 """

@@ -1,7 +1,9 @@
-"""Our covering beside the library genlm-bytes (Vieira et al., arXiv:2412.03719): cost and divergence on one model and
-text.
+"""Comparison with genlm-bytes (Vieira et al., arXiv:2412.03719): cost and divergence.
 
-    .venv/bin/python -m tests.bench.genlm_bytes --genlm-python /path/to/python [--documents 3] [--max-bytes 400] [--beam 5,10]
+Both run on one model and text.
+
+    .venv/bin/python -m tests.bench.genlm_bytes --genlm-python /path/to/python
+        [--documents 3] [--max-bytes 400] [--beam 5,10]
 
 Both sides run the same weights in float32 on the same machine, one document at a time, after a warm-up; loading is not
 timed. CPU seconds are those of all threads, for a machine that has other work. The divergences are to a covering that
@@ -53,7 +55,8 @@ OURS = {
 FLOOR = 1e-12
 HOW_TO_INSTALL = (
     "genlm-bytes needs a Python of its own, since its dependencies clash with ours: `python3.11 -m venv X && "
-    "X/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu && X/bin/pip install genlm-bytes==0.2.0`, "
+    "X/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu && "
+    "X/bin/pip install genlm-bytes==0.2.0`, "
     "then --genlm-python X/bin/python"
 )
 
@@ -84,13 +87,14 @@ class Count:
 
 
 def cut(text: bytes, max_bytes: int) -> bytes:
-    """The text's first bytes, at most so many, cut between two characters."""
+    """Return the text's first bytes, at most that many, cut between two characters."""
     return text[:max_bytes].decode(errors="ignore").encode()
 
 
 def same_teacher(path: str, max_bytes: int) -> tuple[Recipe, str, ByteTokenizer]:
-    """The recipe with its teacher in float32 through transformers, every control token an END; its model and
-    tokenizer.
+    """Return the recipe, its model and its tokenizer for the comparison.
+
+    The teacher runs in float32 through transformers, with every control token an END.
     """
     base = load_recipe(path, ["teacher.engine=transformers", "teacher.dtype=float32"])
     model, tokenizer, _ = load_tokenizer(base)
@@ -100,7 +104,7 @@ def same_teacher(path: str, max_bytes: int) -> tuple[Recipe, str, ByteTokenizer]
 
 
 def ours(opened: Teacher, recipe: Recipe, covering: CoveringConfig, documents: Sequence[bytes]) -> Result:
-    """Targets of the documents, each a batch of its own, by a teacher that is opened once for all coverings."""
+    """Return targets of the documents, each a batch of its own, from one teacher for all coverings."""
     recipe = recipe.with_values(dump=recipe.dump.model_copy(update={"covering": covering}))
     tokenizer = opened.tokenizer
     teacher = Teacher(recipe, opened.engine, opened.vocabulary, tokenizer, opened.start, opened.reducer)
@@ -125,7 +129,7 @@ def ours(opened: Teacher, recipe: Recipe, covering: CoveringConfig, documents: S
 def genlm(
     python: Path, recipe: Recipe, model: str, beam: int, prune_threshold: float, documents: Sequence[bytes]
 ) -> Result:
-    """The same documents through genlm-bytes, in a process of its own."""
+    """Run the same documents through genlm-bytes, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         lines = [json.dumps({"doc_id": str(n), "hex": text.hex()}) for n, text in enumerate(documents)]
         (Path(folder) / "documents.jsonl").write_text("\n".join(lines))
@@ -145,8 +149,9 @@ def genlm(
 
 
 def divergence(reference_PV: np.ndarray, probs_PV: np.ndarray) -> tuple[float, float, float]:
-    """(KL(reference, probs), JSD, both in mean nats per position; share of positions with a total variation above
-    0.05).
+    """Return (KL(reference, probs), JSD, share of positions with a total variation above 0.05).
+
+    KL and JSD are mean nats per position.
     """
 
     def kl(p_PV: np.ndarray, q_PV: np.ndarray) -> np.ndarray:
@@ -159,7 +164,7 @@ def divergence(reference_PV: np.ndarray, probs_PV: np.ndarray) -> tuple[float, f
 
 
 def row(name: str, result: Result, reference: Result, num_bytes: int) -> str:
-    """A line of the table."""
+    """Format a line of the table."""
     kl, jsd, far = divergence(np.concatenate(reference.probs), np.concatenate(result.probs))
     short = float(np.mean(np.subtract(reference.log_mass, result.log_mass)))
     cost = f"{result.calls / num_bytes:.3f} | {result.contexts / num_bytes:.2f} | {result.tokens / num_bytes:.2f}"

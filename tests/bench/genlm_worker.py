@@ -1,5 +1,6 @@
-"""genlm-bytes' next-byte distributions of some documents; run by the Python that has it, which imports nothing of this
-project.
+"""Next-byte distributions of genlm-bytes for some documents.
+
+Run by the Python that has the library; imports nothing of this project.
 
     X/bin/python genlm_worker.py --documents documents.jsonl --model FOLDER --start NAME --end NAME.. --beam 5 --out out
 
@@ -32,7 +33,7 @@ _WARM_UP = b"The first words"
 
 
 class Count:
-    """What goes through the model: calls, contexts (rows of a batch) and their tokens, padding left out."""
+    """Count of what goes through the model: calls, contexts (rows of a batch), tokens without padding."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.calls = self.contexts = self.tokens = 0
@@ -47,7 +48,7 @@ class Count:
 
 
 async def walk(first: ByteBeamState, document: bytes) -> tuple[np.ndarray, float]:
-    """(positions by 256 logs, the natural log of the prefix mass of the whole document)."""
+    """Return (positions by 256 logs, the natural log of the prefix mass of the whole document)."""
     beam, rows = first, []
     for byte in document:
         rows.append((await beam.logp_next()).ps)
@@ -61,7 +62,7 @@ async def walk(first: ByteBeamState, document: bytes) -> tuple[np.ndarray, float
 
 
 async def run(options: argparse.Namespace) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(doc_id -> logs, counts)."""
+    """Return (doc_id -> logs, counts)."""
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     tokenizer.bos_token = options.start  # what every context begins with
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The gradient that a student takes from stored targets, beside the one that it would take from the dense ones.
+"""Gradient of a student from stored targets, compared with the gradient from dense ones.
 
 Of the KL term (`stage2_student.losses.divergences`) by the weights of the trunk, after the interface alone was trained
 on other documents: angle and ratio of lengths, Sparse Logit Sampling's test (arXiv 2503.16870).
@@ -65,7 +65,10 @@ class Gradients:
         self.nats_per_position = nats / int(self.batch.kl_P.sum())
 
     def beside(self, records: Sequence[Record]) -> Beside:
-        """Of the same documents with other targets. The dense records' masks decide which positions count."""
+        """Compare the gradient from other targets of the same documents with the dense one.
+
+        The dense records' masks decide which positions count.
+        """
         found, _ = self._gradient(replace(self._batch(records), kl_P=self.batch.kl_P))
         cosine = float(cosine_similarity(found.double(), self.reference.double(), dim=0))
         return Beside(math.degrees(math.acos(min(1.0, cosine))), float(found.norm() / self.reference.norm()))
@@ -80,7 +83,7 @@ class Gradients:
         return collate(found)
 
     def _train(self, records: Sequence[Record], steps: int) -> None:
-        """The interface's maps alone, on states that stay as they are."""
+        """Train only the interface's maps, on fixed states."""
         batches = [self._batch([record]) for record in records]
         with torch.no_grad():
             hidden = [self.trunk(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state for batch in batches]

@@ -1,4 +1,4 @@
-"""The targets of `tests.bench.fuzz`, by atheris, which looks for inputs that reach branches no input has reached yet.
+"""The targets of `tests.bench.fuzz`, driven by atheris, which searches for inputs that reach new branches.
 
     .venv/bin/python -m tests.bench.guided_fuzz shard [-max_total_time=60] [-runs=10000]
 
@@ -33,7 +33,7 @@ def main() -> None:
         raise SystemExit(f"no target {target!r}; there are {', '.join(TARGETS)}")
 
     class Proposed(Random):
-        """Draws what the fuzzer proposes; 0 when it has no more to say."""
+        """Draws from the fuzzer's input; 0 when the input is used up."""
 
         def __init__(self, proposal: bytes) -> None:
             self.proposal = atheris.FuzzedDataProvider(proposal)

@@ -1,5 +1,6 @@
-"""A dump on a Ray cluster of three hosts, each with a network and a name of its own, into an object store; one host is
-cut off on the way.
+"""A dump on a Ray cluster of three hosts into an object store, while one host is cut off.
+
+Each host has a network and a name of its own.
 
     .venv/bin/python -m tests.bench.hosts [--documents 40] [--cut-after 6]
 
@@ -47,7 +48,7 @@ def ip(*arguments: str) -> None:
 
 @contextmanager
 def network() -> Iterator[None]:
-    """Namespaces for the hosts and for the switch between them, gone at the end."""
+    """Create namespaces for the hosts and the switch between them; remove them at the end."""
     made: list[str] = []
     try:
         for name in (SWITCH, *HOSTS):
@@ -68,12 +69,12 @@ def network() -> Iterator[None]:
 
 
 def at(host: str, command: Sequence[str]) -> list[str]:
-    """The command on that host."""
+    """Return the command that runs on that host."""
     return ["ip", "netns", "exec", host, "unshare", "--uts", "sh", "-c", f'hostname {host}; exec "$@"', "sh", *command]
 
 
 class Processes:
-    """What runs on the hosts; ended with the context. Each writes into a log of its own."""
+    """Processes on the hosts, each with a log of its own; ended with the context."""
 
     def __init__(self, logs: Path, stack: ExitStack) -> None:
         self._logs, self._stack = logs, stack
@@ -88,7 +89,7 @@ class Processes:
         return (self._logs / f"{name}.txt").read_text(encoding="utf-8")
 
     def until(self, name: str, done: Callable[[], bool]) -> None:
-        """Wait for something of a process; ends the bench with its log if that takes too long."""
+        """Wait for something from a process; if it takes too long, end the bench with the process's log."""
         deadline = time.monotonic() + WAIT_SECONDS
         while not done():
             if time.monotonic() > deadline:
@@ -97,7 +98,7 @@ class Processes:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """With all that it has started: what Ray runs on a host that was cut off does not hear that it is over."""
+    """Kill a process and its descendants: Ray on a host that was cut off does not hear that it is over."""
     children = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     process.communicate()
@@ -106,7 +107,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def inside(documents: int, cut_after: int) -> None:
-    """All of it, on the first host."""
+    """Run everything on the first host."""
     with tempfile.TemporaryDirectory(prefix="bld-hosts-") as folder, ExitStack() as stack:
         root, head, last = Path(folder), address_of(HOSTS[0]), HOSTS[-1]
         processes = Processes(root, stack)

@@ -40,7 +40,7 @@ WITH_BYTES = Objectives(ce=0.3, byte_ce=1.0, kl=1.0)
 
 
 class Variant(NamedTuple):
-    """One way to train."""
+    """A way to train."""
 
     name: str
     student: Student
@@ -49,7 +49,7 @@ class Variant(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """One step."""
+    """Figures of one step."""
 
     seconds: float
     cpu_seconds: float  # of all threads of this process: other processes matter less there
@@ -57,7 +57,7 @@ class Figures(NamedTuple):
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory since `reset_peak`: of the process on a CPU, of the allocator on a GPU."""
+    """Return the peak memory since `reset_peak`: the process's on a CPU, the allocator's on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -91,7 +91,7 @@ def step(variant: Variant, optimizer: torch.optim.Optimizer, device: torch.devic
 def variants(
     recipe: Recipe, interfaces: Sequence[str], tokens: int, device: torch.device
 ) -> tuple[list[Variant], torch.optim.Optimizer]:
-    """Cross-entropy alone, and these interfaces, on one model."""
+    """Return cross-entropy alone and these interfaces, on one model."""
     config = recipe.student
     assert config is not None
     tokenizer = student_tokenizer(config).tokenizer
@@ -116,7 +116,7 @@ def variants(
 
 
 def _prepared(documents: Sequence[Encoded], interface: Interface | None, ids: SpecialIds) -> tuple[MicroBatch, float]:
-    """A micro-batch, and the seconds that the interface took to prepare it, its caches warm."""
+    """Return a micro-batch and the seconds the interface took to prepare it, its caches warm."""
     masks = Masks(1.0, 0.05)
     max_bytes = 0 if interface is None else interface.max_bytes
     examples = [make_example(document, ids.document_start, ids.end, max_bytes, masks) for document in documents]
@@ -130,7 +130,7 @@ def _prepared(documents: Sequence[Encoded], interface: Interface | None, ids: Sp
 
 
 def recipe_for(vocabulary: str, dump: Path, out: Path) -> Recipe:
-    """The demo's student moved to another tokenizer."""
+    """Return the demo's student moved to another tokenizer."""
     recipe = load_recipe(Path("pipeline/recipes/demo.yaml"))
     assert recipe.student is not None
     student = recipe.student.model_copy(update={"tokenizer": TOKENIZERS[vocabulary], "path": str(out / vocabulary)})
@@ -159,7 +159,7 @@ def main(
 
 
 def report(found: Sequence[Variant], steps: dict[str, list[Figures]]) -> None:
-    """One line per variant; ratios are medians of each round's own, since a shared machine drifts."""
+    """Print one line per variant; ratios are medians of each round's own, since a shared machine drifts."""
     floor = steps[found[0].name]
     micro = found[0].micro
     tokens = int((micro.labels_BL != NO_LABEL).sum())

@@ -19,7 +19,7 @@ RANGES_PER_NODE = (170, 110, 50, 20, 10)  # from the root down; about as many as
 
 
 def milliseconds(run: Callable[[], object], rounds: int) -> float:
-    """Median of `rounds`, by the GPU's own clock, after three to warm up."""
+    """Return the median of `rounds` by the GPU's own clock, after three warm-up rounds."""
     times = []
     for number in range(rounds + 3):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -33,14 +33,14 @@ def milliseconds(run: Callable[[], object], rounds: int) -> float:
 
 
 def copy_bandwidth(rounds: int) -> float:
-    """Bytes per second, read and written, of a device-to-device copy of 1 GiB."""
+    """Return bytes per second, read and written, of a device-to-device copy of 1 GiB."""
     source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.nbytes / milliseconds(lambda: target.copy_(source), rounds) * 1e3
 
 
 def nested_ranges(num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row, first, last): in each row five nested nodes, cut into ranges, each a tenth as wide as the one around it."""
+    """Return (row, first, last): five nested nodes per row, each a tenth as wide as the one around it."""
     rng = np.random.default_rng(0)
     rows, firsts, lasts = [], [], []
     for row in range(num_rows):
@@ -80,7 +80,7 @@ def main(
 
 
 def check(logits_RC: torch.Tensor, row_J: torch.Tensor, first_J: torch.Tensor, last_J: torch.Tensor) -> None:
-    """A fast wrong kernel is no kernel: the first row's ranges against float64 prefix sums."""
+    """Check the first row's ranges against float64 prefix sums: a fast wrong kernel is useless."""
     from stage1_teacher.reduction.triton_kernel import range_probs
 
     found_J = range_probs(logits_RC, row_J, first_J, last_J)[row_J == 0].double()

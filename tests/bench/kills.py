@@ -41,7 +41,7 @@ Stamp = tuple[int, int, int]  # inode, size, time of writing
 
 
 class BenchError(AssertionError):
-    """The dump broke a promise."""
+    """A broken promise of the dump."""
 
 
 def in_child(work: Callable[[], int], log: Path) -> int:
@@ -64,7 +64,7 @@ def in_child(work: Callable[[], int], log: Path) -> int:
 
 
 def exit_code(pid: int) -> int:
-    """As a shell has it, but negative for a signal that ended the process."""
+    """Return the exit code as a shell gives it, but negative if a signal ended the process."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -79,7 +79,7 @@ def dump_command(recipe: Path) -> int:
 
 
 def import_as(modules: Path) -> None:
-    """Import what another process had imported in the end."""
+    """Import everything that another process had imported at its end."""
     for name in json.loads(modules.read_text(encoding="utf-8")):
         if name not in sys.modules and name.split(".")[0] != "__main__":
             with suppress(ImportError, AttributeError):  # parts of packages that are no modules of their own
@@ -146,7 +146,7 @@ class Killing:
         self.check()
 
     def _moment(self) -> Callable[[], bool]:
-        """Whether it is time to kill: some time after the start, or once something is half written after that."""
+        """Tell if it is time to kill: some time after the start, or once something is half-written after that."""
         at = time.monotonic() + self.random.uniform(0, self.seconds)
         wait_for_partial, reached = self.random.random() < 0.5, [False]
 
@@ -161,7 +161,7 @@ class Killing:
         return [*self.dump.glob("*.partial"), *(self.dump / "shards").glob("*.partial")]
 
     def check(self) -> None:
-        """What exists is whole, and what existed before is as it was."""
+        """Check that what exists is whole, and that what existed before is unchanged."""
         now: dict[str, Stamp] = {}
         for path in sorted((self.dump / "shards").glob("*.parquet")):
             check_seal(path)
@@ -199,8 +199,9 @@ class Killing:
         return int(bool(faults or left or others) or not same_audit)
 
     def interrupt(self, number: signal.Signals) -> None:
-        """Send SIGINT or SIGTERM in the middle; nothing half written stays, and the exit code is a shell's for the
-        signal.
+        """Send SIGINT or SIGTERM midway and check what is left and the exit code.
+
+        Nothing half-written may remain, and the exit code is a shell's for the signal.
         """
         pid = in_child(lambda: dump_command(self.recipe), self.log)
         num_before = len(list((self.dump / "shards").glob("*.parquet")))
@@ -215,8 +216,9 @@ class Killing:
 
 
 def flip(dump: Path, number: int, chance: random.Random) -> list[str]:
-    """Names of damaged shards that `verify` did not find, of `number`: single flipped bits, one in ten of them
-    truncated instead.
+    """Return the names of damaged shards that `verify` did not find, out of `number`.
+
+    Damage is a single flipped bit; in one case of ten a truncation instead.
     """
     manifest = Manifest.load(dump)
     missed = []
@@ -259,7 +261,8 @@ def main(
             print(f"{killing.kills}/{kills} kills, {len(killing.before)} shards complete", flush=True)
         killing.finish()
         print(
-            f"{killing.kills} kills, {workers} workers at once: {killing.half_written} files half written at a kill, none kept; "
+            f"{killing.kills} kills, {workers} workers at once: "
+            f"{killing.half_written} files half-written at a kill, none kept; "
             f"{killing.completed} dumps completed, all with the undisturbed dump's content and audit"
         )
         whole = killing.whole.parent / "dump"

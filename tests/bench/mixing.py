@@ -1,5 +1,6 @@
-"""How many sources a step holds, where a corpus lists its sources one after another: by how many lanes its shards are
-read in.
+"""Number of sources in a step of a corpus that lists them one after another, by lanes.
+
+Lanes are the number of places in which the shards are read at once.
 
     .venv/bin/python -m tests.bench.mixing [--shards 64] [--records 8192] [--sources 8] [--step 30]
 
@@ -18,7 +19,7 @@ from stage2_student.data.order import VERSION, WHOLE_RECORDS, Order
 
 
 def sources_of_steps(version: int, shards: int, records: int, sources: int, step: int) -> np.ndarray:
-    """Of each step of an epoch: how many sources its records are of."""
+    """Count the sources of each step's records over an epoch."""
     windows = takewhile(lambda window: not window.epoch, Order(0, np.full(shards, records), None, version).windows())
     source = np.concatenate([(w.shard_W * records + w.unit_W) * sources // (shards * records) for w in windows])
     return np.array([len(np.unique(one)) for one in source[: len(source) // step * step].reshape(-1, step)])

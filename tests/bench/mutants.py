@@ -1,4 +1,4 @@
-"""Mutation testing of the arithmetic: one small fault at a time is put into a module, and its quick tests must notice.
+"""Mutation testing of the arithmetic: a module's quick tests must notice one small fault at a time.
 
     .venv/bin/python -m tests.bench.mutants [covering ...] [--sample 0.4] [--seed 0] [--at covering:137]
 
@@ -40,7 +40,8 @@ OURS = ("pipeline", "schemas", "stage1_teacher", "stage2_student", "tests")
 COVERING = ("tests/pipeline/covering/test_covering.py", "tests/pipeline/covering/test_branches.py")
 # Without those that build whole students.
 MARGINAL = (
-    "tests/stage2_student/interfaces/token_marginal/test_interface.py -k not weights and not bfloat16 and not rank and not tokenizer",
+    "tests/stage2_student/interfaces/token_marginal/test_interface.py "
+    "-k not weights and not bfloat16 and not rank and not tokenizer",
 )
 TARGETS = {
     "vocabulary": Target("pipeline.covering.vocabulary", COVERING),
@@ -95,7 +96,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def run_tests(target: Target, path: Path, tree: ast.Module, cpu_seconds: int) -> bool:
-    """True if the tests pass with this tree in place of the module. In a fork: it leaves no trace."""
+    """Return True if the tests pass with this tree in place of the module. Forks, leaving no trace."""
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -129,7 +130,7 @@ def _pytest(tests: Sequence[str]) -> int:
 
 
 def test_module(name: str, sample: float, seed: int, line: int | None) -> tuple[int, int]:
-    """(killed, survived) of a module; prints each survivor."""
+    """Return (killed, survived) of a module; print each survivor."""
     target = TARGETS[name]
     path = Path(*target.module.split(".")).with_suffix(".py")
     source = path.read_text(encoding="utf-8")

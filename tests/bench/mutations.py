@@ -1,5 +1,6 @@
-"""One small fault at a time in a module's tree: an operator, a comparison, a constant, a condition or a call turned
-into its neighbour, or a statement left out.
+"""One small fault at a time in a module's tree.
+
+An operator, a comparison, a constant, a condition or a call turned into its neighbour, or a statement left out.
 """
 
 import ast
@@ -56,8 +57,9 @@ class Mutant(NamedTuple):
 
 
 class _Skip(ast.NodeVisitor):
-    """Nodes that no test can be asked about: messages, annotations, decorators, docstrings, what only we can get
-    wrong.
+    """Nodes that no test can check.
+
+    Messages, annotations, decorators, docstrings, and assertions of what only we can get wrong.
     """
 
     def __init__(self) -> None:
@@ -85,7 +87,7 @@ class _Skip(ast.NodeVisitor):
 
 
 def edits(node: ast.AST) -> Iterator[Callable[[Any], ast.AST]]:
-    """What can be done to one node, each an edit of a copy of it."""
+    """Yield all faults possible at one node, each an edit of a copy of it."""
     if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in OPERATORS:
         yield lambda n: _set(n, "op", OPERATORS[type(n.op)]())
     if isinstance(node, ast.Compare):
@@ -125,7 +127,7 @@ class _Replace(ast.NodeTransformer):
 
 
 def mutants(source: str) -> list[Mutant]:
-    """Every one-fault variant of a module, in the order of its lines."""
+    """Return every one-fault variant of a module, in the order of its lines."""
     tree = ast.parse(source)
     skipped = _Skip()
     skipped.visit(tree)
@@ -144,7 +146,7 @@ def _short(node: ast.AST) -> str:
 
 
 def _in_order(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes in the order in which `_Replace` meets them."""
+    """Yield all nodes in the order in which `_Replace` visits them."""
     yield node
     for child in ast.iter_child_nodes(node):
         yield from _in_order(child)

@@ -1,5 +1,4 @@
-"""Training from a dump beside training with the teacher in memory, as one would without a dump: memory and time of a
-step.
+"""Training from a dump compared with a teacher in memory: memory and time of a step.
 
     .venv/bin/python -m tests.bench.online [--dump runs/demo/dump] [--interface token_marginal] [--rounds 7]
 
@@ -38,7 +37,7 @@ class Online:
         self._dump = recipe.dump
 
     def __call__(self, records: Sequence[Record]) -> list[Record]:
-        """The same documents, with targets that are computed now."""
+        """Return the same documents with targets computed now."""
         teacher = self._teacher
         limits = teacher.max_tokens, teacher.overlap_tokens
         windows = [
@@ -51,7 +50,7 @@ class Online:
 
 
 def train_online(recipe: Recipe) -> None:
-    """The real trainer, with `Online` between what it reads and what it encodes."""
+    """Run the real trainer with `Online` between reading and encoding."""
     ask, encoded = Online(recipe), Preparation.encoded
 
     def asked(self: Preparation, share: Share, records: Sequence[Held]) -> list[Encoded]:

@@ -1,7 +1,9 @@
-"""What students learn, by method: each at its best settings beside plain cross-entropy, on the same text, steps and
-batch.
+"""Quality of students by training method, each at its best settings beside plain cross-entropy.
 
-    .venv/bin/python -m tests.bench.quality [--recipe pipeline/recipes/demo.yaml] [--methods "sft; linear"] [--steps 40] [--seeds 3]
+Text, steps and batch are the same for all.
+
+    .venv/bin/python -m tests.bench.quality [--recipe pipeline/recipes/demo.yaml]
+        [--methods "sft; linear"] [--steps 40] [--seeds 3]
 
 Settings (learning rates and weights) are searched by successive halving, the same budget for every method: all of them
 for a quarter of the steps, the best two for half (where they are within 0.005 bits of each other), judged by the bits
@@ -47,7 +49,7 @@ TIE = 0.005  # bits per byte, what a seed changes at most; settings that are fur
 
 
 def bld(*arguments: str) -> None:
-    """One command of the product, as an operator would run it."""
+    """Run one command of the product, as an operator would."""
     print("$ bld " + " ".join(arguments), flush=True)
     subprocess.run([sys.executable, "-m", "pipeline", *arguments], check=True)
 
@@ -78,7 +80,7 @@ class Quality:
             (out / folder).mkdir(parents=True, exist_ok=True)
 
     def _held_out(self, split: str) -> dict[str, tuple[Path, Recipe]]:
-        """Where each held-out text lies with everything stored, and what dumps it: `search` or `table`."""
+        """Return where each held-out text is dumped in full, and what dumps it: `search` or `table`."""
         assert self.base.eval is not None, "the recipe has no eval section"
         corpora = {"in_domain": self.base.eval.corpus}
         if self.base.eval.out_of_domain is not None:
@@ -102,8 +104,9 @@ class Quality:
         bld(command, str(path))
 
     def figures(self, run: Run, split: str) -> Figures:
-        """Train a student and measure it, where that is not done. Its weights are deleted after a search, and kept
-        else.
+        """Train a student and measure it, if that is not done.
+
+        Its weights are deleted after a search, otherwise kept.
         """
         file = self.out / "figures" / f"{run.name}.{split}.json"
         folder = self.out / "runs" / run.name
@@ -132,7 +135,7 @@ class Quality:
         return measure(model, ids, self.dumps_of[split], self.num_questions if split == "table" else 0, file)
 
     def prepare(self, splits: Sequence[str], training: bool = True) -> None:
-        """The dumps of held-out text, and that which students learn from, `jobs` at a time."""
+        """Make the dumps of held-out text and the one that students learn from, `jobs` at a time."""
         wanted = {"dump": self.base} if training else {}
         for split in splits:
             held_out = self._held_out(split)
@@ -142,7 +145,7 @@ class Quality:
             list(pool.map(lambda name: self._bld("teacher", wanted[name], name), wanted))
 
     def reference(self, name: str) -> Figures:
-        """One of `REFERENCES`, measured."""
+        """Measure one of `REFERENCES`."""
         file = self.out / "figures" / f"{name}.json"
         if name == "teacher":
             ids = resolve_ids(self.base, load_tokenizer(self.base).tokenizer)
@@ -154,7 +157,7 @@ class Quality:
         return self._measure(str(start), ids, "table", file)
 
     def search(self, methods: Sequence[str], steps: int) -> dict[str, tuple[str, ...]]:
-        """Each method's best setting, by successive halving."""
+        """Find each method's best setting, by successive halving."""
         left = {method: method_of(method).settings() for method in methods}
         for share, kept in ((4, 2), (2, 1)):
             runs = [
@@ -170,7 +173,8 @@ class Quality:
                 near = [run for run in ranked[:kept] if scores[run] <= scores[ranked[0]] + TIE]
                 for run in ranked:
                     measured = "; ".join(
-                        f"{name} {found[run].mean(name, 'bits_per_byte'):.4f} bits, JSD {found[run].mean(name, 'jsd'):.4f}"
+                        f"{name} {found[run].mean(name, 'bits_per_byte'):.4f} bits, "
+                        f"JSD {found[run].mean(name, 'jsd'):.4f}"
                         for name in found[run].documents
                     )
                     kind = "stays" if run in near else "out"
@@ -179,12 +183,13 @@ class Quality:
         return {method: settings[0] for method, settings in left.items()}
 
     def of_table(self, wanted: str | Run) -> Figures:
-        """A line of the table, or one seed of it."""
+        """Return the figures of a line of the table, or of one seed of it."""
         return self.reference(wanted) if isinstance(wanted, str) else self.figures(wanted, "table")
 
     def of_all(self, what: Callable[[Wanted], Found], wanted: Sequence[Wanted]) -> list[Found]:
-        """`what` of each, `jobs` of them at a time; with more than one, all are tried before an error of one is
-        raised.
+        """Call `what` for each, `jobs` at a time.
+
+        With more than one job, all are tried before an error of one is raised.
         """
         if self.jobs == 1:
             return [what(one) for one in wanted]
@@ -201,12 +206,12 @@ class Quality:
 
 
 def judged(found: Figures) -> float:
-    """What the search makes small: bits per byte out of domain, or in it where the recipe has no other text."""
+    """Return what the search minimises: bits per byte out of domain, or in domain if there is no other text."""
     return found.mean("out_of_domain" if "out_of_domain" in found.documents else "in_domain", "bits_per_byte")
 
 
 def lines(name: str, found: Sequence[Figures], control: Sequence[Figures] | None) -> str:
-    """A line of the table: means over seeds; the difference to the control where both were trained."""
+    """Format a line of the table: means over seeds; the difference to the control if both were trained."""
     first = found[0]
 
     def mean(dump: str, what: str) -> str:
@@ -232,11 +237,12 @@ def lines(name: str, found: Sequence[Figures], control: Sequence[Figures] | None
 
 
 def gap(name: str, found: Sequence[Figures], control: Sequence[Figures], teacher: Figures) -> str:
-    """In words, how much of the control's distance to the teacher a method takes away, out of domain."""
+    """Describe how much of the control's distance to the teacher a method takes away, out of domain."""
     ours, theirs = ([f.per_document("out_of_domain", "bits_per_byte") for f in figures] for figures in (found, control))
     best = teacher.per_document("out_of_domain", "bits_per_byte")
     share, low, high = gap_closed(ours, theirs, best)
-    said = f"{name}: {share:.0%} [{low:.0%}, {high:.0%}] of the gap in bits/byte out of domain between {CONTROL} and the teacher"
+    interval = f"{share:.0%} [{low:.0%}, {high:.0%}]"
+    said = f"{name}: {interval} of the gap in bits/byte out of domain between {CONTROL} and the teacher"
     seeds = over_seeds((ours, theirs, [best] * len(ours)), closed)
     return said + (
         "" if seeds is None else f"; on these documents, over seeds alone [{seeds.low:.0%}, {seeds.high:.0%}]"
@@ -244,13 +250,15 @@ def gap(name: str, found: Sequence[Figures], control: Sequence[Figures], teacher
 
 
 def way_from_start(name: str, found: Sequence[Figures], start: Figures, teacher: Figures) -> str:
-    """In words, how far a method goes from the untrained start to the teacher, out of domain: of this the control has
-    no part.
+    """Describe how far a method goes from the untrained start to the teacher, out of domain.
+
+    The control has no part in this figure.
     """
     ours = [f.per_document("out_of_domain", "bits_per_byte") for f in found]
     first, best = (figures.per_document("out_of_domain", "bits_per_byte") for figures in (start, teacher))
     share, low, high = gap_closed(ours, [first] * len(ours), best)
-    return f"{name}: {share:.0%} [{low:.0%}, {high:.0%}] of the way in bits/byte out of domain from the start to the teacher"
+    interval = f"{share:.0%} [{low:.0%}, {high:.0%}]"
+    return f"{name}: {interval} of the way in bits/byte out of domain from the start to the teacher"
 
 
 def main(

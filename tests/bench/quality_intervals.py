@@ -41,7 +41,7 @@ class Interval(NamedTuple):
 
 
 def interval(methods: Sequence[Sequence[np.ndarray]], of_ratios: OfRatios) -> Interval:
-    """What `of_ratios` makes of the methods' ratios of sums, and its interval.
+    """Compute `of_ratios` of the methods' ratios of sums, with its interval.
 
     Args:
         methods: for each method and seed documents x 2 (sum, divisor): the same documents in the same order, and what
@@ -69,7 +69,7 @@ def interval(methods: Sequence[Sequence[np.ndarray]], of_ratios: OfRatios) -> In
 
 
 def over_seeds(methods: Sequence[Sequence[np.ndarray]], of_ratios: OfRatios) -> Interval | None:
-    """As `interval`, of these very documents: Student's t over seeds alone; None with one seed."""
+    """Compute `interval` for these very documents: Student's t over seeds alone; None with one seed."""
     figures = np.stack([np.stack(seeds) for seeds in methods]).astype(float)
     num_seeds = figures.shape[1]
     if num_seeds < 2:
@@ -86,7 +86,7 @@ def _ratios(sums: np.ndarray) -> np.ndarray:
 
 
 def _slopes(ratios: np.ndarray, of_ratios: OfRatios) -> np.ndarray:
-    """How the figure changes with each method's ratio; ratios M x ..., and so the slopes."""
+    """Return the figure's slope in each method's ratio; ratios and slopes are M x ...."""
     slopes = np.empty_like(ratios)
     for method in range(len(ratios)):
         step = np.zeros_like(ratios)
@@ -96,7 +96,7 @@ def _slopes(ratios: np.ndarray, of_ratios: OfRatios) -> np.ndarray:
 
 
 def _variance(sums: np.ndarray, of_ratios: OfRatios) -> np.ndarray:
-    """B: the variance of the figure over documents, from what each does to it at the margin; sums M x B x D x 2."""
+    """Return B variances of the figure over documents, linearised; sums are M x B x D x 2."""
     num = sums.shape[2]
     means = sums.mean(2)  # M x B x 2
     ratios = _ratios(means)
@@ -107,7 +107,7 @@ def _variance(sums: np.ndarray, of_ratios: OfRatios) -> np.ndarray:
 
 
 def _seed_variance(figures: np.ndarray, ratio_M: np.ndarray, of_ratios: OfRatios) -> float:
-    """The variance of the figure over seeds; 0 with one, which says nothing."""
+    """Return the variance of the figure over seeds; 0 with one, which says nothing."""
     num_seeds = figures.shape[1]
     if num_seeds < 2:
         return 0.0
@@ -117,8 +117,9 @@ def _seed_variance(figures: np.ndarray, ratio_M: np.ndarray, of_ratios: OfRatios
 
 
 def _document_quantiles(sums: np.ndarray, value: float, of_ratios: OfRatios) -> np.ndarray:
-    """How many standard errors below and above the figure the bounds lie, by documents alone: a studentised
-    bootstrap.
+    """Return how many standard errors below and above the figure the bounds lie, by documents alone.
+
+    A studentised bootstrap.
     """
     num = sums.shape[1]
     drawn = np.random.default_rng(0).integers(num, size=(RESAMPLES, num))
@@ -133,8 +134,9 @@ def _document_quantiles(sums: np.ndarray, value: float, of_ratios: OfRatios) -> 
 
 
 def percentiles(methods: Sequence[Sequence[np.ndarray]], of_ratios: OfRatios) -> Interval:
-    """What was used before, and holds too seldom: the percentiles of a bootstrap, seeds and documents drawn anew
-    together.
+    """Compute the interval used before, which covers too seldom.
+
+    Percentiles of a bootstrap that redraws seeds and documents together.
     """
     figures = np.stack([np.stack(seeds) for seeds in methods]).astype(float)
     random, (num_seeds, num_documents) = np.random.default_rng(0), figures.shape[1:3]
@@ -146,7 +148,7 @@ def percentiles(methods: Sequence[Sequence[np.ndarray]], of_ratios: OfRatios) ->
 
 
 class World(NamedTuple):
-    """Where the truth is known: the difference of two methods is 1 on the average.
+    """A world in which the truth is known: the mean difference of two methods is 1.
 
     Attributes:
         document_effect, seed_effect: standard deviations.
@@ -160,7 +162,7 @@ class World(NamedTuple):
     tail: str = "exponential"
 
     def draw(self, random: np.random.Generator) -> list[list[np.ndarray]]:
-        """Two methods' figures on documents of unlike sizes; the second is the control."""
+        """Draw two methods' figures on documents of unlike sizes; the second is the control."""
         effect_D = {
             "exponential": random.exponential(size=self.documents) - 1,
             "lognormal": _lognormal(random, self.documents),
@@ -175,13 +177,13 @@ class World(NamedTuple):
 
 
 def _lognormal(random: np.random.Generator, size: int) -> np.ndarray:
-    """Of mean 0 and deviation 1, with the tail of one whose deviation is 0.6 of its mean."""
+    """Draw values of mean 0 and deviation 1, with the tail of one whose deviation is 0.6 of its mean."""
     sigma = np.sqrt(np.log(1 + 0.36))
     return (random.lognormal(-(sigma**2) / 2, sigma, size) - 1) / 0.6
 
 
 def difference(ratios: np.ndarray) -> np.ndarray:
-    """Of the first method's ratio to the second's."""
+    """Return how far the first method's ratio is above the second's."""
     apart: np.ndarray = ratios[0] - ratios[1]
     return apart
 
@@ -192,7 +194,7 @@ def coverage(
     seed: int = 0,
     kind: Callable[[Sequence[Sequence[np.ndarray]], OfRatios], Interval] = interval,
 ) -> tuple[float, float]:
-    """How often a kind of interval holds the truth, and how wide it is on the average."""
+    """Return how often a kind of interval holds the truth, and its mean width."""
     random = np.random.default_rng(seed)
     found = [kind(world.draw(random), difference) for _ in range(trials)]
     held = np.mean([one.low <= 1 <= one.high for one in found])
@@ -202,7 +204,8 @@ def coverage(
 def main(trials: Annotated[int, typer.Option(help="Of each world.")] = 400) -> None:
     """Print a line for each world."""
     print(
-        "| documents | seeds | seeds' effect | exponential | normal | percentiles, exponential |\n| --- | --- | --- | --- | --- | --- |"
+        "| documents | seeds | seeds' effect | exponential | normal | percentiles, exponential |\n"
+        "| --- | --- | --- | --- | --- | --- |"
     )
     for documents, seeds, effect in WORLDS:
         worlds = [World(documents, seeds, 0.6, effect, tail) for tail in ("exponential", "normal")]

@@ -1,4 +1,4 @@
-"""What is measured of a model in the quality benchmark, document by document, and what tells two methods apart.
+"""Measures of the quality benchmark, per document, and the differences between two methods.
 
 Resumable: a model's figures lie in one JSON file. Intervals are of paired differences: both methods on the same
 documents and seeds, so that what is hard about a document cancels out (`tests.bench.quality_intervals`).
@@ -23,14 +23,15 @@ TASKS = {"PIQA": "bld_piqa", "SIQA": "bld_siqa", "OpenBookQA": "bld_openbookqa"}
 
 
 class Figures(NamedTuple):
-    """Of one model: the records of its documents in each dump, and which questions of each task it answers rightly."""
+    """Figures of one model: the records of its documents in each dump, and its right answers by task."""
 
     documents: dict[str, list[DocumentDivergence]]
     right: dict[str, list[bool]]
 
     def per_document(self, dump: str, measure: str) -> np.ndarray:
-        """documents x 2: the measure's sum and what it is divided by. The windows of a document are no documents of
-        their own.
+        """Return documents x 2: the measure's sum and its divisor.
+
+        Windows of a document count as one document.
         """
         numerator, denominator = MEASURES[measure]
         sums: dict[str, np.ndarray] = {}
@@ -56,7 +57,7 @@ SCALES = {"bits_per_byte": 1 / np.log(2)}
 
 
 def measure(model: str, ids: SpecialIds, dumps: dict[str, Path], num_questions: int, file: Path) -> Figures:
-    """A model's figures, from `file` where they are known; what is not there is measured and added."""
+    """Return a model's figures from `file`; measure and add those that are missing."""
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"right": {}}
     tasks = [task for task in TASKS if len(known["right"].get(task, ())) < num_questions]
     if "documents" not in known:
@@ -74,7 +75,7 @@ def measure(model: str, ids: SpecialIds, dumps: dict[str, Path], num_questions: 
 
 
 def right_answers(model: str, tasks: Sequence[str], num_questions: int) -> dict[str, list[bool]]:
-    """Of each task's first questions, whether the option that is most probable per byte is the right one."""
+    """Tell for each task's first questions if the option most probable per byte is the right one."""
     asked = TasksConfig(names=tuple(TASKS[task] for task in tasks), limit=num_questions)
     samples = run_tasks(model, {"tasks": asked}, log_samples=True)["tasks"]["samples"]
     return {
@@ -84,15 +85,16 @@ def right_answers(model: str, tasks: Sequence[str], num_questions: int) -> dict[
 
 
 def closed(ratios: np.ndarray) -> np.ndarray:
-    """How much of the way from the second's ratio, the control's, to the third's, the best model's, the first method
-    goes.
+    """Return how far the first method goes from the second's ratio to the third's.
+
+    The second is the control, the third the best model.
     """
     share: np.ndarray = (ratios[1] - ratios[0]) / (ratios[1] - ratios[2])
     return share
 
 
 def paired_interval(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> Interval:
-    """Mean difference of two methods' ratios, with its 95 % interval.
+    """Return the mean difference of two methods' ratios, with its 95 % interval.
 
     Args:
         ours, theirs: for each seed, documents x 2 (sum, divisor), the same documents in the same order.
@@ -101,7 +103,7 @@ def paired_interval(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) ->
 
 
 def gap_closed(ours: Sequence[np.ndarray], control: Sequence[np.ndarray], best: np.ndarray) -> Interval:
-    """How much of the way from the control's ratio to the best model's a method goes, with its 95 % interval.
+    """Return how far a method goes from the control's ratio to the best model's, with a 95 % interval.
 
     Args:
         best: as one seed of the others; it has no seeds.

@@ -1,4 +1,4 @@
-"""The ways to train that the quality benchmark compares: what is fixed of each, and the settings that are searched.
+"""Training methods of the quality benchmark: the fixed part of each, and the settings searched.
 
 A setting is a tuple of recipe overrides: rates and weights. Every method has as many, `NUM_SETTINGS`, so that the
 search gives each the same budget: the method's first weights at several rates, and its other weights at the first of
@@ -16,8 +16,9 @@ NUM_SETTINGS = len(RATES)
 
 
 class Method(NamedTuple):
-    """One way to train: `fixed` overrides, those of its `weights`, of one of `RATES`, and `varied` ones, which come
-    last and so win.
+    """A training method: `fixed` overrides, those of its `weights`, of one of `RATES`, and `varied` ones.
+
+    `varied` overrides come last and so win.
     """
 
     fixed: tuple[str, ...]
@@ -38,7 +39,7 @@ class Method(NamedTuple):
 
 
 def objectives(**weights: float) -> str:
-    """An override that sets all weights; those not named are 0."""
+    """Return an override that sets all weights; those not named are 0."""
     values = {"ce": 0.0, "byte_ce": 0.0, "kl": 0.0, "alm": 0.0} | weights
     return "train.objectives={" + ", ".join(f"{name}: {weight}" for name, weight in values.items()) + "}"
 
@@ -80,7 +81,10 @@ METHODS: dict[str, Method] = {
 
 
 def method_of(text: str) -> Method:
-    """`NAME [override ...]`, words as in a shell. Raises ValueError for a name that is not known."""
+    """Parse `NAME [override ...]`, words as in a shell.
+
+    Raises ValueError for an unknown name.
+    """
     name, *varied = shlex.split(text)
     if name not in METHODS:
         raise ValueError(f"no method {name!r}; known: {', '.join(METHODS)}")

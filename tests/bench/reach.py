@@ -1,6 +1,7 @@
-"""How much of a model's mass lies on tokens that its tokenizer never yields, and how many of them it writes.
+"""A model's mass on tokens that its tokenizer never yields, and how many of them it writes.
 
-    .venv/bin/python -m tests.bench.reach runs/demo_mistral/student/start runs/demo_mistral/student/export [--recipe pipeline/recipes/demo_mistral.yaml]
+    .venv/bin/python -m tests.bench.reach runs/demo_mistral/student/start runs/demo_mistral/student/export
+        [--recipe pipeline/recipes/demo_mistral.yaml]
 
 On held-out text of the recipe's `eval` section, cut at 900 bytes in domain and 1,500 out; samples at temperature 1 from
 the start token.
@@ -23,8 +24,9 @@ from stage2_student.model.initial_student import end_tokens, load_start
 
 
 class Measured(NamedTuple):
-    """Of some documents: bits per byte of the model's own tokens, and the mean share of its mass on tokens that are not
-    reached.
+    """Figures of some documents.
+
+    Bits per byte of the model's own tokens, and the mean share of its mass on tokens that are not reached.
     """
 
     bits_per_byte: float

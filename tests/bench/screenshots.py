@@ -1,6 +1,7 @@
 """The pictures in the README: `bld inspect --html` and `bld report` in headless Chromium, in light and in dark.
 
-    .venv/bin/python -m tests.bench.screenshots [--dump runs/demo/dump] [--run runs/demo/student] [--out pipeline/images]
+    .venv/bin/python -m tests.bench.screenshots [--dump runs/demo/dump] [--run runs/demo/student]
+        [--out pipeline/images]
 
 After `make demo`. Debian has the browser as `chromium`; nothing is loaded from anywhere. Pictures have few colours, so
 that each is some 30 kB.
@@ -22,7 +23,7 @@ MOST_BYTES = 150_000
 
 
 def find_browser() -> str:
-    """Raises ValueError where there is none."""
+    """Find the browser. Raises ValueError if there is none."""
     for name in BROWSERS:
         if shutil.which(name):
             return name
@@ -30,7 +31,7 @@ def find_browser() -> str:
 
 
 def take(browser: str, address: str, size: tuple[int, int], scheme: str, out: Path) -> None:
-    """Draw the top of a page, `size` pixels. Raises ValueError where the picture is too large for a README."""
+    """Draw the top of a page, `size` pixels. Raises ValueError if the picture is too large for a README."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "raw.png")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]

@@ -1,5 +1,4 @@
-"""How fast one core makes shards of dense targets and training arrays of shards, and how much memory it takes to read a
-dump.
+"""Speed of one core at making shards and reading training arrays; memory of reading a dump.
 
     .venv/bin/python -m tests.bench.shard_speed [--documents 48] [--rounds 5]
 
@@ -35,7 +34,7 @@ RECORDS = 240  # of such a shard
 
 
 def seconds(run: Callable[[], object], rounds: int) -> float:
-    """Of this thread; the best round."""
+    """Return the CPU seconds of this thread in the best round."""
     best = float("inf")
     for _ in range(rounds):
         started = time.thread_time()
@@ -50,7 +49,7 @@ def stored(recipe: Recipe, dense: Sequence[Dense]) -> list[Record]:
 
 
 def train_arrays(path: Path) -> int:
-    """Every record's padded arrays, for a student whose tokens are the teacher's; how many positions."""
+    """Make every record's padded arrays for a student with the teacher's tokens; count positions."""
     num_positions = 0
     for record in read_shard(path):
         ends = np.cumsum(record.teacher_token_lengths.astype(np.int64))
@@ -70,7 +69,8 @@ def print_speed(recipe: Recipe, dense: Sequence[Dense], rounds: int, folder: Pat
     arrays = seconds(lambda: train_arrays(path), rounds)
     plain = seconds(lambda: sum(1 for _ in read_shard(path)), rounds)
     print(
-        f"{num_positions} positions, {sum(len(r.symbols) for r in records) / num_positions:.2f} entries each; one core, positions per second:"
+        f"{num_positions} positions, {sum(len(r.symbols) for r in records) / num_positions:.2f} entries each; "
+        "one core, positions per second:"
     )
     print(f"dense targets to a table (sparse, rounded):         {num_positions / encode:>12,.0f}")
     for zstd, took in write.items():
@@ -83,7 +83,7 @@ def print_speed(recipe: Recipe, dense: Sequence[Dense], rounds: int, folder: Pat
 
 
 def print_memory(records: Sequence[Record], folder: Path) -> None:
-    """Peak memory of reading a dump, and one ten times as large."""
+    """Measure the peak memory of reading a dump, and one ten times as large."""
     shard = folder / "shard.parquet"
     commit_shard(to_table([records[i % len(records)] for i in range(RECORDS)], {}), shard, 1)
     for count in (SMALL, LARGE):
@@ -108,12 +108,13 @@ def read_epoch(dump: Path) -> None:
             break
         num_positions += record.num_positions
     print(
-        f"{num_positions} positions, peak {memory('VmHWM') - before:.0f} MiB above the {before:.0f} of the program itself"
+        f"{num_positions} positions, peak {memory('VmHWM') - before:.0f} MiB above "
+        f"the {before:.0f} of the program itself"
     )
 
 
 def memory(field: str) -> float:
-    """MiB of this process, as Linux tells it: VmRSS now, VmHWM at its peak."""
+    """Return MiB of this process, as Linux reports it: VmRSS now, VmHWM at its peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     [line] = [line for line in lines if line.startswith(f"{field}:")]
     return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""A dump and a training run for hours, side by side: do memory, open files and threads stay flat, and does the rate?
+"""A dump and a training run for hours, side by side: are memory, open files, threads and rate stable?
 
     .venv/bin/python -m tests.bench.soak [--hours 2] [--engine vllm] [--out runs/soak]
 
@@ -62,20 +62,23 @@ def write_corpus(path: Path, num_bytes: int) -> None:
 
 
 def write_recipes(out: Path, engine: str, num_bytes: int) -> dict[str, Path]:
-    """`short`, the dump that the student learns from; `teacher`, one that takes for ever; `student`, likewise."""
+    """Write the recipes: `short`, the dump the student learns from; `teacher` and `student`, endless ones."""
     tiny_model(out / "teacher_model")
     tiny_model(out / "student_model", seed=1, merges=["a n", "an d", "Ġ and", "t h", "th e"])
     write_corpus(out / "corpus.jsonl", num_bytes)
     teacher = {
-        "model": str(out / "teacher_model"), "engine": engine, "dtype": "float32", "max_tokens": 256, "overlap_tokens": 32,
+        "model": str(out / "teacher_model"), "engine": engine, "dtype": "float32",
+        "max_tokens": 256, "overlap_tokens": 32,
         "start": END_OF_TEXT, "end": [END_OF_TEXT],
     }  # fmt: skip
     student = {
-        "model": str(out / "student_model"), "interface": "token_marginal", "path": str(out / "run"), "start": END_OF_TEXT,
+        "model": str(out / "student_model"), "interface": "token_marginal", "path": str(out / "run"),
+        "start": END_OF_TEXT,
         "end": END_OF_TEXT,
     }  # fmt: skip
     train = {
-        "steps": 10**7, "batch_tokens": 512, "micro_batch_tokens": 256, "max_tokens": 256, "lr": 1e-5, "dtype": "float32",
+        "steps": 10**7, "batch_tokens": 512, "micro_batch_tokens": 256, "max_tokens": 256,
+        "lr": 1e-5, "dtype": "float32",
         "save_every": 500, "eval_every": 250, "eval_documents": 4, "log_every": 10,
     }  # fmt: skip
     corpus = {"source": str(out / "corpus.jsonl")}
@@ -101,7 +104,7 @@ def free_port() -> int:
 
 
 def fixed_work() -> float:
-    """CPU seconds of a piece of work that is always the same: products, memory, Python."""
+    """Measure the CPU seconds of a fixed piece of work: products, memory, Python."""
     started = time.thread_time()
     a = np.linspace(0, 1, 300 * 300, dtype=np.float32).reshape(300, 300)
     for _ in range(10):
@@ -125,7 +128,7 @@ class Command:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
     def look(self) -> None:
-        """Take a sample. Raises RuntimeError where the command has ended."""
+        """Take a sample. Raises RuntimeError if the command has ended."""
         if self.process.poll() is not None:
             raise RuntimeError(f"{self.name} ended with {self.process.returncode}; see {self.log}")
         root = psutil.Process(self.process.pid)
@@ -149,7 +152,7 @@ class Command:
         print(json.dumps(found._asdict()), file=self._file, flush=True)
 
     def _progress(self) -> float | None:
-        """None while it does not serve figures yet."""
+        """Read the command's own figures; None while it does not serve them yet."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
                 text = answer.read().decode()
@@ -164,7 +167,7 @@ class Command:
 
 
 class Trend(NamedTuple):
-    """A least-squares line: its middle, its slope an hour, and half of the slope's 95 % interval."""
+    """A least-squares line: its middle, its slope per hour, and half of the slope's 95 % interval."""
 
     middle: float
     slope: float
@@ -172,7 +175,7 @@ class Trend(NamedTuple):
 
 
 def trend(hours: np.ndarray, values: np.ndarray) -> Trend:
-    """Of the means of `BLOCKS` stretches of equal length."""
+    """Fit a line to the means of `BLOCKS` stretches of equal length."""
     x = np.array([block.mean() for block in np.array_split(hours, BLOCKS)])
     y = np.array([block.mean() for block in np.array_split(values, BLOCKS)])
     slope, start = np.polyfit(x, y, 1)
@@ -182,7 +185,7 @@ def trend(hours: np.ndarray, values: np.ndarray) -> Trend:
 
 
 def trends(samples: Sequence[Sample]) -> dict[str, Trend]:
-    """Raises ValueError where there are too few samples to tell."""
+    """Compute the trends. Raises ValueError if there are too few samples."""
     settled = samples[len(samples) // 10 :]
     if len(settled) < 2 * BLOCKS:
         raise ValueError(f"{len(settled)} samples after the first tenth; {2 * BLOCKS} are needed: give more --hours")
@@ -215,7 +218,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def soak(hours: float, engine: str, out: Path, megabytes: int) -> dict[str, int]:
-    """Run both commands so long; their exit codes."""
+    """Run both commands for that long; return their exit codes."""
     out.mkdir(parents=True)
     recipes = write_recipes(out, engine, megabytes * 10**6)
     subprocess.run([sys.executable, "-m", "pipeline", "teacher", str(recipes["short"])], check=True)

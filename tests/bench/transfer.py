@@ -1,7 +1,9 @@
-"""Where a student that moves to another tokenizer starts, by `student.averaged_scale`: its distance to the teacher
-before any training.
+"""Distance to the teacher before training of a student moved to another tokenizer.
 
-    .venv/bin/python -m tests.bench.transfer [--recipe pipeline/recipes/demo_mistral.yaml] [--scales 1.0,0.9,0.85,0.8,0.7]
+By `student.averaged_scale`.
+
+    .venv/bin/python -m tests.bench.transfer [--recipe pipeline/recipes/demo_mistral.yaml]
+        [--scales 1.0,0.9,0.85,0.8,0.7]
 
 On held-out text of the recipe's `eval` section, dumped with everything stored where that is not done; nats per byte
 position and bits per byte.
@@ -23,7 +25,7 @@ from tests.bench.quality_measures import Figures
 
 
 def start_figures(bench: Quality, scale: float, dumps: dict[str, Path], num_documents: dict[str, int]) -> Figures:
-    """Of the recipe's student as it starts."""
+    """Measure the recipe's student as it starts."""
     with tempfile.TemporaryDirectory() as folder:
         update = {"path": folder, "averaged_scale": scale}
         recipe = bench.base.with_values(student=student_config(bench.base).model_copy(update=update))

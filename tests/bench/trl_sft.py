@@ -1,5 +1,6 @@
-"""Our trainer beside TRL's SFTTrainer: the same model, documents, dtype (weights in float32, bfloat16 autocast) and
-optimizer.
+"""Our trainer beside TRL's SFTTrainer: same model, documents, dtype and optimizer.
+
+Weights are float32, with bfloat16 autocast.
 
     .venv/bin/python -m pip install --no-deps --target runs/trl trl==1.16.0
     .venv/bin/python -m tests.bench.trl_sft [--trl runs/trl] [--dump runs/demo/dump] [--rounds 7]
@@ -29,7 +30,7 @@ OURS = ("sft", "token_marginal")
 
 
 class InTurns(TrainerCallback):
-    """Before each step of TRL's trainer, wait until it is our turn."""
+    """Callback that waits for its turn before each step of TRL's trainer."""
 
     def __init__(self) -> None:
         self._turn = Turn()
@@ -39,8 +40,9 @@ class InTurns(TrainerCallback):
 
 
 def train_with_trl(recipe: Recipe, out: Path, documents: int) -> None:
-    """TRL's trainer on the same tokens; its defaults, but for what our recipe decides, and no checkpointing of
-    activations.
+    """Run TRL's trainer on the same tokens.
+
+    Defaults, except for what our recipe decides, and no checkpointing of activations.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer

@@ -1,5 +1,6 @@
-"""Trainers side by side, each in a process of its own: they take turns step by step, so that a machine that drifts
-treats them alike.
+"""Trainers side by side, each in a process of its own, taking turns step by step.
+
+So a machine that drifts treats them alike.
 
 The parent writes a line to a worker, which takes one step of its own training loop, whatever belongs to it, and writes
 its figures.
@@ -41,7 +42,7 @@ _SHARES = ("dropped", "token_end", "doubt")
 
 
 class Turn:
-    """The worker's side."""
+    """The worker's side of the exchange."""
 
     def __init__(self) -> None:
         self._to_parent = os.fdopen(int(os.environ[_FIGURES]), "w")
@@ -49,8 +50,9 @@ class Turn:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def wait(self) -> None:
-        """To be called where a step begins: tell what the one before took, and wait until it is our turn. The process
-        ends with its parent.
+        """Report the previous step's cost and wait for our turn; called where a step begins.
+
+        The process ends with its parent.
         """
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -66,8 +68,9 @@ class Turn:
 
 
 def train_in_turns(recipe: Recipe) -> None:
-    """The real trainer, which waits before each step: from one optimizer step to the next, the making of its batch
-    included.
+    """Run the real trainer, which waits before each step.
+
+    A step lasts from one optimizer step to the next, including making its batch.
     """
     turn, take_step = Turn(), loop.take_step
 
@@ -80,7 +83,7 @@ def train_in_turns(recipe: Recipe) -> None:
 
 
 class Worker:
-    """The parent's side; made when the worker is ready for its first step."""
+    """The parent's side of the exchange; made when the worker is ready for its first step."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
@@ -157,7 +160,9 @@ def _report(steps: Mapping[str, Sequence[Figures]], tokens: int) -> None:
 
 
 def equal_documents(source: Path, folder: Path, tokenizer: ByteTokenizer, tokens: int) -> Path:
-    """A dump of documents of so many tokens each (the start token is one), out of the text and targets of another.
+    """Write a dump of documents of that many tokens each, from the text and targets of another.
+
+    The start token is one of them.
 
     Batches of them need no padding, so that any trainer can be given the same.
     """
@@ -177,7 +182,7 @@ def equal_documents(source: Path, folder: Path, tokenizer: ByteTokenizer, tokens
 
 
 def _cut(records: Sequence[Record], tokenizer: ByteTokenizer, tokens: int) -> Record | None:
-    """The records one after another, as far as so many tokens spell them; None where they are too short."""
+    """Join records as far as that many tokens spell them; None if they are too short."""
     text = b"".join(record.document for record in records)
     ids = tokenizer.encode(text)
     for cut in range(tokens, len(ids)):
@@ -189,7 +194,7 @@ def _cut(records: Sequence[Record], tokenizer: ByteTokenizer, tokens: int) -> Re
 
 
 def _first_bytes(records: Sequence[Record], document: bytes) -> Record:
-    """One record of `document`, with their targets in turn; no END is asked for."""
+    """Make one record of `document`, with their targets in turn; no END is asked for."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("entry_counts", *_SHARES, "symbols", "logprobs")}
     left = len(document)
     for record in records:
@@ -209,7 +214,9 @@ def _first_bytes(records: Sequence[Record], document: bytes) -> Record:
 
 
 def trainer_recipe(dump: Path, out: Path, name: str, tokens: int, documents: int) -> Recipe:
-    """The demo's student on such a dump, one micro-batch a step, nothing made ahead, and nothing saved.
+    """Configure the demo's student on such a dump.
+
+    One micro-batch a step, nothing made ahead, nothing saved.
 
     Args:
         name: of an interface; `sft` for cross-entropy alone.
@@ -221,7 +228,8 @@ def trainer_recipe(dump: Path, out: Path, name: str, tokens: int, documents: int
     assert recipe.student is not None
     student = recipe.student.model_copy(update={"path": str(out / name), "dumps": (), **interface})
     train_values = {
-        "steps": FOREVER, "save_every": FOREVER, "batch_tokens": documents * tokens, "micro_batch_tokens": documents * tokens,
+        "steps": FOREVER, "save_every": FOREVER,
+        "batch_tokens": documents * tokens, "micro_batch_tokens": documents * tokens,
         "max_tokens": tokens, "prefetch": 0, "eval_every": 0, "objectives": objectives,
     }  # fmt: skip
     return recipe.with_values(

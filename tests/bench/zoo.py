@@ -1,5 +1,6 @@
-"""The matrix: tiny random models of every family, with every kind of tokenizer, against brute force from the models'
-own logits.
+"""The matrix: tiny random models of every family with every kind of tokenizer, by brute force.
+
+They are compared with the models' own logits.
 
     .venv/bin/python -m tests.bench.zoo [--only falcon_h1] [--small] [--out runs/zoo.jsonl] [--write]
 
@@ -34,7 +35,7 @@ SECONDS = 150  # that a cell may take, on a machine with other work
 
 
 def read(out: Path) -> dict[Cell, Outcome]:
-    """What has been measured."""
+    """Read what has been measured."""
     if not out.exists():
         return {}
     lines = map(json.loads, out.read_text(encoding="utf-8").splitlines())
@@ -49,7 +50,7 @@ def record(out: Path, cell: Cell, outcome: Outcome) -> None:
 
 
 def measure(cells: Sequence[Cell], out: Path, seed: int) -> None:
-    """Each cell in this process."""
+    """Measure each cell in this process."""
     import transformers
 
     from tests.zoo.measure import run  # seconds to import, with both stages
@@ -70,8 +71,9 @@ def measure(cells: Sequence[Cell], out: Path, seed: int) -> None:
 
 
 def measure_apart(cells: Sequence[Cell], out: Path, seed: int) -> None:
-    """The cells in a process of their own; of one that ends before its time, the cell that it was at is wrong, and the
-    rest go on.
+    """Measure the cells in a process of their own.
+
+    If it dies early, the cell it was at is wrong, and the rest go on.
     """
     while cells:
         command = [sys.executable, "-m", "tests.bench.zoo", "--out", str(out), "--seed", str(seed)]
@@ -87,7 +89,7 @@ def measure_apart(cells: Sequence[Cell], out: Path, seed: int) -> None:
 
 
 def batches(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """Cells of one kind, as many as share a process."""
+    """Group cells of one kind, as many as share a process."""
 
     def kind(cell: Cell) -> str:
         return f"{cell.check} {cell.engine}".strip()
@@ -107,7 +109,7 @@ def main(
     seed: Annotated[int, typer.Option(help="of the models' weights")] = 0,
     cell: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Measure what is not measured yet, and print what is wrong. Exits with 1 where anything is."""
+    """Measure what is missing, and print what is wrong. Exits with 1 if anything is."""
     out.parent.mkdir(parents=True, exist_ok=True)
     if cell:
         measure([Cell(*json.loads(text)) for text in cell], out, seed)

@@ -305,9 +305,7 @@ def long_record(rng: np.random.Generator) -> Record:
     return record_of(piece, rng)
 
 
-def test_a_student_whose_template_drops_earlier_reasoning_learns_each_turn_in_a_rendering_of_its_own_long_ones_in_pieces() -> (
-    None
-):
+def test_a_student_whose_template_drops_earlier_reasoning_learns_each_turn_in_its_own_rendering_long_ones_cut() -> None:
     rng, qwen3 = np.random.default_rng(0), load_turns("qwen3", OTHER_MERGES)
     record = long_record(rng)
     whole, pieces = pieces_of(record, qwen3, None), pieces_of(record, qwen3, 64)

@@ -85,7 +85,8 @@ def test_an_installed_bld_says_the_revision_that_its_wheel_was_built_from(
 def test_an_installed_bld_finds_its_recipes_pins_and_modules(bin_folder: Path, tmp_path: Path) -> None:
     script = (
         "from importlib.util import find_spec; from pipeline.config.loading import *; "
-        "print(find_spec('stage2_student.interfaces.linear').origin); print(*[load_recipe(name).teacher.model for name in recipe_names()], sep='\\n')"
+        "print(find_spec('stage2_student.interfaces.linear').origin); "
+        "print(*[load_recipe(name).teacher.model for name in recipe_names()], sep='\\n')"
     )
     where, *models = run(bin_folder / "python", "-c", script, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(bin_folder.parent) and len(models) >= 6

@@ -36,12 +36,14 @@ _MISTRAL = """{{ bos_token }}{%- for m in messages %}
     {%- elif m.tool_calls %}
         {{- '[TOOL_CALLS] [' }}
         {%- for call in m.tool_calls %}
-            {%- if call.id | length != 9 %}{{ raise_exception('ids should be alphanumeric strings with length 9!') }}{%- endif %}
+            {%- if call.id | length != 9 %}{{
+                raise_exception('ids should be alphanumeric strings with length 9!') }}{%- endif %}
             {{- (call.function | tojson)[:-1] + ', "id": "' + call.id + '"}' + (']' if loop.last else ', ') }}
         {%- endfor %}
         {{- eos_token }}
     {%- elif m.role == 'tool' %}
-        {{- '[TOOL_RESULTS] {"content": ' + (m.content | tojson) + ', "call_id": "' + m.tool_call_id + '"}[/TOOL_RESULTS]' }}
+        {{- '[TOOL_RESULTS] {"content": ' + (m.content | tojson) + ', "call_id": "' + m.tool_call_id
+            + '"}[/TOOL_RESULTS]' }}
     {%- else %}{{- ' ' + m.content + eos_token }}{%- endif %}
 {%- endfor %}"""
 
@@ -52,11 +54,14 @@ _SMOLLM3 = """{%- set thinking = enable_thinking if enable_thinking is defined e
 {%- for m in messages %}
     {%- if m.role == 'assistant' %}
         {{- '<|im_start|>assistant\\n' + ('' if thinking else '<think>\\n\\n</think>\\n') + m.content.lstrip('\\n') }}
-        {%- for call in m.tool_calls or [] %}{{- '<tool_call>' + (call.function | tojson) + '</tool_call>' }}{%- endfor %}
+        {%- for call in m.tool_calls or [] %}{{-
+            '<tool_call>' + (call.function | tojson) + '</tool_call>' }}{%- endfor %}
         {{- '<|im_end|>\\n' }}
-    {%- else %}{{- '<|im_start|>' + ('user' if m.role == 'tool' else m.role) + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}
+    {%- else %}{{-
+        '<|im_start|>' + ('user' if m.role == 'tool' else m.role) + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' + ('' if thinking else '<think>\\n\\n</think>\\n') }}{%- endif %}"""
+{%- if add_generation_prompt %}{{-
+    '<|im_start|>assistant\\n' + ('' if thinking else '<think>\\n\\n</think>\\n') }}{%- endif %}"""
 
 _OWN = {"mistral": _MISTRAL, "smollm3": _SMOLLM3}
 LOOK = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}

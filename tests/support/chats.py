@@ -41,7 +41,8 @@ _LLAMA3 = """{{- bos_token }}
     {%- if message.role == "tool" or message.role == "ipython" %}
         {{- "<|start_header_id|>ipython<|end_header_id|>\\n\\n" }}{{- message.content }}{{- "<|eot_id|>" }}
     {%- else %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'
+            + message['content'] | trim + '<|eot_id|>' }}
     {%- endif %}
 {%- endfor %}"""
 
@@ -76,7 +77,8 @@ _GEMMA = """{{ bos_token }}
         {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
     {%- endif -%}
     {%- set role = "model" if message['role'] == 'assistant' else message['role'] -%}
-    {{ '<start_of_turn>' + role + '\\n' + (first_user_prefix if loop.first else "") }}{{ message['content'] | trim }}{{ '<end_of_turn>\\n' }}
+    {{ '<start_of_turn>' + role + '\\n' + (first_user_prefix if loop.first else "") }}{{
+        message['content'] | trim }}{{ '<end_of_turn>\\n' }}
 {%- endfor -%}"""
 
 _SMOLLM2 = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -87,11 +89,13 @@ You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
 
 # The system's message goes before the last question of the user.
 _MISTRAL = """{{ bos_token }}
-{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}{%- set loop_messages = messages[1:] %}
+{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}{%-
+    set loop_messages = messages[1:] %}
 {%- else %}{%- set loop_messages = messages %}{%- endif %}
 {%- for message in loop_messages %}
     {%- if message['role'] == 'user' %}
-        {%- if loop.index >= loop.length - 1 and system is defined %}{{ '[INST] ' + system + '\\n\\n' + message['content'] + '[/INST]' }}
+        {%- if loop.index >= loop.length - 1 and system is defined %}{{
+            '[INST] ' + system + '\\n\\n' + message['content'] + '[/INST]' }}
         {%- else %}{{ '[INST] ' + message['content'] + '[/INST]' }}{%- endif %}
     {%- elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim + eos_token }}
     {%- else %}{{ raise_exception('Only user and assistant roles are supported!') }}{%- endif %}

@@ -165,7 +165,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
     },
     "zamba2": {
-        "attention_hidden_size": 128, "attention_head_dim": 32, "kv_channels": 16, "adapter_rank": 8, "n_mamba_heads": 4,
+        "attention_hidden_size": 128, "attention_head_dim": 32, "kv_channels": 16,
+        "adapter_rank": 8, "n_mamba_heads": 4,
         "num_attention_heads": 4, "num_key_value_heads": 4, "num_query_groups": 4, "layer_types": OWN,
         "mamba_d_state": 8, "mamba_headdim": 32, "mamba_ngroups": 1, "chunk_size": 16,
         "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "hybrid_layer_ids": [1, 3],

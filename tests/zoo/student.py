@@ -70,7 +70,10 @@ def check_moved(cell: Cell, place: Place) -> str:
     mass = checks.mass_never_yielded(checks.in_float64(after), new, control_id(new, new.start), spelled_texts(new))
     read = AutoTokenizer.from_pretrained(start)
     unlike = [text for text in spelled_texts(new) if read.encode(text, add_special_tokens=False) != new.encode(text)]
-    measured = f"{strange} of {len(both)} common tokens have another row, {mass:.2%} of the mass on tokens that no text contains"
+    measured = (
+        f"{strange} of {len(both)} common tokens have another row, "
+        f"{mass:.2%} of the mass on tokens that no text contains"
+    )
     if unlike:
         raise WrongError(f"transformers reads {len(unlike)} texts with other tokens than were learnt, as {unlike[0]!r}")
     if strange or mass > MOST_MASS:
@@ -93,7 +96,8 @@ def check_trained(cell: Cell, place: Place) -> str:
     num_tokens = sum(len(spelling.encode(text)) + 1 for text in texts)
     recipe = recipe_of(cell, place, folder, texts)
     train = {
-        "steps": 1, "batch_tokens": num_tokens, "micro_batch_tokens": 64, "max_tokens": 64, "warmup_steps": 0, "lr": 1e-3,
+        "steps": 1, "batch_tokens": num_tokens, "micro_batch_tokens": 64, "max_tokens": 64,
+        "warmup_steps": 0, "lr": 1e-3,
         "dtype": "float32", "objectives": {"ce": 1.0, "kl": 1.0},
     }  # fmt: skip
     student = {"model": str(folder), "path": str(place.work / "student"), "start": spelling.start, "end": spelling.end}

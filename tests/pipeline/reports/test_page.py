@@ -261,12 +261,14 @@ ASK = """
 <script>
 addEventListener("load", () => {
   document.querySelector('.axes [data-axis="supervised_bytes"]').click();
-  const svg = [...document.querySelectorAll('svg[data-key="ce"]')].find(one => getComputedStyle(one).display !== "none");
+  const svg = [...document.querySelectorAll('svg[data-key="ce"]')].find(
+    one => getComputedStyle(one).display !== "none");
   const box = svg.getBoundingClientRect();
   svg.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, clientX: box.right - 20, clientY: box.top + 20}));
   document.title = svg.dataset.axis + "|" + document.getElementById("tip").innerText.replaceAll(/\\s+/g, " ");
   document.querySelector('.legend [data-run="0"]').click();
-  document.title += "|" + document.querySelectorAll(".curve.off").length + "|" + (document.documentElement.scrollWidth <= innerWidth);
+  document.title += "|" + document.querySelectorAll(".curve.off").length + "|" +
+    (document.documentElement.scrollWidth <= innerWidth);
 });
 </script></body>"""
 

@@ -90,7 +90,8 @@ def test_descendants_are_found_where_processes_of_others_are_hidden(monkeypatch:
         return parent_of(process)
 
     monkeypatch.setattr(psutil.Process, "ppid", ppid)
-    inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); import time; time.sleep(600)'])"
+    sleep = "print(1, flush=True); import time; time.sleep(600)"
+    inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{sleep}'])"
     with subprocess.Popen([sys.executable, "-c", inner], stdout=subprocess.PIPE, start_new_session=True) as process:
         try:
             assert process.stdout is not None and process.stdout.readline()

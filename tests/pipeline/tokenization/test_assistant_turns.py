@@ -25,7 +25,8 @@ CALLS = {  # what each writes for the call of CALLED, control tokens taken out, 
     "lfm2_2_5": ("[look(where='an \"é\"', n=3)]", 1),
     "gptoss": (' to=functions.lookcommentary json{"where": "an \\"é\\"", "n": 3}', 2),
     "nemotron_3_nano": (
-        '\n<tool_call>\n<function=look>\n<parameter=where>\nan "é"\n</parameter>\n<parameter=n>\n3\n</parameter>\n</function>\n</tool_call>\n',
+        '\n<tool_call>\n<function=look>\n<parameter=where>\nan "é"\n</parameter>\n'
+        "<parameter=n>\n3\n</parameter>\n</function>\n</tool_call>\n",
         1,
     ),
     "smollm3": ('<tool_call>{"name": "look", "arguments": {"where": "an \\"é\\"", "n": 3}}</tool_call>', 1),

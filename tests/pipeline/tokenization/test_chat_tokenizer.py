@@ -201,7 +201,8 @@ def space_tokenizer(
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ bos_token }}{% for m in messages %}{{ '[I] ' + m.content + ' [/I]' if m.role == 'user' else ' ' + m.content + eos_token }}{% endfor %}",
+        "{{ bos_token }}{% for m in messages %}"
+        "{{ '[I] ' + m.content + ' [/I]' if m.role == 'user' else ' ' + m.content + eos_token }}{% endfor %}",
         "{% for m in messages %}{{ m.role }}<s>{{ m.content + eos_token }}{% endfor %}",
         "{% for m in messages %}{{ m.role }}<|a|>\n {{ m.content + eos_token }}{% endfor %}",
     ],

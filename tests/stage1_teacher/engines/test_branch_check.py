@@ -28,7 +28,11 @@ def opened(folder: Path, model: Path, branches: bool = False) -> Teacher:
     [
         ("zaya", {}, "computes branches otherwise than the model does"),  # a convolution inside its attention
         ("phimoe", {"sliding_window": 20}, "computes branches otherwise"),  # a window that only its mask knows
-        ("llama4_text", {"attention_chunk_size": 16, "layer_types": ["chunked_attention"] * 2}, "computes branches otherwise"),
+        (
+            "llama4_text",
+            {"attention_chunk_size": 16, "layer_types": ["chunked_attention"] * 2},
+            "computes branches otherwise",
+        ),
         ("granitemoehybrid", {}, "has layers that are no attention"),
         ("nemotron", {}, "does not hand keyword arguments on"),
         ("bloom", {}, "has an attention of its own"),

@@ -92,7 +92,10 @@ def test_another_content_of_the_file_is_refused_by_name_on_resume_or_accepted(
     bigram.write_text(bigram.read_text() + "# the same, said otherwise\n")
     assert any("which is another one" in fault for fault in verify_dump(tmp_path / "dump", 1))
     (tmp_path / "dump" / "shards" / "part-00001.parquet").unlink()
-    said = r"holds another dump: teacher\.engine: 'bigram\.py-\w{16}' there, 'bigram\.py-\w{16}' here.*--accept-engine bigram\.py-"
+    said = (
+        r"holds another dump: teacher\.engine: 'bigram\.py-\w{16}' there, 'bigram\.py-\w{16}' here"
+        r".*--accept-engine bigram\.py-"
+    )
     with pytest.raises(ValueError, match=said):
         run_teacher(loaded)
     run_teacher(loaded, accept_engine=engine_name(loaded.teacher, loaded.placement))
@@ -158,12 +161,15 @@ def test_an_engine_of_ones_own_that_gives_hidden_states_makes_the_dump_of_the_on
         ("ENGINE = EngineSpec(served=True)\n", "a served engine has no head within reach"),
         ("ENGINE = EngineSpec(\n", "mine.py, line 1: SyntaxError"),
         (
-            "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, hidden_states=False)\ndef make_engine(r):\n"
+            "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, hidden_states=False)\n"
+            "def make_engine(r):\n"
             "    return object()\n",
-            "mine.py: make_engine gives a object without listed_rows, close, which stage1_teacher.engines.base.ListingEngine",
+            "mine.py: make_engine gives a object without listed_rows, close, "
+            "which stage1_teacher.engines.base.ListingEngine",
         ),
         (
-            "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, hidden_states=False)\ndef make_engine(r):\n"
+            "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, hidden_states=False)\n"
+            "def make_engine(r):\n"
             "    return 1 / 0\n",
             "mine.py, line 4: ZeroDivisionError",
         ),

@@ -47,15 +47,22 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         **SIZES, num_key_value_heads=2, head_dim=8, sliding_window=4, num_local_experts=2, num_experts_per_tok=1
     ),
     "deepseek-v3, values narrower than keys": DeepseekV3Config(
-        **SIZES, num_key_value_heads=4, kv_lora_rank=8, q_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6,
+        **SIZES, num_key_value_heads=4, kv_lora_rank=8, q_lora_rank=8, qk_nope_head_dim=8,
+        qk_rope_head_dim=4, v_head_dim=6,
         first_k_dense_replace=2,
     ),
 }  # fmt: skip
 UNKNOWN: dict[str, tuple[PreTrainedConfig, str]] = {
-    "convolutions": (Lfm2Config(**SIZES, num_key_value_heads=2, layer_types=["conv", "full_attention"]), "Lfm2ForCausalLM has layers that are no attention"),
+    "convolutions": (
+        Lfm2Config(**SIZES, num_key_value_heads=2, layer_types=["conv", "full_attention"]),
+        "Lfm2ForCausalLM has layers that are no attention",
+    ),
     "two attentions a layer": (DiffLlamaConfig(**SIZES), "a layer of it attends twice"),
     "a mask of its own": (DogeConfig(**SIZES), "DogeAttention wants attention_mask of its attention"),
-    "keyword arguments kept": (NemotronConfig(**SIZES, num_key_value_heads=2), "does not hand keyword arguments on to its NemotronAttention"),
+    "keyword arguments kept": (
+        NemotronConfig(**SIZES, num_key_value_heads=2),
+        "does not hand keyword arguments on to its NemotronAttention",
+    ),
 }  # fmt: skip
 
 

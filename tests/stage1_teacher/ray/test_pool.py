@@ -36,7 +36,13 @@ CLUSTER = """
 import sys, ray
 for attempts_left in (2, 1, 0):  # Ray gives a node 30 seconds to start, however busy the machine is
     try:
-        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, _node_ip_address="127.0.0.1")
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 << 20,
+            _node_ip_address="127.0.0.1",
+        )
         break
     except Exception:
         ray.shutdown()

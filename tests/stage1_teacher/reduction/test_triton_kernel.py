@@ -39,7 +39,8 @@ for kernel in (triton_kernel._stream_rows, triton_kernel._sum_ranges):
     kinds = {}
     for name in kernel.arg_names:
         is_pointer = name.rsplit("_")[-1] in {"RC", "RB", "RT", "R", "J"}
-        kinds[name] = "constexpr" if name in constants else ("*i32" if name in INDICES else "*fp32") if is_pointer else "i32"
+        pointer = "*i32" if name in INDICES else "*fp32"
+        kinds[name] = "constexpr" if name in constants else pointer if is_pointer else "i32"
     fixed = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
     for architecture in (80, 90):
         assert compile(ASTSource(kernel, kinds, fixed), target=GPUTarget("cuda", architecture, 32)).asm["ptx"]

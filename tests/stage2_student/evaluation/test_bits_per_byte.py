@@ -31,7 +31,8 @@ from tests.support.scoring import score
 from tests.support.tiny import END_OF_TEXT, MERGES, save_tiny, tiny_model, tiny_tokenizer
 
 SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1,
     "max_position_embeddings": 256, "head_dim": 16, "initializer_range": 0.3,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -40,7 +41,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere": {"logit_scale": 0.0625},
     "gemma2": {"final_logit_softcapping": 1.5, "sliding_window": 16},
     "falcon_h1": {
-        "lm_head_multiplier": 0.25, "embedding_multiplier": 2.0, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
+        "lm_head_multiplier": 0.25, "embedding_multiplier": 2.0,
+        "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
         "mamba_d_state": 8, "mamba_chunk_size": 16,
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
@@ -255,7 +257,8 @@ def dumped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (work / "recipe.yaml").write_text(
         f"corpus: {{source: {work / 'corpus.jsonl'}}}\n"
-        f"teacher: {{model: {work / 'teacher'}, engine: transformers, dtype: float32, start: {END_OF_TEXT}, end: ['{END_OF_TEXT}'], "
+        f"teacher: {{model: {work / 'teacher'}, engine: transformers, dtype: float32, "
+        f"start: {END_OF_TEXT}, end: ['{END_OF_TEXT}'], "
         "max_tokens: 512}\n"
         f"dump: {{path: {work / 'dump'}, top_k: 256, min_prob: 0.0}}\n"
     )

@@ -85,7 +85,8 @@ def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"corpus: {{source: {corpus}}}\n"
-        f"teacher: {{model: {own}, engine: transformers, dtype: float32, start: {END_OF_TEXT}, end: ['{END_OF_TEXT}'], max_tokens: 512}}\n"
+        f"teacher: {{model: {own}, engine: transformers, dtype: float32, "
+        f"start: {END_OF_TEXT}, end: ['{END_OF_TEXT}'], max_tokens: 512}}\n"
         f"dump: {{path: {tmp_path / 'dump'}, top_k: 256, min_prob: 0.0}}\n"
     )
     run_teacher(load_recipe(recipe))

@@ -77,7 +77,8 @@ def test_the_window_is_the_recipes_unless_the_command_names_one(tmp_path: Path) 
     text.write_text("and the thing in the end " * 6, encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"corpus: {{source: c.txt}}\nteacher: {{model: t}}\ndump: {{path: d}}\neval: {{source: {text}, max_tokens: 16}}\n"
+        f"corpus: {{source: c.txt}}\nteacher: {{model: t}}\ndump: {{path: d}}\n"
+        f"eval: {{source: {text}, max_tokens: 16}}\n"
     )
     own, named = (figures(str(model), text, "--recipe", str(recipe), *more) for more in ((), ("--max-tokens", "32")))
     assert (own["max_tokens"], named["max_tokens"]) == (16, 32)
@@ -94,7 +95,8 @@ def test_figures_on_a_text_of_the_command_line_stand_beside_those_of_the_recipes
         tiny_model(run / name, seed=len(name))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"corpus: {{source: {texts['own']}}}\nteacher: {{model: {run / 'start'}}}\ndump: {{path: {tmp_path / 'dump'}}}\n"
+        f"corpus: {{source: {texts['own']}}}\nteacher: {{model: {run / 'start'}}}\n"
+        f"dump: {{path: {tmp_path / 'dump'}}}\n"
         f"student: {{model: {run / 'start'}, path: {run}}}\neval: {{source: {texts['own']}}}\n"
     )
     CliRunner().invoke(app, ["eval", str(recipe)], catch_exceptions=False)

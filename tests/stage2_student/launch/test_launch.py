@@ -235,7 +235,8 @@ def test_on_a_cpu_the_ranks_keep_freed_memory_unless_the_operator_says_otherwise
 def test_a_rank_of_srun_finds_the_others_by_what_slurm_says() -> None:
     assert started_as_rank(SLURM)
     assert rank_environment(SLURM) == {
-        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_SIZE": "4", "MASTER_ADDR": "gpu003", "MASTER_PORT": "23456",
+        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_SIZE": "4",
+        "MASTER_ADDR": "gpu003", "MASTER_PORT": "23456",
     }  # fmt: skip
     assert (
         rank_environment(SLURM | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "7"})
