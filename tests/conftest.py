@@ -1,4 +1,4 @@
-"""What tests of both stages ask for."""
+"""Fixtures for tests of both stages."""
 
 import os
 from collections.abc import Iterator
@@ -21,16 +21,18 @@ AT_START = dict(os.environ)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the scenarios first: a file of a few long tests that comes last keeps one worker busy while the others have
-    nothing to do.
+    """Run the scenarios first.
+
+    A file of a few long tests at the end keeps one worker busy while the others have nothing to do.
     """
     items.sort(key=lambda item: "scenarios" not in item.path.parts)
 
 
 @pytest.fixture(autouse=True)
 def environment_of_no_command() -> Iterator[None]:
-    """Take back what a command that a test runs in this process has put there: tests after it start processes of their
-    own.
+    """Undo what a command run in this process has set up.
+
+    Later tests start processes of their own.
     """
     yield
     for name in OF_A_COMMAND:
@@ -42,7 +44,7 @@ def environment_of_no_command() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[ObjectStore]:
-    """A bucket of the module's own, and the environment by which it is reached."""
+    """Make a bucket for the module; return the environment variables for reaching it."""
     with object_store() as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
@@ -51,7 +53,7 @@ def store() -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that no test may change."""
+    """Make a tiny model that no test may change."""
     from tests.support.tiny import tiny_model  # with torch and transformers, which many tests do without
 
     return tiny_model(tmp_path_factory.mktemp("tiny") / "model")

@@ -1,4 +1,4 @@
-"""The tree is what the design says, and its parts know only whom they may."""
+"""The tree follows the design, and each part imports only what it may."""
 
 import ast
 import re
@@ -62,7 +62,7 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md
 
 @cache
 def imports(path: Path) -> set[str]:
-    """Dotted names that a module imports, wherever in it the import stands; `from a import b` gives `a` and `a.b`."""
+    """Return the dotted names a module imports, anywhere in it; `from a import b` gives `a` and `a.b`."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -78,14 +78,14 @@ def modules(*packages: str) -> list[Path]:
 
 
 def importers(name: str) -> list[str]:
-    """Modules of the product that import `name` or what is under it."""
+    """List modules of the product that import `name` or anything under it."""
     found = [p for p in modules(*PACKAGES) if any(i == name or i.startswith(f"{name}.") for i in imports(p))]
     return [str(path.relative_to(ROOT)) for path in found]
 
 
 @cache
 def room_imports() -> dict[tuple[str, str], list[str]]:
-    """Which room imports which, wherever in a module the import stands, and the modules that do."""
+    """Map each pair of rooms, the first importing the second anywhere, to the modules that do so."""
     names = {dotted(path) for path in modules(*PACKAGES)}
     found: dict[tuple[str, str], list[str]] = {}
     for path in modules(*PACKAGES):
@@ -101,7 +101,7 @@ def dotted(path: Path) -> str:
 
 
 def room(module: str) -> str:
-    """The longest room of `ORDER` that a module is in; else its package, which is in none."""
+    """Return the longest room of `ORDER` that a module is in; else its package, which is in none."""
     return max(
         (name for name in ORDER if module == name or module.startswith(f"{name}.")),
         key=len,
@@ -218,7 +218,7 @@ def test_public_classes_and_functions_of_more_than_three_statements_have_docstri
 
 
 def functions(path: Path) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
-    """A module's functions and methods by name, a method's class before it."""
+    """Return a module's functions and methods by name, a method's class before it."""
     found: dict[str, ast.FunctionDef | ast.AsyncFunctionDef] = {}
 
     def add(node: ast.AST, before: str) -> None:
@@ -259,7 +259,7 @@ def test_a_function_has_few_parameters_or_a_reason() -> None:
 
 
 def test_a_model_goes_from_function_to_function_as_one_value() -> None:
-    """A source without its revision loads another model. Only the command line is told them apart."""
+    """A source without its revision loads another model. Only the command line takes them separately."""
     apart = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in modules(*PACKAGES)
@@ -270,14 +270,14 @@ def test_a_model_goes_from_function_to_function_as_one_value() -> None:
 
 
 def section_of(kind: object) -> list[type[Section]]:
-    """The sections that a field's annotation names, however deep: `Section | None`, `tuple[Section, ...]`."""
+    """Return the sections that a field's annotation names, at any depth: `Section | None`, `tuple[Section, ...]`."""
     if isinstance(kind, type) and issubclass(kind, Section):
         return [kind]
     return [found for part in get_args(kind) for found in section_of(part)]
 
 
 def sections(first: type[Section]) -> list[type[Section]]:
-    """A section with all that are under it; some hold others of their own kind."""
+    """Return a section with all below it; some hold others of their own kind."""
     found = [first]
     for section in found:
         below = [part for field in section.model_fields.values() for part in section_of(field.annotation)]
@@ -306,7 +306,7 @@ def test_the_installer_needs_only_the_standard_library() -> None:
 
 
 def run_at_import(path: Path) -> list[ast.AST]:
-    """All that an import of a module runs: not what its functions and its `__main__` block hold."""
+    """Return everything an import of a module runs, without its functions' bodies and its `__main__` block."""
     found: list[ast.AST] = []
     waiting: list[ast.AST] = list(ast.parse(path.read_text(encoding="utf-8")).body)
     while waiting:
@@ -338,7 +338,7 @@ AT_IMPORT = {
 
 @pytest.mark.parametrize("names", AT_IMPORT)
 def test_importing_a_module_does_nothing_but_define_what_it_holds(names: str) -> None:
-    """A name that is read counts as a call: what is handed on is called too."""
+    """A name that is read counts as a call: what is passed on is called too."""
     found = set()
     for path in modules(*PACKAGES):
         for node in run_at_import(path):
@@ -350,7 +350,7 @@ def test_importing_a_module_does_nothing_but_define_what_it_holds(names: str) ->
 
 
 def test_one_module_asks_what_device_this_is() -> None:
-    """DeepSpeed's accelerator says which one a rank has; the doctor lists all that there are."""
+    """DeepSpeed's accelerator says which device a rank has; the doctor lists all of them."""
     asks = re.compile(r"cuda\.(is_available|device_count|get_device_\w+)|/dev/nvidia")
     found = [str(p.relative_to(ROOT)) for p in modules(*PACKAGES) if asks.search(p.read_text(encoding="utf-8"))]
     assert found == ["pipeline/runtime/devices.py"]

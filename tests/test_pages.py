@@ -1,4 +1,4 @@
-"""The Markdown pages: what they link to is there, what they name exists, what they quote is said."""
+"""The Markdown pages: their links lead somewhere, what they name exists, and messages they quote are in the code."""
 
 import re
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
 
 
 def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
+    """Return the anchors of its headings, as GitHub makes them."""
     heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 def key_exists(model: Any, names: list[str]) -> bool:
-    """Whether `a.b.c` is a key of a recipe; what lies below a free mapping is."""
+    """Tell if `a.b.c` is a key of a recipe; anything below a free mapping is one."""
     if not names:
         return True
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
@@ -38,7 +38,7 @@ def key_exists(model: Any, names: list[str]) -> bool:
 
 
 def code(text: str) -> Iterator[str]:
-    """What stands in backquotes, blocks included."""
+    """Yield what stands in backquotes, blocks included."""
     yield from re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
     yield from re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 

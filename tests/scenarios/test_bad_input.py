@@ -1,5 +1,6 @@
-"""What a user can get wrong, through the real command: one line that names file, record, value and a way out; never a
-traceback.
+"""User errors through the real command: one line that names file, record, value and a way out.
+
+Never a traceback.
 """
 
 import json
@@ -46,7 +47,7 @@ TEXTS = [
 
 @pytest.fixture
 def bld(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bld:
-    """Runs a command; gives its exit code and all that it said."""
+    """Run a command; return its exit code and its whole output."""
 
     def run(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["bld", *map(str, arguments)])
@@ -102,7 +103,7 @@ def test_a_path_that_is_something_else_is_named_with_a_way_out(
 
 @contextmanager
 def without_rights() -> Iterator[Path]:
-    """A folder that may be read and not written, by a user who is not root."""
+    """Make a folder that a user other than root may read but not write."""
     folder = Path(tempfile.mkdtemp(prefix="bld-rights-"))
     user = os.geteuid()
     try:
@@ -140,7 +141,7 @@ def test_what_may_not_be_read_or_written_is_named_with_a_way_out(bld: Bld) -> No
 def test_names_and_texts_of_any_kind_are_kept_and_lead_nowhere(
     bld: Bld, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder with spaces and characters of other scripts; and no key of the environment is told or stored."""
+    """A folder's name may hold spaces and other scripts; no key from the environment is printed or stored."""
     for key in KEYS:
         monkeypatch.setenv(key, "geheim-4711")
     home = tmp_path / "ein Ordner é שלום"
@@ -194,7 +195,7 @@ def commit(dump: Path, table: pa.Table, **metadata: str) -> None:
 
 
 def sound_dump(folder: Path) -> Path:
-    """A dump in which `bld verify` finds no fault."""
+    """Make a dump in which `bld verify` finds no fault."""
     num_bytes = sum(len(record.document) for record in RECORDS)
     plan = ShardPlan(index=0, first_document=0, num_documents=2, num_bytes=num_bytes, sha256="s")
     found = Manifest(identity=IDENTITY, corpus_counts={"documents": 2}, accepted_engines=("e",), shards=(plan,))
@@ -206,7 +207,7 @@ def sound_dump(folder: Path) -> Path:
 
 
 def crafted(column: str, value: object) -> Callable[[Path], None]:
-    """Another value in one cell of a shard whose seal is right; of a list, in its first place."""
+    """Put another value into one cell of a sealed shard; of a list, into its first place."""
 
     def craft(dump: Path) -> None:
         table = to_table(RECORDS, IDENTITY)

@@ -1,4 +1,4 @@
-"""Chats dumped: the targets of a turn are the covering's with the rendered chat before it as context."""
+"""Chats dumped: a turn's targets are the covering's, with the rendered chat before it as context."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected_targets(model: Path, chat_tokenizer: ChatTokenizer, messages: Any, exact: bool) -> list[np.ndarray]:
-    """By brute force in float64, of each turn: its tokens' paths after the tokens before it."""
+    """Compute each turn's targets by brute force in float64: its tokens' paths after the tokens before it."""
     whole: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     encoded, tokenizer = chat_tokenizer.encode(messages), chat_tokenizer.tokenizer
     end = chat_tokenizer.end_of_turn()

@@ -1,5 +1,6 @@
-"""Students of chats: each renders the conversation from the shard alone, with its own template, and learns the same
-bytes.
+"""Students of chats: each renders the conversation from the shard alone, with its own template.
+
+All learn the same bytes.
 """
 
 import json
@@ -120,8 +121,9 @@ def test_a_chat_that_the_students_template_changes_is_counted_under_its_reason()
 
 
 def test_chunks_of_a_chat_lie_in_its_turns_and_hold_all_of_them() -> None:
-    """With one tokenizer on both sides and no threshold, a chunk is a token: likelihoods of what lies between turns are
-    in none.
+    """Chunks are tokens if both sides have one tokenizer and there is no threshold.
+
+    Likelihoods of what lies between turns are in no chunk.
     """
     loaded = load_chat("qwen")
     messages = chat("the thing?", "and yes é", "in?", "an\nand")
@@ -148,8 +150,9 @@ def test_chunks_of_a_chat_lie_in_its_turns_and_hold_all_of_them() -> None:
 
 
 def test_token_marginal_reads_a_chat_as_the_covering_does() -> None:
-    """The student's own distributions at the turns of a chat: those of a covering of the stretch between control
-    tokens.
+    """The student's distributions at a chat's turns are those of a covering of the stretch.
+
+    The stretch lies between control tokens.
     """
     loaded = load_chat("qwen")
     end, width = loaded.tokenizer.token_id("<|im_end|>"), len(loaded.tokenizer.token_bytes)
@@ -184,7 +187,7 @@ def test_token_marginal_reads_a_chat_as_the_covering_does() -> None:
 
 
 def dump_of_chats(folder: Path, teacher: str) -> Path:
-    """A dump by a tiny teacher of that family; returns the path of the recipe."""
+    """Make a dump with a tiny teacher of that family; return the path of the recipe."""
     chats = [chat("the thing?", "and yes é", f"in {i}?", "an\nand") for i in range(6)]
     model = chat_model(folder / "teacher", teacher)
     source = folder / "chats.jsonl"
@@ -207,9 +210,7 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["qwen", "gemma", "mistral", "smollm2"])
 def test_both_stages_supervise_the_same_bytes(dump: Path, name: str) -> None:
-    """Of another template and other merges, the student's labels are bytes that the teacher supervised, to the turn's
-    end.
-    """
+    """A student with another template and other merges learns the supervised bytes, to the turn's end."""
     loaded = load_chat(name, merges=["t h", "a n", "Ġ y", "o n"])
     records = [record for shard in Manifest.load(dump).shards for record in read_shard(shard.path(dump))]
     assert len(records) == 6
@@ -224,9 +225,7 @@ def test_both_stages_supervise_the_same_bytes(dump: Path, name: str) -> None:
 
 
 def test_a_moved_student_takes_its_models_template_and_trains(dump: Path, tmp_path: Path) -> None:
-    """From Qwen's template on a tokenizer that has neither it nor its control tokens, to an export that renders
-    chats.
-    """
+    """A tokenizer without Qwen's template and control tokens gains both, and the export renders chats."""
     model, tokenizer = chat_model(tmp_path / "student", "qwen", seed=1), tiny_model(tmp_path / "other", merges=["o n"])
     run = tmp_path / "run"
     train = {"steps": 2, "batch_tokens": 300, "micro_batch_tokens": 300, "save_every": 1}

@@ -1,5 +1,6 @@
-"""Files of dumps and runs that are damaged, as each of their readers finds them: an error that names the file, and no
-traceback's words.
+"""Damaged files of dumps and runs, seen by each of their readers.
+
+Each is an error that names the file, without the wording of a traceback.
 """
 
 from collections.abc import Callable

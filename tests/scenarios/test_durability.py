@@ -1,4 +1,4 @@
-"""The failures that a dump promises to survive, and those that it promises to name."""
+"""Failures that a dump promises to survive, and those it promises to name."""
 
 import errno
 import os
@@ -111,8 +111,9 @@ def test_an_empty_shard_is_called_empty_by_who_reads_it(copy: Path) -> None:
 
 @contextmanager
 def largest_file(num_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this: a write fails as it does on a full disk (EFBIG for ENOSPC), and needs no
-    privileges.
+    """Limit the size of files: a write fails as on a full disk.
+
+    With EFBIG instead of ENOSPC; no privileges are needed.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
@@ -134,9 +135,7 @@ def test_a_write_that_fails_is_named_leaves_nothing_half_written_and_is_resumed(
 
 
 class SlowDisk:
-    """Takes its time to make what was written durable, and fails at one of its calls, long after the write itself went
-    well.
-    """
+    """A slow sync that fails at one of its calls, long after the write itself succeeded."""
 
     def __init__(self, seconds: float, fails_at: int | None) -> None:
         self.seconds, self.fails_at, self.calls = seconds, fails_at, 0
@@ -191,7 +190,7 @@ def test_a_disk_that_fails_late_at_any_moment_leaves_whole_files_only_and_the_du
 
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, 64 KiB."""
+    """Mount a file system of 64 KiB."""
     folder = tmp_path / "tmpfs"
     folder.mkdir()
     mounted = subprocess.run(

@@ -1,5 +1,6 @@
-"""The demo recipe, cut to seconds, through the command line: real weights, vLLM, DeepSpeed, two students from one
-dump.
+"""The demo recipe, cut to seconds, through the command line.
+
+Real weights, vLLM, DeepSpeed, two students from one dump.
 """
 
 import json
@@ -26,7 +27,7 @@ KEYS = dict.fromkeys(
 
 
 def bld(folder: Path, *arguments: str) -> str:
-    """Run one command; returns what it printed."""
+    """Run one command; return its output."""
     environment = {**os.environ, **KEYS, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", *arguments],
@@ -47,7 +48,7 @@ def overrides(*more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the demo has run, dump and student."""
+    """Run the demo, dump and student; return its folder."""
     folder = tmp_path_factory.mktemp("eine übung")
     bld(folder, "teacher", "demo", *overrides())
     bld(folder, "student", "demo", *overrides())

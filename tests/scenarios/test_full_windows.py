@@ -1,4 +1,4 @@
-"""Windows that fill `teacher.max_tokens`, and windows that a recipe does not give."""
+"""Windows that fill `teacher.max_tokens`, and default windows."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ ALL = {"beam_width": 100, "branch_threshold": 0, "merge_after": None}
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a learned row for each of 64 positions."""
+    """Make a model with a learned row for each of 64 positions."""
     folder, tokenizer = tmp_path_factory.mktemp("gpt2"), tiny_tokenizer()
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2, "initializer_range": 0.2}

@@ -1,4 +1,4 @@
-"""What training computes on a GPU, against the same on a CPU in float64. Skipped where there is no GPU."""
+"""Training on a GPU against float64 on a CPU. Skipped without a GPU."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -28,7 +28,7 @@ TEXTS = (b"the thing and", b"in the", b"er the and ing")
 
 
 def random_cells(num_rows: int, width: int, num_end: int, num_others: int) -> tuple[Cells, Columns]:
-    """Rows cut into cells of all lengths, one of them thousands of columns long and some empty."""
+    """Draw rows cut into cells of all lengths, one thousands of columns long and some empty."""
     generator = torch.Generator().manual_seed(width)
     num_spelling = width - num_end - num_others
     token_C = torch.randperm(width, generator=generator)

@@ -66,8 +66,9 @@ def student_recipe(work: Path, name: str, **student: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dumps of two teachers with different tokenizers, and students of them, trained one after another in one
-    process.
+    """Make dumps of two teachers with different tokenizers, and students of them.
+
+    The students are trained one after another in one process.
     """
     work = tmp_path_factory.mktemp("many")
     tiny_model(work / "one")
@@ -128,7 +129,7 @@ def test_a_byte_level_student_has_a_token_for_each_byte(work: Path) -> None:
 
 
 def stored_distributions(dump: Path) -> dict[str, np.ndarray]:
-    """document -> P x 256, of a dump that stores every symbol."""
+    """Return document -> P x 256 of a dump that stores every symbol."""
     found = {}
     for shard in Manifest.load(dump).shards:
         for record in read_shard(shard.path(dump)):

@@ -1,5 +1,6 @@
-"""The page on interfaces, objectives and tokenizer families of one's own, followed to the letter; and what it says of
-faulty files.
+"""The page on plug-ins, followed to the letter, and the errors it quotes for faulty files.
+
+Plug-ins are interfaces, objectives and tokenizer families of one's own.
 """
 
 import colorsys
@@ -30,7 +31,7 @@ FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```\n", re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page's files, and what stands in for the demo: a recipe of a tiny model and a dump."""
+    """Write the page's files, and a stand-in for the demo: a recipe of a tiny model and a dump."""
     folder = tmp_path_factory.mktemp("mine")
     for name, text in FILE.findall(PAGE.read_text(encoding="utf-8")):
         (folder / name).write_text(text, encoding="utf-8")

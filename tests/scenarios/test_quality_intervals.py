@@ -1,4 +1,4 @@
-"""The benchmark's 95 % intervals hold the truth about as often as they say, and what is one document counts as one."""
+"""The benchmark's 95 % intervals have about that coverage, and one document counts as one."""
 
 import math
 

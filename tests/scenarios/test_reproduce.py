@@ -1,4 +1,4 @@
-"""What `make reproduce` and its rehearsal would run, command by command, without running it."""
+"""Commands of `make reproduce` and its rehearsal, without running them."""
 
 import os
 import shlex
@@ -21,7 +21,7 @@ ENVIRONMENT = {
 
 
 def commands(target: str, table: int, *arguments: str) -> list[list[str]]:
-    """The commands of `bld` that the target runs."""
+    """Return the commands of `bld` that the target runs."""
     made = subprocess.run(
         ["make", "-n", target, f"TABLE={table}", *arguments],
         cwd=ROOT,
@@ -34,7 +34,7 @@ def commands(target: str, table: int, *arguments: str) -> list[list[str]]:
 
 
 def recipe_of(command: list[str]) -> Recipe:
-    """What a command's arguments make of its recipe."""
+    """Return the recipe that results from a command's arguments."""
     assert set(command[3::2]) == {"-o"}
     return load_recipe(ROOT / command[2], command[4::2])
 

@@ -1,5 +1,6 @@
-"""Several ranks, and the same run in another world: ZeRO, offload, float16, checkpointing, signals, damage, losses that
-are not numbers.
+"""Several ranks, and runs continued in another world.
+
+ZeRO, offload, float16, checkpointing, signals, damage, losses that are not numbers.
 
 DeepSpeed takes seconds to start, so one process of one rank and one torchrun of two ranks do what all the tests look
 at.
@@ -116,7 +117,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def await_step(process: "subprocess.Popen[bytes]", log: Path, said_before: int = 0) -> None:
-    """Until a step's line stands in the log, after its first bytes."""
+    """Wait until the log, after its first bytes, has a step's line."""
     deadline = time.monotonic() + 600
     while b"/6 " not in log.read_bytes()[said_before:]:
         assert process.poll() is None and time.monotonic() < deadline
@@ -132,8 +133,9 @@ def forget(run: Path, *steps: int) -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that one rank made, and one that it went on with where two ranks were stopped: killed with what had started
-    them, then by SIGTERM.
+    """Make runs with one rank, one of them continued after two ranks were stopped.
+
+    These were killed together with their launcher, then stopped by SIGTERM.
     """
     work = tmp_path_factory.mktemp("scale")
     tiny_model(work / "model")
@@ -165,7 +167,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(work: Path) -> Path:
-    """The folders of runs that two ranks of one torchrun made or went on with."""
+    """Return the folder of runs that two ranks of one torchrun made or continued."""
     two = work / "two"
     two.mkdir()
     for name in ("model", "dump", "each.py"):

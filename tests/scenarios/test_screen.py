@@ -1,5 +1,6 @@
-"""What a newcomer sees: our lines alone, of each command, under one bar where it is a terminal; also where the folder
-has packages named as ours.
+"""The screen: our lines alone for each command, and one bar on a terminal.
+
+Also if the folder has packages named as ours.
 """
 
 import json
@@ -53,7 +54,7 @@ def environment() -> dict[str, str]:
 
 
 def said_in_a_log(folder: Path, *command: str) -> list[str]:
-    """Lines of stderr, which is a pipe."""
+    """Return the lines of stderr, which is a pipe."""
     done = subprocess.run(
         [*START, *command], cwd=folder, env=environment(), capture_output=True, text=True, timeout=400, check=False
     )
@@ -62,7 +63,7 @@ def said_in_a_log(folder: Path, *command: str) -> list[str]:
 
 
 def said_on_a_terminal(folder: Path, *command: str) -> list[str]:
-    """Lines that stand, or stood, on the terminal that stderr is."""
+    """Return lines that stand, or stood, on the terminal that stderr is."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*START, *command], cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=theirs

@@ -1,4 +1,4 @@
-"""Two ranks that wait for each other longer than a collective does, and one that dies while the other is in one.
+"""Two ranks that wait for each other longer than a collective's timeout, and one that dies in mid-collective.
 
 DeepSpeed takes seconds to start, so one pair of ranks does what most of the tests look at: it goes on with a run of one
 rank.
@@ -100,8 +100,9 @@ def start_two(work: Path, *command: str) -> list["subprocess.Popen[str]"]:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that one rank has made, and two, slow ones, have gone on with after its first step; `said` by each of
-    them.
+    """Make a run with one rank and continue it with two slow ones after its first step.
+
+    `said` is the output of each of them.
     """
     work = tmp_path_factory.mktemp("slow")
     tiny_model(work / "model")

@@ -1,6 +1,4 @@
-"""Dumps made in an object store: what commits there, what a kill in the middle of an upload leaves, how processes share
-one.
-"""
+"""Dumps made in an object store: commits, a kill during an upload, and processes that share one."""
 
 import os
 import signal
@@ -33,7 +31,7 @@ def remote(address: str) -> RemotePath:
 
 
 def stored(folder: Location) -> dict[str, pa.Table]:
-    """The shards of a dump wherever it is, as `content` gives them of a local one."""
+    """Return the shards of a dump at any location, as `content` does for a local one."""
     tables = {}
     for name in sorted(names(folder / "shards")):
         with open_parquet(folder / "shards" / name) as file:
@@ -42,7 +40,7 @@ def stored(folder: Location) -> dict[str, pa.Table]:
 
 
 def versions(folder: RemotePath) -> dict[str, tuple[int, str | None]]:
-    """When each shard was written, and what its bytes hash to at the store."""
+    """Return when each shard was written, and the hash of its bytes at the store."""
     found = {name: object_store.read(folder / "shards" / name) for name in names(folder / "shards")}
     return {name: (held.modified.timestamp(), held.e_tag) for name, held in found.items() if held is not None}
 
@@ -125,7 +123,7 @@ def test_a_claim_of_another_holds_until_it_is_given_back_or_over(
 def test_a_holder_that_proc_hides_is_alive_and_one_that_ended_is_not(
     error: type[psutil.Error], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As under hidepid=1 and hidepid=2, for a process of another user's."""
+    """Under hidepid=1 and hidepid=2 a process of another user's is seen so."""
     ended = subprocess.Popen(["true"])
     ended.wait()
 

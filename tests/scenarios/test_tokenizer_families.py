@@ -1,4 +1,4 @@
-"""Small tokenizers of every kind, made here: their tokens are a document's bytes, or they say why not."""
+"""Small tokenizers of every kind, trained here: they spell a document's bytes, or say why not."""
 
 import json
 from pathlib import Path

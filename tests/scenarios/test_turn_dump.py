@@ -1,4 +1,4 @@
-"""Chats with reasoning and calls dumped: each turn's targets are the model's own where it says the turn."""
+"""Chats with reasoning and calls dumped: a turn's targets are the model's own at that turn."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.support.chats import chat
 
 
 def row(conversation: Conversation) -> dict[str, Any]:
-    """As a data set has it."""
+    """Return the conversation in a data set's form."""
     messages = []
     for message in conversation.messages:
         made = {key: value for key, value in message.items() if key not in ("reasoning", "tool_calls")}
@@ -58,8 +58,9 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected_targets(model: Path, excerpt: Excerpt, text: bytes) -> np.ndarray:
-    """Of the excerpt's one turn, by brute force in float64: what the model says after transformers' own rendering of
-    the prompt.
+    """Compute the targets of the excerpt's one turn by brute force in float64.
+
+    They follow transformers' own rendering of the prompt.
     """
     whole: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     wrapped = turn_tokenizer("qwen3")

@@ -1,5 +1,6 @@
-"""Students of chats with reasoning and calls: each renders the conversation itself, and learns what the teacher was
-asked, or says why not.
+"""Students of chats with reasoning and calls: each renders the conversation itself.
+
+It learns what the teacher was asked, or says why not.
 """
 
 import json
@@ -35,7 +36,7 @@ ROWS = [row(REASONED), row(CALLED)]
 
 
 def dump_by(folder: Path, name: str) -> Path:
-    """A dump of both conversations, as far as that family's template writes them."""
+    """Make a dump of both conversations, as far as that family's template writes them."""
     model = turn_model(folder / "teacher", name)
     run_teacher(load_recipe(write_recipe(folder, model, ROWS), ["teacher.max_tokens=1024", "dump.audit_documents=0"]))
     return folder / "dump"
@@ -56,7 +57,7 @@ def qwen2_5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learned(name: str, records: list[Record]) -> list[str]:
-    """Of each record the bytes of the student's labels, END as a bar; or the reason why it is left out."""
+    """Return for each record the bytes of the student's labels, END as a bar, or why it is left out."""
     chat = load_turns(name, OTHER_MERGES)
     found = []
     end = chat.end_of_turn()

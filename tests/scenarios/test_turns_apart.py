@@ -1,5 +1,6 @@
-"""Chats of which a student's template writes only some turns as they are stored: these are learned, and the others
-counted by name.
+"""Chats of which a student's template writes only some turns as they are stored.
+
+These are learned, and the others counted by name.
 
 The slow twin renders with transformers alone, once for each turn, as the student would see it when the turn comes.
 """
@@ -44,7 +45,10 @@ PAIRS = [(teacher, student) for teacher in ("qwen3", "qwen2_5", "smollm3") for s
 
 
 def record_of(piece: EncodedWindow, rng: np.random.Generator) -> Record:
-    """With made-up targets; the first entry of position `p` has the log-probability -(p + 1) / 256."""
+    """Make a record with made-up targets.
+
+    The first entry of position `p` has the log-probability -(p + 1) / 256.
+    """
     record = make_record(piece.doc_id, piece.text, rng, [span.segment for span in piece.spans])
     logprobs = record.logprobs.copy()
     logprobs[::4] = -(np.arange(record.num_positions) + 1) / 256
@@ -69,13 +73,13 @@ def example_of(encoded: Encoded, loaded: ChatTokenizer) -> Example:
 
 
 def rows_of(example: Example) -> list[int]:
-    """The record's position of each that is supervised; checks that it is the one of its symbol."""
+    """Return the record's position of each supervised one; check that it is that of its symbol."""
     assert (example.entry_symbols_PE[:, 0] == example.symbols_P).all()
     return [round(-256 * float(logprob)) - 1 for logprob in example.entry_logprobs_PE[:, 0]]
 
 
 def rows_of_messages(record: Record) -> dict[int, list[int]]:
-    """The positions of each message that the record asks about, counted out one by one."""
+    """Count out the positions of each message that the record asks about, one by one."""
     owner = [number for number, size in enumerate(record.message_lengths) for _ in range(size)]
     found: dict[int, list[int]] = {}
     row = 0
@@ -87,7 +91,7 @@ def rows_of_messages(record: Record) -> dict[int, list[int]]:
 
 
 def pieces_of(record: Record, loaded: ChatTokenizer, max_tokens: int | None) -> tuple[list[Encoded], Pieces] | str:
-    """What is used of a record, and what is counted of it: of the record and of its question the same."""
+    """Return what is used of a record and its counts, which must be those of its question, too."""
     [pieces] = encode_pieces([record], loaded.tokenizer, loaded, max_tokens)
     [counted] = count_pieces([question_of(record)], loaded.tokenizer, loaded, max_tokens)
     assert list(count_pieces([record], loaded.tokenizer, loaded, max_tokens)) == [counted]
@@ -99,7 +103,7 @@ def pieces_of(record: Record, loaded: ChatTokenizer, max_tokens: int | None) -> 
 
 
 def given(conversation: Conversation, family: str) -> list[dict[str, Any]]:
-    """Messages as transformers takes them for that template."""
+    """Return messages as transformers takes them for that template."""
     messages = []
     for message in conversation.messages:
         made: dict[str, Any] = {"role": message["role"], "content": message["content"]}
@@ -115,8 +119,9 @@ def given(conversation: Conversation, family: str) -> list[dict[str, Any]]:
 
 
 def as_it_comes(conversation: Conversation, index: int, family: str, wrapped: Any) -> tuple[str, str]:
-    """(what stands before a turn, the turn) where it has just been said; no turn where the template does not begin it
-    with its prompt.
+    """Return (text before a turn, the turn) when it has just been said.
+
+    No turn if the template does not begin it with its prompt.
     """
     messages, reasons = given(conversation, family), bool(conversation.messages[index].get("reasoning"))
     options = {
@@ -209,8 +214,9 @@ def check_rendering(
     student: str,
     wrapped: Any,
 ) -> None:
-    """The tokens are the last turn's rendering as it comes, and what is learned of each turn stands in it as one
-    stretch, its END behind.
+    """Check that the tokens are the last turn's rendering, with each learned turn in one stretch.
+
+    Its END follows it.
     """
     here = rows_of(example)
     numbers = [number for number in rows if rows[number][0] in here]
@@ -295,7 +301,7 @@ REASONED = talk(
 
 
 def long_record(rng: np.random.Generator) -> Record:
-    """Of SmolLM3, which keeps earlier reasoning: three turns in one rendering, a middle one that is long."""
+    """Make a record for SmolLM3, which keeps earlier reasoning: three turns, the middle one long."""
     messages = [dict(message) for message in REASONED.messages]
     messages[3]["content"] = "and thing " * 30 + "no"
     smollm3 = load_turns("smollm3")
@@ -334,8 +340,9 @@ def test_a_run_that_began_with_whole_chats_leaves_out_what_it_left_out() -> None
 
 
 def test_reasoning_in_a_content_that_the_teacher_took_for_text_is_learned_by_a_template_that_writes_it_so() -> None:
-    """A teacher without reasoning (Qwen2.5) has dumped contents alone; Qwen3's template takes the reasoning out, and
-    writes it anew.
+    """A teacher without reasoning (Qwen2.5) has dumped contents alone.
+
+    Qwen3's template takes the reasoning out, and writes it anew.
     """
     rng, qwen2, qwen3 = np.random.default_rng(0), load_turns("qwen2_5"), load_turns("qwen3")
     end = qwen2.end_of_turn()

@@ -1,4 +1,4 @@
-"""What an operator sees of a training run, and which of its checkpoints stay."""
+"""Monitoring of a training run, and which of its checkpoints are kept."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ TRAIN_EACH = (
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs that differ in what is watched alone, and one that two ranks are held to."""
+    """Make two runs that differ only in what is watched, and one for comparing two ranks with."""
     work = tmp_path_factory.mktemp("work")
     tiny_model(work / "model")
     make_dump(work / "dump")
@@ -55,7 +55,7 @@ SHARED = {"lr": 1e-3, "steps": 3, "micro_batch_tokens": 30}
 
 
 def train_each(work: Path, *names: str, **environment: str) -> "subprocess.Popen[bytes]":
-    """One process that trains several recipes in turn."""
+    """Train several recipes in turn in one process."""
     command = [sys.executable, "-c", TRAIN_EACH, *(str(work / f"{name}.yaml") for name in names)]
     values = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(command, env=values, cwd=work)

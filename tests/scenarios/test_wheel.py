@@ -16,7 +16,7 @@ OTHERS = ("pyproject.toml", "README.md", "LICENSE")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """What a command prints; AssertionError with all that it said where it fails."""
+    """Run a command; return its output. AssertionError with all its output if it fails."""
     known = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GIT_", "BLD_"))}
     done = subprocess.run(command, cwd=cwd, env=known | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -25,8 +25,9 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the working tree that is a checkout of one commit: a build leaves folders behind, and a release has a
-    revision.
+    """Copy the working tree into a checkout of one commit.
+
+    A build leaves folders behind, and a release has a revision.
     """
     folder = tmp_path_factory.mktemp("source")
     for name in PACKAGES:
@@ -51,7 +52,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of an environment with the wheel in it, and of everything else what this one has."""
+    """Make an environment with the wheel in it and everything else of this one; return its `bin`."""
     folder = tmp_path_factory.mktemp("installed")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     python = folder / "bin" / "python"

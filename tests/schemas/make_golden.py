@@ -16,14 +16,14 @@ FOLDER = Path(__file__).with_name("golden")
 
 
 def golden_records() -> list[Record]:
-    """A document with all that varies, and one in two windows, the second of which supervises only its end."""
+    """Make a document with all that varies, and one in two windows, the second supervising only its end."""
     first = make_record("windows", "aé  ".encode(), has_end=False)
     second = cut_positions(make_record("windows", b"  end", window_start=3), start=2)
     return [varied_record("varied", seed=1, document=b"golden"), first, second]
 
 
 def golden_values(path: Path) -> list[dict[str, object]]:
-    """What a shard's records say, as plain values, decoded."""
+    """Return the values of a shard's records, plain and decoded."""
     return [
         {
             "doc_id": record.doc_id,

@@ -1,4 +1,4 @@
-"""One table of a shard's columns: the specification, the record and the modules that go through it say nothing else."""
+"""The table of a shard's columns agrees with the specification, the record and the modules that use it."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ def record(text: bytes, **changed: Any) -> Record:
 
 
 def specified(column: Column) -> str:
-    """The row that the specification has to have."""
+    """Return the row that the specification must have."""
     kind = {"float": "float32"}.get(str(column.kind), str(column.kind))
     kind = f"list\\<{kind}\\>" if column.is_list else kind
     where = "" if column.stored_where is None else f"; only where the identity has `{column.stored_where}`"
@@ -70,7 +70,7 @@ def test_the_table_can_be_shown_and_stored() -> None:
 
 
 def names_in(path: Path) -> set[str]:
-    """Attributes, names and literals of a module, docstrings apart."""
+    """Return attributes, names and literals of a module, docstrings apart."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     found = set()

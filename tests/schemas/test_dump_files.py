@@ -1,4 +1,4 @@
-"""Names of a dump's files and keys of its shards stand in one module."""
+"""A dump's file names and its shards' keys stand in one module only."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ FOLDERS = {dump_files.SHARDS, dump_files.COSTS, dump_files.LEASES}
 
 
 def literals(tree: ast.Module) -> list[str]:
-    """What a module spells of files, folders and keys of a dump; docstrings and messages may."""
+    """Return a module's literals, docstrings and messages apart, in which dump files and keys may be named."""
     paths = {id(node.right) for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)}
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     found = []

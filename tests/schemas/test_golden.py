@@ -1,5 +1,6 @@
-"""A shard of every version ever released is still read, value for value; a version that is not read says what reads
-it.
+"""A shard of every version ever released is still read, value for value.
+
+For a version that is not read, the error says what reads it.
 """
 
 import json
@@ -16,7 +17,7 @@ from tests.schemas.make_golden import FOLDER, golden_values
 
 
 def assert_close(found: object, expected: object) -> None:
-    """Equal, but for the last digit of what was rounded."""
+    """Check equality up to the last digit of what was rounded."""
     if isinstance(expected, dict) and isinstance(found, dict):
         assert found.keys() == expected.keys()
         for key in expected:

@@ -1,4 +1,4 @@
-"""JSON that every reader takes: what it has no word for is null, and nothing else is changed."""
+"""JSON that every reader takes: values it has no word for become null, and nothing else changes."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def random_values(chance: random.Random, depth: int = 4) -> Any:
 
 
 def nulled(values: Any) -> Any:
-    """Brute force: what a reader that stops at nothing reads, its constants replaced."""
+    """Read JSON by brute force with a lenient reader, its constants replaced."""
     return json.loads(json.dumps(values), parse_constant=lambda word: None)
 
 

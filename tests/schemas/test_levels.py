@@ -1,4 +1,4 @@
-"""The levels of the columns: how many, how far apart, and masks that they leave as they were."""
+"""The levels of the columns: their number and spacing, and masks they leave unchanged."""
 
 import numpy as np
 import pytest

@@ -17,7 +17,7 @@ POSITION = 10  # of document "0", as the snippets have it
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards; document "0" is not the first record."""
+    """Write two shards; document "0" is not the first record."""
     shards = [[varied_record(doc_id, int(doc_id)) for doc_id in ids] for ids in ("78", "10")]
     return write_dump(tmp_path_factory.mktemp("dump"), shards)
 

@@ -1,4 +1,4 @@
-"""A shard and a manifest go through the reader of the version that they say."""
+"""A shard and a manifest go through the reader of the version they declare."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def manifest_of_7(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def another_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A made-up version whose files have other names for two columns and a field."""
+    """Register a made-up version whose files have other names for two columns and a field."""
 
     def check(path: object, schema: pa.Schema) -> None:
         assert "wording" in schema.names

@@ -1,4 +1,4 @@
-"""A teacher, its dump and its server, as most tests of this stage want them."""
+"""A teacher, its dump and its server, for most tests of this stage."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ from tests.support.fake_server import FakeServer
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """A complete dump that no test may change."""
+    """Return a complete dump that no test may change."""
     return dump(write_recipe(tmp_path_factory.mktemp("whole"), model, TEXTS[:12]))
 
 
 @pytest.fixture
 def copy(tmp_path: Path, whole: Path) -> Path:
-    """One that it may."""
+    """Return a copy of the dump that the test may change."""
     shutil.copytree(whole, tmp_path / "dump")
     return tmp_path / "dump"
 
@@ -32,7 +32,7 @@ def tokenizer(model: Path) -> ByteTokenizer:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    """A server that is asked again at once, and wants no key."""
+    """Start a server that is retried at once and needs no key."""
     monkeypatch.setattr(http_client, "FIRST_WAIT", 0.01)
     monkeypatch.delenv(http_client.KEY_VARIABLE, raising=False)
     server = FakeServer()

@@ -1,5 +1,6 @@
-"""A recipe as a later release may have it: a key more in most sections, each with what was done before it came, and one
-that is renamed.
+"""A later release's recipe: one more key in most sections, and one key renamed.
+
+Each new key comes with what was done before it existed.
 """
 
 from collections.abc import Mapping
@@ -76,6 +77,6 @@ OF_A_RUN = {"student.rows": "student.rows", "train.optimizer": "train.optimizer"
 
 
 def use_added_keys(patch: pytest.MonkeyPatch) -> None:
-    """Have recipes read, and identities compared, as that later release does."""
+    """Read recipes and compare identities as that later release does."""
     for module in ("loading", "identity"):
         patch.setattr(f"pipeline.config.{module}.Recipe", GrownRecipe)

@@ -1,4 +1,4 @@
-"""Opening a page in headless Chromium, where there is one."""
+"""Pages opened in headless Chromium, if it is installed."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ def browser() -> str:
 
 
 def open_page(browser: str, page: Path, mark: str, profile: Path) -> tuple[str, str]:
-    """The document after its script has run, and what the browser complained of."""
+    """Return the document after its script has run, and the browser's errors."""
     flags = [
         "--headless",
         "--no-sandbox",

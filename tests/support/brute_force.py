@@ -19,7 +19,7 @@ def canonical_targets(
     tokens: Sequence[int],
     document: bytes,
 ) -> np.ndarray:
-    """[bytes + 1, 256]: every (row, token) pair looked at for every position, straight from design section 3."""
+    """Return [bytes + 1, 256] from every (row, token) pair at every position, straight from the definition."""
     rows, offset = [], 0
     for length in range(len(tokens) + 1):
         path = tuple(tokens[:length])
@@ -33,7 +33,7 @@ def canonical_targets(
 def all_targets(
     next_probs: NextProbs, token_bytes: Sequence[bytes | None], end_ids: set[int], document: bytes
 ) -> np.ndarray:
-    """The same over all tokenizations of all prefixes."""
+    """Compute the same over all tokenizations of all prefixes."""
     rows: list[tuple[int, float, np.ndarray]] = []
 
     def visit(path: tuple[int, ...], offset: int, weight: float) -> None:
@@ -65,8 +65,9 @@ def _targets(
 
 
 def known_masses(found: Targets, document: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Of each byte of the document: the mass known before it that goes on with it, and that known after it. Checks the
-    targets' shares.
+    """Return for each byte of the document its known mass before it, and the known mass after it.
+
+    The mass before it is the part that continues with this byte. Checks the targets' shares.
     """
     np.testing.assert_allclose(found.probs_PV.sum(axis=1), 1, atol=1e-12)
     for share in (found.dropped_P, found.token_end_P, found.doubt_P):
@@ -76,7 +77,7 @@ def known_masses(found: Targets, document: bytes) -> tuple[np.ndarray, np.ndarra
 
 
 def prefix_columns(vocabulary: Vocabulary, prefix: bytes) -> range:
-    """Columns of the tokens whose bytes start with `prefix`, by binary search."""
+    """Find the columns of the tokens whose bytes start with `prefix`, by binary search."""
     low = bisect_left(vocabulary.sorted_bytes, prefix)
     # 0xFF sorts after every byte of a token that feeds symbols.
     return range(low, bisect_left(vocabulary.sorted_bytes, prefix + b"\xff"))

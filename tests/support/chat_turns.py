@@ -1,5 +1,7 @@
-"""Chat templates that write reasoning and calls of tools: models' own, out of a package, and two that no package has,
-cut to what decides what stands where; each on the tiny tokenizer with its control tokens.
+"""Chat templates that write reasoning and tool calls.
+
+Models' own, out of a package, and two that no package has, cut to what decides where things stand; each on the tiny
+tokenizer with its control tokens.
 """
 
 import re
@@ -68,7 +70,7 @@ LOOK = {"type": "function", "function": {"name": "look", "description": "Looks."
 
 
 def turn_tokenizer(name: str, merges: Sequence[str] = CHAT_MERGES) -> PreTrainedTokenizerFast:
-    """The tiny tokenizer with that template, and the control tokens that it names."""
+    """Make the tiny tokenizer with that template and the control tokens it names."""
     text = _OWN.get(name) or Path(resolve_file(_PACKAGE.format(name))).read_text(encoding="utf-8")
     backend = tiny_tokenizer(list(merges)).backend_tokenizer
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
@@ -86,7 +88,7 @@ def load_turns(name: str, merges: Sequence[str] = CHAT_MERGES) -> ChatTokenizer:
 
 
 def turn_model(folder: Path, name: str, seed: int = 0, merges: Sequence[str] = CHAT_MERGES) -> Path:
-    """A tiny random Llama with that tokenizer, as a plain Hugging Face folder; see `tests.support.tiny`."""
+    """Write a tiny random Llama with that tokenizer as a Hugging Face folder; see `tests.support.tiny`."""
     return save_tiny(folder, turn_tokenizer(name, merges), seed, positions=2048)
 
 
@@ -95,7 +97,7 @@ def user(content: str) -> dict[str, Any]:
 
 
 def answer(content: str, reasoning: str = "", **arguments: Any) -> dict[str, Any]:
-    """A turn of the assistant; with arguments it calls `look`."""
+    """Make a turn of the assistant; with arguments it calls `look`."""
     made: dict[str, Any] = {"role": "assistant", "content": content}
     made |= {"reasoning": reasoning} if reasoning else {}
     return made | (

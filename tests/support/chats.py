@@ -1,5 +1,6 @@
-"""Chat templates as the families write them, cut to what decides where contents stand, on a tiny tokenizer with their
-control tokens.
+"""Chat templates of the families, cut to what decides where contents stand.
+
+They run on a tiny tokenizer with the families' control tokens.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ CHAT_MERGES = [*MERGES, "Ċ Ċ", "Ċ a", "Ġ y", "Ġy e", "Ġye s"]
 
 
 class ChatFamily(NamedTuple):
-    """`control`: the tokens that its template writes; `end`: the one after a turn; `strips`: the ends of what the
+    """A family of chat templates.
+
+    `control`: the tokens that its template writes; `end`: the one after a turn; `strips`: the ends of what the
     assistant says.
     """
 
@@ -128,7 +131,7 @@ CHAT_FAMILIES = {
 
 
 def chat_tokenizer(name: str, merges: Sequence[str] = CHAT_MERGES) -> PreTrainedTokenizerFast:
-    """The tiny tokenizer with a family's control tokens and template."""
+    """Make the tiny tokenizer with a family's control tokens and template."""
     family = CHAT_FAMILIES[name]
     backend = tiny_tokenizer(list(merges)).backend_tokenizer
     tokenizer = PreTrainedTokenizerFast(
@@ -147,12 +150,12 @@ def load_chat(name: str, merges: Sequence[str] = CHAT_MERGES) -> ChatTokenizer:
 
 
 def chat_model(folder: Path, name: str, seed: int = 0, merges: Sequence[str] = CHAT_MERGES) -> Path:
-    """A tiny random Llama with that tokenizer, as a plain Hugging Face folder; see `tests.support.tiny`."""
+    """Write a tiny random Llama with that tokenizer as a Hugging Face folder; see `tests.support.tiny`."""
     return save_tiny(folder, chat_tokenizer(name, merges), seed)
 
 
 def chat(*contents: str, system: str | None = None) -> list[dict[str, str]]:
-    """Messages of a user and an assistant in turn."""
+    """Return messages of a user and an assistant in turn."""
     messages = [] if system is None else [{"role": "system", "content": system}]
     roles = ("user", "assistant")
     return messages + [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]

@@ -1,4 +1,4 @@
-"""A stand-in for the server that a teacher is asked through, over real HTTP."""
+"""A stand-in for a teacher's server, over real HTTP."""
 
 import json
 import math
@@ -14,8 +14,9 @@ NUM_TOKENS = 269  # of the tiny tokenizer
 
 
 class FakeServer:
-    """Speaks as much of vLLM's protocol as the engine uses; every row lists ids 0 to k - 1 and the token that
-    follows.
+    """A server that speaks the part of vLLM's protocol that the engine uses.
+
+    Every row lists ids 0 to k - 1 and the token that follows.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The tokenizers that are supported, where each comes from, and the check that all of them pass."""
+"""Supported tokenizers, the source of each, and the check that all of them pass."""
 
 import io
 import json
@@ -26,7 +26,7 @@ NO_TOKEN = "its vocabulary cannot spell these bytes"
 
 
 class Family(NamedTuple):
-    """`source` of a tokenizer; `left_out`: the only reasons for which it may refuse a document of valid UTF-8."""
+    """A tokenizer's source, and the only reasons for which it may refuse valid UTF-8 (`left_out`)."""
 
     source: str
     kind: str
@@ -78,7 +78,7 @@ FAMILIES = SMALL | LARGE
 
 @cache
 def load(name: str) -> ByteTokenizer:
-    """A family's tokenizer, out of the cache."""
+    """Load a family's tokenizer from the cache."""
     family = FAMILIES[name]
     folder = resolve_tokenizer(family.source)
     if family.normalizer is None:
@@ -90,7 +90,7 @@ def load(name: str) -> ByteTokenizer:
 
 @cache
 def documents() -> list[bytes]:
-    """200: source code, program messages in nine languages, words in 23 scripts."""
+    """Return 200 documents: source code, program messages in nine languages, words in 23 scripts."""
     real = chain(code(50), messages(70))
     return [text.decode()[:1500].encode() for _, text in real] + [words(seed).encode() for seed in range(80)]
 
@@ -109,14 +109,14 @@ def train_sentencepiece(path: Path, **options: Any) -> Path:
 
 
 def load_sentencepiece(path: Path) -> ByteTokenizer:
-    """A tokenizer of a SentencePiece file, past the cache."""
+    """Load a tokenizer of a SentencePiece file, bypassing the cache."""
     tokenizer, bos, eos = from_sentencepiece(path)
     ids = [None if name is None else tokenizer.token_to_id(name) for name in (bos, eos)]
     return ByteTokenizer.from_definition(json.loads(tokenizer.to_str()), *ids)
 
 
 def definition(folder: str) -> dict[str, Any]:
-    """The parsed tokenizer.json of a folder."""
+    """Return the parsed tokenizer.json of a folder."""
     return json.loads(Path(folder, "tokenizer.json").read_text(encoding="utf-8"))
 
 
@@ -137,7 +137,7 @@ def check(tokenizer: ByteTokenizer, documents: Sequence[bytes]) -> Counter[str]:
 
 
 def _check_student(tokenizer: ByteTokenizer, ids: list[int], document: bytes) -> None:
-    """Spans follow each other from the first byte to the last, and each holds its token's bytes."""
+    """Check that spans cover the bytes from first to last, and that each holds its token's bytes."""
     tokens = [tokenizer.token_bytes[token] for token in ids]
     assert all(tokens)
     spans = token_spans([token or b"" for token in tokens], document, tokenizer.prefix)
@@ -152,7 +152,7 @@ def _check_student(tokenizer: ByteTokenizer, ids: list[int], document: bytes) ->
 
 
 def _check_teacher(tokenizer: ByteTokenizer, ids: list[int], document: bytes) -> None:
-    """Whole, and cut into windows that are supervised from the first byte to the last."""
+    """Check documents whole, and cut into windows that supervise every byte."""
     assert sum(spelled_lengths(tokenizer, ids)) == len(document)
     windows = cut_document(Document("0", document, None), tokenizer, max_tokens=128, overlap=16)
     supervised = b"".join(window.text[window.bounds.supervised - window.bounds.start :] for window in windows)

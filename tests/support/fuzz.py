@@ -1,5 +1,7 @@
-"""Damaged and crafted input at random: files of a corpus, recipes, shards. What is no good has to be refused, in words;
-never a traceback of another kind, never a value that is quietly wrong.
+"""Damaged and crafted input at random: files of a corpus, recipes, shards.
+
+Bad input must be refused with an error message; never with a traceback of another kind, never with a silently wrong
+value.
 
 Each target draws what it does from a `Random`: of a seed, so that what was found can be seen again (`python -m
 tests.bench.fuzz shard --first 812 --cases 1`), of hypothesis, which makes it shorter, or of a fuzzer that follows the
@@ -87,7 +89,7 @@ VALUES = (
 
 
 def mutated(content: bytes, rng: Random, most: int = 4) -> bytes:
-    """A few bytes flipped, put in, taken out or doubled."""
+    """Flip, insert, remove or double a few bytes."""
     found = bytearray(content)
     for _ in range(rng.randrange(most + 1)):
         at = rng.randrange(len(found) + 1)
@@ -105,9 +107,7 @@ def mutated(content: bytes, rng: Random, most: int = 4) -> bytes:
 
 
 class Written(NamedTuple):
-    """A file of a corpus. `num_rows` is how many documents and faults it holds; None where that cannot be told
-    beforehand.
-    """
+    """A file of a corpus; `num_rows` counts its documents and faults, None if that is not known."""
 
     name: str
     content: bytes
@@ -147,7 +147,7 @@ def _parquet(rng: Random) -> Written:
 
 
 def _packed(written: Written, rng: Random) -> Written:
-    """Compressed, under a name that says so, or another one, or none."""
+    """Compress content, under a name that says so, or another one, or none."""
     suffix = rng.choice(list(COMPRESSORS))
     packed = COMPRESSORS[suffix](written.content)
     damaged = mutated(packed, rng) if suffix and rng.randrange(2) else packed
@@ -156,8 +156,9 @@ def _packed(written: Written, rng: Random) -> Written:
 
 
 def corpus(rng: Random, folder: Path) -> None:
-    """Every row becomes a document or is counted, whatever files follow one another; what is damaged is refused, or
-    reads as it was.
+    """Check that every row becomes a document or is counted, whatever files follow one another.
+
+    Damaged content is refused, or reads as it was.
     """
     source = folder / "corpus"
     shutil.rmtree(source, ignore_errors=True)
@@ -186,7 +187,7 @@ def corpus(rng: Random, folder: Path) -> None:
 
 
 def _texts_of(file: Path, keys: dict[str, Any]) -> list[bytes]:
-    """A file's documents, read by itself."""
+    """Return a file's documents, read alone."""
     try:
         return [document.text for document in Corpus(CorpusConfig(source=str(file), **keys)).documents()]
     except ValueError as error:
@@ -195,7 +196,7 @@ def _texts_of(file: Path, keys: dict[str, Any]) -> list[bytes]:
 
 
 def recipe(rng: Random, folder: Path) -> None:
-    """A recipe that is read is one that can be written and read again."""
+    """Check that a recipe that can be read can be written and read again."""
     names = recipe_names()
     base = "".join(f"# {name}\n" for name in names[:1]) + _recipe_text(rng.choice(names))
     if rng.randrange(2):
@@ -215,7 +216,10 @@ def _recipe_text(name: str) -> str:
 
 
 def shard(rng: Random, folder: Path) -> None:
-    """A damaged shard is refused by its seal; a crafted one, whose seal is right, is refused or holds together."""
+    """Check that a damaged shard is refused by its seal.
+
+    A crafted one, whose seal is right, is refused or consistent.
+    """
     records = [make_record("a", b"some text"), varied_record("b", rng.randrange(2**32))]
     path = folder / "s.parquet"
     table = to_table(records, IDENTITY)
@@ -234,7 +238,7 @@ def shard(rng: Random, folder: Path) -> None:
 
 
 def _crafted(table: pa.Table, rng: Random) -> pa.Table:
-    """Another value, length or type in one column, or a column that is not there."""
+    """Change a value, length or type in one column, or remove a column."""
     index = rng.randrange(table.num_columns)
     field = table.schema.field(index)
     if rng.randrange(8) == 0:
@@ -275,7 +279,10 @@ TARGETS: dict[str, Callable[[Random, Path], None]] = {"corpus": corpus, "recipe"
 
 
 def accepted(target: str, rng: Random, folder: Path) -> bool:
-    """Whether an input was taken, not refused. Anything else than a refusal in words comes through as it was raised."""
+    """Tell if an input was accepted, not refused.
+
+    Anything but a refusal with a message is raised on.
+    """
     try:
         TARGETS[target](rng, folder)
     except (ValueError, OSError) as error:

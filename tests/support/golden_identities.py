@@ -1,4 +1,6 @@
-"""Identities that an earlier release gave to dumps and runs, kept as files, so that what it began can be held to go on.
+"""Identities that an earlier release gave to dumps and runs, kept as files.
+
+They show that what it began continues.
 
     python -m tests.support.golden_identities CHECKOUT TAG
 

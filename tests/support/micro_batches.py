@@ -1,4 +1,4 @@
-"""Global batches as one process has them all: documents in the student's tokens, read and counted in memory."""
+"""Global batches of one process: documents in the student's tokens, read and counted in memory."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class GlobalBatch(NamedTuple):
 
 
 def count_all(reader: Asking, tokenizer: Tokenizer, max_tokens: int | None = None) -> Lengths:
-    """Tokens of all records, in this process; longer ones than `max_tokens` cut."""
+    """Encode all records in this process, cut at `max_tokens`."""
     return Lengths.of(
         list(count_shard(reader, shard, tokenizer, None, max_tokens)) for shard in range(reader.num_shards)
     )
@@ -32,7 +32,7 @@ def count_all(reader: Asking, tokenizer: Tokenizer, max_tokens: int | None = Non
 def global_batches(
     reader: DumpReader, tokenizer: ByteTokenizer, batch_tokens: int, max_tokens: int, start: Position = START
 ) -> Iterator[GlobalBatch]:
-    """Those of a run, in turn, without end."""
+    """Yield a run's batches in turn, endlessly."""
     lengths = count_all(reader, tokenizer, max_tokens)
     plans = plan_batches(lengths, reader.seed, batch_tokens, max_tokens, start)
     for share, records in fetched(shares(plans, 10**9, "off", 0, 1), reader):

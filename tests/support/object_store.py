@@ -1,5 +1,6 @@
-"""An S3-compatible server on loopback, in a process of its own: vLLM looks into all modules that are loaded, and falls
-over Flask's.
+"""An S3-compatible server on loopback, in a process of its own.
+
+vLLM inspects all loaded modules, and fails on Flask's.
 """
 
 import socket
@@ -26,7 +27,7 @@ sys.stdin.read()  # until the test is over, or gone
 
 
 class ObjectStore(NamedTuple):
-    """A bucket, and the environment variables by which it is reached."""
+    """A bucket, and the environment variables for reaching it."""
 
     address: str
     environment: dict[str, str]
@@ -46,7 +47,7 @@ class ObjectStore(NamedTuple):
 
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
-    """A server with one empty bucket, while the context lasts."""
+    """Run a server with one empty bucket while the context lasts."""
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
@@ -60,7 +61,7 @@ def object_store() -> Iterator[ObjectStore]:
 
 @contextmanager
 def cut_off(store: ObjectStore, request: bytes, after_bytes: int) -> Iterator[tuple[dict[str, str], threading.Event]]:
-    """A way to the store on which a request whose head starts so gets no further than its first bytes, and then hangs.
+    """Open a way to the store on which a request with such a head stalls after its first bytes.
 
     Yields:
         The environment by which the store is reached on that way, and an event: that the request hangs.
@@ -105,7 +106,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def open_bucket(endpoint: str) -> ObjectStore:
-    """The bucket of a server at `host:port`, made."""
+    """Make the bucket of a server at `host:port`."""
     filesystem = fs.S3FileSystem(
         access_key="key",
         secret_key=SECRET,

@@ -69,7 +69,7 @@ def varied_record(doc_id: str, seed: int, document: bytes = b"a document of byte
 
 
 def cut_positions(record: Record, start: int) -> Record:
-    """The record with its segment, and what is stored of it, from byte `start` on; two entries a position."""
+    """Keep the record's segment and stored values from byte `start` on only; two entries a position."""
     [segment] = record.segments
     return replace(
         record,
@@ -89,7 +89,7 @@ def write_dump(
     num_planned: int | None = None,
     identity: Mapping[str, Any] = IDENTITY,
 ) -> Path:
-    """A dump of these records, a shard each; without a summary."""
+    """Write a dump of these records, a shard each, without a summary."""
     (folder / "shards").mkdir(parents=True)
     plans = tuple(
         ShardPlan(index=i, first_document=i, num_documents=1, num_bytes=1, sha256=str(i))
@@ -103,7 +103,7 @@ def write_dump(
 
 
 def make_dump(folder: Path) -> Path:
-    """Three documents, one of them in two windows; two shards are done, a third is planned."""
+    """Write three documents, one in two windows; two shards are done, a third is planned."""
     shards = [
         [make_record("alpha", "a b\né".encode())],
         [
@@ -116,7 +116,7 @@ def make_dump(folder: Path) -> Path:
 
 
 def finish(dump: Path) -> Path:
-    """Give a dump whose shards are all there its summary, as stage 1 would."""
+    """Write the summary of a dump whose shards are complete, as stage 1 would."""
     manifest = Manifest.load(dump)
     shards = [
         {

@@ -1,4 +1,7 @@
-"""A row's nodes one by one, for what looks at each: the covering holds those of all rows flat."""
+"""Nodes of a row one by one, for code that looks at each.
+
+The covering holds those of all rows flat.
+"""
 
 from typing import NamedTuple
 
@@ -8,7 +11,7 @@ from pipeline.covering.covering import Covering
 
 
 class RowNode(NamedTuple):
-    """`cuts`: columns, one more than intervals; `labels`: of each interval, 0 for the exact ones, which come first."""
+    """A node; `cuts`: columns, one more than intervals; `labels`: per interval, 0 for exact ones, which come first."""
 
     cuts: np.ndarray
     labels: np.ndarray
@@ -16,7 +19,7 @@ class RowNode(NamedTuple):
 
 
 def row_nodes(covering: Covering, offset: int) -> list[RowNode]:
-    """Of a row that ends at `offset`, the deepest first, the root last."""
+    """Return the nodes of a row that ends at `offset`, the deepest first, the root last."""
     found = covering.intervals([offset])
     first_I, last_I = found.column_ranges()
     bounds = found.node_sizes.cumsum()[:-1]

@@ -1,4 +1,4 @@
-"""Bits per byte of a model that is loaded, on plain text or chats."""
+"""Bits per byte of a loaded model, on plain text or chats."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +18,6 @@ def score(
     max_tokens: int = 2048,
     chat: ChatTokenizer | None = None,
 ) -> dict[str, Any]:
-    """`evaluate`, on all that this model can be asked about."""
+    """Run `evaluate` on everything that this model can be asked about."""
     reader = Reader("model", tokenizer, chat, start_id)
     return evaluate(model, reader, documents, scored_text(documents, [reader]), max_tokens)

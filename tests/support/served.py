@@ -25,6 +25,6 @@ def open_engine(
 
 
 def served_recipe(folder: Path, model: Path, url: str, *more: str) -> tuple[Path, list[str]]:
-    """The tiny dump's recipe, and the overrides that make its teacher a served one."""
+    """Return the tiny dump's recipe, and the overrides that make its teacher a served one."""
     recipe = write_recipe(folder, model, TEXTS[:6])
     return recipe, ["teacher.engine=openai", "teacher.served_model=tiny", f"placement.base_url={url}", *more]

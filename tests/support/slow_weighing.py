@@ -1,5 +1,6 @@
-"""The slow twin of `pipeline.covering.path_weights`: every row by its path, every weight a sum of its own, offset by
-offset.
+"""The slow twin of `pipeline.covering.path_weights`.
+
+Every row by its path, every weight a sum of its own, offset by offset.
 """
 
 import math
@@ -14,7 +15,7 @@ from tests.support.row_nodes import row_nodes
 
 
 class Weighed(NamedTuple):
-    """Natural logs; `known` and `continued` by offset."""
+    """A row's weight in natural logs; `known` and `continued` by offset."""
 
     weights: dict[Path, float]
     known: list[float]
@@ -23,7 +24,7 @@ class Weighed(NamedTuple):
 
 
 def weigh(covering: Covering, tokens: Sequence[int], rows: dict[Path, ReducedRow], config: CoveringConfig) -> Weighed:
-    """Weigh rows by what arrives at them, in the order of their offsets."""
+    """Weigh rows by what reaches them, in the order of their offsets."""
     boundaries = {offset: index for index, offset in enumerate(covering.offsets.tolist())}
     arriving: dict[Path, list[float]] = defaultdict(list, {Path(0, ()): [0.0]})
     known: dict[int, list[float]] = defaultdict(list, {0: [0.0]})
@@ -58,7 +59,7 @@ def weigh(covering: Covering, tokens: Sequence[int], rows: dict[Path, ReducedRow
 def _child(
     path: Path, token: int, end: int, boundaries: dict[int, int], tokens: Sequence[int], config: CoveringConfig
 ) -> Path:
-    """The row that a path leads to: one of its own, or the canonical one that it is, or counts as."""
+    """Return the row that a path leads to: its own, or the canonical one that it is or counts as."""
     child = Path(path.leaves, (*path.tokens, token))
     is_canonical = not path.tokens and path.leaves < len(tokens) and token == tokens[path.leaves]
     is_merged = config.merge_after is not None and _shared(child, end, boundaries, tokens) >= config.merge_after
@@ -66,7 +67,7 @@ def _child(
 
 
 def _shared(child: Path, end: int, boundaries: dict[int, int], tokens: Sequence[int]) -> int:
-    """Canonical tokens at the end of a path that has met the canonical boundaries; -1 off them."""
+    """Count canonical tokens at the end of a path that met the canonical boundaries; -1 off them."""
     if end not in boundaries:
         return -1
     index, shared = boundaries[end], 0
@@ -80,8 +81,9 @@ def _shared(child: Path, end: int, boundaries: dict[int, int], tokens: Sequence[
 
 
 def _reach(covering: Covering, row: ReducedRow) -> Iterator[tuple[int, float]]:
-    """(offset, mass on tokens that go on as the document does at least to there), for each offset past the row's
-    own.
+    """Yield (offset, mass on tokens that follow the document at least up to it).
+
+    For each offset past the row's own.
     """
     nodes, at = row_nodes(covering, row.offset), 0
     for height, node in enumerate(nodes[:-1]):
@@ -92,7 +94,7 @@ def _reach(covering: Covering, row: ReducedRow) -> Iterator[tuple[int, float]]:
 
 
 def _token_ends(covering: Covering, row: ReducedRow) -> Iterator[tuple[int, int, float]]:
-    """(offset, token, probability) of each token that spells the document's bytes from the row to that offset."""
+    """Yield (offset, token, probability) of each token that spells the document's bytes up to that offset."""
     nodes, at = row_nodes(covering, row.offset), 0
     for height, node in enumerate(nodes):
         for exact in range(node.num_exact):
@@ -104,7 +106,7 @@ def _token_ends(covering: Covering, row: ReducedRow) -> Iterator[tuple[int, int,
 def _choose(
     ends: list[tuple[float, Path]], known: float, branch_weights: list[float], config: CoveringConfig
 ) -> Iterator[Path]:
-    """The heaviest of the branches that end at an offset, beside those that have rows there already."""
+    """Yield the heaviest branches that end at an offset, beside those that already have rows there."""
     least = math.log(config.branch_threshold) + known if config.branch_threshold else -math.inf
     heavy = sorted((end for end in ends if end[0] > least), key=lambda end: -end[0])
     for rank, (weight, path) in enumerate(heavy):

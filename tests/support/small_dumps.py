@@ -22,7 +22,7 @@ def make_text(rng: np.random.Generator, num_words: int) -> bytes:
 def make_record(
     doc_id: str, document: bytes, rng: np.random.Generator, segments: Sequence[Segment] | None = None, top_k: int = 4
 ) -> Record:
-    """Random entries that hold the realised symbol and sum to less than 1."""
+    """Draw random entries that hold the realised symbol and sum to less than 1."""
     chosen = (Segment(0, len(document), True),) if segments is None else tuple(segments)
     realised = b"".join(document[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in chosen)
     symbols, logprobs = [], []

@@ -1,4 +1,6 @@
-"""An engine over several machines without weights: it takes its GPUs as vLLM's Ray executor does, and says which.
+"""An engine over several machines without weights, which reports its GPUs.
+
+It takes them as vLLM's Ray executor does.
 
 Ray starts a process for each of these classes, so this module imports little.
 """
@@ -15,10 +17,10 @@ Gpu = tuple[str, str]  # the machine, and its number there
 
 
 class StandInEngine:
-    """In place of `ClusterEngine`. The first of a cluster fails at its first shard."""
+    """A stand-in for `ClusterEngine`. The first of a cluster fails at its first shard."""
 
     def open(self, task: Any) -> str:
-        """The GPUs of this process and of each worker, as Python's repr of a list of `Gpu`."""
+        """Return the GPUs of this process and of each worker, as Python's repr of a list of `Gpu`."""
         from stage1_teacher.engines.base import HEAD_SHARE
 
         group = get_current_placement_group()
@@ -45,7 +47,7 @@ class Worker:
 
 
 class Failures:
-    """Who is to fail: the first who asks."""
+    """An actor that picks who fails: the first to ask."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -56,7 +58,7 @@ class Failures:
 
 
 def gpu() -> Gpu:
-    """The one that this process may use."""
+    """Return the GPU that this process may use."""
     context = ray.get_runtime_context()
     [number] = context.get_accelerator_ids()["GPU"]
     return context.get_node_id(), number

@@ -12,7 +12,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def tiny_tokenizer(merges: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """256 bytes, a few merges (one of them half a character's worth), and one control token, the last id."""
+    """Make a tokenizer of 256 bytes, a few merges (one of half a character), and a control token, the last id."""
     merges = MERGES if merges is None else merges
     tokens = [*bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in merges)]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -36,7 +36,7 @@ def save_tiny(
     dtype: torch.dtype = torch.float32,
     positions: int = 512,
 ) -> Path:
-    """As `tiny_model`, with any tokenizer."""
+    """Write a model as `tiny_model` does, with any tokenizer."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

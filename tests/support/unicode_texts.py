@@ -1,4 +1,4 @@
-"""Generated Unicode for the tokenizers: words in many scripts, and strings that break what is not careful. Seeded."""
+"""Generated Unicode for the tokenizers: words in many scripts, and strings that break careless code. Seeded."""
 
 import random
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ HOSTILE = (
 
 
 def words(seed: int, num_words: int = 60) -> str:
-    """Words of random letters, most texts in one script, some in several."""
+    """Draw words of random letters, most texts in one script, some in several."""
     draw = random.Random(seed)
     blocks = draw.sample(list(SCRIPTS.values()), draw.choice([1, 1, 1, 2, 6]))
     return "".join(
@@ -57,7 +57,7 @@ def words(seed: int, num_words: int = 60) -> str:
 
 
 def hostile(seed: int, controls: Sequence[str] = ()) -> str:
-    """Fragments of HOSTILE, characters of all planes and names of `controls`, in random order."""
+    """Join fragments of HOSTILE, characters of all planes and names of `controls`, in random order."""
     draw = random.Random(seed)
     parts = []
     for _ in range(12):
@@ -71,6 +71,6 @@ def hostile(seed: int, controls: Sequence[str] = ()) -> str:
 
 
 def _any_character(draw: random.Random) -> str:
-    """Of any plane, but no half of a surrogate pair: UTF-8 has none."""
+    """Draw a character of any plane, but no half of a surrogate pair: UTF-8 has none."""
     code = draw.randrange(draw.choice([0x80, 0x800, 0x10000, 0x110000]))
     return chr(code + 0x800 if 0xD800 <= code < 0xE000 else code)

@@ -1,4 +1,4 @@
-"""The cells of the matrix: one thing that the product does with one family and one tokenizer, and what comes of it.
+"""The cells of the matrix: one thing the product does with one family and one tokenizer, and its outcome.
 
 `right`: equal to brute force. `refused`: an error that names the family or the tokenizer and a way out. Anything else
 is `wrong`.
@@ -18,14 +18,14 @@ Status = Literal["right", "refused", "wrong"]
 
 
 class Outcome(NamedTuple):
-    """Of a cell; `detail` is what was measured, or the error."""
+    """The outcome of a cell; `detail` is what was measured, or the error."""
 
     status: Status
     detail: str
 
 
 class Cell(NamedTuple):
-    """`check` is a key of `CHECKS`; `engine` is of stage 1, `target` the tokenizer that a student moves to."""
+    """A cell; `check` is a key of `CHECKS`, `engine` stage 1's, `target` the tokenizer a student moves to."""
 
     check: str
     family: str
@@ -48,7 +48,7 @@ TRAINED_MOVED = ("llama", "qwen3_moe", "gemma2", "gpt_neox")
 
 
 def _all_cells(with_real: bool = True, with_vllm: bool = True) -> Iterator[Cell]:
-    """What is run: families by two tokenizers, tokenizers by a few families.
+    """Yield what is run: families by two tokenizers, tokenizers by a few families.
 
     Whether logits are a model's own does not depend on which bytes its tokens spell, nor the covering on where the
     logits come from: so each side is run through all of its own kinds, with the two kinds of the other that differ
@@ -79,5 +79,5 @@ def _all_cells(with_real: bool = True, with_vllm: bool = True) -> Iterator[Cell]
 
 
 def all_cells(with_real: bool = True, with_vllm: bool = True) -> list[Cell]:
-    """Each cell once, see `_all_cells`."""
+    """Return each cell once, see `_all_cells`."""
     return list(dict.fromkeys(_all_cells(with_real, with_vllm)))

@@ -1,5 +1,6 @@
-"""What is right, by brute force: from a model's own logits, asked for one path at a time, and a tokenizer's own bytes
-and ids.
+"""Right answers by brute force, from a model's own logits and a tokenizer's own bytes and ids.
+
+The model is asked for one path at a time.
 
 Slow and obvious, in float64 where the model can; nothing of the product's arithmetic is used.
 
@@ -19,15 +20,16 @@ from tests.zoo.spellings import Spelling
 
 @torch.no_grad()
 def next_logprobs(model: Any, path: Sequence[int]) -> np.ndarray:
-    """[V] float64 nats: the model's own distribution after a path, in a forward of its own, so that nothing can look
-    ahead.
+    """Return [V] float64 nats: the model's own distribution after a path.
+
+    A forward of its own, so that nothing can look ahead.
     """
     logits_V = model(input_ids=torch.tensor([list(path)]), use_cache=False).logits[0, -1]
     return logits_V.double().log_softmax(-1).numpy()
 
 
 def in_float64(model: Any) -> Any:
-    """The model in float64; as it is, where its code cannot compute so."""
+    """Return the model in float64, or as it is if its code cannot compute so."""
     model = model.eval()
     dtype = next(model.parameters()).dtype
     try:
@@ -38,12 +40,12 @@ def in_float64(model: Any) -> Any:
 
 
 def row_logprobs(model: Any, start: int, ids: Sequence[int]) -> np.ndarray:
-    """[R, V]: after the start token, and after each id."""
+    """Return [R, V]: after the start token, and after each id."""
     return np.stack([next_logprobs(model, [start, *ids[:length]]) for length in range(len(ids) + 1)])
 
 
 def token_logprobs(logprobs_RV: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-    """[len(ids)] nats of each id, given those before."""
+    """Return [len(ids)] nats of each id, given those before."""
     return logprobs_RV[np.arange(len(ids)), list(ids)]
 
 
@@ -59,7 +61,7 @@ class Targets:
         self._after: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
 
     def _continuations(self, prefix: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all tokens that go on after `prefix`, and the byte that each goes on with."""
+        """Return the ids of all tokens that continue `prefix`, and the byte that each continues with."""
         if prefix not in self._after:
             found = [
                 (token, spelled[len(prefix)])
@@ -72,7 +74,7 @@ class Targets:
         return self._after[prefix]
 
     def of(self, logprobs_RV: np.ndarray, ids: Sequence[int], document: bytes) -> np.ndarray:
-        """[P, 256] of the document's positions; the tokenizer's prefix is before it, and known."""
+        """Return [P, 256] of the document's positions; the tokenizer's prefix is before it, and known."""
         text = self._spelling.prefix + document
         offsets = np.cumsum([0, *(len(self._spelling.token_bytes[i] or b"") for i in ids)])
         assert offsets[-1] == len(text), "the tokens do not spell the text"
@@ -92,18 +94,18 @@ class Targets:
 
 
 def document_nats(model: Any, start: int, ids: Sequence[int]) -> float:
-    """-ln p of the document's tokens, END left out."""
+    """Return -ln p of the document's tokens, END left out."""
     return -float(token_logprobs(row_logprobs(model, start, ids), ids).sum())
 
 
 def bits_per_byte(model: Any, spelling: Spelling, start: int, texts: Sequence[str]) -> float:
-    """Of all texts together."""
+    """Return bits per byte of all texts together."""
     nats = sum(document_nats(model, start, spelling.encode(text)) for text in texts)
     return nats / (sum(len(text.encode()) for text in texts) * math.log(2))
 
 
 def mass_never_yielded(model: Any, spelling: Spelling, start: int, texts: Sequence[str]) -> float:
-    """Mean share of a row's mass on tokens that the tokenizer never yields."""
+    """Return the mean share of a row's mass on tokens that the tokenizer never yields."""
     columns = sorted(spelling.never_yielded)
     rows = np.concatenate([row_logprobs(model, start, spelling.encode(text)) for text in texts])
     return float(np.exp(rows[:, columns]).sum(axis=1).mean())

@@ -1,4 +1,4 @@
-"""The families: every architecture that transformers builds as a causal language model and that fits, one row each.
+"""The families: every architecture that transformers builds as a causal language model and that fits, a row each.
 
 A row says what the family's tiny configuration changes of the common sizes.
 """

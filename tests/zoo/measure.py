@@ -1,4 +1,4 @@
-"""What the product does in a cell, against brute force: the outcome."""
+"""Outcomes of cells: what the product does, against brute force."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tests.zoo.teacher import check_targets
 
 
 def run(cell: Cell, place: Place) -> Outcome:
-    """The outcome of a cell; nothing is raised for what the product does."""
+    """Return the outcome of a cell; nothing is raised for what the product does."""
     try:
         return Outcome("right", CHECKS[cell.check](cell, place))
     except WrongError as wrong:
@@ -27,7 +27,7 @@ _WAYS_OUT = re.compile(r"\b(use|give|choose|set|take|instead|add|raise|lower|ano
 
 
 def names_it(message: str, cell: Cell) -> bool:
-    """Whether a refusal says what is refused (family, its class or the tokenizer) and how to go on."""
+    """Tell if a refusal names what is refused (family, its class or the tokenizer) and how to go on."""
     kind = type(tiny_config(cell.family, 300)).__name__.removesuffix("Config")
     names = {cell.family, kind, architecture(cell.family), cell.tokenizer, cell.target or cell.tokenizer}
     flat = _flat(message)

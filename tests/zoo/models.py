@@ -20,7 +20,7 @@ MOST_PARAMETERS = 30_000_000
 
 
 def architecture(family: str) -> str:
-    """The class that a family's checkpoints name."""
+    """Return the class that a family's checkpoints name."""
     if family in OF_VLLM_ALONE:
         return OF_VLLM_ALONE[family][1]
     found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
@@ -28,7 +28,7 @@ def architecture(family: str) -> str:
 
 
 def tiny_config(family: str, vocab_size: int, **values: Any) -> PreTrainedConfig:
-    """The configuration of a family at the common sizes.
+    """Return the configuration of a family at the common sizes.
 
     Raises whatever transformers does for a configuration that it does not take.
     """
@@ -46,7 +46,10 @@ def tiny_config(family: str, vocab_size: int, **values: Any) -> PreTrainedConfig
 
 
 def tiny_model(family: str, vocab_size: int, seed: int = 0, **values: Any) -> Any:
-    """A model of a family with random weights, float32, ready to be asked. ValueError for one that is not tiny."""
+    """Make a model of a family with random weights, float32, in evaluation mode.
+
+    Raises ValueError for one that is not tiny.
+    """
     config = tiny_config(family, vocab_size, **values)
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())

@@ -52,23 +52,25 @@ class Spelling(NamedTuple):
 
     @property
     def never_yielded(self) -> frozenset[int]:
-        """Byte-fallback tokens whose byte another token spells, and tokens with a byte that no UTF-8 text has."""
+        """Return byte-fallback tokens whose byte another token spells, and tokens with a byte no UTF-8 text has."""
         others = {spelled for i, spelled in enumerate(self.token_bytes) if i not in self.fallback}
         twins = (i for i in self.fallback if self.token_bytes[i] in others)
         foreign = (i for i, spelled in enumerate(self.token_bytes) if spelled and not _UTF8_BYTES.issuperset(spelled))
         return frozenset(chain(twins, foreign))
 
     def _is_a_part(self, byte: int, index: int) -> bool:
-        """Whether the tokenizer spells some character by this byte's token; it has all 64 of C2 and of C3 in Mistral's
-        first two.
+        """Tell if the tokenizer spells some character by this byte's token.
+
+        It has all 64 of C2 and of C3 in Mistral's first two.
         """
         if not 0xC2 <= byte < 0xE0:
             return True
         return any(index in self.encode("x" + bytes([byte, last]).decode()) for last in range(0x80, 0xC0))
 
     def yielded(self) -> dict[bytes, int]:
-        """By their bytes the tokens that it is seen to yield: for these bytes, after an `x`, or for a byte of a
-        character it has not.
+        """Return by their bytes the tokens that it is seen to yield.
+
+        For these bytes, after an `x`, or for a byte of a character it has not.
         """
         found, never = {}, self.never_yielded
         for index, spelled in enumerate(self.token_bytes):
@@ -87,17 +89,17 @@ class Spelling(NamedTuple):
 
     @property
     def wrapped(self) -> PreTrainedTokenizerFast:
-        """As transformers has it."""
+        """Return the tokenizer as transformers has it."""
         return PreTrainedTokenizerFast.from_pretrained(self.folder)
 
 
 def small(name: str, work: Path) -> Spelling:
-    """A trained tokenizer of the kind `name`, one of `SMALL`; its files are kept in `work`."""
+    """Return a trained tokenizer of the kind `name`, one of `SMALL`; its files are kept in `work`."""
     return SMALL[name](work)
 
 
 def of_family(name: str) -> Spelling:
-    """A real model's tokenizer, one of `tests.support.families`, with the library that its file is made for."""
+    """Return a real model's tokenizer, one of `tests.support.families`, with the library of its file."""
     source = families.FAMILIES[name].source
     path = Path(resolve_file(source)) if source != "bytes" else Path("bytes")
     if name == "bytes":
@@ -121,7 +123,7 @@ def _lines() -> Iterator[str]:
 
 @cache
 def _trained(digits: bool) -> Tokenizer:
-    """Byte-level BPE; with `digits`, each digit is a token of its own."""
+    """Train byte-level BPE; with `digits`, each digit is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     split: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -134,7 +136,7 @@ def _trained(digits: bool) -> Tokenizer:
 
 
 def _ranks() -> dict[bytes, int]:
-    """Of the trained tokenizer, its 256 bytes first."""
+    """Return the ranks of the trained tokenizer, its 256 bytes first."""
     spelled = [_letters(piece) for piece, _ in sorted(_trained(False).get_vocab().items(), key=lambda pair: pair[1])]
     ordered = [token for token in spelled if len(token) == 1] + [token for token in spelled if len(token) > 1]
     return {token: rank for rank, token in enumerate(ordered)}
@@ -154,7 +156,10 @@ def _byte_level(work: Path) -> Spelling:
 
 
 def _of_hugging_face(name: str, folder: str) -> Spelling:
-    """Of a byte-level tokenizer.json; text that spells a control token is not asked of it."""
+    """Return the spelling of a byte-level tokenizer.json.
+
+    It is not asked about text that spells a control token.
+    """
     tokenizer = Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
     added = tokenizer.get_added_tokens_decoder()
     spelled: list[bytes | None] = [None] * tokenizer.get_vocab_size()
@@ -181,7 +186,7 @@ def _ranks_small(work: Path) -> Spelling:
 
 
 def _of_ranks(name: str, ranks: dict[bytes, int], pattern: str, folder: str, before: int = 0) -> Spelling:
-    """`before`: control tokens that take the first ids."""
+    """Train a SentencePiece model; `before`: control tokens that take the first ids."""
     encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     by_rank = sorted(ranks, key=ranks.__getitem__)
     names = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -260,7 +265,7 @@ def _bytes(work: Path) -> Spelling:
 
 
 def _regex_of(pre_tokenizer: dict[str, Any]) -> str:
-    """The pattern that a converted rank file splits by."""
+    """Return the pattern that a converted rank file splits by."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     patterns = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
     return patterns[0] if patterns else GPT2_PATTERN

@@ -1,4 +1,4 @@
-"""What stage 2 does in a cell: evaluation, a tokenizer that is moved, training and export."""
+"""Checks of stage 2 in a cell: evaluation, a moved tokenizer, training and export."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ MOST_MASS = (
 
 
 def check_eval(cell: Cell, place: Place) -> str:
-    """`bld eval MODEL` against the model's own nats."""
+    """Check `bld eval MODEL` against the model's own nats."""
     spelling = place.spelling(cell.tokenizer)
     folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=PADDING)
     texts = spelled_texts(spelling)
@@ -55,8 +55,9 @@ def check_eval(cell: Cell, place: Place) -> str:
 
 
 def check_moved(cell: Cell, place: Place) -> str:
-    """A student moved to another tokenizer: whose rows tokens of the same bytes have, and what the tokens get that no
-    text contains.
+    """Check a student moved to another tokenizer.
+
+    Whose rows tokens of the same bytes have, and what the tokens get that no text contains.
     """
     old, new = place.spelling(cell.tokenizer), place.spelling(cell.target)
     folder = save_tiny(place.work / "model", cell.family, old.wrapped, place.seed)
@@ -82,8 +83,9 @@ def check_moved(cell: Cell, place: Place) -> str:
 
 
 def check_trained(cell: Cell, place: Place) -> str:
-    """One step of training on a family's own dump: the losses it says, and the model that it exports, against the
-    model's own logits.
+    """Check one step of training on a family's own dump against the model's own logits.
+
+    Compared are the losses it reports and the model it exports.
 
     A student that is its own teacher, with its own tokenizer, starts at a divergence of 0 but for the dump's rounding.
     """
@@ -128,7 +130,7 @@ def check_trained(cell: Cell, place: Place) -> str:
 
 @torch.no_grad()
 def _export_differs(start: Any, run: Path, tokens: list[int]) -> float:
-    """By how much the exported model's logits differ from the start's with the checkpoint's weights in it."""
+    """Return how far the exported model's logits are from the start's with the checkpoint's weights in it."""
     [states] = (run / "checkpoints").glob("step-*/mp_rank_00_model_states.pt")
     trained = torch.load(states, weights_only=False)["module"]  # written by this very test
     before = start(torch.tensor([tokens])).logits

@@ -1,4 +1,4 @@
-"""What a check is given, and what all checks share: texts, recipes, the model to be held against."""
+"""Inputs of a check, and what all checks share: texts, recipes, the model to compare with."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ PADDING = 3  # rows of a head beyond the tokenizer's tokens
 
 
 class WrongError(AssertionError):
-    """What the product says is not what the model says."""
+    """The product's answer differs from the model's."""
 
 
 class Place(NamedTuple):
-    """What a check is given: an empty folder, how to come by a tokenizer, and the seed of the weights."""
+    """Inputs of a check: an empty folder, how to get a tokenizer, and the seed of the weights."""
 
     work: Path
     spelling: Callable[[str], Spelling]
@@ -29,13 +29,13 @@ class Place(NamedTuple):
 
 
 def spelled_texts(spelling: Spelling) -> list[str]:
-    """Those that the tokenizer's tokens spell."""
+    """Return the texts that the tokenizer's tokens spell."""
     spelled = {text: b"".join(spelling.token_bytes[i] or b"" for i in spelling.encode(text)) for text in TEXTS}
     return [text for text, have in spelled.items() if have == spelling.prefix + text.encode()]
 
 
 def own_model(folder: Path) -> Any:
-    """transformers' own model of a folder, in float64 where it can."""
+    """Load transformers' own model of a folder, in float64 where it can."""
     return checks.in_float64(AutoModelForCausalLM.from_pretrained(folder, dtype="float32"))
 
 
@@ -46,7 +46,7 @@ def write_corpus(work: Path, texts: Sequence[str]) -> Path:
 
 
 def recipe_of(cell: Cell, place: Place, model: Path, texts: Sequence[str]) -> Recipe:
-    """A dump of `texts` that stores everything, and a student of the same model."""
+    """Return the recipe of a dump of `texts` that stores everything, and of a student of the same model."""
     spelling = place.spelling(cell.tokenizer)
     corpus = write_corpus(place.work, texts)
     teacher = {

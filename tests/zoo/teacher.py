@@ -1,4 +1,4 @@
-"""What stage 1 does in a cell: targets and log-probabilities of tokens, through an engine."""
+"""Checks of stage 1 in a cell: targets and log-probabilities of tokens, through an engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.zoo.subject import PADDING, Place, WrongError, control_id, own_model,
 
 
 def check_targets(cell: Cell, place: Place) -> str:
-    """Targets and token log-probabilities through an engine, against the model's own logits."""
+    """Check targets and token log-probabilities through an engine against the model's own logits."""
     spelling = place.spelling(cell.tokenizer)
     folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=PADDING)
     texts = spelled_texts(spelling)
@@ -49,7 +49,7 @@ def check_targets(cell: Cell, place: Place) -> str:
 
 
 class Difference(NamedTuple):
-    """The largest of all documents: of a target's probability, and of a token's log-probability (nats)."""
+    """The largest differences of all documents: of a target's probability, and of a token's nats."""
 
     probability: float
     nats: float
@@ -59,7 +59,7 @@ class Difference(NamedTuple):
         return self.probability < 1e-3 and self.nats < 5e-3
 
     def held_right(self) -> str:
-        """In words. Raises WrongError where it is not small."""
+        """Describe the differences. Raises WrongError if they are not small."""
         if not self.is_small:
             raise WrongError(str(self))
         return str(self)
@@ -71,7 +71,7 @@ class Difference(NamedTuple):
 def _worst_difference(
     spelling: Spelling, texts: Sequence[str], found: Sequence[Targets], rows: Sequence[np.ndarray]
 ) -> Difference:
-    """Between what the product found and brute force from `rows`, the log-probabilities of each text's rows."""
+    """Compare what the product found with brute force from `rows`, the log-probabilities of each text's rows."""
     brute = checks.Targets(spelling, [control_id(spelling, spelling.end)])
     probability, nats = 0.0, 0.0
     for text, targets, logprobs_RV in zip(texts, found, rows, strict=True):
@@ -84,7 +84,7 @@ def _worst_difference(
 
 
 def _rows_of_vllm(recipe: Recipe, folder: Path, spelling: Spelling, texts: Sequence[str]) -> list[np.ndarray]:
-    """[R, V] of each text: what vLLM itself says of a prompt's tokens, by its prompt log-probabilities."""
+    """Return [R, V] of each text: what vLLM itself says of a prompt's tokens, by its prompt log-probabilities."""
     width = len(spelling.token_bytes) + PADDING
     generate = generate_engine(str(folder), recipe.teacher, recipe.placement, max_logprobs=width)
     start = control_id(spelling, spelling.start)

@@ -1,5 +1,4 @@
-"""A sample of the matrix of families and tokenizers: what the product says is what the model says, or it refuses by
-name.
+"""A sample of the matrix of families and tokenizers: the product agrees with the model, or refuses by name.
 
 Some cells are drawn anew each day (`BLD_ZOO_SEED` repeats a draw), the known-hard ones are always there; `make bench
 BENCH=zoo` runs all.
@@ -62,7 +61,7 @@ REFUSED = [
 
 
 def drawn() -> list[Cell]:
-    """A few cells of each cheap check, by the seed."""
+    """Draw a few cells of each cheap check, by the seed."""
     chance = random.Random(SEED)
     cells = [cell for cell in all_cells(with_real=False, with_vllm=False) if cell not in (*HARD, *REFUSED)]
     cells = [cell for cell in cells if cell.family not in SLOW]

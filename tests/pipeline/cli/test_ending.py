@@ -1,4 +1,4 @@
-"""How commands end: exit codes, and what is left where SIGINT or SIGTERM comes in the middle of writing."""
+"""Ends of commands: exit codes, and what is left if SIGINT or SIGTERM interrupts a write."""
 
 import os
 import signal
@@ -35,14 +35,14 @@ LONG = {
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """A shell starts what runs in the background with SIGINT ignored; these processes take it as usual."""
+    """Restore the default SIGINT handler: a shell starts background processes with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def struck(number: signal.Signals) -> Callable[..., None]:
-    """A function that this process gets a signal in."""
+    """Return a function during which this process receives a signal."""
 
     def work(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)

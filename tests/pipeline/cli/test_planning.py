@@ -1,4 +1,4 @@
-"""`bld plan` and `bld teacher --dry-run` show what would be done: with the dump that is there, as it was begun."""
+"""`bld plan` and `bld teacher --dry-run` show what would be done, with an existing dump as it was begun."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The table of engines, and that nobody else tells them apart."""
+"""The table of engines, and that no other module distinguishes engines."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
 
 
 def test_no_module_compares_an_engines_name() -> None:
-    """An engine that comes along is a line of the table, and its module."""
+    """A new engine is a line of the table, and its module."""
     found = []
     for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

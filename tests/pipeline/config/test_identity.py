@@ -1,4 +1,4 @@
-"""What an identity holds of a recipe: keys that came later are left out where they say what was done before them."""
+"""Identities of recipes: later keys are left out if they say what was done before they existed."""
 
 from pathlib import Path
 from typing import Any

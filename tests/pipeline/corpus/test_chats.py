@@ -1,5 +1,6 @@
-"""Chats of a corpus: reasoning, calls and tools in the forms that data sets have for them, and what is wrong with them
-by name.
+"""Chats of a corpus: reasoning, calls and tools in the forms that data sets use.
+
+Faulty ones are named.
 """
 
 import json
@@ -22,7 +23,7 @@ def read(messages: list[Any], tools: Any = None, **settings: Any) -> Chat:
 
 
 def asked(message: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    """The second message, as it is read."""
+    """Read a chat; return its second message."""
     conversation = read([{"role": "user", "content": "the?"}, message], **settings).conversation
     assert conversation is not None
     return dict(conversation.messages[1])

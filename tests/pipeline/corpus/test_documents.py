@@ -115,7 +115,7 @@ def test_a_parquet_column_that_python_has_no_values_for_does_not_cost_the_text_b
 
 
 def test_parquet_rows_are_those_that_the_datasets_library_gives(tmp_path):
-    """By which rows were read before; row groups and batches of any size change nothing."""
+    """Documents do not depend on which rows were read before; row groups and batches of any size change nothing."""
     from datasets import load_dataset
 
     rng = random.Random(0)
@@ -235,7 +235,7 @@ def test_under_the_first_arithmetic_files_read_as_they_did(tmp_path):
 
 
 class Hub:
-    """Stands in for a hub that answers so when it is asked for a data set."""
+    """A stand-in for a hub that gives this answer when it is asked for a data set."""
 
     def __init__(self, error: Exception | None) -> None:
         self.error, self.asked = error, 0

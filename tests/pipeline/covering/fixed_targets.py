@@ -1,5 +1,6 @@
-"""Targets of a fixed small input by everything that decides a dump's numbers, as plain lists: what `schemas.ARITHMETIC`
-numbers.
+"""Targets of a fixed small input, as plain lists: the arithmetic that `schemas.ARITHMETIC` numbers.
+
+They are computed by everything that decides a dump's numbers.
 
 `python -m tests.pipeline.covering.fixed_targets` writes those of this release under its number; what is there already
 stays, for it is history.
@@ -39,7 +40,7 @@ DOCUMENT = b"".join(TOKENS[token] or b"" for token in PATH)
 
 
 def logits(path: tuple[int, ...]) -> np.ndarray:
-    """Of each token, from a hash: the same on every machine and by every library."""
+    """Return each token's logit from a hash: the same on every machine and with every library."""
     digests = (hashlib.sha256(b"%d:%d" % (hash_of(path), token)).digest() for token in range(WIDTH))
     found = np.array([int.from_bytes(digest[:4]) / 2**32 for digest in digests]) * 8
     for position in DOUBTED:
@@ -53,7 +54,7 @@ def hash_of(path: tuple[int, ...]) -> int:
 
 
 def results(covering: Covering) -> dict[str, Any]:
-    """By name, of the canonical covering, of what it stores, and of the other ways to targets."""
+    """Return targets by name: of the canonical covering, of what it stores, and of the other methods."""
     vocabulary = covering.vocabulary
     rows_RC = unnormalised(np.stack([logits(PATH[:row])[vocabulary.order] for row in range(len(PATH) + 1)]))
     rows = covering.reduce_rows(covering.offsets, rows_RC)

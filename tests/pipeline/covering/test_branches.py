@@ -22,7 +22,7 @@ def branched(
     config: CoveringConfig,
     rounds: int = 1_000,
 ) -> Branching:
-    """The covering after `rounds` of expansion, each row asked of the model by its path."""
+    """Return the covering after `rounds` of expansion, each row computed from its path."""
     covering = Covering(vocabulary, tokens, document)
     branching = Branching(covering, tokens, config)
     logits_RC = np.stack([model.logits(tuple(tokens[:r]))[vocabulary.order] for r in range(len(tokens) + 1)])

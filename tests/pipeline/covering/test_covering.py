@@ -14,7 +14,7 @@ ALPHABET = [b"a", b"b", b"\xc3", b"\xa9"]
 
 
 def random_vocabulary(rng: np.random.Generator) -> list[bytes | None]:
-    """Single bytes, random longer tokens, duplicates, a control token, an end token and a token that holds 0xFF."""
+    """Draw single bytes, random longer tokens, duplicates, a control token, an end token and one with 0xFF."""
     longer = [b"".join(rng.choice(ALPHABET, size=rng.integers(2, 5))) for _ in range(12)]
     tokens: list[bytes | None] = [*ALPHABET, *longer, longer[0], b"a", None, None, b"a\xff", b"\xff"]
     rng.shuffle(tokens)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Dropped mass that is shared out, against the definition written out position by position."""
+"""Redistributed dropped mass, against the definition written out position by position."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -14,8 +14,9 @@ from tests.pipeline.covering.test_covering import case, covering_targets
 
 
 def slow_spread(targets: Targets, covering: Covering, branches: list[tuple[int, np.ndarray]]) -> np.ndarray:
-    """P x V, as shares of all mass, known and lost; `branches`: offset and distribution of each row off the
-    boundaries.
+    """Return P x V as shares of all mass, known and lost.
+
+    `branches`: offset and distribution of each row off the boundaries.
     """
     document, probs_PV = covering.document, targets.probs_PV
     boundaries = [int(offset) for offset in covering.offsets if offset]

@@ -1,4 +1,4 @@
-"""The arithmetic has a number, and its numbers do not change under it."""
+"""The arithmetic has a number; under one number, results do not change."""
 
 import json
 import math
@@ -47,7 +47,7 @@ def test_a_constant_that_changes_without_the_number_is_found(monkeypatch: pytest
 
 
 def slow_doubt(dropped: list[float], realised: list[float], most: float) -> list[float]:
-    """As `doubt`, in fractions, which round nothing."""
+    """Compute `doubt` in fractions, which do not round."""
     lost, found = Fraction(0), []
     for share, shrinks in zip(dropped, [1.0, *realised], strict=True):
         lost = min(lost * Fraction(BRANCH_SURVIVAL) / Fraction(shrinks), Fraction(most)) if shrinks else Fraction(most)
@@ -72,7 +72,7 @@ def test_doubt_equals_its_slow_twin_whatever_is_dropped(positions: list[tuple[fl
 
 @pytest.mark.parametrize("drop", [1.0, 1 - 2**-53])
 def test_doubt_falls_again_after_a_token_that_the_teacher_gave_next_to_nothing(drop: float) -> None:
-    """All that was known was dropped at byte 1; the document then goes on as the target expects."""
+    """All known mass was dropped at byte 1; the document then continues as the target expects."""
     dropped_P, realised_P = np.array([0.0, drop, *[0.0] * 10]), np.full(11, 0.9)
     found = doubt(dropped_P, realised_P)
     assert found[1] > 0.999999 and (np.diff(found[1:]) <= 0).all() and found[-1] < 1e-6

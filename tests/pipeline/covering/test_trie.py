@@ -12,14 +12,15 @@ from tests.support.row_nodes import row_nodes
 
 
 def random_vocabulary(rng: np.random.Generator, num_tokens: int) -> Vocabulary:
-    """Few different bytes, so that tokens share prefixes; some tokens spell the same."""
+    """Draw tokens of few different bytes, so that they share prefixes; some have the same bytes."""
     tokens = [bytes(rng.integers(97, 101, rng.integers(1, 6)).tolist()) for _ in range(num_tokens)]
     return Vocabulary([*tokens, b"\xfe", None], end_ids=[num_tokens + 1], width=num_tokens + 4)
 
 
 def intervals_one_by_one(vocabulary: Vocabulary, prefix: bytes) -> list[tuple[int, int, int]]:
-    """(first column, last column + 1, symbol) of the intervals of a node: tokens that are the prefix, and what goes on
-    with each symbol.
+    """Return (first column, last column + 1, symbol) of the intervals of a node.
+
+    First the tokens that are the prefix, then those that continue it with each symbol.
     """
     found = [
         (column, column + 1, EXACT)

@@ -1,5 +1,6 @@
-"""Targets from listed tokens against the whole softmax and against brute force, on random models, vocabularies and
-documents.
+"""Targets from listed tokens against the full softmax and brute force.
+
+On random models, vocabularies and documents.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.support import brute_force
 
 
 def listed_ids(model: RandomModel, tokens: list[int], end: int, row: int, top_k: int) -> np.ndarray:
-    """What a server lists of a row: the most probable ids, and the next token; END after the last."""
+    """Return the ids that a server lists for a row: the most probable ones, and the next token or END."""
     order = np.argsort(-model.probs(tuple(tokens[:row])))
     return np.union1d(order[:top_k], [*tokens, end][row])
 
@@ -29,8 +30,9 @@ def from_server(model: RandomModel, tokens: list[int], end: int, top_k: int) -> 
 def targets(
     model: RandomModel, token_bytes: list[bytes | None], end: int, tokens: list[int], document: bytes, top_k: int
 ) -> Targets:
-    """As for a served teacher: the vocabulary ends where the tokenizer's does, and the server lists padding beyond
-    it.
+    """Compute targets as for a served teacher.
+
+    The vocabulary ends where the tokenizer's does, and the server lists padding beyond it.
     """
     vocabulary = Vocabulary(token_bytes, [end], len(token_bytes))
     return listed_targets(Covering(vocabulary, tokens, document), from_server(model, tokens, end, top_k))

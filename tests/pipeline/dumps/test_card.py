@@ -1,4 +1,4 @@
-"""The card of a dump: what a hub reads in it, what a person reads in it, and what it must not tell."""
+"""The card of a dump: what a hub and a person read in it, and what it must not reveal."""
 
 import json
 import re

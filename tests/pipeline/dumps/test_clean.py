@@ -1,4 +1,4 @@
-"""What `bld clean` lists, what it removes, and what it leaves."""
+"""`bld clean`: what it lists, what it removes, and what it leaves."""
 
 import os
 import subprocess

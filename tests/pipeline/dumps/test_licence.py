@@ -1,4 +1,4 @@
-"""The teacher's licence: where it is found, and which ones bind a student."""
+"""The teacher's licence: where it is found, and which licences bind a student."""
 
 import io
 import struct

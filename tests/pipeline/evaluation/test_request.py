@@ -1,4 +1,4 @@
-"""What `bld eval` measures and where it writes: as the command line says, else as the recipe's eval section does."""
+"""Requests of `bld eval`: models, texts and files from the command line, else from the recipe's eval section."""
 
 from pathlib import Path
 from typing import Any

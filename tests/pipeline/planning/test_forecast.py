@@ -1,4 +1,4 @@
-"""A forecast against populations and schedules that are known."""
+"""Forecasts against known populations and schedules."""
 
 import itertools
 
@@ -11,7 +11,10 @@ from pipeline.planning.forecast_text import compared, forecast_lines
 
 
 def made_by(seconds_per_token: float, shape: Shape, **known: float) -> Calibration:
-    """What a teacher of constant speed, whose files cost 1,000 bytes and 5 for each of text, would be measured as."""
+    """Return the calibration of a teacher of constant speed.
+
+    Its files cost 1,000 bytes, and 5 for each byte of text.
+    """
     sizes = (100, 200, 300, 400)
     return Calibration(
         shape=shape,

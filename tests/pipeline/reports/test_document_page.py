@@ -1,4 +1,4 @@
-"""A document drawn as a page: what is in it, and what a browser makes of it."""
+"""A document drawn as a page: its content, and how a browser renders it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The report is one page that needs nothing else, and nothing in it is taken for HTML."""
+"""The report is one page that needs nothing else, and none of its content is taken for HTML."""
 
 import json
 import re

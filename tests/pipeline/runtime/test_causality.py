@@ -1,4 +1,4 @@
-"""Models that look ahead are told from those that do not, by what they say."""
+"""Models that look ahead are recognised by their predictions."""
 
 import pytest
 import torch

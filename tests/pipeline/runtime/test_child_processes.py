@@ -1,4 +1,4 @@
-"""What a process has started ends with it, however it ends and however its descendants came about."""
+"""Descendants of a process end with it, however it ends and however they were started."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ END
 
 
 def family(end: str) -> tuple["subprocess.Popen[str]", list[psutil.Process]]:
-    """A process that ends as it is told, and what it has started."""
+    """Start a process that ends as it is told; return it and its descendants."""
     command = [sys.executable, "-c", FAMILY.replace("END", end)]
     process = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -45,7 +45,7 @@ def family(end: str) -> tuple["subprocess.Popen[str]", list[psutil.Process]]:
 
 
 def ended(processes: Iterable[psutil.Process], seconds: float) -> bool:
-    """Whether all of them end within a while; nobody may be there to ask how a zombie ended."""
+    """Tell if all of them end within a while; a zombie may have nobody to reap it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
@@ -81,7 +81,7 @@ def test_a_process_that_ends_by_itself_ends_its_watcher_and_leaves_what_it_leave
 
 
 def test_descendants_are_found_where_processes_of_others_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of /proc with hidepid=1, where psutil's own `children` raises AccessDenied."""
+    """Simulate /proc with hidepid=1, where psutil's own `children` raises AccessDenied."""
     parent_of = psutil.Process.ppid
 
     def ppid(process: psutil.Process) -> int:

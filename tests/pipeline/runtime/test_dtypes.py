@@ -1,4 +1,4 @@
-"""Which arithmetic is the default, by what the CPU and the packages are."""
+"""The default dtype, by the CPU and the packages."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
 
 @pytest.fixture
 def this_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Has the machine say that it is another one: `this_cpu(machine, flags, {package: version})`."""
+    """Pretend that the machine is another one: `this_cpu(machine, flags, {package: version})`."""
 
     def become(machine: str, flags: str, packages: dict[str, str]) -> None:
         name = "flags" if machine == "x86_64" else "Features"

@@ -1,4 +1,4 @@
-"""What commands say: one line format, three levels, JSON on demand, and the same in the processes that they start."""
+"""Messages of commands: one line format, three levels, JSON on demand; the same in child processes."""
 
 import json
 import os

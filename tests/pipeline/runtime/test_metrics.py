@@ -1,4 +1,4 @@
-"""The figures that Prometheus is given, read as it reads them: over HTTP."""
+"""Figures for Prometheus, read as Prometheus does: over HTTP."""
 
 import socket
 import urllib.request
@@ -11,7 +11,7 @@ from pipeline.runtime.progress import Progress
 
 
 def scraped(address: str) -> dict[str, float]:
-    """Value of each sample, its labels after its name."""
+    """Return the value of each sample, its labels after its name."""
     with urllib.request.urlopen(address) as answer:
         text = answer.read().decode()
     samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)

@@ -1,4 +1,4 @@
-"""Files of one's own that import the project's modules by the names that they had in the last release."""
+"""Plug-ins that import the project's modules by their names in the last release."""
 
 from importlib import import_module
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The container files, as far as they can be held to the project without building them."""
+"""The container files, as far as they can be checked without building them."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The doctor's checks on machines that it is told about."""
+"""The doctor's checks on simulated machines."""
 
 import json
 import sys

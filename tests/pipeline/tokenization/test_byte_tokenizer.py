@@ -1,7 +1,6 @@
-"""Every tokenizer we support, as a teacher's and a student's: its tokens spell all bytes and hostile text, or it is
-refused.
+"""Every supported tokenizer, as a teacher's and a student's: it spells everything or is refused.
 
-Loading one takes seconds, so that all that is asked of them is asked here.
+Everything is all bytes and hostile text. Loading one takes seconds, so that all that is asked of them is asked here.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Chats: what the assistant says is found in every family's rendering, or the template that changes it is named."""
+"""Chats: the assistant's text is found in every family's rendering, or the template that changes it is named."""
 
 import pytest
 from hypothesis import given, settings
@@ -24,8 +24,9 @@ def said(encoded: EncodedChat, messages: list[dict[str, str]]) -> list[bytes]:
 
 
 def check_turns(loaded: ChatTokenizer, encoded: EncodedChat, messages: list[dict[str, str]]) -> None:
-    """Each turn's tokens spell its bytes; these reach from the first token edge to the end of what is said, or the last
-    edge.
+    """Check that each turn's tokens spell its bytes.
+
+    They reach from the first token edge to the end of what is said, or to the last edge.
     """
     document, control = document_of(messages), set(loaded.tokenizer.control.values())
     for turn in encoded.turns:
@@ -173,7 +174,7 @@ def test_a_rendering_does_not_depend_on_the_day() -> None:
 def space_tokenizer(
     normalizer: object, pre_tokenizer: object, template: str
 ) -> tuple[ChatTokenizer, PreTrainedTokenizerFast]:
-    """A SentencePiece-like tokenizer: the printable ASCII characters, U+2581 and byte tokens, and some merges."""
+    """Make a SentencePiece-like tokenizer: printable ASCII, U+2581, byte tokens, and some merges."""
     letters = [chr(code) for code in range(0x21, 0x7F)] + ["▁"]
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, "▁a", "an", "▁an", "▁▁"]
     vocab = {piece: index for index, piece in enumerate(pieces)}

@@ -1,4 +1,4 @@
-"""Which tokens a tokenizer yields."""
+"""Tokens that a tokenizer can yield."""
 
 import json
 

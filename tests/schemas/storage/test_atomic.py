@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, also where two processes write one, or one is killed."""
+"""Files and folders appear whole or not at all, also with two writers, or if one is killed."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Dumps in an object store, read where they lie."""
+"""Dumps read directly from an object store."""
 
 import shutil
 from itertools import islice

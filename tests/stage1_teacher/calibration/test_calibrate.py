@@ -1,4 +1,4 @@
-"""A calibration against the dump that it speaks of, and what a dump tells of its cost."""
+"""A calibration against the dump it forecasts, and a dump's record of its cost."""
 
 import json
 import shutil

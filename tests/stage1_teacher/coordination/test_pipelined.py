@@ -1,4 +1,4 @@
-"""Overlap: faster than in turn, in order, bounded, and no exception lost."""
+"""Pipelining: faster than in turn, in order, bounded, and no exception lost."""
 
 import threading
 import time

@@ -43,14 +43,15 @@ def test_another_engine_is_refused_or_accepted_by_name_and_recorded(
 
 
 def pretend_version(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """transformers replaces its own module while it is imported, so that there are two of them."""
+    """Give transformers another version, in both modules: it replaces its own while it is imported."""
     for module in {id(m): m for m in (sys.modules["transformers"], huggingface.transformers)}.values():
         monkeypatch.setattr(module, "__version__", version)
 
 
 def failing_engine(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]) -> list[int]:
-    """An engine breaks in those of its calls, and then can neither be asked nor closed. Returns the numbers of calls
-    made.
+    """Make an engine fail in those of its calls; afterwards it can neither be used nor closed.
+
+    Returns the numbers of the calls made.
     """
     calls: list[int] = []
     broken: list[TransformersEngine] = []

@@ -1,4 +1,4 @@
-"""Calls side by side: results in order, several at once, no exception lost."""
+"""Concurrent calls: results in order, several at once, no exception lost."""
 
 import threading
 

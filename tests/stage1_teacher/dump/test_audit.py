@@ -1,4 +1,4 @@
-"""The audit of a dump: what it measures, and of which documents."""
+"""The audit of a dump: what it measures, and on which documents."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""What a dump was begun with decides it to its end: old dumps go on as they were, and what has changed is said or
-refused by name.
+"""Settings that a dump was begun with hold to its end; old dumps continue unchanged.
+
+Differences are reported or refused by name.
 """
 
 import json
@@ -32,8 +33,9 @@ EVERYTHING = {"top_k": 256, "min_prob": 0.0}
 
 
 def begun_by_the_first_release(folder: Path, model: Path, name: str) -> Path:
-    """A recipe, and in its dump's folder the manifest that commit c6908ab wrote of it; what hangs on this machine is
-    this machine's.
+    """Write a recipe, and in its dump's folder the manifest that commit c6908ab wrote of it.
+
+    Values that depend on the machine are this machine's.
     """
     settings = EVERYTHING if name == "everything" else {}
     recipe = write_recipe(folder, model, TEXTS[:6], audit_documents=0, **settings)

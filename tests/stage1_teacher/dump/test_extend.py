@@ -1,4 +1,4 @@
-"""A dump made longer, and dumps joined: what is there stays byte for byte, and what does not fit is refused by name."""
+"""Dumps extended and merged: existing shards stay byte for byte, and a mismatch is refused by name."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from tests.stage1_teacher.dump.test_run import TEXTS, dump, write_recipe
 
 
 def files(folder: Path) -> dict[str, str]:
-    """The content of each shard file, to the byte."""
+    """Return a hash of each shard file's content."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "shards").glob("*.parquet")}
 
 
@@ -117,7 +117,7 @@ def test_merged_dumps_are_one_that_reads_and_verifies(
 
 
 def with_another_engine(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A dump whose last shard an engine of another version made, which an operator accepted."""
+    """Make a dump whose last shard comes from an engine of another version, accepted by an operator."""
     folder = dump(recipe)
     monkeypatch.setattr("transformers.__version__", "9.9.9")
     Manifest.load(folder).shards[-1].path(folder).unlink()

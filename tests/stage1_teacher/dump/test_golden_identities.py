@@ -1,5 +1,6 @@
-"""Dumps that an earlier release began go on under this one, and under one with more keys; what differs is refused by
-name.
+"""Dumps begun by an earlier release continue under this one, and under one with more keys.
+
+Differences are refused by name.
 """
 
 import json
@@ -35,8 +36,9 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: models, texts and recipes, and the manifests that the release wrote of them, with this
-    machine's hashes.
+    """Fill the current folder with models, texts, recipes and the release's manifests.
+
+    The manifests have this machine's hashes.
     """
     work = Path(shutil.copytree(laid_out, tmp_path / "work"))
     monkeypatch.chdir(work)

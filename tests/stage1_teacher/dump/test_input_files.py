@@ -1,4 +1,4 @@
-"""A complete dump costs nothing to find complete, and no change of what it is made of passes for none."""
+"""Finding a dump complete costs nothing, and no change of its inputs goes unnoticed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ READERS = (
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What of the corpus, the weights and the shards is read from now on, by name."""
+    """Record by name what is read of the corpus, the weights and the shards from now on."""
     found: list[str] = []
 
     def counted(name: str, real: Callable[..., object]) -> Callable[..., object]:

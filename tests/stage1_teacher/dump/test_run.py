@@ -1,4 +1,4 @@
-"""The dump through its command line: content, resume after kill -9, refusals, windows, what is left out."""
+"""The dump through its command line: content, resume after kill -9, refusals, windows, omissions."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def write_recipe(folder: Path, model: Path, texts: list[str], **dump: object) ->
 
 
 def dump(recipe: Path, *overrides: str, worker: tuple[int, int] = (0, 1), accept_engine: str | None = None) -> Path:
-    """What `bld teacher RECIPE` does, in this process; returns the dump's folder."""
+    """Do what `bld teacher RECIPE` does, in this process; return the dump's folder."""
     run_teacher(load_recipe(recipe, list(overrides)), worker=worker, accept_engine=accept_engine)
     return recipe.parent / "dump"
 

@@ -1,4 +1,4 @@
-"""Branches of an engine are used where they are what the model says of their paths, and only there."""
+"""An engine's branches are used only if they are what the model says of their paths."""
 
 from pathlib import Path
 
@@ -78,7 +78,10 @@ def test_branch_rows_that_are_anothers_are_noticed(
 def test_an_engine_that_fails_where_it_branches_is_opened_anew_without(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM's CPU kernels of Mamba 2 do, with the prefix cache that branches need, on a prompt of more than a block."""
+    """Mamba 2 in vLLM's CPU kernels fails so on a prompt of more than a block.
+
+    Branches need the prefix cache, with which it happens.
+    """
     closed: list[TransformersEngine] = []
 
     def fail(*_: object) -> None:

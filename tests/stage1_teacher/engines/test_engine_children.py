@@ -1,4 +1,4 @@
-"""vLLM's own processes end with the one that wanted them."""
+"""vLLM's own processes end with the process that started them."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The server that a teacher is asked through: patience, load, and the key."""
+"""The client of a teacher's server: patience, load, and the key."""
 
 import asyncio
 import re

@@ -1,5 +1,6 @@
-"""A served teacher: against a server that we script (busy, wrong, gossiping), and against a real `vllm serve` on
-loopback.
+"""A served teacher: a scripted server, and a real `vllm serve` on loopback.
+
+The scripted server is busy, wrong, or reveals what it was sent.
 """
 
 import contextlib
@@ -129,7 +130,7 @@ def test_a_served_teacher_has_no_branch_rows(tmp_path: Path, model: Path, fake: 
 
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL of a real vLLM server of the tiny model, in float32."""
+    """Return the base URL of a real vLLM server of the tiny model, in float32."""
     end_children_with_me()  # it is of a session of its own: who kills the tests would not see it
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -172,7 +173,7 @@ def await_port(process: "subprocess.Popen[bytes]", port: int, log: Path, seconds
 
 
 def dense(record: Record) -> np.ndarray:
-    """P x 256: the stored probabilities."""
+    """Return P x 256: the stored probabilities."""
     probs_PV = np.zeros((record.num_positions, 256))
     probs_PV[np.repeat(np.arange(record.num_positions), record.entry_counts), record.symbols] = np.exp(
         record.logprobs.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Engines of one's own: the page's file dumped, audited, verified and resumed; what faulty ones are told."""
+"""Engines from a file of one's own: the page's example dumped, audited, verified and resumed; errors of faulty ones."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An engine whose states our head does not turn into what its model says itself is refused when it starts."""
+"""An engine is refused at its start if our head does not turn its states into its model's own answers."""
 
 from collections.abc import Sequence
 from itertools import chain, repeat
@@ -78,7 +78,7 @@ def test_rounding_to_16_bits_passes_even_where_logits_are_large(tmp_path: Path, 
 def test_an_engine_that_differs_from_itself_is_held_to_that(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts chosen otherwise: rows that lie 0.1 nats from what the model said a moment ago."""
+    """Rows lie 0.1 nats from what the model said a moment ago, as if other experts were chosen."""
     own = TransformersEngine.own_logprobs
     flips = chain([0.0, 0.5], repeat(0.0))  # the second time that the whole probe is asked
 
@@ -109,7 +109,7 @@ def test_a_model_that_looks_ahead_is_refused(tmp_path: Path, model: Path, monkey
 def test_a_model_that_looks_ahead_and_does_not_mind_the_order_is_refused(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As BERT's encoder with positions that say little: what follows counts, in whatever order it stands."""
+    """BERT's encoder with nearly uniform positions looks ahead: what follows counts, in whatever order."""
     own = TransformersEngine.own_logprobs
 
     def bag(self: TransformersEngine, prompt: list[int], first: int = 0) -> Tensor:
@@ -124,8 +124,9 @@ def test_a_model_that_looks_ahead_and_does_not_mind_the_order_is_refused(
 def test_an_engine_whose_prompts_see_each_other_is_refused(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, share: float
 ) -> None:
-    """As what vLLM runs by transformers' code does for JetMoE and ZAYA: the first rows hold something of the prompt
-    before, alone they are right.
+    """First rows hold something of the previous prompt; alone they are right.
+
+    vLLM does so with transformers' code for JetMoE and ZAYA.
     """
     states = TransformersEngine.hidden_states
 
@@ -161,7 +162,7 @@ def test_the_measure_is_the_divergence_of_the_worst_row_and_counts_what_one_side
 
 
 def test_a_head_that_is_too_sharp_is_refused_where_the_model_is_sure_of_all_that_it_says() -> None:
-    """Its divergence is nothing there, and what it says of all other tokens is wrong by hundreds of nats."""
+    """The divergence vanishes, while all other tokens are wrong by hundreds of nats."""
     generator = torch.Generator().manual_seed(2)
     logits_RV = torch.randn(6, 300, generator=generator)
     logits_RV[:, 7] = 16

@@ -1,4 +1,4 @@
-"""Branches in one packed forward against each path run on its own, for attention of several kinds."""
+"""Branches in one packed forward against each path alone, for several kinds of attention."""
 
 import random
 from typing import Any

@@ -10,7 +10,7 @@ from stage1_teacher.inputs.windows import WindowError, cut_windows, is_boundary
 
 
 def pairs(document: bytes) -> list[int]:
-    """A tokenizer of two bytes a token, which may split a character."""
+    """Return token lengths of a tokenizer of two bytes a token, which may split a character."""
     return [2] * (len(document) // 2) + [1] * (len(document) % 2)
 
 

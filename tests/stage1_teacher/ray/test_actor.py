@@ -1,4 +1,4 @@
-"""The actor: refuses other code and other dumps, and its hash covers whatever decides content."""
+"""The actor: it refuses other code and other dumps, and its hash covers whatever decides content."""
 
 import shutil
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""An engine that takes more GPUs than one machine has, placed by a real Ray cluster of two machines that say they have
-two each.
+"""An engine that needs more GPUs than one machine has, placed by a real Ray cluster.
+
+Its two machines claim to have two GPUs each.
 """
 
 from ast import literal_eval
@@ -20,7 +21,7 @@ MACHINE = {"num_cpus": 1, "num_gpus": 2, "object_store_memory": 100 << 20, "incl
 
 @pytest.fixture
 def ray() -> Iterator[Any]:
-    """Ray on a cluster of two machines with a core and two GPUs each, none of which is there."""
+    """Start Ray on a cluster of two machines with a core and two GPUs each; the GPUs do not exist."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)

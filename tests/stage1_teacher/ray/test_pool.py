@@ -1,5 +1,6 @@
-"""The pool: lost engines are replaced, and a real cluster makes a dump although one engine is killed and another
-hangs.
+"""The pool: lost engines are replaced.
+
+A real cluster completes a dump although one engine is killed and another hangs.
 """
 
 import os
@@ -61,8 +62,9 @@ ENVIRONMENT = {
 
 @pytest.fixture
 def cluster() -> Iterator[str]:
-    """The address of a cluster with room for two engines; what they need of the environment is there before it
-    starts.
+    """Return the address of a cluster with room for two engines.
+
+    The environment that they need is set before it starts.
     """
     with object_store() as store, pytest.MonkeyPatch.context() as patch:
         for name, value in (store.environment | ENVIRONMENT).items():
@@ -80,7 +82,7 @@ def cluster() -> Iterator[str]:
 
 
 class Trouble:
-    """Holds the first engine back until there are two; after three shards stops both, and kills one of them."""
+    """A gate that holds the first engine until there are two; after three shards stops both, and kills one."""
 
     def __init__(self) -> None:
         self.stage = self.committed = 0
@@ -182,8 +184,9 @@ def test_what_is_wrong_with_a_cluster_is_said_with_the_way_out(
 
 
 class FakeRay:
-    """One machine with room for one engine. Each that is started opens and makes as it is told; an exception is
-    raised.
+    """A cluster of one machine with room for one engine.
+
+    Each engine started opens and works as it is told; an exception is raised.
     """
 
     exceptions = ray.exceptions
@@ -223,7 +226,7 @@ class Call:
 
 
 class Handle:
-    """Told apart by identity, as Ray's are by their ids."""
+    """A handle compared by identity, as Ray's are by their ids."""
 
     def __init__(self, engine: Any) -> None:
         self.open, self.make = engine.open, engine.make

@@ -1,5 +1,6 @@
-"""The head read from a checkpoint, by the rule that the model is asked for, against the model's own logits, for heads
-of many kinds.
+"""The head of a checkpoint, with the model's logit rule, against the model's own logits.
+
+Heads of many kinds.
 """
 
 from pathlib import Path

@@ -16,7 +16,10 @@ WIDTH = 5000
 
 
 def wide_vocabulary(rng: np.random.Generator) -> Vocabulary:
-    """Short random tokens over few bytes, so that most prefixes branch; some control tokens, two that mean END."""
+    """Draw short random tokens over few bytes, so that most prefixes branch.
+
+    Some are control tokens; two of these mean END.
+    """
     tokens: list[bytes | None] = [bytes([byte]) for byte in b"abcdefgh"]
     while len(tokens) < WIDTH - 20:
         tokens.append(bytes(rng.choice(list(b"abcdefgh"), size=rng.integers(1, 7)).tolist()))
@@ -27,7 +30,7 @@ def wide_vocabulary(rng: np.random.Generator) -> Vocabulary:
 def reduced_twice(
     vocabulary: Vocabulary, parts: list[tuple[bytes, list[int]]], logits: list[np.ndarray], chunk: int
 ) -> tuple[list[list[ReducedRow]], list[list[ReducedRow]]]:
-    """Rows of some documents at some offsets: as the dump reduces them, and by the slow twin in float64."""
+    """Reduce rows of some documents at some offsets: as the dump does, and by the slow twin in float64."""
     width = len(vocabulary.order)
     head = Head(torch.eye(width), None, vocabulary)  # its hidden states are its logits, by token id
     coverings = [covering_of(vocabulary, document) for document, _ in parts]
@@ -43,7 +46,7 @@ def reduced_twice(
 
 
 def covering_of(vocabulary: Vocabulary, document: bytes) -> Covering:
-    """The canonical path is one byte a token: any offset may be asked for all the same."""
+    """Make a covering whose canonical path is one byte a token; any offset may be asked for."""
     ids = {spelled: int(vocabulary.order[column]) for column, spelled in enumerate(vocabulary.sorted_bytes)}
     return Covering(vocabulary, [ids[bytes([byte])] for byte in document], document)
 

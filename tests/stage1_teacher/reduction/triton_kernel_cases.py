@@ -50,7 +50,7 @@ def test_rows_of_several_documents_equal_the_slow_twin() -> None:
 def reduce(
     vocabulary: Vocabulary, coverings: list[Covering], offsets: list[list[int]], logits: np.ndarray
 ) -> list[ReducedRow]:
-    """All rows, in chunks of three."""
+    """Reduce all rows, in chunks of three."""
     intervals = Intervals.join([c.intervals(o) for c, o in zip(coverings, offsets, strict=True)])
     masses = Masses.empty(intervals)
     kernel = TritonKernel(vocabulary)

@@ -1,4 +1,4 @@
-"""An engine that cannot start with a model."""
+"""Engines that cannot start with a model."""
 
 from pathlib import Path
 from typing import Any

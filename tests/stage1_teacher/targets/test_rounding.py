@@ -15,7 +15,7 @@ TOPS, OTHERS = np.exp(TOP_LOGPROBS.astype(np.float64)), np.exp(OTHER_LOGPROBS.as
 
 
 def random_entries(seed: int, num_positions: int, most: int, sharpness: float) -> Entries:
-    """Positions with 1 to `most` of 256 symbols, falling; now and then all of the mass is stored."""
+    """Draw positions with 1 to `most` of 256 symbols, falling; sometimes all of the mass is stored."""
     rng = np.random.default_rng(seed)
     counts, symbols, probs = [], [], []
     for _ in range(num_positions):
@@ -28,13 +28,16 @@ def random_entries(seed: int, num_positions: int, most: int, sharpness: float) -
 
 
 def loss(probs: np.ndarray, rounded: np.ndarray) -> float:
-    """Over the entries and the tail."""
+    """Compute the loss over the entries and the tail."""
     p, q = (np.sqrt(np.append(values, max(1 - values.sum(), 0.0))) for values in (probs, rounded))
     return float(2 * ((p - q) ** 2).sum())
 
 
 def least_loss(probs: np.ndarray) -> float:
-    """Of every choice of neighbouring levels for the others, and any level for the top, that sum to at most 1."""
+    """Return the smallest loss over all choices of levels that sum to at most 1.
+
+    Neighbouring levels for the others, any level for the top.
+    """
     nearest = [int(np.abs(np.sqrt(OTHERS) - np.sqrt(p)).argmin()) for p in probs[1:]]
     around = [range(max(level - 1, 0), min(level + 2, len(OTHERS))) for level in nearest]
     tail_root = np.sqrt(max(1 - probs.sum(), 0.0))

@@ -18,7 +18,7 @@ from tests.stage1_teacher.dump.test_run import TEXTS, write_recipe
 
 
 class FailedError(Exception):
-    """What comes after the start."""
+    """A failure after the start."""
 
 
 class Opened:
@@ -81,7 +81,7 @@ def test_an_engine_of_a_cluster_that_may_not_go_on_with_the_dump_is_closed(
 
 
 def test_a_teacher_that_could_not_be_started_again_closes_in_silence(tmp_path: Path, model: Path) -> None:
-    """What the failed start said is what counts."""
+    """The error of the failed start is the one reported."""
     recipe = load_recipe(write_recipe(tmp_path, model, TEXTS[:2]))
     with pytest.raises(FailedError), open_teacher(recipe, *load_tokenizer(recipe)) as teacher:
         assert isinstance(teacher, Teacher)

@@ -1,4 +1,4 @@
-"""What `bld verify` finds in a dump that looks sound."""
+"""Faults that `bld verify` finds in a dump that looks sound."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from tests.stage1_teacher.dump.test_run import TEXTS, dump, write_recipe
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Commit a shard anew, sealed, with its table changed: no checksum can tell."""
+    """Commit a shard again, sealed, with its table changed: no checksum can tell."""
     table = pq.read_table(path)
     commit_shard(change(table).replace_schema_metadata(table.schema.metadata), path, 3)
 
@@ -42,7 +42,7 @@ def two_dropped(table: pa.Table) -> pa.Table:
 
 
 def swap_symbols(table: pa.Table) -> pa.Table:
-    """The first two symbols of each position, which both are stored, have each other's probabilities."""
+    """Swap the probabilities of the first two symbols of each position that stores two."""
     rows = []
     for counts, symbols in zip(table["entry_counts"].to_pylist(), table["symbols"].to_pylist(), strict=True):
         for at, count in zip(np.cumsum([0, *counts]).tolist(), counts, strict=False):
@@ -105,7 +105,7 @@ def test_verify_finds_targets_that_the_teacher_does_not_give(copy: Path, capsys:
 def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a release made it that did not know a model's scale and never asked the model."""
+    """The dump is that of a release that did not know a model's scale and never asked the model."""
     monkeypatch.setattr(TransformersEngine, "logit_rule", lambda self: LogitRule(0.5))
     monkeypatch.setattr(opening, "check_engine", lambda *_: None)
     folder = dump(write_recipe(tmp_path, model, TEXTS[:4]))
@@ -126,7 +126,7 @@ def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
 def test_a_dump_of_a_model_that_differs_from_itself_is_held_to_that(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own two answers differ by 0.5 nats a token, as of experts that are chosen otherwise."""
+    """The model's own two answers differ by 0.5 nats a token, as with differently chosen experts."""
     folder = dump(write_recipe(tmp_path, model, TEXTS[:4]))
     own, generator = TransformersEngine.own_logprobs, torch.Generator().manual_seed(0)
 

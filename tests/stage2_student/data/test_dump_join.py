@@ -132,7 +132,7 @@ def test_who_says_what_is_known_by_where_each_message_starts_whole_or_in_windows
 
 
 def windows_of(rng: np.random.Generator, name: str, document: bytes, ends: Sequence[int], overlap: int) -> list[Record]:
-    """A document cut at these ends, each window after the first with `overlap` bytes of context."""
+    """Cut a document at these ends, each window after the first with `overlap` bytes of context."""
     records = []
     for start, end in pairwise([0, *ends]):
         context = min(overlap, start)
@@ -143,7 +143,7 @@ def windows_of(rng: np.random.Generator, name: str, document: bytes, ends: Seque
 
 
 def answers(records: Sequence[Record]) -> dict[tuple[int, int], dict[int, float]]:
-    """What a dump says at each place of a document: symbols and log-probabilities, position by position."""
+    """Return a dump's symbols and log-probabilities for each place of a document, position by position."""
     found: dict[tuple[int, int], dict[int, float]] = {}
     for record in records:
         entry, position = 0, 0

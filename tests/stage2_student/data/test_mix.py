@@ -19,13 +19,13 @@ HOW: tuple[How, ...] = ("arithmetic", "geometric")
 
 
 def random_targets(rng: np.random.Generator, num_positions: int) -> np.ndarray:
-    """[P, 256], some positions sure, some flat."""
+    """Draw [P, 256], some positions sure, some flat."""
     exp = np.exp(rng.normal(size=(num_positions, NUM_SYMBOLS)) * rng.uniform(0, 5, (num_positions, 1)))
     return exp / exp.sum(1, keepdims=True)
 
 
 def stored(probs_PV: np.ndarray, document: bytes, rng: np.random.Generator, most: int) -> Record:
-    """A record that holds between 1 and `most` symbols of each position (all with 256), the realised one among them."""
+    """Make a record of 1 to `most` symbols a position (256: all), the realised one among them."""
     record = make_record("d", document, rng)
     symbols, logprobs, counts = [], [], []
     for probs_V, realised in zip(probs_PV, record.realised(), strict=True):
@@ -45,7 +45,7 @@ def stored(probs_PV: np.ndarray, document: bytes, rng: np.random.Generator, most
 
 
 def dense(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """([P, 256] float64 with each tail spread evenly, [P, 256] what is stored), position by position."""
+    """Return ([P, 256] float64 with tails spread evenly, [P, 256] what is stored), by position."""
     probs_PV = np.zeros((record.num_positions, NUM_SYMBOLS))
     is_stored_PV = np.zeros(probs_PV.shape, dtype=bool)
     start = 0
@@ -61,7 +61,7 @@ def dense(record: Record) -> tuple[np.ndarray, np.ndarray]:
 
 
 def twin(all_probs: Sequence[np.ndarray], weights: Sequence[float], how: How) -> np.ndarray:
-    """The mean over all 256 symbols."""
+    """Compute the mean over all 256 symbols."""
     if how == "arithmetic":
         return sum(w * probs_PV for w, probs_PV in zip(weights, all_probs, strict=True))
     product_PV = np.prod([probs_PV**w for w, probs_PV in zip(weights, all_probs, strict=True)], axis=0)

@@ -1,4 +1,4 @@
-"""How far apart a step's documents stand in the corpus; and the order of runs that began before it was mixed so."""
+"""Distance in the corpus of a step's documents, and the order of runs begun before it was mixed so."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -18,7 +18,7 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sources_of_steps(version: int, per_step: int) -> list[int]:
-    """Of each step of an epoch of a corpus that lists its sources one after another: how many of them it holds."""
+    """Count the sources of each step, in an epoch of a corpus that lists them one after another."""
     order = Order(0, np.full(SHARDS, RECORDS), None, version)
     windows = islice(order.windows(), SHARDS * RECORDS // 128)
     source = np.concatenate([window.shard_W * SOURCES // SHARDS for window in windows])
@@ -51,7 +51,7 @@ def test_pieces_of_one_document_share_a_step_no_oftener_than_by_chance() -> None
 
 
 def windows_before(seed: int, counts_S: np.ndarray, start: Position) -> Iterator[Window]:
-    """The order that version 2 of it is: as it was written then."""
+    """Yield windows in the order of version 2, as it was written then."""
     epoch, skip = start
     while True:
         shards_S = np.random.default_rng([seed, epoch]).permutation(len(counts_S))

@@ -1,4 +1,4 @@
-"""Documents packed into rows: which, and that nothing of one reaches another."""
+"""Documents packed into rows: which ones, and that none of them reaches another."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -108,7 +108,7 @@ def test_a_layout_says_where_each_document_stands() -> None:
 def loss_and_gradient(
     model: Path, documents: Sequence[Encoded], interface: str, row_sizes: Sequence[int] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """In one micro-batch, every objective; the sums of all parts, and the gradient of all weights."""
+    """Compute every objective in one micro-batch: the sums of all parts, the gradient of all weights."""
     tokenizer = ByteTokenizer.load(str(model))
     shape = StudentShape(64, 269, tokenizer.token_bytes, b"", (END_ID,))
     made = make_interface(StudentConfig(model="m", path="p", interface=interface, max_dropped=0.5), shape)

@@ -1,4 +1,4 @@
-"""Records that are too long for the student, in pieces: together they teach what the whole record would."""
+"""Records too long for the student, in pieces: together they teach what the whole record would."""
 
 from collections import Counter
 from dataclasses import replace
@@ -41,7 +41,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ByteTokeni
 
 
 def long_record(seed: int) -> Record:
-    """Half of the time a window that begins with context; the teacher's tokens are drawn."""
+    """Draw a record, half of the time a window that begins with context; the teacher's tokens are drawn."""
     rng = np.random.default_rng(seed)
     document = make_text(rng, int(rng.integers(30, 120)))
     first = int(rng.integers(1, len(document) // 2)) if seed % 2 else 0
@@ -68,7 +68,7 @@ Taught = tuple[int, int, tuple[tuple[int, float], ...], bool]
 
 
 def taught(encoded: Encoded) -> list[tuple[int, int, Taught]]:
-    """(byte where the token begins, byte of it, what is taught there) of each supervised position."""
+    """Return (byte where the token begins, its byte, what is taught) for each supervised position."""
     example = example_of(encoded)
     starts = np.append(encoded.starts, encoded.ends[-1:])
     found = []
@@ -160,8 +160,9 @@ def chunks(encoded: Encoded, debias: float) -> list[tuple[tuple[int, int], float
 def test_byte_distributions_of_pieces_are_the_whole_records_where_context_does_not_matter(
     name: str, tokenizers: dict[str, ByteTokenizer]
 ) -> None:
-    """A student whose logits depend on the last token alone. Its context is longer than any of its tokens, so no row is
-    missing.
+    """The student's logits depend on the last token alone.
+
+    Its context is longer than any of its tokens, so no row is missing.
     """
     tokenizer = tokenizers[name]
     width = len(tokenizer.token_bytes)

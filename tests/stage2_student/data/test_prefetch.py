@@ -1,4 +1,4 @@
-"""Items made ahead of their use."""
+"""Items made before they are needed."""
 
 import os
 import signal
@@ -64,8 +64,9 @@ def test_an_exception_in_the_user_ends_the_thread() -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also in a process that was started with it ignored, as a shell starts those in
-    the background.
+    """Let SIGINT raise KeyboardInterrupt, even if the process was started with SIGINT ignored.
+
+    A shell starts background processes so.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

@@ -1,4 +1,4 @@
-"""A rank ends with what started it: processes as a launcher, or the server of an ssh connection, start them."""
+"""A rank ends with the process that started it: a launcher, or the server of an ssh connection."""
 
 import os
 import signal
@@ -77,7 +77,7 @@ def test_a_rank_ends_in_words_when_what_started_it_is_killed(names: list[str], k
 def test_where_processes_of_others_are_hidden_a_rank_starts_and_ends_with_its_parent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of /proc with hidepid=1: of root's process, as a step of srun is, its number alone is known."""
+    """Under /proc with hidepid=1, only the number of root's process is known, as for a step of srun."""
 
     def hidden(process: psutil.Process) -> None:
         raise psutil.AccessDenied(process.pid)

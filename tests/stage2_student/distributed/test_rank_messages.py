@@ -1,4 +1,4 @@
-"""The ranks' channel, without a model: what is gathered, who is let in, and what the others see of a rank that ends."""
+"""The ranks' channel, without a model: gathering, admission, and what others see of a rank that ends."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Connect = Callable[[int], list[Channel]]
 
 @pytest.fixture
 def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
-    """Makes a channel for each rank, all of them in this process."""
+    """Make a channel for each rank, all of them in this process."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     made: list[Channel] = []
 
@@ -46,7 +46,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
 
 
 def each(rank_messages: list[Channel], ask: Callable[[Channel], Any]) -> list[Any]:
-    """What each rank is given, or what it raises, asked at once."""
+    """Ask all ranks at once; return what each is given, or what it raises."""
 
     def answer(channel: Channel) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""`bld eval`: the model's own answer, of the same bytes of each model, whatever their lengths."""
+"""`bld eval`: the model's own answer, on the same bytes for each model, whatever their lengths."""
 
 import gc
 import json
@@ -55,7 +55,7 @@ TEXTS = [b"the thing and the end", "in é, andé".encode(), b"a", b"the ing " * 
 
 
 def tiny_family(name: str) -> tuple[Any, ByteTokenizer]:
-    """A random model of a family, with logits that are far from even."""
+    """Make a random model of a family, with logits that are far from even."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
     config = AutoConfig.for_model(name, vocab_size=len(tokenizer), pad_token_id=None, **(SIZES | FAMILIES[name]))
@@ -64,7 +64,10 @@ def tiny_family(name: str) -> tuple[Any, ByteTokenizer]:
 
 
 def own_nats(model: Any, tokens: Sequence[int], first: int = 1) -> float:
-    """-ln p of the tokens from number `first` on, by what the model itself returns, one text at a time, in float64."""
+    """Return -ln p of the tokens from number `first` on.
+
+    From the model's own output, one text at a time, in float64.
+    """
     with torch.no_grad():
         logprobs_LV = model(input_ids=torch.tensor([list(tokens)])).logits[0].double().log_softmax(-1)
     return -sum(float(logprobs_LV[at - 1, tokens[at]]) for at in range(first, len(tokens)))
@@ -135,7 +138,7 @@ def test_weights_that_are_not_finite_are_no_figure() -> None:
 
 
 def normalising(folder: Path) -> Path:
-    """A model whose tokenizer cannot spell a decomposed accent."""
+    """Make a model whose tokenizer cannot spell a decomposed accent."""
     wrapped = tiny_tokenizer()
     wrapped.backend_tokenizer.normalizer = normalizers.NFC()
     return save_tiny(folder, wrapped, seed=5)
@@ -149,7 +152,7 @@ def corpus(path: Path, *texts: str) -> CorpusConfig:
 def test_models_with_other_tokenizers_are_scored_on_the_same_documents(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One needs 600 tokens for a document for which the other needs 200; a third cannot spell one."""
+    """One model needs 600 tokens for a document, another 200; a third cannot spell one."""
     text = corpus(tmp_path / "text.jsonl", "the thing", "the" * 200, "e\u0301 and", "and é", "in " * 300)
     bytes_alone, merged = tiny_model(tmp_path / "bytes", merges=["t h"]), tiny_model(tmp_path / "merged")
     folders = {"start": bytes_alone, "student": merged, "teacher": normalising(tmp_path / "nfc")}
@@ -249,7 +252,7 @@ def test_a_long_chat_is_scored_whole_in_windows_that_begin_like_chats(name: str)
 
 @pytest.fixture(scope="module")
 def dumped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dump of texts of up to 480 bytes, and the folder of its teacher, which needs few tokens for them."""
+    """Make a dump of texts of up to 480 bytes, and its teacher, which needs few tokens for them."""
     work = tmp_path_factory.mktemp("dumped")
     tiny_model(work / "teacher")
     (work / "corpus.jsonl").write_text(

@@ -1,5 +1,6 @@
-"""Tasks of the harness: its figures are those of its own `hf` and of plain arithmetic, and text that spells a control
-token is text.
+"""Tasks of the harness: its figures are those of its own `hf` and of plain arithmetic.
+
+Text that spells a control token is text.
 """
 
 import json
@@ -38,7 +39,7 @@ CHOICES = [["the thing", "an éin,\nwhich thes"], ["er", f"{END} the"], ["an", "
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a task of three questions, made of the local PIQA's file."""
+    """Write a folder with a task of three questions, made of the local PIQA's file."""
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS), encoding="utf-8")
     text = (LOCAL_TASKS / "bld_piqa.yaml").read_text(encoding="utf-8").replace("task: bld_piqa", "task: three")
@@ -60,7 +61,7 @@ def chat_lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TextModel]:
 
 
 def option_nats(model: Path, question: dict[str, str], option: str, start: list[int]) -> float:
-    """ln p(option | question) in float64, token by token."""
+    """Return ln p(option | question) in float64, token by token."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     lm: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64).eval()
     texts = PROMPT.format(question["question"]), f"{PROMPT.format(question['question'])} {option}"

@@ -1,4 +1,4 @@
-"""`bld eval MODEL` measures the revision that is named, with code of the model's own only where that is trusted."""
+"""`bld eval MODEL` measures the revision named, with the model's own code only if that is trusted."""
 
 import json
 import shutil
@@ -22,8 +22,9 @@ CODE = "from transformers import LlamaForCausalLM\n\nclass Own(LlamaForCausalLM)
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub's cache, off line, with `some/model`; its branch `small` has other weights and another tokenizer. Gives its
-    snapshots.
+    """Make a hub's cache, offline, with `some/model`; return its snapshots.
+
+    Its branch `small` has other weights and another tokenizer.
     """
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -1,5 +1,6 @@
-"""Windows of long texts: every token once, never more than fits, with a quarter of a window before it or a message's
-begin.
+"""Windows of long texts: every token once, never more than fits.
+
+A quarter of a window stands before, or a message's beginning.
 """
 
 import numpy as np

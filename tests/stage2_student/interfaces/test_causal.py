@@ -27,7 +27,7 @@ SHAPE = StudentShape(hidden_size=16, head_rows=300, token_bytes=(), prefix=b"", 
 
 
 def make_batch(*texts: list[bytes]) -> MicroBatch:
-    """A micro-batch of documents given by their tokens."""
+    """Make a micro-batch of documents given by their tokens."""
     examples = []
     for tokens in texts:
         document = b"".join(tokens)
@@ -46,7 +46,7 @@ def random_interface(seed: int = 0) -> CausalInterface:
 
 
 def one_by_one(interface: CausalInterface, hidden_BLD: Tensor, batch: MicroBatch) -> Tensor:
-    """The same in a Python loop: the decoder's equations, a byte at a time."""
+    """Compute the same in a Python loop: the decoder's equations, a byte at a time."""
     gru, rows = interface.decoder, []
     for state, offset, symbol in zip(batch.state_P, batch.offset_P.tolist(), batch.symbols_P, strict=True):
         if offset == 0:

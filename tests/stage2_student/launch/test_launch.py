@@ -1,4 +1,4 @@
-"""What is derived before a rank starts: DeepSpeed's JSON, commands, ranks, and which checkpoint is sound."""
+"""Preparations before a rank starts: DeepSpeed's JSON, commands, ranks, and which checkpoint is sound."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def recipe(tmp_path: Path, **train: Any) -> Recipe:
 
 
 def deepspeed(tmp_path: Path, given: Any = None, **values: Any) -> dict[str, Any]:
-    """What is derived of a recipe with this operator's JSON."""
+    """Return the DeepSpeed configuration of a recipe with this operator's JSON."""
     if given is not None:
         (tmp_path / "own.json").write_text(given if isinstance(given, str) else json.dumps(given))
         values["config"] = str(tmp_path / "own.json")

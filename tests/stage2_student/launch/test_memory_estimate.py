@@ -1,6 +1,4 @@
-"""What a student takes, as it is counted without its weights, against the student itself and against what DeepSpeed
-holds.
-"""
+"""Memory estimates made without weights, against the student itself and DeepSpeed's own state."""
 
 import json
 import os

@@ -31,7 +31,7 @@ def divergence_twin(
     direction: Direction,
     temperature: float,
 ) -> torch.Tensor:
-    """The definition, position by position and class by class, in float64."""
+    """Compute the definition, position by position and class by class, in float64."""
     nats = logits_PV.sum() * 0
     for p in counted_P.nonzero().flatten().tolist():
         probs_V = torch.softmax(logits_PV[p], -1)

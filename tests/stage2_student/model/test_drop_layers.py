@@ -1,4 +1,4 @@
-"""Smaller students: layers taken out."""
+"""Smaller students: layers removed."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Adapters: what trains, what is merged, and runs with them as an operator starts them."""
+"""Adapters: what trains, what is merged, and runs started as an operator does."""
 
 import json
 import os
@@ -122,7 +122,7 @@ def test_layers_that_are_one_weight_get_no_adapters_of_their_own() -> None:
 
 
 def mixtures() -> dict[str, Any]:
-    """Mixtures of experts, tiny: their weights (experts, out, in), and turned."""
+    """Return tiny mixtures of experts: their weights (experts, out, in), and transposed."""
     sizes = {
         "vocab_size": 300,
         "hidden_size": 32,
@@ -226,8 +226,9 @@ def test_what_a_mixture_of_experts_does_not_learn_is_said_by_name(model: Path) -
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs with adapters beside a moved tokenizer: of two ranks at each stage that splits something, then of one rank:
-    one that goes on from its own second step, and one that goes on where two ranks were before their last checkpoint.
+    """Make runs with adapters and a moved tokenizer, on two ranks at each splitting stage, then on one rank.
+
+    One of the latter continues from its own second step, the other where two ranks were before their last checkpoint.
 
     DeepSpeed takes seconds to start: one torchrun and one process do them all.
     """

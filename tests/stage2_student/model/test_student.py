@@ -1,4 +1,4 @@
-"""What the student computes: only what has a weight, and only where the interface stands by it."""
+"""The student computes only what has a weight, and only where the interface's positions are valid."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ END_ID = 268
 
 
 class HalfSure(Interface):
-    """Random logits; it stands by every other position, and says 3 nats of every token."""
+    """An interface of random logits; every other position is valid, and every token costs 3 nats."""
 
     max_bytes = None
 
@@ -204,7 +204,7 @@ def test_weights_that_are_not_numbers_are_named(model: Path, tmp_path: Path) -> 
 
 
 class RowShort(HalfSure):
-    """An interface of the operator's own that gives a row less."""
+    """A plug-in interface that returns one row too few."""
 
     own_file = "mine.py"
 

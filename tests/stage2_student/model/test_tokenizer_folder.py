@@ -1,4 +1,4 @@
-"""A moved student is read by others with the tokenizer that it learnt, whatever its type."""
+"""Other programs read a moved student with the tokenizer it was trained with, whatever its type."""
 
 import json
 import random

@@ -52,7 +52,10 @@ NEW_MERGES = ["a n", "an d", "o n", "Ġ t", "t h", "th e"]
 
 
 def models(folder: Path) -> dict[str, Any]:
-    """A tied head, one of its own, and one of its own with a bias; all with the tokenizer of `MERGES`."""
+    """Make models with a tied head, with an own one, and with an own one with a bias.
+
+    All have the tokenizer of `MERGES`.
+    """
     tiny_model(folder / "old")
     untied = AutoModelForCausalLM.from_pretrained(folder / "old", tie_word_embeddings=False)
     untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight.detach().flip(0) * 2)

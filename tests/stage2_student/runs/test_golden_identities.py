@@ -1,5 +1,6 @@
-"""Runs that an earlier release began go on under this one, and under one with more keys; what differs is refused by
-name.
+"""Runs begun by an earlier release continue under this one, and under one with more keys.
+
+Differences are refused by name.
 """
 
 import json
@@ -25,7 +26,7 @@ NAMES = list(RECIPES)
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: recipes, and the runs that the release began, each with a checkpoint."""
+    """Fill the current folder with recipes and the release's runs, each with a checkpoint."""
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(OBJECTIVE)
     Path("deepspeed.json").write_text('{"gradient_accumulation_dtype": "fp32"}\n')
@@ -45,13 +46,13 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def continued(name: str, *overrides: str) -> Recipe:
-    """The recipe as a start has it; what it asks a student's files, as they were."""
+    """Resolve the recipe as a start does, with the student's files as they were."""
     recipe = load_recipe(f"{name}.yaml", [f"train.max_tokens={golden(name)['train']['max_tokens']}", *overrides])
     return schedule.continued(recipe, folder.begun_schedule(run(name)))[0]
 
 
 def identity(name: str, recipe: Recipe) -> dict[str, Any]:
-    """Of a run on the dumps that the same release made; hashes and ids as they were."""
+    """Return the identity of a run on the same release's dumps; hashes and ids as they were."""
     theirs = golden(name)
     student = theirs["student"]
     manifest = Manifest.model_validate_json((DUMPS / f"manifest-arithmetic-2-{name}.json").read_text(encoding="utf-8"))

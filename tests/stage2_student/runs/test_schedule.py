@@ -1,4 +1,4 @@
-"""What of a run may change when it goes on: the schedule of the steps to come."""
+"""Changes allowed when a run continues: the schedule of the steps to come."""
 
 import json
 import os
@@ -75,8 +75,9 @@ def test_what_the_recipe_does_not_say_stays_as_the_run_began() -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 4 steps that is trained on to 6, and one of 6; at a rate that does not fall, so that their schedules
-    agree.
+    """Make a run of 4 steps continued to 6, and one of 6.
+
+    Their rate does not fall, so that their schedules agree.
     """
     work = tmp_path_factory.mktemp("work")
     tiny_model(work / "model")

@@ -1,4 +1,4 @@
-"""What each rank reads, encodes and trains on: planned by lengths alone, the same over all ranks in any world."""
+"""Batches of each rank: planned by lengths alone, the same over all ranks in any world."""
 
 import json
 from collections import Counter
@@ -48,13 +48,13 @@ def tokenizer(work: Path) -> ByteTokenizer:
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a dump of 60 records has several, which end inside shards."""
+    """Make windows small, so that a dump of 60 records has several, which end inside shards."""
     monkeypatch.setattr(order_module, "WINDOW_PIECES", SMALL_WINDOW)
 
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of all records that are read from now on."""
+    """Record the names of all records read from now on."""
     names: list[str] = []
 
     def watched(*arguments: Any, **options: Any) -> Iterator[Any]:

@@ -43,7 +43,7 @@ sys.meta_path.insert(0, Refuse())
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, a dump, and a run that nothing disturbed (`whole`)."""
+    """Make a model, a dump, and an undisturbed run (`whole`)."""
     work = tmp_path_factory.mktemp("die läufe")  # a space and no ASCII: as names are
     tiny_model(work / "model")
     make_dump(work / "dump")
@@ -53,8 +53,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(work: Path, name: str, dump: str = "dump", **train: Any) -> Recipe:
-    """Every objective, the interface with most modules, learning rates of its own and the embedding's, and a step of
-    warm-up.
+    """Return a recipe with every objective and the interface with most modules.
+
+    It has learning rates for the interface and the embedding, and a warm-up step.
     """
     values = {"interface_lr": 3.0, "embedding_lr": 2.0, "interface_warmup_steps": 1} | train
     found = make_recipe(work / "dump", work / "model", work / name, values, interface="causal")
@@ -66,8 +67,9 @@ def student_environment(work: Path) -> dict[str, str]:
 
 
 def start(work: Path, name: str, **train: Any) -> "subprocess.Popen[bytes]":
-    """One rank, in a process that cannot import vllm or the teacher's stage; the teacher's model is not there
-    either.
+    """Run one rank in a process that cannot import vllm or the teacher's stage.
+
+    The teacher's model is not there either.
     """
     save_recipe(recipe(work, name, **train), work / f"{name}.yaml")
     command = [sys.executable, "-m", "stage2_student.training.train", "--recipe", str(work / f"{name}.yaml")]

@@ -1,6 +1,4 @@
-"""The token-marginal interface against the covering of the teacher's stage and against a brute force that autograd goes
-through.
-"""
+"""The token-marginal interface against the teacher's covering and a differentiable brute force."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,8 +37,9 @@ Documents = Sequence[tuple[list[int], list[Segment] | None]]
 
 
 class Case:
-    """A vocabulary, documents in its tokens, and logits for every state of the padded batch; by default the head is the
-    identity.
+    """A vocabulary, documents in its tokens, and logits for every state of the padded batch.
+
+    By default the head is the identity.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ def random_case(seed: int, lengths: Sequence[int]) -> Case:
 
 
 def positions(batch: MicroBatch, encoded: Sequence[Encoded], cut: int = 0) -> list[tuple[int, int]]:
-    """(document, byte offset) of each supervised position."""
+    """Return (document, byte offset) of each supervised position."""
     length = batch.tokens_BL.shape[1]
     found = []
     for state, offset in zip(batch.state_P.tolist(), batch.offset_P.tolist(), strict=True):
@@ -98,7 +97,7 @@ def positions(batch: MicroBatch, encoded: Sequence[Encoded], cut: int = 0) -> li
 
 
 def brute_force(case: Case, prefix: bytes = b"") -> Tensor:
-    """P x V log-probabilities: every (row, token) pair looked at for every position; -inf where no token goes on so."""
+    """Return P x V log-probabilities from every (row, token) pair; -inf if no token continues so."""
     rows = []
     for b, encoded in enumerate(case.encoded):
         logprobs_LV = case.logits_BLV[b].log_softmax(-1)
@@ -296,7 +295,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_student(folder: Path, run: Path, documents: list[bytes], **train: Any) -> tuple[Student, Case]:
-    """A student as the trainer builds it, and a case over its own tokenizer."""
+    """Make a student as the trainer builds it, and a case over its own tokenizer."""
     tokenizer = ByteTokenizer.load(str(folder))
     if not (run / "start").exists():
         (run / "start").symlink_to(folder)

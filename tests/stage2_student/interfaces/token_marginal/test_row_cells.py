@@ -13,8 +13,9 @@ Cell = tuple[int, int, int, int, bool]  # first, last, depth, symbol (-1: none i
 
 
 def cells_one_by_one(vocabulary: Vocabulary, text: bytes) -> tuple[int, list[Cell]]:
-    """Of a row at the beginning of `text`: how many nodes it has, and what is left of each when the next is taken
-    out.
+    """Return the number of nodes of a row at the beginning of `text`, and its cells.
+
+    A cell is what is left of a node when the next is taken out.
     """
     found, num_nodes = [], 0
     for depth in range(len(text) + 1):
