@@ -50,8 +50,8 @@ STUDENT = (
     "stage2_student.launch",
 )
 ORDER = (*SHARED, *GROUND, *TEACHER, *CHECKS, *STUDENT, *ROOF)
-MOST_MODULES = 15
-MOST_PARAMETERS = 6
+MAX_MODULES = 15
+MAX_PARAMETERS = 6
 MANY_PARAMETERS = {  # functions that have more, and why
     "stage1_teacher/engines/tree_attention.py: attend": "transformers calls it, with these names",
     "stage1_teacher/targets/teacher.py: Teacher.__init__": "what `open_teacher` has opened, each part of its own kind",
@@ -135,7 +135,7 @@ def folders() -> list[Path]:
 
 @pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_a_room_is_small_and_says_what_belongs_there_and_what_it_may_import(folder: Path) -> None:
-    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_MODULES
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MAX_MODULES
     said = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
     assert said, folder
     if dotted(folder / "__init__.py") in ORDER:
@@ -253,7 +253,7 @@ def test_a_function_has_few_parameters_or_a_reason() -> None:
         f"{path.relative_to(ROOT)}: {name}"
         for path in modules(*PACKAGES)
         for name, function in functions(path).items()
-        if len(parameters(function)) > MOST_PARAMETERS and not takes_what_others_decide(path, function)
+        if len(parameters(function)) > MAX_PARAMETERS and not takes_what_others_decide(path, function)
     }
     assert many <= set(MANY_PARAMETERS)
 

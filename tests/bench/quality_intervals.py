@@ -26,14 +26,14 @@ from scipy.stats import t as student_t
 
 RESAMPLES = 1000
 WORLDS = ((12, 1, 0.0), (12, 1, 0.2), (12, 2, 0.2), (12, 3, 0.2), (24, 2, 0.0), (24, 2, 0.2), (40, 3, 0.2))
-LEAST_DOCUMENTS = 6  # of fewer too many bootstrap samples hold one document alone
+MIN_DOCUMENTS = 6  # of fewer too many bootstrap samples hold one document alone
 _BOTH = 0.975  # 2.5 % lie beyond it on either side
 
 OfRatios = Callable[[np.ndarray], np.ndarray]  # M x ... ratios to the figure, element by element
 
 
 class Interval(NamedTuple):
-    """A figure with the bounds of its 95 % interval; not numbers where documents are fewer than `LEAST_DOCUMENTS`."""
+    """A figure with the bounds of its 95 % interval; not numbers where documents are fewer than `MIN_DOCUMENTS`."""
 
     value: float
     low: float
@@ -51,7 +51,7 @@ def interval(methods: Sequence[Sequence[np.ndarray]], of_ratios: OfRatios) -> In
     num_seeds, num_documents = figures.shape[1:3]
     ratio_M = _ratios(figures.sum((1, 2)))
     value = float(of_ratios(ratio_M))
-    if num_documents < LEAST_DOCUMENTS:
+    if num_documents < MIN_DOCUMENTS:
         return Interval(value, float("nan"), float("nan"))
     sums = figures.sum(1)  # M x D x 2
     documents = float(_variance(sums[:, None], of_ratios)[0])

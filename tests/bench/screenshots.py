@@ -19,7 +19,7 @@ from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SCHEMES = {"dark": 0, "light": 1}  # Blink's preferredColorScheme
-MOST_BYTES = 150_000
+MAX_BYTES = 150_000
 
 
 def find_browser() -> str:
@@ -43,9 +43,9 @@ def take(browser: str, address: str, size: tuple[int, int], scheme: str, out: Pa
         subprocess.run(command, check=True, capture_output=True, timeout=300)
         with Image.open(raw) as picture:
             picture.convert("RGB").crop((0, 0, *size)).quantize(128, dither=Image.Dither.NONE).save(out, optimize=True)
-    if out.stat().st_size > MOST_BYTES:
+    if out.stat().st_size > MAX_BYTES:
         raise ValueError(
-            f"{out} has {out.stat().st_size} bytes, more than {MOST_BYTES}; take a smaller part of the page"
+            f"{out} has {out.stat().st_size} bytes, more than {MAX_BYTES}; take a smaller part of the page"
         )
 
 

@@ -37,7 +37,7 @@ EVERY = 20.0  # seconds between samples
 WORDS = ["the", "thing", "and", "another", "in", "an", "é", "other", "number", "then", "thin", "ring", "band", "there"]
 PROGRESS = {"teacher": "bld_text_bytes_total", "student": "bld_train_step"}
 BLOCKS = 10
-LEAST_SHARE = 0.1  # of a core: a command that other work kept from running tells of that work
+MIN_SHARE = 0.1  # of a core: a command that other work kept from running tells of that work
 STUDENT_T_8 = 2.306  # 97.5 % of Student's t with BLOCKS - 2 degrees of freedom
 
 
@@ -192,7 +192,7 @@ def trends(samples: Sequence[Sample]) -> dict[str, Trend]:
     columns = {name: np.array([getattr(s, name) for s in settled]) for name in Sample._fields}
     hours = columns["seconds"] / 3600
     cpu_seconds = np.diff(columns["cpu_seconds"])
-    ran = cpu_seconds >= LEAST_SHARE * np.diff(columns["seconds"])
+    ran = cpu_seconds >= MIN_SHARE * np.diff(columns["seconds"])
     rate = np.diff(columns["progress"])[ran] / cpu_seconds[ran]
     own_pace = rate * columns["control_seconds"][1:][ran]  # of the machine's speed at that moment nothing is left
     return {

@@ -22,7 +22,7 @@ class FakeServer:
     def __init__(self) -> None:
         self.refusals: list[tuple[int, dict[str, str], str]] = []  # answers to the next completions, before good ones
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-        self.under_way = self.most_under_way = 0
+        self.under_way = self.max_under_way = 0
         self.card: dict[str, Any] = {"id": "tiny", "max_model_len": 66}
         self.version: dict[str, str] | None = {"version": "0.32.0"}
         self.texts = [str(tiny_tokenizer().decode([token])) for token in range(NUM_TOKENS)]
@@ -45,7 +45,7 @@ class FakeServer:
                 with fake._lock:
                     fake.requests.append((self.path, dict(self.headers), body))
                     fake.under_way += 1
-                    fake.most_under_way = max(fake.under_way, fake.most_under_way)
+                    fake.max_under_way = max(fake.under_way, fake.max_under_way)
                     refusal = fake.refusals.pop(0) if fake.refusals else None
                 time.sleep(0.01)
                 with fake._lock:

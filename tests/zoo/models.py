@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from tests.zoo.families import COMMON, FAMILIES, OF_VLLM_ALONE, OWN
 
 SPREAD = 3.0
-MOST_PARAMETERS = 30_000_000
+MAX_PARAMETERS = 30_000_000
 
 
 def architecture(family: str) -> str:
@@ -53,7 +53,7 @@ def tiny_model(family: str, vocab_size: int, seed: int = 0, **values: Any) -> An
     config = tiny_config(family, vocab_size, **values)
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
-    if size > MOST_PARAMETERS:
+    if size > MAX_PARAMETERS:
         raise ValueError(f"{family}: {size:,} parameters")
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(config).eval()

@@ -28,8 +28,8 @@ from tests.zoo.subject import (
     write_corpus,
 )
 
-MOST_KL = 0.02  # nats a byte that a dump's rounding makes
-MOST_MASS = (
+MAX_KL = 0.02  # nats a byte that a dump's rounding makes
+MAX_MASS = (
     0.03  # on all tokens together that no text contains; logits are spread by 3 here, and capped at 4 in some families
 )
 
@@ -77,7 +77,7 @@ def check_moved(cell: Cell, place: Place) -> str:
     )
     if unlike:
         raise WrongError(f"transformers reads {len(unlike)} texts with other tokens than were learnt, as {unlike[0]!r}")
-    if strange or mass > MOST_MASS:
+    if strange or mass > MAX_MASS:
         raise WrongError(measured)
     return measured
 
@@ -123,7 +123,7 @@ def check_trained(cell: Cell, place: Place) -> str:
     measured = (
         f"ce {told['ce']:.5f}, the model's own {ce:.5f}; kl {told['kl']:.1e}; exported logits differ by {moved:.1e}"
     )
-    if abs(told["ce"] - ce) > 1e-3 * ce or moved > 1e-3 or (not cell.target and told["kl"] > MOST_KL):
+    if abs(told["ce"] - ce) > 1e-3 * ce or moved > 1e-3 or (not cell.target and told["kl"] > MAX_KL):
         raise WrongError(measured)
     return measured
 

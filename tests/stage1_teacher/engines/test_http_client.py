@@ -56,7 +56,7 @@ def test_no_more_requests_are_under_way_than_placement_says(fake: FakeServer, to
     engine = open_engine(fake.url, tokenizer, {"requests": 3})
     engine.listed_rows([[END_ID]] * 20)
     engine.close()
-    assert fake.most_under_way == 3
+    assert fake.max_under_way == 3
 
 
 def test_a_server_that_stays_busy_ends_the_dump_with_url_status_body_and_remedy(

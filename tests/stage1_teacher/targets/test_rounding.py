@@ -33,7 +33,7 @@ def loss(probs: np.ndarray, rounded: np.ndarray) -> float:
     return float(2 * ((p - q) ** 2).sum())
 
 
-def least_loss(probs: np.ndarray) -> float:
+def min_loss(probs: np.ndarray) -> float:
     """Return the smallest loss over all choices of levels that sum to at most 1.
 
     Neighbouring levels for the others, any level for the top.
@@ -80,7 +80,7 @@ def test_positions_are_rounded_nearly_as_well_as_by_trying_everything(seed: int,
         symbols_E, logprobs_E = round_entries(entries)
         back = np.argsort(symbols_E)[np.argsort(np.argsort(entries.symbols_E))]
         found = loss(entries.probs_E, np.exp(logprobs_E[back].astype(np.float64)))
-        losses.append((found, least_loss(entries.probs_E)))
+        losses.append((found, min_loss(entries.probs_E)))
     found_N, least_N = np.array(losses).T
     assert found_N.mean() <= 1.5 * least_N.mean()
     assert (found_N <= 2 * least_N + 2e-4).mean() >= 0.9  # of those 3,600 all but 40

@@ -46,14 +46,14 @@ def test_cells_are_those_of_prefixes_looked_up_one_by_one(seed: int) -> None:
     unique_Q = rng.permutation(80)
     num_unique = 50  # positions from there on are not asked for
     cells = row_cells(vocabulary.trie, paths, at_R, unique_Q, num_unique)
-    most_nodes = int(paths.num_nodes_R.max())
+    max_nodes = int(paths.num_nodes_R.max())
     starts_R = np.concatenate([[0], np.cumsum(cells.num_cells_R)])
     for row, (at, end) in enumerate(zip(at_R.tolist(), end_R.tolist(), strict=True)):
         num_nodes, wanted = cells_one_by_one(vocabulary, text[at:end].tobytes())
         assert paths.num_nodes_R[row] == num_nodes
         found = []
         for i in range(starts_R[row], starts_R[row + 1]):
-            depth = int(cells.node_I[i]) - row * most_nodes
+            depth = int(cells.node_I[i]) - row * max_nodes
             unique, symbol = divmod(int(cells.fed_I[i]), NUM_SYMBOLS)
             asked = int(unique_Q[at + depth])
             is_exact = bool(cells.is_exact_I[i])
