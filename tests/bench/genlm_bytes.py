@@ -134,7 +134,7 @@ def genlm(
         lines = [json.dumps({"doc_id": str(n), "hex": text.hex()}) for n, text in enumerate(documents)]
         (Path(folder) / "documents.jsonl").write_text("\n".join(lines))
         out = Path(folder) / "out"
-        # -I: no PYTHONPATH, so that our packages stay out of its way.
+        # -I: no PYTHONPATH, so that it does not import our packages.
         command = [str(python), "-I", str(Path(__file__).with_name("genlm_worker.py"))]
         command += ["--documents", f"{folder}/documents.jsonl", "--model", model, "--out", str(out)]
         command += ["--beam", str(beam), "--prune-threshold", str(prune_threshold)]

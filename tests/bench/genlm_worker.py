@@ -56,7 +56,7 @@ async def walk(first: ByteBeamState, document: bytes) -> tuple[np.ndarray, float
     rows.append((await beam.logp_next()).ps)
     logprobs_PV = np.stack(rows)[:, :256]
     logprobs_PV[:, END] = np.stack(rows)[:, _GENLM_END]
-    # A token with a 0xFF byte has lost its place; what is left sums to 1.
+    # A token with a 0xFF byte has no place; the rest sums to 1.
     logprobs_PV -= logsumexp(logprobs_PV, axis=1, keepdims=True)
     return logprobs_PV.astype(np.float32), float(beam.logZ)
 

@@ -115,7 +115,7 @@ def _pytest(tests: Sequence[str]) -> int:
     import pytest
     from hypothesis import Phase, settings
 
-    # The same examples for each mutant, and no time spent on making a failing one small.
+    # The same examples for each mutant, and no time spent on shrinking a failing one.
     phases = (Phase.explicit, Phase.generate)
     settings.register_profile("mutants", derandomize=True, database=None, deadline=None, phases=phases)
     settings.load_profile("mutants")

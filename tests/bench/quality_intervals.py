@@ -127,7 +127,7 @@ def _document_quantiles(sums: np.ndarray, value: float, of_ratios: OfRatios) -> 
     apart = of_ratios(_ratios(again.sum(2))) - value
     with np.errstate(divide="ignore", invalid="ignore"):
         studentised = apart / np.sqrt(_variance(again, of_ratios))
-    # Where all that is drawn is one document there is no error, and the difference counts as endless.
+    # If all draws are one document there is no error, and the difference counts as infinite.
     studentised = np.where(np.isnan(studentised), 0.0, studentised)
     low, high = np.quantile(studentised, [1 - _BOTH, _BOTH])
     return np.array([high, -low])

@@ -37,7 +37,7 @@ EVERY = 20.0  # seconds between samples
 WORDS = ["the", "thing", "and", "another", "in", "an", "é", "other", "number", "then", "thin", "ring", "band", "there"]
 PROGRESS = {"teacher": "bld_text_bytes_total", "student": "bld_train_step"}
 BLOCKS = 10
-MIN_SHARE = 0.1  # of a core: a command that other work kept from running tells of that work
+MIN_SHARE = 0.1  # of a core: figures of a command starved by other work describe that work
 STUDENT_T_8 = 2.306  # 97.5 % of Student's t with BLOCKS - 2 degrees of freedom
 
 

@@ -89,7 +89,7 @@ class Worker:
         self.name = name
         read, write = os.pipe()
         self._figures = os.fdopen(read)
-        # Figures have a pipe of their own, for anything may print to stdout; what does is shown on stderr.
+        # Figures have a pipe of their own, for anything may print to stdout; such output goes to stderr.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=sys.stderr, text=True,
             pass_fds=[write], env={**os.environ, _FIGURES: str(write)},
@@ -133,7 +133,7 @@ def compare(module: str, arguments: Mapping[str, Sequence[str]], rounds: int, to
         for name, own in arguments.items():
             workers.append(Worker(name, [sys.executable, "-m", module, *own]))
         for number in range(rounds + 2):
-            # In another order each time: a step leaves memory and caches behind in which the next one begins.
+            # In another order each time: each step starts with the memory and caches that the last one left.
             for worker in random.sample(workers, len(workers)):
                 found = worker.step()
                 print(f"round {number}: {worker.name} {found.seconds:.2f} s", file=sys.stderr, flush=True)

@@ -44,7 +44,7 @@ from stage2_student.model.student import Student
 from stage2_student.training.stop_signals import Stopped
 
 RANK = int(os.environ.get("RANK", 0))
-# What `bld student` calls: under torchrun it launches nothing, and trains here.
+# The call of `bld student`: under torchrun it launches nothing, and trains here.
 run = launch.launch_student if "TORCHELASTIC_RUN_ID" in os.environ else train.run_rank
 forward, take_step = Student.forward, loop.take_step
 

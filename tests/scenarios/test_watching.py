@@ -28,7 +28,7 @@ from tests.support.small_dumps import make_dump, make_recipe
 from tests.support.tiny import END_OF_TEXT, tiny_model
 
 ROOT = Path(__file__).parents[2]
-# Nothing like what is learned, so that it becomes ever less likely: the best checkpoint is not the last.
+# Unlike the training text, so that it becomes ever less likely: the best checkpoint is not the last.
 TEXT = ["QZXJ VKWQ", "## ZZ %% QQ", "ÀÈ Ж QZXJ", "x" * 600, "QQ", "not asked for"]
 TIMES = {"tokens_per_second", "data_wait_share", "memory_bytes", "seconds"}
 TRAIN_EACH = (

@@ -29,7 +29,7 @@ RUNS = Path(__file__).parents[1] / "stage2_student/runs/golden"
 TEXTS = [f"the thing number {i} and the other thing, é or {'in ' * (i % 7)}{i}" for i in range(12)]
 OBJECTIVE = '"""The student\'s own tokens."""\n\n\ndef objective(seen):\n    return seen.nats_N.sum()\n'
 
-# What has to be said and nothing else, `engine` for it to run anywhere.
+# The required keys alone, with `engine` so that it runs anywhere.
 _DEFAULT: dict[str, Any] = {
     "corpus": {"source": "plain.jsonl"},
     "teacher": {"model": "model", "engine": "transformers"},

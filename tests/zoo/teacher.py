@@ -26,7 +26,7 @@ def check_targets(cell: Cell, place: Place) -> str:
     folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=PADDING)
     texts = spelled_texts(spelling)
     recipe = recipe_of(cell, place, folder, texts)
-    # Before the engine: where vLLM runs transformers' code, it leaves classes changed behind it.
+    # Before the engine: if vLLM runs transformers' code, it leaves modified classes behind.
     own, start = own_model(folder), control_id(spelling, spelling.start)
     rows = [checks.row_logprobs(own, start, spelling.encode(text)) for text in texts]
     named = load_tokenizer(recipe)

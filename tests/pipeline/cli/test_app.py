@@ -223,7 +223,7 @@ def test_eval_of_a_recipe_without_a_trained_student_says_what_to_run(
     ("shell", "line"), [("bash", "complete -o default -F"), ("zsh", "#compdef"), ("fish", "complete --command")]
 )
 def test_completion_is_shown_for_each_shell(shell: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Else the shell is looked for among the processes above, and there may be none.
+    # Otherwise the shell is searched for among the parent processes, and there may be none.
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     shown = bld("--show-completion", shell)
     assert shown.returncode == 0 and line in shown.stdout

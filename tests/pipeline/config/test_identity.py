@@ -35,7 +35,7 @@ class Outer(Section):
 
 def test_a_key_that_came_later_is_left_out_just_where_it_says_what_was_done_before_it() -> None:
     assert identity_values(Outer(inner=Inner(new=2))) == {"width": 3, "inner": {"old": 1}, "depth": 7}
-    # The default has changed since the key came: it is another dump, and says so.
+    # The default has changed since the key was added: it is another dump, and says so.
     assert identity_values(Outer()) == {"width": 3, "inner": {"old": 1, "new": 5}, "depth": 7}
     found = identity_values(Outer(pair=(2, 1), level=0), exclude={"width", "inner"})
     assert found == {"pair": [2, 1], "height": 0, "depth": 7}

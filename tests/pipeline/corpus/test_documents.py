@@ -276,7 +276,7 @@ def test_a_row_that_is_too_long_is_counted_and_not_held(tmp_path):
     assert texts(corpus(path, max_row_bytes=50)) == [b"x", b"z"]
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
-    assert len(texts(corpus(path))) == 2  # the default leaves out what no tokenizer should be asked to hold
+    assert len(texts(corpus(path))) == 2  # the default leaves out rows that no tokenizer should have to hold
 
 
 @pytest.mark.parametrize("value", [None, True, 1.5, "", {"a": 1}, "\ud800"])

@@ -280,7 +280,7 @@ def test_a_browser_shows_values_hides_runs_and_changes_the_axis(browser: str, tm
     shown.write_text(text, encoding="utf-8")
     _, complaints = open_page(browser, shown, "", tmp_path / "profile")
     assert not complaints
-    # What a hand would do, by a script that the page's own policy would refuse.
+    # A user's clicks, made by a script that the page's own policy would refuse.
     shown.write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text).replace("</body>", ASK))
     done, complaints = open_page(browser, shown, "", tmp_path / "profile")
     [title] = re.findall("<title>(.*?)</title>", done)

@@ -71,7 +71,7 @@ def check_tokens(chat: ChatTokenizer, excerpt: Excerpt, encoded: EncodedChat) ->
         if message["role"] == "assistant"
         for at in range(starts[index], starts[index + 1])
     ]
-    assert covered == said  # with this tokenizer no token holds bytes of a turn and of what is around it
+    assert covered == said  # with this tokenizer no token holds bytes of both a turn and its surroundings
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -16,7 +16,7 @@ def test_of_two_that_commit_at_once_the_first_stays(tmp_path: Path, monkeypatch:
             patch.setattr("schemas.storage.atomic.writer_name", lambda: "other")
             with committed(path, first=True) as early:
                 early.write_text("early")
-        # Who looks first and renames then has looked before the other was done.
+        # A process that checks before it renames has checked before the other was done.
         monkeypatch.setattr(Path, "exists", lambda self, **_: False)
     monkeypatch.undo()
     assert path.read_text() == "early" and [p.name for p in tmp_path.iterdir()] == ["part.parquet"]

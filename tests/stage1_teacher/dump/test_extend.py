@@ -26,7 +26,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 def test_an_extended_dump_has_the_very_files_of_one_made_at_once(tmp_path: Path, model: Path) -> None:
-    # Which documents are audited depends on all of them, and each one's figures lie in its shard: without an audit.
+    # Without an audit: the choice of audited documents depends on all of them, and their figures lie in the shards.
     at_once = dump(write_recipe(tmp_path / "once", model, TEXTS[:14], audit_documents=0))
     grown = dump(write_recipe(tmp_path / "grown", model, TEXTS[:8], audit_documents=0))
     before, times = Manifest.load(grown), stamps(grown)

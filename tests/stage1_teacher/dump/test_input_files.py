@@ -71,7 +71,7 @@ def test_whatever_changes_is_found_though_the_dump_is_complete(tmp_path: Path, r
         return set(reads)
 
     weights = model / "model.safetensors"
-    os.utime(weights, ns=(1, 1))  # the same weights, written anew: all is compared, and no shard is read again
+    os.utime(weights, ns=(1, 1))  # the same weights, rewritten: everything is compared, and no shard is read again
     assert {"documents", "known_sha256"} <= found() and "check_seal" not in reads and found() == set()
     first.unlink()
     assert {"open_teacher", "check_seal"} <= found() and found() == set()

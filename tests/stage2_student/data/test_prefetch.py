@@ -40,7 +40,7 @@ def test_no_more_items_are_made_than_asked_for() -> None:
     with prefetched(watched(), 2) as items:
         assert next(items) == 0
         assert third.wait(10)
-        # The thread can begin no fourth: there is room for two, and both are made or under way.
+        # The thread cannot begin a fourth: there is room for two, and both are made or in progress.
         assert made == [0, 1, 2]
     assert made == [0, 1, 2] and threads() == 0
 

@@ -102,7 +102,7 @@ def test_a_long_document_is_scored_whole_each_token_once_in_its_window(name: str
     ids = [start, *tokenizer.encode(text)]
     found = score(model, tokenizer, [b"the", text], start, max_tokens=most)
     assert found["num_bytes"] == 3 + len(text) and found["num_tokens"] == len(ids) - 1 + 1
-    # The slow version: a token in the first window has all before it, a later one what its window reads.
+    # The slow version: a token of the first window sees all before it, a later one what its window reads.
     nats, done = own_nats(model, [start, *tokenizer.encode(b"the")]), 1
     while done < len(ids):
         begin = 0 if done == 1 else done - most // 4

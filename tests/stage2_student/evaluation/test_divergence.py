@@ -95,7 +95,7 @@ def test_a_model_has_no_divergence_to_its_own_dump_and_some_to_anothers(tmp_path
     found = run_eval(jobs, {}, tmp_path / "dump")
     same = found["own"]["dump"]
     assert same["positions"] == len("the thing and é".encode()) + len("banding") + 2
-    # 256 entries that are nearly equal, which a real teacher's are not: a level there is 0.4 of one wide.
+    # 256 nearly equal entries, unlike a real teacher's: one level there spans 0.4 of an entry.
     assert abs(same["kl_clear_nats"]) < 5e-3 and same["jsd_nats"] < 1e-3
     assert found["other"]["dump"]["jsd_nats"] > 0.01
     record = next(read_shard(Manifest.load(tmp_path / "dump").shards[0].path(tmp_path / "dump")))

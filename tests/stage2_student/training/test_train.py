@@ -116,7 +116,7 @@ def test_a_run_killed_and_restarted_ends_with_the_same_bits(work: Path) -> None:
     process.wait()
     assert not (run / "export").exists()
     (run / "checkpoints" / "step-000099.partial").mkdir()  # as a kill in the middle of a checkpoint leaves it
-    # What was made ahead and lost must not matter, nor where the dump lies.
+    # Neither batches made ahead and lost, nor the dump's location, may matter.
     with object_store() as store, pytest.MonkeyPatch.context() as patch:
         for variable, value in store.environment.items():
             patch.setenv(variable, value)
