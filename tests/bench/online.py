@@ -50,7 +50,7 @@ class Online:
 
 
 def train_online(recipe: Recipe) -> None:
-    """The real trainer, with `Online` between what it reads and what it encodes."""
+    """Run the real trainer, with `Online` between what it reads and what it encodes."""
     ask, encoded = Online(recipe), BatchBuilder.encoded
 
     def asked(self: BatchBuilder, share: RankBatch, records: Sequence[HeldRecord]) -> list[Encoded]:

@@ -20,7 +20,7 @@ from pipeline.planning.forecast_text import forecast_error, forecast_lines
 
 
 def made_by(seconds_per_token: float, shape: CorpusShape, **known: float) -> Calibration:
-    """What a teacher of constant speed, whose files cost 1,000 bytes and 5 for each of text, would be measured as."""
+    """Return the figures of a teacher of constant speed, whose files cost 1,000 bytes and 5 for each of text."""
     sizes = (100, 200, 300, 400)
     return Calibration(
         shape=shape,
