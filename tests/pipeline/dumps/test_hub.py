@@ -153,7 +153,7 @@ def test_a_file_that_was_spoiled_on_the_way_is_named(fake: FakeHub, dump: Path, 
 def test_another_dump_is_overwritten_neither_there_nor_here(fake: FakeHub, dump: Path, tmp_path: Path) -> None:
     hub.push(dump, "a/b", api=fake)
     other = finish(write_dump(tmp_path / "other", [[varied_record("0", seed=9)]]))
-    with pytest.raises(ValueError, match="a/b holds another dump: its shards hold other documents"):
+    with pytest.raises(ValueError, match="a/b holds another dump: its shards hold different documents"):
         hub.push(other, "a/b", api=fake)
     with pytest.raises(ValueError, match="holds another dump than a/b"):
         hub.pull("a/b", other, api=fake)

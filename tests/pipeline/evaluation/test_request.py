@@ -82,7 +82,7 @@ def test_a_recipes_figures_are_kept_in_its_run_and_those_of_another_text_beside_
 
 def test_a_file_for_figures_on_text_is_refused_where_there_are_none() -> None:
     asked = EvaluationOptions(tasks=custom_tasks("boolq", {}, None), json_file=Path("m.json"))
-    with pytest.raises(ValueError, match=r"--json m\.json takes figures on text"):
+    with pytest.raises(ValueError, match=r"--json m\.json is for figures on text"):
         EvaluationRequest.of_model(MODEL, None, asked)
 
 
