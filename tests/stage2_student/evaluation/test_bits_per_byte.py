@@ -124,7 +124,7 @@ def test_a_large_vocabulary_is_given_fewer_tokens_at_once(monkeypatch: pytest.Mo
         return forward(input_ids=input_ids, **options)
 
     monkeypatch.setattr(model, "forward", counted)
-    monkeypatch.setattr(bits_per_byte, "_MOST_LOGITS", 20 * 269)
+    monkeypatch.setattr(bits_per_byte, "_MAX_LOGITS", 20 * 269)
     parts = score(model, tokenizer, TEXTS, 268)
     assert parts["nats"] == pytest.approx(whole["nats"], rel=1e-6) and parts["num_tokens"] == whole["num_tokens"]
     assert len(sizes) > 1 and sum(size > 20 for size in sizes) == 1  # a text of more goes alone
