@@ -28,7 +28,11 @@ def opened(folder: Path, model: Path, branches: bool = False) -> Teacher:
     [
         ("zaya", {}, "computes branches differently from how the model"),  # a convolution inside its attention
         ("phimoe", {"sliding_window": 20}, "computes branches differently"),  # a window that only its mask knows
-        ("llama4_text", {"attention_chunk_size": 16, "layer_types": ["chunked_attention"] * 2}, "computes branches differently"),
+        (
+            "llama4_text",
+            {"attention_chunk_size": 16, "layer_types": ["chunked_attention"] * 2},
+            "computes branches differently",
+        ),
         ("granitemoehybrid", {}, "has layers that are not attention"),
         ("nemotron", {}, "does not pass keyword arguments"),
         ("bloom", {}, "has an attention of its own"),

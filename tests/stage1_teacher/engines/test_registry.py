@@ -164,7 +164,8 @@ def test_an_engine_of_ones_own_that_gives_hidden_states_makes_the_dump_of_the_on
             "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, hidden_states=False)\n"
             "def make_engine(r):\n"
             "    return object()\n",
-            "mine.py: make_engine returns a object without listed_rows, close, which stage1_teacher.engines.base.ListingEngine",
+            "mine.py: make_engine returns a object without listed_rows, close, "
+            "which stage1_teacher.engines.base.ListingEngine",
         ),
         (
             "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, hidden_states=False)\n"

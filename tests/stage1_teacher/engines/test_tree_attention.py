@@ -53,10 +53,16 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
 }  # fmt: skip
 UNKNOWN: dict[str, tuple[PreTrainedConfig, str]] = {
-    "convolutions": (Lfm2Config(**SIZES, num_key_value_heads=2, layer_types=["conv", "full_attention"]), "Lfm2ForCausalLM has layers that are not attention"),
+    "convolutions": (
+        Lfm2Config(**SIZES, num_key_value_heads=2, layer_types=["conv", "full_attention"]),
+        "Lfm2ForCausalLM has layers that are not attention",
+    ),
     "two attentions a layer": (DiffLlamaConfig(**SIZES), "one of its layers attends twice"),
     "a mask of its own": (DogeConfig(**SIZES), "DogeAttention passes attention_mask to its attention"),
-    "keyword arguments kept": (NemotronConfig(**SIZES, num_key_value_heads=2), "does not pass keyword arguments to its NemotronAttention"),
+    "keyword arguments kept": (
+        NemotronConfig(**SIZES, num_key_value_heads=2),
+        "does not pass keyword arguments to its NemotronAttention",
+    ),
 }  # fmt: skip
 
 
