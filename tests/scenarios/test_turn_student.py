@@ -23,7 +23,7 @@ from stage2_student.data.encode import Pieces, TurnsLeftOut, count_pieces, encod
 from stage2_student.data.examples import NO_LABEL, Encoded, Masks, make_example
 from stage2_student.evaluation.bits_per_byte import run_eval
 from stage2_student.launch.launch import launch_student
-from stage2_student.training.held_out import _as_json, _of_json
+from stage2_student.training.held_out import _from_json, _to_json
 from tests.scenarios.test_chat_dump import write_recipe
 from tests.scenarios.test_turn_dump import row
 from tests.support.chat_turns import CALLED, REASONED, answer, load_turns, result, talk, turn_model, user
@@ -152,4 +152,4 @@ def test_the_teacher_itself_is_no_distance_from_its_dump_and_all_models_are_scor
 
 def test_ranks_tell_each_other_a_turn_as_it_is() -> None:
     for text in (b"and \xc3\xa9", ({"role": "user", "content": "the?"},), Excerpt(CALLED, 2)):
-        assert _of_json(json.loads(json.dumps(_as_json(text)))) == text
+        assert _from_json(json.loads(json.dumps(_to_json(text)))) == text

@@ -89,7 +89,7 @@ def test_every_added_key_of_a_recipe_has_a_meaning_where_it_is_absent(monkeypatc
 def test_a_key_that_a_release_took_away_is_no_difference_where_it_says_what_is_done_without_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(manifest._UNSAID, "covering.gone", 4)
+    monkeypatch.setitem(manifest._MEANING_IF_ABSENT, "covering.gone", 4)
     assert identity_differences({"covering": {"gone": 4}}, {"covering": {}}) == []
     assert identity_differences({"dump": {"covering": {"gone": 5}}}, {}) == ["dump.covering.gone: 5 there, 4 here"]
 

@@ -46,7 +46,7 @@ def test_a_student_reads_a_remote_dump_as_the_local_one(dump: Path, remote: Remo
 
 
 def test_inspect_sees_in_a_remote_dump_what_it_sees_in_the_local_one(dump: Path, remote: RemotePath) -> None:
-    assert statistics.summarise(remote) == statistics.summarise(dump)
+    assert statistics.dump_statistics(remote) == statistics.dump_statistics(dump)
     assert view.find_document(remote, "d7").text == view.find_document(dump, "d7").text
 
 

@@ -87,7 +87,7 @@ def test_where_processes_of_others_are_hidden_a_rank_starts_and_ends_with_its_pa
     monkeypatch.setattr(
         launcher_watch.threading, "Thread", lambda **given: started.append(given) or SimpleNamespace(start=int)
     )
-    monkeypatch.setattr(launcher_watch, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(launcher_watch, "_POLL_SECONDS", 0.0)
     monkeypatch.setattr(launcher_watch.os, "_exit", lambda code: started.append(code))
     launcher_watch.end_with_ancestors.__wrapped__(over_ssh=True)
     assert started[0]["args"] == ([], os.getppid())
