@@ -1,0 +1,189 @@
+"""What the host does for each token of a dump beside the engine, step by step.
+
+    .venv/bin/python -m tests.bench.host_path [--tokens 40000] [--rounds 3] [--processes 2]
+
+The engine and the reduction cost nothing here: a row's range sums are made once, by the CPU's kernel, from a few rows of
+random logits, and are not timed. What is timed is what a process with a GPU does on its host. No GPU and no weights are
+needed.
+"""
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+
+from pipeline.corpus.documents import Document
+from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.covering.intervals import Intervals
+from pipeline.covering.vocabulary import Vocabulary
+from pipeline.sources.resolve import resolve_tokenizer
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from schemas.shard import commit_shard, to_table
+from stage1_teacher.inputs.encoded_windows import EncodedWindow, cut_document
+from stage1_teacher.reduction.reducer import CpuKernel, as_rows
+from stage1_teacher.reduction.types import Masses
+from stage1_teacher.targets.records import make_record
+from tests.bench.texts import encyclopaedic
+from tests.support.families import FAMILIES
+
+TOKENIZERS = ("gpt2", "llama3", "qwen")
+DOCUMENT_BYTES = (500, 2000, 8000)
+LOGIT_ROWS = 64  # random rows, used in turn
+SPREAD = 3.5  # nats, of the logits of all other tokens
+LIKELY = (
+    0.9,
+    0.3,
+)  # beta distribution of the next token's probability; some 4 entries a position then, as with a teacher on English
+
+
+class Task(NamedTuple):
+    """Documents and all that a step needs of those before it."""
+
+    tokenizer: ByteTokenizer
+    vocabulary: Vocabulary
+    documents: list[Document]
+    pieces: list[EncodedWindow]
+    rows: list[list[ReducedRow]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Count the documents' tokens."""
+        return sum(len(piece.tokens) for piece in self.pieces)
+
+
+def make_task(name: str, document_bytes: int, num_tokens: int) -> Task:
+    """Cut encyclopaedic text into documents of one length, and make the range sums of their rows."""
+    tokenizer = ByteTokenizer.load(resolve_tokenizer(FAMILIES[name].source))
+    # An id of padding means END: some of these tokenizers name none.
+    width = len(tokenizer.token_bytes)
+    vocabulary = Vocabulary(tokenizer.token_bytes, [width], width + 1)
+    text = b"\n\n".join(text for _, text in encyclopaedic(100)).decode()
+    cuts = range(0, len(text) - document_bytes, document_bytes)
+    documents: list[Document] = []
+    pieces: list[EncodedWindow] = []
+    for first in cuts:
+        document = Document(str(first), text[first : first + document_bytes].encode(), None)
+        documents.append(document)
+        pieces += cut_document(document, tokenizer, 1 << 20, 0)
+        if sum(len(piece.tokens) for piece in pieces) >= num_tokens:
+            break
+    coverings = [Covering(vocabulary, piece.tokens, piece.text) for piece in pieces]
+    return Task(tokenizer, vocabulary, documents, pieces, _rows(vocabulary, coverings))
+
+
+def _rows(vocabulary: Vocabulary, coverings: Sequence[Covering]) -> list[list[ReducedRow]]:
+    rng = np.random.default_rng(0)
+    width = len(vocabulary.order)
+    kernel = CpuKernel(vocabulary)
+    random_RC = SPREAD * rng.normal(size=(LOGIT_ROWS, width)).astype(np.float32)
+    found = []
+    for covering in coverings:
+        intervals = covering.canonical
+        masses = Masses.empty(intervals)
+        for first in range(0, intervals.num_rows, LOGIT_ROWS):
+            logits_RC = random_RC[: intervals.num_rows - first].copy()
+            columns_R = intervals.columns_R[first : first + len(logits_RC)]
+            odds_R = rng.beta(*LIKELY, size=len(columns_R)).clip(1e-4, 1 - 1e-4)
+            total_R = np.log(np.exp(logits_RC).sum(axis=1))
+            logits_RC[np.arange(len(columns_R)), columns_R] = total_R + np.log(odds_R / (1 - odds_R))
+            kernel(torch.from_numpy(logits_RC), first, intervals, masses)
+        found.append(as_rows(intervals, masses))
+    return found
+
+
+def measure(task: Task, zstd_level: int, folder: Path) -> dict[str, float]:
+    """Return microseconds of CPU time per token, by step."""
+    spent: dict[str, float] = {}
+
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        started = time.process_time()
+        yield
+        spent[name] = spent.get(name, 0.0) + (time.process_time() - started) * 1e6 / task.num_tokens
+
+    with step("encode"):
+        pieces = [piece for document in task.documents for piece in cut_document(document, task.tokenizer, 1 << 20, 0)]
+    with step("which ranges"):
+        coverings = [Covering(task.vocabulary, piece.tokens, piece.text) for piece in pieces]
+        Masses.empty(Intervals.join([covering.canonical for covering in coverings]))
+    records = []
+    for piece, covering, rows in zip(pieces, coverings, task.rows, strict=True):
+        with step("sums into targets"):
+            targets = covering.targets(rows)
+        with step("sparse record"):
+            records.append(make_record(piece, [targets], task.tokenizer, 16, 1e-3))
+    with step(f"Parquet, zstd {zstd_level}"):
+        commit_shard(to_table(records, {}), folder / "shard.parquet", zstd_level)
+    (folder / "shard.parquet").unlink()
+    entries = sum(int(record.entry_counts.sum()) for record in records)
+    positions = sum(len(record.entry_counts) for record in records)
+    return spent | {"all": sum(spent.values()), "entries a position": entries / positions}
+
+
+def throughput(name: str, document_bytes: int, num_tokens: int, zstd_level: int, processes: int) -> float:
+    """Return tokens per second of so many processes at once, by the clock."""
+    context = multiprocessing.get_context("spawn")
+    ready, queue = context.Barrier(processes), context.Queue()
+    arguments = (name, document_bytes, num_tokens, zstd_level, ready, queue)
+    workers = [context.Process(target=_work, args=arguments) for _ in range(processes)]
+    for worker in workers:
+        worker.start()
+    rates = [queue.get(timeout=600) for _ in workers]
+    for worker in workers:
+        worker.join()
+    return sum(rates)
+
+
+def _work(name: str, document_bytes: int, num_tokens: int, zstd_level: int, ready: Any, queue: Any) -> None:
+    task = make_task(name, document_bytes, num_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(task, zstd_level, Path(folder))  # compiles
+        ready.wait()
+        started = time.perf_counter()
+        for _ in range(3):
+            measure(task, zstd_level, Path(folder))
+        queue.put(3 * task.num_tokens / (time.perf_counter() - started))
+
+
+def main(
+    tokens: Annotated[int, typer.Option(help="of each task")] = 40_000,
+    rounds: Annotated[int, typer.Option(help="timed rounds; the median counts")] = 3,
+    processes: Annotated[int, typer.Option(help="at once, beside one alone; 0 leaves this out")] = 2,
+    zstd_level: Annotated[int, typer.Option(help="of a shard; the recipes' default is 15")] = 15,
+) -> None:
+    """Print a table of steps, and of tokens per second."""
+    torch.set_num_threads(1)
+    rows: dict[tuple[str, int], dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TOKENIZERS:
+            for document_bytes in DOCUMENT_BYTES:
+                task = make_task(name, document_bytes, tokens)
+                measure(task, zstd_level, Path(folder))  # compiles
+                found = [measure(task, zstd_level, Path(folder)) for _ in range(rounds)]
+                row = {step: median(of[step] for of in found) for step in found[0]}
+                rows[name, document_bytes] = row | {"columns": len(task.vocabulary.order)}
+    steps = [step for step in next(iter(rows.values())) if step != "columns"]
+    print("microseconds of CPU time a token\n")
+    print(f"| tokenizer | columns | bytes a document | {' | '.join(steps)} |")
+    print("| --- " * (3 + len(steps)) + "|")
+    for (name, document_bytes), row in rows.items():
+        values = " | ".join(f"{row[step]:.2f}" for step in steps)
+        print(f"| {name} | {int(row['columns']):,} | {document_bytes:,} | {values} |")
+    if processes:
+        counts = (1, processes)
+        rates = [throughput(TOKENIZERS[0], 2000, tokens, zstd_level, count) for count in counts]
+        print()
+        for count, rate in zip(counts, rates, strict=True):
+            print(f"{count} processes: {rate:,.0f} tokens/s, {rate / rates[0]:.2f} times one")
+
+
+if __name__ == "__main__":
+    typer.run(main)
