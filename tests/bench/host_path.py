@@ -2,9 +2,9 @@
 
     .venv/bin/python -m tests.bench.host_path [--tokens 40000] [--rounds 3] [--processes 2]
 
-The engine and the reduction cost nothing here: a row's range sums are made once, by the CPU's kernel, from a few rows of
-random logits, and are not timed. What is timed is what a process with a GPU does on its host. No GPU and no weights are
-needed.
+The engine and the reduction cost nothing here: a row's range sums are made once, by the CPU's kernel, from a few
+rows of random logits, and are not timed. What is timed is what a process with a GPU does on its host. No GPU and no
+weights are needed.
 """
 
 import multiprocessing
