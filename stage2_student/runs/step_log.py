@@ -29,8 +29,7 @@ _LINES_PER_HEAD = 25
 LEGEND = (
     "loss and its parts: nats per supervised byte; "
     "bits/byte: of the student's own tokens, on the step's text and held out",
-    "uncount: share of positions that the interface masks; wait: share of the step spent waiting for data; "
-    "left: hours, minutes, seconds",
+    "uncount: share of positions that the interface masks; wait: share of the step without data; left: h:mm:ss",
 )
 
 
