@@ -142,7 +142,7 @@ def test_a_dump_that_says_it_stores_everything_and_does_not_is_found(tmp_path: P
     sound = path.read_bytes()
     for change, said in (
         (less_of_the_first, "all symbols of position 0 sum to 0.999"),
-        (one_symbol_less, "position 0 lacks symbols, and the dump stores all"),
+        (one_symbol_less, "position 0 lacks symbols, but the dump stores all"),
     ):
         path.write_bytes(sound)
         rewrite(path, change)
