@@ -119,7 +119,7 @@ def _other_teacher(path: Location, manifest: Manifest, recipe: Recipe, named: Re
     if ours["teacher"]["engine"] in manifest.accepted_engines:
         ours["teacher"]["engine"] = manifest.identity["teacher"]["engine"]
     return [
-        f"{path}: cannot be compared with the teacher here, which is a different one: {difference}"
+        f"{path}: cannot be compared with the teacher here, which is another one: {difference}"
         for difference in identity_differences({"teacher": manifest.identity["teacher"]}, {"teacher": ours["teacher"]})
     ]
 
