@@ -277,8 +277,8 @@ def test_the_command_writes_the_harness_json(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--task-limit", "2"), "limit: these belong to --tasks"),
-        (("--tasks", "three", "--json", "out.json"), "--json out.json takes figures on text"),
+        (("--task-limit", "2"), "limit: these need --tasks"),
+        (("--tasks", "three", "--json", "out.json"), "--json out.json is for figures on text"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(

@@ -75,12 +75,12 @@ def test_an_operators_json_is_merged_over_the_derived_one(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"train_batch_size": 8}, "sets train_batch_size, .* is train.batch_tokens"),
-        ({"gradient_accumulation_steps": 2}, "is train.batch_tokens and train.micro_batch_tokens"),
-        ({"zero_optimization": {"stage": 3}}, "sets zero_optimization.stage, .* is train.deepspeed.zero_stage"),
-        ({"optimizer": {"params": {"lr": 1}}}, "is train.lr"),
-        ({"fp16": {"enabled": True}}, "is train.dtype"),
-        ({"scheduler": {}}, "is train.warmup_steps and"),
+        ({"train_batch_size": 8}, "sets train_batch_size, .* set train.batch_tokens instead"),
+        ({"gradient_accumulation_steps": 2}, "set train.batch_tokens and train.micro_batch_tokens"),
+        ({"zero_optimization": {"stage": 3}}, "sets zero_optimization.stage, .* set train.deepspeed.zero_stage"),
+        ({"optimizer": {"params": {"lr": 1}}}, "set train.lr"),
+        ({"fp16": {"enabled": True}}, "set train.dtype"),
+        ({"scheduler": {}}, "set train.warmup_steps and"),
         ({"checkpoint": {"load_universal": True}}, "sets checkpoint, which cannot be set"),
         ([1], "must hold an object"),
         ("{", "cannot be read as JSON"),
