@@ -36,6 +36,8 @@ def check_columns(path: Location, schema: pa.Schema) -> None:
     for column in _COLUMNS:
         if column.name in theirs or (column.always and column.stored_where is None):
             actual, expected = theirs.get(column.name), (column.field.type, column.field.nullable)
+            if actual is None:
+                raise ValueError(f"{path}: column {column.name} is missing")
             if actual != expected:
                 raise ValueError(f"{path}: column {column.name} is {actual}, the format says {expected}")
 

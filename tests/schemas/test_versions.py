@@ -95,3 +95,6 @@ def test_a_column_of_another_type_is_refused_and_one_more_does_no_harm(tmp_path:
     pq.write_table(table.set_column(at, "doubt", pa.nulls(len(table))), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match=r"column doubt is .*, the format says"):
         next(read_shard(tmp_path / "other.parquet"))
+    pq.write_table(table.drop_columns(["doubt"]), tmp_path / "less.parquet")
+    with pytest.raises(ValueError, match="column doubt is missing"):
+        next(read_shard(tmp_path / "less.parquet"))
