@@ -21,6 +21,10 @@ END = 0xFF  # the symbol "the document (or the assistant's turn) ends here"; UTF
 NUM_SYMBOLS = 256
 
 
+class VersionError(ValueError):
+    """A schema version that this release does not read; the message ends with what can read it."""
+
+
 def version_fault(where: object, version: object) -> str | None:
     """Return why something of this schema version cannot be read here, and what can read it; None if it can."""
     number = int(version) if isinstance(version, int) or (isinstance(version, str) and version.isdigit()) else None

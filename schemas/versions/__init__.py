@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from schemas import version_fault
+from schemas import VersionError, version_fault
 from schemas.record import Question, Record
 from schemas.storage.locations import Location
 from schemas.versions import v1
@@ -39,9 +39,9 @@ READERS: dict[int, Reader] = {1: v1}
 def reader(where: object, version: object) -> Reader:
     """Return the reader of a version, as stated by a manifest (a number) or a shard (text).
 
-    Raises ValueError for a version that is not read here, naming what can read it.
+    Raises VersionError for a version that is not read here, naming what can read it.
     """
     fault = version_fault(where, version)
     if fault:
-        raise ValueError(fault)
+        raise VersionError(fault)
     return READERS[int(str(version))]

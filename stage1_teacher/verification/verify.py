@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config.identity import identity_differences
-from schemas import dump_files
+from schemas import VersionError, dump_files
 from schemas.dump_files import Key
 from schemas.file_seal import check_seal
 from schemas.manifest import Manifest, ShardPlan, read_json, shard_identity, with_accepted_engine
@@ -57,6 +57,8 @@ def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[s
         faults = faults or _plan_faults(metadata, shard, manifest) + list(faults_of_records(path, metadata, shard))
     except StoreError:
         raise  # says nothing about the shard
+    except VersionError as error:
+        return [str(error)]  # not damaged: a newer release reads it
     except PermissionError as error:
         return [f"{path}: cannot be read ({error.strerror}); give this user permission to read it"]
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:

@@ -52,6 +52,15 @@ def swap_symbols(table: pa.Table) -> pa.Table:
     return with_column(table, "symbols", rows)
 
 
+def test_a_sound_shard_of_a_newer_release_is_not_to_be_deleted(copy: Path) -> None:
+    first = parts(copy)[0]
+    table = pq.read_table(first)
+    metadata = table.schema.metadata | {b"bld.schema_version": b"9"}
+    commit_shard(table.replace_schema_metadata(metadata), first, 3)
+    [fault] = [fault for fault in verify_dump(copy) if str(first) in fault]
+    assert "has schema version '9'" in fault and "newer bld" in fault and "delete" not in fault
+
+
 def test_verify_finds_what_no_checksum_can(copy: Path) -> None:
     first, second, *_ = parts(copy)
     good = first.read_bytes()
