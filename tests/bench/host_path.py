@@ -1,4 +1,4 @@
-"""What the host does for each token of a dump beside the engine, step by step.
+"""Host time per token of a dump beside the engine, step by step.
 
     .venv/bin/python -m tests.bench.host_path [--tokens 40000] [--rounds 3] [--processes 2]
 
