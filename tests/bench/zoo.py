@@ -27,6 +27,12 @@ import typer
 from tests.zoo.cells import SMALL_KINDS, Cell, Outcome, all_cells
 from tests.zoo.table import write_tables
 
+# In whatever folder, and where Python is told to leave the current one out of its path.
+START = (
+    f"import runpy, sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
+    "runpy.run_module('tests.bench.zoo', run_name='__main__')"
+)
+
 BATCH = {
     "targets vllm": 1,
     "trained": 25,
@@ -76,7 +82,7 @@ def measure_apart(cells: Sequence[Cell], out: Path, seed: int) -> None:
     If it dies early, the cell it was at is wrong, and the rest go on.
     """
     while cells:
-        command = [sys.executable, "-m", "tests.bench.zoo", "--out", str(out), "--seed", str(seed)]
+        command = [sys.executable, "-c", START, "--out", str(out), "--seed", str(seed)]
         command += [part for cell in cells for part in ("--cell", json.dumps(cell))]
         try:
             ended = f"the process ended with {subprocess.run(command, timeout=SECONDS * len(cells)).returncode}"
