@@ -11,6 +11,7 @@ AUDIT = "audit.json"
 INPUTS = "inputs.json"
 RECIPE = "recipe.yaml"  # resolved, as in a student's run
 CARD = "README.md"
+RUN_IDENTITY = "identity.json"  # of a student's run
 SHARDS = "shards"  # a folder, as are the next two
 COSTS = "costs"
 LEASES = "claims"  # in an object store, instead of LOCK

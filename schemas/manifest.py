@@ -102,22 +102,28 @@ def arithmetic_of(identity: Mapping[str, Any]) -> int:
 
 
 def identity_differences(
-    theirs: Mapping[str, Any], ours: Mapping[str, Any], absent: Mapping[str, Any] | None = None
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    absent: Mapping[str, Any] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return `field: theirs there, ours here` for each field in which two identities differ.
 
     Args:
         absent: the meaning of an absent key, by its dotted name in a dump's identity (or a run's); other absent keys
             mean null. `pipeline.config.identity` has these for recipe keys.
+        renamed: the name to show of a key, by its dotted name in a dump's identity (or a run's), where they differ.
     """
     a, b = flatten(theirs), flatten(json.loads(json.dumps(ours)))
     meanings = _MEANING_IF_ABSENT | dict(absent or {})
     differences = []
     for key in sorted(a.keys() | b.keys()):
-        if_absent = meanings.get(_DUMP_PREFIX.sub("", key, count=1))
+        prefix = match[0] if (match := _DUMP_PREFIX.match(key)) else ""
+        name = key.removeprefix(prefix)
+        if_absent = meanings.get(name)
         there, here = a.get(key, if_absent), b.get(key, if_absent)
         if there != here:
-            differences.append(f"{key}: {there!r} there, {here!r} here")
+            differences.append(f"{prefix}{(renamed or {}).get(name, name)}: {there!r} there, {here!r} here")
     return differences
 
 

@@ -1,10 +1,11 @@
 """Dump section: what is stored of a teacher. All but path, compression and audit is part of the dump's identity."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, ByteSize, Field
 
-from pipeline.config.section import Section
+from pipeline.config.section import Section, stored_as
 from schemas import ARITHMETIC, NUM_SYMBOLS, levels
 from schemas.storage.locations import check_address
 
@@ -14,6 +15,11 @@ DumpPath = Annotated[str, AfterValidator(check_address)]
 class CoveringConfig(Section):
     """Selection of the teacher rows that a target sums over. Part of the dump's identity."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "merge_after": "rejoin_after_tokens",
+        "spread_dropped": "redistribute_dropped",
+    }
+
     beam_width: int = Field(0, ge=0, description="Branch rows per byte offset; 0: canonical rows only.")
     branch_threshold: float = Field(
         0.1,
@@ -21,14 +27,16 @@ class CoveringConfig(Section):
         lt=1,
         description="Expand a branch if its share of the mass known where it ends exceeds this; 0: any.",
     )
-    merge_after: int | None = Field(
+    rejoin_after_tokens: int | None = Field(
         4,
         ge=0,
+        json_schema_extra=stored_as("merge_after"),
         description="Canonical tokens that a branch must share, once back on the canonical boundaries, before it "
         "counts as canonical again; null: it never does.",
     )
-    spread_dropped: bool = Field(
+    redistribute_dropped: bool = Field(
         False,
+        json_schema_extra=stored_as("spread_dropped"),
         description="Redistribute dropped mass by what follows the document's other tokens, instead of leaving it out.",
     )
 

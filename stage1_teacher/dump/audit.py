@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.config import CoveringConfig
+from pipeline.config.identity import identity_values
 from pipeline.corpus.documents import Document
 from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering
@@ -35,7 +36,7 @@ from stage1_teacher.targets.branch_expansion import BranchPoint, expand
 from stage1_teacher.targets.distances import distances, realised_bits, stored_sums
 from stage1_teacher.targets.teacher import Teacher
 
-REFERENCE_COVERING = CoveringConfig(beam_width=16, branch_threshold=1e-3, merge_after=4)
+REFERENCE_COVERING = CoveringConfig(beam_width=16, branch_threshold=1e-3, rejoin_after_tokens=4)
 MAX_TOKENS = 64  # compared per document
 COST_SHARE = 0.03  # of the dump's time
 # Cost of auditing a document, in tokens of the dump. The rounds dominate, each a pass of the engine and of the whole
@@ -168,7 +169,7 @@ def gather(dump: Location, manifest: Manifest) -> dict[str, Any]:
             "limit_nats": own_logprobs.LIMIT_NATS,
         },
         "wide_covering": {
-            **REFERENCE_COVERING.model_dump(include={"beam_width", "branch_threshold", "merge_after"}),
+            **identity_values(REFERENCE_COVERING, exclude={"redistribute_dropped"}),
             "documents": len(compared),
             "positions": _sum(compared, "compared"),
             "kl_nats": _mean(compared, "kl_nats", "compared"),

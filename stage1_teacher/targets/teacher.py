@@ -137,7 +137,7 @@ class Teacher:
         if not coverings:
             return []
         targets = output.targets(coverings)
-        if self._config.spread_dropped:
+        if self._config.redistribute_dropped:
             targets = [spread(*of_span) for of_span in zip(targets, coverings, output.off_boundaries(), strict=True)]
         return targets
 

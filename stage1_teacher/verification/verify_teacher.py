@@ -50,7 +50,7 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
     Prints how much they differ.
     """
     made_by = path / dump_files.RECIPE
-    recipe = as_dumped(parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by)), path, manifest)
+    recipe = as_dumped(parse_recipe(made_by.read_text(encoding="utf-8"), str(made_by), is_stored=True), path, manifest)
     _refuse_own_file_of_dump(path, recipe.teacher.engine)
     named = load_tokenizer(recipe)
     faults = _other_teacher(path, manifest, recipe, named)

@@ -98,7 +98,7 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
         model = drop_layers(model, student.drop_layers)
     ids = end_tokens(student, tokenizer, chat)
     old = ByteTokenizer.load(source)
-    counts = _move(model, old, tokenizer, ids, student.averaged_scale)
+    counts = _move(model, old, tokenizer, ids, student.averaged_row_scale)
     check_head_rows(model.get_output_embeddings().weight.shape[0], tokenizer.token_bytes)
     with committed_folder(folder) as partial:
         model.save_pretrained(partial)
@@ -134,12 +134,14 @@ def _check_readable(student: StudentConfig, config: Any) -> None:
         ) from error
 
 
-def _move(model: Any, old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, averaged_scale: float) -> dict[str, int]:
+def _move(
+    model: Any, old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, averaged_row_scale: float
+) -> dict[str, int]:
     """Move the model to its new tokenizer, if that is another one; set its control ids; return the counts."""
     counts: dict[str, int] = {}
     if old.sha256 != new.sha256:
         rows = model.get_input_embeddings().weight.shape[0]
-        moved = transfer(model, old, new, control_sources(old, new, ids, rows), averaged_scale)
+        moved = transfer(model, old, new, control_sources(old, new, ids, rows), averaged_row_scale)
         log.info(f"{len(new.token_bytes):,} rows of the new tokenizer: {moved}")
         counts = moved.as_dict()
         model.config.pad_token_id = model.generation_config.pad_token_id = ids.end

@@ -43,13 +43,17 @@ class TransferCounts:
 
 
 def transfer(
-    model: Any, old: TransferTokenizer, new: TransferTokenizer, controls: dict[int, int], averaged_scale: float = 1.0
+    model: Any,
+    old: TransferTokenizer,
+    new: TransferTokenizer,
+    controls: dict[int, int],
+    averaged_row_scale: float = 1.0,
 ) -> TransferCounts:
     """Move a causal language model to the vocabulary of `new`, in place: embedding, head and vocabulary size.
 
     Args:
         controls: new id -> old id of tokens with a role (start, end), whatever their spelling.
-        averaged_scale: factor for rows that are means of old ones. The mean of a word's pieces says how likely its
+        averaged_row_scale: factor for rows that are means of old ones. The mean of a word's pieces says how likely its
             pieces are, not how likely they are in sequence: unscaled, such tokens get several times the mass they
             should.
     Raises:
@@ -64,7 +68,7 @@ def transfer(
         model.get_output_embeddings() is None
         or model.get_output_embeddings().weight is model.get_input_embeddings().weight
     )
-    scales = torch.tensor([averaged_scale if kind in ("averaged", "fallback") else 1.0 for kind in kinds])
+    scales = torch.tensor([averaged_row_scale if kind in ("averaged", "fallback") else 1.0 for kind in kinds])
     embedding_VD = mean_rows(model.get_input_embeddings().weight.detach(), sources, scales)
     head_VD = None if tied else mean_rows(model.get_output_embeddings().weight.detach(), sources, scales)
     bias_V = getattr(model.get_output_embeddings(), "bias", None)  # separate even if the weight is tied

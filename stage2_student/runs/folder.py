@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from pipeline.config.identity import identity_differences
 from pipeline.runtime import log
+from schemas import dump_files
 from schemas.manifest import read_json, write_json
 from stage2_student.data import order
 from stage2_student.runs import schedule
@@ -47,7 +48,7 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
     If only the schedule differs, the run is trained on, with a warning. A run with another identity and no complete
     checkpoint has nothing to lose, and is removed. Raises ValueError, naming the fields that differ, if it has one.
     """
-    path = run / "identity.json"
+    path = run / dump_files.RUN_IDENTITY
     theirs = begun_identity(run) if path.exists() else None
     known = {} if theirs is None else {key: value for key, value in theirs.items() if key != schedule.TRAINED_ON}
     if theirs is not None and (differences := "; ".join(identity_differences(known, identity))):
@@ -75,7 +76,7 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
 
 def begun_identity(run: Path, *needed: str) -> dict[str, Any]:
     """Read the identity that this folder's run began with. Raises ValueError, naming the file, if it is damaged."""
-    return read_json(run / "identity.json", *needed, remedy=REMEDY)
+    return read_json(run / dump_files.RUN_IDENTITY, *needed, remedy=REMEDY)
 
 
 def tokenizer_sha256(run: Path) -> str:
@@ -88,7 +89,7 @@ def data_order(run: Path) -> int:
 
     That of its checkpoints, if this release still supports it; else the current one.
     """
-    path = run / "identity.json"
+    path = run / dump_files.RUN_IDENTITY
     if not path.exists() or not checkpoint_steps(run):
         return order.VERSION
     begun = begun_identity(run).get("data_order")
@@ -97,7 +98,7 @@ def data_order(run: Path) -> int:
 
 def adapters_by_peft(run: Path) -> bool:
     """Tell whether the run's checkpoints have the adapters of earlier releases (see `stage2_student.model.lora`)."""
-    path = run / "identity.json"
+    path = run / dump_files.RUN_IDENTITY
     begun = path.exists() and checkpoint_steps(run)
     return bool(begun) and "adapters" not in begun_identity(run)
 
@@ -107,7 +108,7 @@ def begun_schedule(run: Path) -> dict[str, Any]:
 
     Empty for a run without a checkpoint.
     """
-    path = run / "identity.json"
+    path = run / dump_files.RUN_IDENTITY
     if not path.exists() or not checkpoint_steps(run):
         return {}
     return schedule.begun(begun_identity(run), schedule.KEPT)

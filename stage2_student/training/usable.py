@@ -95,7 +95,7 @@ def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     Nothing if it has not counted all of its shards.
     """
     run = Path(student_config(recipe).path)
-    path, folder = run / "identity.json", run / "lengths"
+    path, folder = run / dump_files.RUN_IDENTITY, run / "lengths"
     if not path.exists():
         return
     identity = begun_identity(run)

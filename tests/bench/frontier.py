@@ -39,7 +39,7 @@ from tests.bench.frontier_rows import BranchingTeacher, DocumentRows
 from tests.bench.texts import CELLS
 from tests.support.row_nodes import row_nodes
 
-REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, merge_after=8)
+REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, rejoin_after_tokens=8)
 FLOOR = 1e-12
 BLOCK_TOKENS = 16
 
@@ -48,11 +48,17 @@ def candidates(never_merged: bool) -> dict[str, CoveringConfig]:
     """Return coverings by name. Branches that never merge live on for hundreds of rounds."""
     found = {"canonical": CoveringConfig(beam_width=0)}
     for threshold in (0.3, 0.1, 0.05, 0.03, 0.01, 0.003):
-        found[f"branches > {threshold}"] = CoveringConfig(beam_width=10, branch_threshold=threshold, merge_after=4)
-    found["branches > 0.03, merged at once"] = CoveringConfig(beam_width=10, branch_threshold=0.03, merge_after=0)
-    found["paper (beam 10, 0.01), merged after 8"] = CoveringConfig(beam_width=10, branch_threshold=0.01, merge_after=8)
+        found[f"branches > {threshold}"] = CoveringConfig(
+            beam_width=10, branch_threshold=threshold, rejoin_after_tokens=4
+        )
+    found["branches > 0.03, merged at once"] = CoveringConfig(
+        beam_width=10, branch_threshold=0.03, rejoin_after_tokens=0
+    )
+    found["paper (beam 10, 0.01), merged after 8"] = CoveringConfig(
+        beam_width=10, branch_threshold=0.01, rejoin_after_tokens=8
+    )
     if never_merged:
-        found["paper (beam 10, 0.01)"] = CoveringConfig(beam_width=10, branch_threshold=0.01, merge_after=None)
+        found["paper (beam 10, 0.01)"] = CoveringConfig(beam_width=10, branch_threshold=0.01, rejoin_after_tokens=None)
     return found
 
 

@@ -9,7 +9,7 @@ Both sides run the same weights in float32 on the same machine, one document at 
 timed. CPU seconds are those of all threads, for a machine that has other work. The divergences are to a covering that
 is much wider than any of the others (`REFERENCE`), over all positions of all documents, the end's included. The last
 column does not depend on that choice: a prefix mass that a method finds is a lower bound of the exact one. It says by
-how many nats a document's own mass falls short of the reference's; negative is better than it. (`spread_dropped`
+how many nats a document's own mass falls short of the reference's; negative is better than it. (`redistribute_dropped`
 changes no mass; its figure differs from the canonical one because a mass is read off the target's symbol before it.)
 
 One END for both sides: genlm-bytes has no tokens that spell nothing, and would read `<|im_end|>` as a `<`. So every
@@ -44,10 +44,10 @@ from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
 from tests.bench.texts import encyclopaedic
 
-REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, merge_after=None)
+REFERENCE = CoveringConfig(beam_width=32, branch_threshold=1e-4, rejoin_after_tokens=None)
 OURS = {
     "canonical": CoveringConfig(),
-    "canonical, spread_dropped": CoveringConfig(spread_dropped=True),
+    "canonical, redistribute_dropped": CoveringConfig(redistribute_dropped=True),
     "threshold 0.1, width 10": CoveringConfig(beam_width=10, branch_threshold=0.1),
     "threshold 0.03, width 10": CoveringConfig(beam_width=10, branch_threshold=0.03),
     "threshold 0.01, width 10": CoveringConfig(beam_width=10, branch_threshold=0.01),

@@ -1,6 +1,6 @@
 """Distance to the teacher before training of a student moved to another tokenizer.
 
-By `student.averaged_scale`.
+By `student.averaged_row_scale`.
 
     .venv/bin/python -m tests.bench.transfer [--recipe pipeline/recipes/demo_mistral.yaml]
         [--scales 1.0,0.9,0.85,0.8,0.7]
@@ -27,7 +27,7 @@ from tests.bench.quality_measures import Figures
 def start_figures(bench: Quality, scale: float, dumps: dict[str, Path], num_documents: dict[str, int]) -> Figures:
     """Measure the recipe's student as it starts."""
     with tempfile.TemporaryDirectory() as folder:
-        update = {"path": folder, "averaged_scale": scale}
+        update = {"path": folder, "averaged_row_scale": scale}
         recipe = bench.base.with_values(student=student_config(bench.base).model_copy(update=update))
         student = student_config(recipe)
         ids = end_tokens(student, student_tokenizer(student).tokenizer)
@@ -44,7 +44,7 @@ def start_figures(bench: Quality, scale: float, dumps: dict[str, Path], num_docu
 def main(
     recipe: str = "pipeline/recipes/demo.yaml",
     scales: Annotated[
-        str, typer.Option(help="Values of student.averaged_scale, with commas between.")
+        str, typer.Option(help="Values of student.averaged_row_scale, with commas between.")
     ] = "1.0,0.9,0.85,0.8,0.7",
     in_domain: Annotated[int, typer.Option(help="Documents of the corpus' kind.")] = 16,
     out_of_domain: Annotated[int, typer.Option(help="Documents of the other kind.")] = 6,
@@ -59,7 +59,8 @@ def main(
     dumps = bench.dumps_of["table"]
     num_documents = {"in_domain": in_domain, "out_of_domain": out_of_domain}
     print(
-        "| averaged_scale | JSD in domain | JSD out | bits/byte in | bits/byte out |\n| --- | --- | --- | --- | --- |"
+        "| averaged_row_scale | JSD in domain | JSD out | bits/byte in | bits/byte out |\n"
+        "| --- | --- | --- | --- | --- |"
     )
     for scale in map(float, scales.split(",")):
         found = start_figures(bench, scale, dumps, num_documents)

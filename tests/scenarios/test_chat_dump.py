@@ -27,7 +27,7 @@ from stage1_teacher.verification.verify import verify_dump
 from tests.support import brute_force
 from tests.support.chats import CHAT_FAMILIES, chat, chat_model
 
-EXACT = {"beam_width": 1000, "branch_threshold": 0, "merge_after": None}
+EXACT = {"beam_width": 1000, "branch_threshold": 0, "rejoin_after_tokens": None}
 CHATS = [
     chat("the thing?", "and yes é", "in?", "an\nand"),
     chat("the", "ing", system="and so"),

@@ -25,7 +25,7 @@ from tests.stage1_teacher.dump.test_run import dump, write_recipe
 from tests.support.tiny import tiny_tokenizer
 
 FULL = b"z" * 62 + b"the"  # 63 tokens and the start; any other way to spell its end has more
-ALL = {"beam_width": 100, "branch_threshold": 0, "merge_after": None}
+ALL = {"beam_width": 100, "branch_threshold": 0, "rejoin_after_tokens": None}
 
 
 @pytest.fixture(scope="module")

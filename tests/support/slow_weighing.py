@@ -62,7 +62,9 @@ def _child(
     """Return the row that a path leads to: its own, or the canonical one that it is or counts as."""
     child = Path(path.leaves, (*path.tokens, token))
     is_canonical = not path.tokens and path.leaves < len(tokens) and token == tokens[path.leaves]
-    is_merged = config.merge_after is not None and _shared(child, end, boundaries, tokens) >= config.merge_after
+    is_merged = (
+        config.rejoin_after_tokens is not None and _shared(child, end, boundaries, tokens) >= config.rejoin_after_tokens
+    )
     return Path(boundaries[end], ()) if is_canonical or is_merged else child
 
 

@@ -118,7 +118,7 @@ def test_a_new_key_of_a_dump_says_what_was_done_before_it_or_is_told_otherwise(s
 
 
 def test_a_recipes_sections_are_held_as_the_first_release_held_them() -> None:
-    """Its keys, in its order: what is stored does not change."""
+    """Its keys, in its order: what is stored does not change, also where a recipe's key has another name now."""
     assert list(identity_values(CoveringConfig())) == [
         "beam_width",
         "branch_threshold",
@@ -126,7 +126,20 @@ def test_a_recipes_sections_are_held_as_the_first_release_held_them() -> None:
         "spread_dropped",
     ]
     student = StudentConfig(model="m", path="p")
-    assert identity_values(student) == student.model_dump(mode="json")
+    names = ["averaged_scale" if name == "averaged_row_scale" else name for name in student.model_dump()]
+    assert identity_values(student) == dict(zip(names, student.model_dump(mode="json").values(), strict=True))
+
+
+@pytest.mark.parametrize("prefix", ["", "dump.", "other_dumps.1."])
+def test_a_difference_in_a_renamed_key_has_the_name_that_the_recipe_has(prefix: str) -> None:
+    there: dict[str, Any] = {"covering": {"merge_after": 4}}
+    here: dict[str, Any] = {"covering": {"merge_after": 2}}
+    for name in reversed(prefix.rstrip(".").split(".") if prefix else []):
+        there, here = {name: there}, {name: here}
+    assert identity_differences(there, here) == [f"{prefix}covering.rejoin_after_tokens: 4 there, 2 here"]
+    assert identity_differences({"student": {"averaged_scale": 1}}, {"student": {"averaged_scale": 0.9}}) == [
+        "student.averaged_row_scale: 1 there, 0.9 here"
+    ]
 
 
 def test_an_old_name_is_read_with_a_warning_and_an_override_of_it_counts(

@@ -144,7 +144,7 @@ def test_an_override_may_be_a_file_of_some_keys(tmp_path):
 def test_the_papers_own_settings_are_one_override_away(name):
     recipe = load_recipe(name, ["paper"])
     assert recipe.student is not None
-    assert (recipe.student.interface, recipe.student.averaged_scale) == ("linear", 1)
+    assert (recipe.student.interface, recipe.student.averaged_row_scale) == ("linear", 1)
     assert (recipe.student.max_token_end, recipe.student.max_dropped, recipe.student.max_doubt) == (1, 1, 1)
     assert recipe.train.objectives.model_dump() == {"ce": 1, "byte_ce": 1, "kl": 0.1, "alm": 0}
 

@@ -59,7 +59,7 @@ def results(covering: Covering) -> dict[str, Any]:
     rows_RC = unnormalised(np.stack([logits(PATH[:row])[vocabulary.order] for row in range(len(PATH) + 1)]))
     rows = covering.reduce_rows(covering.offsets, rows_RC)
     canonical = covering.targets(rows)
-    branching = Branching(covering, PATH, CoveringConfig(beam_width=2, branch_threshold=0.05, merge_after=2))
+    branching = Branching(covering, PATH, CoveringConfig(beam_width=2, branch_threshold=0.05, rejoin_after_tokens=2))
     branching.add_canonical(rows)
     while wanted := branching.wanted():
         paths = [branching.path(branch) for branch in wanted]

@@ -11,7 +11,7 @@ from pipeline.covering.vocabulary import Vocabulary
 from tests.pipeline.covering.test_covering import RandomModel, case, covering_targets
 from tests.support import brute_force, slow_weighing
 
-ALL = CoveringConfig(beam_width=1_000_000, branch_threshold=0.0, merge_after=None)
+ALL = CoveringConfig(beam_width=1_000_000, branch_threshold=0.0, rejoin_after_tokens=None)
 
 
 def branched(
@@ -53,7 +53,7 @@ def test_all_rows_give_the_exact_distribution(seed: int, num_tokens: int) -> Non
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.floats(0.001, 0.5))
 def test_each_round_knows_more_and_never_more_than_is_true(seed: int, num_tokens: int, threshold: float) -> None:
     model, _, _, tokens, document, vocabulary = case(seed, num_tokens)
-    config = CoveringConfig(beam_width=3, branch_threshold=threshold, merge_after=None)
+    config = CoveringConfig(beam_width=3, branch_threshold=threshold, rejoin_after_tokens=None)
     exact = branched(model, vocabulary, tokens, document, ALL).targets().log_prefix_mass_P
     before = covering_targets(model, vocabulary, tokens, document).log_prefix_mass_P
     for rounds in range(1, 5):
@@ -66,10 +66,10 @@ def test_each_round_knows_more_and_never_more_than_is_true(seed: int, num_tokens
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from([None, 0, 1, 3]), st.floats(0, 0.5))
 def test_mass_is_conserved_at_every_offset(
-    seed: int, num_tokens: int, merge_after: int | None, threshold: float
+    seed: int, num_tokens: int, rejoin_after_tokens: int | None, threshold: float
 ) -> None:
     model, _, _, tokens, document, vocabulary = case(seed, num_tokens)
-    config = CoveringConfig(beam_width=4, branch_threshold=threshold, merge_after=merge_after)
+    config = CoveringConfig(beam_width=4, branch_threshold=threshold, rejoin_after_tokens=rejoin_after_tokens)
     found = branched(model, vocabulary, tokens, document, config, rounds=6).targets()
     before, after = brute_force.known_masses(found, document)
     # What is known before an offset is what goes on past it, plus what is dropped there, plus what feeds no symbol
@@ -88,10 +88,10 @@ def test_mass_is_conserved_at_every_offset(
     st.integers(0, 5),
 )
 def test_rows_weigh_what_arrives_at_them(
-    seed: int, num_tokens: int, merge_after: int | None, threshold: float, width: int, rounds: int
+    seed: int, num_tokens: int, rejoin_after_tokens: int | None, threshold: float, width: int, rounds: int
 ) -> None:
     model, _, _, tokens, document, vocabulary = case(seed, num_tokens)
-    config = CoveringConfig(beam_width=width, branch_threshold=threshold, merge_after=merge_after)
+    config = CoveringConfig(beam_width=width, branch_threshold=threshold, rejoin_after_tokens=rejoin_after_tokens)
     branching = branched(model, vocabulary, tokens, document, config, rounds)
     rows = dict(zip(branching._paths, branching._reduced, strict=True))
     expected = slow_weighing.weigh(branching.covering, tokens, rows, config)

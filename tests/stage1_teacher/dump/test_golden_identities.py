@@ -12,6 +12,7 @@ import transformers
 
 from pipeline.config.loading import load_recipe
 from pipeline.dumps import hub
+from pipeline.dumps.card import write_card
 from pipeline.runtime import dtypes
 from schemas.manifest import Manifest, write_json
 from stage1_teacher.dump import shard_plan
@@ -23,6 +24,7 @@ from stage1_teacher.verification.verify import verify_dump
 from tests.pipeline.dumps.test_hub import FakeHub
 from tests.support.added_keys import OF_A_DUMP, use_added_keys
 from tests.support.golden_identities import DUMPS, RECIPES, TEXTS, lay_out, write_texts
+from tests.support.old_names import with_new_names, with_old_names
 
 NAMES = list(RECIPES)
 
@@ -138,3 +140,28 @@ def test_a_merge_into_another_merges_folder_is_refused_by_name(work: Path) -> No
     with pytest.raises(ValueError, match=r"merged holds another dump: corpus\.sha256: '.*they hold other documents"):
         merge_dumps(Path("merged"), [Path("one"), Path("three")])
     assert Path("merged/summary.json").exists()
+
+
+def test_a_dump_begun_under_the_old_names_of_keys_goes_on_under_the_new_ones_and_its_stored_recipe_is_read_in_silence(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, operators, stored = (
+        Manifest.load(Path("everything")),
+        Path("everything.yaml"),
+        Path("everything/recipe.yaml"),
+    )
+    assert "merge_after" in operators.read_text()
+    operators.write_text(with_new_names(operators.read_text()))
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=r"holds another dump: covering\.rejoin_after_tokens: 2 there, 3 here\. "):
+        bld_teacher("everything", "dump.covering.rejoin_after_tokens=3")
+    assert bld_teacher("everything") == before
+    stored.write_text(with_old_names(stored.read_text()))
+    assert "merge_after: 2" in stored.read_text() and "most_engines" in stored.read_text()
+    assert verify_dump(Path("everything"), 1) == []
+    write_card(Path("everything"))
+    bld_teacher("everything", "dump.path=new", "corpus.skip=0", "corpus.limit=1")
+    merge_dumps(Path("merged"), [Path("everything"), Path("new")])
+    merged = Path("merged/recipe.yaml")
+    assert load_recipe(merged) == load_recipe(stored, ["dump.path=merged"]) and "merge_after" not in merged.read_text()
+    assert "is called" not in capsys.readouterr().err

@@ -125,8 +125,8 @@ def test_branch_rows_through_an_engine_give_the_exact_distribution(engine: str, 
                 "covering": {
                     "beam_width": 1000,
                     "branch_threshold": 0,
-                    "merge_after": None,
-                    "spread_dropped": True,
+                    "rejoin_after_tokens": None,
+                    "redistribute_dropped": True,
                 },
             },
         }

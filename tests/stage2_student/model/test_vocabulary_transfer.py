@@ -27,7 +27,7 @@ def test_rows_are_copied_where_bytes_agree_and_averaged_and_scaled_elsewhere(tmp
     before, head = model.model.embed_tokens.weight.detach().clone(), model.lm_head.weight.detach().clone()
     old, new = ByteTokenizer.load(str(old_folder)), ByteTokenizer.load(str(new_folder))
     assert old.default_start is not None and new.default_start is not None
-    counts = transfer(model, old, new, {new.default_start: old.default_start}, averaged_scale=0.5)
+    counts = transfer(model, old, new, {new.default_start: old.default_start}, averaged_row_scale=0.5)
     after = model.get_input_embeddings().weight
     ids = {spelled: i for i, spelled in enumerate(new.token_bytes)}
     pieces = {spelled: i for i, spelled in enumerate(old.token_bytes)}

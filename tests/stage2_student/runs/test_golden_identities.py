@@ -20,6 +20,7 @@ from stage2_student.runs.checkpoints import checkpoint_steps
 from stage2_student.runs.identity import run_identity
 from tests.support.added_keys import OF_A_RUN, use_added_keys
 from tests.support.golden_identities import DUMPS, OBJECTIVE, RECIPES, RUNS
+from tests.support.old_names import with_new_names
 
 NAMES = list(RECIPES)
 
@@ -81,6 +82,19 @@ def test_a_run_that_a_release_began_goes_on_and_a_new_one_on_its_dump_is_the_sam
     assert checkpoint_steps(run(name)) == [1]
     folder.claim(run(name), identity(name, continued(name, "train.steps=5")))
     assert json.loads((run(name) / "identity.json").read_text())["trained_on"][0]["steps"] == 1
+
+
+def test_a_run_begun_under_the_old_names_of_keys_goes_on_under_the_new_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    operators = Path("everything.yaml")
+    assert "averaged_scale" in operators.read_text()
+    operators.write_text(with_new_names(operators.read_text()))
+    assert identity("everything", continued("everything")) == golden("everything")
+    folder.claim(run("everything"), golden("everything"))
+    with pytest.raises(ValueError, match=r"another run \(student\.averaged_row_scale: 0\.9 there, 0\.8 here\)"):
+        folder.claim(
+            run("everything"), identity("everything", continued("everything", "student.averaged_row_scale=0.8"))
+        )
+    assert "is called" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("key", "named"), OF_A_RUN.items())
