@@ -280,3 +280,13 @@ def units(identity: Mapping[str, Any]) -> str:
         names = [column.name for column in FINEST_FIRST if column.unit is unit and column.is_stored(identity)]
         parts += [f"{', '.join(names)}: {unit.value}"] if names else []
     return "; ".join([*parts, f"lengths and starts: {Unit.BYTES.value}"])
+
+
+def differ(actual: pa.Field, expected: pa.Field) -> bool:
+    """Tell whether two columns differ in type, or in whether they may hold null; metadata is not compared."""
+    return bool(actual.type != expected.type or actual.nullable != expected.nullable)
+
+
+def describe_field(field: pa.Field) -> str:
+    """Describe a column's type in Arrow's words: `double`, `list<element: float not null> not null`."""
+    return f"{field.type}{'' if field.nullable else ' not null'}"

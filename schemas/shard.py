@@ -189,7 +189,7 @@ def read_rows(
             batch = next(batches, None)
             if batch is None:
                 raise ValueError(
-                    f"{path} has {first} records, and none at row {row}: it is not the file whose records were counted"
+                    f"{path} has no row {row}, only {first}: it is not the file whose records were counted"
                 )
         yield _checked(batch.record(row - first), path, row)
 

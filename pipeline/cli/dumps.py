@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import AsJson, DumpArgument
+from pipeline.runtime.format import count_of
 
 
 def inspect(
@@ -13,7 +14,9 @@ def inspect(
     doc: Annotated[
         str | None, typer.Option(metavar="ID", help="Show this document's positions (default: a summary).")
     ] = None,
-    nth: Annotated[int, typer.Option(min=1, metavar="N", help="Which one, if several documents have that ID.")] = 1,
+    nth: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Which one, if several documents have that ID (default: 1).")
+    ] = None,
     worst: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Show the N documents and the N positions of highest surprise, bits."),
@@ -39,6 +42,9 @@ def inspect(
     if len(chosen) > 1 or (html is not None and (json or chosen not in ([], ["--doc"]))):
         options = chosen + ["--html"] * (html is not None) + ["--json"] * json
         raise ValueError(f"{' and '.join(options)} cannot be combined: give one at a time (--html takes --doc)")
+    if nth is not None and doc is None and html is None:
+        raise ValueError(f"--nth {nth} chooses among documents of one name: give it with --doc ID, or with --html")
+    nth = 1 if nth is None else nth
     if html is not None:
         from pipeline.reports.document_page import write_page
 
@@ -87,7 +93,8 @@ def merge(
     from stage1_teacher.dump.merge import merge_dumps
 
     summary = merge_dumps(out, dumps, accept_engine or ())
-    typer.echo(f"{out}: {summary['documents']} documents in {len(summary['shards'])} shards")
+    documents, shards = count_of(summary["documents"], "document"), count_of(len(summary["shards"]), "shard")
+    typer.echo(f"{out}: {documents} in {shards}")
 
 
 def push(

@@ -11,6 +11,7 @@ from pipeline.runtime.model_source import ModelSource
 from pipeline.runtime.plugins import check_name
 
 MOST_OVERLAP = 256  # tokens
+MIN_WINDOW = 8  # tokens
 
 
 class TeacherConfig(Section):
@@ -44,7 +45,7 @@ class TeacherConfig(Section):
     )
     max_tokens: int = Field(
         2048,
-        ge=8,
+        ge=MIN_WINDOW,
         description="Maximum window in teacher tokens, including its start token. Default: 2048, or the model's number "
         "of positions if smaller.",
     )

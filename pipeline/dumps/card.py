@@ -9,6 +9,7 @@ import yaml
 
 from pipeline.config.loading import read_values
 from pipeline.dumps.licence import describe
+from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.manifest import Manifest, flatten, read_json
 from schemas.snippets import snippets
@@ -126,7 +127,7 @@ def corpus_facts(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping
         **manifest.corpus_counts,
     }
     if merged:
-        facts["source"] = "; ".join(f"{m['source']} ({m['documents']} documents)" for m in merged)
+        facts["source"] = "; ".join(f"{m['source']} ({count_of(m['documents'], 'document')})" for m in merged)
     unspelled = len(summary.get("left_out_unspellable") or {})
     changed = ", or its chat template changes it" if manifest.has_chats else ""
     return facts | ({f"left out: the tokenizer cannot spell it{changed}": unspelled} if unspelled else {})

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.manifest import Manifest, read_json
 
@@ -16,7 +17,9 @@ def dump_faults(dump: Path) -> list[str]:
     path = dump / dump_files.SUMMARY
     if not path.exists():
         done = sum(shard.path(dump).exists() for shard in manifest.shards)
-        return [f"{path} is missing: the dump was not finished ({done} of {len(manifest.shards)} shards exist)"]
+        return [
+            f"{path} is missing: the dump was not finished ({done} of {count_of(len(manifest.shards), 'shard')} exist)"
+        ]
     listed = {str(shard["name"]): shard for shard in read_json(path, "shards")["shards"]}
     planned = {shard.path(dump).name: shard.path(dump) for shard in manifest.shards}
     if listed.keys() != planned.keys():

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.config.identity import identity_differences
 from pipeline.dumps.card import write_card
 from pipeline.dumps.completeness import require_complete
+from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.manifest import Manifest, shard_identity
 
@@ -80,7 +81,8 @@ def pull(repo: str, dump: Path, revision: str | None = None, api: Any = None) ->
     shutil.rmtree(dump / ".cache", ignore_errors=True)  # the client's own records
     manifest = Manifest.load(dump)
     documents = sum(shard.num_documents for shard in manifest.shards)
-    return f"{dump}: {documents} documents in {len(manifest.shards)} shards, checksums correct (commit {commit[:12]})"
+    shards = count_of(len(manifest.shards), "shard")
+    return f"{dump}: {count_of(documents, 'document')} in {shards}, checksums correct (commit {commit[:12]})"
 
 
 def require_data_set(name: str, api: Any = None) -> None:

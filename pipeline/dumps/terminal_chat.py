@@ -8,6 +8,7 @@ from rich.text import Text
 
 from pipeline.dumps.glyphs import readable
 from pipeline.dumps.view import DumpDocument
+from pipeline.runtime.format import count_of
 from pipeline.tokenization.conversation import Conversation, Message
 
 
@@ -30,7 +31,8 @@ def conversation_lines(document: DumpDocument) -> Iterator[Text]:
         conversation = Conversation.from_json(before)
         num_learnt = len(record.message_roles)
         yield Text(
-            f"conversation of {len(conversation.messages)} messages, the last {num_learnt} of which are in the record",
+            f"conversation of {count_of(len(conversation.messages), 'message')}, the last {num_learnt} of which "
+            "are in the record",
             style="bold",
         )
         if conversation.tools:

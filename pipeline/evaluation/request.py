@@ -139,6 +139,9 @@ def custom_corpus(source: str | None, field: str | None, limit: int | None) -> d
     return {"text" if name in ("", "dump") else name: CorpusConfig(source=source, field=field or "text", limit=limit)}
 
 
+_OPTIONS = {"limit": "task-limit"}  # keys of a group of tasks whose option has another name
+
+
 def custom_tasks(names: str | None, options: Mapping[str, Any], start: str | None) -> dict[str, TasksConfig]:
     """Return the tasks of the command line as one group; empty if it names none.
 
@@ -151,7 +154,8 @@ def custom_tasks(names: str | None, options: Mapping[str, Any], start: str | Non
     given = {key: value for key, value in options.items() if value is not None}
     if names is None:
         if given:
-            raise ValueError(f"{', '.join(given)}: these need --tasks; a recipe has them in its groups of eval.tasks")
+            options_given = ", ".join(f"--{_OPTIONS.get(key, key.replace('_', '-'))}" for key in given)
+            raise ValueError(f"{options_given}: these need --tasks; a recipe has them in its groups of eval.tasks")
         return {}
     return {"tasks": TasksConfig(names=tuple(name.strip() for name in names.split(",")), start=start, **given)}
 

@@ -12,6 +12,7 @@ from pipeline.config import (
     TrainConfig,
     check_engine_gives,
 )
+from pipeline.runtime.format import count_of
 from pipeline.runtime.huggingface import check_positions, load_config
 from pipeline.sources import pypi
 from pipeline.sources.resolve import BYTES, resolve_file
@@ -125,8 +126,8 @@ def describe_dump(dump: str) -> str:
     manifest = Manifest.load(path)
     done = sum(shard.path(path).exists() for shard in manifest.shards)
     if done == len(manifest.shards):
-        return f"{path}, complete: {done} shards"
-    return f"{path}, {done} of {len(manifest.shards)} shards done; the rest will be made"
+        return f"{path}, complete: {count_of(done, 'shard')}"
+    return f"{path}, {done} of {count_of(len(manifest.shards), 'shard')} done; the rest will be made"
 
 
 def _student_lines(recipe: Recipe) -> list[Line]:
@@ -146,7 +147,8 @@ def _student_lines(recipe: Recipe) -> list[Line]:
         ("student.path", describe_run(Path(student.path))),
         (
             "train",
-            f"{train.steps} steps of {train.batch_tokens} tokens ({tokens:,} in all), lr {train.lr:g}, {train.dtype}",
+            f"{count_of(train.steps, 'step')} of {count_of(train.batch_tokens, 'token')} ({tokens:,} in all), "
+            f"lr {train.lr:g}, {train.dtype}",
         ),
         ("train.max_tokens", _max_tokens(train)),
         (
@@ -166,8 +168,8 @@ def _student_lines(recipe: Recipe) -> list[Line]:
 def describe_tasks(group: TasksConfig) -> str:
     """Return which tasks the harness will run, and how."""
     how = ["in the chat template"] if group.apply_chat_template else []
-    how += [] if group.num_fewshot is None else [f"{group.num_fewshot} examples before each question"]
-    how += [] if group.limit is None else [f"{group.limit} questions per task"]
+    how += [] if group.num_fewshot is None else [f"{count_of(group.num_fewshot, 'example')} before each question"]
+    how += [] if group.limit is None else [f"{count_of(group.limit, 'question')} per task"]
     return ", ".join(group.names) + (f"; {', '.join(how)}" if how else "")
 
 
@@ -176,7 +178,7 @@ def _evaluations(train: TrainConfig) -> str:
     if not train.eval_every:
         return f"no evaluation during training; {kept} checkpoints are kept"
     return (
-        f"every {train.eval_every} steps on {train.eval_documents} documents of eval; "
+        f"every {count_of(train.eval_every, 'step')} on {count_of(train.eval_documents, 'document')} of eval; "
         f"{kept} checkpoints are kept, and the best"
     )
 
@@ -204,7 +206,7 @@ def describe_run(path: Path) -> str:
     checkpoints = [p for p in (path / "checkpoints").glob("*") if p.is_dir()]
     if (path / "export").exists():
         return f"{path}, trained: export/ exists"
-    return f"{path}, {len(checkpoints)} checkpoint(s); training resumes" if checkpoints else f"{path}, new"
+    return f"{path}, {count_of(len(checkpoints), 'checkpoint')}; training resumes" if checkpoints else f"{path}, new"
 
 
 def print_plan(recipe: Recipe) -> None:

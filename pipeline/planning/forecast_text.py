@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.planning.estimates import Estimate
 from pipeline.planning.forecast import Calibration, Forecast
+from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.manifest import read_json
 from schemas.storage.locations import Location
@@ -20,9 +21,12 @@ def forecast_lines(expected: Forecast, measured: Calibration, num_workers: int) 
     yield (
         "calibration",
         f"{sampled:,} bytes of text dumped in {sum(p.seconds for p in measured.parts):.1f} s, "
-        f"{len(measured.parts)} parts; ± is the 95 % interval",
+        f"{count_of(len(measured.parts), 'part')}; ± is the 95 % interval",
     )
-    yield "documents", f"{number(expected.documents)}, {text:,.0f} bytes of text in {num_shards:,} shards"
+    yield (
+        "documents",
+        f"{number(expected.documents)}, {text:,.0f} bytes of text in {count_of(num_shards, 'shard', ',')}",
+    )
     yield (
         "teacher tokens",
         f"{number(expected.teacher_tokens)}, {expected.teacher_tokens.value / text:.4f} per byte of text; the covering "

@@ -9,10 +9,24 @@ def short_number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def count_of(number: int, noun: str, spec: str = "") -> str:
+    """Return a number with its noun, in the plural unless it is 1: `1 row`, `20 rows`.
+
+    Args:
+        spec: how the number is formatted, as after the colon of an f-string: `,` for `1,200 rows`.
+    """
+    return f"{number:{spec}} {noun}{'' if number == 1 else 's'}"
+
+
+def are(number: int) -> str:
+    """Return the verb of so many: `is` for 1, otherwise `are`."""
+    return "is" if number == 1 else "are"
+
+
 def decimal_size(num_bytes: float) -> str:
     """Return a size in decimal units, used for stored text and disks: `1.24 MB`."""
     text = short_number(num_bytes)
-    return f"{text[:-1]} {text[-1]}B" if text[-1].isalpha() else f"{text} bytes"
+    return f"{text[:-1]} {text[-1]}B" if text[-1].isalpha() else f"{text} {'byte' if num_bytes == 1 else 'bytes'}"
 
 
 def binary_size(num_bytes: int) -> str:

@@ -11,6 +11,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Collection
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from typing import Any
 from pipeline.runtime import log
 
 SUFFIX = ".py"
+_OURS = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
 # Names that plug-ins import modules by since 0.1, before the packages were split. They work for one more release.
 _MOVED = {
     "pipeline.source": ("pipeline.sources.resolve",),
@@ -27,6 +29,8 @@ _MOVED = {
     "stage2_student.batches": ("stage2_student.data.examples", "stage2_student.data.micro_batch"),
     "stage2_student.objectives": ("stage2_student.losses.objectives",),
 }
+# Modules that have become packages of the same name: where the names went that such a file may import from them.
+_SPLIT = {"stage2_student.losses": ("stage2_student.losses.divergences", "stage2_student.data.examples")}
 
 
 def is_own(name: str) -> bool:
@@ -95,9 +99,12 @@ def read_call(file: str, name: str, function: str, example: str) -> dict[str, An
 def describe_fault(file: str, error: BaseException) -> str:
     """Describe the error that ended a file, with the last of its lines that was run."""
     path = str(Path(file).expanduser())
+    moved = ""
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in _OURS:
+        moved = "; modules of this project have moved since the last release, README.md has the tree"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
-    return f"{file}, line {line}: {type(error).__name__}: {error}"
+    return f"{file}, line {line}: {type(error).__name__}: {error}{moved}"
 
 
 def _existing(file: str, name: str) -> Path:
@@ -122,6 +129,17 @@ def _provide_moved(path: Path) -> None:
         sys.modules[old] = module
         setattr(import_module(package), name, module)
         log.warning(f"{path}: {old} has moved to {' and '.join(_MOVED[old])}; the next release knows only the new name")
+    for old in sorted(imported & _SPLIT.keys()):
+        vars(import_module(old))["__getattr__"] = partial(_moved_name, path, old)
+
+
+def _moved_name(path: Path, old: str, name: str) -> Any:
+    """Return what `old`, a package that was a module, defined as `name`; called if the package lacks the name."""
+    for new in () if name.startswith("_") else _SPLIT[old]:
+        if name in vars(module := import_module(new)):
+            log.warning(f"{path}: {old}.{name} has moved to {new}; the next release knows only the new name")
+            return vars(module)[name]
+    raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
 
 def sha256(file: str) -> str:

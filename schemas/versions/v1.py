@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from schemas.columns import columns_of
+from schemas.columns import columns_of, describe_field, differ
 from schemas.columns import shard_schema as schema_of_version
 from schemas.record import Question, Record, Segment
 from schemas.storage.locations import Location
@@ -32,14 +32,17 @@ def check_columns(path: Location, schema: pa.Schema) -> None:
 
     Additional columns are allowed.
     """
-    theirs = {field.name: (field.type, field.nullable) for field in schema}
+    theirs = {field.name: field for field in schema}
     for column in _COLUMNS:
         if column.name in theirs or (column.always and column.stored_where is None):
-            actual, expected = theirs.get(column.name), (column.field.type, column.field.nullable)
+            actual, expected = theirs.get(column.name), column.field
             if actual is None:
                 raise ValueError(f"{path}: column {column.name} is missing")
-            if actual != expected:
-                raise ValueError(f"{path}: column {column.name} is {actual}, the format says {expected}")
+            if differ(actual, expected):
+                raise ValueError(
+                    f"{path}: column {column.name} is {describe_field(actual)}, the format says "
+                    f"{describe_field(expected)}"
+                )
 
 
 def question_columns(schema: pa.Schema, with_tokens: bool) -> list[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.planning.estimates import Estimate, counted, ratio
 from pipeline.planning.forecast import CorpusShape
+from pipeline.runtime.format import are, count_of
 from stage1_teacher.dump.shard_plan import plan_shards
 
 SAMPLE_BYTES = 32 << 20  # held in memory; more than any teacher reads in a few minutes
@@ -64,7 +65,8 @@ def survey(corpus: Corpus, shard_bytes: int, corpus_bytes: int | None, max_bytes
         shards = [shard_bytes] * (num_bytes // shard_bytes) + [num_bytes % shard_bytes] * (num_bytes % shard_bytes > 0)
         number = _number_of_documents(drawn.documents(), num_bytes)
     if drawn.num_passed < 3:
-        raise ValueError(f"{corpus.config.source}: {drawn.num_passed} documents are too few to sample; dump them")
+        passed = f"{count_of(drawn.num_passed, 'document')} {are(drawn.num_passed)}"
+        raise ValueError(f"{corpus.config.source}: {passed} too few to sample; dump them")
     seconds = (time.monotonic() - started) * num_bytes / drawn.bytes_passed
     return Survey(CorpusShape(number, num_bytes, shards), drawn.documents(), seconds)
 

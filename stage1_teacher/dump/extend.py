@@ -12,6 +12,7 @@ from itertools import islice
 from pipeline.config.identity import identity_differences
 from pipeline.corpus.documents import Corpus
 from pipeline.runtime import log
+from pipeline.runtime.format import are, count_of
 from schemas import dump_files
 from schemas.dump_files import Key
 from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
@@ -48,7 +49,8 @@ def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: s
     ours.save(dump)
     kept = len(theirs.shards) - len(theirs.missing(dump))
     more = sum(s.num_documents for s in ours.shards) - sum(s.num_documents for s in theirs.shards)
-    log.info(f"{dump}: extended by {more} documents; {kept} of {len(theirs.shards)} shards are kept")
+    shards = f"{kept} of {count_of(len(theirs.shards), 'shard')} {are(kept)}"
+    log.info(f"{dump}: extended by {count_of(more, 'document')}; {shards} kept")
 
 
 def planned_sha256(path: Location) -> str | None:

@@ -14,6 +14,7 @@ from pipeline.config.loading import load_recipe, read_values, save_recipe
 from pipeline.dumps.card import public_name, write_card
 from pipeline.dumps.completeness import require_complete
 from pipeline.runtime import log
+from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, arithmetic_of, with_accepted_engine, write_json
 from schemas.shard import window_names
@@ -44,19 +45,19 @@ def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] =
     write_card(out)
     twice = sum(number > 1 for number in Counter(_document_ids(out, merged)).values())
     if twice:
-        log.warning(
-            f"{out}: {twice} document ids occur more than once; corpus.id_field gives documents ids of their own"
-        )
+        ids = f"{count_of(twice, 'document id')} {'occurs' if twice == 1 else 'occur'}"
+        log.warning(f"{out}: {ids} more than once; corpus.id_field gives documents ids of their own")
     return summary
 
 
 def check_mergeable(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] = ()) -> list[Manifest]:
     """Return the dumps' manifests. Checks every byte; raises ValueError if they cannot be one dump."""
     if len(dumps) < 2:
-        raise ValueError(f"{len(dumps)} dump to merge into {out}: give two or more")
+        raise ValueError(f"{count_of(len(dumps), 'dump')} to merge into {out}: give two or more")
     # Not Path.resolve, which raises RuntimeError for circular links.
     if os.path.realpath(out) in map(os.path.realpath, dumps):
         raise ValueError(f"{out} is one of the dumps to merge; give a new folder")
+    _refuse_twice(dumps)
     manifests = [Manifest.load(dump) for dump in dumps]
     accepted = {*accept_engine, *(engine for manifest in manifests for engine in manifest.accepted_engines)}
     first = _nobody_accepted(manifests, accepted)
@@ -103,15 +104,24 @@ def _how_read(identity: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in identity.get("corpus", {}).items() if key not in ("sha256", "field")}
 
 
+def _refuse_twice(dumps: Sequence[Path]) -> None:
+    """Raise ValueError if a folder is named twice, under whatever path."""
+    first_named: dict[str, Path] = {}
+    for dump in dumps:
+        earlier = first_named.setdefault(os.path.realpath(dump), dump)
+        if earlier is not dump:
+            other = "" if str(earlier) == str(dump) else f", as {earlier} and as {dump}"
+            raise ValueError(f"{dump} is named twice{other}: a merge would hold its documents twice; name it once")
+
+
 def _refuse_same_documents(dumps: Sequence[Path], manifests: Sequence[Manifest]) -> None:
     seen: dict[str, str] = {}
     for dump, manifest in zip(dumps, manifests, strict=True):
-        for shard in manifest.shards:
-            where = f"{dump} (shard {shard.index})"
-            if seen.setdefault(shard.sha256, where) != where:
-                raise ValueError(
-                    f"{seen[shard.sha256]} and {where} hold the same documents; leave one of the dumps out"
-                )
+        shards = {shard.sha256: f"{dump} (shard {shard.index})" for shard in manifest.shards}
+        for sha256, where in shards.items():
+            if sha256 in seen:
+                raise ValueError(f"{seen[sha256]} and {where} hold the same documents; leave one of the dumps out")
+        seen |= shards
 
 
 def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:

@@ -13,6 +13,7 @@ from pipeline.corpus.documents import Corpus
 from pipeline.dumps.card import write_card
 from pipeline.dumps.licence import describe, with_licence
 from pipeline.runtime import log, metrics
+from pipeline.runtime.format import are, count_of
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.termination import Terminated, terminable
 from schemas import dump_files
@@ -124,7 +125,9 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
             make_missing(job, corpus, lambda: engines(job, teacher))
         except (KeyboardInterrupt, Terminated):
             done = len(manifest.shards) - len(manifest.missing(dump))
-            log.info(f"{dump}: stopped; {done} of {len(manifest.shards)} shards are complete and kept")
+            log.info(
+                f"{dump}: stopped; {done} of {count_of(len(manifest.shards), 'shard')} {are(done)} complete and kept"
+            )
             raise
         finish(job)
         if is_summed_up(dump, manifest):
@@ -148,7 +151,9 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
     """
     todo = job.missing()
     counts = describe_counts(job.manifest.corpus_counts)
-    log.info(f"{job.dump}: {len(job.manifest.shards)} shards planned, {len(todo)} to make; corpus: {counts}")
+    log.info(
+        f"{job.dump}: {count_of(len(job.manifest.shards), 'shard')} planned, {len(todo)} to make; corpus: {counts}"
+    )
     rounds = free_shards(job)
     first = next(rounds, None)
     if first is None:
@@ -169,7 +174,7 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
                     job.claims.give_back(done.committed)
                 if done.audited:
                     write_audit(job)
-    log.info(f"{job.dump}: {num_made} shards in {time.monotonic() - started:.1f} s")
+    log.info(f"{job.dump}: {count_of(num_made, 'shard')} in {time.monotonic() - started:.1f} s")
 
 
 def count_missing(done: ShardProgress) -> None:
@@ -210,9 +215,8 @@ def finish(job: Job) -> None:
     dump, manifest = job.dump, job.manifest
     num_missing = len(manifest.missing(dump))
     if num_missing:
-        log.info(
-            f"{dump}: {num_missing} shards are missing; other processes are making them, or run the same command again"
-        )
+        shards = f"{count_of(num_missing, 'shard')} {are(num_missing)}"
+        log.info(f"{dump}: {shards} missing; other processes make the rest, or run the same command again")
         return
     with job.claims.writing_json():
         # Written before by this process or another; making a shard removes it. A shard modified since is read again.
@@ -258,9 +262,8 @@ def warn_left_out(corpus: Corpus) -> None:
     """Warn of rows that are not documents, with the first place of each kind."""
     for reason, where in corpus.first_places.items():
         number = corpus.counts[f"left out: {reason}"]
-        log.warning(
-            f"{number} rows are left out: {reason}; the first: {where}", rows=number, reason=reason, first=where
-        )
+        rows = f"{count_of(number, 'row')} {are(number)}"
+        log.warning(f"{rows} left out: {reason}; the first: {where}", rows=number, reason=reason, first=where)
 
 
 def describe_counts(counts: dict[str, int]) -> str:

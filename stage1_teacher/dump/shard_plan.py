@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from pipeline.config import CorpusConfig, Recipe, TeacherConfig
 from pipeline.config.identity import added_values, identity_differences, identity_values
 from pipeline.corpus.documents import Document
+from pipeline.runtime.format import count_of
 from pipeline.sources.file_hash import known_sha256
 from pipeline.sources.pypi import sha256_of
 from pipeline.tokenization.special_ids import SpecialIds
@@ -239,6 +240,6 @@ def _refuse_orphans(dump: Location) -> None:
     orphans = sorted(name for name in names(dump / dump_files.SHARDS) if name.endswith(dump_files.SHARD_SUFFIX))
     if orphans:
         raise ValueError(
-            f"{dump} holds {len(orphans)} shards ({orphans[0]} ...) but no manifest.json to say what they are. Restore "
-            "the manifest, give a new dump.path, or delete that folder to start again."
+            f"{dump} holds {count_of(len(orphans), 'shard')} ({orphans[0]} ...) but no manifest.json to say what they "
+            "are. Restore the manifest, give a new dump.path, or delete that folder to start again."
         )

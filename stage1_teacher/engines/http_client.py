@@ -10,6 +10,7 @@ import httpx2
 
 from pipeline.config import PlacementConfig
 from pipeline.runtime import log
+from pipeline.runtime.format import count_of
 from pipeline.runtime.metrics import count_failure
 
 KEY_VARIABLE = "BLD_API_KEY"  # not OPENAI_API_KEY, which is for another host
@@ -83,9 +84,9 @@ class Server:
                 log.warning(f"{method} {url}: {fault}; {again}")
                 await asyncio.sleep(wait)
         raise ConnectionError(
-            f"{method} {url} failed {self._attempts} times; last error: {fault}. Check that the server runs and that "
-            "placement.base_url is its address; lower placement.requests if it is overloaded. Then rerun the same "
-            "command: completed shards are kept."
+            f"{method} {url} failed {count_of(self._attempts, 'time')}; last error: {fault}. Check that the server "
+            "runs and that placement.base_url is its address; lower placement.requests if it is overloaded. Then rerun "
+            "the same command: completed shards are kept."
         )
 
     async def _ask_once(self, method: str, url: str, body: dict[str, Any] | None, missing_is_none: bool) -> Any:

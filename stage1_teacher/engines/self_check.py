@@ -62,6 +62,12 @@ def check_engine(
     prompt = [*before, *tokens]
     if start is None:
         tokens = tokens[1:]  # the row before the first token does not exist
+    if not tokens:
+        raise ValueError(
+            f"{model}: {engine.name} cannot be checked: {len(prompt)} tokens of a probe text are too few. "
+            f"teacher.max_tokens is {teacher.max_tokens}, and the tokenizer spells "
+            f"{sum(map(bool, tokenizer.token_bytes))} tokens of text; both have to be at least 2"
+        )
     own_RV, again_RV = engine.own_logprobs(prompt), engine.own_logprobs(prompt)
     [states_RD] = engine.hidden_states([prompt])
     column_V = torch.from_numpy(reducer.vocabulary.column)

@@ -1,7 +1,7 @@
 """Window lengths: those the recipe leaves open are fitted to the teacher, and those it gives are checked."""
 
 from pipeline.config import Recipe, TeacherConfig
-from pipeline.config.teacher import MOST_OVERLAP
+from pipeline.config.teacher import MIN_WINDOW, MOST_OVERLAP
 from pipeline.runtime import log
 from pipeline.runtime.huggingface import check_positions, load_config, max_positions
 from schemas import dump_files
@@ -56,6 +56,8 @@ def _fitted(recipe: Recipe, limit: int | None, why: str) -> Recipe:
         why: the reason for the limit, for the log.
     """
     teacher = recipe.teacher
+    if limit is not None and limit < MIN_WINDOW:
+        raise ValueError(f"{teacher.model}: {why}; a window takes at least {MIN_WINDOW} tokens (teacher.max_tokens)")
     if limit is not None and limit < teacher.max_tokens and not _is_given(teacher, "max_tokens"):
         given = {key: getattr(teacher, key) for key in teacher.model_fields_set}
         teacher = type(teacher)(**given | {"max_tokens": limit})

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.runtime import log, metrics
 from pipeline.runtime.child_processes import end_children_with_me
+from pipeline.runtime.format import count_of
 from pipeline.runtime.termination import terminable
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.job import Job, OpenShardMaker, ShardMaker, ShardWork
@@ -215,9 +216,10 @@ class ClusterEngines:
             why = self._lose(engine, error)
             self._failed_starts += 1
             if self._failed_starts >= self._placement.max_engine_failures:
+                engines = count_of(self._failed_starts, "engine")
                 raise EngineError(
-                    f"{self._failed_starts} engines in a row failed to start (placement.max_engine_failures); last "
-                    f"error: {why}. Fix the cause (if it is memory, lower placement.gpu_memory) and rerun the same "
+                    f"{engines} in a row failed to start (placement.max_engine_failures); last error: "
+                    f"{why}. Fix the cause (if it is memory, lower placement.gpu_memory) and rerun the same "
                     "command."
                 ) from error
             log.warning(f"{self._job.dump}: an engine failed to start ({why}); starting another")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.corpus.documents import Document
+from pipeline.runtime.format import count_of
 from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.shard_writer import ShardProgress
@@ -98,8 +99,9 @@ class ShardQueue:
         if shard.complete:
             return
         if shard.failures >= self._max_failures:
+            engines = count_of(shard.failures, "engine")
             raise EngineError(
-                f"shard {shard.plan.index} failed on {shard.failures} engines (placement.max_engine_failures); last "
+                f"shard {shard.plan.index} failed on {engines} (placement.max_engine_failures); last "
                 f"error: {why}. Completed shards are kept; fix the cause (if it is memory, lower "
                 "placement.engine_batch_tokens) and rerun the same command."
             )

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.config.identity import identity_differences
 from schemas import VersionError, dump_files
+from schemas.columns import describe_field, differ
 from schemas.dump_files import Key
 from schemas.file_seal import check_seal
 from schemas.manifest import Manifest, ShardPlan, read_json, shard_identity, with_accepted_engine
@@ -69,13 +70,18 @@ def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[s
 
 def _schema_faults(schema: pa.Schema, expected: pa.Schema) -> list[str]:
     """Return columns that differ from the format's; metadata is not compared."""
-    ours = {field.name: (field.type, field.nullable) for field in expected}
-    theirs = {field.name: (field.type, field.nullable) for field in schema}
-    return [
-        f": column {name} is {theirs.get(name)}, the format says {ours.get(name)}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
+    ours, theirs = ({field.name: field for field in fields} for fields in (expected, schema))
+    faults = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in ours:
+            faults.append(f": column {name} ({describe_field(theirs[name])}) is not one of this dump's format")
+        elif name not in theirs:
+            faults.append(f": column {name} is missing")
+        elif differ(theirs[name], ours[name]):
+            faults.append(
+                f": column {name} is {describe_field(theirs[name])}, the format says {describe_field(ours[name])}"
+            )
+    return faults
 
 
 def _plan_faults(metadata: dict[str, str], shard: ShardPlan, manifest: Manifest) -> list[str]:

@@ -6,6 +6,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from pipeline.runtime.format import are, count_of
 from pipeline.tokenization.chat_template import ASSISTANT
 from schemas import NUM_SYMBOLS, levels
 from schemas.columns import BY_NAME
@@ -55,7 +56,9 @@ def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan
         yield f" (doc_id {open_id!r}): the document's last window is missing"
     left_out = json.loads(metadata[Key.LEFT_OUT])
     if num_documents + len(left_out) != shard.num_documents:
-        yield f": {num_documents} documents and {len(left_out)} left out, but {shard.num_documents} are planned"
+        documents = count_of(num_documents, "document")
+        planned = f"{shard.num_documents} {are(shard.num_documents)} planned"
+        yield f": {documents} and {len(left_out)} left out, but {planned}"
     if num_bytes != shard.num_bytes and not (left_out or rendered):
         yield f": {num_bytes} bytes to supervise, but {shard.num_bytes} are planned"
 

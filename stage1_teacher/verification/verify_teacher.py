@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.config import Recipe
 from pipeline.config.identity import identity_differences
 from pipeline.config.loading import parse_recipe
+from pipeline.runtime.format import count_of
 from pipeline.runtime.plugins import is_own
 from schemas import dump_files
 from schemas.manifest import Manifest
@@ -64,8 +65,9 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
     worst_control = max(result.control_nats for result in results)
     limit = max(TOLERANCE_NATS, TOLERANCE_CONTROLS * worst_control)
     print(
-        f"{path}: {len(results)} records recomputed (documents whose ids hash lowest). Teacher to stored targets: "
-        f"{_mean(results, 'kl_nats'):.2e} nats, total variation {_mean(results, 'total_variation'):.2e} per position, "
+        f"{path}: {count_of(len(results), 'record')} recomputed (documents whose ids hash lowest). Teacher to "
+        f"stored targets: {_mean(results, 'kl_nats'):.2e} nats, "
+        f"total variation {_mean(results, 'total_variation'):.2e} per position, "
         f"worst record {max(result.kl_nats for result in results):.2e} nats. "
         f"Control, the teacher run twice in other batches: {_mean(results, 'control_nats'):.2e} nats, total variation "
         f"{_mean(results, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. "

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.runtime.format import are, count_of
 from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.record import Question, Record
@@ -40,8 +41,9 @@ class OpenDump:
         missing = [shard.name for shard in self.shards if shard.name not in shards_present]
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            shards = f"{len(missing)} of {count_of(len(self.shards), 'shard')} {are(len(missing))}"
             raise ValueError(
-                f"{path} is not complete: {len(missing)} of {len(self.shards)} shards are missing ({listed}); "
+                f"{path} is not complete: {shards} missing ({listed}); "
                 "run `bld teacher` again with the same recipe; it continues where it stopped"
             )
         if not self.shards:

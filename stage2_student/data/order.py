@@ -102,7 +102,7 @@ class Order:
     def __post_init__(self) -> None:
         assert self.version in READ
         if not self.counts_S.sum():
-            raise ValueError(f"the dump's {len(self.counts_S)} shards hold no record")
+            raise ValueError(f"none of the dump's {len(self.counts_S)} shards holds a record")
 
     def windows(self, start: Position = START) -> Iterator[Window]:
         """Yield windows without end, starting with the one that contains `start`."""

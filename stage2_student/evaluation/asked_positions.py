@@ -12,6 +12,7 @@ from itertools import islice
 
 import numpy as np
 
+from pipeline.runtime.format import count_of
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
 from pipeline.tokenization.chat_records import encode_by_turn
 from pipeline.tokenization.chat_template import ChatError
@@ -124,7 +125,9 @@ def asked_records(
             num_asked += 1
         asked.num_seen += 1
     if not num_asked:
-        raise ValueError(f"{dump}: none of its {asked.num_seen} records can be compared: left out {asked.left_out}")
+        raise ValueError(
+            f"{dump}: none of its {count_of(asked.num_seen, 'record')} can be compared: left out {asked.left_out}"
+        )
     asked.sha256 = digest.hexdigest()
     return asked
 

@@ -24,6 +24,7 @@ from pipeline.covering.vocabulary import check_head_rows
 from pipeline.runtime import log
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.devices import compute_device
+from pipeline.runtime.format import count_of
 from pipeline.runtime.huggingface import load_config, load_model
 from pipeline.runtime.padding import padded_groups
 from pipeline.sources.resolve import resolve_model
@@ -226,8 +227,9 @@ def _say_windows(name: str, figures: Mapping[str, Any]) -> None:
     documents, windows, size = figures["num_documents"], figures["num_windows"], figures["max_tokens"]
     if windows > documents:
         log.info(
-            f"{name}: {documents} documents read in {windows} windows of at most {size} tokens; tokens scored in a "
-            f"later window have at least {overlap_of(size)} tokens before them, or a chat's message from its beginning"
+            f"{name}: {count_of(documents, 'document')} read in {windows} windows of at most {size} tokens; tokens "
+            f"scored in a later window have at least {overlap_of(size)} tokens before them, or a chat's message from "
+            "its beginning"
         )
 
 

@@ -21,6 +21,7 @@ from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime import log, plugins
 from pipeline.runtime.child_processes import child_environment, descendants, end_children_with_me
 from pipeline.runtime.devices import has_nvidia_gpu
+from pipeline.runtime.format import count_of
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_environment import free_port, started_as_rank
@@ -73,7 +74,7 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
     if dry_run:
         command = launch_command(run / "launch.yaml", loaded.train, free_port())
         dumps = ", ".join(ref.path for ref in dump_refs(loaded))
-        print(f"dump {dumps} -> run {run}, {loaded.train.steps} steps:\n{' '.join(command)}")
+        print(f"dump {dumps} -> run {run}, {count_of(loaded.train.steps, 'step')}:\n{' '.join(command)}")
         return 0
     run.mkdir(parents=True, exist_ok=True)
     end_children_with_me()

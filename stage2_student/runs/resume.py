@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.runtime import log
+from pipeline.runtime.format import are, count_of
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.rank_messages import Channel
 from stage2_student.runs.checkpoint_files import Inventory, find_damage
@@ -65,10 +66,8 @@ def load(engine: Any, run: Path, checkpoint: Checkpoint, channel: Channel, conve
     if convert:
         tag = f"{checkpoint.name}.universal.partial"
         if channel.rank == 0:
-            log.info(
-                f"{checkpoint.name}: written by a world of {checkpoint.world}, now there are {channel.world} ranks; "
-                "converting it"
-            )
+            ranks = f"{are(channel.world)} {count_of(channel.world, 'rank')}"
+            log.info(f"{checkpoint.name}: written by a world of {checkpoint.world}, now there {ranks}; converting it")
             shutil.rmtree(folder / tag, ignore_errors=True)
             ds.convert_to_universal(folder / checkpoint.name, folder / tag)
         channel.gather()

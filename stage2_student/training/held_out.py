@@ -17,6 +17,7 @@ import torch
 from pipeline.config import Recipe, corpora_of
 from pipeline.corpus.documents import Corpus
 from pipeline.runtime import log
+from pipeline.runtime.format import count_of
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation, Excerpt
@@ -85,7 +86,7 @@ def held_out(
     try:
         text = scored_text(documents, [reader])
     except ValueError as error:
-        raise ValueError(f"train.eval_every: of the first {len(documents)} documents: {error}") from None
+        raise ValueError(f"train.eval_every: of the first {count_of(len(documents), 'document')}: {error}") from None
     windows = [
         window
         for number, spelled in enumerate(reader.spell(documents))
@@ -95,7 +96,7 @@ def held_out(
     if rank == 0:
         cut = f" in {len(windows)} windows" if len(windows) > text.num_documents else ""
         more = "".join(f"; left out: {count}, {reason}" for reason, count in text.left_out.items())
-        log.info(f"held out: {text.num_documents} documents{cut}, {text.num_bytes} bytes{more}")
+        log.info(f"held out: {count_of(text.num_documents, 'document')}{cut}, {text.num_bytes} bytes{more}")
     micro_batches = _rank_micro_batches(windows, train.micro_batch_tokens, start_id, world)[rank]
     # Earlier releases left out documents longer than a window; their figures have the digest of the documents alone.
     how = f"windows of {train.piece_tokens} tokens" if len(windows) > text.num_documents else ""

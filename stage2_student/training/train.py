@@ -19,6 +19,7 @@ from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime import log, metrics
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.dtypes import slow_dtype
+from pipeline.runtime.format import count_of
 from pipeline.runtime.huggingface import check_positions
 from pipeline.runtime.log import info, warning
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
@@ -151,7 +152,7 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
         if not has_ended:
             _train(recipe, sources, channel, checkpoint)
         elif channel.rank == 0:
-            info(f"{run} has done its {recipe.train.steps} steps; nothing to train")
+            info(f"{run} has done its {count_of(recipe.train.steps, 'step')}; nothing to train")
         if channel.rank == 0:
             if not has_ended or is_due(run):  # an export made during the run is not the trained model
                 export(run)
@@ -178,7 +179,7 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     for remark in sources.tokenizer.remarks():
         info(f"{run}: the student's tokenizer {remark}")
     for remark, count in sources.reader.remarks.items():
-        info(f"{run}: {count} documents {remark}")
+        info(f"{run}: {count_of(count, 'document')} {remark}")
     folder.claim(run, _identity(recipe, sources))
     remove_partial_checkpoints(run)
     save_recipe(recipe, run / dump_files.RECIPE)
@@ -290,7 +291,7 @@ def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpR
     results = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
     write_json(run / dump_files.SUMMARY, {**state.as_dict(), **results})
     for reason, count in state.left_out.items():
-        warning(f"left out: {count} records, {reason}")
+        warning(f"left out: {count_of(count, 'record')}, {reason}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config import Recipe, TrainConfig, student_config
+from pipeline.runtime.format import are, count_of
 from schemas import dump_files
 from schemas.record import Question
 from stage2_student.data.encode import TOO_LONG
@@ -28,25 +29,26 @@ def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = 
     too_long_U = lengths.tokens_U > max_tokens
     tokens, num_left_out = int(lengths.tokens_U[usable_U].sum()), len(lengths.reasons) + int(too_long_U.sum())
     yield (
-        f"an epoch: {lengths.num_records - num_left_out:,} records, {tokens:,} tokens, "
-        f"{tokens / train.batch_tokens:,.1f} steps; {num_left_out:,} records cannot be used"
+        f"an epoch: {count_of(lengths.num_records - num_left_out, 'record', ',')}, {count_of(tokens, 'token', ',')}, "
+        f"{tokens / train.batch_tokens:,.1f} steps; {count_of(num_left_out, 'record', ',')} cannot be used"
     )
     if lengths.num_rendered:
         yield (
-            f"{lengths.num_rendered:,} chats are read {lengths.num_renderings:,} times, each time with other turns "
-            "supervised: the student's template renders earlier turns differently once a chat continues"
+            f"{count_of(lengths.num_rendered, 'chat', ',')} {are(lengths.num_rendered)} read "
+            f"{count_of(lengths.num_renderings, 'time', ',')}, each time with other turns supervised: the "
+            "student's template renders earlier turns differently once a chat continues"
         )
     if lengths.num_cut:
         yield (
-            f"{lengths.num_cut:,} records of more than {max_tokens} tokens (train.max_tokens) are cut into "
-            f"{lengths.num_cut_pieces:,} pieces, each after the first with about {overlap_tokens(max_tokens)} tokens "
-            "of context"
+            f"{count_of(lengths.num_cut, 'record', ',')} of more than {max_tokens} tokens (train.max_tokens) "
+            f"{are(lengths.num_cut)} cut into {lengths.num_cut_pieces:,} pieces, each after the first with "
+            f"about {overlap_tokens(max_tokens)} tokens of context"
         )
     for line in _left_out(lengths):
         yield f"left out: {line}"
     if too_long := int(too_long_U.sum()):
         share = _share(int(lengths.tokens_U[too_long_U].sum()), int(lengths.tokens_U.sum()))
-        yield f"left out: {too_long:,} records, {share} of the tokens: {TOO_LONG}"
+        yield f"left out: {count_of(too_long, 'record', ',')}, {share} of the tokens: {TOO_LONG}"
     if order == WHOLE_CHATS and has_chats:
         yield (
             "this run continues as it began: a chat is left out if the student's template renders one of its turns "
@@ -74,8 +76,9 @@ def usable_lines(recipe: Recipe, questions: Sequence[Question]) -> Iterator[tupl
     usable = lengths.num_bytes - lengths.num_unused_bytes
     yield (
         "student's records",
-        f"of {lengths.num_records:,} sampled, {lengths.num_cut:,} are cut into {lengths.num_cut_pieces:,} pieces of at "
-        f"most {max_tokens} tokens; {_share(usable, lengths.num_bytes)} of the supervised bytes can be used",
+        f"of {lengths.num_records:,} sampled, {lengths.num_cut:,} {are(lengths.num_cut)} cut into "
+        f"{lengths.num_cut_pieces:,} pieces of at most {max_tokens} tokens; "
+        f"{_share(usable, lengths.num_bytes)} of the supervised bytes can be used",
     )
     for line in _left_out(lengths):
         yield "left out", line
@@ -83,10 +86,11 @@ def usable_lines(recipe: Recipe, questions: Sequence[Question]) -> Iterator[tupl
 
 def _left_out(lengths: Lengths) -> Iterator[str]:
     for reason, (records, num_bytes) in lengths.unusable().items():
-        yield f"{records:,} records, {_share(num_bytes, lengths.num_bytes)} of the supervised bytes: {reason}"
+        share = _share(num_bytes, lengths.num_bytes)
+        yield f"{count_of(records, 'record', ',')}, {share} of the supervised bytes: {reason}"
     for reason, turns, num_bytes in lengths.turns_left_out.values():
         share = _share(num_bytes, lengths.num_bytes)
-        yield f"{turns:,} turns of chats used without them, {share} of the supervised bytes: {reason}"
+        yield f"{count_of(turns, 'turn', ',')} of chats used without them, {share} of the supervised bytes: {reason}"
 
 
 def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -151,8 +151,8 @@ def test_names_and_texts_of_any_kind_are_kept_and_lead_nowhere(
     code, text = bld("teacher", recipe, "-o", "corpus.id_field=id")
     told = text
     assert code == 0
-    assert re.search(r"warning: 1 rows are left out: malformed JSON; the first: .*corpus\.jsonl, line 4", text)
-    assert re.search(r"warning: 1 rows are left out: no field 'text'; the first: .*corpus\.jsonl, line 5", text)
+    assert re.search(r"warning: 1 row is left out: malformed JSON; the first: .*corpus\.jsonl, line 4", text)
+    assert re.search(r"warning: 1 row is left out: no field 'text'; the first: .*corpus\.jsonl, line 5", text)
     assert all(dump in path.parents or path == dump for path in everything(tmp_path) - before)
     assert [path.name for path in (dump / "shards").glob("*.parquet")] == ["part-00000.parquet"]
     records = list(read_shard(dump / "shards" / "part-00000.parquet"))
@@ -168,6 +168,9 @@ def test_names_and_texts_of_any_kind_are_kept_and_lead_nowhere(
     assert json.loads(bld("inspect", dump, "--doc", "same", "--nth", "2", "--json")[1].splitlines()[0])["positions"]
     code, text = bld("inspect", dump, "--doc", "same", "--nth", "3")
     assert code == 1 and "holds 2 documents named 'same'; there is no --nth 3" in text
+    for options in ((), ("--worst", "3"), ("--find", "a"), ("--json",)):
+        code, text = bld("inspect", dump, "--nth", "2", *options)
+        assert code == 1 and "--nth 2 chooses among documents of one name: give it with --doc ID" in text
     for options in (("--worst", "10"), ("--find", "a"), ("--doc", "none such")):
         told += (text := bld("inspect", dump, *options)[1])
         assert not set("\x00\x1b\u202e") & set(text)

@@ -257,7 +257,7 @@ def test_processes_share_a_dump_and_a_dead_ones_claim_is_free(
     others = [path.name for path in parts(whole) if path.name != "part-00001.parquet"]
     assert [path.name for path in parts(tmp_path / "dump")] == others
     assert left(tmp_path) == [half] and not (tmp_path / "dump" / "summary.json").exists()
-    assert "1 shards are missing; other processes are making them" in capsys.readouterr().err
+    assert "1 shard is missing; other processes make the rest" in capsys.readouterr().err
     other.kill()
     other.communicate()
     dump(recipe)

@@ -118,3 +118,17 @@ def test_a_server_that_is_started_with_another_length_leaves_a_begun_dumps_windo
         fitted = with_fitting_windows(Recipe.model_validate(values), "m")
         assert fitted.teacher.max_tokens == 1023
         Manifest(identity={"teacher": {"max_tokens": 1023}}, corpus_counts={}, shards=()).save(tmp_path)
+
+
+def test_a_server_of_windows_too_short_to_read_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {
+        "corpus": {"source": "c.jsonl"},
+        "teacher": {"model": "m", "engine": "openai"},
+        "placement": {"base_url": "http://127.0.0.1:1/v1"},
+        "dump": {"path": str(tmp_path)},
+    }
+    monkeypatch.setattr("stage1_teacher.engines.openai_server.longest_window", lambda *_: 7)
+    with pytest.raises(ValueError, match=r"^m: the server accepts 7; a window takes at least 8 tokens"):
+        with_fitting_windows(Recipe.model_validate(values), "m")

@@ -1,6 +1,6 @@
 """Figures as text."""
 
-from pipeline.runtime.format import binary_size, decimal_size, rough_time, short_number
+from pipeline.runtime.format import are, binary_size, count_of, decimal_size, rough_time, short_number
 
 
 def test_sizes_are_readable() -> None:
@@ -12,3 +12,10 @@ def test_sizes_are_readable() -> None:
 def test_times_are_readable() -> None:
     assert [rough_time(seconds) for seconds in (71, 720, 12_600, 181_440)] == ["71 s", "12 min", "3.5 h", "2.1 d"]
     assert rough_time(60, longest=7200) == "0.0167 h"
+
+
+def test_one_thing_is_counted_in_the_singular() -> None:
+    assert [count_of(n, "row") for n in (0, 1, 2, 1200)] == ["0 rows", "1 row", "2 rows", "1200 rows"]
+    assert count_of(1200, "document", ",") == "1,200 documents"
+    assert [are(n) for n in (0, 1, 2)] == ["are", "is", "are"]
+    assert decimal_size(1) == "1 byte"

@@ -10,10 +10,11 @@ import pytest
 from pipeline.config.loading import load_recipe
 from pipeline.dumps.completeness import dump_faults
 from schemas.manifest import Manifest
-from stage1_teacher.dump.merge import merge_dumps
+from stage1_teacher.dump.merge import check_mergeable, merge_dumps
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.dump.test_run import TEXTS, dump, write_recipe
+from tests.support.readable_dumps import IDENTITY, finish, make_record, write_dump
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -204,3 +205,21 @@ def test_dumps_that_cannot_be_one_are_refused_by_what_differs(tmp_path: Path, mo
         with pytest.raises(ValueError, match=why):
             merge_dumps(out, dumps)
         assert not out.exists()
+
+
+def test_a_dump_named_twice_is_refused_and_one_that_repeats_itself_is_not(tmp_path: Path) -> None:
+    identity = dict(IDENTITY) | {"teacher": {"model": "t", "engine": "e"}}
+    one, other = (
+        finish(write_dump(tmp_path / name, [[make_record(name, b"x")], [make_record(name, b"y")]], identity=identity))
+        for name in ("one", "other")
+    )
+    (tmp_path / "link").symlink_to(one)
+    for again in (one, tmp_path / "link", tmp_path / "other" / ".." / "one"):
+        with pytest.raises(ValueError, match=rf"^{again} is named twice.*name it once"):
+            check_mergeable(tmp_path / "out", [one, other, again])
+    with pytest.raises(ValueError, match=r"one \(shard 0\) and .*other \(shard 0\) hold the same documents"):
+        check_mergeable(tmp_path / "out", [one, other])
+    manifest = Manifest.load(other)
+    repeated = [shard.model_copy(update={"sha256": "the same text twice"}) for shard in manifest.shards]
+    manifest.model_copy(update={"shards": tuple(repeated)}).save(other)
+    assert len(check_mergeable(tmp_path / "out", [one, other])) == 2

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.config import TeacherConfig
 from pipeline.config.loading import load_recipe
 from stage1_teacher.engines import self_check
 from stage1_teacher.engines.huggingface import TransformersEngine
@@ -195,3 +196,14 @@ def test_a_tokenizer_that_cannot_spell_the_probe_is_probed_with_tokens(
     monkeypatch.setattr(ByteTokenizer, "encode", refuse)
     ids = self_check.probe_tokens(tokenizer, 20)
     assert len(ids) == 20 and all(tokenizer.token_bytes[token] for token in ids)
+
+
+@pytest.mark.parametrize(("start", "max_tokens"), [(268, 1), (None, 1), (None, 2)])
+def test_a_probe_of_too_few_tokens_is_refused_in_words(
+    tmp_path: Path, model: Path, start: int | None, max_tokens: int
+) -> None:
+    teacher = opened(tmp_path, model)
+    assert teacher.reducer is not None and isinstance(teacher.engine, TransformersEngine)
+    section = TeacherConfig.model_construct(max_tokens=max_tokens, dtype="float32")
+    with pytest.raises(ValueError, match=rf"M: transformers.* cannot be checked: .*teacher.max_tokens is {max_tokens}"):
+        self_check.check_engine(teacher.engine, teacher.reducer, teacher.tokenizer, start, section, "M")

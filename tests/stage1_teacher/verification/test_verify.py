@@ -61,6 +61,10 @@ def test_a_sound_shard_of_a_newer_release_is_not_to_be_deleted(copy: Path) -> No
     assert "has schema version '9'" in fault and "newer bld" in fault and "delete" not in fault
 
 
+def with_type(table: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, pa.nulls(len(table), kind))
+
+
 def test_verify_finds_what_no_checksum_can(copy: Path) -> None:
     first, second, *_ = parts(copy)
     good = first.read_bytes()
@@ -72,7 +76,11 @@ def test_verify_finds_what_no_checksum_can(copy: Path) -> None:
         return found
 
     assert "documents and 0 left out" in faults_of(lambda table: table.slice(1))
-    assert "column doubt is None" in faults_of(lambda table: table.drop_columns(["doubt"]))
+    assert "column doubt is missing" in faults_of(lambda table: table.drop_columns(["doubt"]))
+    more = faults_of(lambda table: table.append_column("mine", pa.array(["x"] * len(table))))
+    assert "column mine (string) is not one of this dump's format" in more
+    nulls = faults_of(lambda table: with_type(table, "doubt", pa.null()))
+    assert "column doubt is null, the format says list<element: float not null> not null" in nulls
     assert "dropped holds values outside 0..1" in faults_of(two_dropped)
     shifted = faults_of(lambda table: with_column(table, "window_start", [7] * table.num_rows))
     assert "supervises from byte 7 on" in shifted

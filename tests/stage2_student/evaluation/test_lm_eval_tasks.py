@@ -277,7 +277,7 @@ def test_the_command_writes_the_harness_json(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--task-limit", "2"), "limit: these need --tasks"),
+        (("--task-limit", "2", "--num-fewshot", "1"), "error: --num-fewshot, --task-limit: these need --tasks"),
         (("--tasks", "three", "--json", "out.json"), "--json out.json is for figures on text"),
     ],
 )

@@ -161,7 +161,7 @@ def test_rows_are_read_as_a_whole_shard_has_them(work: Path) -> None:
             found = list(read_rows(path, rows, batch_records))
             assert [record.doc_id for record in found] == [every[row].doc_id for row in rows]
             assert all((record.logprobs == every[row].logprobs).all() for record, row in zip(found, rows, strict=True))
-    with pytest.raises(ValueError, match=r"part-00000\.parquet has 12 records, and none at row 12"):
+    with pytest.raises(ValueError, match=r"part-00000\.parquet has no row 12, only 12"):
         list(read_rows(path, [3, 12]))
 
 
@@ -387,5 +387,5 @@ def test_what_cannot_be_used_is_left_out_by_reason_and_nothing_at_all_is_refused
     assert all(batch.num_tokens >= 40 for batch in batches)
     with pytest.raises(ValueError, match=r"no record of the dump can be used: .*'not a chat': 2, .*max_tokens': 4"):
         next(plan_batches(counts, 0, 40, 5))
-    with pytest.raises(ValueError, match="the dump's 2 shards hold no record"):
+    with pytest.raises(ValueError, match="none of the dump's 2 shards holds a record"):
         next(plan_batches(Lengths.of([[], []]), 0, 40, 5))
