@@ -136,7 +136,7 @@ def test_reader_resumes_from_every_position(tmp_path: Path) -> None:
 def test_reader_refuses_a_dump_with_a_missing_shard(tmp_path: Path) -> None:
     dump = make_dump(tmp_path / "dump")
     (dump / "shards" / "part-00001.parquet").unlink()
-    with pytest.raises(ValueError, match=r"1 of 3 shards are missing \(part-00001.parquet\); run `bld teacher` again"):
+    with pytest.raises(ValueError, match=r"1 of 3 shards is missing \(part-00001.parquet\); run `bld teacher` again"):
         DumpReader(dump, 0)
 
 
