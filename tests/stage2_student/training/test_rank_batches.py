@@ -250,12 +250,12 @@ def test_what_is_cut_and_left_out_is_said_with_its_share_of_the_bytes(work: Path
     train = builder(work, tokenizer, 0, 1, max_tokens=20).recipe.train
     shard = [Counted((19, 15), num_bytes=60), Counted((7,), num_bytes=20), Counted((), "cannot be spelled", 20)]
     lines = list(remarks(Lengths.of([shard]), train, order_module.VERSION))
-    assert lines[0] == "an epoch: 2 records, 41 tokens, 0.3 steps; 1 records cannot be used"
-    assert lines[1].startswith("1 records of more than 20 tokens (train.max_tokens) are cut into 2 pieces")
-    assert lines[2:] == ["left out: 1 records, 20.0 % of the supervised bytes: cannot be spelled"]
+    assert lines[0] == "an epoch: 2 records, 41 tokens, 0.3 steps; 1 record cannot be used"
+    assert lines[1].startswith("1 record of more than 20 tokens (train.max_tokens) is cut into 2 pieces")
+    assert lines[2:] == ["left out: 1 record, 20.0 % of the supervised bytes: cannot be spelled"]
     whole = [Counted((30,), num_bytes=60), Counted((10,), num_bytes=20)]
     lines = list(remarks(Lengths.of([whole]), train, order_module.WHOLE_RECORDS))
-    assert "left out: 1 records, 75.0 % of the tokens: longer than train.max_tokens" in lines
+    assert "left out: 1 record, 75.0 % of the tokens: longer than train.max_tokens" in lines
     assert "continues in the order that it began in" in lines[-1]
 
 
@@ -290,12 +290,12 @@ def test_turns_that_are_left_out_are_said_beside_records_and_are_no_part_of_what
     shard = [Counted((19, 15), None, 60, False, 2, reasons), Counted((18, 9), None, 20), Counted((), "strips", 20)]
     lengths = Lengths.of([shard, [Counted((19,), None, 100, False, 1, reasons[:1])]])
     lines = list(remarks(lengths, train, order_module.VERSION, has_chats=True))
-    assert lines[1].startswith("1 chats are read 2 times, each time with other turns supervised")
-    assert lines[2].startswith("1 records of more than 20 tokens (train.max_tokens) are cut into 2 pieces")
+    assert lines[1].startswith("1 chat is read 2 times, each time with other turns supervised")
+    assert lines[2].startswith("1 record of more than 20 tokens (train.max_tokens) is cut into 2 pieces")
     assert lines[3:] == [
-        "left out: 1 records, 10.0 % of the supervised bytes: strips",
+        "left out: 1 record, 10.0 % of the supervised bytes: strips",
         "left out: 4 turns of chats used without them, 30.0 % of the supervised bytes: strips",
-        "left out: 1 turns of chats used without them, 2.5 % of the supervised bytes: calls",
+        "left out: 1 turn of chats used without them, 2.5 % of the supervised bytes: calls",
     ]
     assert lengths.num_unused_bytes == 20 + 60 + 5
     assert "a chat is left out if" in list(remarks(lengths, train, order_module.WHOLE_CHATS, True))[-1]
