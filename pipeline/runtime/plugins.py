@@ -30,7 +30,7 @@ _MOVED = {
     "stage2_student.objectives": ("stage2_student.losses.objectives",),
 }
 # Modules that have become packages of the same name: where the names went that such a file may import from them.
-_SPLIT = {"stage2_student.losses": ("stage2_student.losses.divergences", "stage2_student.data.examples")}
+_SPLIT = {"stage2_student.losses": ("stage2_student.data.examples", "stage2_student.losses.divergences")}
 
 
 def is_own(name: str) -> bool:

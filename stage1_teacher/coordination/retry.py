@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pipeline.runtime import log
-from pipeline.runtime.format import count_of
 from pipeline.runtime.metrics import count_failure
 from stage1_teacher.targets.teacher import Teacher
 
@@ -34,9 +33,9 @@ def retry_with_restart(teacher: Teacher, run: Callable[[], Output], max_failures
             raise
         except Exception as error:
             if failures == max_failures or not teacher.can_restart:
-                times = count_of(failures, "time")
+                times = "once" if failures == 1 else f"{failures} times in a row"
                 raise EngineError(
-                    f"the teacher's engine failed {times} in a row (placement.max_engine_failures); last error: "
+                    f"the teacher's engine failed {times} (placement.max_engine_failures); last error: "
                     f"{_describe(error)}. Completed shards are kept; fix the cause (if it is memory, lower "
                     "placement.engine_batch_tokens) and rerun the same command. --debug shows the traceback."
                 ) from error
