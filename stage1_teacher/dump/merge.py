@@ -106,12 +106,13 @@ def _how_read(identity: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_twice(dumps: Sequence[Path]) -> None:
     """Raise ValueError if a folder is named twice, under whatever path."""
-    first_named: dict[str, Path] = {}
+    names: dict[str, Path] = {}
     for dump in dumps:
-        earlier = first_named.setdefault(os.path.realpath(dump), dump)
-        if earlier is not dump:
-            other = "" if str(earlier) == str(dump) else f", as {earlier} and as {dump}"
+        folder = os.path.realpath(dump)
+        if folder in names:
+            other = "" if str(names[folder]) == str(dump) else f", as {names[folder]} and as {dump}"
             raise ValueError(f"{dump} is named twice{other}: a merge would hold its documents twice; name it once")
+        names[folder] = dump
 
 
 def _refuse_same_documents(dumps: Sequence[Path], manifests: Sequence[Manifest]) -> None:

@@ -38,7 +38,13 @@ def open_engine(request: EngineRequest) -> Engine | ListingEngine:
     except Exception as error:
         raise ValueError(describe_fault(teacher.engine, error)) from error
     _check_members(engine, teacher)
-    engine.name, engine.cannot_branch = engine_name(teacher, request.placement), None
+    try:
+        engine.name, engine.cannot_branch = engine_name(teacher, request.placement), None
+    except AttributeError as error:
+        raise ValueError(
+            f"{teacher.engine}: make_engine returns a {type(engine).__name__} whose `name` and `cannot_branch` "
+            "cannot be set; return an object that allows it (no frozen dataclass, no tuple, no __slots__ without them)"
+        ) from error
     checked: Engine | ListingEngine = engine
     return checked
 

@@ -168,6 +168,16 @@ def test_an_engine_of_ones_own_that_gives_hidden_states_makes_the_dump_of_the_on
             "which stage1_teacher.engines.base.ListingEngine",
         ),
         (
+            "from typing import NamedTuple\nfrom pipeline.config import EngineSpec\n"
+            "ENGINE = EngineSpec(served=True, hidden_states=False)\n"
+            "class Mine(NamedTuple):\n"
+            "    def listed_rows(self, prompts): ...\n"
+            "    def close(self): ...\n"
+            "def make_engine(r):\n"
+            "    return Mine()\n",
+            "mine.py: make_engine returns a Mine whose `name` and `cannot_branch` cannot be set",
+        ),
+        (
             "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, hidden_states=False)\n"
             "def make_engine(r):\n"
             "    return 1 / 0\n",
