@@ -23,22 +23,9 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from pipeline.config import TrainConfig
 from stage2_student.distributed.rank_environment import rank_environment
 
 LR_FACTOR = "lr_factor"  # of a parameter group
-
-
-def learning_rate(step: int, train: TrainConfig) -> float:
-    """Return the learning rate of optimizer step `step` (from 0).
-
-    Linear warm-up, then a cosine down to `lr * min_lr_ratio` at the last step.
-    """
-    if step < train.warmup_steps:
-        return train.lr * (step + 1) / train.warmup_steps
-    progress = (step - train.warmup_steps) / max(1, train.steps - 1 - train.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return train.lr * (train.min_lr_ratio + (1 - train.min_lr_ratio) * cosine)
 
 
 def start_ranks() -> tuple[int, int, torch.device]:

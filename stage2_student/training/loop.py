@@ -21,6 +21,7 @@ from stage2_student.runs import retention
 from stage2_student.runs.checkpoints import checkpoint_name, commit_checkpoint
 from stage2_student.runs.step_log import RunLog
 from stage2_student.training.held_out import HeldOut
+from stage2_student.training.learning_rate import learning_rate
 from stage2_student.training.rank_batches import BatchBuilder
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks, StepPlan, take_step
@@ -48,7 +49,7 @@ def run_steps(
             num_bytes = _supervised_bytes(micro_batches, ranks)
             plan = StepPlan(
                 step=state.step + 1,
-                lr=ds.learning_rate(state.step, config),
+                lr=learning_rate(state.step, config),
                 seed=(config.seed * 1_000_003 + state.step) * 4096 + ranks.rank,
                 num_bytes=num_bytes,
                 interface_alone=state.step < config.interface_warmup_steps,
