@@ -7,10 +7,12 @@ positions, V symbols (256).
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.special_ids import SpecialIds
 from schemas import NUM_SYMBOLS
 from stage2_student.data.examples import NO_LABEL, Encoded, Example
 from stage2_student.data.micro_batch import MicroBatch
@@ -27,6 +29,17 @@ class StudentShape:
     token_bytes: tuple[bytes | None, ...]  # by token id; None for a token that spells nothing
     prefix: bytes  # bytes that the tokenizer puts before a document
     end_ids: tuple[int, ...]  # tokens that mean END
+
+    @classmethod
+    def of(cls, lm: Any, tokenizer: ByteTokenizer, ids: SpecialIds) -> "StudentShape":
+        """Return the shape of a causal language model with this tokenizer."""
+        return cls(
+            hidden_size=lm.config.get_text_config().hidden_size,
+            head_rows=lm.get_output_embeddings().weight.shape[0],
+            token_bytes=tokenizer.token_bytes,
+            prefix=tokenizer.prefix,
+            end_ids=ids.ends,
+        )
 
 
 class ByteScores(NamedTuple):

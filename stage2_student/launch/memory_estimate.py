@@ -55,13 +55,7 @@ def student_sizes(recipe: Recipe) -> Sizes:
         lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=source.trust_remote_code)
         parts: list[torch.nn.Module] = [lm]
         if recipe.train.objectives.uses_bytes:
-            shape = StudentShape(
-                hidden_size=config.get_text_config().hidden_size,
-                head_rows=lm.get_output_embeddings().weight.shape[0],
-                token_bytes=tokenizer.token_bytes,
-                prefix=tokenizer.prefix,
-                end_ids=end_tokens(student, tokenizer).ends,
-            )
+            shape = StudentShape.of(lm, tokenizer, end_tokens(student, tokenizer))
             parts.append(make_interface(student, shape))
         if student.lora_rank:
             add_adapters(lm, student, moved)

@@ -97,8 +97,7 @@ def variants(
     tokenizer = student_tokenizer(config).tokenizer
     ids = end_tokens(config, tokenizer)
     lm = load_start(export_start(recipe), False).to(device).train()
-    width = lm.get_output_embeddings().weight.shape[0]
-    shape = StudentShape(lm.config.hidden_size, width, tokenizer.token_bytes, tokenizer.prefix, ids.ends)
+    shape = StudentShape.of(lm, tokenizer, ids)
     batch = next(global_batches(DumpReader(Path(recipe.dump.path), 0), tokenizer, 8 * tokens, 512))
     lengths = [document.num_tokens for document in batch.documents]
     # Of micro-batches as the trainer packs them the fullest: with padding the model is charged for what no head sees.
