@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.planning.estimates import Estimate
 from pipeline.planning.forecast import Calibration, Forecast
-from pipeline.runtime.format import count_of
+from pipeline.runtime.format import clock_time, count_of
 from schemas import dump_files
 from schemas.manifest import read_json
 from schemas.storage.locations import Location
@@ -62,9 +62,7 @@ def duration(estimate: Estimate) -> str:
     seconds = estimate.value
     if seconds < 120:
         return f"{seconds:.1f} s{spread(estimate)}"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}:{minutes:02}:{rest:02} h{spread(estimate)}"
+    return f"{clock_time(seconds)} h{spread(estimate)}"
 
 
 def measured_cost(dump: Location) -> dict[str, Any] | None:

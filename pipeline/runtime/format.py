@@ -38,6 +38,13 @@ def binary_size(num_bytes: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def clock_time(seconds: float, short: bool = False) -> str:
+    """Return a time to the second as `1:02:03`; with `short`, below an hour as `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{minutes}:{rest:02}" if short and not hours else f"{hours:,}:{minutes:02}:{rest:02}"
+
+
 def rough_time(seconds: float, longest: float | None = None) -> str:
     """Return a time as `71 s`, `12 min`, `3.5 h` or `2.1 d`.
 

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.config import Recipe
 from pipeline.runtime import log
+from pipeline.runtime.format import clock_time
 from schemas import dump_files
 from schemas.json_text import json_text
 from schemas.manifest import parse_json
@@ -112,7 +113,8 @@ class RunLog:
             f"{column.form(values[column.key]) if column.key in values else '':>{column.width}}"
             for column in self._columns(values)
         ]
-        return " ".join([f"{f'{step}/{self.num_steps}':>{self._step_width}}", *cells, f"{duration(left):>7}"])
+        time_left = f"{clock_time(left, short=True):>7}"
+        return " ".join([f"{f'{step}/{self.num_steps}':>{self._step_width}}", *cells, time_left])
 
     def _columns(self, values: Mapping[str, float]) -> list[Column]:
         """Return the columns that this run fills."""
@@ -133,13 +135,6 @@ class RunLog:
         self._file.close()
         for tracker in self._trackers:
             tracker.close()
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as `1:02:03`, or `2:03` below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def where_to_look(run: Path) -> str:

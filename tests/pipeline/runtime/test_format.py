@@ -1,6 +1,6 @@
 """Figures as text."""
 
-from pipeline.runtime.format import are, binary_size, count_of, decimal_size, rough_time, short_number
+from pipeline.runtime.format import are, binary_size, clock_time, count_of, decimal_size, rough_time, short_number
 
 
 def test_sizes_are_readable() -> None:
@@ -11,6 +11,8 @@ def test_sizes_are_readable() -> None:
 
 def test_times_are_readable() -> None:
     assert [rough_time(seconds) for seconds in (71, 720, 12_600, 181_440)] == ["71 s", "12 min", "3.5 h", "2.1 d"]
+    assert [clock_time(seconds, short=True) for seconds in (0.4, 61, 3661.2)] == ["0:00", "1:01", "1:01:01"]
+    assert [clock_time(seconds) for seconds in (59.6, 3661.2, 4e6)] == ["0:01:00", "1:01:01", "1,111:06:40"]
     assert rough_time(60, longest=7200) == "0.0167 h"
 
 
