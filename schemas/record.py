@@ -80,7 +80,7 @@ class Record:
         return np.exp(self.logprobs.astype(np.float64))
 
 
-class Question(NamedTuple):
+class RecordText(NamedTuple):
     """A record without its targets: the text and what of it is supervised."""
 
     doc_id: str
@@ -105,7 +105,7 @@ def common_measures(records: Sequence[Record]) -> dict[str, list[np.ndarray] | N
     return {name: None if name in lacking else [measures[name] for measures in per_record] for name in _MEASURES}
 
 
-def _messages(record: Question | Record) -> list[dict[str, str]]:
+def _messages(record: RecordText | Record) -> list[dict[str, str]]:
     ends = list(accumulate(record.message_lengths))
     contents = [record.document[start:end].decode("utf-8") for start, end in pairwise([0, *ends])]
     return [{"role": r, "content": c} for r, c in zip(record.message_roles, contents, strict=True)]

@@ -16,7 +16,7 @@ from schemas import SCHEMA_VERSION, levels
 from schemas.columns import COLUMNS, shard_schema, units
 from schemas.dump_files import Key
 from schemas.file_seal import BLANK, seal
-from schemas.record import Question, Record
+from schemas.record import Record, RecordText
 from schemas.record_checks import layout_faults
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location, open_parquet
@@ -210,13 +210,13 @@ def _batches(path: Location, batch_records: int, small_buffers: bool = False) ->
         yield from map(reader.rows, file.iter_batches(batch_size=batch_records))
 
 
-def read_questions(path: Location, with_tokens: bool = False) -> Iterator[Question]:
+def read_record_texts(path: Location, with_tokens: bool = False) -> Iterator[RecordText]:
     """Yield the text of each record of a shard, in order, reading few other columns.
 
     `with_tokens`: the lengths of the teacher's tokens too.
     """
     with open_parquet(path) as file:
         reader = checked_reader(path, file.schema_arrow)
-        columns = reader.question_columns(file.schema_arrow, with_tokens)
+        columns = reader.record_text_columns(file.schema_arrow, with_tokens)
         for rows in map(reader.rows, file.iter_batches(batch_size=256, columns=columns)):
-            yield from (rows.question(row) for row in range(rows.num_rows))
+            yield from (rows.record_text(row) for row in range(rows.num_rows))

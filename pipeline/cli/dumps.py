@@ -51,7 +51,7 @@ def inspect(
         at = location(dump)
         typer.echo(write_page(at, terminal.chosen_document(at, doc, nth), html))
         return
-    terminal.show(location(dump), terminal.Look(doc, nth, worst, find), top, json)
+    terminal.show(location(dump), terminal.Selection(doc, nth, worst, find), top, json)
 
 
 def verify(

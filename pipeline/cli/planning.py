@@ -81,7 +81,7 @@ def _forecast(
         from stage2_student.launch.memory_estimate import footprint_lines
         from stage2_student.training.usable import usable_lines
 
-        student = [*footprint_lines(recipe), *usable_lines(recipe, measured.questions)]
+        student = [*footprint_lines(recipe), *usable_lines(recipe, measured.records)]
         lines += student
         values["student"] = dict(student)
     summary = forecast_text.measured_cost(location(recipe.dump.path))

@@ -10,7 +10,7 @@ from pipeline.runtime.dtypes import natural_dtype
 from pipeline.runtime.model_source import ModelSource
 from pipeline.runtime.plugins import check_name
 
-MOST_OVERLAP = 256  # tokens
+MAX_DEFAULT_OVERLAP = 256  # tokens
 MIN_WINDOW = 8  # tokens
 
 
@@ -50,7 +50,7 @@ class TeacherConfig(Section):
         "of positions if smaller.",
     )
     overlap_tokens: int = Field(
-        default_factory=lambda values: min(MOST_OVERLAP, values.get("max_tokens", 2 * MOST_OVERLAP) // 2),
+        default_factory=lambda values: min(MAX_DEFAULT_OVERLAP, values.get("max_tokens", 2 * MAX_DEFAULT_OVERLAP) // 2),
         ge=0,
         description="Context in tokens that a later window repeats. Default: 256, or half of max_tokens if smaller.",
     )

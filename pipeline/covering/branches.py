@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.config import CoveringConfig
 from pipeline.covering.covering import Covering, ReducedRow
-from pipeline.covering.path_weights import Edges, PathRows, Reaches, Weights, weigh
+from pipeline.covering.path_weights import ContinuationMass, Edges, PathRows, Weights, weigh
 from pipeline.covering.targets import Targets
 
 
@@ -34,9 +34,9 @@ class Branch(NamedTuple):
 
 
 class Path(NamedTuple):
-    """A path of tokens: the first `leaves` of the canonical path, then `tokens`."""
+    """A path of tokens: the first `num_canonical` of the canonical path, then `tokens`."""
 
-    leaves: int
+    num_canonical: int
     tokens: tuple[int, ...]
 
 
@@ -90,7 +90,7 @@ class Branching:
 
     def add_canonical(self, rows: Sequence[ReducedRow]) -> None:
         """Add the canonical rows, in order. They must be added first."""
-        paths = [Path(leaves, ()) for leaves in range(len(rows))]
+        paths = [Path(num_canonical, ()) for num_canonical in range(len(rows))]
         self._add(rows, self.covering.offsets, paths, np.zeros(len(rows), dtype=np.int64), are_branches=False)
 
     def add(self, branches: Sequence[Branch], rows: Sequence[ReducedRow]) -> None:
@@ -104,8 +104,8 @@ class Branching:
 
     def path(self, branch: Branch) -> Path:
         """Return the path of a branch's row."""
-        leaves, tokens = self._paths[branch.row]
-        return Path(leaves, (*tokens, branch.token))
+        num_canonical, tokens = self._paths[branch.row]
+        return Path(num_canonical, (*tokens, branch.token))
 
     def _add(
         self,
@@ -159,7 +159,7 @@ class Branching:
             self._weights = weigh(
                 PathRows(rows.offset_R, rows.is_branch_R),
                 Edges(rows.end_E, rows.log_prob_E, rows.child_E, np.searchsorted(rows.row_E, at)),
-                Reaches(rows.offset_H, rows.log_mass_H, np.searchsorted(rows.row_H, at)),
+                ContinuationMass(rows.offset_H, rows.log_mass_H, np.searchsorted(rows.row_H, at)),
                 config.branch_threshold,
                 config.beam_width,
                 len(self.covering.document) + 1,

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.covering.intervals import Intervals, exact_intervals
+from pipeline.covering.intervals import Intervals, complete_intervals
 from pipeline.covering.sums_numba import add_up
 from pipeline.covering.targets import Targets, doubt
 from pipeline.covering.vocabulary import Vocabulary
@@ -99,8 +99,8 @@ class Covering:
         """Reduce the rows that end at `offsets`, in float64; the slow twin of `stage1_teacher.reduction.reducer`.
 
         Args:
-            probs_RC: unnormalised probabilities in sorted columns, float32 or float64, row by row, with one more column
-                that feeds no symbol: it holds 0, or the mass of tokens without a column
+            probs_RC: unnormalised probabilities (`exp_logits`) in sorted columns, float32 or float64, row by row,
+                with one more column that feeds no symbol: it holds 0, or the mass of tokens without a column
                 (`pipeline.covering.truncated_rows`).
         """
         vocabulary, intervals = self.vocabulary, self.intervals(offsets)
@@ -113,7 +113,7 @@ class Covering:
             edges = np.stack([first_I[first:last], last_I[first:last]], axis=1).ravel()
             sums = np.add.reduceat(probs_C, edges, dtype=np.float64)[::2] if len(edges) else np.empty(0)
             total = float(probs_C.sum(dtype=np.float64))
-            ends = slice(vocabulary.num_spelling, vocabulary.num_spelling + vocabulary.num_end)
+            ends = slice(vocabulary.num_text_tokens, vocabulary.num_text_tokens + vocabulary.num_end)
             column = int(intervals.columns_R[row])
             reduced.append(
                 ReducedRow(
@@ -150,19 +150,19 @@ class Covering:
         intervals = self.intervals(offsets)
         masses_I = np.concatenate([row.masses_I for row in rows])
         row_N = np.arange(len(rows)).repeat(np.diff(intervals.row_nodes))
-        exact_N, exact_I = exact_intervals(intervals)
+        complete_N, complete_I = complete_intervals(intervals)
         sizes_N = intervals.node_sizes
         total_N = np.add.reduceat(masses_I, sizes_N.cumsum() - sizes_N)
         goes_on_N = (intervals.positions_N > intervals.offsets_R[row_N]) & (
             total_N > 0
         )  # the root does not continue yet
-        ends_E = masses_I[exact_I] > 0
-        exact_N, exact_I = exact_N[ends_E], exact_I[ends_E]
+        ends_E = masses_I[complete_I] > 0
+        complete_N, complete_I = complete_N[ends_E], complete_I[ends_E]
         return Steps(
-            row_N[exact_N],
-            intervals.positions_N[exact_N],
-            self.vocabulary.order[intervals.column_ranges()[0][exact_I]],
-            np.log(masses_I[exact_I]),
+            row_N[complete_N],
+            intervals.positions_N[complete_N],
+            self.vocabulary.order[intervals.column_ranges()[0][complete_I]],
+            np.log(masses_I[complete_I]),
             row_N[goes_on_N],
             intervals.positions_N[goes_on_N],
             np.log(total_N[goes_on_N]),
@@ -174,12 +174,14 @@ class Covering:
         num_positions = len(self.document) + 1
         end_R = np.array([row.end for row in rows])
         log_weight_N = log_weight_R.repeat(np.diff(intervals.row_nodes))
-        num_exact_N, positions_N = intervals.node_exact, intervals.positions_N
+        num_complete_N, positions_N = intervals.node_complete, intervals.positions_N
         log_scale_P = self._log_scale(intervals, log_weight_N)
         # A token that ends at position i belongs to the mass known just before i, and feeds no symbol.
-        has_exact_N = num_exact_N > 0
+        has_complete_N = num_complete_N > 0
         ended_scale_N = np.zeros(len(positions_N))
-        ended_scale_N[has_exact_N] = np.exp(log_weight_N[has_exact_N] - log_scale_P[positions_N[has_exact_N] - 1])
+        ended_scale_N[has_complete_N] = np.exp(
+            log_weight_N[has_complete_N] - log_scale_P[positions_N[has_complete_N] - 1]
+        )
         mass_PV, ended_P = np.zeros((num_positions, NUM_SYMBOLS)), np.zeros(num_positions)
         add_up(
             intervals.trie,
@@ -216,7 +218,7 @@ class Covering:
         Weights relative to it do not underflow, however long the document.
         """
         log_scale_P = np.full(len(self.document) + 1, -np.inf)
-        reaches_N = intervals.node_sizes > intervals.node_exact
+        reaches_N = intervals.node_sizes > intervals.node_complete
         np.maximum.at(log_scale_P, intervals.positions_N[reaches_N], log_weight_N[reaches_N])
         return log_scale_P
 
@@ -230,7 +232,7 @@ class Covering:
         return maximum_P
 
 
-def unnormalised(logits_RC: np.ndarray) -> np.ndarray:
+def exp_logits(logits_RC: np.ndarray) -> np.ndarray:
     """Compute exp(logits - max) with one zero column appended, as `Covering.reduce_rows` expects it."""
     shifted = np.maximum(logits_RC - logits_RC.max(axis=1, keepdims=True), MIN_LOGIT)
     return np.concatenate([np.exp(shifted), np.zeros((len(logits_RC), 1), dtype=shifted.dtype)], axis=1)

@@ -35,7 +35,7 @@ PRIOR_POSITIONS = 2.0  # weight of the coarser guess, in positions per class
 # 0.00078.
 CARRIED_SHARE = 0.3
 
-MOST_ODDS = 1e9  # of lost mass against known mass
+MAX_ODDS = 1e9  # of lost mass against known mass
 
 
 class Guesses(NamedTuple):
@@ -110,12 +110,12 @@ def _lost_odds(
     """
     is_boundary_P = np.zeros(len(dropped_P), dtype=bool)
     is_boundary_P[boundaries] = True
-    new_odds = np.minimum(dropped_P / np.maximum(1.0 - dropped_P, 1.0 / MOST_ODDS), MOST_ODDS).tolist()
-    ended_ratios, inside_ratios = ((guess / np.maximum(known, 1.0 / MOST_ODDS)).tolist() for guess in (ended, inside))
+    new_odds = np.minimum(dropped_P / np.maximum(1.0 - dropped_P, 1.0 / MAX_ODDS), MAX_ODDS).tolist()
+    ended_ratios, inside_ratios = ((guess / np.maximum(known, 1.0 / MAX_ODDS)).tolist() for guess in (ended, inside))
     arrived, carried_odds = 0.0, []
     for position, (is_boundary, new) in enumerate(zip(is_boundary_P.tolist(), new_odds, strict=True)):
         # The known mass shrinks by what is dropped here.
-        carried = 0.0 if is_boundary else min(arrived * (1.0 + new), MOST_ODDS)
+        carried = 0.0 if is_boundary else min(arrived * (1.0 + new), MAX_ODDS)
         carried_odds.append(carried)
         if position < len(known):
             arrived = new * ended_ratios[position] + carried * inside_ratios[position]

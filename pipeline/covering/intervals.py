@@ -49,9 +49,9 @@ class Intervals(NamedTuple):
         return self.trie.sizes(self.nodes_N)
 
     @property
-    def node_exact(self) -> np.ndarray:
+    def node_complete(self) -> np.ndarray:
         """Return how many of each node's first intervals (N) hold one token that ends there."""
-        return self.trie.num_exact_N[self.nodes_N]
+        return self.trie.num_complete_N[self.nodes_N]
 
     @property
     def row_intervals(self) -> np.ndarray:
@@ -83,11 +83,11 @@ class Intervals(NamedTuple):
         return Intervals(parts[0].trie, *joined)._replace(row_nodes=counts.cumsum(dtype=np.int64))
 
 
-def exact_intervals(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
+def complete_intervals(intervals: Intervals) -> tuple[np.ndarray, np.ndarray]:
     """Return the nodes (of N) and numbers (of I) of the intervals that hold one complete token."""
-    sizes_N, num_exact_N = intervals.node_sizes, intervals.node_exact
+    sizes_N, num_complete_N = intervals.node_sizes, intervals.node_complete
     first_N = sizes_N.cumsum() - sizes_N
-    before_N = num_exact_N.cumsum() - num_exact_N
-    exact_I: np.ndarray = (first_N - before_N).repeat(num_exact_N)
-    exact_I += np.arange(len(exact_I))
-    return np.arange(len(num_exact_N)).repeat(num_exact_N), exact_I
+    before_N = num_complete_N.cumsum() - num_complete_N
+    complete_I: np.ndarray = (first_N - before_N).repeat(num_complete_N)
+    complete_I += np.arange(len(complete_I))
+    return np.arange(len(num_complete_N)).repeat(num_complete_N), complete_I

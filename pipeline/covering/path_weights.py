@@ -31,7 +31,7 @@ class Edges(NamedTuple):
     row_starts: np.ndarray  # R + 1: row r owns edges row_starts[r] .. row_starts[r + 1]
 
 
-class Reaches(NamedTuple):
+class ContinuationMass(NamedTuple):
     """Mass of each row that continues as the document does, by how far, row by row."""
 
     offset_H: np.ndarray
@@ -48,7 +48,9 @@ class Weights(NamedTuple):
     wanted_E: np.ndarray  # bool: the branch is worth a row and has none
 
 
-def weigh(rows: PathRows, edges: Edges, reaches: Reaches, threshold: float, width: int, num_positions: int) -> Weights:
+def weigh(
+    rows: PathRows, edges: Edges, continuations: ContinuationMass, threshold: float, width: int, num_positions: int
+) -> Weights:
     """Weigh all rows; the first one's weight is 1.
 
     Args:
@@ -61,7 +63,7 @@ def weigh(rows: PathRows, edges: Edges, reaches: Reaches, threshold: float, widt
     order_R = np.argsort(rows.offset_R, kind="stable")
     rows_P = np.searchsorted(rows.offset_R[order_R], np.arange(num_positions + 1))
     log_threshold = math.log(threshold) if threshold else -math.inf
-    log_weight_R, log_known_P, log_continued_P, log_weight_E = _weigh(order_R, rows_P, edges, reaches)
+    log_weight_R, log_known_P, log_continued_P, log_weight_E = _weigh(order_R, rows_P, edges, continuations)
     log_min_P = log_known_P + log_threshold
     wanted_E = _choose(order_R, rows_P, rows.is_branch_R, open_E, opens_P, log_weight_R, log_weight_E, log_min_P, width)
     return Weights(log_weight_R, log_known_P, log_continued_P, wanted_E)
@@ -78,7 +80,7 @@ def _add(largest_X: Any, sum_X: Any, x: int, log_value: float) -> None:
 
 
 @njit(error_model="numpy")
-def _weigh(order_R: Any, rows_P: Any, edges: Any, reaches: Any) -> Any:
+def _weigh(order_R: Any, rows_P: Any, edges: Any, continuations: Any) -> Any:
     num_rows, num_positions = len(order_R), len(rows_P) - 1
     arriving_R, arriving_sum_R = np.full(num_rows, -np.inf), np.zeros(num_rows)
     known_P, known_sum_P = np.full(num_positions, -np.inf), np.zeros(num_positions)
@@ -90,8 +92,8 @@ def _weigh(order_R: Any, rows_P: Any, edges: Any, reaches: Any) -> Any:
         for r in order_R[rows_P[p] : rows_P[p + 1]]:
             log_weight = arriving_R[r] + np.log(arriving_sum_R[r])
             _add(continued_P, continued_sum_P, p, log_weight)
-            for h in range(reaches.row_starts[r], reaches.row_starts[r + 1]):
-                _add(known_P, known_sum_P, reaches.offset_H[h], log_weight + reaches.log_mass_H[h])
+            for h in range(continuations.row_starts[r], continuations.row_starts[r + 1]):
+                _add(known_P, known_sum_P, continuations.offset_H[h], log_weight + continuations.log_mass_H[h])
             for e in range(edges.row_starts[r], edges.row_starts[r + 1]):
                 log_weight_E[e] = log_weight + edges.log_prob_E[e]
                 if edges.child_E[e] >= 0:

@@ -33,10 +33,10 @@ def add_up(
     i = 0
     for n in range(nodes_N.shape[0]):
         node, position = nodes_N[n], positions_N[n]
-        first, num_exact = trie.start_N[node], trie.num_exact_N[node]
+        first, num_complete = trie.start_N[node], trie.num_complete_N[node]
         size = trie.start_N[node + 1] - first
-        for k in range(num_exact):
+        for k in range(num_complete):
             ended_P[position] += masses_I[i + k] * ended_scale_N[n]
-        for k in range(num_exact, size):
+        for k in range(num_complete, size):
             mass_PV[position, trie.symbol_J[first + k]] += masses_I[i + k] * scale_N[n]
         i += size

@@ -18,7 +18,7 @@ from schemas import ARITHMETIC
 # 0.0117 at 0.02, 0.0364 at 0.1).
 BRANCH_SURVIVAL = 0.003
 # Maximum odds of lost against known mass, for shares that round to 1: float64 can still resolve these.
-MOST_ODDS = 1e12
+MAX_ODDS = 1e12
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def doubt(dropped_P: np.ndarray, realised_P: np.ndarray, arithmetic: int = ARITH
             document's end.
     """
     doubt_P = np.empty(len(dropped_P))
-    _doubt(dropped_P, realised_P, BRANCH_SURVIVAL, MOST_ODDS if arithmetic > 1 else math.inf, doubt_P)
+    _doubt(dropped_P, realised_P, BRANCH_SURVIVAL, MAX_ODDS if arithmetic > 1 else math.inf, doubt_P)
     return doubt_P
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from schemas import NUM_SYMBOLS
 
-_KEYS = NUM_SYMBOLS + 1  # per node: EXACT, then one for each symbol
-EXACT = -1  # instead of a symbol: the interval holds a token that ends here
+_KEYS = NUM_SYMBOLS + 1  # per node: COMPLETE, then one for each symbol
+COMPLETE = -1  # instead of a symbol: the interval holds a token that ends here
 
 
 class Paths(NamedTuple):
@@ -30,11 +30,11 @@ class Trie(NamedTuple):
     """Byte prefixes of a vocabulary and their intervals; columns and nodes are int32."""
 
     start_N: np.ndarray  # N + 1, int64: node n owns intervals start_N[n] .. start_N[n + 1]; the root is node 0
-    num_exact_N: np.ndarray  # int64, how many of its first intervals are `EXACT`
+    num_complete_N: np.ndarray  # int64, how many of its first intervals are `COMPLETE`
     first_J: np.ndarray  # columns first_J .. last_J - 1
     last_J: np.ndarray
-    symbol_J: np.ndarray  # ascending within a node; EXACT comes first
-    child_J: np.ndarray  # the node that the interval leads to; EXACT where none
+    symbol_J: np.ndarray  # ascending within a node; COMPLETE comes first
+    child_J: np.ndarray  # the node that the interval leads to; COMPLETE where none
     key_J: np.ndarray  # J + 1, int64, ascending: lookup key of each interval, and a sentinel above all
 
     @classmethod
@@ -48,11 +48,11 @@ class Trie(NamedTuple):
         levels, num_nodes, depth = [np.empty((5, 0), dtype=np.int64)], 1, 0
         while len(column):
             ends = length_T[column] == depth
-            symbol = np.where(ends, EXACT, flat[start_T[column] + depth].astype(np.int64))
+            symbol = np.where(ends, COMPLETE, flat[start_T[column] + depth].astype(np.int64))
             begins = np.append(True, ends[1:] | (symbol[1:] != symbol[:-1]) | (node[1:] != node[:-1]))
             at = np.flatnonzero(begins)
             last = column[np.append(at[1:], len(column)) - 1] + 1
-            child = np.where(ends[at], EXACT, num_nodes - 1 + np.cumsum(~ends[at]))
+            child = np.where(ends[at], COMPLETE, num_nodes - 1 + np.cumsum(~ends[at]))
             levels.append(np.stack([node[at], column[at], last, symbol[at], child]))
             num_nodes += int((~ends[at]).sum())
             node = child[np.cumsum(begins) - 1][~ends]
@@ -60,9 +60,9 @@ class Trie(NamedTuple):
         node_J, *columns_J = np.concatenate(levels, axis=1)
         first_J, last_J, symbol_J, child_J = (column_J.astype(np.int32) for column_J in columns_J)
         start_N = np.searchsorted(node_J, np.arange(num_nodes + 1))
-        num_exact_N = np.bincount(node_J[symbol_J == EXACT], minlength=num_nodes)
+        num_complete_N = np.bincount(node_J[symbol_J == COMPLETE], minlength=num_nodes)
         key_J = np.append(node_J * _KEYS + symbol_J + 1, np.iinfo(np.int64).max)
-        return cls(start_N, num_exact_N, first_J, last_J, symbol_J, child_J, key_J)
+        return cls(start_N, num_complete_N, first_J, last_J, symbol_J, child_J, key_J)
 
     def walk(self, text: np.ndarray, at_R: np.ndarray, end_R: np.ndarray) -> Paths:
         """Follow `text` (uint8) from byte `at_R`, before `end_R`, as deep as any token reaches."""

@@ -147,16 +147,16 @@ def _reaching_mass(covering: Covering, index: int, row: _Row, begin_P: np.ndarra
     nodes_D = intervals.nodes_N[slice(*intervals.row_nodes[index : index + 2])][::-1]  # the root first
     start_D, end_D = trie.start_N[nodes_D], trie.start_N[nodes_D + 1]
     first_D, last_D = trie.first_J[start_D], trie.last_J[end_D - 1]
-    longer_at_D = start_D + trie.num_exact_N[nodes_D]  # the first interval of tokens that continue, if any
+    longer_at_D = start_D + trie.num_complete_N[nodes_D]  # the first interval of tokens that continue, if any
     goes_on_D = longer_at_D < end_D
     longest_D = np.where(goes_on_D, trie.first_J[np.minimum(longer_at_D, end_D - 1)], last_D)
     cuts_3D = np.stack([first_D, longest_D, last_D])
     # Numbers of unlisted tokens that spell a node's bytes exactly, and of those that continue.
-    exact_D, longer_D = np.diff(cuts_3D - np.searchsorted(row.columns, cuts_3D), axis=0)
+    complete_D, longer_D = np.diff(cuts_3D - np.searchsorted(row.columns, cuts_3D), axis=0)
     # A token that ended inside a canonical token counts up to the latter's end, even beyond this row's depth.
     more = int(end_P[offset + len(nodes_D) - 1]) - (offset + len(nodes_D))
-    exact_D, longer_D = np.pad(exact_D, (0, more)), np.pad(longer_D, (0, more))
-    ended_D = np.cumsum(exact_D)
+    complete_D, longer_D = np.pad(complete_D, (0, more)), np.pad(longer_D, (0, more))
+    ended_D = np.cumsum(complete_D)
     ended_D -= ended_D[begin_P[offset : offset + len(ended_D)] - offset]
     mass_D = np.minimum(row.unlisted, row.floor * (longer_D + ended_D))
     mass_D[0] = row.unlisted

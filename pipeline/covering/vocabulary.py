@@ -45,7 +45,7 @@ class Vocabulary:
         self.sorted_bytes: list[bytes] = [b for b, _ in spelling]
         ids = [i for _, i in spelling]
         others = sorted(set(range(width)) - ends - set(ids))
-        self.num_spelling = len(ids)
+        self.num_text_tokens = len(ids)
         self.num_end = len(ends)
         self.end_ids = tuple(sorted(ends))
         self.lengths = np.array([len(b) for b in self.sorted_bytes], dtype=np.int64)

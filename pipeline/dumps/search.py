@@ -13,7 +13,7 @@ from schemas.record import Record
 from schemas.storage.locations import Location
 
 
-class Surprising(NamedTuple):
+class Surprise(NamedTuple):
     """A document, or one byte of it, with the teacher's surprise."""
 
     bits: float  # of a document: per byte
@@ -26,20 +26,20 @@ class Surprising(NamedTuple):
 CONTEXT_BYTES = 32
 
 
-def worst_documents(dump: Location, number: int) -> list[Surprising]:
+def worst_documents(dump: Location, number: int) -> list[Surprise]:
     """Return the documents with the most bits per byte under their targets, worst first; END is not a byte."""
 
-    def scores() -> Iterator[tuple[float, int, Surprising]]:
+    def scores() -> Iterator[tuple[float, int, Surprise]]:
         for index, document in enumerate(documents(dump)):
             num_bytes = sum(s.length for record in document.records for s in record.segments)
             bits = sum(float(decode(r).surprise_bits_P[r.realised() != END].sum()) for r in document.records)
             mean = bits / max(num_bytes, 1)
-            yield mean, -index, Surprising(mean, document.doc_id, 0, document.text[: 2 * CONTEXT_BYTES], None)
+            yield mean, -index, Surprise(mean, document.doc_id, 0, document.text[: 2 * CONTEXT_BYTES], None)
 
     return [document for *_, document in heapq.nlargest(number, scores())]
 
 
-def worst_positions(dump: Location, number: int) -> list[Surprising]:
+def worst_positions(dump: Location, number: int) -> list[Surprise]:
     """Return the positions whose realised symbols had the lowest probabilities, worst first."""
 
     def scores() -> Iterator[tuple[float, int, Record, int]]:
@@ -51,14 +51,14 @@ def worst_positions(dump: Location, number: int) -> list[Surprising]:
                 count += 1
                 yield float(surprise_bits_P[index]), -count, record, index
 
-    return [_surprising(bits, record, index) for bits, _, record, index in heapq.nlargest(number, scores())]
+    return [_surprise(bits, record, index) for bits, _, record, index in heapq.nlargest(number, scores())]
 
 
-def _surprising(bits: float, record: Record, index: int) -> Surprising:
+def _surprise(bits: float, record: Record, index: int) -> Surprise:
     offset = offsets(record)[index]
     context = record.document[max(0, offset - CONTEXT_BYTES) : offset]
     position = list(positions(record))[index]
-    return Surprising(bits, record.doc_id, record.window_start + offset, context, position)
+    return Surprise(bits, record.doc_id, record.window_start + offset, context, position)
 
 
 class Occurrence(NamedTuple):

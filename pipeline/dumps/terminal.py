@@ -13,7 +13,7 @@ from rich.text import Text
 from pipeline.dumps import search, statistics, view
 from pipeline.dumps.glyphs import printable, readable, symbol_name
 from pipeline.dumps.positions import Position
-from pipeline.dumps.search import Occurrence, Surprising
+from pipeline.dumps.search import Occurrence, Surprise
 from pipeline.dumps.terminal_chat import conversation_lines, conversations
 from pipeline.dumps.view import DumpDocument
 from pipeline.runtime import log
@@ -39,7 +39,7 @@ def search_bytes(text: str) -> bytes:
     return sought
 
 
-class Look(NamedTuple):
+class Selection(NamedTuple):
     """A part of a dump to print; its summary if none is given.
 
     Attributes:
@@ -55,12 +55,12 @@ class Look(NamedTuple):
     find: str | None = None
 
 
-SUMMARY = Look()
+SUMMARY = Selection()
 
 
-def show(dump: Location, look: Look = SUMMARY, top: int = 5, as_json: bool = False) -> None:
+def show(dump: Location, selection: Selection = SUMMARY, top: int = 5, as_json: bool = False) -> None:
     """Print a part of a dump, with the `top` symbols of each position."""
-    doc_id, nth, worst, find = look
+    doc_id, nth, worst, find = selection
     console = Console(highlight=False, soft_wrap=True)
     if worst is not None:
         _show_worst(dump, worst, top, as_json, console)
@@ -158,7 +158,7 @@ def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: C
             json_text(
                 {
                     "documents": [{"doc_id": d.doc_id, "bits_per_byte": d.bits} for d in documents],
-                    "positions": [_surprising_values(position) for position in positions],
+                    "positions": [_surprise_values(position) for position in positions],
                 }
             )
         )
@@ -168,19 +168,19 @@ def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: C
         console.print(Text(f"{document.bits:8.3f}  {printable(document.doc_id):<12} {readable(document.context)}"))
     console.print(Text("positions by bits of their realised symbol", style="bold"))
     for position in positions:
-        console.print(_surprising_line(position, top))
+        console.print(_surprise_line(position, top))
 
 
-def _surprising_values(surprising: Surprising) -> dict[str, Any]:
-    assert surprising.position is not None
-    return {"doc_id": surprising.doc_id, "context": list(surprising.context), **as_values(surprising.position)}
+def _surprise_values(surprise: Surprise) -> dict[str, Any]:
+    assert surprise.position is not None
+    return {"doc_id": surprise.doc_id, "context": list(surprise.context), **as_values(surprise.position)}
 
 
-def _surprising_line(surprising: Surprising, top: int) -> Text:
-    position = surprising.position
+def _surprise_line(surprise: Surprise, top: int) -> Text:
+    position = surprise.position
     assert position is not None
-    line = Text(f"{surprising.bits:8.3f}  {printable(surprising.doc_id):<12} at {surprising.offset:>6} ")
-    line.append(f"{readable(surprising.context):>{search.CONTEXT_BYTES}}")
+    line = Text(f"{surprise.bits:8.3f}  {printable(surprise.doc_id):<12} at {surprise.offset:>6} ")
+    line.append(f"{readable(surprise.context):>{search.CONTEXT_BYTES}}")
     line.append(f"[{symbol_name(position.realised)}]", style="bold red")
     for symbol, probability in position.symbols[:top]:
         line.append(f"  {symbol_name(symbol)} {probability:.3f}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.planning.estimates import Estimate, counted, ratio
-from schemas.record import Question
+from schemas.record import RecordText
 
 
 class SamplePart(NamedTuple):
@@ -57,7 +57,7 @@ class Calibration:
         read_seconds: time for one pass over the corpus.
         audit_seconds: total time for all documents that will be audited.
         devices, num_devices: devices of one worker.
-        questions: the records that the sampled documents will become, as a student sees them.
+        records: the texts of the records that the sampled documents will become, as a student sees them.
     """
 
     shape: CorpusShape
@@ -70,7 +70,7 @@ class Calibration:
     audit_seconds: float
     devices: str
     num_devices: int
-    questions: Sequence[Question] = ()
+    records: Sequence[RecordText] = ()
 
 
 class Forecast(NamedTuple):

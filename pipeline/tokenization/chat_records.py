@@ -15,7 +15,7 @@ from pipeline.tokenization.chat_renderings import Written
 from pipeline.tokenization.chat_template import ASSISTANT, ChatError
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
 from pipeline.tokenization.conversation import Conversation, Excerpt, chat_of, split_reasoning
-from schemas.record import Question, Record
+from schemas.record import Record, RecordText
 
 
 @dataclass(frozen=True)
@@ -36,36 +36,36 @@ class StoredChat:
         return len(self.renderings) == 1 and not self.left_out
 
 
-def encode_whole(chat: ChatTokenizer, asked: Sequence[Question | Record]) -> list[EncodedChat | ValueError]:
+def encode_whole(chat: ChatTokenizer, records: Sequence[RecordText | Record]) -> list[EncodedChat | ValueError]:
     """Encode each record's chat in one rendering.
 
     In its place, a ChatError if the template writes any turn differently, or a SpellingError.
     """
-    encodings = chat.encode_batch([chat_of(record) for record in asked])
+    encodings = chat.encode_batch([chat_of(record) for record in records])
     return [
         ChatError(OTHERWISE) if isinstance(encoded, EncodedChat) and not _is_stored(encoded, record) else encoded
-        for encoded, record in zip(encodings, asked, strict=True)
+        for encoded, record in zip(encodings, records, strict=True)
     ]
 
 
-def encode_by_turn(chat: ChatTokenizer, asked: Sequence[Question | Record]) -> list[StoredChat | ValueError]:
+def encode_by_turn(chat: ChatTokenizer, records: Sequence[RecordText | Record]) -> list[StoredChat | ValueError]:
     """Encode each record's chat, turn by turn unless one rendering holds it all.
 
     In its place, the reason if none of its turns can be used.
     """
     return [
         _by_turn(chat, record, encoded) if isinstance(encoded, ChatError) else _whole(encoded)
-        for record, encoded in zip(asked, encode_whole(chat, asked), strict=True)
+        for record, encoded in zip(records, encode_whole(chat, records), strict=True)
     ]
 
 
-def messages_of_segments(asked: Question | Record) -> list[int]:
+def messages_of_segments(record: RecordText | Record) -> list[int]:
     """Return the number of each segment's message; a segment of END alone lies at its message's end."""
-    ends = list(accumulate(asked.message_lengths))
-    return [bisect_right(ends, max(segment.start - (not segment.length), 0)) for segment in asked.segments]
+    ends = list(accumulate(record.message_lengths))
+    return [bisect_right(ends, max(segment.start - (not segment.length), 0)) for segment in record.segments]
 
 
-def _is_stored(encoded: EncodedChat, record: Question | Record) -> bool:
+def _is_stored(encoded: EncodedChat, record: RecordText | Record) -> bool:
     lengths = tuple(map(len, encoded.contents))
     return lengths == tuple(record.message_lengths) and b"".join(encoded.contents) == record.document
 
@@ -74,7 +74,7 @@ def _whole(encoded: EncodedChat | ValueError) -> StoredChat | ValueError:
     return StoredChat((encoded,), {}) if isinstance(encoded, EncodedChat) else encoded
 
 
-def _by_turn(chat: ChatTokenizer, record: Question | Record, fault: ChatError) -> StoredChat | ValueError:
+def _by_turn(chat: ChatTokenizer, record: RecordText | Record, fault: ChatError) -> StoredChat | ValueError:
     """Encode a record turn by turn; return `fault`, the reason why it is not whole, if nothing can be used."""
     supervised = list(dict.fromkeys(messages_of_segments(record)))
     for written, faults in _ways(chat, record, supervised):
@@ -91,7 +91,7 @@ def _by_turn(chat: ChatTokenizer, record: Question | Record, fault: ChatError) -
 
 
 def _ways(
-    chat: ChatTokenizer, record: Question | Record, supervised: Sequence[int]
+    chat: ChatTokenizer, record: RecordText | Record, supervised: Sequence[int]
 ) -> Iterator[tuple[list[Written], dict[int, ChatError]]]:
     """Yield ways to render a record, the best first."""
     messages = chat_of(record)
@@ -111,6 +111,6 @@ def _ways(
     yield [chat.split(parts, messages, spoken)], faults
 
 
-def _stored(record: Question | Record) -> list[bytes]:
+def _stored(record: RecordText | Record) -> list[bytes]:
     """Return the bytes of each message."""
     return [record.document[start:end] for start, end in pairwise([0, *accumulate(record.message_lengths)])]

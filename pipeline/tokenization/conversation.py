@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pipeline.tokenization.chat_template import ASSISTANT
-from schemas.record import Question, Record
+from schemas.record import Record, RecordText
 
 _HEADS = ("system", "developer")
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -92,11 +92,11 @@ def says_something(message: Message) -> bool:
     return message["role"] == ASSISTANT and bool(content)
 
 
-def chat_of(asked: Question | Record) -> Excerpt | list[dict[str, str]]:
+def chat_of(record: RecordText | Record) -> Excerpt | list[dict[str, str]]:
     """Return a record's chat as `ChatTokenizer` takes it. Raises ValueError for a damaged conversation."""
-    if not asked.conversation:
-        return asked.messages
-    return Excerpt(Conversation.from_json(asked.conversation), len(asked.message_roles))
+    if not record.conversation:
+        return record.messages
+    return Excerpt(Conversation.from_json(record.conversation), len(record.message_roles))
 
 
 def split_reasoning(content: str) -> tuple[str, str] | None:

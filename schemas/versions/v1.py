@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from schemas.columns import columns_of, describe_field, differ
 from schemas.columns import shard_schema as schema_of_version
-from schemas.record import Question, Record, Segment
+from schemas.record import Record, RecordText, Segment
 from schemas.storage.locations import Location
 
 VERSION = 1
@@ -45,7 +45,7 @@ def check_columns(path: Location, schema: pa.Schema) -> None:
                 )
 
 
-def question_columns(schema: pa.Schema, with_tokens: bool) -> list[str]:
+def record_text_columns(schema: pa.Schema, with_tokens: bool) -> list[str]:
     """Return the columns that a record's text consists of; `with_tokens`: the lengths of the teacher's tokens too."""
     tokens = ["teacher_token_lengths"] if with_tokens else []
     return [*_TEXT_COLUMNS, *tokens, *(name for name in _CHAT_COLUMNS if name in schema.names)]
@@ -76,8 +76,8 @@ class Rows:
     def record(self, row: int) -> Record:
         return Record(**self._values(row))
 
-    def question(self, row: int) -> Question:
-        return Question(**self._values(row))
+    def record_text(self, row: int) -> RecordText:
+        return RecordText(**self._values(row))
 
     def _values(self, row: int) -> dict[str, Any]:
         # Copies: a view would keep the whole batch in memory while any record of it is in use.

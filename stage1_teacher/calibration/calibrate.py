@@ -17,7 +17,7 @@ from pipeline.planning.forecast import Calibration, EncodedDocument, SamplePart,
 from schemas import dump_files
 from schemas.dump_files import Key
 from schemas.manifest import ShardPlan
-from schemas.record import Question
+from schemas.record import RecordText
 from schemas.shard import commit_shard, read_shard, shard_metadata, to_table
 from schemas.storage.locations import open_parquet
 from stage1_teacher.calibration.corpus_sample import survey
@@ -59,7 +59,7 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
             parts = list(dump_parts(groups, teacher, recipe, Path(scratch) / "parts", seconds))
             paths = part_paths(Path(scratch) / "parts")
             files = joined(paths, [part.text_bytes for part in parts], Path(scratch) / "joined.parquet", recipe)
-        documents, questions = encoded(surveyed.sample, teacher, seconds * ENCODE_SHARE)
+        documents, records = encoded(surveyed.sample, teacher, seconds * ENCODE_SHARE)
         return Calibration(
             shape=surveyed.shape,
             documents=documents,
@@ -71,7 +71,7 @@ def calibrate(recipe: Recipe, seconds: float = 60.0, corpus_bytes: int | None = 
             audit_seconds=seconds_of_audit(surveyed.sample, teacher, num_audited),
             devices=shard_cost.devices(recipe),
             num_devices=shard_cost.num_devices(recipe),
-            questions=questions,
+            records=records,
         )
 
 
@@ -182,14 +182,14 @@ def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recip
 
 def encoded(
     sample: Sequence[Document], teacher: Teacher, seconds: float
-) -> tuple[list[EncodedDocument], list[Question]]:
+) -> tuple[list[EncodedDocument], list[RecordText]]:
     """Encode documents of the sample, as many as the time allows; return their tokens and their future records.
 
     A document that must be left out has no record.
     """
     until = time.monotonic() + seconds
     documents: list[EncodedDocument] = []
-    questions: list[Question] = []
+    records: list[RecordText] = []
     for document in sample:
         if len(documents) >= MIN_PARTS and time.monotonic() > until:
             break
@@ -198,8 +198,8 @@ def encoded(
         documents.append(EncodedDocument(len(document.text), sum(len(teacher.prompt(window)) for window in windows)))
         for window in windows:
             segments = tuple(span.segment for span in window.spans)
-            questions.append(
-                Question(
+            records.append(
+                RecordText(
                     window.doc_id,
                     window.bounds.start,
                     window.text,
@@ -209,7 +209,7 @@ def encoded(
                     conversation=window.conversation,
                 )
             )
-    return documents, questions
+    return documents, records
 
 
 def seconds_of_audit(sample: Sequence[Document], teacher: Teacher, num_documents: int) -> float:

@@ -1,7 +1,7 @@
 """Window lengths: those the recipe leaves open are fitted to the teacher, and those it gives are checked."""
 
 from pipeline.config import Recipe, TeacherConfig
-from pipeline.config.teacher import MIN_WINDOW, MOST_OVERLAP
+from pipeline.config.teacher import MAX_DEFAULT_OVERLAP, MIN_WINDOW
 from pipeline.runtime import log
 from pipeline.runtime.huggingface import check_positions, load_config, max_positions
 from schemas import dump_files
@@ -62,6 +62,6 @@ def _fitted(recipe: Recipe, limit: int | None, why: str) -> Recipe:
         given = {key: getattr(teacher, key) for key in teacher.model_fields_set}
         teacher = type(teacher)(**given | {"max_tokens": limit})
         log.info(f"teacher.max_tokens is {limit}, as {why}; teacher.overlap_tokens is {teacher.overlap_tokens}")
-    elif teacher.overlap_tokens < MOST_OVERLAP and not _is_given(teacher, "overlap_tokens"):
+    elif teacher.overlap_tokens < MAX_DEFAULT_OVERLAP and not _is_given(teacher, "overlap_tokens"):
         log.info(f"teacher.overlap_tokens is {teacher.overlap_tokens}, half of teacher.max_tokens")
     return recipe.with_values(teacher=teacher)

@@ -21,7 +21,7 @@ def reduce_range(
     first_row: int,
     first_interval: int,
     intervals: Any,
-    num_spelling: int,
+    num_text_tokens: int,
     num_end: int,
     masses_I: Any,
     end_R: Any,
@@ -62,8 +62,8 @@ def reduce_range(
                 i += 1
             if stop > start:  # always, except at the root of a vocabulary without text tokens
                 child_first, child_last = trie.first_J[start], trie.last_J[stop - 1]
-        end = sum32(probs_C, num_spelling, num_spelling + num_end)
-        total = node_total + end + sum32(probs_C, num_spelling + num_end, width)
+        end = sum32(probs_C, num_text_tokens, num_text_tokens + num_end)
+        total = node_total + end + sum32(probs_C, num_text_tokens + num_end, width)
         for j in range(first_of_row, i):
             masses_I[j] /= total
         end_R[row] = end / total

@@ -51,7 +51,7 @@ class CpuKernel:
                 first_row + first,
                 int(into.row_intervals[first_row + first]),
                 intervals,
-                vocabulary.num_spelling,
+                vocabulary.num_text_tokens,
                 vocabulary.num_end,
                 into.masses_I,
                 into.end_R,

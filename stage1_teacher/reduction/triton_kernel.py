@@ -174,7 +174,7 @@ class TritonKernel:
     """The kernel for a head on a GPU; see `stage1_teacher.reduction.types.Kernel`."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._ends = (vocabulary.num_spelling, vocabulary.num_spelling + vocabulary.num_end)
+        self._ends = (vocabulary.num_text_tokens, vocabulary.num_text_tokens + vocabulary.num_end)
 
     def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
         num_rows = len(logits_RC)

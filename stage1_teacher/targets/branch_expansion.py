@@ -40,9 +40,9 @@ def expand(
             for branch in fitting:
                 path = branchings[index].path(branch)
                 # A longer path continues from a branch token.
-                parent = numbers[index, Path(path.leaves, path.tokens[:-1])] if len(path.tokens) > 1 else None
+                parent = numbers[index, Path(path.num_canonical, path.tokens[:-1])] if len(path.tokens) > 1 else None
                 prompt, before = points[index]
-                tokens.append(BranchToken(prompt, before + path.leaves, branch.token, parent))
+                tokens.append(BranchToken(prompt, before + path.num_canonical, branch.token, parent))
                 numbers[index, path] = len(numbers)
         hidden_ND = branches.extend(tokens)
         parts = hidden_ND.split([len(fitting) for _, fitting in requested])
@@ -65,5 +65,5 @@ def _fitting(branching: Branching, point: BranchPoint, longest: int | None) -> l
     return [
         branch
         for branch, path in zip(requested, paths, strict=True)
-        if point.before + path.leaves + len(path.tokens) <= longest
+        if point.before + path.num_canonical + len(path.tokens) <= longest
     ]

@@ -13,10 +13,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from schemas.record import Question, Record, Segment, common_measures
+from schemas.record import Record, RecordText, Segment, common_measures
 
 
-def position_keys(asked: Question | Record) -> np.ndarray:
+def position_keys(record: RecordText | Record) -> np.ndarray:
     """Return a key per position: twice its byte offset in the whole document, plus 1 if its target is a byte.
 
     END sorts before the byte at the same offset, because that byte belongs to another turn.
@@ -25,14 +25,14 @@ def position_keys(asked: Question | Record) -> np.ndarray:
         P, int64, ascending.
     """
     parts = [np.empty(0, dtype=np.int64)]
-    for segment in asked.segments:
-        start = asked.window_start + segment.start
+    for segment in record.segments:
+        start = record.window_start + segment.start
         parts.append(2 * (start + np.arange(segment.length)) + 1)
         parts.append(2 * np.array([start + segment.length] * segment.has_end, dtype=np.int64))
     return np.concatenate(parts)
 
 
-def whole_document(windows: Sequence[Question | Record]) -> bytes:
+def whole_document(windows: Sequence[RecordText | Record]) -> bytes:
     """Rebuild a document from its windows; each starts inside an earlier one, or where it ends."""
     document = bytearray()
     for window in windows:
@@ -40,7 +40,7 @@ def whole_document(windows: Sequence[Question | Record]) -> bytes:
     return bytes(document)
 
 
-def speakers(windows: Sequence[Question | Record]) -> bytes:
+def speakers(windows: Sequence[RecordText | Record]) -> bytes:
     """Describe who says what in a whole chat: the offset and role of each message; empty for plain text."""
     roles = {}
     for window in windows:
@@ -52,17 +52,17 @@ def speakers(windows: Sequence[Question | Record]) -> bytes:
 
 
 @overload
-def with_segments(asked: Record, kept: Sequence[bool]) -> Record: ...
+def with_segments(record: Record, kept: Sequence[bool]) -> Record: ...
 @overload
-def with_segments(asked: Question | Record, kept: Sequence[bool]) -> Question | Record: ...
-def with_segments(asked: Question | Record, kept: Sequence[bool]) -> Question | Record:
+def with_segments(record: RecordText | Record, kept: Sequence[bool]) -> RecordText | Record: ...
+def with_segments(record: RecordText | Record, kept: Sequence[bool]) -> RecordText | Record:
     """Return a copy with only the selected segments and their targets."""
-    segments = tuple(segment for segment, keep in zip(asked.segments, kept, strict=True) if keep)
-    if isinstance(asked, Question):
-        return asked._replace(segments=segments)
-    sizes = [segment.num_positions for segment in asked.segments]
+    segments = tuple(segment for segment, keep in zip(record.segments, kept, strict=True) if keep)
+    if isinstance(record, RecordText):
+        return record._replace(segments=segments)
+    sizes = [segment.num_positions for segment in record.segments]
     rows = np.flatnonzero(np.repeat(np.array(kept, dtype=bool), sizes))
-    return replace(asked, segments=segments, **_rows([asked], rows))
+    return replace(record, segments=segments, **_rows([record], rows))
 
 
 def overlapping(record: Record, windows: Sequence[Record]) -> tuple[Record, ...]:

@@ -17,8 +17,8 @@ import numpy as np
 from pipeline.runtime.format import are, count_of
 from schemas import dump_files
 from schemas.manifest import Manifest
-from schemas.record import Question, Record
-from schemas.shard import read_questions, read_shard
+from schemas.record import Record, RecordText
+from schemas.shard import read_record_texts, read_shard
 from schemas.storage.locations import Location, names
 from stage2_student.data.align import overlapping, position_keys, speakers, whole_document
 
@@ -57,7 +57,7 @@ class Contents:
     """The documents of a dump (N, in its order): keys of their content, and where their records are."""
 
     keys_N: np.ndarray  # uint64, hash of the document's bytes and, for a chat, of who says which
-    asked_N: np.ndarray  # uint64, hash of the supervised positions
+    supervised_N: np.ndarray  # uint64, hash of the supervised positions
     shard_N: np.ndarray  # int32
     row_N: np.ndarray  # int32, of its first record in the shard
     count_N: np.ndarray  # int32, number of records: more than one if it was cut into windows
@@ -83,7 +83,7 @@ class Contents:
                 row,
                 len(group),
             )
-            for row, group in _documents(read_questions(path))
+            for row, group in _documents(read_record_texts(path))
         ]
         kinds = (np.uint64, np.uint64, np.int32, np.int32, np.int32)
         return [np.array([r[i] for r in rows], dtype=kind) for i, kind in enumerate(kinds)]
@@ -94,15 +94,15 @@ def _key(content: bytes) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
 
 
-Asked = TypeVar("Asked", Question, Record)
+AnyRecord = TypeVar("AnyRecord", RecordText, Record)
 
 
-def _documents(records: Iterable[Asked]) -> Iterator[tuple[int, list[Asked]]]:
+def _documents(records: Iterable[AnyRecord]) -> Iterator[tuple[int, list[AnyRecord]]]:
     """Yield a shard's records by document, each with the row of its first record.
 
     The windows of a document are consecutive; the first starts at byte 0.
     """
-    group: list[Asked] = []
+    group: list[AnyRecord] = []
     row = 0
     for record in records:
         if group and record.window_start == 0:
@@ -209,12 +209,12 @@ def _remarks(paths: Sequence[Location], contents: Sequence[Contents]) -> dict[st
             lacking = int((~np.isin(table.keys_N, other.keys_N)).sum())
             remarks[f"in {path} but not in {other_path}: left out"] = lacking
     order = np.argsort(contents[0].keys_N, kind="stable")
-    keys, asked = contents[0].keys_N[order], contents[0].asked_N[order]
+    keys, supervised_N = contents[0].keys_N[order], contents[0].supervised_N[order]
     for path, table in zip(paths[1:], contents[1:], strict=True):
         # Of several equal documents the last, as in `ContentIndex`.
         last = np.searchsorted(keys, table.keys_N, side="right") - 1
         common = (last >= 0) & (keys[last] == table.keys_N)
-        differing = int((asked[last[common]] != table.asked_N[common]).sum())
+        differing = int((supervised_N[last[common]] != table.supervised_N[common]).sum())
         remark = f"with other positions supervised in {path} than in {paths[0]}: those that both supervise are mixed"
         remarks[remark] = differing
     return {remark: count for remark, count in remarks.items() if count}

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.tokenization.chat_records import StoredChat, encode_by_turn, encode_whole, messages_of_segments
 from pipeline.tokenization.chat_template import ChatError
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
-from schemas.record import Question, Record
+from schemas.record import Record, RecordText
 from stage2_student.data.align import with_segments
 from stage2_student.data.examples import Encoded
 from stage2_student.data.pieces import Cuttable, Piece, cut
@@ -86,7 +86,7 @@ class Pieces(NamedTuple):
 
 
 def count_pieces(
-    asked: Sequence[Question | Record],
+    records: Sequence[RecordText | Record],
     tokenizer: Tokenizer,
     chat: ChatTokenizer | None,
     max_tokens: int | None,
@@ -101,7 +101,7 @@ def count_pieces(
     Raises:
         ValueError: as `encode_records`.
     """
-    for record, written in zip(asked, _tokens(asked, tokenizer, chat, by_turn), strict=True):
+    for record, written in zip(records, _tokens(records, tokenizer, chat, by_turn), strict=True):
         if isinstance(written, str):
             yield written
             continue
@@ -158,22 +158,22 @@ def encode_records(
     return [one if isinstance(one, str) or one.num_tokens <= max_tokens else TOO_LONG for one in whole]
 
 
-def _pieces(asked: Question | Record, spelled: Spelled, max_tokens: int) -> Iterator[Piece]:
-    lengths = asked.teacher_token_lengths
+def _pieces(record: RecordText | Record, spelled: Spelled, max_tokens: int) -> Iterator[Piece]:
+    lengths = record.teacher_token_lengths
     teacher_ends = np.append(0, np.cumsum(lengths)) if len(lengths) else None
-    used = _used(asked, spelled)
-    record = Cuttable(asked.document, spelled.starts, spelled.ends, used, teacher_ends, spelled.restarts)
-    return cut(record, max_tokens)
+    used = _used(record, spelled)
+    cuttable = Cuttable(record.document, spelled.starts, spelled.ends, used, teacher_ends, spelled.restarts)
+    return cut(cuttable, max_tokens)
 
 
-def _used(asked: Question | Record, spelled: Spelled) -> np.ndarray:
+def _used(record: RecordText | Record, spelled: Spelled) -> np.ndarray:
     """Return L, bool: True for tokens that are supervised, or followed by a supervised END.
 
     In a chat, the END is a token that the template writes, and that token is the one returned.
     """
     starts, ends = spelled.starts, spelled.ends
-    used = supervised_tokens(starts, ends, asked.segments)
-    stops = {segment.start + segment.length for segment in asked.segments if segment.has_end}
+    used = supervised_tokens(starts, ends, record.segments)
+    stops = {segment.start + segment.length for segment in record.segments if segment.has_end}
     if spelled.turn_ends is None:
         used[np.isin(ends, list(stops)) & (ends > starts)] = True
     else:
@@ -188,7 +188,7 @@ def _num_tokens(written: list[int] | EncodedChat) -> int:
 
 
 def _renderings(
-    asked: Question | Record, written: list[int] | StoredChat
+    record: RecordText | Record, written: list[int] | StoredChat
 ) -> Iterator[tuple[list[bool] | None, list[int] | EncodedChat]]:
     """Yield what the student reads of a record: its tokens, or those of each rendering of a chat.
 
@@ -199,15 +199,15 @@ def _renderings(
     elif written.is_whole:
         yield None, written.renderings[0]
     else:
-        numbers = messages_of_segments(asked)
+        numbers = messages_of_segments(record)
         for rendering in written.renderings:
             messages = {turn.message for turn in rendering.turns}
             yield [number in messages for number in numbers], rendering
 
 
-def _left_out(asked: Question | Record, chat: StoredChat) -> tuple[TurnsLeftOut, ...]:
+def _left_out(record: RecordText | Record, chat: StoredChat) -> tuple[TurnsLeftOut, ...]:
     num_bytes: Counter[int] = Counter()
-    for number, segment in zip(messages_of_segments(asked), asked.segments, strict=True):
+    for number, segment in zip(messages_of_segments(record), record.segments, strict=True):
         num_bytes[number] += segment.length
     reasons = {number: _reason(fault) for number, fault in chat.left_out.items()}
     return tuple(
@@ -217,22 +217,22 @@ def _left_out(asked: Question | Record, chat: StoredChat) -> tuple[TurnsLeftOut,
 
 
 def _tokens(
-    asked: Sequence[Question | Record], tokenizer: Tokenizer, chat: ChatTokenizer | None, by_turn: bool
+    records: Sequence[RecordText | Record], tokenizer: Tokenizer, chat: ChatTokenizer | None, by_turn: bool
 ) -> list[list[int] | StoredChat | str]:
-    plain = [record for record in asked if not record.message_roles]
+    plain = [record for record in records if not record.message_roles]
     ids_of_plain = iter(tokenizer.encode_batch([record.document for record in plain]))
-    chats = [record for record in asked if record.message_roles]
+    chats = [record for record in records if record.message_roles]
     if chats and chat is None:
         raise ValueError(
             f"the dump holds chats (document {chats[0].doc_id!r}), but the student has no chat template; "
             "give student.chat_template"
         )
     of_chats = iter(_chats(chats, chat, by_turn) if chat is not None else [])
-    written = [next(of_chats) if record.message_roles else next(ids_of_plain) for record in asked]
+    written = [next(of_chats) if record.message_roles else next(ids_of_plain) for record in records]
     return [_reason(one) if isinstance(one, ValueError) else one for one in written]
 
 
-def _chats(chats: Sequence[Question | Record], chat: ChatTokenizer, by_turn: bool) -> list[StoredChat | ValueError]:
+def _chats(chats: Sequence[RecordText | Record], chat: ChatTokenizer, by_turn: bool) -> list[StoredChat | ValueError]:
     if by_turn:
         return encode_by_turn(chat, chats)
     return [one if isinstance(one, ValueError) else StoredChat((one,), {}) for one in encode_whole(chat, chats)]
@@ -242,10 +242,10 @@ def _reason(fault: ValueError) -> str:
     return fault.reason if isinstance(fault, ChatError) else UNSPELLABLE
 
 
-def _spelled(asked: Question | Record, written: list[int] | EncodedChat, tokenizer: Tokenizer) -> Spelled:
+def _spelled(record: RecordText | Record, written: list[int] | EncodedChat, tokenizer: Tokenizer) -> Spelled:
     if isinstance(written, EncodedChat):
         return _spelled_chat(written, tokenizer)
-    spans = token_spans([tokenizer.token_bytes[i] or b"" for i in written], asked.document, tokenizer.prefix)
+    spans = token_spans([tokenizer.token_bytes[i] or b"" for i in written], record.document, tokenizer.prefix)
     starts = np.array([span.start for span in spans], dtype=np.int64)
     ends = np.array([span.stop for span in spans], dtype=np.int64)
     return Spelled(np.array(written, dtype=np.int64), starts, ends)

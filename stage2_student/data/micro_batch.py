@@ -100,10 +100,10 @@ def collate(examples: Sequence[Example], row_sizes: Sequence[int] | None = None)
 
 def _measures(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Join the measures that all examples have; an example without positions is compatible with any."""
-    asked = [e.measures_P for e in examples if len(e.state_P)]
-    names = [column.name for column in MEASURES if all(column.name in measures for measures in asked)]
+    supervised = [e.measures_P for e in examples if len(e.state_P)]
+    names = [column.name for column in MEASURES if all(column.name in measures for measures in supervised)]
     none = np.empty(0, dtype=np.float32)
-    return {name: _join([none, *(measures[name] for measures in asked)]) for name in names}
+    return {name: _join([none, *(measures[name] for measures in supervised)]) for name in names}
 
 
 def empty_micro_batch(start_id: int) -> MicroBatch:

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from pipeline.config import DumpRef
-from schemas.record import Question, Record
-from schemas.shard import num_records, read_questions, read_rows
+from schemas.record import Record, RecordText
+from schemas.shard import num_records, read_record_texts, read_rows
 from schemas.storage.locations import Location, location
 from stage2_student.data.align import aligned, common_segments
 from stage2_student.data.dump_join import Join, Joined, OpenDump
@@ -55,14 +55,14 @@ class DumpReader:
     def num_shards(self) -> int:
         return len(self.shards)
 
-    def questions(self, shard: int) -> Iterator[Question | Record]:
+    def record_texts(self, shard: int) -> Iterator[RecordText | Record]:
         """Yield the text and segments of a shard's records, in turn, reading little more than the text.
 
         With one teacher, the lengths of its tokens too. With several dumps, the joined records.
         """
         if self.join is None:
-            return read_questions(self.shards[shard], with_tokens=True)
-        return (_question(*joined) for joined in self.join.shard(shard))
+            return read_record_texts(self.shards[shard], with_tokens=True)
+        return (_common_record(*joined) for joined in self.join.shard(shard))
 
     def lanes(self) -> "Lanes":
         """Return a reader of records by reference."""
@@ -138,7 +138,7 @@ class _OpenShard:
         return self._last
 
 
-def _question(record: Record, others: Sequence[Sequence[Record]]) -> Record:
+def _common_record(record: Record, others: Sequence[Sequence[Record]]) -> Record:
     """Return a record with the segments that all dumps supervise.
 
     It has no teacher tokens: those of several teachers give no common boundaries.

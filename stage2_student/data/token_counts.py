@@ -24,7 +24,7 @@ from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from schemas import dump_files
 from schemas.dump_files import Key
 from schemas.file_seal import check_seal
-from schemas.record import Question, Record
+from schemas.record import Record, RecordText
 from schemas.shard import commit_shard
 from stage2_student.data.encode import Tokenizer, TurnsLeftOut, count_pieces
 
@@ -51,7 +51,7 @@ class RecordSource(Protocol):
 
     @property
     def num_shards(self) -> int: ...
-    def questions(self, shard: int) -> Iterator[Question | Record]: ...
+    def record_texts(self, shard: int) -> Iterator[RecordText | Record]: ...
 
 
 class Counted(NamedTuple):
@@ -211,20 +211,20 @@ def count_shard(
         max_tokens: longer records are cut; None: none is.
         by_turn: as in `count_pieces`.
     """
-    return count_questions(reader.questions(shard), tokenizer, chat, max_tokens, by_turn)
+    return count_records(reader.record_texts(shard), tokenizer, chat, max_tokens, by_turn)
 
 
-def count_questions(
-    asked: Iterable[Question | Record],
+def count_records(
+    records: Iterable[RecordText | Record],
     tokenizer: Tokenizer,
     chat: ChatTokenizer | None,
     max_tokens: int | None,
     by_turn: bool = True,
 ) -> Iterator[Counted]:
     """Count each of these records, in turn."""
-    questions = iter(asked)
+    remaining = iter(records)
     before: str | None = None
-    while group := list(islice(questions, _GROUP)):
+    while group := list(islice(remaining, _GROUP)):
         for record, counted in zip(group, count_pieces(group, tokenizer, chat, max_tokens, by_turn), strict=True):
             num_bytes = sum(segment.length for segment in record.segments)
             continues = record.window_start > 0 and record.doc_id == before

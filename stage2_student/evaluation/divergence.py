@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.covering.covering import Covering, ReducedRow, unnormalised
+from pipeline.covering.covering import Covering, ReducedRow, exp_logits
 from pipeline.covering.targets import Targets
 from pipeline.covering.vocabulary import Vocabulary
 from pipeline.runtime import log
@@ -107,23 +107,23 @@ class ByteModel:
         [targets] = self._covered([self.start, *ids], [(1, 1 + len(ids), prefix + document)])
         return targets.drop_prefix(len(prefix))
 
-    def answers(self, record: Record) -> "Answers":
+    def predict(self, record: Record) -> "BytePredictions":
         """Compute the distributions at a record's positions.
 
         Raises:
             SpellingError, ChatError: the model cannot read the record.
         """
         if record.message_roles:
-            return self._chat_answers(record)
+            return self._predict_chat(record)
         targets = self.targets(record.document)
         positions = np.concatenate([np.arange(s.start, s.start + s.num_positions) for s in record.segments])
         edges = token_edges(self.tokenizer.encode(record.document), self.tokenizer)
         asked_P = np.ones(len(positions), dtype=bool)
-        return Answers(
+        return BytePredictions(
             targets.probs_PV[positions], targets.token_end_P[positions], asked_P, *_of_tokens(record, edges, targets)
         )
 
-    def _chat_answers(self, record: Record) -> "Answers":
+    def _predict_chat(self, record: Record) -> "BytePredictions":
         assert self.chat is not None
         [chat] = encode_by_turn(self.chat, [record])
         if isinstance(chat, ValueError):
@@ -142,7 +142,7 @@ class ByteModel:
             edges = token_edges(encoded.tokens[turn.first : turn.last], self.tokenizer, turn.start, len(turn.prefix))
             of_turn = _of_tokens(record, edges, targets)
             num_bytes, token_nats = num_bytes + of_turn[0], token_nats + of_turn[1]
-        return Answers(probs_PV, token_end_P, asked_P, num_bytes, token_nats)
+        return BytePredictions(probs_PV, token_end_P, asked_P, num_bytes, token_nats)
 
     def _turns(self, record: Record, chat: StoredChat) -> Iterator[tuple[EncodedChat, Turn, Targets]]:
         """Yield each turn with its rendering and its covering."""
@@ -183,7 +183,7 @@ class ByteModel:
                 for some in np.split(inside, range(_ROWS, len(inside), _ROWS)):
                     offsets = covering.offsets[len(done) : len(done) + len(some)]
                     some_RV = logits_RV[torch.from_numpy(some).to(logits_RV.device)].float()
-                    done += covering.reduce_rows(offsets, unnormalised(some_RV[:, self.order].cpu().numpy()))
+                    done += covering.reduce_rows(offsets, exp_logits(some_RV[:, self.order].cpu().numpy()))
         return [covering.targets(done) for covering, done in zip(coverings, rows, strict=True)]
 
 
@@ -197,7 +197,7 @@ def _of_tokens(record: Record, edges: Sequence[int], targets: Targets) -> tuple[
     return int(np.diff(edges)[counted].sum()), -float(targets.token_logprobs[counted].sum())
 
 
-class Answers(NamedTuple):
+class BytePredictions(NamedTuple):
     """A model's distributions at a record's positions.
 
     Where `asked_P` is False there is none: in a chat, the model's own tokens begin later.
@@ -218,7 +218,7 @@ class DocumentDivergence(NamedTuple):
     jsd_nats: float
     clear: int  # positions where token_end is at most a threshold on both sides; elsewhere a covering is uncertain
     kl_clear_nats: float  # KL(teacher || model)
-    num_bytes: int  # as in `Answers`
+    num_bytes: int  # as in `BytePredictions`
     token_nats: float
 
 
@@ -230,11 +230,11 @@ def document_divergence(
     Raises:
         SpellingError, ChatError: the model cannot read the record.
     """
-    answers = byte_model.answers(record)
-    asked_P = answers.asked_P if common_P is None else common_P
-    assert not (asked_P & ~answers.asked_P).any()
-    kl_P, jsd_P = (nats_P[asked_P] for nats_P in sparse_divergence(record, answers.probs_PV))
-    token_end_P = np.maximum(record.token_end.astype(np.float64), answers.token_end_P)[asked_P]
+    predicted = byte_model.predict(record)
+    asked_P = predicted.asked_P if common_P is None else common_P
+    assert not (asked_P & ~predicted.asked_P).any()
+    kl_P, jsd_P = (nats_P[asked_P] for nats_P in sparse_divergence(record, predicted.probs_PV))
+    token_end_P = np.maximum(record.token_end.astype(np.float64), predicted.token_end_P)[asked_P]
     clear_P = token_end_P <= max_token_end
     return DocumentDivergence(
         record.doc_id,
@@ -242,8 +242,8 @@ def document_divergence(
         float(jsd_P.sum()),
         int(clear_P.sum()),
         float(kl_P[clear_P].sum()),
-        answers.num_bytes,
-        answers.token_nats,
+        predicted.num_bytes,
+        predicted.token_nats,
     )
 
 

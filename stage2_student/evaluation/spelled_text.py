@@ -22,7 +22,7 @@ Span = tuple[int, int]  # bytes `start .. end` of a document, or of a chat's joi
 UNSPELLABLE = "the tokenizer cannot spell it"
 
 
-class Stretch(NamedTuple):
+class TextTokens(NamedTuple):
     """Consecutive tokens that spell bytes of the document and nothing else.
 
     Token `first + k` covers bytes `edges[k] .. edges[k + 1]`.
@@ -47,7 +47,7 @@ class Spelled(NamedTuple):
     """
 
     tokens: list[int]
-    stretches: tuple[Stretch, ...]
+    text_tokens: tuple[TextTokens, ...]
     restarts: tuple[int, ...] = ()
     repeats_start: bool = True
     contents: bytes = b""
@@ -55,7 +55,7 @@ class Spelled(NamedTuple):
     @property
     def spans(self) -> tuple[Span, ...]:
         """Bytes that its tokens can be scored on."""
-        return tuple(stretch.span for stretch in self.stretches)
+        return tuple(run.span for run in self.text_tokens)
 
     def token_bytes(self, spans: Sequence[Span]) -> np.ndarray:
         """Return L: the bytes of each token inside the spans; -1 for other tokens.
@@ -63,7 +63,7 @@ class Spelled(NamedTuple):
         Each span begins and ends at a token edge.
         """
         sizes_L = np.full(len(self.tokens), -1, dtype=np.int64)
-        for first, edges in self.stretches:
+        for first, edges in self.text_tokens:
             for start, end in spans:
                 if edges[0] <= start < end <= edges[-1]:
                     # The first of equal edges: a tokenizer's prefix may be a token without bytes.
@@ -94,7 +94,7 @@ def spell(
         if isinstance(ids, ValueError):
             yield UNSPELLABLE
         else:
-            yield Spelled([start_id, *ids], (Stretch(1, token_edges(ids, tokenizer)),))
+            yield Spelled([start_id, *ids], (TextTokens(1, token_edges(ids, tokenizer)),))
 
 
 def _spelled_chat(encoded: EncodedChat | ValueError, tokenizer: ByteTokenizer) -> Spelled | str:
@@ -103,11 +103,11 @@ def _spelled_chat(encoded: EncodedChat | ValueError, tokenizer: ByteTokenizer) -
     if isinstance(encoded, ValueError):
         return UNSPELLABLE
     tokens, turns = encoded.tokens, encoded.turns
-    stretches = tuple(
-        Stretch(turn.first, token_edges(tokens[turn.first : turn.last], tokenizer, turn.start, len(turn.prefix)))
+    text_tokens = tuple(
+        TextTokens(turn.first, token_edges(tokens[turn.first : turn.last], tokenizer, turn.start, len(turn.prefix)))
         for turn in turns
     )
-    return Spelled(tokens, stretches, *restarts_of(encoded))
+    return Spelled(tokens, text_tokens, *restarts_of(encoded))
 
 
 def restarts_of(encoded: EncodedChat) -> tuple[tuple[int, ...], bool]:
@@ -143,7 +143,7 @@ def common_spans(spelled: Sequence[Spelled]) -> tuple[Span, ...]:
     common = spelled[0].spans
     if all(other.spans == common for other in spelled[1:]):
         return common
-    edges_of_all = set.intersection(*({e for stretch in one.stretches for e in stretch.edges} for one in spelled))
+    edges_of_all = set.intersection(*({e for run in one.text_tokens for e in run.edges} for one in spelled))
     for other in spelled[1:]:
         overlaps = ((max(a, c), min(b, d)) for a, b in common for c, d in other.spans)
         common = tuple((start, end) for start, end in overlaps if start < end)

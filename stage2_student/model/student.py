@@ -56,7 +56,7 @@ class Student(nn.Module):
         self.terms = active_objectives(train.objectives)
         self.weights = train.objectives.weights
         self.precision = Precision(getattr(torch, train.dtype))
-        self.logit_scale = 1.0  # see `settle_head`
+        self.logit_scale = 1.0  # see `find_logit_scale`
         self.logit_softcap: float | None = getattr(lm.config, "final_logit_softcapping", None)
 
     def forward(
@@ -133,7 +133,7 @@ class Student(nn.Module):
         return parameters
 
     @torch.no_grad()
-    def settle_head(self) -> None:
+    def find_logit_scale(self) -> None:
         """Find the factor by which the family multiplies its logits (Granite, Cohere).
 
         It is found from the model's own logits of a few tokens. They are also compared with a louder head, because a

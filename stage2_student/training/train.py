@@ -224,13 +224,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> 
         add_adapters(lm, config, tokenizer_moved(start), by_peft)
     if recipe.train.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    shape = StudentShape(
-        hidden_size=lm.config.get_text_config().hidden_size,
-        head_rows=lm.get_output_embeddings().weight.shape[0],
-        token_bytes=tokenizer.token_bytes,
-        prefix=tokenizer.prefix,
-        end_ids=ids.ends,
-    )
+    shape = StudentShape.of(lm, tokenizer, ids)
     interface = make_interface(config, shape) if recipe.train.objectives.uses_bytes else None
     if interface is not None and recipe.train.interface_warmup_steps and not any(True for _ in interface.parameters()):
         raise ValueError(
@@ -241,7 +235,7 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> 
     student.remarks = lora_remarks
     student.eval()
     check_causal(lm, config.model)
-    student.settle_head()
+    student.find_logit_scale()
     return student.train()
 
 

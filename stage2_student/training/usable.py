@@ -6,11 +6,11 @@ from pathlib import Path
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.runtime.format import are, count_of
 from schemas import dump_files
-from schemas.record import Question
+from schemas.record import RecordText
 from stage2_student.data.encode import TOO_LONG
 from stage2_student.data.order import READ, WHOLE_CHATS, WHOLE_RECORDS
 from stage2_student.data.pieces import overlap_tokens
-from stage2_student.data.token_counts import Lengths, are_counted, count_questions, kept_counts
+from stage2_student.data.token_counts import Lengths, are_counted, count_records, kept_counts
 from stage2_student.model.context_length import sized
 from stage2_student.model.initial_student import student_tokenizer
 from stage2_student.runs.folder import begun_identity
@@ -61,7 +61,7 @@ def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = 
         )
 
 
-def usable_lines(recipe: Recipe, questions: Sequence[Question]) -> Iterator[tuple[str, str]]:
+def usable_lines(recipe: Recipe, records: Sequence[RecordText]) -> Iterator[tuple[str, str]]:
     """Yield label and text about how much of a sample of a dump's records the student can use.
 
     For `bld plan --calibrate`.
@@ -72,7 +72,7 @@ def usable_lines(recipe: Recipe, questions: Sequence[Question]) -> Iterator[tupl
     student = student_config(recipe)
     tokenizer, chat, _ = student_tokenizer(student, recipe.corpus.has_chats)
     max_tokens = recipe.train.piece_tokens
-    lengths = Lengths.of([list(count_questions(questions, tokenizer, chat, max_tokens))])
+    lengths = Lengths.of([list(count_records(records, tokenizer, chat, max_tokens))])
     usable = lengths.num_bytes - lengths.num_unused_bytes
     yield (
         "student's records",

@@ -71,8 +71,8 @@ def naive(covering: Covering, rows: Sequence[ReducedRow]) -> np.ndarray:
         for height, node in enumerate(nodes):
             position = row.offset + len(nodes) - 1 - height
             if position < next_offset:
-                masses = row.masses_I[at + node.num_exact : at + len(node.labels)]
-                probs_PV[position, node.labels[node.num_exact :]] = masses
+                masses = row.masses_I[at + node.num_complete : at + len(node.labels)]
+                probs_PV[position, node.labels[node.num_complete :]] = masses
             at += len(node.labels)
         probs_PV[row.offset, END] += row.end
     total_P1 = probs_PV.sum(axis=1, keepdims=True)
@@ -95,8 +95,10 @@ def _kl(p_PV: np.ndarray, q_PV: np.ndarray) -> np.ndarray:
 
 def block_tokens(paths: Sequence[TokenPath], num_start: int) -> int:
     """Count tokens that branches compute with a prefix cache: those beyond a path's shared full blocks."""
-    shared = [(num_start + path.leaves) // BLOCK_TOKENS * BLOCK_TOKENS for path in paths]
-    return sum(num_start + path.leaves + len(path.tokens) - cached for path, cached in zip(paths, shared, strict=True))
+    shared = [(num_start + path.num_canonical) // BLOCK_TOKENS * BLOCK_TOKENS for path in paths]
+    return sum(
+        num_start + path.num_canonical + len(path.tokens) - cached for path, cached in zip(paths, shared, strict=True)
+    )
 
 
 def measure(teacher: BranchingTeacher, document: DocumentRows, never_merged: bool) -> dict[str, Any]:

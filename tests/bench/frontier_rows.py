@@ -100,10 +100,12 @@ class DocumentRows:
         branches, tokens, taken = self._opened(), [], []
         for path, _ in new:
             for length in range(1, len(path.tokens) + 1):
-                part = TokenPath(path.leaves, path.tokens[:length])
+                part = TokenPath(path.num_canonical, path.tokens[:length])
                 if part not in self._numbers:
-                    parent = self._numbers.get(TokenPath(path.leaves, path.tokens[: length - 1]))
-                    tokens.append(BranchToken(0, len(self._teacher.start) + path.leaves, part.tokens[-1], parent))
+                    parent = self._numbers.get(TokenPath(path.num_canonical, path.tokens[: length - 1]))
+                    tokens.append(
+                        BranchToken(0, len(self._teacher.start) + path.num_canonical, part.tokens[-1], parent)
+                    )
                     self._numbers[part] = len(self._numbers)
             taken.append(len(tokens) - 1)
         hidden_ND = branches.extend(tokens)[taken]
@@ -121,7 +123,7 @@ class DocumentRows:
                 ends=np.array([row.end for row in rows]),
                 next_tokens=np.array([row.token for row in rows]),
                 offsets=np.array([row.offset for row in rows]),
-                leaves=np.array([path.leaves for path in self._rows], dtype=np.int64),
+                leaves=np.array([path.num_canonical for path in self._rows], dtype=np.int64),
                 lengths=np.array([len(path.tokens) for path in self._rows], dtype=np.int64),
                 tokens=np.array([token for path in self._rows for token in path.tokens], dtype=np.int64),
             )

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.config.loading import load_recipe
-from pipeline.covering.covering import Covering, unnormalised
+from pipeline.covering.covering import Covering, exp_logits
 from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, document_of
@@ -150,10 +150,7 @@ def test_chunks_of_a_chat_lie_in_its_turns_and_hold_all_of_them() -> None:
 
 
 def test_token_marginal_reads_a_chat_as_the_covering_does() -> None:
-    """The student's distributions at a chat's turns are those of a covering of the stretch.
-
-    The stretch lies between control tokens.
-    """
+    """The student's distributions at a chat's turns are those of a covering of the tokens between control tokens."""
     loaded = load_chat("qwen")
     end, width = loaded.tokenizer.token_id("<|im_end|>"), len(loaded.tokenizer.token_bytes)
     shape = StudentShape(16, width, loaded.tokenizer.token_bytes, loaded.tokenizer.prefix, (end,))
@@ -177,7 +174,7 @@ def test_token_marginal_reads_a_chat_as_the_covering_does() -> None:
         spelled = b"".join(loaded.tokenizer.token_bytes[token] or b"" for token in tokens[first + 1 : last])
         covering = Covering(vocabulary, tokens[first + 1 : last], spelled)
         logits_RC = (hidden_BLD[0, first:last] @ head).numpy()[:, vocabulary.order]
-        targets = covering.targets(covering.reduce_rows(covering.offsets, unnormalised(logits_RC)))
+        targets = covering.targets(covering.reduce_rows(covering.offsets, exp_logits(logits_RC)))
         begin = int(covering.offsets[states[0] - first])
         wanted_PV = targets.probs_PV[begin:]
         ours_PV = found.logprobs_PV[position : position + len(wanted_PV) - 1].exp()  # bytes; ENDs come last

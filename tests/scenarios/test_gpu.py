@@ -30,19 +30,19 @@ TEXTS = (b"the thing and", b"in the", b"er the and ing")
 def random_cells(num_rows: int, width: int, num_end: int, num_others: int) -> tuple[Cells, Columns]:
     """Draw rows cut into cells of all lengths, one thousands of columns long and some empty."""
     generator = torch.Generator().manual_seed(width)
-    num_spelling = width - num_end - num_others
+    num_text_tokens = width - num_end - num_others
     token_C = torch.randperm(width, generator=generator)
     firsts, lasts, counts = [], [], []
     for row in range(num_rows):
-        cuts = torch.randint(0, num_spelling // (2 if row % 2 else 1), (300,), generator=generator)
-        cuts = torch.cat([torch.tensor([0]), cuts.sort().values, torch.tensor([num_spelling])])
+        cuts = torch.randint(0, num_text_tokens // (2 if row % 2 else 1), (300,), generator=generator)
+        cuts = torch.cat([torch.tensor([0]), cuts.sort().values, torch.tensor([num_text_tokens])])
         firsts.append(cuts[:-1])
         lasts.append(cuts[1:])
         counts.append(len(cuts) - 1)
     tokens_R2 = torch.randint(-1, width, (num_rows, 2), generator=generator)
     first_I, last_I = torch.cat(firsts).int(), torch.cat(lasts).int()
     cells = Cells(torch.tensor(counts), first_I, last_I, tokens_R2)
-    return cells, Columns(token_C.int(), token_C.argsort().int(), num_spelling, num_end)
+    return cells, Columns(token_C.int(), token_C.argsort().int(), num_text_tokens, num_end)
 
 
 def on_gpu(values: Iterable[Any]) -> list[Any]:

@@ -17,7 +17,7 @@ from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation, Excerpt, chat_of
 from schemas.manifest import Manifest
 from schemas.record_checks import record_faults
-from schemas.shard import read_questions, read_shard
+from schemas.shard import read_record_texts, read_shard
 from stage1_teacher.dump.merge import merge_dumps
 from stage1_teacher.dump.shard_plan import document_digest
 from stage1_teacher.inputs.turn_windows import cut_conversation
@@ -141,7 +141,7 @@ def test_a_dump_holds_each_turn_once_with_what_the_template_was_given(qwen3: Pat
     assert verify_dump(tmp_path / "dump", against_teacher=4) == []
     manifest = Manifest.load(tmp_path / "dump")
     assert manifest.identity["corpus"]["turns"] == "rendered" and manifest.identity["corpus"]["reasoning"] == "keep"
-    asked = [q for shard in manifest.shards for q in read_questions(shard.path(tmp_path / "dump"))]
+    asked = [q for shard in manifest.shards for q in read_record_texts(shard.path(tmp_path / "dump"))]
     assert [q.conversation for q in asked] == [record.conversation for record in records]
     shown = find_document(tmp_path / "dump", "0")
     assert [m.role for m in shown.messages] == ["user", "assistant"] * 3 and shown.messages[

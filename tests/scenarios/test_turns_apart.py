@@ -22,7 +22,7 @@ from pipeline.tokenization.chat_template import TODAY, ChatError
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation, Excerpt, join_reasoning
 from pipeline.tokenization.special_ids import SpecialIds
-from schemas.record import Question, Record, Segment
+from schemas.record import Record, RecordText, Segment
 from stage1_teacher.inputs.chat_windows import cut_chat
 from stage1_teacher.inputs.encoded_windows import EncodedWindow
 from stage1_teacher.inputs.turn_windows import cut_conversation
@@ -62,8 +62,8 @@ def record_of(piece: EncodedWindow, rng: np.random.Generator) -> Record:
     )
 
 
-def question_of(record: Record) -> Question:
-    return Question(**{name: getattr(record, name) for name in Question._fields})
+def text_of(record: Record) -> RecordText:
+    return RecordText(**{name: getattr(record, name) for name in RecordText._fields})
 
 
 def example_of(encoded: Encoded, loaded: ChatTokenizer) -> Example:
@@ -91,9 +91,9 @@ def rows_of_messages(record: Record) -> dict[int, list[int]]:
 
 
 def pieces_of(record: Record, loaded: ChatTokenizer, max_tokens: int | None) -> tuple[list[Encoded], Pieces] | str:
-    """Return what is used of a record and its counts, which must be those of its question, too."""
+    """Return what is used of a record and its counts, which must be those of its text, too."""
     [pieces] = encode_pieces([record], loaded.tokenizer, loaded, max_tokens)
-    [counted] = count_pieces([question_of(record)], loaded.tokenizer, loaded, max_tokens)
+    [counted] = count_pieces([text_of(record)], loaded.tokenizer, loaded, max_tokens)
     assert list(count_pieces([record], loaded.tokenizer, loaded, max_tokens)) == [counted]
     if isinstance(pieces, str) or isinstance(counted, str):
         assert pieces == counted
@@ -214,7 +214,7 @@ def check_rendering(
     student: str,
     wrapped: Any,
 ) -> None:
-    """Check that the tokens are the last turn's rendering, with each learned turn in one stretch.
+    """Check that the tokens are the last turn's rendering, with each learned turn in one run of tokens.
 
     Its END follows it.
     """
@@ -375,7 +375,7 @@ def test_targets_of_a_record_of_some_segments_are_those_of_the_whole_one() -> No
         ]
         found = with_segments(record, kept.tolist())
         assert found.segments == tuple(s for s, keep in zip(segments, kept, strict=True) if keep)
-        assert with_segments(question_of(record), kept.tolist()).segments == found.segments
+        assert with_segments(text_of(record), kept.tolist()).segments == found.segments
         for column in ("entry_counts", "dropped", "token_end", "doubt"):
             assert getattr(found, column).tolist() == [getattr(record, column)[row] for row in rows]
         starts = np.cumsum(record.entry_counts.astype(int)) - record.entry_counts
@@ -394,14 +394,14 @@ def test_a_model_is_asked_about_each_turn_in_the_rendering_that_it_would_have_re
     [piece] = cut_conversation("c", REASONED, smollm3, [ends[0]], 100_000)
     record = record_of(piece, rng)
     model = load_model(str(folder), torch.float32).eval()
-    answers = ByteModel(model, qwen3.tokenizer, SpecialIds(0, (ends[1],)), qwen3).answers(record)
-    assert answers.asked_P.all() and len(answers.probs_PV) == record.num_positions
+    predicted = ByteModel(model, qwen3.tokenizer, SpecialIds(0, (ends[1],)), qwen3).predict(record)
+    assert predicted.asked_P.all() and len(predicted.probs_PV) == record.num_positions
     texts = [record.document[segment.start : segment.start + segment.length] for segment in record.segments]
     expected = [
         expected_targets(folder, Excerpt(REASONED.until(index + 1), 2), text)
         for index, text in zip((1, 3, 5), texts, strict=True)
     ]
-    np.testing.assert_allclose(answers.probs_PV, np.concatenate(expected), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(predicted.probs_PV, np.concatenate(expected), rtol=0, atol=1e-4)
 
 
 def test_turns_that_a_model_cannot_be_asked_about_are_counted_by_name_and_those_around_are_asked() -> None:

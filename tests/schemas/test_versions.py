@@ -13,7 +13,7 @@ import pytest
 import schemas
 from schemas.dump_files import MANIFEST, Key
 from schemas.manifest import Manifest
-from schemas.shard import read_questions, read_shard
+from schemas.shard import read_record_texts, read_shard
 from schemas.versions import READERS, reader, v1
 from tests.schemas.make_golden import FOLDER
 
@@ -41,12 +41,16 @@ def another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def check(path: object, schema: pa.Schema) -> None:
         assert "wording" in schema.names
 
-    def asked(schema: pa.Schema, with_tokens: bool) -> list[str]:
+    def text_columns(schema: pa.Schema, with_tokens: bool) -> list[str]:
         back = {name: old for old, name in RENAMED.items()}
-        return [back.get(name, name) for name in v1.question_columns(schema, with_tokens)]
+        return [back.get(name, name) for name in v1.record_text_columns(schema, with_tokens)]
 
     made = SimpleNamespace(
-        check_columns=check, rows=as_version_7, question_columns=asked, manifest=manifest_of_7, shard_schema=None
+        check_columns=check,
+        rows=as_version_7,
+        record_text_columns=text_columns,
+        manifest=manifest_of_7,
+        shard_schema=None,
     )
     monkeypatch.setattr(schemas, "READS", (1, 7))
     monkeypatch.setitem(READERS, 7, made)
@@ -66,8 +70,8 @@ def test_a_shard_is_read_by_the_reader_of_its_own_version(tmp_path: Path) -> Non
     there, ours = list(read_shard(shard_of_7(tmp_path))), list(read_shard(GOLDEN))
     assert [record.document for record in there] == [record.document for record in ours]
     assert [record.entry_counts.tolist() for record in there] == [record.entry_counts.tolist() for record in ours]
-    asked = list(read_questions(shard_of_7(tmp_path), with_tokens=True))
-    assert [question.segments for question in asked] == [record.segments for record in ours]
+    texts = list(read_record_texts(shard_of_7(tmp_path), with_tokens=True))
+    assert [text.segments for text in texts] == [record.segments for record in ours]
 
 
 @pytest.mark.usefixtures("another_version")
@@ -84,7 +88,7 @@ def test_another_version_is_refused_by_both(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="schema version '7'; this release reads 1"):
         next(read_shard(shard_of_7(tmp_path)))
     with pytest.raises(ValueError, match="schema version '7'"):
-        next(read_questions(shard_of_7(tmp_path)))
+        next(read_record_texts(shard_of_7(tmp_path)))
 
 
 def test_a_column_of_another_type_is_refused_and_one_more_does_no_harm(tmp_path: Path) -> None:

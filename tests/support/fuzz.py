@@ -30,7 +30,7 @@ from pipeline.corpus.documents import Corpus
 from pipeline.corpus.json_array import is_array
 from schemas.file_seal import check_seal
 from schemas.record_checks import layout_faults
-from schemas.shard import commit_shard, read_questions, read_shard, to_table
+from schemas.shard import commit_shard, read_record_texts, read_shard, to_table
 from tests.support.readable_dumps import IDENTITY, make_record, varied_record
 
 PIECES = (
@@ -227,7 +227,7 @@ def shard(rng: Random, folder: Path) -> None:
         commit_shard(_crafted(table, rng), path, 1)
         check_seal(path)
         assert not [fault for record in read_shard(path) for fault in layout_faults(record)]
-        assert all(question.document is not None for question in read_questions(path))
+        assert all(text.document is not None for text in read_record_texts(path))
         return
     commit_shard(table, path, 1)
     content = path.read_bytes()

@@ -15,7 +15,7 @@ class RowNode(NamedTuple):
 
     cuts: np.ndarray
     labels: np.ndarray
-    num_exact: int
+    num_complete: int
 
 
 def row_nodes(covering: Covering, offset: int) -> list[RowNode]:
@@ -28,4 +28,4 @@ def row_nodes(covering: Covering, offset: int) -> list[RowNode]:
         for first, last in zip(*(np.split(x, bounds) for x in (first_I, last_I)), strict=True)
     ]
     labels = np.split(found.trie.labels(found.nodes_N), bounds)
-    return [RowNode(*node) for node in zip(cuts, labels, found.node_exact.tolist(), strict=True)]
+    return [RowNode(*node) for node in zip(cuts, labels, found.node_complete.tolist(), strict=True)]

@@ -60,8 +60,8 @@ def _child(
     path: Path, token: int, end: int, boundaries: dict[int, int], tokens: Sequence[int], config: CoveringConfig
 ) -> Path:
     """Return the row that a path leads to: its own, or the canonical one that it is or counts as."""
-    child = Path(path.leaves, (*path.tokens, token))
-    is_canonical = not path.tokens and path.leaves < len(tokens) and token == tokens[path.leaves]
+    child = Path(path.num_canonical, (*path.tokens, token))
+    is_canonical = not path.tokens and path.num_canonical < len(tokens) and token == tokens[path.num_canonical]
     is_merged = (
         config.rejoin_after_tokens is not None and _shared(child, end, boundaries, tokens) >= config.rejoin_after_tokens
     )
@@ -99,7 +99,7 @@ def _token_ends(covering: Covering, row: ReducedRow) -> Iterator[tuple[int, int,
     """Yield (offset, token, probability) of each token that spells the document's bytes up to that offset."""
     nodes, at = row_nodes(covering, row.offset), 0
     for height, node in enumerate(nodes):
-        for exact in range(node.num_exact):
+        for exact in range(node.num_complete):
             if prob := float(row.masses_I[at + exact]):
                 yield row.offset + len(nodes) - 1 - height, int(covering.vocabulary.order[node.cuts[exact]]), prob
         at += len(node.labels)

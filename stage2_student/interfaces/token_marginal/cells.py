@@ -123,10 +123,10 @@ def _in_column_order(cells: Cells, columns: Columns, num_rows: int) -> tuple[Ten
 
     `order` sorts them by row and column.
     """
-    width, others = len(columns.token_C), columns.num_spelling + columns.num_end
+    width, others = len(columns.token_C), columns.num_text_tokens + columns.num_end
     rows = torch.arange(num_rows, device=cells.first_I.device)
     first = torch.cat(
-        [row_of_cells(cells) * width + cells.first_I, rows * width + columns.num_spelling, rows * width + others]
+        [row_of_cells(cells) * width + cells.first_I, rows * width + columns.num_text_tokens, rows * width + others]
     )
     ends = torch.full_like(rows, columns.num_end), torch.full_like(rows, width - others)
     lengths = torch.cat([(cells.last_I - cells.first_I).long(), *ends])

@@ -57,7 +57,7 @@ def _store_compiled(row: Any, column: int, value: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def _sum_rows(
-    logits_RV: Any, rows: Any, token_C: Any, num_spelling: int, num_end: int, cells: Any, tokens_R2: Any, into: Any
+    logits_RV: Any, rows: Any, token_C: Any, num_text_tokens: int, num_end: int, cells: Any, tokens_R2: Any, into: Any
 ) -> None:
     width = token_C.shape[0]
     start_R, first_I, last_I = cells
@@ -70,8 +70,8 @@ def _sum_rows(
         largest = largest32(probs_C.view(np.int32))
         for c in range(width):
             probs_C[c] = exp32(probs_C[c] - largest)
-        end = sum32(probs_C, num_spelling, num_spelling + num_end)
-        total = end + sum32(probs_C, num_spelling + num_end, width)
+        end = sum32(probs_C, num_text_tokens, num_text_tokens + num_end)
+        total = end + sum32(probs_C, num_text_tokens + num_end, width)
         for i in range(start_R[r], start_R[r + 1]):
             mass_I[i] = sum32(probs_C, first_I[i], last_I[i])
             total += mass_I[i]
@@ -92,8 +92,8 @@ def _scale(probs_C: Any, first: int, last: int, factor: Any) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def _spread_rows(
-    logits_RV: Any, rows: Any, token_C: Any, column_V: Any, num_spelling: int, num_end: int, cells: Any, tokens_R2: Any,
-    grad_sums: Any, log_total_R: Any, common_R: Any, gradient_RV: Any,
+    logits_RV: Any, rows: Any, token_C: Any, column_V: Any, num_text_tokens: int, num_end: int, cells: Any,
+    tokens_R2: Any, grad_sums: Any, log_total_R: Any, common_R: Any, gradient_RV: Any,
 ) -> None:  # fmt: skip
     width = token_C.shape[0]
     start_R, first_I, last_I = cells
@@ -108,8 +108,8 @@ def _spread_rows(
             probs_C[c] = exp32(probs_C[c] - log_total)
         for i in range(start_R[r], start_R[r + 1]):
             _scale(probs_C, first_I[i], last_I[i], np.float32(mass_I[i] - common))
-        _scale(probs_C, num_spelling, num_spelling + num_end, np.float32(end_R[r] - common))
-        _scale(probs_C, num_spelling + num_end, width, np.float32(-common))
+        _scale(probs_C, num_text_tokens, num_text_tokens + num_end, np.float32(end_R[r] - common))
+        _scale(probs_C, num_text_tokens + num_end, width, np.float32(-common))
         for j in range(2):
             if tokens_R2[r, j] >= 0:
                 probs_C[column_V[tokens_R2[r, j]]] += np.float32(logprob_R2[r, j])
@@ -130,7 +130,7 @@ def sum_cells(logits_RV: Tensor, cells: Cells, columns: Columns) -> tuple[Sums, 
             logits,
             rows,
             columns.token_C.numpy().view(np.uint32),
-            columns.num_spelling,
+            columns.num_text_tokens,
             columns.num_end,
             *_arrays(cells),
             into,
@@ -150,7 +150,7 @@ def softmax_sums_backward(
         len(logits_RV),
         lambda rows: _spread_rows(
             logits, rows, columns.token_C.numpy().view(np.uint32), columns.column_V.numpy().view(np.uint32),
-            columns.num_spelling, columns.num_end, *_arrays(cells), gradients, log_total_R.numpy(), common_R.numpy(),
+            columns.num_text_tokens, columns.num_end, *_arrays(cells), gradients, log_total_R.numpy(), common_R.numpy(),
             gradient,
         ),
     )  # fmt: skip

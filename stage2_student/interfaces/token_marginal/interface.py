@@ -43,7 +43,7 @@ class TokenMarginal(Interface):
         self.max_dropped = max_dropped
         self.vocabulary = Vocabulary(shape.token_bytes, shape.end_ids, shape.head_rows)
         self.token_lengths = np.zeros(shape.head_rows, dtype=np.int64)
-        self.token_lengths[self.vocabulary.order[: self.vocabulary.num_spelling]] = list(
+        self.token_lengths[self.vocabulary.order[: self.vocabulary.num_text_tokens]] = list(
             map(len, self.vocabulary.sorted_bytes)
         )
         self.register_buffer("token_C", torch.from_numpy(self.vocabulary.order.astype(np.int32)), persistent=False)
@@ -51,7 +51,7 @@ class TokenMarginal(Interface):
 
     @property
     def columns(self) -> Columns:
-        return Columns(self.token_C, self.column_V, self.vocabulary.num_spelling, self.vocabulary.num_end)
+        return Columns(self.token_C, self.column_V, self.vocabulary.num_text_tokens, self.vocabulary.num_end)
 
     def prepare(
         self, documents: Sequence[Encoded], examples: Sequence[Example], batch: MicroBatch

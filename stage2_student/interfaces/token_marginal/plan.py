@@ -5,11 +5,11 @@ softmax feed which symbol of which position. A cell is a range that no deeper no
 row are disjoint and cover all columns that spell bytes; a node's mass is its own cells and those of all deeper nodes
 (`row_cells` finds them).
 
-Rows come by stretches: the tokens between two that spell nothing (control tokens), since no token reaches across one.
-Of a stretch, only the rows that reach a supervised position count.
+Rows come by spans: the tokens between two that spell nothing (control tokens), since no token reaches across one.
+Of a span, only the rows that reach a supervised position count.
 
-Shape legend: L tokens of a document (including the start token), S stretches, R rows, I cells of all rows in turn, Q
-positions of all stretches, P supervised byte positions, U distinct ones among these, D maximum number of nodes of a row
+Shape legend: L tokens of a document (including the start token), S spans, R rows, I cells of all rows in turn, Q
+positions of all spans, P supervised byte positions, U distinct ones among these, D maximum number of nodes of a row
 (depth 0 is the root).
 """
 
@@ -42,38 +42,38 @@ class Plan(NamedTuple):
     last_I: Tensor  # int32
     node_I: Tensor  # int32, row * D + depth
     fed_I: Tensor  # int32, u * 256 + the symbol that it feeds; U * 256 if it feeds no requested position
-    is_exact_I: Tensor  # bool, a single token that ends at the node's position
+    is_complete_I: Tensor  # bool, a single token that ends at the node's position
     realised_Q: Tensor  # int64, the document's symbol
     unique_Q: Tensor  # int64, index of the position among the U; U if it is not requested
     asked_U: Tensor  # int64, index among the Q
     unique_P: Tensor  # int64, index among the U
 
 
-class _Stretch(NamedTuple):
-    """The rows that count in one stretch of one document."""
+class _CoveredSpan(NamedTuple):
+    """The rows that count in one span of one document."""
 
     document: int
     states: np.ndarray  # the document's states, one for each row
-    offsets: np.ndarray  # the rows' offsets in the stretch's bytes
+    offsets: np.ndarray  # the rows' offsets in the span's bytes
     spelled: bytes
 
 
 class _Text(NamedTuple):
-    """The bytes of all stretches in turn, and the rows' places in them. Indices are int64."""
+    """The bytes of all spans in turn, and the rows' places in them. Indices are int64."""
 
     bytes_: np.ndarray  # uint8
     num_rows_S: np.ndarray
-    byte_R: np.ndarray  # offset in its stretch
+    byte_R: np.ndarray  # offset in its span
     at_R: np.ndarray  # offset in the text
-    end_R: np.ndarray  # where the row's stretch ends
+    end_R: np.ndarray  # where the row's span ends
 
     @classmethod
-    def of(cls, stretches: Sequence[_Stretch]) -> "_Text":
-        num_rows_S = np.array([len(stretch.offsets) for stretch in stretches], dtype=np.int64)
-        length_S = np.array([len(stretch.spelled) for stretch in stretches], dtype=np.int64)
-        end_S, byte_R = np.cumsum(length_S), _joined([stretch.offsets for stretch in stretches])
+    def of(cls, spans: Sequence[_CoveredSpan]) -> "_Text":
+        num_rows_S = np.array([len(span.offsets) for span in spans], dtype=np.int64)
+        length_S = np.array([len(span.spelled) for span in spans], dtype=np.int64)
+        end_S, byte_R = np.cumsum(length_S), _joined([span.offsets for span in spans])
         return cls(
-            np.frombuffer(b"".join(stretch.spelled for stretch in stretches), dtype=np.uint8),
+            np.frombuffer(b"".join(span.spelled for span in spans), dtype=np.uint8),
             num_rows_S,
             byte_R,
             byte_R + (end_S - length_S).repeat(num_rows_S),
@@ -95,24 +95,24 @@ def make_plan(
         token_lengths: bytes by token id; 0 for a token that spells nothing.
         firsts: index of each document's first state, as in `Layout`; ascending.
     """
-    stretches = [
-        stretch
+    spans = [
+        span
         for index, (document, example) in enumerate(zip(documents, examples, strict=True))
-        for stretch in _stretches(vocabulary, token_lengths, index, document, example)
+        for span in _spans(vocabulary, token_lengths, index, document, example)
     ]
-    text = _Text.of(stretches)
+    text = _Text.of(spans)
     paths = vocabulary.trie.walk(text.bytes_, text.at_R, text.end_R)
-    offset_R, realised = _positions(stretches, text, paths.num_nodes_R)
+    offset_R, realised = _positions(spans, text, paths.num_nodes_R)
     asked_U, unique_P = np.unique(
-        _supervised_positions(token_lengths, documents, examples, stretches, offset_R), return_inverse=True
+        _supervised_positions(token_lengths, documents, examples, spans, offset_R), return_inverse=True
     )
     unique_Q = np.full(len(realised), len(asked_U), dtype=np.int64)
     unique_Q[asked_U] = np.arange(len(asked_U))
     cells = row_cells(vocabulary.trie, paths, offset_R, unique_Q, len(asked_U))
-    # No row that counts follows the last of a stretch.
-    next_tokens = [np.append(documents[s.document].tokens[s.states[:-1]], NO_TOKEN) for s in stretches]
+    # No row that counts follows the last of a span.
+    next_tokens = [np.append(documents[s.document].tokens[s.states[:-1]], NO_TOKEN) for s in spans]
     arrays = {
-        "state_R": _joined([firsts[stretch.document] + stretch.states for stretch in stretches]),
+        "state_R": _joined([firsts[span.document] + span.states for span in spans]),
         "next_R": _joined(next_tokens),
         "offset_R": offset_R,
         "num_nodes_R": paths.num_nodes_R,
@@ -130,27 +130,27 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
 
-def _positions(stretches: Sequence[_Stretch], text: _Text, num_nodes_R: np.ndarray) -> tuple[np.ndarray, bytes]:
-    """Return (offset_R, realised): the rows' positions among those of all stretches, and the symbol at each.
+def _positions(spans: Sequence[_CoveredSpan], text: _Text, num_nodes_R: np.ndarray) -> tuple[np.ndarray, bytes]:
+    """Return (offset_R, realised): the rows' positions among those of all spans, and the symbol at each.
 
-    The symbols are the document's. A stretch's positions begin at its first row, and end where the longest token of any
+    The symbols are the document's. A span's positions begin at its first row, and end where the longest token of any
     row could end.
     """
     first_row_S = np.cumsum(text.num_rows_S) - text.num_rows_S
     start_S = text.byte_R[first_row_S]
     reach_R = text.byte_R + num_nodes_R
-    length_S = (np.maximum.reduceat(reach_R, first_row_S) if stretches else start_S) - start_S
+    length_S = (np.maximum.reduceat(reach_R, first_row_S) if spans else start_S) - start_S
     realised = b"".join(
-        stretch.spelled[start : start + length].ljust(length, bytes([END]))
-        for stretch, start, length in zip(stretches, start_S.tolist(), length_S.tolist(), strict=True)
+        span.spelled[start : start + length].ljust(length, bytes([END]))
+        for span, start, length in zip(spans, start_S.tolist(), length_S.tolist(), strict=True)
     )
     return text.byte_R + (np.cumsum(length_S) - length_S - start_S).repeat(text.num_rows_S), realised
 
 
-def _stretches(
+def _spans(
     vocabulary: Vocabulary, token_lengths: np.ndarray, index: int, document: Encoded, example: Example
-) -> Iterator[_Stretch]:
-    """Yield the stretches of a document in which anything is supervised."""
+) -> Iterator[_CoveredSpan]:
+    """Yield the spans of a document in which anything is supervised."""
     is_used_L = example.labels_L != NO_LABEL
     is_used_L[example.state_P] = True
     lengths = token_lengths[document.tokens]
@@ -164,22 +164,22 @@ def _stretches(
         # From the first row whose tokens may reach it.
         first = int(np.searchsorted(offsets, offsets[used[0]] - vocabulary.longest))
         rows = np.arange(first, used[-1] + 1)
-        yield _Stretch(index, before + 1 + rows, offsets[rows], spelled)
+        yield _CoveredSpan(index, before + 1 + rows, offsets[rows], spelled)
 
 
 def _supervised_positions(
     token_lengths: np.ndarray,
     documents: Sequence[Encoded],
     examples: Sequence[Example],
-    stretches: Sequence[_Stretch],
+    spans: Sequence[_CoveredSpan],
     offset_R: np.ndarray,
 ) -> np.ndarray:
     """Return P: the index of each supervised byte or END among the Q positions."""
     position_L = [np.full(len(example.tokens_L), -1, dtype=np.int64) for example in examples]
     row = 0
-    for stretch in stretches:
-        position_L[stretch.document][stretch.states] = offset_R[row : row + len(stretch.states)]
-        row += len(stretch.states)
+    for span in spans:
+        position_L[span.document][span.states] = offset_R[row : row + len(span.states)]
+        row += len(span.states)
     positions = []
     for document, example, position in zip(documents, examples, position_L, strict=True):
         # A tokenizer's prefix is cut off the first tokens' spans, but not off the tokens.

@@ -33,7 +33,7 @@ class _Nodes(NamedTuple):
     """Masses of the rows' nodes, relative to their row."""
 
     position_RD: Tensor  # clamped where there is no node
-    exact_RD: Tensor  # on tokens that end at the node's position
+    complete_RD: Tensor  # on tokens that end at the node's position
     deeper_RD: Tensor  # on tokens that continue with the document's symbol
     reach_RD: Tensor  # on all tokens that continue
 
@@ -48,7 +48,7 @@ def distributions(sums: Sums, plan: Plan) -> Distributions:
     """
     nodes = _nodes(sums.mass_I, plan)
     next_R = torch.where(plan.next_R == NO_TOKEN, 0.0, sums.logprob_R2[:, 0])
-    # Through all stretches: everything before a stretch scales all of its rows alike.
+    # Through all spans: everything before a span scales all of its rows alike.
     log_weight_R = next_R.cumsum(0) - next_R
     scale_Q = _log_scale(log_weight_R.detach(), nodes, len(plan.realised_Q))
     weight_RD = _exp_where(nodes.reach_RD > 0, log_weight_R[:, None] - scale_Q[nodes.position_RD])
@@ -71,13 +71,13 @@ def _exp_where(condition: Tensor, exponents: Tensor) -> Tensor:
 def _nodes(mass_I: Tensor, plan: Plan) -> _Nodes:
     num_rows, max_depth = len(plan.num_nodes_R), len(plan.depth_D)
     zero = mass_I.new_zeros(num_rows * max_depth)
-    going_on_RD = zero.index_add(0, plan.node_I, mass_I.where(~plan.is_exact_I, 0.0)).view(num_rows, max_depth)
-    exact_RD = zero.index_add(0, plan.node_I, mass_I.where(plan.is_exact_I, 0.0)).view(num_rows, max_depth)
+    going_on_RD = zero.index_add(0, plan.node_I, mass_I.where(~plan.is_complete_I, 0.0)).view(num_rows, max_depth)
+    complete_RD = zero.index_add(0, plan.node_I, mass_I.where(plan.is_complete_I, 0.0)).view(num_rows, max_depth)
     # Sums from the deepest node up: differences would lose values that are small beside the root.
-    total_RD = (going_on_RD + exact_RD).flip(-1).cumsum(-1).flip(-1)
+    total_RD = (going_on_RD + complete_RD).flip(-1).cumsum(-1).flip(-1)
     deeper_RD = torch.cat([total_RD[:, 1:], total_RD.new_zeros(num_rows, 1)], dim=-1)
     position_RD = plan.offset_R[:, None] + torch.minimum(plan.depth_D, plan.num_nodes_R[:, None] - 1)
-    return _Nodes(position_RD, exact_RD, deeper_RD, going_on_RD + deeper_RD)
+    return _Nodes(position_RD, complete_RD, deeper_RD, going_on_RD + deeper_RD)
 
 
 def _log_scale(log_weight_R: Tensor, nodes: _Nodes, num_positions: int) -> Tensor:
@@ -111,12 +111,12 @@ def _normalised(mass_UV: Tensor) -> Tensor:
 def _shares(
     plan: Plan, nodes: _Nodes, log_weight_R: Tensor, scale_Q: Tensor, weight_RD: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return (token_end, dropped): shares of the mass known just before each position, 0 at a stretch's first."""
+    """Return (token_end, dropped): shares of the mass known just before each position, 0 at a span's first."""
     zero_Q = torch.zeros_like(scale_Q)
     known_Q = zero_Q.index_add(0, nodes.position_RD.flatten(), (weight_RD * nodes.deeper_RD).flatten())
     # A token that ends at a position belongs to the mass known just before it.
     before_RD = (nodes.position_RD - 1).clamp(min=0)
-    ends_RD = nodes.exact_RD * _exp_where(nodes.exact_RD > 0, log_weight_R[:, None] - scale_Q[before_RD])
+    ends_RD = nodes.complete_RD * _exp_where(nodes.complete_RD > 0, log_weight_R[:, None] - scale_Q[before_RD])
     ended_Q = zero_Q.index_add(0, nodes.position_RD.flatten(), ends_RD.flatten())
     follows_R = (plan.next_R != NO_TOKEN).roll(1)  # the very last row has no successor
     continued_R = _exp_where(follows_R, log_weight_R - scale_Q[(plan.offset_R - 1).clamp(min=0)])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from pipeline.covering.trie import EXACT, Paths, Trie
+from pipeline.covering.trie import COMPLETE, Paths, Trie
 from schemas import NUM_SYMBOLS
 
 
@@ -22,7 +22,7 @@ class RowCells(NamedTuple):
     last_I: np.ndarray
     node_I: np.ndarray
     fed_I: np.ndarray
-    is_exact_I: np.ndarray
+    is_complete_I: np.ndarray
 
 
 def row_cells(trie: Trie, paths: Paths, position_R: np.ndarray, unique_Q: np.ndarray, num_unique: int) -> RowCells:
@@ -56,10 +56,10 @@ def _fill(
             for j in range(trie.start_N[node], trie.start_N[node + 1]):
                 if trie.child_J[j] == next_node:
                     continue
-                is_exact = trie.symbol_J[j] == EXACT
-                is_fed = unique < num_unique and not is_exact
+                is_complete = trie.symbol_J[j] == COMPLETE
+                is_fed = unique < num_unique and not is_complete
                 into.first_I[i], into.last_I[i] = trie.first_J[j], trie.last_J[j]
                 into.node_I[i] = r * max_nodes + depth
                 into.fed_I[i] = unique * NUM_SYMBOLS + trie.symbol_J[j] if is_fed else num_unique * NUM_SYMBOLS
-                into.is_exact_I[i] = is_exact
+                into.is_complete_I[i] = is_complete
                 i += 1

@@ -13,7 +13,7 @@ class Columns(NamedTuple):
 
     token_C: Tensor  # int32
     column_V: Tensor  # int32, the inverse
-    num_spelling: int
+    num_text_tokens: int
     num_end: int
 
 

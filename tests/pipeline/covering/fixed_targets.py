@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.config import CoveringConfig
 from pipeline.covering.branches import Branching
-from pipeline.covering.covering import Covering, unnormalised
+from pipeline.covering.covering import Covering, exp_logits
 from pipeline.covering.dropped_mass import spread
 from pipeline.covering.targets import Targets
 from pipeline.covering.truncated_rows import ListedRows, listed_targets
@@ -56,15 +56,15 @@ def hash_of(path: tuple[int, ...]) -> int:
 def results(covering: Covering) -> dict[str, Any]:
     """Return targets by name: of the canonical covering, of what it stores, and of the other methods."""
     vocabulary = covering.vocabulary
-    rows_RC = unnormalised(np.stack([logits(PATH[:row])[vocabulary.order] for row in range(len(PATH) + 1)]))
+    rows_RC = exp_logits(np.stack([logits(PATH[:row])[vocabulary.order] for row in range(len(PATH) + 1)]))
     rows = covering.reduce_rows(covering.offsets, rows_RC)
     canonical = covering.targets(rows)
     branching = Branching(covering, PATH, CoveringConfig(beam_width=2, branch_threshold=0.05, rejoin_after_tokens=2))
     branching.add_canonical(rows)
     while wanted := branching.wanted():
         paths = [branching.path(branch) for branch in wanted]
-        logits_RC = np.stack([logits((*PATH[: path.leaves], *path.tokens))[vocabulary.order] for path in paths])
-        branching.add(wanted, covering.reduce_rows([branch.end for branch in wanted], unnormalised(logits_RC)))
+        logits_RC = np.stack([logits((*PATH[: path.num_canonical], *path.tokens))[vocabulary.order] for path in paths])
+        branching.add(wanted, covering.reduce_rows([branch.end for branch in wanted], exp_logits(logits_RC)))
     lengths = [len(TOKENS[token] or b"") for token in PATH]
     windows = cut_windows(DOCUMENT * 3, lengths * 3, lambda part: -(-len(part) * 3 // 5), budget=12, overlap=3)
     return {
@@ -83,7 +83,7 @@ def fixed_covering(arithmetic: int) -> Covering:
 
 
 def _listed(covering: Covering) -> Targets:
-    probs = [unnormalised(logits(PATH[:row])[None])[0, :-1] for row in range(len(PATH) + 1)]
+    probs = [exp_logits(logits(PATH[:row])[None])[0, :-1] for row in range(len(PATH) + 1)]
     ids = [np.union1d(np.argsort(-p)[:4], [(*PATH, END_ID)[row]]) for row, p in enumerate(probs)]
     logprobs = [np.log(p[listed] / p.sum()) for p, listed in zip(probs, ids, strict=True)]
     return listed_targets(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import CoveringConfig
 from pipeline.covering.branches import Branching
-from pipeline.covering.covering import Covering, unnormalised
+from pipeline.covering.covering import Covering, exp_logits
 from pipeline.covering.vocabulary import Vocabulary
 from tests.pipeline.covering.test_covering import RandomModel, case, covering_targets
 from tests.support import brute_force, slow_weighing
@@ -26,15 +26,17 @@ def branched(
     covering = Covering(vocabulary, tokens, document)
     branching = Branching(covering, tokens, config)
     logits_RC = np.stack([model.logits(tuple(tokens[:r]))[vocabulary.order] for r in range(len(tokens) + 1)])
-    branching.add_canonical(covering.reduce_rows(covering.offsets, unnormalised(logits_RC)))
+    branching.add_canonical(covering.reduce_rows(covering.offsets, exp_logits(logits_RC)))
     for _ in range(rounds):
         wanted = branching.wanted()
         if not wanted:
             break
         paths = [branching.path(branch) for branch in wanted]
-        logits_RC = np.stack([model.logits((*tokens[: path.leaves], *path.tokens))[vocabulary.order] for path in paths])
+        logits_RC = np.stack(
+            [model.logits((*tokens[: path.num_canonical], *path.tokens))[vocabulary.order] for path in paths]
+        )
         ends = [branch.end for branch in wanted]
-        branching.add(wanted, covering.reduce_rows(ends, unnormalised(logits_RC)))
+        branching.add(wanted, covering.reduce_rows(ends, exp_logits(logits_RC)))
     return branching
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.covering.covering import Covering, unnormalised
+from pipeline.covering.covering import Covering, exp_logits
 from pipeline.covering.targets import Targets
 from pipeline.covering.vocabulary import Vocabulary
 from tests.support import brute_force
@@ -44,7 +44,7 @@ def random_tokens(rng: np.random.Generator, token_bytes: list[bytes | None], end
 def covering_targets(model: RandomModel, vocabulary: Vocabulary, tokens: list[int], document: bytes) -> Targets:
     covering = Covering(vocabulary, tokens, document)
     logits_RC = np.stack([model.logits(tuple(tokens[:r]))[vocabulary.order] for r in range(len(tokens) + 1)])
-    probs_RC = unnormalised(logits_RC)
+    probs_RC = exp_logits(logits_RC)
     return covering.targets(covering.reduce_rows(covering.offsets, probs_RC))
 
 
@@ -118,7 +118,7 @@ def test_float32_rows_keep_masses_of_1e_7_to_one_percent() -> None:
     logits[0] -= logits[0].max()
     columns = vocabulary.column[:255]  # the tokens that start with byte 0: made as rare as 1e-7 in all
     logits[0, columns] = np.log(1e-7 / 255 * np.exp(np.delete(logits[0], columns)).sum())
-    exact, rounded = unnormalised(logits), unnormalised(logits.astype(np.float32))
+    exact, rounded = exp_logits(logits), exp_logits(logits.astype(np.float32))
     covering = Covering(vocabulary, [], b"")
     [exact_row], [rounded_row] = covering.reduce_rows([0], exact), covering.reduce_rows([0], rounded)
     np.testing.assert_allclose(rounded_row.masses_I, exact_row.masses_I, rtol=1e-4)

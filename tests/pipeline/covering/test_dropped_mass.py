@@ -83,7 +83,7 @@ def test_rows_of_branches_that_were_expanded_teach_what_the_dropped_ones_do(seed
         path, row = branching._paths[number], branching._reduced[number]
         if row.offset not in branching.covering.offsets:
             probs_V = np.zeros(256)
-            for token, prob in enumerate(model.probs((*tokens[: path.leaves], *path.tokens))):
+            for token, prob in enumerate(model.probs((*tokens[: path.num_canonical], *path.tokens))):
                 spelled = token_bytes[token] if token < len(token_bytes) else None
                 if token == end:
                     probs_V[END] += prob

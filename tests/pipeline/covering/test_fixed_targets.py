@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.covering.targets import BRANCH_SURVIVAL, MOST_ODDS, doubt
+from pipeline.covering.targets import BRANCH_SURVIVAL, MAX_ODDS, doubt
 from schemas import ARITHMETIC
 from tests.pipeline.covering.fixed_targets import GOLDEN, fixed_covering, results
 
@@ -37,7 +37,7 @@ def test_each_version_of_the_arithmetic_gives_the_targets_it_always_gave(number:
 
 @pytest.mark.parametrize(
     "constant",
-    ["targets.BRANCH_SURVIVAL", "targets.MOST_ODDS", "dropped_mass.CARRIED_SHARE", "dropped_mass.PRIOR_POSITIONS"],
+    ["targets.BRANCH_SURVIVAL", "targets.MAX_ODDS", "dropped_mass.CARRIED_SHARE", "dropped_mass.PRIOR_POSITIONS"],
 )
 def test_a_constant_that_changes_without_the_number_is_found(monkeypatch: pytest.MonkeyPatch, constant: str) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))[str(ARITHMETIC)]
@@ -67,7 +67,7 @@ REALISED = st.one_of(st.floats(1e-6, 1), st.sampled_from([0.0, 1.0, 1e-300]))
 def test_doubt_equals_its_slow_twin_whatever_is_dropped(positions: list[tuple[float, float]]) -> None:
     dropped, realised = [0.0, *(share for share, _ in positions)], [prob for _, prob in positions]
     found = doubt(np.array(dropped), np.array(realised))
-    np.testing.assert_allclose(found, slow_doubt(dropped, realised, MOST_ODDS), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(found, slow_doubt(dropped, realised, MAX_ODDS), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("drop", [1.0, 1 - 2**-53])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.covering.covering import Covering
-from pipeline.covering.trie import EXACT, Trie
+from pipeline.covering.trie import COMPLETE, Trie
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 from tests.support.brute_force import prefix_columns
@@ -23,7 +23,7 @@ def intervals_one_by_one(vocabulary: Vocabulary, prefix: bytes) -> list[tuple[in
     First the tokens that are the prefix, then those that continue it with each symbol.
     """
     found = [
-        (column, column + 1, EXACT)
+        (column, column + 1, COMPLETE)
         for column in prefix_columns(vocabulary, prefix)
         if vocabulary.sorted_bytes[column] == prefix
     ]
@@ -42,10 +42,10 @@ def test_every_node_is_a_prefix_of_a_token_and_its_intervals_are_those_looked_up
         own = range(trie.start_N[node], trie.start_N[node + 1])
         told = [(int(trie.first_J[j]), int(trie.last_J[j]), int(trie.symbol_J[j])) for j in own]
         assert told == intervals_one_by_one(vocabulary, prefixes[node])
-        assert trie.num_exact_N[node] == sum(symbol == EXACT for _, _, symbol in told)
+        assert trie.num_complete_N[node] == sum(symbol == COMPLETE for _, _, symbol in told)
         for j in own:
-            if trie.symbol_J[j] == EXACT:
-                assert trie.child_J[j] == EXACT
+            if trie.symbol_J[j] == COMPLETE:
+                assert trie.child_J[j] == COMPLETE
             else:
                 prefixes[int(trie.child_J[j])] = prefixes[node] + bytes([trie.symbol_J[j]])
     assert sorted(prefixes) == list(range(len(trie.start_N) - 1))
@@ -87,12 +87,12 @@ def test_rows_of_a_covering_are_summed_over_the_prefixes_that_the_document_goes_
             wanted = intervals_one_by_one(vocabulary, document[offset : offset + height])
             assert node.cuts.tolist() == [*(first for first, _, _ in wanted), wanted[-1][1]]
             assert node.labels.tolist() == [max(symbol, 0) for *_, symbol in wanted]
-            assert node.num_exact == sum(symbol == EXACT for *_, symbol in wanted)
+            assert node.num_complete == sum(symbol == COMPLETE for *_, symbol in wanted)
 
 
 def test_an_empty_vocabulary_has_a_root() -> None:
     trie = Trie.of([])
-    assert trie.start_N.tolist() == [0, 0] and trie.num_exact_N.tolist() == [0]
+    assert trie.start_N.tolist() == [0, 0] and trie.num_complete_N.tolist() == [0]
     nothing = np.empty(0, dtype=np.int64)
     assert all(len(part) == 0 for part in trie.walk(np.empty(0, dtype=np.uint8), nothing, nothing))
     found = trie.walk(np.array([97], dtype=np.uint8), np.array([0]), np.array([1]))

@@ -52,7 +52,7 @@ def test_symbols_are_readable(symbol: int, name: str) -> None:
 
 
 def test_the_table_is_aligned_and_plain_when_piped(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.show(dump, terminal.Look("alpha"), top=1, as_json=False)
+    terminal.show(dump, terminal.Selection("alpha"), top=1, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 7  # a header, six bytes, END
     assert "\x1b" not in "".join(lines)
@@ -62,7 +62,7 @@ def test_the_table_is_aligned_and_plain_when_piped(dump: Path, capsys: pytest.Ca
 
 
 def test_json_holds_every_entry(dump: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.show(dump, terminal.Look("gamma"), top=1, as_json=True)
+    terminal.show(dump, terminal.Selection("gamma"), top=1, as_json=True)
     (first, end) = json.loads(capsys.readouterr().out)["positions"]
     assert [symbol for symbol, _ in first["symbols"]] == [ord("x"), ord("y")]
     assert end["realised"] == 255
@@ -139,10 +139,10 @@ def test_find_sees_across_windows_and_overlaps(tmp_path: Path, capsys: pytest.Ca
     found = list(search.find(dump, b"aa"))
     assert [occurrence.offset for occurrence in found] == [0, 3, 4]
     assert [[p.offset for p in occurrence.positions] for occurrence in found] == [[0, 1], [3, 4], [4, 5]]
-    terminal.show(dump, terminal.Look(find="aa"))
+    terminal.show(dump, terminal.Selection(find="aa"))
     said = capsys.readouterr().out
     assert "doc at 3: aaxaaay" in said and "more" not in said
-    terminal.show(dump, terminal.Look(find="zz"))
+    terminal.show(dump, terminal.Selection(find="zz"))
     assert "does not occur in" in capsys.readouterr().out
 
 
@@ -184,7 +184,7 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
         logprobs=record.logprobs[:14],
     )
     dump = write_dump(tmp_path / "dump", [[record]])
-    terminal.show(dump, terminal.Look("chat"), top=1)
+    terminal.show(dump, terminal.Selection("chat"), top=1)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [line[0] for line in lines] == ["user:", "assistant:", *"2345", "user:", "assistant:", *"678"]
     assert [line[1 + ("|" in line)] for line in lines if line[0] in "2345678"] == [
@@ -197,7 +197,7 @@ def test_a_chat_is_shown_message_by_message(tmp_path: Path, capsys: pytest.Captu
         "END",
     ]
     assert lines[5][1:3] == ["|", "END"] and "nats" not in lines[5]
-    terminal.show(dump, terminal.Look("chat"), as_json=True)
+    terminal.show(dump, terminal.Selection("chat"), as_json=True)
     assert [m["content"] for m in json.loads(capsys.readouterr().out)["messages"]] == ["q?", "yes", "t", "no"]
     assert statistics.dump_statistics(dump)["teacher_tokens"] == 2
     write_page(dump, terminal.chosen_document(dump, None, 1), tmp_path / "page.html")
@@ -226,9 +226,9 @@ def test_a_record_shows_the_conversation_that_its_turns_were_said_in(
     dump = write_dump(
         tmp_path / "dump", [[record, make_record("plain", b"and")]], identity={**IDENTITY, "corpus": {"turns": 2}}
     )
-    terminal.show(dump, terminal.Look("chat"), as_json=True)
+    terminal.show(dump, terminal.Selection("chat"), as_json=True)
     assert json.loads(capsys.readouterr().out)["conversations"] == [{"messages": list(messages), "tools": list(tools)}]
-    terminal.show(dump, terminal.Look("chat"))
+    terminal.show(dump, terminal.Selection("chat"))
     said = capsys.readouterr().out
     for part in (
         "conversation of 4 messages, the last 1",
@@ -237,5 +237,5 @@ def test_a_record_shows_the_conversation_that_its_turns_were_said_in(
         "user: the␠é?",
     ):
         assert part in said
-    terminal.show(dump, terminal.Look("plain"), as_json=True)
+    terminal.show(dump, terminal.Selection("plain"), as_json=True)
     assert "conversations" not in json.loads(capsys.readouterr().out)

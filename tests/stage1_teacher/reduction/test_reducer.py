@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.covering.covering import Covering, ReducedRow, unnormalised
+from pipeline.covering.covering import Covering, ReducedRow, exp_logits
 from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduction.head import Head
 from stage1_teacher.reduction.reducer import Reducer, even_bounds
@@ -39,7 +39,7 @@ def reduced_twice(
         for covering, (_, offsets), logits_RV in zip(coverings, parts, logits, strict=True)
     ]
     expected = [
-        covering.reduce_rows(offsets, unnormalised(logits_RV[:, vocabulary.order].astype(np.float64)))
+        covering.reduce_rows(offsets, exp_logits(logits_RV[:, vocabulary.order].astype(np.float64)))
         for covering, (_, offsets), logits_RV in zip(coverings, parts, logits, strict=True)
     ]
     return Reducer(head, vocabulary, chunk).reduce(rows), expected

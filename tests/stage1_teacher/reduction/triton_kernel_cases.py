@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.covering.covering import Covering, ReducedRow, unnormalised
+from pipeline.covering.covering import Covering, ReducedRow, exp_logits
 from pipeline.covering.intervals import Intervals
 from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduction.reducer import as_rows
@@ -38,7 +38,7 @@ def test_rows_of_several_documents_equal_the_slow_twin() -> None:
     offsets = [[0, 3, 5, 1], [0], [4, 2]]
     logits_RC = (rng.normal(size=(7, len(vocabulary.order))) * 6).astype(np.float32)
     found = reduce(vocabulary, coverings, offsets, logits_RC)
-    probs_RC = unnormalised(logits_RC.astype(np.float64))
+    probs_RC = exp_logits(logits_RC.astype(np.float64))
     bounds = np.cumsum([0, *map(len, offsets)])
     expected = [
         covering.reduce_rows(rows, probs_RC[first:last])
@@ -66,7 +66,7 @@ def test_masses_far_below_1e_7_keep_their_digits_and_none_is_0() -> None:
     logits_RC[:, : len(vocabulary.order) // 2] -= np.float32([0, 8, 16, 24, 32, 40, 56, 300])[:, None]
     covering = covering_of(vocabulary, b"abcabca")
     found = reduce(vocabulary, [covering], [list(range(8))], logits_RC)
-    expected = covering.reduce_rows(list(range(8)), unnormalised(logits_RC.astype(np.float64)))
+    expected = covering.reduce_rows(list(range(8)), exp_logits(logits_RC.astype(np.float64)))
     assert_close([found[:7]], [expected[:7]], rtol=2e-5)
     assert all((row.masses_I > 0).all() for row in found)
 

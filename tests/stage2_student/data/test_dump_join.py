@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas import END, shard
 from schemas.manifest import Manifest, ShardPlan
-from schemas.record import Question, Record, Segment
+from schemas.record import Record, RecordText, Segment
 from schemas.shard import commit_shard, to_table
 from stage2_student.data import dump_join
 from stage2_student.data.align import aligned, overlapping, speakers, whole_document
@@ -268,10 +268,10 @@ def test_a_runs_identity_covers_all_dumps_their_weights_and_how_they_are_mixed(t
 def test_what_a_dump_asks_takes_28_bytes_a_document_and_little_more_while_it_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def questions(shard: int) -> Iterator[Question]:
-        return (Question(str(i), 0, b"%d %d" % (shard, i), (Segment(0, 3, True),)) for i in range(200))
+    def record_texts(shard: int) -> Iterator[RecordText]:
+        return (RecordText(str(i), 0, b"%d %d" % (shard, i), (Segment(0, 3, True),)) for i in range(200))
 
-    monkeypatch.setattr(dump_join, "read_questions", questions)
+    monkeypatch.setattr(dump_join, "read_record_texts", record_texts)
     dump: Any = SimpleNamespace(shards=list(range(100)))
     tracemalloc.start()
     contents = dump_join.Contents.of(dump)

@@ -218,9 +218,9 @@ def test_of_chats_the_same_bytes_are_scored_where_templates_take_some_of_an_answ
 
 def test_common_spans_end_where_all_models_have_a_token_end() -> None:
     def spelled(*edges: list[int]) -> Spelled:
-        from stage2_student.evaluation.spelled_text import Stretch
+        from stage2_student.evaluation.spelled_text import TextTokens
 
-        return Spelled([0], tuple(Stretch(1, own) for own in edges))
+        return Spelled([0], tuple(TextTokens(1, own) for own in edges))
 
     assert common_spans([spelled([0, 3, 9]), spelled([0, 2, 9])]) == ((0, 9),)
     assert common_spans([spelled([0, 3, 9]), spelled([2, 3, 5, 9])]) == ((3, 9),)

@@ -128,7 +128,7 @@ def test_a_family_that_does_more_to_its_logits_than_we_know_is_refused_by_name(f
     with pytest.raises(
         ValueError, match=rf"ForCausalLM \({family}\): .* training does not support .*\. Use a student\.model"
     ):
-        student.settle_head()
+        student.find_logit_scale()
 
 
 def test_a_family_whose_trunk_gives_no_hidden_states_is_refused_by_name() -> None:
@@ -136,14 +136,14 @@ def test_a_family_whose_trunk_gives_no_hidden_states_is_refused_by_name() -> Non
     with pytest.raises(
         ValueError, match=r"Llama4ForCausalLM \(llama4_text\): it has no separate trunk.*another family"
     ):
-        student.settle_head()
+        student.find_logit_scale()
 
 
 @pytest.mark.parametrize(
     "family", ["llama", "gemma2", "gpt2", "phi", "qwen3_moe", "mamba", "cohere", "granite", "falcon_h1"]
 )
 def test_a_family_whose_logits_are_its_heads_products_is_not(family: str) -> None:
-    Student(tiny_model(family, 300), None, train_config(ce=1.0)).settle_head()
+    Student(tiny_model(family, 300), None, train_config(ce=1.0)).find_logit_scale()
 
 
 def scaled_families() -> dict[str, Any]:
@@ -169,7 +169,7 @@ def test_the_nats_of_tokens_are_those_of_the_models_own_logits(family: str, batc
     lm = AutoModelForCausalLM.from_config(scaled_families()[family]).eval()
     before = {name: value.clone() for name, value in lm.state_dict().items()}
     student = Student(lm, None, train_config(ce=1.0))
-    student.settle_head()
+    student.find_logit_scale()
     assert student.logit_scale == {"granite": 0.125, "cohere": 0.0625}.get(family, 1.0)
     assert all(torch.equal(value, before[name]) for name, value in lm.state_dict().items())
     nats, _ = student(batch)
@@ -184,7 +184,7 @@ def test_a_family_that_caps_its_logits_without_saying_so_in_a_known_word_is_refu
     own = student.lm.forward
     student.lm.forward = lambda **given: _capped(own(**given))
     with pytest.raises(ValueError, match=r"\(llama\): the head applied .* differs .* by more than a factor"):
-        student.settle_head()
+        student.find_logit_scale()
 
 
 def _capped(output: Any) -> Any:

@@ -264,8 +264,8 @@ def test_a_plan_tells_what_can_be_used_of_a_sample_and_of_what_a_run_has_counted
 ) -> None:
     reader = DumpReader(work / "dump", 0)
     recipe = make_recipe(work / "dump", work / "model", tmp_path, {"max_tokens": 20})
-    questions = [question for shard in range(5) for question in reader.questions(shard)]
-    [(_, told)] = usable_lines(recipe, questions)
+    records = [record for shard in range(5) for record in reader.record_texts(shard)]
+    [(_, told)] = usable_lines(recipe, records)
     assert told.startswith("of 60 sampled, ") and told.endswith("100.0 % of the supervised bytes can be used")
     identity = run_identity(recipe, reader.manifest, tokenizer.sha256, SpecialIds(268, (268,)))
     (tmp_path / "identity.json").write_text(json.dumps(identity))

@@ -9,7 +9,7 @@ from stage2_student.interfaces.token_marginal.row_cells import row_cells
 from tests.pipeline.covering.test_trie import random_vocabulary
 from tests.support.brute_force import prefix_columns
 
-Cell = tuple[int, int, int, int, bool]  # first, last, depth, symbol (-1: none is fed), is_exact
+Cell = tuple[int, int, int, int, bool]  # first, last, depth, symbol (-1: none is fed), is_complete
 
 
 def cells_one_by_one(vocabulary: Vocabulary, text: bytes) -> tuple[int, list[Cell]]:
@@ -56,13 +56,13 @@ def test_cells_are_those_of_prefixes_looked_up_one_by_one(seed: int) -> None:
             depth = int(cells.node_I[i]) - row * max_nodes
             unique, symbol = divmod(int(cells.fed_I[i]), NUM_SYMBOLS)
             asked = int(unique_Q[at + depth])
-            is_exact = bool(cells.is_exact_I[i])
-            assert unique == (num_unique if is_exact else min(asked, num_unique))
-            found.append((int(cells.first_I[i]), int(cells.last_I[i]), depth, symbol, is_exact))
+            is_complete = bool(cells.is_complete_I[i])
+            assert unique == (num_unique if is_complete else min(asked, num_unique))
+            found.append((int(cells.first_I[i]), int(cells.last_I[i]), depth, symbol, is_complete))
         asked_for = {depth: bool(unique_Q[at + depth] < num_unique) for depth in range(num_nodes)}
         told = [
-            (first, last, depth, symbol if symbol >= 0 and asked_for[depth] else 0, is_exact)
-            for first, last, depth, symbol, is_exact in wanted
+            (first, last, depth, symbol if symbol >= 0 and asked_for[depth] else 0, is_complete)
+            for first, last, depth, symbol, is_complete in wanted
         ]
         assert sorted(found) == sorted(told)
 
@@ -78,7 +78,7 @@ def test_cells_of_a_row_hold_every_column_that_spells_once() -> None:
         end = int(cells.num_cells_R[: row + 1].sum())
         own = range(end - int(cells.num_cells_R[row]), end)
         columns = [column for i in own for column in range(cells.first_I[i], cells.last_I[i])]
-        assert sorted(columns) == list(range(vocabulary.num_spelling))
+        assert sorted(columns) == list(range(vocabulary.num_text_tokens))
 
 
 def test_no_rows_have_no_cells() -> None:
