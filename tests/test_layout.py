@@ -7,15 +7,26 @@ import sys
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from pipeline.config import Recipe, Section
+from pipeline.config import Recipe
 from schemas.columns import COLUMNS
+from tests.support.source_tree import (
+    PACKAGES,
+    ROOT,
+    dotted,
+    functions,
+    importers,
+    imports,
+    modules,
+    num_statements,
+    parameters,
+    run_at_import,
+    section_of,
+    sections,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
 # Lower lines import higher ones, never the reverse; rooms of one line do not know each other. The roof is what only the
 # command line imports.
 SHARED = ("schemas.storage", "schemas")
@@ -61,29 +72,6 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "Makefile", "LICENSE", "CHANGELOG.md
 
 
 @cache
-def imports(path: Path) -> set[str]:
-    """Return the dotted names a module imports, anywhere in it; `from a import b` gives `a` and `a.b`."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, f"{path}: relative import"
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
-
-
-def modules(*packages: str) -> list[Path]:
-    return [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
-
-
-def importers(name: str) -> list[str]:
-    """List modules of the product that import `name` or anything under it."""
-    found = [p for p in modules(*PACKAGES) if any(i == name or i.startswith(f"{name}.") for i in imports(p))]
-    return [str(path.relative_to(ROOT)) for path in found]
-
-
-@cache
 def room_imports() -> dict[tuple[str, str], list[str]]:
     """Map each pair of rooms, the first importing the second anywhere, to the modules that do so."""
     names = {dotted(path) for path in modules(*PACKAGES)}
@@ -94,10 +82,6 @@ def room_imports() -> dict[tuple[str, str], list[str]]:
             if pair[0] != pair[1]:
                 found.setdefault(pair, []).append(f"{dotted(path)} imports {imported}")
     return found
-
-
-def dotted(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def room(module: str) -> str:
@@ -199,10 +183,6 @@ def test_no_module_imports_itself_through_others() -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-def num_statements(node: ast.AST) -> int:
-    return sum(isinstance(inner, ast.stmt) for inner in ast.walk(node)) - 1
-
-
 @pytest.mark.parametrize("package", PACKAGES)
 def test_public_classes_and_functions_of_more_than_three_statements_have_docstrings(package: str) -> None:
     """Shorter functions say what they do; methods that have none do what their class or protocol says."""
@@ -215,29 +195,6 @@ def test_public_classes_and_functions_of_more_than_three_statements_have_docstri
                 speaks = isinstance(node, ast.FunctionDef) and num_statements(node) <= 3
                 silent += [] if speaks or ast.get_docstring(node) else [f"{path}:{node.lineno} {node.name}"]
     assert not silent
-
-
-def functions(path: Path) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Return a module's functions and methods by name, a method's class before it."""
-    found: dict[str, ast.FunctionDef | ast.AsyncFunctionDef] = {}
-
-    def add(node: ast.AST, before: str) -> None:
-        for inner in ast.iter_child_nodes(node):
-            name = f"{before}{getattr(inner, 'name', '')}"
-            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
-                found[name] = inner
-            named = isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-            add(inner, f"{name}." if named else before)
-
-    add(ast.parse(path.read_text(encoding="utf-8")), "")
-    return found
-
-
-def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
-    arguments = function.args
-    variable = [argument for argument in (arguments.vararg, arguments.kwarg) if argument is not None]
-    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *variable]
-    return [argument.arg for argument in every if argument.arg not in ("self", "cls")]
 
 
 def takes_what_others_decide(path: Path, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -269,22 +226,6 @@ def test_a_model_goes_from_function_to_function_as_one_value() -> None:
     assert apart == ["pipeline/cli/evaluation.py: evaluate"]
 
 
-def section_of(kind: object) -> list[type[Section]]:
-    """Return the sections that a field's annotation names, at any depth: `Section | None`, `tuple[Section, ...]`."""
-    if isinstance(kind, type) and issubclass(kind, Section):
-        return [kind]
-    return [found for part in get_args(kind) for found in section_of(part)]
-
-
-def sections(first: type[Section]) -> list[type[Section]]:
-    """Return a section with all below it; some hold others of their own kind."""
-    found = [first]
-    for section in found:
-        below = [part for field in section.model_fields.values() for part in section_of(field.annotation)]
-        found += [part for part in dict.fromkeys(below) if part not in found]
-    return found
-
-
 def test_every_field_of_a_recipe_is_described_and_read() -> None:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules(*PACKAGES)]
     read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -303,25 +244,6 @@ def test_the_installer_needs_only_the_standard_library() -> None:
     asked |= {alias.name for node in devices if isinstance(node, ast.Import) for alias in node.names}
     asked |= {str(node.module) for node in devices if isinstance(node, ast.ImportFrom)}
     assert asked <= sys.stdlib_module_names
-
-
-def run_at_import(path: Path) -> list[ast.AST]:
-    """Return everything an import of a module runs, without its functions' bodies and its `__main__` block."""
-    found: list[ast.AST] = []
-    waiting: list[ast.AST] = list(ast.parse(path.read_text(encoding="utf-8")).body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING"):
-            continue
-        found.append(node)
-        if isinstance(node, ast.FunctionDef | ast.Lambda):
-            waiting += [*node.args.defaults, *(value for value in node.args.kw_defaults if value is not None)]
-            waiting += getattr(node, "decorator_list", [])
-        elif isinstance(node, ast.AnnAssign):
-            waiting += [] if node.value is None else [node.value]
-        else:
-            waiting += ast.iter_child_nodes(node)
-    return found
 
 
 # Names that change or ask something beyond the module, with the modules that do so when they are imported.

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.data.batch_plan import plan_batches
 from stage2_student.data.encode import Tokenizer, encode_pieces
@@ -43,3 +45,9 @@ def global_batches(
                 held.set_pieces(pieces)
         documents = tuple(h.pieces[p.ref.piece] for h, p in zip(records, share.documents, strict=True))
         yield GlobalBatch(documents, share.plan.after, share.plan.left_out)
+
+
+def pieces_of(counts: Lengths, shard: int, count: int) -> list[tuple[int, int]]:
+    """Return (row, piece) of the first `count` pieces of a shard."""
+    found = counts.rows(np.full(count, shard), np.arange(count))
+    return list(zip(*(column.tolist() for column in found), strict=True))

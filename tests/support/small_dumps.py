@@ -11,6 +11,7 @@ from schemas import END, NUM_SYMBOLS
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
 from schemas.shard import commit_shard, to_table
+from tests.support.tiny import tiny_model
 
 WORDS = ["the", "and", "river", "in", "a", "thing", "stone", "café", "ran", "under", "7", "hills."]
 
@@ -81,3 +82,15 @@ def make_recipe(dump: Path, model: Path, run: Path, train: dict[str, Any], **stu
 
 
 __all__ = ["END", "make_dump", "make_recipe", "make_record", "make_text"]
+
+
+def recipe_in(folder: Path, **train: Any) -> Recipe:
+    """Make a recipe whose dump, model and run are in this folder."""
+    return make_recipe(folder / "dump", folder / "model", folder / "run", train)
+
+
+def make_work(folder: Path) -> Path:
+    """Make a model, `model`, and a dump of 60 records in 5 shards, `dump`."""
+    tiny_model(folder / "model")
+    make_dump(folder / "dump", num_records=60, num_shards=5)
+    return folder

@@ -20,11 +20,13 @@ from pipeline.config.loading import save_recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
+from stage2_student.model.initial_student import export_start
 from stage2_student.runs import folder
 from stage2_student.runs.identity import run_identity
+from stage2_student.training.train import build_student
 from tests.support.object_store import SECRET, object_store
 from tests.support.scoring import score
-from tests.support.small_dumps import make_dump, make_recipe
+from tests.support.small_dumps import make_dump, make_recipe, recipe_in
 from tests.support.tiny import tiny_model
 
 ROOT = Path(__file__).parents[3]
@@ -154,3 +156,19 @@ def test_a_second_process_in_the_same_run_is_refused(tmp_path: Path) -> None:
     with folder.lock(tmp_path), pytest.raises(ValueError, match="another process is training"):
         folder.lock(tmp_path)
     folder.lock(tmp_path).close()
+
+
+@pytest.mark.parametrize(("checkpointing", "passes"), [(False, 1), (True, 2)])
+def test_with_gradient_checkpointing_a_block_is_computed_again_in_the_backward_pass(
+    tmp_path: Path, checkpointing: bool, passes: int
+) -> None:
+    tokenizer = ByteTokenizer.load(str(tiny_model(tmp_path / "model")))
+    wanted = recipe_in(tmp_path, gradient_checkpointing=checkpointing, objectives={"ce": 1.0, "byte_ce": 0, "kl": 0})
+    export_start(wanted)
+    student = build_student(wanted, tokenizer, SpecialIds(268, (268,)))
+    calls = []
+    # Before, not after: what is computed again ends inside the block, once nothing more is needed of it.
+    student.lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    tokens_BL = torch.tensor([[268, 5, 6, 7]])
+    student.lm(input_ids=tokens_BL).logits.sum().backward()
+    assert len(calls) == passes
