@@ -31,7 +31,7 @@ class Chat(NamedTuple):
     conversation: Conversation | None
 
     @property
-    def said(self) -> str:
+    def assistant_text(self) -> str:
         """Return all that the assistant says, including its reasoning and calls."""
         if self.conversation is None:
             return "".join(message["content"] for message in self.messages if message["role"] == ASSISTANT)
@@ -55,7 +55,7 @@ def read_chat(columns: Mapping[str, Any], config: CorpusConfig) -> Chat:
         chat = Chat(tuple(_content(message, config.strip) for message in messages), None)
     else:
         chat = _rendered([_message(message, config) for message in messages], _tools(columns.get("tools")))
-    if not chat.said:
+    if not chat.assistant_text:
         raise UnusableError("the assistant says nothing")
     return chat
 

@@ -163,7 +163,7 @@ def _document(row: Row, config: CorpusConfig, number: int) -> Document:
     doc_id = str(number) if config.id_field is None else _name(column(row.columns, config.id_field), config.id_field)
     if config.has_chats:
         chat = read_chat(row.columns, config)
-        return Document(doc_id, _encoded(chat.said, config.max_row_bytes), *chat)
+        return Document(doc_id, _encoded(chat.assistant_text, config.max_row_bytes), *chat)
     value = column(row.columns, config.field)
     if not isinstance(value, str):
         raise UnusableError(f"field {config.field!r} is not text")

@@ -14,7 +14,7 @@ from pipeline.reports import tables
 from pipeline.reports.curves import AXES, PLOTS, Axis, Plot, Series, draw
 from pipeline.reports.dump_section import dump_section
 from pipeline.reports.html import asset, content_policy, html_text, script_data
-from pipeline.reports.runs import Run, leaves, read_dumps, read_run, short_names
+from pipeline.reports.runs import Run, flattened, read_dumps, read_run, short_names
 from schemas.storage.atomic import committed
 
 # (light, dark) mode. They differ in lightness as well as hue, and are readable as a line on either background.
@@ -136,7 +136,7 @@ def _figure(plot: Plot, runs: Sequence[Run]) -> str:
 def _recipe_section(runs: Sequence[Run], names: Sequence[str]) -> list[tuple[str, str]]:
     if len(runs) > 1:
         return [("Differences between the recipes", tables.differences_table(runs, names))]
-    rows = list(leaves(runs[0].recipe).items())
+    rows = list(flattened(runs[0].recipe).items())
     text = f"<details><summary>All values</summary>{tables.escaped_table(['key', 'value'], rows, 2)}</details>"
     return [("Recipe", text)] if rows else []
 

@@ -119,7 +119,7 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         return values
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten nested values to `a.b.0.c: text`, with the text as in a recipe."""
     flat: dict[str, str] = {}
     for key, value in values.items():
@@ -127,7 +127,7 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
             value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, Mapping):
-            flat |= leaves(value, f"{name}.")
+            flat |= flattened(value, f"{name}.")
         else:
             flat[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return flat
@@ -138,7 +138,7 @@ def differences(runs: Sequence[Run]) -> list[list[str | None]]:
 
     The runs' own paths always differ, and are left out.
     """
-    flat = [leaves(run.recipe) for run in runs]
+    flat = [flattened(run.recipe) for run in runs]
     keys = sorted({key for values in flat for key in values} - {"student.path"})
     rows: list[list[str | None]] = [[key, *[values.get(key) for values in flat]] for key in keys]
     return [row for row in rows if any(value != row[1] for value in row[2:])]

@@ -59,7 +59,7 @@ class RecordRef(NamedTuple):
     piece: int = 0  # index within the record
 
 
-class Window(NamedTuple):
+class ShuffleWindow(NamedTuple):
     """Pieces shuffled together, in the order in which they are taken."""
 
     epoch: int
@@ -104,7 +104,7 @@ class Order:
         if not self.counts_S.sum():
             raise ValueError(f"none of the dump's {len(self.counts_S)} shards holds a record")
 
-    def windows(self, start: Position = START) -> Iterator[Window]:
+    def windows(self, start: Position = START) -> Iterator[ShuffleWindow]:
         """Yield windows without end, starting with the one that contains `start`."""
         epoch, skip = start
         num_windows = -(-int(self.counts_S.sum()) // WINDOW_PIECES)
@@ -139,7 +139,9 @@ class Order:
         dealt = [parts[lane::LANES] for lane in range(min(LANES, len(parts)))]
         return [_Lane(own[:, 0], own[:, 1], np.cumsum(own[:, 2] - own[:, 1])) for own in dealt]
 
-    def _window(self, epoch: int, number: int, lanes: list[_Lane], begin_K: np.ndarray, end_K: np.ndarray) -> Window:
+    def _window(
+        self, epoch: int, number: int, lanes: list[_Lane], begin_K: np.ndarray, end_K: np.ndarray
+    ) -> ShuffleWindow:
         columns_K = []
         for index, (lane, begin, end) in enumerate(zip(lanes, begin_K, end_K, strict=True)):
             at = np.arange(begin, end)
@@ -153,7 +155,7 @@ class Order:
             order = random.permutation(columns.shape[1])
         else:
             order = _spread(self._groups(columns), random)
-        return Window(epoch, number, int(begin_K.sum()), *columns[:, order])
+        return ShuffleWindow(epoch, number, int(begin_K.sum()), *columns[:, order])
 
     def _groups(self, columns: np.ndarray) -> np.ndarray:
         """Return W, int64: one number for consecutive pieces of a document."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stage2_student.data import order as order_module
-from stage2_student.data.order import START, VERSION, WHOLE_RECORDS, Order, Position, Window
+from stage2_student.data.order import START, VERSION, WHOLE_RECORDS, Order, Position, ShuffleWindow
 
 SHARDS, RECORDS, SOURCES = 32, 256, 4
 
@@ -50,7 +50,7 @@ def test_pieces_of_one_document_share_a_step_no_oftener_than_by_chance() -> None
     assert quarters.min() > 0.9 * quarters.mean()  # and the first of a document stands anywhere
 
 
-def windows_before(seed: int, counts_S: np.ndarray, start: Position) -> Iterator[Window]:
+def windows_before(seed: int, counts_S: np.ndarray, start: Position) -> Iterator[ShuffleWindow]:
     """Yield windows in the order of version 2, as it was written then."""
     epoch, skip = start
     while True:
@@ -63,7 +63,7 @@ def windows_before(seed: int, counts_S: np.ndarray, start: Position) -> Iterator
             turn_W = np.searchsorted(ends_S, at_W, side="right")
             shard_W = shards_S[turn_W]
             row_W = at_W - ends_S[turn_W] + counts_S[shard_W]
-            yield Window(epoch, first // 128, first, np.zeros_like(at_W), at_W, shard_W, row_W)
+            yield ShuffleWindow(epoch, first // 128, first, np.zeros_like(at_W), at_W, shard_W, row_W)
         epoch, skip = epoch + 1, 0
 
 
