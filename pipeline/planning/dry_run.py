@@ -194,7 +194,8 @@ def _max_tokens(train: TrainConfig) -> str:
 def _deepspeed_line(train: TrainConfig) -> str:
     """Return the ZeRO stage, the ranks, and what is offloaded."""
     config = train.deepspeed
-    ranks = f"{train.num_processes} process(es)" if train.hostfile is None else f"ranks of {train.hostfile}"
+    processes = "1 process" if train.num_processes == 1 else f"{train.num_processes} processes"
+    ranks = processes if train.hostfile is None else f"ranks of {train.hostfile}"
     line = f"ZeRO stage {config.zero_stage}, {ranks}"
     for what, where in (("optimizer", config.offload_optimizer), ("parameters", config.offload_parameters)):
         line += f", {what} on the {where}" if where != "none" else ""
