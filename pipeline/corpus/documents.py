@@ -7,13 +7,14 @@ pass is a pure function of the config and the files: the n-th document is always
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus.chats import UnusableError, column, read_chat
-from pipeline.corpus.rows import TOO_LONG, Row, RowSource
+from pipeline.corpus.row import FIRST, Goal, Row, RowPlace
+from pipeline.corpus.rows import TOO_LONG, RowSource
 from pipeline.tokenization.chat_template import Message
 from pipeline.tokenization.conversation import Conversation, Excerpt
 from schemas import ARITHMETIC
@@ -49,6 +50,22 @@ class Document:
             done = index + 1
 
 
+class PlacedDocument(NamedTuple):
+    """A document, and how to find it again without the corpus before it.
+
+    Attributes:
+        filtered: numbers of the rows that the filters (`exclude`, `unique`) left out since the document before; which
+            ones they are is known only to a pass from the start.
+    """
+
+    document: Document
+    place: RowPlace
+    filtered: tuple[int, ...]
+
+
+_EXCLUDED, _DUPLICATE = "in an excluded corpus", "a duplicate"
+
+
 class Corpus:
     """Documents of a recipe's corpus section; may be iterated any number of times.
 
@@ -76,23 +93,30 @@ class Corpus:
             for other in config.exclude
         ]
 
-    def documents(self, start: int = 0) -> Iterator[Document]:
-        """Yield usable documents in order, from the `start`-th on. Raises ValueError, with counts, if there is none."""
+    def documents(self) -> Iterator[Document]:
+        """Yield usable documents in order. Raises ValueError, with counts, if there is none."""
+        return (placed.document for placed in self.placed())
+
+    def placed(self) -> Iterator[PlacedDocument]:
+        """Yield the documents with their places. Raises as `documents` does."""
         counts: Counter[str] = Counter()
         self.first_places = {}
-        for item in self._filtered():
+        filtered: list[int] = []
+        for place, item in self._filtered():
             if isinstance(item, str):
                 reason, where = item.split("\0")
                 counts[f"left out: {reason}"] += 1
                 self.first_places.setdefault(reason, where)
+                if reason in (_EXCLUDED, _DUPLICATE):
+                    filtered.append(place.number)
                 continue
             if counts["skipped"] < self.config.skip:
                 counts["skipped"] += 1
                 continue
             counts["documents"] += 1
             counts["bytes"] += len(item.text)
-            if counts["documents"] > start:
-                yield item
+            yield PlacedDocument(item, place, tuple(filtered))
+            filtered = []
             if counts["documents"] == self.config.limit:
                 break
         self.counts = {key: number for key, number in counts.items() if number}
@@ -112,25 +136,29 @@ class Corpus:
         groups = {name: value for name, value in named.items() if value} or {"": text.decode("utf-8")}
         return {hashlib.blake2b(f"{name}\0{value}".encode(), digest_size=16).digest() for name, value in groups.items()}
 
-    def _filtered(self) -> Iterator[Document | str]:
-        """Yield documents that pass the filters; for others, `reason NUL place`."""
+    def _filtered(self) -> Iterator[tuple[RowPlace, Document | str]]:
+        """Yield each row's place, and its document if that passes the filters; else `reason NUL place`."""
         excluded = self._excluded()
         seen: set[bytes] = set()
-        for number, row in enumerate(self._source.rows()):
+        for place, row in self._source.rows():
             try:
-                document = _document(row, self.config, number)
+                document = _document(row, self.config, place.number)
             except UnusableError as error:
-                yield f"{error}\0{row.where}"
+                yield place, f"{error}\0{row.where}"
                 continue
             keys = self.keys(document.text) if excluded or self.config.unique else set()
             if not keys.isdisjoint(excluded):
-                yield f"in an excluded corpus\0{row.where}"
+                yield place, f"{_EXCLUDED}\0{row.where}"
             elif self.config.unique and not keys.isdisjoint(seen):
-                yield f"a duplicate\0{row.where}"
+                yield place, f"{_DUPLICATE}\0{row.where}"
             else:
                 if self.config.unique:
                     seen |= keys
-                yield document
+                yield place, document
+
+    def reader(self) -> "DocumentReader":
+        """Return a reader of documents by their places."""
+        return DocumentReader(self._source, self.config)
 
     def _excluded(self) -> frozenset[bytes]:
         if self._excluded_keys is None:
@@ -138,6 +166,42 @@ class Corpus:
                 key for other in self._others for document in other.documents() for key in other.keys(document.text)
             )
         return self._excluded_keys
+
+
+class DocumentReader:
+    """Reader of runs of documents whose places a pass over the corpus has noted.
+
+    Runs in the corpus's order are read fastest: a compressed file, or an array of JSON, is then read once.
+    """
+
+    def __init__(self, source: RowSource, config: CorpusConfig) -> None:
+        self._source, self._config = source, config
+        self._goal = Goal()
+        self._rows = source.rows(self._goal)
+        self._next = FIRST  # the row after the last one read
+
+    def read(self, start: RowPlace, number: int, filtered: Set[int]) -> list[Document]:
+        """Return that many documents from a row on, or fewer if the corpus ends before.
+
+        Args:
+            filtered: numbers of the rows among them that the filters left out.
+        """
+        if start.file == self._next.file and start.row >= self._next.row:
+            self._goal.place = start
+        else:
+            self._goal = Goal(start)
+            self._rows = self._source.rows(self._goal)
+        documents: list[Document] = []
+        while len(documents) < number and (found := next(self._rows, None)) is not None:
+            place, row = found
+            self._next = place._replace(row=place.row + 1)
+            if place.number in filtered:
+                continue
+            try:
+                documents.append(_document(row, self._config, place.number))
+            except UnusableError:
+                continue
+        return documents
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -20,6 +20,8 @@ _MAGIC = (
     *((b"BZh%d1AY&SY" % level, "bz2") for level in range(1, 10)),
 )
 _HEAD_BYTES = 4096
+_BUFFER_BYTES = 1 << 16
+_SKIP_BYTES = 1 << 20
 
 
 class Peeked(io.RawIOBase):
@@ -38,12 +40,47 @@ class Peeked(io.RawIOBase):
         return len(part)
 
 
+class _Plain(io.BufferedReader):
+    """A file that is not compressed and can be entered anywhere."""
+
+
+class _Seekable(Peeked):
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+
 def peek(file: Any) -> tuple[bytes, io.BufferedReader]:
     """Return the first bytes of a file, and the whole file."""
     head = b""
     while len(head) < _HEAD_BYTES and (part := file.read(_HEAD_BYTES - len(head))):
         head += part
-    return head, io.BufferedReader(Peeked(head, file), 1 << 16)
+    if isinstance(file, _Plain):
+        file.seek(0)
+        return head, file
+    return head, io.BufferedReader(Peeked(head, file), _BUFFER_BYTES)
+
+
+def pass_over(file: IO[bytes], num_bytes: int) -> None:
+    """Go forward in a file that `opened` gave; a compressed one is decompressed up to there."""
+    if isinstance(file, _Plain):
+        file.seek(num_bytes, io.SEEK_CUR)
+        return
+    while num_bytes and (part := file.read(min(num_bytes, _SKIP_BYTES))):
+        num_bytes -= len(part)
+
+
+def _is_at_start(raw: Any) -> bool:
+    """Go back to a file's start. Returns False, and goes nowhere, if that is impossible: a stream without a size."""
+    try:
+        return bool(raw.seekable() and raw.seek(0) == 0)
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -60,7 +97,9 @@ def opened(name: str, by_content: bool = True) -> Iterator[IO[bytes]]:
             head, file = peek(raw)
             compression = next((kind for magic, kind in _MAGIC if by_content and head.startswith(magic)), by_name)
             # fsspec's reader silently stops after the first of several frames, and where a frame is truncated.
-            if compression == "zstd":
+            if compression is None and _is_at_start(raw):
+                yield _Plain(_Seekable(b"", raw), _BUFFER_BYTES)
+            elif compression == "zstd":
                 yield io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
             else:
                 yield file if compression is None else compr[compression](file, mode="r")

@@ -8,19 +8,16 @@ import glob
 import io
 import json
 import os
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.corpus.files import COMPRESSIONS, Peeked, opened, peek
+from pipeline.corpus.files import COMPRESSIONS, Peeked, opened, pass_over, peek
 from pipeline.corpus.json_array import JsonArray, is_array
+from pipeline.corpus.parquet_rows import parquet_rows
+from pipeline.corpus.row import Goal, Row, RowPlace
 from pipeline.dumps.hub import require_data_set
 from pipeline.sources.resolve import resolve_file
 from schemas import ARITHMETIC
@@ -29,20 +26,10 @@ _JSONL = (".jsonl", ".ndjson", ".json")
 _TEXT = (".txt", ".text", ".md")
 _PARQUET = (".parquet",)
 _COMPRESSED = tuple(COMPRESSIONS)
+_COUNTED = -1  # in place of a byte
 _MARK = b"\xef\xbb\xbf"  # a byte order mark is not part of the text
-_BATCH_ROWS = 256  # of a Parquet file, held as Python objects at once
 TOO_LONG = "longer than corpus.max_row_bytes"
 _KNOWN = f"{', '.join(_JSONL + _TEXT)} (each also with {', '.join(_COMPRESSED)}) and {', '.join(_PARQUET)}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a corpus: named columns, the bytes of a text file, or a fault."""
-
-    where: str
-    columns: dict[str, Any] | None = None
-    text: bytes | None = None
-    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,36 +58,56 @@ class RowSource:
             return cls((), source, split, max_bytes, arithmetic)
         return cls(files, None, split, max_bytes, arithmetic)
 
-    def rows(self) -> Iterator[Row]:
-        """Yield all rows in order, including faults."""
+    def rows(self, goal: Goal | None = None) -> Iterator[tuple[RowPlace, Row]]:
+        """Yield all rows in order, including faults, each with its place.
+
+        Args:
+            goal: the row to begin with; its owner may move it forward within the file that is being read.
+        """
+        goal = goal or Goal()
+        before = goal.place.number - goal.row  # rows of earlier files
         if self.hub is not None:
             from datasets import load_dataset
 
-            yield from _numbered(load_dataset(self.hub, split=self.split, streaming=True), f"{self.hub} [{self.split}]")
-        for name in self.files:
-            suffix = _suffix(name)
-            if suffix in _PARQUET:
-                yield from _parquet_rows(name)
-                continue
-            with opened(name, by_content=self.arithmetic > 1) as file:
-                yield from self._text(name, file) if suffix in _TEXT else self._json(name, file)
+            given = _numbered(load_dataset(self.hub, split=self.split, streaming=True), f"{self.hub} [{self.split}]")
+            yield from ((RowPlace(0, row, _COUNTED, before + row), value) for row, value in _from(goal, given))
+        for file in range(goal.place.file, len(self.files)):
+            if file > goal.place.file:
+                goal.place = RowPlace(file, 0, 0, before)
+            num_rows = 0
+            for row, byte, value in self._file_rows(self.files[file], goal):
+                yield RowPlace(file, row, byte, before + row), value
+                num_rows = row + 1
+            before += num_rows
 
-    def _text(self, name: str, file: IO[bytes]) -> Iterator[Row]:
+    def _file_rows(self, name: str, goal: Goal) -> Iterator[tuple[int, int, Row]]:
+        """Yield number, byte and content of a file's rows, from the goal on."""
+        suffix = _suffix(name)
+        if suffix in _PARQUET:
+            yield from ((number, _COUNTED, row) for number, row in parquet_rows(name, goal))
+            return
+        with opened(name, by_content=self.arithmetic > 1) as file:
+            if suffix in _TEXT:
+                yield 0, _COUNTED, self._text(name, file)
+                return
+            head, file = peek(file)
+            if self.arithmetic < 2 or not is_array(head):
+                yield from _json_lines(file, f"{name}, line", self.max_bytes, goal)
+            else:
+                yield from ((number, _COUNTED, row) for number, row in _from(goal, self._array(name, file)))
+
+    def _text(self, name: str, file: IO[bytes]) -> Row:
         text = file.read(self.max_bytes + len(_MARK) + 1)
         text = text.removeprefix(_MARK) if self.arithmetic > 1 else text
-        yield Row(name, fault=TOO_LONG) if len(text) > self.max_bytes else Row(name, text=text)
+        return Row(name, fault=TOO_LONG) if len(text) > self.max_bytes else Row(name, text=text)
 
-    def _json(self, name: str, file: IO[bytes]) -> Iterator[Row]:
-        head, file = peek(file)
-        if self.arithmetic < 2 or not is_array(head):
-            yield from _json_lines(file, f"{name}, line", self.max_bytes)
-            return
+    def _array(self, name: str, file: IO[bytes]) -> Iterator[Row]:
         array = JsonArray(file, self.max_bytes)
         for number, element in enumerate(array.elements(), start=1):
             yield _json_row(element, f"{name}, element {number}")
         behind = io.BufferedReader(Peeked(array.rest, file))
-        lines = _json_lines(behind, f"{name}, behind its array, line", self.max_bytes)
-        yield from dropwhile(lambda row: array.ends and row.fault == "blank line", lines)
+        lines = _json_lines(behind, f"{name}, behind its array, line", self.max_bytes, Goal())
+        yield from dropwhile(lambda row: array.ends and row.fault == "blank line", (row for _, _, row in lines))
 
 
 def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] | None:
@@ -168,68 +175,35 @@ def _numbered(rows: Any, where: str) -> Iterator[Row]:
         yield Row(f"{where}, row {number}", columns=columns)
 
 
-def _parquet_rows(name: str) -> Iterator[Row]:
-    number = 0
-    try:
-        with (
-            nullcontext(name) if "://" not in name else fsspec.open(name, "rb") as file,
-            pq.ParquetFile(file) as parquet,
-        ):
-            for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
-                for columns in _plain_rows(batch):
-                    where = f"{name}, row {number}"
-                    yield Row(where, fault="not valid UTF-8") if columns is None else Row(where, columns=columns)
-                    number += 1
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{name} cannot be read: {error}. Fetch or write it again.") from error
+def _from(goal: Goal, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+    """Yield rows that can only be counted, from the goal on, with their numbers."""
+    return ((number, row) for number, row in enumerate(rows) if number >= goal.row)
 
 
-def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
-    """Convert a batch to Python values; None for a row with invalid UTF-8, which Parquet does not check.
-
-    A column with a value that Python cannot represent (a date in the year 30000, a time zone unknown on this machine)
-    is left out.
-    """
-    try:
-        return list(batch.to_pylist())
-    except UnicodeDecodeError:
-        return (
-            [None]
-            if batch.num_rows == 1
-            else [row for i in range(batch.num_rows) for row in _plain_rows(batch[i : i + 1])]
-        )
-    except (ArithmeticError, LookupError, ValueError):
-        convertible = [number for number, column in enumerate(batch.columns) if _is_convertible(column)]
-        if len(convertible) == batch.num_columns:
-            raise
-        return _plain_rows(batch.select(convertible)) if convertible else [{}] * batch.num_rows
+def _line(file: IO[bytes], max_bytes: int) -> tuple[bytes | None, int]:
+    """Return the next line with its end, and its size; None for a line above `max_bytes`, which is never held whole."""
+    line = file.readline(max_bytes + 1)
+    size = len(line)
+    if size <= max_bytes:
+        return line, size
+    while line and not line.endswith(b"\n"):
+        line = file.readline(max_bytes)
+        size += len(line)
+    return None, size
 
 
-def _is_convertible(column: pa.Array) -> bool:
-    """Return whether Python can represent a column's values; invalid UTF-8 does not count, as it costs only its row."""
-    try:
-        column.to_pylist()
-    except UnicodeDecodeError:
-        return True
-    except (ArithmeticError, LookupError, ValueError):
-        return False
-    return True
-
-
-def _lines(file: IO[bytes], max_bytes: int) -> Iterator[bytes | None]:
-    """Yield lines with their ends; None for a line above `max_bytes`, which is never held whole."""
-    while line := file.readline(max_bytes + 1):
-        if len(line) <= max_bytes:
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = file.readline(max_bytes)
-        yield None
-
-
-def _json_lines(file: IO[bytes], where: str, max_bytes: int) -> Iterator[Row]:
-    for number, line in enumerate(_lines(file, max_bytes), start=1):
-        yield _json_row(line.removeprefix(_MARK) if line and number == 1 else line, f"{where} {number}")
+def _json_lines(file: IO[bytes], where: str, max_bytes: int, goal: Goal) -> Iterator[tuple[int, int, Row]]:
+    """Yield number, first byte and content of each line, from the goal on."""
+    number = at = 0
+    while True:
+        if goal.row > number:
+            pass_over(file, goal.place.byte - at)
+            number, at = goal.row, goal.place.byte
+        line, size = _line(file, max_bytes)
+        if not size:
+            return
+        yield number, at, _json_row(line.removeprefix(_MARK) if line and not number else line, f"{where} {number + 1}")
+        number, at = number + 1, at + size
 
 
 def _json_row(content: bytes | None, where: str) -> Row:

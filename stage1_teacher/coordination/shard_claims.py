@@ -2,10 +2,10 @@
 
 Claims only save work: a shard that two processes make anyway is committed once, whole, by whichever is first.
 
-In a folder, the process that makes shard i locks byte i of the file `claims.lock`; the one that writes a JSON file
-locks a byte far beyond those. The kernel releases the locks when a process ends, however it ends, so a claim is never
-stale; the file stays empty. Byte-range locks also work between machines that share a folder over NFS version 4. An
-object store has no locks; see `stage1_teacher.coordination.store_leases`.
+In a folder, the process that makes shard i locks byte i of the file `claims.lock`; the one that writes a JSON file, or
+plans the dump, locks a byte far beyond those. The kernel releases the locks when a process ends, however it ends, so a
+claim is never stale; the file stays empty. Byte-range locks also work between machines that share a folder over NFS
+version 4. An object store has no locks; see `stage1_teacher.coordination.store_leases`.
 """
 
 import errno
@@ -16,10 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from pipeline.runtime import log
 from schemas import dump_files
 from schemas.storage.locations import Location, RemotePath
 
-_JSON_BYTE = 1 << 40
+_JSON_BYTE, _PLAN_BYTE = 1 << 40, 1 << 41
 
 
 class Claims(Protocol):
@@ -39,6 +40,9 @@ class Claims(Protocol):
 
     def writing_json(self) -> AbstractContextManager[None]:
         """Hold the lock on the dump's manifest, recipe, summary and audit; waits until it is free."""
+
+    def planning(self) -> AbstractContextManager[None]:
+        """Hold the lock on the plan, which one process makes and the others read; waits until it is free."""
 
     def remove_dead_partials(self) -> None:
         """Delete partial files of killed processes, except of shards that someone is making now."""
@@ -104,13 +108,23 @@ class FolderClaims:
     def wait(self) -> bool:
         return False
 
+    def writing_json(self) -> AbstractContextManager[None]:
+        return self._holding(_JSON_BYTE)
+
     @contextmanager
-    def writing_json(self) -> Iterator[None]:
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _JSON_BYTE)
+    def planning(self) -> Iterator[None]:
+        if not self.take(_PLAN_BYTE):
+            log.info(f"{self._dump}: waiting for the process that plans it")
+        with self._holding(_PLAN_BYTE):
+            yield
+
+    @contextmanager
+    def _holding(self, byte: int) -> Iterator[None]:
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, byte)
         try:
             yield
         finally:
-            self.give_back(_JSON_BYTE)
+            self.give_back(byte)
 
     def remove_dead_partials(self) -> None:
         with self.writing_json():

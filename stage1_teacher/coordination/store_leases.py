@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from socket import gethostname
 from types import TracebackType
@@ -19,6 +19,7 @@ from typing import Self
 
 import psutil
 
+from pipeline.runtime import log
 from schemas import dump_files
 from schemas.storage import object_store
 from schemas.storage.locations import RemotePath
@@ -26,7 +27,7 @@ from schemas.storage.locations import RemotePath
 LEASE_SECONDS = 600.0  # longer than an engine's start, and than a batch, after each of which the lease is renewed
 _WAIT_SECONDS = 5.0
 _TURN_SECONDS = 0.2
-_JSON = "json"
+_JSON, _PLAN = "json", "plan"
 
 
 class StoreClaims:
@@ -89,14 +90,24 @@ class StoreClaims:
         time.sleep(_WAIT_SECONDS)
         return True
 
+    def writing_json(self) -> AbstractContextManager[None]:
+        return self._holding(_JSON, _TURN_SECONDS)
+
     @contextmanager
-    def writing_json(self) -> Iterator[None]:
-        while not self._take(_JSON):
-            time.sleep(_TURN_SECONDS)
+    def planning(self) -> Iterator[None]:
+        if not self._take(_PLAN):
+            log.info(f"{self._folder.parent}: waiting for the process that plans it")
+        with self._holding(_PLAN, _WAIT_SECONDS):
+            yield
+
+    @contextmanager
+    def _holding(self, name: str, pause: float) -> Iterator[None]:
+        while not self._take(name):
+            time.sleep(pause)
         try:
             yield
         finally:
-            self._give_back(_JSON)
+            self._give_back(name)
 
     def remove_dead_partials(self) -> None:
         """Do nothing: an interrupted upload leaves no object behind."""

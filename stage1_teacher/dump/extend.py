@@ -6,27 +6,28 @@ metadata names its own documents, not the corpus, so an extended dump has exactl
 go.
 """
 
-import hashlib
-from itertools import islice
-
 from pipeline.config.identity import identity_differences
-from pipeline.corpus.documents import Corpus
+from pipeline.corpus.documents import DocumentReader
 from pipeline.runtime import log
 from pipeline.runtime.format import are, count_of
 from schemas import dump_files
 from schemas.dump_files import Key
-from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
+from schemas.manifest import Manifest, with_accepted_engine
 from schemas.storage.atomic import remove
 from schemas.storage.locations import Location, open_parquet
-from stage1_teacher.dump.shard_plan import document_digest
+from stage1_teacher.dump.places import Places
+from stage1_teacher.dump.shard_plan import documents_sha256
 
 _CORPUS = "corpus.sha256"
 
 
-def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: str | None = None) -> None:
+def extend_dump(
+    dump: Location, ours: Manifest, reader: DocumentReader, places: Places, accept_engine: str | None = None
+) -> None:
     """Extend the dump's manifest to `ours` if only the corpus differs; do nothing for a new, equal or different dump.
 
     Args:
+        places: of our shards in the corpus that `reader` reads.
         accept_engine: as for `shard_plan.create_or_check_manifest`; engines that the dump accepts stay accepted.
     Raises:
         ValueError: the corpus differs, and is not the dump's with more documents at its end.
@@ -40,10 +41,14 @@ def extend_dump(dump: Location, ours: Manifest, corpus: Corpus, accept_engine: s
     differences = identity_differences(theirs.identity, ours.identity)
     if len(differences) != 1 or not differences[0].startswith(_CORPUS):
         return
-    _require_extension(dump, theirs, ours, corpus)
+    last = theirs.shards[-1]
+    # A shard begins at the same document in both plans if those before are the same.
+    shard = min(last.index, len(ours.shards) - 1)
+    documents = reader.read(places.start(shard), last.num_documents, places.filtered(shard))
+    _require_extension(dump, theirs, ours, documents_sha256(documents))
     # From here on the dump is incomplete. The manifest is written last: no old shard may count as one of the new plan.
     remove(dump / dump_files.SUMMARY)
-    last, grown = theirs.shards[-1], ours.shards[len(theirs.shards) - 1]
+    grown = ours.shards[len(theirs.shards) - 1]
     if grown != last and planned_sha256(last.path(dump)) != grown.sha256:
         remove(last.path(dump))
     ours.save(dump)
@@ -61,13 +66,14 @@ def planned_sha256(path: Location) -> str | None:
         return str((file.metadata.metadata or {}).get(Key.SHARD_SHA256.encode(), b"").decode())
 
 
-def _require_extension(dump: Location, theirs: Manifest, ours: Manifest, corpus: Corpus) -> None:
+def _require_extension(dump: Location, theirs: Manifest, ours: Manifest, last_now: str) -> None:
+    """Raise ValueError unless ours extends theirs; `last_now` hashes what is now in the place of their last shard."""
     num = len(theirs.shards)
     if _count(ours) < _count(theirs):
         _refuse(dump, f"it has fewer documents: {_count(ours)} here, {_count(theirs)} there")
     changed = next((a for a, b in zip(theirs.shards[:-1], ours.shards, strict=False) if a != b), None)
     last = theirs.shards[-1]
-    if changed is None and ours.shards[num - 1] != last and _digest(last, corpus) != last.sha256:
+    if changed is None and ours.shards[num - 1] != last and last_now != last.sha256:
         changed = last
     if changed is not None:
         end = changed.first_document + changed.num_documents - 1
@@ -84,9 +90,3 @@ def _refuse(dump: Location, why: str) -> None:
 
 def _count(manifest: Manifest) -> int:
     return sum(shard.num_documents for shard in manifest.shards)
-
-
-def _digest(shard: ShardPlan, corpus: Corpus) -> str:
-    """Return the hash, as in a plan, of the documents that are now in the shard's place in the corpus."""
-    documents = islice(corpus.documents(shard.first_document), shard.num_documents)
-    return hashlib.sha256(b"".join(document_digest(document) for document in documents)).hexdigest()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from huggingface_hub import snapshot_download
 
 from pipeline.config import CorpusConfig, Recipe
@@ -22,6 +23,9 @@ from schemas.manifest import Manifest, read_json, write_json
 from schemas.storage.locations import Location, location, names
 from stage1_teacher.engines.registry import engine_name
 
+_PLAN_VERSION = 1  # raised with any change of what is planned from the same files under the same arithmetic
+# What a store's file system tells of a file that changes with its content.
+_CHANGES = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "Last-Modified", "mtime")
 _WHEN_DONE = (dump_files.INPUTS, dump_files.MANIFEST, dump_files.SUMMARY, dump_files.AUDIT, dump_files.CARD)
 
 
@@ -59,12 +63,53 @@ def _files(recipe: Recipe) -> Iterator[Path]:
 
 
 def _corpus_files(corpus: CorpusConfig, arithmetic: int) -> Iterator[Path]:
+    for name in _corpus_names(corpus, arithmetic):
+        if "://" in name:
+            raise _UntoldError
+        yield Path(name).absolute()
+
+
+def _corpus_names(corpus: CorpusConfig, arithmetic: int) -> Iterator[str]:
     files = source_files(corpus.source, arithmetic)
-    if files is None or any("://" in name for name in files):
+    if files is None:
         raise _UntoldError
-    yield from (Path(name).absolute() for name in files)
+    yield from files
     for other in corpus.exclude:
-        yield from _corpus_files(other, arithmetic)
+        yield from _corpus_names(other, arithmetic)
+
+
+def plan_sha256(recipe: Recipe) -> str | None:
+    """Return a hash of everything that decides the plan, with size and time of each file of the corpus.
+
+    None if there is no telling whether the corpus has changed: it is a hub's, or a server tells neither time nor hash
+    of its file.
+    """
+    try:
+        names = list(_corpus_names(recipe.corpus, recipe.dump.arithmetic_used))
+        states = [_address_state(name) if "://" in name else file_state(Path(name).stat()) for name in names]
+    except _UntoldError:
+        return None
+    settings = {
+        "version": _PLAN_VERSION,
+        "corpus": recipe.corpus.model_dump(mode="json"),
+        "arithmetic": recipe.dump.arithmetic_used,
+        "shard_bytes": int(recipe.dump.shard_bytes),
+        "audit_documents": recipe.dump.audit_documents,
+        "files": list(zip(names, states, strict=True)),
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _address_state(address: str) -> tuple[int | str, ...]:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+        told = filesystem.info(path)
+    except (ImportError, OSError, ValueError) as error:  # reading it says what is wrong
+        raise _UntoldError from error
+    changing = [str(told[key]) for key in _CHANGES if told.get(key)]
+    if not changing or told.get("size") is None:
+        raise _UntoldError
+    return int(told["size"]), *changing
 
 
 def _folder_files(source: str, revision: str | None) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import Location
 from stage1_teacher.coordination.shard_claims import Claims
+from stage1_teacher.dump.places import Places
 from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.targets.resolved import ResolvedTeacher
 
@@ -25,6 +26,7 @@ class Job(NamedTuple):
     audited: Set[str]
     claims: Claims
     worker: tuple[int, int]
+    places: Places
 
     def missing(self) -> list[ShardPlan]:
         """Return this worker's missing shards, including those that another process is making."""

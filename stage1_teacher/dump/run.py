@@ -2,14 +2,13 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.config import Recipe
-from pipeline.config.loading import save_recipe
-from pipeline.corpus.documents import Corpus
+from pipeline.corpus.documents import Corpus, DocumentReader
 from pipeline.dumps.card import write_card
 from pipeline.dumps.licence import describe, with_licence
 from pipeline.runtime import log, metrics
@@ -17,59 +16,22 @@ from pipeline.runtime.format import are, count_of
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.termination import Terminated, terminable
 from schemas import dump_files
-from schemas.manifest import Manifest, ShardPlan, read_json, write_json
-from schemas.storage.atomic import committed, make_folder, remove
+from schemas.manifest import ShardPlan, read_json, write_json
+from schemas.storage.atomic import make_folder, remove
 from schemas.storage.locations import Location, location
-from stage1_teacher.coordination.shard_claims import Claims, open_claims, require_place
+from stage1_teacher.coordination.shard_claims import open_claims, require_place
 from stage1_teacher.dump import audit, shard_plan
-from stage1_teacher.dump.begun import as_begun, warn_other_libraries
+from stage1_teacher.dump.begun import as_begun
 from stage1_teacher.dump.check_resumed import check_resumed
-from stage1_teacher.dump.extend import extend_dump
-from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.dump.input_files import are_as_noted, inputs_sha256, is_done, is_summed_up, note_inputs
 from stage1_teacher.dump.job import Connect, Job, OpenShardMaker, ShardMaker, ShardWork
+from stage1_teacher.dump.places import Places
+from stage1_teacher.dump.planning import plan_dump
 from stage1_teacher.dump.shard_writer import ShardProgress, make_shards
 from stage1_teacher.dump.summary import summarise
-from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import ResolvedTeacher, load_tokenizer
-
-
-class Prepared(NamedTuple):
-    """A planned dump, and the ids of the documents to audit."""
-
-    manifest: Manifest
-    audited: Set[str]
-
-
-def prepare(recipe: Recipe, corpus: Corpus, teacher: ResolvedTeacher) -> Prepared:
-    """Plan the dump, as a pure function of corpus and recipe."""
-    # First, so that a server with another model fails before the corpus is read.
-    engine = engine_name(recipe.teacher, recipe.placement)
-    sample = audit.Sample(recipe.dump.audit_documents)
-    shards = list(shard_plan.plan_shards(sample.passing(corpus.documents()), int(recipe.dump.shard_bytes)))
-    identity = teacher_identity(recipe, teacher, engine, shard_plan.corpus_sha256(shards))
-    manifest = Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
-    return Prepared(manifest, sample.chosen())
-
-
-def open_or_create_dump(
-    recipe: Recipe, manifest: Manifest, corpus: Corpus, claims: Claims, accept_engine: str | None
-) -> Manifest:
-    """Create the dump's folder, or check that it holds this dump, and return its manifest.
-
-    Of processes that start at once, one writes the manifest and the others check it.
-    """
-    dump = location(recipe.dump.path)
-    with claims.writing_json():
-        extend_dump(dump, manifest, corpus, accept_engine)
-        manifest = shard_plan.create_or_check_manifest(dump, manifest, accept_engine)
-        warn_other_libraries(dump, manifest)
-        with committed(dump / dump_files.RECIPE) as path:
-            save_recipe(recipe, path)
-    claims.remove_dead_partials()
-    return manifest
 
 
 def run_teacher(
@@ -117,10 +79,8 @@ def _run(recipe: Recipe, worker: tuple[int, int], accept_engine: str | None, eng
     make_folder(dump / dump_files.SHARDS)
     with open_claims(dump) as claims:  # first, so that a read-only place fails before the corpus is read
         corpus = Corpus(recipe.corpus, recipe.dump.arithmetic_used)
-        planned = prepare(recipe, corpus, teacher)
-        warn_left_out(corpus)
-        manifest = open_or_create_dump(recipe, planned.manifest, corpus, claims, accept_engine)
-        job = Job(recipe, dump, manifest, planned.audited, claims, worker)
+        job = plan_dump(recipe, corpus, teacher, claims, accept_engine)._replace(worker=worker)
+        manifest = job.manifest
         try:
             make_missing(job, corpus, lambda: engines(job, teacher))
         except (KeyboardInterrupt, Terminated):
@@ -158,13 +118,14 @@ def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContext
     first = next(rounds, None)
     if first is None:
         return
+    reader = corpus.reader()
     remove(job.dump / dump_files.SUMMARY)  # out of date, if a shard was lost after it was written
     with ExitStack() as opened:
         make = opened.enter_context(open_it())
         started, num_made = time.monotonic(), 0
         progress = opened.enter_context(Progress(sum(s.num_documents for s in todo), sum(s.num_bytes for s in todo)))
         for shards in chain([first], rounds):
-            for done in make(read_shards(shards, corpus)):
+            for done in make(read_shards(shards, reader, job.places)):
                 progress.update(done.documents, done.text_bytes, done.tokens, done.stored_bytes)
                 count_missing(done)
                 job.claims.renew()
@@ -200,14 +161,10 @@ def free_shards(job: Job) -> Iterator[Iterator[ShardPlan]]:
             return
 
 
-def read_shards(shards: Iterable[ShardPlan], corpus: Corpus) -> Iterator[ShardWork]:
-    """Yield each shard with its documents, in corpus order. Raises ValueError if the corpus has changed."""
-    position, stream = 0, corpus.documents()
+def read_shards(shards: Iterable[ShardPlan], reader: DocumentReader, places: Places) -> Iterator[ShardWork]:
+    """Yield each shard with its documents. Raises ValueError if the corpus has changed."""
     for shard in shards:
-        for _ in range(shard.first_document - position):  # documents of shards that exist or that others make
-            next(stream)
-        yield shard, shard_plan.shard_documents(shard, stream)
-        position = shard.first_document + shard.num_documents
+        yield shard, shard_plan.shard_documents(shard, reader, places)
 
 
 def finish(job: Job) -> None:
@@ -256,14 +213,6 @@ def warn_not_own(dump: Location, own: dict[str, Any]) -> None:
             f"{own['half_mean_square_nats']:.3g} nats (half the mean square; limit {own['limit_nats']}) from the "
             f"model's own: `bld verify {shlex.quote(str(dump))} --against-teacher 8` names the documents"
         )
-
-
-def warn_left_out(corpus: Corpus) -> None:
-    """Warn of rows that are not documents, with the first place of each kind."""
-    for reason, where in corpus.first_places.items():
-        number = corpus.counts[f"left out: {reason}"]
-        rows = f"{count_of(number, 'row')} {are(number)}"
-        log.warning(f"{rows} left out: {reason}; the first: {where}", rows=number, reason=reason, first=where)
 
 
 def describe_counts(counts: dict[str, int]) -> str:

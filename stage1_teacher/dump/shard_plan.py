@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 
 from pipeline.config import CorpusConfig, Recipe, TeacherConfig
 from pipeline.config.identity import added_values, identity_differences, identity_values
-from pipeline.corpus.documents import Document
+from pipeline.corpus.documents import Document, DocumentReader
 from pipeline.runtime.format import count_of
 from pipeline.sources.file_hash import known_sha256
 from pipeline.sources.pypi import sha256_of
@@ -18,6 +18,7 @@ from pipeline.tokenization.special_ids import SpecialIds
 from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
 from schemas.storage.locations import Location, names
+from stage1_teacher.dump.places import Places
 from stage1_teacher.targets.resolved import ResolvedTeacher
 
 
@@ -179,11 +180,15 @@ def corpus_sha256(shards: list[ShardPlan]) -> str:
     return hashlib.sha256(json.dumps([shard.sha256 for shard in shards]).encode()).hexdigest()
 
 
-def shard_documents(shard: ShardPlan, stream: Iterator[Document]) -> list[Document]:
-    """Take a shard's documents off the stream and check them. Raises ValueError if the corpus has changed."""
-    documents = [document for _, document in zip(range(shard.num_documents), stream, strict=False)]
-    digest = hashlib.sha256(b"".join(document_digest(document) for document in documents)).hexdigest()
-    if digest != shard.sha256:
+def documents_sha256(documents: Iterable[Document]) -> str:
+    """Return the hash of a shard's documents, as in a plan."""
+    return hashlib.sha256(b"".join(document_digest(document) for document in documents)).hexdigest()
+
+
+def shard_documents(shard: ShardPlan, reader: DocumentReader, places: Places) -> list[Document]:
+    """Read a shard's documents and check them. Raises ValueError if the corpus has changed."""
+    documents = reader.read(places.start(shard.index), shard.num_documents, places.filtered(shard.index))
+    if documents_sha256(documents) != shard.sha256:
         raise ValueError(
             f"the corpus has changed since the dump was planned: shard {shard.index} holds other documents "
             f"({shard.first_document} to {shard.first_document + shard.num_documents}). Restore the corpus, or give a "

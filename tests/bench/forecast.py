@@ -22,7 +22,7 @@ from pipeline.planning.forecast import Calibration, Forecast, SamplePart, foreca
 from schemas.manifest import Manifest
 from stage1_teacher.calibration import calibrate
 from stage1_teacher.calibration.corpus_sample import survey
-from stage1_teacher.dump import audit, shard_cost
+from stage1_teacher.dump import audit, planning, shard_cost
 from stage1_teacher.dump import run as dump
 from stage1_teacher.dump.shard_writer import make_shards
 from stage1_teacher.dump.summary import summarise
@@ -39,7 +39,9 @@ class Turn(NamedTuple):
     dump_cpu: float
 
 
-def turns(recipe: Recipe, planned: dump.Prepared, teacher: Teacher, scratch: Path, seconds: float) -> Iterator[Turn]:
+def turns(
+    recipe: Recipe, planned: planning.Prepared, teacher: Teacher, scratch: Path, seconds: float
+) -> Iterator[Turn]:
     """Dump all shards, with a share of the calibration before each."""
     shards = planned.manifest.shards
     found = survey(Corpus(recipe.corpus), int(recipe.dump.shard_bytes), None)
@@ -52,7 +54,7 @@ def turns(recipe: Recipe, planned: dump.Prepared, teacher: Teacher, scratch: Pat
         folder = scratch / f"parts-{number}"
         parts = list(calibrate.dump_parts(own, teacher, recipe, folder, seconds / len(shards)))
         between = time.process_time()
-        read = dump.read_shards([shard], Corpus(recipe.corpus))
+        read = dump.read_shards([shard], Corpus(recipe.corpus).reader(), planned.places)
         made = make_shards(read, teacher, recipe, planned.manifest.identity, Path(recipe.dump.path), planned.audited)
         assert sum(one.stored_bytes for one in made)
         yield Turn(parts, between - before, time.process_time() - between)
@@ -113,7 +115,7 @@ def main(
         loaded = load_recipe(recipe, [*(override or []), f"dump.path={scratch}/dump"])
         (Path(scratch) / "dump" / "shards").mkdir(parents=True)
         named = load_tokenizer(loaded)
-        planned = dump.prepare(loaded, Corpus(loaded.corpus), named)
+        planned = planning.prepare(loaded, Corpus(loaded.corpus), named)
         with open_teacher(loaded, *named, branches=bool(planned.audited)) as teacher:
             taken = list(turns(loaded, planned, teacher, Path(scratch), seconds))
             measured = gathered(loaded, teacher, taken, Path(scratch), seconds)

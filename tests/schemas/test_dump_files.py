@@ -16,6 +16,7 @@ FILES = {
     dump_files.SUMMARY,
     dump_files.AUDIT,
     dump_files.INPUTS,
+    dump_files.PLACES,
     dump_files.RECIPE,
     dump_files.LOCK,
 }

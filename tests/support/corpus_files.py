@@ -17,5 +17,5 @@ def lines(path: Path, *rows: object) -> Path:
     return path
 
 
-def texts(found: Corpus, start: int = 0) -> list[bytes]:
-    return [document.text for document in found.documents(start)]
+def texts(found: Corpus) -> list[bytes]:
+    return [document.text for document in found.documents()]

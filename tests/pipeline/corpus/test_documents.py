@@ -52,14 +52,6 @@ def test_of_a_chat_the_text_is_what_the_assistant_says(tmp_path):
     assert sum(number for key, number in found.counts.items() if key.startswith("left out")) == 2
 
 
-def test_documents_from_any_start_are_the_rest_of_all_documents(tmp_path):
-    path = lines(tmp_path / "c.jsonl", *({"text": str(i % 7)} for i in range(20)))
-    found = corpus(path, unique=True, skip=1, limit=5)
-    whole = texts(found)
-    assert whole == [b"1", b"2", b"3", b"4", b"5"]
-    assert [texts(found, start) for start in range(6)] == [whole[start:] for start in range(6)]
-
-
 def test_a_document_that_shares_any_key_is_left_out(tmp_path):
     path = lines(tmp_path / "c.jsonl", *({"text": text} for text in ("T -- one", "U -- one", "V -- two", "T -- three")))
     held_out = lines(tmp_path / "e.jsonl", {"text": "two"})

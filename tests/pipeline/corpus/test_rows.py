@@ -65,7 +65,7 @@ def test_parquet_rows_are_those_that_the_datasets_library_gives(tmp_path):
         }
     )
     pq.write_table(table, tmp_path / "c.parquet", row_group_size=70)
-    found = [row.columns for row in RowSource.resolve(str(tmp_path / "c.parquet"), "train", 10**6).rows()]
+    found = [row.columns for _, row in RowSource.resolve(str(tmp_path / "c.parquet"), "train", 10**6).rows()]
     assert found == list(load_dataset("parquet", data_files=str(tmp_path / "c.parquet"), split="train"))
 
 

@@ -17,7 +17,7 @@ from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recip
 from tests.support.tiny import tiny_model
 
 READERS = (
-    "pipeline.corpus.documents.Corpus.documents",
+    "pipeline.corpus.documents.Corpus.placed",
     "stage1_teacher.dump.shard_plan.known_sha256",
     "stage1_teacher.dump.summary.check_seal",
     "stage1_teacher.dump.run.load_tokenizer",
@@ -39,7 +39,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in READERS:
         module, _, attribute = name.rpartition(".")
-        owner = Corpus if attribute == "documents" else __import__(module, fromlist=["_"])
+        owner = Corpus if attribute == "placed" else __import__(module, fromlist=["_"])
         monkeypatch.setattr(owner, attribute, counted(name, getattr(owner, attribute)))
     return found
 
@@ -49,7 +49,7 @@ def test_a_complete_dump_is_found_complete_without_reading_anything(
 ) -> None:
     recipe = write_recipe(tmp_path, model, TEXTS[:6])
     folder = dump(recipe)
-    assert {"documents", "known_sha256", "check_seal", "load_tokenizer", "open_teacher"} <= set(reads)
+    assert {"placed", "known_sha256", "check_seal", "load_tokenizer", "open_teacher"} <= set(reads)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     reads.clear()
     for worker in ((0, 1), (1, 4)):
@@ -71,8 +71,10 @@ def test_whatever_changes_is_found_though_the_dump_is_complete(tmp_path: Path, r
         return set(reads)
 
     weights = model / "model.safetensors"
-    os.utime(weights, ns=(1, 1))  # the same weights, rewritten: everything is compared, and no shard is read again
-    assert {"documents", "known_sha256"} <= found() and "check_seal" not in reads and found() == set()
+    os.utime(
+        weights, ns=(1, 1)
+    )  # the same weights, rewritten: they are compared; neither corpus nor shard is read again
+    assert "known_sha256" in found() and not {"placed", "check_seal"} & set(reads) and found() == set()
     first.unlink()
     assert {"open_teacher", "check_seal"} <= found() and found() == set()
     (folder / "summary.json").unlink()
@@ -155,7 +157,7 @@ def test_a_dump_of_before_there_was_such_a_note_gets_one(tmp_path: Path, model: 
         damage(folder / "inputs.json")
         reads.clear()
         dump(recipe)
-        assert "documents" in reads and "check_seal" not in reads and content(folder) == before
+        assert "known_sha256" in reads and not {"placed", "check_seal"} & set(reads) and content(folder) == before
         reads.clear()
         dump(recipe)
         assert reads == []
