@@ -20,10 +20,14 @@ LEASES = "claims"  # in an object store, instead of LOCK
 LOCK = "claims.lock"
 SHARD_SUFFIX = ".parquet"
 SHARD_GLOB = f"*{SHARD_SUFFIX}"
-SHARD_FILES = f"{SHARDS}/{SHARD_GLOB}"  # as a glob within a dump
+SHARD_FILES = f"{SHARDS}/**/{SHARD_GLOB}"  # as a glob within a dump; `**` is any number of folders, or none
+HUB_SHARD_FILES = f"{SHARDS}/{SHARD_GLOB}"  # where `*` matches slashes, too
+FOLDER_SHARDS = 1000  # in a folder; hubs accept 10,000 files at most
 
+_PLAN = "plan-"
+PLAN_FILES = f"{_PLAN}*{SHARD_SUFFIX}"
 _PART = "part-"
-PARTIAL_FILES = f"*/{_PART}*.partial"  # incomplete files of single shards, as a glob within a dump
+PARTIAL_FILES = (f"*/{_PART}*.partial", f"*/*/{_PART}*.partial")  # incomplete files of single shards, as such globs
 
 
 class Key(StrEnum):
@@ -57,3 +61,18 @@ def part_index(name: str) -> int:
 def shard_name(index: int) -> str:
     """Return the file name of a shard."""
     return f"{part_name(index)}{SHARD_SUFFIX}"
+
+
+def part_folder(index: int) -> str:
+    """Return the folder, within `shards` or `costs`, of files that belong to one shard; "" for the first thousand."""
+    return f"{index // FOLDER_SHARDS:03d}" if index >= FOLDER_SHARDS else ""
+
+
+def is_plan(name: str) -> bool:
+    """Return whether a file of this name is a plan that is not in the manifest itself."""
+    return name.startswith(_PLAN) and name.endswith(SHARD_SUFFIX)
+
+
+def plan_name(sha256: str) -> str:
+    """Return the name of the file of a plan that is not in the manifest itself, from the hash of its content."""
+    return f"{_PLAN}{sha256[:16]}{SHARD_SUFFIX}"

@@ -3,33 +3,53 @@
 import json
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
-from schemas import SCHEMA_VERSION, dump_files
+from schemas import SCHEMA_VERSION, dump_files, plan_file
 from schemas.json_text import json_text
 from schemas.storage.atomic import committed
-from schemas.storage.locations import AnyLocation, Location, names
+from schemas.storage.locations import AnyLocation, Location, names_below
 from schemas.versions import reader as reader_of
 
 _REMEDY = "Fetch the dump again, or restore the file; `bld teacher` can make a dump of your own again in a new folder"
 
 
-class ShardPlan(BaseModel):
-    """Documents `first_document .. first_document + num_documents` of the corpus, whose content hashes to `sha256`."""
+_Count = Annotated[int, Field(ge=0)]
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    index: int = Field(ge=0)  # becomes part of a file name, which must not point elsewhere
-    first_document: int = Field(ge=0)
-    num_documents: int = Field(ge=0)
-    num_bytes: int = Field(ge=0)
+@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid"))  # a dump may have a million
+class ShardPlan:
+    """Documents `first_document .. first_document + num_documents` of the corpus, whose content hashes to `sha256`.
+
+    Attributes:
+        folder: where the file lies within `shards`: directly in it if empty, as all files of earlier releases' dumps.
+    """
+
+    index: _Count  # becomes part of a file name, as `folder`, which must not point elsewhere
+    first_document: _Count
+    num_documents: _Count
+    num_bytes: _Count
     sha256: str
+    folder: Annotated[str, Field(pattern=r"^[0-9]*$")] = ""
+
+    @property
+    def file(self) -> str:
+        """Return the path of the shard's file within `shards`."""
+        name = dump_files.shard_name(self.index)
+        return f"{self.folder}/{name}" if self.folder else name
 
     def path(self, dump: AnyLocation) -> AnyLocation:
         """Return the shard's file in a dump."""
-        return dump / dump_files.SHARDS / dump_files.shard_name(self.index)
+        return dump / dump_files.SHARDS / self.file
+
+    def content(self) -> dict[str, Any]:
+        """Return everything but where the file lies."""
+        return {name: getattr(self, name) for name in ("index", *plan_file.COLUMNS) if name != "folder"}
 
 
 class Manifest(BaseModel):
@@ -57,16 +77,41 @@ class Manifest(BaseModel):
 
     def missing(self, dump: Location) -> list[ShardPlan]:
         """Return the planned shards whose file does not exist."""
-        shards_present = names(dump / dump_files.SHARDS)
-        return [shard for shard in self.shards if shard.path(dump).name not in shards_present]
+        shards_present = names_below(dump / dump_files.SHARDS)
+        return [shard for shard in self.shards if shard.file not in shards_present]
+
+    def laid_out_as(self, other: "Manifest") -> "Manifest":
+        """Return the manifest with all shards in one folder if the other's are, although they are too many for one."""
+        if not any(shard.index >= dump_files.FOLDER_SHARDS and not shard.folder for shard in other.shards):
+            return self
+        return self.model_copy(update={"shards": tuple(replace(shard, folder="") for shard in self.shards)})
 
     def save(self, dump: Location) -> None:
-        """Write the manifest into a dump."""
-        write_json(dump / dump_files.MANIFEST, self.model_dump(mode="json"))
+        """Write the manifest into a dump; a plan of more than a thousand shards goes to a file of its own, first."""
+        values = self.model_dump(mode="json", exclude={"shards"})
+        sha256 = None
+        if len(self.shards) <= dump_files.FOLDER_SHARDS:
+            shards: Any = [{**shard.content(), **_folder(shard)} for shard in self.shards]
+        else:
+            columns = {name: [getattr(shard, name) for shard in self.shards] for name in plan_file.COLUMNS}
+            shards = plan_file.write_plan(dump, columns)
+            sha256 = shards["sha256"]
+        write_json(dump / dump_files.MANIFEST, {**values, "shards": shards})
+        plan_file.remove_others(dump, sha256)
 
     @classmethod
     def load(cls, dump: Location) -> "Manifest":
         """Read a dump's manifest. Raises ValueError if there is none, it is damaged, or of an unknown version."""
+        try:
+            return cls._load(dump)
+        except FileNotFoundError:  # the manifest was replaced, and its plan deleted, between the reading of the two
+            try:
+                return cls._load(dump)
+            except FileNotFoundError as error:
+                raise ValueError(f"{dump} is damaged: {error}. {_REMEDY}") from None
+
+    @classmethod
+    def _load(cls, dump: Location) -> "Manifest":
         path = dump / dump_files.MANIFEST
         if not path.exists():
             raise ValueError(
@@ -74,12 +119,37 @@ class Manifest(BaseModel):
             )
         values = read_json(path)
         reader = reader_of(path, values.get("schema_version"))
+        if isinstance(values.get("shards"), dict):
+            values["shards"] = _planned(dump, values["shards"])
         try:
             return cls.model_validate(reader.manifest(values))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ValueError(f"{path} is damaged: {where} is {first['input']!r}: {first['msg']}. {_REMEDY}") from None
+
+
+def _folder(shard: ShardPlan) -> dict[str, str]:
+    return {"folder": shard.folder} if shard.folder else {}
+
+
+# The last plan read from a file, by the hash that its manifest has: a process reads its dump's manifest several times.
+_last_plan: dict[str, tuple[ShardPlan, ...]] = {}
+
+
+def _planned(dump: Location, named: Mapping[str, Any]) -> tuple[ShardPlan, ...]:
+    """Return the shards of the plan file that a manifest names. Raises FileNotFoundError if there is none."""
+    sha256 = str(named.get("sha256"))
+    if sha256 not in _last_plan:
+        try:
+            columns = plan_file.read_plan(dump, named)
+        except (pa.ArrowException, ValueError) as error:
+            raise ValueError(f"{error}. {_REMEDY}") from error
+        rows = zip(*(columns[name] for name in plan_file.COLUMNS), strict=True)
+        shards = tuple(ShardPlan(index, *row) for index, row in enumerate(rows))
+        _last_plan.clear()
+        _last_plan[sha256] = shards
+    return _last_plan[sha256]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,8 @@ from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.storage.atomic import writer_name
 
+_PARTIALS = ("*.partial", "*/*.partial")
+
 
 class Leftover(NamedTuple):
     """A removable file or folder. `owner` names the process that may still be writing it; None if there is none."""
@@ -45,9 +47,8 @@ def dump_leftovers(dump: Path) -> list[Leftover]:
     Raises ValueError if the folder is not a dump.
     """
     Manifest.load(dump)
-    partials = sorted(
-        part for folder in (".", dump_files.SHARDS, dump_files.COSTS) for part in (dump / folder).glob("*.partial")
-    )
+    of_shards = [f"{name}/{pattern}" for name in (dump_files.SHARDS, dump_files.COSTS) for pattern in _PARTIALS]
+    partials = sorted(part for pattern in ("*.partial", *of_shards) for part in dump.glob(pattern))
     leftovers = [Leftover(path, "half written", path.stat().st_size, _writer(path)) for path in partials]
     transfer = dump / ".cache" / "huggingface"
     return leftovers + (

@@ -20,8 +20,9 @@ from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.manifest import Manifest, shard_identity
 
-_UPLOAD_FIRST = (dump_files.SHARD_FILES,)
-_UPLOAD_LAST = (dump_files.MANIFEST, dump_files.SUMMARY, dump_files.AUDIT, dump_files.RECIPE, dump_files.CARD)
+_UPLOAD_FIRST = (dump_files.HUB_SHARD_FILES,)
+_PLAN = (dump_files.MANIFEST, dump_files.PLAN_FILES)
+_UPLOAD_LAST = (*_PLAN, dump_files.SUMMARY, dump_files.AUDIT, dump_files.RECIPE, dump_files.CARD)
 HUB_SECONDS = 10.0  # timeout for asking whether something exists
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -127,7 +128,7 @@ def _require_repo(repo: str) -> None:
 def _remote_manifest(repo: str, revision: str | None, api: Any) -> Manifest | None:
     with tempfile.TemporaryDirectory() as folder:
         api.snapshot_download(
-            repo, repo_type="dataset", revision=revision, local_dir=folder, allow_patterns=[dump_files.MANIFEST]
+            repo, repo_type="dataset", revision=revision, local_dir=folder, allow_patterns=list(_PLAN)
         )
         return Manifest.load(Path(folder)) if (Path(folder) / dump_files.MANIFEST).exists() else None
 
@@ -154,7 +155,8 @@ def _refuse_foreign_folder(repo: str, commit: str, dump: Path, api: Any) -> None
         return
     if not (dump / dump_files.MANIFEST).exists():
         # An interrupted pull may have left shards only. We write into no other folder.
-        if {path.name for path in dump.iterdir()} <= {".cache", dump_files.SHARDS, *_UPLOAD_LAST}:
+        known = {".cache", dump_files.SHARDS, *_UPLOAD_LAST}
+        if all(path.name in known or dump_files.is_plan(path.name) for path in dump.iterdir()):
             return
         raise ValueError(f"{dump} is not empty and is not a dump; give a new folder")
     theirs, ours = _remote_manifest(repo, commit, api), Manifest.load(dump)

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.dumps.positions import Position, positions
-from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.record import Record
 from schemas.shard import read_shard, window_names
-from schemas.storage.locations import Location, names
+from schemas.storage.locations import Location
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,9 @@ def records(dump: Location) -> Iterator[Record]:
 
 def complete_shards(dump: Location) -> list[Location]:
     """Return the planned shards that exist, in order."""
-    existing = names(dump / dump_files.SHARDS)
-    return [path for path in (shard.path(dump) for shard in Manifest.load(dump).shards) if path.name in existing]
+    manifest = Manifest.load(dump)
+    missing = {shard.index for shard in manifest.missing(dump)}
+    return [shard.path(dump) for shard in manifest.shards if shard.index not in missing]
 
 
 def documents(dump: Location) -> Iterator[DumpDocument]:

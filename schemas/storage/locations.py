@@ -88,6 +88,12 @@ class RemotePath:
             members = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return (self / info.base_name for info in members)
 
+    def files_below(self) -> set[str]:
+        """Return the paths of all files in a folder, relative to it, by one listing."""
+        with store_errors(self, self.scheme):
+            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        return {info.path.removeprefix(f"{self.path}/") for info in found if info.is_file}
+
 
 class StoreError(OSError):
     """An object store, or the connection to it, failed."""
@@ -146,6 +152,17 @@ def names(folder: Location) -> set[str]:
     One request, instead of thousands to ask for each file.
     """
     return {path.name for path in folder.iterdir()} if isinstance(folder, RemotePath) or folder.exists() else set()
+
+
+def names_below(folder: Location) -> set[str]:
+    """Return the paths of all files in a folder, at any depth, relative to it; empty if it does not exist."""
+    if isinstance(folder, RemotePath):
+        return folder.files_below()
+    found: set[str] = set()
+    for at, _, files in os.walk(folder):
+        inner = os.path.relpath(at, folder)
+        found.update(files if inner == "." else (f"{inner}/{name}" for name in files))
+    return found
 
 
 @contextmanager

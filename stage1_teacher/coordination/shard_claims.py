@@ -131,7 +131,8 @@ class FolderClaims:
             # A live process writes these only while it holds this lock.
             for left in self._dump.glob("*.partial"):
                 left.unlink(missing_ok=True)
-        for left in self._dump.glob(dump_files.PARTIAL_FILES):  # shards and their costs
+        # Of shards and their costs.
+        for left in (path for pattern in dump_files.PARTIAL_FILES for path in self._dump.glob(pattern)):
             index = dump_files.part_index(left.name)
             if self.take(index):
                 left.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ address), everything is read and compared, as for an incomplete dump.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pipeline.sources.file_hash import file_state
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from schemas import dump_files
 from schemas.manifest import Manifest, read_json, write_json
-from schemas.storage.locations import Location, location, names
+from schemas.storage.locations import Location, location, names_below
 from stage1_teacher.engines.registry import engine_name
 
 _PLAN_VERSION = 1  # raised with any change of what is planned from the same files under the same arithmetic
@@ -142,12 +143,13 @@ def is_summed_up(dump: Location, manifest: Manifest) -> bool:
     if not (dump / dump_files.SUMMARY).exists():
         return False
     listed = {str(shard["name"]): shard["bytes"] for shard in read_json(dump / dump_files.SUMMARY, "shards")["shards"]}
-    planned = {shard.path(dump).name for shard in manifest.shards}
-    if listed.keys() != planned or not planned <= names(dump / dump_files.SHARDS):
+    planned = {dump_files.shard_name(shard.index): shard.file for shard in manifest.shards}
+    if listed.keys() != planned.keys():
         return False
-    return not isinstance(dump, Path) or all(
-        (dump / dump_files.SHARDS / name).stat().st_size == listed[name] for name in planned
-    )
+    if not isinstance(dump, Path):
+        return not manifest.missing(dump)
+    states = _shard_states(dump)
+    return all(states.get(file, (None,))[0] == listed[name] for name, file in planned.items())
 
 
 def are_as_noted(dump: Location) -> bool:
@@ -170,10 +172,20 @@ def _noted(dump: Location) -> dict[str, Any]:
 def _shards_sha256(dump: Location) -> str | None:
     if not isinstance(dump, Path):
         return None
-    # Not the time of change (ctime), which a merge alters when it hard-links a shard.
-    shards = sorted((dump / dump_files.SHARDS).glob(dump_files.SHARD_GLOB))
-    stated = [(shard.name, *file_state(shard.stat())[:2]) for shard in shards]
+    stated = [(name, *state) for name, state in sorted(_shard_states(dump).items())]
     return hashlib.sha256(json.dumps(stated).encode()).hexdigest()
+
+
+def _shard_states(dump: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of the files in `shards`, by their path within.
+
+    Not the time of change (ctime), which a merge alters when it hard-links a shard.
+    """
+    folder = str(dump / dump_files.SHARDS)
+    shards = [name for name in names_below(dump / dump_files.SHARDS) if name.endswith(dump_files.SHARD_SUFFIX)]
+    # Not Path, which takes longer than the file system for thousands of files.
+    stats = ((name, file_state(os.stat(f"{folder}/{name}"))) for name in shards)  # noqa: PTH116
+    return {name: state[:2] for name, state in stats}
 
 
 def note_inputs(dump: Location, recipe: Recipe, at_start: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pipeline.config import Recipe
 from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest, ShardPlan
+from schemas.storage.atomic import make_folder
 from schemas.storage.locations import Location
 from stage1_teacher.coordination.shard_claims import Claims
 from stage1_teacher.dump.places import Places
@@ -37,7 +38,9 @@ class Job(NamedTuple):
         """Yield the shards that nobody else is making, each claimed just before."""
         for shard in todo:
             if self.claims.take(shard.index):
-                if not shard.path(self.dump).exists():  # another process may have completed it since
+                path = shard.path(self.dump)
+                if not path.exists():  # another process may have completed it since
+                    make_folder(path.parent)
                     yield shard
                 else:
                     self.claims.give_back(shard.index)

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, arithmetic_of, with_accepted_engine, write_json
 from schemas.shard import window_names
-from schemas.storage.atomic import committed
+from schemas.storage.atomic import committed, make_folder
 from stage1_teacher.dump.shard_plan import corpus_sha256
 from stage1_teacher.dump.summary import summarise
 
@@ -34,8 +35,7 @@ def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] =
             named), two hold the same documents, or `out` holds something else.
     """
     manifests = check_mergeable(out, dumps, accept_engine)
-    merged = merged_manifest(manifests)
-    _claim(out, merged, dumps[0])
+    merged = _claim(out, merged_manifest(manifests), dumps[0])
     targets = iter(merged.shards)
     for dump, manifest in zip(dumps, manifests, strict=True):
         for shard in manifest.shards:
@@ -130,7 +130,8 @@ def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
     shards: list[ShardPlan] = []
     first = 0
     for shard in (shard for manifest in manifests for shard in manifest.shards):
-        shards.append(shard.model_copy(update={"index": len(shards), "first_document": first}))
+        index = len(shards)
+        shards.append(replace(shard, index=index, first_document=first, folder=dump_files.part_folder(index)))
         first += shard.num_documents
     fields = sorted({str(manifest.identity.get("corpus", {}).get("field")) for manifest in manifests})
     counts: Counter[str] = Counter()
@@ -148,17 +149,18 @@ def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
     )
 
 
-def _claim(out: Path, merged: Manifest, first: Path) -> None:
-    """Claim the folder for this merge. Raises ValueError if it holds something else."""
+def _claim(out: Path, merged: Manifest, first: Path) -> Manifest:
+    """Claim the folder for this merge, and return its manifest. Raises ValueError if it holds something else."""
     if (out / dump_files.MANIFEST).exists():
         theirs = Manifest.load(out)
+        merged = merged.laid_out_as(theirs)
         if differences := _plan_differences(theirs, merged):
             raise ValueError(
                 f"{out} holds another dump: {'; '.join(differences)}. Give a new folder, or delete that one"
             )
         if theirs != merged:  # begun by a release that did not record which engines the parts accept
             merged.save(out)
-        return
+        return merged
     if out.exists() and any(path.name not in (dump_files.RECIPE, dump_files.SHARDS) for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and is not a dump; give a new folder")
     (out / dump_files.SHARDS).mkdir(parents=True, exist_ok=True)
@@ -166,6 +168,7 @@ def _claim(out: Path, merged: Manifest, first: Path) -> None:
     if made_by.exists():  # for the teacher's settings; the others differ only in the corpus
         save_recipe(load_recipe(made_by, [f"dump.path={yaml.safe_dump(str(out))}"]), out / dump_files.RECIPE)
     merged.save(out)
+    return merged
 
 
 def _plan_differences(theirs: Manifest, merged: Manifest) -> list[str]:
@@ -182,6 +185,7 @@ def _link(source: Path, target: Path) -> None:
     """Hard-link a file, or copy it if the file system has no links; an existing target is complete and kept."""
     if target.exists():
         return
+    make_folder(target.parent)
     with committed(target) as partial:
         partial.unlink(missing_ok=True)
         try:

@@ -50,8 +50,9 @@ class Stopwatch:
 
 def write_cost(dump: Location, shard: ShardPlan, seconds: float, on: str) -> None:
     """Write a shard's cost before the shard is committed; beside it, so that a shard made again is the same file."""
-    make_folder(dump / dump_files.COSTS)
-    write_json(_path(dump, shard), {"seconds": round(seconds, 3), "devices": on})
+    path = _path(dump, shard)
+    make_folder(path.parent)
+    write_json(path, {"seconds": round(seconds, 3), "devices": on})
 
 
 def read_cost(dump: Location, shard: ShardPlan) -> Cost | None:
@@ -79,4 +80,5 @@ def total_cost(dump: Location, manifest: Manifest) -> dict[str, Any] | None:
 
 
 def _path(dump: AnyLocation, shard: ShardPlan) -> AnyLocation:
-    return dump / dump_files.COSTS / f"{dump_files.part_name(shard.index)}.json"
+    name = f"{dump_files.part_name(shard.index)}.json"
+    return dump / dump_files.COSTS / (f"{shard.folder}/{name}" if shard.folder else name)

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 
 from pipeline.config import CorpusConfig, Recipe, TeacherConfig
 from pipeline.config.identity import added_values, identity_differences, identity_values
+from pipeline.corpus.digest import document_digest
 from pipeline.corpus.documents import Document, DocumentReader
 from pipeline.runtime.format import count_of
 from pipeline.sources.file_hash import known_sha256
@@ -17,20 +18,9 @@ from pipeline.sources.pypi import sha256_of
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, with_accepted_engine
-from schemas.storage.locations import Location, names
+from schemas.storage.locations import Location, names_below
 from stage1_teacher.dump.places import Places
 from stage1_teacher.targets.resolved import ResolvedTeacher
-
-
-def document_digest(document: Document) -> bytes:
-    """Return a hash of 32 bytes over id and text, each preceded by its length; for a chat, over everything said."""
-    if document.conversation is not None:
-        texts = [document.conversation.to_json()]
-    else:
-        texts = [text for message in document.messages or () for text in message.values()]
-    parts = [document.doc_id.encode(), *([document.text] if document.messages is None else map(str.encode, texts))]
-    return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()
-
 
 MAX_DOCUMENTS = 1 << 16  # per shard: each takes a kilobyte of memory beside its text while the shard is made
 
@@ -60,6 +50,7 @@ def plan_shards(documents: Iterable[Document], shard_bytes: int) -> Iterator[Sha
             num_documents=shard.num_documents,
             num_bytes=shard.num_bytes,
             sha256=shard.digest.hexdigest(),
+            folder=dump_files.part_folder(index),
         )
         first += shard.num_documents
 
@@ -242,7 +233,7 @@ def _way_out(differences: list[str], engine: str) -> str:
 
 def _refuse_orphans(dump: Location) -> None:
     """Raise ValueError for shards without a manifest: a new manifest would claim them."""
-    orphans = sorted(name for name in names(dump / dump_files.SHARDS) if name.endswith(dump_files.SHARD_SUFFIX))
+    orphans = sorted(name for name in names_below(dump / dump_files.SHARDS) if name.endswith(dump_files.SHARD_SUFFIX))
     if orphans:
         raise ValueError(
             f"{dump} holds {count_of(len(orphans), 'shard')} ({orphans[0]} ...) but no manifest.json to say what they "

@@ -15,11 +15,10 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.runtime.format import are, count_of
-from schemas import dump_files
 from schemas.manifest import Manifest
 from schemas.record import Record, RecordText
 from schemas.shard import read_record_texts, read_shard
-from schemas.storage.locations import Location, names
+from schemas.storage.locations import Location
 from stage2_student.data.align import overlapping, position_keys, speakers, whole_document
 
 # A record, and for each other dump the windows that overlap with it.
@@ -37,8 +36,7 @@ class OpenDump:
         self.path = path
         self.manifest = Manifest.load(path)
         self.shards = [shard.path(path) for shard in self.manifest.shards]
-        shards_present = names(path / dump_files.SHARDS)
-        missing = [shard.name for shard in self.shards if shard.name not in shards_present]
+        missing = [shard.file for shard in self.manifest.missing(path)]
         if missing:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             shards = f"{len(missing)} of {count_of(len(self.shards), 'shard')} {are(len(missing))}"

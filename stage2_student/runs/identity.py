@@ -76,7 +76,7 @@ def run_identity(
 
 
 def _dump_identity(manifest: Manifest) -> dict[str, Any]:
-    plan = json.dumps([shard.model_dump() for shard in manifest.shards], sort_keys=True)
+    plan = json.dumps([shard.content() for shard in manifest.shards], sort_keys=True)
     return {**manifest.identity, "documents_sha256": hashlib.sha256(plan.encode()).hexdigest()}
 
 

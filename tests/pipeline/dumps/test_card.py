@@ -42,7 +42,7 @@ def test_a_hub_reads_licence_and_configuration(tmp_path: Path, licence: str | No
     values = front(make_card(tmp_path / "dump", licence))
     assert {key: values[key] for key in expected} == expected
     assert values["configs"] == [
-        {"config_name": "default", "data_files": [{"split": "train", "path": "shards/*.parquet"}]}
+        {"config_name": "default", "data_files": [{"split": "train", "path": "shards/**/*.parquet"}]}
     ]
 
 

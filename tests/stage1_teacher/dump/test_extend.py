@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -220,6 +221,6 @@ def test_a_dump_named_twice_is_refused_and_one_that_repeats_itself_is_not(tmp_pa
     with pytest.raises(ValueError, match=r"one \(shard 0\) and .*other \(shard 0\) hold the same documents"):
         check_mergeable(tmp_path / "out", [one, other])
     manifest = Manifest.load(other)
-    repeated = [shard.model_copy(update={"sha256": "the same text twice"}) for shard in manifest.shards]
+    repeated = [replace(shard, sha256="the same text twice") for shard in manifest.shards]
     manifest.model_copy(update={"shards": tuple(repeated)}).save(other)
     assert len(check_mergeable(tmp_path / "out", [one, other])) == 2
