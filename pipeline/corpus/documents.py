@@ -4,17 +4,18 @@ Rows become documents (or faults), documents pass the filters (`exclude`, `uniqu
 pass is a pure function of the config and the files: the n-th document is always the same one.
 """
 
-import hashlib
-import re
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.config import CorpusConfig
 from pipeline.corpus.chats import UnusableError, column, read_chat
+from pipeline.corpus.key_set import KeySet
+from pipeline.corpus.keys import KeyFinder
 from pipeline.corpus.row import FIRST, Goal, Row, RowPlace
 from pipeline.corpus.rows import TOO_LONG, RowSource
+from pipeline.runtime import log
 from pipeline.tokenization.chat_template import Message
 from pipeline.tokenization.conversation import Conversation, Excerpt
 from schemas import ARITHMETIC
@@ -50,6 +51,24 @@ class Document:
             done = index + 1
 
 
+class Found(NamedTuple):
+    """What a row holds.
+
+    Attributes:
+        document: or the reason why it is none.
+        keys: by which the filters know it; empty if there is no filter.
+        where: place of the row, for messages.
+    """
+
+    place: RowPlace
+    document: Document | str
+    keys: Set[bytes]
+    where: str
+
+
+_NO_KEYS: frozenset[bytes] = frozenset()
+
+
 class PlacedDocument(NamedTuple):
     """A document, and how to find it again without the corpus before it.
 
@@ -74,48 +93,60 @@ class Corpus:
         first_places: place of the first row left out for each reason in the last pass: file and line, or row.
     """
 
-    def __init__(self, config: CorpusConfig, arithmetic: int = ARITHMETIC) -> None:
+    def __init__(self, config: CorpusConfig, arithmetic: int = ARITHMETIC, source: RowSource | None = None) -> None:
         """Resolve the sources, downloading pinned ones. Raises ValueError for an invalid source or pattern.
 
         Args:
             arithmetic: the dump's version of the arithmetic; it decides which rows of a file are documents.
+            source: resolved before, to read some of its rows only.
         """
         self.config = config
         self.counts: dict[str, int] = {}
         self.first_places: dict[str, str] = {}
-        self._source = RowSource.resolve(config.source, config.split, config.max_row_bytes, arithmetic)
-        self._pattern = _compiled(config.key_pattern)
-        self._excluded_keys: frozenset[bytes] | None = None
+        self.source = source or RowSource.resolve(config.source, config.split, config.max_row_bytes, arithmetic)
+        self._finder = KeyFinder(config.key_pattern)
+        self._excluded_keys: KeySet | None = None
         self._others = [
             Corpus(
                 other if other.key_pattern else other.model_copy(update={"key_pattern": config.key_pattern}), arithmetic
             )
-            for other in config.exclude
+            for other in (config.exclude if source is None else ())
         ]
 
     def documents(self) -> Iterator[Document]:
         """Yield usable documents in order. Raises ValueError, with counts, if there is none."""
         return (placed.document for placed in self.placed())
 
-    def placed(self) -> Iterator[PlacedDocument]:
-        """Yield the documents with their places. Raises as `documents` does."""
+    def placed(self, found: Iterable[Found] | None = None) -> Iterator[PlacedDocument]:
+        """Yield the documents with their places. Raises as `documents` does.
+
+        Args:
+            found: what `found` yields, if someone else has read it.
+        """
         counts: Counter[str] = Counter()
         self.first_places = {}
+        excluded, seen = self._excluded(), KeySet()
         filtered: list[int] = []
-        for place, item in self._filtered():
-            if isinstance(item, str):
-                reason, where = item.split("\0")
+        for place, document, keys, where in self.found() if found is None else found:
+            reason = document if isinstance(document, str) else None
+            if keys and not excluded.isdisjoint(keys):
+                reason = _EXCLUDED
+            elif keys and not seen.isdisjoint(keys):
+                reason = _DUPLICATE
+            if reason is not None or isinstance(document, str):
                 counts[f"left out: {reason}"] += 1
-                self.first_places.setdefault(reason, where)
-                if reason in (_EXCLUDED, _DUPLICATE):
+                self.first_places.setdefault(str(reason), where)
+                if keys:
                     filtered.append(place.number)
                 continue
+            if self.config.unique:
+                seen.update(keys)
             if counts["skipped"] < self.config.skip:
                 counts["skipped"] += 1
                 continue
             counts["documents"] += 1
-            counts["bytes"] += len(item.text)
-            yield PlacedDocument(item, place, tuple(filtered))
+            counts["bytes"] += len(document.text)
+            yield PlacedDocument(document, place, tuple(filtered))
             filtered = []
             if counts["documents"] == self.config.limit:
                 break
@@ -130,41 +161,30 @@ class Corpus:
             )
 
     def keys(self, text: bytes) -> set[bytes]:
-        """Return a document's keys, 16 bytes each: its named groups, or the whole text without a match."""
-        match = self._pattern.match(text.decode("utf-8")) if self._pattern else None
-        named = match.groupdict() if match else {}
-        groups = {name: value for name, value in named.items() if value} or {"": text.decode("utf-8")}
-        return {hashlib.blake2b(f"{name}\0{value}".encode(), digest_size=16).digest() for name, value in groups.items()}
+        """Return a document's keys, 16 bytes each."""
+        return self._finder.keys(text)
 
-    def _filtered(self) -> Iterator[tuple[RowPlace, Document | str]]:
-        """Yield each row's place, and its document if that passes the filters; else `reason NUL place`."""
-        excluded = self._excluded()
-        seen: set[bytes] = set()
-        for place, row in self._source.rows():
+    def found(self, goal: Goal | None = None) -> Iterator[Found]:
+        """Yield each row's document, whatever filters say of it, from the goal on."""
+        needs_keys = self.config.unique or bool(self.config.exclude)
+        for place, row in self.source.rows(goal):
             try:
                 document = _document(row, self.config, place.number)
             except UnusableError as error:
-                yield place, f"{error}\0{row.where}"
-                continue
-            keys = self.keys(document.text) if excluded or self.config.unique else set()
-            if not keys.isdisjoint(excluded):
-                yield place, f"{_EXCLUDED}\0{row.where}"
-            elif self.config.unique and not keys.isdisjoint(seen):
-                yield place, f"{_DUPLICATE}\0{row.where}"
+                yield Found(place, str(error), _NO_KEYS, row.where)
             else:
-                if self.config.unique:
-                    seen |= keys
-                yield place, document
+                yield Found(place, document, self.keys(document.text) if needs_keys else _NO_KEYS, row.where)
 
     def reader(self) -> "DocumentReader":
         """Return a reader of documents by their places."""
-        return DocumentReader(self._source, self.config)
+        return DocumentReader(self.source, self.config)
 
-    def _excluded(self) -> frozenset[bytes]:
+    def _excluded(self) -> KeySet:
         if self._excluded_keys is None:
-            self._excluded_keys = frozenset(
-                key for other in self._others for document in other.documents() for key in other.keys(document.text)
-            )
+            self._excluded_keys = KeySet()
+            for other in self._others:
+                for document in other.documents():
+                    self._excluded_keys.update(other.keys(document.text))
         return self._excluded_keys
 
 
@@ -179,6 +199,7 @@ class DocumentReader:
         self._goal = Goal()
         self._rows = source.rows(self._goal)
         self._next = FIRST  # the row after the last one read
+        self._has_said = False
 
     def read(self, start: RowPlace, number: int, filtered: Set[int]) -> list[Document]:
         """Return that many documents from a row on, or fewer if the corpus ends before.
@@ -201,21 +222,13 @@ class DocumentReader:
                 documents.append(_document(row, self._config, place.number))
             except UnusableError:
                 continue
+        if self._goal.read_through and not self._has_said:
+            self._has_said = True
+            log.info(
+                f"{self._config.source}: a file is compressed, or not of lines, and is read from its start to reach "
+                "documents in it"
+            )
         return documents
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    if pattern is None:
-        return None
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"key_pattern {pattern!r} is not a regular expression: {error}") from error
-    if not compiled.groupindex:
-        raise ValueError(
-            f"key_pattern {pattern!r} names no group; name the parts that make up a key, as in (?P<title>...)"
-        )
-    return compiled
 
 
 def _document(row: Row, config: CorpusConfig, number: int) -> Document:

@@ -66,13 +66,19 @@ def peek(file: Any) -> tuple[bytes, io.BufferedReader]:
     return head, io.BufferedReader(Peeked(head, file), _BUFFER_BYTES)
 
 
-def pass_over(file: IO[bytes], num_bytes: int) -> None:
-    """Go forward in a file that `opened` gave; a compressed one is decompressed up to there."""
+def is_plain(file: IO[bytes]) -> bool:
+    """Return whether a file that `opened` gave can be entered anywhere."""
+    return isinstance(file, _Plain)
+
+
+def pass_over(file: IO[bytes], num_bytes: int) -> bool:
+    """Go forward in a file that `opened` gave. Returns whether it had to be read, as a compressed one has to be."""
     if isinstance(file, _Plain):
         file.seek(num_bytes, io.SEEK_CUR)
-        return
+        return False
     while num_bytes and (part := file.read(min(num_bytes, _SKIP_BYTES))):
         num_bytes -= len(part)
+    return True
 
 
 def _is_at_start(raw: Any) -> bool:

@@ -35,9 +35,15 @@ class Row:
 
 @dataclass
 class Goal:
-    """The row to be read next: the first one, or another that its owner moves it to, further on in the same file."""
+    """The row to be read next: the first one, or another that its owner moves it to, further on in the same file.
+
+    Attributes:
+        read_through: whether a reader had to read what lies before: the file is compressed, or its rows can only be
+            counted.
+    """
 
     place: RowPlace = FIRST
+    read_through: bool = False
 
     @property
     def row(self) -> int:

@@ -23,13 +23,13 @@ from pipeline.sources.resolve import resolve_file
 from schemas import ARITHMETIC
 
 _JSONL = (".jsonl", ".ndjson", ".json")
-_TEXT = (".txt", ".text", ".md")
-_PARQUET = (".parquet",)
+TEXT = (".txt", ".text", ".md")
+PARQUET = (".parquet",)
 _COMPRESSED = tuple(COMPRESSIONS)
-_COUNTED = -1  # in place of a byte
+COUNTED = -1  # in place of a byte
 _MARK = b"\xef\xbb\xbf"  # a byte order mark is not part of the text
 TOO_LONG = "longer than corpus.max_row_bytes"
-_KNOWN = f"{', '.join(_JSONL + _TEXT)} (each also with {', '.join(_COMPRESSED)}) and {', '.join(_PARQUET)}"
+_KNOWN = f"{', '.join(_JSONL + TEXT)} (each also with {', '.join(_COMPRESSED)}) and {', '.join(PARQUET)}"
 
 
 @dataclass(frozen=True)
@@ -70,31 +70,31 @@ class RowSource:
             from datasets import load_dataset
 
             given = _numbered(load_dataset(self.hub, split=self.split, streaming=True), f"{self.hub} [{self.split}]")
-            yield from ((RowPlace(0, row, _COUNTED, before + row), value) for row, value in _from(goal, given))
+            yield from ((RowPlace(0, row, COUNTED, before + row), value) for row, value in _from(goal, given))
         for file in range(goal.place.file, len(self.files)):
             if file > goal.place.file:
                 goal.place = RowPlace(file, 0, 0, before)
             num_rows = 0
-            for row, byte, value in self._file_rows(self.files[file], goal):
+            for row, byte, value in self.file_rows(self.files[file], goal):
                 yield RowPlace(file, row, byte, before + row), value
                 num_rows = row + 1
             before += num_rows
 
-    def _file_rows(self, name: str, goal: Goal) -> Iterator[tuple[int, int, Row]]:
+    def file_rows(self, name: str, goal: Goal) -> Iterator[tuple[int, int, Row]]:
         """Yield number, byte and content of a file's rows, from the goal on."""
-        suffix = _suffix(name)
-        if suffix in _PARQUET:
-            yield from ((number, _COUNTED, row) for number, row in parquet_rows(name, goal))
+        suffix = suffix_of(name)
+        if suffix in PARQUET:
+            yield from ((number, COUNTED, row) for number, row in parquet_rows(name, goal))
             return
         with opened(name, by_content=self.arithmetic > 1) as file:
-            if suffix in _TEXT:
-                yield 0, _COUNTED, self._text(name, file)
+            if suffix in TEXT:
+                yield 0, COUNTED, self._text(name, file)
                 return
             head, file = peek(file)
             if self.arithmetic < 2 or not is_array(head):
                 yield from _json_lines(file, f"{name}, line", self.max_bytes, goal)
             else:
-                yield from ((number, _COUNTED, row) for number, row in _from(goal, self._array(name, file)))
+                yield from ((number, COUNTED, row) for number, row in _from(goal, self._array(name, file)))
 
     def _text(self, name: str, file: IO[bytes]) -> Row:
         text = file.read(self.max_bytes + len(_MARK) + 1)
@@ -129,7 +129,7 @@ def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] |
     else:
         return None
     for name in files:
-        if _suffix(name) not in _JSONL + _TEXT + _PARQUET:
+        if suffix_of(name) not in _JSONL + TEXT + PARQUET:
             raise ValueError(f"{name}: unknown kind of file; known are {_KNOWN}")
     return tuple(files)
 
@@ -140,7 +140,7 @@ def _files_of(path: Path, arithmetic: int) -> list[str]:
         return [str(path)]
     paths = sorted(path.rglob("*") if arithmetic < 2 else _walk(path))
     files = [str(file) for file in paths if file.is_file() and not file.name.startswith(".")]
-    known = [name for name in files if _suffix(name) in _JSONL + _TEXT + _PARQUET]
+    known = [name for name in files if suffix_of(name) in _JSONL + TEXT + PARQUET]
     if not known:
         raise ValueError(f"the folder {path} holds no file of a known kind: {_KNOWN}")
     return known
@@ -165,7 +165,7 @@ def _is_in_circle(file: Path) -> bool:
     return any(map(_leads_back, file.parents))
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
     path = Path(name)
     return (Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix).lower()
 
@@ -177,7 +177,11 @@ def _numbered(rows: Any, where: str) -> Iterator[Row]:
 
 def _from(goal: Goal, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
     """Yield rows that can only be counted, from the goal on, with their numbers."""
-    return ((number, row) for number, row in enumerate(rows) if number >= goal.row)
+    for number, row in enumerate(rows):
+        if number >= goal.row:
+            yield number, row
+        else:
+            goal.read_through = True
 
 
 def _line(file: IO[bytes], max_bytes: int) -> tuple[bytes | None, int]:
@@ -197,7 +201,7 @@ def _json_lines(file: IO[bytes], where: str, max_bytes: int, goal: Goal) -> Iter
     number = at = 0
     while True:
         if goal.row > number:
-            pass_over(file, goal.place.byte - at)
+            goal.read_through |= pass_over(file, goal.place.byte - at)
             number, at = goal.row, goal.place.byte
         line, size = _line(file, max_bytes)
         if not size:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pipeline.config import Recipe
 from pipeline.config.loading import save_recipe
 from pipeline.corpus.documents import Corpus
+from pipeline.corpus.parallel import found_in_parallel, is_large
 from pipeline.runtime import log
 from pipeline.runtime.format import are, count_of
 from schemas import dump_files
@@ -56,7 +57,8 @@ def prepare(
     sample, notes = audit.Sample(recipe.dump.audit_documents), PlaceNotes()
     shards: list[ShardPlan] = []
     said = time.monotonic()
-    documents = sample.passing(notes.passing(corpus.placed()))
+    found = found_in_parallel(corpus) if is_large(corpus.source) else corpus.found()
+    documents = sample.passing(notes.passing(corpus.placed(found)))
     for shard in shard_plan.plan_shards(documents, int(recipe.dump.shard_bytes)):
         shards.append(shard)
         notes.close(shard)

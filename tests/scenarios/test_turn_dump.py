@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import Recipe
 from pipeline.config.loading import load_recipe
+from pipeline.corpus.digest import document_digest
 from pipeline.corpus.documents import Document
 from pipeline.dumps.view import find_document
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
@@ -19,7 +20,6 @@ from schemas.manifest import Manifest
 from schemas.record_checks import record_faults
 from schemas.shard import read_record_texts, read_shard
 from stage1_teacher.dump.merge import merge_dumps
-from stage1_teacher.dump.shard_plan import document_digest
 from stage1_teacher.inputs.turn_windows import cut_conversation
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.records import make_records
