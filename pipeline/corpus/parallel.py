@@ -104,10 +104,10 @@ def _found(task: _Task, rows: list[_Digested | _Fault]) -> Iterator[Found]:
     for item in rows:
         place = RowPlace(file, item[0], item[1], number + item[0] - first)
         if len(item) == 4:
-            yield Found(place, item[3], frozenset(), item[2])
+            yield place, item[3], frozenset(), item[2]
         else:
             _, _, where, doc_id, size, digest, keys = item
-            yield Found(place, DigestedDocument(doc_id, bytes(size), None, digest=digest), keys, where)
+            yield place, DigestedDocument(doc_id, bytes(size), None, digest=digest), keys, where
 
 
 _corpus: list[Corpus] = []  # of this process, which reads parts of it

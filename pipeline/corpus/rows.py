@@ -199,10 +199,13 @@ def _line(file: IO[bytes], max_bytes: int) -> tuple[bytes | None, int]:
 def _json_lines(file: IO[bytes], where: str, max_bytes: int, goal: Goal) -> Iterator[tuple[int, int, Row]]:
     """Yield number, first byte and content of each line, from the goal on."""
     number = at = 0
+    aim = None
     while True:
-        if goal.row > number:
-            goal.read_through |= pass_over(file, goal.place.byte - at)
-            number, at = goal.row, goal.place.byte
+        if aim is not goal.place:
+            aim = goal.place
+            if aim.row > number:
+                goal.read_through |= pass_over(file, aim.byte - at)
+                number, at = aim.row, aim.byte
         line, size = _line(file, max_bytes)
         if not size:
             return

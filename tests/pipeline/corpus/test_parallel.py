@@ -81,7 +81,7 @@ def test_a_damaged_file_is_named_where_it_lies_and_not_before(tmp_path: Path, mo
     (tmp_path / "b.jsonl.gz").write_bytes(b"\x1f\x8bhalf")
     corpus = Corpus(CorpusConfig(source=str(tmp_path)))
     found = parallel.found_in_parallel(corpus)
-    assert [next(found).place.number for _ in range(2)] == [0, 1]
+    assert [next(found)[0].number for _ in range(2)] == [0, 1]
     with pytest.raises(ValueError, match=r"b\.jsonl\.gz cannot be read"):
         next(found)
     short = Corpus(CorpusConfig(source=str(tmp_path), limit=2))
