@@ -24,7 +24,9 @@ class EngineSpec(Section):
         "`teacher.tokenizer`, `teacher.model` is only a name.",
     )
     needs_address: bool = Field(False, description="It is reached over HTTP, at `placement.base_url`.")
-    hidden_states: bool = Field(True, description="It returns the head's inputs; otherwise it lists probable tokens.")
+    whole_softmax: bool = Field(
+        True, description="It sums each row's whole softmax; otherwise it lists probable tokens."
+    )
     branches: bool = Field(False, description="It computes branch rows (`dump.covering.beam_width`).")
     quantizes: bool = Field(False, description="It accepts `teacher.quantization`.")
     over_machines: bool = Field(False, description="One engine can span several machines of a Ray cluster.")
@@ -34,10 +36,10 @@ class EngineSpec(Section):
 
     @model_validator(mode="after")
     def _heads_are_within_reach(self) -> "EngineSpec":
-        if self.served and self.hidden_states:
-            raise ValueError("a served engine has no head within reach: hidden_states=False, and it lists tokens")
-        if self.branches and not self.hidden_states:
-            raise ValueError("branches are computed from hidden states; an engine that lists tokens has none")
+        if self.served and self.whole_softmax:
+            raise ValueError("a served engine gives no whole softmax: whole_softmax=False, and it lists tokens")
+        if self.branches and not self.whole_softmax:
+            raise ValueError("branch rows are summed from the whole softmax; an engine that lists tokens has none")
         return self
 
 
@@ -45,7 +47,7 @@ ENGINES = {
     "vllm": EngineSpec(module="stage1_teacher.engines.vllm", branches=True, quantizes=True, over_machines=True),
     "transformers": EngineSpec(module="stage1_teacher.engines.huggingface", branches=True),
     "openai": EngineSpec(
-        module="stage1_teacher.engines.openai_server", served=True, needs_address=True, hidden_states=False
+        module="stage1_teacher.engines.openai_server", served=True, needs_address=True, whole_softmax=False
     ),
 }
 
@@ -70,4 +72,4 @@ def engine_spec(engine: str) -> EngineSpec:
 
 def other_engine(engine: str) -> str:
     """Name another engine that loads weights locally, to try in place of `engine` (a name with or without version)."""
-    return next(name for name, spec in ENGINES.items() if spec.hidden_states and not engine.startswith(name))
+    return next(name for name, spec in ENGINES.items() if spec.whole_softmax and not engine.startswith(name))

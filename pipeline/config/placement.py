@@ -14,8 +14,14 @@ class PlacementConfig(Section):
 
     renamed: ClassVar[Mapping[str, str]] = {"most_engines": "max_engines", "engine_attempts": "max_engine_failures"}
 
-    batch_tokens: int = Field(8192, ge=16, description="Teacher tokens passed to the engine at once.")
-    engine_batch_tokens: int = Field(2048, ge=1, description="Tokens in one engine step (vLLM max_num_batched_tokens).")
+    batch_tokens: int | None = Field(
+        None, ge=16, description="Teacher tokens passed to the engine at once; default: 8192, on a GPU 65536."
+    )
+    engine_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens in one engine step (vLLM max_num_batched_tokens); default: 2048, on a GPU 8192.",
+    )
     kv_cache: ByteSize | None = Field(
         None, description="vLLM KV cache, bytes; default: 1 GiB on a CPU, vLLM's own on a GPU."
     )

@@ -64,7 +64,7 @@ def check_engine_gives(recipe: Recipe) -> None:
             "placement.base_url=http://127.0.0.1:8000/v1"
         )
     if recipe.dump.covering.beam_width and not spec.branches:
-        does = "computes no branches" if spec.hidden_states else "lists tokens of the canonical rows only"
+        does = "computes no branches" if spec.whole_softmax else "lists tokens of the canonical rows only"
         raise ValueError(f"teacher.engine: {teacher.engine} {does}; use dump.covering.beam_width=0")
     if teacher.quantization is not None and not spec.quantizes:
         raise ValueError(

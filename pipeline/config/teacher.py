@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.engines import ENGINES, EngineSpec, engine_spec
-from pipeline.config.section import Section
+from pipeline.config.section import Section, added
 from pipeline.runtime.dtypes import natural_dtype
 from pipeline.runtime.model_source import ModelSource
 from pipeline.runtime.plugins import check_name
@@ -39,6 +39,12 @@ class TeacherConfig(Section):
         default_factory=natural_dtype,
         description="Dtype of weights and activations; a server (engine openai) has its own. Default: bfloat16, or "
         "float32 on a CPU without instructions for it; a dump keeps the dtype it was begun in.",
+    )
+    head_dtype: Literal["float32", "model"] = Field(
+        "float32",
+        description="Dtype of the logits: float32, or rounded to the model's dtype, which in bfloat16 costs a KL of "
+        "some 7e-5 nats, and which a quantized head may require. A server (engine openai) has its own.",
+        json_schema_extra=added("0.2.0", "float32"),
     )
     quantization: str | None = Field(
         None, description="vLLM's quantization method, e.g. fp8 (engine vllm); default: as the checkpoint says."

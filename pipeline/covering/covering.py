@@ -103,27 +103,7 @@ class Covering:
                 with one more column that feeds no symbol: it holds 0, or the mass of tokens without a column
                 (`pipeline.covering.truncated_rows`).
         """
-        vocabulary, intervals = self.vocabulary, self.intervals(offsets)
-        first_I, last_I = intervals.column_ranges()
-        bounds = intervals.row_intervals.tolist()
-        reduced = []
-        for row, (probs_C, (first, last)) in enumerate(zip(probs_RC, pairwise(bounds), strict=True)):
-            # Sums from each interval's first column to its last, and from there to the next interval's first; the
-            # latter are discarded.
-            edges = np.stack([first_I[first:last], last_I[first:last]], axis=1).ravel()
-            sums = np.add.reduceat(probs_C, edges, dtype=np.float64)[::2] if len(edges) else np.empty(0)
-            total = float(probs_C.sum(dtype=np.float64))
-            ends = slice(vocabulary.num_text_tokens, vocabulary.num_text_tokens + vocabulary.num_end)
-            column = int(intervals.columns_R[row])
-            reduced.append(
-                ReducedRow(
-                    int(intervals.offsets_R[row]),
-                    sums / total,
-                    float(probs_C[ends].sum(dtype=np.float64)) / total,
-                    float(probs_C[column]) / total if column >= 0 else float("nan"),
-                )
-            )
-        return reduced
+        return reduce_probs(self.vocabulary, self.intervals(offsets), probs_RC)
 
     def targets(self, rows: Iterable[ReducedRow]) -> Targets:
         """Sum the canonical rows, reduced and in order, into the targets."""
@@ -230,6 +210,30 @@ class Covering:
             inside = starts[lengths > depth] + depth
             maximum_P[inside] = np.maximum(maximum_P[inside - 1], share_P[inside])
         return maximum_P
+
+
+def reduce_probs(vocabulary: Vocabulary, intervals: Intervals, probs_RC: Iterable[np.ndarray]) -> list[ReducedRow]:
+    """Sum rows of unnormalised probabilities over their intervals, in float64; see `Covering.reduce_rows`."""
+    first_I, last_I = intervals.column_ranges()
+    bounds = intervals.row_intervals.tolist()
+    reduced = []
+    for row, (probs_C, (first, last)) in enumerate(zip(probs_RC, pairwise(bounds), strict=True)):
+        # Sums from each interval's first column to its last, and from there to the next interval's first; the latter
+        # are discarded.
+        edges = np.stack([first_I[first:last], last_I[first:last]], axis=1).ravel()
+        sums = np.add.reduceat(probs_C, edges, dtype=np.float64)[::2] if len(edges) else np.empty(0)
+        total = float(probs_C.sum(dtype=np.float64))
+        ends = slice(vocabulary.num_text_tokens, vocabulary.num_text_tokens + vocabulary.num_end)
+        column = int(intervals.columns_R[row])
+        reduced.append(
+            ReducedRow(
+                int(intervals.offsets_R[row]),
+                sums / total,
+                float(probs_C[ends].sum(dtype=np.float64)) / total,
+                float(probs_C[column]) / total if column >= 0 else float("nan"),
+            )
+        )
+    return reduced
 
 
 def exp_logits(logits_RC: np.ndarray) -> np.ndarray:

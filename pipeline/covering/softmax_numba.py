@@ -65,6 +65,15 @@ def largest32(bits_C: Any) -> Any:
     return float_of_bits(largest)
 
 
+@njit(error_model="numpy")
+def has_nan32(bits_C: Any) -> Any:
+    """Return whether any of some float32 values, given as int32, is nan, of either sign."""
+    largest = np.int32(0)
+    for c in range(bits_C.shape[0]):
+        largest = max(largest, bits_C[c] & np.int32(0x7FFFFFFF))
+    return largest > np.int32(0x7F800000)  # the bits of infinity
+
+
 @njit(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy")
 def sum32(probs_C: Any, first: int, last: int) -> Any:
     """Sum columns `first .. last - 1`, in float64."""

@@ -112,7 +112,7 @@ def describe_teacher(recipe: Recipe) -> str:
     teacher = recipe.teacher
     spec, at = teacher.engine_spec, recipe.placement.base_url if teacher.engine_spec.needs_address else teacher.engine
     runs = [f"{teacher.name_at_server} at {at}"] if spec.served else [teacher.engine, teacher.dtype]
-    seen = [] if spec.hidden_states else [f"the {teacher.prompt_logprobs} most probable tokens of each row"]
+    seen = [] if spec.whole_softmax else [f"the {teacher.prompt_logprobs} most probable tokens of each row"]
     return ", ".join([*runs, *seen, f"windows of {teacher.max_tokens} tokens"])
 
 

@@ -24,6 +24,7 @@ from stage1_teacher.calibration.corpus_sample import survey
 from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.shard_writer import encode_shard, make_shards
 from stage1_teacher.engines.base import ListingEngine
+from stage1_teacher.engines.batch_sizes import call_tokens
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
@@ -88,7 +89,7 @@ def dump_first(
 def part_bytes(first: SamplePart, recipe: Recipe, seconds: float) -> int:
     """Choose a part's bytes of text so that `NUM_PARTS` take `seconds`: at most a batch, at least those of `first`."""
     share = first.text_bytes / first.seconds * seconds / NUM_PARTS
-    return int(max(first.text_bytes, min(share, recipe.placement.batch_tokens * BYTES_PER_TOKEN)))
+    return int(max(first.text_bytes, min(share, call_tokens(recipe.placement) * BYTES_PER_TOKEN)))
 
 
 def grouped(documents: Sequence[Document], part_bytes: int) -> Iterator[list[Document]]:

@@ -30,7 +30,7 @@ from schemas.storage.locations import Location, open_parquet
 from stage1_teacher.coordination.thread_map import thread_map
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.encoded_windows import EncodedWindow
-from stage1_teacher.reduction.types import Rows
+from stage1_teacher.reduction.types import RowsAlong
 from stage1_teacher.targets import own_logprobs
 from stage1_teacher.targets.branch_expansion import BranchPoint, expand
 from stage1_teacher.targets.distances import distances, realised_bits, stored_sums
@@ -98,22 +98,22 @@ def compute_reference(teacher: Teacher, window: EncodedWindow, num_tokens: int =
     own = own_logprobs.compute_own(teacher, window, num_tokens)
     if teacher.engine.cannot_branch is not None:
         return ReferenceTargets(None, 0, teacher.engine.cannot_branch, own)
-    assert teacher.reducer is not None
     span = window.spans[0]
     tokens = span.tokens[:num_tokens]
     prompt = teacher.prompt(window)
     before = len(prompt) - len(window.tokens) + span.first
     spelled = b"".join(teacher.tokenizer.token_bytes[token] or b"" for token in tokens)
+    covering = Covering(teacher.vocabulary, tokens, spelled)
     try:
-        branches = teacher.engine.branches([prompt[: before + len(tokens)]])
+        # At least one token comes before: the start token.
+        requests = [RowsAlong.canonical(covering, before - 1)]
+        branches = teacher.engine.branches([prompt[: before + len(tokens)]], [requests])
     except ValueError as error:
         return ReferenceTargets(None, 0, str(error), own)
-    covering = Covering(teacher.vocabulary, tokens, spelled)
     branching = Branching(covering, tokens, REFERENCE_COVERING)
-    # At least one token comes before: the start token.
-    [canonical] = teacher.reducer.reduce([Rows(covering, covering.offsets, branches.hidden[0][before - 1 :])])
+    [[canonical]] = branches.rows
     branching.add_canonical(canonical)
-    expand([branching], [BranchPoint(0, before)], branches, teacher.reducer)
+    expand([branching], [BranchPoint(0, before)], branches)
     return ReferenceTargets(branching.targets().probs_PV[span.num_prefix : -1], branches.num_tokens, None, own)
 
 

@@ -89,7 +89,7 @@ def make_identity(
         corpus: the SHA-256 of what is read of it.
     """
     teacher, dump = recipe.teacher, recipe.dump
-    served, listed = teacher.engine_spec.served, not teacher.engine_spec.hidden_states
+    served, listed = teacher.engine_spec.served, not teacher.engine_spec.whole_softmax
     return {
         "teacher": {
             "model": teacher.model,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.config import PlacementConfig, Recipe
+from pipeline.config import DumpConfig, Recipe
 from pipeline.corpus.documents import Document
 from pipeline.runtime.devices import computes_on_gpu
 from pipeline.tokenization.byte_tokenizer import SpellingError
@@ -21,13 +21,14 @@ from stage1_teacher.coordination.pipelined import pipelined
 from stage1_teacher.coordination.retry import retry_with_restart
 from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.begun import libraries
-from stage1_teacher.engines.base import ListingEngine
+from stage1_teacher.engines.base import ListingEngine, SparseEngine
+from stage1_teacher.engines.batch_sizes import call_tokens
 from stage1_teacher.inputs.chat_windows import cut_chat
 from stage1_teacher.inputs.encoded_windows import EncodedWindow, batches, cut_document
 from stage1_teacher.inputs.turn_windows import cut_conversation
 from stage1_teacher.inputs.windows import WindowError
 from stage1_teacher.targets.distances import stored_sums
-from stage1_teacher.targets.engine_output import EngineOutput
+from stage1_teacher.targets.engine_output import EngineOutput, SparseOutput
 from stage1_teacher.targets.records import make_records
 from stage1_teacher.targets.teacher import Teacher
 
@@ -49,7 +50,7 @@ class EngineBatch(NamedTuple):
     """A batch of a shard's windows with the engine's output."""
 
     windows: list[EncodedWindow]
-    output: EngineOutput
+    output: EngineOutput | SparseOutput
     references: dict[int, audit.ReferenceTargets]  # of audited windows, by index in `windows`
     finished: EncodedShard | None  # the shard, with its last batch
 
@@ -93,7 +94,7 @@ def _cut(document: Document, teacher: Teacher) -> list[EncodedWindow]:
 
 
 def forward(
-    shards: Iterable[EncodedShard], teacher: Teacher, placement: PlacementConfig, audited: Set[str]
+    shards: Iterable[EncodedShard], teacher: Teacher, recipe: Recipe, audited: Set[str]
 ) -> Iterator[EngineBatch]:
     """Run the engine over the shards' windows. No batch spans two shards, so a shard made again is the same.
 
@@ -101,18 +102,20 @@ def forward(
         audited: ids of the documents to compare with a wide covering.
     """
     for shard in shards:
-        parts = list(batches(shard.windows, placement.batch_tokens)) or [[]]
+        parts = list(batches(shard.windows, call_tokens(recipe.placement))) or [[]]
         for index, batch in enumerate(parts):
             output, references = retry_with_restart(
-                teacher, partial(_run_engine, teacher, batch, audited), placement.max_engine_failures
+                teacher,
+                partial(_run_engine, teacher, batch, recipe.dump, audited),
+                recipe.placement.max_engine_failures,
             )
             yield EngineBatch(batch, output, references, shard if index == len(parts) - 1 else None)
 
 
 def _run_engine(
-    teacher: Teacher, batch: list[EncodedWindow], audited: Set[str]
-) -> tuple[EngineOutput, dict[int, audit.ReferenceTargets]]:
-    output = teacher.run_engine(batch)
+    teacher: Teacher, batch: list[EncodedWindow], dump: DumpConfig, audited: Set[str]
+) -> tuple[EngineOutput | SparseOutput, dict[int, audit.ReferenceTargets]]:
+    output = teacher.run_for_dump(batch, dump)
     return output, {
         number: audit.compute_reference(teacher, window)
         for number, window in enumerate(batch)
@@ -166,7 +169,7 @@ class ShardWriter:
             Key.COMPUTED_TOKENS: str(self._num_computed),
             Key.SHARD_SHA256: shard.plan.sha256,
             Key.ENGINE: self._teacher.engine.name,
-            Key.LIBRARIES: json.dumps(libraries()),
+            Key.LIBRARIES: json.dumps(libraries() | _runner(self._teacher)),
             Key.AUDIT: json.dumps(self._audited),
         }
         table = table.replace_schema_metadata(
@@ -175,6 +178,11 @@ class ShardWriter:
         self._records, self._audited, self._num_tokens, self._num_computed = [], [], 0, 0
         shard_cost.write_cost(self._folder, shard.plan, self._watch.lap(), shard_cost.devices(self._recipe))
         return commit_shard(table, shard.plan.path(self._folder), self._recipe.dump.zstd_level, first=True)
+
+
+def _runner(teacher: Teacher) -> dict[str, str]:
+    """Return the engine's model runner, if it has several."""
+    return {"model runner": teacher.engine.runner} if isinstance(teacher.engine, SparseEngine) else {}
 
 
 def make_shards(
@@ -195,4 +203,4 @@ def make_shards(
         concurrent = computes_on_gpu() or isinstance(teacher.engine, ListingEngine)
     encoded = pipelined(shards, lambda shard: encode_shard(*shard, teacher), concurrent)
     writer = ShardWriter(teacher, recipe, identity, folder)
-    yield from pipelined(forward(encoded, teacher, recipe.placement, audited), writer.take, concurrent)
+    yield from pipelined(forward(encoded, teacher, recipe, audited), writer.take, concurrent)

@@ -1,7 +1,7 @@
-"""Protocols of an engine: it gives the input of its model's head at every position of some prompts.
+"""Protocols of an engine: it runs a teacher over some prompts, and sums the rows of its softmax.
 
-Everything after that is shared. An engine that cannot give these hidden states lists the most probable tokens of each
-position instead.
+What is summed, and along which text, comes with each prompt (`stage1_teacher.reduction`). An engine that has no access
+to the whole softmax lists the most probable tokens of each position instead.
 """
 
 import gc
@@ -13,18 +13,21 @@ import torch
 from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.covering.covering import ReducedRow
 from pipeline.covering.truncated_rows import ListedRows
+from pipeline.covering.vocabulary import Vocabulary
 from pipeline.runtime import log
 from pipeline.runtime.devices import computes_on_gpu
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.reduction.logit_rule import LogitRule
+from stage1_teacher.reduction.sparse_targets import SpanRequest, SparseTargets, Sparsity
+from stage1_teacher.reduction.types import RowsAlong
 
-# Share of its first GPU that an engine over several machines reserves for its driving process, so that both get the
-# same one.
-HEAD_SHARE = 0.1
+# Share of its first GPU that the driving process of an engine over several machines reserves, so that it sees one.
+DRIVER_SHARE = 0.1
 
-# Key that requests own log-probabilities from `stage1_teacher.engines.vllm_worker`; its value is the first token.
-OWN_LOGPROBS = "bld_own_logprobs"
+# Keys of a prompt for `stage1_teacher.engines.vllm_worker`: its message, or the first token after which own
+# log-probabilities are requested.
+MESSAGE, OWN_LOGPROBS = "bld_message", "bld_own_logprobs"
 
 
 class EngineRequest(NamedTuple):
@@ -33,7 +36,7 @@ class EngineRequest(NamedTuple):
     Attributes:
         model: a local folder or hub id; only a name for a served model.
         start: id put before a document, or None.
-        end: an id that means END; None if only hidden states are needed.
+        ends: ids that mean END.
         branches: branches will be requested.
         over_machines: this process is a Ray actor in the first bundle of a placement group that has a GPU for each of
             the engine's workers.
@@ -44,7 +47,7 @@ class EngineRequest(NamedTuple):
     placement: PlacementConfig
     tokenizer: ByteTokenizer
     start: int | None = None
-    end: int | None = None
+    ends: tuple[int, ...] = ()
     branches: bool = False
     over_machines: bool = False
 
@@ -62,42 +65,45 @@ class BranchToken:
 class Branches(Protocol):
     """Prompts held in the engine so that branches can leave them."""
 
-    hidden: list[Tensor]  # as from `Engine.hidden_states`
+    rows: list[list[list[ReducedRow]]]  # as from `Engine.reduced_rows`
     num_tokens: int  # actually computed so far, including those of the prompts
     longest: int | None  # maximum number of tokens of a path, including its prompt's; None: unlimited
 
-    def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
-        """Return the head's input after each new branch token, [len(tokens), hidden size].
+    def extend(self, tokens: Sequence[BranchToken], requests: Sequence[RowsAlong]) -> list[ReducedRow]:
+        """Return the row after each new branch token, reduced as its request says.
 
         Branch tokens are numbered consecutively over all calls.
+
+        Args:
+            requests: one row each; `first` has no meaning.
         """
 
 
 class Engine(Protocol):
-    """A served teacher without its head."""
+    """A teacher whose whole softmax is within reach: the model's own logits, summed where they are computed."""
 
     name: str  # with its version; part of the dump's identity
     cannot_branch: str | None  # why its branches must not be used, as found by `stage1_teacher.engines.branch_check`
     shared_tokens: int  # unit in which branches share a prompt's tokens; a prompt shorter than that shares nothing
+    vocabulary: Vocabulary  # of `EngineRequest.tokenizer` and `ends`, as wide as the model's logits
 
-    def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Return the head's input at each position of each prompt of token ids, [len(prompt), hidden size].
+    def reduced_rows(
+        self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]
+    ) -> list[list[list[ReducedRow]]]:
+        """Return the rows that are requested of each prompt of token ids, request by request.
 
-        It includes whatever the model does to its hidden states before the head.
+        Raises ValueError if a logit is not finite.
         """
-
-    def logit_rule(self) -> LogitRule:
-        """Return what the model does to its head's products. Raises ValueError if no `LogitRule` describes it."""
 
     def own_logprobs(self, prompt: Sequence[int], first: int = 0) -> Tensor:
-        """Return the model's own log-probabilities after each token from `first` on.
+        """Return the model's own log-probabilities after each token from `first` on, computed for this prompt alone.
 
-        They are [len(prompt) - first, token ids], float32 natural logs, computed by the model's own head, not by our
-        copy of it. For checks only: a row holds the whole vocabulary.
+        They are [len(prompt) - first, token ids], float32 natural logs, and use none of the code that reduces rows. For
+        checks only: a row holds the whole vocabulary.
         """
 
-    def branches(self, prompts: Sequence[Sequence[int]]) -> Branches:
-        """Compute some prompts and hold them.
+    def branches(self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]) -> Branches:
+        """Compute some prompts, with the rows requested of them, and hold them.
 
         Raises ValueError if the engine was not opened with `branches`, or cannot branch.
         """
@@ -107,8 +113,27 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class SparseEngine(Protocol):
+    """An engine that also sums the rows of whole spans into their targets, where it computes them.
+
+    Attributes:
+        runner: the code that runs its steps, where there are several; each shard names it.
+    """
+
+    runner: str
+
+    def sparse_targets(
+        self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[SpanRequest]], sparsity: Sparsity
+    ) -> list[list[SparseTargets]]:
+        """Return the sparse targets of the spans that are requested of each prompt.
+
+        Raises ValueError if a logit is not finite.
+        """
+
+
+@runtime_checkable
 class ListingEngine(Protocol):
-    """A teacher whose head is not accessible."""
+    """A teacher whose whole softmax is out of reach."""
 
     name: str  # with its version; part of the dump's identity
 

@@ -5,10 +5,10 @@ keeps more of a path than that (a convolution, a state, a window known only to i
 no document contains the model's own answer for them. So some branches of a probe text are compared with the model's own
 log-probabilities of their whole paths.
 
-Shape legend: R rows, D hidden size, V token ids.
+Shape legend: R rows, V token ids.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,19 @@ from torch import Tensor
 
 from pipeline.config import TeacherConfig
 from pipeline.config.engines import other_engine
+from pipeline.covering.covering import ReducedRow
 from pipeline.runtime import log
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage1_teacher.engines.base import BranchToken, Engine, close_failed, free_memory
-from stage1_teacher.engines.self_check import MAX_ROWS, TIMES_CONTROL, probe_tokens, row_kl
-from stage1_teacher.reduction.reducer import Reducer
+from stage1_teacher.engines.self_check import (
+    MAX_ROWS,
+    TIMES_CONTROL,
+    compare_rows,
+    probe_rows,
+    probe_tokens,
+    row_kl,
+)
+from stage1_teacher.reduction.types import RowsAlong
 
 SHORT_TOKENS = 12  # of the second prompt, which is computed beside the first
 BEYOND = 16  # tokens by which the first prompt exceeds the shortest window of the model's layers, and a block
@@ -31,7 +39,7 @@ _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "
 
 
 def branching_fault(
-    engine: Engine, reducer: Reducer, tokenizer: ByteTokenizer, start: int | None, teacher: TeacherConfig, config: Any
+    engine: Engine, tokenizer: ByteTokenizer, start: int | None, teacher: TeacherConfig, config: Any
 ) -> str | None:
     """Return why the engine's branches must not be used; None if they equal the model's own output for their paths.
 
@@ -50,27 +58,36 @@ def branching_fault(
     deeper = [BranchToken(1, half, second[1], 1), BranchToken(0, ends[0] - 2, second[-1], 0)]
     paths = [[*(first, second)[token.prompt][: token.leaves], token.token] for token in tokens]
     paths += [[*paths[1], second[1]], [*paths[0], second[-1]]]
+    prompts = (first, second)
+    of_prompts = [
+        probe_rows(prompt, tokenizer, engine.vocabulary, max(0, len(prompt) - MAX_ROWS)) for prompt in prompts
+    ]
+    of_paths = [probe_rows(path, tokenizer, engine.vocabulary, len(path) - 1) for path in paths]
     try:
-        branches = engine.branches([first, second])
+        branches = engine.branches(prompts, [[request] for request in of_prompts])
     except ValueError as error:
         return f"{engine.name} does not branch with it: {error}"
-    states_RD = torch.cat([branches.extend(tokens), branches.extend(deeper)])
+    rows = branches.extend(tokens, of_paths[: len(tokens)]) + branches.extend(deeper, of_paths[len(tokens) :])
 
-    def compute_own() -> Tensor:
-        return torch.cat([engine.own_logprobs(path, len(path) - 1) for path in paths])
+    def mean_nats(own: Sequence[Tensor], found: Sequence[Sequence[ReducedRow]], of: Sequence[RowsAlong]) -> float:
+        parts = zip(own, found, of, strict=True)
+        return float(torch.cat([compare_rows(*part, engine.vocabulary).nats_R for part in parts]).mean())
 
-    own_RV = compute_own()
-    on_branches = _mean_nats(own_RV, states_RD, reducer)
+    def compute_own() -> list[Tensor]:
+        return [engine.own_logprobs(path, len(path) - 1) for path in paths]
+
+    own = compute_own()
+    on_branches = mean_nats(own, [[row] for row in rows], of_paths)
     on_prompts = max(
-        _mean_nats(engine.own_logprobs(prompt, max(0, len(prompt) - MAX_ROWS)), hidden_TD[-MAX_ROWS:], reducer)
-        for prompt, hidden_TD in zip((first, second), branches.hidden, strict=True)
+        mean_nats([engine.own_logprobs(prompt, request.first)], of_prompt, [request])
+        for prompt, of_prompt, request in zip(prompts, branches.rows, of_prompts, strict=True)
     )
     apart, limit = max(on_branches, on_prompts), LIMIT_FLOAT32_NATS if teacher.dtype == "float32" else LIMIT_NATS
     if apart > limit:
         # The model's own output may vary by more, between runs or in a batch (experts chosen differently).
-        batched_RD = torch.stack([states_TD[-1] for states_TD in engine.hidden_states(paths)])
-        control = max(float(row_kl(own_RV, compute_own()).mean()), _mean_nats(own_RV, batched_RD, reducer))
-        limit = max(limit, TIMES_CONTROL * control)
+        batched = engine.reduced_rows(paths, [[request] for request in of_paths])
+        again = float(row_kl(torch.cat(own), torch.cat(compute_own())).mean())
+        limit = max(limit, TIMES_CONTROL * max(again, mean_nats(own, [of_path for [of_path] in batched], of_paths)))
     if apart <= limit:
         return None
     return (
@@ -138,10 +155,3 @@ def _prompts(
     tokens = probe_tokens(tokenizer, MAX_ROWS)
     spelled = [*before, *(tokens * (length // len(tokens) + 1))][:length]
     return spelled, [*before, *tokens[::-1]][: min(SHORT_TOKENS, length)]
-
-
-def _mean_nats(own_RV: Tensor, states_RD: Tensor, reducer: Reducer) -> float:
-    """Return KL(own || ours), nats, mean over rows; infinite instead of nan."""
-    column_V = torch.from_numpy(reducer.vocabulary.column)
-    ours_RV = reducer.head.logits(states_RD).log_softmax(-1).cpu()[:, column_V][:, : own_RV.shape[1]]
-    return float(row_kl(own_RV, ours_RV).mean())

@@ -89,8 +89,7 @@ def engine_name(teacher: TeacherConfig, placement: PlacementConfig) -> str:
 
 def make_engine(request: EngineRequest) -> "OpenAIEngine":
     """Connect to the server and check it."""
-    assert request.end is not None
-    return OpenAIEngine(request.teacher, request.placement, request.tokenizer, request.start, request.end)
+    return OpenAIEngine(request.teacher, request.placement, request.tokenizer, request.start, request.ends[0])
 
 
 class OpenAIEngine:

@@ -81,7 +81,7 @@ def _version(file: str, package: str) -> str:
 def _check_members(engine: Any, teacher: TeacherConfig) -> None:
     """Raise ValueError if an operator's own engine lacks a required member."""
     spec = teacher.engine_spec
-    kind = Engine if spec.hidden_states else ListingEngine
+    kind = Engine if spec.whole_softmax else ListingEngine
     # Set by us, or not used.
     optional = {"name", "cannot_branch"} | (set() if spec.branches else {"branches", "shared_tokens"})
     members = (name for name in (*kind.__annotations__, *vars(kind)) if not name.startswith("_"))

@@ -1,29 +1,33 @@
-"""A check at every start of an engine: on a probe text, does our head give the model's own log-probabilities?
+"""A check at every start of an engine: on a probe text, do its reduced rows sum the model's own log-probabilities?
 
-We read the head's weights from the checkpoint and apply them ourselves. A model that does more than we know of
-(normalises its weights, adds a layer, has another head) would silently be dumped wrong, and nothing that uses the same
-code would notice. So the model's own log-probabilities, over its whole vocabulary, are compared with those of our head.
+A dump's rows are computed in batches and chunks and summed by fast code, the model's own log-probabilities for one
+prompt alone and over the whole vocabulary. An engine whose prompts see each other, that hands over other rows than
+those requested, or whose sums are wrong would silently be dumped wrong, and nothing that uses the same code would
+notice. So the reduced rows are compared with the model's own, summed by the slow twin in float64.
 
-Shape legend: R rows (tokens of the probe), V token ids.
+Shape legend: R rows (tokens of the probe), V token ids, S classes that a row is summed into.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config import TeacherConfig
 from pipeline.config.engines import other_engine
-from pipeline.covering.covering import Covering
+from pipeline.covering.covering import ReducedRow, reduce_probs
+from pipeline.covering.vocabulary import Vocabulary
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
 from stage1_teacher.engines.base import Engine
-from stage1_teacher.reduction.reducer import Reducer
-from stage1_teacher.reduction.types import Rows
+from stage1_teacher.reduction.types import RowsAlong
 
 PROBE = (
     "In 1687, the Principia was published; its 3 laws are taught to this day. def main():\n"
     "    return {'a': 1}\nÜber uns: こんにちは"
 )
+PROBE_AHEAD = b" and so on"  # text along which the last rows are summed
 MAX_ROWS = 48
 # Nats, of the worst row. Rounding logits to bfloat16 costs half the variance of a rounding error, 1e-3 at a logit of
 # 30; wrong heads have cost 0.3 and more. For a larger model whose own output varies by more between runs (experts
@@ -37,6 +41,7 @@ TIMES_CONTROL = 3.0
 MAX_AHEAD_FLOAT32, MAX_AHEAD = 1e-3, 0.05  # share of the largest log-probability
 MAX_BATCH_EFFECT_FLOAT32 = 1e-3  # share of the largest log-probability; engines that keep prompts apart differ by 1e-6
 SMALLEST_SHARE = 1e-9  # probability of a class of tokens; anything below is rounding
+LEAST_COMPARED = -60.0  # log-probability of a class; below it the reduction's own floor comes near
 
 
 def probe_tokens(tokenizer: ByteTokenizer, max_tokens: int) -> list[int]:
@@ -48,51 +53,118 @@ def probe_tokens(tokenizer: ByteTokenizer, max_tokens: int) -> list[int]:
         return text_tokens[:: max(1, len(text_tokens) // max_tokens)][:max_tokens]
 
 
+class Comparison(NamedTuple):
+    """How far an engine's reduced rows are from the model's own.
+
+    Attributes:
+        nats_R: KL(own || reduced) of each row, over its classes.
+        shares_R: `relative_deviations` of the classes' log-probabilities.
+        worst, largest: the largest difference of a class' log-probability, and the largest log-probability (nats).
+    """
+
+    nats_R: Tensor
+    shares_R: Tensor
+    worst: float
+    largest: float
+
+
 def check_engine(
-    engine: Engine, reducer: Reducer, tokenizer: ByteTokenizer, start: int | None, teacher: TeacherConfig, model: str
+    engine: Engine, tokenizer: ByteTokenizer, start: int | None, teacher: TeacherConfig, model: str
 ) -> None:
-    """Raise ValueError if our rows are not the model's own.
+    """Raise ValueError if the engine's reduced rows are not the model's own.
 
     Args:
         teacher: its `max_tokens` and `dtype` are used.
         model: the model's name in the error: its source and its architecture.
     """
     before = [] if start is None else [start]
-    tokens = probe_tokens(tokenizer, min(MAX_ROWS, teacher.max_tokens) - 1)
-    prompt = [*before, *tokens]
-    if start is None:
-        tokens = tokens[1:]  # the row before the first token does not exist
-    if not tokens:
+    prompt = [*before, *probe_tokens(tokenizer, min(MAX_ROWS, teacher.max_tokens) - 1)]
+    if len(prompt) < 2:
         raise ValueError(
             f"{model}: {engine.name} cannot be checked: {len(prompt)} tokens of a probe text are too few. "
             f"teacher.max_tokens is {teacher.max_tokens}, and the tokenizer spells "
             f"{sum(map(bool, tokenizer.token_bytes))} tokens of text; both have to be at least 2"
         )
     own_RV, again_RV = engine.own_logprobs(prompt), engine.own_logprobs(prompt)
-    [states_RD] = engine.hidden_states([prompt])
-    column_V = torch.from_numpy(reducer.vocabulary.column)
-    if len(column_V) < own_RV.shape[1] or own_RV.shape[0] != len(prompt):
+    width = len(engine.vocabulary.order)
+    if own_RV.shape != (len(prompt), width):
         raise ValueError(
-            f"{model}: {engine.name} returns {tuple(own_RV.shape)} log-probabilities for {len(prompt)} tokens, and the "
-            f"checkpoint's head has {len(column_V)} rows"
+            f"{model}: {engine.name} returns {tuple(own_RV.shape)} log-probabilities for {len(prompt)} tokens and "
+            f"{width} token ids"
         )
     _check_causal(engine, prompt, own_RV, _others(prompt, tokenizer), teacher.dtype, model)
-    ours_RV = reducer.head.logits(states_RD).log_softmax(-1).cpu()[:, column_V][:, : own_RV.shape[1]]
-    control = max_kl(own_RV, again_RV)
-    apart = max(max_kl(own_RV, ours_RV), max_kl(*_reduced(states_RD, own_RV, reducer, tokens, tokenizer)))
+    request = probe_rows(prompt, tokenizer, engine.vocabulary)
+    [[rows]] = engine.reduced_rows([prompt], [[request]])
+    found = compare_rows(own_RV, rows, request, engine.vocabulary)
+    apart, control = float(found.nats_R.max()), max_kl(own_RV, again_RV)
     limit = max(LIMIT_NATS, TIMES_CONTROL * control)
-    share = max_relative_deviation(own_RV, ours_RV)
+    share = float(found.shares_R.max())
     max_share = max(LIMIT_SPREAD, TIMES_CONTROL * max_relative_deviation(own_RV, again_RV))
     if not (apart <= limit and share <= max_share):
         raise ValueError(
-            f"{model}: the log-probabilities made from its hidden states are not {engine.name}'s own. On a text of "
-            f"{len(prompt)} tokens the worst row is {apart:.3g} nats from the model's own (KL; limit {limit:.3g}; two "
-            f"runs of it differ by {control:.3g}), and the log-probabilities of a row differ by {share:.3g} of their "
-            f"spread (limit {max_share:.3g}). Its targets would be wrong, so nothing is dumped. Try the other local "
-            f"engine (teacher.engine: {other_engine(engine.name)}), or let `vllm serve` give its own log-probabilities "
+            f"{model}: the rows that {engine.name} sums are not its own log-probabilities. On a text of {len(prompt)} "
+            f"tokens the worst row is {apart:.3g} nats from the model's own (KL; limit {limit:.3g}; two runs of it "
+            f"differ by {control:.3g}), and the log-probabilities of a row differ by {share:.3g} of their spread "
+            f"(limit {max_share:.3g}). Its targets would be wrong, so nothing is dumped. Try the other local engine "
+            f"(teacher.engine: {other_engine(engine.name)}), or let `vllm serve` give its own log-probabilities "
             "(teacher.engine: openai)"
         )
-    _check_batch(engine, reducer, _beside(prompt, start is not None), teacher.dtype, model)
+    _check_batch(engine, _beside(prompt, start is not None), tokenizer, teacher.dtype, model)
+
+
+def probe_rows(
+    prompt: Sequence[int], tokenizer: ByteTokenizer, vocabulary: Vocabulary, first: int = 0, ahead: bytes = PROBE_AHEAD
+) -> RowsAlong:
+    """Return a request for the rows after all tokens of a prompt from `first` on.
+
+    Each is summed along the bytes of the tokens that follow it, and the last ones along `ahead` too.
+    """
+    following = prompt[first + 1 :]
+    spelled = [tokenizer.token_bytes[token] or b"" for token in following]
+    known = [int(vocabulary.column[token]) if spells else -1 for token, spells in zip(following, spelled, strict=True)]
+    offsets = np.cumsum([0, *map(len, spelled)])
+    return RowsAlong(first, b"".join(spelled) + ahead, offsets.astype(np.int64), np.array([*known, -1], dtype=np.int64))
+
+
+def own_rows(own_RV: Tensor, request: RowsAlong, vocabulary: Vocabulary) -> list[ReducedRow]:
+    """Return the model's own rows, summed by the slow twin in float64."""
+    probs_RV = own_RV.double().exp().numpy()
+    probs_RC = np.pad(probs_RV[:, vocabulary.order], ((0, 0), (0, 1)))
+    return reduce_probs(vocabulary, request.intervals(vocabulary.trie), probs_RC)
+
+
+def compare_rows(own_RV: Tensor, rows: Sequence[ReducedRow], request: RowsAlong, vocabulary: Vocabulary) -> Comparison:
+    """Compare reduced rows with the model's own log-probabilities, over the classes that a row is summed into.
+
+    The classes overlap: the bytes that may follow, what follows those that the text has, the next token, END, and all
+    that is none of the first; so KL is the largest of those over classes that do not.
+    """
+    nats, shares, worst, largest = [], [], [0.0], [0.0]
+    size = int(vocabulary.trie.start_N[1])  # intervals of the root, a row's last node: they and END do not overlap
+    for own, ours in zip(own_rows(own_RV, request, vocabulary), rows, strict=True):
+        firsts = [_with_rest([*row.masses_I[len(row.masses_I) - size :], row.end]) for row in (own, ours)]
+        nexts = [_with_rest([row.end] if np.isnan(row.token) else [row.token, row.end]) for row in (own, ours)]
+        nats.append(max(_kl(*firsts), _kl(*nexts)))
+        own_S, ours_S = (
+            torch.from_numpy(np.concatenate([row.masses_I, of_row[size:], of_next])).clamp(min=0).log()
+            for row, of_row, of_next in zip((own, ours), firsts, nexts, strict=True)
+        )
+        own_S = torch.where(own_S < LEAST_COMPARED, -torch.inf, own_S)
+        shares.append(relative_deviations(own_S[None], ours_S[None])[0])
+        finite_S = torch.isfinite(own_S) & torch.isfinite(ours_S)
+        worst.append(float((own_S - ours_S)[finite_S].abs().max()))
+        largest.append(float(own_S[finite_S].abs().max()))
+    return Comparison(torch.tensor(nats), torch.stack(shares), max(worst), max(largest))
+
+
+def _with_rest(probs: Sequence[float]) -> np.ndarray:
+    """Return probabilities that do not overlap and what is left of 1, each at least `SMALLEST_SHARE`."""
+    return np.maximum([*probs, 1.0 - sum(probs)], SMALLEST_SHARE)
+
+
+def _kl(own_S: np.ndarray, other_S: np.ndarray) -> float:
+    nats = float((own_S * np.log(own_S / other_S)).sum())
+    return nats if np.isfinite(nats) else float("inf")
 
 
 def _beside(prompt: Sequence[int], has_start: bool) -> list[list[int]]:
@@ -102,31 +174,30 @@ def _beside(prompt: Sequence[int], has_start: bool) -> list[list[int]]:
     return [[*before, *part] for part in (tokens[half:], tokens, tokens[::-1], tokens[quarter:])]
 
 
-def _check_batch(engine: Engine, reducer: Reducer, prompts: Sequence[Sequence[int]], dtype: str, model: str) -> None:
+def _check_batch(
+    engine: Engine, prompts: Sequence[Sequence[int]], tokenizer: ByteTokenizer, dtype: str, model: str
+) -> None:
     """Raise ValueError if a prompt's log-probabilities depend on the other prompts in its batch.
 
     Some models that vLLM runs through transformers' code silently see the end of the previous prompt in their first
     rows. The first rows are the most wrong, so the mean over rows counts; rounding and differently chosen experts
     change less than the limits for a row.
     """
-    column_V = torch.from_numpy(reducer.vocabulary.column)
-    batch = engine.hidden_states(prompts)
-    for prompt, states_TD in zip(prompts, batch, strict=True):
-        own_TV = engine.own_logprobs(prompt)
-        ours_TV = reducer.head.logits(states_TD).log_softmax(-1).cpu()[:, column_V][:, : own_TV.shape[1]]
-        apart, share = float(row_kl(own_TV, ours_TV).mean()), float(relative_deviations(own_TV, ours_TV).mean())
-        finite_TV = torch.isfinite(own_TV) & torch.isfinite(ours_TV)
-        worst, largest = (float(values_TV[finite_TV].abs().max()) for values_TV in (own_TV - ours_TV, own_TV))
-        exact = dtype != "float32" or worst <= MAX_BATCH_EFFECT_FLOAT32 * largest
+    requests = [probe_rows(prompt, tokenizer, engine.vocabulary) for prompt in prompts]
+    batch = engine.reduced_rows(prompts, [[request] for request in requests])
+    for prompt, request, [rows] in zip(prompts, requests, batch, strict=True):
+        found = compare_rows(engine.own_logprobs(prompt), rows, request, engine.vocabulary)
+        apart, share = float(found.nats_R.mean()), float(found.shares_R.mean())
+        exact = dtype != "float32" or found.worst <= MAX_BATCH_EFFECT_FLOAT32 * found.largest
         if not (apart <= LIMIT_NATS and share <= LIMIT_SPREAD and exact):
             raise ValueError(
                 f"{model}: {engine.name}'s output for a prompt changes with the other prompts in its batch. Of "
                 f"{len(prompts)} short prompts in one batch, one of {len(prompt)} tokens is on average {apart:.3g} "
                 f"nats from the model's own output for it alone (KL; limit {LIMIT_NATS}), a row's log-probabilities "
-                f"differ by {share:.3g} of their spread (limit {LIMIT_SPREAD}), and the worst of them by {worst:.3g} "
-                f"nats of {largest:.3g} (limit in float32: {MAX_BATCH_EFFECT_FLOAT32:g} of that). Every dump is made "
-                "in batches, so its targets would be wrong; a server of the same engine would answer the same. "
-                f"Use the other local engine (teacher.engine: {other_engine(engine.name)})"
+                f"differ by {share:.3g} of their spread (limit {LIMIT_SPREAD}), and the worst of them by "
+                f"{found.worst:.3g} nats of {found.largest:.3g} (limit in float32: {MAX_BATCH_EFFECT_FLOAT32:g} of "
+                "that). Every dump is made in batches, so its targets would be wrong; a server of the same engine "
+                f"would answer the same. Use the other local engine (teacher.engine: {other_engine(engine.name)})"
             )
 
 
@@ -189,25 +260,3 @@ def relative_deviations(own_RV: Tensor, other_RV: Tensor) -> Tensor:
         share = (other_V - own_V)[finite_V].std() / own_V[finite_V].std().clamp(min=SMALLEST_SHARE)
         shares.append(share.nan_to_num(nan=torch.inf, posinf=torch.inf))
     return torch.stack(shares)
-
-
-def _reduced(
-    states_RD: Tensor, own_RV: Tensor, reducer: Reducer, tokens: Sequence[int], tokenizer: ByteTokenizer
-) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities of the next token, of END and of the rest in each row but the last.
-
-    The first tensor is the model's own, the second from the dump's reduction. Their KL cannot exceed that of the full
-    rows.
-    """
-    spelled = b"".join(tokenizer.token_bytes[token] or b"" for token in tokens)
-    covering = Covering(reducer.vocabulary, tokens, spelled)
-    first = len(states_RD) - len(covering.offsets)
-    [rows] = reducer.reduce([Rows(covering, covering.offsets, states_RD[first:])])
-    probs_RV = own_RV[first:-1].double().exp()
-    ends = [end for end in reducer.vocabulary.end_ids if end < probs_RV.shape[1]]
-    own = torch.stack([probs_RV[torch.arange(len(tokens)), torch.tensor(tokens)], probs_RV[:, ends].sum(-1)])
-    ours = torch.tensor([[row.token for row in rows[:-1]], [row.end for row in rows[:-1]]], dtype=torch.float64)
-    own_R3, ours_R3 = (
-        torch.cat([two, 1 - two.sum(0, keepdim=True)]).clamp(min=SMALLEST_SHARE).log().T for two in (own, ours)
-    )
-    return own_R3, ours_R3

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 from pipeline.runtime.huggingface import learned_positions
 from stage1_teacher.engines.base import BranchToken
-from stage1_teacher.engines.model_head import head_inputs
+from stage1_teacher.engines.own_logits import OwnLogits
 
 NAME = "bld_tree"
 # Tensors that layers pass to every attention function, without effect in it.
@@ -36,17 +36,18 @@ class Tree:
     Raises ValueError for a model that does not support this.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, own: OwnLogits, prompts: Sequence[Sequence[int]]) -> None:
+        model = own.model
         if not model.is_backend_compatible():
             raise ValueError(f"{type(model).__name__} has an attention of its own, which cannot branch")
-        self._model = model
+        self._own, self._model = own, model
         self._prompt_ends: list[int] = []
         self._layers: dict[int, _Layer] = {}
         self._paths: list[tuple[int, ...]] = []  # branch tokens on the path of each branch token, itself last
         self._leaves: list[tuple[int, int]] = []
         self.num_tokens = 0  # computed so far
         self.longest = learned_positions(model.config)
-        self.hidden = self._prefill(prompts)  # a T x D tensor for each prompt: what the head is applied to
+        self.states = self._prefill(prompts)  # a T x D tensor for each prompt, of `OwnLogits.states`
 
     @torch.inference_mode()
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -60,7 +61,7 @@ class Tree:
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
-        """Return the head's input after each new branch token, N x D.
+        """Return the state after each new branch token, N x D.
 
         Branch tokens are numbered consecutively over all calls.
         """
@@ -88,8 +89,7 @@ class Tree:
         AttentionInterface.register(NAME, attend)
         self._model.set_attn_implementation(NAME)
         try:
-            states_BTD = head_inputs(
-                self._model,
+            states_BTD = self._own.states(
                 input_ids=ids,
                 position_ids=positions[None].to(device),
                 use_cache=False,

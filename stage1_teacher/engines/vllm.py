@@ -1,7 +1,7 @@
 """The engine on vLLM. Only this module and `stage1_teacher.engines.vllm_worker`, which runs in its workers, import it.
 
-The pooling API (`runner="pooling"`, task `token_embed`) is public and gives the head's input at every prompt position;
-`stage1_teacher.reduction.head` applies the head's weights to it and so gives the logits.
+Prompts go through its pooling API (`runner="pooling"`, task `token_embed`), with a pooler of ours beside the model's
+own head: what comes back is what the rows sum to.
 """
 
 import logging
@@ -11,17 +11,22 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipeline.config import PlacementConfig, TeacherConfig
+from pipeline.covering.covering import ReducedRow
+from pipeline.covering.vocabulary import Vocabulary
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.runtime.devices import computes_on_gpu
 from pipeline.runtime.dtypes import installed
 from pipeline.runtime.huggingface import load_config, max_positions
 from pipeline.runtime.log import is_verbose
-from stage1_teacher.engines.base import HEAD_SHARE, OWN_LOGPROBS, BranchToken, EngineRequest
-from stage1_teacher.reduction.logit_rule import LogitRule
+from stage1_teacher.engines.base import DRIVER_SHARE, MESSAGE, OWN_LOGPROBS, BranchToken, EngineRequest
+from stage1_teacher.engines.batch_sizes import step_tokens
+from stage1_teacher.reduction.messages import read_masses, read_spans, rows_message, spans_message
+from stage1_teacher.reduction.reducer import PromptRows
+from stage1_teacher.reduction.sparse_targets import SpanRequest, SparseTargets, Sparsity
+from stage1_teacher.reduction.types import RowsAlong
 
 
 def engine_version() -> str:
@@ -39,7 +44,7 @@ def engine_name(_: TeacherConfig, __: PlacementConfig) -> str:
 
 def make_engine(request: EngineRequest) -> "VllmEngine":
     """Open the engine, with its model loaded."""
-    return VllmEngine(request.model, request.teacher, request.placement, request.branches, request.over_machines)
+    return VllmEngine(request)
 
 
 def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> None:
@@ -56,10 +61,9 @@ def prepare_environment(num_workers: int = 1, over_machines: bool = False) -> No
     # While loading, it inspects everything in torch, including what is deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     if over_machines:
-        # The scheduler stays in this process: a process of its own would not be in the placement group. The workers
-        # leave our head its share.
+        # The scheduler stays in this process: a process of its own would not be in the placement group.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["VLLM_RAY_PER_WORKER_GPUS"] = str(1 - HEAD_SHARE)
+        os.environ["VLLM_RAY_PER_WORKER_GPUS"] = str(1 - DRIVER_SHARE)
     if not computes_on_gpu():
         # vLLM's automatic binding takes one core; for one worker its multiprocessing only adds start-up time.
         cores = sorted(os.sched_getaffinity(0))
@@ -111,12 +115,13 @@ def engine_options(
         "dtype": teacher.dtype,
         "max_model_len": teacher.max_tokens,
         # Longer prompts are computed in chunks.
-        "max_num_batched_tokens": placement.engine_batch_tokens,
+        "max_num_batched_tokens": step_tokens(placement),
         "enable_chunked_prefill": True,
-        "max_num_seqs": min(placement.engine_batch_tokens, MAX_SEQUENCES),
+        "max_num_seqs": min(step_tokens(placement), MAX_SEQUENCES),
         "tensor_parallel_size": placement.tensor_parallel,
         "pipeline_parallel_size": placement.pipeline_parallel,
         "quantization": teacher.quantization,
+        "hf_overrides": {"head_dtype": teacher.head_dtype},
         "enable_prefix_caching": False,
         "seed": 0,
         "use_tqdm_on_load": is_verbose(),
@@ -164,14 +169,9 @@ def branch_block_tokens() -> int:
 class VllmEngine:
     """A teacher served by vLLM in this process; its workers may be elsewhere."""
 
-    def __init__(
-        self,
-        model: str,
-        teacher: TeacherConfig,
-        placement: PlacementConfig,
-        branches: bool = False,
-        over_machines: bool = False,
-    ) -> None:
+    def __init__(self, request: EngineRequest) -> None:
+        model, teacher, placement = request.model, request.teacher, request.placement
+        over_machines, branches = request.over_machines, request.branches
         self.name = engine_version()
         self.cannot_branch: str | None = None
         prepare_environment(placement.num_workers, over_machines)
@@ -198,23 +198,30 @@ class VllmEngine:
         self._caches_prefixes = branches
         # For a model that also keeps states, vLLM makes blocks as long as its pages require.
         self.shared_tokens: int = self._llm.llm_engine.vllm_config.cache_config.block_size
+        self.vocabulary = self._open(request)
+
+    def _open(self, request: EngineRequest) -> Vocabulary:
+        """Send the vocabulary to the workers. Raises ValueError if the model has fewer logits than it has tokens."""
+        arguments = (list(request.tokenizer.token_bytes), list(request.ends), request.placement.reduce_rows)
+        for answer in self._llm.collective_rpc("bld_open", args=arguments):
+            if answer is not None:
+                width, fault, self.runner = answer
+                if fault is not None:
+                    raise ValueError(fault)
+                return Vocabulary(request.tokenizer.token_bytes, request.ends, width)
+        raise RuntimeError("none of vLLM's workers has the model's head")
 
     def _encode(
-        self, prompts: Sequence[Sequence[int]], from_cache: bool = False, own_from: int | None = None
+        self, prompts: Sequence[Sequence[int]], extras: Sequence[dict[str, Any] | None], from_cache: bool = False
     ) -> list[Tensor]:
-        """Return the rows of each prompt's positions; with `from_cache`, only those not in the prefix cache.
-
-        Args:
-            own_from: return the model's own log-probabilities from this token on instead.
-        """
+        """Return the pooler's answer to each prompt; with `from_cache`, only rows not in the prefix cache exist."""
         from vllm import PoolingParams
         from vllm.exceptions import VLLMValidationError
 
-        params = PoolingParams(
-            use_activation=False,
-            skip_reading_prefix_cache=not from_cache,
-            extra_kwargs=None if own_from is None else {OWN_LOGPROBS: own_from},
-        )
+        params = [
+            PoolingParams(use_activation=False, skip_reading_prefix_cache=not from_cache, extra_kwargs=extra)
+            for extra in extras
+        ]
         try:
             outputs = self._llm.encode(
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts],
@@ -231,36 +238,47 @@ class VllmEngine:
             ) from error
         return [output.outputs.data for output in outputs]
 
-    def logit_rule(self) -> LogitRule:
-        """Return the rule of the workers' model. Raises ValueError if it has none."""
-        for answer in self._llm.collective_rpc("bld_logit_rule"):
-            if isinstance(answer, str):
-                raise ValueError(answer)
-            if answer is not None:
-                scale, soft_cap, suppressed = answer
-                return LogitRule(scale, soft_cap, tuple(suppressed))
-        raise RuntimeError("none of vLLM's workers has the model's head")
+    def _ask(
+        self, prompts: Sequence[Sequence[int]], messages: Sequence[dict[str, Any]], from_cache: bool = False
+    ) -> list[bytes]:
+        extras = [{MESSAGE: message} for message in messages]
+        return [answer.numpy().tobytes() for answer in self._encode(prompts, extras, from_cache)]
+
+    def reduced_rows(
+        self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]
+    ) -> list[list[list[ReducedRow]]]:
+        return self._reduced_rows(prompts, requests, from_cache=False)[0]
+
+    def _reduced_rows(
+        self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]], from_cache: bool
+    ) -> tuple[list[list[list[ReducedRow]]], int]:
+        """Return the rows, and how many tokens were computed for them."""
+        answers = self._ask(prompts, [rows_message(of_prompt) for of_prompt in requests], from_cache)
+        found, num_tokens = [], 0
+        for of_prompt, answer in zip(requests, answers, strict=True):
+            rows = PromptRows.along(of_prompt, self.vocabulary)
+            masses, num_computed = read_masses(answer)
+            rows.take(0, masses)
+            found.append(rows.rows())
+            num_tokens += num_computed
+        return found, num_tokens
+
+    def sparse_targets(
+        self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[SpanRequest]], sparsity: Sparsity
+    ) -> list[list[SparseTargets]]:
+        messages = [spans_message(of_prompt, sparsity) for of_prompt in requests]
+        return [read_spans(answer) for answer in self._ask(prompts, messages)]
 
     def own_logprobs(self, prompt: Sequence[int], first: int = 0) -> Tensor:
-        [rows_TV] = self._encode([prompt], own_from=first)
+        [rows_TV] = self._encode([prompt], [{OWN_LOGPROBS: first}])
         return rows_TV
 
-    def branches(self, prompts: Sequence[Sequence[int]]) -> "VllmBranches":
+    def branches(self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]) -> "VllmBranches":
         if self.cannot_branch is not None:
             raise ValueError(self.cannot_branch)
         if not self._caches_prefixes:
             raise ValueError("this engine was opened without branches: they need its prefix cache")
-        return VllmBranches(self, prompts)
-
-    def hidden_states(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        hidden = self._encode(prompts)
-        for prompt, states_TD in zip(prompts, hidden, strict=True):
-            if len(states_TD) != len(prompt):
-                raise RuntimeError(
-                    f"vLLM returned {len(states_TD)} hidden states for a prompt of {len(prompt)} tokens; "
-                    "this vLLM's token_embed task does not return every position"
-                )
-        return hidden
+        return VllmBranches(self, prompts, requests)
 
     def close(self) -> None:
         shutdown = getattr(self._llm.llm_engine.engine_core, "shutdown", None)
@@ -271,18 +289,22 @@ class VllmEngine:
 class VllmBranches:
     """Branches as separate prompts that share the cached blocks of the prompt that they leave."""
 
-    def __init__(self, engine: VllmEngine, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, engine: VllmEngine, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]
+    ) -> None:
         self._engine = engine
         self._prompts = [list(prompt) for prompt in prompts]
         self._paths: list[list[int]] = []
         self.longest: int | None = engine.longest
-        self.hidden = engine.hidden_states(prompts)
+        self.rows = engine.reduced_rows(prompts, requests)
         self.num_tokens = sum(map(len, prompts))
 
-    def extend(self, tokens: Sequence[BranchToken]) -> Tensor:
+    def extend(self, tokens: Sequence[BranchToken], requests: Sequence[RowsAlong]) -> list[ReducedRow]:
         for token in tokens:
             before = self._prompts[token.prompt][: token.leaves] if token.parent is None else self._paths[token.parent]
             self._paths.append([*before, token.token])
-        hidden = self._engine._encode(self._paths[-len(tokens) :], from_cache=True)
-        self.num_tokens += sum(map(len, hidden))
-        return torch.stack([states_TD[-1] for states_TD in hidden])
+        paths = self._paths[-len(tokens) :]
+        asked = [[request._replace(first=len(path) - 1)] for path, request in zip(paths, requests, strict=True)]
+        found, num_computed = self._engine._reduced_rows(paths, asked, from_cache=True)
+        self.num_tokens += num_computed
+        return [row for [[row]] in found]

@@ -1,39 +1,58 @@
-"""Extension of vLLM's worker processes: a pooler beside the model's own head. The second module that imports vLLM.
+"""Extension of vLLM's worker processes: rows are reduced beside the head. The second module that imports vLLM.
 
 vLLM's own conversion of a model for pooling discards its head. `Worker` is vLLM's `worker_extension_cls`: a worker of
 any kind (in this process, spawned, Ray's) imports it by name before it loads the model, and from then on a model is
-converted by `with_own_head` instead. The output for a prompt is the head's input, or, for a prompt that requests it
-(`OWN_LOGPROBS` in the `extra_kwargs` of its parameters), the model's own log-probabilities.
+converted by `with_own_head` instead. Its pooler applies the model's own `compute_logits` to the rows that a prompt's
+message asks for (`stage1_teacher.reduction.messages`, in the `extra_kwargs` of its parameters) and answers with what
+they sum to; no hidden state and no logit leaves the worker.
 
-Shape legend: T tokens, D hidden size, V token ids.
+Under tensor parallelism all ranks apply the head, and the first one reduces what they gather.
+
+Shape legend: T tokens of a step, D hidden size, V token ids.
 """
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import vllm.model_executor.models.adapters as adapters
 from torch import Tensor, nn
-from vllm.distributed import get_pp_group
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler.abstract import Pooler
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.models.interfaces_base import VllmModelForPooling
 
-from stage1_teacher.engines.base import OWN_LOGPROBS
-from stage1_teacher.reduction.logit_rule import PROBE_ROWS, LogitRule, fit_rule, probe_products
+from pipeline.covering.vocabulary import Vocabulary
+from stage1_teacher.engines.base import MESSAGE, OWN_LOGPROBS
+from stage1_teacher.engines.float32_head import Float32Head
+from stage1_teacher.reduction.device_trie import DeviceTrie
+from stage1_teacher.reduction.messages import Answering, sum_on_device
+from stage1_teacher.reduction.reducer import ComputedRows, Reducer, default_chunk
+
+_CORES = os.sched_getaffinity(0)  # vLLM binds this process to one of them later
 
 
 class Worker:
     """Methods added to vLLM's worker, called through `LLM.collective_rpc`."""
 
-    def bld_logit_rule(self) -> tuple[float, float, list[int]] | str | None:
-        """Return the model's `LogitRule`, or why it has none; None in a process that has no head."""
-        model: Any = self.get_model()  # type: ignore[attr-defined]
-        try:
-            rule = logit_rule(model)
-        except ValueError as error:
-            return str(error)
-        return None if rule is None else (rule.scale, rule.soft_cap, list(rule.suppressed))
+    def bld_open(
+        self, token_bytes: Sequence[bytes | None], ends: Sequence[int], chunk: int | None
+    ) -> tuple[int, str | None, str] | None:
+        """Prepare the reduction of this vocabulary.
+
+        Returns:
+            The number of ids that the model has logits of, why it cannot be reduced, and which of vLLM's model runners
+            runs it (V1 or V2); None in a process that answers nothing.
+        """
+        if not get_pp_group().is_last_rank:
+            return None
+        pooler: RowPooler = self.get_model().pooler  # type: ignore[attr-defined]
+        opened = pooler.open(token_bytes, ends, chunk)
+        is_v2 = type(self.model_runner).__module__ == "vllm.v1.worker.gpu.model_runner"  # type: ignore[attr-defined]
+        return None if opened is None else (*opened, "V2" if is_v2 else "V1")
 
 
 def with_own_head(cls: type[nn.Module]) -> type[nn.Module]:
@@ -55,112 +74,131 @@ adapters.as_embedding_model = with_own_head
 
 
 class RowPooler(Pooler):
-    """A pooler that returns, for every position, the head's input in the model's dtype, or own log-probabilities."""
+    """A pooler that answers a prompt's message, or gives the model's own log-probabilities of its positions."""
 
     def __init__(self, model: nn.Module, hidden_size: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not as a submodule: the model holds us
-        self.hidden_size, self.dtype = hidden_size, dtype
+        self._hidden_size, self._dtype = hidden_size, dtype
+        self._reducer: Reducer | None = None
+        self._trie: DeviceTrie | None = None  # if rows are summed into targets on the device too
 
     def get_supported_tasks(self) -> set[Any]:
         return {"token_embed"}
 
-    def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor | None]:
-        """Return T x D, or T x V float32, for each request.
+    @torch.inference_mode()
+    def open(
+        self, token_bytes: Sequence[bytes | None], ends: Sequence[int], chunk: int | None
+    ) -> tuple[int, str | None] | None:
+        """See `Worker.bld_open`."""
+        device = next(self.model.parameters()).device
+        if device.type == "cpu":
+            for processor in (module for module in self.model.modules() if isinstance(module, LogitsProcessor)):
+                _keep_float32_head(processor)
+        logits_TV = self._logits(torch.zeros(1, self._hidden_size, dtype=self._dtype, device=device))
+        width = len(token_bytes) if logits_TV is None else logits_TV.shape[1]
+        try:
+            self._reducer = Reducer(Vocabulary(token_bytes, ends, width), device, chunk, _CORES)
+        except ValueError as error:
+            return width, str(error)
+        if device.type == "cuda" and get_tensor_model_parallel_rank() == 0:
+            self._trie = DeviceTrie.of(self._reducer.vocabulary.trie, device)
+        return None if logits_TV is None else (width, None)
 
-        None before a request's last chunk, and in a process that does not get the logits.
+    def _logits(self, states_TD: Tensor) -> Tensor | None:
+        """Return the model's own logits, T x V; None on every rank but the first."""
+        logits_TV: Tensor | None = self.model.compute_logits(states_TD)
+        return logits_TV if get_tensor_model_parallel_rank() == 0 else None
+
+    def forward(self, hidden_states: Tensor, pooling_metadata: Any) -> list[Tensor | None]:
+        """Return an answer for each request, bytes (uint8) or log-probabilities (T x V float32).
+
+        None before a request's last chunk, and in a process that answers nothing.
         """
-        states_TD = head_inputs(self.model, hidden_states)
         cursor = pooling_metadata.get_pooling_cursor()
-        lengths = cursor.num_scheduled_tokens_cpu.tolist()
-        answers: list[Tensor | None] = []
-        for state, before_TD, part_TD, end, is_last, params in zip(
-            pooling_metadata.pooling_states,
-            hidden_states.split(lengths),
-            states_TD.split(lengths),
-            cursor.seq_lens_cpu.tolist(),
-            cursor.get_finished_mask(),
-            pooling_metadata.pooling_params,
-            strict=True,
-        ):
-            rows: Tensor | None
-            if params.extra_kwargs and OWN_LOGPROBS in params.extra_kwargs:
-                first = params.extra_kwargs[OWN_LOGPROBS] - (end - len(before_TD))  # in this chunk
-                requested_TD = before_TD[max(first, 0) :]
-                rows = own_logprobs(self.model, requested_TD) if len(requested_TD) else None
+        parts = list(
+            zip(
+                pooling_metadata.pooling_states,
+                hidden_states.split(cursor.num_scheduled_tokens_cpu.tolist()),
+                cursor.seq_lens_cpu.tolist(),
+                pooling_metadata.pooling_params,
+                strict=True,
+            )
+        )
+        computed: list[ComputedRows] = []
+        for state, states_TD, end, params in parts:
+            extra = params.extra_kwargs or {}
+            begin = end - len(states_TD)  # index in the prompt of the first token of this chunk
+            if MESSAGE in extra:
+                if not state.hidden_states_cache:
+                    assert self._reducer is not None
+                    state.hidden_states_cache.append(Answering(extra[MESSAGE], self._reducer.vocabulary))
+                state.hidden_states_cache[0].num_computed += len(states_TD)
+                rows = state.hidden_states_cache[0].rows
+                start, stop = rows.between(begin, end)
+                wanted = torch.from_numpy(rows.index_R[start:stop] - begin).to(states_TD.device)
+                computed.append(ComputedRows(rows, start, states_TD[wanted]))
+            elif OWN_LOGPROBS in extra:
+                self._add_own(state, states_TD[max(extra[OWN_LOGPROBS] - begin, 0) :])
             else:
-                rows = part_TD.clone()  # the next step may overwrite it
-            if rows is None:
-                answers.append(None)
-                continue
-            state.hidden_states_cache.append(rows)
-            answers.append(torch.cat(state.hidden_states_cache) if is_last else None)
+                self._measure(states_TD)
+        if computed:
+            self._reduce(computed, [part[0].hidden_states_cache[0] for part in parts if part[0].hidden_states_cache])
+        answers = []
+        finished = cursor.get_finished_mask()
+        if self._trie is not None:
+            held = [part[0].hidden_states_cache for part, is_last in zip(parts, finished, strict=True) if is_last]
+            sum_on_device([cache[0] for cache in held if cache and isinstance(cache[0], Answering)], self._trie)
+        for (state, *_), is_last in zip(parts, finished, strict=True):
+            answers.append(self._answer(state) if is_last else None)
             if is_last:
                 state.clean()
         return answers
 
+    def _reduce(self, computed: Sequence[ComputedRows], answering: Sequence[Any]) -> None:
+        assert self._reducer is not None
+        try:
+            self._reducer.reduce(computed, self._logits)
+        except ValueError as error:  # told by the answer: an exception would end the engine, and its message be lost
+            for answer in answering:
+                if isinstance(answer, Answering):
+                    answer.fault = str(error)
 
-class _HeadReachedError(Exception):
-    """Ends `compute_logits` at the head, and carries the head's input."""
+    def _add_own(self, state: Any, states_TD: Tensor) -> None:
+        if len(states_TD) and (logits_TV := self._logits(states_TD)) is not None:
+            state.hidden_states_cache.append(logits_TV.float().log_softmax(-1))
 
-    def __init__(self, states_TD: Tensor) -> None:
-        self.states_TD = states_TD
+    def _measure(self, states_TD: Tensor) -> None:
+        """Apply the head and drop the logits, for a prompt without a message.
 
+        vLLM measures a step's memory so at the start, and the benchmarks the least time that a dump can take.
+        """
+        chunk = default_chunk(states_TD.device) if self._reducer is None else self._reducer.chunk
+        for part_TD in states_TD.split(chunk):
+            logits_TV = self._logits(part_TD)
+            if logits_TV is not None and logits_TV.is_cuda:
+                logits_TV.float().clone()  # in byte order
 
-def _processors(model: nn.Module) -> list[LogitsProcessor]:
-    return [module for module in model.modules() if isinstance(module, LogitsProcessor)]
-
-
-def head_inputs(model: Any, hidden_TD: Tensor) -> Tensor:
-    """Return the head's input, T x D; MiMo and Step-3.5 normalise their states only in `compute_logits`."""
-
-    def end(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        raise _HeadReachedError(arguments[1] if len(arguments) > 1 else named["hidden_states"])
-
-    hooks = [processor.register_forward_pre_hook(end, with_kwargs=True) for processor in _processors(model)]
-    try:
-        model.compute_logits(hidden_TD)
-    except _HeadReachedError as reached:
-        return reached.states_TD
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return hidden_TD  # the model uses no such module; the check at the start decides whether these states will do
-
-
-def own_logprobs(model: Any, hidden_TD: Tensor) -> Tensor | None:
-    """Return the model's own log-probabilities, T x V float32; None on a rank that does not get the logits."""
-    logits_TV = model.compute_logits(hidden_TD)
-    return None if logits_TV is None else logits_TV.float().log_softmax(-1)
+    def _answer(self, state: Any) -> Tensor | None:
+        held = state.hidden_states_cache
+        if get_tensor_model_parallel_rank() != 0:
+            return None
+        if held and isinstance(held[0], Answering):
+            return torch.frombuffer(bytearray(held[0].bytes()), dtype=torch.uint8)
+        return torch.cat(held) if held else torch.zeros(1)
 
 
-@torch.inference_mode()
-def logit_rule(model: Any) -> LogitRule | None:
-    """Return what the model does to its head's products; None if its last layers are in another process.
+def _keep_float32_head(processor: LogitsProcessor) -> None:
+    """Let a head in float32 of a model in 16 bits keep its float32 weights: vLLM would convert them for each chunk."""
+    apply = processor._apply_head
+    kept: dict[int, Float32Head] = {}
 
-    Raises ValueError if no `LogitRule` describes it.
-    """
-    if not get_pp_group().is_last_rank:
-        return None
-    name = type(model).__name__
-    processors = _processors(model)
-    given: list[Tensor] = []
+    def apply_kept(lm_head: Any, states_TD: Tensor, bias: Tensor | None) -> Tensor:
+        is_plain = isinstance(lm_head.quant_method, UnquantizedEmbeddingMethod | UnquantizedLinearMethod)
+        if processor.head_dtype != torch.float32 or states_TD.dtype == torch.float32 or not is_plain:
+            return apply(lm_head, states_TD, bias)
+        if id(lm_head) not in kept:
+            kept[id(lm_head)] = Float32Head(lm_head.weight, bias)
+        return kept[id(lm_head)](states_TD)
 
-    def instead(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        given.append(torch.from_numpy(probe_products(width)).to(hidden_states.device))
-        return given[-1].clone()  # some models scale them in place
-
-    width = processors[0].org_vocab_size if processors else 0
-    device = next(model.parameters()).device
-    for processor in processors:
-        processor._get_logits = instead
-    try:
-        zeros_TD = torch.zeros(PROBE_ROWS, model.pooler.hidden_size, dtype=model.pooler.dtype, device=device)
-        logits_TV = model.compute_logits(zeros_TD)
-    finally:
-        for processor in processors:
-            del processor._get_logits
-    if not given or logits_TV.shape != given[-1].shape:
-        raise ValueError(f"{name} does not make each logit from one product of its head; use teacher.engine: openai")
-    products, logits = (np.asarray(tensor.float().cpu()) for tensor in (given[-1], logits_TV))
-    return fit_rule(products, logits, name, logits_TV.dtype in (torch.bfloat16, torch.float16))
+    processor._apply_head = apply_kept

@@ -23,7 +23,7 @@ from pipeline.runtime.termination import terminable
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.job import Job, OpenShardMaker, ShardMaker, ShardWork
 from stage1_teacher.dump.shard_writer import ShardProgress
-from stage1_teacher.engines.base import HEAD_SHARE
+from stage1_teacher.engines.base import DRIVER_SHARE
 from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
 from stage1_teacher.ray.resources import cross_machine_warning, engine_resources
 from stage1_teacher.ray.shard_queue import Attempt, ShardQueue
@@ -169,7 +169,7 @@ class ClusterEngines:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         group = self._ray.util.placement_group(self._resources.bundles, strategy="PACK")
-        options = {"num_cpus": self._resources.cpus, "num_gpus": HEAD_SHARE}
+        options = {"num_cpus": self._resources.cpus, "num_gpus": DRIVER_SHARE}
         first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
         engine = self._ray.remote(ClusterEngine).options(**options, scheduling_strategy=first).remote()
         self._groups[engine] = group

@@ -1,10 +1,10 @@
 """The row reduction on a CPU, compiled by numba: from one row's logits to its masses on column ranges.
 
-A row is read twice, once for its largest logit and once to exponentiate it into a buffer that stays in the core's
-cache; each column is then added up once (`pipeline.covering.softmax_numba`). The slow twin is
-`pipeline.covering.covering.Covering.reduce_rows`. Python's lock is released: rows are distributed over threads.
+A row is read once for its largest logit, once to exponentiate it, and once to put the result in byte order; both
+buffers stay in the core's cache. Each column is then added up once (`pipeline.covering.softmax_numba`). The slow twin
+is `pipeline.covering.covering.reduce_probs`. Python's lock is released: rows are distributed over threads.
 
-Shape legend: R rows, C sorted columns, N nodes, K cuts, I intervals, as in `pipeline.covering.covering`.
+Shape legend: R rows, V token ids, C sorted columns, N nodes, I intervals, as in `pipeline.covering.covering`.
 """
 
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pipeline.covering.softmax_numba import exp32, largest32, sum32
+from pipeline.covering.softmax_numba import exp32, has_nan32, largest32, sum32
 
 
 @njit(nogil=True, error_model="numpy")
 def reduce_range(
-    logits_RC: Any,
+    logits_RV: Any,
+    order_C: Any,
     first_row: int,
     first_interval: int,
     intervals: Any,
@@ -27,26 +28,30 @@ def reduce_range(
     end_R: Any,
     token_R: Any,
 ) -> bool:
-    """Fill in masses, END and next token of rows `first_row ..`, one for each row of `logits_RC`; see `types.Masses`.
+    """Fill in masses, END and next token of rows `first_row ..`, one for each row of `logits_RV`; see `types.Masses`.
 
     Args:
+        order_C: int32, the token id of each column.
         first_interval: index of the first row's first interval.
 
     Returns:
-        False if a row's largest logit is not finite.
+        False if a row's largest logit is not finite, or a logit is nan.
     """
-    width = logits_RC.shape[1]
-    probs_C = np.empty(width, dtype=np.float32)
+    width = logits_RV.shape[1]
+    probs_V, probs_C = np.empty(width, dtype=np.float32), np.empty(width, dtype=np.float32)
     trie, nodes_N, row_nodes, columns_R = intervals.trie, intervals.nodes_N, intervals.row_nodes, intervals.columns_R
     i = first_interval
-    for r in range(logits_RC.shape[0]):
+    for r in range(logits_RV.shape[0]):
         row = first_row + r
-        logits_C = logits_RC[r]
-        largest = largest32(logits_C.view(np.int32))
-        if not np.isfinite(largest):
+        logits_V = logits_RV[r]
+        bits_V = logits_V.view(np.int32)
+        largest = largest32(bits_V)
+        if not np.isfinite(largest) or has_nan32(bits_V):
             return False
-        for c in range(width):
-            probs_C[c] = exp32(logits_C[c] - largest)
+        for v in range(width):
+            probs_V[v] = exp32(logits_V[v] - largest)
+        for c in range(width):  # in the loop above, the indirect load would keep the exponential from being vectorised
+            probs_C[c] = probs_V[order_C[c]]
         child_first, child_last, node_total = -1, -1, 0.0
         first_of_row = i
         for n in range(row_nodes[row], row_nodes[row + 1]):

@@ -1,36 +1,44 @@
-"""Reduction of hidden states to rows: the head, its softmax and the sums over column ranges, a chunk at a time.
+"""Reduction of a model's own logits to sums over column ranges, a chunk of rows at a time.
 
-A row is specified by the byte offset where its path ends, whichever path that is: canonical and other rows cost the
-same. Rows of several documents share a product with the head, which reads all of its weights each time.
+Logits of a chunk are summed as soon as they exist, so that no more than a chunk of them is ever held. A row is
+specified by the text that may follow it, whichever path led there: canonical and other rows cost the same.
 
-Shape legend: R rows, D hidden size, C sorted columns, I intervals of all rows in turn.
+Shape legend: R rows, T tokens, D hidden size, V token ids, I intervals of all rows in turn.
 """
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.covering.covering import ReducedRow
+from pipeline.covering.covering import Covering, ReducedRow
 from pipeline.covering.intervals import Intervals
 from pipeline.covering.vocabulary import Vocabulary
-from stage1_teacher.reduction.head import Head
-from stage1_teacher.reduction.types import NOT_FINITE, Kernel, Masses, Rows
+from stage1_teacher.reduction.types import NOT_FINITE, DeviceMasses, Kernel, Masses, RowsAlong
+
+# Rows whose logits are held at once; a product with the head reads all of its weights. With 49,152 columns, chunks of
+# 128 took a tenth longer per row on a CPU than of 256, and of 512 a twentieth less. Not measured on a GPU.
+CHUNK_CPU, CHUNK_GPU = 256, 1024
 
 
 class CpuKernel:
-    """A kernel that distributes rows over one thread per core; `stage1_teacher.reduction.cpu_kernel` does the work."""
+    """A kernel that distributes rows over one thread per core; `stage1_teacher.reduction.cpu_kernel` does the work.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    Args:
+        cores: those to use; default: all that this thread may run on. vLLM binds the thread that starts it to one core,
+            and new threads would inherit that.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, cores: set[int] | None = None) -> None:
         self._vocabulary = vocabulary
-        cores = os.sched_getaffinity(0)
-        # vLLM binds the thread that starts it to one core, and new threads would inherit that.
+        self._order_C = vocabulary.order.astype(np.int32)
+        cores = cores or os.sched_getaffinity(0)
         self._threads = ThreadPoolExecutor(len(cores), "reduce", os.sched_setaffinity, (0, cores))
         self._num_threads = len(cores)
 
@@ -40,14 +48,21 @@ class CpuKernel:
 
         return reduce_range  # compiled when first called, in about two seconds
 
-    def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
-        bounds = np.linspace(0, len(logits_RC), min(self._num_threads, len(logits_RC)) + 1).astype(int).tolist()
-        logits = logits_RC.numpy()
+    def empty(self, intervals: Intervals) -> Masses:
+        return Masses.empty(intervals)
+
+    def check(self) -> None:
+        pass
+
+    def __call__(self, logits_RV: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
+        bounds = np.linspace(0, len(logits_RV), min(self._num_threads, len(logits_RV)) + 1).astype(int).tolist()
+        logits = logits_RV.numpy()
         vocabulary = self._vocabulary
         shares = [
             self._threads.submit(
                 self._reduce_range,
                 logits[first:last],
+                self._order_C,
                 first_row + first,
                 int(into.row_intervals[first_row + first]),
                 intervals,
@@ -64,45 +79,134 @@ class CpuKernel:
             raise ValueError(NOT_FINITE)
 
 
-class Reducer:
-    """A head with the kernel for its device.
+class PromptRows:
+    """Rows of one prompt that are being reduced, in the order in which an engine computes them.
 
-    Args:
-        chunk: rows whose logits are held at once; a product with the head reads all of its weights. None: 256 on a CPU
-            (with 49,152 columns, chunks of 128 took a tenth longer per row, and of 512 a twentieth less), 1024 on a GPU
-            (not measured).
+    An engine that starts a prompt again after an interruption starts again at its first row.
     """
 
-    def __init__(self, head: Head, vocabulary: Vocabulary, chunk: int | None = None) -> None:
-        self.head, self.vocabulary = head, vocabulary
-        self.chunk = chunk or (1024 if head.weight_CD.is_cuda else 256)
-        self.kernel = open_kernel(head, vocabulary)
-        self._turn = threading.Lock()  # one buffer for logits; the audit and the dump's other thread both reduce
+    def __init__(self, requests: Sequence[RowsAlong], intervals: Sequence[Intervals]) -> None:
+        self._num_rows = [request.num_rows for request in requests]
+        self.index_R = np.concatenate([r.first + np.arange(r.num_rows) for r in requests])  # of each row's token
+        if np.any(np.diff(self.index_R) < 0):
+            raise ValueError("the rows of a prompt must be requested in order")
+        self.intervals = Intervals.join(intervals)
+        self._done: list[Masses] | list[DeviceMasses] = []
 
-    def reduce(self, parts: Sequence[Rows]) -> list[list[ReducedRow]]:
-        """Reduce the rows of each part, in order. Raises ValueError for hidden states or logits that are not finite."""
-        if not parts:
-            return []
-        intervals = Intervals.join([part.covering.intervals(part.offsets) for part in parts])
-        hidden_RD = torch.cat([part.hidden_RD for part in parts])
-        if not bool(torch.isfinite(hidden_RD).all()):
-            raise ValueError(NOT_FINITE)
-        masses = Masses.empty(intervals)
-        with self._turn:
-            for first, last in pairwise(even_bounds(len(hidden_RD), self.chunk)):
-                self.kernel(self.head.logits(hidden_RD[first:last]), first, intervals, masses)
-        rows = as_rows(intervals, masses)
-        bounds = np.cumsum([0, *(len(part.offsets) for part in parts)]).tolist()
+    @staticmethod
+    def along(requests: Sequence[RowsAlong], vocabulary: Vocabulary) -> "PromptRows":
+        """Return the rows of some requests, none of them reduced yet."""
+        return PromptRows(requests, [request.intervals(vocabulary.trie) for request in requests])
+
+    @staticmethod
+    def canonical(coverings: Sequence[Covering], firsts: Sequence[int]) -> "PromptRows":
+        """Return the canonical rows of some coverings, of which the first stands after token `firsts` of the prompt."""
+        requests = [RowsAlong.canonical(covering, first) for covering, first in zip(coverings, firsts, strict=True)]
+        return PromptRows(requests, [covering.canonical for covering in coverings])
+
+    def between(self, first: int, last: int) -> tuple[int, int]:
+        """Return the range of the rows that stand after tokens `first .. last - 1` of the prompt."""
+        start, stop = np.searchsorted(self.index_R, (first, last)).tolist()
+        return start, stop
+
+    def take(self, start: int, masses: Masses | DeviceMasses) -> None:
+        """Take the masses of rows `start ..`. Raises RuntimeError if rows before them are missing."""
+        if start == 0:
+            self._done.clear()
+        if start != self.num_done:
+            raise RuntimeError(f"row {start} of a prompt was computed after row {self.num_done - 1}")
+        self._done.append(masses)  # type: ignore[arg-type]
+
+    @property
+    def num_done(self) -> int:
+        return sum(len(masses.end_R) for masses in self._done)
+
+    def masses(self) -> Masses | DeviceMasses:
+        """Return the masses of all rows, where they are. Raises RuntimeError if some were not computed."""
+        if self.num_done < len(self.index_R):
+            raise RuntimeError(
+                f"the engine computed {self.num_done} of the {len(self.index_R)} rows requested of a prompt"
+            )
+        if not self._done:
+            return Masses.empty(self.intervals)
+        return self._done[0] if len(self._done) == 1 else type(self._done[0]).join(self._done)  # type: ignore[arg-type]
+
+    def masses_on_host(self) -> Masses:
+        """Return the masses of all rows in the host's memory."""
+        masses = self.masses()
+        return masses.on_host() if isinstance(masses, DeviceMasses) else masses
+
+    def rows(self) -> list[list[ReducedRow]]:
+        """Return the reduced rows of each request."""
+        rows = as_rows(self.intervals, self.masses_on_host())
+        bounds = np.cumsum([0, *self._num_rows]).tolist()
         return [rows[first:last] for first, last in pairwise(bounds)]
 
 
-def open_kernel(head: Head, vocabulary: Vocabulary) -> Kernel:
-    """Return the kernel for the head's device."""
-    if head.weight_CD.is_cuda:
+class ComputedRows(NamedTuple):
+    """Some rows of a prompt, from `start` on, and what the model's head is applied to: R x D."""
+
+    rows: PromptRows
+    start: int
+    states_RD: Tensor
+
+
+class Reducer:
+    """The reduction for a vocabulary on a device.
+
+    Args:
+        chunk: rows whose logits are held at once; None: `CHUNK_CPU` or `CHUNK_GPU`.
+        cores: see `CpuKernel`.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, device: torch.device, chunk: int | None = None, cores: set[int] | None = None
+    ) -> None:
+        self.vocabulary, self.chunk = vocabulary, default_chunk(device) if chunk is None else chunk
+        self.kernel = _open_kernel(vocabulary, device, cores)
+
+    def reduce(self, computed: Sequence[ComputedRows], logits_of: Callable[[Tensor], Tensor | None]) -> None:
+        """Reduce rows of several prompts together, and give each prompt its own.
+
+        Args:
+            logits_of: the model's own logits of some rows' states, R x V; None in a process that reduces nothing, as
+                under tensor parallelism. It is called equally often in each process.
+        Raises:
+            ValueError: a logit is not finite.
+        """
+        computed = [part for part in computed if len(part.states_RD)]
+        if not computed:
+            return
+        parts = [part.rows.intervals.some_rows(part.start, part.start + len(part.states_RD)) for part in computed]
+        intervals = Intervals.join(parts)
+        states_RD = torch.cat([part.states_RD for part in computed])
+        masses, is_here = self.kernel.empty(intervals), True
+        for first, last in pairwise(even_bounds(len(states_RD), self.chunk)):
+            logits_RV = logits_of(states_RD[first:last])
+            if logits_RV is None:
+                is_here = False
+                continue
+            if logits_RV.shape[1] != len(self.vocabulary.order):
+                raise ValueError(f"the model has logits of {logits_RV.shape[1]} ids, not {len(self.vocabulary.order)}")
+            self.kernel(logits_RV.float(), first, intervals, masses)
+        self.kernel.check()
+        at = 0
+        for part in computed if is_here else ():
+            part.rows.take(part.start, masses.some_rows(at, at + len(part.states_RD)))
+            at += len(part.states_RD)
+
+
+def default_chunk(device: torch.device) -> int:
+    """Return how many rows' logits are held at once on a device."""
+    return CHUNK_GPU if device.type == "cuda" else CHUNK_CPU
+
+
+def _open_kernel(vocabulary: Vocabulary, device: torch.device, cores: set[int] | None) -> Kernel[Any]:
+    if device.type == "cuda":
         from stage1_teacher.reduction.triton_kernel import TritonKernel  # CUDA builds of torch bring Triton along
 
-        return TritonKernel(vocabulary)
-    return CpuKernel(vocabulary)
+        return TritonKernel(vocabulary, device)
+    return CpuKernel(vocabulary, cores)
 
 
 def even_bounds(count: int, max_size: int) -> list[int]:

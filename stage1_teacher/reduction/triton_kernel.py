@@ -22,7 +22,8 @@ from torch import Tensor
 from pipeline.covering.covering import MIN_LOGIT
 from pipeline.covering.intervals import Intervals
 from pipeline.covering.vocabulary import Vocabulary
-from stage1_teacher.reduction.types import NOT_FINITE, Masses
+from stage1_teacher.reduction.device_trie import DeviceTrie
+from stage1_teacher.reduction.types import NOT_FINITE, DeviceMasses
 
 BLOCK = 32  # columns: 128 bytes of float32, a cache line
 TILE = 4096  # columns in flight for one row
@@ -127,14 +128,15 @@ def _sum_ranges(
     tl.store(probs_J + j, mass / tl.load(total_R + row), mask=real)
 
 
-def range_probs(logits_RC: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tensor) -> Tensor:
+def range_probs(logits_RC: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tensor) -> tuple[Tensor, Tensor]:
     """Sum the softmax of row `row_J` over columns `first_J .. last_J`: J float32; 0 for an empty range.
 
     Args:
         logits_RC: float32, with contiguous columns.
         row_J, first_J, last_J: int32, on the same device.
-    Raises:
-        ValueError: a row's largest logit is not finite, or a logit is nan.
+
+    Returns:
+        The sums, and whether all logits were finite but for those of minus infinity (a boolean on the device).
     """
     num_rows, width = logits_RC.shape
     num_blocks, num_tiles = triton.cdiv(width, BLOCK), triton.cdiv(width, TILE)
@@ -165,40 +167,48 @@ def range_probs(logits_RC: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tenso
         blocks_at_once=BLOCKS_AT_ONCE,
         **sizes,
     )
-    if not bool(torch.isfinite(row_max_R).all()):
-        raise ValueError(NOT_FINITE)
-    return probs_J
+    return probs_J, torch.isfinite(row_max_R).all()
 
 
 class TritonKernel:
-    """The kernel for a head on a GPU; see `stage1_teacher.reduction.types.Kernel`."""
+    """The kernel for logits on a GPU; see `stage1_teacher.reduction.types.Kernel`."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
+        self._device = device
+        self._order_C = torch.from_numpy(vocabulary.order).to(device)
+        self._trie = DeviceTrie.of(vocabulary.trie, device)
         self._ends = (vocabulary.num_text_tokens, vocabulary.num_text_tokens + vocabulary.num_end)
+        self._finite: list[Tensor] = []
 
-    def __call__(self, logits_RC: Tensor, first_row: int, intervals: Intervals, into: Masses) -> None:
-        num_rows = len(logits_RC)
-        rows = slice(first_row, first_row + num_rows)
-        starts = into.row_intervals[first_row : first_row + num_rows + 1]
-        row_J, first_J, last_J = self._ranges(num_rows, first_row, intervals)
-        to_device = [torch.from_numpy(a.astype(np.int32)).to(logits_RC.device) for a in (row_J, first_J, last_J)]
-        probs_J = range_probs(logits_RC, *to_device).cpu().numpy().astype(np.float64)
-        # As on a CPU, no column has less mass than MIN_LOGIT gives: a product of two small factors may be 0.
-        np.maximum(probs_J, (last_J - first_J) * np.exp(MIN_LOGIT) / logits_RC.shape[1], out=probs_J)
-        num_intervals = int(starts[-1] - starts[0])
-        into.masses_I[starts[0] : starts[-1]] = probs_J[:num_intervals]
-        into.end_R[rows] = probs_J[num_intervals : num_intervals + num_rows]
-        has_token = intervals.columns_R[rows] >= 0
-        into.token_R[rows] = np.where(has_token, probs_J[num_intervals + num_rows :], np.nan)
+    def empty(self, intervals: Intervals) -> DeviceMasses:
+        return DeviceMasses.empty(intervals, self._device)
 
-    def _ranges(self, num_rows: int, first_row: int, intervals: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (row, first column, last column) of the rows' intervals, then END tokens, then next tokens."""
+    def check(self) -> None:
+        """Wait for the device, once for all chunks of a step."""
+        finite, self._finite = self._finite, []
+        if finite and not bool(torch.stack(finite).all()):
+            raise ValueError(NOT_FINITE)
+
+    def __call__(self, logits_RV: Tensor, first_row: int, intervals: Intervals, into: DeviceMasses) -> None:
+        num_rows, width = logits_RV.shape
         some = intervals.some_rows(first_row, first_row + num_rows)
-        first_I, last_I = some.column_ranges()
-        row, intervals_R = np.arange(num_rows), np.diff(some.row_intervals)
-        column_R = some.columns_R
-        return (
-            np.concatenate([row.repeat(intervals_R), row, row]),
-            np.concatenate([first_I, np.full(num_rows, self._ends[0]), np.maximum(column_R, 0)]),
-            np.concatenate([last_I, np.full(num_rows, self._ends[1]), column_R + 1]),
+        start, stop = (int(into.row_intervals[row]) for row in (first_row, first_row + num_rows))
+        nodes_N, row_N, column_R = (
+            torch.from_numpy(values).to(self._device)
+            for values in (some.nodes_N, np.arange(num_rows).repeat(np.diff(some.row_nodes)), some.columns_R)
         )
+        interval_I, node_I = self._trie.intervals(nodes_N, stop - start)
+        row_R = torch.arange(num_rows, device=self._device)
+        end_first_R, end_last_R = (torch.full_like(row_R, end) for end in self._ends)
+        row_J = torch.cat([row_N[node_I], row_R, row_R])
+        first_J = torch.cat([self._trie.first_J[interval_I], end_first_R, column_R.clamp(min=0)])
+        last_J = torch.cat([self._trie.last_J[interval_I], end_last_R, column_R + 1])
+        logits_RC = logits_RV[:, self._order_C]
+        probs_J, is_finite = range_probs(logits_RC, row_J.int(), first_J.int(), last_J.int())
+        self._finite.append(is_finite)
+        # As on a CPU, no column has less mass than MIN_LOGIT gives: a product of two small factors may be 0.
+        probs_J = torch.maximum(probs_J, (last_J - first_J) * (np.exp(MIN_LOGIT) / width))
+        rows = slice(first_row, first_row + num_rows)
+        into.masses_I[start:stop] = probs_J[: stop - start]
+        into.end_R[rows] = probs_J[stop - start : stop - start + num_rows]
+        into.token_R[rows] = probs_J[stop - start + num_rows :].where(column_R >= 0, torch.nan)

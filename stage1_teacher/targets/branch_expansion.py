@@ -1,12 +1,11 @@
-"""Expansion of branches over a batch of documents, in rounds of one engine call and one reduction each."""
+"""Expansion of branches over a batch of documents, in rounds of one engine call each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.covering.branches import Branch, Branching, Path
 from stage1_teacher.engines.base import Branches, BranchToken
-from stage1_teacher.reduction.reducer import Reducer
-from stage1_teacher.reduction.types import Rows
+from stage1_teacher.reduction.types import RowsAlong
 
 
 class BranchPoint(NamedTuple):
@@ -16,9 +15,7 @@ class BranchPoint(NamedTuple):
     before: int
 
 
-def expand(
-    branchings: Sequence[Branching], points: Sequence[BranchPoint], branches: Branches, reducer: Reducer
-) -> None:
+def expand(branchings: Sequence[Branching], points: Sequence[BranchPoint], branches: Branches) -> None:
     """Add to each covering all the rows that it requests.
 
     Branches whose paths are longer than the engine accepts are not expanded, so that they are counted in `dropped`.
@@ -36,6 +33,7 @@ def expand(
         if not requested:
             return
         tokens: list[BranchToken] = []
+        along: list[RowsAlong] = []
         for index, fitting in requested:
             for branch in fitting:
                 path = branchings[index].path(branch)
@@ -43,17 +41,11 @@ def expand(
                 parent = numbers[index, Path(path.num_canonical, path.tokens[:-1])] if len(path.tokens) > 1 else None
                 prompt, before = points[index]
                 tokens.append(BranchToken(prompt, before + path.num_canonical, branch.token, parent))
+                along.append(RowsAlong.single(branchings[index].covering, branch.end, 0))
                 numbers[index, path] = len(numbers)
-        hidden_ND = branches.extend(tokens)
-        parts = hidden_ND.split([len(fitting) for _, fitting in requested])
-        rows = reducer.reduce(
-            [
-                Rows(branchings[index].covering, [branch.end for branch in fitting], part_ND)
-                for (index, fitting), part_ND in zip(requested, parts, strict=True)
-            ]
-        )
-        for (index, fitting), reduced in zip(requested, rows, strict=True):
-            branchings[index].add(fitting, reduced)
+        rows = iter(branches.extend(tokens, along))
+        for index, fitting in requested:
+            branchings[index].add(fitting, [next(rows)._replace(offset=branch.end) for branch in fitting])
 
 
 def _fitting(branching: Branching, point: BranchPoint, longest: int | None) -> list[Branch]:

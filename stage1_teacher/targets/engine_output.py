@@ -1,17 +1,16 @@
 """Output of an engine for some windows: a class for each kind, which makes the targets from it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
-from torch import Tensor
-
+from pipeline.config import DumpConfig
 from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering, ReducedRow
 from pipeline.covering.targets import Targets
 from pipeline.covering.truncated_rows import ListedRows, listed_targets
 from stage1_teacher.inputs.encoded_windows import EncodedWindow
-from stage1_teacher.reduction.reducer import Reducer
-from stage1_teacher.reduction.types import Rows
+from stage1_teacher.reduction.sparse_targets import SpanRequest, SparseTargets, Sparsity
+from stage1_teacher.reduction.types import RowsAlong
 
 
 class EngineOutput(Protocol):
@@ -28,21 +27,26 @@ class EngineOutput(Protocol):
         """Return the rows of each span that begin where its canonical encoding has no token boundary."""
 
 
-class CanonicalOutput(NamedTuple):
-    """Hidden states of the canonical rows alone."""
+class SparseOutput(NamedTuple):
+    """Sparse targets that the engine's workers have made: nothing is left to sum."""
 
-    hidden: Sequence[Tensor]  # for each span, R x D
+    spans: Sequence[SparseTargets]
     num_tokens: int
-    reducer: Reducer
+
+
+class CanonicalOutput(NamedTuple):
+    """The canonical rows alone, reduced."""
+
+    rows: Sequence[list[ReducedRow]]  # of each span
+    num_tokens: int
 
     def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
-        """Reduce the rows and sum them to bytes."""
-        reduced = reduce_canonical(self.reducer, coverings, self.hidden)
-        return [covering.targets(rows) for covering, rows in zip(coverings, reduced, strict=True)]
+        """Sum the rows to bytes."""
+        return [covering.targets(rows) for covering, rows in zip(coverings, self.rows, strict=True)]
 
     def off_boundaries(self) -> list[list[ReducedRow]]:
         """Return none."""
-        return [[] for _ in self.hidden]
+        return [[] for _ in self.rows]
 
 
 class BranchedOutput(NamedTuple):
@@ -76,20 +80,33 @@ class TopKOutput(NamedTuple):
         return [[] for _ in self.rows]
 
 
-def reduce_canonical(
-    reducer: Reducer, coverings: Sequence[Covering], hidden: Sequence[Tensor]
-) -> list[list[ReducedRow]]:
-    """Reduce the hidden states (R x D) of each covering's canonical rows."""
-    return reducer.reduce(
-        [Rows(covering, covering.offsets, states_RD) for covering, states_RD in zip(coverings, hidden, strict=True)]
-    )
+def canonical_requests(windows: Sequence[EncodedWindow], coverings: Sequence[Covering]) -> list[list[RowsAlong]]:
+    """Return the requests for the canonical rows of each window's spans.
+
+    They are the row before a span's first token, and the row after each of its tokens.
+    """
+    of_spans = iter(coverings)
+    return [[RowsAlong.canonical(next(of_spans), span.first) for span in window.spans] for window in windows]
 
 
-Sliceable = TypeVar("Sliceable", Tensor, ListedRows)
+def span_requests(windows: Sequence[EncodedWindow]) -> list[list[SpanRequest]]:
+    """Return the requests for the sparse targets of each window's spans."""
+    return [
+        [
+            SpanRequest(span.first, span.tokens, span.covered_bytes, span.skipped, span.segment.has_end)
+            for span in window.spans
+        ]
+        for window in windows
+    ]
 
 
-def span_rows(rows: Sequence[Sliceable], windows: Sequence[EncodedWindow]) -> list[Sliceable]:
-    """Return the rows of each span of each window: the row before its first token, and the row after each token."""
+def sparsity_of(dump: DumpConfig) -> Sparsity:
+    """Return what a dump keeps of its targets."""
+    return Sparsity(dump.top_k, dump.min_prob, dump.covering.redistribute_dropped, dump.arithmetic_used)
+
+
+def listed_spans(rows: Sequence[ListedRows], windows: Sequence[EncodedWindow]) -> list[ListedRows]:
+    """Return the listed rows of each span of each window, as `canonical_requests` would."""
     return [
         window_rows[span.first : span.first + len(span.tokens) + 1]
         for window_rows, window in zip(rows, windows, strict=True)

@@ -1,15 +1,12 @@
-"""Opening of a teacher: its head is read, its engine started, and both are checked against the model's own output."""
+"""Opening of a teacher: its engine is started, and its rows are checked against the model's own output."""
 
 from collections.abc import Callable
 from traceback import walk_tb
 
-import torch
-
 from pipeline.config import Recipe
 from pipeline.config.engines import other_engine
-from pipeline.covering.vocabulary import Vocabulary
+from pipeline.covering.vocabulary import Vocabulary, check_head_rows
 from pipeline.runtime import log
-from pipeline.runtime.devices import computes_on_gpu
 from pipeline.runtime.dtypes import slow_dtype
 from pipeline.runtime.huggingface import load_config
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
@@ -18,7 +15,6 @@ from stage1_teacher.engines.base import Engine, EngineRequest, ListingEngine
 from stage1_teacher.engines.branch_check import branching_fault, with_branches
 from stage1_teacher.engines.registry import open_engine
 from stage1_teacher.engines.self_check import check_engine
-from stage1_teacher.reduction.reducer import Reducer
 from stage1_teacher.targets.resolved import resolve_ids
 from stage1_teacher.targets.teacher import Teacher
 
@@ -31,9 +27,7 @@ def open_teacher(
     branches: bool = False,
     over_machines: bool = False,
 ) -> Teacher:
-    """Load engine and head. The head is read first, so that a wrong tokenizer fails before the engine starts.
-
-    An engine is used only after `check_engine` has found that head and engine together give the model's own output.
+    """Start the engine, which is used only after `check_engine` has found that its rows are the model's own.
 
     Args:
         chat: the tokenizer with its chat template, if the corpus holds chats.
@@ -43,32 +37,21 @@ def open_teacher(
     teacher, placement = recipe.teacher, recipe.placement
     source = teacher.source.at(model)
     ids = resolve_ids(recipe, tokenizer, chat)
-    request = EngineRequest(model, teacher, placement, tokenizer, ids.start, ids.end, False, over_machines)
-    if not teacher.engine_spec.hidden_states:
+    request = EngineRequest(model, teacher, placement, tokenizer, ids.start, ids.ends, False, over_machines)
+    if not teacher.engine_spec.whole_softmax:
         return _open_listing(recipe, request, chat, ids.ends)
-    from stage1_teacher.reduction.head_weights import load_head  # seconds to import
-
     if slow := slow_dtype("teacher.dtype", teacher.dtype):
         log.warning(slow)
-    head, vocabulary = load_head(
-        source,
-        getattr(torch, teacher.dtype),
-        tokenizer.token_bytes,
-        ids.ends,
-        alone=not placement.overlap,  # otherwise the engine computes in another thread
-    )
-    if computes_on_gpu():
-        head = head.to("cuda")
-    reducer = Reducer(head, vocabulary, placement.reduce_rows)
     config = load_config(source)
+    if (width := getattr(config.get_text_config(), "vocab_size", None)) is not None:
+        check_head_rows(width, tokenizer.token_bytes)  # before an engine starts, which may take minutes
     named = f"{teacher.model} ({', '.join(config.architectures or [config.model_type])})"
 
     def open_checked(branching: bool) -> Engine:
         engine = open_engine(request._replace(branches=branching))
         assert not isinstance(engine, ListingEngine)
         try:
-            head.follow(engine.logit_rule())
-            check_engine(engine, reducer, tokenizer, ids.start, teacher, named)
+            check_engine(engine, tokenizer, ids.start, teacher, named)
         except BaseException:
             engine.close()
             raise
@@ -83,14 +66,13 @@ def open_teacher(
             return open_checked(False)
         return with_branches(
             open_checked,
-            lambda engine: branching_fault(engine, reducer, tokenizer, ids.start, teacher, config),
+            lambda engine: branching_fault(engine, tokenizer, ids.start, teacher, config),
             recipe.dump.covering.beam_width > 0,
             named,
         )
 
-    return Teacher(
-        recipe, _started(reopen, named, teacher.engine), vocabulary, tokenizer, ids.start, reducer, reopen, chat
-    )
+    engine = _started(reopen, named, teacher.engine)
+    return Teacher(recipe, engine, engine.vocabulary, tokenizer, ids.start, reopen, chat)
 
 
 def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:
@@ -143,4 +125,4 @@ def _open_listing(recipe: Recipe, request: EngineRequest, chat: ChatTokenizer | 
     vocabulary = Vocabulary(tokenizer.token_bytes, ends, len(tokenizer.token_bytes))
     # A connection retries each request by itself.
     restart = None if teacher.engine_spec.needs_address else reopen
-    return Teacher(recipe, engine, vocabulary, tokenizer, request.start, None, restart, chat)
+    return Teacher(recipe, engine, vocabulary, tokenizer, request.start, restart, chat)

@@ -1,7 +1,6 @@
 """Construction of records from windows and a teacher's targets: the entries and columns of a shard."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,69 +11,62 @@ from schemas import levels
 from schemas.columns import BY_NAME, MEASURES
 from schemas.record import Record
 from stage1_teacher.inputs.encoded_windows import EncodedWindow, spelled_lengths
-from stage1_teacher.targets.dense_float32 import counts, exact_entries
-from stage1_teacher.targets.engine_output import EngineOutput
+from stage1_teacher.reduction.sparse_targets import SparseTargets, Sparsity, sparse_targets
+from stage1_teacher.reduction.sparsify import Entries
+from stage1_teacher.targets.dense_float32 import exact_entries
+from stage1_teacher.targets.engine_output import EngineOutput, SparseOutput, span_requests, sparsity_of
 from stage1_teacher.targets.rounding import round_entries
-from stage1_teacher.targets.sparsify import sparsify
 from stage1_teacher.targets.teacher import Teacher
 
 
 def make_records(
-    windows: Sequence[EncodedWindow], output: EngineOutput, teacher: Teacher, dump: DumpConfig
+    windows: Sequence[EncodedWindow], output: EngineOutput | SparseOutput, teacher: Teacher, dump: DumpConfig
 ) -> list[Record]:
     """Make the windows' records from the engine's output."""
-    targets = iter(teacher.targets(windows, output))
-    return [
-        make_record(
-            window,
-            [next(targets) for _ in window.spans],
-            teacher.tokenizer,
-            dump.top_k,
-            dump.min_prob,
-            exact=dump.coding == levels.EXACT,
-        )
-        for window in windows
-    ]
+    if isinstance(output, SparseOutput):
+        sparse = list(output.spans)
+    else:
+        requests = [request for of_window in span_requests(windows) for request in of_window]
+        targets = teacher.targets(windows, output)
+        sparse = [sparse_targets(*of_span, sparsity_of(dump)) for of_span in zip(targets, requests, strict=True)]
+    spans = iter(sparse)
+    exact = dump.coding == levels.EXACT
+    return [assemble(window, [next(spans) for _ in window.spans], teacher.tokenizer, exact) for window in windows]
 
 
 def make_record(
-    window: EncodedWindow,
-    targets: Sequence[Targets],
-    tokenizer: ByteTokenizer,
-    top_k: int,
-    min_prob: float,
-    exact: bool = False,
+    window: EncodedWindow, targets: Sequence[Targets], tokenizer: ByteTokenizer, top_k: int, min_prob: float
 ) -> Record:
-    """Make a window's record from the targets of its spans, which include the tokenizer's prefix.
+    """Make a window's record from the dense targets of its spans, which include the tokenizer's prefix."""
+    [requests] = span_requests([window])
+    sparse = [
+        sparse_targets(of_span, request, Sparsity(top_k, min_prob))
+        for of_span, request in zip(targets, requests, strict=True)
+    ]
+    return assemble(window, sparse, tokenizer)
+
+
+def assemble(
+    window: EncodedWindow, spans: Sequence[SparseTargets], tokenizer: ByteTokenizer, exact: bool = False
+) -> Record:
+    """Make a window's record from the sparse targets of its spans.
 
     Args:
-        exact: store every number as float32, and every symbol, whatever `top_k` and `min_prob` are.
+        exact: store every number as float32; the targets hold every symbol.
     """
-    supervised = [slice(s.skipped, s.skipped + s.segment.num_positions) for s in window.spans]
-    kept = list(zip(targets, supervised, strict=True))
-    segments = tuple(span.segment for span in window.spans)
-    realised = b"".join(window.text[s.start : s.start + s.length] + (b"\xff" if s.has_end else b"") for s in segments)
-    probs_PV = np.concatenate([of_span.probs_PV[positions] for of_span, positions in kept])
-    if exact:
-        counts_P, rounded = counts(len(probs_PV)), exact_entries(probs_PV)
-    else:
-        entries = sparsify(probs_PV, np.frombuffer(realised, dtype=np.uint8), top_k, min_prob)
-        counts_P, rounded = entries.counts_P, round_entries(entries)
-    lengths, token_logprobs = _token_columns(window, targets, tokenizer)
-
-    measured: dict[str, Any] = {}
-    for column in MEASURES:
-        values_P = np.concatenate([getattr(of_span, f"{column.name}_P")[positions] for of_span, positions in kept])
-        measured[column.name] = column.as_stored(values_P, exact)
+    entries = Entries(*map(np.concatenate, zip(*(of_span.entries for of_span in spans), strict=True)))
+    rounded = exact_entries(entries) if exact else round_entries(entries)
+    lengths, token_logprobs = _token_columns(window, spans, tokenizer)
+    measures_MP = np.concatenate([of_span.measures_MP for of_span in spans], axis=1)
     return Record(
         doc_id=window.doc_id,
         window_start=window.bounds.start,
         document=window.text,
-        segments=segments,
+        segments=tuple(span.segment for span in window.spans),
         teacher_token_lengths=lengths,
         teacher_token_logprobs=BY_NAME["teacher_token_logprobs"].as_stored(token_logprobs, exact),
-        entry_counts=counts_P,
-        **measured,
+        entry_counts=entries.counts_P,
+        **{column.name: column.as_stored(of_P, exact) for column, of_P in zip(MEASURES, measures_MP, strict=True)},
         symbols=rounded.symbols_E,
         logprobs=rounded.logprobs_E,
         message_roles=window.roles,
@@ -84,7 +76,7 @@ def make_record(
 
 
 def _token_columns(
-    window: EncodedWindow, targets: Sequence[Targets], tokenizer: ByteTokenizer
+    window: EncodedWindow, targets: Sequence[SparseTargets], tokenizer: ByteTokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each token's bytes and log-probability; text between spans counts as one token of log-probability 0."""
     lengths: list[int] = []

@@ -15,7 +15,7 @@ from numba import njit
 
 from schemas import NUM_SYMBOLS
 from schemas.levels import NUM_RARE, OTHER_LOGPROBS, TOP_LOGPROBS
-from stage1_teacher.targets.sparsify import Entries
+from stage1_teacher.reduction.sparsify import Entries
 
 _TOPS, _OTHERS = np.exp(TOP_LOGPROBS.astype(np.float64)), np.exp(OTHER_LOGPROBS.astype(np.float64))
 _TOP_ROOTS, _OTHER_ROOTS = np.sqrt(_TOPS), np.sqrt(_OTHERS)

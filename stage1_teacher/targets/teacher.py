@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from pipeline.config import Recipe
+from pipeline.config import DumpConfig, Recipe
 from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering
 from pipeline.covering.dropped_mass import spread
@@ -11,17 +11,19 @@ from pipeline.covering.targets import Targets
 from pipeline.covering.vocabulary import Vocabulary
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
-from stage1_teacher.engines.base import Branches, Engine, ListingEngine, close_failed, free_memory
+from stage1_teacher.engines.base import Engine, ListingEngine, SparseEngine, close_failed, free_memory
 from stage1_teacher.inputs.encoded_windows import EncodedWindow
-from stage1_teacher.reduction.reducer import Reducer
 from stage1_teacher.targets.branch_expansion import BranchPoint, expand
 from stage1_teacher.targets.engine_output import (
     BranchedOutput,
     CanonicalOutput,
     EngineOutput,
+    SparseOutput,
     TopKOutput,
-    reduce_canonical,
-    span_rows,
+    canonical_requests,
+    listed_spans,
+    span_requests,
+    sparsity_of,
 )
 
 
@@ -29,7 +31,6 @@ class Teacher:
     """An engine, and what makes targets from its output. Leaving `with` closes it.
 
     Args:
-        reducer: None if the engine lists tokens itself.
         reopen: opens a new engine; None for an engine that recovers by itself.
         chat: the tokenizer with its chat template, if the corpus holds chats.
     """
@@ -41,7 +42,6 @@ class Teacher:
         vocabulary: Vocabulary,
         tokenizer: ByteTokenizer,
         start: int | None,
-        reducer: Reducer | None,
         reopen: Callable[[], Engine | ListingEngine] | None = None,
         chat: ChatTokenizer | None = None,
     ) -> None:
@@ -50,7 +50,7 @@ class Teacher:
         self._engine: Engine | ListingEngine | None = engine
         self._reopen = reopen
         self.max_tokens, self.overlap_tokens = recipe.teacher.max_tokens, recipe.teacher.overlap_tokens
-        self.vocabulary, self.reducer, self._config = vocabulary, reducer, recipe.dump.covering
+        self.vocabulary, self._config = vocabulary, recipe.dump.covering
         self._arithmetic = recipe.dump.arithmetic_used
 
     @property
@@ -106,30 +106,36 @@ class Teacher:
         if not prompts:
             return TopKOutput([], 0)
         if isinstance(self.engine, ListingEngine):
-            return TopKOutput(span_rows(self.engine.listed_rows(prompts), windows), num_tokens)
-        assert self.reducer is not None
-        if not self._config.beam_width:
-            return CanonicalOutput(span_rows(self.engine.hidden_states(prompts), windows), num_tokens, self.reducer)
-        return self._branch(windows, self.engine.branches(prompts))
-
-    def _branch(self, windows: Sequence[EncodedWindow], branches: Branches) -> BranchedOutput:
-        assert self.reducer is not None
+            return TopKOutput(listed_spans(self.engine.listed_rows(prompts), windows), num_tokens)
         coverings = self._coverings(windows)
+        requests = canonical_requests(windows, coverings)
+        if not self._config.beam_width:
+            rows = self.engine.reduced_rows(prompts, requests)
+            return CanonicalOutput([of_span for of_prompt in rows for of_span in of_prompt], num_tokens)
+        branches = self.engine.branches(prompts, requests)
         spans = [span for window in windows for span in window.spans]
         branchings = [
             Branching(covering, span.tokens, self._config) for covering, span in zip(coverings, spans, strict=True)
         ]
-        canonical = reduce_canonical(self.reducer, coverings, span_rows(branches.hidden, windows))
-        for branching, rows in zip(branchings, canonical, strict=True):
-            branching.add_canonical(rows)
+        canonical = [of_span for of_prompt in branches.rows for of_span in of_prompt]
+        for branching, of_span in zip(branchings, canonical, strict=True):
+            branching.add_canonical(of_span)
         before = [len(self.prompt(window)) - len(window.tokens) for window in windows]
         points = [
             BranchPoint(prompt, before[prompt] + span.first)
             for prompt, window in enumerate(windows)
             for span in window.spans
         ]
-        expand(branchings, points, branches, self.reducer)
+        expand(branchings, points, branches)
         return BranchedOutput(branchings, branches.num_tokens)
+
+    def run_for_dump(self, windows: Sequence[EncodedWindow], dump: DumpConfig) -> EngineOutput | SparseOutput:
+        """Run the engine over some windows for what a dump keeps of them; the engine makes that itself, if it can."""
+        if not windows or self._config.beam_width or not isinstance(self.engine, SparseEngine):
+            return self.run_engine(windows)
+        prompts = [self.prompt(window) for window in windows]
+        spans = self.engine.sparse_targets(prompts, span_requests(windows), sparsity_of(dump))
+        return SparseOutput([of_span for of_prompt in spans for of_span in of_prompt], sum(map(len, prompts)))
 
     def targets(self, windows: Sequence[EncodedWindow], output: EngineOutput) -> list[Targets]:
         """Compute the targets of the windows' spans, in order, from the engine's output; they include the prefix."""

@@ -19,6 +19,7 @@ from schemas.shard import read_shard, window_names
 from schemas.storage.locations import Location
 from stage1_teacher.dump.begun import as_dumped
 from stage1_teacher.dump.identity import teacher_identity
+from stage1_teacher.engines.batch_sizes import call_tokens
 from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.inputs.encoded_windows import EncodedWindow, batches
 from stage1_teacher.targets import own_logprobs
@@ -137,7 +138,7 @@ def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[R
     """Recompute each record alone, and as a control also in batches, as a dump does."""
     windows = [window_of(record, teacher) for record in records]
     batched = [
-        targets for batch in batches(windows, recipe.placement.batch_tokens) for targets in _targets(batch, teacher)
+        targets for batch in batches(windows, call_tokens(recipe.placement)) for targets in _targets(batch, teacher)
     ]
     results = []
     for record, window, control_PV in zip(records, windows, batched, strict=True):

@@ -2,13 +2,13 @@
 
     .venv/bin/python -m tests.bench.dump_speed [--documents 32] [--tokens 512] [--rounds 3] [--dtypes bfloat16,float32]
 
-Prints, for each dtype: teacher tokens per second of each mode, their ratios to the floor, where the dump's time beyond
-the head goes, and two controls that any figure of fidelity is read against: the same teacher asked twice in other
-batches, and its logits rounded to bfloat16 as vLLM rounds them.
+Prints, for each dtype: teacher tokens per second of each mode, their ratios to the floor, and two controls that any
+figure of fidelity is read against: the same teacher asked twice in other batches, and its logits rounded to bfloat16 as
+vLLM rounds them for text that it writes.
 
-The floor is the bare forward that also applies the head at every position and throws the logits away. vLLM does not
-give its memory back, so each engine lives in a process of its own; all of them stay up, and in each round every mode
-has one turn.
+The floor is the bare forward in which vLLM's worker applies the head at every position and throws the logits away.
+vLLM does not give its memory back, so each engine lives in a process of its own; all of them stay up, and in each round
+every mode has one turn.
 """
 
 import json
@@ -24,27 +24,34 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.runtime.child_processes import end_children_with_me
-from tests.bench.dump_profile import controls, profile
+from tests.bench.dump_controls import dense_alone, dense_targets, divergence
 from tests.bench.dump_task import Task
 
 GENERATE = ("prefill", "prompt_logprobs_64_flat", "prompt_logprobs_64")
-POOLING = ("hidden", "hidden_head_rounded", "hidden_head", "dump", "dump_overlapped")
+ROUNDED, POOLING = ("head", "dump"), ("trunk", "head", "dump", "dump_overlapped")
+TURNS = [
+    *(("generate", mode) for mode in GENERATE),
+    *(("model", mode) for mode in ROUNDED),
+    *(("float32", mode) for mode in POOLING),
+]
 MEANING = {
-    "prefill": "vLLM's own prefill (one-token generate: the head once a document)",
-    "prompt_logprobs_64_flat": "`prompt_logprobs=64` as flat lists (truncated)",
-    "prompt_logprobs_64": "`prompt_logprobs=64` as Python objects (truncated)",
-    "hidden": "hidden states through the pooling API",
-    "hidden_head_rounded": "hidden states + head, the product and its result in the teacher's dtype",
-    "hidden_head": "hidden states + head, the result in float32: **the floor**",
-    "dump": "the dump: whole softmax, covering, shard written",
-    "dump_overlapped": "the dump with `placement.overlap`: the engine a batch ahead",
+    ("generate", "prefill"): "vLLM's own prefill (one-token generate: the head once a document)",
+    ("generate", "prompt_logprobs_64_flat"): "`prompt_logprobs=64` as flat lists (truncated)",
+    ("generate", "prompt_logprobs_64"): "`prompt_logprobs=64` as Python objects (truncated)",
+    ("model", "head"): "every position's logits in the teacher's dtype, thrown away",
+    ("model", "dump"): "the dump with `teacher.head_dtype: model`",
+    ("float32", "trunk"): "one row a document reduced: the trunk",
+    ("float32", "head"): "every position's logits in float32, thrown away: **the floor**",
+    ("float32", "dump"): "the dump: whole softmax, covering, shard written",
+    ("float32", "dump_overlapped"): "the dump with `placement.overlap`: the engine a batch ahead",
 }
+FLOOR = ("float32", "head")
 Modes = tuple[dict[str, Callable[["Task"], float]], dict[str, Callable[["Task"], Any]]]
 
 
 def serve(kind: str, task: Task) -> None:
     """Warm up each mode, then answer each line of the input, the name of a mode or report, with one line of JSON."""
-    modes, reports = generate_modes(task) if kind == "generate" else pooling_modes(task)
+    modes, reports = generate_modes(task) if kind == "generate" else pooling_modes(task, kind)
     for rate in modes.values():
         rate(task.small())
     answers = modes | reports
@@ -73,36 +80,30 @@ def generate_modes(task: Task) -> Modes:
     }, {}
 
 
-def pooling_modes(task: Task) -> Modes:
-    import torch
-
+def pooling_modes(task: Task, head_dtype: str) -> Modes:
     from stage1_teacher.targets.opening import open_teacher
 
-    teacher = open_teacher(task.recipe, task.model, task.tokenizer)
-    head = teacher.reducer.head
-    rounded_CD = head.weight_CD.to(getattr(torch, task.recipe.teacher.dtype))
-    room: dict[int, torch.Tensor] = {}
-
-    def hidden(task: Task) -> list[torch.Tensor]:
-        return teacher.engine.hidden_states(task.prompts)
-
-    def head_rounded(task: Task) -> None:
-        for part_RD in torch.cat(hidden(task)).to(rounded_CD).split(256):
-            out_RC = room.setdefault(len(part_RD), rounded_CD.new_empty(len(part_RD), len(rounded_CD)))
-            torch.mm(part_RD, rounded_CD.T, out=out_RC)
-
-    def head_float32(task: Task) -> None:
-        for part_RD in torch.cat(hidden(task)).split(256):
-            head.logits(part_RD)
+    config = task.recipe.teacher.model_copy(update={"head_dtype": head_dtype})
+    teacher = open_teacher(task.recipe.with_values(teacher=config), task.model, task.tokenizer)
 
     modes = {
-        "hidden": timed(hidden),
-        "hidden_head_rounded": timed(head_rounded),
-        "hidden_head": timed(head_float32),
+        "trunk": timed(lambda task: trunk(task, teacher)),
+        "head": timed(lambda task: teacher.engine._encode(task.prompts, [None] * len(task.prompts))),  # type: ignore[union-attr]
         "dump": timed(lambda task: dump(task, teacher, overlap=False)),
         "dump_overlapped": timed(lambda task: dump(task, teacher, overlap=True)),
     }
-    return modes, {"profile": lambda task: profile(task, teacher), "controls": lambda task: controls(task, teacher)}
+    return modes, {"dense": lambda task: dense_targets(task, teacher), "alone": lambda task: dense_alone(task, teacher)}
+
+
+def trunk(task: Task, teacher: Any) -> None:
+    """Compute all tokens of the documents, and one row of each."""
+    import numpy as np
+
+    from stage1_teacher.reduction.types import RowsAlong
+
+    one, none = np.zeros(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
+    requests = [[RowsAlong(len(prompt) - 1, b"", one, none)] for prompt in task.prompts]
+    teacher.engine.reduced_rows(task.prompts, requests)
 
 
 def dump(task: Task, teacher: Any, overlap: bool) -> None:
@@ -149,49 +150,48 @@ class Server:
 
 
 def measure_and_print(dtype: str, arguments: list[str], rounds: int) -> None:
-    servers = {"generate": Server("generate", dtype, arguments), "pooling": Server("pooling", dtype, arguments)}
-    turns = [("generate", mode) for mode in GENERATE] + [("pooling", mode) for mode in POOLING]
-    rates: dict[str, list[float]] = {mode: [] for _, mode in turns}
+    servers = {kind: Server(kind, dtype, arguments) for kind in ("generate", "float32", "model")}
+    rates: dict[tuple[str, str], list[float]] = {turn: [] for turn in TURNS}
     for number in range(rounds):
-        for kind, mode in turns:
-            rates[mode].append(servers[kind].ask(mode))
-            print(f"{dtype}, round {number + 1}: {mode} {rates[mode][-1]:.0f} tokens/s", file=sys.stderr, flush=True)
-    profiles = [servers["pooling"].ask("profile") for _ in range(3)]
-    found = servers["pooling"].ask("controls")
+        for turn in TURNS:
+            rates[turn].append(servers[turn[0]].ask(turn[1]))
+            said = f"{dtype}, round {number + 1}: {' '.join(turn)} {rates[turn][-1]:.0f} tokens/s"
+            print(said, file=sys.stderr, flush=True)
+    dense, alone, rounded = (
+        servers["float32"].ask("dense"),
+        servers["float32"].ask("alone"),
+        servers["model"].ask("dense"),
+    )
     for server in servers.values():
         server.close()
-    print_speed(dtype, servers["pooling"].size, rates)
-    print_profile({name: statistics.median(p[name] for p in profiles) for name in profiles[0]})
+    print_speed(dtype, servers["float32"].size, rates)
+    found = {
+        "asked again, each document alone in its batch": divergence(dense, alone),
+        "`teacher.head_dtype: model`": divergence(dense, rounded),
+    }
     print("\n| control, nats per position | " + " | ".join(next(iter(found.values()))) + " |")
     print("| --- " * 5 + "|")
     for name, values in found.items():
         print(f"| {name} | " + " | ".join(f"{value:.2e}" for value in values.values()) + " |", flush=True)
 
 
-def print_speed(dtype: str, size: dict[str, int], rates: dict[str, list[float]]) -> None:
+def print_speed(dtype: str, size: dict[str, int], rates: dict[tuple[str, str], list[float]]) -> None:
     print(f"\n**{dtype}**, {size['tokens']} tokens, {size['bytes']} bytes\n")
     print(
         "| what | tokens/s (median) | share of the floor, round by round (median) | rounds |\n| --- | --- | --- | --- |"
     )
-    for mode, values in rates.items():
-        share = statistics.median(a / b for a, b in zip(values, rates["hidden_head"], strict=True))
+    for turn, values in rates.items():
         each = ", ".join(f"{value:.0f}" for value in values)
-        print(f"| {MEANING[mode]} | {statistics.median(values):.0f} | {share:.2f} | {each} |")
-    for other in ("hidden_head_rounded", "prompt_logprobs_64_flat", "prompt_logprobs_64"):
-        ratio = statistics.median(a / b for a, b in zip(rates["dump"], rates[other], strict=True))
-        print(f"\ndump / {other}: {ratio:.2f}")
+        print(f"| {MEANING[turn]} | {statistics.median(values):.0f} | {_ratio(values, rates[FLOOR]):.2f} | {each} |")
+    for other in (("model", "head"), ("generate", "prompt_logprobs_64_flat"), ("generate", "prompt_logprobs_64")):
+        print(f"\ndump / {MEANING[other]}: {_ratio(rates['float32', 'dump'], rates[other]):.2f}")
+    rounded = _ratio(rates["model", "dump"], rates["model", "head"])
+    print(f"\nthe dump in the teacher's dtype / its own floor: {rounded:.2f}")
 
 
-def print_profile(spent: dict[str, float]) -> None:
-    print("\n| beyond the hidden states | microseconds/token |\n| --- | --- |")
-    for name, value in spent.items():
-        if name != "ranges per row":
-            print(f"| {name} | {value:.1f} |")
-    floor = sum(value for name, value in spent.items() if name.startswith("floor"))
-    print(
-        f"\n{spent['ranges per row']:.0f} ranges per row; softmax and range sums take "
-        f"{spent['softmax and range sums'] / floor:.1f} x their floor of {floor:.1f}"
-    )
+def _ratio(ones: list[float], others: list[float]) -> float:
+    """Return the median of the rounds' ratios."""
+    return statistics.median(one / other for one, other in zip(ones, others, strict=True))
 
 
 def main(

@@ -27,8 +27,8 @@ from pipeline.config.loading import load_recipe
 from schemas import NUM_SYMBOLS
 from schemas.record import Record
 from schemas.shard import commit_shard, read_shard, to_table
+from stage1_teacher.reduction.sparsify import Entries, sparsify
 from stage1_teacher.targets.records import make_record
-from stage1_teacher.targets.sparsify import Entries, sparsify
 from tests.bench.codings import DRAWS, codings_table, sampled
 from tests.bench.dense_targets import Dense, dense_targets
 from tests.bench.gradients import Gradients

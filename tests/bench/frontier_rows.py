@@ -15,13 +15,13 @@ from pipeline.config import CoveringConfig, Recipe
 from pipeline.covering.branches import Branching
 from pipeline.covering.branches import Path as TokenPath
 from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.covering.vocabulary import Vocabulary
+from pipeline.runtime.huggingface import load_config
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.engines.base import Branches, BranchToken
+from stage1_teacher.engines.base import Branches, BranchToken, EngineRequest
 from stage1_teacher.engines.huggingface import TransformersEngine
-from stage1_teacher.reduction.head_weights import load_head
-from stage1_teacher.reduction.reducer import Reducer
-from stage1_teacher.reduction.types import Rows
+from stage1_teacher.reduction.types import RowsAlong
 from stage1_teacher.targets.resolved import resolve_ids
 
 ROWS_AT_ONCE = 512
@@ -41,15 +41,16 @@ class BranchingTeacher:
         self.tokenizer = ByteTokenizer.load(resolve_tokenizer(teacher.tokenizer) if teacher.tokenizer else self._model)
         start, ends = resolve_ids(recipe, self.tokenizer)
         self.start = [] if start is None else [start]
-        dtype = getattr(torch, teacher.dtype)
-        head, self.vocabulary = load_head(source, dtype, self.tokenizer.token_bytes, ends)
-        self.reducer = Reducer(head, self.vocabulary)
+        config = load_config(source).get_text_config()
+        self.vocabulary = Vocabulary(self.tokenizer.token_bytes, ends, config.vocab_size)
+        self._ends = ends
 
     @cached_property
     def engine(self) -> TransformersEngine:
-        engine = TransformersEngine(self._model, self._recipe.teacher, self._recipe.placement, branches=True)
-        self.reducer.head.follow(engine.logit_rule())
-        return engine
+        teacher, placement = self._recipe.teacher, self._recipe.placement
+        return TransformersEngine(
+            EngineRequest(self._model, teacher, placement, self.tokenizer, ends=self._ends, branches=True)
+        )
 
     def covering(self, tokens: Sequence[int]) -> Covering:
         spelled = b"".join(self.tokenizer.token_bytes[token] or b"" for token in tokens)
@@ -70,9 +71,7 @@ class DocumentRows:
         if file.exists():
             self._load()
         else:
-            [self.canonical] = teacher.reducer.reduce(
-                [Rows(self.covering, self.covering.offsets, self._opened().hidden[0])]
-            )
+            [[self.canonical]] = self._opened().rows
 
     def cover(self, config: CoveringConfig) -> tuple[Branching, list[TokenPath]]:
         """Return the whole covering, and the paths of its branch rows."""
@@ -92,13 +91,14 @@ class DocumentRows:
 
     def _opened(self) -> Branches:
         if self._branches is None:
-            self._branches = self._teacher.engine.branches([[*self._teacher.start, *self.tokens]])
+            prompt, requests = [*self._teacher.start, *self.tokens], [RowsAlong.canonical(self.covering, 0)]
+            self._branches = self._teacher.engine.branches([prompt], [requests])
         return self._branches
 
     def _compute(self, new: Sequence[tuple[TokenPath, int]]) -> None:
         """Compute rows, and recompute those on the way to them that only the file holds."""
-        branches, tokens, taken = self._opened(), [], []
-        for path, _ in new:
+        branches, tokens, taken, along = self._opened(), [], [], []
+        for path, end in new:
             for length in range(1, len(path.tokens) + 1):
                 part = TokenPath(path.num_canonical, path.tokens[:length])
                 if part not in self._numbers:
@@ -107,10 +107,12 @@ class DocumentRows:
                         BranchToken(0, len(self._teacher.start) + path.num_canonical, part.tokens[-1], parent)
                     )
                     self._numbers[part] = len(self._numbers)
+                    # Those on the way may be along anything: their rows are not used.
+                    along.append(RowsAlong.single(self.covering, end, 0))
             taken.append(len(tokens) - 1)
-        hidden_ND = branches.extend(tokens)[taken]
-        [rows] = self._teacher.reducer.reduce([Rows(self.covering, [end for _, end in new], hidden_ND)])
-        self._rows.update(zip((path for path, _ in new), rows, strict=True))
+        rows = branches.extend(tokens, along)
+        for (path, end), number in zip(new, taken, strict=True):
+            self._rows[path] = rows[number]._replace(offset=end)
 
     def save(self) -> None:
         """Save masses as float32, flat; a row's intervals follow from its offset."""

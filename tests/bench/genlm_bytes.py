@@ -107,8 +107,8 @@ def ours(opened: Teacher, recipe: Recipe, covering: CoveringConfig, documents: S
     """Return targets of the documents, each a batch of its own, from one teacher for all coverings."""
     recipe = recipe.with_values(dump=recipe.dump.model_copy(update={"covering": covering}))
     tokenizer = opened.tokenizer
-    teacher = Teacher(recipe, opened.engine, opened.vocabulary, tokenizer, opened.start, opened.reducer)
-    count = Count(teacher.engine._model)  # type: ignore[union-attr]
+    teacher = Teacher(recipe, opened.engine, opened.vocabulary, tokenizer, opened.start)
+    count = Count(teacher.engine._model.model)  # type: ignore[union-attr]
     probs, log_mass, seconds, cpu_seconds = [], [], 0.0, 0.0
     for number, document in enumerate([documents[0][:40], *documents]):
         if number == 1:  # the first was the warm-up

@@ -2,9 +2,9 @@
 
     .venv/bin/python -m tests.bench.host_path [--tokens 40000] [--rounds 3] [--processes 2]
 
-The engine and the reduction cost nothing here: a row's range sums are made once, by the CPU's kernel, from a few
-rows of random logits, and are not timed. What is timed is what a process with a GPU does on its host. No GPU and no
-weights are needed.
+The engine costs nothing here: a row's range sums are made once, by the CPU's kernel, from a few rows of random logits,
+and are not timed. What is timed is what the dump's process and its engine's worker do on their host; the sums into
+sparse targets, which a GPU does itself, are told apart. No GPU and no weights are needed.
 """
 
 import multiprocessing
@@ -21,16 +21,19 @@ import torch
 import typer
 
 from pipeline.corpus.documents import Document
-from pipeline.covering.covering import Covering, ReducedRow
-from pipeline.covering.intervals import Intervals
+from pipeline.covering.covering import Covering
 from pipeline.covering.vocabulary import Vocabulary
 from pipeline.sources.resolve import resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from schemas import ARITHMETIC
 from schemas.shard import commit_shard, to_table
 from stage1_teacher.inputs.encoded_windows import EncodedWindow, cut_document
-from stage1_teacher.reduction.reducer import CpuKernel, as_rows
+from stage1_teacher.reduction.messages import Answering, read_spans, spans_message
+from stage1_teacher.reduction.reducer import CpuKernel
+from stage1_teacher.reduction.sparse_targets import Sparsity
 from stage1_teacher.reduction.types import Masses
-from stage1_teacher.targets.records import make_record
+from stage1_teacher.targets.engine_output import span_requests
+from stage1_teacher.targets.records import assemble
 from tests.bench.texts import encyclopaedic
 from tests.support.families import FAMILIES
 
@@ -51,7 +54,7 @@ class Task(NamedTuple):
     vocabulary: Vocabulary
     documents: list[Document]
     pieces: list[EncodedWindow]
-    rows: list[list[ReducedRow]]
+    masses: list[Masses]
 
     @property
     def num_tokens(self) -> int:
@@ -76,10 +79,10 @@ def make_task(name: str, document_bytes: int, num_tokens: int) -> Task:
         if sum(len(piece.tokens) for piece in pieces) >= num_tokens:
             break
     coverings = [Covering(vocabulary, piece.tokens, piece.text) for piece in pieces]
-    return Task(tokenizer, vocabulary, documents, pieces, _rows(vocabulary, coverings))
+    return Task(tokenizer, vocabulary, documents, pieces, _masses(vocabulary, coverings))
 
 
-def _rows(vocabulary: Vocabulary, coverings: Sequence[Covering]) -> list[list[ReducedRow]]:
+def _masses(vocabulary: Vocabulary, coverings: Sequence[Covering]) -> list[Masses]:
     rng = np.random.default_rng(0)
     width = len(vocabulary.order)
     kernel = CpuKernel(vocabulary)
@@ -94,13 +97,17 @@ def _rows(vocabulary: Vocabulary, coverings: Sequence[Covering]) -> list[list[Re
             odds_R = rng.beta(*LIKELY, size=len(columns_R)).clip(1e-4, 1 - 1e-4)
             total_R = np.log(np.exp(logits_RC).sum(axis=1))
             logits_RC[np.arange(len(columns_R)), columns_R] = total_R + np.log(odds_R / (1 - odds_R))
-            kernel(torch.from_numpy(logits_RC), first, intervals, masses)
-        found.append(as_rows(intervals, masses))
+            logits_RV = np.ascontiguousarray(logits_RC[:, vocabulary.column])
+            kernel(torch.from_numpy(logits_RV), first, intervals, masses)
+        found.append(masses)
     return found
 
 
+ON_DEVICE = "worker: sums into sparse targets"  # a GPU does this itself
+
+
 def measure(task: Task, zstd_level: int, folder: Path) -> dict[str, float]:
-    """Return microseconds of CPU time per token, by step."""
+    """Return microseconds of CPU time per token, by step, and what crosses from the worker to the dump's process."""
     spent: dict[str, float] = {}
 
     @contextmanager
@@ -109,23 +116,35 @@ def measure(task: Task, zstd_level: int, folder: Path) -> dict[str, float]:
         yield
         spent[name] = spent.get(name, 0.0) + (time.process_time() - started) * 1e6 / task.num_tokens
 
+    sparsity = Sparsity(16, 0.04, False, ARITHMETIC)
     with step("encode"):
         pieces = [piece for document in task.documents for piece in cut_document(document, task.tokenizer, 1 << 20, 0)]
-    with step("which ranges"):
-        coverings = [Covering(task.vocabulary, piece.tokens, piece.text) for piece in pieces]
-        Masses.empty(Intervals.join([covering.canonical for covering in coverings]))
-    records = []
-    for piece, covering, rows in zip(pieces, coverings, task.rows, strict=True):
-        with step("sums into targets"):
-            targets = covering.targets(rows)
-        with step("sparse record"):
-            records.append(make_record(piece, [targets], task.tokenizer, 16, 1e-3))
+    with step("request"):
+        messages = [spans_message(of_piece, sparsity) for of_piece in span_requests(pieces)]
+    records, num_bytes = [], 0
+    for piece, message, masses in zip(pieces, messages, task.masses, strict=True):
+        with step("worker: which ranges"):
+            answering = Answering(message, task.vocabulary)
+        answering.rows.take(0, masses)
+        with step(ON_DEVICE):
+            answering.sum_up()
+        with step("worker: answer"):
+            answer = answering.bytes()
+        num_bytes += len(answer)
+        with step("record"):
+            records.append(assemble(piece, read_spans(answer), task.tokenizer))
     with step(f"Parquet, zstd {zstd_level}"):
         commit_shard(to_table(records, {}), folder / "shard.parquet", zstd_level)
     (folder / "shard.parquet").unlink()
     entries = sum(int(record.entry_counts.sum()) for record in records)
     positions = sum(len(record.entry_counts) for record in records)
-    return spent | {"all": sum(spent.values()), "entries a position": entries / positions}
+    everything = sum(spent.values())
+    return spent | {
+        "all": everything,
+        "without the device's": everything - spent[ON_DEVICE],
+        "bytes a token cross": num_bytes / task.num_tokens,
+        "entries a position": entries / positions,
+    }
 
 
 def throughput(name: str, document_bytes: int, num_tokens: int, zstd_level: int, processes: int) -> float:

@@ -55,7 +55,7 @@ TARGETS = {
     "reduce_numba": Target(
         "stage1_teacher.reduction.cpu_kernel", ("tests/stage1_teacher/reduction/test_reducer.py",), compiled=True
     ),
-    "sparsify": Target("stage1_teacher.targets.sparsify", ("tests/stage1_teacher/targets/test_sparsify.py",)),
+    "sparsify": Target("stage1_teacher.reduction.sparsify", ("tests/stage1_teacher/reduction/test_sparsify.py",)),
     "rounding": Target("stage1_teacher.targets.rounding", ("tests/stage1_teacher/targets/test_rounding.py",)),
     "spans": Target("stage2_student.data.spans", ("tests/stage2_student/data/test_examples.py -k span or token",)),
     "align": Target(

@@ -15,8 +15,10 @@ from pipeline.corpus.documents import Document
 from schemas.manifest import Manifest
 from stage1_teacher.coordination.retry import retry_with_restart
 from stage1_teacher.dump import audit
+from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
+from stage1_teacher.reduction.types import RowsAlong
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
@@ -65,12 +67,14 @@ def test_vllm_branches_and_audits_a_window_that_fills_max_tokens_and_refuses_a_l
     assert targets.dropped_P.max() < 1e-6  # the engine has room for all that spell the end in more tokens
     reference = audit.compute_reference(teacher, window)
     assert reference.fault is None and reference.probs_PV is not None and len(reference.probs_PV) == len(FULL)
-    before = teacher.engine
+    engine = before = teacher.engine
+    assert not isinstance(engine, ListingEngine)
+    row = RowsAlong(1, b"", np.zeros(1, dtype=np.int64), np.full(1, -1, dtype=np.int64))
     with pytest.raises(ValueError, match=r"refuses prompts of 3 to 200 tokens: .*maximum context length"):
-        retry_with_restart(teacher, lambda: teacher.engine.hidden_states([[1, 2, 3], [1] * 200]), 3)  # type: ignore[union-attr]
+        retry_with_restart(teacher, lambda: engine.reduced_rows([[1, 2, 3], [1] * 200], [[row], [row]]), 3)
     assert teacher.engine is before  # it was not started again
-    [again, more] = teacher.engine.hidden_states([[1, 2], [5, 6, 7, 8]])  # type: ignore[union-attr]
-    assert (len(again), len(more)) == (2, 4)
+    [[again], [more]] = engine.reduced_rows([[1, 2], [5, 6, 7, 8]], [[row], [row._replace(first=3)]])
+    assert (len(again), len(more)) == (1, 1)
     teacher.engine.close()
 
 

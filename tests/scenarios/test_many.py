@@ -171,10 +171,10 @@ def test_vllm_loads_a_student_with_merged_adapters_and_fewer_layers(work: Path) 
     tokens = [262, 3, 77, 200, 41]
     config = TeacherConfig(model=str(export), dtype="float32", max_tokens=64, overlap_tokens=8)
     placed = PlacementConfig(engine_batch_tokens=16)
-    engine = open_engine(EngineRequest(str(export), config, placed, ByteTokenizer.load(str(export))))
+    engine = open_engine(EngineRequest(str(export), config, placed, ByteTokenizer.load(str(export)), ends=(268,)))
     assert not isinstance(engine, ListingEngine)
-    [hidden_LD] = engine.hidden_states([tokens])
+    found_LV = engine.own_logprobs(tokens)
     engine.close()
     with torch.no_grad():
-        expected_LD = exported.base_model(torch.tensor([tokens])).last_hidden_state[0]
-    torch.testing.assert_close(hidden_LD.float(), expected_LD, rtol=1e-3, atol=1e-3)
+        expected_LV = exported(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    torch.testing.assert_close(found_LV, expected_LV, rtol=1e-3, atol=1e-3)

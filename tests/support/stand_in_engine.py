@@ -21,14 +21,14 @@ class StandInEngine:
 
     def open(self, task: Any) -> str:
         """Return the GPUs of this process and of each worker, as Python's repr of a list of `Gpu`."""
-        from stage1_teacher.engines.base import HEAD_SHARE
+        from stage1_teacher.engines.base import DRIVER_SHARE
 
         group = get_current_placement_group()
         assert group is not None
         self._workers = []
         for bundle in range(group.bundle_count):
             there = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-            options = {"num_cpus": 0, "num_gpus": 1 - HEAD_SHARE, "scheduling_strategy": there}
+            options = {"num_cpus": 0, "num_gpus": 1 - DRIVER_SHARE, "scheduling_strategy": there}
             self._workers.append(ray.remote(Worker).options(**options).remote())
         return repr([gpu(), *ray.get([worker.gpu.remote() for worker in self._workers])])
 

@@ -22,8 +22,8 @@ from pipeline.covering.truncated_rows import ListedRows, listed_targets
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import ARITHMETIC, levels
 from stage1_teacher.inputs.windows import cut_windows
+from stage1_teacher.reduction.sparsify import sparsify
 from stage1_teacher.targets.rounding import round_entries
-from stage1_teacher.targets.sparsify import sparsify
 
 GOLDEN = Path(__file__).with_name("golden") / "arithmetic.json"
 TOKENS: tuple[bytes | None, ...] = (

@@ -3,13 +3,14 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
-from torch import Tensor
 
+from pipeline.covering.covering import ReducedRow
 from schemas.manifest import Manifest
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.engines import huggingface
@@ -55,15 +56,15 @@ def failing_engine(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]
     """
     calls: list[int] = []
     broken: list[TransformersEngine] = []
-    ask, close = TransformersEngine.hidden_states, TransformersEngine.close
+    ask, close = TransformersEngine.reduced_rows, TransformersEngine.close
 
-    def hidden_states(self: TransformersEngine, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    def reduced_rows(self: TransformersEngine, *asked: Any) -> list[list[list[ReducedRow]]]:
         calls.append(len(calls))
         if fails(calls[-1]):
             broken.append(self)
         if self in broken:
             raise RuntimeError("engine core died")
-        return ask(self, prompts)
+        return ask(self, *asked)
 
     def close_it(self: TransformersEngine) -> None:
         if self in broken:
@@ -71,7 +72,7 @@ def failing_engine(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool]
         close(self)
 
     monkeypatch.setattr(opening, "check_engine", lambda *_: None)  # its calls are not those of the dump
-    monkeypatch.setattr(TransformersEngine, "hidden_states", hidden_states)
+    monkeypatch.setattr(TransformersEngine, "reduced_rows", reduced_rows)
     monkeypatch.setattr(TransformersEngine, "close", close_it)
     return calls
 

@@ -19,7 +19,7 @@ from schemas.manifest import Manifest
 from schemas.record_checks import record_faults
 from schemas.shard import read_shard
 from stage1_teacher.dump.run import run_teacher
-from stage1_teacher.targets.sparsify import sparsify
+from stage1_teacher.reduction.sparsify import sparsify
 from stage1_teacher.verification.verify import verify_dump
 from tests.support.tiny import END_OF_TEXT
 
@@ -109,7 +109,7 @@ def test_a_reduction_that_fails_ends_the_dump_with_its_error_and_leaves_whole_sh
             raise MemoryError("no room for logits")
         return sparsify(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("stage1_teacher.targets.records.sparsify", failing)
+    monkeypatch.setattr("stage1_teacher.reduction.sparse_targets.sparsify", failing)
     with pytest.raises(MemoryError, match="no room for logits"):
         dump(recipe, f"placement.overlap={overlap}")
     monkeypatch.undo()

@@ -68,11 +68,11 @@ def test_branch_rows_that_are_anothers_are_noticed(
         opened(tmp_path, model, branches=True)
     monkeypatch.undo()
     hidden = Tree._prefill
-    monkeypatch.setattr(Tree, "_prefill", lambda self, prompts: [2 * states for states in hidden(self, prompts)])
+    monkeypatch.setattr(Tree, "_prefill", lambda self, prompts: [states.flip(0) for states in hidden(self, prompts)])
     teacher = opened(tmp_path, model)
     assert isinstance(teacher.engine, TransformersEngine)
     with pytest.raises(ValueError, match="computes branches differently"):
-        teacher.engine.branches([[1, 2, 3]])
+        teacher.engine.branches([[1, 2, 3]], [[]])
 
 
 def test_an_engine_that_fails_where_it_branches_is_opened_anew_without(
@@ -92,6 +92,6 @@ def test_an_engine_that_fails_where_it_branches_is_opened_anew_without(
     teacher = opened(tmp_path, model)
     assert len(closed) == 1 and teacher.engine is not closed[0]
     with pytest.raises(ValueError, match="fails when it branches: IndexError: index 10 is out of bounds"):
-        teacher.engine.branches([[1, 2, 3]])  # type: ignore[union-attr]
+        teacher.engine.branches([[1, 2, 3]], [[]])  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"model \(LlamaForCausalLM\): .*fails when it branches.*beam_width: 0"):
         opened(tmp_path, model, branches=True)

@@ -11,18 +11,15 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from pipeline.config import PlacementConfig, Recipe, TeacherConfig
 from pipeline.corpus.documents import Document
-from pipeline.covering.covering import Covering
-from pipeline.covering.vocabulary import Vocabulary
-from pipeline.runtime.model_source import ModelSource
+from pipeline.covering.covering import Covering, ReducedRow
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.engines.base import EngineRequest, ListingEngine
+from stage1_teacher.engines.base import EngineRequest, ListingEngine, SparseEngine
 from stage1_teacher.engines.registry import open_engine
+from stage1_teacher.engines.self_check import compare_rows
 from stage1_teacher.inputs.encoded_windows import cut_document
-from stage1_teacher.reduction.head import NEVER, Head
-from stage1_teacher.reduction.head_weights import load_head
-from stage1_teacher.reduction.logit_rule import LogitRule
-from stage1_teacher.reduction.reducer import Reducer
-from stage1_teacher.reduction.types import Rows
+from stage1_teacher.reduction.sparse_targets import SpanRequest, Sparsity, reduce_span
+from stage1_teacher.reduction.sparsify import Entries
+from stage1_teacher.reduction.types import RowsAlong
 from stage1_teacher.targets.opening import open_teacher
 from tests.support import brute_force
 from tests.support.tiny import tiny_tokenizer
@@ -58,30 +55,43 @@ def engine_targets(engine: str, model: Path, **placement: int) -> list[np.ndarra
     config = TeacherConfig(model=str(model), engine=engine, dtype="float32", max_tokens=64, overlap_tokens=8)
     tokenizer = tiny_tokenizer()
     end = tokenizer.eos_token_id
-    head, vocabulary = load_head(ModelSource(str(model)), torch.float32, tuple(token_bytes()), (end,))
-    # 8: the longest prompt is computed in parts
-    placed = PlacementConfig(engine_batch_tokens=8, **placement)  # type: ignore[arg-type]
-    opened = open_engine(EngineRequest(str(model), config, placed, ByteTokenizer.load(str(model))))
+    # The longest prompt is computed in parts of 8 tokens, and its logits in chunks of 3 rows.
+    placed = PlacementConfig(engine_batch_tokens=8, reduce_rows=3, **placement)  # type: ignore[arg-type]
+    opened = open_engine(EngineRequest(str(model), config, placed, ByteTokenizer.load(str(model)), end, (end,)))
     assert not isinstance(opened, ListingEngine)
-    head.follow(opened.logit_rule())
     tokens = [tokenizer.encode(text) for text in DOCUMENTS]
-    hidden = opened.hidden_states([[end, *ids] for ids in tokens])
-    own_RV = opened.own_logprobs([end, *tokens[0]], 2)  # the first rows of a chunk are not asked for
+    prompts = [[end, *ids] for ids in tokens]
+    coverings = [Covering(opened.vocabulary, ids, text.encode()) for ids, text in zip(tokens, DOCUMENTS, strict=True)]
+    requests = [RowsAlong.canonical(covering, 0) for covering in coverings]
+    rows = [of_prompt for [of_prompt] in opened.reduced_rows(prompts, [[request] for request in requests])]
+    own_RV = opened.own_logprobs(prompts[0], 2)  # the first rows of a chunk are not asked for
+    last = RowsAlong(2, requests[0].document, requests[0].offsets_R[2:], requests[0].columns_R[2:])
+    assert compare_rows(own_RV, rows[0][2:], last, opened.vocabulary).worst < 1e-4
+    if isinstance(opened, SparseEngine):
+        check_sparse(opened, prompts, coverings, rows)
     opened.close()
-    ours_RV = head.logits(hidden[0])[2:].log_softmax(-1)[:, torch.from_numpy(vocabulary.column)]
-    torch.testing.assert_close(own_RV, ours_RV, rtol=0, atol=1e-4)
-    return [
-        covering_targets(vocabulary, head, ids, text.encode(), states)
-        for ids, text, states in zip(tokens, DOCUMENTS, hidden, strict=True)
-    ]
+    return [covering.targets(of_prompt).probs_PV for covering, of_prompt in zip(coverings, rows, strict=True)]
 
 
-def covering_targets(
-    vocabulary: Vocabulary, head: Head, tokens: list[int], document: bytes, hidden_RD: torch.Tensor
-) -> np.ndarray:
-    covering = Covering(vocabulary, tokens, document)
-    [rows] = Reducer(head, vocabulary, chunk=3).reduce([Rows(covering, covering.offsets, hidden_RD)])
-    return covering.targets(rows).probs_PV
+def check_sparse(
+    engine: SparseEngine, prompts: list[list[int]], coverings: list[Covering], rows: list[list[ReducedRow]]
+) -> None:
+    """Hold the targets that the engine sums itself against those that are summed here from its rows."""
+    for sparsity in (Sparsity(16, 0.01, arithmetic=2), Sparsity(256, 0.0, arithmetic=2), Sparsity(3, 0.2, True, 2)):
+        spans = [SpanRequest(0, prompt[1:], c.document, 0, True) for prompt, c in zip(prompts, coverings, strict=True)]
+        found = engine.sparse_targets(prompts, [[span] for span in spans], sparsity)
+        for [of_span], span, covering, of_prompt in zip(found, spans, coverings, rows, strict=True):
+            expected = reduce_span(covering, of_prompt, span, sparsity)
+            np.testing.assert_array_equal(of_span.entries.counts_P, expected.entries.counts_P)
+            np.testing.assert_allclose(dense(of_span.entries), dense(expected.entries), rtol=0, atol=1e-6)
+            np.testing.assert_allclose(of_span.measures_MP, expected.measures_MP, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(of_span.token_logprobs, expected.token_logprobs, rtol=0, atol=1e-5)
+
+
+def dense(entries: Entries) -> np.ndarray:
+    probs_PV = np.zeros((len(entries.counts_P), 256))
+    probs_PV[np.arange(len(entries.counts_P)).repeat(entries.counts_P), entries.symbols_E] = entries.probs_E
+    return probs_PV
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
@@ -175,21 +185,3 @@ def test_vllm_is_followed_where_it_norms_its_states_beside_the_head(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(stored | {"architectures": ["MiMoForCausalLM"]}), encoding="utf-8")
     for found, exact in zip(engine_targets("vllm", tmp_path), expected, strict=True):
         np.testing.assert_allclose(found, exact, rtol=0, atol=1e-4)
-
-
-def test_soft_caps_scales_biases_and_suppressed_tokens_reach_the_logits() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight_VD, bias_V = torch.randn(5, 4, generator=generator), torch.randn(5, generator=generator)
-    hidden_RD = torch.randn(3, 4, generator=generator)
-    vocabulary = Vocabulary([b"d", b"b", b"c", None], [3], 5)
-    head = Head(weight_VD, bias_V, vocabulary)
-    head.follow(LogitRule(0.5, 2.0, suppressed=(2,)))
-    expected_RV = 2.0 * torch.tanh((hidden_RD @ weight_VD.T + bias_V) * 0.5 / 2.0)
-    expected_RV[:, 2] = NEVER
-    torch.testing.assert_close(head.logits(hidden_RD), expected_RV[:, torch.from_numpy(vocabulary.order)])
-
-
-def test_a_checkpoint_without_safetensors_is_refused(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
-    with pytest.raises(ValueError, match="only safetensors are read"):
-        load_head(ModelSource(str(tmp_path)), torch.float32, tuple(token_bytes()), (268,))

@@ -29,7 +29,7 @@ from stage1_teacher.engines.huggingface import TransformersEngine
 ENGINE = EngineSpec(branches=BRANCHES, packages=("transformers",))
 
 def make_engine(request):
-    return TransformersEngine(request.model, request.teacher, request.placement, request.branches)
+    return TransformersEngine(request)
 """
 
 
@@ -69,7 +69,7 @@ def test_the_pages_engine_is_dumped_audited_verified_and_resumed(
     # The first symbol of each document, by brute force: the table's row of the start token, summed over what the tokens
     # begin with.
     end = tokenizer.control["<|endoftext|>"]
-    request = EngineRequest("bigram", loaded.teacher, loaded.placement, tokenizer, end=end)
+    request = EngineRequest("bigram", loaded.teacher, loaded.placement, tokenizer, ends=(end,))
     row_V = np.exp(open_engine(request).logprobs[end])  # type: ignore[union-attr]
     expected_S = np.zeros(256)
     expected_S[END] = row_V[end]
@@ -131,7 +131,7 @@ def test_an_engine_that_came_with_a_dump_is_not_run_to_verify_it(bigram: Path, t
 
 
 @pytest.mark.parametrize("branches", [False, True])
-def test_an_engine_of_ones_own_that_gives_hidden_states_makes_the_dump_of_the_one_that_it_wraps(
+def test_an_engine_of_ones_own_that_sums_rows_makes_the_dump_of_the_one_that_it_wraps(
     tmp_path: Path, model: Path, branches: bool
 ) -> None:
     own = tmp_path / "inner.py"
@@ -153,15 +153,15 @@ def test_an_engine_of_ones_own_that_gives_hidden_states_makes_the_dump_of_the_on
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("ENGINE = EngineSpec(served=True, hidden_states=False)\n", "defines no `make_engine`; .*README"),
+        ("ENGINE = EngineSpec(served=True, whole_softmax=False)\n", "defines no `make_engine`; .*README"),
         ("def make_engine(r): ...\n", "defines no `ENGINE`; stage1_teacher/README.md has an example"),
         ("x = 1\nENGINE = EngineSpec(served=bool(x))\n", r"mine.py, line 2: `ENGINE` must be EngineSpec\(keyword"),
         ("ENGINE = EngineSpec(serves=True)\n", "mine.py: ENGINE.serves: Extra inputs"),
         ("ENGINE = EngineSpec(module='m')\n", "mine.py: ENGINE.module: leave it out"),
-        ("ENGINE = EngineSpec(served=True)\n", "a served engine has no head within reach"),
+        ("ENGINE = EngineSpec(served=True)\n", "a served engine gives no whole softmax"),
         ("ENGINE = EngineSpec(\n", "mine.py, line 1: SyntaxError"),
         (
-            "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, hidden_states=False)\n"
+            "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, whole_softmax=False)\n"
             "def make_engine(r):\n"
             "    return object()\n",
             "mine.py: make_engine returns a object without listed_rows, close, "
@@ -169,7 +169,7 @@ def test_an_engine_of_ones_own_that_gives_hidden_states_makes_the_dump_of_the_on
         ),
         (
             "from typing import NamedTuple\nfrom pipeline.config import EngineSpec\n"
-            "ENGINE = EngineSpec(served=True, hidden_states=False)\n"
+            "ENGINE = EngineSpec(served=True, whole_softmax=False)\n"
             "class Mine(NamedTuple):\n"
             "    def listed_rows(self, prompts): ...\n"
             "    def close(self): ...\n"
@@ -178,13 +178,13 @@ def test_an_engine_of_ones_own_that_gives_hidden_states_makes_the_dump_of_the_on
             "mine.py: make_engine returns a Mine whose `name` and `cannot_branch` cannot be set",
         ),
         (
-            "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, hidden_states=False)\n"
+            "from pipeline.config import EngineSpec\nENGINE = EngineSpec(served=True, whole_softmax=False)\n"
             "def make_engine(r):\n"
             "    return 1 / 0\n",
             "mine.py, line 4: ZeroDivisionError",
         ),
         (
-            "ENGINE = EngineSpec(served=True, hidden_states=False, packages=('no-such-thing',))\n",
+            "ENGINE = EngineSpec(served=True, whole_softmax=False, packages=('no-such-thing',))\n",
             "names the package no-such-thing, which is not installed",
         ),
     ],

@@ -1,6 +1,5 @@
-"""An engine is refused at its start if our head does not turn its states into its model's own answers."""
+"""An engine is refused at its start if the rows that it sums are not its model's own."""
 
-from collections.abc import Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from pipeline.config import TeacherConfig
 from pipeline.config.loading import load_recipe
 from stage1_teacher.engines import self_check
 from stage1_teacher.engines.huggingface import TransformersEngine
+from stage1_teacher.engines.own_logits import OwnLogits
 from stage1_teacher.engines.self_check import max_kl, max_relative_deviation
-from stage1_teacher.reduction.logit_rule import LogitRule
 from stage1_teacher.reduction.reducer import CpuKernel
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
@@ -29,25 +28,23 @@ def opened(folder: Path, model: Path, *settings: str) -> Teacher:
     return open_teacher(recipe, *load_tokenizer(recipe))
 
 
-def test_a_head_of_the_wrong_scale_or_cap_or_of_silenced_tokens_is_refused_by_name(
+def test_logits_of_the_wrong_scale_or_cap_or_with_silenced_tokens_are_refused_by_name(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for rule in (LogitRule(0.5), LogitRule(1.0, 2.0), LogitRule(1.0, 0.0, tuple(range(97, 110)))):
-        monkeypatch.setattr(TransformersEngine, "logit_rule", lambda self, rule=rule: rule)
+    """The reduction gets others than the model's own."""
+    logits = OwnLogits.logits
+    for change in (lambda x: x * 0.5, lambda x: 2 * (x / 2).tanh(), lambda x: x - 1e4 * (x > 0.5)):
+        monkeypatch.setattr(OwnLogits, "logits", lambda self, states, change=change: change(logits(self, states)))
         with pytest.raises(ValueError, match=r"\(LlamaForCausalLM\).*nats from the model's own.*teacher.engine: vllm"):
             opened(tmp_path, model)
     monkeypatch.undo()
     opened(tmp_path, model)
 
 
-def test_states_without_the_final_norm_are_refused(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    states = TransformersEngine.hidden_states
-    monkeypatch.setattr(
-        TransformersEngine, "hidden_states", lambda self, prompts: [3 * s for s in states(self, prompts)]
-    )
-    with pytest.raises(ValueError, match="the log-probabilities made from its hidden states are not transformers"):
+def test_rows_of_other_tokens_are_refused(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = OwnLogits.states
+    monkeypatch.setattr(OwnLogits, "states", lambda self, **inputs: states(self, **inputs).roll(1, 1))
+    with pytest.raises(ValueError, match=r"the rows that transformers-.* sums are not its own log-probabilities"):
         opened(tmp_path, model)
 
 
@@ -59,7 +56,7 @@ def test_a_reduction_that_loses_mass_is_refused(tmp_path: Path, model: Path, mon
         arguments[-1].token_R[:] *= 0.02
 
     monkeypatch.setattr(CpuKernel, "__call__", half)
-    with pytest.raises(ValueError, match="the log-probabilities made from its hidden states are not transformers"):
+    with pytest.raises(ValueError, match=r"the rows that transformers-.* sums are not its own log-probabilities"):
         opened(tmp_path, model)
 
 
@@ -71,9 +68,9 @@ def test_rounding_to_16_bits_passes_even_where_logits_are_large(tmp_path: Path, 
     weights["model.norm.weight"] *= 12
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     teacher = opened(tmp_path, folder, f"teacher.dtype={dtype}")
-    assert isinstance(teacher.engine, TransformersEngine) and teacher.reducer is not None
-    [states_RD] = teacher.engine.hidden_states([[268, *teacher.tokenizer.encode(b"the thing and")]])
-    assert teacher.reducer.head.logits(states_RD).abs().max() > 50
+    assert isinstance(teacher.engine, TransformersEngine)
+    prompt = [268, *teacher.tokenizer.encode(b"the thing and")]
+    assert teacher.engine._whole_logits(prompt).abs().max() > 50
 
 
 def test_an_engine_that_differs_from_itself_is_held_to_that(
@@ -129,17 +126,16 @@ def test_an_engine_whose_prompts_see_each_other_is_refused(
 
     vLLM does so with transformers' code for JetMoE and ZAYA.
     """
-    states = TransformersEngine.hidden_states
+    states = OwnLogits.states
 
-    def leaking(self: TransformersEngine, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        found = states(self, prompts)
-        befores = [torch.zeros_like(found[0]), *found[:-1]]
-        return [
-            after_TD + (share * 0.8 ** torch.arange(len(after_TD))[:, None] * before_TD[-1]).to(after_TD.dtype)
-            for before_TD, after_TD in zip(befores, found, strict=True)
-        ]
+    def leaking(self: OwnLogits, **inputs: Any) -> Tensor:
+        found_BTD = states(self, **inputs).clone()
+        if len(found_BTD) > 1:
+            decay_T1 = share * 0.8 ** torch.arange(found_BTD.shape[1])[:, None]
+            found_BTD[1:] += (decay_T1 * found_BTD[:-1, -1:]).to(found_BTD.dtype)
+        return found_BTD
 
-    monkeypatch.setattr(TransformersEngine, "hidden_states", leaking)
+    monkeypatch.setattr(OwnLogits, "states", leaking)
     with pytest.raises(
         ValueError, match=r"\(LlamaForCausalLM\): transformers.*the other prompts in its batch.*engine: vllm"
     ):

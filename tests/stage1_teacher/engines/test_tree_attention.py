@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from stage1_teacher.engines.base import BranchToken
+from stage1_teacher.engines.own_logits import OwnLogits
 from stage1_teacher.engines.tree_attention import Tree
 
 VOCABULARY = 50
@@ -84,8 +85,8 @@ def alone(model: PreTrainedModel, path: list[int]) -> torch.Tensor:
 def test_each_branch_token_is_as_if_its_path_ran_alone(name: str) -> None:
     model, rng = whole_model(CONFIGS[name]), random.Random(name)
     prompts = [[rng.randrange(VOCABULARY) for _ in range(length)] for length in (13, 1, 8)]
-    tree = Tree(model, prompts)
-    for prompt, states_TD in zip(prompts, tree.hidden, strict=True):
+    tree = Tree(OwnLogits(model), prompts)
+    for prompt, states_TD in zip(prompts, tree.states, strict=True):
         torch.testing.assert_close(states_TD, alone(model, prompt), rtol=0, atol=1e-5)
     paths: list[list[int]] = []
     owners: list[int] = []
@@ -110,7 +111,7 @@ def test_each_branch_token_is_as_if_its_path_ran_alone(name: str) -> None:
 def test_the_model_is_left_with_the_attention_that_it_had() -> None:
     model = whole_model(CONFIGS["llama, grouped queries"])
     usual = model.config._attn_implementation
-    Tree(model, [[1, 2, 3]])
+    Tree(OwnLogits(model), [[1, 2, 3]])
     assert model.config._attn_implementation == usual
 
 
@@ -118,20 +119,20 @@ def test_a_model_with_an_attention_of_its_own_is_refused(monkeypatch: pytest.Mon
     model = whole_model(CONFIGS["llama, grouped queries"])
     monkeypatch.setattr(type(model), "_supports_attention_backend", False)
     with pytest.raises(ValueError, match="attention of its own, which cannot branch"):
-        Tree(model, [[1]])
+        Tree(OwnLogits(model), [[1]])
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
 def test_a_model_whose_layers_do_more_than_attend_to_a_path_is_refused(what: str) -> None:
     config, why = UNKNOWN[what]
     with pytest.raises(ValueError, match=why):
-        Tree(whole_model(config), [[1, 2, 3], [4, 5]])
+        Tree(OwnLogits(whole_model(config)), [[1, 2, 3], [4, 5]])
 
 
 def test_room_that_no_key_was_written_to_is_never_read() -> None:
     """Its memory may hold anything: a share of 0 times nan is nan."""
     model = whole_model(CONFIGS["llama, grouped queries"])
-    tree = Tree(model, [[1, 2, 3]])
+    tree = Tree(OwnLogits(model), [[1, 2, 3]])
     tree.extend([BranchToken(0, 2, 7, None)])
     with torch.inference_mode():
         for layer in tree._layers.values():

@@ -1,4 +1,4 @@
-"""The row reduction against its slow twin, on random vocabularies, and what it does with logits that are not finite."""
+"""The row reduction against its slow twin, on random vocabularies; logits that are not finite; rows in any chunks."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.covering.covering import Covering, ReducedRow, exp_logits
 from pipeline.covering.vocabulary import Vocabulary
-from stage1_teacher.reduction.head import Head
-from stage1_teacher.reduction.reducer import Reducer, even_bounds
-from stage1_teacher.reduction.types import Rows
+from stage1_teacher.reduction.reducer import ComputedRows, PromptRows, Reducer, even_bounds
+from stage1_teacher.reduction.types import RowsAlong
 
 WIDTH = 5000
 
@@ -31,18 +30,31 @@ def reduced_twice(
     vocabulary: Vocabulary, parts: list[tuple[bytes, list[int]]], logits: list[np.ndarray], chunk: int
 ) -> tuple[list[list[ReducedRow]], list[list[ReducedRow]]]:
     """Reduce rows of some documents at some offsets: as the dump does, and by the slow twin in float64."""
-    width = len(vocabulary.order)
-    head = Head(torch.eye(width), None, vocabulary)  # its hidden states are its logits, by token id
     coverings = [covering_of(vocabulary, document) for document, _ in parts]
     rows = [
-        Rows(covering, offsets, torch.from_numpy(logits_RV.astype(np.float32)))
-        for covering, (_, offsets), logits_RV in zip(coverings, parts, logits, strict=True)
+        PromptRows.along([along(covering, offsets)], vocabulary)
+        for covering, (_, offsets) in zip(coverings, parts, strict=True)
     ]
     expected = [
         covering.reduce_rows(offsets, exp_logits(logits_RV[:, vocabulary.order].astype(np.float64)))
         for covering, (_, offsets), logits_RV in zip(coverings, parts, logits, strict=True)
     ]
-    return Reducer(head, vocabulary, chunk).reduce(rows), expected
+    computed = [
+        ComputedRows(of_prompt, 0, torch.from_numpy(logits_RV.astype(np.float32)))  # its states are its logits
+        for of_prompt, logits_RV in zip(rows, logits, strict=True)
+    ]
+    reducer_of(vocabulary, chunk).reduce(computed, lambda states_RV: states_RV)
+    return [of_request for of_prompt in rows for of_request in of_prompt.rows()], expected
+
+
+def reducer_of(vocabulary: Vocabulary, chunk: int) -> Reducer:
+    return Reducer(vocabulary, torch.device("cpu"), chunk)
+
+
+def along(covering: Covering, offsets: list[int], first: int = 0) -> RowsAlong:
+    """Request the rows that end at some offsets of a covering."""
+    offsets_R = np.array(offsets, dtype=np.int64)
+    return RowsAlong(first, covering.document, offsets_R, covering.intervals(offsets_R).columns_R)
 
 
 def covering_of(vocabulary: Vocabulary, document: bytes) -> Covering:
@@ -104,20 +116,64 @@ def test_the_next_token_may_be_the_first_of_all_columns() -> None:
     assert found[0][0].token == pytest.approx(0.5, rel=1e-5) and np.isnan(found[0][1].token)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_hidden_state_that_is_not_finite_is_refused(bad: float) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
+@pytest.mark.parametrize("column", [0, 7, WIDTH - 1, None])
+def test_a_logit_that_is_nan_or_infinite_is_refused_wherever_it_is(bad: float, column: int | None) -> None:
     vocabulary = wide_vocabulary(np.random.default_rng(0))
     logits = np.zeros((3, WIDTH), dtype=np.float32)
-    logits[1, 7] = bad
+    logits[1, slice(None) if column is None else column] = bad
     with pytest.raises(ValueError, match="logits are not finite"):
         reduced_twice(vocabulary, [(b"ab", [0, 1, 2])], [logits], 3)
 
 
-def test_a_product_that_overflows_is_refused() -> None:
-    vocabulary = Vocabulary([b"a", b"b", None], [2], 3)
-    head = Head(torch.full((3, 2), 3e38), None, vocabulary)
-    with pytest.raises(ValueError, match="logits are not finite"):
-        Reducer(head, vocabulary, 4).reduce([Rows(Covering(vocabulary, [0], b"a"), [0, 1], torch.full((2, 2), 3.0))])
+def test_a_token_that_the_model_never_says_has_the_smallest_mass() -> None:
+    """Suppressed ids have a logit of minus infinity."""
+    vocabulary = wide_vocabulary(np.random.default_rng(0))
+    logits = np.zeros((1, WIDTH), dtype=np.float32)
+    logits[0, vocabulary.order[0]] = -np.inf
+    [[row]], _ = reduced_twice(vocabulary, [(b"", [0])], [logits], 1)
+    assert row.masses_I.min() > 0 and np.isfinite(row.masses_I).all()
+
+
+def test_rows_come_in_any_pieces_and_from_the_start_again() -> None:
+    rng = np.random.default_rng(3)
+    vocabulary, reducer = wide_vocabulary(rng), reducer_of(wide_vocabulary(np.random.default_rng(3)), 2)
+    covering = covering_of(vocabulary, b"abcabc")
+    requests = [along(covering, [0, 1, 2], 1), along(covering, [3, 4, 5], 4)]  # rows 1 .. 6 of a prompt
+    logits = torch.from_numpy(rng.normal(size=(7, WIDTH)).astype(np.float32))
+    rows = PromptRows.along(requests, vocabulary)
+    for begin, end in ((0, 3), (0, 1), (1, 2), (2, 6), (6, 7)):
+        start, stop = rows.between(begin, end)
+        reducer.reduce([ComputedRows(rows, start, logits[rows.index_R[start:stop]])], lambda states_RV: states_RV)
+    found = rows.rows()
+    _, expected = reduced_twice(vocabulary, [(b"abcabc", [0, 1, 2, 3, 4, 5])], [logits[1:].numpy()], 7)
+    assert_close(found, [expected[0][:3], expected[0][3:]], rtol=2e-5)
+
+
+def test_rows_that_are_missing_or_out_of_order_are_an_error() -> None:
+    vocabulary = wide_vocabulary(np.random.default_rng(0))
+    covering = covering_of(vocabulary, b"abc")
+    rows = PromptRows.along([along(covering, [0, 1, 2])], vocabulary)
+    with pytest.raises(RuntimeError, match="row 1 of a prompt was computed after row -1"):
+        reducer_of(vocabulary, 4).reduce([ComputedRows(rows, 1, torch.zeros(2, WIDTH))], lambda states_RV: states_RV)
+    with pytest.raises(RuntimeError, match="computed 0 of the 3 rows requested"):
+        rows.rows()
+    with pytest.raises(ValueError, match="requested in order"):
+        PromptRows.along([along(covering, [0], 5), along(covering, [1], 2)], vocabulary)
+
+
+def test_a_process_that_gets_no_logits_reduces_nothing_but_asks_as_often() -> None:
+    vocabulary = wide_vocabulary(np.random.default_rng(0))
+    rows, asked = PromptRows.along([along(covering_of(vocabulary, b"abc"), [0, 1, 2])], vocabulary), []
+    reducer_of(vocabulary, 2).reduce([ComputedRows(rows, 0, torch.zeros(3, 4))], asked.append)
+    assert list(map(len, asked)) == [1, 2] and rows.num_done == 0
+
+
+def test_logits_of_another_width_are_refused() -> None:
+    vocabulary = wide_vocabulary(np.random.default_rng(0))
+    rows = PromptRows.along([along(covering_of(vocabulary, b""), [0])], vocabulary)
+    with pytest.raises(ValueError, match=f"logits of 7 ids, not {WIDTH}"):
+        reducer_of(vocabulary, 2).reduce([ComputedRows(rows, 0, torch.zeros(1, 7))], lambda states_RV: states_RV)
 
 
 def test_no_rows_are_no_rows() -> None:
@@ -129,16 +185,3 @@ def test_no_rows_are_no_rows() -> None:
 def test_chunks_are_few_and_about_as_long() -> None:
     assert even_bounds(513, 128) == [0, 102, 205, 307, 410, 513]
     assert even_bounds(128, 128) == [0, 128] and even_bounds(0, 128) == []
-
-
-@pytest.mark.parametrize("alone", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_logits_of_bfloat16_weights_are_summed_and_kept_in_float32(alone: bool, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight_VD = torch.randn(300, 64, generator=generator).bfloat16()
-    hidden_RD = torch.randn(5, 64, generator=generator).to(dtype)
-    vocabulary = Vocabulary([bytes([i]) for i in range(255)], [299], 300)
-    exact_RC = (hidden_RD.double() @ weight_VD.double().T)[:, torch.from_numpy(vocabulary.order)]
-    found_RC = Head(weight_VD, None, vocabulary, alone=alone).logits(hidden_RD).double()
-    torch.testing.assert_close(found_RC, exact_RC, rtol=0, atol=2e-5)
-    assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"

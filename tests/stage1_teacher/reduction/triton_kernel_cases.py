@@ -9,7 +9,6 @@ from pipeline.covering.intervals import Intervals
 from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduction.reducer import as_rows
 from stage1_teacher.reduction.triton_kernel import TritonKernel, range_probs
-from stage1_teacher.reduction.types import Masses
 from tests.stage1_teacher.reduction.test_reducer import assert_close, covering_of, wide_vocabulary
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,7 +26,9 @@ def test_ranges_of_all_lengths_and_places_sum_to_their_probabilities(width: int,
     shifted = np.exp(logits_RC.astype(np.float64) - logits_RC.max(axis=1, keepdims=True))
     expected = [shifted[r, a:b].sum() / shifted[r].sum() for r, a, b in zip(row_J, first_J, last_J, strict=True)]
     ranges = [torch.from_numpy(a.astype(np.int32)).to(DEVICE) for a in (row_J, first_J, last_J)]
-    found = range_probs(torch.from_numpy(logits_RC).to(DEVICE), *ranges).cpu().numpy()
+    probs_J, is_finite = range_probs(torch.from_numpy(logits_RC).to(DEVICE), *ranges)
+    assert bool(is_finite)
+    found = probs_J.cpu().numpy()
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-34)
 
 
@@ -52,11 +53,13 @@ def reduce(
 ) -> list[ReducedRow]:
     """Reduce all rows, in chunks of three."""
     intervals = Intervals.join([c.intervals(o) for c, o in zip(coverings, offsets, strict=True)])
-    masses = Masses.empty(intervals)
-    kernel = TritonKernel(vocabulary)
+    kernel = TritonKernel(vocabulary, torch.device(DEVICE))
+    masses = kernel.empty(intervals)
+    by_id = np.ascontiguousarray(logits[:, vocabulary.column])
     for first in range(0, len(logits), 3):
-        kernel(torch.from_numpy(logits[first : first + 3]).to(DEVICE), first, intervals, masses)
-    return as_rows(intervals, masses)
+        kernel(torch.from_numpy(by_id[first : first + 3]).to(DEVICE), first, intervals, masses)
+    kernel.check()
+    return as_rows(intervals, masses.on_host())
 
 
 def test_masses_far_below_1e_7_keep_their_digits_and_none_is_0() -> None:
@@ -78,5 +81,20 @@ def test_a_row_that_is_not_finite_is_refused(bad: float, column: int | None) -> 
     logits_RC = torch.zeros(2, 5000, device=DEVICE)
     logits_RC[1, slice(None) if column is None else column] = bad
     ranges = [torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, 3, 9)]
-    with pytest.raises(ValueError, match="logits are not finite"):
-        range_probs(logits_RC, *ranges)
+    assert not bool(range_probs(logits_RC, *ranges)[1])
+
+
+def test_a_step_with_a_logit_that_is_not_finite_is_refused_once() -> None:
+    vocabulary = wide_vocabulary(np.random.default_rng(0))
+    covering = covering_of(vocabulary, b"abcab")
+    logits_RV = torch.zeros(3, len(vocabulary.order), device=DEVICE)
+    kernel, masses = TritonKernel(vocabulary, torch.device(DEVICE)), None
+    for bad in (float("nan"), 0.0):
+        logits_RV[1, 7] = bad
+        masses = kernel.empty(covering.canonical)
+        for first in (0, 3):
+            kernel(logits_RV, first, covering.canonical, masses)
+        if np.isnan(bad):
+            with pytest.raises(ValueError, match="logits are not finite"):
+                kernel.check()
+    kernel.check()

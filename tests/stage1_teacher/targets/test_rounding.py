@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.levels import LOGPROBS, OTHER_LOGPROBS, TOP_LOGPROBS
+from stage1_teacher.reduction.sparsify import Entries
 from stage1_teacher.targets.rounding import round_entries
-from stage1_teacher.targets.sparsify import Entries
 
 TOPS, OTHERS = np.exp(TOP_LOGPROBS.astype(np.float64)), np.exp(OTHER_LOGPROBS.astype(np.float64))
 

@@ -16,7 +16,7 @@ from schemas.manifest import Manifest, write_json
 from schemas.shard import commit_shard
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.engines.huggingface import TransformersEngine
-from stage1_teacher.reduction.logit_rule import LogitRule
+from stage1_teacher.engines.own_logits import OwnLogits
 from stage1_teacher.targets import opening
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_durability import parts
@@ -123,7 +123,8 @@ def test_a_dump_of_a_wrong_head_is_found_even_where_the_same_head_checks_it(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The dump is that of a release that did not know a model's scale and never asked the model."""
-    monkeypatch.setattr(TransformersEngine, "logit_rule", lambda self: LogitRule(0.5))
+    logits = OwnLogits.logits
+    monkeypatch.setattr(OwnLogits, "logits", lambda self, states: 0.5 * logits(self, states))
     monkeypatch.setattr(opening, "check_engine", lambda *_: None)
     folder = dump(write_recipe(tmp_path, model, TEXTS[:4]))
     assert "from the model's own" in capsys.readouterr().err

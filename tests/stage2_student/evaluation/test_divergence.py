@@ -14,7 +14,7 @@ from schemas.manifest import Manifest
 from schemas.record import Record, Segment
 from schemas.shard import read_shard
 from stage1_teacher.dump.run import run_teacher
-from stage1_teacher.targets.sparsify import sparsify
+from stage1_teacher.reduction.sparsify import sparsify
 from stage2_student.evaluation.bits_per_byte import run_eval
 from stage2_student.evaluation.divergence import ByteModel, sparse_divergence
 from tests.support.tiny import END_OF_TEXT, save_tiny, tiny_model, tiny_tokenizer

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stage1_teacher.reduction.sparsify import sparsify
 from stage1_teacher.targets.dense_float32 import exact_entries
 from stage1_teacher.targets.rounding import round_entries
-from stage1_teacher.targets.sparsify import sparsify
 from stage2_student.data.examples import NO_SYMBOL
 from stage2_student.losses.divergences import (
     MIN_TAIL,

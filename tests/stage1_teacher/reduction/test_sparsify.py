@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage1_teacher.targets.sparsify import sparsify
+from stage1_teacher.reduction.sparsify import sparsify
 
 
 def random_probs(seed: int, num_positions: int) -> tuple[np.ndarray, np.ndarray]:

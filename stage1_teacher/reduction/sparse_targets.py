@@ -1,0 +1,74 @@
+"""Sparse targets of a span: what is stored of it, made where its rows are reduced.
+
+Shape legend: P supervised positions, E entries, R rows, M measures (`schemas.columns.MEASURES`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.covering.covering import Covering, ReducedRow
+from pipeline.covering.dropped_mass import spread
+from pipeline.covering.targets import Targets
+from schemas import END
+from schemas.columns import MEASURES
+from stage1_teacher.reduction.sparsify import Entries, sparsify
+
+
+class Sparsity(NamedTuple):
+    """What is kept of dense targets; see `pipeline.config.DumpConfig`."""
+
+    top_k: int
+    min_prob: float
+    redistribute: bool = False  # of dropped mass, by a guess (`pipeline.covering.dropped_mass`)
+    arithmetic: int = 0  # `schemas.ARITHMETIC`
+
+
+class SpanRequest(NamedTuple):
+    """A span of a prompt whose targets are wanted.
+
+    Attributes:
+        first: index of the prompt's token after which the first row stands; one more row follows each token.
+        tokens: their ids.
+        document: the bytes that they spell, including the tokenizer's prefix.
+        skipped: positions before the supervised ones.
+        has_end: END follows the bytes, and its position is supervised.
+    """
+
+    first: int
+    tokens: Sequence[int]
+    document: bytes
+    skipped: int
+    has_end: bool
+
+    def realised(self) -> np.ndarray:
+        """Return the symbol that the text has at each supervised position: P, uint8."""
+        return np.frombuffer(self.document[self.skipped :] + bytes([END]) * self.has_end, dtype=np.uint8)
+
+
+class SparseTargets(NamedTuple):
+    """Targets of a span's supervised positions, before rounding."""
+
+    entries: Entries
+    measures_MP: np.ndarray  # in the order of MEASURES
+    token_logprobs: np.ndarray  # R - 1, of the span's tokens
+
+
+def sparse_targets(targets: Targets, request: SpanRequest, sparsity: Sparsity) -> SparseTargets:
+    """Return what is stored of a span's dense targets, which start at its first position."""
+    realised_P = request.realised()
+    positions = slice(request.skipped, request.skipped + len(realised_P))
+    return SparseTargets(
+        sparsify(targets.probs_PV[positions], realised_P, sparsity.top_k, sparsity.min_prob),
+        np.stack([getattr(targets, f"{column.name}_P")[positions] for column in MEASURES]),
+        targets.token_logprobs,
+    )
+
+
+def reduce_span(
+    covering: Covering, rows: Sequence[ReducedRow], request: SpanRequest, sparsity: Sparsity
+) -> SparseTargets:
+    """Sum the canonical rows of a span into its sparse targets."""
+    targets = covering.targets(rows)
+    return sparse_targets(spread(targets, covering) if sparsity.redistribute else targets, request, sparsity)
