@@ -51,6 +51,12 @@ class PlacementConfig(Section):
         ge=1,
         description="Rows whose logits are in memory at once during reduction to bytes; default: 256, on a GPU 1024.",
     )
+    writers: int | None = Field(
+        None,
+        ge=0,
+        description="Processes that round, compress and write shards beside an engine; default: on a GPU one for each "
+        "four cores, at most 4; otherwise 0, and the engine's process does it.",
+    )
     max_engine_failures: int = Field(
         3,
         ge=1,

@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -27,6 +27,7 @@ from stage1_teacher.dump.input_files import are_as_noted, inputs_sha256, is_done
 from stage1_teacher.dump.job import Connect, Job, OpenShardMaker, ShardMaker, ShardWork
 from stage1_teacher.dump.places import Places
 from stage1_teacher.dump.planning import plan_dump
+from stage1_teacher.dump.shard_draft import open_writers
 from stage1_teacher.dump.shard_writer import ShardProgress, make_shards
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
@@ -100,7 +101,9 @@ def this_process(job: Job, teacher: ResolvedTeacher) -> Iterator[ShardMaker]:
     """Open an engine in this process, and yield what makes shards with it."""
     with open_teacher(job.recipe, *teacher, branches=bool(job.audited)) as opened:
         check_resumed(job.dump, job.manifest, opened)
-        yield lambda shards: make_shards(shards, opened, job.recipe, job.manifest.identity, job.dump, job.audited)
+        with closing(open_writers(job.recipe.placement)) as writers:
+            to = (opened, job.recipe, job.manifest.identity, job.dump, job.audited, writers)
+            yield lambda shards: make_shards(shards, *to)
 
 
 def make_missing(job: Job, corpus: Corpus, open_it: Callable[[], AbstractContextManager[ShardMaker]]) -> None:

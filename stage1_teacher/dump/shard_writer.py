@@ -5,31 +5,29 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from pipeline.config import DumpConfig, Recipe
 from pipeline.corpus.documents import Document
 from pipeline.runtime.devices import computes_on_gpu
 from pipeline.tokenization.byte_tokenizer import SpellingError
 from pipeline.tokenization.chat_template import ChatError
+from schemas import levels
 from schemas.dump_files import Key
 from schemas.manifest import ShardPlan, shard_identity
-from schemas.record import Record
-from schemas.shard import commit_shard, to_table
 from schemas.storage.locations import Location
 from stage1_teacher.coordination.pipelined import pipelined
 from stage1_teacher.coordination.retry import retry_with_restart
 from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.begun import libraries
+from stage1_teacher.dump.shard_draft import IN_THIS_PROCESS, Draft, Writers, Written, sums
 from stage1_teacher.engines.base import ListingEngine, SparseEngine
 from stage1_teacher.engines.batch_sizes import call_tokens
 from stage1_teacher.inputs.chat_windows import cut_chat
-from stage1_teacher.inputs.encoded_windows import EncodedWindow, batches, cut_document
+from stage1_teacher.inputs.encoded_windows import EncodedWindow, batches, cut_document, token_lengths
 from stage1_teacher.inputs.turn_windows import cut_conversation
 from stage1_teacher.inputs.windows import WindowError
-from stage1_teacher.targets.distances import stored_sums
+from stage1_teacher.targets.assembly import assemble
 from stage1_teacher.targets.engine_output import EngineOutput, SparseOutput
-from stage1_teacher.targets.records import make_records
+from stage1_teacher.targets.records import sparse_spans
 from stage1_teacher.targets.teacher import Teacher
 
 
@@ -124,46 +122,59 @@ def _run_engine(
 
 
 class ShardWriter:
-    """Reduces batches in order, collects the records of a shard and commits them when the shard is complete."""
+    """Collects the sparse targets of a shard, batch by batch and in order; the writers get it when it is complete."""
 
-    def __init__(self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Location) -> None:
+    def __init__(
+        self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Location, writers: Writers
+    ) -> None:
         self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, shard_identity(identity), folder
-        self._records: list[Record] = []
+        self._writers = writers
+        self._token_lengths = token_lengths(teacher.tokenizer)
+        self._unwritten: dict[int, ShardProgress] = {}  # by shard, to be reported when it is committed
+        self._watch = shard_cost.Stopwatch()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._draft = Draft(self._token_lengths, self._recipe.dump.coding == levels.EXACT)
         self._audited: list[dict[str, Any]] = []
         self._num_tokens, self._num_computed = 0, 0
-        self._watch = shard_cost.Stopwatch()
 
-    def take(self, batch: EngineBatch) -> ShardProgress:
-        records: list[Record] = []
-        if batch.windows:
-            records = make_records(batch.windows, batch.output, self._teacher, self._recipe.dump)
-            self._audited += [audit.measure(records[index], reference) for index, reference in batch.references.items()]
-            self._records += records
-        num_tokens = sum(len(self._teacher.prompt(window)) for window in batch.windows)
+    def take(self, batch: EngineBatch) -> list[ShardProgress]:
+        """Take a batch; returns its progress, and that of the shards committed in the meantime."""
+        windows = batch.windows
+        spans = sparse_spans(windows, batch.output, self._teacher, self._recipe.dump) if windows else []
+        self._draft.windows += zip(windows, spans, strict=True)
+        for index, reference in batch.references.items():
+            record = assemble(windows[index], spans[index], self._token_lengths, self._draft.exact)
+            self._audited.append(audit.measure(record, reference))
+        num_tokens = sum(len(self._teacher.prompt(window)) for window in windows)
         self._num_tokens += num_tokens
         self._num_computed += batch.output.num_tokens
-        num_documents = sum(window.bounds.has_end for window in batch.windows)
         progress = ShardProgress(
-            num_documents,
-            sum(window.num_supervised for window in batch.windows),
+            sum(window.bounds.has_end for window in windows),
+            sum(window.num_supervised for window in windows),
             num_tokens,
-            positions=sum(record.num_positions for record in records),
-            dropped=sum(float(record.dropped.sum(dtype=np.float64)) for record in records),
-            tail=sum(float(np.maximum(1 - stored_sums(record), 0).sum()) for record in records),
+            **sums([of_span for of_window in spans for of_span in of_window])._asdict(),
         )
         if batch.finished is None:
-            return progress
-        return progress._replace(
-            documents=num_documents + len(batch.finished.left_out),
-            audited=len(self._audited),
-            left_out=len(batch.finished.left_out),
-            committed=batch.finished.plan.index,
-            stored_bytes=self._commit(batch.finished),
-        )
+            return [progress, *self._report(self._writers.written())]
+        left_out, index = len(batch.finished.left_out), batch.finished.plan.index
+        self._unwritten[index] = ShardProgress(0, 0, 0, audited=len(self._audited), left_out=left_out)
+        written = self._write(batch.finished)
+        return [progress._replace(documents=progress.documents + left_out), *self._report(written)]
 
-    def _commit(self, shard: EncodedShard) -> int:
-        table = to_table(self._records, self._identity)
-        extra = {
+    def flush(self) -> list[ShardProgress]:
+        """Wait for the writers, and return the progress of the shards committed in the meantime."""
+        return self._report(self._writers.written(max_pending=0))
+
+    def _report(self, written: Sequence[Written]) -> list[ShardProgress]:
+        return [
+            self._unwritten.pop(shard.number)._replace(committed=shard.number, stored_bytes=shard.stored_bytes)
+            for shard in written
+        ]
+
+    def _write(self, shard: EncodedShard) -> list[Written]:
+        extra: dict[str, str] = {
             Key.LEFT_OUT: json.dumps(shard.left_out),
             Key.TEACHER_TOKENS: str(self._num_tokens),
             Key.COMPUTED_TOKENS: str(self._num_computed),
@@ -172,12 +183,11 @@ class ShardWriter:
             Key.LIBRARIES: json.dumps(libraries() | _runner(self._teacher)),
             Key.AUDIT: json.dumps(self._audited),
         }
-        table = table.replace_schema_metadata(
-            {**table.schema.metadata, **{k.encode(): v.encode() for k, v in extra.items()}}
-        )
-        self._records, self._audited, self._num_tokens, self._num_computed = [], [], 0, 0
+        draft = self._draft
+        self._begin()
         shard_cost.write_cost(self._folder, shard.plan, self._watch.lap(), shard_cost.devices(self._recipe))
-        return commit_shard(table, shard.plan.path(self._folder), self._recipe.dump.zstd_level, first=True)
+        path, zstd_level = shard.plan.path(self._folder), self._recipe.dump.zstd_level
+        return self._writers.write(shard.plan.index, draft, path, self._identity, extra, zstd_level)
 
 
 def _runner(teacher: Teacher) -> dict[str, str]:
@@ -192,15 +202,19 @@ def make_shards(
     identity: dict[str, Any],
     folder: Location,
     audited: Set[str] = frozenset(),
+    writers: Writers = IN_THIS_PROCESS,
 ) -> Iterator[ShardProgress]:
     """Make and commit shards, and yield the progress of each engine batch.
 
     If the engine has its own device or machine, three threads work at once: one encodes the next shard, this one drives
-    the engine, one reduces the previous batch and writes. On a CPU they would compete for the engine's cores.
+    the engine, one collects the previous batch, for `writers` to round, compress and write when the shard is complete.
+    On a CPU they would compete for the engine's cores.
     """
     concurrent = recipe.placement.overlap
     if concurrent is None:
         concurrent = computes_on_gpu() or isinstance(teacher.engine, ListingEngine)
     encoded = pipelined(shards, lambda shard: encode_shard(*shard, teacher), concurrent)
-    writer = ShardWriter(teacher, recipe, identity, folder)
-    yield from pipelined(forward(encoded, teacher, recipe, audited), writer.take, concurrent)
+    writer = ShardWriter(teacher, recipe, identity, folder, writers)
+    for reports in pipelined(forward(encoded, teacher, recipe, audited), writer.take, concurrent):
+        yield from reports
+    yield from writer.flush()

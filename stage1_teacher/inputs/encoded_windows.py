@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.corpus.documents import Document
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.record import Segment
@@ -94,6 +96,11 @@ def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int], num_prefix:
     if lengths:
         lengths[0] -= len(tokenizer.prefix) if num_prefix is None else num_prefix
     return lengths
+
+
+def token_lengths(tokenizer: ByteTokenizer) -> np.ndarray:
+    """Return the bytes of each token id, int64; 0 for one that spells nothing."""
+    return np.array([len(spelled or b"") for spelled in tokenizer.token_bytes], dtype=np.int64)
 
 
 def batches(windows: Sequence[EncodedWindow], batch_tokens: int) -> Iterator[list[EncodedWindow]]:

@@ -27,13 +27,13 @@ from pipeline.sources.resolve import resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas import ARITHMETIC
 from schemas.shard import commit_shard, to_table
-from stage1_teacher.inputs.encoded_windows import EncodedWindow, cut_document
+from stage1_teacher.inputs.encoded_windows import EncodedWindow, cut_document, token_lengths
 from stage1_teacher.reduction.messages import Answering, read_spans, spans_message
 from stage1_teacher.reduction.reducer import CpuKernel
 from stage1_teacher.reduction.sparse_targets import Sparsity
 from stage1_teacher.reduction.types import Masses
+from stage1_teacher.targets.assembly import assemble
 from stage1_teacher.targets.engine_output import span_requests
-from stage1_teacher.targets.records import assemble
 from tests.bench.texts import encyclopaedic
 from tests.support.families import FAMILIES
 
@@ -121,7 +121,7 @@ def measure(task: Task, zstd_level: int, folder: Path) -> dict[str, float]:
         pieces = [piece for document in task.documents for piece in cut_document(document, task.tokenizer, 1 << 20, 0)]
     with step("request"):
         messages = [spans_message(of_piece, sparsity) for of_piece in span_requests(pieces)]
-    records, num_bytes = [], 0
+    records, num_bytes, lengths = [], 0, token_lengths(task.tokenizer)
     for piece, message, masses in zip(pieces, messages, task.masses, strict=True):
         with step("worker: which ranges"):
             answering = Answering(message, task.vocabulary)
@@ -132,7 +132,7 @@ def measure(task: Task, zstd_level: int, folder: Path) -> dict[str, float]:
             answer = answering.bytes()
         num_bytes += len(answer)
         with step("record"):
-            records.append(assemble(piece, read_spans(answer), task.tokenizer))
+            records.append(assemble(piece, read_spans(answer), lengths))
     with step(f"Parquet, zstd {zstd_level}"):
         commit_shard(to_table(records, {}), folder / "shard.parquet", zstd_level)
     (folder / "shard.parquet").unlink()

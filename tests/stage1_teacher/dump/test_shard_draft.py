@@ -1,0 +1,94 @@
+"""Shards written by other processes: the same files; a process that dies, or an error, ends the dump in words."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas.storage.locations import Location
+from stage1_teacher.dump.shard_draft import Draft, Writers, Written, sums
+from stage1_teacher.reduction.sparse_targets import SparseTargets
+from stage1_teacher.reduction.sparsify import Entries
+from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
+
+
+@dataclass
+class Fake(Draft):
+    """A draft that does something else than to write a shard."""
+
+    act: str = "write"
+
+    def write(self, path: Location, identity: Mapping[str, object], extra: Mapping[str, str], zstd_level: int) -> int:
+        if self.act == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.act == "fail":
+            raise ValueError(f"{path.name} is full")
+        if self.act == "wait":
+            time.sleep(0.5)
+        Path(str(path)).write_text(str(os.getpid()))
+        return zstd_level
+
+
+@pytest.fixture
+def writers() -> Iterator[Writers]:
+    opened = Writers(2)
+    yield opened
+    opened.close()
+
+
+def write(writers: Writers, number: int, folder: Path, act: str = "write") -> list[Written]:
+    return writers.write(number, Fake(np.zeros(0), False, act=act), folder / str(number), {}, {}, 10 + number)
+
+
+@pytest.mark.parametrize("overlap", ["false", "true"])
+def test_shards_written_by_other_processes_are_the_same_files(tmp_path: Path, model: Path, overlap: str) -> None:
+    here = dump(write_recipe(tmp_path / "here", model, TEXTS), "placement.writers=0")
+    there = dump(write_recipe(tmp_path / "there", model, TEXTS), "placement.writers=2", f"placement.overlap={overlap}")
+    assert content(here) == content(there) and len(content(here)) > 2
+
+
+def test_shards_are_reported_in_order_when_they_are_written_and_no_more_than_a_few_wait(
+    writers: Writers, tmp_path: Path
+) -> None:
+    found = write(writers, 0, tmp_path, "wait")
+    for number in range(1, 7):
+        found += write(writers, number, tmp_path)
+    assert len(found) >= 7 - 4 and [shard.number for shard in found] == list(range(len(found)))
+    found += writers.written(max_pending=0)
+    assert found == [Written(number, 10 + number) for number in range(7)]
+    assert str(os.getpid()) not in {file.read_text() for file in tmp_path.iterdir()}
+
+
+def test_a_process_that_is_killed_ends_the_dump_in_words(writers: Writers, tmp_path: Path) -> None:
+    write(writers, 3, tmp_path, "die")
+    with pytest.raises(OSError, match=r"wrote shard 3 was killed, perhaps because memory ran out.*placement.writers=0"):
+        writers.written(max_pending=0)
+
+
+def test_an_error_in_a_process_is_raised_here(writers: Writers, tmp_path: Path) -> None:
+    write(writers, 4, tmp_path, "fail")
+    with pytest.raises(ValueError, match="4 is full"):
+        writers.written(max_pending=0)
+
+
+def test_without_processes_a_shard_is_written_at_once(tmp_path: Path) -> None:
+    assert write(Writers(0), 5, tmp_path) == [Written(5, 15)]
+    assert (tmp_path / "5").read_text() == str(os.getpid())
+
+
+def test_the_sums_of_spans_are_those_of_their_positions() -> None:
+    entries = Entries(np.array([2, 1], np.uint16), np.array([1, 2, 3], np.uint8), np.array([0.5, 0.25, 1.0]))
+    none = Entries(np.zeros(0, np.uint16), np.zeros(0, np.uint8), np.zeros(0))
+    measures_MP = np.array([[0.125, 0.25], [0.0, 0.0], [0.0, 0.0]])
+    from schemas.columns import MEASURES
+
+    measures_MP = np.stack([measures_MP[0] if column.name == "dropped" else np.ones(2) for column in MEASURES])
+    found = sums(
+        [SparseTargets(entries, measures_MP, np.zeros(1)), SparseTargets(none, measures_MP[:, :0], np.zeros(0))]
+    )
+    assert found == (2, 0.375, 0.25)
