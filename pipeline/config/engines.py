@@ -28,6 +28,9 @@ class EngineSpec(Section):
         True, description="It sums each row's whole softmax; otherwise it lists probable tokens."
     )
     branches: bool = Field(False, description="It computes branch rows (`dump.covering.beam_width`).")
+    recomputes_blocks: bool = Field(
+        False, description="A branch recomputes its path's last, unfinished block of a prefix cache."
+    )
     quantizes: bool = Field(False, description="It accepts `teacher.quantization`.")
     over_machines: bool = Field(False, description="One engine can span several machines of a Ray cluster.")
     packages: tuple[str, ...] = Field(
@@ -44,7 +47,13 @@ class EngineSpec(Section):
 
 
 ENGINES = {
-    "vllm": EngineSpec(module="stage1_teacher.engines.vllm", branches=True, quantizes=True, over_machines=True),
+    "vllm": EngineSpec(
+        module="stage1_teacher.engines.vllm",
+        branches=True,
+        recomputes_blocks=True,
+        quantizes=True,
+        over_machines=True,
+    ),
     "transformers": EngineSpec(module="stage1_teacher.engines.huggingface", branches=True),
     "openai": EngineSpec(
         module="stage1_teacher.engines.openai_server", served=True, needs_address=True, whole_softmax=False

@@ -85,6 +85,8 @@ def plan(recipe: Recipe) -> list[Line]:
             f"top {dump.top_k} symbols of at least {dump.min_prob}, {int(dump.shard_bytes):,} bytes of text per shard",
         )
     )
+    if dump.covering.beam_width:
+        lines.append(("dump.covering", describe_branches(recipe)))
     lines.append(("dump.path", describe_dump(dump.path)))
     return lines + (_student_lines(recipe) if recipe.student is not None else [])
 
@@ -114,6 +116,24 @@ def describe_teacher(recipe: Recipe) -> str:
     runs = [f"{teacher.name_at_server} at {at}"] if spec.served else [teacher.engine, teacher.dtype]
     seen = [] if spec.whole_softmax else [f"the {teacher.prompt_logprobs} most probable tokens of each row"]
     return ", ".join([*runs, *seen, f"windows of {teacher.max_tokens} tokens"])
+
+
+# Teacher tokens computed for branch rows above a share of the mass, in times those of the canonical rows: where they
+# share a prompt's attention (transformers), and in vLLM's blocks of 16 tokens. SmolLM2-135M on encyclopaedic text
+# (tests/bench/README.md, "How exact the targets are").
+BRANCH_COSTS = ((0.3, 1.1, 1.8), (0.1, 1.2, 2.8), (0.05, 1.3, 3.7), (0.03, 1.4, 4.5), (0.01, 1.7, 6.7))
+
+
+def describe_branches(recipe: Recipe) -> str:
+    """Return what the covering's branch rows will cost, as far as it is known before they are computed."""
+    threshold = recipe.dump.covering.branch_threshold
+    at_least = next((cost for cost in BRANCH_COSTS if cost[0] <= threshold), BRANCH_COSTS[-1])
+    times = at_least[2] if recipe.teacher.engine_spec.recomputes_blocks else at_least[1]
+    than = "more than " if threshold < at_least[0] else ""
+    return (
+        f"branch rows above {threshold:g} of the mass: {than}some {times:g} times the teacher tokens of a dump without "
+        "(measured with SmolLM2-135M; `bld plan --calibrate` measures this teacher)"
+    )
 
 
 def describe_dump(dump: str) -> str:

@@ -158,14 +158,6 @@ BRANCH_MARGIN = 64  # tokens beyond a window, as far as the model has positions 
 MAX_SEQUENCES = 256  # per step; vLLM refuses more sequences than batched tokens
 
 
-def branch_block_tokens() -> int:
-    """Return the smallest block size of the prefix cache, in tokens.
-
-    A branch recomputes its path's last, unfinished block, half of it on average.
-    """
-    return 16 if computes_on_gpu() else 32  # vLLM's CPU kernels require multiples of 32
-
-
 class VllmEngine:
     """A teacher served by vLLM in this process; its workers may be elsewhere."""
 
@@ -186,7 +178,11 @@ class VllmEngine:
         if branches:
             # A branch may spell the bytes of a window's last tokens with more tokens.
             longest = max(teacher.max_tokens, min(teacher.max_tokens + BRANCH_MARGIN, max_positions(config) or 0))
-            options |= {"enable_prefix_caching": True, "block_size": branch_block_tokens(), "max_model_len": longest}
+            options |= {"enable_prefix_caching": True, "max_model_len": longest}
+            if not computes_on_gpu():
+                # A branch recomputes its path's last, unfinished block; 32 is the least that the CPU's kernels take. On
+                # a GPU the size is vLLM's to choose: some attention backends take no other than their own.
+                options["block_size"] = 32
         self.longest: int = options["max_model_len"]
         self._llm = LLM(
             runner="pooling",

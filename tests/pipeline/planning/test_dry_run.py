@@ -34,3 +34,28 @@ def test_one_step_process_and_checkpoint_are_told_in_the_singular(
     assert lines["student.path"] == "run, 1 checkpoint; training resumes"
     two = recipe.train.model_copy(update={"num_processes": 2})
     assert dict(plan(recipe.with_values(train=two)))["train.deepspeed"] == "ZeRO stage 0, 2 processes"
+
+
+@pytest.mark.parametrize(
+    ("engine", "threshold", "said"),
+    [
+        ("vllm", 0.05, "branch rows above 0.05 of the mass: some 3.7 times"),
+        ("transformers", 0.05, "branch rows above 0.05 of the mass: some 1.3 times"),
+        ("vllm", 0.2, "branch rows above 0.2 of the mass: some 2.8 times"),
+        ("vllm", 0.001, "branch rows above 0.001 of the mass: more than some 6.7 times"),
+    ],
+)
+def test_the_cost_of_branches_is_told_before_it_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, threshold: float, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model(tmp_path / "model")
+    (tmp_path / "text.jsonl").write_text('{"text": "the"}\n')
+    values = {
+        "corpus": {"source": "text.jsonl"},
+        "teacher": {"model": "model", "engine": engine},
+        "dump": {"path": "dump", "covering": {"beam_width": 4, "branch_threshold": threshold}},
+    }
+    assert dict(plan(Recipe.model_validate(values)))["dump.covering"].startswith(said)
+    values["dump"] = {"path": "dump"}
+    assert "dump.covering" not in dict(plan(Recipe.model_validate(values)))
