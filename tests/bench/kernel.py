@@ -1,6 +1,6 @@
 """Time of the GPU's row reduction against the bandwidth of a copy on the same GPU.
 
-    .venv/bin/python -m tests.bench.kernel [--rows 512] [--rounds 20]
+    .venv/bin/python -m tests.bench.kernel [--rows 1024] [--rounds 20]
 
 The bar is 60 % of copy bandwidth: logits are read once, so bytes are rows x columns x 4, and a copy reads and writes
 each of its own.
@@ -57,7 +57,7 @@ def nested_ranges(num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def main(
-    rows: Annotated[int, typer.Option(help="rows reduced at once")] = 512,
+    rows: Annotated[int, typer.Option(help="rows reduced at once")] = 1024,
     rounds: Annotated[int, typer.Option(help="timed rounds; the median counts")] = 20,
 ) -> None:
     """Print a table: vocabulary, time per row, bytes per second, share of copy bandwidth."""
@@ -83,7 +83,7 @@ def check(logits_RC: torch.Tensor, row_J: torch.Tensor, first_J: torch.Tensor, l
     """Check the first row's ranges against float64 prefix sums: a fast wrong kernel is useless."""
     from stage1_teacher.reduction.triton_kernel import range_probs
 
-    found_J = range_probs(logits_RC, row_J, first_J, last_J)[row_J == 0].double()
+    found_J = range_probs(logits_RC, row_J, first_J, last_J)[0][row_J == 0].double()
     sums_C = torch.cat([logits_RC.new_zeros(1).double(), logits_RC[0].double().softmax(0).cumsum(0)])
     expected_J = sums_C[last_J[row_J == 0].long()] - sums_C[first_J[row_J == 0].long()]
     torch.testing.assert_close(found_J, expected_J, rtol=1e-4, atol=1e-12)
