@@ -37,6 +37,16 @@ class _Layout(NamedTuple):
     token_P: Tensor  # number of the token that a position lies in, over all spans
 
 
+class _Summed(NamedTuple):
+    """Dense targets of all positions, on the device."""
+
+    probs_PV: Tensor
+    realised_P: Tensor  # of the symbol that the text has there
+    dropped_P: Tensor
+    share_P: Tensor  # of the mass known just before the position that has ended there
+    log_token_R: Tensor  # of the token that follows; nan in a span's last row
+
+
 def device_targets(
     trie: DeviceTrie,
     spans: Sequence[tuple[Covering, SpanRequest]],
@@ -87,7 +97,7 @@ def device_targets(
     is_first_P = layout.is_last_P.roll(1)
     dropped_P = ((ended_P - continued_P) / known_P).clamp(0.0, 1.0).where(~is_first_P, 0.0)
     share_P = (ended_P / known_P).clamp(0.0, 1.0)
-    return _sparse(spans, layout, mass_PV, realised_P, dropped_P, share_P, log_token_R, sparsity)
+    return _sparse(spans, layout, _Summed(mass_PV, realised_P, dropped_P, share_P, log_token_R), sparsity)
 
 
 def _layout(spans: Sequence[tuple[Covering, SpanRequest]], device: torch.device) -> _Layout:
@@ -125,26 +135,27 @@ def _log_weights(log_token_R: Tensor, is_first_R: Tensor) -> Tensor:
 
 
 def _sparse(
-    spans: Sequence[tuple[Covering, SpanRequest]],
-    layout: _Layout,
-    probs_PV: Tensor,
-    realised_P: Tensor,
-    dropped_P: Tensor,
-    share_P: Tensor,
-    log_token_R: Tensor,
-    sparsity: Sparsity,
+    spans: Sequence[tuple[Covering, SpanRequest]], layout: _Layout, summed: _Summed, sparsity: Sparsity
 ) -> list[SparseTargets]:
     """Keep what is stored of each span's supervised positions, and bring it to the host."""
     starts_P = torch.ones_like(layout.is_last_P)
     starts_P[1:] = layout.token_P[1:] != layout.token_P[:-1]
     # The running maximum since the token began, 0 at its start: tokens are numbered, so that it starts anew in each.
-    inside_P = share_P.where(~starts_P, 0.0).nan_to_num()
+    inside_P = summed.share_P.where(~starts_P, 0.0).nan_to_num()
     token_end_P = (inside_P + 2 * layout.token_P).cummax(0).values - 2 * layout.token_P
     symbol_P = layout.document_P.where(~layout.is_last_P, END)
-    counts_P, symbols_E, probs_E = _keep(probs_PV, symbol_P, sparsity.top_k, sparsity.min_prob)
+    counts_P, symbols_E, probs_E = _keep(summed.probs_PV, symbol_P, sparsity.top_k, sparsity.min_prob)
     dropped, realised, token_end, counts, symbols, probs, token_logprobs = (
         tensor.cpu().numpy()
-        for tensor in (dropped_P, realised_P, token_end_P, counts_P, symbols_E, probs_E, log_token_R)
+        for tensor in (
+            summed.dropped_P,
+            summed.realised_P,
+            token_end_P,
+            counts_P,
+            symbols_E,
+            probs_E,
+            summed.log_token_R,
+        )
     )
     entry_bounds = np.append(0, counts.astype(np.int64).cumsum())
     found, position, row = [], 0, 0

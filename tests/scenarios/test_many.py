@@ -171,7 +171,9 @@ def test_vllm_loads_a_student_with_merged_adapters_and_fewer_layers(work: Path) 
     tokens = [262, 3, 77, 200, 41]
     config = TeacherConfig(model=str(export), dtype="float32", max_tokens=64, overlap_tokens=8)
     placed = PlacementConfig(engine_batch_tokens=16)
-    engine = open_engine(EngineRequest(str(export), config, placed, ByteTokenizer.load(str(export)), ends=(268,)))
+    tokenizer = ByteTokenizer.load(str(export))
+    assert tokenizer.default_end is not None
+    engine = open_engine(EngineRequest(str(export), config, placed, tokenizer, ends=(tokenizer.default_end,)))
     assert not isinstance(engine, ListingEngine)
     found_LV = engine.own_logprobs(tokens)
     engine.close()

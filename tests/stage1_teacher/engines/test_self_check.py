@@ -199,7 +199,7 @@ def test_a_probe_of_too_few_tokens_is_refused_in_words(
     tmp_path: Path, model: Path, start: int | None, max_tokens: int
 ) -> None:
     teacher = opened(tmp_path, model)
-    assert teacher.reducer is not None and isinstance(teacher.engine, TransformersEngine)
+    assert isinstance(teacher.engine, TransformersEngine)
     section = TeacherConfig.model_construct(max_tokens=max_tokens, dtype="float32")
     with pytest.raises(ValueError, match=rf"M: transformers.* cannot be checked: .*teacher.max_tokens is {max_tokens}"):
-        self_check.check_engine(teacher.engine, teacher.reducer, teacher.tokenizer, start, section, "M")
+        self_check.check_engine(teacher.engine, teacher.tokenizer, start, section, "M")
