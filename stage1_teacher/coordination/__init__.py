@@ -1,4 +1,5 @@
-"""Coordination of the processes and threads that work on one dump: shard locks, leases, retries, threads.
+"""Coordination of the processes and threads that work on one dump: shard locks, leases, retries, writers.
 
-May import `schemas`, and the parts of `pipeline` that both stages share; knows nothing of what a shard holds.
+May import `schemas`, and the parts of `pipeline` that both stages share; only `shard_writers`, which lets processes of
+their own write a shard, knows what one holds.
 """

@@ -20,6 +20,7 @@ from schemas.manifest import ShardPlan, read_json, write_json
 from schemas.storage.atomic import make_folder, remove
 from schemas.storage.locations import Location, location
 from stage1_teacher.coordination.shard_claims import open_claims, require_place
+from stage1_teacher.coordination.shard_writers import open_writers
 from stage1_teacher.dump import audit, shard_plan
 from stage1_teacher.dump.begun import as_begun
 from stage1_teacher.dump.check_resumed import check_resumed
@@ -27,7 +28,6 @@ from stage1_teacher.dump.input_files import are_as_noted, inputs_sha256, is_done
 from stage1_teacher.dump.job import Connect, Job, OpenShardMaker, ShardMaker, ShardWork
 from stage1_teacher.dump.places import Places
 from stage1_teacher.dump.planning import plan_dump
-from stage1_teacher.dump.shard_draft import open_writers
 from stage1_teacher.dump.shard_writer import ShardProgress, make_shards
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.inputs.fit_windows import with_fitting_windows

@@ -16,9 +16,9 @@ from schemas.manifest import ShardPlan, shard_identity
 from schemas.storage.locations import Location
 from stage1_teacher.coordination.pipelined import pipelined
 from stage1_teacher.coordination.retry import retry_with_restart
+from stage1_teacher.coordination.shard_writers import IN_THIS_PROCESS, Draft, Writers, Written, sums
 from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.begun import libraries
-from stage1_teacher.dump.shard_draft import IN_THIS_PROCESS, Draft, Writers, Written, sums
 from stage1_teacher.engines.base import ListingEngine, SparseEngine
 from stage1_teacher.engines.batch_sizes import call_tokens
 from stage1_teacher.inputs.chat_windows import cut_chat

@@ -1,6 +1,7 @@
 """Assembly of a record from a window and the sparse targets of its spans: rounded entries, and columns as stored.
 
-Imports neither torch nor an engine: the processes that write shards (`stage1_teacher.dump.shard_draft`) do only this.
+Imports neither torch nor an engine: the processes that write shards do only this
+(`stage1_teacher.coordination.shard_writers`).
 """
 
 from collections.abc import Sequence

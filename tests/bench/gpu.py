@@ -56,7 +56,7 @@ def speed(shape: str) -> dict[str, Any]:
     """Measure a dump, and vLLM's bare prefill, in this process; vLLM gives its memory back only to the next."""
     from pipeline.corpus.documents import Document
     from schemas.manifest import ShardPlan
-    from stage1_teacher.dump.shard_draft import open_writers
+    from stage1_teacher.coordination.shard_writers import open_writers
     from stage1_teacher.dump.shard_writer import make_shards
     from stage1_teacher.engines import vllm
     from stage1_teacher.targets import opening

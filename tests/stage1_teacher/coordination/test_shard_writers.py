@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from schemas.storage.locations import Location
-from stage1_teacher.dump.shard_draft import Draft, Writers, Written, sums
+from stage1_teacher.coordination.shard_writers import Draft, Writers, Written, sums
 from stage1_teacher.reduction.sparse_targets import SparseTargets
 from stage1_teacher.reduction.sparsify import Entries
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
