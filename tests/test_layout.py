@@ -47,7 +47,13 @@ CONTENT = (
     "stage1_teacher.inputs",
     "stage1_teacher.targets",
 )
-TEACHER = (*CONTENT, "stage1_teacher.coordination", "stage1_teacher.dump", "stage1_teacher.ray")
+TEACHER = (
+    *CONTENT,
+    "stage1_teacher.coordination",
+    "stage1_teacher.dump",
+    "stage1_teacher.processes",
+    "stage1_teacher.ray",
+)
 CHECKS = ("stage1_teacher.verification", "stage1_teacher.calibration")
 STUDENT = (
     "stage2_student.data",
@@ -110,7 +116,7 @@ def test_the_stages_and_the_ground_import_nothing_of_the_roof() -> None:
 
 
 def test_what_decides_content_never_imports_what_decides_placement() -> None:
-    placement = ("stage1_teacher.coordination", "stage1_teacher.ray")
+    placement = ("stage1_teacher.coordination", "stage1_teacher.processes", "stage1_teacher.ray")
     assert not [said for (above, below), said in room_imports().items() if above in CONTENT and below in placement]
 
 

@@ -22,8 +22,14 @@ def show_plan(
         float, typer.Option(min=1, help="Time to spend on the sample, excluding engine start-up (with --calibrate).")
     ] = 60.0,
     workers: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Machines, or groups of GPUs, like this one (with --calibrate).")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Machines, or groups of GPUs, like the one measured (with --calibrate; default: as many as this "
+            "machine has).",
+        ),
+    ] = None,
     corpus_bytes: Annotated[
         str | None,
         typer.Option(
@@ -62,17 +68,19 @@ def show_plan(
 
 
 def _forecast(
-    recipe: "Recipe", seconds: float, workers: int, corpus_bytes: str | None
+    recipe: "Recipe", seconds: float, workers: int | None, corpus_bytes: str | None
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Return a forecast as readable lines and as JSON values."""
     from pydantic import ByteSize, TypeAdapter
 
     from pipeline.planning import forecast_text
+    from pipeline.planning.engine_shares import engine_shares, num_independent
     from pipeline.planning.forecast import forecast
     from schemas.storage.locations import location
     from stage1_teacher.calibration.calibrate import calibrate
 
     size = None if corpus_bytes is None else int(TypeAdapter(ByteSize).validate_python(corpus_bytes))
+    workers = workers or num_independent(engine_shares(recipe))
     measured = calibrate(recipe, seconds, size)
     expected = forecast(measured, workers)
     lines = list(forecast_text.forecast_lines(expected, measured, workers))

@@ -1,12 +1,17 @@
 """`bld teacher`, `bld student` and `bld export`: the two stages, and the export of a student."""
 
+import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import DryRun, Metrics, Overrides, RecipeArgument, as_begun, ask_for_metrics, load
+
+if TYPE_CHECKING:
+    from stage1_teacher.dump.job import Connect
 
 
 def teacher(
@@ -14,8 +19,13 @@ def teacher(
     override: Overrides = None,
     dry_run: DryRun = False,
     worker: Annotated[
-        str, typer.Option(metavar="I/N", help="Run as worker I of N, counted from 0: make every N-th shard.")
-    ] = "0/1",
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Run as worker I of N, counted from 0: make every N-th shard, with one engine (default: all shards, "
+            "with engines on all GPUs of this machine).",
+        ),
+    ] = None,
     accept_engine: Annotated[
         str | None,
         typer.Option(
@@ -24,7 +34,7 @@ def teacher(
         ),
     ] = None,
     ray: Annotated[
-        bool, typer.Option("--ray", help="Make the shards with engines on a Ray cluster (default: in this process).")
+        bool, typer.Option("--ray", help="Make the shards with engines on a Ray cluster (default: on this machine).")
     ] = False,
     address: Annotated[
         str | None,
@@ -38,6 +48,7 @@ def teacher(
 ) -> None:
     """Stage 1: dump the teacher's next-byte distributions, or resume a dump.
 
+    Without --worker, --ray or several tasks of SLURM, engines run on all GPUs of this machine (placement.engines).
     Several processes started on one dump share its shards. Exit codes: 0 done, 1 an error, which is named, 2 a wrong
     option, 130 or 143 stopped by SIGINT or SIGTERM; the same command resumes.
     """
@@ -52,13 +63,22 @@ def teacher(
     ask_for_metrics(metrics)
     if address is not None and not ray:
         raise ValueError(f"--address {address} is for a Ray cluster; give --ray too")
-    connect = None
+    connect: Connect | None = None
     if ray:
         from stage1_teacher.ray.pool import cluster_engines
 
         connect = partial(cluster_engines, address)
+    elif worker is None and not is_slurm_task(os.environ):
+        from stage1_teacher.processes.local_engines import machine_engines
+
+        connect = machine_engines
     with served():
-        run_teacher(load(recipe, override), parse_worker(worker), accept_engine, connect)
+        run_teacher(load(recipe, override), parse_worker(worker or "0/1"), accept_engine, connect)
+
+
+def is_slurm_task(environment: Mapping[str, str]) -> bool:
+    """Return whether SLURM started several tasks, of which this process is one: each has its own engine."""
+    return any(int(environment.get(name) or 1) > 1 for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"))
 
 
 def parse_worker(text: str) -> tuple[int, int]:

@@ -32,6 +32,13 @@ class PlacementConfig(Section):
     pipeline_parallel: int = Field(
         1, ge=1, description="GPUs that a teacher's layers are spread across (vLLM; not in its CPU build)."
     )
+    engines: int | None = Field(
+        None,
+        ge=1,
+        description="Engines on this machine, each in a process of its own; default: as many as its visible GPUs hold, "
+        "with tensor_parallel x pipeline_parallel each, and one on a CPU or for a server. With more than fit, several "
+        "share a GPU (vLLM: lower gpu_memory). With --worker, --ray or as a task of SLURM: one.",
+    )
     engine_gpus: int | None = Field(
         None,
         ge=0,

@@ -12,6 +12,7 @@ from pipeline.config import (
     TrainConfig,
     check_engine_gives,
 )
+from pipeline.planning.engine_shares import describe_shares, engine_shares
 from pipeline.runtime.format import count_of
 from pipeline.runtime.huggingface import check_positions, load_config
 from pipeline.sources import pypi
@@ -78,6 +79,9 @@ def plan(recipe: Recipe) -> list[Line]:
         }[recipe.corpus.turns, recipe.corpus.reasoning]
         lines.append(("corpus", f"chats: only the assistant's {supervised}{stripped}"))
     lines.append(("teacher", describe_teacher(recipe)))
+    shares = engine_shares(recipe)
+    if shares[0] or len(shares) > 1:
+        lines.append(("placement", describe_shares(recipe, shares)))
     dump = recipe.dump
     lines.append(
         (

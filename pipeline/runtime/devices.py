@@ -3,6 +3,7 @@
 The installer imports this module under the system's Python, without torch.
 """
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -33,3 +34,32 @@ def gpu_name() -> str:
     import torch
 
     return torch.cuda.get_device_name()
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that torch can compute on, as CUDA_VISIBLE_DEVICES names them; empty on a CPU.
+
+    Nothing is allocated on them. If the operator has set the variable, these are its entries: numbers or UUIDs. Of
+    parts of GPUs (MIG) a process can use one, and its children one each.
+    """
+    from pipeline.runtime.dtypes import cpu_build
+
+    if cpu_build() or not computes_on_gpu():
+        return []
+    import torch
+
+    return named_gpus(torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def named_gpus(number: int, visible: str | None) -> list[str]:
+    """Return the names of this many visible GPUs, given the value of CUDA_VISIBLE_DEVICES."""
+    if visible is None:
+        return [str(index) for index in range(number)]
+    names = [name.strip() for name in visible.split(",")]
+    parts = [name for name in names if name.startswith("MIG-")]
+    return parts if len(parts) == len(names) else names[:number]

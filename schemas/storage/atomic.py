@@ -65,7 +65,25 @@ def writer_name() -> str:
 
     It has no dots, because it becomes part of a file name.
     """
-    return f"{gethostname().replace('.', '-')}-{os.getpid()}"
+    return f"{_host()}-{os.getpid()}"
+
+
+def _host() -> str:
+    return gethostname().replace(".", "-")
+
+
+def is_left_over(partial: Path) -> bool:
+    """Return whether the process that was writing a partial file has ended; False for one of another machine."""
+    host, _, pid = partial.stem.rpartition(".")[2].rpartition("-")
+    if host != _host() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)  # sends no signal
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it is another user's
+        return False
+    return False
 
 
 def remove(path: Location) -> None:

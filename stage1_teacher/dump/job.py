@@ -47,4 +47,4 @@ class Job(NamedTuple):
 
 
 OpenShardMaker = Callable[[Job, ResolvedTeacher], AbstractContextManager[ShardMaker]]
-Connect = Callable[[], AbstractContextManager[OpenShardMaker]]  # connects to a cluster, before anything else is done
+Connect = Callable[[], AbstractContextManager[OpenShardMaker]]  # as to a cluster, before anything else is done

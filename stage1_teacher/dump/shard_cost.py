@@ -1,13 +1,13 @@
 """The cost of making a shard, stored beside it: wall seconds of the process that made it, and its devices."""
 
-import os
 import time
 from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
 from pipeline.config import Recipe
-from pipeline.runtime.devices import computes_on_gpu, gpu_name
+from pipeline.runtime.devices import computes_on_gpu, gpu_name, num_cores
+from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan, read_json, write_json
 from schemas.storage.atomic import make_folder
@@ -27,8 +27,7 @@ def devices(recipe: Recipe) -> str:
     if recipe.teacher.engine_spec.needs_address:
         return "a server"
     if not computes_on_gpu():
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"{cores} CPU core{'' if cores == 1 else 's'}"
+        return count_of(num_cores(), "CPU core")
     return f"{recipe.placement.num_workers} x {gpu_name()}"
 
 

@@ -1,4 +1,4 @@
-"""Engines on the machines of a Ray cluster, and the queue that assigns shards to them.
+"""Engines on the machines of a Ray cluster.
 
 May import every other folder of the stage but `verification` and `calibration`.
 """

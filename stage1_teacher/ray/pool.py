@@ -24,9 +24,9 @@ from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.job import Job, OpenShardMaker, ShardMaker, ShardWork
 from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.engines.base import DRIVER_SHARE
+from stage1_teacher.processes.shard_queue import Attempt, ShardQueue
 from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
 from stage1_teacher.ray.resources import cross_machine_warning, engine_resources
-from stage1_teacher.ray.shard_queue import Attempt, ShardQueue
 from stage1_teacher.targets.resolved import ResolvedTeacher
 
 _POLL_SECONDS = 1.0  # the longest wait for an engine before the cluster's size is checked again

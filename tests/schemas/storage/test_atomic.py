@@ -1,11 +1,13 @@
 """Files and folders appear whole or not at all, also with two writers, or if one is killed."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from schemas.storage.atomic import committed, committed_folder, first_folder
+from schemas.storage.atomic import committed, committed_folder, first_folder, is_left_over, writer_name
 
 
 def test_of_two_that_commit_at_once_the_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,3 +95,16 @@ def test_of_two_that_make_a_folder_at_once_the_first_stays_and_each_is_durable_b
         (failed / "a").write_text("half")
         raise KeyError("broken off")
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_partial_file_is_left_over_if_its_process_of_this_machine_has_ended(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    host = writer_name().rpartition("-")[0]
+    for writer, expected in [
+        (writer_name(), False),
+        (f"{host}-{ended.pid}", True),
+        (f"other-{ended.pid}", False),
+        ("1234", False),
+    ]:
+        assert is_left_over(tmp_path / f"part-00000.{writer}.partial") is expected, writer

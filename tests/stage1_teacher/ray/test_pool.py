@@ -23,8 +23,8 @@ from schemas.storage.locations import location, names
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.dump.shard_writer import ShardProgress
+from stage1_teacher.processes.shard_queue import ShardQueue
 from stage1_teacher.ray.pool import ClusterEngines, cluster_engines, import_ray, ray_cluster
-from stage1_teacher.ray.shard_queue import ShardQueue
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_store_dump import stored
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe

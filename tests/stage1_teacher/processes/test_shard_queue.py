@@ -9,7 +9,7 @@ from pipeline.corpus.documents import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.shard_writer import ShardProgress
-from stage1_teacher.ray.shard_queue import Attempt, ShardQueue
+from stage1_teacher.processes.shard_queue import Attempt, ShardQueue
 
 
 def shards(count: int) -> Iterator[tuple[ShardPlan, list[Document]]]:
@@ -61,6 +61,17 @@ def test_a_lost_shard_is_the_next_one_and_an_idle_engine_takes_the_oldest_that_a
     assert [copy.shard.plan.index if copy else None for copy in copies] == [0, 1, 2, None]
     assert out.advance(copies[1], last(1)) is not None  # type: ignore[arg-type]
     assert out.advance(second, last(1)) is None and not out.is_done
+
+
+def test_an_engine_that_is_at_work_gets_lost_and_new_shards_and_no_copies() -> None:
+    out = queue(2)
+    first, second = out.next(is_idle=False), out.next(is_idle=False)
+    assert first is not None and second is not None
+    assert out.next(is_idle=False) is None and not out.is_done
+    out.fail(first, "gone")
+    again = out.next(is_idle=False)
+    assert again is not None and again.shard is first.shard and out.next(is_idle=False) is None
+    assert out.next() is not None
 
 
 def test_a_shard_that_costs_engine_after_engine_ends_the_dump_with_the_cause() -> None:

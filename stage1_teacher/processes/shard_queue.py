@@ -1,4 +1,4 @@
-"""The work queue of a cluster's engines: failed shards first, then new ones, then second copies of the oldest."""
+"""The work queue of engines elsewhere: failed shards first, then new ones, then second copies of the oldest."""
 
 import operator
 import time
@@ -18,7 +18,7 @@ _COUNTED = [name for name in ShardProgress._fields if name not in ("committed", 
 
 
 class Shard:
-    """A shard in progress. `documents` is a reference to wherever the cluster keeps them."""
+    """A shard in progress. `documents` are its documents, or a reference to wherever a cluster keeps them."""
 
     def __init__(self, plan: ShardPlan, documents: Any) -> None:
         self.plan, self.documents = plan, documents
@@ -61,8 +61,12 @@ class ShardQueue:
         """True if every shard read so far is complete and there are no more."""
         return self._exhausted and not self._open
 
-    def next(self) -> Attempt | None:
-        """Return an attempt for an idle engine, or None if every remaining shard has as many engines as it may have."""
+    def next(self, is_idle: bool = True) -> Attempt | None:
+        """Return an attempt for an engine, or None if every remaining shard has as many engines as it may have.
+
+        Args:
+            is_idle: it has nothing else to do, and may make a second copy of a shard.
+        """
         if self._failed:
             return Attempt(self._failed.popleft())
         new = None if self._exhausted else next(self._new, None)
@@ -71,6 +75,8 @@ class ShardQueue:
             self._open.append(Shard(plan, self._store(documents)))
             return Attempt(self._open[-1])
         self._exhausted = True
+        if not is_idle:
+            return None
         slow = [shard for shard in self._open if shard.copies < _MAX_COPIES]
         return Attempt(min(slow, key=lambda shard: (shard.copies, shard.since))) if slow else None
 
