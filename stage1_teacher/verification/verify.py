@@ -15,7 +15,7 @@ from schemas.dump_files import Key
 from schemas.file_seal import check_seal
 from schemas.manifest import Manifest, ShardPlan, read_json, shard_identity, with_accepted_engine
 from schemas.shard import shard_metadata, shard_reader
-from schemas.storage.locations import Location, StoreError, names, open_parquet
+from schemas.storage.locations import Location, StoreError, names_below, open_parquet
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.verification.verify_records import faults_of_records
 
@@ -30,8 +30,8 @@ def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
     faults: list[str] = []
     for shard in manifest.shards:
         faults += verify_shard(shard.path(path), shard, manifest)
-    planned = {shard.path(path).name for shard in manifest.shards}
-    for other in sorted(names(path / dump_files.SHARDS) - planned):
+    planned = {shard.file for shard in manifest.shards}
+    for other in sorted(names_below(path / dump_files.SHARDS) - planned):
         if other.endswith(dump_files.SHARD_SUFFIX):
             where = path / dump_files.SHARDS / other
             faults.append(f"{where}: not in the plan (manifest.json); it belongs to another dump: move it away")

@@ -94,9 +94,12 @@ def test_verify_finds_a_summary_of_other_shards_and_a_shard_of_no_plan(copy: Pat
     summary = json.loads((copy / "summary.json").read_text(encoding="utf-8"))
     (copy / "summary.json").write_text(json.dumps(summary | {"positions": 1}), encoding="utf-8")
     shutil.copy(parts(copy)[0], copy / "shards" / "part-00077.parquet")
+    (copy / "shards" / "001").mkdir()
+    shutil.copy(parts(copy)[0], copy / "shards" / "001" / "part-00077.parquet")
     found = verify_dump(copy)
-    assert any("part-00077.parquet: not in the plan" in fault for fault in found)
+    assert sum("part-00077.parquet: not in the plan" in fault for fault in found) == 2
     (copy / "shards" / "part-00077.parquet").unlink()
+    (copy / "shards" / "001" / "part-00077.parquet").unlink()
     [fault] = verify_dump(copy)
     assert "does not match these shards (positions: 1 there" in fault
 
