@@ -176,8 +176,8 @@ class RowPooler(Pooler):
         chunk = default_chunk(states_TD.device) if self._reducer is None else self._reducer.chunk
         for part_TD in states_TD.split(chunk):
             logits_TV = self._logits(part_TD)
-            if logits_TV is not None and logits_TV.is_cuda:
-                logits_TV.float().clone()  # in byte order
+            if logits_TV is not None:
+                logits_TV.float()
 
     def _answer(self, state: Any) -> Tensor | None:
         held = state.hidden_states_cache

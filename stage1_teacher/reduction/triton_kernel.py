@@ -1,14 +1,16 @@
 """The row reduction on a GPU, in Triton: from logits, read once, to probabilities of column ranges.
 
-The first kernel streams each row, keeps its running maximum and total, and writes the sum of every 32 columns (1/32 of
-what it read). The second adds up those sums for each range, and rereads only the up to 31 columns at either end, one
-cache line each. All are sums over the inside of a range, never differences of running sums, so that small masses keep
-their precision.
+The first kernel reads each row in byte order, which is a gather within the row, keeps its running maximum and total,
+and writes the sum of every 32 columns (1/32 of what it read). The second adds up those sums for each range, and rereads
+only the up to 31 columns at either end. Nothing is copied into byte order: of 128,256 columns a row is read once (513
+KB), 16 KB of sums are written and read, and 350 ranges reread up to 358 KB (a sector of 32 bytes for each column); a
+copy in byte order would add 1,026 KB. All are sums over the inside of a range, never differences of running sums, so
+that small masses keep their precision.
 
 `tests/stage1_teacher/reduction/test_triton_kernel.py` compares it with the slow twin, on a GPU or under Triton's
 interpreter; `python -m tests.bench.kernel` times it.
 
-Shape legend: R rows, C sorted columns, B blocks of 32 columns, T tiles of `TILE` columns, J ranges.
+Shape legend: R rows, V token ids, C sorted columns, B blocks of 32 columns, T tiles of `TILE` columns, J ranges.
 """
 
 # mypy: disable-error-code=no-untyped-def
@@ -39,8 +41,9 @@ def _exp_at_most_0(logits, floor: tl.constexpr):
 
 @triton.jit
 def _stream_rows(
-    logits_RC,
+    logits_RV,
     row_stride,
+    order_C,
     width,
     block_sums_RB,
     num_blocks,
@@ -62,7 +65,8 @@ def _stream_rows(
         blocks = t * (tile // block) + tile_blocks
         columns = blocks[:, None] * block + tl.arange(0, block)[None, :]
         inside = columns < width
-        logits = tl.load(logits_RC + row * row_stride + columns, mask=inside, other=-float("inf"))
+        ids = tl.load(order_C + columns, mask=inside, other=0)
+        logits = tl.load(logits_RV + row * row_stride + ids, mask=inside, other=-float("inf"))
         is_number = tl.minimum(is_number, tl.min(tl.min((logits == logits).to(tl.int32), axis=1), axis=0))
         before = largest
         largest = tl.maximum(largest, tl.max(logits))
@@ -77,8 +81,9 @@ def _stream_rows(
 
 @triton.jit
 def _sum_ranges(
-    logits_RC,
+    logits_RV,
     row_stride,
+    order_C,
     block_sums_RB,
     num_blocks,
     tile_max_RT,
@@ -111,9 +116,11 @@ def _sum_ranges(
     in_head = head < tl.minimum(first_block * block, last)[:, None]
     tail = (last_block * block)[:, None] + lane[None, :]
     in_tail = tail < last[:, None]
-    row_logits = logits_RC + row[:, None] * row_stride
-    head_logits = tl.load(row_logits + head, mask=in_head, other=0.0) - largest[:, None]
-    tail_logits = tl.load(row_logits + tail, mask=in_tail, other=0.0) - largest[:, None]
+    row_logits = logits_RV + row[:, None] * row_stride
+    head_ids = tl.load(order_C + head, mask=in_head, other=0)
+    tail_ids = tl.load(order_C + tail, mask=in_tail, other=0)
+    head_logits = tl.load(row_logits + head_ids, mask=in_head, other=0.0) - largest[:, None]
+    tail_logits = tl.load(row_logits + tail_ids, mask=in_tail, other=0.0) - largest[:, None]
     edges = tl.where(in_head, _exp_at_most_0(head_logits, floor), 0.0)
     edges += tl.where(in_tail, _exp_at_most_0(tail_logits, floor), 0.0)
     mass = tl.sum(edges, axis=1)
@@ -128,30 +135,44 @@ def _sum_ranges(
     tl.store(probs_J + j, mass / tl.load(total_R + row), mask=real)
 
 
-def range_probs(logits_RC: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tensor) -> tuple[Tensor, Tensor]:
+def range_probs(
+    logits_RV: Tensor, order_C: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tensor
+) -> tuple[Tensor, Tensor]:
     """Sum the softmax of row `row_J` over columns `first_J .. last_J`: J float32; 0 for an empty range.
 
     Args:
-        logits_RC: float32, with contiguous columns.
-        row_J, first_J, last_J: int32, on the same device.
+        logits_RV: float32, by token id, with contiguous ids.
+        order_C: int32, the token id of each column.
+        row_J, first_J, last_J: int32, all on the same device.
 
     Returns:
         The sums, and whether all logits were finite but for those of minus infinity (a boolean on the device).
     """
-    num_rows, width = logits_RC.shape
+    num_rows, width = logits_RV.shape
     num_blocks, num_tiles = triton.cdiv(width, BLOCK), triton.cdiv(width, TILE)
-    block_sums_RB = logits_RC.new_empty(num_rows, num_blocks)
-    tile_max_RT = logits_RC.new_empty(num_rows, num_tiles)
-    row_max_R, total_R = logits_RC.new_empty(num_rows), logits_RC.new_empty(num_rows)
-    probs_J = logits_RC.new_empty(len(row_J))
+    block_sums_RB = logits_RV.new_empty(num_rows, num_blocks)
+    tile_max_RT = logits_RV.new_empty(num_rows, num_tiles)
+    row_max_R, total_R = logits_RV.new_empty(num_rows), logits_RV.new_empty(num_rows)
+    probs_J = logits_RV.new_empty(len(row_J))
     sizes = {"floor": MIN_LOGIT, "tile": TILE, "block": BLOCK}
-    stride = logits_RC.stride(0)
+    stride = logits_RV.stride(0)
     _stream_rows[(num_rows,)](
-        logits_RC, stride, width, block_sums_RB, num_blocks, tile_max_RT, num_tiles, row_max_R, total_R, **sizes
+        logits_RV,
+        stride,
+        order_C,
+        width,
+        block_sums_RB,
+        num_blocks,
+        tile_max_RT,
+        num_tiles,
+        row_max_R,
+        total_R,
+        **sizes,
     )
     _sum_ranges[(triton.cdiv(len(row_J), RANGES),)](
-        logits_RC,
+        logits_RV,
         stride,
+        order_C,
         block_sums_RB,
         num_blocks,
         tile_max_RT,
@@ -175,7 +196,7 @@ class TritonKernel:
 
     def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
         self._device = device
-        self._order_C = torch.from_numpy(vocabulary.order).to(device)
+        self._order_C = torch.from_numpy(vocabulary.order.astype(np.int32)).to(device)
         self._trie = DeviceTrie.of(vocabulary.trie, device)
         self._ends = (vocabulary.num_text_tokens, vocabulary.num_text_tokens + vocabulary.num_end)
         self._finite: list[Tensor] = []
@@ -203,8 +224,7 @@ class TritonKernel:
         row_J = torch.cat([row_N[node_I], row_R, row_R])
         first_J = torch.cat([self._trie.first_J[interval_I], end_first_R, column_R.clamp(min=0)])
         last_J = torch.cat([self._trie.last_J[interval_I], end_last_R, column_R + 1])
-        logits_RC = logits_RV[:, self._order_C]
-        probs_J, is_finite = range_probs(logits_RC, row_J.int(), first_J.int(), last_J.int())
+        probs_J, is_finite = range_probs(logits_RV, self._order_C, row_J.int(), first_J.int(), last_J.int())
         self._finite.append(is_finite)
         # As on a CPU, no column has less mass than MIN_LOGIT gives: a product of two small factors may be 0.
         probs_J = torch.maximum(probs_J, (last_J - first_J) * (np.exp(MIN_LOGIT) / width))

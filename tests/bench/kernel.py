@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from torch import Tensor
 
 VOCABULARIES = {"SmolLM2": 49_152, "Llama 3": 128_256, "Qwen 2": 151_936, "Gemma 2": 262_144}
 RANGES_PER_NODE = (170, 110, 50, 20, 10)  # from the root down; about as many as on English with SmolLM2
@@ -71,20 +72,23 @@ def main(
     )
     print("| vocabulary | columns | microseconds/row | GB/s | share of copy |\n| --- | --- | --- | --- | --- |")
     for name, width in VOCABULARIES.items():
-        logits_RC = torch.randn(rows, width, device="cuda") * 4
+        logits_RV = torch.randn(rows, width, device="cuda") * 4
         row_J, first_J, last_J = (torch.from_numpy(a.astype(np.int32)).cuda() for a in nested_ranges(rows, width))
-        spent = milliseconds(lambda: range_probs(logits_RC, row_J, first_J, last_J), rounds)  # noqa: B023
-        rate = logits_RC.nbytes / spent * 1e3
+        order_C = torch.randperm(width, device="cuda", dtype=torch.int32)
+        given = (logits_RV, order_C, row_J, first_J, last_J)
+        spent = milliseconds(lambda: range_probs(*given), rounds)  # noqa: B023
+        rate = logits_RV.nbytes / spent * 1e3
         print(f"| {name} | {width} | {spent / rows * 1e3:.2f} | {rate / 1e9:.0f} | {rate / copied:.0%} |", flush=True)
-        check(logits_RC, row_J, first_J, last_J)
+        check(*given)
 
 
-def check(logits_RC: torch.Tensor, row_J: torch.Tensor, first_J: torch.Tensor, last_J: torch.Tensor) -> None:
+def check(logits_RV: Tensor, order_C: Tensor, row_J: Tensor, first_J: Tensor, last_J: Tensor) -> None:
     """Check the first row's ranges against float64 prefix sums: a fast wrong kernel is useless."""
     from stage1_teacher.reduction.triton_kernel import range_probs
 
-    found_J = range_probs(logits_RC, row_J, first_J, last_J)[0][row_J == 0].double()
-    sums_C = torch.cat([logits_RC.new_zeros(1).double(), logits_RC[0].double().softmax(0).cumsum(0)])
+    found_J = range_probs(logits_RV, order_C, row_J, first_J, last_J)[0][row_J == 0].double()
+    probs_C = logits_RV[0].double().softmax(0)[order_C.long()]
+    sums_C = torch.cat([probs_C.new_zeros(1), probs_C.cumsum(0)])
     expected_J = sums_C[last_J[row_J == 0].long()] - sums_C[first_J[row_J == 0].long()]
     torch.testing.assert_close(found_J, expected_J, rtol=1e-4, atol=1e-12)
 

@@ -38,7 +38,7 @@ constants |= {"ranges": triton_kernel.RANGES, "blocks_at_once": triton_kernel.BL
 for kernel in (triton_kernel._stream_rows, triton_kernel._sum_ranges):
     kinds = {}
     for name in kernel.arg_names:
-        is_pointer = name.rsplit("_")[-1] in {"RC", "RB", "RT", "R", "J"}
+        is_pointer = name.rsplit("_")[-1] in {"RV", "C", "RB", "RT", "R", "J"}
         pointer = "*i32" if name in INDICES else "*fp32"
         kinds[name] = "constexpr" if name in constants else pointer if is_pointer else "i32"
     fixed = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
@@ -49,7 +49,7 @@ for kernel in (triton_kernel._stream_rows, triton_kernel._sum_ranges):
 
 @needs_triton
 def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
-    code = 'INDICES = {"row_J", "first_J", "last_J"}\n' + COMPILE
+    code = 'INDICES = {"order_C", "row_J", "first_J", "last_J"}\n' + COMPILE
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -26,7 +26,11 @@ def test_ranges_of_all_lengths_and_places_sum_to_their_probabilities(width: int,
     shifted = np.exp(logits_RC.astype(np.float64) - logits_RC.max(axis=1, keepdims=True))
     expected = [shifted[r, a:b].sum() / shifted[r].sum() for r, a, b in zip(row_J, first_J, last_J, strict=True)]
     ranges = [torch.from_numpy(a.astype(np.int32)).to(DEVICE) for a in (row_J, first_J, last_J)]
-    probs_J, is_finite = range_probs(torch.from_numpy(logits_RC).to(DEVICE), *ranges)
+    order_C = rng.permutation(width).astype(np.int32)
+    logits_RV = np.empty_like(logits_RC)
+    logits_RV[:, order_C] = logits_RC
+    given = [torch.from_numpy(values).to(DEVICE) for values in (logits_RV, order_C)]
+    probs_J, is_finite = range_probs(*given, *ranges)
     assert bool(is_finite)
     found = probs_J.cpu().numpy()
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-34)
@@ -81,7 +85,8 @@ def test_a_row_that_is_not_finite_is_refused(bad: float, column: int | None) -> 
     logits_RC = torch.zeros(2, 5000, device=DEVICE)
     logits_RC[1, slice(None) if column is None else column] = bad
     ranges = [torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (0, 3, 9)]
-    assert not bool(range_probs(logits_RC, *ranges)[1])
+    order_C = torch.arange(5000, dtype=torch.int32, device=DEVICE)
+    assert not bool(range_probs(logits_RC, order_C, *ranges)[1])
 
 
 def test_a_step_with_a_logit_that_is_not_finite_is_refused_once() -> None:
