@@ -132,8 +132,8 @@ def _with_states(output: Any, states_BTD: Tensor) -> Any:
 
 
 def _give_float32_products(head: nn.Module | None) -> None:
-    """Let a linear head of 16-bit weights give float32 products."""
-    if not isinstance(head, nn.Linear) or head.weight.dtype == torch.float32:
+    """Let a plain linear head of 16-bit weights give float32 products; a quantized one is a class of its own."""
+    if type(head) is not nn.Linear or head.weight.dtype not in (torch.bfloat16, torch.float16):
         return
     products: list[Float32Head] = []
 

@@ -172,7 +172,8 @@ class Reducer:
             logits_of: the model's own logits of some rows' states, R x V; None in a process that reduces nothing, as
                 under tensor parallelism. It is called equally often in each process.
         Raises:
-            ValueError: a logit is not finite.
+            ValueError: a logit is not finite. The head was applied to all chunks nevertheless, and the prompts have
+                taken the rows, which are of no use, so that those of a next step can follow.
         """
         computed = [part for part in computed if len(part.states_RD)]
         if not computed:
@@ -181,19 +182,31 @@ class Reducer:
         intervals = Intervals.join(parts)
         states_RD = torch.cat([part.states_RD for part in computed])
         masses, is_here = self.kernel.empty(intervals), True
+        fault: ValueError | None = None
         for first, last in pairwise(even_bounds(len(states_RD), self.chunk)):
             logits_RV = logits_of(states_RD[first:last])
             if logits_RV is None:
                 is_here = False
                 continue
-            if logits_RV.shape[1] != len(self.vocabulary.order):
-                raise ValueError(f"the model has logits of {logits_RV.shape[1]} ids, not {len(self.vocabulary.order)}")
-            self.kernel(logits_RV.float(), first, intervals, masses)
-        self.kernel.check()
+            try:
+                self._sum(logits_RV, first, intervals, masses)
+            except ValueError as error:  # raised below: the other processes apply the head to the remaining chunks
+                fault = fault or error
+        try:
+            self.kernel.check()
+        except ValueError as error:
+            fault = fault or error
         at = 0
         for part in computed if is_here else ():
             part.rows.take(part.start, masses.some_rows(at, at + len(part.states_RD)))
             at += len(part.states_RD)
+        if fault is not None:
+            raise fault
+
+    def _sum(self, logits_RV: Tensor, first: int, intervals: Intervals, masses: Any) -> None:
+        if logits_RV.shape[1] != len(self.vocabulary.order):
+            raise ValueError(f"the model has logits of {logits_RV.shape[1]} ids, not {len(self.vocabulary.order)}")
+        self.kernel(logits_RV.float(), first, intervals, masses)
 
 
 def default_chunk(device: torch.device) -> int:

@@ -96,6 +96,28 @@ def test_logits_of_a_model_in_bfloat16_are_not_rounded_to_it(name: str) -> None:
     assert found_RV.dtype == torch.float32 and not torch.equal(found_RV, found_RV.bfloat16().float())
 
 
+class EighthsHead(torch.nn.Linear):
+    """A quantized head, as libraries make them: a linear layer whose weights are counts of a unit of its own."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states @ (self.weight.to(states.dtype) / 8).T
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+def test_a_head_that_is_not_a_plain_linear_layer_computes_its_logits_itself(dtype: torch.dtype) -> None:
+    model = random_model("untied", torch.bfloat16)
+    head = EighthsHead(16, 11, bias=False)
+    counts_VD = torch.randint(-64, 64, (11, 16), generator=torch.Generator().manual_seed(0)).to(dtype)
+    head.weight = torch.nn.Parameter(counts_VD, requires_grad=False)
+    model.set_output_embeddings(head)
+    ids_BT = torch.tensor([[1, 5, 0, 7, 3]])
+    with torch.inference_mode():
+        whole_RV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
+        own = OwnLogits(model)
+        torch.testing.assert_close(own.whole_logits(ids_BT)[0].float(), whole_RV)
+    torch.testing.assert_close(in_chunks(own, ids_BT, 5), whole_RV)
+
+
 def test_a_model_whose_trunk_cannot_be_replaced_is_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("tied")
     usual = type(model).forward

@@ -168,6 +168,23 @@ def test_logits_that_are_not_finite_are_told_by_the_answer(model: LinearModel, v
         read_masses(answer.numpy().tobytes())
 
 
+def test_a_prompt_beside_one_whose_logits_are_not_finite_goes_on_and_tells_the_fault(
+    model: LinearModel, vocabulary: Vocabulary
+) -> None:
+    """An exception in the pooler would end the engine, and the dump would report that it failed, not why."""
+    runner = RunnerV2(model)
+    states_TD = torch.randn(5, SIZE, generator=torch.Generator().manual_seed(4))
+    runner.add(0, 3, {MESSAGE: rows_message([RowsAlong.canonical(covering_of(vocabulary, b"ab"), 0)])})
+    runner.add(1, 5, {MESSAGE: rows_message([RowsAlong.canonical(covering_of(vocabulary, b"abca"), 0)])})
+    bad, unfinished = runner.step([(0, 0, torch.full((3, SIZE), torch.nan)), (1, 0, states_TD[:3])])
+    assert bad is not None and unfinished is None
+    [beside] = runner.step([(1, 3, states_TD[3:])])
+    for answer in (bad, beside):
+        assert answer is not None
+        with pytest.raises(ValueError, match="logits are not finite"):
+            read_masses(answer.numpy().tobytes())
+
+
 def test_the_memory_of_a_step_is_measured_with_as_many_logits_as_a_dump_holds(
     model: LinearModel, vocabulary: Vocabulary
 ) -> None:

@@ -126,6 +126,28 @@ def test_a_logit_that_is_nan_or_infinite_is_refused_wherever_it_is(bad: float, c
         reduced_twice(vocabulary, [(b"ab", [0, 1, 2])], [logits], 3)
 
 
+def test_a_fault_in_one_chunk_leaves_no_other_process_waiting_and_lets_the_next_step_follow() -> None:
+    """Each process applies the head to all chunks: under tensor parallelism the others wait for one that does not."""
+    rng = np.random.default_rng(6)
+    vocabulary = wide_vocabulary(rng)
+    rows = PromptRows.along([along(covering_of(vocabulary, b"abcab"), list(range(6)))], vocabulary)
+    logits_RV = torch.from_numpy(rng.normal(size=(6, WIDTH)).astype(np.float32))
+    bad_RV = logits_RV[:4].clone()
+    bad_RV[0, 7] = torch.nan
+    asked: list[int] = []
+
+    def logits_of(states_RV: torch.Tensor) -> torch.Tensor:
+        asked.append(len(states_RV))
+        return states_RV
+
+    reducer = reducer_of(vocabulary, 1)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        reducer.reduce([ComputedRows(rows, 0, bad_RV)], logits_of)
+    assert asked == [1, 1, 1, 1]
+    reducer.reduce([ComputedRows(rows, 4, logits_RV[4:])], logits_of)
+    assert rows.num_done == 6
+
+
 def test_a_token_that_the_model_never_says_has_the_smallest_mass() -> None:
     """Suppressed ids have a logit of minus infinity."""
     vocabulary = wide_vocabulary(np.random.default_rng(0))
