@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from schemas import NUM_SYMBOLS
+from pipeline.covering.walk_numba import walk
 
-_KEYS = NUM_SYMBOLS + 1  # per node: COMPLETE, then one for each symbol
 COMPLETE = -1  # instead of a symbol: the interval holds a token that ends here
 
 
@@ -35,7 +34,6 @@ class Trie(NamedTuple):
     last_J: np.ndarray
     symbol_J: np.ndarray  # ascending within a node; COMPLETE comes first
     child_J: np.ndarray  # the node that the interval leads to; COMPLETE where none
-    key_J: np.ndarray  # J + 1, int64, ascending: lookup key of each interval, and a sentinel above all
 
     @classmethod
     def of(cls, sorted_bytes: Sequence[bytes]) -> "Trie":
@@ -61,25 +59,11 @@ class Trie(NamedTuple):
         first_J, last_J, symbol_J, child_J = (column_J.astype(np.int32) for column_J in columns_J)
         start_N = np.searchsorted(node_J, np.arange(num_nodes + 1))
         num_complete_N = np.bincount(node_J[symbol_J == COMPLETE], minlength=num_nodes)
-        key_J = np.append(node_J * _KEYS + symbol_J + 1, np.iinfo(np.int64).max)
-        return cls(start_N, num_complete_N, first_J, last_J, symbol_J, child_J, key_J)
+        return cls(start_N, num_complete_N, first_J, last_J, symbol_J, child_J)
 
     def walk(self, text: np.ndarray, at_R: np.ndarray, end_R: np.ndarray) -> Paths:
         """Follow `text` (uint8) from byte `at_R`, before `end_R`, as deep as any token reaches."""
-        row_N, node_N = np.arange(len(at_R)), np.zeros(len(at_R), dtype=np.int64)
-        rows, nodes, depth = [row_N], [node_N], 0
-        while len(row_N):
-            goes_on_N = at_R[row_N] + depth < end_R[row_N]
-            row_N, node_N = row_N[goes_on_N], node_N[goes_on_N]
-            key_N = node_N * _KEYS + text[at_R[row_N] + depth] + 1
-            interval_N = np.searchsorted(self.key_J, key_N)
-            exists_N = self.key_J[interval_N] == key_N
-            row_N, node_N = row_N[exists_N], self.child_J[interval_N[exists_N]].astype(np.int64)
-            rows.append(row_N)
-            nodes.append(node_N)
-            depth += 1
-        row_N, node_N = np.concatenate(rows), np.concatenate(nodes)
-        return Paths(np.bincount(row_N, minlength=len(at_R)), node_N[np.argsort(row_N, kind="stable")])
+        return Paths(*walk(self.start_N, self.symbol_J, self.child_J, text, at_R, end_R))
 
     def sizes(self, node_N: np.ndarray) -> np.ndarray:
         """Return the number of intervals of these nodes (N)."""

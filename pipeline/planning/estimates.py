@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeline.runtime.format import are, count_of
+
 MIN_UNITS = 3  # in a sample, to estimate its variation
 _NORMAL = 1.959964  # the 97.5 % quantile of the normal distribution
 
@@ -53,7 +55,9 @@ def ratio(amounts: Sequence[float], sizes: Sequence[float], population: int | No
     """
     num = len(amounts)
     if num < MIN_UNITS or sum(sizes) <= max(sizes):
-        raise ValueError(f"{num} samples are too few to estimate their variation; at least {MIN_UNITS} are needed")
+        raise ValueError(
+            f"{count_of(num, 'sample')} {are(num)} too few to estimate their variation; at least {MIN_UNITS} are needed"
+        )
     value = sum(amounts) / sum(sizes)
     without = [(sum(amounts) - amount) / (sum(sizes) - size) for amount, size in zip(amounts, sizes, strict=True)]
     unseen = 1.0 if population is None else max(0.0, 1 - num / population)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import CoveringConfig
 from pipeline.covering.covering import Covering
-from pipeline.covering.dropped_mass import CARRIED_SHARE, KINDS, spread
+from pipeline.covering.dropped_mass import CARRIED_SHARE, KINDS, MAX_ODDS, spread
 from pipeline.covering.targets import Targets
 from schemas import END
 from tests.pipeline.covering.test_branches import branched
@@ -53,7 +53,7 @@ def slow_spread(targets: Targets, covering: Covering, branches: list[tuple[int, 
         if position < len(document):
             c = document[position]
             lost = lost_here * ended(position)[c] + before * inside(position)[c]
-            before = lost / (lost + known * probs_V[c])
+            before = lost / (lost + known * max(probs_V[c], 1 / MAX_ODDS))  # odds are bounded
     return found
 
 
