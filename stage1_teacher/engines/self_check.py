@@ -21,7 +21,7 @@ from pipeline.covering.covering import ReducedRow, reduce_probs
 from pipeline.covering.vocabulary import Vocabulary
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer, SpellingError
 from stage1_teacher.engines.base import Engine
-from stage1_teacher.reduction.types import RowsAlong
+from stage1_teacher.reduction.types import NOT_FINITE, RowsAlong
 
 PROBE = (
     "In 1687, the Principia was published; its 3 laws are taught to this day. def main():\n"
@@ -71,7 +71,7 @@ class Comparison(NamedTuple):
 def check_engine(
     engine: Engine, tokenizer: ByteTokenizer, start: int | None, teacher: TeacherConfig, model: str
 ) -> None:
-    """Raise ValueError if the engine's reduced rows are not the model's own.
+    """Raise ValueError if the engine's reduced rows are not the model's own, or not numbers.
 
     Args:
         teacher: its `max_tokens` and `dtype` are used.
@@ -92,6 +92,8 @@ def check_engine(
             f"{model}: {engine.name} returns {tuple(own_RV.shape)} log-probabilities for {len(prompt)} tokens and "
             f"{width} token ids"
         )
+    if own_RV.isnan().any():
+        raise ValueError(f"{model}: {NOT_FINITE}")
     _check_causal(engine, prompt, own_RV, _others(prompt, tokenizer), teacher.dtype, model)
     request = probe_rows(prompt, tokenizer, engine.vocabulary)
     [[rows]] = engine.reduced_rows([prompt], [[request]])

@@ -60,6 +60,16 @@ def test_a_reduction_that_loses_mass_is_refused(tmp_path: Path, model: Path, mon
         opened(tmp_path, model)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_weights_that_are_not_numbers_are_refused_as_that(tmp_path: Path, bad: float) -> None:
+    folder = save_tiny(tmp_path / "model", tiny_tokenizer(), 0)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = bad
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"\(LlamaForCausalLM\): the teacher's logits are not finite: its weights are"):
+        opened(tmp_path, folder)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding_to_16_bits_passes_even_where_logits_are_large(tmp_path: Path, dtype: str) -> None:
     """Logits of up to 60, in steps of a quarter in bfloat16."""
