@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import vllm.model_executor.models.adapters as adapters
 from torch import Tensor, nn
@@ -26,11 +27,16 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 from vllm.model_executor.models.interfaces_base import VllmModelForPooling
 
 from pipeline.covering.vocabulary import Vocabulary
+from schemas import NUM_SYMBOLS
 from stage1_teacher.engines.base import MESSAGE, OWN_LOGPROBS
 from stage1_teacher.engines.float32_head import Float32Head
 from stage1_teacher.reduction.device_trie import DeviceTrie
 from stage1_teacher.reduction.messages import Answering, sum_on_device
-from stage1_teacher.reduction.reducer import ComputedRows, Reducer, default_chunk
+from stage1_teacher.reduction.reducer import ComputedRows, PromptRows, Reducer, default_chunk
+
+# Memory that `stage1_teacher.reduction.device_targets` takes for the tokens of a step, counted: dense float64 targets,
+# as many numbers for their sorting, and eight of each of some 350 intervals a row.
+DENSE_COPIES, POSITIONS_A_TOKEN = 8, 5
 
 _CORES = os.sched_getaffinity(0)  # vLLM binds this process to one of them later
 
@@ -116,34 +122,44 @@ class RowPooler(Pooler):
         None before a request's last chunk, and in a process that answers nothing.
         """
         cursor = pooling_metadata.get_pooling_cursor()
+        lengths = cursor.num_scheduled_tokens_cpu.tolist()
         parts = list(
             zip(
                 pooling_metadata.pooling_states,
-                hidden_states.split(cursor.num_scheduled_tokens_cpu.tolist()),
+                lengths,
+                np.cumsum([0, *lengths])[:-1].tolist(),
                 cursor.seq_lens_cpu.tolist(),
                 pooling_metadata.pooling_params,
                 strict=True,
             )
         )
-        computed: list[ComputedRows] = []
-        for state, states_TD, end, params in parts:
+        wanted: list[tuple[PromptRows, int, np.ndarray]] = []  # each with its first row, and their indices in the step
+        measured: list[Tensor] = []
+        for state, length, at, end, params in parts:
             extra = params.extra_kwargs or {}
-            begin = end - len(states_TD)  # index in the prompt of the first token of this chunk
+            begin = end - length  # index in the prompt of the first token of this chunk
             if MESSAGE in extra:
                 if not state.hidden_states_cache:
                     assert self._reducer is not None
                     state.hidden_states_cache.append(Answering(extra[MESSAGE], self._reducer.vocabulary))
-                state.hidden_states_cache[0].num_computed += len(states_TD)
+                state.hidden_states_cache[0].num_computed += length
                 rows = state.hidden_states_cache[0].rows
                 start, stop = rows.between(begin, end)
-                wanted = torch.from_numpy(rows.index_R[start:stop] - begin).to(states_TD.device)
-                computed.append(ComputedRows(rows, start, states_TD[wanted]))
+                wanted.append((rows, start, rows.index_R[start:stop] - begin + at))
             elif OWN_LOGPROBS in extra:
-                self._add_own(state, states_TD[max(extra[OWN_LOGPROBS] - begin, 0) :])
+                self._add_own(state, hidden_states[at + max(extra[OWN_LOGPROBS] - begin, 0) : at + length])
             else:
-                self._measure(states_TD)
-        if computed:
+                measured.append(hidden_states[at : at + length])
+        if wanted:
+            # One copy to the device for all prompts of the step.
+            index_R = torch.from_numpy(np.concatenate([of_prompt for *_, of_prompt in wanted]))
+            states = hidden_states[index_R.to(hidden_states.device)].split([len(index) for *_, index in wanted])
+            computed = [
+                ComputedRows(rows, start, states_RD) for (rows, start, _), states_RD in zip(wanted, states, strict=True)
+            ]
             self._reduce(computed, [part[0].hidden_states_cache[0] for part in parts if part[0].hidden_states_cache])
+        if measured:
+            self._measure(torch.cat(measured))
         answers = []
         finished = cursor.get_finished_mask()
         if self._trie is not None:
@@ -169,7 +185,7 @@ class RowPooler(Pooler):
             state.hidden_states_cache.append(logits_TV.float().log_softmax(-1))
 
     def _measure(self, states_TD: Tensor) -> None:
-        """Apply the head and drop the logits, for a prompt without a message.
+        """Apply the head and drop the logits, for prompts without a message; hold as much memory as a dump's step does.
 
         vLLM measures a step's memory so at the start, and the benchmarks the least time that a dump can take.
         """
@@ -178,6 +194,9 @@ class RowPooler(Pooler):
             logits_TV = self._logits(part_TD)
             if logits_TV is not None:
                 logits_TV.float()
+        if states_TD.is_cuda and get_tensor_model_parallel_rank() == 0:
+            size = (DENSE_COPIES, POSITIONS_A_TOKEN * len(states_TD), NUM_SYMBOLS)
+            torch.empty(size, dtype=torch.float64, device=states_TD.device)
 
     def _answer(self, state: Any) -> Tensor | None:
         held = state.hidden_states_cache
