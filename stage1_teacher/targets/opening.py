@@ -88,10 +88,14 @@ def _started(open_it: Callable[[], Engine], named: str, engine: str) -> Engine:
         if isinstance(error, ValueError) and _raised_by(error) in ("stage1_teacher", "pipeline"):
             raise
         message = f"{type(error).__name__}: {error}".strip().removesuffix(":").splitlines()[0]
+        way_out = (
+            "Its head is quantized: set teacher.head_dtype: model"
+            if "head_dtype" in message
+            else "If memory ran out, lower placement.gpu_memory or placement.engine_batch_tokens; otherwise try the "
+            f"other local engine (teacher.engine: {other_engine(engine)})"
+        )
         raise ValueError(
-            f"{named}: {engine} does not start with it ({message}). If memory ran out, lower placement.gpu_memory or "
-            "placement.engine_batch_tokens; otherwise try the other local engine (teacher.engine: "
-            f"{other_engine(engine)}). --debug shows where it failed"
+            f"{named}: {engine} does not start with it ({message}). {way_out}. --debug shows where it failed"
         ) from error
 
 

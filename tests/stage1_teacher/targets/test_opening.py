@@ -38,6 +38,17 @@ def test_an_engine_that_does_not_start_is_refused_with_the_models_name_and_anoth
         opened(model, tmp_path)
 
 
+def test_a_quantized_head_that_cannot_be_float32_is_refused_with_the_key_to_set(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = {"__name__": "vllm.model_executor.layers.logits_processor"}
+    said = "A head_dtype different from the model dtype is only supported for an unquantized lm_head."
+    exec(f"def open_engine(*_):\n    raise ValueError({said!r})", foreign)
+    monkeypatch.setattr(opening, "open_engine", foreign["open_engine"])
+    with pytest.raises(ValueError, match=r"Its head is quantized: set teacher\.head_dtype: model\."):
+        opened(model, tmp_path)
+
+
 def test_what_we_refuse_ourselves_keeps_its_words(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own: dict[str, Any] = {"__name__": "stage1_teacher.engines.vllm"}
     exec("def open_engine(*_):\n    raise ValueError('placement.x is 2')", own)
