@@ -157,8 +157,8 @@ def test_a_student_that_is_the_teacher_loses_nothing_to_targets_that_are_stored_
     rng = np.random.default_rng(0)
     logits_PV = np.concatenate([rng.normal(size=(20, 256)) * scale for scale in (0.1, 2.0, 5.0)])
     probs_PV = np.exp(logits_PV) / np.exp(logits_PV).sum(axis=1, keepdims=True)
-    whole = exact_entries(probs_PV)
-    rounded = round_entries(sparsify(probs_PV, np.zeros(60, np.uint8), 256, 0.0))
+    entries = sparsify(probs_PV, np.zeros(60, np.uint8), 256, 0.0)
+    whole, rounded = exact_entries(entries), round_entries(entries)
     nats = [
         class_divergence(
             torch.from_numpy(logits_PV).float(),
