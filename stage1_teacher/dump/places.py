@@ -26,7 +26,7 @@ _SCHEMA = pa.schema([*_NUMBERS, pa.field("filtered", pa.large_list(pa.int64()))]
 
 
 class Note(NamedTuple):
-    """What planning found beside the shards.
+    """Findings of planning beside the shards.
 
     Attributes:
         inputs: hash of what was planned; see `input_files.plan_sha256`.

@@ -1,4 +1,4 @@
-"""How many teacher tokens an engine gets at once, by default for the device that it computes on.
+"""Numbers of teacher tokens that an engine gets at once, by default for the device that it computes on.
 
 A GPU's steps are larger, and several of them are queued, so that the engine does not wait for the host between them.
 """

@@ -54,7 +54,7 @@ def probe_tokens(tokenizer: ByteTokenizer, max_tokens: int) -> list[int]:
 
 
 class Comparison(NamedTuple):
-    """How far an engine's reduced rows are from the model's own.
+    """Distances of an engine's reduced rows from the model's own.
 
     Attributes:
         nats_R: KL(own || reduced) of each row, over its classes.

@@ -17,7 +17,7 @@ from stage1_teacher.reduction.sparsify import Entries, sparsify
 
 
 class Sparsity(NamedTuple):
-    """What is kept of dense targets; see `pipeline.config.DumpConfig`."""
+    """Limits of what is kept of dense targets; see `pipeline.config.DumpConfig`."""
 
     top_k: int
     min_prob: float
