@@ -94,7 +94,7 @@ class Branching:
         self._add(rows, self.covering.offsets, paths, np.zeros(len(rows), dtype=np.int64), are_branches=False)
 
     def add(self, branches: Sequence[Branch], rows: Sequence[ReducedRow]) -> None:
-        """Add the rows of branches that `wanted` returned."""
+        """Add the rows of branches that `branches_to_expand` returned."""
         assert self._rows is not None, "the canonical rows come first"
         edges = [branch.edge for branch in branches]
         self._rows.child_E[edges] = len(self._reduced) + np.arange(len(rows))
@@ -143,7 +143,7 @@ class Branching:
         self._paths += paths
         self._weights = None
 
-    def wanted(self) -> list[Branch]:
+    def branches_to_expand(self) -> list[Branch]:
         """List the branches to expand, given the rows so far; a round of expansion may add more; empty at the end."""
         rows = self._rows
         assert rows is not None, "the canonical rows come first"

@@ -45,7 +45,7 @@ class Guesses(NamedTuple):
     inside_PV: np.ndarray  # inside a token that ended off the canonical path earlier
 
 
-def spread(targets: Targets, covering: Covering, branch_rows: Sequence[ReducedRow] = ()) -> Targets:
+def redistribute(targets: Targets, covering: Covering, branch_rows: Sequence[ReducedRow] = ()) -> Targets:
     """Redistribute the dropped mass of targets by a guess.
 
     Args:

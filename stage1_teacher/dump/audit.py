@@ -70,7 +70,7 @@ class Sample:
         else:
             heapq.heappushpop(self._lowest, entry)
 
-    def chosen(self) -> frozenset[str]:
+    def chosen_ids(self) -> frozenset[str]:
         """Return the ids of as many documents as the dump can afford to audit."""
         number = affordable(self._num_bytes)
         return frozenset(doc_id for _, doc_id in sorted(self._lowest, reverse=True)[:number])

@@ -69,7 +69,7 @@ def prepare(
             log.info(f"{recipe.dump.path}: planning; {read:,} documents read, {len(shards):,} shards planned")
     identity = teacher_identity(recipe, teacher, engine, shard_plan.corpus_sha256(shards))
     manifest = Manifest(identity=identity, corpus_counts=dict(corpus.counts), shards=tuple(shards))
-    return Prepared(manifest, sample.chosen(), notes.places(), dict(corpus.first_places))
+    return Prepared(manifest, sample.chosen_ids(), notes.places(), dict(corpus.first_places))
 
 
 def noted(recipe: Recipe, teacher: ResolvedTeacher, inputs: str | None) -> Prepared | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.covering.covering import Covering, ReducedRow
-from pipeline.covering.dropped_mass import spread
+from pipeline.covering.dropped_mass import redistribute
 from pipeline.covering.targets import Targets
 from schemas import END
 from schemas.columns import MEASURES
@@ -71,4 +71,4 @@ def reduce_span(
 ) -> SparseTargets:
     """Sum the canonical rows of a span into its sparse targets."""
     targets = covering.targets(rows)
-    return sparse_targets(spread(targets, covering) if sparsity.redistribute else targets, request, sparsity)
+    return sparse_targets(redistribute(targets, covering) if sparsity.redistribute else targets, request, sparsity)

@@ -50,7 +50,7 @@ def expand(branchings: Sequence[Branching], points: Sequence[BranchPoint], branc
 
 def _fitting(branching: Branching, point: BranchPoint, longest: int | None) -> list[Branch]:
     """Return the requested branches except those whose paths exceed `longest` tokens (None: no limit)."""
-    requested = branching.wanted()
+    requested = branching.branches_to_expand()
     if longest is None:
         return requested
     paths = map(branching.path, requested)

@@ -6,7 +6,7 @@ from types import TracebackType
 from pipeline.config import DumpConfig, Recipe
 from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering
-from pipeline.covering.dropped_mass import spread
+from pipeline.covering.dropped_mass import redistribute
 from pipeline.covering.targets import Targets
 from pipeline.covering.vocabulary import Vocabulary
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
@@ -144,7 +144,9 @@ class Teacher:
             return []
         targets = output.targets(coverings)
         if self._config.redistribute_dropped:
-            targets = [spread(*of_span) for of_span in zip(targets, coverings, output.off_boundaries(), strict=True)]
+            targets = [
+                redistribute(*of_span) for of_span in zip(targets, coverings, output.off_boundaries(), strict=True)
+            ]
         return targets
 
     def _coverings(self, windows: Sequence[EncodedWindow]) -> list[Covering]:

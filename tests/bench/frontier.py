@@ -31,7 +31,7 @@ from pipeline.config import CoveringConfig, Recipe
 from pipeline.config.loading import load_recipe
 from pipeline.covering.branches import Path as TokenPath
 from pipeline.covering.covering import Covering, ReducedRow
-from pipeline.covering.dropped_mass import spread
+from pipeline.covering.dropped_mass import redistribute
 from pipeline.covering.targets import Targets
 from pipeline.runtime.child_processes import end_children_with_me
 from schemas import END, NUM_SYMBOLS
@@ -118,7 +118,7 @@ def measure(teacher: BranchingTeacher, document: DocumentRows, never_merged: boo
         branching, paths = document.cover(config)
         targets = branching.targets()
         keep(name, targets.probs_PV, paths)
-        keep(f"{name}, spread", spread(targets, covering, branching.off_boundaries()).probs_PV, paths)
+        keep(f"{name}, spread", redistribute(targets, covering, branching.off_boundaries()).probs_PV, paths)
         if name == "canonical":
             found["doubt"], found["token_end"] = _shares(targets, taken)
     return found

@@ -78,7 +78,7 @@ class DocumentRows:
         branching = Branching(self.covering, self.tokens, config)
         branching.add_canonical(self.canonical)
         paths: list[TokenPath] = []
-        while wanted := branching.wanted():
+        while wanted := branching.branches_to_expand():
             round_paths = [branching.path(branch) for branch in wanted]
             new = [
                 (path, branch.end) for path, branch in zip(round_paths, wanted, strict=True) if path not in self._rows

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.config import CoveringConfig
 from pipeline.covering.branches import Branching
 from pipeline.covering.covering import Covering, exp_logits
-from pipeline.covering.dropped_mass import spread
+from pipeline.covering.dropped_mass import redistribute
 from pipeline.covering.targets import Targets
 from pipeline.covering.truncated_rows import ListedRows, listed_targets
 from pipeline.covering.vocabulary import Vocabulary
@@ -61,7 +61,7 @@ def results(covering: Covering) -> dict[str, Any]:
     canonical = covering.targets(rows)
     branching = Branching(covering, PATH, CoveringConfig(beam_width=2, branch_threshold=0.05, rejoin_after_tokens=2))
     branching.add_canonical(rows)
-    while wanted := branching.wanted():
+    while wanted := branching.branches_to_expand():
         paths = [branching.path(branch) for branch in wanted]
         logits_RC = np.stack([logits((*PATH[: path.num_canonical], *path.tokens))[vocabulary.order] for path in paths])
         branching.add(wanted, covering.reduce_rows([branch.end for branch in wanted], exp_logits(logits_RC)))
@@ -70,7 +70,7 @@ def results(covering: Covering) -> dict[str, Any]:
     return {
         "canonical": _columns(canonical),
         "branches": _columns(branching.targets()),
-        "spread": _columns(spread(canonical, covering)),
+        "spread": _columns(redistribute(canonical, covering)),
         "listed": _columns(_listed(covering)),
         "stored": _stored(canonical, 16, 0.04),
         "stored at least": _stored(canonical, 2, 0.2),

@@ -28,7 +28,7 @@ def branched(
     logits_RC = np.stack([model.logits(tuple(tokens[:r]))[vocabulary.order] for r in range(len(tokens) + 1)])
     branching.add_canonical(covering.reduce_rows(covering.offsets, exp_logits(logits_RC)))
     for _ in range(rounds):
-        wanted = branching.wanted()
+        wanted = branching.branches_to_expand()
         if not wanted:
             break
         paths = [branching.path(branch) for branch in wanted]
@@ -102,7 +102,7 @@ def test_rows_weigh_what_arrives_at_them(
     np.testing.assert_allclose(found.log_weight_R, weights, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.log_known_P, expected.known, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.log_continued_P, expected.continued, rtol=0, atol=1e-12)
-    assert {branching.path(branch) for branch in branching.wanted()} == set(expected.wanted)
+    assert {branching.path(branch) for branch in branching.branches_to_expand()} == set(expected.wanted)
 
 
 def test_without_width_nothing_but_the_canonical_rows_is_wanted() -> None:

@@ -6,14 +6,14 @@ from hypothesis import strategies as st
 
 from pipeline.config import CoveringConfig
 from pipeline.covering.covering import Covering
-from pipeline.covering.dropped_mass import CARRIED_SHARE, KINDS, MAX_ODDS, spread
+from pipeline.covering.dropped_mass import CARRIED_SHARE, KINDS, MAX_ODDS, redistribute
 from pipeline.covering.targets import Targets
 from schemas import END
 from tests.pipeline.covering.test_branches import branched
 from tests.pipeline.covering.test_covering import case, covering_targets
 
 
-def slow_spread(targets: Targets, covering: Covering, branches: list[tuple[int, np.ndarray]]) -> np.ndarray:
+def slow_redistribution(targets: Targets, covering: Covering, branches: list[tuple[int, np.ndarray]]) -> np.ndarray:
     """Return P x V as shares of all mass, known and lost.
 
     `branches`: offset and distribution of each row off the boundaries.
@@ -65,8 +65,8 @@ def test_what_is_dropped_follows_what_is_known_of_ends_of_tokens_and_then_bayes_
     model, _, _, tokens, document, vocabulary = case(seed, num_tokens)
     covering = Covering(vocabulary, tokens, document)
     targets = covering_targets(model, vocabulary, tokens, document)
-    found = spread(targets, covering)
-    np.testing.assert_allclose(found.probs_PV, slow_spread(targets, covering, []), atol=1e-9)
+    found = redistribute(targets, covering)
+    np.testing.assert_allclose(found.probs_PV, slow_redistribution(targets, covering, []), atol=1e-9)
     np.testing.assert_allclose(found.probs_PV.sum(axis=1), 1, atol=1e-12)
     np.testing.assert_array_equal(found.dropped_P, targets.dropped_P)
 
@@ -90,14 +90,14 @@ def test_rows_of_branches_that_were_expanded_teach_what_the_dropped_ones_do(seed
                 elif spelled and END not in spelled:
                     probs_V[spelled[0]] += prob
             branches.append((row.offset, probs_V / probs_V.sum()))
-    found = spread(targets, branching.covering, branching.off_boundaries())
-    np.testing.assert_allclose(found.probs_PV, slow_spread(targets, branching.covering, branches), atol=1e-9)
+    found = redistribute(targets, branching.covering, branching.off_boundaries())
+    np.testing.assert_allclose(found.probs_PV, slow_redistribution(targets, branching.covering, branches), atol=1e-9)
 
 
 def test_nothing_changes_where_there_is_nothing_to_learn_from() -> None:
     model, _, _, _, _, vocabulary = case(0, 0)
     targets = covering_targets(model, vocabulary, [], b"")
-    assert spread(targets, Covering(vocabulary, [], b"")) is targets
+    assert redistribute(targets, Covering(vocabulary, [], b"")) is targets
 
 
 def test_bytes_are_of_five_kinds() -> None:

@@ -59,7 +59,7 @@ def test_the_audited_documents_are_those_whose_ids_hash_lowest_and_a_small_dump_
     def chosen(num_documents: int, text: list[Document]) -> frozenset[str]:
         sample = audit.Sample(num_documents)
         assert list(sample.passing(text)) == text
-        return sample.chosen()
+        return sample.chosen_ids()
 
     assert len(chosen(16, documents[:3])) == 1 and chosen(0, documents) == frozenset()
     if not torch.cuda.is_available():

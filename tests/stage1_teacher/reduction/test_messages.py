@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.covering.covering import Covering, exp_logits
-from pipeline.covering.dropped_mass import spread
+from pipeline.covering.dropped_mass import redistribute
 from pipeline.covering.intervals import Intervals
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import ARITHMETIC
@@ -103,7 +103,7 @@ def test_sparse_targets_that_a_worker_sums_are_those_of_the_float64_twin(sparsit
         rows_RV = logits_RV[span.first : span.first + len(span.tokens) + 1].astype(np.float64)
         rows = covering.reduce_rows(covering.offsets, exp_logits(rows_RV[:, vocabulary.order]))
         targets = covering.targets(rows)
-        expected = sparse_targets(spread(targets, covering) if sparsity.redistribute else targets, span, sparsity)
+        expected = sparse_targets(redistribute(targets, covering) if sparsity.redistribute else targets, span, sparsity)
         assert len(of_span.entries.counts_P) == len(span.document) - 1 + span.has_end
         np.testing.assert_array_equal(of_span.entries.counts_P, expected.entries.counts_P)
         np.testing.assert_array_equal(of_span.entries.symbols_E, expected.entries.symbols_E)
