@@ -37,6 +37,14 @@ class _Layout(NamedTuple):
     token_P: Tensor  # number of the token that a position lies in, over all spans
 
 
+class _Measures(NamedTuple):
+    """Measures of a span's positions, named as in `pipeline.covering.targets.Targets`; P, float64."""
+
+    dropped_P: np.ndarray
+    token_end_P: np.ndarray
+    doubt_P: np.ndarray
+
+
 class _Summed(NamedTuple):
     """Dense targets of all positions, on the device."""
 
@@ -162,17 +170,14 @@ def _sparse(
     for covering, request in spans:
         size, num_rows = len(covering.document) + 1, len(covering.offsets)
         of_span = slice(position, position + size)
-        measures = {
-            "dropped": dropped[of_span],
-            "token_end": token_end[of_span],
-            "doubt": doubt(dropped[of_span], realised[of_span][:-1], sparsity.arithmetic),
-        }
+        doubt_P = doubt(dropped[of_span], realised[of_span][:-1], sparsity.arithmetic)
+        measures = _Measures(dropped[of_span], token_end[of_span], doubt_P)
         first, last = position + request.skipped, position + len(covering.document) + request.has_end
         entries = slice(entry_bounds[first], entry_bounds[last])
         found.append(
             SparseTargets(
                 Entries(counts[first:last].astype(np.uint16), symbols[entries], probs[entries]),
-                np.stack([measures[c.name][request.skipped : request.skipped + last - first] for c in MEASURES]),
+                np.stack([getattr(measures, f"{c.name}_P") for c in MEASURES])[:, first - position : last - position],
                 token_logprobs[row : row + num_rows - 1],
             )
         )
