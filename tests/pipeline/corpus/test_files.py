@@ -1,4 +1,4 @@
-"""Which files a source names, and how those that are compressed are read."""
+"""Files that a source names, and the reading of those that are compressed."""
 
 import bz2
 import gzip

@@ -15,7 +15,7 @@ from tests.pipeline.corpus.test_places import write_corpus
 
 
 class InThisProcess:
-    """What `found_in_parallel` asks of a pool."""
+    """Protocol of the pool that `found_in_parallel` uses."""
 
     def __init__(self, processes: int, context: object, initializer: object, initargs: tuple[object, ...]) -> None:
         config, source = initargs

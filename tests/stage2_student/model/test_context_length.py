@@ -1,4 +1,4 @@
-"""How much text a student reads at once."""
+"""Amounts of text that a student reads at once."""
 
 from pathlib import Path
 

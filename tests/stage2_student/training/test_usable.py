@@ -1,4 +1,4 @@
-"""What can be used of a dump, as a plan and a run say it."""
+"""Usable parts of a dump, as a plan and a run say it."""
 
 import json
 from pathlib import Path
