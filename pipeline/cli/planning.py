@@ -52,7 +52,7 @@ def show_plan(
         from stage2_student.launch.launch import checked
 
         loaded, remarks = checked(loaded)
-    lines = [*plan(loaded), *(("train", remark) for remark in remarks)]
+    lines = [*plan(loaded, cuts_records(loaded)), *(("train", remark) for remark in remarks)]
     if loaded.student is not None and (Path(loaded.student.path) / "lengths").exists():
         from stage2_student.training.usable import counted_lines  # seconds to import
 
@@ -65,6 +65,16 @@ def show_plan(
         typer.echo(json_text(values, indent=1))
     else:
         print_lines(lines)
+
+
+def cuts_records(recipe: "Recipe") -> bool:
+    """Return whether the recipe's student cuts long records; a run begun by an early release leaves them out."""
+    if recipe.student is None:
+        return True
+    from stage2_student.data.order import WHOLE_RECORDS
+    from stage2_student.runs.folder import data_order
+
+    return data_order(Path(recipe.student.path)) > WHOLE_RECORDS
 
 
 def _forecast(

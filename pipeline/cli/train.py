@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.options import DryRun, Metrics, Overrides, RecipeArgument, as_begun, ask_for_metrics, load
+from pipeline.cli.planning import cuts_records
 
 if TYPE_CHECKING:
     from stage1_teacher.dump.job import Connect
@@ -55,7 +56,8 @@ def teacher(
     if dry_run:
         from pipeline.planning.dry_run import print_plan
 
-        print_plan(as_begun(load(recipe, override)))
+        planned = as_begun(load(recipe, override))
+        print_plan(planned, cuts_records(planned))
         return
     from pipeline.runtime.metrics import served
     from stage1_teacher.dump.run import run_teacher

