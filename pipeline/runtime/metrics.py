@@ -38,14 +38,14 @@ class Figures:
         self.failures = self._counter(
             "failures",
             "What went wrong and was dealt with: `engine` restarted, `request` asked again, `document` left out, "
-            "`overflow` of a gradient.",
+            "`writer` of shards replaced, `overflow` of a gradient.",
             "kind",
         )
         self.step = self._gauge("train_step", "Optimizer steps taken.")
         self.train = self._gauge("train", "The last step's figures, by their names in metrics.jsonl.", "figure")
         for kind in ("dropped", "tail"):
             self.missing.labels(kind)
-        for kind in ("engine", "request", "document", "overflow"):
+        for kind in ("engine", "request", "document", "writer", "overflow"):
             self.failures.labels(kind)  # 0 from the start: an alert on the first one needs it
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:

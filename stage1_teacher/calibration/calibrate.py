@@ -22,7 +22,7 @@ from schemas.shard import commit_shard, read_shard, shard_metadata, to_table
 from schemas.storage.locations import open_parquet
 from stage1_teacher.calibration.corpus_sample import survey
 from stage1_teacher.dump import audit, shard_cost
-from stage1_teacher.dump.shard_writer import encode_shard, make_shards
+from stage1_teacher.dump.shard_writer import encode, make_shards
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.engines.batch_sizes import call_tokens
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
@@ -194,8 +194,7 @@ def encoded(
     for document in sample:
         if len(documents) >= MIN_PARTS and time.monotonic() > until:
             break
-        plan = ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=len(document.text), sha256="")
-        windows = encode_shard(plan, [document], teacher).windows
+        windows = list(encode([document], teacher, {}))
         documents.append(EncodedDocument(len(document.text), sum(len(teacher.prompt(window)) for window in windows)))
         for window in windows:
             segments = tuple(span.segment for span in window.spans)
@@ -217,10 +216,7 @@ def seconds_of_audit(sample: Sequence[Document], teacher: Teacher, num_documents
     """Estimate the seconds of auditing `num_documents`: the first takes longer; 0 for a served teacher."""
     if not num_documents or isinstance(teacher.engine, ListingEngine):
         return 0.0
-    plan = ShardPlan(index=0, first_document=0, num_documents=NUM_AUDITED, num_bytes=0, sha256="")
-    windows = [
-        window for window in encode_shard(plan, sample[:NUM_AUDITED], teacher).windows if window.bounds.start == 0
-    ]
+    windows = [window for window in encode(sample[:NUM_AUDITED], teacher, {}) if window.bounds.start == 0]
     seconds = []
     for window in windows:
         started = time.monotonic()

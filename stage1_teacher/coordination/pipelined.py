@@ -1,8 +1,9 @@
-"""A pipeline of two threads: the engine runs the next batch while the previous one is reduced and written."""
+"""Threads beside an engine's: they encode its next batch, and collect the previous one, while it runs."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -31,3 +32,27 @@ def pipelined(items: Iterable[Item], work: Callable[[Item], Result], concurrent:
             yield from results
         for future in running:
             yield future.result()
+
+
+def one_ahead(sources: Iterable[Iterator[Item]], is_last: Callable[[Item], bool], concurrent: bool) -> Iterator[Item]:
+    """Yield the items of each source in turn.
+
+    Args:
+        sources: each makes at least one item; they are drawn in this thread.
+        is_last: whether an item is its source's last: then the next source is drawn, and begun, before it is yielded.
+        concurrent: make items in one other thread, the next one while the caller is at the one it was given. An
+            exception is raised where its item would have been yielded. If False, everything happens in this thread.
+    """
+    if not concurrent:
+        yield from chain.from_iterable(sources)
+        return
+    rest = iter(sources)
+    with ThreadPoolExecutor(1, "one_ahead") as executor:
+        source = next(rest, None)
+        making = None if source is None else executor.submit(next, source)
+        while making is not None:
+            item = making.result()
+            if is_last(item):
+                source = next(rest, None)
+            making = None if source is None else executor.submit(next, source)
+            yield item

@@ -14,9 +14,10 @@ from schemas import levels
 from schemas.dump_files import Key
 from schemas.manifest import ShardPlan, shard_identity
 from schemas.storage.locations import Location
-from stage1_teacher.coordination.pipelined import pipelined
+from stage1_teacher.coordination.pipelined import one_ahead, pipelined
 from stage1_teacher.coordination.retry import retry_with_restart
-from stage1_teacher.coordination.shard_writers import IN_THIS_PROCESS, Draft, Writers, Written, sums
+from stage1_teacher.coordination.shard_draft import Draft, sums
+from stage1_teacher.coordination.shard_writers import IN_THIS_PROCESS, Writers, Written
 from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.begun import libraries
 from stage1_teacher.engines.base import ListingEngine, SparseEngine
@@ -32,7 +33,7 @@ from stage1_teacher.targets.teacher import Teacher
 
 
 class EncodedShard(NamedTuple):
-    """A shard's windows.
+    """A shard all of whose documents have been encoded.
 
     Attributes:
         left_out: why documents were left out, by id: the teacher's tokenizer cannot spell them, its chat template
@@ -40,8 +41,14 @@ class EncodedShard(NamedTuple):
     """
 
     plan: ShardPlan
-    windows: list[EncodedWindow]
     left_out: dict[str, str]
+
+
+class EncodedBatch(NamedTuple):
+    """Some windows of a shard: as many tokens as the engine gets at once."""
+
+    windows: list[EncodedWindow]
+    finished: EncodedShard | None  # the shard, with its last batch
 
 
 class EngineBatch(NamedTuple):
@@ -68,16 +75,28 @@ class ShardProgress(NamedTuple):
     tail: float = 0.0
 
 
-def encode_shard(shard: ShardPlan, documents: Sequence[Document], teacher: Teacher) -> EncodedShard:
-    """Encode a shard's documents as windows for the teacher, leaving out those that cannot be, with the reason."""
-    windows: list[EncodedWindow] = []
-    left_out: dict[str, str] = {}
+def encode(documents: Iterable[Document], teacher: Teacher, left_out: dict[str, str]) -> Iterator[EncodedWindow]:
+    """Encode documents as windows for the teacher. Those that cannot be are added to `left_out`, with the reason."""
     for document in documents:
         try:
-            windows += _cut(document, teacher)
+            windows = _cut(document, teacher)
         except (SpellingError, ChatError, WindowError) as error:
             left_out[document.doc_id] = str(error)
-    return EncodedShard(shard, windows, left_out)
+        else:
+            yield from windows
+
+
+def encode_batches(
+    shard: ShardPlan, documents: Sequence[Document], teacher: Teacher, batch_tokens: int
+) -> Iterator[EncodedBatch]:
+    """Encode a shard, a batch at a time, the same whenever it is made; one without windows has an empty batch."""
+    left_out: dict[str, str] = {}
+    parts = batches(encode(documents, teacher, left_out), batch_tokens)
+    before = next(parts, [])
+    for part in parts:
+        yield EncodedBatch(before, None)
+        before = part
+    yield EncodedBatch(before, EncodedShard(shard, left_out))
 
 
 def _cut(document: Document, teacher: Teacher) -> list[EncodedWindow]:
@@ -92,22 +111,20 @@ def _cut(document: Document, teacher: Teacher) -> list[EncodedWindow]:
 
 
 def forward(
-    shards: Iterable[EncodedShard], teacher: Teacher, recipe: Recipe, audited: Set[str]
+    encoded: Iterable[EncodedBatch], teacher: Teacher, recipe: Recipe, audited: Set[str]
 ) -> Iterator[EngineBatch]:
-    """Run the engine over the shards' windows. No batch spans two shards, so a shard made again is the same.
+    """Run the engine over the batches. None of them spans two shards, so a shard made again is the same.
 
     Args:
         audited: ids of the documents to compare with a wide covering.
     """
-    for shard in shards:
-        parts = list(batches(shard.windows, call_tokens(recipe.placement))) or [[]]
-        for index, batch in enumerate(parts):
-            output, references = retry_with_restart(
-                teacher,
-                partial(_run_engine, teacher, batch, recipe.dump, audited),
-                recipe.placement.max_engine_failures,
-            )
-            yield EngineBatch(batch, output, references, shard if index == len(parts) - 1 else None)
+    for batch in encoded:
+        output, references = retry_with_restart(
+            teacher,
+            partial(_run_engine, teacher, batch.windows, recipe.dump, audited),
+            recipe.placement.max_engine_failures,
+        )
+        yield EngineBatch(batch.windows, output, references, batch.finished)
 
 
 def _run_engine(
@@ -127,27 +144,27 @@ class ShardWriter:
     def __init__(
         self, teacher: Teacher, recipe: Recipe, identity: dict[str, Any], folder: Location, writers: Writers
     ) -> None:
-        self._teacher, self._recipe, self._identity, self._folder = teacher, recipe, shard_identity(identity), folder
-        self._writers = writers
+        self.teacher, self.recipe = teacher, recipe
+        self._identity, self._folder, self._writers = shard_identity(identity), folder, writers
         self._token_lengths = token_lengths(teacher.tokenizer)
         self._unwritten: dict[int, ShardProgress] = {}  # by shard, to be reported when it is committed
         self._watch = shard_cost.Stopwatch()
         self._begin()
 
     def _begin(self) -> None:
-        self._draft = Draft(self._token_lengths, self._recipe.dump.coding == levels.EXACT)
+        self._draft = Draft(self._token_lengths, self.recipe.dump.coding == levels.EXACT)
         self._audited: list[dict[str, Any]] = []
         self._num_tokens, self._num_computed = 0, 0
 
     def take(self, batch: EngineBatch) -> list[ShardProgress]:
         """Take a batch; returns its progress, and that of the shards committed in the meantime."""
         windows = batch.windows
-        spans = sparse_spans(windows, batch.output, self._teacher, self._recipe.dump) if windows else []
+        spans = sparse_spans(windows, batch.output, self.teacher, self.recipe.dump) if windows else []
         self._draft.windows += zip(windows, spans, strict=True)
         for index, reference in batch.references.items():
             record = assemble(windows[index], spans[index], self._token_lengths, self._draft.exact)
             self._audited.append(audit.measure(record, reference))
-        num_tokens = sum(len(self._teacher.prompt(window)) for window in windows)
+        num_tokens = sum(len(self.teacher.prompt(window)) for window in windows)
         self._num_tokens += num_tokens
         self._num_computed += batch.output.num_tokens
         progress = ShardProgress(
@@ -179,14 +196,14 @@ class ShardWriter:
             Key.TEACHER_TOKENS: str(self._num_tokens),
             Key.COMPUTED_TOKENS: str(self._num_computed),
             Key.SHARD_SHA256: shard.plan.sha256,
-            Key.ENGINE: self._teacher.engine.name,
-            Key.LIBRARIES: json.dumps(libraries() | _runner(self._teacher)),
+            Key.ENGINE: self.teacher.engine.name,
+            Key.LIBRARIES: json.dumps(libraries() | _runner(self.teacher)),
             Key.AUDIT: json.dumps(self._audited),
         }
         draft = self._draft
         self._begin()
-        shard_cost.write_cost(self._folder, shard.plan, self._watch.lap(), shard_cost.devices(self._recipe))
-        path, zstd_level = shard.plan.path(self._folder), self._recipe.dump.zstd_level
+        shard_cost.write_cost(self._folder, shard.plan, self._watch.lap(), shard_cost.devices(self.recipe))
+        path, zstd_level = shard.plan.path(self._folder), self.recipe.dump.zstd_level
         return self._writers.write(shard.plan.index, draft, path, self._identity, extra, zstd_level)
 
 
@@ -204,17 +221,30 @@ def make_shards(
     audited: Set[str] = frozenset(),
     writers: Writers = IN_THIS_PROCESS,
 ) -> Iterator[ShardProgress]:
-    """Make and commit shards, and yield the progress of each engine batch.
+    """Make and commit shards, and yield the progress of each engine batch."""
+    writer = ShardWriter(teacher, recipe, identity, folder, writers)
+    yield from fill_shards(shards, writer, audited)
+    yield from writer.flush()
 
-    If the engine has its own device or machine, three threads work at once: one encodes the next shard, this one drives
-    the engine, one collects the previous batch, for `writers` to round, compress and write when the shard is complete.
-    On a CPU they would compete for the engine's cores.
+
+def fill_shards(
+    shards: Iterable[tuple[ShardPlan, list[Document]]], writer: ShardWriter, audited: Set[str]
+) -> Iterator[ShardProgress]:
+    """Make shards as `make_shards` does, but do not wait until the last ones are written.
+
+    If the engine has its own device or machine, three threads work at once: one encodes the next batch, this one drives
+    the engine, one collects the previous batch, for the writers to round, compress and write when the shard is
+    complete. On a CPU they would compete for the engine's cores.
     """
+    teacher, recipe = writer.teacher, writer.recipe
     concurrent = recipe.placement.overlap
     if concurrent is None:
         concurrent = computes_on_gpu() or isinstance(teacher.engine, ListingEngine)
-    encoded = pipelined(shards, lambda shard: encode_shard(*shard, teacher), concurrent)
-    writer = ShardWriter(teacher, recipe, identity, folder, writers)
+    batch_tokens = call_tokens(recipe.placement)
+    encoded = one_ahead(
+        (encode_batches(shard, documents, teacher, batch_tokens) for shard, documents in shards),
+        lambda batch: batch.finished is not None,
+        concurrent,
+    )
     for reports in pipelined(forward(encoded, teacher, recipe, audited), writer.take, concurrent):
         yield from reports
-    yield from writer.flush()

@@ -1,6 +1,6 @@
 """Windows of a document with the teacher's tokens, and the spans of them that are covered; each becomes one record."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +103,7 @@ def token_lengths(tokenizer: ByteTokenizer) -> np.ndarray:
     return np.array([len(spelled or b"") for spelled in tokenizer.token_bytes], dtype=np.int64)
 
 
-def batches(windows: Sequence[EncodedWindow], batch_tokens: int) -> Iterator[list[EncodedWindow]]:
+def batches(windows: Iterable[EncodedWindow], batch_tokens: int) -> Iterator[list[EncodedWindow]]:
     """Yield the windows in order, in batches of about `batch_tokens`; the same whenever the shard is made."""
     batch: list[EncodedWindow] = []
     tokens = 0

@@ -15,9 +15,8 @@ from pipeline.runtime import log
 from pipeline.runtime.child_processes import child_environment
 from pipeline.runtime.devices import num_cores
 from stage1_teacher.dump.job import ShardWork
-from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.processes.messages import Failed, Message, Task
-from stage1_teacher.processes.shard_queue import Attempt
+from stage1_teacher.processes.shard_queue import Attempt, Attempts
 
 # By a call, not as a module: its classes would be those of `__main__`. -P: an operator's folder may hold our names.
 _COMMAND = (sys.executable, "-P", "-c", "from stage1_teacher.processes.engine_process import main; main()")
@@ -29,7 +28,7 @@ class EngineChild:
     """One engine's process.
 
     Attributes:
-        attempts: shards that it was given and has not committed, in that order.
+        attempts: at shards that it was given and has not committed.
         ready: whether its engine is open.
         failed: its last message, if it gave up.
         last_lines: the last of what it printed.
@@ -38,8 +37,7 @@ class EngineChild:
     def __init__(self, number: int, share: Share, num_engines: int, task: Task) -> None:
         """Start the process and give it its task. Raises OSError if no process can be started."""
         self.number, self.share = number, share
-        self.attempts: deque[Attempt] = deque()
-        self._unmade: deque[Attempt] = deque()  # of these, the shards whose batches it has not all reported
+        self.attempts = Attempts()
         self.failed: Failed | None = None
         self.ready = False
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
@@ -81,26 +79,9 @@ class EngineChild:
         if attempt is None:
             self._send(None)
             return
-        self.attempts.append(attempt)
-        self._unmade.append(attempt)
+        self.attempts.add(attempt)
         work: ShardWork = (attempt.shard.plan, attempt.shard.documents)
         self._send(work)
-
-    def attempt_at(self, progress: ShardProgress) -> Attempt:
-        """Return the attempt that its next report is about: a batch, or a shard that has been committed.
-
-        It reports the batches of a shard before those of the next, and a shard's commit at any time after its batches.
-        """
-        if progress.committed is not None:
-            attempt = next(one for one in self.attempts if one.shard.plan.index == progress.committed)
-            self.attempts.remove(attempt)
-            if attempt in self._unmade:
-                self._unmade.remove(attempt)
-            return attempt
-        attempt = self._unmade[0] if self._unmade else self.attempts[-1]
-        if attempt.done.documents + progress.documents >= attempt.shard.plan.num_documents and self._unmade:
-            self._unmade.popleft()
-        return attempt
 
     def _send(self, what: object) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # it has died, which is noticed elsewhere

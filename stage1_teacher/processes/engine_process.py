@@ -23,7 +23,7 @@ from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
 
 _STOPPED, _FAILED = 143, 1
-_COUNTED = ("engine", "request")  # failures that are counted where they happen
+_COUNTED = ("engine", "request", "writer")  # failures that are counted where they happen
 
 
 class ParentGoneError(Exception):

@@ -21,7 +21,7 @@ from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.storage.atomic import is_left_over
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.coordination.shard_writers import CORES_EACH, MAX_WRITERS
+from stage1_teacher.coordination.shard_writers import num_writers
 from stage1_teacher.dump.job import Job, OpenShardMaker, ShardMaker, ShardWork
 from stage1_teacher.dump.run import this_process
 from stage1_teacher.dump.shard_writer import ShardProgress
@@ -66,7 +66,7 @@ def _with_writers(recipe: Recipe, shares: Sequence[Share]) -> Recipe:
     placement = recipe.placement
     if placement.writers is not None or not shares[0]:
         return recipe
-    writers = min(MAX_WRITERS, max(1, num_cores() // len(shares) // CORES_EACH))
+    writers = num_writers(num_cores() // len(shares))
     return recipe.with_values(placement=placement.model_copy(update={"writers": writers}))
 
 
@@ -143,7 +143,7 @@ class LocalEngines:
                 yield from self._count(child, progress, queue)
 
     def _count(self, child: EngineChild, progress: ShardProgress, queue: ShardQueue | None) -> Iterator[ShardProgress]:
-        attempt = child.attempt_at(progress)
+        attempt = child.attempts.of(progress)
         if progress.committed is not None:
             self._losses[child.number - 1] = 0
         # Without a queue it is a second copy, of a shard of an earlier pass.

@@ -36,6 +36,41 @@ class Attempt:
         shard.copies += 1
 
 
+class Attempts:
+    """Attempts of one engine at shards that it has not committed, in the order in which it was given them.
+
+    It reports the batches of a shard before those of the next, and a shard's commit at any time after its batches.
+    """
+
+    def __init__(self) -> None:
+        self._uncommitted: deque[Attempt] = deque()
+        self._unmade: deque[Attempt] = deque()  # of these, the shards whose batches it has not all reported
+
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(self._uncommitted)
+
+    def __len__(self) -> int:
+        return len(self._uncommitted)
+
+    def add(self, attempt: Attempt) -> None:
+        """Note that the engine is given a shard."""
+        self._uncommitted.append(attempt)
+        self._unmade.append(attempt)
+
+    def of(self, progress: ShardProgress) -> Attempt:
+        """Return the attempt that the engine's next report is about: a batch, or a shard that has been committed."""
+        if progress.committed is not None:
+            attempt = next(one for one in self._uncommitted if one.shard.plan.index == progress.committed)
+            self._uncommitted.remove(attempt)
+            if attempt in self._unmade:
+                self._unmade.remove(attempt)
+            return attempt
+        attempt = self._unmade[0] if self._unmade else self._uncommitted[-1]
+        if attempt.done.documents + progress.documents >= attempt.shard.plan.num_documents and self._unmade:
+            self._unmade.popleft()
+        return attempt
+
+
 class ShardQueue:
     """Shards with their documents, assigned to engines until all are complete.
 

@@ -13,14 +13,14 @@ from pipeline.corpus.documents import Document
 from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import location
+from stage1_teacher.coordination.shard_writers import open_writers
 from stage1_teacher.dump import shard_plan
 from stage1_teacher.dump.check_resumed import check_resumed
 from stage1_teacher.dump.identity import teacher_identity
-from stage1_teacher.dump.shard_writer import ShardProgress, make_shards
+from stage1_teacher.dump.shard_writer import ShardProgress, ShardWriter, fill_shards
 from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
-from stage1_teacher.targets.teacher import Teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 # Everything that decides a shard's content, and this file, because both sides must agree on `Task`. Not the command
@@ -38,6 +38,7 @@ CONTENT = (
     "stage1_teacher/engines",
     "stage1_teacher/reduction",
     "stage1_teacher/targets",
+    "stage1_teacher/coordination/shard_draft.py",
     "stage1_teacher/dump/shard_plan.py",
     "stage1_teacher/dump/shard_writer.py",
     "stage1_teacher/ray/actor.py",
@@ -60,7 +61,8 @@ class ClusterEngine:
     """An engine in its own process."""
 
     def __init__(self) -> None:
-        self._opened: tuple[Task, Teacher] | None = None
+        self._writer: ShardWriter | None = None
+        self._audited: Set[str] = frozenset()
 
     def open(self, task: Task) -> str:
         """Start the engine and return where it runs.
@@ -94,17 +96,24 @@ class ClusterEngine:
         except BaseException:
             opened.close()
             raise
-        self._opened = task, opened
+        writers = open_writers(task.recipe.placement)
+        self._writer, self._audited = ShardWriter(opened, task.recipe, task.identity, dump, writers), task.audited
         return place
 
     def make(self, shard: ShardPlan, documents: list[Document]) -> Iterator[ShardProgress]:
-        """Make a shard, commit it to the dump, and yield what each batch added."""
-        assert self._opened is not None
-        task, teacher = self._opened
-        dump = location(task.recipe.dump.path)
-        made = make_shards([(shard, documents)], teacher, task.recipe, task.identity, dump, task.audited)
+        """Make a shard, and yield what each batch added, and the shards committed in the meantime.
+
+        It commits the shard to the dump at once, or, with writers in processes of their own, at any time later.
+        """
+        assert self._writer is not None
         # Ray sends values into this generator; `yield from` would pass them on to an iterator that takes none.
-        for one in made:  # noqa: UP028
+        for one in fill_shards([(shard, documents)], self._writer, self._audited):  # noqa: UP028
+            yield one
+
+    def flush(self) -> Iterator[ShardProgress]:
+        """Wait until every shard that it has made is committed, and yield those."""
+        assert self._writer is not None
+        for one in self._writer.flush():  # noqa: UP028
             yield one
 
 

@@ -24,9 +24,9 @@ from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.job import Job, OpenShardMaker, ShardMaker, ShardWork
 from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.engines.base import DRIVER_SHARE
-from stage1_teacher.processes.shard_queue import Attempt, ShardQueue
+from stage1_teacher.processes.shard_queue import Attempts, ShardQueue
 from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
-from stage1_teacher.ray.resources import cross_machine_warning, engine_resources
+from stage1_teacher.ray.resources import cross_machine_warning, engine_resources, with_writers
 from stage1_teacher.targets.resolved import ResolvedTeacher
 
 _POLL_SECONDS = 1.0  # the longest wait for an engine before the cluster's size is checked again
@@ -126,12 +126,14 @@ class ClusterEngines:
         self._num_shards = self._num_at_first = len(job.missing())
         identity, accepted = job.manifest.identity, job.manifest.accepted_engines
         over_machines = self._resources.over_machines
+        recipe = with_writers(job.recipe, self._resources, machines)
         self._task = ray.put(
-            Task(job.recipe, identity, accepted, job.audited, str(Path.cwd()), code_sha256(), over_machines)
+            Task(recipe, identity, accepted, job.audited, str(Path.cwd()), code_sha256(), over_machines)
         )
         self._starting: dict[Any, Any] = {}  # pending call of `open`: its engine
         self._idle: list[Any] = []
-        self._working: dict[Any, tuple[Any, Attempt]] = {}  # running call of `make`: its engine and shard
+        self._working: dict[Any, Any] = {}  # running call of `make` or `flush`: its engine
+        self._attempts: dict[Any, Attempts] = {}  # of every engine that has started
         self._places: dict[Any, str] = {}  # of every engine that has started
         self._groups: dict[Any, Any] = {}  # placement groups of engines over several machines
         self._failed_starts = 0  # in a row
@@ -147,12 +149,22 @@ class ClusterEngines:
         queue = ShardQueue(shards, self._ray.put, self._placement.max_engine_failures)
         while not queue.is_done:
             self._start()
-            while self._idle and (attempt := queue.next()):
-                engine, shard = self._idle.pop(), attempt.shard
-                call = engine.make.options(num_returns="streaming").remote(shard.plan, shard.documents)
-                self._working[call] = engine, attempt
+            self._idle = [engine for engine in self._idle if not self._give_work(engine, queue)]
             if not queue.is_done:
                 yield from self._collect(queue)
+
+    def _give_work(self, engine: Any, queue: ShardQueue) -> bool:
+        """Have an engine make a shard, or commit those that it has made; returns False if it has nothing to do."""
+        uncommitted = self._attempts[engine]
+        if attempt := queue.next(is_idle=not uncommitted):
+            uncommitted.add(attempt)
+            make = engine.make.options(num_returns="streaming")
+            self._working[make.remote(attempt.shard.plan, attempt.shard.documents)] = engine
+        elif uncommitted:
+            self._working[engine.flush.options(num_returns="streaming").remote()] = engine
+        else:
+            return False
+        return True
 
     def _start(self) -> None:
         """Request as many engines as fit and have work; Ray starts each when its resources are free."""
@@ -226,12 +238,13 @@ class ClusterEngines:
             return
         self._failed_starts = 0
         self._idle.append(engine)
+        self._attempts[engine] = Attempts()
         log.info(f"{self._job.dump}: an engine is ready in {self._places[engine]}; {len(self._places)} now")
 
     def _collect_made(self, call: Any, queue: ShardQueue) -> Iterator[ShardProgress]:
-        engine, attempt = self._working[call]
+        engine = self._working[call]
         try:
-            made = queue.advance(attempt, self._ray.get(next(call)))
+            progress = self._ray.get(next(call))
         except StopIteration:
             del self._working[call]
             self._idle.append(engine)
@@ -239,10 +252,14 @@ class ClusterEngines:
         except self._ray.exceptions.RayError as error:
             why = self._lose(engine, error)
             del self._working[call]
-            place, index = self._places.pop(engine), attempt.shard.plan.index
-            log.warning(f"{self._job.dump}: the engine in {place} is lost ({why}); shard {index} is assigned again")
-            queue.fail(attempt, why)
+            place, lost = self._places.pop(engine), list(self._attempts.pop(engine))
+            shards = " and ".join(str(attempt.shard.plan.index) for attempt in lost)
+            what = f"shard {shards} is" if len(lost) == 1 else f"shards {shards} are"
+            log.warning(f"{self._job.dump}: the engine in {place} is lost ({why}); {what} assigned again")
+            for attempt in lost:
+                queue.fail(attempt, why)
             return
+        made = queue.advance(self._attempts[engine].of(progress), progress)
         if made is not None:
             self._num_shards -= made.committed is not None
             yield made

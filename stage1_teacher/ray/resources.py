@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.config import Recipe
+from stage1_teacher.coordination.shard_writers import num_writers
 
 Machine = Mapping[str, float]  # its resources, in Ray's units
 
@@ -33,9 +34,21 @@ class EngineResources(NamedTuple):
     def count(self, machines: Sequence[Machine]) -> int:
         """Return how many engines fit on machines that run nothing else."""
         if not self.over_machines:
-            return sum(_times(machine, {"CPU": self.cpus, "GPU": self.gpus}) for machine in machines)
+            return sum(_times(machine, self._on_first) for machine in machines)
         gpus = sum(int(machine.get("GPU", 0)) for machine in machines)
-        return min(gpus // self.gpus, sum(_times(machine, self.bundles[0]) for machine in machines))
+        return min(gpus // self.gpus, sum(_times(machine, self._on_first) for machine in machines))
+
+    def cores(self, machines: Sequence[Machine]) -> int:
+        """Return how many cores each engine on GPUs has to itself if all that fit run; 0 if none fits."""
+        fitting = [(machine["CPU"], _times(machine, self._on_first)) for machine in machines if machine.get("CPU")]
+        # One over several machines leaves no GPUs for another on the machine of its driving process.
+        return min(
+            (int(cores // (1 if self.over_machines else engines)) for cores, engines in fitting if engines), default=0
+        )
+
+    @property
+    def _on_first(self) -> dict[str, float]:
+        return self.bundles[0] if self.over_machines else {"CPU": self.cpus, "GPU": self.gpus}
 
     def __str__(self) -> str:
         where = " on one machine or several" if self.over_machines else ""
@@ -76,6 +89,14 @@ def engine_resources(recipe: Recipe, machines: Sequence[Machine]) -> EngineResou
             "engine_gpus out"
         )
     return EngineResources(cpus, gpus, over_machines)
+
+
+def with_writers(recipe: Recipe, resources: EngineResources, machines: Sequence[Machine]) -> Recipe:
+    """Return the recipe with a number of writers for each engine; by itself it would count all cores as its own."""
+    cores = resources.cores(machines)
+    if recipe.placement.writers is not None or not resources.gpus or not cores:
+        return recipe
+    return recipe.with_values(placement=recipe.placement.model_copy(update={"writers": num_writers(cores)}))
 
 
 def cross_machine_warning(resources: EngineResources, tensor_parallel: int, machines: Sequence[Machine]) -> str | None:

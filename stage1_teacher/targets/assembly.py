@@ -1,7 +1,7 @@
 """Assembly of a record from a window and the sparse targets of its spans: rounded entries, and columns as stored.
 
 Imports neither torch nor an engine: the processes that write shards do only this
-(`stage1_teacher.coordination.shard_writers`).
+(`stage1_teacher.coordination.shard_draft`).
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stage1_teacher.coordination.pipelined import pipelined
+from stage1_teacher.coordination.pipelined import one_ahead, pipelined
 
 SLEEP = 0.05
 
@@ -102,3 +102,34 @@ def test_no_more_than_two_items_exist_at_once() -> None:
 
     assert len(list(pipelined(engine(), reducer, True))) == 6
     assert Item.most == 2
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_items_of_each_source_are_made_in_turn_at_most_one_ahead(concurrent: bool) -> None:
+    made: list[tuple[int, int]] = []
+
+    def source(number: int, count: int) -> Iterator[tuple[int, int]]:
+        for item in range(count):
+            made.append((number, count - item))
+            yield made[-1]
+
+    taken = []
+    for item in one_ahead((source(*of) for of in enumerate((2, 1, 3))), lambda item: item[1] == 1, concurrent):
+        taken.append(item)
+        time.sleep(0.01)
+        assert len(made) - len(taken) <= concurrent
+    assert taken == made == [(0, 2), (0, 1), (1, 1), (2, 3), (2, 2), (2, 1)]
+    assert list(one_ahead([], bool, concurrent)) == []
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_an_item_that_cannot_be_made_raises_after_those_before_it(concurrent: bool) -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ZeroDivisionError("item 3")
+
+    taken: list[int] = []
+    with pytest.raises(ZeroDivisionError, match="item 3"):
+        taken.extend(one_ahead([source()], lambda item: item == 9, concurrent))
+    assert taken == [1, 2]

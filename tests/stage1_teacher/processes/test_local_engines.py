@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,13 +14,12 @@ import pytest
 from pipeline.config.loading import load_recipe
 from pipeline.runtime import log
 from pipeline.runtime.child_processes import child_environment, descendants
-from schemas.manifest import Manifest, ShardPlan
+from schemas.manifest import Manifest
 from schemas.storage.atomic import writer_name
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.processes import child as child_module
-from stage1_teacher.processes.child import EngineChild
 from stage1_teacher.processes.local_engines import LocalEngines, machine_engines
 from stage1_teacher.processes.shard_queue import ShardQueue
 from stage1_teacher.verification.verify import verify_dump
@@ -73,7 +71,7 @@ def test_two_engines_of_which_one_is_killed_amid_a_shard_make_the_dump_of_one_an
         working = [child for child in engines._children if child.ready and child.attempts]
         if working and not killed:
             killed.append(working[0].number)
-            shard = working[0].attempts[0].shard.plan.path(tmp_path / "dump")
+            shard = next(iter(working[0].attempts)).shard.plan.path(tmp_path / "dump")
             writer = writer_name().removesuffix(str(os.getpid())) + str(working[0].pid)
             shard.with_suffix(f".{writer}.partial").write_bytes(b"half")  # what a kill within a write leaves
             os.kill(working[0].pid, signal.SIGKILL)
@@ -86,6 +84,27 @@ def test_two_engines_of_which_one_is_killed_amid_a_shard_make_the_dump_of_one_an
     assert f"engine {killed[0]} is lost: killed by SIGKILL; it is started again" in said
     assert "2 engines\n" in said and said.count("complete;") == 1
     assert not [process for process in descendants(os.getpid()) if "engine_process" in cmdline(process)]
+
+
+def test_a_killed_writer_of_one_engine_costs_the_dump_nothing(
+    tmp_path: Path, model: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    killed: list[int] = []
+    collect = LocalEngines._collect
+
+    def troubled(engines: LocalEngines, queue: ShardQueue | None) -> Iterator[ShardProgress]:
+        writers = [child for child in descendants(os.getpid()) if "spawn_main" in cmdline(child)]
+        if writers and not killed:  # it starts with its first shard, and takes a second to import what it needs
+            killed.append(writers[0].pid)
+            os.kill(writers[0].pid, signal.SIGKILL)
+        yield from collect(engines, queue)
+
+    monkeypatch.setattr(LocalEngines, "_collect", troubled)
+    folder = dump_with_two(write_recipe(tmp_path, model, TEXTS[:12]), "placement.writers=1")
+    assert content(folder) == content(whole) and partials(folder) == []
+    said = capfd.readouterr().err
+    assert killed and "a process that wrote shard" in said and "another one writes it again" in said
+    assert "is lost" not in said
 
 
 def test_an_engine_that_fails_to_start_is_named_with_its_last_lines_and_the_other_makes_the_dump(
@@ -172,36 +191,3 @@ def test_the_environment_of_an_engine_has_its_gpus_alone(monkeypatch: pytest.Mon
     assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-bb" and environment["OMP_NUM_THREADS"] == "8"
     assert environment[log.COMMAND] == "teacher engine 2" and environment["PYTHONSAFEPATH"] == "1"
     assert child_module._environment(1, (), 2)["CUDA_VISIBLE_DEVICES"] == "GPU-aa,GPU-bb"  # of a server: untouched
-
-
-def test_batches_and_commits_belong_to_their_shards_however_late_a_shard_is_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Writers of their own commit a shard while the engine is at the next ones."""
-    plans = [
-        ShardPlan(index=index, first_document=0, num_documents=count, num_bytes=1, sha256="")
-        for index, count in enumerate((2, 1, 3))
-    ]
-    out = ShardQueue(iter([(plan, []) for plan in plans]), lambda documents: documents, 3)
-    child = EngineChild.__new__(EngineChild)
-    child.attempts, child._unmade = deque(), deque()
-    monkeypatch.setattr(child, "_send", lambda _: None)
-    for _ in plans:
-        child.give(out.next(is_idle=False))
-    reports = [
-        (ShardProgress(1, 5, 5), 0),
-        (ShardProgress(1, 5, 5), 0),
-        (ShardProgress(1, 7, 7), 1),
-        (ShardProgress(2, 9, 9), 2),
-        (ShardProgress(0, 0, 0, committed=0, stored_bytes=10), 0),
-        (ShardProgress(1, 9, 9), 2),
-        (ShardProgress(0, 0, 0, committed=1, stored_bytes=10), 1),
-        (ShardProgress(0, 0, 0, committed=2, stored_bytes=10), 2),
-    ]
-    told = []
-    for progress, index in reports:
-        attempt = child.attempt_at(progress)
-        assert attempt.shard.plan.index == index, progress
-        told.append(out.advance(attempt, progress))
-    assert [one.documents for one in told if one is not None] == [1, 1, 1, 2, 0, 1, 0, 0]
-    assert not child.attempts and out.next() is None and out.is_done

@@ -9,7 +9,7 @@ from pipeline.corpus.documents import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.shard_writer import ShardProgress
-from stage1_teacher.processes.shard_queue import Attempt, ShardQueue
+from stage1_teacher.processes.shard_queue import Attempt, Attempts, ShardQueue
 
 
 def shards(count: int) -> Iterator[tuple[ShardPlan, list[Document]]]:
@@ -79,3 +79,34 @@ def test_a_shard_that_costs_engine_after_engine_ends_the_dump_with_the_cause() -
     out.fail(out.next(), "killed")  # type: ignore[arg-type]
     with pytest.raises(EngineError, match=r"shard 0 failed on 2 engines .*last error: out of memory"):
         out.fail(out.next(), "out of memory")  # type: ignore[arg-type]
+
+
+def test_batches_and_commits_belong_to_their_shards_however_late_a_shard_is_written() -> None:
+    """Writers of their own commit a shard while the engine is at the next ones."""
+    plans = [
+        ShardPlan(index=index, first_document=0, num_documents=count, num_bytes=1, sha256="")
+        for index, count in enumerate((2, 1, 3))
+    ]
+    out = ShardQueue(iter([(plan, []) for plan in plans]), lambda documents: documents, 3)
+    attempts = Attempts()
+    for _ in plans:
+        given = out.next(is_idle=False)
+        assert given is not None
+        attempts.add(given)
+    reports = [
+        (ShardProgress(1, 5, 5), 0),
+        (ShardProgress(1, 5, 5), 0),
+        (ShardProgress(1, 7, 7), 1),
+        (ShardProgress(2, 9, 9), 2),
+        (ShardProgress(0, 0, 0, committed=0, stored_bytes=10), 0),
+        (ShardProgress(1, 9, 9), 2),
+        (ShardProgress(0, 0, 0, committed=1, stored_bytes=10), 1),
+        (ShardProgress(0, 0, 0, committed=2, stored_bytes=10), 2),
+    ]
+    told = []
+    for progress, index in reports:
+        attempt = attempts.of(progress)
+        assert attempt.shard.plan.index == index, progress
+        told.append(out.advance(attempt, progress))
+    assert [one.documents for one in told if one is not None] == [1, 1, 1, 2, 0, 1, 0, 0]
+    assert not attempts and out.next() is None and out.is_done

@@ -121,14 +121,14 @@ def test_a_dump_on_two_engines_survives_that_one_is_killed_and_the_other_hangs(
             yield made
 
     monkeypatch.setattr(ClusterEngines, "_collect", troubled)
-    placement = recipe.placement.model_copy(update={"engine_cpus": 1})
+    placement = recipe.placement.model_copy(update={"engine_cpus": 1, "writers": 1})
     try:
         run_teacher(recipe.with_values(placement=placement), connect=lambda: cluster_engines(cluster))
     finally:
         if psutil.pid_exists(trouble.hanging):
             os.kill(trouble.hanging, signal.SIGKILL)
     said, folder = capsys.readouterr().err, location("s3://bucket/ray")
-    assert said.count("an engine is ready") == 3 and said.count("is assigned again") == 1
+    assert said.count("an engine is ready") == 3 and said.count(" assigned again") == 1
     assert f"the engine in process {trouble.killed} of" in said and "; complete" not in said and ": complete" in said
     assert stored(folder) == content(one) and verify_dump(folder) == []
     assert Manifest.load(folder) == Manifest.load(one) and not names(folder / "claims")
@@ -201,7 +201,10 @@ class FakeRay:
     def remote(self, _: type) -> Any:
         opened, made = self._engines.pop(0)
         engine = SimpleNamespace(open=SimpleNamespace(remote=lambda _: Call(opened)))
-        engine.make = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: iter([made])))
+        if not isinstance(made, Later):
+            made = SimpleNamespace(make=lambda *_, given=made: iter([given]), flush=lambda: iter([]))
+        for name in ("make", "flush"):
+            setattr(engine, name, streaming(getattr(made, name)))
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: Handle(engine)))
 
     def put(self, value: Any) -> Any:
@@ -220,6 +223,27 @@ class FakeRay:
         self.killed.append(engine)
 
 
+def streaming(method: Any) -> Any:
+    return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=method))
+
+
+class Later:
+    """An engine that commits its shards when it is asked to, or dies then."""
+
+    def __init__(self, dies: bool = False) -> None:
+        self._made: list[int] = []
+        self._dies = dies
+
+    def make(self, plan: ShardPlan, _: Any) -> Iterator[Any]:
+        self._made.append(plan.index)
+        return iter([ShardProgress(1, 1, 1)])
+
+    def flush(self) -> Iterator[Any]:
+        if self._dies:
+            return iter([ray.exceptions.ActorDiedError()])
+        return iter([ShardProgress(0, 0, 0, committed=index, stored_bytes=9) for index in self._made])
+
+
 class Call:
     def __init__(self, gives: Any) -> None:
         self.gives = gives
@@ -229,15 +253,15 @@ class Handle:
     """A handle compared by identity, as Ray's are by their ids."""
 
     def __init__(self, engine: Any) -> None:
-        self.open, self.make = engine.open, engine.make
+        self.open, self.make, self.flush = engine.open, engine.make, engine.flush
 
 
 def failed(cause: Exception) -> ray.exceptions.RayTaskError:
     return ray.exceptions.RayTaskError("open", "traceback", cause)
 
 
-def make_on(fake: FakeRay) -> list[int | None]:
-    shards = [ShardPlan(index=0, first_document=0, num_documents=1, num_bytes=1, sha256="")]
+def make_on(fake: FakeRay, num_shards: int = 1) -> list[int | None]:
+    shards = [ShardPlan(index=i, first_document=0, num_documents=1, num_bytes=1, sha256="") for i in range(num_shards)]
     manifest = SimpleNamespace(identity={}, accepted_engines=())
     job: Any = SimpleNamespace(
         recipe=placed({}, {}), manifest=manifest, audited=set(), dump="d", missing=lambda: shards
@@ -259,6 +283,16 @@ def test_an_engine_that_fails_dies_or_is_ended_for_its_memory_is_replaced(capsys
     said = capsys.readouterr().err
     assert "failed to start (the node is low on memory)" in said and "(RuntimeError: no GPU here)" in said
     assert "the engine in a is lost (EngineError: failed 3 times); shard 0 is assigned again" in said
+
+
+def test_shards_committed_long_after_they_are_made_are_counted_once_and_lost_with_their_engine(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake = FakeRay(("a", Later(dies=True)), ("b", Later()))
+    made = make_on(fake, num_shards=2)
+    assert [index for index in made if index is not None] == [0, 1]
+    said = capsys.readouterr().err
+    assert "the engine in a is lost" in said and "shards 0 and 1 are assigned again" in said
 
 
 def test_what_every_engine_would_say_ends_the_dump_at_once() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import Recipe
-from stage1_teacher.ray.resources import EngineResources, cross_machine_warning, engine_resources
+from stage1_teacher.ray.resources import EngineResources, cross_machine_warning, engine_resources, with_writers
 
 RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
 
@@ -45,3 +45,19 @@ def test_one_machine_holds_as_many_engines_as_its_scarcest_part_allows() -> None
         EngineResources(4, 2).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0, "GPU": 8.0}, {"CPU": 64.0}, {}]) == 4 + 1
     )
     assert EngineResources(4, 0).count([{"CPU": 16.0, "GPU": 8.0}, {"CPU": 7.0}]) == 4 + 1
+
+
+def test_engines_share_the_cores_of_their_machine_among_their_writers() -> None:
+    eight, few = {"CPU": 64.0, "GPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}
+    for placement, machines, writers in (
+        ({}, [eight], 2),
+        ({"tensor_parallel": 8}, [eight], 4),
+        ({}, [eight, few], 2),
+        ({}, [{"CPU": 8.0, "GPU": 8.0}], 1),
+        ({"tensor_parallel": 16}, [eight, eight], 4),
+        ({"writers": 0}, [eight], 0),
+        ({}, [{"CPU": 64.0}], None),
+        ({"engine_gpus": 1}, [], None),
+    ):
+        recipe = placed({}, placement)
+        assert with_writers(recipe, engine_resources(recipe, machines), machines).placement.writers == writers
