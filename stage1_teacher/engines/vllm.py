@@ -23,6 +23,7 @@ from pipeline.runtime.huggingface import load_config, max_positions
 from pipeline.runtime.log import is_verbose
 from stage1_teacher.engines.base import DRIVER_SHARE, MESSAGE, OWN_LOGPROBS, BranchToken, EngineRequest
 from stage1_teacher.engines.batch_sizes import step_tokens
+from stage1_teacher.engines.engine_core import describe_kill, end_waits_with
 from stage1_teacher.reduction.messages import read_masses, read_spans, rows_message, spans_message
 from stage1_teacher.reduction.reducer import PromptRows
 from stage1_teacher.reduction.sparse_targets import SpanRequest, SparseTargets, Sparsity
@@ -191,6 +192,7 @@ class VllmEngine:
             worker_extension_cls="stage1_teacher.engines.vllm_worker.Worker",
             **options,
         )
+        end_waits_with(self._llm.llm_engine.engine_core)
         self._caches_prefixes = branches
         # For a model that also keeps states, vLLM makes blocks as long as its pages require.
         self.shared_tokens: int = self._llm.llm_engine.vllm_config.cache_config.block_size
@@ -232,6 +234,10 @@ class VllmEngine:
                 f"up to {self.longest} (teacher.max_tokens, and room for branches); lower teacher.max_tokens, or give "
                 "the tokenizer that the model was trained with"
             ) from error
+        except Exception as error:
+            if (killed := describe_kill(self._llm.llm_engine.engine_core)) is not None:
+                raise RuntimeError(f"{killed}, perhaps because memory ran out") from error
+            raise
         return [output.outputs.data for output in outputs]
 
     def _ask(
