@@ -50,7 +50,6 @@ ENGINES = {
     "vllm": EngineSpec(
         module="stage1_teacher.engines.vllm",
         branches=True,
-        recomputes_blocks=True,
         quantizes=True,
         over_machines=True,
     ),

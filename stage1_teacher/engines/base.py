@@ -37,7 +37,7 @@ class EngineRequest(NamedTuple):
         model: a local folder or hub id; only a name for a served model.
         start: id put before a document, or None.
         ends: ids that mean END.
-        branches: branches will be requested.
+        branches: the dump's covering has branch rows, so their speed matters; others may be requested anyway.
         over_machines: this process is a Ray actor in the first bundle of a placement group that has a GPU for each of
             the engine's workers.
     """
@@ -65,7 +65,7 @@ class BranchToken:
 class Branches(Protocol):
     """Prompts held in the engine so that branches can leave them."""
 
-    rows: list[list[list[ReducedRow]]]  # as from `Engine.reduced_rows`
+    rows: list[list[list[ReducedRow]]]  # of the prompts that are held, as from `Engine.reduced_rows`
     num_tokens: int  # actually computed so far, including those of the prompts
     longest: int | None  # maximum number of tokens of a path, including its prompt's; None: unlimited
 
@@ -103,9 +103,11 @@ class Engine(Protocol):
         """
 
     def branches(self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]) -> Branches:
-        """Compute some prompts, with the rows requested of them, and hold them.
+        """Compute the first of some prompts, as many as it can hold, with the rows requested of them, and hold them.
 
-        Raises ValueError if the engine was not opened with `branches`, or cannot branch.
+        They are held until anything else is asked of the engine. `Branches.rows` has an item for each; at least one.
+
+        Raises ValueError if the engine cannot branch.
         """
 
     def close(self) -> None:

@@ -67,6 +67,8 @@ def branching_fault(
         branches = engine.branches(prompts, [[request] for request in of_prompts])
     except ValueError as error:
         return f"{engine.name} does not branch with it: {error}"
+    if len(branches.rows) < len(prompts):
+        return f"{engine.name} cannot hold two prompts of {len(first)} and {len(second)} tokens"
     rows = branches.extend(tokens, of_paths[: len(tokens)]) + branches.extend(deeper, of_paths[len(tokens) :])
 
     def mean_nats(own: Sequence[Tensor], found: Sequence[Sequence[ReducedRow]], of: Sequence[RowsAlong]) -> float:
@@ -98,20 +100,20 @@ def branching_fault(
 
 
 def with_branches(
-    open_it: Callable[[bool], Engine], fault_of: Callable[[Engine], str | None], required: bool, model: str
+    open_it: Callable[[], Engine], fault_of: Callable[[Engine], str | None], required: bool, model: str
 ) -> Engine:
-    """Open an engine with branches and check them.
+    """Open an engine and check its branches.
 
-    If branching raises an exception, which may leave the engine broken, it is opened again without branches.
+    If branching raises an exception, which may leave the engine broken, it is opened again, not to branch.
 
     Args:
-        open_it: opens an engine, with branches if the argument is True.
+        open_it: opens an engine.
         required: the engine is useless without branches; otherwise only the audit uses them.
         model: the model's name in the error: its source and its architecture.
     Raises:
         ValueError: branches are required, and the engine cannot give them.
     """
-    engine, failed = open_it(True), False
+    engine, failed = open_it(), False
     try:
         engine.cannot_branch = fault_of(engine)
     except Exception as error:
@@ -134,7 +136,7 @@ def with_branches(
         close_failed(engine)
         del engine
         free_memory()
-        engine = open_it(False)
+        engine = open_it()
         engine.cannot_branch = fault
     return engine
 

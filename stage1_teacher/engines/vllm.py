@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +22,10 @@ from pipeline.runtime.devices import computes_on_gpu
 from pipeline.runtime.dtypes import installed
 from pipeline.runtime.huggingface import load_config, max_positions
 from pipeline.runtime.log import is_verbose
-from stage1_teacher.engines.base import DRIVER_SHARE, MESSAGE, OWN_LOGPROBS, BranchToken, EngineRequest
+from stage1_teacher.engines.base import DRIVER_SHARE, MESSAGE, OWN_LOGPROBS, Branches, BranchToken, EngineRequest
 from stage1_teacher.engines.batch_sizes import step_tokens
 from stage1_teacher.engines.engine_core import describe_kill, end_waits_with
+from stage1_teacher.engines.paged_branches import CacheBlocks, Limits, PagedBranches, Step
 from stage1_teacher.reduction.messages import read_masses, read_spans, rows_message, spans_message
 from stage1_teacher.reduction.reducer import PromptRows
 from stage1_teacher.reduction.sparse_targets import SpanRequest, SparseTargets, Sparsity
@@ -167,6 +169,7 @@ class VllmEngine:
         over_machines, branches = request.over_machines, request.branches
         self.name = engine_version()
         self.cannot_branch: str | None = None
+        self._num_uses = 0  # of the cache, by vLLM's scheduler or for branches; each overwrites what was there
         prepare_environment(placement.num_workers, over_machines)
         from vllm import LLM
         from vllm.config import PoolerConfig
@@ -179,10 +182,10 @@ class VllmEngine:
         if branches:
             # A branch may spell the bytes of a window's last tokens with more tokens.
             longest = max(teacher.max_tokens, min(teacher.max_tokens + BRANCH_MARGIN, max_positions(config) or 0))
-            options |= {"enable_prefix_caching": True, "max_model_len": longest}
+            options["max_model_len"] = longest
             if not computes_on_gpu():
-                # A branch recomputes its path's last, unfinished block; 32 is the least that the CPU's kernels take. On
-                # a GPU the size is vLLM's to choose: some attention backends take no other than their own.
+                # A branch copies the block in which it leaves its prompt; 32 is the least that the CPU's kernels take.
+                # On a GPU the size is vLLM's to choose: some attention backends take no other than their own.
                 options["block_size"] = 32
         self.longest: int = options["max_model_len"]
         self._llm = LLM(
@@ -193,10 +196,12 @@ class VllmEngine:
             **options,
         )
         end_waits_with(self._llm.llm_engine.engine_core)
-        self._caches_prefixes = branches
         # For a model that also keeps states, vLLM makes blocks as long as its pages require.
         self.shared_tokens: int = self._llm.llm_engine.vllm_config.cache_config.block_size
         self.vocabulary = self._open(request)
+        blocks = self._llm.collective_rpc("bld_cache")[0]
+        self._blocks = None if blocks is None else CacheBlocks(blocks[0], tuple(blocks[1]))
+        self._limits = Limits(step_tokens(placement), options["max_num_seqs"], self.longest)
 
     def _open(self, request: EngineRequest) -> Vocabulary:
         """Send the vocabulary to the workers. Raises ValueError if the model has fewer logits than it has tokens."""
@@ -209,17 +214,13 @@ class VllmEngine:
                 return Vocabulary(request.tokenizer.token_bytes, request.ends, width)
         raise RuntimeError("none of vLLM's workers has the model's head")
 
-    def _encode(
-        self, prompts: Sequence[Sequence[int]], extras: Sequence[dict[str, Any] | None], from_cache: bool = False
-    ) -> list[Tensor]:
-        """Return the pooler's answer to each prompt; with `from_cache`, only rows not in the prefix cache exist."""
+    def _encode(self, prompts: Sequence[Sequence[int]], extras: Sequence[dict[str, Any] | None]) -> list[Tensor]:
+        """Return the pooler's answer to each prompt."""
+        self._num_uses += 1
         from vllm import PoolingParams
         from vllm.exceptions import VLLMValidationError
 
-        params = [
-            PoolingParams(use_activation=False, skip_reading_prefix_cache=not from_cache, extra_kwargs=extra)
-            for extra in extras
-        ]
+        params = [PoolingParams(use_activation=False, extra_kwargs=extra) for extra in extras]
         try:
             outputs = self._llm.encode(
                 [{"prompt_token_ids": list(prompt)} for prompt in prompts],
@@ -240,30 +241,20 @@ class VllmEngine:
             raise
         return [output.outputs.data for output in outputs]
 
-    def _ask(
-        self, prompts: Sequence[Sequence[int]], messages: Sequence[dict[str, Any]], from_cache: bool = False
-    ) -> list[bytes]:
-        extras = [{MESSAGE: message} for message in messages]
-        return [answer.numpy().tobytes() for answer in self._encode(prompts, extras, from_cache)]
+    def _ask(self, prompts: Sequence[Sequence[int]], messages: Sequence[dict[str, Any]]) -> list[bytes]:
+        answers = self._encode(prompts, [{MESSAGE: message} for message in messages])
+        return [answer.numpy().tobytes() for answer in answers]
 
     def reduced_rows(
         self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]
     ) -> list[list[list[ReducedRow]]]:
-        return self._reduced_rows(prompts, requests, from_cache=False)[0]
+        answers = self._ask(prompts, [rows_message(of_prompt) for of_prompt in requests])
+        return [self._rows(answer, of_prompt) for answer, of_prompt in zip(answers, requests, strict=True)]
 
-    def _reduced_rows(
-        self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]], from_cache: bool
-    ) -> tuple[list[list[list[ReducedRow]]], int]:
-        """Return the rows, and how many tokens were computed for them."""
-        answers = self._ask(prompts, [rows_message(of_prompt) for of_prompt in requests], from_cache)
-        found, num_tokens = [], 0
-        for of_prompt, answer in zip(requests, answers, strict=True):
-            rows = PromptRows.along(of_prompt, self.vocabulary)
-            masses, num_computed = read_masses(answer)
-            rows.take(0, masses)
-            found.append(rows.rows())
-            num_tokens += num_computed
-        return found, num_tokens
+    def _rows(self, answer: bytes, requests: Sequence[RowsAlong]) -> list[list[ReducedRow]]:
+        rows = PromptRows.along(requests, self.vocabulary)
+        rows.take(0, read_masses(answer))
+        return rows.rows()
 
     def sparse_targets(
         self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[SpanRequest]], sparsity: Sparsity
@@ -275,12 +266,21 @@ class VllmEngine:
         [rows_TV] = self._encode([prompt], [{OWN_LOGPROBS: first}])
         return rows_TV
 
-    def branches(self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]) -> "VllmBranches":
+    def branches(self, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]) -> Branches:
         if self.cannot_branch is not None:
             raise ValueError(self.cannot_branch)
-        if not self._caches_prefixes:
-            raise ValueError("this engine was opened without branches: they need its prefix cache")
-        return VllmBranches(self, prompts, requests)
+        if self._blocks is None:
+            return WholeBranches(self, prompts, requests)
+        self._num_uses += 1
+        compute = partial(self._compute, self._num_uses)
+        return PagedBranches(compute, self._blocks, self._limits, prompts, requests)
+
+    def _compute(self, use: int, step: Step, requests: Sequence[RowsAlong]) -> list[list[ReducedRow]]:
+        if use != self._num_uses:
+            raise RuntimeError("the engine was asked something else while it held prompts for branches")
+        stretches, message = [tuple(stretch) for stretch in step.stretches], rows_message(requests)
+        answers = self._llm.collective_rpc("bld_compute", args=(step.copies, stretches, message if requests else None))
+        return [of_request for answer in answers if answer is not None for of_request in self._rows(answer, requests)]
 
     def close(self) -> None:
         shutdown = getattr(self._llm.llm_engine.engine_core, "shutdown", None)
@@ -288,8 +288,8 @@ class VllmEngine:
             shutdown()
 
 
-class VllmBranches:
-    """Branches as separate prompts that share the cached blocks of the prompt that they leave."""
+class WholeBranches:
+    """Branches as prompts of their own, computed from their first token, for a model that also keeps states."""
 
     def __init__(
         self, engine: VllmEngine, prompts: Sequence[Sequence[int]], requests: Sequence[Sequence[RowsAlong]]
@@ -307,6 +307,5 @@ class VllmBranches:
             self._paths.append([*before, token.token])
         paths = self._paths[-len(tokens) :]
         asked = [[request._replace(first=len(path) - 1)] for path, request in zip(paths, requests, strict=True)]
-        found, num_computed = self._engine._reduced_rows(paths, asked, from_cache=True)
-        self.num_tokens += num_computed
-        return [row for [[row]] in found]
+        self.num_tokens += sum(map(len, paths))
+        return [row for [[row]] in self._engine.reduced_rows(paths, asked)]

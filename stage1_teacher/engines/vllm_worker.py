@@ -20,16 +20,21 @@ import torch
 import vllm.model_executor.models.adapters as adapters
 from torch import Tensor, nn
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank
+from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler.abstract import Pooler
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.models.interfaces_base import VllmModelForPooling
+from vllm.v1 import kv_cache_interface as caches
+from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer
+from vllm.v1.worker.utils import copy_kv_cache_blocks_inplace, prepare_kernel_block_sizes
 
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import NUM_SYMBOLS
 from stage1_teacher.engines.base import MESSAGE, OWN_LOGPROBS
 from stage1_teacher.engines.float32_head import Float32Head
+from stage1_teacher.engines.paged_branches import Stretch, lay_out, split_blocks
 from stage1_teacher.reduction.device_trie import DeviceTrie
 from stage1_teacher.reduction.messages import Answering, sum_on_device
 from stage1_teacher.reduction.reducer import ComputedRows, PromptRows, Reducer, default_chunk
@@ -59,6 +64,70 @@ class Worker:
         opened = pooler.open(token_bytes, ends, chunk)
         is_v2 = type(self.model_runner).__module__ == "vllm.v1.worker.gpu.model_runner"  # type: ignore[attr-defined]
         return None if opened is None else (*opened, "V2" if is_v2 else "V1")
+
+    def bld_cache(self) -> tuple[int, tuple[int, ...]] | None:
+        """Return the `CacheBlocks`; None if branches cannot share them, as of a model that also keeps states."""
+        config = self.model_runner.kv_cache_config  # type: ignore[attr-defined]
+        specs = [group.kv_cache_spec for group in config.kv_cache_groups]
+        if not specs or not all(isinstance(spec, _PAGED) for spec in specs) or get_pp_group().world_size > 1:
+            return None
+        return config.num_blocks, tuple(spec.block_size for spec in specs)
+
+    @torch.inference_mode()
+    def bld_compute(
+        self, copies: Sequence[Sequence[int]], stretches: Sequence[Any], message: dict[str, Any] | None
+    ) -> bytes | None:
+        """Compute a `stage1_teacher.engines.paged_branches.Step`, and return the answer to a message about its rows.
+
+        None without a message, and in a process that answers nothing.
+        """
+        runner: Any = self.model_runner  # type: ignore[attr-defined]
+        copy_kv_cache_blocks_inplace(runner.kv_caches, runner.kv_cache_config.num_blocks, list(map(tuple, copies)))
+        model = self.get_model()  # type: ignore[attr-defined]
+        states_TD = _forward(runner, model, [Stretch(*stretch) for stretch in stretches])
+        answer: bytes | None = None if message is None else model.pooler.answer_step(message, states_TD)
+        return answer
+
+
+# Caches in which a sequence's keys and values lie by its table of blocks.
+_PAGED = (
+    caches.FullAttentionSpec,
+    caches.SlidingWindowSpec,
+    caches.ChunkedLocalAttentionSpec,
+    caches.UniformTypeKVCacheSpecs,
+)
+
+
+def _forward(runner: Any, model: nn.Module, stretches: Sequence[Stretch]) -> Tensor:
+    """Run vLLM's model over stretches of tokens, as its runners do; return the state after each token, T x D."""
+    config, device = runner.kv_cache_config, runner.device
+    sizes = [group.kv_cache_spec.block_size for group in config.kv_cache_groups]
+    step = lay_out(stretches, sizes, runner.max_model_len)
+    kernel_sizes = prepare_kernel_block_sizes(config, runner.attn_groups)
+    tables = [split_blocks(*group) for group in zip(step.tables, sizes, kernel_sizes, strict=True)]
+    slots = [torch.from_numpy(slot_T).to(device) for slot_T in step.slots]
+    starts, ends = torch.from_numpy(step.starts), torch.from_numpy(step.ends_S)
+    positions_T = torch.from_numpy(step.position_T).to(device)
+    metadata = build_attn_metadata(
+        runner.attn_groups,
+        num_reqs=len(ends),
+        num_tokens=len(positions_T),
+        query_start_loc_gpu=starts.to(device),
+        query_start_loc_cpu=starts,
+        max_query_len=int(starts.diff().max()),
+        seq_lens=ends.to(device),
+        max_seq_len=int(ends.max()),
+        block_tables=[torch.from_numpy(table_SB).to(device) for table_SB in tables],
+        slot_mappings=slots,
+        kv_cache_config=config,
+        seq_lens_cpu_upper_bound=ends,
+        positions=positions_T,
+        is_prefilling=starts.diff() > 1,
+    )
+    by_layer = build_slot_mappings_by_layer(slots, config)
+    with set_forward_context(metadata, runner.vllm_config, num_tokens=len(positions_T), slot_mapping=by_layer):
+        states_TD: Tensor = model(input_ids=torch.from_numpy(step.token_T).to(device), positions=positions_T)
+    return states_TD[torch.from_numpy(step.index_T).to(device)]
 
 
 def with_own_head(cls: type[nn.Module]) -> type[nn.Module]:
@@ -142,7 +211,6 @@ class RowPooler(Pooler):
                 if not state.hidden_states_cache:
                     assert self._reducer is not None
                     state.hidden_states_cache.append(Answering(extra[MESSAGE], self._reducer.vocabulary))
-                state.hidden_states_cache[0].num_computed += length
                 rows = state.hidden_states_cache[0].rows
                 start, stop = rows.between(begin, end)
                 wanted.append((rows, start, rows.index_R[start:stop] - begin + at))
@@ -170,6 +238,17 @@ class RowPooler(Pooler):
             if is_last:
                 state.clean()
         return answers
+
+    def answer_step(self, message: dict[str, Any], states_TD: Tensor) -> bytes | None:
+        """Return the answer to a message about the rows after some tokens, given all their states.
+
+        None in a process that answers nothing.
+        """
+        assert self._reducer is not None
+        answering = Answering(message, self._reducer.vocabulary)
+        index_R = torch.from_numpy(answering.rows.index_R).to(states_TD.device)
+        self._reduce([ComputedRows(answering.rows, 0, states_TD[index_R])], [answering])
+        return answering.bytes() if get_tensor_model_parallel_rank() == 0 else None
 
     def _reduce(self, computed: Sequence[ComputedRows], answering: Sequence[Any]) -> None:
         assert self._reducer is not None

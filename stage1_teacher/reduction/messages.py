@@ -41,7 +41,6 @@ class Answering:
 
     def __init__(self, message: Mapping[str, Any], vocabulary: Vocabulary) -> None:
         self.fault: str | None = None
-        self.num_computed = 0  # tokens of the prompt that were computed, not found in a cache
         self._spans: list[tuple[Covering, SpanRequest]] = []
         self._found: list[SparseTargets] | None = None
         if "rows" in message:
@@ -69,7 +68,7 @@ class Answering:
         if self.fault is not None:
             return save({_FAULT: np.frombuffer(self.fault.encode(), np.uint8)})
         if not self._spans:
-            return save(self.rows.masses_on_host()._asdict() | {"computed": np.array([self.num_computed])})
+            return save(self.rows.masses_on_host()._asdict())
         arrays: dict[str, np.ndarray] = {}
         exact = self._sparsity.top_k == NUM_SYMBOLS and not self._sparsity.min_prob
         self.sum_up()
@@ -97,14 +96,9 @@ def sum_on_device(answerings: Sequence[Answering], trie: DeviceTrie) -> None:
             answering._found = [next(found) for _ in answering._spans]
 
 
-def read_masses(answer: bytes) -> tuple[Masses, int]:
-    """Return the masses of the requested rows, and how many tokens of the prompt were computed for them.
-
-    Raises ValueError with the fault that the worker found.
-    """
-    arrays = _read(answer)
-    [num_computed] = arrays.pop("computed").tolist()
-    return Masses(**arrays), num_computed
+def read_masses(answer: bytes) -> Masses:
+    """Return the masses of the requested rows. Raises ValueError with the fault that the worker found."""
+    return Masses(**_read(answer))
 
 
 def read_spans(answer: bytes) -> list[SparseTargets]:

@@ -31,13 +31,15 @@ def open_teacher(
 
     Args:
         chat: the tokenizer with its chat template, if the corpus holds chats.
-        branches: branch rows will be requested even if the recipe's covering has none.
+        branches: branch rows will be requested even if the recipe's covering has none. The engine is the same; whether
+            it can compute them is checked.
         over_machines: see `EngineRequest`.
     """
     teacher, placement = recipe.teacher, recipe.placement
     source = teacher.source.at(model)
     ids = resolve_ids(recipe, tokenizer, chat)
-    request = EngineRequest(model, teacher, placement, tokenizer, ids.start, ids.ends, False, over_machines)
+    required = recipe.dump.covering.beam_width > 0
+    request = EngineRequest(model, teacher, placement, tokenizer, ids.start, ids.ends, required, over_machines)
     if not teacher.engine_spec.whole_softmax:
         return _open_listing(recipe, request, chat, ids.ends)
     if slow := slow_dtype("teacher.dtype", teacher.dtype):
@@ -47,8 +49,8 @@ def open_teacher(
         check_head_rows(width, tokenizer.token_bytes)  # before an engine starts, which may take minutes
     named = f"{teacher.model} ({', '.join(config.architectures or [config.model_type])})"
 
-    def open_checked(branching: bool) -> Engine:
-        engine = open_engine(request._replace(branches=branching))
+    def open_checked() -> Engine:
+        engine = open_engine(request)
         assert not isinstance(engine, ListingEngine)
         try:
             check_engine(engine, tokenizer, ids.start, teacher, named)
@@ -59,15 +61,15 @@ def open_teacher(
 
     def reopen() -> Engine:
         if not teacher.engine_spec.branches:
-            engine = open_checked(False)
+            engine = open_checked()
             engine.cannot_branch = f"{engine.name} computes no branches"
             return engine
-        if recipe.dump.covering.beam_width == 0 and not branches:
-            return open_checked(False)
+        if not required and not branches:
+            return open_checked()
         return with_branches(
             open_checked,
             lambda engine: branching_fault(engine, tokenizer, ids.start, teacher, config),
-            recipe.dump.covering.beam_width > 0,
+            required,
             named,
         )
 

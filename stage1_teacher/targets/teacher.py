@@ -13,6 +13,7 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from stage1_teacher.engines.base import Engine, ListingEngine, SparseEngine, close_failed, free_memory
 from stage1_teacher.inputs.encoded_windows import EncodedWindow
+from stage1_teacher.reduction.types import RowsAlong
 from stage1_teacher.targets.branch_expansion import BranchPoint, expand
 from stage1_teacher.targets.engine_output import (
     BranchedOutput,
@@ -99,7 +100,7 @@ class Teacher:
     def run_engine(self, windows: Sequence[EncodedWindow]) -> EngineOutput:
         """Run the engine over some windows.
 
-        Raises ValueError if branch rows are needed and the engine was not opened with branches, or cannot branch.
+        Raises ValueError if branch rows are needed and the engine cannot branch.
         """
         prompts = [self.prompt(window) for window in windows]
         num_tokens = sum(map(len, prompts))
@@ -112,22 +113,37 @@ class Teacher:
         if not self._config.beam_width:
             rows = self.engine.reduced_rows(prompts, requests)
             return CanonicalOutput([of_span for of_prompt in rows for of_span in of_prompt], num_tokens)
-        branches = self.engine.branches(prompts, requests)
-        spans = [span for window in windows for span in window.spans]
-        branchings = [
-            Branching(covering, span.tokens, self._config) for covering, span in zip(coverings, spans, strict=True)
-        ]
-        canonical = [of_span for of_prompt in branches.rows for of_span in of_prompt]
-        for branching, of_span in zip(branchings, canonical, strict=True):
-            branching.add_canonical(of_span)
-        before = [len(self.prompt(window)) - len(window.tokens) for window in windows]
-        points = [
-            BranchPoint(prompt, before[prompt] + span.first)
-            for prompt, window in enumerate(windows)
-            for span in window.spans
-        ]
-        expand(branchings, points, branches)
-        return BranchedOutput(branchings, branches.num_tokens)
+        return self._run_with_branches(windows, coverings, requests)
+
+    def _run_with_branches(
+        self, windows: Sequence[EncodedWindow], coverings: Sequence[Covering], requests: Sequence[Sequence[RowsAlong]]
+    ) -> BranchedOutput:
+        """Run the engine over windows and their branches: over as many windows at once as the engine can hold."""
+        assert not isinstance(self.engine, ListingEngine)
+        prompts = [self.prompt(window) for window in windows]
+        found: list[Branching] = []
+        num_tokens = first = 0
+        while first < len(windows):
+            branches = self.engine.branches(prompts[first:], requests[first:])
+            held = windows[first : first + len(branches.rows)]
+            points = [
+                BranchPoint(number, len(prompts[first + number]) - len(window.tokens) + span.first)
+                for number, window in enumerate(held)
+                for span in window.spans
+            ]
+            spans = [span for window in held for span in window.spans]
+            branchings = [
+                Branching(covering, span.tokens, self._config)
+                for covering, span in zip(coverings[len(found) : len(found) + len(spans)], spans, strict=True)
+            ]
+            canonical = [of_span for of_prompt in branches.rows for of_span in of_prompt]
+            for branching, of_span in zip(branchings, canonical, strict=True):
+                branching.add_canonical(of_span)
+            expand(branchings, points, branches)
+            found += branchings
+            num_tokens += branches.num_tokens
+            first += len(held)
+        return BranchedOutput(found, num_tokens)
 
     def run_for_dump(self, windows: Sequence[EncodedWindow], dump: DumpConfig) -> EngineOutput | SparseOutput:
         """Run the engine over some windows for what a dump keeps of them; the engine makes that itself, if it can."""

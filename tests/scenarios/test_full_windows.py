@@ -1,6 +1,7 @@
 """Windows that fill `teacher.max_tokens`, and default windows."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
 from stage1_teacher.reduction.types import RowsAlong
+from stage1_teacher.targets.engine_output import BranchedOutput
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
@@ -42,6 +44,14 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def spellings(text: bytes, token_bytes: Sequence[bytes | None]) -> list[list[int]]:
+    """Return every way to spell a text in tokens."""
+    if not text:
+        return [[]]
+    begun = [(token, spelled) for token, spelled in enumerate(token_bytes) if spelled and text.startswith(spelled)]
+    return [[token, *rest] for token, spelled in begun for rest in spellings(text[len(spelled) :], token_bytes)]
+
+
 def opened(folder: Path, model: Path, engine: str) -> Teacher:
     recipe = load_recipe(write_recipe(folder, model, ["unused"], covering=ALL), [f"teacher.engine={engine}"])
     return open_teacher(recipe, *load_tokenizer(recipe))
@@ -63,8 +73,18 @@ def test_vllm_branches_and_audits_a_window_that_fills_max_tokens_and_refuses_a_l
 ) -> None:
     teacher = opened(tmp_path, model, "vllm")
     [window] = cut_document(Document("full", FULL, None), teacher.tokenizer, 64, 8)
-    [targets] = teacher.targets([window], teacher.run_engine([window]))
+    output = teacher.run_engine([window])
+    [targets] = teacher.targets([window], output)
     assert targets.dropped_P.max() < 1e-6  # the engine has room for all that spell the end in more tokens
+    # All other ways to spell `the`, up to each of its bytes; a row's path is computed from where it leaves the prompt.
+    paths = [path for end in (63, 64, 65) for path in spellings(FULL[62:end], teacher.tokenizer.token_bytes)]
+    off_prompt = [path for path in paths if path != window.tokens[-1:]]
+    assert isinstance(output, BranchedOutput)
+    assert output.branchings[0].num_branch_rows == len(off_prompt) >= 5
+    assert output.num_tokens == 64 + sum(map(len, off_prompt))
+    other = opened(tmp_path / "other", model, "transformers")
+    [expected] = other.targets([window], other.run_engine([window]))
+    np.testing.assert_allclose(targets.probs_PV, expected.probs_PV, rtol=0, atol=1e-5)
     reference = audit.compute_reference(teacher, window)
     assert reference.fault is None and reference.probs_PV is not None and len(reference.probs_PV) == len(FULL)
     engine = before = teacher.engine

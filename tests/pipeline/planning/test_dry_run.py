@@ -39,10 +39,10 @@ def test_one_step_process_and_checkpoint_are_told_in_the_singular(
 @pytest.mark.parametrize(
     ("engine", "threshold", "said"),
     [
-        ("vllm", 0.05, "branch rows above 0.05 of the mass: some 3.7 times"),
+        ("vllm", 0.05, "branch rows above 0.05 of the mass: some 1.3 times"),
         ("transformers", 0.05, "branch rows above 0.05 of the mass: some 1.3 times"),
-        ("vllm", 0.2, "branch rows above 0.2 of the mass: some 2.8 times"),
-        ("vllm", 0.001, "branch rows above 0.001 of the mass: more than some 6.7 times"),
+        ("vllm", 0.2, "branch rows above 0.2 of the mass: some 1.2 times"),
+        ("vllm", 0.001, "branch rows above 0.001 of the mass: more than some 1.7 times"),
     ],
 )
 def test_the_cost_of_branches_is_told_before_it_is_paid(

@@ -78,10 +78,7 @@ def test_branch_rows_that_are_anothers_are_noticed(
 def test_an_engine_that_fails_where_it_branches_is_opened_anew_without(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mamba 2 in vLLM's CPU kernels fails so on a prompt of more than a block.
-
-    Branches need the prefix cache, with which it happens.
-    """
+    """An engine's kernels may fail so for a model, and nothing else of it is known to be whole then."""
     closed: list[TransformersEngine] = []
 
     def fail(*_: object) -> None:

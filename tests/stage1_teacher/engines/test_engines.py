@@ -13,9 +13,9 @@ from pipeline.config import PlacementConfig, Recipe, TeacherConfig
 from pipeline.corpus.documents import Document
 from pipeline.covering.covering import Covering, ReducedRow
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
-from stage1_teacher.engines.base import EngineRequest, ListingEngine, SparseEngine
+from stage1_teacher.engines.base import BranchToken, Engine, EngineRequest, ListingEngine, SparseEngine
 from stage1_teacher.engines.registry import open_engine
-from stage1_teacher.engines.self_check import compare_rows
+from stage1_teacher.engines.self_check import compare_rows, probe_rows
 from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.reduction.sparse_targets import SpanRequest, Sparsity, reduce_span
 from stage1_teacher.reduction.sparsify import Entries
@@ -69,6 +69,7 @@ def engine_targets(engine: str, model: Path, **placement: int) -> list[np.ndarra
     assert compare_rows(own_RV, rows[0][2:], last, opened.vocabulary).worst < 1e-4
     if isinstance(opened, SparseEngine):
         check_sparse(opened, prompts, coverings, rows)
+    check_branches(opened, [prompts[0] * 4, prompts[1]], ByteTokenizer.load(str(model)))
     opened.close()
     return [covering.targets(of_prompt).probs_PV for covering, of_prompt in zip(coverings, rows, strict=True)]
 
@@ -86,6 +87,23 @@ def check_sparse(
             np.testing.assert_allclose(dense(of_span.entries), dense(expected.entries), rtol=0, atol=1e-6)
             np.testing.assert_allclose(of_span.measures_MP, expected.measures_MP, rtol=0, atol=1e-6)
             np.testing.assert_allclose(of_span.token_logprobs, expected.token_logprobs, rtol=0, atol=1e-5)
+
+
+def check_branches(engine: Engine, prompts: list[list[int]], tokenizer: ByteTokenizer) -> None:
+    """Hold branches of two prompts, opened not to branch, against what the model gives for their whole paths alone."""
+    tokens = [BranchToken(0, 2, 7, None), BranchToken(1, len(prompts[1]), 9, None), BranchToken(0, 3, 5, None)]
+    deeper = [BranchToken(1, len(prompts[1]), 8, 1), BranchToken(0, 2, 3, 0)]
+    paths = [[*prompts[0][:2], 7], [*prompts[1], 9], [*prompts[0][:3], 5], [*prompts[1], 9, 8], [*prompts[0][:2], 7, 3]]
+    of_paths = [probe_rows(path, tokenizer, engine.vocabulary, len(path) - 1) for path in paths]
+    of_prompts = [probe_rows(prompt, tokenizer, engine.vocabulary, len(prompt) - 2) for prompt in prompts]
+    branches = engine.branches(prompts, [[request] for request in of_prompts])
+    rows = branches.extend(tokens, of_paths[:3]) + branches.extend(deeper, of_paths[3:])
+    for prompt, [of_prompt], request in zip(prompts, branches.rows, of_prompts, strict=True):
+        assert len(of_prompt) == 2
+        own_RV = engine.own_logprobs(prompt, len(prompt) - 2)
+        assert compare_rows(own_RV, of_prompt, request, engine.vocabulary).worst < 1e-4
+    for path, row, request in zip(paths, rows, of_paths, strict=True):
+        assert compare_rows(engine.own_logprobs(path, len(path) - 1), [row], request, engine.vocabulary).worst < 1e-4
 
 
 def dense(entries: Entries) -> np.ndarray:

@@ -112,7 +112,7 @@ def expected_rows(model: LinearModel, covering: Covering, states_RD: Tensor) -> 
 
 def check(answer: Tensor | None, expected: list[Any]) -> None:
     assert answer is not None and answer.dtype == torch.uint8
-    masses, _ = read_masses(answer.numpy().tobytes())
+    masses = read_masses(answer.numpy().tobytes())
     np.testing.assert_allclose(masses.masses_I, np.concatenate([row.masses_I for row in expected]), rtol=5e-5)
     np.testing.assert_allclose(masses.end_R, [row.end for row in expected], rtol=5e-5)
 
