@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config import Recipe
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from stage1_teacher.engines.base import EngineRequest
 from stage1_teacher.targets import opening
 
 SAYS = {
@@ -15,13 +16,13 @@ SAYS = {
 }
 
 
-def opened(model: Path, folder: Path) -> None:
+def opened(model: Path, folder: Path, branches: bool = False, beam_width: int = 0) -> None:
     values = {
         "corpus": {"source": "unused.jsonl"},
         "teacher": {"model": str(model), "engine": "vllm", "dtype": "float32"},
-        "dump": {"path": str(folder)},
+        "dump": {"path": str(folder), "covering": {"beam_width": beam_width}},
     }
-    opening.open_teacher(Recipe.model_validate(values), str(model), ByteTokenizer.load(str(model)))
+    opening.open_teacher(Recipe.model_validate(values), str(model), ByteTokenizer.load(str(model)), branches=branches)
 
 
 @pytest.mark.parametrize("kind", SAYS)
@@ -55,3 +56,22 @@ def test_what_we_refuse_ourselves_keeps_its_words(model: Path, tmp_path: Path, m
     monkeypatch.setattr(opening, "open_engine", own["open_engine"])
     with pytest.raises(ValueError, match=r"^placement\.x is 2$"):
         opened(model, tmp_path)
+
+
+def test_an_audit_changes_nothing_in_how_the_engine_is_opened(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to switch on vLLM's prefix cache and, on a CPU, to force a block size, for the whole dump."""
+    asked: list[EngineRequest] = []
+
+    def open_engine(request: EngineRequest) -> None:
+        asked.append(request)
+        raise OSError
+
+    monkeypatch.setattr(opening, "open_engine", open_engine)
+    for branches, beam_width in ((False, 0), (True, 0), (True, 4)):
+        with pytest.raises(OSError):
+            opened(model, tmp_path, branches, beam_width)
+    alone, audited, branched = (request._replace(tokenizer=asked[0].tokenizer) for request in asked)
+    assert alone == audited and not alone.branches
+    assert branched == alone._replace(branches=True)
