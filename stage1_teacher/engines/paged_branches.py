@@ -166,8 +166,9 @@ class PagedBranches:
 
     def _next_step(self, branches: Sequence[tuple[int, int, tuple[int, ...]]]) -> tuple[Step, list[int], list[int]]:
         """Return a step of as many branches as fit into one, the number of each one's last token, and their blocks."""
-        step, ends, private = Step([], []), [], list[int]()
-        num_tokens = 0
+        step, num_tokens = Step([], []), 0
+        ends: list[int] = []
+        private: list[int] = []
         for prompt, leaves, tokens in branches[: self._limits.sequences]:
             shared = [leaves // size for size in self._sizes]
             needed = [-(-(leaves + len(tokens)) // size) - full for size, full in zip(self._sizes, shared, strict=True)]
