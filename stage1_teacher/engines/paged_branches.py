@@ -17,6 +17,7 @@ from pipeline.covering.covering import ReducedRow
 from stage1_teacher.engines.base import BranchToken
 from stage1_teacher.reduction.types import RowsAlong
 
+BRANCH_TOKENS = 64  # of its own, for which there is always room; most have one to five
 Tables = tuple[tuple[int, ...], ...]  # for each group of layers the blocks of a sequence, up to its last token
 
 
@@ -69,7 +70,7 @@ class PagedBranches:
     A branch's blocks are used again when its rows are known: few branches go on, and one that does computes its own
     tokens anew.
 
-    Raises ValueError if the cache has no room for the first prompt and its branches.
+    Raises ValueError if the cache has no room for the first prompt and its branches, as `extend` does for a branch.
     """
 
     def __init__(
@@ -90,20 +91,23 @@ class PagedBranches:
         self.rows = self._prefill(prompts[: len(self._tables)], requests)
 
     def _hold(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Assign blocks to the first prompts; leave some for branches, at least one of any length."""
-        longest = self._num_blocks(self._limits.longest) + len(self._sizes)
-        spare = max(longest, min(self._limits.sequences * 2 * len(self._sizes), len(self._free) // 2))
+        """Assign blocks to the first prompts; leave some for branches, at least one of `BRANCH_TOKENS`."""
+        branch = self._num_blocks(min(self._limits.longest, BRANCH_TOKENS)) + len(self._sizes)
+        spare = max(branch, min(self._limits.sequences * 2 * len(self._sizes), len(self._free) // 2))
         for prompt in prompts:
             left = len(self._free) - self._num_blocks(len(prompt))
-            if left < (spare if self._tables else longest):
+            if left < (spare if self._tables else branch):
                 break
             self._tables.append(tuple(self._take(-(-len(prompt) // size)) for size in self._sizes))
         if prompts and not self._tables:
-            raise ValueError(
-                f"the cache of keys and values has {len(self._free)} blocks of {' and '.join(map(str, self._sizes))} "
-                f"tokens, too few for a prompt of {len(prompts[0])} tokens and a branch of up to "
-                f"{self._limits.longest}; raise placement.kv_cache, or on a GPU placement.gpu_memory"
-            )
+            raise ValueError(self._describe_lack(f"a prompt of {len(prompts[0])} tokens and its branches"))
+
+    def _describe_lack(self, of_what: str) -> str:
+        return (
+            f"the cache of keys and values has {len(self._free)} free blocks of "
+            f"{' and '.join(map(str, self._sizes))} tokens, too few for {of_what}; raise placement.kv_cache, or on a "
+            "GPU placement.gpu_memory"
+        )
 
     def _num_blocks(self, num_tokens: int) -> int:
         return sum(-(-num_tokens // size) for size in self._sizes)
@@ -174,6 +178,8 @@ class PagedBranches:
             needed = [-(-(leaves + len(tokens)) // size) - full for size, full in zip(self._sizes, shared, strict=True)]
             if ends and (num_tokens + len(tokens) > self._limits.tokens or sum(needed) > len(self._free)):
                 break
+            if sum(needed) > len(self._free):
+                raise ValueError(self._describe_lack(f"a branch of {len(tokens)} tokens"))
             tables = []
             for table, full, size, number in zip(self._tables[prompt], shared, self._sizes, needed, strict=True):
                 own = self._take(number)

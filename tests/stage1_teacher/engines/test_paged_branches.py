@@ -102,10 +102,17 @@ def test_a_branch_sees_its_path_and_only_its_own_tokens_are_computed(seed: int) 
         done += len(held)
 
 
-def test_a_cache_too_small_for_a_prompt_and_its_branches_is_refused() -> None:
+def test_a_cache_too_small_for_a_prompt_or_a_branch_is_refused_with_the_key_to_raise() -> None:
     blocks, limits = CacheBlocks(8, (16,)), Limits(64, 4, 64)
-    with pytest.raises(ValueError, match=r"has 7 blocks of 16 tokens, too few for a prompt of 50.*placement\.kv_cache"):
+    with pytest.raises(ValueError, match=r"has 7 free blocks of 16 tokens, too few for a prompt of 50.*kv_cache"):
         PagedBranches(TokenCache(blocks, limits).compute, blocks, limits, [[0] * 50], [[]])
+    limits = Limits(200, 4, 200)
+    branches = PagedBranches(TokenCache(blocks, limits).compute, blocks, limits, [[0] * 20], [[some_rows(0, 1)]])
+    row = [some_rows(0, 1)]
+    branches.extend([BranchToken(0, 20, 1, None)], row)
+    with pytest.raises(ValueError, match=r"has 5 free blocks of 16 tokens, too few for a branch of 77 tokens"):
+        for number in range(100):
+            branches.extend([BranchToken(0, 0, 1, number)], row)
 
 
 def test_a_long_prompt_is_computed_in_steps_and_short_ones_share_one() -> None:
