@@ -5,8 +5,8 @@ the same ones. A document's figures are stored with its shard, whose existence r
 `audit.json` is gathered from the shards that exist.
 
 The reference is a wide covering, which takes many branch rows per token, so only the first tokens of each document are
-compared with it. Their stored log-probabilities are also compared with the model's own, which use none of the dump's
-arithmetic.
+compared with it. It is a pass of its own, between the dump's batches, and the engine is opened as without it. The
+documents' stored log-probabilities are also compared with the model's own, which use none of the dump's arithmetic.
 """
 
 import hashlib
@@ -41,8 +41,8 @@ MAX_TOKENS = 64  # compared per document
 COST_SHARE = 0.03  # of the dump's time
 # Cost of auditing a document, in tokens of the dump. The rounds dominate, each a pass of the engine and of the whole
 # head over a few rows; the number of rows hardly matters. SmolLM2-135M on two busy cores: 1,100 with transformers, for
-# 16 tokens as for 64, and 2,500 with vLLM, which computes 24 tokens for each. On a GPU passes are short and dumps fast:
-# 30 rounds of 20 ms at 50,000 tokens a second (estimated, not measured).
+# 16 tokens as for 64, and 2,500 with vLLM when its prefix cache computed 24 tokens for each row, as it no longer does.
+# On a GPU passes are short and dumps fast: 30 rounds of 20 ms at 50,000 tokens a second (estimated, not measured).
 DOCUMENT_COST_CPU, DOCUMENT_COST_GPU = 2_500, 30_000
 BYTES_PER_TOKEN = 4
 NUM_WORST = 10

@@ -3,6 +3,9 @@
 The runner of a CPU (V1) runs in the tests of engines; that of a GPU (V2) needs a GPU, except for its code for pooling.
 """
 
+import re
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -209,3 +212,37 @@ def test_a_rank_that_is_not_the_first_applies_the_head_and_answers_nothing(
     runner.add(0, 3, {MESSAGE: rows_message([RowsAlong.canonical(covering_of(vocabulary, b"ab"), 0)])})
     before = len(model.calls)
     assert runner.step([(0, 0, torch.zeros(3, SIZE))]) == [None] and len(model.calls) == before + 1
+
+
+def test_both_model_runners_have_what_branches_read_of_them() -> None:
+    read = set(re.findall(r"\brunner\.(\w+)", Path(vllm_worker_file()).read_text(encoding="utf-8")))
+    assert {"attn_groups", "kv_cache_config", "kv_caches", "max_model_len"} <= read
+    for module in ("vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_runner"):
+        spec = find_spec(module)
+        assert spec is not None and spec.origin is not None
+        source = Path(spec.origin).read_text(encoding="utf-8")
+        assert not [name for name in read if not re.search(rf"\bself\.{name}\b", source)]
+
+
+def vllm_worker_file() -> str:
+    from stage1_teacher.engines import vllm_worker
+
+    return vllm_worker.__file__
+
+
+def test_branches_share_a_cache_of_keys_and_values_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec
+
+    from stage1_teacher.engines import vllm_worker
+
+    monkeypatch.setattr(vllm_worker, "get_pp_group", lambda: SimpleNamespace(world_size=1))
+    full = FullAttentionSpec(block_size=32, num_kv_heads=1, head_size=8, dtype=torch.float32)
+
+    def cache(*specs: Any) -> Any:
+        config = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=s) for s in specs], num_blocks=9)
+        return vllm_worker.Worker.bld_cache(SimpleNamespace(model_runner=SimpleNamespace(kv_cache_config=config)))  # type: ignore[arg-type]
+
+    assert cache(full, full) == (9, (32, 32))
+    assert cache(full, MambaSpec.__new__(MambaSpec)) is None and cache() is None
+    monkeypatch.setattr(vllm_worker, "get_pp_group", lambda: SimpleNamespace(world_size=2))
+    assert cache(full) is None  # the first stages answer nothing
