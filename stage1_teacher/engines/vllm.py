@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -222,12 +223,13 @@ class VllmEngine:
 
         params = [PoolingParams(use_activation=False, extra_kwargs=extra) for extra in extras]
         try:
-            outputs = self._llm.encode(
-                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-                params,
-                pooling_task="token_embed",
-                use_tqdm=False,
-            )
+            with self._telling_kill():
+                outputs = self._llm.encode(
+                    [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+                    params,
+                    pooling_task="token_embed",
+                    use_tqdm=False,
+                )
         except VLLMValidationError as error:  # not a crash: another engine would refuse them too
             lengths = [len(prompt) for prompt in prompts]
             raise ValueError(
@@ -235,11 +237,16 @@ class VllmEngine:
                 f"up to {self.longest} (teacher.max_tokens, and room for branches); lower teacher.max_tokens, or give "
                 "the tokenizer that the model was trained with"
             ) from error
+        return [output.outputs.data for output in outputs]
+
+    @contextmanager
+    def _telling_kill(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             if (killed := describe_kill(self._llm.llm_engine.engine_core)) is not None:
                 raise RuntimeError(f"{killed}, perhaps because memory ran out") from error
             raise
-        return [output.outputs.data for output in outputs]
 
     def _ask(self, prompts: Sequence[Sequence[int]], messages: Sequence[dict[str, Any]]) -> list[bytes]:
         answers = self._encode(prompts, [{MESSAGE: message} for message in messages])
@@ -279,7 +286,9 @@ class VllmEngine:
         if use != self._num_uses:
             raise RuntimeError("the engine was asked something else while it held prompts for branches")
         stretches, message = [tuple(stretch) for stretch in step.stretches], rows_message(requests)
-        answers = self._llm.collective_rpc("bld_compute", args=(step.copies, stretches, message if requests else None))
+        arguments = (step.copies, stretches, message if requests else None)
+        with self._telling_kill():
+            answers = self._llm.collective_rpc("bld_compute", args=arguments)
         return [of_request for answer in answers if answer is not None for of_request in self._rows(answer, requests)]
 
     def close(self) -> None:
