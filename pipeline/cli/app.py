@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "teacher": train.teacher,
+    "start": train.initial_student,
     "student": train.student,
     "export": train.export,
     "inspect": dumps.inspect,

@@ -1,14 +1,15 @@
-"""`bld teacher`, `bld student` and `bld export`: the two stages, and the export of a student."""
+"""`bld teacher`, `bld start`, `bld student` and `bld export`: the two stages, a student's start and its export."""
 
 import os
 from collections.abc import Mapping
 from functools import partial
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import DryRun, Metrics, Overrides, RecipeArgument, as_begun, ask_for_metrics, load
+from pipeline.cli.options import AsJson, DryRun, Metrics, Overrides, RecipeArgument, as_begun, ask_for_metrics, load
 from pipeline.cli.planning import cuts_records
 
 if TYPE_CHECKING:
@@ -89,6 +90,27 @@ def parse_worker(text: str) -> tuple[int, int]:
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ValueError(f"--worker {text}: give I/N with 0 <= I < N, e.g. 0/4")
     return int(index), int(count)
+
+
+def initial_student(
+    recipe: RecipeArgument,
+    override: Overrides = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each text (default: the recipe's).")] = None,
+    json: AsJson = False,
+) -> None:
+    """Make the student as it starts, and measure it on the eval text: is this pair of tokenizers worth a run?
+
+    `bld student` then trains from it. Bits are per byte of the whole text, beside those of the same model before its
+    tokenizer changed: on tokens whose rows were made, on the two tokens after one, and on all others.
+    """
+    from pipeline.evaluation.start_table import print_start
+    from stage2_student.runs.start import make_start
+
+    figures = make_start(load(recipe, override), limit)
+    if json:
+        typer.echo(dumps(figures))
+    else:
+        print_start(figures)
 
 
 def student(

@@ -16,6 +16,7 @@ from pipeline.config.student import DumpRef, StudentConfig
 from pipeline.config.tasks import TasksConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.config.train import DeepSpeedConfig, Objectives, TrainConfig, WandbConfig
+from pipeline.config.transfer import TransferConfig
 
 __all__ = [
     "CorpusConfig",
@@ -34,6 +35,7 @@ __all__ = [
     "TasksConfig",
     "TeacherConfig",
     "TrainConfig",
+    "TransferConfig",
     "WandbConfig",
     "check_engine_gives",
     "corpora_of",

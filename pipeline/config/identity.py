@@ -42,6 +42,11 @@ def added_values(section: BaseModel) -> dict[str, Any]:
     return {name: value for name, value in identity_values(section).items() if name in added}
 
 
+def added_defaults(section: type[BaseModel]) -> dict[str, Any]:
+    """Return a section's added keys, each with its meaning when an identity lacks it."""
+    return {name: _declared(field)["before"] for name, field in section.model_fields.items() if _is_added(field)}
+
+
 def identity_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Return `field: theirs there, ours here` for each field in which two identities differ in meaning.
 

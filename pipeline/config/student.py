@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from pipeline.config.dump import DumpPath
-from pipeline.config.section import Section, stored_as
+from pipeline.config.section import Section, added, stored_as
+from pipeline.config.transfer import TransferConfig
 from pipeline.runtime.model_source import ModelSource
 from pipeline.runtime.plugins import check_name
 
@@ -38,6 +39,11 @@ class StudentConfig(Section):
         json_schema_extra=stored_as("averaged_scale"),
         description="When the tokenizer changes, embedding and head rows of tokens that the old one spells in several "
         "pieces are the pieces' mean times this; 1: plain Fast Vocabulary Transfer.",
+    )
+    transfer: TransferConfig = Field(
+        TransferConfig(),
+        json_schema_extra=added("0.2.0", {}),
+        description="How these rows are made.",
     )
     interface: str = Field(
         "token_marginal",

@@ -49,6 +49,7 @@ def page(runs: Sequence[Run], names: Sequence[str]) -> str:
     dumps = read_dumps(runs)
     sections = [
         ("Runs", tables.overview(runs, names)),
+        ("Start", tables.start_table(runs, names)),
         ("Evaluation", tables.final_table(runs, names)),
         ("Tasks, in percent", tables.task_tables(runs, names)),
         ("Curves", _curves(runs, names)),

@@ -21,7 +21,7 @@ from schemas.manifest import Manifest, read_json
 class Run:
     """The contents of a run's folder; empty where a file does not exist yet.
 
-    `tasks` are the harness' results by model.
+    `tasks` are the harness' results by model. `start` says how the student was moved to its tokenizer, if it was.
     """
 
     folder: Path
@@ -29,6 +29,7 @@ class Run:
     evaluation: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -74,6 +75,7 @@ def read_run(folder: Path) -> Run:
         evaluation=evaluation,
         recipe=with_defaults(read_values(recipe)) if recipe.exists() else {},
         tasks={model.name: load_tasks(model) for model in sorted((folder / "tasks").glob("*")) if model.is_dir()},
+        start=_json(folder / dump_files.START / dump_files.TRANSFER),
     )
 
 

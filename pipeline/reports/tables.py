@@ -2,11 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.results import format_figure
+from pipeline.evaluation.start_table import ROW_KINDS
 from pipeline.evaluation.task_table import table_rows
 from pipeline.reports.curves import NUM_COLOURS, PLOTS
 from pipeline.reports.html import html_text
@@ -80,6 +81,28 @@ def overview(runs: Sequence[Run], names: Sequence[str]) -> str:
     used = {head: cells for head, cells in columns.items() if any(cell != "-" for cell in cells)}
     num_text = 1 + len({"state", "learns by"} & used.keys())
     return table(["run", *used], list(zip(run_cells(names), *used.values(), strict=True)), num_text)
+
+
+def start_table(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """Return how each moved student's rows were made; empty if no student was moved."""
+    kinds = [kind for kind in ROW_KINDS if any(run.start.get(kind) for run in runs)]
+    columns = [
+        *(("embedding rows", "input"), ("head rows", "output"), ("head", "tied"), ("seconds", "seconds")),
+        *((f"{kind} rows", kind) for kind in kinds),
+    ]
+    rows = [
+        [name, *(_start_cell(run.start, key) for _, key in columns)]
+        for run, name in zip(runs, run_cells(names), strict=True)
+        if run.start
+    ]
+    return table(["run", *(head for head, _ in columns)], rows, num_text=4) if rows else ""
+
+
+def _start_cell(start: Mapping[str, Any], key: str) -> str:
+    value = start.get(key)
+    if key == "tied" and value is not None:
+        return "the embedding" if value else "its own"
+    return escape(value)
 
 
 def _state_cell(run: Run) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pipeline.config import CorpusConfig
@@ -36,7 +37,7 @@ from stage2_student.evaluation.asked_positions import asked_records
 from stage2_student.evaluation.divergence import ByteModel, byte_divergence
 from stage2_student.evaluation.scored_text import GROUP, Reader, ScoredText, scored_text
 from stage2_student.evaluation.spelled_text import Span, Spelled, Text
-from stage2_student.evaluation.token_windows import cut_tokens, overlap_of, window_size
+from stage2_student.evaluation.token_windows import TokenWindow, cut_tokens, overlap_of, window_size
 from stage2_student.model.student import Precision
 
 _BATCH_TOKENS = 4096  # maximum in a forward pass
@@ -91,7 +92,7 @@ def evaluate(
             if isinstance(spelled, Spelled):
                 windows += cut_document(spelled, text.spans(number, spelled), max_tokens)
             number += 1
-        for batch in by_length(windows, _fitting(model)):
+        for batch in by_length(windows, fitting_tokens(model)):
             nats += _batch_nats(model, batch)
         num_windows += len(windows)
         num_bytes += sum(scored.num_bytes for scored in windows)
@@ -123,10 +124,15 @@ def cut_document(spelled: Spelled, spans: Sequence[Span], max_tokens: int) -> It
     """Yield the windows that score these bytes of a document."""
     sizes_L = spelled.token_bytes(spans)
     for window in cut_tokens(sizes_L >= 0, max_tokens, spelled.restarts, spelled.repeats_start):
-        tokens = window.read(spelled.tokens)
-        labels = np.full(len(tokens), NO_LABEL, dtype=np.int64)
-        labels[window.rows] = np.array(spelled.tokens)[window.targets]
-        yield Scored(tokens, labels.tolist(), int(sizes_L[window.targets].sum()))
+        yield scored_window(spelled, sizes_L, window)
+
+
+def scored_window(spelled: Spelled, sizes_L: np.ndarray, window: TokenWindow) -> Scored:
+    """Return a window of a document whose tokens have these bytes, as a model reads it."""
+    tokens = window.read(spelled.tokens)
+    labels = np.full(len(tokens), NO_LABEL, dtype=np.int64)
+    labels[window.rows] = np.array(spelled.tokens)[window.targets]
+    return Scored(tokens, labels.tolist(), int(sizes_L[window.targets].sum()))
 
 
 def by_length(windows: Sequence[Scored], batch_tokens: int) -> Iterator[list[Scored]]:
@@ -135,16 +141,25 @@ def by_length(windows: Sequence[Scored], batch_tokens: int) -> Iterator[list[Sco
         yield [windows[index] for index in group]
 
 
-def _fitting(model: Any) -> int:
+def fitting_tokens(model: Any) -> int:
     """Return how many tokens' logits fit into memory in a forward pass: fewer for a large vocabulary."""
     return min(_BATCH_TOKENS, max(1, _MAX_LOGITS // int(model.get_output_embeddings().weight.shape[0])))
 
 
-@torch.no_grad()
 def _batch_nats(model: Any, batch: Sequence[Scored]) -> float:
-    """Sum -ln p(label | tokens before) over the batch's labels, using the model's own logits.
+    """Sum -ln p(label | tokens before) over the batch's labels."""
+    nats = 0.0
+    for logits_LV, labels_L in batch_logits(model, batch):
+        for logits_lV, labels_l in zip(logits_LV.split(_CHUNK), labels_L.split(_CHUNK), strict=True):
+            nats += float(cross_entropy(logits_lV.float(), labels_l, ignore_index=NO_LABEL, reduction="sum").double())
+    return nats
 
-    Padding comes last, where a causal model does not see it.
+
+@torch.no_grad()
+def batch_logits(model: Any, batch: Sequence[Scored]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each window's logits, the model's own, with the labels; `NO_LABEL` for none.
+
+    Padding comes last, where a causal model does not see it. Tokens before the batch's first label are left out.
     """
     length = max(len(scored.tokens) for scored in batch)
     padding = [length - len(scored.tokens) for scored in batch]
@@ -159,11 +174,7 @@ def _batch_nats(model: Any, batch: Sequence[Scored]) -> float:
     options = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with Precision(torch.float32).context(model.device.type):
         logits_BLV = model(input_ids=tokens_BL, use_cache=False, **options).logits[:, -keep:]
-    nats = 0.0
-    for logits_LV, labels_L in zip(logits_BLV, labels_BL[:, -keep:], strict=True):
-        for logits_lV, labels_l in zip(logits_LV.split(_CHUNK), labels_L.split(_CHUNK), strict=True):
-            nats += float(cross_entropy(logits_lV.float(), labels_l, ignore_index=NO_LABEL, reduction="sum").double())
-    return nats
+    yield from zip(logits_BLV, labels_BL[:, -keep:], strict=True)
 
 
 def run_eval(

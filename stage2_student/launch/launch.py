@@ -25,9 +25,8 @@ from pipeline.runtime.format import count_of
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_environment import free_port, started_as_rank
-from stage2_student.runs.folder import begun_schedule
+from stage2_student.runs.begun import as_begun
 from stage2_student.runs.identity import dump_refs
-from stage2_student.runs.schedule import continued
 from stage2_student.training.stop_signals import STOPPING
 
 _RANK = str(Path(__file__).resolve().with_name("rank.py"))  # a file: a module is first looked up in the current folder
@@ -112,7 +111,7 @@ def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
         from stage2_student.runs.trackers import check_installed  # imports TensorBoard, which takes seconds
 
         check_installed(train.wandb)
-    return continued(recipe, begun_schedule(Path(student.path)))
+    return as_begun(recipe)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, list[int]]:

@@ -48,6 +48,8 @@ def student_sizes(recipe: Recipe) -> Sizes:
     config = load_config(source)
     if moved:
         config.get_text_config().vocab_size = len(tokenizer.token_bytes)
+        if student.transfer.tie == "untie":
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     if student.drop_layers:
         layers = range(config.get_text_config().num_hidden_layers)
         config = smaller_config(config, [layer for layer in layers if layer not in student.drop_layers])

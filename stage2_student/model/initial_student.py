@@ -1,6 +1,7 @@
 """The initial student: loaded, moved to its tokenizer, and kept in `<student.path>/start`."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,15 @@ from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
+from schemas import dump_files
 from schemas.manifest import write_json
 from schemas.storage.atomic import committed_folder
 from stage2_student.model.chat_template import with_template
 from stage2_student.model.drop_layers import drop_layers
+from stage2_student.model.old_model import OldModel
+from stage2_student.model.start_identity import MADE_FROM, start_identity
 from stage2_student.model.tokenizer_folder import save_tokenizer
-from stage2_student.model.vocabulary_transfer import transfer
+from stage2_student.model.vocabulary_transfer import plan_move, transfer
 
 
 class StudentTokenizer(NamedTuple):
@@ -87,9 +91,10 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
         chats: it will learn from chats, and needs a chat template.
     """
     student = student_config(recipe)
-    folder = Path(student.path) / "start"
+    folder = Path(student.path) / dump_files.START
     if folder.exists():
         return folder
+    began = time.monotonic()
     source = resolve_model(student.source)
     tokenizer, chat, wrapped = student_tokenizer(student, chats)
     model = load_model(source, "auto")
@@ -97,15 +102,17 @@ def export_start(recipe: Recipe, chats: bool = False) -> Path:
     if student.drop_layers:
         model = drop_layers(model, student.drop_layers)
     ids = end_tokens(student, tokenizer, chat)
-    old = ByteTokenizer.load(source)
-    counts = _move(model, old, tokenizer, ids, student.averaged_row_scale)
+    how = _move(recipe, model, ByteTokenizer.load(source), tokenizer, ids)
     check_head_rows(model.get_output_embeddings().weight.shape[0], tokenizer.token_bytes)
     with committed_folder(folder) as partial:
         model.save_pretrained(partial)
-        if counts:
+        if how:
             _check_readable(student, model.config)
+            how["seconds"] = round(time.monotonic() - began, 1)
         save_tokenizer(wrapped, partial, student.trust_remote_code)
-        write_json(partial / "transfer.json", counts)
+        write_json(partial / dump_files.TRANSFER, how)
+        template_sha256 = None if chat is None else chat.template.sha256
+        write_json(partial / MADE_FROM, start_identity(student, tokenizer.sha256, ids, template_sha256))
     return folder
 
 
@@ -134,20 +141,28 @@ def _check_readable(student: StudentConfig, config: Any) -> None:
         ) from error
 
 
-def _move(
-    model: Any, old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, averaged_row_scale: float
-) -> dict[str, int]:
-    """Move the model to its new tokenizer, if that is another one; set its control ids; return the counts."""
-    counts: dict[str, int] = {}
+def _move(recipe: Recipe, model: Any, old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds) -> dict[str, Any]:
+    """Move the model to its new tokenizer, if that is another one, and set its control ids.
+
+    Returns how: rows by kind, and how they were made; empty if it did not move.
+    """
+    how: dict[str, Any] = {}
     if old.sha256 != new.sha256:
-        rows = model.get_input_embeddings().weight.shape[0]
-        moved = transfer(model, old, new, control_sources(old, new, ids, rows), averaged_row_scale)
-        log.info(f"{len(new.token_bytes):,} rows of the new tokenizer: {moved}")
-        counts = moved.as_dict()
+        student = student_config(recipe)
+        num_rows = model.get_input_embeddings().weight.shape[0]
+        controls = control_sources(old, new, ids, num_rows)
+        start_id = controls.get(ids.document_start, old.default_start)
+        source = resolve_model(student.source)
+        old_model = OldModel(lambda: load_model(source, torch.float32), student.model, num_rows, start_id)
+        moved = transfer(model, plan_move(recipe, (old, new), controls, ids.document_start, old_model))
+        log.info(f"{len(new.token_bytes):,} rows of the new tokenizer: {moved.counts}")
+        how = {**moved.counts.as_dict(), **student.transfer.model_dump(), "tied": moved.tied}
+        if moved.folding is not None:
+            how["folded_bias"] = moved.folding._asdict()
         model.config.pad_token_id = model.generation_config.pad_token_id = ids.end
     for config in (model.config, model.generation_config):
         config.bos_token_id, config.eos_token_id = ids.document_start, ids.end
-    return counts
+    return how
 
 
 def control_sources(old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, old_rows: int) -> dict[int, int]:
@@ -164,7 +179,7 @@ def control_sources(old: ByteTokenizer, new: ByteTokenizer, ids: SpecialIds, old
 
 def tokenizer_moved(folder: Path) -> bool:
     """Return whether the start model in `folder` has another tokenizer than the model it comes from."""
-    return bool(json.loads((folder / "transfer.json").read_text(encoding="utf-8")))
+    return bool(json.loads((folder / dump_files.TRANSFER).read_text(encoding="utf-8")))
 
 
 def load_start(folder: Path, trust_remote_code: bool) -> Any:

@@ -111,9 +111,10 @@ class Student(nn.Module):
             hidden_ND.device.type
         ):  # again, because the checkpointed head also runs outside `forward`
             logits_NV = self.lm.get_output_embeddings()(hidden_ND)
-        return self._scaled(logits_NV)
+        return self.scaled(logits_NV)
 
-    def _scaled(self, logits_NV: Tensor) -> Tensor:
+    def scaled(self, logits_NV: Tensor) -> Tensor:
+        """Scale or cap the head's products, as the family does."""
         cap = self.logit_softcap
         if cap is not None:
             return cap * torch.tanh(logits_NV / cap)
@@ -169,7 +170,7 @@ class Student(nn.Module):
         return self.lm(input_ids=tokens_BL, use_cache=False).logits, plain_BLV
 
     def _compare(self, theirs_BLV: Tensor, plain_BLV: Tensor) -> None:
-        difference = (theirs_BLV - self._scaled(plain_BLV)).abs().max().item()
+        difference = (theirs_BLV - self.scaled(plain_BLV)).abs().max().item()
         if not difference <= 1e-3 * max(theirs_BLV.abs().max().item(), abs(self.logit_scale)):  # also true for NaN
             raise ValueError(
                 f"{self._named}: the head applied to the last hidden states differs from the model's logits by "

@@ -1,17 +1,23 @@
 """Fast Vocabulary Transfer: move a model to another tokenizer by rewriting its embedding and head rows.
 
-Shape legend: V tokens of a vocabulary, D hidden width.
+Shape legend: V tokens of the new vocabulary, O rows of the old model, D hidden width.
 Source: Gee et al. 2022, EMNLP industry track, "Fast Vocabulary Transfer for Language Model Compression".
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from pipeline.config import Recipe, TransferConfig, student_config
 from pipeline.tokenization.yielded_tokens import Tokenizing, reachable
+from stage2_student.model.folded_bias import Folding, fold
+from stage2_student.model.old_model import OldModel
+from stage2_student.model.row_starts import INPUT_ROWS, OUTPUT_ROWS, Move, NewRows
+from stage2_student.model.row_starts.pieces import mean_rows
+from stage2_student.model.untie import is_tied, untie
 
 KINDS = ("copied", "averaged", "fallback", "control", "unreachable")
 
@@ -42,45 +48,101 @@ class TransferCounts:
         return ", ".join(f"{count:,} {kind}" for kind, count in asdict(self).items())
 
 
-def transfer(
-    model: Any,
-    old: TransferTokenizer,
-    new: TransferTokenizer,
+class Transferred(NamedTuple):
+    """What a transfer did.
+
+    Attributes:
+        counts: rows by kind.
+        tied: the head is the embedding.
+        folding: of a bias into the head's rows; None if there was none.
+    """
+
+    counts: TransferCounts
+    tied: bool
+    folding: Folding | None
+
+
+def plan_move(
+    recipe: Recipe,
+    tokenizers: tuple[TransferTokenizer, TransferTokenizer],
     controls: dict[int, int],
-    averaged_row_scale: float = 1.0,
-) -> TransferCounts:
-    """Move a causal language model to the vocabulary of `new`, in place: embedding, head and vocabulary size.
+    start_id: int,
+    old_model: OldModel,
+) -> Move:
+    """Find what the rows of the new vocabulary are made from.
 
     Args:
+        tokenizers: the old one and the new one.
         controls: new id -> old id of tokens with a role (start, end), whatever their spelling.
-        averaged_row_scale: factor for rows that are means of old ones. The mean of a word's pieces says how likely its
-            pieces are, not how likely they are in sequence: unscaled, such tokens get several times the mass they
-            should.
+        start_id: the new token that begins a text.
     Raises:
         ValueError: an old id in `controls` has no embedding row.
     """
-    width = model.get_input_embeddings().weight.shape[0]
-    lacking = {n: o for n, o in controls.items() if o >= width}
+    lacking = {n: o for n, o in controls.items() if o >= old_model.num_rows}
     if lacking:
-        raise ValueError(f"old control tokens {lacking} (new id: old id) have no row in an embedding of {width} rows")
-    sources, kinds = row_sources(old, new, controls, width)
-    tied = (
-        model.get_output_embeddings() is None
-        or model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    )
-    scales = torch.tensor([averaged_row_scale if kind in ("averaged", "fallback") else 1.0 for kind in kinds])
-    embedding_VD = mean_rows(model.get_input_embeddings().weight.detach(), sources, scales)
-    head_VD = None if tied else mean_rows(model.get_output_embeddings().weight.detach(), sources, scales)
-    bias_V = getattr(model.get_output_embeddings(), "bias", None)  # separate even if the weight is tied
-    bias_V1 = None if bias_V is None else mean_rows(bias_V.detach()[:, None], sources, torch.ones(len(sources)))
-    model.resize_token_embeddings(len(sources), mean_resizing=False)
+        raise ValueError(
+            f"old control tokens {lacking} (new id: old id) have no row in an embedding of {old_model.num_rows} rows"
+        )
+    sources, kinds = row_sources(*tokenizers, controls, old_model.num_rows)
+    return Move(recipe, *tokenizers, sources, kinds, start_id, old_model)
+
+
+def transfer(model: Any, move: Move) -> Transferred:
+    """Move a causal language model to a new vocabulary, in place: embedding, head and vocabulary size.
+
+    `student.transfer` says how rows are made, and whether a head that is the embedding stays it.
+
+    Raises:
+        ValueError: embedding and head are one and would need different rows.
+    """
+    config = student_config(move.recipe).transfer
+    if config.tie == "untie":
+        untie(model)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if tied := is_tied(model):
+        _check_one_kind(model, config)
+    embedding_VD = INPUT_ROWS[config.input](move, embedding.weight.detach()).rows_VD
+    head_VD, added_V = NewRows(embedding_VD) if tied else OUTPUT_ROWS[config.output](move, head.weight.detach())
+    bias_V = _moved_bias(head, move)
+    if added_V is not None and bias_V is not None:
+        bias_V, added_V = bias_V + added_V / move.old_model.student.logit_scale, None
+    model.resize_token_embeddings(len(move.sources), mean_resizing=False)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(embedding_VD)
-        if head_VD is not None:
+        if not tied:
             model.get_output_embeddings().weight.copy_(head_VD)
-        if bias_V1 is not None:
-            model.get_output_embeddings().bias.copy_(bias_V1[:, 0])
-    return TransferCounts(**{kind: kinds.count(kind) for kind in KINDS})
+        if bias_V is not None:
+            model.get_output_embeddings().bias.copy_(bias_V)
+    folding = None if added_V is None else fold(model, head_VD, added_V, move)
+    return Transferred(TransferCounts(**{kind: move.kinds.count(kind) for kind in KINDS}), tied, folding)
+
+
+# The pieces whose mean a head's own bias gets, by kind of head rows; else all.
+_BIAS_PIECES = {"first": slice(0, 1), "first_likelihood": slice(0, 1), "last": slice(-1, None)}
+
+
+def _moved_bias(head: Any, move: Move) -> Tensor | None:
+    """Return the head's own bias for the new vocabulary; None if it has none. It is separate even if tied."""
+    bias_O = getattr(head, "bias", None)
+    if bias_O is None:
+        return None
+    chosen = _BIAS_PIECES.get(student_config(move.recipe).transfer.output, slice(None))
+    sources = [source[chosen] for source in move.sources]
+    return mean_rows(bias_O.detach()[:, None], sources, torch.ones(len(sources)))[:, 0]
+
+
+def _check_one_kind(model: Any, config: TransferConfig) -> None:
+    if config.input != config.output:
+        remedy = (
+            "set one kind for both"
+            if config.output in INPUT_ROWS
+            else f"set another student.transfer.output ({', '.join(INPUT_ROWS)}), the same as the input"
+        )
+        raise ValueError(
+            f"student.transfer makes {config.input} rows for the input and {config.output} rows for the output, but "
+            f"the head of this model ({model.config.model_type}) is its embedding; set student.transfer.tie=untie, or "
+            f"{remedy}"
+        )
 
 
 def row_sources(
@@ -155,18 +217,3 @@ def longest_match(spelled: bytes, pieces_of: Mapping[bytes, int], longest: int) 
         else:
             at += 1
     return ids
-
-
-def mean_rows(weight_VD: Tensor, sources: Sequence[Sequence[int]], scales: Tensor) -> Tensor:
-    """Return rows in the weight's dtype: row `i` is `scales[i]` times the float32 mean of the rows `sources[i]`.
-
-    An empty source means all rows.
-    """
-    flat = torch.tensor([i for source in sources for i in source], dtype=torch.long)
-    counts = torch.tensor([len(source) for source in sources])
-    into = torch.repeat_interleave(torch.arange(len(sources)), counts)
-    sums_VD = torch.zeros(len(sources), weight_VD.shape[1])
-    sums_VD.index_add_(0, into, weight_VD.float()[flat])
-    means_VD = sums_VD / counts.clamp(min=1)[:, None]
-    means_VD[counts == 0] = weight_VD.float().mean(0)
-    return (scales[:, None] * means_VD).to(weight_VD.dtype)

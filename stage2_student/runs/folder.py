@@ -2,9 +2,9 @@
 
 identity.json             everything that decides the result; a resume with another is refused, except for the schedule
                           of steps to come
-recipe.yaml, deepspeed.json, transfer counts in start/
+recipe.yaml, deepspeed.json; how the start was made in start/transfer.json
 lengths/                  the student's tokens per record, by shard (see `stage2_student.data.token_counts`)
-start/                    the student before its first step, a Hugging Face folder
+start/                    the student before its first step, a Hugging Face folder (`bld start` makes it alone)
 checkpoints/step-000020   DeepSpeed's files; always complete, because a checkpoint gets its name last
 checkpoints/latest        name of the newest checkpoint, for DeepSpeed's own tools
 checkpoints/best          name of the best checkpoint by evaluation (see `stage2_student.runs.retention`)
@@ -22,6 +22,7 @@ from pipeline.runtime import log
 from schemas import dump_files
 from schemas.manifest import read_json, write_json
 from stage2_student.data import order
+from stage2_student.model.start_identity import is_made, of_start
 from stage2_student.runs import schedule
 from stage2_student.runs.checkpoints import checkpoint_steps
 
@@ -67,7 +68,8 @@ def claim(run: Path, identity: dict[str, Any]) -> None:
             return
         theirs = None
     if theirs is None:
-        for name in ("start", "start.partial", "checkpoints", "tensorboard"):
+        is_kept = is_made(run / "start", of_start(identity.get("student", {})))
+        for name in (*(() if is_kept else ("start",)), "start.partial", "checkpoints", "tensorboard"):
             shutil.rmtree(run / name, ignore_errors=True)
         for name in ("metrics.jsonl", "wandb_id"):
             (run / name).unlink(missing_ok=True)

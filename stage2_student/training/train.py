@@ -45,7 +45,8 @@ from stage2_student.model.initial_student import (
 )
 from stage2_student.model.lora import add_adapters, expert_weights, mixture_remarks
 from stage2_student.model.student import Student
-from stage2_student.runs import folder, resume, schedule
+from stage2_student.runs import folder, resume
+from stage2_student.runs.begun import as_begun
 from stage2_student.runs.checkpoints import remove_partial_checkpoints
 from stage2_student.runs.export import export, is_due
 from stage2_student.runs.identity import RunVersions, counts_key, dump_refs, run_identity
@@ -133,7 +134,7 @@ def train(recipe: Recipe) -> None:
 
 def _train_and_export(recipe: Recipe, channel: Channel) -> None:
     recipe, remark = sized(recipe)
-    recipe, remarks_on_schedule = schedule.continued(recipe, folder.begun_schedule(Path(student_config(recipe).path)))
+    recipe, remarks_on_begun = as_begun(recipe)
     student = student_config(recipe)
     run = Path(student.path)
     reader = DumpReader.of(dump_refs(recipe), student.mix, recipe.train.seed)
@@ -143,7 +144,7 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
         if channel.rank == 0:
             stack.enter_context(folder.lock(run))
             stack.enter_context(metrics.served())
-            for line in (*filter(None, [remark]), *remarks_on_schedule):
+            for line in (*filter(None, [remark]), *remarks_on_begun):
                 info(f"{run}: {line}")
             _prepare(recipe, sources, channel.world)
         channel.gather()  # rank 0 has made the start model, which may take longer than a collective's timeout
@@ -281,7 +282,7 @@ def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpR
     turns = {
         turns.reason: {"turns": turns.turns, "bytes": turns.num_bytes} for turns in lengths.turns_left_out.values()
     }
-    transfer = json.loads((run / "start" / "transfer.json").read_text(encoding="utf-8"))
+    transfer = json.loads((run / dump_files.START / dump_files.TRANSFER).read_text(encoding="utf-8"))
     results = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
     write_json(run / dump_files.SUMMARY, {**state.as_dict(), **results})
     for reason, count in state.left_out.items():

@@ -22,6 +22,7 @@ from stage1_teacher.engines.base import EngineRequest, ListingEngine
 from stage1_teacher.engines.registry import open_engine
 from stage2_student.data.mix import Mix
 from stage2_student.data.reader import DumpReader
+from stage2_student.model.untie import is_tied
 from tests.support import families
 from tests.support.tiny import END_OF_TEXT, tiny_model
 
@@ -81,7 +82,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     both = [{"path": str(work / "dump-one"), "weight": 3}, {"path": str(work / "dump-two")}]
     recipes.append(student_recipe(work, "both", dumps=both, mix="geometric", lora_rank=4))
-    recipes.append(student_recipe(work, "cut", drop_layers=[0], lora_rank=4, tokenizer=str(work / "two")))
+    own_head = {"output": "first_likelihood", "tie": "untie"}
+    cut = {"drop_layers": [0], "lora_rank": 4, "tokenizer": str(work / "two"), "transfer": own_head}
+    recipes.append(student_recipe(work, "cut", **cut))
     for recipe in recipes:
         assert recipe.student is not None
         save_recipe(recipe, Path(f"{recipe.student.path}.yaml"))
@@ -164,10 +167,11 @@ def test_teachers_of_different_tokenizers_mix_to_the_mean_of_what_their_dumps_ho
         np.testing.assert_allclose(found, expected_PV[position, record.symbols], rtol=1e-4)
 
 
-def test_vllm_loads_a_student_with_merged_adapters_and_fewer_layers(work: Path) -> None:
+def test_vllm_loads_a_student_with_merged_adapters_fewer_layers_and_a_head_of_its_own(work: Path) -> None:
     export = work / "cut" / "export"
     exported: Any = AutoModelForCausalLM.from_pretrained(export)
-    assert exported.config.num_hidden_layers == 1
+    assert exported.config.num_hidden_layers == 1 and not is_tied(exported)
+    assert json.loads((work / "cut" / "summary.json").read_text())["transfer"]["folded_bias"]
     tokens = [262, 3, 77, 200, 41]
     config = TeacherConfig(model=str(export), dtype="float32", max_tokens=64, overlap_tokens=8)
     placed = PlacementConfig(engine_batch_tokens=16)

@@ -126,8 +126,9 @@ def test_a_recipes_sections_are_held_as_the_first_release_held_them() -> None:
         "spread_dropped",
     ]
     student = StudentConfig(model="m", path="p")
-    names = ["averaged_scale" if name == "averaged_row_scale" else name for name in student.model_dump()]
-    assert identity_values(student) == dict(zip(names, student.model_dump(mode="json").values(), strict=True))
+    values = student.model_dump(mode="json", exclude={"transfer"})  # it came later, and says what was done before it
+    names = ["averaged_scale" if name == "averaged_row_scale" else name for name in values]
+    assert identity_values(student) == dict(zip(names, values.values(), strict=True))
 
 
 @pytest.mark.parametrize("prefix", ["", "dump.", "other_dumps.1."])

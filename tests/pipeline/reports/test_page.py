@@ -72,6 +72,16 @@ def test_the_page_refers_to_nothing_outside_it(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
+def test_a_moved_students_start_is_told(tmp_path: Path) -> None:
+    run, other = make_run(tmp_path / "run", 0.1), make_run(tmp_path / "other", 0.1)
+    (run / "start").mkdir()
+    made = {"copied": 7, "averaged": 12345, "fallback": 0, "input": "<mean>", "output": "first", "tied": False}
+    write_json(run / "start" / "transfer.json", made | {"seconds": 8.5})
+    told = section(page_of(run, other), "Start")
+    assert "12,345" in told and "&lt;mean&gt;" in told and "its own" in told and "fallback" not in told
+    assert told.count("<tr>") == 2 and "<h2>Start</h2>" not in page_of(other)
+
+
 def test_tasks_stand_beside_what_others_have_published(tmp_path: Path) -> None:
     run, other = make_run(tmp_path / "run", 0.1), make_run(tmp_path / "other", 0.1)
     values = {"<acc>,none": 0.5, "<acc>_stderr,none": 0.02, "f1,none": 0.75}

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.model.initial_student import export_start, tokenizer_moved
-from stage2_student.model.vocabulary_transfer import longest_match, row_sources, transfer
+from stage2_student.model.vocabulary_transfer import longest_match, row_sources
 from tests.support.families import load, load_sentencepiece, train_sentencepiece
+from tests.support.moved_models import move
 from tests.support.small_dumps import make_recipe
 from tests.support.tiny import MERGES, tiny_model, tiny_tokenizer
 
@@ -27,7 +28,7 @@ def test_rows_are_copied_where_bytes_agree_and_averaged_and_scaled_elsewhere(tmp
     before, head = model.model.embed_tokens.weight.detach().clone(), model.lm_head.weight.detach().clone()
     old, new = ByteTokenizer.load(str(old_folder)), ByteTokenizer.load(str(new_folder))
     assert old.default_start is not None and new.default_start is not None
-    counts = transfer(model, old, new, {new.default_start: old.default_start}, averaged_row_scale=0.5)
+    counts = move(model, old, new, {new.default_start: old.default_start}, averaged_row_scale=0.5)
     after = model.get_input_embeddings().weight
     ids = {spelled: i for i, spelled in enumerate(new.token_bytes)}
     pieces = {spelled: i for i, spelled in enumerate(old.token_bytes)}
@@ -80,7 +81,7 @@ def test_a_moved_model_gives_copied_tokens_the_logits_they_had_and_averaged_ones
     text = [b"the", b"and", b"x", b"\xc3", b"\xa9"]  # tokens of both
     with torch.no_grad():
         before_LV = model(torch.tensor([[old.default_start, *(old_ids[t] for t in text)]])).logits[0]
-        transfer(model, old, new, {new.default_start: old.default_start})
+        move(model, old, new, {new.default_start: old.default_start})
         after_LV = model(torch.tensor([[new.default_start, *(new_ids[t] for t in text)]])).logits[0]
     both = sorted((old_ids.keys() & new_ids.keys()) - {bytes([byte]) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))})
     assert len(both) == 256 - 13 + 4
@@ -96,7 +97,7 @@ def test_a_moved_model_is_the_same_when_it_is_saved_and_loaded(head: str, tmp_pa
     model = models(tmp_path)[head].eval()
     old = ByteTokenizer.load(str(tmp_path / "old"))
     new = ByteTokenizer.load(str(tiny_model(tmp_path / "new", merges=NEW_MERGES)))
-    transfer(model, old, new, {})
+    move(model, old, new, {})
     model.save_pretrained(tmp_path / "moved")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "moved").eval()
     assert loaded.config.vocab_size == loaded.get_output_embeddings().weight.shape[0] == len(new.token_bytes)
@@ -124,7 +125,7 @@ def test_tokens_that_the_new_tokenizer_never_yields_take_no_share_of_the_mass(
     text = b"and the other thing: a line of 12 words, (more) or less."
     with torch.no_grad():
         before_LV = model(torch.tensor([old.encode(text)])).logits[0].double()
-        counts = transfer(model, old, new, {})
+        counts = move(model, old, new, {})
         after_LV = model(torch.tensor([new.encode(text)])).logits[0].double()
     pieces = {
         spelled: token for token, spelled in enumerate(new.token_bytes) if spelled

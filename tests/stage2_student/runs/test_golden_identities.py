@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, TransferConfig
 from pipeline.config.loading import load_recipe
 from pipeline.runtime import dtypes
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest, write_json
 from stage2_student.runs import folder, schedule
+from stage2_student.runs.begun import as_begun
 from stage2_student.runs.checkpoints import checkpoint_steps
 from stage2_student.runs.identity import run_identity
 from tests.support.added_keys import OF_A_RUN, use_added_keys
@@ -151,3 +152,20 @@ def test_a_run_goes_on_in_the_dtype_it_was_begun_in_on_a_machine_that_would_begi
         assert schedule.continued(recipe, folder.begun_schedule(Path("fresh")))[0].train.dtype == here
     finally:
         dtypes.natural_dtype.cache_clear()
+
+
+def test_a_run_keeps_the_rows_that_it_began_with_when_the_defaults_are_others() -> None:
+    recipe = load_recipe("default.yaml", ["train.max_tokens=512"])
+    later = TransferConfig.model_construct(_fields_set=set(), input="mean", output="first", tie="untie")
+    assert recipe.student is not None
+    kept, remarks = as_begun(recipe.with_values(student=recipe.student.model_copy(update={"transfer": later})))
+    assert kept.student is not None and kept.student.transfer == TransferConfig()
+    assert "student.transfer.tie is keep, as the run began" in remarks
+    folder.claim(run("default"), identity("default", kept))
+    asked, remarks = as_begun(load_recipe("default.yaml", ["train.max_tokens=512", "student.transfer.tie=untie"]))
+    assert not any("student.transfer" in remark for remark in remarks)
+    with pytest.raises(ValueError, match=r"another run \(student\.transfer\.tie: 'keep' there, 'untie' here\)"):
+        folder.claim(run("default"), identity("default", asked))
+    fresh = load_recipe("default.yaml", ["student.path=fresh", "student.transfer.output=last"])
+    begun, _ = as_begun(fresh)
+    assert begun.student is not None and begun.student.transfer.output == "last"

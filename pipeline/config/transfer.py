@@ -1,0 +1,32 @@
+"""Transfer section of the student: how rows are made when the tokenizer changes."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.section import Section, added
+
+InputRows = Literal["mean", "length_mean", "norm", "first", "last"]
+OutputRows = Literal["mean", "length_mean", "norm", "first", "last", "first_likelihood"]
+
+
+class TransferConfig(Section):
+    """The rows of tokens that the old tokenizer spells in several pieces, when the tokenizer changes."""
+
+    input: InputRows = Field(
+        "mean",
+        json_schema_extra=added("0.2.0", "mean"),
+        description="Embedding rows: mean, length_mean (weighted by bytes), first or last of the pieces' rows, each "
+        "times averaged_row_scale; norm (their mean at their mean length).",
+    )
+    output: OutputRows = Field(
+        "mean",
+        json_schema_extra=added("0.2.0", "mean"),
+        description="Head rows: as input, or first_likelihood (the first piece's row, and the log-likelihood that the "
+        "old model gives the other pieces after it).",
+    )
+    tie: Literal["keep", "untie"] = Field(
+        "keep",
+        json_schema_extra=added("0.2.0", "keep"),
+        description="untie: a model whose head is its embedding gets a head of its own, with as many more weights.",
+    )

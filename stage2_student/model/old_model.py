@@ -1,0 +1,90 @@
+"""The model before its move to another tokenizer: how likely its own tokens are, and what its states are like.
+
+Shape legend: B texts, L tokens, N states, D hidden width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config import TrainConfig
+from pipeline.runtime import log
+from pipeline.runtime.causality import check_causal
+from pipeline.runtime.devices import compute_device
+from pipeline.runtime.huggingface import max_positions
+from stage2_student.model.student import Student
+
+_NUM_TEXTS, _TEXT_TOKENS = 32, 128
+_TRAIN = TrainConfig.model_validate({"dtype": "float32", "objectives": {"ce": 1.0, "kl": 0.0}})
+
+
+@dataclass(frozen=True)
+class OldModel:
+    """A causal language model with its old tokenizer's rows, in float32; it is loaded when it is first asked.
+
+    Attributes:
+        load: loads it, on the CPU.
+        name: for messages.
+        num_rows: of its embedding.
+        start_id: the old token that begins a text; None if there is none.
+    """
+
+    load: Callable[[], Any]
+    name: str
+    num_rows: int
+    start_id: int | None
+
+    @cached_property
+    def student(self) -> Student:
+        """The model, on the device that computes, with its scaling of logits.
+
+        Raises:
+            ValueError: it looks ahead, or does more to its logits than scaling or capping them.
+        """
+        model = self.load().eval().requires_grad_(False)
+        check_causal(model, self.name)
+        student = Student(model, None, _TRAIN).eval()
+        student.find_logit_scale()
+        return student.to(compute_device())
+
+    @property
+    def model(self) -> Any:
+        return self.student.lm
+
+    @cached_property
+    def own_texts(self) -> Tensor:
+        """Texts that the model writes itself, (32, 128) tokens including the start token, at temperature 1.
+
+        The seed is fixed. Shorter if the model has fewer positions.
+        """
+        model = self.model
+        log.info(f"{self.name}: writes {_NUM_TEXTS} texts of {_TEXT_TOKENS} tokens to learn what its states are like")
+        starts_B = torch.linspace(0, self.num_rows - 1, _NUM_TEXTS).long()
+        if self.start_id is not None:
+            starts_B = torch.full_like(starts_B, self.start_id)
+        length = min(_TEXT_TOKENS, max_positions(model.config) or _TEXT_TOKENS)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            written: Tensor = model.generate(
+                starts_B[:, None].to(model.device),
+                attention_mask=torch.ones_like(starts_B[:, None]).to(model.device),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                min_new_tokens=length - 1,
+                max_new_tokens=length - 1,
+                pad_token_id=0,
+                use_cache=True,
+            )
+        return written
+
+    @torch.no_grad()
+    def states(self, tokens_BL: Tensor) -> Tensor:
+        """Return the last hidden states of texts, float32, on the CPU: of each token in turn."""
+        hidden_BLD = self.model.base_model(input_ids=tokens_BL, use_cache=False).last_hidden_state
+        return hidden_BLD.flatten(0, 1).float().cpu()

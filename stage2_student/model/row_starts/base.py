@@ -1,0 +1,51 @@
+"""The protocol of row starts: what a move to another tokenizer gives them, and what they return.
+
+Shape legend: V tokens of the new vocabulary, O rows of the old model, D hidden width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from pipeline.config import Recipe
+from pipeline.tokenization.yielded_tokens import Tokenizing
+from stage2_student.model.old_model import OldModel
+
+IN_PIECES = ("averaged", "fallback")  # kinds of tokens whose rows are made, not copied
+
+
+class Move(NamedTuple):
+    """A model's move to another tokenizer.
+
+    Attributes:
+        recipe: the run's, with all settings and the corpus.
+        old, new: the tokenizers.
+        sources: the old tokens that spell each new token; empty: its row is the mean of all rows.
+        kinds: what each new token is (`stage2_student.model.vocabulary_transfer.KINDS`).
+        start_id: the new token that begins a text.
+        old_model: the model before the move; it is loaded when it is first asked.
+    """
+
+    recipe: Recipe
+    old: Tokenizing
+    new: Tokenizing
+    sources: Sequence[Sequence[int]]
+    kinds: Sequence[str]
+    start_id: int
+    old_model: OldModel
+
+
+class NewRows(NamedTuple):
+    """The rows of a new vocabulary.
+
+    Attributes:
+        rows_VD: float32. Rows of tokens that are not `IN_PIECES` are those of `mean`: copied, or the mean of all rows.
+        bias_V: float32, added to the model's logits of these tokens, after its scaling; None for none.
+    """
+
+    rows_VD: Tensor
+    bias_V: Tensor | None = None
+
+
+RowStart = Callable[[Move, Tensor], NewRows]  # the old embedding or head (O, D) -> the new one

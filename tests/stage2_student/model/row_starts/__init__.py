@@ -1,0 +1,1 @@
+"""Tests of stage2_student/model/row_starts."""
