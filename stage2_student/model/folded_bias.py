@@ -24,7 +24,7 @@ class Folding(NamedTuple):
 
     Attributes:
         mean, deviation: of the products of the direction and the old model's states; 1 and 0 are exact.
-        bits_per_byte: what the moved model loses beside one with a true bias.
+        bits_per_byte: what the moved model loses beside one with a true bias; NaN if nothing written was text.
     """
 
     mean: float
@@ -65,7 +65,8 @@ def fold(model: Any, rows_VD: Tensor, added_V: Tensor, move: Move) -> Folding:
         exact_LV, logits_LV = scaled(states_LD @ rows_VD.T) + added_V, scaled(states_LD @ folded_VD.T)
         lost_nats += float(_nats(logits_LV, tokens_L) - _nats(exact_LV, tokens_L))
         num_bytes += len(text)
-    return Folding(float(products_N.mean()), float(products_N.std()), lost_nats / max(num_bytes, 1) / math.log(2))
+    lost = lost_nats / num_bytes / math.log(2) if num_bytes else math.nan
+    return Folding(float(products_N.mean()), float(products_N.std()), lost)
 
 
 def _texts(tokens_BL: Tensor, move: Move) -> Iterator[bytes]:
