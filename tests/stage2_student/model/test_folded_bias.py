@@ -50,17 +50,22 @@ def test_a_folded_bias_is_nearly_added_to_the_models_own_logits_and_its_cost_is_
     tokens = [[move.start_id, *NEW.encode(text)] for text in texts]
     before = [model(torch.tensor([row]), use_cache=False).logits[0].double() for row in tokens]
     folding = fold(model, rows_VD, added_V, move)
-    lost, errors = 0.0, []
+    direction_D = constant_direction(move.old_model.states(written[:16])).double()
+    lost = 0.0
     for row, before_LV in zip(tokens, before, strict=True):
         after_LV = model(torch.tensor([row]), use_cache=False).logits[0].double()
-        errors.append((after_LV - before_LV - added_V)[1:, added_V.abs() > 1] / added_V[added_V.abs() > 1])
+        states_LD = model.base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0].double()
+        expected_LV = before_LV + (states_LD @ direction_D)[:, None] * added_V
+        torch.testing.assert_close(after_LV, expected_LV, rtol=1e-4, atol=1e-3)
         labels_L = torch.tensor(row[1:])
         lost += float(
             cross_entropy(after_LV[:-1], labels_L, reduction="sum")
             - cross_entropy((before_LV + added_V)[:-1], labels_L, reduction="sum")
         )
-    assert folding.bits_per_byte == pytest.approx(lost / sum(map(len, texts)) / math.log(2), abs=1e-4)
-    assert float(torch.cat(errors).std()) < 2 * folding.deviation + 0.02
+    assert folding.bits_per_byte == pytest.approx(lost / sum(map(len, texts)) / math.log(2), rel=1e-3, abs=1e-4)
+    products_N = move.old_model.states(written[16:]).double() @ direction_D
+    assert folding.mean == pytest.approx(float(products_N.mean()), abs=1e-4)
+    assert folding.deviation == pytest.approx(float(products_N.std()), abs=1e-4)
     if family == "gpt2":
         assert abs(folding.mean - 1) < 0.05 and folding.deviation < 0.05 and abs(folding.bits_per_byte) < 0.05
 

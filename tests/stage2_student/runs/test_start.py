@@ -56,9 +56,8 @@ def test_a_start_is_made_once_until_the_recipe_asks_for_another(tmp_path: Path) 
     figures = make_start(recipe(tmp_path, transfer={"input": "last", "output": "last"}))
     assert figures["rows"]["input"] == "last" and weights.stat().st_mtime_ns != made
     (tmp_path / "run" / "checkpoints" / "step-000001").mkdir(parents=True)
-    folder.write_json(
-        tmp_path / "run" / "identity.json", {"student": {"transfer": {"input": "last", "output": "last"}}}
-    )
+    begun = {"student": {"transfer": {"input": "last", "output": "last"}}, "train": {}}
+    (tmp_path / "run" / "identity.json").write_text(json.dumps(begun))
     make_start(recipe(tmp_path))  # the recipe is silent: the run's own
     with pytest.raises(ValueError, match="holds checkpoints of a run that began from another start"):
         make_start(recipe(tmp_path, transfer={"input": "first", "output": "last"}))
