@@ -41,6 +41,18 @@ class Float32Head:
         self._bias_V = None if bias_V is None else bias_V.float()
         self._buffer: Tensor | None = None
 
+    def reorder(self, order_V: Tensor) -> None:
+        """Put the products of the first ids into another order, on a CPU; those of further rows stay where they are.
+
+        Args:
+            order_V: the id, among today's, whose product each column is to hold.
+        """
+        rest = torch.arange(len(order_V), len(self._weight_VD))
+        order_V = torch.cat([order_V, rest])
+        self._weight_VD = self._weight_VD.index_select(0, order_V)
+        if self._bias_V is not None:
+            self._bias_V = self._bias_V.index_select(0, order_V)
+
     def __call__(self, states_RD: Tensor) -> Tensor:
         """Return the products, R x V float32. On a CPU the next call overwrites them."""
         if states_RD.device.type == "cpu":

@@ -1,8 +1,9 @@
 """The row reduction on a CPU, compiled by numba: from one row's logits to its masses on column ranges.
 
-A row is read once for its largest logit, once to exponentiate it, and once to put the result in byte order; both
-buffers stay in the core's cache. Each column is then added up once (`pipeline.covering.softmax_numba`). The slow twin
-is `pipeline.covering.covering.reduce_probs`. Python's lock is released: rows are distributed over threads.
+A row is read once for its largest logit, once to exponentiate it, and, unless its logits are in byte order, once to put
+the result in that order, which takes longer than all else; both buffers stay in the core's cache. Each column is then
+added up once (`pipeline.covering.softmax_numba`). The slow twin is `pipeline.covering.covering.reduce_probs`. Python's
+lock is released: rows are distributed over threads.
 
 Shape legend: R rows, V token ids, C sorted columns, N nodes, I intervals, as in `pipeline.covering.covering`.
 """
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pipeline.covering.softmax_numba import exp32, has_nan32, largest32, sum32
+from pipeline.covering.softmax_numba import exp32, finite_largest32, sum32
 
 
 @njit(nogil=True, error_model="numpy")
 def reduce_range(
     logits_RV: Any,
     order_C: Any,
+    in_byte_order: bool,
     first_row: int,
     first_interval: int,
     intervals: Any,
@@ -32,6 +34,7 @@ def reduce_range(
 
     Args:
         order_C: int32, the token id of each column.
+        in_byte_order: the logits are by column, not by token id.
         first_interval: index of the first row's first interval.
 
     Returns:
@@ -44,14 +47,15 @@ def reduce_range(
     for r in range(logits_RV.shape[0]):
         row = first_row + r
         logits_V = logits_RV[r]
-        bits_V = logits_V.view(np.int32)
-        largest = largest32(bits_V)
-        if not np.isfinite(largest) or has_nan32(bits_V):
+        largest = finite_largest32(logits_V.view(np.int32))
+        if np.isnan(largest):
             return False
+        exps_V = probs_C if in_byte_order else probs_V
         for v in range(width):
-            probs_V[v] = exp32(logits_V[v] - largest)
-        for c in range(width):  # in the loop above, the indirect load would keep the exponential from being vectorised
-            probs_C[c] = probs_V[order_C[c]]
+            exps_V[v] = exp32(logits_V[v] - largest)
+        if not in_byte_order:
+            for c in range(width):  # in the loop above, the indirect load would keep it from being vectorised
+                probs_C[c] = probs_V[order_C[c]]
         child_first, child_last, node_total = -1, -1, 0.0
         first_of_row = i
         for n in range(row_nodes[row], row_nodes[row + 1]):

@@ -33,10 +33,11 @@ class CpuKernel:
     Args:
         cores: those to use; default: all that this thread may run on. vLLM binds the thread that starts it to one core,
             and new threads would inherit that.
+        in_byte_order: logits come by column of the vocabulary, not by token id.
     """
 
-    def __init__(self, vocabulary: Vocabulary, cores: set[int] | None = None) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, cores: set[int] | None = None, in_byte_order: bool = False) -> None:
+        self._vocabulary, self._in_byte_order = vocabulary, in_byte_order
         self._order_C = vocabulary.order.astype(np.int32)
         cores = cores or os.sched_getaffinity(0)
         self._threads = ThreadPoolExecutor(len(cores), "reduce", os.sched_setaffinity, (0, cores))
@@ -63,6 +64,7 @@ class CpuKernel:
                 self._reduce_range,
                 logits[first:last],
                 self._order_C,
+                self._in_byte_order,
                 first_row + first,
                 int(into.row_intervals[first_row + first]),
                 intervals,
@@ -156,14 +158,19 @@ class Reducer:
 
     Args:
         chunk: rows whose logits are held at once; None: `CHUNK_CPU` or `CHUNK_GPU`.
-        cores: see `CpuKernel`.
+        cores, in_byte_order: see `CpuKernel`.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, device: torch.device, chunk: int | None = None, cores: set[int] | None = None
+        self,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        chunk: int | None = None,
+        cores: set[int] | None = None,
+        in_byte_order: bool = False,
     ) -> None:
         self.vocabulary, self.chunk = vocabulary, default_chunk(device) if chunk is None else chunk
-        self.kernel = _open_kernel(vocabulary, device, cores)
+        self.kernel = _open_kernel(vocabulary, device, cores, in_byte_order)
 
     def reduce(self, computed: Sequence[ComputedRows], logits_of: Callable[[Tensor], Tensor | None]) -> None:
         """Reduce rows of several prompts together, and give each prompt its own.
@@ -214,12 +221,15 @@ def default_chunk(device: torch.device) -> int:
     return CHUNK_GPU if device.type == "cuda" else CHUNK_CPU
 
 
-def _open_kernel(vocabulary: Vocabulary, device: torch.device, cores: set[int] | None) -> Kernel[Any]:
+def _open_kernel(
+    vocabulary: Vocabulary, device: torch.device, cores: set[int] | None, in_byte_order: bool
+) -> Kernel[Any]:
     if device.type == "cuda":
+        assert not in_byte_order
         from stage1_teacher.reduction.triton_kernel import TritonKernel  # CUDA builds of torch bring Triton along
 
         return TritonKernel(vocabulary, device)
-    return CpuKernel(vocabulary, cores)
+    return CpuKernel(vocabulary, cores, in_byte_order)
 
 
 def even_bounds(count: int, max_size: int) -> list[int]:

@@ -56,6 +56,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> LinearModel:
     from stage1_teacher.engines import vllm_worker
 
     monkeypatch.setattr(vllm_worker, "get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(vllm_worker, "get_tensor_model_parallel_world_size", lambda: 1)
     return LinearModel()
 
 
@@ -246,3 +247,61 @@ def test_branches_share_a_cache_of_keys_and_values_only(monkeypatch: pytest.Monk
     assert cache(full, MambaSpec.__new__(MambaSpec)) is None and cache() is None
     monkeypatch.setattr(vllm_worker, "get_pp_group", lambda: SimpleNamespace(world_size=2))
     assert cache(full) is None  # the first stages answer nothing
+
+
+class HeadModel(LinearModel):
+    """A model in bfloat16 with vLLM's own float32 head, padded, which may hold down one token's logit behind it."""
+
+    def __init__(self, *, vllm_config: Any = None, prefix: str = "", held_down: int | None = None) -> None:
+        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+        from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+        from stage1_teacher.engines.vllm_worker import RowPooler
+
+        super().__init__()
+        padded_VD = torch.randn(WIDTH + 24, SIZE, generator=torch.Generator().manual_seed(3)).bfloat16()
+        self.weight_VD = nn.Parameter(padded_VD, requires_grad=False)
+        self.lm_head = SimpleNamespace(quant_method=UnquantizedEmbeddingMethod(), weight=padded_VD, tp_size=1)
+        self.logits_processor = LogitsProcessor.__new__(LogitsProcessor)
+        nn.Module.__init__(self.logits_processor)
+        facts = {"scale": 0.5, "soft_cap": 9.0, "logits_as_input": False, "head_dtype": torch.float32}
+        for name, value in (facts | {"org_vocab_size": WIDTH, "vocab_size": WIDTH}).items():
+            setattr(self.logits_processor, name, value)
+        self.held_down = held_down
+        self.pooler = RowPooler(self, SIZE, torch.bfloat16)
+
+    def compute_logits(self, states_TD: Tensor) -> Tensor:
+        logits_TV: Tensor = self.logits_processor(self.lm_head, states_TD)
+        if self.held_down is not None:
+            logits_TV[:, self.held_down] = -50.0
+        return logits_TV
+
+    def exact(self, states_TD: Tensor) -> Tensor:
+        """Return the logits by token id, in float64."""
+        logits_TV = states_TD.double() @ self.weight_VD[:WIDTH].T.double()
+        logits_TV = 0.5 * 9 * torch.tanh(logits_TV / 9)
+        if self.held_down is not None:
+            logits_TV[:, self.held_down] = -50.0
+        return logits_TV
+
+
+@pytest.mark.parametrize("held_down", [None, 17])
+def test_logits_come_in_byte_order_unless_the_model_treats_tokens_differently_and_are_its_own_either_way(
+    model: LinearModel, held_down: int | None
+) -> None:
+    made, head = wide_vocabulary(np.random.default_rng(0)), HeadModel(held_down=held_down)
+    spelled: list[bytes | None] = [None] * WIDTH
+    for column, of_token in enumerate(made.sorted_bytes):
+        spelled[int(made.order[column])] = of_token
+    assert head.pooler.open(spelled, made.end_ids, 3) == (WIDTH, None)
+    assert (head.pooler._column_V is not None) == (held_down is None)
+    covering, states_TD = covering_of(made, b"abcabc"), torch.randn(7, SIZE).bfloat16()
+    runner = RunnerV2(head)
+    runner.add(0, 7, {MESSAGE: rows_message([RowsAlong.canonical(covering, 0)])})
+    runner.add(1, 7, {OWN_LOGPROBS: 0})
+    with torch.inference_mode():  # as vLLM's runners are
+        answer, own = runner.step([(0, 0, states_TD), (1, 0, states_TD)])
+    logits_RV = head.exact(states_TD)
+    check(answer, covering.reduce_rows(covering.offsets, exp_logits(logits_RV.numpy()[:, made.order])))
+    assert own is not None
+    torch.testing.assert_close(own.double(), logits_RV.log_softmax(-1), rtol=0, atol=1e-4)

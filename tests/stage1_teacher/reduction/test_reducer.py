@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.covering.covering import Covering, ReducedRow, exp_logits
+from pipeline.covering.softmax_numba import finite_largest32, sum32
 from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduction.reducer import ComputedRows, PromptRows, Reducer, even_bounds
 from stage1_teacher.reduction.types import RowsAlong
@@ -27,7 +28,11 @@ def wide_vocabulary(rng: np.random.Generator) -> Vocabulary:
 
 
 def reduced_twice(
-    vocabulary: Vocabulary, parts: list[tuple[bytes, list[int]]], logits: list[np.ndarray], chunk: int
+    vocabulary: Vocabulary,
+    parts: list[tuple[bytes, list[int]]],
+    logits: list[np.ndarray],
+    chunk: int,
+    in_byte_order: bool = False,
 ) -> tuple[list[list[ReducedRow]], list[list[ReducedRow]]]:
     """Reduce rows of some documents at some offsets: as the dump does, and by the slow twin in float64."""
     coverings = [covering_of(vocabulary, document) for document, _ in parts]
@@ -43,7 +48,9 @@ def reduced_twice(
         ComputedRows(of_prompt, 0, torch.from_numpy(logits_RV.astype(np.float32)))  # its states are its logits
         for of_prompt, logits_RV in zip(rows, logits, strict=True)
     ]
-    reducer_of(vocabulary, chunk).reduce(computed, lambda states_RV: states_RV)
+    reducer = Reducer(vocabulary, torch.device("cpu"), chunk, in_byte_order=in_byte_order)
+    order_V = torch.from_numpy(vocabulary.order)
+    reducer.reduce(computed, lambda states_RV: states_RV[:, order_V] if in_byte_order else states_RV)
     return [of_request for of_prompt in rows for of_request in of_prompt.rows()], expected
 
 
@@ -82,8 +89,9 @@ def test_rows_at_any_offsets_of_several_documents_equal_the_slow_twin(seed: int,
         parts.append((document, rng.integers(0, length + 1, size=rng.integers(0, 6)).tolist()))
     parts.append((b"abc", [0, 1, 2, 3]))
     logits = [rng.normal(size=(len(offsets), WIDTH)).astype(np.float32) * spread for _, offsets in parts]
-    found, expected = reduced_twice(vocabulary, parts, logits, chunk)
-    assert_close(found, expected, rtol=2e-5)
+    for in_byte_order in (False, True):
+        found, expected = reduced_twice(vocabulary, parts, logits, chunk, in_byte_order)
+        assert_close(found, expected, rtol=2e-5)
 
 
 def test_masses_of_1e_7_and_far_less_keep_their_digits() -> None:
@@ -95,6 +103,26 @@ def test_masses_of_1e_7_and_far_less_keep_their_digits() -> None:
     smallest = min(row.masses_I.min() for row in expected[0])
     assert smallest < 1e-30
     assert_close(found, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 300, 9000])
+def test_sums_of_any_range_of_columns_are_those_of_float64(width: int) -> None:
+    rng = np.random.default_rng(width)
+    probs_C = (10.0 ** rng.uniform(-9, 0, size=width)).astype(np.float32)
+    ranges = [(0, width), (width, width), *np.sort(rng.integers(0, width + 1, size=(200, 2)), axis=1).tolist()]
+    for first, last in ranges:
+        expected = probs_C[first:last].sum(dtype=np.float64)
+        assert sum32(probs_C, first, last) == pytest.approx(expected, rel=2e-6)
+
+
+def test_the_largest_of_finite_logits_is_found_and_others_give_nan() -> None:
+    rng = np.random.default_rng(0)
+    for logits_C in (rng.normal(size=(50, 33)) - rng.choice([0, 100], size=(50, 1))).astype(np.float32):
+        assert finite_largest32(logits_C.view(np.int32)) == logits_C.max()
+        logits_C[rng.integers(33)] = rng.choice([np.nan, -np.nan, np.inf])
+        assert np.isnan(finite_largest32(logits_C.view(np.int32)))
+    assert np.isnan(finite_largest32(np.full(5, -np.inf, dtype=np.float32).view(np.int32)))
+    assert finite_largest32(np.array([-np.inf, -3], dtype=np.float32).view(np.int32)) == -3
 
 
 @pytest.mark.parametrize("offset", [-100.0, 0.0, 100.0])
