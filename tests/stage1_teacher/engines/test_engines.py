@@ -51,8 +51,8 @@ def brute_force_targets(model: Path, documents: list[str]) -> list[np.ndarray]:
     ]
 
 
-def engine_targets(engine: str, model: Path, **placement: int) -> list[np.ndarray]:
-    config = TeacherConfig(model=str(model), engine=engine, dtype="float32", max_tokens=64, overlap_tokens=8)
+def engine_targets(engine: str, model: Path, dtype: str = "float32", **placement: int) -> list[np.ndarray]:
+    config = TeacherConfig(model=str(model), engine=engine, dtype=dtype, max_tokens=64, overlap_tokens=8)
     tokenizer = tiny_tokenizer()
     end = tokenizer.eos_token_id
     # The longest prompt is computed in parts of 8 tokens, and its logits in chunks of 3 rows.

@@ -19,7 +19,9 @@ from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.engines.base import MESSAGE, OWN_LOGPROBS
 from stage1_teacher.reduction.messages import read_masses, rows_message
 from stage1_teacher.reduction.types import RowsAlong
+from tests.stage1_teacher.engines.test_engines import DOCUMENTS, brute_force_targets, engine_targets
 from tests.stage1_teacher.reduction.test_reducer import WIDTH, covering_of, wide_vocabulary
+from tests.support.tiny import tiny_model
 
 SIZE = 16
 
@@ -305,3 +307,24 @@ def test_logits_come_in_byte_order_unless_the_model_treats_tokens_differently_an
     check(answer, covering.reduce_rows(covering.offsets, exp_logits(logits_RV.numpy()[:, made.order])))
     assert own is not None
     torch.testing.assert_close(own.double(), logits_RV.log_softmax(-1), rtol=0, atol=1e-4)
+
+
+def test_a_teacher_in_bfloat16_is_summed_from_its_own_float32_logits_in_byte_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stage1_teacher.engines.vllm_worker import RowPooler
+
+    orders: list[bool] = []
+    put = RowPooler._put_in_byte_order
+
+    def noted(pooler: RowPooler, *arguments: Any) -> Tensor | None:
+        column_V = put(pooler, *arguments)
+        orders.append(column_V is not None)
+        return column_V
+
+    monkeypatch.setattr(RowPooler, "_put_in_byte_order", noted)
+    found = engine_targets("vllm", tiny_model(tmp_path), dtype="bfloat16")  # which holds rows against the model's own
+    assert orders == [True]
+    for targets, expected in zip(found, brute_force_targets(tmp_path, DOCUMENTS), strict=True):
+        distance_P = 0.5 * np.abs(targets - expected).sum(axis=1)  # to the model in float64
+        assert distance_P.mean() < 0.1
