@@ -7,8 +7,8 @@ Each document is cut to `--tokens` teacher tokens and read from its start. The r
 offset above 1e-4 of the mass, merged with the canonical row after 8 shared tokens; every candidate takes its rows from
 the same forwards, so that nothing but the choice of rows tells them apart. Per position: KL(reference, candidate) in
 nats (the candidate floored at 1e-12), Jensen-Shannon divergence, total variation. Tokens really computed per document
-token are counted twice: with a tree attention (a branch row is one token) and with a prefix cache in blocks of 16 (a
-branch computes its path's unfinished block).
+token are counted twice: with a tree attention (a branch row is one token) and with a prefix cache in blocks of 16, as
+vLLM's own (a branch computes its path's unfinished block; ours in vLLM's blocks computes only the branch's tokens).
 
 Resumable: a document's rows and its figures lie in two files under `--out`. The rows cost the forwards; where only the
 figures are deleted, other candidates are measured on the same rows in a second a document. `--table` prints what is
