@@ -10,7 +10,7 @@ first commit counts. That second copy is why Ray's own retries (`max_restarts`, 
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
@@ -253,9 +253,8 @@ class ClusterEngines:
             why = self._lose(engine, error)
             del self._working[call]
             place, lost = self._places.pop(engine), list(self._attempts.pop(engine))
-            shards = " and ".join(str(attempt.shard.plan.index) for attempt in lost)
-            what = f"shard {shards} is" if len(lost) == 1 else f"shards {shards} are"
-            log.warning(f"{self._job.dump}: the engine in {place} is lost ({why}); {what} assigned again")
+            again = _assigned_again([attempt.shard.plan.index for attempt in lost])
+            log.warning(f"{self._job.dump}: the engine in {place} is lost ({why}){again}")
             for attempt in lost:
                 queue.fail(attempt, why)
             return
@@ -263,6 +262,16 @@ class ClusterEngines:
         if made is not None:
             self._num_shards -= made.committed is not None
             yield made
+
+
+def _assigned_again(shards: Sequence[int]) -> str:
+    """Return the end of a sentence that names a lost engine's shards; it may have committed all of them."""
+    if not shards:
+        return ""
+    *others, last = map(str, shards)
+    return (
+        f"; shards {', '.join(others)} and {last} are assigned again" if others else f"; shard {last} is assigned again"
+    )
 
 
 def _described(resources: Mapping[str, float]) -> str:

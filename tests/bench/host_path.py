@@ -1,6 +1,6 @@
 """Host time per token of a dump beside the engine, step by step.
 
-    .venv/bin/python -m tests.bench.host_path [--tokens 40000] [--rounds 3] [--processes 2]
+    .venv/bin/python -m tests.bench.host_path [--tokens 40000] [--rounds 3] [--processes 2] [--tokenizers gpt2,gemma3]
 
 The engine costs nothing here: a row's range sums are made once, by the CPU's kernel, from a few rows of random logits,
 and are not timed. What is timed is what the dump's process and its engine's worker do on their host; the sums into
@@ -37,7 +37,7 @@ from stage1_teacher.targets.engine_output import span_requests
 from tests.bench.texts import encyclopaedic
 from tests.support.families import FAMILIES
 
-TOKENIZERS = ("gpt2", "llama3", "qwen")
+TOKENIZERS = ("gpt2", "llama3", "qwen", "gemma3")
 DOCUMENT_BYTES = (500, 2000, 8000)
 LOGIT_ROWS = 64  # random rows, used in turn
 SPREAD = 3.5  # nats, of the logits of all other tokens
@@ -176,13 +176,14 @@ def main(
     tokens: Annotated[int, typer.Option(help="of each task")] = 40_000,
     rounds: Annotated[int, typer.Option(help="timed rounds; the median counts")] = 3,
     processes: Annotated[int, typer.Option(help="at once, beside one alone; 0 leaves this out")] = 2,
+    tokenizers: Annotated[str, typer.Option(help="with commas between")] = ",".join(TOKENIZERS),
     zstd_level: Annotated[int, typer.Option(help="of a shard; the recipes' default is 15")] = 15,
 ) -> None:
     """Print a table of steps, and of tokens per second."""
     torch.set_num_threads(1)
     rows: dict[tuple[str, int], dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in TOKENIZERS:
+        for name in tokenizers.split(","):
             for document_bytes in DOCUMENT_BYTES:
                 task = make_task(name, document_bytes, tokens)
                 measure(task, zstd_level, Path(folder))  # compiles
@@ -198,7 +199,7 @@ def main(
         print(f"| {name} | {int(row['columns']):,} | {document_bytes:,} | {values} |")
     if processes:
         counts = (1, processes)
-        rates = [throughput(TOKENIZERS[0], 2000, tokens, zstd_level, count) for count in counts]
+        rates = [throughput(tokenizers.split(",")[0], 2000, tokens, zstd_level, count) for count in counts]
         print()
         for count, rate in zip(counts, rates, strict=True):
             print(f"{count} processes: {rate:,.0f} tokens/s, {rate / rates[0]:.2f} times one")

@@ -24,7 +24,7 @@ from stage1_teacher.coordination.retry import EngineError
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.processes.shard_queue import ShardQueue
-from stage1_teacher.ray.pool import ClusterEngines, cluster_engines, import_ray, ray_cluster
+from stage1_teacher.ray.pool import ClusterEngines, _assigned_again, cluster_engines, import_ray, ray_cluster
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_store_dump import stored
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
@@ -293,6 +293,7 @@ def test_shards_committed_long_after_they_are_made_are_counted_once_and_lost_wit
     assert [index for index in made if index is not None] == [0, 1]
     said = capsys.readouterr().err
     assert "the engine in a is lost" in said and "shards 0 and 1 are assigned again" in said
+    assert _assigned_again([]) == "" and _assigned_again([4, 2, 7]) == "; shards 4, 2 and 7 are assigned again"
 
 
 def test_what_every_engine_would_say_ends_the_dump_at_once() -> None:
