@@ -6,8 +6,8 @@ from pydantic import Field
 
 from pipeline.config.section import Section, added
 
-InputRows = Literal["mean", "length_mean", "norm", "first", "last"]
-OutputRows = Literal["mean", "length_mean", "norm", "first", "last", "first_likelihood"]
+InputRows = Literal["mean", "length_mean", "norm", "first", "last", "lexicon"]
+OutputRows = Literal["mean", "length_mean", "norm", "first", "last", "lexicon", "first_likelihood"]
 
 
 class TransferConfig(Section):
@@ -17,7 +17,8 @@ class TransferConfig(Section):
         "mean",
         json_schema_extra=added("0.2.0", "mean"),
         description="Embedding rows: mean, length_mean (weighted by bytes), first or last of the pieces' rows, each "
-        "times averaged_row_scale; norm (their mean at their mean length).",
+        "times averaged_row_scale; norm (their mean at their mean length); lexicon (what the old model's lower layers "
+        "make of the pieces, turned into a row as its own tokens' rows are).",
     )
     output: OutputRows = Field(
         "mean",

@@ -3,7 +3,7 @@
 Shape legend: B texts, L tokens, N states, D hidden width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,8 @@ from pipeline.runtime import log
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import max_positions
+from pipeline.runtime.padding import padded_groups
+from stage2_student.model.drop_layers import drop_layers
 from stage2_student.model.student import Student
 
 _NUM_TEXTS, _TEXT_TOKENS = 32, 128
@@ -82,6 +84,50 @@ class OldModel:
                 use_cache=True,
             )
         return written
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @torch.no_grad()
+    def states_at_last(
+        self, sequences: Sequence[Sequence[int]], depths: Sequence[int], max_tokens: int
+    ) -> Iterator[tuple[list[int], list[Tensor]]]:
+        """Yield the states at the last token of each sequence, which follows the start token.
+
+        The layers above are left out where the family can be cut.
+
+        Args:
+            depths: the numbers of layers after which states are taken, ascending.
+            max_tokens: of a forward pass.
+        Yields:
+            indices of sequences, and for each depth their states (N, D), float32, on the model's device.
+        Raises:
+            ValueError: the family does not give the states between its layers.
+        """
+        start = [] if self.start_id is None else [self.start_id]
+        lower = self._lowest(depths[-1] + 1)
+        for group in padded_groups([len(start) + len(sequence) for sequence in sequences], max_tokens):
+            rows = [[*start, *sequences[index]] for index in group]
+            width = len(rows[0])
+            tokens_BL = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.model.device)
+            found = lower(input_ids=tokens_BL, use_cache=False, output_hidden_states=True).hidden_states
+            if found is None or len(found) <= depths[-1]:
+                raise ValueError(
+                    f"{self.name}: a model of type {self.model.config.model_type} does not give the states between its "
+                    "layers, which student.transfer.input=lexicon reads; use another student.transfer.input"
+                )
+            last_B = torch.tensor([len(row) - 1 for row in rows], device=self.model.device)
+            states_at = torch.arange(len(rows), device=self.model.device)
+            yield group, [found[depth][states_at, last_B].float() for depth in depths]
+
+    def _lowest(self, num_layers: int) -> Any:
+        """Return the model without its head and, where it can be cut, without the layers above these."""
+        try:
+            return drop_layers(self.model, range(num_layers, self.num_layers)).base_model
+        except ValueError as reason:
+            log.info(f"{reason}; all layers are run")
+            return self.model.base_model
 
     @torch.no_grad()
     def states(self, tokens_BL: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ from stage2_student.model.initial_student import (
     export_start,
     student_tokenizer,
 )
+from stage2_student.model.row_sources import row_sources
 from stage2_student.model.row_starts import IN_PIECES
 from stage2_student.model.start_identity import is_made, start_identity
-from stage2_student.model.vocabulary_transfer import row_sources
 from stage2_student.runs import folder
 from stage2_student.runs.begun import as_begun
 from stage2_student.runs.checkpoints import checkpoint_steps

@@ -5,6 +5,7 @@ A way is a function of the move (`base.Move`) and the old rows. May import `pipe
 """
 
 from stage2_student.model.row_starts.base import IN_PIECES, Move, NewRows, RowStart
+from stage2_student.model.row_starts.lexicon import lexicon
 from stage2_student.model.row_starts.likelihood import first_likelihood
 from stage2_student.model.row_starts.pieces import first, last, length_mean, mean, norm
 
@@ -17,5 +18,6 @@ INPUT_ROWS: dict[str, RowStart] = {
     "norm": norm,
     "first": first,
     "last": last,
+    "lexicon": lexicon,
 }
 OUTPUT_ROWS: dict[str, RowStart] = {**INPUT_ROWS, "first_likelihood": first_likelihood}

@@ -3,7 +3,8 @@
 Shape legend: V tokens of the new vocabulary, O rows of the old model, D hidden width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -42,10 +43,12 @@ class NewRows(NamedTuple):
     Attributes:
         rows_VD: float32. Rows of tokens that are not `IN_PIECES` are those of `mean`: copied, or the mean of all rows.
         bias_V: float32, added to the model's logits of these tokens, after its scaling; None for none.
+        facts: what an operator should know of how they were made; `transfer.json` has them.
     """
 
     rows_VD: Tensor
     bias_V: Tensor | None = None
+    facts: Mapping[str, float] = MappingProxyType({})
 
 
 RowStart = Callable[[Move, Tensor], NewRows]  # the old embedding or head (O, D) -> the new one

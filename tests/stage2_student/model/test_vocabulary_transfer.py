@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.model.initial_student import export_start, tokenizer_moved
-from stage2_student.model.vocabulary_transfer import longest_match, row_sources
+from stage2_student.model.row_sources import longest_match, row_sources
 from tests.support.families import load, load_sentencepiece, train_sentencepiece
 from tests.support.moved_models import move
 from tests.support.small_dumps import make_recipe
