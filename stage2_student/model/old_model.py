@@ -18,7 +18,7 @@ from pipeline.runtime.devices import compute_device
 from pipeline.runtime.huggingface import max_positions
 from pipeline.runtime.padding import padded_groups
 from stage2_student.model.drop_layers import drop_layers
-from stage2_student.model.student import Student
+from stage2_student.model.student import Precision, Student
 
 _NUM_TEXTS, _TEXT_TOKENS = 32, 128
 _TRAIN = TrainConfig.model_validate({"dtype": "float32", "objectives": {"ce": 1.0, "kl": 0.0}})
@@ -91,7 +91,7 @@ class OldModel:
 
     @torch.no_grad()
     def states_at_last(
-        self, sequences: Sequence[Sequence[int]], depths: Sequence[int], max_tokens: int
+        self, sequences: Sequence[Sequence[int]], depths: Sequence[int], max_tokens: int, precision: Precision
     ) -> Iterator[tuple[list[int], list[Tensor]]]:
         """Yield the states at the last token of each sequence, which follows the start token.
 
@@ -100,6 +100,7 @@ class OldModel:
         Args:
             depths: the numbers of layers after which states are taken, ascending.
             max_tokens: of a forward pass.
+            precision: of its matrix products.
         Yields:
             indices of sequences, and for each depth their states (N, D), float32, on the model's device.
         Raises:
@@ -111,7 +112,8 @@ class OldModel:
             rows = [[*start, *sequences[index]] for index in group]
             width = len(rows[0])
             tokens_BL = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.model.device)
-            found = lower(input_ids=tokens_BL, use_cache=False, output_hidden_states=True).hidden_states
+            with precision.context(self.model.device.type):
+                found = lower(input_ids=tokens_BL, use_cache=False, output_hidden_states=True).hidden_states
             if found is None or len(found) <= depths[-1]:
                 raise ValueError(
                     f"{self.name}: a model of type {self.model.config.model_type} does not give the states between its "

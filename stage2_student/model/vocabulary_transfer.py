@@ -14,7 +14,7 @@ from pipeline.config import Recipe, TransferConfig, student_config
 from stage2_student.model.folded_bias import Folding, fold
 from stage2_student.model.old_model import OldModel
 from stage2_student.model.row_sources import KINDS, TransferTokenizer, row_sources
-from stage2_student.model.row_starts import INPUT_ROWS, OUTPUT_ROWS, Move, NewRows
+from stage2_student.model.row_starts import INPUT_ROWS, OUTPUT_ROWS, Move
 from stage2_student.model.row_starts.pieces import mean_rows
 from stage2_student.model.untie import is_tied, untie
 

@@ -19,6 +19,7 @@ from stage2_student.model.old_model import OldModel
 from stage2_student.model.row_sources import spelling_tokens
 from stage2_student.model.row_starts.base import IN_PIECES, Move, NewRows
 from stage2_student.model.row_starts.pieces import mean_rows, row_scales
+from stage2_student.model.student import Precision
 
 DEPTHS = (1 / 15, 2 / 15, 4 / 15, 6 / 15)  # of the layers whose states are read; deeper ones add nothing measurable
 RIDGE = 1e-2  # of a standardized feature's variance
@@ -28,6 +29,7 @@ LONGER = 1.15
 _HELD_OUT = 16  # every so many tokens one is kept from the regression, to say how well it does
 _MAX_PIECES = 32  # a longer token (a line of dashes) is read from its last pieces
 _TOKENS_AT_ONCE = 16384
+_PRECISION = Precision(torch.bfloat16)  # rounding is far below what the regression leaves unexplained
 
 
 def lexicon(move: Move, weight_OD: Tensor) -> NewRows:
@@ -93,7 +95,7 @@ class Features:
 
     def chunks(self, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """Yield indices of tokens, and their features (N, F) in float32, for all tokens."""
-        for ids, states in self._model.states_at_last(pieces, self._depths, _TOKENS_AT_ONCE):
+        for ids, states in self._model.states_at_last(pieces, self._depths, _TOKENS_AT_ONCE, _PRECISION):
             sources = [pieces[i] for i in ids]
             ones = torch.ones(len(ids))
             rows = [

@@ -9,6 +9,7 @@ import torch
 
 from stage2_student.model.old_model import OldModel
 from stage2_student.model.row_starts.lexicon import Regression, two_parts
+from stage2_student.model.student import Precision
 from tests.zoo import models
 
 
@@ -41,7 +42,7 @@ def test_states_are_those_of_the_whole_model_at_the_last_token(family: str, star
     depths = [1, old.num_layers - 1] if old.num_layers > 2 else [1]
     found = {
         index: [state[at] for state in states]
-        for ids, states in old.states_at_last(pieces, depths, 12)
+        for ids, states in old.states_at_last(pieces, depths, 12, Precision(torch.float32))
         for at, index in enumerate(ids)
     }
     for index, sequence in enumerate(pieces):
@@ -59,9 +60,7 @@ def test_a_token_is_split_where_its_rarer_part_is_the_least_rare() -> None:
     parts = two_parts(spelling)
     for spelled, token in spelling.items():
         pairs = [
-            (a, b)
-            for (left, a), (right, b) in itertools.product(spelling.items(), repeat=2)
-            if left + right == spelled
+            (a, b) for (left, a), (right, b) in itertools.product(spelling.items(), repeat=2) if left + right == spelled
         ]
         assert (token in parts) == bool(pairs)
         if pairs:
