@@ -6,25 +6,27 @@ from pydantic import Field
 
 from pipeline.config.section import Section, added
 
-InputRows = Literal["mean", "length_mean", "norm", "first", "last", "lexicon"]
-OutputRows = Literal["mean", "length_mean", "norm", "first", "last", "lexicon", "first_likelihood"]
+InputRows = Literal["auto", "mean", "length_mean", "norm", "first", "last", "lexicon"]
+OutputRows = Literal["auto", "mean", "length_mean", "norm", "first", "last", "lexicon", "first_likelihood"]
 
 
 class TransferConfig(Section):
     """The rows of tokens that the old tokenizer spells in several pieces, when the tokenizer changes."""
 
     input: InputRows = Field(
-        "mean",
+        "auto",
         json_schema_extra=added("0.2.0", "mean"),
-        description="Embedding rows: mean, length_mean (weighted by bytes), first or last of the pieces' rows, each "
-        "times averaged_row_scale; norm (their mean at their mean length); lexicon (what the old model's lower layers "
-        "make of the pieces, turned into a row as its own tokens' rows are).",
+        description="Embedding rows: lexicon (what the old model's lower layers make of the pieces, turned into a row "
+        "as its own tokens' rows are); mean, length_mean (weighted by bytes), first or last of the pieces' rows, each "
+        "times averaged_row_scale; norm (their mean at their mean length). auto: lexicon, or mean where too few old "
+        "tokens teach it.",
     )
     output: OutputRows = Field(
-        "mean",
+        "auto",
         json_schema_extra=added("0.2.0", "mean"),
         description="Head rows: as input, or first_likelihood (the first piece's row, and the log-likelihood that the "
-        "old model gives the other pieces after it).",
+        "old model gives the other pieces after it). auto: as the input where the head is the embedding or the input "
+        "is not lexicon; else first_likelihood.",
     )
     tie: Literal["keep", "untie"] = Field(
         "keep",

@@ -156,7 +156,9 @@ def _move(recipe: Recipe, model: Any, old: ByteTokenizer, new: ByteTokenizer, id
         old_model = OldModel(lambda: load_model(source, torch.float32), student.model, num_rows, start_id)
         moved = transfer(model, plan_move(recipe, (old, new), controls, ids.document_start, old_model))
         log.info(f"{len(new.token_bytes):,} rows of the new tokenizer: {moved.counts}")
-        how = {**moved.counts.as_dict(), **student.transfer.model_dump(), "tied": moved.tied, **moved.facts}
+        inputs, outputs = moved.row_kinds
+        made = {"input": inputs, "output": outputs, "tie": student.transfer.tie, "tied": moved.tied}
+        how = {**moved.counts.as_dict(), **made, **moved.facts}
         if moved.folding is not None:
             how["folded_bias"] = moved.folding._asdict()
         model.config.pad_token_id = model.generation_config.pad_token_id = ids.end

@@ -89,6 +89,14 @@ class OldModel:
     def num_layers(self) -> int:
         return int(self.model.config.get_text_config().num_hidden_layers)
 
+    @property
+    def gives_states(self) -> bool:
+        """Whether the family gives the states between its layers."""
+        with torch.no_grad():
+            token_11 = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+            found = self.model.base_model(input_ids=token_11, use_cache=False, output_hidden_states=True)
+        return len(getattr(found, "hidden_states", None) or ()) > self.num_layers
+
     @torch.no_grad()
     def states_at_last(
         self, sequences: Sequence[Sequence[int]], depths: Sequence[int], max_tokens: int, precision: Precision
@@ -114,7 +122,7 @@ class OldModel:
             tokens_BL = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self.model.device)
             with precision.context(self.model.device.type):
                 found = lower(input_ids=tokens_BL, use_cache=False, output_hidden_states=True).hidden_states
-            if found is None or len(found) <= depths[-1]:
+            if not found or len(found) <= depths[-1]:
                 raise ValueError(
                     f"{self.name}: a model of type {self.model.config.model_type} does not give the states between its "
                     "layers, which student.transfer.input=lexicon reads; use another student.transfer.input"

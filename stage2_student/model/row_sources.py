@@ -16,19 +16,27 @@ class TransferTokenizer(Tokenizing, Protocol):
 
 
 def row_sources(
-    old: TransferTokenizer, new: TransferTokenizer, controls: dict[int, int], old_rows: int
+    old: TransferTokenizer,
+    new: TransferTokenizer,
+    controls: dict[int, int],
+    old_rows: int,
+    pieces_of: Mapping[bytes, int] | None = None,
 ) -> tuple[list[list[int]], list[str]]:
     """Return for each new token the old rows whose mean it gets (empty: the mean of all), and its kind.
 
     A token that the new tokenizer never yields must not share the mass of one that it does: two rows of the same bytes
     get the same logit, and a sum over bytes cannot tell them apart.
+
+    Args:
+        controls: new id -> old id of tokens with a role (start, end), whatever their spelling.
+        old_rows: rows of the old embedding.
+        pieces_of: `spelling_tokens` of the old tokenizer, if they are known.
     """
-    pieces_of = spelling_tokens(old, old_rows)
+    pieces_of = spelling_tokens(old, old_rows) if pieces_of is None else pieces_of
     longest = max(map(len, pieces_of))
     yields_V = reachable(new)
-    averaged = _old_encodings(
-        old, [b for b, yields in zip(new.token_bytes, yields_V, strict=True) if yields and b not in pieces_of], old_rows
-    )
+    asked = [b for b, yields in zip(new.token_bytes, yields_V, strict=True) if yields and b not in pieces_of]
+    averaged = _old_encodings(old, asked, old_rows)
     sources: list[list[int]] = []
     kinds: list[str] = []
     for token_id, spelled in enumerate(new.token_bytes):
@@ -63,6 +71,24 @@ def spelling_tokens(old: TransferTokenizer, old_rows: int) -> dict[bytes, int]:
     own = {spelled: token for (token, spelled), ids in zip(yielded, encodings, strict=True) if ids == [token]}
     single_bytes = {spelled: token for token, spelled in reversed(spelling) if len(spelled) == 1}
     return single_bytes | {spelled: token for token, spelled in reversed(yielded)} | own
+
+
+def two_parts(spelling: Mapping[bytes, int]) -> dict[int, tuple[int, int]]:
+    """Return the two tokens that spell each token of a vocabulary; tokens without such a pair are left out.
+
+    Of all pairs it is the one whose rarer token is the least rare, by id: vocabularies are in the order in which they
+    were learned. In byte-pair encoding that is, or is like, the last merge.
+    """
+    parts = {}
+    for spelled, token in spelling.items():
+        pairs = [
+            (spelling[spelled[:cut]], spelling[spelled[cut:]])
+            for cut in range(1, len(spelled))
+            if spelled[:cut] in spelling and spelled[cut:] in spelling
+        ]
+        if pairs:
+            parts[token] = min(pairs, key=lambda pair: (max(pair), min(pair)))
+    return parts
 
 
 def _old_encodings(old: TransferTokenizer, spellings: Sequence[bytes | None], old_rows: int) -> dict[bytes, list[int]]:

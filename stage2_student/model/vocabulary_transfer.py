@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.config import Recipe, TransferConfig, student_config
+from pipeline.config import Recipe, student_config
 from stage2_student.model.folded_bias import Folding, fold
 from stage2_student.model.old_model import OldModel
-from stage2_student.model.row_sources import KINDS, TransferTokenizer, row_sources
-from stage2_student.model.row_starts import INPUT_ROWS, OUTPUT_ROWS, Move
+from stage2_student.model.row_sources import KINDS, TransferTokenizer, row_sources, spelling_tokens, two_parts
+from stage2_student.model.row_starts import INPUT_ROWS, OUTPUT_ROWS, Move, chosen_kinds
 from stage2_student.model.row_starts.pieces import mean_rows
 from stage2_student.model.untie import is_tied, untie
 
@@ -43,12 +43,14 @@ class Transferred(NamedTuple):
 
     Attributes:
         counts: rows by kind.
+        row_kinds: of embedding and head.
         tied: the head is the embedding.
         folding: of a bias into the head's rows; None if there was none.
         facts: what the ways of making rows have to say of them.
     """
 
     counts: TransferCounts
+    row_kinds: tuple[str, str]
     tied: bool
     folding: Folding | None
     facts: dict[str, float]
@@ -75,8 +77,9 @@ def plan_move(
         raise ValueError(
             f"old control tokens {lacking} (new id: old id) have no row in an embedding of {old_model.num_rows} rows"
         )
-    sources, kinds = row_sources(*tokenizers, controls, old_model.num_rows)
-    return Move(recipe, *tokenizers, sources, kinds, start_id, old_model)
+    spelling = spelling_tokens(tokenizers[0], old_model.num_rows)
+    sources, kinds = row_sources(*tokenizers, controls, old_model.num_rows, spelling)
+    return Move(recipe, *tokenizers, sources, two_parts(spelling), kinds, start_id, old_model)
 
 
 def transfer(model: Any, move: Move) -> Transferred:
@@ -91,12 +94,14 @@ def transfer(model: Any, move: Move) -> Transferred:
     if config.tie == "untie":
         untie(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if tied := is_tied(model):
-        _check_one_kind(model, config)
-    inputs = INPUT_ROWS[config.input](move, embedding.weight.detach())
-    outputs = inputs if tied else OUTPUT_ROWS[config.output](move, head.weight.detach())
+    tied = is_tied(model)
+    input_kind, output_kind = chosen_kinds(move, tied)
+    if tied:
+        _check_one_kind(model, input_kind, output_kind)
+    inputs = INPUT_ROWS[input_kind](move, embedding.weight.detach())
+    outputs = inputs if tied else OUTPUT_ROWS[output_kind](move, head.weight.detach())
     head_VD, added_V = outputs.rows_VD, outputs.bias_V
-    bias_V = _moved_bias(head, move)
+    bias_V = _moved_bias(head, move, output_kind)
     if added_V is not None and bias_V is not None:
         bias_V, added_V = bias_V + added_V / move.old_model.student.logit_scale, None
     model.resize_token_embeddings(len(move.sources), mean_resizing=False)
@@ -108,32 +113,38 @@ def transfer(model: Any, move: Move) -> Transferred:
             model.get_output_embeddings().bias.copy_(bias_V)
     folding = None if added_V is None else fold(model, head_VD, added_V, move)
     facts = {**inputs.facts, **outputs.facts}
-    return Transferred(TransferCounts(**{kind: move.kinds.count(kind) for kind in KINDS}), tied, folding, facts)
+    return Transferred(
+        TransferCounts(**{kind: move.kinds.count(kind) for kind in KINDS}),
+        (input_kind, output_kind),
+        tied,
+        folding,
+        facts,
+    )
 
 
 # The pieces whose mean a head's own bias gets, by kind of head rows; else all.
 _BIAS_PIECES = {"first": slice(0, 1), "first_likelihood": slice(0, 1), "last": slice(-1, None)}
 
 
-def _moved_bias(head: Any, move: Move) -> Tensor | None:
+def _moved_bias(head: Any, move: Move, output_kind: str) -> Tensor | None:
     """Return the head's own bias for the new vocabulary; None if it has none. It is separate even if tied."""
     bias_O = getattr(head, "bias", None)
     if bias_O is None:
         return None
-    chosen = _BIAS_PIECES.get(student_config(move.recipe).transfer.output, slice(None))
+    chosen = _BIAS_PIECES.get(output_kind, slice(None))
     sources = [source[chosen] for source in move.sources]
     return mean_rows(bias_O.detach()[:, None], sources, torch.ones(len(sources)))[:, 0]
 
 
-def _check_one_kind(model: Any, config: TransferConfig) -> None:
-    if config.input != config.output:
+def _check_one_kind(model: Any, input_kind: str, output_kind: str) -> None:
+    if input_kind != output_kind:
         remedy = (
             "set one kind for both"
-            if config.output in INPUT_ROWS
+            if output_kind in INPUT_ROWS
             else f"set another student.transfer.output ({', '.join(INPUT_ROWS)}), the same as the input"
         )
         raise ValueError(
-            f"student.transfer makes {config.input} rows for the input and {config.output} rows for the output, but "
+            f"student.transfer makes {input_kind} rows for the input and {output_kind} rows for the output, but "
             f"the head of this model ({model.config.model_type}) is its embedding; set student.transfer.tie=untie, or "
             f"{remedy}"
         )

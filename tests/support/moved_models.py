@@ -17,7 +17,13 @@ def planned(
     model: Any, old: ByteTokenizer, new: ByteTokenizer, controls: dict[int, int] | None = None, **student: Any
 ) -> Move:
     """Plan the move of a model; `student` holds keys of the recipe's section."""
-    recipe = make_recipe(NOWHERE, NOWHERE, NOWHERE, {}, **{"averaged_row_scale": 1.0, **student})
+    recipe = make_recipe(
+        NOWHERE,
+        NOWHERE,
+        NOWHERE,
+        {},
+        **{"averaged_row_scale": 1.0, "transfer": {"input": "mean", "output": "mean"}, **student},
+    )
     before = copy.deepcopy(model).float()
     old_model = OldModel(lambda: before, "old", model.get_input_embeddings().weight.shape[0], old.default_start)
     start_id = 0 if new.default_start is None else new.default_start

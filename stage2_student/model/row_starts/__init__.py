@@ -5,11 +5,12 @@ A way is a function of the move (`base.Move`) and the old rows. May import `pipe
 """
 
 from stage2_student.model.row_starts.base import IN_PIECES, Move, NewRows, RowStart
+from stage2_student.model.row_starts.choice import chosen_kinds
 from stage2_student.model.row_starts.lexicon import lexicon
 from stage2_student.model.row_starts.likelihood import first_likelihood
 from stage2_student.model.row_starts.pieces import first, last, length_mean, mean, norm
 
-__all__ = ["INPUT_ROWS", "IN_PIECES", "OUTPUT_ROWS", "Move", "NewRows", "RowStart"]
+__all__ = ["INPUT_ROWS", "IN_PIECES", "OUTPUT_ROWS", "Move", "NewRows", "RowStart", "chosen_kinds"]
 
 # By name, as in `student.transfer.input` and `student.transfer.output`.
 INPUT_ROWS: dict[str, RowStart] = {

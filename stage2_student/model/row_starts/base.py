@@ -23,7 +23,8 @@ class Move(NamedTuple):
         recipe: the run's, with all settings and the corpus.
         old, new: the tokenizers.
         sources: the old tokens that spell each new token; empty: its row is the mean of all rows.
-        kinds: what each new token is (`stage2_student.model.vocabulary_transfer.KINDS`).
+        parts: the two old tokens that spell each old token, where two do.
+        kinds: what each new token is (`stage2_student.model.row_sources.KINDS`).
         start_id: the new token that begins a text.
         old_model: the model before the move; it is loaded when it is first asked.
     """
@@ -32,6 +33,7 @@ class Move(NamedTuple):
     old: Tokenizing
     new: Tokenizing
     sources: Sequence[Sequence[int]]
+    parts: Mapping[int, tuple[int, int]]
     kinds: Sequence[str]
     start_id: int
     old_model: OldModel

@@ -9,14 +9,14 @@ Shape legend: V tokens of the new vocabulary, O rows of the old model, D hidden 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from random import Random
 
 import torch
 from torch import Tensor
 
 from pipeline.runtime import log
 from stage2_student.model.old_model import OldModel
-from stage2_student.model.row_sources import spelling_tokens
 from stage2_student.model.row_starts.base import IN_PIECES, Move, NewRows
 from stage2_student.model.row_starts.pieces import mean_rows, row_scales
 from stage2_student.model.student import Precision
@@ -40,15 +40,15 @@ def lexicon(move: Move, weight_OD: Tensor) -> NewRows:
     """
     rows_VD = mean_rows(weight_OD, move.sources, row_scales(move))
     in_pieces = [token for token, kind in enumerate(move.kinds) if kind in IN_PIECES]
-    parts = two_parts(spelling_tokens(move.old, move.old_model.num_rows))
+    parts = move.parts
     if len(parts) < 2 * _HELD_OUT:
         raise ValueError(
-            f"student.transfer.input=lexicon learns from old tokens that two others spell, and {move.old_model.name} "
-            f"has {len(parts)} of them; use another student.transfer.input"
+            f"student.transfer: lexicon learns from old tokens that two others spell, and {move.old_model.name} has "
+            f"{len(parts)} of them; use mean"
         )
     features = Features(move.old_model, weight_OD)
-    tokens = sorted(parts)
-    held_out, learned = tokens[::_HELD_OUT], [t for i, t in enumerate(tokens) if i % _HELD_OUT]
+    tokens = Random(0).sample(sorted(parts), len(parts))
+    held_out, learned = tokens[::_HELD_OUT], sorted(t for i, t in enumerate(tokens) if i % _HELD_OUT)
     log.info(f"{move.old_model.name}: reads {len(learned):,} of its tokens in two parts, to learn what its rows hold")
     regression = Regression(features.width, weight_OD.shape[1])
     for ids, states_NF in features.chunks([parts[t] for t in learned]):
@@ -61,24 +61,6 @@ def lexicon(move: Move, weight_OD: Tensor) -> NewRows:
         f"rows of {len(in_pieces):,} tokens from them; of held-out tokens' variance {residual:.0%} stays unexplained"
     )
     return NewRows(rows_VD, facts={"lexicon_tokens": len(learned), "lexicon_residual": round(residual, 4)})
-
-
-def two_parts(spelling: Mapping[bytes, int]) -> dict[int, tuple[int, int]]:
-    """Return the two tokens that spell each token of a vocabulary; tokens without such a pair are left out.
-
-    Of all pairs it is the one whose rarer token is the least rare, by id: vocabularies are in the order in which they
-    were learned. In byte-pair encoding that is, or is like, the last merge.
-    """
-    parts = {}
-    for spelled, token in spelling.items():
-        pairs = [
-            (spelling[spelled[:cut]], spelling[spelled[cut:]])
-            for cut in range(1, len(spelled))
-            if spelled[:cut] in spelling and spelled[cut:] in spelling
-        ]
-        if pairs:
-            parts[token] = min(pairs, key=lambda pair: (max(pair), min(pair)))
-    return parts
 
 
 class Features:

@@ -2,14 +2,20 @@
 
 import itertools
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.model.old_model import OldModel
-from stage2_student.model.row_starts.lexicon import Regression, two_parts
+from stage2_student.model.row_sources import two_parts
+from stage2_student.model.row_starts import Move, choice, chosen_kinds
+from stage2_student.model.row_starts.lexicon import LONGER, Regression, lexicon
 from stage2_student.model.student import Precision
+from tests.support.moved_models import planned
+from tests.support.tiny import tiny_tokenizer
 from tests.zoo import models
 
 
@@ -65,3 +71,71 @@ def test_a_token_is_split_where_its_rarer_part_is_the_least_rare() -> None:
         assert (token in parts) == bool(pairs)
         if pairs:
             assert parts[token] in pairs and max(parts[token]) == min(max(pair) for pair in pairs)
+
+
+LETTERS = "abcdefghijklmnop"
+PAIRS = [f"{a} {b}" for a in LETTERS for b in LETTERS]
+TRIPLES = [f"{a}{b} {c}" for a, b, c in zip(LETTERS, LETTERS[3:], LETTERS[5:], strict=False)]
+
+
+def pairs_to_triples(tied: bool, **transfer: str) -> tuple[Any, Move]:
+    """Plan the move of a model whose tokens are letters and pairs of them to a tokenizer that knows triples too.
+
+    The row of a pair is twice its second letter's row minus its first's.
+    """
+    old, new = (ByteTokenizer.from_wrapped(tiny_tokenizer(merges), "m") for merges in (PAIRS, PAIRS + TRIPLES))
+    model = models.tiny_model("llama", len(old.token_bytes), tie_word_embeddings=tied)
+    ids = {spelled: token for token, spelled in enumerate(old.token_bytes)}
+    with torch.no_grad():
+        for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+            for pair in PAIRS:
+                first, second = pair.split()
+                weight[ids[(first + second).encode()]] = 2 * weight[ids[second.encode()]] - weight[ids[first.encode()]]
+    return model, planned(model, old, new, transfer=transfer)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_holds_of_the_old_tokens_and_their_parts_holds_of_the_new_ones(tied: bool) -> None:
+    model, move = pairs_to_triples(tied)
+    weight_OD = model.get_input_embeddings().weight.detach()
+    made = lexicon(move, weight_OD)
+    of_triples = [token for token, kind in enumerate(move.kinds) if kind == "averaged"]
+    assert len(of_triples) == len(TRIPLES) and made.facts["lexicon_residual"] < 0.01
+    for token in of_triples:
+        first, last = move.sources[token]
+        expected_D = 2 * weight_OD[last] - weight_OD[first]
+        assert (made.rows_VD[token] / LONGER - expected_D).norm() < 0.1 * expected_D.norm()
+    copied = [token for token, kind in enumerate(move.kinds) if kind == "copied"]
+    assert torch.equal(made.rows_VD[copied], weight_OD[[move.sources[token][0] for token in copied]])
+
+
+@pytest.mark.parametrize(
+    ("tied", "named", "kinds"),
+    [
+        (True, {}, ("lexicon", "lexicon")),
+        (False, {}, ("lexicon", "first_likelihood")),
+        (True, {"output": "mean"}, ("mean", "mean")),
+        (True, {"output": "first_likelihood"}, ("lexicon", "first_likelihood")),
+        (False, {"input": "first"}, ("first", "first")),
+        (False, {"output": "last"}, ("lexicon", "last")),
+    ],
+)
+def test_auto_is_the_lexicon_and_for_a_head_of_its_own_the_likelihood(
+    monkeypatch: pytest.MonkeyPatch, tied: bool, named: dict[str, str], kinds: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(choice, "MIN_PARTS", len(PAIRS))
+    assert chosen_kinds(pairs_to_triples(tied, **named)[1], tied) == kinds
+
+
+def test_auto_is_the_mean_where_few_tokens_have_parts_or_no_states_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, move = pairs_to_triples(False)
+    assert chosen_kinds(move, False) == ("mean", "mean")
+    monkeypatch.setattr(choice, "MIN_PARTS", len(PAIRS))
+    monkeypatch.setattr(OldModel, "gives_states", False)
+    assert chosen_kinds(move, False) == ("mean", "mean")
+
+
+def test_few_tokens_with_parts_are_refused_where_the_recipe_names_the_lexicon() -> None:
+    model, move = pairs_to_triples(True)
+    with pytest.raises(ValueError, match="has 3 of them; use mean"):
+        lexicon(move._replace(parts=dict(list(move.parts.items())[:3])), model.get_input_embeddings().weight)
