@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 from pydantic import Field
 
-from pipeline.config import CorpusConfig, CoveringConfig, DumpConfig, Section, StudentConfig, TeacherConfig, TrainConfig
+from pipeline.config import (
+    CorpusConfig,
+    CoveringConfig,
+    DumpConfig,
+    Section,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+    TransferConfig,
+)
 from pipeline.config.identity import added_values, identity_differences, identity_values
 from pipeline.config.loading import load_recipe
 from pipeline.config.section import added, stored_as
@@ -125,7 +134,8 @@ def test_a_recipes_sections_are_held_as_the_first_release_held_them() -> None:
         "merge_after",
         "spread_dropped",
     ]
-    student = StudentConfig(model="m", path="p")
+    before = TransferConfig(input="mean", output="mean")
+    student = StudentConfig(model="m", path="p", transfer=before)
     values = student.model_dump(mode="json", exclude={"transfer"})  # it came later, and says what was done before it
     names = ["averaged_scale" if name == "averaged_row_scale" else name for name in values]
     assert identity_values(student) == dict(zip(names, values.values(), strict=True))
