@@ -68,7 +68,7 @@ def test_torch_comes_alone_and_first_and_each_build_leaves_the_others_out(comman
         (torch, environment), ([project], whole) = commands[-2:]
         assert all(pin in command and "-e" not in command for command in torch)
         assert environment["UV_FIND_LINKS"] == links and whole["UV_FIND_LINKS"] == "/links"
-        assert project[project.index("-e") + 1] == f".[{device},eval,dev]"
+        assert project[project.index("-e") + 1] == f".[{device},eval,dev]" and "--compile-bytecode" in project
         assert all(("--excludes" in command) is excluded for command in (*torch, project))
         locked = [Path(after).name for before, after in pairwise(project) if before == "--constraint"]
         assert locked == ["common.txt", f"{device}.txt"]
