@@ -44,7 +44,7 @@ def by_loops(kind: str, move: Move, weight_OD: np.ndarray, token: int) -> np.nda
     }[kind]
 
 
-@pytest.mark.parametrize("kind", INPUT_ROWS.keys() - {"lexicon"})
+@pytest.mark.parametrize("kind", [kind for kind in INPUT_ROWS if kind != "lexicon"])
 def test_rows_are_those_that_loops_make(kind: str, moves: Move) -> None:
     assert {"copied", "averaged", "fallback", "control", "unreachable"} == set(moves.kinds)
     weight_OD = torch.randn(len(moves.old.token_bytes), 4)
