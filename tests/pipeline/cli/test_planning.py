@@ -59,5 +59,5 @@ def test_a_plan_says_that_a_run_of_an_early_release_leaves_long_records_out(
 
     assert "are cut into pieces" in told()
     Path("run/checkpoints/step-000002").mkdir(parents=True)
-    Path("run/identity.json").write_text(json.dumps({"data_order": 2, "train": {}}))
+    Path("run/identity.json").write_text(json.dumps({"data_order": 2, "train": {}, "student": {}}))
     assert "are left out, as when this run was begun" in told() and "cut" not in told()
