@@ -46,7 +46,7 @@ class Stretch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What an engine computes at once: first it copies blocks (from, to), then it computes the stretches' tokens."""
+    """Work that an engine does at once: first it copies blocks (from, to), then it computes the stretches' tokens."""
 
     copies: list[tuple[int, int]]
     stretches: list[Stretch]

@@ -20,7 +20,7 @@ _RIDGE = 1e-4  # of the mean square of a state's component
 
 
 class Folding(NamedTuple):
-    """How well a bias was folded, on text that the old model has written and the direction was not fitted to.
+    """Figures of a folded bias, on text that the old model has written and the direction was not fitted to.
 
     Attributes:
         mean, deviation: of the products of the direction and the old model's states; 1 and 0 are exact.

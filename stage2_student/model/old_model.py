@@ -91,7 +91,7 @@ class OldModel:
 
     @property
     def gives_states(self) -> bool:
-        """Whether the family gives the states between its layers."""
+        """Tell whether the family gives the states between its layers."""
         with torch.no_grad():
             token_11 = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
             found = self.model.base_model(input_ids=token_11, use_cache=False, output_hidden_states=True)

@@ -1,4 +1,4 @@
-"""Which rows a student starts with where the recipe leaves it open."""
+"""Choice of the rows that a student starts with, where the recipe leaves it open."""
 
 from pipeline.config import student_config
 from pipeline.runtime import log
