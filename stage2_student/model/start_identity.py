@@ -1,4 +1,4 @@
-"""What decides the student before its first step, as a run's identity holds it."""
+"""Identity of a start: all that decides the student before its first step, as a run's identity holds it."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -39,7 +39,7 @@ class TransferCounts:
 
 
 class Transferred(NamedTuple):
-    """What a transfer did.
+    """Account of a transfer.
 
     Attributes:
         counts: rows by kind.

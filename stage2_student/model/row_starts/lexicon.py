@@ -64,7 +64,7 @@ def lexicon(move: Move, weight_OD: Tensor) -> NewRows:
 
 
 class Features:
-    """What is known of a token in pieces: rows of the first, of the last, and of all in the mean; states at the last.
+    """Features of a token in pieces: rows of the first, of the last, and of all in the mean; states at the last.
 
     Attributes:
         width: number of features.
