@@ -24,7 +24,7 @@ from stage2_student.model.student import Precision
 DEPTHS = (1 / 15, 2 / 15, 4 / 15, 6 / 15)  # of the layers whose states are read: the best of the sets tried
 RIDGE = 1e-2  # of a standardized feature's variance
 # A ridge regression's rows are too short: their mean norm is three quarters of the norm of rows that the model has
-# learned. Students start closer with 1.15 times them than with 1 time; by 0.014 bits per byte in domain and
+# learned. Students start closer with 1.15 times them than with 1 time, by 0.014 bits per byte in domain and
 # 0.003 out of it, where the head is the embedding.
 LONGER = 1.15
 _HELD_OUT = 16  # every so many tokens one is kept from the regression, to say how well it does
