@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from schemas.columns import MEASURES
+from schemas.token_alternatives import TokenAlternatives
 
 _MEASURES = tuple(column.name for column in MEASURES)
 
@@ -47,6 +48,7 @@ class Record:
     message_roles: tuple[str, ...] = ()  # M
     message_lengths: tuple[int, ...] = ()  # M
     conversation: str = ""  # JSON, for a chat with more than contents
+    tokens: TokenAlternatives | None = None
 
     @property
     def messages(self) -> list[dict[str, str]]:

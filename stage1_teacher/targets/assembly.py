@@ -42,6 +42,7 @@ def assemble(window: EncodedWindow, spans: Sequence[SparseTargets], lengths: np.
         message_roles=window.roles,
         message_lengths=window.lengths,
         conversation=window.conversation,
+        tokens=None,
     )
 
 
