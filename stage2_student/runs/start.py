@@ -61,7 +61,7 @@ def make_start(recipe: Recipe, limit: int | None = None) -> dict[str, Any]:
         start = export_start(recipe, recipe.corpus.has_chats)
         chats = any(corpus.has_chats for corpus in corpora.values())
         max_tokens = None if recipe.eval is None else recipe.eval.max_tokens
-        before, after, is_made_V = _models(student, start, ids, chats, max_tokens)
+        before, after, is_made_V = asked_models(student, start, ids, chats, max_tokens)
         figures = {
             "rows": read_json(start / dump_files.TRANSFER, remedy="Delete that folder to make it anew"),
             "text": {name: start_figures(after, before, is_made_V, corpus, limit) for name, corpus in corpora.items()},
@@ -85,10 +85,20 @@ def _remove_another(run: Path, student: StudentConfig, made: StudentTokenizer, i
     shutil.rmtree(start)
 
 
-def _models(
+def asked_models(
     student: StudentConfig, start: Path, ids: SpecialIds, chats: bool, max_tokens: int | None
 ) -> tuple[Asked, Asked, np.ndarray]:
-    """Load the model before and after the move, and tell which of its tokens' rows were made (bool)."""
+    """Load the model before and after the move, and tell which of its tokens' rows were made (bool).
+
+    Args:
+        student: whose model is moved.
+        start: folder of the moved model, or of one trained from it.
+        ids: of the new tokenizer's start and end.
+        chats: with chat templates.
+        max_tokens: of a window; None for the models' own limit.
+    Raises:
+        ValueError: the old tokenizer has no start token.
+    """
     source = resolve_model(student.source)
     moved = ModelSource(str(start), None, student.trust_remote_code)
     before, after = (load_model(where, torch.float32).eval().to(compute_device()) for where in (source, moved))

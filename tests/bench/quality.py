@@ -98,7 +98,8 @@ class Quality:
             )
         return found
 
-    def _bld(self, command: str, recipe: Recipe, name: str) -> None:
+    def run(self, command: str, recipe: Recipe, name: str) -> None:
+        """Run a command with a recipe, which is kept under this name."""
         path = self.out / "recipes" / f"{name}.yaml"
         save_recipe(recipe, path)
         bld(command, str(path))
@@ -113,8 +114,8 @@ class Quality:
         recipe = self._recipe(run, folder)
         if not file.exists():
             if recipe.dump != self.base.dump:  # a method that learns from a dump of its own
-                self._bld("teacher", recipe, f"{run.name}-dump")
-            self._bld("student", recipe, run.name)
+                self.run("teacher", recipe, f"{run.name}-dump")
+            self.run("student", recipe, run.name)
         student = student_config(recipe)
         ids = end_tokens(student, student_tokenizer(student).tokenizer)
         found = self._measure(str(folder / "export"), ids, split, file)
@@ -142,7 +143,7 @@ class Quality:
             self.dumps_of[split] = {name: path for name, (path, _) in held_out.items()}
             wanted |= {f"{split}-{name}": recipe for name, (_, recipe) in held_out.items()}
         with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(lambda name: self._bld("teacher", wanted[name], name), wanted))
+            list(pool.map(lambda name: self.run("teacher", wanted[name], name), wanted))
 
     def reference(self, name: str) -> Figures:
         """Measure one of `REFERENCES`."""

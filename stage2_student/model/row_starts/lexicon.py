@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.runtime import log
+from pipeline.runtime.counted import Counted
 from stage2_student.model.old_model import OldModel
 from stage2_student.model.row_starts.base import IN_PIECES, Move, NewRows
 from stage2_student.model.row_starts.pieces import mean_rows, row_scales
@@ -52,12 +53,16 @@ def lexicon(move: Move, weight_OD: Tensor) -> NewRows:
     held_out, learned = tokens[::_HELD_OUT], sorted(t for i, t in enumerate(tokens) if i % _HELD_OUT)
     log.info(f"{move.old_model.name}: reads {len(learned):,} of its tokens in two parts, to learn what its rows hold")
     regression = Regression(features.width, weight_OD.shape[1])
-    for ids, states_NF in features.chunks([parts[t] for t in learned]):
-        regression.add(states_NF, weight_OD[[learned[i] for i in ids]].float().to(states_NF.device))
+    with Counted("old tokens read in two parts", len(learned)) as counted:
+        for ids, states_NF in features.chunks([parts[t] for t in learned]):
+            regression.add(states_NF, weight_OD[[learned[i] for i in ids]].float().to(states_NF.device))
+            counted.add(len(ids))
     regression.solve(RIDGE)
     residual = _residual(regression, features, [parts[t] for t in held_out], weight_OD[held_out])
-    for ids, states_NF in features.chunks([move.sources[token][-_MAX_PIECES:] for token in in_pieces]):
-        rows_VD[[in_pieces[i] for i in ids]] = LONGER * regression.predict(states_NF).cpu()
+    with Counted("new tokens read in pieces", len(in_pieces)) as counted:
+        for ids, states_NF in features.chunks([move.sources[token][-_MAX_PIECES:] for token in in_pieces]):
+            rows_VD[[in_pieces[i] for i in ids]] = LONGER * regression.predict(states_NF).cpu()
+            counted.add(len(ids))
     log.info(
         f"rows of {len(in_pieces):,} tokens from them; of held-out tokens' variance {residual:.0%} stays unexplained"
     )

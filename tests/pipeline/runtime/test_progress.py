@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from pipeline.runtime.counted import Counted
 from pipeline.runtime.progress import Progress
 
 
@@ -23,3 +24,21 @@ def test_a_terminal_gets_a_bar() -> None:
     with Progress(1, 10, Console(file=out, force_terminal=True, width=160)) as progress:
         progress.update(documents=1, text_bytes=10, tokens=3)
     assert "1/1 documents" in out.getvalue()
+
+
+def test_a_count_draws_a_bar_on_a_terminal_and_says_the_time_left_in_a_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    with Counted("tokens read", 8, Console(file=out, force_terminal=True, width=160)) as counted:
+        counted.add(5)
+    assert "tokens read" in out.getvalue() and "5/8" in out.getvalue()
+
+    now = [0.0]
+    monkeypatch.setattr("pipeline.runtime.counted.time.monotonic", lambda: now[0])
+    with Counted("tokens read", 80, Console(file=io.StringIO())) as counted:
+        counted.add(20)
+        assert capsys.readouterr().err == ""
+        now[0] = 12.0
+        counted.add(20)
+    assert "tokens read: 40 of 80, 12 s left" in capsys.readouterr().err
