@@ -1,13 +1,14 @@
-"""The contract between the stages: shards and manifest, version 1. No other package defines these names.
+"""The contract between the stages: shards and manifest, versions 1 and 2. No other package defines these names.
 
 May import `schemas.storage`, and nothing else of the project.
 """
 
-SCHEMA_VERSION = 1  # the version that is written
+# The newest version. A dump is written in the oldest one that has its columns (`schemas.columns.version_of`).
+SCHEMA_VERSION = 2
 # Every version ever released, and the releases that read it. A version is removed from READS only in a release that is
 # named here.
-RELEASES = {1: "0.1 and later"}
-READS = (1,)
+RELEASES = {1: "0.1 and later", 2: "0.2 and later"}
+READS = (1, 2)
 # Version of everything that decides a dump's numbers besides its settings: coverings and their shares, `doubt`,
 # redistribution, windows, levels, and which rows of a corpus are documents. Part of a dump's identity. Raise it with
 # any change to what the same settings store, keep the earlier versions working (a dump continues under the version that

@@ -25,8 +25,10 @@ class Axis(Enum):
     MESSAGE = "M"
     SEGMENT = "S"
     TOKEN = "T"
+    BOUNDARY = "T + 1"
     POSITION = "P"
     ENTRY = "E"
+    ALTERNATIVE = "A"
 
 
 class Unit(Enum):
@@ -37,6 +39,7 @@ class Unit(Enum):
     FLAG = "flag"
     COUNT = "count"
     SYMBOL = "symbol"
+    TOKEN_ID = "token id"
     NATURAL_LOG = "natural log"
     NATS = "nats"
     SHARE = "shares 0..1"
@@ -131,6 +134,18 @@ def _share(name: str, meaning: str, detail: str = "", heading: str = "") -> Colu
         heading or name,
         flagged=0.05,
     )
+
+
+def _of_tokens(
+    name: str,
+    axis: Axis,
+    kind: pa.DataType,
+    unit: Unit,
+    meaning: str,
+    rounded: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Column:
+    """Return a column of the teacher's tokens and their alternatives (`schemas.token_alternatives`)."""
+    return Column(name, axis, kind, unit, meaning, mixed=Mixing.NONE, rounded=rounded, stored_where="tokens", since=2)
 
 
 # In the order of the files.
@@ -257,10 +272,55 @@ COLUMNS: tuple[Column, ...] = (
         " (see *Chats*)",
         stored_where="corpus.turns",
     ),
+    _of_tokens(
+        "alternative_counts",
+        Axis.TOKEN,
+        pa.uint16(),
+        Unit.COUNT,
+        "stored alternatives of each entry of teacher_token_lengths; 0 for what lies between the segments of a chat or "
+        "outside of them",
+    ),
+    _of_tokens(
+        "teacher_token_ranks",
+        Axis.TOKEN,
+        pa.uint16(),
+        Unit.COUNT,
+        "place of the text's own token among its alternatives, from 0; 0 where there are none",
+    ),
+    _of_tokens(
+        "alternative_ids",
+        Axis.ALTERNATIVE,
+        pa.int32(),
+        Unit.TOKEN_ID,
+        "ids of the teacher's most probable tokens and of the text's own; in descending probability within a token, "
+        "ties by ascending id",
+    ),
+    _of_tokens(
+        "alternative_logprobs",
+        Axis.ALTERNATIVE,
+        pa.float32(),
+        Unit.NATURAL_LOG,
+        "natural log of an alternative's probability in the softmax over the teacher's whole vocabulary; what is left "
+        "to 1 is the tail",
+    ),
+    _of_tokens(
+        "end_token_logprobs",
+        Axis.BOUNDARY,
+        pa.float32(),
+        Unit.NATURAL_LOG,
+        "nats, of the teacher's end tokens together, before each token and after the last; nan where no segment begins "
+        "or ends",
+        rounded=levels.round_token_logprobs,
+    ),
 )
 BY_NAME = {column.name: column for column in COLUMNS}
 MEASURES = tuple(column for column in COLUMNS if column.is_measure)
 FINEST_FIRST = tuple(sorted(COLUMNS, key=lambda column: list(Axis).index(column.axis), reverse=True))
+
+
+def version_of(identity: Mapping[str, Any]) -> int:
+    """Return the format version of a dump with that identity: the oldest that has all its columns."""
+    return max(column.since for column in COLUMNS if column.is_stored(identity))
 
 
 def columns_of(version: int = SCHEMA_VERSION) -> tuple[Column, ...]:

@@ -10,6 +10,7 @@ SUMMARY = "summary.json"  # written last, as in a student's run
 AUDIT = "audit.json"
 INPUTS = "inputs.json"
 PLACES = "places.parquet"
+VOCABULARY = "vocabulary.parquet"  # bytes of the teacher's tokens, if a dump has alternatives of them
 PLACES_KEY = b"bld.places"  # of its metadata: JSON
 RECIPE = "recipe.yaml"  # resolved, as in a student's run
 CARD = "README.md"
@@ -47,6 +48,7 @@ class Key(StrEnum):
     LIBRARIES = "bld.libraries"  # JSON
     AUDIT = "bld.audit"  # JSON
     SHA256 = "bld.sha256"  # the seal, over the whole file
+    VOCABULARY_SIZE = "bld.vocabulary_size"  # ids that the teacher has logits of, if a dump has alternatives of tokens
     COUNTED_OF = "bld.counted_of"  # in a run's token counts, which are sealed like shards
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from schemas import SCHEMA_VERSION, dump_files, plan_file
+from schemas import dump_files, plan_file
+from schemas.columns import version_of
 from schemas.json_text import json_text
 from schemas.storage.atomic import committed
 from schemas.storage.locations import AnyLocation, Location, names_below
@@ -56,6 +57,7 @@ class Manifest(BaseModel):
     """The identity and the plan of a dump.
 
     Attributes:
+        schema_version: by default that of the columns of a dump with the identity.
         identity: everything that decides the content.
         corpus_counts: what the corpus held and what was left out, by reason.
         accepted_engines: engines other than the identity's that an operator allowed to continue the dump, by name and
@@ -64,16 +66,27 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 1
     identity: dict[str, Any]
     corpus_counts: dict[str, int]
     accepted_engines: tuple[str, ...] = ()
     shards: tuple[ShardPlan, ...]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _version_of_its_columns(cls, values: dict[str, Any]) -> dict[str, Any]:
+        identity = values.get("identity")
+        return {"schema_version": version_of(identity if isinstance(identity, dict) else {}), **values}
+
     @property
     def has_chats(self) -> bool:
         """True if the dump's documents are chats."""
         return bool(self.identity.get("corpus", {}).get("field") == "messages")
+
+    @property
+    def has_tokens(self) -> bool:
+        """True if the dump holds alternatives of the teacher's tokens."""
+        return bool(self.identity.get("tokens"))
 
     def missing(self, dump: Location) -> list[ShardPlan]:
         """Return the planned shards whose file does not exist."""

@@ -6,11 +6,13 @@ from itertools import accumulate
 import numpy as np
 
 from schemas.record import Record
+from schemas.token_alternatives import token_faults
 
 
 def record_faults(record: Record) -> list[str]:
     """Describe everything that is wrong with a record; empty for a valid one."""
-    return layout_faults(record) or _entry_faults(record)
+    of_tokens = [] if record.tokens is None else token_faults(record.tokens)
+    return layout_faults(record) or _entry_faults(record) + of_tokens
 
 
 def layout_faults(record: Record) -> list[str]:

@@ -1,7 +1,7 @@
 """A shard: one Parquet file of records, absent or complete.
 
 Shape legend: T tokens of the teacher, S segments, M messages of a chat, P positions (over all segments in turn), E
-entries (over all positions in turn).
+entries (over all positions in turn), A alternatives (over all tokens in turn).
 """
 
 import json
@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas import SCHEMA_VERSION, levels
-from schemas.columns import COLUMNS, shard_schema, units
+from schemas import levels
+from schemas.columns import COLUMNS, shard_schema, units, version_of
 from schemas.dump_files import Key
 from schemas.file_seal import BLANK, seal
 from schemas.record import Record, RecordText
 from schemas.record_checks import layout_faults
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location, open_parquet
+from schemas.token_alternatives import stored_columns
 from schemas.versions import Reader, Rows
 from schemas.versions import reader as reader_of
 
@@ -40,13 +41,14 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
         "segment_has_end": [[s.has_end for s in r.segments] for r in records],
         "message_roles": [list(r.message_roles) for r in records],
         "message_lengths": [list(r.message_lengths) for r in records],
+        **(stored_columns([r.tokens for r in records]) if identity.get("tokens") else {}),
     }
     schema = shard_schema(identity)
     arrays = [
         _column(field, made.get(field.name) or [getattr(r, field.name, None) for r in records]) for field in schema
     ]
     metadata = {
-        Key.SCHEMA_VERSION: str(SCHEMA_VERSION),
+        Key.SCHEMA_VERSION: str(version_of(identity)),
         Key.IDENTITY: json.dumps(identity, sort_keys=True),
         Key.UNITS: units(identity),
         Key.DECODING: (

@@ -3,9 +3,18 @@
 Shape legend: T tokens of the teacher (as in `Record.teacher_token_lengths`), A alternatives of all tokens in turn.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+COLUMNS = (
+    "alternative_counts",
+    "teacher_token_ranks",
+    "alternative_ids",
+    "alternative_logprobs",
+    "end_token_logprobs",
+)  # as in `schemas.columns`
 
 
 @dataclass(frozen=True)
@@ -41,18 +50,86 @@ class TokenAlternatives:
         """Number of alternatives of each token: T, int64."""
         return np.diff(self.offsets)
 
+    def token_of_alternatives(self) -> np.ndarray:
+        """Return the token to which each alternative belongs: A, int64."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
     @property
     def tails(self) -> np.ndarray:
         """Probability of all tokens that are not alternatives, of each token: T, float64; 1 without alternatives."""
-        token_A = np.repeat(np.arange(len(self.counts)), self.counts)
+        token_A = self.token_of_alternatives()
         sums_T = np.bincount(token_A, np.exp(self.log_probs.astype(np.float64)), len(self.counts))
         return np.maximum(1.0 - sums_T, 0.0)
 
     @property
     def ranks(self) -> np.ndarray:
         """Place of the token that the text has among its alternatives, from 0: T, int64; 0 without alternatives."""
-        token_A = np.repeat(np.arange(len(self.counts)), self.counts)
+        token_A = self.token_of_alternatives()
         realised_A = np.flatnonzero(self.ids == self.token_ids[token_A])
         ranks_T = np.zeros(len(self.counts), dtype=np.int64)
         ranks_T[token_A[realised_A]] = realised_A - self.offsets[token_A[realised_A]]
         return ranks_T
+
+
+def stored_columns(tokens: Sequence[TokenAlternatives | None]) -> dict[str, list[np.ndarray]]:
+    """Return the columns that hold the alternatives of some records, each with a list for every record."""
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+    for of_record in tokens:
+        assert of_record is not None, "a record without alternatives in a dump that stores them"
+        values = (of_record.counts, of_record.ranks, of_record.ids, of_record.log_probs, of_record.end_log_probs)
+        for name, value in zip(COLUMNS, values, strict=True):
+            columns[name].append(value)
+    return columns
+
+
+def from_columns(columns: Mapping[str, np.ndarray], token_logprobs: np.ndarray) -> TokenAlternatives:
+    """Return the alternatives of a record from its stored columns.
+
+    Args:
+        token_logprobs: its `teacher_token_logprobs`.
+
+    Raises ValueError if the columns contradict each other.
+    """
+    counts, ranks, ids, log_probs, end_log_probs = (columns[name] for name in COLUMNS)
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    num_tokens = len(token_logprobs)
+    fault = None
+    if not len(counts) == len(ranks) == num_tokens:
+        fault = f"{len(counts)} counts of alternatives and {len(ranks)} ranks for {num_tokens} tokens"
+    elif not offsets[-1] == len(ids) == len(log_probs):
+        fault = f"{len(ids)} ids and {len(log_probs)} log-probabilities for {offsets[-1]} alternatives"
+    elif len(end_log_probs) != num_tokens + 1:
+        fault = f"{len(end_log_probs)} log-probabilities of the end token for {num_tokens} tokens"
+    elif (ranks >= np.maximum(counts, 1)).any():
+        fault = f"token {int(np.argmax(ranks >= np.maximum(counts, 1)))} is not among its alternatives"
+    if fault is not None:
+        raise ValueError(f"token columns do not fit together: {fault}")
+    token_ids = np.full(num_tokens, -1, dtype=np.int32)
+    token_ids[counts > 0] = ids[(offsets[:-1] + ranks)[counts > 0]]
+    return TokenAlternatives(offsets, ids, log_probs, token_ids, token_logprobs, end_log_probs)
+
+
+def token_faults(tokens: TokenAlternatives) -> list[str]:
+    """Describe everything that is wrong with the alternatives of a record; empty for valid ones."""
+    first_A = np.zeros(len(tokens.ids), dtype=bool)
+    first_A[tokens.offsets[:-1][tokens.counts > 0]] = True
+    follows_A = ~first_A[1:]  # the alternative after it is of the same token
+    falls = np.diff(tokens.log_probs)
+    sums_T = np.bincount(tokens.token_of_alternatives(), np.exp(tokens.log_probs.astype(np.float64)))
+    pairs = tokens.token_of_alternatives() << 32 | tokens.ids.astype(np.int64)
+    ends = tokens.end_log_probs[~np.isnan(tokens.end_log_probs)]
+    is_known = np.isfinite(tokens.log_probs).all() and np.isfinite(ends).all()
+    checks = [
+        (
+            is_known and bool((tokens.log_probs <= 0).all() and (ends <= 0).all()),
+            "a log-probability of an alternative, or of the end token, is positive or not finite",
+        ),
+        (bool((tokens.ids >= 0).all()), "an alternative's id is negative"),
+        (len(np.unique(pairs)) == len(pairs), "a token has the same alternative twice"),
+        (
+            not (follows_A & ((falls > 0) | ((falls == 0) & (np.diff(tokens.ids) < 0)))).any(),
+            "alternatives are not in descending probability, ties by ascending id",
+        ),
+        (bool((sums_T <= 1 + 1e-5).all()), "the alternatives of a token sum to more than 1"),  # float32's rounding
+    ]
+    return [text for passed, text in checks if not passed]

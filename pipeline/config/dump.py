@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, ByteSize, Field
 
-from pipeline.config.section import Section, stored_as
+from pipeline.config.section import Section, added, stored_as
 from schemas import ARITHMETIC, NUM_SYMBOLS, levels
 from schemas.storage.locations import check_address
 
@@ -41,6 +41,15 @@ class CoveringConfig(Section):
     )
 
 
+class TokensConfig(Section):
+    """Alternatives of the teacher's tokens, stored beside its next-byte distributions. Part of the dump's identity."""
+
+    top_k: int = Field(16, ge=1, le=256, description="Most probable tokens stored at each of the teacher's tokens.")
+    min_prob: float = Field(
+        0.001, ge=0, lt=1, description="Minimum probability stored; the text's own token is always stored."
+    )
+
+
 class DumpConfig(Section):
     """Contents of the dump. All but `path`, `zstd_level` and `audit_documents` is part of its identity."""
 
@@ -51,6 +60,12 @@ class DumpConfig(Section):
     top_k: int = Field(16, ge=1, le=256, description="Maximum number of entries stored per position.")
     min_prob: float = Field(
         0.04, ge=0, lt=1, description="Minimum probability stored; the realised symbol is always stored."
+    )
+    tokens: TokensConfig | None = Field(
+        None,
+        json_schema_extra=added("0.2", None),
+        description="Also store the teacher's most probable tokens at each of its tokens, and the log-probability of "
+        "its end token, for objectives that compare tokens; null: bytes alone.",
     )
     shard_bytes: ByteSize = Field(
         ByteSize(16 << 20),

@@ -66,6 +66,11 @@ def check_engine_gives(recipe: Recipe) -> None:
     if recipe.dump.covering.beam_width and not spec.branches:
         does = "computes no branches" if spec.whole_softmax else "lists tokens of the canonical rows only"
         raise ValueError(f"teacher.engine: {teacher.engine} {does}; use dump.covering.beam_width=0")
+    if recipe.dump.tokens is not None and not spec.whole_softmax:
+        raise ValueError(
+            f"teacher.engine: {teacher.engine} lists the most probable tokens only, which need not include the end "
+            "token; dump.tokens needs an engine that sees the whole softmax (vllm, transformers)"
+        )
     if teacher.quantization is not None and not spec.quantizes:
         raise ValueError(
             f"teacher.quantization ({teacher.quantization}) is not supported by {teacher.engine}; leave it out"

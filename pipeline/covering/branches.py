@@ -88,6 +88,10 @@ class Branching:
     def num_branch_rows(self) -> int:
         return len(self._reduced) - len(self.covering.offsets)
 
+    @property
+    def canonical_rows(self) -> list[ReducedRow]:
+        return self._reduced[: len(self.covering.offsets)]
+
     def add_canonical(self, rows: Sequence[ReducedRow]) -> None:
         """Add the canonical rows, in order. They must be added first."""
         paths = [Path(num_canonical, ()) for num_canonical in range(len(rows))]

@@ -32,14 +32,24 @@ from schemas import ARITHMETIC, END, NUM_SYMBOLS
 # matter.
 MIN_LOGIT = -80.0
 
+NO_IDS, NO_LOGPROBS = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
+
 
 class ReducedRow(NamedTuple):
-    """A row whose softmax has been summed into the intervals of its offset; probabilities, float64."""
+    """A row whose softmax has been summed into the intervals of its offset; probabilities, float64.
+
+    Attributes:
+        token: of the canonical token that follows; nan if none does.
+        top_ids_K: the most probable token ids, if any were requested: int32, in descending probability.
+        top_logprobs_K: their log-probabilities, float32.
+    """
 
     offset: int
     masses_I: np.ndarray
     end: float
-    token: float  # of the canonical token that follows; nan if none does
+    token: float
+    top_ids_K: np.ndarray = NO_IDS
+    top_logprobs_K: np.ndarray = NO_LOGPROBS
 
 
 class Steps(NamedTuple):

@@ -25,6 +25,8 @@ def dump_faults(dump: Path) -> list[str]:
     if listed.keys() != planned.keys():
         other = ", ".join(sorted(listed.keys() ^ planned.keys())[:5])
         return [f"{path} and manifest.json list different shards ({other})"]
+    if manifest.has_tokens and not (dump / dump_files.VOCABULARY).exists():
+        return [f"{dump / dump_files.VOCABULARY} is missing"]
     return [fault for name, file in planned.items() for fault in _shard_faults(file, listed[name])]
 
 

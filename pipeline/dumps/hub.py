@@ -22,7 +22,7 @@ from schemas.manifest import Manifest, shard_identity
 
 _UPLOAD_FIRST = (dump_files.HUB_SHARD_FILES,)
 _PLAN = (dump_files.MANIFEST, dump_files.PLAN_FILES)
-_UPLOAD_LAST = (*_PLAN, dump_files.SUMMARY, dump_files.AUDIT, dump_files.RECIPE, dump_files.CARD)
+_UPLOAD_LAST = (*_PLAN, dump_files.SUMMARY, dump_files.AUDIT, dump_files.RECIPE, dump_files.CARD, dump_files.VOCABULARY)
 HUB_SECONDS = 10.0  # timeout for asking whether something exists
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas import VersionError, version_fault
 from schemas.record import Record, RecordText
 from schemas.storage.locations import Location
-from schemas.versions import v1
+from schemas.versions import v1, v2
 
 
 class Rows(Protocol):
@@ -33,7 +33,7 @@ class Reader(Protocol):
     def rows(self, batch: pa.RecordBatch) -> Rows: ...
 
 
-READERS: dict[int, Reader] = {1: v1}
+READERS: dict[int, Reader] = {1: v1, 2: v2}
 
 
 def reader(where: object, version: object) -> Reader:

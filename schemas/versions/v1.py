@@ -1,12 +1,12 @@
 """Version 1 of the format: bld 0.1 and later."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from schemas.columns import columns_of, describe_field, differ
+from schemas.columns import Column, columns_of, describe_field, differ
 from schemas.columns import shard_schema as schema_of_version
 from schemas.record import Record, RecordText, Segment
 from schemas.storage.locations import Location
@@ -27,14 +27,20 @@ def shard_schema(identity: Mapping[str, Any]) -> pa.Schema:
     return schema_of_version(identity, VERSION)
 
 
-def check_columns(path: Location, schema: pa.Schema) -> None:
+def check_columns(
+    path: Location, schema: pa.Schema, columns: Sequence[Column] = _COLUMNS, required: Collection[str] = ()
+) -> None:
     """Raise ValueError if a required column is missing, or a column's type is not the format's.
 
     Additional columns are allowed.
+
+    Args:
+        columns: those of the version.
+        required: names of columns that every shard of the version has, besides those that every dump has.
     """
     theirs = {field.name: field for field in schema}
-    for column in _COLUMNS:
-        if column.name in theirs or (column.always and column.stored_where is None):
+    for column in columns:
+        if column.name in (*theirs, *required) or (column.always and column.stored_where is None):
             actual, expected = theirs.get(column.name), column.field
             if actual is None:
                 raise ValueError(f"{path}: column {column.name} is missing")
@@ -59,12 +65,12 @@ def rows(batch: pa.RecordBatch) -> "Rows":
 class Rows:
     """A batch of Arrow rows, each converted to a record on request."""
 
-    def __init__(self, batch: pa.RecordBatch) -> None:
+    def __init__(self, batch: pa.RecordBatch, columns: Sequence[Column] = _COLUMNS) -> None:
         self.num_rows = batch.num_rows
         self._lists: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._scalars: dict[str, pa.Array] = {}
         present = set(batch.schema.names)  # a shard of plain text may lack the message columns
-        for column in _COLUMNS:
+        for column in columns:
             if column.name not in present:
                 continue
             values = batch.column(batch.schema.get_field_index(column.name))

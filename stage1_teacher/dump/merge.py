@@ -36,6 +36,8 @@ def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] =
     """
     manifests = check_mergeable(out, dumps, accept_engine)
     merged = _claim(out, merged_manifest(manifests), dumps[0])
+    if (dumps[0] / dump_files.VOCABULARY).exists():  # the others' is the same: they have one tokenizer
+        _link(dumps[0] / dump_files.VOCABULARY, out / dump_files.VOCABULARY)
     targets = iter(merged.shards)
     for dump, manifest in zip(dumps, manifests, strict=True):
         for shard in manifest.shards:

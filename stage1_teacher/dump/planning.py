@@ -14,6 +14,7 @@ from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.atomic import committed
 from schemas.storage.locations import location
+from schemas.token_vocabulary import write_vocabulary
 from stage1_teacher.coordination.shard_claims import Claims
 from stage1_teacher.dump import audit, shard_plan
 from stage1_teacher.dump.begun import warn_other_libraries
@@ -111,6 +112,8 @@ def plan_dump(
             log.info(f"{dump}: planned before, and the corpus's files are unchanged; it is not read to plan")
         warn_left_out(planned)
         manifest = open_or_create_dump(recipe, planned, corpus, claims, accept_engine)
+        if recipe.dump.tokens is not None:
+            write_vocabulary(dump, teacher.tokenizer.token_bytes)
         if not planned.is_noted and inputs is not None and inputs == plan_sha256(recipe):
             affordable = audit.affordable(sum(shard.num_bytes for shard in manifest.shards))
             sha256 = manifest.identity["corpus"]["sha256"]

@@ -200,6 +200,8 @@ class ShardWriter:
             Key.LIBRARIES: json.dumps(libraries() | _runner(self.teacher)),
             Key.AUDIT: json.dumps(self._audited),
         }
+        if self.recipe.dump.tokens is not None:
+            extra[Key.VOCABULARY_SIZE] = str(len(self.teacher.vocabulary.order))
         draft = self._draft
         self._begin()
         shard_cost.write_cost(self._folder, shard.plan, self._watch.lap(), shard_cost.devices(self.recipe))

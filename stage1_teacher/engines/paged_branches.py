@@ -214,7 +214,9 @@ def rows_between(request: RowsAlong, first: int, last: int) -> RowsAlong:
     """Return those of a request's rows that stand after tokens `first .. last - 1` of its prompt."""
     start, stop = np.clip([first - request.first, last - request.first], 0, request.num_rows).tolist()
     rows = slice(start, stop)
-    return RowsAlong(request.first + start, request.document, request.offsets_R[rows], request.columns_R[rows])
+    return request._replace(
+        first=request.first + start, offsets_R=request.offsets_R[rows], columns_R=request.columns_R[rows]
+    )
 
 
 class StepArrays(NamedTuple):

@@ -5,7 +5,8 @@ the result in that order, which takes longer than all else; both buffers stay in
 added up once (`pipeline.covering.softmax_numba`). The slow twin is `pipeline.covering.covering.reduce_probs`. Python's
 lock is released: rows are distributed over threads.
 
-Shape legend: R rows, V token ids, C sorted columns, N nodes, I intervals, as in `pipeline.covering.covering`.
+Shape legend: R rows, V token ids, C sorted columns, N nodes, I intervals, as in `pipeline.covering.covering`, K most
+probable tokens of a row.
 """
 
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from pipeline.covering.covering import MIN_LOGIT
 from pipeline.covering.softmax_numba import exp32, finite_largest32, sum32
+
+_MIN_LOGIT = np.float32(MIN_LOGIT)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -29,8 +33,10 @@ def reduce_range(
     masses_I: Any,
     end_R: Any,
     token_R: Any,
+    top_ids_RK: Any,
+    top_logprobs_RK: Any,
 ) -> bool:
-    """Fill in masses, END and next token of rows `first_row ..`, one for each row of `logits_RV`; see `types.Masses`.
+    """Fill in what `types.Masses` holds of rows `first_row ..`, one for each row of `logits_RV`.
 
     Args:
         order_C: int32, the token id of each column.
@@ -77,4 +83,29 @@ def reduce_range(
             masses_I[j] /= total
         end_R[row] = end / total
         token_R[row] = probs_C[columns_R[row]] / total if columns_R[row] >= 0 else np.nan
+        if top_ids_RK.shape[1]:
+            _select_top(logits_V, order_C, in_byte_order, top_ids_RK[row], top_logprobs_RK[row])
+            log_total = np.log(total)
+            for k in range(top_ids_RK.shape[1]):
+                top_logprobs_RK[row, k] = max(top_logprobs_RK[row, k] - largest, _MIN_LOGIT) - log_total
     return True
+
+
+@njit(nogil=True, error_model="numpy")
+def _select_top(logits_V: Any, order_C: Any, in_byte_order: bool, ids_K: Any, logits_K: Any) -> None:
+    """Write the largest logits in descending order, and their token ids; of equal ones, the lowest ids first."""
+    size, num = ids_K.shape[0], 0
+    for v in range(logits_V.shape[0]):
+        logit = logits_V[v]
+        if num == size and logit < logits_K[size - 1]:  # as nearly always
+            continue
+        token = order_C[v] if in_byte_order else v
+        if num < size:
+            num += 1
+        elif logit == logits_K[size - 1] and token > ids_K[size - 1]:
+            continue
+        at = num - 1
+        while at > 0 and (logits_K[at - 1] < logit or (logits_K[at - 1] == logit and ids_K[at - 1] > token)):
+            logits_K[at], ids_K[at] = logits_K[at - 1], ids_K[at - 1]
+            at -= 1
+        logits_K[at], ids_K[at] = logit, token

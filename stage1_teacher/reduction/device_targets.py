@@ -21,6 +21,7 @@ from schemas.columns import MEASURES
 from stage1_teacher.reduction.device_trie import DeviceTrie
 from stage1_teacher.reduction.sparse_targets import SpanRequest, SparseTargets, Sparsity
 from stage1_teacher.reduction.sparsify import Entries
+from stage1_teacher.reduction.token_entries import TopTokens, keep_tokens
 from stage1_teacher.reduction.types import DeviceMasses
 
 
@@ -105,7 +106,25 @@ def device_targets(
     is_first_P = layout.is_last_P.roll(1)
     dropped_P = ((ended_P - continued_P) / known_P).clamp(0.0, 1.0).where(~is_first_P, 0.0)
     share_P = (ended_P / known_P).clamp(0.0, 1.0)
-    return _sparse(spans, layout, _Summed(mass_PV, realised_P, dropped_P, share_P, log_token_R), sparsity)
+    found = _sparse(spans, layout, _Summed(mass_PV, realised_P, dropped_P, share_P, log_token_R), sparsity)
+    return _with_tokens(found, spans, masses, sparsity.min_token_prob) if sparsity.num_top else found
+
+
+def _with_tokens(
+    found: Sequence[SparseTargets], spans: Sequence[tuple[Covering, SpanRequest]], masses: DeviceMasses, min_prob: float
+) -> list[SparseTargets]:
+    """Add the alternatives of the spans' tokens; of a row, its most probable tokens are brought to the host."""
+    ids_RK, logprobs_RK = (tensor.cpu().numpy() for tensor in (masses.top_ids_RK, masses.top_logprobs_RK))
+    end_R, token_R = (tensor.double().cpu().numpy() for tensor in (masses.end_R, masses.token_R))
+    added, first = [], 0
+    for of_span, (covering, request) in zip(found, spans, strict=True):
+        last = first + len(covering.offsets) - 1
+        top = TopTokens(ids_RK[first:last], logprobs_RK[first:last])
+        tokens_T = np.asarray(request.tokens, dtype=np.int32)
+        kept = keep_tokens(top, tokens_T, token_R[first:last], end_R[first : last + 1], min_prob)
+        added.append(of_span._replace(tokens=kept))
+        first = last + 1
+    return added
 
 
 def _layout(spans: Sequence[tuple[Covering, SpanRequest]], device: torch.device) -> _Layout:

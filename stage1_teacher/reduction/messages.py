@@ -20,6 +20,7 @@ from stage1_teacher.reduction.device_trie import DeviceTrie
 from stage1_teacher.reduction.reducer import PromptRows
 from stage1_teacher.reduction.sparse_targets import SpanRequest, SparseTargets, Sparsity, reduce_span
 from stage1_teacher.reduction.sparsify import Entries
+from stage1_teacher.reduction.token_entries import TokenEntries
 from stage1_teacher.reduction.types import DeviceMasses, Masses, RowsAlong
 
 _FAULT = "fault"
@@ -27,7 +28,8 @@ _FAULT = "fault"
 
 def rows_message(requests: Sequence[RowsAlong]) -> dict[str, Any]:
     """Return a request for reduced rows as plain values."""
-    return {"rows": [(r.first, r.document, r.offsets_R.tobytes(), r.columns_R.tobytes()) for r in requests]}
+    rows = [(r.first, r.document, r.offsets_R.tobytes(), r.columns_R.tobytes(), r.num_top) for r in requests]
+    return {"rows": rows}
 
 
 def spans_message(requests: Sequence[SpanRequest], sparsity: Sparsity) -> dict[str, Any]:
@@ -45,8 +47,8 @@ class Answering:
         self._found: list[SparseTargets] | None = None
         if "rows" in message:
             requests = [
-                RowsAlong(first, document, np.frombuffer(offsets, np.int64), np.frombuffer(columns, np.int64))
-                for first, document, offsets, columns in message["rows"]
+                RowsAlong(first, document, np.frombuffer(offsets, np.int64), np.frombuffer(columns, np.int64), num_top)
+                for first, document, offsets, columns, num_top in message["rows"]
             ]
             self.rows = PromptRows.along(requests, vocabulary)
             return
@@ -55,7 +57,8 @@ class Answering:
             span = SpanRequest(first, np.frombuffer(tokens, np.int32).tolist(), document, skipped, has_end)
             covering = Covering(vocabulary, span.tokens, document, self._sparsity.arithmetic)
             self._spans.append((covering, span))
-        self.rows = PromptRows.canonical(*zip(*((c, span.first) for c, span in self._spans), strict=True))
+        coverings, firsts = zip(*((covering, span.first) for covering, span in self._spans), strict=True)
+        self.rows = PromptRows.canonical(coverings, firsts, self._sparsity.num_top)
 
     def sum_up(self) -> None:
         """Sum the rows into the sparse targets of a message for spans, here on the host; `bytes` does it otherwise."""
@@ -80,6 +83,8 @@ class Answering:
                 f"{number}.measures": found.measures_MP.astype(np.float32),
                 f"{number}.tokens": found.token_logprobs.astype(np.float32),
             }
+            if found.tokens is not None:
+                arrays |= {f"{number}.{name}": values for name, values in found.tokens._asdict().items()}
         return save(arrays)
 
 
@@ -111,9 +116,15 @@ def read_spans(answer: bytes) -> list[SparseTargets]:
             ),
             arrays[f"{number}.measures"],
             arrays[f"{number}.tokens"],
+            _read_tokens(arrays, number),
         )
-        for number in range(len(arrays) // 5)
+        for number in range(sum(name.endswith(".counts") for name in arrays))
     ]
+
+
+def _read_tokens(arrays: Mapping[str, np.ndarray], number: int) -> TokenEntries | None:
+    names = [f"{number}.{name}" for name in TokenEntries._fields]
+    return TokenEntries(*(arrays[name] for name in names)) if names[0] in arrays else None
 
 
 def _read(answer: bytes) -> dict[str, np.ndarray]:

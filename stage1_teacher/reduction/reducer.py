@@ -49,8 +49,8 @@ class CpuKernel:
 
         return reduce_range  # compiled when first called, in about two seconds
 
-    def empty(self, intervals: Intervals) -> Masses:
-        return Masses.empty(intervals)
+    def empty(self, intervals: Intervals, num_top: int = 0) -> Masses:
+        return Masses.empty(intervals, num_top)
 
     def check(self) -> None:
         pass
@@ -73,6 +73,8 @@ class CpuKernel:
                 into.masses_I,
                 into.end_R,
                 into.token_R,
+                into.top_ids_RK,
+                into.top_logprobs_RK,
             )
             for first, last in pairwise(bounds)
         ]
@@ -89,6 +91,7 @@ class PromptRows:
 
     def __init__(self, requests: Sequence[RowsAlong], intervals: Sequence[Intervals]) -> None:
         self._num_rows = [request.num_rows for request in requests]
+        self.num_top = max((request.num_top for request in requests), default=0)
         self.index_R = np.concatenate([r.first + np.arange(r.num_rows) for r in requests])  # of each row's token
         if np.any(np.diff(self.index_R) < 0):
             raise ValueError("the rows of a prompt must be requested in order")
@@ -101,9 +104,9 @@ class PromptRows:
         return PromptRows(requests, [request.intervals(vocabulary.trie) for request in requests])
 
     @staticmethod
-    def canonical(coverings: Sequence[Covering], firsts: Sequence[int]) -> "PromptRows":
+    def canonical(coverings: Sequence[Covering], firsts: Sequence[int], num_top: int = 0) -> "PromptRows":
         """Return the canonical rows of some coverings, of which the first stands after token `firsts` of the prompt."""
-        requests = [RowsAlong.canonical(covering, first) for covering, first in zip(coverings, firsts, strict=True)]
+        requests = [RowsAlong.canonical(*of_one, num_top) for of_one in zip(coverings, firsts, strict=True)]
         return PromptRows(requests, [covering.canonical for covering in coverings])
 
     def between(self, first: int, last: int) -> tuple[int, int]:
@@ -130,7 +133,7 @@ class PromptRows:
                 f"the engine computed {self.num_done} of the {len(self.index_R)} rows requested of a prompt"
             )
         if not self._done:
-            return Masses.empty(self.intervals)
+            return Masses.empty(self.intervals, self.num_top)
         return self._done[0] if len(self._done) == 1 else type(self._done[0]).join(self._done)  # type: ignore[arg-type]
 
     def masses_on_host(self) -> Masses:
@@ -188,7 +191,8 @@ class Reducer:
         parts = [part.rows.intervals.some_rows(part.start, part.start + len(part.states_RD)) for part in computed]
         intervals = Intervals.join(parts)
         states_RD = torch.cat([part.states_RD for part in computed])
-        masses, is_here = self.kernel.empty(intervals), True
+        num_top = min(max(part.rows.num_top for part in computed), len(self.vocabulary.order))
+        masses, is_here = self.kernel.empty(intervals, num_top), True
         fault: ValueError | None = None
         for first, last in pairwise(even_bounds(len(states_RD), self.chunk)):
             logits_RV = logits_of(states_RD[first:last])
@@ -205,7 +209,8 @@ class Reducer:
             fault = fault or error
         at = 0
         for part in computed if is_here else ():
-            part.rows.take(part.start, masses.some_rows(at, at + len(part.states_RD)))
+            of_part = masses.some_rows(at, at + len(part.states_RD), part.rows.num_top)
+            part.rows.take(part.start, of_part)
             at += len(part.states_RD)
         if fault is not None:
             raise fault
@@ -245,8 +250,14 @@ def as_rows(intervals: Intervals, masses: Masses) -> list[ReducedRow]:
     """Split masses into rows, as views; nothing is copied."""
     bounds = masses.row_intervals.tolist()
     return [
-        ReducedRow(offset, masses.masses_I[first:last], end, token)
-        for offset, (first, last), end, token in zip(
-            intervals.offsets_R.tolist(), pairwise(bounds), masses.end_R.tolist(), masses.token_R.tolist(), strict=True
+        ReducedRow(offset, masses.masses_I[first:last], end, token, top_ids_K, top_logprobs_K)
+        for offset, (first, last), end, token, top_ids_K, top_logprobs_K in zip(
+            intervals.offsets_R.tolist(),
+            pairwise(bounds),
+            masses.end_R.tolist(),
+            masses.token_R.tolist(),
+            masses.top_ids_RK,
+            masses.top_logprobs_RK,
+            strict=True,
         )
     ]

@@ -14,6 +14,7 @@ from pipeline.covering.targets import Targets
 from schemas import END
 from schemas.columns import MEASURES
 from stage1_teacher.reduction.sparsify import Entries, sparsify
+from stage1_teacher.reduction.token_entries import TokenEntries, TopTokens, keep_tokens
 
 
 class Sparsity(NamedTuple):
@@ -23,6 +24,8 @@ class Sparsity(NamedTuple):
     min_prob: float
     redistribute: bool = False  # of dropped mass, by a guess (`pipeline.covering.dropped_mass`)
     arithmetic: int = 0  # `schemas.ARITHMETIC`
+    num_top: int = 0  # alternatives of each token; 0: none are kept
+    min_token_prob: float = 0.0  # of an alternative
 
 
 class SpanRequest(NamedTuple):
@@ -53,16 +56,38 @@ class SparseTargets(NamedTuple):
     entries: Entries
     measures_MP: np.ndarray  # in the order of MEASURES
     token_logprobs: np.ndarray  # R - 1, of the span's tokens
+    tokens: TokenEntries | None = None
 
 
-def sparse_targets(targets: Targets, request: SpanRequest, sparsity: Sparsity) -> SparseTargets:
-    """Return what is stored of a span's dense targets, which start at its first position."""
+def sparse_targets(
+    targets: Targets, request: SpanRequest, sparsity: Sparsity, rows: Sequence[ReducedRow] = ()
+) -> SparseTargets:
+    """Return what is stored of a span's dense targets, which start at its first position.
+
+    Args:
+        rows: its canonical rows, if alternatives of its tokens are kept.
+    """
     realised_P = request.realised()
     positions = slice(request.skipped, request.skipped + len(realised_P))
     return SparseTargets(
         sparsify(targets.probs_PV[positions], realised_P, sparsity.top_k, sparsity.min_prob),
         np.stack([getattr(targets, f"{column.name}_P")[positions] for column in MEASURES]),
         targets.token_logprobs,
+        _token_entries(rows, request, sparsity) if sparsity.num_top else None,
+    )
+
+
+def _token_entries(rows: Sequence[ReducedRow], request: SpanRequest, sparsity: Sparsity) -> TokenEntries:
+    top = TopTokens(
+        np.array([row.top_ids_K for row in rows[:-1]], dtype=np.int32).reshape(len(rows) - 1, -1),
+        np.array([row.top_logprobs_K for row in rows[:-1]], dtype=np.float32).reshape(len(rows) - 1, -1),
+    )
+    return keep_tokens(
+        top,
+        np.asarray(request.tokens, dtype=np.int32),
+        np.array([row.token for row in rows[:-1]]),
+        np.array([row.end for row in rows]),
+        sparsity.min_token_prob,
     )
 
 
@@ -71,4 +96,5 @@ def reduce_span(
 ) -> SparseTargets:
     """Sum the canonical rows of a span into its sparse targets."""
     targets = covering.targets(rows)
-    return sparse_targets(redistribute(targets, covering) if sparsity.redistribute else targets, request, sparsity)
+    summed = redistribute(targets, covering) if sparsity.redistribute else targets
+    return sparse_targets(summed, request, sparsity, rows)

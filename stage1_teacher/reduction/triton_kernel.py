@@ -10,7 +10,8 @@ that small masses keep their precision.
 `tests/stage1_teacher/reduction/test_triton_kernel.py` compares it with the slow twin, on a GPU or under Triton's
 interpreter; `python -m tests.bench.kernel` times it.
 
-Shape legend: R rows, V token ids, C sorted columns, B blocks of 32 columns, T tiles of `TILE` columns, J ranges.
+Shape legend: R rows, V token ids, C sorted columns, B blocks of 32 columns, T tiles of `TILE` columns, J ranges, K
+most probable tokens of a row.
 """
 
 # mypy: disable-error-code=no-untyped-def
@@ -196,13 +197,15 @@ class TritonKernel:
 
     def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
         self._device = device
-        self._order_C = torch.from_numpy(vocabulary.order.astype(np.int32)).to(device)
+        self._order_C, self._column_V = (
+            torch.from_numpy(ids.astype(np.int32)).to(device) for ids in (vocabulary.order, vocabulary.column)
+        )
         self._trie = DeviceTrie.of(vocabulary.trie, device)
         self._ends = (vocabulary.num_text_tokens, vocabulary.num_text_tokens + vocabulary.num_end)
         self._finite: list[Tensor] = []
 
-    def empty(self, intervals: Intervals) -> DeviceMasses:
-        return DeviceMasses.empty(intervals, self._device)
+    def empty(self, intervals: Intervals, num_top: int = 0) -> DeviceMasses:
+        return DeviceMasses.empty(intervals, num_top, self._device)
 
     def check(self) -> None:
         """Wait for the device, once for all chunks of a step."""
@@ -221,9 +224,13 @@ class TritonKernel:
         interval_I, node_I = self._trie.intervals(nodes_N, stop - start)
         row_R = torch.arange(num_rows, device=self._device)
         end_first_R, end_last_R = (torch.full_like(row_R, end) for end in self._ends)
-        row_J = torch.cat([row_N[node_I], row_R, row_R])
-        first_J = torch.cat([self._trie.first_J[interval_I], end_first_R, column_R.clamp(min=0)])
-        last_J = torch.cat([self._trie.last_J[interval_I], end_last_R, column_R + 1])
+        top_ids_RK = top_tokens(logits_RV, into.top_ids_RK.shape[1])
+        # A range of one column each, so that all probabilities of a row are of one arithmetic.
+        top_column_J = self._column_V[top_ids_RK].flatten()
+        top_row_J = row_R.repeat_interleave(top_ids_RK.shape[1])
+        row_J = torch.cat([row_N[node_I], row_R, row_R, top_row_J])
+        first_J = torch.cat([self._trie.first_J[interval_I], end_first_R, column_R.clamp(min=0), top_column_J])
+        last_J = torch.cat([self._trie.last_J[interval_I], end_last_R, column_R + 1, top_column_J + 1])
         probs_J, is_finite = range_probs(logits_RV, self._order_C, row_J.int(), first_J.int(), last_J.int())
         self._finite.append(is_finite)
         # As on a CPU, no column has less mass than MIN_LOGIT gives: a product of two small factors may be 0.
@@ -231,4 +238,17 @@ class TritonKernel:
         rows = slice(first_row, first_row + num_rows)
         into.masses_I[start:stop] = probs_J[: stop - start]
         into.end_R[rows] = probs_J[stop - start : stop - start + num_rows]
-        into.token_R[rows] = probs_J[stop - start + num_rows :].where(column_R >= 0, torch.nan)
+        after = stop - start + 2 * num_rows
+        into.token_R[rows] = probs_J[stop - start + num_rows : after].where(column_R >= 0, torch.nan)
+        into.top_ids_RK[rows] = top_ids_RK.int()
+        into.top_logprobs_RK[rows] = probs_J[after:].log().view_as(top_ids_RK)
+
+
+def top_tokens(logits_RV: Tensor, number: int) -> Tensor:
+    """Return the ids of each row's largest logits in descending order, of equal ones the lowest first: R x K, int64.
+
+    Which of several logits equal to the last one are among them is not defined, as it is on a CPU.
+    """
+    ids_RK = logits_RV.topk(number, dim=1).indices.sort(dim=1).values
+    order_RK = logits_RV.gather(1, ids_RK).sort(dim=1, descending=True, stable=True).indices
+    return ids_RK.gather(1, order_RK)

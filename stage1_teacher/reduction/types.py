@@ -1,6 +1,6 @@
 """Types of the reduction: its input, its output and the kernel.
 
-Shape legend: R rows, V token ids, I intervals of all rows in turn.
+Shape legend: R rows, V token ids, I intervals of all rows in turn, K most probable tokens of each row.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,19 @@ class RowsAlong(NamedTuple):
         document: the text; a row needs no more of it than the longest token has bytes.
         offsets_R: int64; the byte of `document` from which each row continues.
         columns_R: int64; column of the token whose probability is wanted too; -1 for none.
+        num_top: number of most probable tokens that are wanted of each row, too.
     """
 
     first: int
     document: bytes
     offsets_R: np.ndarray
     columns_R: np.ndarray
+    num_top: int = 0
 
     @staticmethod
-    def canonical(covering: Covering, first: int) -> "RowsAlong":
+    def canonical(covering: Covering, first: int, num_top: int = 0) -> "RowsAlong":
         """Return the canonical rows of a covering."""
-        return RowsAlong(first, covering.document, covering.offsets, covering.canonical.columns_R)
+        return RowsAlong(first, covering.document, covering.offsets, covering.canonical.columns_R, num_top)
 
     @staticmethod
     def single(covering: Covering, offset: int, first: int) -> "RowsAlong":
@@ -57,25 +59,45 @@ class Masses(NamedTuple):
     masses_I: np.ndarray
     end_R: np.ndarray
     token_R: np.ndarray  # of the token in columns_R; nan where that is -1
+    top_ids_RK: np.ndarray  # int32, in descending probability, ties by ascending id
+    top_logprobs_RK: np.ndarray  # float32
     row_intervals: np.ndarray  # R + 1: row r owns masses row_intervals[r] .. row_intervals[r + 1]
 
     @staticmethod
-    def empty(intervals: Intervals) -> "Masses":
-        bounds = intervals.row_intervals
-        return Masses(np.empty(int(bounds[-1])), np.empty(intervals.num_rows), np.empty(intervals.num_rows), bounds)
+    def empty(intervals: Intervals, num_top: int = 0) -> "Masses":
+        bounds, num_rows = intervals.row_intervals, intervals.num_rows
+        return Masses(
+            np.empty(int(bounds[-1])),
+            np.empty(num_rows),
+            np.empty(num_rows),
+            np.empty((num_rows, num_top), dtype=np.int32),
+            np.empty((num_rows, num_top), dtype=np.float32),
+            bounds,
+        )
 
-    def some_rows(self, first: int, last: int) -> "Masses":
-        """Return rows `first .. last - 1`, as views."""
+    def some_rows(self, first: int, last: int, num_top: int = 0) -> "Masses":
+        """Return rows `first .. last - 1` with some of their most probable tokens, as views."""
         bounds = self.row_intervals[first : last + 1]
-        rows = slice(first, last)
-        return Masses(self.masses_I[bounds[0] : bounds[-1]], self.end_R[rows], self.token_R[rows], bounds - bounds[0])
+        return Masses(
+            self.masses_I[bounds[0] : bounds[-1]],
+            self.end_R[first:last],
+            self.token_R[first:last],
+            self.top_ids_RK[first:last, :num_top],
+            self.top_logprobs_RK[first:last, :num_top],
+            bounds - bounds[0],
+        )
 
     @staticmethod
     def join(parts: Sequence["Masses"]) -> "Masses":
         """Join the masses of rows in order."""
-        counts = np.concatenate([[0], *(np.diff(part.row_intervals) for part in parts)])
-        masses_I, end_R, token_R = (np.concatenate([part[field] for part in parts]) for field in range(3))
-        return Masses(masses_I, end_R, token_R, counts.cumsum(dtype=np.int64))
+        return Masses(
+            np.concatenate([part.masses_I for part in parts]),
+            np.concatenate([part.end_R for part in parts]),
+            np.concatenate([part.token_R for part in parts]),
+            np.concatenate([part.top_ids_RK for part in parts]),
+            np.concatenate([part.top_logprobs_RK for part in parts]),
+            _joined_bounds(parts),
+        )
 
 
 class DeviceMasses(NamedTuple):
@@ -84,30 +106,41 @@ class DeviceMasses(NamedTuple):
     masses_I: Tensor
     end_R: Tensor
     token_R: Tensor  # of the token in columns_R; nan where that is -1
+    top_ids_RK: Tensor  # int32, in descending probability, ties by ascending id
+    top_logprobs_RK: Tensor
     row_intervals: np.ndarray  # R + 1
 
     @staticmethod
-    def empty(intervals: Intervals, device: torch.device) -> "DeviceMasses":
-        bounds = intervals.row_intervals
-        sizes = (int(bounds[-1]), intervals.num_rows, intervals.num_rows)
+    def empty(intervals: Intervals, num_top: int, device: torch.device) -> "DeviceMasses":
+        bounds, num_rows = intervals.row_intervals, intervals.num_rows
+        sizes = ((int(bounds[-1]),), (num_rows,), (num_rows,))
         masses_I, end_R, token_R = (torch.empty(size, dtype=torch.float32, device=device) for size in sizes)
-        return DeviceMasses(masses_I, end_R, token_R, bounds)
+        top_ids_RK = torch.empty((num_rows, num_top), dtype=torch.int32, device=device)
+        top_logprobs_RK = torch.empty((num_rows, num_top), dtype=torch.float32, device=device)
+        return DeviceMasses(masses_I, end_R, token_R, top_ids_RK, top_logprobs_RK, bounds)
 
-    def some_rows(self, first: int, last: int) -> "DeviceMasses":
-        """Return rows `first .. last - 1`, as views."""
+    def some_rows(self, first: int, last: int, num_top: int = 0) -> "DeviceMasses":
+        """Return rows `first .. last - 1` with some of their most probable tokens, as views."""
         bounds = self.row_intervals[first : last + 1]
-        masses_I = self.masses_I[int(bounds[0]) : int(bounds[-1])]
-        return DeviceMasses(masses_I, self.end_R[first:last], self.token_R[first:last], bounds - bounds[0])
+        return DeviceMasses(
+            self.masses_I[int(bounds[0]) : int(bounds[-1])],
+            self.end_R[first:last],
+            self.token_R[first:last],
+            self.top_ids_RK[first:last, :num_top],
+            self.top_logprobs_RK[first:last, :num_top],
+            bounds - bounds[0],
+        )
 
     @staticmethod
     def join(parts: Sequence["DeviceMasses"]) -> "DeviceMasses":
         """Join the masses of rows in order."""
-        counts = np.concatenate([[0], *(np.diff(part.row_intervals) for part in parts)])
         return DeviceMasses(
             torch.cat([part.masses_I for part in parts]),
             torch.cat([part.end_R for part in parts]),
             torch.cat([part.token_R for part in parts]),
-            counts.cumsum(dtype=np.int64),
+            torch.cat([part.top_ids_RK for part in parts]),
+            torch.cat([part.top_logprobs_RK for part in parts]),
+            _joined_bounds(parts),
         )
 
     def on_host(self) -> Masses:
@@ -115,7 +148,13 @@ class DeviceMasses(NamedTuple):
         masses_I, end_R, token_R = (
             tensor.double().cpu().numpy() for tensor in (self.masses_I, self.end_R, self.token_R)
         )
-        return Masses(masses_I, end_R, token_R, self.row_intervals)
+        top_ids_RK, top_logprobs_RK = self.top_ids_RK.cpu().numpy(), self.top_logprobs_RK.cpu().numpy()
+        return Masses(masses_I, end_R, token_R, top_ids_RK, top_logprobs_RK, self.row_intervals)
+
+
+def _joined_bounds(parts: Sequence[Masses] | Sequence[DeviceMasses]) -> np.ndarray:
+    counts = np.concatenate([[0], *(np.diff(part.row_intervals) for part in parts)])
+    return counts.cumsum(dtype=np.int64)
 
 
 Kept = TypeVar("Kept", Masses, DeviceMasses)
@@ -124,8 +163,8 @@ Kept = TypeVar("Kept", Masses, DeviceMasses)
 class Kernel(Protocol[Kept]):
     """A function that sums the softmax of some consecutive rows over their column ranges."""
 
-    def empty(self, intervals: Intervals) -> Kept:
-        """Return room for the masses of some rows."""
+    def empty(self, intervals: Intervals, num_top: int = 0) -> Kept:
+        """Return room for the masses of some rows, and for so many of each one's most probable tokens."""
 
     def check(self) -> None:
         """Raise ValueError if a logit was not finite since the last check, unless the call has raised it."""

@@ -13,6 +13,7 @@ from schemas.record import Record
 from stage1_teacher.inputs.encoded_windows import EncodedWindow
 from stage1_teacher.reduction.sparse_targets import SparseTargets
 from stage1_teacher.reduction.sparsify import Entries
+from stage1_teacher.targets.alternatives import record_alternatives
 from stage1_teacher.targets.dense_float32 import exact_entries
 from stage1_teacher.targets.rounding import round_entries
 
@@ -26,7 +27,8 @@ def assemble(window: EncodedWindow, spans: Sequence[SparseTargets], lengths: np.
     """
     entries = Entries(*map(np.concatenate, zip(*(of_span.entries for of_span in spans), strict=True)))
     rounded = exact_entries(entries) if exact else round_entries(entries)
-    teacher_token_lengths, token_logprobs = _token_columns(window, spans, lengths)
+    teacher_token_lengths, token_logprobs, firsts = _token_columns(window, spans, lengths)
+    stored_logprobs = BY_NAME["teacher_token_logprobs"].as_stored(token_logprobs, exact)
     measures_MP = np.concatenate([of_span.measures_MP for of_span in spans], axis=1)
     return Record(
         doc_id=window.doc_id,
@@ -34,7 +36,7 @@ def assemble(window: EncodedWindow, spans: Sequence[SparseTargets], lengths: np.
         document=window.text,
         segments=tuple(span.segment for span in window.spans),
         teacher_token_lengths=teacher_token_lengths,
-        teacher_token_logprobs=BY_NAME["teacher_token_logprobs"].as_stored(token_logprobs, exact),
+        teacher_token_logprobs=stored_logprobs,
         entry_counts=entries.counts_P,
         **{column.name: column.as_stored(of_P, exact) for column, of_P in zip(MEASURES, measures_MP, strict=True)},
         symbols=rounded.symbols_E,
@@ -42,24 +44,31 @@ def assemble(window: EncodedWindow, spans: Sequence[SparseTargets], lengths: np.
         message_roles=window.roles,
         message_lengths=window.lengths,
         conversation=window.conversation,
-        tokens=None,
+        tokens=record_alternatives(list(zip(firsts, window.spans, spans, strict=True)), stored_logprobs, exact),
     )
 
 
 def _token_columns(
     window: EncodedWindow, targets: Sequence[SparseTargets], lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each token's bytes and log-probability; text between spans counts as one token of log-probability 0."""
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Return each token's bytes and log-probability, and the index of each span's first token.
+
+    Text between spans counts as one token of log-probability 0.
+    """
     columns: list[tuple[np.ndarray, np.ndarray]] = []
-    at = 0
+    firsts: list[int] = []
+    at = num_tokens = 0
     for span, of_span in zip(window.spans, targets, strict=True):
         if span.start > at:
             columns.append((np.array([span.start - at]), np.zeros(1)))
+            num_tokens += 1
         spelled = lengths[np.asarray(span.tokens, dtype=np.int64)]
         spelled[:1] -= span.num_prefix  # the bytes that the tokenizer put before the text
         columns.append((spelled, of_span.token_logprobs))
+        firsts.append(num_tokens)
+        num_tokens += len(span.tokens)
         at = span.segment.start + span.segment.length
     if len(window.text) > at:
         columns.append((np.array([len(window.text) - at]), np.zeros(1)))
     of_tokens, logprobs = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return of_tokens.astype(np.int32), logprobs
+    return of_tokens.astype(np.int32), logprobs, firsts

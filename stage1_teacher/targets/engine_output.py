@@ -23,6 +23,9 @@ class EngineOutput(Protocol):
     def targets(self, coverings: Sequence[Covering]) -> list[Targets]:
         """Return the spans' targets, given the spans' coverings."""
 
+    def canonical_rows(self) -> list[Sequence[ReducedRow]]:
+        """Return the reduced canonical rows of each span; none of a server, which gives no whole softmax."""
+
     def off_boundaries(self) -> list[list[ReducedRow]]:
         """Return the rows of each span that begin where its canonical encoding has no token boundary."""
 
@@ -44,6 +47,10 @@ class CanonicalOutput(NamedTuple):
         """Sum the rows to bytes."""
         return [covering.targets(rows) for covering, rows in zip(coverings, self.rows, strict=True)]
 
+    def canonical_rows(self) -> list[Sequence[ReducedRow]]:
+        """Return all rows."""
+        return list(self.rows)
+
     def off_boundaries(self) -> list[list[ReducedRow]]:
         """Return none."""
         return [[] for _ in self.rows]
@@ -60,6 +67,10 @@ class BranchedOutput(NamedTuple):
         assert len(coverings) == len(self.branchings)
         return [branching.targets() for branching in self.branchings]
 
+    def canonical_rows(self) -> list[Sequence[ReducedRow]]:
+        """Return the rows that no branch leads to."""
+        return [branching.canonical_rows for branching in self.branchings]
+
     def off_boundaries(self) -> list[list[ReducedRow]]:
         """Return the branch rows that begin inside tokens of the canonical encoding."""
         return [branching.off_boundaries() for branching in self.branchings]
@@ -75,18 +86,27 @@ class TopKOutput(NamedTuple):
         """Sum the listed tokens to bytes."""
         return [listed_targets(covering, rows) for covering, rows in zip(coverings, self.rows, strict=True)]
 
+    def canonical_rows(self) -> list[Sequence[ReducedRow]]:
+        """Return none."""
+        return [[] for _ in self.rows]
+
     def off_boundaries(self) -> list[list[ReducedRow]]:
         """Return none."""
         return [[] for _ in self.rows]
 
 
-def canonical_requests(windows: Sequence[EncodedWindow], coverings: Sequence[Covering]) -> list[list[RowsAlong]]:
+def canonical_requests(
+    windows: Sequence[EncodedWindow], coverings: Sequence[Covering], num_top: int = 0
+) -> list[list[RowsAlong]]:
     """Return the requests for the canonical rows of each window's spans.
 
     They are the row before a span's first token, and the row after each of its tokens.
+
+    Args:
+        num_top: most probable tokens of each row that are wanted, too.
     """
     of_spans = iter(coverings)
-    return [[RowsAlong.canonical(next(of_spans), span.first) for span in window.spans] for window in windows]
+    return [[RowsAlong.canonical(next(of_spans), span.first, num_top) for span in window.spans] for window in windows]
 
 
 def span_requests(windows: Sequence[EncodedWindow]) -> list[list[SpanRequest]]:
@@ -102,7 +122,8 @@ def span_requests(windows: Sequence[EncodedWindow]) -> list[list[SpanRequest]]:
 
 def sparsity_of(dump: DumpConfig) -> Sparsity:
     """Return what a dump keeps of its targets."""
-    return Sparsity(dump.top_k, dump.min_prob, dump.covering.redistribute_dropped, dump.arithmetic_used)
+    of_tokens = (0, 0.0) if dump.tokens is None else (dump.tokens.top_k, dump.tokens.min_prob)
+    return Sparsity(dump.top_k, dump.min_prob, dump.covering.redistribute_dropped, dump.arithmetic_used, *of_tokens)
 
 
 def listed_spans(rows: Sequence[ListedRows], windows: Sequence[EncodedWindow]) -> list[ListedRows]:

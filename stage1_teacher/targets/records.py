@@ -22,8 +22,9 @@ def sparse_spans(
         sparse = iter(output.spans)
     else:
         requests = [request for of_window in span_requests(windows) for request in of_window]
-        targets = teacher.targets(windows, output)
-        sparse = iter([sparse_targets(*of_span, sparsity_of(dump)) for of_span in zip(targets, requests, strict=True)])
+        targets, sparsity = teacher.targets(windows, output), sparsity_of(dump)
+        of_spans = zip(targets, requests, output.canonical_rows(), strict=True)
+        sparse = iter([sparse_targets(of, request, sparsity, rows) for of, request, rows in of_spans])
     return [[next(sparse) for _ in window.spans] for window in windows]
 
 

@@ -5,7 +5,7 @@ tail, which is often the smallest class. So the most probable symbol takes the l
 tail, and the others may move to a neighbouring level if that lowers the objective: the sum over all classes of
 2 (sqrt p - sqrt q)^2, which approximates their KL while both are close.
 
-Shape legend: P positions, E entries.
+Shape legend: P positions, E entries; of tokens T tokens, A alternatives.
 """
 
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from numba import njit
 from schemas import NUM_SYMBOLS
 from schemas.levels import NUM_RARE, OTHER_LOGPROBS, TOP_LOGPROBS
 from stage1_teacher.reduction.sparsify import Entries
+from stage1_teacher.reduction.token_entries import TokenEntries
 
 _TOPS, _OTHERS = np.exp(TOP_LOGPROBS.astype(np.float64)), np.exp(OTHER_LOGPROBS.astype(np.float64))
 _TOP_ROOTS, _OTHER_ROOTS = np.sqrt(_TOPS), np.sqrt(_OTHERS)
@@ -39,17 +40,33 @@ class RoundedEntries(NamedTuple):
 def round_entries(entries: Entries) -> RoundedEntries:
     """Round every position's probabilities; the result is in descending level, then ascending symbol."""
     symbols_E, logprobs_E = entries.symbols_E.copy(), np.empty(len(entries.symbols_E), np.float32)
-    _round(entries.counts_P, entries.probs_E, symbols_E, logprobs_E)
+    _round(entries.counts_P, entries.probs_E, symbols_E, logprobs_E, NUM_SYMBOLS)
     return RoundedEntries(symbols_E, logprobs_E)
 
 
+def round_alternatives(tokens: TokenEntries) -> tuple[np.ndarray, np.ndarray]:
+    """Round the probabilities of each token's alternatives; ids and log-probabilities, sorted as `round_entries` does.
+
+    However many alternatives a token has, there are others: its tail is a class of its own.
+    """
+    ids_A, logprobs_A = tokens.ids_A.copy(), np.empty(len(tokens.ids_A), np.float32)
+    _round(tokens.counts_T, np.exp(tokens.logprobs_A.astype(np.float64)), ids_A, logprobs_A, 0)
+    return ids_A, logprobs_A
+
+
 @njit(nogil=True, error_model="numpy")
-def _round(counts_P: Any, probs_E: Any, symbols_E: Any, logprobs_E: Any) -> None:
-    levels, roots = np.empty(NUM_SYMBOLS, dtype=np.int64), np.empty(NUM_SYMBOLS)
+def _round(counts_P: Any, probs_E: Any, symbols_E: Any, logprobs_E: Any, num_classes: int) -> None:
+    """Round the entries of each position in place; `num_classes`: how many entries leave no tail."""
+    most = 0
+    for position in range(counts_P.shape[0]):
+        most = max(most, int(counts_P[position]))
+    levels, roots = np.empty(most, dtype=np.int64), np.empty(most)
     start = 0
     for position in range(counts_P.shape[0]):
         stop = start + counts_P[position]
-        top = _choose(probs_E[start:stop], levels, roots)
+        if stop == start:
+            continue
+        top = _choose(probs_E[start:stop], levels, roots, num_classes)
         logprobs_E[start] = TOP_LOGPROBS[top]
         for entry in range(start + 1, stop):
             symbol, logprob, at = symbols_E[entry], OTHER_LOGPROBS[levels[entry - start]], entry
@@ -63,7 +80,7 @@ def _round(counts_P: Any, probs_E: Any, symbols_E: Any, logprobs_E: Any) -> None
 
 
 @njit(error_model="numpy")
-def _choose(probs: Any, levels: Any, roots: Any) -> Any:
+def _choose(probs: Any, levels: Any, roots: Any, num_classes: int) -> Any:
     """Return the level of a position's most probable symbol, and write those of the others into `levels[1:]`.
 
     Args:
@@ -78,7 +95,7 @@ def _choose(probs: Any, levels: Any, roots: Any) -> Any:
         if i:
             levels[i] = np.searchsorted(_HALFWAY, probs[i])
             remaining -= _OTHERS[levels[i]]
-    tail_root = np.sqrt(max(tail, 0.0)) if num < NUM_SYMBOLS else 0.0
+    tail_root = np.sqrt(max(tail, 0.0)) if num != num_classes else 0.0
     top, loss = _best_top(roots[0], tail_root, remaining)
     for _ in range(_MAX_PASSES):
         moved = False

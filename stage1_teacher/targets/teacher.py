@@ -53,6 +53,7 @@ class Teacher:
         self.max_tokens, self.overlap_tokens = recipe.teacher.max_tokens, recipe.teacher.overlap_tokens
         self.vocabulary, self._config = vocabulary, recipe.dump.covering
         self._arithmetic = recipe.dump.arithmetic_used
+        self._num_top = 0 if recipe.dump.tokens is None else recipe.dump.tokens.top_k
 
     @property
     def engine(self) -> Engine | ListingEngine:
@@ -109,7 +110,7 @@ class Teacher:
         if isinstance(self.engine, ListingEngine):
             return TopKOutput(listed_spans(self.engine.listed_rows(prompts), windows), num_tokens)
         coverings = self._coverings(windows)
-        requests = canonical_requests(windows, coverings)
+        requests = canonical_requests(windows, coverings, self._num_top)
         if not self._config.beam_width:
             rows = self.engine.reduced_rows(prompts, requests)
             return CanonicalOutput([of_span for of_prompt in rows for of_span in of_prompt], num_tokens)

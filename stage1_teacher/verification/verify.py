@@ -16,8 +16,10 @@ from schemas.file_seal import check_seal
 from schemas.manifest import Manifest, ShardPlan, read_json, shard_identity, with_accepted_engine
 from schemas.shard import shard_metadata, shard_reader
 from schemas.storage.locations import Location, StoreError, names_below, open_parquet
+from schemas.token_vocabulary import read_vocabulary
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.verification.verify_records import faults_of_records
+from stage1_teacher.verification.verify_tokens import Vocabulary
 
 
 def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
@@ -28,8 +30,14 @@ def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
     """
     manifest = Manifest.load(path)
     faults: list[str] = []
+    vocabulary: Vocabulary | None = None
+    if manifest.has_tokens:
+        try:
+            vocabulary = read_vocabulary(path)
+        except ValueError as error:
+            faults.append(str(error))
     for shard in manifest.shards:
-        faults += verify_shard(shard.path(path), shard, manifest)
+        faults += verify_shard(shard.path(path), shard, manifest, vocabulary)
     planned = {shard.file for shard in manifest.shards}
     for other in sorted(names_below(path / dump_files.SHARDS) - planned):
         if other.endswith(dump_files.SHARD_SUFFIX):
@@ -44,8 +52,14 @@ def verify_dump(path: Location, against_teacher: int = 0) -> list[str]:
     return faults
 
 
-def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[str]:
-    """Return the faults of a shard; for a damaged one only the damage, because its content cannot be trusted."""
+def verify_shard(
+    path: Location, shard: ShardPlan, manifest: Manifest, vocabulary: Vocabulary | None = None
+) -> list[str]:
+    """Return the faults of a shard; for a damaged one only the damage, because its content cannot be trusted.
+
+    Args:
+        vocabulary: bytes of the teacher's tokens, with which alternatives are checked.
+    """
     if not path.exists():
         return [f"{path}: missing; run `bld teacher` again to make it"]
     remedy = "delete it and run `bld teacher` again"
@@ -55,7 +69,10 @@ def verify_shard(path: Location, shard: ShardPlan, manifest: Manifest) -> list[s
             metadata = shard_metadata(path, file.schema_arrow)
             expected = shard_reader(path, file.schema_arrow.metadata).shard_schema(json.loads(metadata[Key.IDENTITY]))
             faults = _schema_faults(file.schema_arrow, expected)
-        faults = faults or _plan_faults(metadata, shard, manifest) + list(faults_of_records(path, metadata, shard))
+        faults = faults or [
+            *_plan_faults(metadata, shard, manifest),
+            *faults_of_records(path, metadata, shard, vocabulary),
+        ]
     except StoreError:
         raise  # says nothing about the shard
     except VersionError as error:

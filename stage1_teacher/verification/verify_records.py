@@ -16,10 +16,18 @@ from schemas.record import Record
 from schemas.record_checks import record_faults
 from schemas.shard import read_shard
 from schemas.storage.locations import Location
+from stage1_teacher.verification.verify_tokens import Vocabulary, token_faults
 
 
-def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan) -> Iterator[str]:
-    """Yield the faults of each record, of the windows of a document together, and of the shard's counts."""
+def faults_of_records(
+    path: Location, metadata: dict[str, str], shard: ShardPlan, vocabulary: Vocabulary | None = None
+) -> Iterator[str]:
+    """Yield the faults of each record, of the windows of a document together, and of the shard's counts.
+
+    Args:
+        vocabulary: bytes of the teacher's tokens, with which alternatives are checked.
+    """
+    num_ids = int(metadata.get(Key.VOCABULARY_SIZE, "0")) or None
     exact = json.loads(metadata[Key.IDENTITY]).get("coding") == levels.EXACT
     num_documents, num_bytes = 0, 0
     open_id: str | None = None  # a document whose last window has not been read yet
@@ -30,6 +38,7 @@ def faults_of_records(path: Location, metadata: dict[str, str], shard: ShardPlan
         where = f", record {row} (doc_id {record.doc_id!r}): "
         faults = [*record_faults(record), *_measure_faults(record), *_chat_faults(record)]
         faults += _incomplete(record) if exact and not faults else []
+        faults += [] if faults else token_faults(record, vocabulary, num_ids)
         yield from (where + fault for fault in faults)
         if faults:
             continue

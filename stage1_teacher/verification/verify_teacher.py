@@ -25,6 +25,7 @@ from stage1_teacher.inputs.encoded_windows import EncodedWindow, batches
 from stage1_teacher.targets import own_logprobs
 from stage1_teacher.targets.distances import distances
 from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.own_alternatives import compare_alternatives
 from stage1_teacher.targets.own_logprobs import window_of
 from stage1_teacher.targets.resolved import ResolvedTeacher, load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
@@ -44,6 +45,7 @@ class Recomputed(NamedTuple):
     control_nats: float  # KL between the teacher's two runs, in different batches, over all symbols
     control_total_variation: float
     own: own_logprobs.Comparison  # of stored token log-probabilities with the model's own
+    alternatives: own_logprobs.Comparison | None  # of stored alternatives with the model's own distributions
 
 
 def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> list[str]:
@@ -72,7 +74,7 @@ def verify_teacher(path: Location, manifest: Manifest, num_documents: int) -> li
         f"worst record {max(result.kl_nats for result in results):.2e} nats. "
         f"Control, the teacher run twice in other batches: {_mean(results, 'control_nats'):.2e} nats, total variation "
         f"{_mean(results, 'control_total_variation'):.2e}, worst record {worst_control:.2e} nats. "
-        f"Limit: {limit:.2e} nats{_describe_own(results)}"
+        f"Limit: {limit:.2e} nats{_describe_own(results)}{_describe_alternatives(results)}"
     )
     return _own_faults(path, results) + [
         f"{path}, doc_id {result.doc_id!r}: the teacher's targets differ by {result.kl_nats:.3f} nats per position "
@@ -102,8 +104,26 @@ def _describe_own(results: list[Recomputed]) -> str:
     )
 
 
+def _describe_alternatives(results: list[Recomputed]) -> str:
+    found = [result.alternatives for result in results if result.alternatives is not None]
+    if not found:
+        return ""
+    nats_N = np.concatenate([comparison.nats_N for comparison in found])
+    return (
+        f". Model's own distributions to the stored alternatives of {len(nats_N)} teacher tokens: {nats_N.mean():.2e} "
+        f"nats per token, worst record {max(comparison.nats for comparison in found):.2e}. "
+        f"Limit: {max(comparison.limit_nats for comparison in found):.3g} nats"
+    )
+
+
 def _own_faults(path: Location, results: list[Recomputed]) -> list[str]:
     return [
+        f"{path}, doc_id {result.doc_id!r}: the stored alternatives of the teacher's tokens differ by "
+        f"{result.alternatives.nats:.3g} nats per token (limit {result.alternatives.limit_nats:.3g}) from the model's "
+        "own distributions: the dump does not hold the model's output. Make it again"
+        for result in results
+        if result.alternatives is not None and not result.alternatives.is_within_limit
+    ] + [
         f"{path}, doc_id {result.doc_id!r}: the stored log-probabilities of the teacher's tokens differ by "
         f"{result.own.nats:.3g} nats (half the mean square; limit {result.own.limit_nats:.3g}) from the model's own: "
         "the dump does not hold the model's output. Make it again, with this release"
@@ -151,6 +171,7 @@ def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[R
                 float(stored.total_variation_P.mean()),
                 *_apart(alone_PV, control_PV),
                 own=own_logprobs.compare(record, window, teacher),
+                alternatives=compare_alternatives(record, window, teacher),
             )
         )
     return results

@@ -41,7 +41,7 @@ def times(name: str, rounds: int) -> tuple[int, float, float]:
             started = time.thread_time()
             sizes = (vocabulary.num_text_tokens, vocabulary.num_end)
             order_C = vocabulary.order.astype(np.int32)
-            assert reduce_range(logits_RV, order_C, in_byte_order, 0, 0, intervals, *sizes, *masses[:3])
+            assert reduce_range(logits_RV, order_C, in_byte_order, 0, 0, intervals, *sizes, *masses[:5])
             spent[in_byte_order].append((time.thread_time() - started) / ROWS * 1e6)
     return width, min(spent[False]), min(spent[True])
 

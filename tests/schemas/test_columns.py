@@ -15,6 +15,7 @@ from pipeline.covering.targets import Targets
 from schemas.columns import BY_NAME, COLUMNS, MEASURES, Axis, Column, Mixing, Unit, shard_schema, units
 from schemas.record import Record, common_measures
 from schemas.record_checks import layout_faults
+from schemas.token_alternatives import COLUMNS as TOKEN_COLUMNS
 from stage2_student.data.align import aligned
 from stage2_student.data.examples import Encoded, Example, Masks, make_example
 from stage2_student.data.micro_batch import collate, empty_micro_batch
@@ -53,7 +54,7 @@ def test_files_say_of_their_columns_and_units_what_the_first_release_said() -> N
 
 
 def test_a_record_has_a_field_for_every_column() -> None:
-    held = {"segments": {c.name for c in COLUMNS if c.axis is Axis.SEGMENT}, "tokens": set()}
+    held = {"segments": {c.name for c in COLUMNS if c.axis is Axis.SEGMENT}, "tokens": set(TOKEN_COLUMNS)}
     names = {name for field in fields(Record) for name in held.get(field.name, {field.name})}
     assert names == set(BY_NAME)
 

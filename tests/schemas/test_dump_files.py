@@ -18,6 +18,7 @@ FILES = {
     dump_files.INPUTS,
     dump_files.PLACES,
     dump_files.RECIPE,
+    dump_files.VOCABULARY,
     dump_files.LOCK,
 }
 FOLDERS = {dump_files.SHARDS, dump_files.COSTS, dump_files.LEASES}

@@ -13,6 +13,7 @@ from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.record import Record, Segment
 from schemas.record_checks import record_faults
 from schemas.shard import commit_shard, to_table
+from schemas.token_alternatives import TokenAlternatives
 
 IDENTITY = {"teacher": {"model": "a <b>teacher</b>"}, "sparsity": {"top_k": 2}}
 
@@ -66,6 +67,28 @@ def varied_record(doc_id: str, seed: int, document: bytes = b"a document of byte
         symbols=np.array(symbols, dtype=np.uint8),
         logprobs=np.minimum(np.array(logprobs), 0).astype(np.float32),
     )
+
+
+def with_tokens(record: Record, top_k: int = 4, vocabulary: int = 300) -> Record:
+    """Add random alternatives of a record's tokens; the first token of every other record has none."""
+    rng = np.random.default_rng(len(record.document))
+    counts_T = np.full(len(record.teacher_token_lengths), top_k)
+    counts_T[:1] = 0 if record.window_start else top_k
+    offsets = np.concatenate([[0], counts_T.cumsum()])
+    ids = np.concatenate([np.empty(0), *(rng.permutation(vocabulary)[:count] for count in counts_T)])
+    probs = [np.sort(rng.dirichlet(np.ones(count + 1))[:count])[::-1] for count in counts_T if count]
+    token_ids = np.where(counts_T > 0, ids[np.minimum(offsets[:-1] + rng.integers(0, top_k), len(ids) - 1)], -1)
+    ends = rng.uniform(-20, 0, len(counts_T) + 1)
+    ends[0] = np.nan if record.window_start else ends[0]
+    tokens = TokenAlternatives(
+        offsets,
+        ids.astype(np.int32),
+        np.log(np.maximum(np.concatenate([np.empty(0), *probs]), 1e-9)).astype(np.float32),
+        token_ids.astype(np.int32),
+        record.teacher_token_logprobs,
+        ends.astype(np.float32),
+    )
+    return replace(record, tokens=tokens)
 
 
 def cut_positions(record: Record, start: int) -> Record:

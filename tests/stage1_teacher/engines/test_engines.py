@@ -62,9 +62,13 @@ def engine_targets(engine: str, model: Path, dtype: str = "float32", **placement
     tokens = [tokenizer.encode(text) for text in DOCUMENTS]
     prompts = [[end, *ids] for ids in tokens]
     coverings = [Covering(opened.vocabulary, ids, text.encode()) for ids, text in zip(tokens, DOCUMENTS, strict=True)]
-    requests = [RowsAlong.canonical(covering, 0) for covering in coverings]
+    requests = [RowsAlong.canonical(covering, 0, num_top=5) for covering in coverings]
     rows = [of_prompt for [of_prompt] in opened.reduced_rows(prompts, [[request] for request in requests])]
     own_RV = opened.own_logprobs(prompts[0], 2)  # the first rows of a chunk are not asked for
+    for row, own_V in zip(rows[0][2:], own_RV, strict=True):
+        values, ids = own_V.topk(5)
+        assert row.top_ids_K.tolist() == ids.tolist()
+        np.testing.assert_allclose(row.top_logprobs_K, values, rtol=0, atol=1e-4)
     last = RowsAlong(2, requests[0].document, requests[0].offsets_R[2:], requests[0].columns_R[2:])
     assert compare_rows(own_RV, rows[0][2:], last, opened.vocabulary).worst < 1e-4
     if isinstance(opened, SparseEngine):
@@ -78,7 +82,11 @@ def check_sparse(
     engine: SparseEngine, prompts: list[list[int]], coverings: list[Covering], rows: list[list[ReducedRow]]
 ) -> None:
     """Hold the targets that the engine sums itself against those that are summed here from its rows."""
-    for sparsity in (Sparsity(16, 0.01, arithmetic=2), Sparsity(256, 0.0, arithmetic=2), Sparsity(3, 0.2, True, 2)):
+    for sparsity in (
+        Sparsity(16, 0.01, False, 2, 5, 0.01),
+        Sparsity(256, 0.0, arithmetic=2),
+        Sparsity(3, 0.2, True, 2),
+    ):
         spans = [SpanRequest(0, prompt[1:], c.document, 0, True) for prompt, c in zip(prompts, coverings, strict=True)]
         found = engine.sparse_targets(prompts, [[span] for span in spans], sparsity)
         for [of_span], span, covering, of_prompt in zip(found, spans, coverings, rows, strict=True):
@@ -87,6 +95,9 @@ def check_sparse(
             np.testing.assert_allclose(dense(of_span.entries), dense(expected.entries), rtol=0, atol=1e-6)
             np.testing.assert_allclose(of_span.measures_MP, expected.measures_MP, rtol=0, atol=1e-6)
             np.testing.assert_allclose(of_span.token_logprobs, expected.token_logprobs, rtol=0, atol=1e-5)
+            assert (of_span.tokens is None) is (expected.tokens is None) is not bool(sparsity.num_top)
+            for found_T, expected_T in zip(of_span.tokens or (), expected.tokens or (), strict=True):
+                np.testing.assert_allclose(found_T, expected_T, rtol=0, atol=1e-5)
 
 
 def check_branches(engine: Engine, prompts: list[list[int]], tokenizer: ByteTokenizer) -> None:

@@ -37,7 +37,7 @@ def test_targets_summed_on_a_device_are_those_summed_on_the_host(seed: int, top_
     intervals = Intervals.join([covering.canonical for covering, _ in spans])
     host = random_masses(rng, intervals, vocabulary.num_text_tokens)
     on_device = DeviceMasses(
-        *(torch.from_numpy(of_rows.astype(np.float32)).to(DEVICE) for of_rows in host[:3]), host.row_intervals
+        *(torch.from_numpy(of_rows.astype(np.float32)).to(DEVICE) for of_rows in host[:5]), host.row_intervals
     )
     found = device_targets(DeviceTrie.of(vocabulary.trie, DEVICE), spans, on_device, sparsity)
     rows, first = as_rows(intervals, on_device.on_host()), 0

@@ -24,6 +24,7 @@ from stage1_teacher.reduction.messages import (
 )
 from stage1_teacher.reduction.reducer import ComputedRows, CpuKernel
 from stage1_teacher.reduction.sparse_targets import SpanRequest, Sparsity, sparse_targets
+from stage1_teacher.reduction.token_entries import TokenEntries
 from stage1_teacher.reduction.types import DeviceMasses, Masses, RowsAlong
 from tests.stage1_teacher.reduction.test_reducer import WIDTH, covering_of, reducer_of, wide_vocabulary
 
@@ -38,15 +39,16 @@ def travel(message: dict[str, Any]) -> Travel:
 class OnDevice(CpuKernel):
     """A kernel whose masses stay on a device, as a GPU's do."""
 
-    def empty(self, intervals: Intervals) -> DeviceMasses:  # type: ignore[override]
-        return DeviceMasses.empty(intervals, torch.device("cpu"))
+    def empty(self, intervals: Intervals, num_top: int = 0) -> DeviceMasses:  # type: ignore[override]
+        return DeviceMasses.empty(intervals, num_top, torch.device("cpu"))
 
     def __call__(self, logits_RV: torch.Tensor, first_row: int, intervals: Intervals, into: Any) -> None:
         rows = intervals.some_rows(first_row, first_row + len(logits_RV))
-        masses = Masses.empty(rows)
+        num_top = into.top_ids_RK.shape[1]
+        masses = Masses.empty(rows, num_top)
         super().__call__(logits_RV, 0, rows, masses)
-        part = into.some_rows(first_row, first_row + len(logits_RV))
-        for on_device, on_host in zip(part[:3], masses[:3], strict=True):
+        part = into.some_rows(first_row, first_row + len(logits_RV), num_top)
+        for on_device, on_host in zip(part[:5], masses[:5], strict=True):
             on_device[:] = torch.from_numpy(on_host)
 
 
@@ -83,6 +85,8 @@ def spans_of(coverings: list[Covering], first: int) -> list[SpanRequest]:
         Sparsity(3, 0.1, True, ARITHMETIC),
         Sparsity(256, 0.0, False, ARITHMETIC),
         Sparsity(5, 0.0, False, 1),
+        Sparsity(16, 0.04, False, ARITHMETIC, 16, 0.001),
+        Sparsity(8, 0.04, True, ARITHMETIC, 3, 0.3),
     ],
 )
 @pytest.mark.parametrize("on_device", [False, True])
@@ -103,7 +107,9 @@ def test_sparse_targets_that_a_worker_sums_are_those_of_the_float64_twin(sparsit
         rows_RV = logits_RV[span.first : span.first + len(span.tokens) + 1].astype(np.float64)
         rows = covering.reduce_rows(covering.offsets, exp_logits(rows_RV[:, vocabulary.order]))
         targets = covering.targets(rows)
-        expected = sparse_targets(redistribute(targets, covering) if sparsity.redistribute else targets, span, sparsity)
+        summed = redistribute(targets, covering) if sparsity.redistribute else targets
+        check_tokens(of_span.tokens, rows_RV, vocabulary, span, sparsity)
+        expected = sparse_targets(summed, span, sparsity._replace(num_top=0))
         assert len(of_span.entries.counts_P) == len(span.document) - 1 + span.has_end
         np.testing.assert_array_equal(of_span.entries.counts_P, expected.entries.counts_P)
         np.testing.assert_array_equal(of_span.entries.symbols_E, expected.entries.symbols_E)
@@ -113,15 +119,38 @@ def test_sparse_targets_that_a_worker_sums_are_those_of_the_float64_twin(sparsit
         np.testing.assert_allclose(of_span.token_logprobs, expected.token_logprobs, rtol=2e-5)
 
 
+def check_tokens(
+    found: TokenEntries | None, rows_RV: np.ndarray, vocabulary: Vocabulary, span: SpanRequest, sparsity: Sparsity
+) -> None:
+    """Hold the alternatives of a span's tokens against a softmax in float64, row by row."""
+    assert (found is not None) is bool(sparsity.num_top)
+    if found is None:
+        return
+    logprobs_RV = rows_RV - np.log(np.exp(rows_RV - rows_RV.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+    logprobs_RV -= rows_RV.max(axis=1, keepdims=True)
+    ends_R = np.log(np.exp(logprobs_RV[:, list(vocabulary.end_ids)]).sum(axis=1))
+    np.testing.assert_allclose(found.end_logprobs_R, ends_R, rtol=1e-5, atol=1e-5)
+    at = 0
+    for token, logprobs_V, count in zip(span.tokens, logprobs_RV, found.counts_T.tolist(), strict=False):
+        top = np.lexsort((np.arange(WIDTH), -logprobs_V))[: sparsity.num_top].tolist()
+        expected = [one for one in top if np.exp(logprobs_V[one]) >= sparsity.min_token_prob]
+        expected += [] if token in expected else [token]
+        assert found.ids_A[at : at + count].tolist() == expected
+        np.testing.assert_allclose(found.logprobs_A[at : at + count], logprobs_V[expected], rtol=1e-5, atol=1e-5)
+        at += count
+    assert at == len(found.ids_A) == len(found.logprobs_A)
+
+
 @pytest.mark.parametrize("on_device", [False, True])
 def test_rows_that_a_worker_sums_are_those_of_the_float64_twin(on_device: bool) -> None:
     rng = np.random.default_rng(5)
     vocabulary = wide_vocabulary(rng)
     covering = covering_of(vocabulary, b"abcabcab")
-    requests = [RowsAlong.single(covering, offset, 2 * offset) for offset in (0, 3, 8)]
+    requests = [RowsAlong.single(covering, offset, 2 * offset)._replace(num_top=5) for offset in (0, 3, 8)]
     logits_RV = rng.normal(size=(17, WIDTH)).astype(np.float32)
     message = rows_message(requests)
     masses = read_masses(answer(message, vocabulary, logits_RV, on_device=on_device))
+    assert masses.top_ids_RK.shape == (3, 5)
     probs_RC = exp_logits(logits_RV[[0, 6, 16]].astype(np.float64)[:, vocabulary.order])
     expected = covering.reduce_rows([0, 3, 8], probs_RC)
     np.testing.assert_allclose(masses.masses_I, np.concatenate([row.masses_I for row in expected]), rtol=2e-5)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.covering.covering import Covering, ReducedRow, exp_logits
+from pipeline.covering.covering import MIN_LOGIT, Covering, ReducedRow, exp_logits
 from pipeline.covering.softmax_numba import finite_largest32, sum32
 from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduction.reducer import ComputedRows, PromptRows, Reducer, even_bounds
@@ -92,6 +92,33 @@ def test_rows_at_any_offsets_of_several_documents_equal_the_slow_twin(seed: int,
     for in_byte_order in (False, True):
         found, expected = reduced_twice(vocabulary, parts, logits, chunk, in_byte_order)
         assert_close(found, expected, rtol=2e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.sampled_from([1, 6, 16, 2 * WIDTH]))
+def test_the_most_probable_tokens_are_those_of_a_sort_in_float64(seed: int, chunk: int, num_top: int) -> None:
+    rng = np.random.default_rng(seed)
+    vocabulary = wide_vocabulary(rng)
+    logits_RV = (4 * rng.normal(size=(6, WIDTH))).astype(np.float32)
+    logits_RV[1] = logits_RV[1].round()  # many are equal
+    logits_RV[2, rng.permutation(WIDTH)[: WIDTH - 3]] = -np.inf
+    shifted_RV = np.maximum(logits_RV.astype(np.float64) - logits_RV.max(axis=1, keepdims=True), MIN_LOGIT)
+    logprobs_RV = shifted_RV - np.log(np.exp(shifted_RV).sum(axis=1, keepdims=True))
+    order_V = torch.from_numpy(vocabulary.order)
+    for in_byte_order in (False, True):
+        prompts = [PromptRows.along([along(covering_of(vocabulary, b"ab"), [0, 1, 2])._replace(num_top=n)], vocabulary)
+                   for n in (num_top, 2)]  # fmt: skip
+        computed = [
+            ComputedRows(of_prompt, 0, torch.from_numpy(logits_RV[first : first + 3]))
+            for first, of_prompt in zip((0, 3), prompts, strict=True)
+        ]
+        reducer = Reducer(vocabulary, torch.device("cpu"), chunk, in_byte_order=in_byte_order)
+        reducer.reduce(computed, lambda states_RV: states_RV[:, order_V] if in_byte_order else states_RV)  # noqa: B023
+        rows = [row for of_prompt in prompts for of_request in of_prompt.rows() for row in of_request]
+        for row, logits_V, logprobs_V, size in zip(rows, logits_RV, logprobs_RV, [num_top] * 3 + [2] * 3, strict=True):
+            expected = np.lexsort((np.arange(WIDTH), -logits_V))[:size]
+            assert row.top_ids_K.tolist() == expected.tolist()
+            np.testing.assert_allclose(row.top_logprobs_K, logprobs_V[expected], rtol=1e-5, atol=1e-5)
 
 
 def test_masses_of_1e_7_and_far_less_keep_their_digits() -> None:

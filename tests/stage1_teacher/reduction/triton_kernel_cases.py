@@ -8,7 +8,7 @@ from pipeline.covering.covering import Covering, ReducedRow, exp_logits
 from pipeline.covering.intervals import Intervals
 from pipeline.covering.vocabulary import Vocabulary
 from stage1_teacher.reduction.reducer import as_rows
-from stage1_teacher.reduction.triton_kernel import TritonKernel, range_probs
+from stage1_teacher.reduction.triton_kernel import TritonKernel, range_probs, top_tokens
 from tests.stage1_teacher.reduction.test_reducer import assert_close, covering_of, wide_vocabulary
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,6 +64,31 @@ def reduce(
         kernel(torch.from_numpy(by_id[first : first + 3]).to(DEVICE), first, intervals, masses)
     kernel.check()
     return as_rows(intervals, masses.on_host())
+
+
+@pytest.mark.parametrize(("num_top", "spread"), [(1, 1.0), (7, 12.0), (100, 4.0)])
+def test_the_most_probable_tokens_are_those_of_a_sort_in_float64(num_top: int, spread: float) -> None:
+    rng = np.random.default_rng(num_top)
+    vocabulary = wide_vocabulary(rng)
+    covering = covering_of(vocabulary, b"abc")
+    logits_RV = (rng.normal(size=(4, len(vocabulary.order))) * spread).astype(np.float32)
+    logits_RV[2] = logits_RV[2].round()  # many are equal
+    kernel = TritonKernel(vocabulary, torch.device(DEVICE))
+    masses = kernel.empty(covering.canonical, num_top)
+    kernel(torch.from_numpy(logits_RV).to(DEVICE), 0, covering.canonical, masses)
+    kernel.check()
+    found = masses.on_host()
+    shifted_RV = logits_RV.astype(np.float64) - logits_RV.max(axis=1, keepdims=True)
+    logprobs_RV = shifted_RV - np.log(np.exp(shifted_RV).sum(axis=1, keepdims=True))
+    ids = np.arange(logits_RV.shape[1])
+    for row, logprobs_V in enumerate(logprobs_RV):
+        expected = np.lexsort((ids, -logprobs_V))[:num_top]
+        own = logprobs_V[found.top_ids_RK[row]]
+        np.testing.assert_allclose(found.top_logprobs_RK[row], logprobs_V[expected], rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(found.top_logprobs_RK[row], own, rtol=2e-5, atol=2e-5)
+        assert (np.lexsort((found.top_ids_RK[row], -own)) == np.arange(num_top)).all()
+        assert row == 2 or found.top_ids_RK[row].tolist() == expected.tolist()
+    assert top_tokens(torch.zeros(1, 5), 0).shape == (1, 0)
 
 
 def test_masses_far_below_1e_7_keep_their_digits_and_none_is_0() -> None:

@@ -1,0 +1,73 @@
+"""Comparison of a record's stored alternatives with the model's own distributions, without the code that made them.
+
+Shape legend: N tokens compared, V token ids, A alternatives of all of them in turn.
+"""
+
+import numpy as np
+
+from schemas.record import Record
+from schemas.token_alternatives import TokenAlternatives
+from stage1_teacher.engines.base import ListingEngine
+from stage1_teacher.engines.self_check import TIMES_CONTROL
+from stage1_teacher.inputs.encoded_windows import EncodedWindow
+from stage1_teacher.targets.own_logprobs import LIMIT_NATS, MAX_TOKENS, MIN_COMPARED_NATS, Comparison
+from stage1_teacher.targets.teacher import Teacher
+
+TAIL_FLOOR = 1e-4  # of a tail of rounded probabilities, as in `stage1_teacher.targets.distances`
+
+
+def compare_alternatives(record: Record, window: EncodedWindow, teacher: Teacher) -> Comparison | None:
+    """Compare the alternatives of a record's first tokens, and their END, with the model's own.
+
+    The model runs once more as a control if they differ by more than `LIMIT_NATS`. None for a record without any.
+    """
+    if record.tokens is None or isinstance(teacher.engine, ListingEngine):
+        return None
+    own_NV = _own(window, teacher)
+    if not len(own_NV):
+        return None
+    first = 1 if window.spans[0].start else 0  # the text before a span is stored as one token
+    nats_N = differences(record.tokens, first, own_NV, teacher.ends)
+    comparison = Comparison(nats_N, LIMIT_NATS)
+    if comparison.is_within_limit:
+        return comparison
+    again_NV = _own(window, teacher)
+    control = float((np.exp(own_NV) * (own_NV - again_NV)).sum(axis=1).mean())
+    return comparison._replace(limit_nats=max(LIMIT_NATS, TIMES_CONTROL * control))
+
+
+def _own(window: EncodedWindow, teacher: Teacher) -> np.ndarray:
+    """Compute the model's own log-probabilities at the first covered tokens (N x V, float64)."""
+    span, prompt = window.spans[0], teacher.prompt(window)
+    at = len(prompt) - len(window.tokens) + span.first  # index of the first covered token; at least 1
+    tokens = span.tokens[:MAX_TOKENS]
+    if not tokens:
+        return np.empty((0, 1))
+    assert not isinstance(teacher.engine, ListingEngine)
+    return teacher.engine.own_logprobs(prompt[: at + len(tokens)], at - 1)[:-1].double().numpy()
+
+
+def differences(tokens: TokenAlternatives, first: int, own_NV: np.ndarray, ends: tuple[int, ...]) -> np.ndarray:
+    """Return how far stored alternatives are from a model's own distributions: N, nats.
+
+    It is KL(own || stored) over a token's alternatives and its tail, and half the squared difference of END's
+    log-probability.
+
+    Args:
+        first: index of the first token compared.
+        own_NV: natural logs, float64.
+        ends: ids that mean END.
+    """
+    last = first + len(own_NV)
+    start, stop = tokens.offsets[first], tokens.offsets[last]
+    row_A = np.repeat(np.arange(len(own_NV)), tokens.counts[first:last])
+    own_A = np.exp(own_NV[row_A, tokens.ids[start:stop]])
+    stored_A = np.exp(tokens.log_probs[start:stop].astype(np.float64))
+    own_tail_N = np.maximum(1 - np.bincount(row_A, own_A, len(own_NV)), TAIL_FLOOR)
+    stored_tail_N = np.maximum(tokens.tails[first:last], TAIL_FLOOR)
+    nats_N = np.bincount(row_A, own_A * np.log(np.maximum(own_A, 1e-35) / stored_A), len(own_NV))
+    nats_N += own_tail_N * np.log(own_tail_N / stored_tail_N)
+    own_end_N = np.log(np.exp(own_NV[:, list(ends)]).sum(axis=1))
+    both = (np.maximum(values, MIN_COMPARED_NATS) for values in (own_end_N, tokens.end_log_probs[first:last]))
+    one_N, other_N = both
+    return np.asarray(nats_N + (one_N - other_N) ** 2 / 2)
