@@ -70,6 +70,8 @@ ORDER = (*SHARED, *GROUND, *TEACHER, *CHECKS, *STUDENT, *ROOF)
 MAX_MODULES = 15
 MAX_PARAMETERS = 6
 MANY_PARAMETERS = {  # functions that have more, and why
+    "stage1_teacher/inputs/chat_windows.py: cut_chat": "a chat, what writes it, how it is cut, what of it is learned",
+    "stage1_teacher/inputs/turn_windows.py: cut_conversation": "those of `cut_chat`",
     "stage1_teacher/dump/shard_writer.py: make_shards": "what its callers hold, each part from another place",
     "stage1_teacher/engines/tree_attention.py: attend": "transformers calls it, with these names",
     "stage1_teacher/targets/teacher.py: Teacher.__init__": "what `open_teacher` has opened, each part of its own kind",

@@ -15,6 +15,7 @@ from pipeline.config.section import Section
 from pipeline.config.student import DumpRef, StudentConfig
 from pipeline.config.tasks import TasksConfig
 from pipeline.config.teacher import TeacherConfig
+from pipeline.config.text.supervise import SuperviseConfig
 from pipeline.config.train import DeepSpeedConfig, Objectives, TrainConfig, WandbConfig
 from pipeline.config.transfer import TransferConfig
 
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "Section",
     "StudentConfig",
+    "SuperviseConfig",
     "TasksConfig",
     "TeacherConfig",
     "TrainConfig",

@@ -4,8 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.section import Section, plain_address
+from pipeline.config.section import Section, added, plain_address
 from pipeline.config.tasks import TasksConfig
+from pipeline.config.text.supervise import SuperviseConfig
 
 
 class CorpusConfig(Section):
@@ -58,6 +59,13 @@ class CorpusConfig(Section):
         None, description="Regular expression whose named groups are a document's keys; default: the whole text."
     )
 
+    supervise: SuperviseConfig | None = Field(
+        None,
+        description="The part of each document that is learned; the rest is context. Default: all of a text, or what "
+        "its row in a corpus of `bld generate` says, and all turns of a chat's assistant.",
+        json_schema_extra=added("0.2.0", None),
+    )
+
     @property
     def has_chats(self) -> bool:
         """Return whether the documents are chats."""
@@ -73,6 +81,20 @@ class CorpusConfig(Section):
                 "reasoning is left out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _regions_are_of_this_kind(self) -> "CorpusConfig":
+        if self.supervise is None or self.has_chats == (self.supervise.turns is not None):
+            return self
+        if self.has_chats:
+            raise ValueError(
+                "corpus.supervise: a pattern or a field selects bytes of plain text; of chats, give "
+                "corpus.supervise: {turns: last}"
+            )
+        raise ValueError(
+            "corpus.supervise.turns selects turns of chats, and these documents are plain text (corpus.field "
+            f"{self.field!r}); give a pattern or a field"
+        )
 
     @model_validator(mode="after")
     def _chats_are_answered(self) -> "CorpusConfig":

@@ -1,13 +1,13 @@
 """Chats in a corpus's rows: contents, reasoning, tool calls and tools, in the forms that data sets use."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.config import CorpusConfig
 from pipeline.tokenization.chat_template import ASSISTANT
 from pipeline.tokenization.chat_template import Message as PlainMessage
-from pipeline.tokenization.conversation import Conversation, Message, split_reasoning, with_ids
+from pipeline.tokenization.conversation import Conversation, Message, says_something, split_reasoning, with_ids
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # the names of DeepSeek and Qwen, of OpenRouter, of gpt-oss
 _MAX_DEPTH = 64  # levels of an argument or a schema; deeper ones would hit Python's recursion limit
@@ -29,6 +29,14 @@ class Chat(NamedTuple):
 
     messages: tuple[PlainMessage, ...]
     conversation: Conversation | None
+
+    @property
+    def last_turn(self) -> tuple[int, ...]:
+        """Return the number of the last message in which the assistant says something."""
+        messages: Sequence[Mapping[str, Any]] = (
+            self.messages if self.conversation is None else self.conversation.messages
+        )
+        return tuple(index for index, message in enumerate(messages) if says_something(message))[-1:]
 
     @property
     def assistant_text(self) -> str:

@@ -14,7 +14,10 @@ class DigestedDocument(Document):
 
 
 def document_digest(document: Document) -> bytes:
-    """Return a hash of 32 bytes over id and text, each preceded by its length; for a chat, over everything said."""
+    """Return a hash of 32 bytes over id and text, each preceded by its length; for a chat, over everything said.
+
+    Also over what is supervised, where that is not everything.
+    """
     if isinstance(document, DigestedDocument):
         return document.digest
     if document.conversation is not None:
@@ -22,4 +25,10 @@ def document_digest(document: Document) -> bytes:
     else:
         texts = [text for message in document.messages or () for text in message.values()]
     parts = [document.doc_id.encode(), *([document.text] if document.messages is None else map(str.encode, texts))]
+    if document.segments is not None:
+        parts += [b"%d %d %d" % (segment.start, segment.length, segment.has_end) for segment in document.segments]
+    if document.turns is not None:
+        parts += [b"turn %d" % turn for turn in document.turns]
+    if not document.has_end:
+        parts.append(b"cut off")
     return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()

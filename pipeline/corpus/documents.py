@@ -13,12 +13,14 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus.chats import UnusableError, column, read_chat
 from pipeline.corpus.key_set import KeySet
 from pipeline.corpus.keys import KeyFinder
+from pipeline.corpus.regions import supervised_segments
 from pipeline.corpus.row import FIRST, Goal, Row, RowPlace
 from pipeline.corpus.rows import TOO_LONG, RowSource
 from pipeline.runtime import log
 from pipeline.tokenization.chat_template import Message
 from pipeline.tokenization.conversation import Conversation, Excerpt
 from schemas import ARITHMETIC
+from schemas.record import Segment
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,18 @@ class Document:
         text: valid UTF-8, not empty; for a chat, what the assistant says.
         messages: role and content of a chat's messages; None for plain text.
         conversation: the whole chat if it has more than that; else None.
+        segments: the supervised bytes of plain text; None: all of them, and END.
+        turns: numbers of a chat's messages that are supervised; None: all that the assistant says.
+        has_end: END follows the last supervised turn of a chat; False for a turn that was cut off.
     """
 
     doc_id: str
     text: bytes
     messages: tuple[Message, ...] | None
     conversation: Conversation | None = None
+    segments: tuple[Segment, ...] | None = None
+    turns: tuple[int, ...] | None = None
+    has_end: bool = True
 
     @property
     def texts(self) -> Iterator[bytes | tuple[Message, ...] | Excerpt]:
@@ -223,16 +231,22 @@ def _document(row: Row, config: CorpusConfig, number: int) -> Document:
     if row.fault is not None:
         raise UnusableError(row.fault)
     if row.text is not None:
-        return Document(str(number), _decodable(row.text), None)
+        return _text_document(str(number), _decodable(row.text), row, config)
     assert row.columns is not None  # a row has columns, text or a fault
     doc_id = str(number) if config.id_field is None else _name(column(row.columns, config.id_field), config.id_field)
     if config.has_chats:
         chat = read_chat(row.columns, config)
-        return Document(doc_id, _encoded(chat.assistant_text, config.max_row_bytes), *chat)
+        turns = None if config.supervise is None else chat.last_turn
+        return Document(doc_id, _encoded(chat.assistant_text, config.max_row_bytes), *chat, turns=turns)
     value = column(row.columns, config.field)
     if not isinstance(value, str):
         raise UnusableError(f"field {config.field!r} is not text")
-    return Document(doc_id, _encoded(value, config.max_row_bytes), None)
+    return _text_document(doc_id, _encoded(value, config.max_row_bytes), row, config)
+
+
+def _text_document(doc_id: str, text: bytes, row: Row, config: CorpusConfig) -> Document:
+    segments = None if config.supervise is None else supervised_segments(text, row.columns, config.supervise)
+    return Document(doc_id, text, None, segments=segments)
 
 
 def _name(value: Any, field: str) -> str:

@@ -197,13 +197,12 @@ def encoded(
         windows = list(encode([document], teacher, {}))
         documents.append(EncodedDocument(len(document.text), sum(len(teacher.prompt(window)) for window in windows)))
         for window in windows:
-            segments = tuple(span.segment for span in window.spans)
             records.append(
                 RecordText(
                     window.doc_id,
                     window.bounds.start,
                     window.text,
-                    segments,
+                    window.segments,
                     window.roles,
                     window.lengths,
                     conversation=window.conversation,

@@ -38,6 +38,7 @@ from stage1_teacher.targets.teacher import Teacher
 
 REFERENCE_COVERING = CoveringConfig(beam_width=16, branch_threshold=1e-3, rejoin_after_tokens=4)
 MAX_TOKENS = 64  # compared per document
+LEAD_TOKENS = 8  # covered before the first that is supervised; a token may begin that early and reach into it
 COST_SHARE = 0.03  # of the dump's time
 # Cost of auditing a document, in tokens of the dump. The rounds dominate, each a pass of the engine and of the whole
 # head over a few rows; the number of rows hardly matters. SmolLM2-135M on two busy cores: 1,100 with transformers, for
@@ -92,16 +93,22 @@ class ReferenceTargets(NamedTuple):
 
 
 def compute_reference(teacher: Teacher, window: EncodedWindow, num_tokens: int = MAX_TOKENS) -> ReferenceTargets:
-    """Compute the wide covering of a window's first tokens (of a chat's first turn), not what follows them."""
+    """Compute the wide covering of a window's first tokens (of a chat's first turn), not what follows them.
+
+    Where a window begins with context, of the first tokens that are supervised.
+    """
     if isinstance(teacher.engine, ListingEngine):
         return ReferenceTargets(None, 0, "a served teacher holds no branches")
     own = own_logprobs.compute_own(teacher, window, num_tokens)
     if teacher.engine.cannot_branch is not None:
         return ReferenceTargets(None, 0, teacher.engine.cannot_branch, own)
     span = window.spans[0]
-    tokens = span.tokens[:num_tokens]
+    edges = np.cumsum([0, *(len(teacher.tokenizer.token_bytes[token] or b"") for token in span.tokens)])
+    first_kept = span.kept[0][0]
+    skipped = max(0, int(np.searchsorted(edges, first_kept, side="right")) - 1 - LEAD_TOKENS)
+    tokens = span.tokens[skipped : skipped + num_tokens]
     prompt = teacher.prompt(window)
-    before = len(prompt) - len(window.tokens) + span.first
+    before = len(prompt) - len(window.tokens) + span.first + skipped
     spelled = b"".join(teacher.tokenizer.token_bytes[token] or b"" for token in tokens)
     covering = Covering(teacher.vocabulary, tokens, spelled)
     try:
@@ -114,7 +121,9 @@ def compute_reference(teacher: Teacher, window: EncodedWindow, num_tokens: int =
     [[canonical]] = branches.rows
     branching.add_canonical(canonical)
     expand([branching], [BranchPoint(0, before)], branches)
-    return ReferenceTargets(branching.targets().probs_PV[span.num_prefix : -1], branches.num_tokens, None, own)
+    kept_P = np.concatenate([np.arange(first, last) for first, last in span.kept]) - edges[skipped]
+    probs_PV = branching.targets().probs_PV[kept_P[kept_P < len(spelled)]]
+    return ReferenceTargets(probs_PV, branches.num_tokens, None, own)
 
 
 def measure(record: Record, reference: ReferenceTargets) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.begun import libraries
 from stage1_teacher.engines.base import ListingEngine, SparseEngine
 from stage1_teacher.engines.batch_sizes import call_tokens
-from stage1_teacher.inputs.chat_windows import cut_chat
+from stage1_teacher.inputs.chat_windows import Learned, cut_chat
 from stage1_teacher.inputs.encoded_windows import EncodedWindow, batches, cut_document, token_lengths
 from stage1_teacher.inputs.turn_windows import cut_conversation
 from stage1_teacher.inputs.windows import WindowError
@@ -103,7 +103,8 @@ def _cut(document: Document, teacher: Teacher) -> list[EncodedWindow]:
     if document.messages is None:
         return cut_document(document, teacher.tokenizer, teacher.max_tokens, teacher.overlap_tokens)
     assert teacher.chat is not None
-    to_cut = (teacher.chat, teacher.ends, teacher.max_tokens, teacher.overlap_tokens)
+    learned = None if document.turns is None else Learned(frozenset(document.turns), document.has_end)
+    to_cut = (teacher.chat, teacher.ends, teacher.max_tokens, teacher.overlap_tokens, learned)
     conversation = teacher.chat.beyond_contents(document.conversation)
     if conversation is None:
         return cut_chat(document.doc_id, document.messages, *to_cut)
@@ -116,26 +117,30 @@ def forward(
     """Run the engine over the batches. None of them spans two shards, so a shard made again is the same.
 
     Args:
-        audited: ids of the documents to compare with a wide covering.
+        audited: ids of the documents to compare with a wide covering, each in its first window with a span.
     """
+    due = set(audited)  # of the shard
     for batch in encoded:
+        chosen = []
+        for number, window in enumerate(batch.windows):
+            if window.spans and window.doc_id in due:
+                chosen.append(number)
+                due.discard(window.doc_id)
+        if batch.finished is not None:
+            due = set(audited)
         output, references = retry_with_restart(
             teacher,
-            partial(_run_engine, teacher, batch.windows, recipe.dump, audited),
+            partial(_run_engine, teacher, batch.windows, recipe.dump, chosen),
             recipe.placement.max_engine_failures,
         )
         yield EngineBatch(batch.windows, output, references, batch.finished)
 
 
 def _run_engine(
-    teacher: Teacher, batch: list[EncodedWindow], dump: DumpConfig, audited: Set[str]
+    teacher: Teacher, batch: list[EncodedWindow], dump: DumpConfig, audited: Sequence[int]
 ) -> tuple[EngineOutput | SparseOutput, dict[int, audit.ReferenceTargets]]:
     output = teacher.run_for_dump(batch, dump)
-    return output, {
-        number: audit.compute_reference(teacher, window)
-        for number, window in enumerate(batch)
-        if window.doc_id in audited and window.bounds.start == 0
-    }
+    return output, {number: audit.compute_reference(teacher, batch[number]) for number in audited}
 
 
 class ShardWriter:

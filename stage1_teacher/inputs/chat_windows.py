@@ -7,6 +7,7 @@ the overlap.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from pipeline.tokenization.chat_template import ChatError, Message
@@ -32,16 +33,18 @@ def cut_chat(
     ends: Sequence[int],
     max_tokens: int,
     overlap: int = 0,
+    learned: "Learned | None" = None,
 ) -> list[EncodedWindow]:
     """Cut a chat into windows. Raises ChatError or SpellingError, with the reason, if it must be left out.
 
     Args:
         ends: tokens that mean END; a turn followed by another token has none.
         overlap: approximate number of context tokens that a later window repeats, as far as they fit.
+        learned: the supervised turns; None: all.
     """
     whole = chat.encode(messages)
     if num_prompt(whole) <= max_tokens:
-        return [chat_window(doc_id, _roles(messages), whole, ends)]
+        return [chat_window(doc_id, _roles(messages), whole, ends, ChatBounds(learned=learned))]
     windows: list[EncodedWindow] = []
     done = 0
     while done < len(whole.turns):
@@ -50,10 +53,34 @@ def cut_chat(
             start=len(document_of(messages[: part.first])),
             is_last=part.done == len(whole.turns),
             first_supervised=whole.turns[done].message - part.first,
+            learned=learned and learned.after(part.first),
         )
         windows.append(chat_window(doc_id, _roles(messages[part.first : part.last]), part.encoded, ends, bounds))
         done = part.done
     return windows
+
+
+class Learned(NamedTuple):
+    """The supervised turns of a chat, where they are not all.
+
+    Attributes:
+        messages: their numbers.
+        has_end: False: the last of them was cut off, and no END follows it.
+    """
+
+    messages: frozenset[int]
+    has_end: bool
+
+    def after(self, num_messages: int) -> "Learned":
+        """Return the same, numbered in a window that begins behind so many messages."""
+        return self._replace(messages=frozenset(number - num_messages for number in self.messages))
+
+    def of(self, span: CoveredSpan, turn: Turn, turns: Sequence[Turn]) -> CoveredSpan:
+        """Return the span of a turn without END, if its message was cut off there."""
+        is_last = turn is [other for other in turns if other.message == turn.message][-1]
+        if self.has_end or not is_last or turn.message != max(self.messages):
+            return span
+        return replace(span, segments=tuple(replace(segment, has_end=False) for segment in span.segments))
 
 
 class ChatBounds(NamedTuple):
@@ -62,12 +89,14 @@ class ChatBounds(NamedTuple):
     Attributes:
         start: byte offset of the first message in the chat.
         is_last: the window ends the chat.
-        first_supervised: index in the window of the first message whose turn is supervised.
+        first_supervised: index in the window of the first message whose turn may be supervised.
+        learned: the supervised turns among the window's messages; None: all. Without any, the window has no span.
     """
 
     start: int = 0
     is_last: bool = True
     first_supervised: int = 0
+    learned: Learned | None = None
 
 
 WHOLE_CHAT = ChatBounds()
@@ -90,12 +119,19 @@ def chat_window(
     """
     text, start = b"".join(encoded.contents), bounds.start
     turns = [turn for turn in encoded.turns if turn.message >= bounds.first_supervised]
+    spans = [_span(turn, encoded, text, ends) for turn in turns]
+    if (learned := bounds.learned) is not None:
+        spans = [
+            learned.of(span, turn, turns)
+            for span, turn in zip(spans, turns, strict=True)
+            if turn.message in learned.messages
+        ]
     return EncodedWindow(
         doc_id=doc_id,
         bounds=Window(start, start + len(text), start + turns[0].start, bounds.is_last),
         text=text,
         tokens=encoded.tokens[1 : num_prompt(encoded)],
-        spans=tuple(_span(turn, encoded, text, ends) for turn in turns),
+        spans=tuple(spans),
         start=encoded.tokens[0],
         roles=tuple(roles),
         lengths=tuple(map(len, encoded.contents)),
@@ -118,7 +154,8 @@ def _span(turn: Turn, encoded: EncodedChat, text: bytes, ends: Sequence[int]) ->
         tokens=encoded.tokens[turn.first : turn.last],
         covered_bytes=turn.prefix + text[turn.start : turn.end],
         start=turn.start,
-        segment=Segment(turn.start, turn.end - turn.start, turn.end_token in ends),
+        segments=(Segment(turn.start, turn.end - turn.start, turn.end_token in ends),),
+        num_prefix=len(turn.prefix),
     )
 
 

@@ -19,24 +19,27 @@ class CoveredSpan:
         first: number of the window's tokens before the span.
         covered_bytes: the bytes spelled by the tokens, including the tokenizer's prefix.
         start: byte offset in the record at which the span begins.
-        segment: the supervised part, which extends to the span's end.
+        segments: the supervised parts, at least one; END is supervised only at the span's end.
+        num_prefix: number of bytes that the tokenizer put before the text.
     """
 
     first: int
     tokens: list[int]
     covered_bytes: bytes
     start: int
-    segment: Segment
+    segments: tuple[Segment, ...]
+    num_prefix: int
 
     @property
-    def skipped(self) -> int:
-        """Number of positions before the segment: those of the prefix, and those supervised by an earlier window."""
-        return len(self.covered_bytes) - self.segment.length
+    def end(self) -> int:
+        """Byte offset in the record at which the span ends."""
+        return self.start + len(self.covered_bytes) - self.num_prefix
 
     @property
-    def num_prefix(self) -> int:
-        """Number of bytes that the tokenizer put before the text."""
-        return self.skipped - (self.segment.start - self.start)
+    def kept(self) -> tuple[tuple[int, int], ...]:
+        """Ranges of its positions that are supervised, counted from the first covered byte."""
+        shift = self.num_prefix - self.start
+        return tuple((s.start + shift, s.start + shift + s.num_positions) for s in self.segments)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,12 @@ class EncodedWindow:
     @property
     def num_supervised(self) -> int:
         """Number of supervised bytes; END is not one."""
-        return sum(span.segment.length for span in self.spans)
+        return sum(segment.length for segment in self.segments)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The supervised parts of the record; empty for one that is context alone, which the engine is not given."""
+        return tuple(segment for span in self.spans for segment in span.segments)
 
 
 def cut_document(document: Document, tokenizer: ByteTokenizer, max_tokens: int, overlap: int) -> list[EncodedWindow]:
@@ -73,21 +81,35 @@ def cut_document(document: Document, tokenizer: ByteTokenizer, max_tokens: int, 
     tokens = tokenizer.encode(document.text)
     if len(tokens) <= budget:
         bounds = Window(0, len(document.text), 0, True)
-        return [text_window(document.doc_id, bounds, document.text, tokens, tokenizer.prefix)]
+        return [_cut_window(document, bounds, tokens, tokenizer)]
     lengths = spelled_lengths(tokenizer, tokens)
     all_bounds = cut_windows(document.text, lengths, lambda part: len(tokenizer.encode(part)), budget, overlap)
-    texts = [document.text[bounds.start : bounds.end] for bounds in all_bounds]
-    return [
-        text_window(document.doc_id, bounds, text, tokenizer.encode(text), tokenizer.prefix)
-        for bounds, text in zip(all_bounds, texts, strict=True)
-    ]
+    encoded = [tokenizer.encode(document.text[bounds.start : bounds.end]) for bounds in all_bounds]
+    return [_cut_window(document, *window, tokenizer) for window in zip(all_bounds, encoded, strict=True)]
 
 
-def text_window(doc_id: str, bounds: Window, text: bytes, tokens: list[int], prefix: bytes) -> EncodedWindow:
-    """Make a window of plain text: all its tokens are covered, and what its bounds supervise is kept."""
-    start = bounds.supervised - bounds.start
-    segment = Segment(start, len(text) - start, bounds.has_end)
-    return EncodedWindow(doc_id, bounds, text, tokens, (CoveredSpan(0, tokens, prefix + text, 0, segment),))
+def _cut_window(document: Document, bounds: Window, tokens: list[int], tokenizer: ByteTokenizer) -> EncodedWindow:
+    """Make a window of a document, which supervises what both its bounds and the document do."""
+    start, text = bounds.supervised, document.text[bounds.start : bounds.end]
+    supervised = (Segment(0, len(document.text), True),) if document.segments is None else document.segments
+    clipped = ((max(s.start, start), min(s.start + s.length, bounds.end), s.has_end) for s in supervised)
+    segments = tuple(
+        Segment(first - bounds.start, last - first, has_end and bounds.has_end)
+        for first, last, has_end in clipped
+        if first < last
+    )
+    return text_window(document.doc_id, bounds, text, tokens, tokenizer.prefix, segments)
+
+
+def text_window(
+    doc_id: str, bounds: Window, text: bytes, tokens: list[int], prefix: bytes, segments: tuple[Segment, ...]
+) -> EncodedWindow:
+    """Make a window of plain text: all its tokens are covered, and the targets of `segments` are kept.
+
+    A window without segments has no span.
+    """
+    span = CoveredSpan(0, tokens, prefix + text, 0, segments, len(prefix))
+    return EncodedWindow(doc_id, bounds, text, tokens, (span,) if segments else ())
 
 
 def spelled_lengths(tokenizer: ByteTokenizer, tokens: Sequence[int], num_prefix: int | None = None) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.tokenization.chat_template import ChatError
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
 from pipeline.tokenization.conversation import Conversation, Excerpt
-from stage1_teacher.inputs.chat_windows import WHOLE_CHAT, ChatBounds, chat_window, num_prompt
+from stage1_teacher.inputs.chat_windows import WHOLE_CHAT, ChatBounds, Learned, chat_window, num_prompt
 from stage1_teacher.inputs.encoded_windows import EncodedWindow
 
 
@@ -21,6 +21,7 @@ def cut_conversation(
     ends: Sequence[int],
     max_tokens: int,
     overlap: int = 0,
+    learned: Learned | None = None,
 ) -> list[EncodedWindow]:
     """Cut a conversation into windows. Raises ChatError or SpellingError, with the reason, if it must be left out.
 
@@ -28,10 +29,12 @@ def cut_conversation(
     """
     parts = [part for excerpt in chat.excerpts(conversation) for part in _fitting(excerpt, chat, max_tokens, overlap)]
     windows: list[EncodedWindow] = []
-    start = 0
+    start = num_messages = 0
     for number, (excerpt, encoded) in enumerate(parts, start=1):
-        bounds = ChatBounds(start, is_last=number == len(parts))
+        later = learned and learned.after(num_messages)
+        bounds = ChatBounds(start, is_last=number == len(parts), learned=later)
         windows.append(conversation_window(doc_id, excerpt, encoded, ends, bounds))
+        num_messages += excerpt.num_messages
         start += len(windows[-1].text)
     return windows
 

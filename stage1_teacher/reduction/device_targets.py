@@ -191,12 +191,12 @@ def _sparse(
         of_span = slice(position, position + size)
         doubt_P = doubt(dropped[of_span], realised[of_span][:-1], sparsity.arithmetic)
         measures = _Measures(dropped[of_span], token_end[of_span], doubt_P)
-        first, last = position + request.skipped, position + len(covering.document) + request.has_end
-        entries = slice(entry_bounds[first], entry_bounds[last])
+        ranges = [(entry_bounds[position + first], entry_bounds[position + last]) for first, last in request.kept]
+        kept = [np.concatenate([values[first:last] for first, last in ranges]) for values in (symbols, probs)]
         found.append(
             SparseTargets(
-                Entries(counts[first:last].astype(np.uint16), symbols[entries], probs[entries]),
-                np.stack([getattr(measures, f"{c.name}_P") for c in MEASURES])[:, first - position : last - position],
+                Entries(request.of_kept(counts[of_span]).astype(np.uint16), *kept),
+                np.stack([request.of_kept(getattr(measures, f"{c.name}_P")) for c in MEASURES]),
                 token_logprobs[row : row + num_rows - 1],
             )
         )

@@ -34,7 +34,7 @@ def rows_message(requests: Sequence[RowsAlong]) -> dict[str, Any]:
 
 def spans_message(requests: Sequence[SpanRequest], sparsity: Sparsity) -> dict[str, Any]:
     """Return a request for sparse targets as plain values."""
-    spans = [(r.first, np.asarray(r.tokens, np.int32).tobytes(), r.document, r.skipped, r.has_end) for r in requests]
+    spans = [(r.first, np.asarray(r.tokens, np.int32).tobytes(), r.document, r.kept) for r in requests]
     return {"spans": spans, "sparsity": tuple(sparsity)}
 
 
@@ -53,8 +53,8 @@ class Answering:
             self.rows = PromptRows.along(requests, vocabulary)
             return
         self._sparsity = Sparsity(*message["sparsity"])
-        for first, tokens, document, skipped, has_end in message["spans"]:
-            span = SpanRequest(first, np.frombuffer(tokens, np.int32).tolist(), document, skipped, has_end)
+        for first, tokens, document, kept in message["spans"]:
+            span = SpanRequest(first, np.frombuffer(tokens, np.int32).tolist(), document, tuple(map(tuple, kept)))
             covering = Covering(vocabulary, span.tokens, document, self._sparsity.arithmetic)
             self._spans.append((covering, span))
         coverings, firsts = zip(*((covering, span.first) for covering, span in self._spans), strict=True)

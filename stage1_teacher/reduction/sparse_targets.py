@@ -35,19 +35,24 @@ class SpanRequest(NamedTuple):
         first: index of the prompt's token after which the first row stands; one more row follows each token.
         tokens: their ids.
         document: the bytes that they spell, including the tokenizer's prefix.
-        skipped: positions before the supervised ones.
-        has_end: END follows the bytes, and its position is supervised.
+        kept: ranges of the supervised positions, ascending; there is one position per byte, and a last one whose symbol
+            is END.
     """
 
     first: int
     tokens: Sequence[int]
     document: bytes
-    skipped: int
-    has_end: bool
+    kept: tuple[tuple[int, int], ...]
 
     def realised(self) -> np.ndarray:
         """Return the symbol that the text has at each supervised position: P, uint8."""
-        return np.frombuffer(self.document[self.skipped :] + bytes([END]) * self.has_end, dtype=np.uint8)
+        symbols = np.frombuffer(self.document + bytes([END]), dtype=np.uint8)
+        return self.of_kept(symbols)
+
+    def of_kept(self, values: np.ndarray) -> np.ndarray:
+        """Return the values at the supervised positions, along the first axis."""
+        parts = [values[first:last] for first, last in self.kept]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class SparseTargets(NamedTuple):
@@ -67,11 +72,9 @@ def sparse_targets(
     Args:
         rows: its canonical rows, if alternatives of its tokens are kept.
     """
-    realised_P = request.realised()
-    positions = slice(request.skipped, request.skipped + len(realised_P))
     return SparseTargets(
-        sparsify(targets.probs_PV[positions], realised_P, sparsity.top_k, sparsity.min_prob),
-        np.stack([getattr(targets, f"{column.name}_P")[positions] for column in MEASURES]),
+        sparsify(request.of_kept(targets.probs_PV), request.realised(), sparsity.top_k, sparsity.min_prob),
+        np.stack([request.of_kept(getattr(targets, f"{column.name}_P")) for column in MEASURES]),
         targets.token_logprobs,
         _token_entries(rows, request, sparsity) if sparsity.num_top else None,
     )

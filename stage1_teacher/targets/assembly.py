@@ -17,6 +17,8 @@ from stage1_teacher.targets.alternatives import record_alternatives
 from stage1_teacher.targets.dense_float32 import exact_entries
 from stage1_teacher.targets.rounding import round_entries
 
+_NO_MEASURES = np.empty((len(MEASURES), 0), np.float32)
+
 
 def assemble(window: EncodedWindow, spans: Sequence[SparseTargets], lengths: np.ndarray, exact: bool = False) -> Record:
     """Make a window's record from the sparse targets of its spans.
@@ -25,16 +27,16 @@ def assemble(window: EncodedWindow, spans: Sequence[SparseTargets], lengths: np.
         lengths: bytes of each token id (`token_lengths`).
         exact: store every number as float32; the targets hold every symbol.
     """
-    entries = Entries(*map(np.concatenate, zip(*(of_span.entries for of_span in spans), strict=True)))
+    entries = _joined([of_span.entries for of_span in spans])
     rounded = exact_entries(entries) if exact else round_entries(entries)
     teacher_token_lengths, token_logprobs, firsts = _token_columns(window, spans, lengths)
     stored_logprobs = BY_NAME["teacher_token_logprobs"].as_stored(token_logprobs, exact)
-    measures_MP = np.concatenate([of_span.measures_MP for of_span in spans], axis=1)
+    measures_MP = np.concatenate([_NO_MEASURES, *(of_span.measures_MP for of_span in spans)], axis=1)
     return Record(
         doc_id=window.doc_id,
         window_start=window.bounds.start,
         document=window.text,
-        segments=tuple(span.segment for span in window.spans),
+        segments=window.segments,
         teacher_token_lengths=teacher_token_lengths,
         teacher_token_logprobs=stored_logprobs,
         entry_counts=entries.counts_P,
@@ -46,6 +48,13 @@ def assemble(window: EncodedWindow, spans: Sequence[SparseTargets], lengths: np.
         conversation=window.conversation,
         tokens=record_alternatives(list(zip(firsts, window.spans, spans, strict=True)), stored_logprobs, exact),
     )
+
+
+def _joined(of_spans: Sequence[Entries]) -> Entries:
+    """Return the entries of all spans, in turn; none for a window of context alone."""
+    if not of_spans:
+        return Entries(np.empty(0, np.uint16), np.empty(0, np.uint8), np.empty(0))
+    return Entries(*map(np.concatenate, zip(*of_spans, strict=True)))
 
 
 def _token_columns(
@@ -67,7 +76,7 @@ def _token_columns(
         columns.append((spelled, of_span.token_logprobs))
         firsts.append(num_tokens)
         num_tokens += len(span.tokens)
-        at = span.segment.start + span.segment.length
+        at = span.end
     if len(window.text) > at:
         columns.append((np.array([len(window.text) - at]), np.zeros(1)))
     of_tokens, logprobs = (np.concatenate(column) for column in zip(*columns, strict=True))

@@ -112,10 +112,7 @@ def canonical_requests(
 def span_requests(windows: Sequence[EncodedWindow]) -> list[list[SpanRequest]]:
     """Return the requests for the sparse targets of each window's spans."""
     return [
-        [
-            SpanRequest(span.first, span.tokens, span.covered_bytes, span.skipped, span.segment.has_end)
-            for span in window.spans
-        ]
+        [SpanRequest(span.first, span.tokens, span.covered_bytes, span.kept) for span in window.spans]
         for window in windows
     ]
 

@@ -92,7 +92,10 @@ def _half_square(one_N: np.ndarray, other_N: np.ndarray) -> np.ndarray:
 
 
 def window_of(record: Record, teacher: Teacher) -> EncodedWindow:
-    """Rebuild the window that a record was made from. Raises ValueError for a chat that the template cannot render."""
+    """Rebuild the window that a record with segments was made from.
+
+    Raises ValueError for a chat that the template cannot render.
+    """
     if record.message_roles:
         assert teacher.chat is not None  # the recipe says that the corpus holds chats
         conversation = record.conversation
@@ -100,10 +103,11 @@ def window_of(record: Record, teacher: Teacher) -> EncodedWindow:
         if isinstance(encoded, ValueError):
             raise encoded
         window = chat_window(record.doc_id, record.message_roles, encoded, teacher.ends, conversation=conversation)
-        # A window does not supervise its first turns.
-        return replace(window, spans=tuple(s for s in window.spans if s.segment in record.segments))
-    [segment] = record.segments
-    end = record.window_start + len(record.document)
-    bounds = Window(record.window_start, end, record.window_start + segment.start, segment.has_end)
+        # A window need not supervise all its turns, nor the END of one that was cut off.
+        stored = {(segment.start, segment.length): segment for segment in record.segments}
+        spans = ((span, stored.get((span.segments[0].start, span.segments[0].length))) for span in window.spans)
+        return replace(window, spans=tuple(replace(s, segments=(own,)) for s, own in spans if own is not None))
+    end, first = record.window_start + len(record.document), record.segments[0].start
+    bounds = Window(record.window_start, end, record.window_start + first, record.segments[-1].has_end)
     tokens = teacher.tokenizer.encode(record.document)
-    return text_window(record.doc_id, bounds, record.document, tokens, teacher.tokenizer.prefix)
+    return text_window(record.doc_id, bounds, record.document, tokens, teacher.tokenizer.prefix, record.segments)

@@ -99,10 +99,11 @@ class Teacher:
         return [*([] if start is None else [start]), *window.tokens]
 
     def run_engine(self, windows: Sequence[EncodedWindow]) -> EngineOutput:
-        """Run the engine over some windows.
+        """Run the engine over some windows; not over those of context alone, which have no span.
 
         Raises ValueError if branch rows are needed and the engine cannot branch.
         """
+        windows = [window for window in windows if window.spans]
         prompts = [self.prompt(window) for window in windows]
         num_tokens = sum(map(len, prompts))
         if not prompts:
@@ -148,6 +149,7 @@ class Teacher:
 
     def run_for_dump(self, windows: Sequence[EncodedWindow], dump: DumpConfig) -> EngineOutput | SparseOutput:
         """Run the engine over some windows for what a dump keeps of them; the engine makes that itself, if it can."""
+        windows = [window for window in windows if window.spans]
         if not windows or self._config.beam_width or not isinstance(self.engine, SparseEngine):
             return self.run_engine(windows)
         prompts = [self.prompt(window) for window in windows]

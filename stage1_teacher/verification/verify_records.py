@@ -28,11 +28,13 @@ def faults_of_records(
         vocabulary: bytes of the teacher's tokens, with which alternatives are checked.
     """
     num_ids = int(metadata.get(Key.VOCABULARY_SIZE, "0")) or None
-    exact = json.loads(metadata[Key.IDENTITY]).get("coding") == levels.EXACT
+    identity = json.loads(metadata[Key.IDENTITY])
+    exact = identity.get("coding") == levels.EXACT
+    in_parts = bool(identity.get("corpus", {}).get("supervise"))  # documents are supervised in parts
     num_documents, num_bytes = 0, 0
     open_id: str | None = None  # a document whose last window has not been read yet
     done = 0  # bytes of it that are supervised so far
-    seen_bytes = 0  # bytes of a chat in its windows so far
+    seen_bytes = 0  # bytes of a chat, or of a document supervised in parts, in its windows so far
     rendered = False  # the template's text is supervised, which has another size than the corpus's
     for row, record in enumerate(read_shard(path, checked=False)):
         where = f", record {row} (doc_id {record.doc_id!r}): "
@@ -52,6 +54,15 @@ def faults_of_records(
             seen_bytes, open_id = record.window_start + len(record.document), None
             continue
         done = done if open_id == record.doc_id else 0
+        if in_parts:
+            seen_bytes = seen_bytes if record.window_start else 0
+            if record.window_start > seen_bytes:
+                yield f"{where}starts at byte {record.window_start}, but the window before ends at {seen_bytes}"
+            end = record.window_start + len(record.document)
+            num_documents, num_bytes = num_documents + (not record.window_start), num_bytes + end - seen_bytes
+            seen_bytes, open_id = end, None
+            yield from (f"{where}{fault}" for fault in _order_faults(record))
+            continue
         for segment in record.segments:
             start = record.window_start + segment.start
             if start != done:
@@ -89,9 +100,14 @@ def _chat_faults(record: Record) -> list[str]:
         for start, end in spans
         if not any(span.start <= start and end <= span.stop for span in _assistant_spans(record))
     ]
-    if any(one[1] > other[0] for one, other in pairwise(spans)):
-        faults.append("segments overlap, or are out of order")
-    return faults
+    return faults + _order_faults(record)
+
+
+def _order_faults(record: Record) -> list[str]:
+    """Return whether segments overlap, or are out of order."""
+    spans = [(segment.start, segment.start + segment.length) for segment in record.segments]
+    disordered = any(one[1] > other[0] for one, other in pairwise(spans))
+    return ["segments overlap, or are out of order"] if disordered else []
 
 
 def _incomplete(record: Record) -> list[str]:

@@ -151,7 +151,8 @@ def _sampled_records(path: Location, manifest: Manifest, num_documents: int) -> 
     """Return the records of the documents whose ids hash lowest: the same each time, from all over the dump."""
     ids = {doc_id for shard in manifest.shards for doc_id, _ in window_names(shard.path(path))}
     chosen = set(heapq.nsmallest(num_documents, ids, key=lambda doc_id: hashlib.sha256(doc_id.encode()).digest()))
-    return [record for shard in manifest.shards for record in read_shard(shard.path(path)) if record.doc_id in chosen]
+    records = (record for shard in manifest.shards for record in read_shard(shard.path(path)))
+    return [record for record in records if record.doc_id in chosen and record.segments]
 
 
 def recompute(records: list[Record], recipe: Recipe, teacher: Teacher) -> list[Recomputed]:
@@ -188,6 +189,12 @@ def _targets(windows: list[EncodedWindow], teacher: Teacher) -> list[np.ndarray]
     """Compute the targets of each window's supervised positions, P x V."""
     targets = iter(teacher.targets(windows, teacher.run_engine(windows)))
     return [
-        np.concatenate([next(targets).probs_PV[s.skipped : s.skipped + s.segment.num_positions] for s in window.spans])
+        np.concatenate(
+            [
+                of_span.probs_PV[first:last]
+                for span, of_span in zip(window.spans, targets, strict=False)
+                for first, last in span.kept
+            ]
+        )
         for window in windows
     ]

@@ -22,6 +22,8 @@ from stage2_student.data.spans import supervised_tokens, token_spans
 TOO_LONG = "longer than train.max_tokens"
 UNSPELLABLE = "the student's tokenizer cannot spell it"
 NOTHING = "no token of the student's lies in what the dump supervises"
+# A part of plain text that is longer holds a whole token of any tokenizer: none has tokens of more than half of that.
+_LONG_BYTES = 512
 
 
 class Tokenizer(Protocol):
@@ -105,6 +107,9 @@ def count_pieces(
         if isinstance(written, str):
             yield written
             continue
+        if isinstance(written, list) and (fault := _unsupervised(record, written, tokenizer)) is not None:
+            yield fault
+            continue
         tokens: list[int] = []
         for kept, read in _renderings(record, written):
             part = record if kept is None else with_segments(record, kept)
@@ -131,6 +136,9 @@ def encode_pieces(
     for record, written in zip(records, _tokens(records, tokenizer, chat, by_turn), strict=True):
         if isinstance(written, str):
             yield written
+            continue
+        if isinstance(written, list) and (fault := _unsupervised(record, written, tokenizer)) is not None:
+            yield fault
             continue
         encoded: list[Encoded] = []
         for kept, read in _renderings(record, written):
@@ -180,6 +188,17 @@ def _used(record: RecordText | Record, spelled: Spelled) -> np.ndarray:
         used &= ends > starts
         used[[token for offset, token in spelled.turn_ends.items() if offset in stops]] = True
     return used
+
+
+def _unsupervised(record: RecordText | Record, written: list[int], tokenizer: Tokenizer) -> str | None:
+    """Return why plain text gives nothing to learn; None if it does."""
+    if not record.segments:
+        return NOTHING
+    last = record.segments[-1]
+    is_whole = len(record.segments) == 1 and last.start + last.length == len(record.document)  # or from some byte on
+    if is_whole or max(segment.length for segment in record.segments) > _LONG_BYTES:
+        return None
+    return None if _used(record, _spelled(record, written, tokenizer)).any() else NOTHING
 
 
 def _num_tokens(written: list[int] | EncodedChat) -> int:

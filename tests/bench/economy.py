@@ -59,7 +59,8 @@ class Setting:
 def supervised(dense: Dense, record: Record) -> np.ndarray:
     """Return (P, 256) float64: the dense targets of the record's positions; rows sum to 1."""
     [span] = dense.window.spans
-    return dense.targets.probs_PV[span.skipped : span.skipped + record.num_positions]
+    [(first, last)] = span.kept
+    return dense.targets.probs_PV[first:last]
 
 
 EVERYTHING = Setting(NUM_SYMBOLS, 0.0)

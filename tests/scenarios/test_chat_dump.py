@@ -19,7 +19,7 @@ from schemas.record import Record
 from schemas.record_checks import record_faults
 from schemas.shard import read_shard
 from stage1_teacher.dump.run import run_teacher
-from stage1_teacher.inputs.chat_windows import cut_chat
+from stage1_teacher.inputs.chat_windows import Learned, cut_chat
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.records import make_records
 from stage1_teacher.targets.resolved import load_tokenizer, resolve_ids
@@ -210,3 +210,35 @@ def test_a_long_chat_is_cut_between_messages_and_each_turn_is_supervised_once(mo
     shown = find_document(tmp_path / "dump", "0")
     assert [(m.role, m.content.decode()) for m in shown.messages] == [(m["role"], m["content"]) for m in messages]
     assert shown.text == whole
+
+
+def test_of_a_chat_supervised_in_its_last_turn_the_dump_holds_what_that_of_the_whole_chat_holds_there(
+    model: Path, tmp_path: Path
+) -> None:
+    rows = [{"messages": messages} for messages in CHATS]
+    whole = dump(write_recipe(tmp_path / "whole", model, rows))
+    last = dump(write_recipe(tmp_path / "last", model, rows, supervise={"turns": "last"}))
+    assert verify_dump(tmp_path / "last" / "dump", against_teacher=3) == []
+    assert [record.document for record in last] == [record.document for record in whole]
+    assert sum(len(record.segments) for record in whole) > len(last)
+    for of_whole, of_last in zip(whole, last, strict=True):
+        assert of_last.segments == of_whole.segments[-1:]
+        num_positions = of_last.num_positions
+        np.testing.assert_array_equal(of_last.entry_counts, of_whole.entry_counts[-num_positions:])
+        np.testing.assert_array_equal(of_last.logprobs, of_whole.logprobs[-len(of_last.logprobs) :])
+        np.testing.assert_array_equal(of_last.doubt, of_whole.doubt[-num_positions:])
+
+
+def test_a_turn_that_was_cut_off_has_no_end(model: Path, tmp_path: Path) -> None:
+    named = load_tokenizer(load_recipe(write_recipe(tmp_path, model, []), []))
+    assert named.chat is not None
+    ends = (named.chat.end_of_turn(),)
+    for max_tokens in (256, 65):  # in one window, and in several
+        for learned, expected in (
+            (None, [True, True]),
+            (Learned(frozenset([1, 3]), False), [True, False]),
+            (Learned(frozenset([3]), True), [True]),
+        ):
+            windows = cut_chat("0", CHATS[0], named.chat, ends, max_tokens, learned=learned)
+            assert (len(windows) > 1) == (max_tokens == 65)
+            assert [segment.has_end for window in windows for segment in window.segments] == expected

@@ -251,3 +251,15 @@ def test_a_damaged_conversation_is_named(qwen3: Path, tmp_path: Path) -> None:
         ]
     shard = Manifest.load(tmp_path / "dump").shards[0].path(tmp_path / "dump")
     assert len(list(read_shard(shard))) == 1
+
+
+def test_of_a_conversation_in_several_windows_the_last_turn_alone_is_supervised(qwen3: Path, tmp_path: Path) -> None:
+    rows = [row(talk(user("the?"), answer("and", reasoning="in"), user("or?"), answer("a thing", reasoning="an")))]
+    whole = dump(write_recipe(tmp_path / "whole", qwen3, rows))
+    last = dump(write_recipe(tmp_path / "last", qwen3, rows, supervise={"turns": "last"}))
+    assert verify_dump(tmp_path / "last" / "dump") == []
+    assert [record.document for record in last] == [record.document for record in whole]
+    assert len(last) > 1, "a template that drops earlier reasoning takes a window for each turn"
+    assert [len(record.segments) for record in last[:-1]] == [0] * (len(last) - 1)
+    assert last[-1].segments == whole[-1].segments
+    np.testing.assert_array_equal(last[-1].logprobs, whole[-1].logprobs)

@@ -87,7 +87,10 @@ def check_sparse(
         Sparsity(256, 0.0, arithmetic=2),
         Sparsity(3, 0.2, True, 2),
     ):
-        spans = [SpanRequest(0, prompt[1:], c.document, 0, True) for prompt, c in zip(prompts, coverings, strict=True)]
+        spans = [
+            SpanRequest(0, prompt[1:], c.document, ((0, 2), (3, len(c.document) + 1)))
+            for prompt, c in zip(prompts, coverings, strict=True)
+        ]
         found = engine.sparse_targets(prompts, [[span] for span in spans], sparsity)
         for [of_span], span, covering, of_prompt in zip(found, spans, coverings, rows, strict=True):
             expected = reduce_span(covering, of_prompt, span, sparsity)

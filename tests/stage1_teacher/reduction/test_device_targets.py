@@ -18,13 +18,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def random_span(rng: np.random.Generator, vocabulary: object, arithmetic: int) -> tuple[Covering, SpanRequest]:
-    """Draw a document of random tokens, of any lengths, and the request for some of it."""
+    """Draw a document of random tokens, of any lengths, and the request for some parts of it."""
     columns = rng.integers(0, vocabulary.num_text_tokens, size=rng.integers(0, 9))  # type: ignore[attr-defined]
     tokens = vocabulary.order[columns].tolist()  # type: ignore[attr-defined]
     document = b"".join(vocabulary.sorted_bytes[column] for column in columns)  # type: ignore[attr-defined]
-    skipped = int(rng.integers(0, len(document) + 1))
+    edges = sorted(rng.choice(len(document) + 2, size=2 * min(1 + len(document) // 4, 3), replace=False).tolist())
     covering = Covering(vocabulary, tokens, document, arithmetic)  # type: ignore[arg-type]
-    return covering, SpanRequest(0, tokens, document, skipped, bool(rng.integers(2)))
+    return covering, SpanRequest(0, tokens, document, tuple(zip(edges[::2], edges[1::2], strict=True)))
 
 
 @pytest.mark.parametrize("seed", range(6))

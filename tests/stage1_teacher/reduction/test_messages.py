@@ -69,11 +69,13 @@ def answer(
 
 
 def spans_of(coverings: list[Covering], first: int) -> list[SpanRequest]:
-    """Request all but the first position of documents, one behind another in a prompt, of one byte a token."""
+    """Request parts of documents, one behind another in a prompt, of one byte a token."""
     spans = []
     for covering in coverings:
         ids = covering.vocabulary.order[covering.canonical.columns_R[:-1]].tolist()
-        spans.append(SpanRequest(first, ids, covering.document, 1, len(spans) % 2 == 0))
+        size = len(covering.document)
+        kept = ((1, size + 1),) if len(spans) % 2 else ((0, 1), (size - 1, size))
+        spans.append(SpanRequest(first, ids, covering.document, kept))
         first += len(ids) + 2
     return spans
 
@@ -110,7 +112,7 @@ def test_sparse_targets_that_a_worker_sums_are_those_of_the_float64_twin(sparsit
         summed = redistribute(targets, covering) if sparsity.redistribute else targets
         check_tokens(of_span.tokens, rows_RV, vocabulary, span, sparsity)
         expected = sparse_targets(summed, span, sparsity._replace(num_top=0))
-        assert len(of_span.entries.counts_P) == len(span.document) - 1 + span.has_end
+        assert len(of_span.entries.counts_P) == sum(last - first for first, last in span.kept)
         np.testing.assert_array_equal(of_span.entries.counts_P, expected.entries.counts_P)
         np.testing.assert_array_equal(of_span.entries.symbols_E, expected.entries.symbols_E)
         np.testing.assert_allclose(of_span.entries.probs_E, expected.entries.probs_E, rtol=2e-5, atol=1e-12)
