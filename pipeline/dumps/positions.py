@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.dumps.tokens import TokenDistribution, distribution
 from schemas import END
 from schemas.record import Record
 
@@ -23,6 +24,8 @@ class Position:
         measures: the position's values in the other columns, by column name.
         surprise_bits: -log2 of the realised symbol's probability under the target.
         entropy_bits: entropy of the target, with its tail counted as one class.
+        tokens: the teacher's next-token distribution where a token starts, and at END; None elsewhere, and in a dump
+            that stores none.
     """
 
     offset: int
@@ -35,6 +38,7 @@ class Position:
     measures: dict[str, float]
     surprise_bits: float
     entropy_bits: float
+    tokens: TokenDistribution | None = None
 
 
 class Decoded(NamedTuple):
@@ -76,12 +80,15 @@ def positions(record: Record) -> Iterator[Position]:
         start: (record.document[start:end], float(logprob))
         for (start, end), logprob in zip(pairwise(edges), record.teacher_token_logprobs, strict=True)
     }
+    # Of several tokens without bytes at one offset the last one has them.
+    starts, ends = {edge: token for token, edge in enumerate(edges[:-1])}, {e: t for t, e in enumerate(edges)}
     decoded, realised, measures = decode(record), record.realised(), record.measures
     for index, offset in enumerate(offsets(record)):
         start = int(decoded.starts_P[index])
         entries = slice(start, start + int(record.entry_counts[index]))
         is_end = realised[index] == END
         token, logprob = (None, None) if is_end else tokens.get(offset, (None, None))
+        index_T = ends.get(offset) if is_end else starts.get(offset)
         yield Position(
             offset=record.window_start + offset,
             realised=int(realised[index]),
@@ -93,4 +100,5 @@ def positions(record: Record) -> Iterator[Position]:
             measures={name: float(value_P[index]) for name, value_P in measures.items()},
             surprise_bits=float(decoded.surprise_bits_P[index]),
             entropy_bits=float(decoded.entropy_bits_P[index]),
+            tokens=None if index_T is None else distribution(record, index_T, bool(is_end)),
         )

@@ -25,7 +25,7 @@ def dump_statistics(dump: Location) -> dict[str, Any]:
     entry_counts: Counter[int] = Counter()
     entropy_counts = np.zeros(len(ENTROPY_BINS) - 1, dtype=np.int64)
     measured = dict.fromkeys((column.name for column in MEASURES), 0.0)
-    tail = nats = entropy = 0.0
+    tail = nats = entropy = token_tail = 0.0
     for document in documents(dump):
         sums["documents"] += 1
         for record in document.records:
@@ -41,6 +41,11 @@ def dump_statistics(dump: Location) -> dict[str, Any]:
             entropy += float(decoded.entropy_bits_P.sum())
             for name, value_P in record.measures.items():
                 measured[name] += float(value_P.sum(dtype=np.float64))
+            if record.tokens is not None:
+                has_T = record.tokens.counts > 0
+                sums["tokens_with_alternatives"] += int(has_T.sum())
+                sums["alternatives"] += len(record.tokens.ids)
+                token_tail += float(record.tokens.tails[has_T].sum())
     stored = [column for column in MEASURES if column.is_stored(manifest.identity)]
     stored_bytes = sum(path.stat().st_size for path in done)
     num_positions, num_bytes = max(sums["positions"], 1), max(sums["bytes"], 1)
@@ -61,6 +66,7 @@ def dump_statistics(dump: Location) -> dict[str, Any]:
         "entries_per_position": sum(k * v for k, v in entry_counts.items()) / num_positions,
         "mean_tail": tail / num_positions,
         **{f"mean_{column.name}": measured[column.name] / num_positions for column in stored},
+        **(_of_tokens(sums, token_tail) if manifest.has_tokens else {}),
         "mean_entropy_bits": entropy / num_positions,
         "target_bits_per_byte": nats / (num_bytes * math.log(2)),
         "column_bytes": column_bytes(done),
@@ -70,6 +76,11 @@ def dump_statistics(dump: Location) -> dict[str, Any]:
             for (low, high), number in zip(pairwise(ENTROPY_BINS), entropy_counts, strict=True)
         },
     }
+
+
+def _of_tokens(sums: Counter[str], tail: float) -> dict[str, float]:
+    num_tokens = max(sums["tokens_with_alternatives"], 1)
+    return {"alternatives_per_token": sums["alternatives"] / num_tokens, "mean_alternative_tail": tail / num_tokens}
 
 
 def _num_tokens(record: Record) -> int:

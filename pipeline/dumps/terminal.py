@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.dumps import search, statistics, view
+from pipeline.dumps import search, statistics, tokens, view
 from pipeline.dumps.glyphs import printable, readable, symbol_name
 from pipeline.dumps.positions import Position
 from pipeline.dumps.search import Occurrence, Surprise
 from pipeline.dumps.terminal_chat import conversation_lines, conversations
+from pipeline.dumps.tokens import Vocabulary, vocabulary_of
 from pipeline.dumps.view import DumpDocument
 from pipeline.runtime import log
 from schemas import END
@@ -70,9 +71,10 @@ def show(dump: Location, selection: Selection = SUMMARY, top: int = 5, as_json: 
         summary = statistics.dump_statistics(dump)
         print(json_text(summary, indent=1)) if as_json else _print_summary(summary, console)
     else:
-        document = chosen_document(dump, doc_id, nth)
+        document, vocabulary = chosen_document(dump, doc_id, nth), vocabulary_of(dump)
         if as_json:
-            values = {"doc_id": doc_id, "positions": [as_values(position) for position in document.positions()]}
+            found = [as_values(position, vocabulary) for position in document.positions()]
+            values = {"doc_id": doc_id, "positions": found}
             chat = [{"role": m.role, "start": m.start, "content": m.content.decode()} for m in document.messages]
             values |= {"messages": chat} if chat else {}
             chats = conversations(document)
@@ -80,7 +82,7 @@ def show(dump: Location, selection: Selection = SUMMARY, top: int = 5, as_json: 
             return
         for line in conversation_lines(document):
             console.print(line)
-        for line in document_table(document, top):
+        for line in document_table(document, top, vocabulary):
             console.print(line)
 
 
@@ -96,28 +98,38 @@ def chosen_document(dump: Location, doc_id: str | None, nth: int) -> DumpDocumen
     return document
 
 
-def as_values(position: Position) -> dict[str, Any]:
+def as_values(position: Position, vocabulary: Vocabulary = ()) -> dict[str, Any]:
     """Return a position as JSON values; its token, which may be half a character, as a list of bytes."""
     values = asdict(position) | {"token": None if position.token is None else list(position.token)}
+    del values["tokens"]
+    if position.tokens is not None:
+        values["tokens"] = tokens.as_values(position.tokens, vocabulary)
     parts = [value if name == "measures" else {name: value} for name, value in values.items()]
     return {name: value for part in parts for name, value in part.items()}
 
 
-def table(positions: Iterable[Position], top: int) -> list[Text]:
-    """Return aligned lines: a header, then one per position. `|` marks where a teacher token starts, which is shown."""
+def table(positions: Iterable[Position], top: int, vocabulary: Vocabulary = ()) -> list[Text]:
+    """Return aligned lines: a header, then one per position, or two where alternatives of the token are stored.
+
+    `|` marks where a teacher token starts, which is shown.
+    """
     shown = list(positions)
     measures = {name: None for position in shown for name in position.measures}
     headings = "".join(f" {BY_NAME[name].heading:>7}" for name in measures)
     header = f"{'offset':>7}   byte   bits    tail{headings}  symbols"
-    return [Text(header, style="bold"), *[_line(position, top) for position in shown]]
+    lines = [_line(position, top) for position in shown]
+    for line, position in zip(lines, shown, strict=True):
+        if position.tokens is not None:
+            line.append("\n").append_text(tokens.token_line(position.tokens, top, vocabulary))
+    return [Text(header, style="bold"), *lines]
 
 
-def document_table(document: DumpDocument, top: int) -> list[Text]:
+def document_table(document: DumpDocument, top: int, vocabulary: Vocabulary = ()) -> list[Text]:
     """Return the `table` of a document's positions; in a chat each message precedes its own."""
     positions = list(document.positions())
     if not document.messages:
-        return table(positions, top)
-    header, *lines = table(positions, top)
+        return table(positions, top, vocabulary)
+    header, *lines = table(positions, top, vocabulary)
     edges = [position.offset + (position.realised != END) for position in positions]  # an END belongs to its message
     shown, at = [header], 0
     for message in document.messages:
@@ -158,7 +170,7 @@ def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: C
             json_text(
                 {
                     "documents": [{"doc_id": d.doc_id, "bits_per_byte": d.bits} for d in documents],
-                    "positions": [_surprise_values(position) for position in positions],
+                    "positions": [_surprise_values(position, vocabulary_of(dump)) for position in positions],
                 }
             )
         )
@@ -171,9 +183,9 @@ def _show_worst(dump: Location, number: int, top: int, as_json: bool, console: C
         console.print(_surprise_line(position, top))
 
 
-def _surprise_values(surprise: Surprise) -> dict[str, Any]:
+def _surprise_values(surprise: Surprise, vocabulary: Vocabulary) -> dict[str, Any]:
     assert surprise.position is not None
-    return {"doc_id": surprise.doc_id, "context": list(surprise.context), **as_values(surprise.position)}
+    return {"doc_id": surprise.doc_id, "context": list(surprise.context), **as_values(surprise.position, vocabulary)}
 
 
 def _surprise_line(surprise: Surprise, top: int) -> Text:
@@ -188,9 +200,9 @@ def _surprise_line(surprise: Surprise, top: int) -> Text:
 
 
 def _show_occurrences(dump: Location, sought: bytes, top: int, as_json: bool, console: Console) -> None:
-    occurrences = search.find(dump, sought)
+    occurrences, vocabulary = search.find(dump, sought), vocabulary_of(dump)
     if as_json:
-        print(json_text([_occurrence_values(occurrence) for occurrence in occurrences]))
+        print(json_text([_occurrence_values(occurrence, vocabulary) for occurrence in occurrences]))
         return
     shown = list(islice(occurrences, _SHOWN))
     for occurrence in shown:
@@ -199,7 +211,7 @@ def _show_occurrences(dump: Location, sought: bytes, top: int, as_json: bool, co
         line.append(readable(sought), style="reverse")
         line.append(readable(occurrence.after), style="not bold")
         console.print(line)
-        for row in table(occurrence.positions, top):
+        for row in table(occurrence.positions, top, vocabulary):
             console.print(row)
     num_more = sum(1 for _ in occurrences)
     if not shown:
@@ -208,8 +220,8 @@ def _show_occurrences(dump: Location, sought: bytes, top: int, as_json: bool, co
         console.print(f"and {num_more} more; --json prints all of them")
 
 
-def _occurrence_values(occurrence: Occurrence) -> dict[str, Any]:
-    positions = [as_values(position) for position in occurrence.positions]
+def _occurrence_values(occurrence: Occurrence, vocabulary: Vocabulary) -> dict[str, Any]:
+    positions = [as_values(position, vocabulary) for position in occurrence.positions]
     return {"doc_id": occurrence.doc_id, "offset": occurrence.offset, "positions": positions}
 
 

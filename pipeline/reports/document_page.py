@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pipeline.dumps.glyphs import readable
 from pipeline.dumps.positions import Position
+from pipeline.dumps.tokens import Vocabulary, token_name, vocabulary_of
 from pipeline.dumps.view import DumpDocument, DumpMessage
 from pipeline.reports.html import asset, content_policy, html_text, script_data
 from schemas import END
@@ -79,7 +80,7 @@ def symbol_label(symbol: int) -> str:
     return names.get(symbol) or (chr(symbol) if 0x20 < symbol < 0x7F else f"{symbol:02X}")
 
 
-def position_values(position: Position) -> dict[str, object]:
+def position_values(position: Position, vocabulary: Vocabulary = ()) -> dict[str, object]:
     """Return a position for the page's script; its keys are short, since there are many positions."""
     token = None if position.token is None else readable(position.token).replace("␠", _SPACE)
     values: dict[str, object] = {
@@ -93,6 +94,14 @@ def position_values(position: Position) -> dict[str, object]:
     }
     if token is not None and position.token_logprob is not None:
         values |= {"k": token, "l": round(position.token_logprob, 3)}
+    if position.tokens is not None:
+        found = position.tokens
+        names = [token_name(one, vocabulary).replace("␠", _SPACE) for one, _ in found.alternatives]
+        probs = [round(probability, 5) for _, probability in found.alternatives]
+        is_own = [int(one == found.own) for one, _ in found.alternatives]
+        values["a"] = [list(row) for row in zip(names, probs, is_own, strict=True)]
+        values |= {} if found.end is None else {"z": round(found.end, 5)}
+        values |= {} if found.own is None else {"y": round(found.tail, 5)}
     return values
 
 
@@ -103,7 +112,7 @@ class DrawnText(NamedTuple):
     data: list[list[dict[str, object]]]
 
 
-def draw_text(document: DumpDocument, positions: Sequence[Position]) -> DrawnText:
+def draw_text(document: DumpDocument, positions: Sequence[Position], vocabulary: Vocabulary = ()) -> DrawnText:
     """Draw the document's text: a span per cell, shaded by the total bits of its bytes, with the edges of tokens."""
     by_offset = {p.offset: p for p in positions if p.realised != END}
     ends = {p.offset: p for p in positions if p.realised == END}  # after each segment: a chat has several
@@ -114,7 +123,7 @@ def draw_text(document: DumpDocument, positions: Sequence[Position]) -> DrawnTex
     def put(inner: str, cell_positions: Sequence[Position], edge: bool) -> None:
         parts.append(_span(inner, cell_positions, len(data), edge))
         if cell_positions:
-            data.append([position_values(position) for position in cell_positions])
+            data.append([position_values(position, vocabulary) for position in cell_positions])
 
     def put_end(offset: int) -> None:
         if offset in ends:
@@ -198,10 +207,10 @@ def figures(document: DumpDocument, positions: Sequence[Position]) -> dict[str, 
     }
 
 
-def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument) -> str:
+def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument, vocabulary: Vocabulary = ()) -> str:
     """Return the whole page."""
     positions = list(document.positions())
-    drawn = draw_text(document, positions)
+    drawn = draw_text(document, positions, vocabulary)
     measures = " ".join(positions[0].measures) if positions else ""
     title = html_text(f"{document.doc_id} · {dump_name}")
     facts = "".join(
@@ -231,7 +240,7 @@ def page(dump_name: str, identity: Mapping[str, object], document: DumpDocument)
 def write_page(dump: Location, document: DumpDocument, out: Path) -> Path:
     """Write a document's page to a file and return its path."""
     whole = str(dump.resolve() if isinstance(dump, Path) else dump)
-    text = page("/".join(whole.split("/")[-2:]), Manifest.load(dump).identity, document)
+    text = page("/".join(whole.split("/")[-2:]), Manifest.load(dump).identity, document, vocabulary_of(dump))
     out.parent.mkdir(parents=True, exist_ok=True)
     with committed(out) as partial:
         partial.write_text(text, encoding="utf-8")

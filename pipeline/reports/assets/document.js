@@ -28,6 +28,12 @@ function section(at) {
     part.append(make("p", "sub", "token |" + at.k + "| starts here, " + at.l.toFixed(2) + " nats"));
   for (const [name, p] of at.e) part.append(row(name, p, name === at.r ? "is" : ""));
   if (at.t > 0.00005) part.append(row("tail", at.t, "tail"));
+  if (at.a !== undefined) {
+    part.append(make("p", "sub", "the teacher's next token"));
+    for (const [name, p, own] of at.a) part.append(row(name, p, own ? "token is" : "token"));
+    if (at.y > 0.00005) part.append(row("tail", at.y, "token tail"));
+    if (at.z !== undefined) part.append(row("end token", at.z, "token tail"));
+  }
   const trust = make("p", "trust");
   panel.dataset.measures.split(" ").forEach((name, i) => {
     const item = make("span", "", name + " ");

@@ -13,6 +13,8 @@ from pipeline.dumps import positions, search, statistics, terminal, view
 from pipeline.reports.document_page import write_page
 from pipeline.tokenization.conversation import Conversation
 from schemas.record import Segment
+from schemas.token_alternatives import TokenAlternatives
+from schemas.token_vocabulary import write_vocabulary
 from tests.support.readable_dumps import IDENTITY, cut_positions, make_dump, make_record, varied_record, write_dump
 
 
@@ -68,6 +70,45 @@ def test_json_holds_every_entry(dump: Path, capsys: pytest.CaptureFixture[str]) 
     assert end["realised"] == 255
     terminal.show(dump, top=1, as_json=True)
     assert json.loads(capsys.readouterr().out)["documents"] == 3
+
+
+@pytest.fixture
+def token_dump(tmp_path: Path) -> Path:
+    """Write a document with two tokens, and what the ids of its alternatives spell."""
+    record = make_record("alpha", b"abc")
+    found = TokenAlternatives(
+        np.array([0, 3, 5]),
+        np.array([7, 2, 9, 1, 3], dtype=np.int32),
+        np.log([0.5, 0.25, 0.125, 0.75, 0.125]).astype(np.float32),
+        np.array([9, 1], dtype=np.int32),
+        np.log([0.125, 0.75]).astype(np.float32),
+        np.log([0.01, 0.25, 0.5]).astype(np.float32),
+    )
+    identity = IDENTITY | {"tokens": {"top_k": 3, "min_prob": 0.0}}
+    dump = write_dump(tmp_path / "tokens", [[replace(record, tokens=found)]], identity=identity)
+    write_vocabulary(dump, [None, b"c", b"<b>", b"\xc3", None, None, None, b" a", None, b"ab"])
+    return dump
+
+
+def test_alternatives_of_a_token_are_shown_under_its_first_byte_and_the_end_token_at_the_end(
+    token_dump: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal.show(token_dump, terminal.Selection("alpha"), top=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 4 + 3
+    assert lines[2].split("  ")[5:] == ["tokens", "|␠a| 0.5000", "|ab| 0.1250", "tail 0.1250", "end token 0.0100"]
+    assert lines[5].split() == ["tokens", "|c|", "0.7500", "tail", "0.1250", "end", "token", "0.2500"]
+    assert lines[7].split() == ["tokens", "end", "token", "0.5000"]
+    terminal.show(token_dump, terminal.Selection(find="c"), top=2)
+    assert "|c| 0.7500  <c3> 0.1250" in capsys.readouterr().out
+    terminal.show(token_dump, terminal.Selection("alpha"), as_json=True)
+    first, second, _, _ = json.loads(capsys.readouterr().out)["positions"]
+    assert "tokens" not in second and first["tokens"]["own"] == 9
+    assert first["tokens"]["alternatives"][1] == {"id": 2, "bytes": [*b"<b>"], "probability": pytest.approx(0.25)}
+    summary = statistics.dump_statistics(token_dump)
+    assert (summary["alternatives_per_token"], summary["mean_alternative_tail"]) == pytest.approx((2.5, 0.125))
+    text = write_page(token_dump, view.find_document(token_dump, "alpha"), tmp_path / "a.html").read_text()
+    assert "[" + '["|␣a|",0.5,0],["|\\u003cb\\u003e|",0.25,0],["|ab|",0.125,1]]' in text.replace(", ", ",")
 
 
 def test_an_unknown_document_is_answered_with_near_ids(dump: Path) -> None:
