@@ -95,6 +95,9 @@ def plan(recipe: Recipe, cuts_records: bool = True) -> list[Line]:
             f"top {dump.top_k} symbols of at least {dump.min_prob}, {int(dump.shard_bytes):,} bytes of text per shard",
         )
     )
+    if dump.tokens is not None:
+        tokens = f"top {dump.tokens.top_k} of at least {dump.tokens.min_prob} at each of the teacher's tokens; its END"
+        lines.append(("dump.tokens", tokens))
     if dump.covering.beam_width:
         lines.append(("dump.covering", describe_branches(recipe)))
     lines.append(("dump.path", describe_dump(dump.path)))

@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import Recipe
+from pipeline.config.identity import added_values
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.planning.estimates import MIN_UNITS as MIN_PARTS
 from pipeline.planning.forecast import Calibration, EncodedDocument, SamplePart, TrialFile
@@ -123,12 +125,15 @@ def dump_parts(
             yield plans[-1], group
 
     made = (
-        made
-        for made in make_shards(planned(), teacher, recipe, {"coding": recipe.dump.coding}, folder)
-        if made.stored_bytes
+        made for made in make_shards(planned(), teacher, recipe, trial_identity(recipe), folder) if made.stored_bytes
     )
     for number, _ in enumerate(made):
         yield read_part(plans[number], folder)
+
+
+def trial_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides the columns of trial shards and how their numbers are stored."""
+    return {"coding": recipe.dump.coding, **added_values(recipe.dump)}
 
 
 def read_part(plan: ShardPlan, folder: Path) -> SamplePart:
@@ -175,7 +180,7 @@ def _joined(paths: Sequence[Path], text_bytes: int, scratch: Path, recipe: Recip
     records = list(chain.from_iterable(map(read_shard, paths)))
     middle = len(records) // 2
     sizes = [
-        commit_shard(to_table(some, {"coding": recipe.dump.coding}), scratch, recipe.dump.zstd_level)
+        commit_shard(to_table(some, trial_identity(recipe)), scratch, recipe.dump.zstd_level)
         for some in (records, records[:middle], records[middle:])
     ]
     return TrialFile(text_bytes, sizes[0], sizes[1] + sizes[2])

@@ -55,6 +55,7 @@ class Mix:
             **measures,
             symbols=symbols,
             logprobs=logprobs,
+            tokens=None,
         )
 
     def _mixed(self, name: str, columns: Sequence[np.ndarray] | None) -> np.ndarray | None:

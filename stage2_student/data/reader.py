@@ -144,7 +144,7 @@ def _common_record(record: Record, others: Sequence[Sequence[Record]]) -> Record
     It has no teacher tokens: those of several teachers give no common boundaries.
     """
     segments = common_segments(record, others)
-    return replace(record, segments=segments, teacher_token_lengths=record.teacher_token_lengths[:0])
+    return replace(record, segments=segments, teacher_token_lengths=record.teacher_token_lengths[:0], tokens=None)
 
 
 def _at(joined: Iterator[Joined], rows: Iterable[int]) -> Iterator[Joined]:

@@ -15,6 +15,7 @@ from pipeline.runtime import metrics
 from schemas.manifest import Manifest
 from stage1_teacher.calibration.calibrate import calibrate, grouped
 from stage1_teacher.calibration.corpus_sample import survey
+from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.dump.shard_cost import read_cost
 from stage1_teacher.verification.verify import verify_dump
 from tests.stage1_teacher.dump.test_run import dump, write_recipe
@@ -51,6 +52,16 @@ def test_a_calibration_foretells_the_dump_and_the_metrics_count_it(recipe: Path)
     assert found.stored_bytes.value == pytest.approx(summary["stored_bytes"], rel=0.15)
     assert found.computed_per_token.value == 1
     assert not (folder / "shards").with_name("parts").exists()
+
+
+def test_a_calibration_counts_the_bytes_of_alternatives(recipe: Path, tmp_path: Path) -> None:
+    loaded = load_recipe(recipe, [f"dump.path={tmp_path / 'dump'}", "dump.tokens.top_k=256", "dump.tokens.min_prob=0"])
+    found = forecast(calibrate(loaded, seconds=0.5), num_workers=1)
+    run_teacher(loaded)
+    summary = json.loads((tmp_path / "dump" / "summary.json").read_text(encoding="utf-8"))
+    plain = json.loads((dump(recipe) / "summary.json").read_text(encoding="utf-8"))
+    assert found.stored_bytes.value == pytest.approx(summary["stored_bytes"], rel=0.15)
+    assert summary["stored_bytes"] > 3 * plain["stored_bytes"]
 
 
 def test_a_dump_tells_what_it_took_and_the_summary_adds_it_up(recipe: Path) -> None:

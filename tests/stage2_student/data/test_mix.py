@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from schemas import NUM_SYMBOLS
 from schemas.record import Record
 from stage2_student.data.mix import MIN_LOGPROB, Mix
+from tests.support.readable_dumps import with_tokens
 from tests.support.small_dumps import make_record, make_text
 
 How = Literal["arithmetic", "geometric"]
@@ -106,6 +107,12 @@ def test_a_mix_of_equals_is_what_each_of_them_says(how: How) -> None:
     record = stored(random_targets(rng, len(document) + 1), document, rng, 9)
     mixed = Mix.of([1, 5], how)([record, record])
     np.testing.assert_allclose(dense(mixed)[0], dense(record)[0], rtol=1e-4, atol=1e-8)
+
+
+def test_a_mixed_record_has_no_tokens_of_any_teacher() -> None:
+    record = with_tokens(make_record("d", b"stone", np.random.default_rng(0)))
+    mixed = Mix.of([1, 1], "arithmetic")([record, record])
+    assert record.tokens is not None and mixed.tokens is None and not len(mixed.teacher_token_lengths)
 
 
 def test_a_mixed_record_lists_likely_symbols_first_and_shares_doubt_by_weight() -> None:
