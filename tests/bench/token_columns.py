@@ -1,0 +1,155 @@
+"""Cost of alternatives of the teacher's tokens in a dump: stored bytes by column, coding error, and the dump's time.
+
+    make bench BENCH=token_columns [ARGS="--recipe pipeline/recipes/demo_gemma.yaml --documents 20 --rounds 3"]
+
+One engine makes a shard of the same documents for each setting in turn, `--rounds` times over, so that a machine whose
+speed varies is the same for all; the time of a setting is the median of its ratios to the plain dump of the same round.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow.parquet as pq
+import typer
+
+from pipeline.config import Recipe
+from pipeline.config.loading import load_recipe
+from pipeline.corpus.documents import Corpus, Document
+from schemas.manifest import ShardPlan
+from schemas.record import Record
+from schemas.shard import read_shard
+from schemas.token_alternatives import COLUMNS, TokenAlternatives
+from stage1_teacher.calibration.calibrate import trial_identity
+from stage1_teacher.dump.shard_writer import encode, make_shards
+from stage1_teacher.engines.base import Engine, ListingEngine
+from stage1_teacher.inputs.fit_windows import with_fitting_windows
+from stage1_teacher.reduction.sparse_targets import SparseTargets
+from stage1_teacher.targets.alternatives import exact_alternatives
+from stage1_teacher.targets.opening import open_teacher
+from stage1_teacher.targets.records import sparse_spans
+from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.targets.teacher import Teacher
+
+SETTINGS = ["", "16,0", "16,0.001", "16,0.01", "8,0.001", "64,0.001"]  # top_k,min_prob; empty: bytes alone
+
+
+def with_tokens(recipe: Recipe, setting: str) -> Recipe:
+    top_k, _, min_prob = setting.partition(",")
+    tokens = {"top_k": int(top_k), "min_prob": float(min_prob)} if setting else None
+    return Recipe.model_validate(recipe.model_dump() | {"dump": recipe.dump.model_dump() | {"tokens": tokens}})
+
+
+def classes(tokens: TokenAlternatives) -> tuple[np.ndarray, np.ndarray]:
+    """Return the probabilities of all alternatives and of the tokens' tails."""
+    return np.exp(tokens.log_probs.astype(np.float64)), np.maximum(tokens.tails, 1e-12)
+
+
+def coding_error(exact: TokenAlternatives, stored: TokenAlternatives) -> float:
+    """Compute the mean of KL(exact || stored) over a token's alternatives and its tail, nats."""
+    by_id = [np.lexsort((tokens.ids, tokens.token_of_alternatives())) for tokens in (exact, stored)]
+    (p_A, p_T), (q_A, q_T) = classes(exact), classes(stored)
+    nats = (p_A[by_id[0]] * np.log(p_A[by_id[0]] / q_A[by_id[1]])).sum() + (p_T * np.log(p_T / q_T)).sum()
+    return float(nats) / len(p_T)
+
+
+def error_of(teacher: Teacher, recipe: Recipe, documents: list[Document], stored: list[Record]) -> float:
+    """Compute the coding error of some records, whose rows are computed once more."""
+    errors = []
+    for window, record in zip(encode(documents, teacher, {}), stored, strict=True):
+        output = teacher.run_for_dump([window], recipe.dump)
+        [spans] = sparse_spans([window], output, teacher, recipe.dump)
+        assert record.tokens is not None
+        errors.append(coding_error(_exact(spans, record.tokens), record.tokens))
+    return float(np.mean(errors))
+
+
+def _exact(spans: list[SparseTargets], stored: TokenAlternatives) -> TokenAlternatives:
+    [of_span] = spans
+    assert of_span.tokens is not None
+    ids_A, logprobs_A = exact_alternatives(of_span.tokens)
+    offsets = np.concatenate([[0], of_span.tokens.counts_T.cumsum(dtype=np.int64)])
+    return replace(stored, offsets=offsets, ids=ids_A, log_probs=logprobs_A)
+
+
+def dumped(teacher: Teacher, recipe: Recipe, documents: list[Document]) -> tuple[Path, float]:
+    """Make a shard of these documents; return its path, in a folder of its own, and the seconds that it took."""
+    folder = Path(tempfile.mkdtemp(prefix="bld-columns-"))
+    (folder / "shards").mkdir()
+    num_bytes = sum(len(document.text) for document in documents)
+    plan = ShardPlan(index=0, first_document=0, num_documents=len(documents), num_bytes=num_bytes, sha256="")
+    started = time.monotonic()
+    for _ in make_shards([(plan, documents)], teacher, recipe, trial_identity(recipe), folder):
+        pass
+    return plan.path(folder), time.monotonic() - started
+
+
+def table(teacher: Teacher, recipes: dict[str, Recipe], documents: list[Document], rounds: int) -> Iterator[str]:
+    num_bytes = sum(len(document.text) for document in documents)
+    engine = teacher.engine
+    assert not isinstance(engine, ListingEngine)
+    teachers = {setting: again(teacher, engine, recipe) for setting, recipe in recipes.items()}
+    paths: dict[str, Path] = {}
+    seconds: dict[str, list[float]] = {setting: [] for setting in recipes}
+    for number in range(rounds + 1):  # the first compiles
+        for setting, recipe in recipes.items():
+            paths[setting], spent = dumped(teachers[setting], recipe, documents)
+            seconds[setting] += [spent] if number else []
+    yield (
+        "| top_k, min_prob | alternatives | mean tail | bytes / text byte | " + " | ".join(COLUMNS) + " | coding "
+        "error, nats / token | time |"
+    )
+    yield "| --- " * (len(COLUMNS) + 6) + "|"
+    for setting, recipe in recipes.items():
+        records, sizes = list(read_shard(paths[setting])), column_bytes(paths[setting])
+        ratio = statistics.median(a / b for a, b in zip(seconds[setting], seconds[""], strict=True))
+        figures = [f"{sum(sizes.values()) / num_bytes:.2f}", *(f"{sizes.get(n, 0) / num_bytes:.3f}" for n in COLUMNS)]
+        stored = [record.tokens for record in records if record.tokens is not None]
+        if not stored:
+            yield f"| bytes alone | | | {' | '.join(figures[:1])} |{' |' * len(COLUMNS)} | {ratio:.3f} |"
+            continue
+        count = np.concatenate([tokens.counts for tokens in stored]).mean()
+        tail = np.concatenate([tokens.tails for tokens in stored]).mean()
+        error = error_of(teachers[setting], recipe, documents[:8], records[:8])
+        yield f"| {setting} | {count:.2f} | {tail:.4f} | {' | '.join(figures)} | {error:.1e} | {ratio:.3f} |"
+
+
+def again(teacher: Teacher, engine: Engine, recipe: Recipe) -> Teacher:
+    """Return a teacher of another recipe on the same engine."""
+    return Teacher(recipe, engine, teacher.vocabulary, teacher.tokenizer, teacher.start)
+
+
+def column_bytes(path: Path) -> dict[str, int]:
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    return {column.path_in_schema.split(".")[0]: column.total_compressed_size for column in columns}
+
+
+def main(
+    recipe: Annotated[str, typer.Option(help="Recipe of the teacher and the corpus.")] = "pipeline/recipes/demo.yaml",
+    documents: Annotated[int, typer.Option(help="Documents of the corpus.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Timed rounds.")] = 3,
+    setting: Annotated[list[str] | None, typer.Option(help="top_k,min_prob")] = None,
+    engine: Annotated[str, typer.Option(help="vllm or transformers")] = "vllm",
+) -> None:
+    """Print a table."""
+    loaded = load_recipe(recipe, [f"teacher.engine={engine}"])
+    named = load_tokenizer(loaded)
+    loaded = with_fitting_windows(loaded, named.model)
+    found = list(islice(Corpus(loaded.corpus).documents(), documents))
+    with open_teacher(loaded, *named) as teacher:
+        num_tokens = sum(len(window.tokens) for window in encode(found, teacher, {}))
+        print(f"{len(found)} documents, {sum(len(d.text) for d in found):,} bytes, {num_tokens:,} teacher tokens\n")
+        recipes = {one: with_tokens(loaded, one) for one in ["", *(setting or SETTINGS[1:])]}
+        for line in table(teacher, recipes, found, rounds):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
