@@ -56,7 +56,13 @@ def recipe_of(cell: Cell, place: Place, model: Path, texts: Sequence[str]) -> Re
     values: dict[str, Any] = {
         "corpus": {"source": str(corpus)},
         "teacher": teacher,
-        "dump": {"path": str(place.work / "dump"), "top_k": 256, "min_prob": 0, "audit_documents": 0},
+        "dump": {
+            "path": str(place.work / "dump"),
+            "top_k": 256,
+            "min_prob": 0,
+            "audit_documents": 0,
+            "tokens": {"top_k": 7, "min_prob": 0},
+        },
     }
     if cell.target:
         target = place.spelling(cell.target)

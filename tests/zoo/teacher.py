@@ -1,4 +1,4 @@
-"""Checks of stage 1 in a cell: targets and log-probabilities of tokens, through an engine."""
+"""Checks of stage 1 in a cell: targets, log-probabilities of tokens and their alternatives, through an engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.config import Recipe
 from pipeline.corpus.documents import Document
+from pipeline.covering.covering import MIN_LOGIT, ReducedRow
 from pipeline.covering.targets import Targets
 from stage1_teacher.engines.vllm import generate_engine
 from stage1_teacher.inputs.encoded_windows import cut_document
@@ -21,7 +22,7 @@ from tests.zoo.subject import PADDING, Place, WrongError, control_id, own_model,
 
 
 def check_targets(cell: Cell, place: Place) -> str:
-    """Check targets and token log-probabilities through an engine against the model's own logits."""
+    """Check targets, token log-probabilities and alternatives through an engine against the model's own logits."""
     spelling = place.spelling(cell.tokenizer)
     folder = save_tiny(place.work / "model", cell.family, spelling.wrapped, place.seed, padding=PADDING)
     texts = spelled_texts(spelling)
@@ -37,7 +38,8 @@ def check_targets(cell: Cell, place: Place) -> str:
             for text in texts
             for window in cut_document(Document(text, text.encode(), None), named.tokenizer, 64, 8)
         ]
-        found = teacher.targets(windows, teacher.run_engine(windows))
+        output = teacher.run_engine(windows)
+        found = list(zip(teacher.targets(windows, output), output.canonical_rows(), strict=True))
     finally:
         teacher.engine.close()
     worst = _worst_difference(spelling, texts, found, rows)
@@ -69,18 +71,33 @@ class Difference(NamedTuple):
 
 
 def _worst_difference(
-    spelling: Spelling, texts: Sequence[str], found: Sequence[Targets], rows: Sequence[np.ndarray]
+    spelling: Spelling,
+    texts: Sequence[str],
+    found: Sequence[tuple[Targets, Sequence[ReducedRow]]],
+    rows: Sequence[np.ndarray],
 ) -> Difference:
     """Compare what the product found with brute force from `rows`, the log-probabilities of each text's rows."""
     brute = checks.Targets(spelling, [control_id(spelling, spelling.end)])
     probability, nats = 0.0, 0.0
-    for text, targets, logprobs_RV in zip(texts, found, rows, strict=True):
+    for text, (targets, reduced), logprobs_RV in zip(texts, found, rows, strict=True):
         ids = spelling.encode(text)
         off = targets.probs_PV[len(spelling.prefix) :] - brute.of(logprobs_RV, ids, text.encode())
         probability = max(probability, float(np.abs(off).max()))
         tokens = targets.token_logprobs - checks.token_logprobs(logprobs_RV, ids)
-        nats = max(nats, float(np.abs(tokens).max()))
+        others = _of_alternatives(reduced, logprobs_RV, control_id(spelling, spelling.end))
+        nats = max(nats, float(np.abs(tokens).max()), others)
     return Difference(probability, nats)
+
+
+def _of_alternatives(reduced: Sequence[ReducedRow], logprobs_RV: np.ndarray, end: int) -> float:
+    """Return the largest difference of a row's most probable tokens, and of END, from the model's own, nats."""
+    worst = 0.0
+    for row, logprobs_V in zip(reduced, np.maximum(logprobs_RV, MIN_LOGIT), strict=True):
+        assert len(set(row.top_ids_K.tolist())) == len(row.top_ids_K) == 7
+        largest_K, own_K = np.sort(logprobs_V)[::-1][:7], logprobs_V[row.top_ids_K]
+        differences = [row.top_logprobs_K - largest_K, row.top_logprobs_K - own_K, np.log(row.end) - logprobs_V[[end]]]
+        worst = max(worst, *(float(np.abs(difference).max()) for difference in differences))
+    return worst
 
 
 def _rows_of_vllm(recipe: Recipe, folder: Path, spelling: Spelling, texts: Sequence[str]) -> list[np.ndarray]:
