@@ -60,6 +60,7 @@ STUDENT = (
     "stage2_student.interfaces",
     "stage2_student.losses",
     "stage2_student.model",
+    "stage2_student.library",
     "stage2_student.evaluation",
     "stage2_student.distributed",
     "stage2_student.runs",

@@ -89,7 +89,7 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | 
     row_of_byte, row_of_end = position_rows(record)
     rows = np.concatenate([row_of_byte[bytes_at], row_of_end[end_at]])
     document = np.frombuffer(record.document, dtype=np.uint8).astype(np.int64)
-    entry_symbols_PE, entry_logprobs_PE = _entries(record, rows)
+    entry_symbols_PE, entry_logprobs_PE = padded_entries(record, rows)
     return Example(
         doc_id=record.doc_id,
         tokens_L=np.concatenate([[start_id if encoded.start is None else encoded.start], encoded.tokens]).astype(
@@ -156,7 +156,7 @@ def position_rows(record: Record) -> tuple[np.ndarray, np.ndarray]:
     return of_byte, of_end
 
 
-def _entries(record: Record, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def padded_entries(record: Record, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the stored symbols and log-probabilities of these positions, padded to the maximum count."""
     counts = record.entry_counts.astype(np.int64)
     firsts = (np.cumsum(counts) - counts)[rows]

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
-from stage2_student.data.examples import NO_LABEL
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces import ByteScores, Interface
-from stage2_student.losses.divergences import token_cross_entropy
 from stage2_student.losses.objectives import ObjectiveInputs, active_objectives
+from stage2_student.losses.weighted_loss import label_nats, weighted_loss
 
 _LOUDER = 64
 COUNTS = ("positions", "uncounted", "kl_positions")  # all; those masked by the interface; those with KL
@@ -82,10 +81,8 @@ class Student(nn.Module):
                 scores = self.interface.scores(read_BLD, batch, self.token_logits)
             nats_N = None if scores is None or interface_alone else scores.token_nats_N
             if nats_N is None and self.objectives.uses_tokens:
-                nats_N = self._nats_of_tokens(hidden_BLD, batch)
-            inputs = ObjectiveInputs(batch, scores, nats_N, self.train_config)
-            sums = {name: objective(inputs) for name, objective in self.terms.items()}
-        nats = torch.stack([self.weights[name] * value for name, value in sums.items() if self.weights[name]]).sum()
+                nats_N = label_nats(hidden_BLD, batch, self.token_logits)
+            nats, sums = weighted_loss(ObjectiveInputs(batch, scores, nats_N, self.train_config), self.terms)
         counts = () if scores is None else _counts(scores, batch)
         return nats, torch.stack([*sums.values(), *counts]).detach()
 
@@ -93,12 +90,7 @@ class Student(nn.Module):
         """Sum -ln p(label | tokens before), a float32 scalar."""
         with self.precision.context(batch.tokens_BL.device.type):
             hidden_BLD = self.lm.base_model(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state
-            return self._nats_of_tokens(hidden_BLD, batch).sum()
-
-    def _nats_of_tokens(self, hidden_BLD: Tensor, batch: MicroBatch) -> Tensor:
-        """Compute -ln p of the supervised tokens, including END."""
-        supervised_BL = batch.labels_BL != NO_LABEL
-        return token_cross_entropy(hidden_BLD[supervised_BL], batch.labels_BL[supervised_BL], self.token_logits)
+            return label_nats(hidden_BLD, batch, self.token_logits).sum()
 
     @property
     def sums_names(self) -> tuple[str, ...]:
@@ -159,7 +151,7 @@ class Student(nn.Module):
 
     def _own_and_plain(self) -> tuple[Tensor, Tensor]:
         """Return the model's own logits of a few tokens, and the plain head's of its last hidden states."""
-        tokens_BL = torch.tensor([[0, 1, 2]])
+        tokens_BL = torch.tensor([[0, 1, 2]], device=self.lm.device)
         trunk = self.lm.base_model(input_ids=tokens_BL, use_cache=False)
         if not hasattr(trunk, "last_hidden_state"):
             raise ValueError(

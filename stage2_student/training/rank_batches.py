@@ -5,7 +5,7 @@ plan (by lengths alone) -> this rank's micro-batches -> their records, read once
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -16,14 +16,14 @@ from pipeline.tokenization.special_ids import SpecialIds
 from schemas.record import Record
 from stage2_student.data.batch_plan import BatchPlan, Planned, plan_batches
 from stage2_student.data.encode import encode_pieces
-from stage2_student.data.examples import Encoded, Masks, make_example
-from stage2_student.data.micro_batch import MicroBatch, collate, empty_micro_batch
+from stage2_student.data.examples import Encoded
+from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.data.order import START, VERSION, WHOLE_CHATS, WHOLE_RECORDS, Position, RecordRef
 from stage2_student.data.packing import Packing, Rows, plan_micro_batches
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths
 from stage2_student.interfaces import Interface
-from stage2_student.losses.alm import chunk_tensors
+from stage2_student.losses.micro_batches import MicroBatchMaker
 
 
 class Sources(NamedTuple):
@@ -160,16 +160,7 @@ class BatchBuilder:
     def micro_batches(self, batch: RankBatch, documents: Sequence[Encoded]) -> list[MicroBatch]:
         """Build the batch's tensors."""
         remaining = iter(documents)
-        return [self._micro_batch(rows, remaining) for rows in batch.micro_batches]
-
-    def _micro_batch(self, rows: Rows, remaining: Iterator[Encoded]) -> MicroBatch:
-        student, ids = student_config(self.recipe), self.sources.ids
-        masks = Masks(student.max_doubt, student.max_token_end)
-        max_bytes = 0 if self.interface is None else self.interface.max_bytes
-        documents = [next(remaining) for row in rows for _ in row]
-        examples = [make_example(document, ids.document_start, ids.end, max_bytes, masks) for document in documents]
-        micro = collate(examples, [len(row) for row in rows]) if examples else empty_micro_batch(ids.document_start)
-        extra = {} if self.interface is None else self.interface.prepare(documents, examples, micro)
-        if self.recipe.train.objectives.alm:
-            extra |= chunk_tensors(documents, micro.layout, self.recipe.train.alm_debias)
-        return replace(micro, extra=extra)
+        make = MicroBatchMaker(student_config(self.recipe), self.recipe.train, self.sources.ids, self.interface)
+        return [
+            make([next(remaining) for row in rows for _ in row], list(map(len, rows))) for rows in batch.micro_batches
+        ]

@@ -62,41 +62,52 @@ class TokenMarginal(Interface):
 
     def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
         """Implement `Interface.forward`."""
-        marginals, token_nats_N = self.marginals(hidden_BLD, batch, head)
-        counted_P = marginals.token_end_P <= self.max_dropped
-        return ByteScores(marginals.logprobs_PV.float(), counted_P, token_nats_N.float())
+        return byte_scores(hidden_BLD, batch, head, self.columns, self.max_dropped)
 
     def marginals(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> tuple[Distributions, Tensor]:
-        """Compute the distributions at the supervised positions, and -ln p(label | state) of the supervised tokens.
+        """Compute `marginals` of this student's head."""
+        return marginals(hidden_BLD, batch, head, self.columns)
 
-        Both are float64.
-        """
-        plan = Plan(*(batch.extra[name] for name in Plan._fields))
-        labels_R = batch.labels_BL.flatten()[plan.state_R]
-        sums = self._sums(hidden_BLD.flatten(0, 1)[plan.state_R], plan, labels_R, head)
-        return distributions(sums, plan), -sums.logprob_R2[labels_R != NO_LABEL, 1]
 
-    def _sums(self, hidden_RD: Tensor, plan: Plan, labels_R: Tensor, head: Head) -> Sums:
-        """Compute the sums of all rows.
+def byte_scores(hidden_BLD: Tensor, batch: MicroBatch, head: Head, columns: Columns, max_dropped: float) -> ByteScores:
+    """Compute the interface's output from a micro-batch that it has prepared.
 
-        Only the logits of `CHUNK_ROWS` rows are held at once, and computed again for the gradient.
-        """
-        columns = self.columns
+    Args:
+        columns: those of the head, in byte order; on the states' device.
+        max_dropped: as of `TokenMarginal`.
+    """
+    found, token_nats_N = marginals(hidden_BLD, batch, head, columns)
+    return ByteScores(found.logprobs_PV.float(), found.token_end_P <= max_dropped, token_nats_N.float())
 
-        def chunk_sums(hidden_rD: Tensor, cells: Cells, cache: ForwardCache) -> tuple[Tensor, ...]:
-            return cell_sums(head(hidden_rD), cells, columns, cache)
 
-        tokens_R2 = torch.stack([plan.next_R, labels_R], dim=-1)
-        # At least one chunk, even if empty: on a rank without supervised tokens the head must still get a (zero)
-        # gradient.
-        starts = range(0, max(len(hidden_RD), 1), CHUNK_ROWS)
-        cell_R = torch.cat([plan.num_cells_R.new_zeros(1), plan.num_cells_R.cumsum(0)]).tolist()
-        chunks = []
-        for first in starts:
-            last = min(first + CHUNK_ROWS, len(hidden_RD))
-            inside = slice(cell_R[first], cell_R[last])
-            cells = Cells(
-                plan.num_cells_R[first:last], plan.first_I[inside], plan.last_I[inside], tokens_R2[first:last]
-            )
-            chunks.append(checkpoint(chunk_sums, hidden_RD[first:last], cells, ForwardCache(), use_reentrant=False))
-        return Sums(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+def marginals(hidden_BLD: Tensor, batch: MicroBatch, head: Head, columns: Columns) -> tuple[Distributions, Tensor]:
+    """Compute the distributions at the supervised positions, and -ln p(label | state) of the supervised tokens.
+
+    Both are float64.
+    """
+    plan = Plan(*(batch.extra[name] for name in Plan._fields))
+    labels_R = batch.labels_BL.flatten()[plan.state_R]
+    tokens_R2 = torch.stack([plan.next_R, labels_R], dim=-1)
+    sums = _sums(hidden_BLD.flatten(0, 1)[plan.state_R], plan, tokens_R2, head, columns)
+    return distributions(sums, plan), -sums.logprob_R2[labels_R != NO_LABEL, 1]
+
+
+def _sums(hidden_RD: Tensor, plan: Plan, tokens_R2: Tensor, head: Head, columns: Columns) -> Sums:
+    """Compute the sums of all rows.
+
+    Only the logits of `CHUNK_ROWS` rows are held at once, and computed again for the gradient.
+    """
+
+    def chunk_sums(hidden_rD: Tensor, cells: Cells, cache: ForwardCache) -> tuple[Tensor, ...]:
+        return cell_sums(head(hidden_rD), cells, columns, cache)
+
+    # At least one chunk, even if empty: on a rank without supervised tokens the head must still get a (zero) gradient.
+    starts = range(0, max(len(hidden_RD), 1), CHUNK_ROWS)
+    cell_R = torch.cat([plan.num_cells_R.new_zeros(1), plan.num_cells_R.cumsum(0)]).tolist()
+    chunks = []
+    for first in starts:
+        last = min(first + CHUNK_ROWS, len(hidden_RD))
+        inside = slice(cell_R[first], cell_R[last])
+        cells = Cells(plan.num_cells_R[first:last], plan.first_I[inside], plan.last_I[inside], tokens_R2[first:last])
+        chunks.append(checkpoint(chunk_sums, hidden_RD[first:last], cells, ForwardCache(), use_reentrant=False))
+    return Sums(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
