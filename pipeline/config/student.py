@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.dump import DumpPath
 from pipeline.config.section import Section, added, stored_as
@@ -69,6 +69,12 @@ class StudentConfig(Section):
     drop_layers: tuple[int, ...] = Field(
         (), description="Layers removed before training, counted from 0, as in [14, 15, 16, 17]."
     )
+    trained: Literal["all", "rows"] = Field(
+        "all",
+        json_schema_extra=added("0.2.0", "all"),
+        description="Weights that learn: all, or rows (embedding and head, with the byte interface; the blocks are "
+        "frozen), to bring a moved student's rows closer before a run from its export trains all.",
+    )
     lora_rank: int = Field(0, ge=0, description="LoRA rank; 0: full fine-tuning.")
     lora_alpha: float | None = Field(
         None, gt=0, description="An adapter's output is scaled by lora_alpha / lora_rank; default: lora_rank."
@@ -104,6 +110,15 @@ class StudentConfig(Section):
     def source(self) -> ModelSource:
         """Return the model with the options to load it; `model` is not resolved yet."""
         return ModelSource(self.model, self.revision, self.trust_remote_code)
+
+    @model_validator(mode="after")
+    def _rows_alone_have_no_adapters(self) -> "StudentConfig":
+        if self.trained == "rows" and self.lora_rank:
+            raise ValueError(
+                f"student.trained is rows, which freezes the layers that student.lora_rank {self.lora_rank} adapts; "
+                "set one of them, and see student.lora_embeddings"
+            )
+        return self
 
     @field_validator("interface")
     @classmethod

@@ -171,7 +171,8 @@ def _student_lines(recipe: Recipe, cuts_records: bool) -> list[Line]:
     paths = [f"{describe_dump(ref.path)} (weight {ref.weight:g})" for ref in dumps] or [recipe.dump.path]
     if len(paths) > 1:
         paths[-1] += f", {student.mix} mean"
-    tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else "all weights"
+    everything = "all weights" if student.trained == "all" else "embedding and head alone"
+    tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else everything
     if student.drop_layers:
         tuned += f", layers {', '.join(map(str, student.drop_layers))} removed"
     tokens = train.steps * train.batch_tokens

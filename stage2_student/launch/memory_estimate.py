@@ -24,6 +24,7 @@ from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.model.drop_layers import smaller_config
 from stage2_student.model.initial_student import end_tokens, student_tokenizer
 from stage2_student.model.lora import add_adapters
+from stage2_student.model.rows_alone import freeze_body
 
 FLOAT_BYTES = 4
 BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default of zero_optimization.reduce_bucket_size
@@ -61,6 +62,8 @@ def student_sizes(recipe: Recipe) -> Sizes:
             parts.append(make_interface(student, shape))
         if student.lora_rank:
             add_adapters(lm, student, moved)
+        elif student.trained == "rows":
+            freeze_body(lm)
     parameters = [parameter for part in parts for parameter in part.parameters()]
     return Sizes(
         total=sum(parameter.numel() for parameter in parameters),

@@ -14,6 +14,7 @@ from schemas.manifest import read_json
 from schemas.storage.atomic import committed_folder
 from stage2_student.model.initial_student import load_start, tokenizer_moved
 from stage2_student.model.lora import add_adapters
+from stage2_student.model.rows_alone import freeze_body
 from stage2_student.model.tokenizer_folder import read_tokenizer, save_tokenizer
 from stage2_student.runs import folder
 from stage2_student.runs.checkpoint_files import find_damage
@@ -49,6 +50,8 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
         _fill(model, _language_model(run, step))
         model = adapted.merge_and_unload()
     else:
+        if student.trained == "rows":
+            freeze_body(model)
         _fill(model, _language_model(run, step))
     model.config.use_cache = True
     with committed_folder(out) as partial:

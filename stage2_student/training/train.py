@@ -44,6 +44,7 @@ from stage2_student.model.initial_student import (
     tokenizer_moved,
 )
 from stage2_student.model.lora import add_adapters, expert_weights, mixture_remarks
+from stage2_student.model.rows_alone import freeze_body
 from stage2_student.model.student import Student
 from stage2_student.runs import folder, resume
 from stage2_student.runs.begun import as_begun
@@ -223,6 +224,8 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> 
                 "adapters on partitioned weights are not known to be right: give train.deepspeed.zero_stage 2 or less"
             )
         add_adapters(lm, config, tokenizer_moved(start), by_peft)
+    elif config.trained == "rows":
+        freeze_body(lm)
     if recipe.train.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     shape = StudentShape.of(lm, tokenizer, ids)

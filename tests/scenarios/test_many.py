@@ -85,6 +85,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own_head = {"output": "first_likelihood", "tie": "untie"}
     cut = {"drop_layers": [0], "lora_rank": 4, "tokenizer": str(work / "two"), "transfer": own_head}
     recipes.append(student_recipe(work, "cut", **cut))
+    recipes.append(student_recipe(work, "rows", trained="rows", tokenizer=str(work / "two")))
     for recipe in recipes:
         assert recipe.student is not None
         save_recipe(recipe, Path(f"{recipe.student.path}.yaml"))
@@ -94,7 +95,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-@pytest.mark.parametrize("name", [*MARKS, "both", "cut"])
+@pytest.mark.parametrize("name", [*MARKS, "both", "cut", "rows"])
 def test_every_student_exports_a_plain_model_with_its_tokenizer_and_generation_config(work: Path, name: str) -> None:
     export = work / name / "export"
     summary = json.loads((work / name / "summary.json").read_text())
@@ -124,6 +125,18 @@ def test_a_checkpoint_holds_adapters_and_interface_alone_where_nothing_else_trai
         AutoModelForCausalLM.from_pretrained(work / "both" / part).state_dict() for part in ("start", "export")
     )
     assert torch.equal(start["model.embed_tokens.weight"], exported["model.embed_tokens.weight"])
+
+
+def test_a_student_whose_rows_alone_learn_keeps_its_body(work: Path) -> None:
+    from stage2_student.distributed.deepspeed_engine import checkpoint_weights
+
+    start, exported = (
+        AutoModelForCausalLM.from_pretrained(work / "rows" / part).state_dict() for part in ("start", "export")
+    )
+    changed = {name for name in start if not torch.equal(start[name], exported[name])}
+    assert changed == {"model.embed_tokens.weight", "lm_head.weight"}
+    names = checkpoint_weights(work / "rows" / "checkpoints", "step-000001").keys()
+    assert all("embed_tokens" in name or "lm_head" in name or name.startswith("interface.") for name in names)
 
 
 def test_a_byte_level_student_has_a_token_for_each_byte(work: Path) -> None:

@@ -65,6 +65,7 @@ print(json.dumps(found))
         ["student.drop_layers=[1]", "student.interface=causal"],
         ["student.lora_rank=4", "student.interface=token_marginal"],
         ["student.transfer.tie=untie"],
+        ["student.trained=rows", "student.interface=linear"],
     ],
 )
 def test_parameters_are_those_of_the_student_that_is_trained(tmp_path: Path, overrides: list[str]) -> None:
