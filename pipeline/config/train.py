@@ -118,6 +118,12 @@ class TrainConfig(Section):
     """Training of the student."""
 
     steps: int = Field(DEFAULT_STEPS, ge=1, description="Optimizer steps. A finished run continues if this is raised.")
+    change: tuple[Literal["dump", "objectives", "lr", "batch_tokens"], ...] = Field(
+        (),
+        description="What a run that began otherwise is trained on with, by name: dump (an extended or another one; a "
+        "new epoch begins), objectives (weights, kl_*, alm_*, student.max_*), lr, batch_tokens. Recorded in "
+        "identity.json; anything else that differs is refused.",
+    )
     batch_tokens: int = Field(
         16384, ge=1, description="Approximate student tokens per optimizer step over all ranks: documents stay whole."
     )

@@ -14,6 +14,7 @@ metrics.jsonl, tensorboard/, summary.json, export/
 
 import fcntl
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,7 @@ from schemas import dump_files
 from schemas.manifest import read_json, write_json
 from stage2_student.data import order
 from stage2_student.model.start_identity import is_made, of_start
-from stage2_student.runs import schedule
+from stage2_student.runs import schedule, train_on
 from stage2_student.runs.checkpoints import checkpoint_steps
 
 REMEDY = "Restore that file, give a new student.path, or delete that folder to start over"
@@ -43,26 +44,30 @@ def lock(run: Path) -> IO[str]:
     return file
 
 
-def claim(run: Path, identity: dict[str, Any]) -> None:
+def claim(run: Path, identity: dict[str, Any], change: Collection[str] = ()) -> None:
     """Create the run's identity, or check that it is `identity`.
 
-    If only the schedule differs, the run is trained on, with a warning. A run with another identity and no complete
-    checkpoint has nothing to lose, and is removed. Raises ValueError, naming the fields that differ, if it has one.
+    If only the schedule differs, or what `change` names (`train.change`), the run is trained on, with a warning. A run
+    with another identity and no complete checkpoint has nothing to lose, and is removed.
+
+    Raises:
+        ValueError: the run has a checkpoint and another identity; the message names the fields that differ.
     """
     path = run / dump_files.RUN_IDENTITY
     theirs = begun_identity(run) if path.exists() else None
-    known = {} if theirs is None else {key: value for key, value in theirs.items() if key != schedule.TRAINED_ON}
+    known = {} if theirs is None else {key: value for key, value in theirs.items() if key != train_on.TRAINED_ON}
     if theirs is not None and (differences := "; ".join(identity_differences(known, identity))):
         if steps := checkpoint_steps(run):
-            trained_on = schedule.replanned(theirs, identity, steps)
+            trained_on = train_on.replanned(theirs, identity, steps, change)
+            beside_schedule = train_on.differences_beside_schedule(theirs, identity)
             if trained_on is None:
                 raise ValueError(
-                    f"{run} holds checkpoints of another run ({differences}). Give a new student.path, or "
-                    "delete that folder to start over."
+                    f"{run} holds checkpoints of another run ({differences}). Give a new student.path"
+                    f"{train_on.way_on(beside_schedule, identity, steps[-1])}, or delete that folder to start over."
                 )
+            what = "train.change" if beside_schedule else "another schedule"
             log.warning(
-                f"{run}: continuing from step {steps[-1]} with another schedule ({differences}); "
-                "it applies to all further steps"
+                f"{run}: continuing from step {steps[-1]} with {what} ({differences}); it applies to all further steps"
             )
             write_json(path, trained_on)
             return
@@ -119,4 +124,9 @@ def begun_schedule(run: Path) -> dict[str, Any]:
 def was_passed(run: Path, step: int) -> bool:
     """Tell whether the run once ended at this step, and was then trained on."""
     identity = begun_identity(run)
-    return step in [time["from_step"] for time in identity.get(schedule.TRAINED_ON, [])]
+    return step in [time["from_step"] for time in identity.get(train_on.TRAINED_ON, [])]
+
+
+def has_other_data(run: Path, step: int) -> bool:
+    """Tell whether the run was trained on with another dump after its checkpoint of this step was made."""
+    return train_on.has_other_data(begun_identity(run), step)

@@ -16,7 +16,7 @@ from stage2_student.distributed.deepspeed_config import decides_the_result
 
 _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
-_PLACEMENT = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
+_PLACEMENT = {"change", "num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
 # Paths, and keys whose effect the identity holds in another form: the dumps' identities, ids and hashes.
 _NOT_OF_STUDENT = {"path", "dumps", "mix", "start", "end", "tokenizer", "chat_template", "trust_remote_code"}
 _PIECES_VERSION = 2  # of how records are cut (`stage2_student.data.pieces`), and of what is stored about their lengths

@@ -1,7 +1,7 @@
 """The training state that a checkpoint stores beside weights and optimizer."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from stage2_student.data.batch_plan import BatchPlan
@@ -32,6 +32,10 @@ class State:
             left_out=self.left_out + batch.left_out,
             loss_scale=loss_scale,
         )
+
+    def in_next_epoch(self) -> "State":
+        """Return the state at the start of the epoch after this one: a position in other data has no meaning there."""
+        return replace(self, position=Position(self.position.epoch + 1, 0))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the state as plain values."""

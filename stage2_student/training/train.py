@@ -182,7 +182,7 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
         info(f"{run}: the student's tokenizer {remark}")
     for remark, count in sources.reader.remarks.items():
         info(f"{run}: {count_of(count, 'document')} {remark}")
-    folder.claim(run, _identity(recipe, sources))
+    folder.claim(run, _identity(recipe, sources), recipe.train.change)
     remove_partial_checkpoints(run)
     save_recipe(recipe, run / dump_files.RECIPE)
     write_json(run / "deepspeed.json", deepspeed_config(recipe, world))
@@ -276,6 +276,8 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, checkpoint: resume.Checkp
     if checkpoint is None:
         return State(loss_scale=first_scale(recipe.train.dtype))
     state = State.from_dict(resume.load(engine, run, checkpoint, ranks.channel, convert)["state"])
+    if folder.has_other_data(run, checkpoint.step):
+        state = state.in_next_epoch()
     if ranks.rank == 0:
         info(f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}")
     return state

@@ -12,25 +12,31 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config.loading import parse_recipe, save_recipe
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
 from stage2_student.data.batch_plan import repeated
+from stage2_student.data.order import Position
+from stage2_student.data.reader import DumpReader
 from stage2_student.runs import folder
 from stage2_student.runs.export import is_due
 from stage2_student.runs.identity import run_identity
 from stage2_student.runs.schedule import continued
 from tests.stage2_student.training.test_train import TIMES
+from tests.support.micro_batches import global_batches
 from tests.support.small_dumps import make_dump, make_recipe
 from tests.support.tiny import tiny_model
 
 ROOT = Path(__file__).parents[3]
 TRAIN_EACH = """
-import sys
+import shutil, sys
 from pipeline.config.loading import load_recipe
 from stage2_student.runs.export import export
 from stage2_student.training.train import train
 
 for name in sys.argv[1:]:
+    if name == "more":
+        shutil.copytree("whole", "more")
     train(load_recipe(name + ".yaml"))
     if name == "short":  # someone looks at the run on its way
         export("on", step=2)
@@ -86,8 +92,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file, name, steps in [("short", "on", 4), ("on", "on", 6), ("whole", "whole", 6)]:
         train = {"steps": steps, "min_lr_ratio": 1.0, "warmup_steps": 2}
         save_recipe(make_recipe(work / "dump", work / "model", work / name, train), work / f"{file}.yaml")
+    make_dump(work / "extended", num_records=36)
+    more = {"steps": 9, "min_lr_ratio": 1.0, "warmup_steps": 2, "change": ["dump", "objectives"]}
+    more["objectives"] = {"ce": 1.0, "byte_ce": 1.0, "kl": 2.0, "alm": 0.0}
+    save_recipe(make_recipe(work / "extended", work / "model", work / "more", more), work / "more.yaml")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "each.py", "short", "on", "on", "whole"]
+    command = [sys.executable, "each.py", "short", "on", "on", "whole", "more"]
     said = subprocess.run(command, env=environment, cwd=work, check=True, capture_output=True, text=True)
     (work / "said").write_text(said.stdout + said.stderr)
     return work
@@ -111,6 +121,23 @@ def test_training_on_is_said_and_kept_and_the_same_command_again_does_nothing(wo
     before = {"from_step": 4, "steps": 4, "warmup_steps": 2, "min_lr_ratio": 1.0}
     assert json.loads((work / "on" / "identity.json").read_text())["trained_on"] == [before]
     assert json.loads((work / "on" / "export" / "distilled.json").read_text()) == {"step": 6, "newest": 6}
+
+
+def test_a_finished_run_is_trained_on_with_another_dump_and_other_objectives_from_a_new_epoch(work: Path) -> None:
+    before, after = metrics(work / "whole"), metrics(work / "more")
+    assert after[:6] == before and len(after) == 9 and "alm" in after[5] and "alm" not in after[6]
+    reader = DumpReader(work / "extended", seed=0)
+    start = Position(int(before[-1]["epoch"]) + 1, 0)
+    batches = global_batches(reader, ByteTokenizer.load(str(work / "model")), 120, 512, start)
+    done = before[-1]["supervised_bytes"]
+    for step, batch in zip(after[6:], batches, strict=False):
+        done += sum(len(document.record.document) for document in batch.documents)
+        assert step["supervised_bytes"] == done and step["epoch"] == batch.after.epoch
+    [entry] = json.loads((work / "more" / "identity.json").read_text())["trained_on"]
+    assert entry["from_step"] == 6 and {field.split(":")[0] for field in entry["changed"]} == {
+        "dump.documents_sha256", "train.objectives.kl", "train.objectives.alm"
+    }  # fmt: skip
+    assert json.loads((work / "more" / "export" / "distilled.json").read_text())["step"] == 9
 
 
 def identity(work: Path, run: Path, **train: Any) -> dict[str, Any]:
