@@ -15,6 +15,7 @@ PLACES_KEY = b"bld.places"  # of its metadata: JSON
 RECIPE = "recipe.yaml"  # resolved, as in a student's run
 CARD = "README.md"
 RUN_IDENTITY = "identity.json"  # of a student's run
+DISTILLED = "distilled.json"  # in an exported student: the checkpoint that it was made from
 START = "start"  # a folder of a student's run: the student before its first step
 TRANSFER = "transfer.json"  # in START: rows by kind, and how they were made; empty if the tokenizer stayed
 SHARDS = "shards"  # a folder, as are the next two

@@ -7,6 +7,7 @@ import typer
 
 from pipeline.cli.options import AsJson, DumpArgument
 from pipeline.runtime.format import count_of
+from schemas import dump_files
 
 
 def inspect(
@@ -98,19 +99,33 @@ def merge(
 
 
 def push(
-    dump: Annotated[Path, typer.Argument(metavar="DUMP", help="Folder of a complete dump.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="DUMP|RUN", help="Folder of a complete dump, or of a student's run.")
+    ],
     repo: Annotated[
-        str, typer.Argument(metavar="REPO", help="Data set on a hub, OWNER/NAME; created if there is none.")
+        str, typer.Argument(metavar="REPO", help="Repository on a hub, OWNER/NAME; created if there is none.")
     ],
     public: Annotated[
-        bool, typer.Option("--public", help="Make a new data set public, including its text (default: private).")
+        bool,
+        typer.Option("--public", help="Make a new repository public, a dump's with its text (default: private)."),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to (default: the main branch).")] = None,
 ) -> None:
-    """Upload a dump to a hub as a data set, or resume; an incomplete dump is refused."""
+    """Upload a dump to a hub as a data set, or a run's export as a model, or resume; an incomplete dump is refused.
+
+    A student goes with its card: base model, teachers and their licences, training, the figures of `bld eval`.
+    """
     from pipeline.dumps import hub
 
-    typer.echo(hub.push(dump, repo, public=public, revision=revision))
+    if not (source / dump_files.RUN_IDENTITY).exists():
+        typer.echo(hub.push(source, repo, public=public, revision=revision))
+        return
+    from pipeline.reports.student_card import write_student_card
+    from stage2_student.runs.export import exported
+
+    model = exported(source)
+    write_student_card(source, model)
+    typer.echo(hub.push_model(model, repo, public=public, revision=revision))
 
 
 def pull(

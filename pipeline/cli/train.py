@@ -137,7 +137,10 @@ def export(
         bool, typer.Option("--best", help="Checkpoint with the lowest held-out bits per byte (train.eval_every).")
     ] = False,
 ) -> None:
-    """Export a run's checkpoint as a plain Hugging Face folder."""
+    """Export a run's checkpoint as a plain Hugging Face folder, with a model card."""
+    from pipeline.reports.student_card import write_student_card
     from stage2_student.runs.export import export as export_run
 
-    typer.echo(export_run(run, out, step, best))
+    exported = export_run(run, out, step, best)
+    write_student_card(run, exported)
+    typer.echo(exported)

@@ -1,7 +1,7 @@
 """The card of a dump, its `README.md`, as a hub shows it: a function of the files beside it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def front_matter(model: str, licence: str | None, summary: Mapping[str, Any]) ->
     num = int(summary.get("records", 0))
     size = next((name for limit, name in _SIZES if num < limit), "n>100M")
     return {
-        **_hub_licence(licence),
+        **hub_licence(licence),
         "pretty_name": f"Next-byte distributions of {model}",
         "tags": ["knowledge-distillation", "byte-level-distillation", "logits"],
         "task_categories": ["text-generation"],
@@ -100,7 +100,8 @@ def front_matter(model: str, licence: str | None, summary: Mapping[str, Any]) ->
     }
 
 
-def _hub_licence(licence: str | None) -> dict[str, str]:
+def hub_licence(licence: str | None) -> dict[str, str]:
+    """Return a licence as a hub's metadata: by an id that it knows, or as another one by name."""
     if licence is None:
         return {"license": "unknown"}
     known = licence.lower()
@@ -149,8 +150,13 @@ def inline(text: object) -> str:
 
 def table(values: Mapping[str, Any]) -> str:
     """Return a Markdown table of two columns: a name and its value."""
-    rows = [f"| {inline(key)} | {inline(value)} |" for key, value in values.items()]
-    return "\n".join(["| what | value |", "| --- | --- |", *rows, ""])
+    return rows_table(["what", "value"], list(values.items()))
+
+
+def rows_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [f"| {' | '.join(map(inline, row))} |" for row in (head, *rows)]
+    return "\n".join([lines[0], f"|{' --- |' * len(head)}", *lines[1:], ""])
 
 
 def _fence(name: str) -> str:

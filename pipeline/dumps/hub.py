@@ -1,6 +1,7 @@
-"""`bld push` and `bld pull`: upload a dump to a hub, and download it. Both resume when they are run again.
+"""`bld push` and `bld pull`: upload a dump or a student to a hub, download a dump. All resume when they are run again.
 
-Shards are uploaded first and the summary last, so a repository with a summary is complete. Tokens are left to the hub
+Shards are uploaded first and the summary last, so a repository with a summary is complete; of a student the weights
+first, and its config last. Tokens are left to the hub
 client, which reads them from the environment or its own log-in; no message of ours repeats one.
 """
 
@@ -18,11 +19,14 @@ from pipeline.dumps.card import write_card
 from pipeline.dumps.completeness import require_complete
 from pipeline.runtime.format import count_of
 from schemas import dump_files
-from schemas.manifest import Manifest, shard_identity
+from schemas.manifest import Manifest, read_json, shard_identity
 
 _UPLOAD_FIRST = (dump_files.HUB_SHARD_FILES,)
 _PLAN = (dump_files.MANIFEST, dump_files.PLAN_FILES)
 _UPLOAD_LAST = (*_PLAN, dump_files.SUMMARY, dump_files.AUDIT, dump_files.RECIPE, dump_files.CARD, dump_files.VOCABULARY)
+TRAINING = "training.json"  # of a student: its run's identity, with the checkpoint's step
+_WEIGHTS = "*.safetensors"
+_MODEL_LAST = (TRAINING, dump_files.CARD, "config.json")
 HUB_SECONDS = 10.0  # timeout for asking whether something exists
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -54,6 +58,58 @@ def push(dump: Path, repo: str, public: bool = False, revision: str | None = Non
                 commit_message=f"Add {what} of a dump",
             )
     return str(url)
+
+
+def push_model(model: Path, repo: str, public: bool = False, revision: str | None = None, api: Any = None) -> str:
+    """Upload an exported student with its card as a model and return its address.
+
+    Args:
+        model: its folder, with a `training.json` beside the card.
+        api: as of `push`.
+    Raises:
+        ValueError: the folder is not an exported student, the repository holds another model, or the hub refuses.
+    """
+    _require_repo(repo)
+    lacking = [name for name in (*_MODEL_LAST, dump_files.DISTILLED) if not (model / name).exists()]
+    if lacking or not list(model.glob(_WEIGHTS)):
+        raise ValueError(f"{model} is not an exported student: it has no {', '.join(lacking) or _WEIGHTS}")
+    api = api or _api()
+    with _hub_errors(f"pushing {model} to {repo}"):
+        url = api.create_repo(repo, repo_type="model", private=not public, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, repo_type="model", exist_ok=True)
+        _refuse_another_model(model, repo, revision, api)
+        names = sorted(path.name for path in model.iterdir() if path.is_file())
+        others = [name for name in names if name not in _MODEL_LAST and not name.endswith(".safetensors")]
+        for patterns, what in (([_WEIGHTS], "weights"), ([*others, *_MODEL_LAST], "tokenizer, config and card")):
+            api.upload_folder(
+                repo_id=repo,
+                folder_path=model,
+                repo_type="model",
+                revision=revision,
+                allow_patterns=patterns,
+                commit_message=f"Add {what} of a student",
+            )
+    return str(url)
+
+
+def _refuse_another_model(model: Path, repo: str, revision: str | None, api: Any) -> None:
+    """Raise ValueError if the repository holds another model; a later checkpoint of the same run may follow."""
+    with tempfile.TemporaryDirectory() as folder:
+        patterns = [TRAINING, "config.json"]
+        api.snapshot_download(repo, repo_type="model", revision=revision, local_dir=folder, allow_patterns=patterns)
+        theirs, ours = Path(folder) / TRAINING, read_json(model / TRAINING)
+        if theirs.exists():
+            differences = identity_differences(*(_lasting(one) for one in (read_json(theirs), ours)))
+        else:
+            differences = ["it was not pushed from a run"] if (Path(folder) / "config.json").exists() else []
+    if differences:
+        raise ValueError(f"{repo} holds another model: {'; '.join(differences)}. Push to a new repository.")
+
+
+def _lasting(training: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a run's identity that it keeps when it is trained on."""
+    return {"student": training.get("student", {})}
 
 
 def pull(repo: str, dump: Path, revision: str | None = None, api: Any = None) -> str:
@@ -122,7 +178,7 @@ def _api() -> Any:
 
 def _require_repo(repo: str) -> None:
     if not _REPO.fullmatch(repo):
-        raise ValueError(f"{repo!r} does not name a data set on a hub; give OWNER/NAME")
+        raise ValueError(f"{repo!r} does not name a repository on a hub; give OWNER/NAME")
 
 
 def _remote_manifest(repo: str, revision: str | None, api: Any) -> Manifest | None:
@@ -185,7 +241,7 @@ def _hub_errors(doing: str) -> Iterator[None]:
         yield
     except RepositoryNotFoundError:
         raise ValueError(
-            f"{doing}: there is no such data set, or you have no access to it. "
+            f"{doing}: there is no such repository, or you have no access to it. "
             "Check the name, and log in (`hf auth login`)."
         ) from None
     except HfHubHTTPError as error:

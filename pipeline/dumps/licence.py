@@ -81,6 +81,12 @@ def describe(licence: str | None) -> str:
     )
 
 
+def binds(licence: str | None) -> bool:
+    """Tell whether a teacher's licence has, or may have, requirements on a student: also one that is not known here."""
+    known = (entry for entry in LICENCES if licence and re.fullmatch(entry[0], licence.strip().lower()))
+    return next((requirement is not None for _, _, requirement in known), True)
+
+
 def with_licence(recipe: Recipe, model: str) -> Recipe:
     """Return the recipe with `teacher.license` filled in, if it gives none and the model states one.
 

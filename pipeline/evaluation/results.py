@@ -31,14 +31,19 @@ def result_path(run: Path, custom: Mapping[str, CorpusConfig]) -> Path:
     return run / f"eval-{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}-{which}.json"
 
 
+def result_files(run: Path) -> list[Path]:
+    """Return the files of a run that hold figures on text, the recipe's own text first."""
+    own = run / "eval.json"
+    return [*([own] if own.exists() else []), *sorted(run.glob("eval-*.json"))]
+
+
 def read_results(run: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Read all figures on text in a run, by model and corpus; empty if there are none.
 
     A corpus of a command line whose name is already in use is shown with the name of its file.
     """
-    own = run / "eval.json"
     results: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in [*([own] if own.exists() else []), *sorted(run.glob("eval-*.json"))]:
+    for path in result_files(run):
         remedy = "Delete it, and run `bld eval` again"
         read = read_json(path, remedy=remedy)
         if not all(isinstance(corpora, dict) for corpora in read.values()):

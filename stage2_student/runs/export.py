@@ -21,8 +21,6 @@ from stage2_student.runs.checkpoint_files import find_damage
 from stage2_student.runs.checkpoints import checkpoint_name, checkpoint_steps
 from stage2_student.runs.retention import best_step
 
-_STEP_FILE = "distilled.json"
-
 
 def export(run: Path | str, out: Path | str | None = None, step: int | None = None, best: bool = False) -> Path:
     """Write a complete checkpoint as safetensors, config, tokenizer and generation config; returns the folder.
@@ -58,8 +56,16 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
         model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
         save_tokenizer(read_tokenizer(run / "start", folder.tokenizer_sha256(run), trust), partial, trust)
         origin = {"step": step, "newest": checkpoint_steps(run)[-1]}
-        (partial / _STEP_FILE).write_text(json.dumps(origin) + "\n", encoding="utf-8")
+        (partial / dump_files.DISTILLED).write_text(json.dumps(origin) + "\n", encoding="utf-8")
     return out
+
+
+def exported(run: Path) -> Path:
+    """Return the run's export, made from the newest checkpoint if there is none.
+
+    An existing one is kept: it may be of a checkpoint that the operator has chosen.
+    """
+    return run / "export" if (run / "export" / "config.json").exists() else export(run)
 
 
 def is_due(run: Path) -> bool:
@@ -67,7 +73,7 @@ def is_due(run: Path) -> bool:
 
     The checkpoint that it was made from does not matter: an operator may have exported an earlier one.
     """
-    path = run / "export" / _STEP_FILE
+    path = run / "export" / dump_files.DISTILLED
     if not (run / "export").exists():
         return True
     if not path.exists():

@@ -24,6 +24,8 @@ TOKEN = "hf_abcdefghijklmnop"
 class FakeHub:
     """The calls that `hub` makes, on folders. Each call is bound to the real client's signature first."""
 
+    repo_type = "dataset"
+
     def __init__(self, root: Path) -> None:
         self.root = root
         self.calls: list[tuple[str, dict[str, Any]]] = []
@@ -32,7 +34,7 @@ class FakeHub:
 
     def _bind(self, name: str, *args: object, **kwargs: object) -> dict[str, Any]:
         arguments = inspect.signature(getattr(HfApi, name)).bind(None, *args, **kwargs).arguments
-        assert arguments["repo_type"] == "dataset"
+        assert arguments["repo_type"] == self.repo_type
         self.calls.append((name, arguments))
         self.fail(name, arguments)
         return arguments
@@ -187,7 +189,7 @@ def test_a_name_that_is_none_and_a_data_set_that_is_not_there_are_said(
 ) -> None:
     with pytest.raises(ValueError, match="give OWNER/NAME"):
         hub.push(dump, "just-a-name", api=fake)
-    with pytest.raises(ValueError, match="no such data set"):
+    with pytest.raises(ValueError, match="no such repository"):
         hub.pull("a/nothing", tmp_path / "got", api=fake)
 
 

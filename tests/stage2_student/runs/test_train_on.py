@@ -19,7 +19,9 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def identity(dump: Path, student: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
-    recipe = make_recipe(dump, dump, dump, train, **({"interface": "token_marginal"} | (student or {})))
+    recipe = make_recipe(
+        dump, Path("/model"), Path("/run"), train, **({"interface": "token_marginal"} | (student or {}))
+    )
     return run_identity(recipe, Manifest.load(dump), "s", SpecialIds(1, (1,)))
 
 
@@ -86,9 +88,10 @@ def test_a_finished_run_has_no_step_left_for_a_change(run: Path, dump: Path) -> 
 def test_objectives_that_need_weights_no_checkpoint_has_are_refused(dump: Path, tmp_path: Path) -> None:
     alone = {"objectives": {"ce": 1.0, "byte_ce": 0.0, "kl": 0.0, "alm": 0.0}}
     for interface, run in (("causal", tmp_path / "a"), ("token_marginal", tmp_path / "b")):
+        run.mkdir()
         folder.claim(run, identity(dump, {"interface": interface}, **alone))
         (run / "checkpoints" / "step-000002").mkdir(parents=True)
-    ours = identity(dump, {"interface": "causal"})
+    ours = identity(dump, {"interface": "causal"}, steps=9)
     with pytest.raises(ValueError, match=r"the new objectives have weights of student\.interface causal, the run's"):
         folder.claim(tmp_path / "a", ours, ("objectives",))
-    folder.claim(tmp_path / "b", identity(dump), ("objectives",))
+    folder.claim(tmp_path / "b", identity(dump, steps=9), ("objectives",))
