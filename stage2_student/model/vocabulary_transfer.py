@@ -14,7 +14,7 @@ from pipeline.config import Recipe, student_config
 from stage2_student.model.folded_bias import Folding, fold
 from stage2_student.model.old_model import OldModel
 from stage2_student.model.row_sources import KINDS, TransferTokenizer, row_sources, spelling_tokens, two_parts
-from stage2_student.model.row_starts import INPUT_ROWS, OUTPUT_ROWS, Move, chosen_kinds
+from stage2_student.model.row_starts import INPUT_ROWS, Move, chosen_kinds, make_rows
 from stage2_student.model.row_starts.pieces import mean_rows
 from stage2_student.model.untie import is_tied, untie
 
@@ -98,8 +98,8 @@ def transfer(model: Any, move: Move) -> Transferred:
     input_kind, output_kind = chosen_kinds(move, tied)
     if tied:
         _check_one_kind(model, input_kind, output_kind)
-    inputs = INPUT_ROWS[input_kind](move, embedding.weight.detach())
-    outputs = inputs if tied else OUTPUT_ROWS[output_kind](move, head.weight.detach())
+    inputs = make_rows(input_kind, move, embedding.weight.detach())
+    outputs = inputs if tied else make_rows(output_kind, move, head.weight.detach())
     head_VD, added_V = outputs.rows_VD, outputs.bias_V
     bias_V = _moved_bias(head, move, output_kind)
     if added_V is not None and bias_V is not None:

@@ -13,6 +13,7 @@ from schemas.manifest import Manifest
 from stage2_student.data import order
 from stage2_student.data.mix import Mix
 from stage2_student.distributed.deepspeed_config import decides_the_result
+from stage2_student.model.start_identity import rows_code
 
 _WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
@@ -65,6 +66,7 @@ def run_identity(
             "tokenizer_sha256": tokenizer_sha256,
             "start_id": ids.document_start,
             "end_id": ids.end,
+            **rows_code(student),
         },
         "train": identity_values(train, _PLACEMENT),
         **_own_code(student.interface, *train.objectives.files.values()),

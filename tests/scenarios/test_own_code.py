@@ -1,6 +1,6 @@
 """The page on plug-ins, followed to the letter, and the errors it quotes for faulty files.
 
-Plug-ins are interfaces, objectives and tokenizer families of one's own.
+Plug-ins are interfaces, objectives, tokenizer families and starts of new rows of one's own.
 """
 
 import colorsys
@@ -59,6 +59,7 @@ def test_the_page_has_a_file_of_each_kind_a_recipe_and_the_command() -> None:
         "focal.py",
         "wordy.py",
         "round_trip.py",
+        "shared_first.py",
         "mine.yaml",
     ]
     assert "bld student demo -o mine.yaml\n" in page
@@ -68,7 +69,7 @@ def test_the_pages_tokenizer_spells_a_document_back(folder: Path) -> None:
     assert python(folder, "round_trip.py").endswith("it spells every document\n")
 
 
-def test_the_pages_interface_objective_and_tokenizer_train_a_student(folder: Path) -> None:
+def test_the_pages_interface_objective_tokenizer_and_rows_train_a_student(folder: Path) -> None:
     recipe = load_recipe(folder / "demo.yaml", [str(folder / "mine.yaml"), "train.objectives.alm=0"])
     save_recipe(recipe, folder / "all.yaml")
     python(folder, "-m", "stage2_student.training.train", "--recipe", "all.yaml")
@@ -79,6 +80,8 @@ def test_the_pages_interface_objective_and_tokenizer_train_a_student(folder: Pat
     assert math.isclose(lines[0]["loss"], parts, rel_tol=1e-6) and lines[1]["byte_ce"] < lines[0]["byte_ce"]
     identity = json.loads((run / "identity.json").read_text())
     assert set(identity["own_code"]) == {"places.py", "focal.py"}
+    assert set(identity["student"]["rows_sha256"]) == {"shared_first.py"}
+    assert json.loads((run / "start/transfer.json").read_text())["input"] == "shared_first.py"
     weights = load_file(run / "export" / "model.safetensors")
     assert weights["model.embed_tokens.weight"].shape[0] == 256 + 9 + 1 and not [n for n in weights if "place" in n]
 

@@ -1,12 +1,12 @@
 """Rows made from their pieces' rows, against loops in float64."""
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.config.transfer import InputRows, OutputRows
+from pipeline.config import transfer as config
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.model.row_starts import INPUT_ROWS, OUTPUT_ROWS, Move
 from tests.support.moved_models import planned
@@ -55,4 +55,4 @@ def test_rows_are_those_that_loops_make(kind: str, moves: Move) -> None:
 
 
 def test_the_recipe_knows_the_kinds_that_there_are() -> None:
-    assert set(get_args(InputRows)) == {"auto", *INPUT_ROWS} and set(get_args(OutputRows)) == {"auto", *OUTPUT_ROWS}
+    assert set(config.INPUT_ROWS) == {"auto", *INPUT_ROWS} and set(config.OUTPUT_ROWS) == {"auto", *OUTPUT_ROWS}
