@@ -6,7 +6,7 @@ from itertools import accumulate
 import numpy as np
 
 from schemas.record import Record
-from schemas.token_alternatives import token_faults
+from schemas.token_alternatives import token_faults, token_layout_faults
 
 
 def record_faults(record: Record) -> list[str]:
@@ -55,7 +55,8 @@ def layout_faults(record: Record) -> list[str]:
             "a stored log-probability is positive or not finite",
         ),
     ]
-    return [text for passed, text in checks if not passed]
+    of_tokens = [] if record.tokens is None else token_layout_faults(record.tokens)
+    return [text for passed, text in checks if not passed] + of_tokens
 
 
 def _roles(conversation: str) -> list[str]:

@@ -109,25 +109,32 @@ def from_columns(columns: Mapping[str, np.ndarray], token_logprobs: np.ndarray) 
     return TokenAlternatives(offsets, ids, log_probs, token_ids, token_logprobs, end_log_probs)
 
 
-def token_faults(tokens: TokenAlternatives) -> list[str]:
-    """Describe everything that is wrong with the alternatives of a record; empty for valid ones."""
-    first_A = np.zeros(len(tokens.ids), dtype=bool)
-    first_A[tokens.offsets[:-1][tokens.counts > 0]] = True
-    follows_A = ~first_A[1:]  # the alternative after it is of the same token
-    falls = np.diff(tokens.log_probs)
-    sums_T = np.bincount(tokens.token_of_alternatives(), np.exp(tokens.log_probs.astype(np.float64)))
-    pairs = tokens.token_of_alternatives() << 32 | tokens.ids.astype(np.int64)
+def token_layout_faults(tokens: TokenAlternatives) -> list[str]:
+    """Describe numbers that are not ids or log-probabilities."""
     ends = tokens.end_log_probs[~np.isnan(tokens.end_log_probs)]
-    is_known = np.isfinite(tokens.log_probs).all() and np.isfinite(ends).all()
+    logprobs = (tokens.log_probs, ends)
     checks = [
         (
-            is_known and bool((tokens.log_probs <= 0).all() and (ends <= 0).all()),
+            all(bool(((values <= 0) & (values > -np.inf)).all()) for values in logprobs),
             "a log-probability of an alternative, or of the end token, is positive or not finite",
         ),
         (bool((tokens.ids >= 0).all()), "an alternative's id is negative"),
+    ]
+    return [text for passed, text in checks if not passed]
+
+
+def token_faults(tokens: TokenAlternatives) -> list[str]:
+    """Describe alternatives that cannot be: repeated, out of order, or too probable together."""
+    token_A = tokens.token_of_alternatives()
+    follows_A = token_A[1:] == token_A[:-1]  # of the same token as the alternative before
+    rises_A, falls_back_A = np.diff(tokens.log_probs) > 0, np.diff(tokens.ids) < 0
+    is_tie_A = tokens.log_probs[1:] == tokens.log_probs[:-1]
+    sums_T = np.bincount(token_A, np.exp(tokens.log_probs.astype(np.float64)))
+    pairs = token_A << 32 | tokens.ids.astype(np.int64)
+    checks = [
         (len(np.unique(pairs)) == len(pairs), "a token has the same alternative twice"),
         (
-            not (follows_A & ((falls > 0) | ((falls == 0) & (np.diff(tokens.ids) < 0)))).any(),
+            not (follows_A & (rises_A | (is_tie_A & falls_back_A))).any(),
             "alternatives are not in descending probability, ties by ascending id",
         ),
         (bool((sums_T <= 1 + 1e-5).all()), "the alternatives of a token sum to more than 1"),  # float32's rounding

@@ -31,7 +31,7 @@ from pipeline.corpus.json_array import is_array
 from schemas.file_seal import check_seal
 from schemas.record_checks import layout_faults
 from schemas.shard import commit_shard, read_record_texts, read_shard, to_table
-from tests.support.readable_dumps import IDENTITY, make_record, varied_record
+from tests.support.readable_dumps import IDENTITY, make_record, varied_record, with_tokens
 
 PIECES = (
     b"\x00",
@@ -222,7 +222,10 @@ def shard(rng: Random, folder: Path) -> None:
     """
     records = [make_record("a", b"some text"), varied_record("b", rng.randrange(2**32))]
     path = folder / "s.parquet"
-    table = to_table(records, IDENTITY)
+    if rng.randrange(2):
+        table = to_table([with_tokens(record) for record in records], IDENTITY | {"tokens": {"top_k": 4}})
+    else:
+        table = to_table(records, IDENTITY)
     if rng.randrange(2):
         commit_shard(_crafted(table, rng), path, 1)
         check_seal(path)

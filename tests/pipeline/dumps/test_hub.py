@@ -16,7 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from pipeline.dumps import hub
 from pipeline.dumps.completeness import dump_faults
 from schemas.manifest import Manifest
-from tests.support.readable_dumps import finish, make_dump, varied_record, write_dump
+from schemas.token_vocabulary import read_vocabulary, write_vocabulary
+from tests.support.readable_dumps import IDENTITY, finish, make_dump, varied_record, with_tokens, write_dump
 
 TOKEN = "hf_abcdefghijklmnop"
 
@@ -97,6 +98,19 @@ def test_a_dump_comes_back_from_a_hub_as_it_went(fake: FakeHub, dump: Path, tmp_
     names = {path.relative_to(got).as_posix() for path in got.rglob("*") if path.is_file()}
     assert names == {"manifest.json", "summary.json", "README.md", *(f"shards/part-0000{i}.parquet" for i in range(3))}
     assert not (got / ".cache").exists()
+
+
+def test_what_the_tokens_of_a_dump_spell_comes_along_and_a_dump_without_it_is_incomplete(
+    fake: FakeHub, tmp_path: Path
+) -> None:
+    records = [[with_tokens(varied_record("a", seed=1))]]
+    dump = finish(write_dump(tmp_path / "dump", records, identity=IDENTITY | {"tokens": {"top_k": 4}}))
+    with pytest.raises(ValueError, match=r"vocabulary\.parquet is missing"):
+        hub.push(dump, "a/b", api=fake)
+    write_vocabulary(dump, [None, b"a"])
+    hub.push(dump, "a/b", api=fake)
+    hub.pull("a/b", tmp_path / "got", api=fake)
+    assert read_vocabulary(tmp_path / "got") == [None, b"a"]
 
 
 def test_a_new_data_set_is_private_unless_asked_and_the_summary_goes_up_last(fake: FakeHub, dump: Path) -> None:
