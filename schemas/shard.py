@@ -20,7 +20,7 @@ from schemas.record import Record, RecordText
 from schemas.record_checks import layout_faults
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location, open_parquet
-from schemas.token_alternatives import stored_columns
+from schemas.token_alternatives import TokenAlternatives, stored_columns, without_alternatives
 from schemas.versions import Reader, Rows
 from schemas.versions import reader as reader_of
 
@@ -41,7 +41,7 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
         "segment_has_end": [[s.has_end for s in r.segments] for r in records],
         "message_roles": [list(r.message_roles) for r in records],
         "message_lengths": [list(r.message_lengths) for r in records],
-        **(stored_columns([r.tokens for r in records]) if identity.get("tokens") else {}),
+        **(stored_columns([_tokens(r) for r in records]) if identity.get("tokens") else {}),
     }
     schema = shard_schema(identity)
     arrays = [
@@ -60,6 +60,14 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
         ),
     }
     return pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
+
+
+def _tokens(record: Record) -> TokenAlternatives:
+    """Return the alternatives of a record's tokens; none of one that is context alone, which no teacher has seen."""
+    if record.tokens is None and not record.segments:
+        return without_alternatives(record.teacher_token_logprobs)
+    assert record.tokens is not None, "a record without alternatives in a dump that stores them"
+    return record.tokens
 
 
 def _column(field: pa.Field, values: list[Any]) -> pa.Array:

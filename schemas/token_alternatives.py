@@ -71,11 +71,23 @@ class TokenAlternatives:
         return ranks_T
 
 
-def stored_columns(tokens: Sequence[TokenAlternatives | None]) -> dict[str, list[np.ndarray]]:
+def without_alternatives(token_logprobs: np.ndarray) -> TokenAlternatives:
+    """Return those of a record none of whose tokens has any."""
+    num_tokens = len(token_logprobs)
+    return TokenAlternatives(
+        np.zeros(num_tokens + 1, np.int64),
+        np.empty(0, np.int32),
+        np.empty(0, np.float32),
+        np.full(num_tokens, -1, np.int32),
+        token_logprobs,
+        np.full(num_tokens + 1, np.nan, np.float32),
+    )
+
+
+def stored_columns(tokens: Sequence[TokenAlternatives]) -> dict[str, list[np.ndarray]]:
     """Return the columns that hold the alternatives of some records, each with a list for every record."""
     columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
     for of_record in tokens:
-        assert of_record is not None, "a record without alternatives in a dump that stores them"
         values = (of_record.counts, of_record.ranks, of_record.ids, of_record.log_probs, of_record.end_log_probs)
         for name, value in zip(COLUMNS, values, strict=True):
             columns[name].append(value)

@@ -81,12 +81,9 @@ def sparse_targets(
 
 
 def _token_entries(rows: Sequence[ReducedRow], request: SpanRequest, sparsity: Sparsity) -> TokenEntries:
-    top = TopTokens(
-        np.array([row.top_ids_K for row in rows[:-1]], dtype=np.int32).reshape(len(rows) - 1, -1),
-        np.array([row.top_logprobs_K for row in rows[:-1]], dtype=np.float32).reshape(len(rows) - 1, -1),
-    )
+    ids_RK, logprobs_RK = (np.stack([getattr(row, name) for row in rows]) for name in ("top_ids_K", "top_logprobs_K"))
     return keep_tokens(
-        top,
+        TopTokens(ids_RK[:-1], logprobs_RK[:-1]),
         np.asarray(request.tokens, dtype=np.int32),
         np.array([row.token for row in rows[:-1]]),
         np.array([row.end for row in rows]),

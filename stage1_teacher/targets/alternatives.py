@@ -20,7 +20,7 @@ from stage1_teacher.targets.rounding import round_alternatives
 def record_alternatives(
     spans: Sequence[tuple[int, CoveredSpan, SparseTargets]], token_logprobs_T: np.ndarray, exact: bool
 ) -> TokenAlternatives | None:
-    """Join the alternatives of a record's spans; None if they were not requested.
+    """Join the alternatives of a record's spans; None if they were not requested, or there is no span.
 
     Where two spans meet, END is that after the first.
 
@@ -30,13 +30,14 @@ def record_alternatives(
         token_logprobs_T: log-probabilities of the record's tokens, as stored.
         exact: nothing is rounded.
     """
+    if not spans or any(of_span.tokens is None for *_, of_span in spans):
+        return None
     counts_T = np.zeros(len(token_logprobs_T), dtype=np.int64)
     token_ids_T = np.full(len(token_logprobs_T), -1, dtype=np.int32)
     ends = np.full(len(token_logprobs_T) + 1, np.nan)
     parts: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int32), np.empty(0, np.float32))]
     for first, span, of_span in spans:
-        if of_span.tokens is None:
-            return None
+        assert of_span.tokens is not None
         last = first + len(span.tokens)
         counts_T[first:last] = of_span.tokens.counts_T
         token_ids_T[first:last] = span.tokens

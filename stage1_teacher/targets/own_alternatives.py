@@ -21,7 +21,7 @@ def compare_alternatives(record: Record, window: EncodedWindow, teacher: Teacher
 
     The model runs once more as a control if they differ by more than `LIMIT_NATS`. None for a record without any.
     """
-    if record.tokens is None or isinstance(teacher.engine, ListingEngine):
+    if record.tokens is None or not window.spans or isinstance(teacher.engine, ListingEngine):
         return None
     own_NV = _own(window, teacher)
     if not len(own_NV):

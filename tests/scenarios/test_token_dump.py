@@ -88,6 +88,26 @@ def test_every_token_of_every_window_has_its_alternatives_and_the_dump_verifies(
     assert not verify_dump(folder, against_teacher=2)
 
 
+def test_tokens_that_are_context_alone_have_alternatives_in_a_window_that_is_seen_and_none_in_one_that_is_not(
+    model: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, model, ["the other é", "in a " * 90 + "or the river"], tokens=TOKENS)
+    folder = dump(recipe, "corpus.supervise={pattern: the}")
+    tokenizer = ByteTokenizer.load(str(model))
+    records = records_of(folder)
+    unseen = [record for record in records if not record.segments]
+    assert unseen and len(records) > len(unseen) > 0
+    for record in unseen:
+        assert record.tokens is not None and not len(record.tokens.ids) and np.isnan(record.tokens.end_log_probs).all()
+    for record in (record for record in records if record.segments):
+        assert record.tokens is not None and (record.tokens.counts > 0).all()
+        tokens = tokenizer.encode(record.document)
+        own = own_logprobs(model, [tokenizer.default_end or 0, *tokens])
+        for token in range(len(tokens)):
+            check_row(record, token, own[token], 6, 0.01, atol=0.02)
+    assert not verify_dump(folder, against_teacher=2)
+
+
 def test_a_dump_that_stores_everything_stores_alternatives_as_float32(model: Path, tmp_path: Path) -> None:
     every = {"top_k": 256, "min_prob": 0}
     folder = dump(write_recipe(tmp_path, model, TEXTS[:1], tokens=every, **every))
