@@ -16,7 +16,7 @@ from pipeline.config.student import DumpRef, StudentConfig
 from pipeline.config.tasks import TasksConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.config.text.supervise import SuperviseConfig
-from pipeline.config.train import DeepSpeedConfig, Objectives, TrainConfig, WandbConfig
+from pipeline.config.train import DeepSpeedConfig, Objectives, SamplesConfig, TrainConfig, WandbConfig
 from pipeline.config.transfer import TransferConfig
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Objectives",
     "PlacementConfig",
     "Recipe",
+    "SamplesConfig",
     "Section",
     "StudentConfig",
     "SuperviseConfig",

@@ -33,11 +33,26 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _evaluations_have_text(self) -> "Recipe":
-        if self.train.eval_every and self.eval is None:
+        if self.train.eval_every and self.eval is None and self.train.validation is None:
             raise ValueError(
                 f"train.eval_every is {self.train.eval_every}, but there is no eval section to take text from: add one "
                 "(eval: {source: ...}), or set train.eval_every=0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _validation_is_another_text(self) -> "Recipe":
+        validation = self.train.validation
+        for name, reported in corpora_of(self).items() if self.eval is not None and validation is not None else ():
+            assert validation is not None
+            same = all(getattr(validation, key) == getattr(reported, key) for key in ("source", "split", "field"))
+            last = validation.skip + min(validation.limit or self.train.eval_documents, self.train.eval_documents)
+            last_reported = float("inf") if reported.limit is None else reported.skip + reported.limit
+            if same and max(validation.skip, reported.skip) < min(last, last_reported):
+                raise ValueError(
+                    f"train.validation reads documents of {validation.source} that `bld eval` reports as {name}: what "
+                    "chooses a checkpoint cannot judge it. Give another text, or other documents with skip and limit"
+                )
         return self
 
     @model_validator(mode="after")

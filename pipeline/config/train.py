@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from pipeline.config.section import Section
+from pipeline.config.corpus import CorpusConfig
+from pipeline.config.section import Section, added
 from pipeline.runtime.dtypes import natural_dtype
 from pipeline.runtime.plugins import check_name
 
@@ -109,6 +110,16 @@ class WandbConfig(Section):
     )
 
 
+class SamplesConfig(Section):
+    """Texts that the student writes while it is trained, kept in RUN/samples.jsonl."""
+
+    prompts: tuple[str, ...] = Field(
+        min_length=1, description="Beginnings of texts, or a user's messages if the dump holds chats."
+    )
+    every: int = Field(100, ge=1, description="Steps between samples; there is one at the last step too.")
+    max_new_tokens: int = Field(64, ge=1, description="Tokens to write after each prompt, the most probable each time.")
+
+
 DEFAULT_MAX_TOKENS = 2048
 DEFAULT_STEPS, DEFAULT_WARMUP_STEPS = 500, 10
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -178,7 +189,31 @@ class TrainConfig(Section):
         description="Steps between evaluations: bits per byte of the student's own tokens on a part of the eval "
         "section's text. Each checkpoint is evaluated too. 0: none.",
     )
-    eval_documents: int = Field(32, ge=1, description="Documents per evaluation: the first of the eval section.")
+    eval_documents: int = Field(
+        32, ge=1, description="Documents per evaluation: the first of the validation text, or else of the eval section."
+    )
+    validation: CorpusConfig | None = Field(
+        None,
+        description="Text to evaluate on instead of the eval section's, so that what chooses a checkpoint is another "
+        "text than what `bld eval` reports.",
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="Evaluations in a row without a new lowest bits per byte after which training ends early, and the "
+        "best checkpoint is exported; needs train.validation. 0: never.",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        json_schema_extra=added("0.2.0", 0.0),
+        description="Decay of a moving average of the weights, as in 0.999; at most (1 + t) / (10 + t) in step t. The "
+        "average is what is evaluated, sampled and exported; it takes 4 bytes a weight on each rank. 0: none.",
+    )
+    samples: SamplesConfig | None = Field(
+        None, description="Texts to write while training, as in {prompts: [Once upon a time], every: 100}."
+    )
     wandb: WandbConfig | None = Field(
         None, description="Also log to Weights & Biases, as in {project: bytes}; needs the package wandb."
     )
@@ -221,6 +256,26 @@ class TrainConfig(Section):
     def piece_tokens(self) -> int:
         """Return `max_tokens`, or its default if no model required fewer."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @model_validator(mode="after")
+    def _weights_are_whole(self) -> "TrainConfig":
+        for name, asked in (("ema", self.ema), ("samples", self.samples)):
+            if asked and self.deepspeed.zero_stage == 3:
+                raise ValueError(
+                    f"train.{name} needs whole weights on each rank, and train.deepspeed.zero_stage 3 partitions them: "
+                    f"give zero_stage 2 or less, or leave train.{name} out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _patience_has_evaluations(self) -> "TrainConfig":
+        if self.patience and not (self.eval_every and self.validation):
+            lacking = "validation" if self.eval_every else "eval_every"
+            raise ValueError(
+                f"train.patience is {self.patience}, but there is no train.{lacking}: early stopping chooses a "
+                "checkpoint by text of its own, measured every train.eval_every steps"
+            )
+        return self
 
     @field_validator("packing", mode="before")
     @classmethod

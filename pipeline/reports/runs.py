@@ -30,6 +30,7 @@ class Run:
     recipe: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -48,6 +49,8 @@ class Run:
             return "no step yet"
         if self.num_steps is None:
             return f"step {self.step:,}"
+        if self.summary.get("ended_early") and self.summary.get("step") == self.step:
+            return f"ended early: step {self.step:,} of {self.num_steps:,}"
         return "finished" if self.step >= self.num_steps else f"unfinished: step {self.step:,} of {self.num_steps:,}"
 
     @property
@@ -76,6 +79,7 @@ def read_run(folder: Path) -> Run:
         recipe=with_defaults(read_values(recipe)) if recipe.exists() else {},
         tasks={model.name: load_tasks(model) for model in sorted((folder / "tasks").glob("*")) if model.is_dir()},
         start=_json(folder / dump_files.START / dump_files.TRANSFER),
+        summary=_json(folder / dump_files.SUMMARY),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from schemas.manifest import write_json
 
+AVERAGE = "average.pt"  # the moving average of the weights, if the run keeps one (`train.ema`)
 _NAME = "files.json"
 
 

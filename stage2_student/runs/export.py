@@ -17,7 +17,7 @@ from stage2_student.model.lora import add_adapters
 from stage2_student.model.rows_alone import freeze_body
 from stage2_student.model.tokenizer_folder import read_tokenizer, save_tokenizer
 from stage2_student.runs import folder
-from stage2_student.runs.checkpoint_files import find_damage
+from stage2_student.runs.checkpoint_files import AVERAGE, find_damage
 from stage2_student.runs.checkpoints import checkpoint_name, checkpoint_steps
 from stage2_student.runs.retention import best_step
 
@@ -45,12 +45,12 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     model = load_start(run / "start", trust)
     if student.lora_rank:
         adapted = add_adapters(model, student, tokenizer_moved(run / "start"), folder.adapters_by_peft(run))
-        _fill(model, _language_model(run, step))
+        _fill(model, _language_model(run, step, model))
         model = adapted.merge_and_unload()
     else:
         if student.trained == "rows":
             freeze_body(model)
-        _fill(model, _language_model(run, step))
+        _fill(model, _language_model(run, step, model))
     model.config.use_cache = True
     with committed_folder(out) as partial:
         model.to(getattr(torch, recipe.train.dtype)).save_pretrained(partial)
@@ -107,12 +107,21 @@ def _chosen_step(run: Path, step: int | None, best: bool) -> int:
     return chosen
 
 
-def _language_model(run: Path, step: int) -> dict[str, Tensor]:
-    """Return the checkpoint's weights without the interface's, under the model's own names."""
+def _language_model(run: Path, step: int, model: Any) -> dict[str, Tensor]:
+    """Return the checkpoint's weights without the interface's, under the model's own names.
+
+    Those are the averaged ones, if the run keeps an average.
+    """
     from stage2_student.distributed.deepspeed_engine import checkpoint_weights  # seconds to import
 
     weights = checkpoint_weights(run / "checkpoints", checkpoint_name(step))
-    return {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
+    own = {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
+    average = run / "checkpoints" / checkpoint_name(step) / AVERAGE
+    if not average.exists():
+        return own
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}  # a tied head under both its names
+    buffers = {name: value for name, value in own.items() if name not in trained}
+    return buffers | torch.load(average, map_location="cpu", weights_only=True)
 
 
 def _fill(model: Any, weights: dict[str, Tensor]) -> None:

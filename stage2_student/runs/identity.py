@@ -15,7 +15,17 @@ from stage2_student.data.mix import Mix
 from stage2_student.distributed.deepspeed_config import decides_the_result
 from stage2_student.model.start_identity import rows_code
 
-_WATCHING = {"save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb"}
+_WATCHING = {
+    "save_every",
+    "keep_last",
+    "log_every",
+    "eval_every",
+    "eval_documents",
+    "validation",
+    "patience",
+    "samples",
+    "wandb",
+}
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
 _PLACEMENT = {"change", "num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
 # Paths, and keys whose effect the identity holds in another form: the dumps' identities, ids and hashes.

@@ -26,6 +26,7 @@ from stage2_student.losses.objectives import OBJECTIVES
 from stage2_student.runs.retention import best_step, evaluation_of
 from stage2_student.runs.trackers import open_trackers
 
+METRICS = "metrics.jsonl"
 _LINES_PER_HEAD = 25
 LEGEND = (
     "loss and its parts: nats per supervised byte; "
@@ -71,10 +72,10 @@ class RunLog:
         own = [Column(name, name, max(7, len(name)), _LOSS) for name in recipe.train.objectives.files]
         self._known = (*COLUMNS[:_NUM_LOSSES], *own, *COLUMNS[_NUM_LOSSES:])
         self._lines = 0
-        self.seconds_before = _seconds_taken(run / "metrics.jsonl")
+        self.seconds_before = _seconds_taken(run / METRICS)
         self.started = time.monotonic()
         self._trackers = open_trackers(recipe, first_step)
-        self._file = (run / "metrics.jsonl").open("a", encoding="utf-8")
+        self._file = (run / METRICS).open("a", encoding="utf-8")
         self._bar: Progress | None = None
         console = Console(stderr=True)
         if console.is_terminal and log.is_shown() and not log.as_json():
@@ -158,9 +159,8 @@ def _seconds_taken(metrics: Path) -> float:
     )
 
 
-def cut_metrics(run: Path, step: int) -> None:
-    """Keep only the lines up to `step`: later ones will be written again."""
-    path = run / "metrics.jsonl"
+def cut_lines(path: Path, step: int) -> None:
+    """Keep only the lines of a file up to `step`: later ones will be written again."""
     if not path.exists():
         return
     # A line that a kill left incomplete is the last one, and has no newline.

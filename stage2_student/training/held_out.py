@@ -66,18 +66,18 @@ class HeldOut(NamedTuple):
 def held_out(
     recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int, channel: Channel
 ) -> HeldOut | None:
-    """Read the first `train.eval_documents` of the recipe's eval text, on rank 0; None if `train.eval_every` is 0.
+    """Read the first `train.eval_documents` of the validation or eval text, on rank 0; None if `train.eval_every` is 0.
 
     Raises ValueError for chats if the student has no chat template, and if no document can be scored.
     """
     train, rank, world = recipe.train, channel.rank, channel.world
     if not train.eval_every:
         return None
-    config = corpora_of(recipe)["held_out"]
+    config = train.validation or corpora_of(recipe)["held_out"]
     if config.has_chats and chat is None:
         raise ValueError(
-            "train.eval_every: the eval section holds chats, but the dump holds none, so the student has no chat "
-            "template; give plain text, or set train.eval_every=0"
+            "train.eval_every: the text to evaluate on holds chats, but the dump holds none, so the student has no "
+            "chat template; give plain text, or set train.eval_every=0"
         )
     read = islice(Corpus(config).documents(), train.eval_documents) if rank == 0 else ()
     texts_of_rank_0 = channel.gather([_to_json(text) for document in read for text in document.texts])[0]

@@ -20,16 +20,18 @@ from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.runs import retention
 from stage2_student.runs.checkpoints import checkpoint_name, commit_checkpoint
 from stage2_student.runs.step_log import RunLog
-from stage2_student.training.held_out import HeldOut
 from stage2_student.training.learning_rate import learning_rate
+from stage2_student.training.patience import is_exhausted
 from stage2_student.training.rank_batches import BatchBuilder
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks, StepPlan, take_step
 from stage2_student.training.stop_signals import Stopped, StopRequest
+from stage2_student.training.watching import Watched
+from stage2_student.training.weight_average import WeightAverage
 
 
 def run_steps(
-    engine: Any, state: State, builder: BatchBuilder, lengths: Lengths, held: HeldOut | None, ranks: Ranks
+    engine: Any, state: State, builder: BatchBuilder, lengths: Lengths, watched: Watched, ranks: Ranks
 ) -> tuple[State, dict[str, float]]:
     """Take the remaining steps. Returns the last state and the last step's figures.
 
@@ -42,7 +44,7 @@ def run_steps(
     log_of_rank_0 = RunLog(run, first_step, recipe) if ranks.rank == 0 else contextlib.nullcontext()
     with StopRequest() as stop, log_of_rank_0 as log, steps_ahead as steps:
         ranks.channel.gather()  # rank 0 has opened its trackers, some of which contact a server
-        while state.step < config.steps:
+        while state.step < config.steps and not is_exhausted(state.progress, config.patience):
             started = time.monotonic()
             batch, micro_batches = next(steps)
             waited = time.monotonic() - started
@@ -63,17 +65,23 @@ def run_steps(
             figures["supervised_bytes"] = state.num_bytes
             if done.scale is not None:
                 figures["loss_scale"] = done.scale.factor
+            if watched.average is not None:
+                watched.average.update(state.step)
             last = state.step == config.steps
             saving = state.step % config.save_every == 0 or last
             evaluation = None
-            if held is not None and (saving or state.step % config.eval_every == 0):
-                evaluation = held.measure(engine, ranks.device)
+            if watched.held is not None and (saving or state.step % config.eval_every == 0):
+                evaluation = watched.evaluation(engine, ranks.device)
                 figures["eval_bits_per_byte"] = evaluation.bits_per_byte
+                state = state.after_evaluation(evaluation)
+                last |= is_exhausted(state.progress, config.patience)
             if log is not None and (state.step % config.log_every == 0 or last or evaluation is not None):
                 log.write(state.step, figures)
+            if watched.samples is not None and watched.samples.is_due(state.step, last):
+                watched.write_samples(engine, state.step, run, ranks)
             signal_number = ds.all_reduce_max(stop.received, ranks.device)
-            if saving or signal_number:
-                _save(engine, run, state, ranks, config.keep_last, evaluation)
+            if saving or last or signal_number:
+                _save(engine, recipe, state, ranks, evaluation, watched.average)
             if signal_number and not last:
                 _log_stopped(state, run, signal_number, ranks)
                 raise Stopped(signal_number)
@@ -122,15 +130,22 @@ def _machine_figures(num_tokens: int, seconds: float, waited: float, device: tor
 
 
 def _save(
-    engine: Any, run: Path, state: State, ranks: Ranks, keep_last: int, evaluation: retention.Evaluation | None
+    engine: Any,
+    recipe: Recipe,
+    state: State,
+    ranks: Ranks,
+    evaluation: retention.Evaluation | None,
+    average: WeightAverage | None,
 ) -> None:
-    partial = f"{checkpoint_name(state.step)}.partial"
+    run, partial = Path(student_config(recipe).path), f"{checkpoint_name(state.step)}.partial"
     ds.save(engine, run / "checkpoints", partial, {"state": state.as_dict()})
     if ranks.rank == 0:
+        if average is not None:
+            average.save(run / "checkpoints" / partial)
         if evaluation is not None:
             retention.record(run, partial, evaluation)
         commit_checkpoint(run, partial, state.step, ranks.world)
-        retention.prune(run, keep_last)
+        retention.prune(run, recipe.train.keep_last)
     ranks.channel.gather()  # a rank that exits has its launcher end the others: not before the checkpoint is renamed
 
 

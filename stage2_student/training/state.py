@@ -6,7 +6,9 @@ from typing import Any
 
 from stage2_student.data.batch_plan import BatchPlan
 from stage2_student.data.order import START, Position
+from stage2_student.runs.retention import Evaluation
 from stage2_student.training.loss_scale import LossScale
+from stage2_student.training.patience import Progress
 
 
 @dataclass
@@ -20,6 +22,7 @@ class State:
     num_bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     loss_scale: LossScale | None = None  # of float16
+    progress: Progress | None = None  # by evaluations
 
     def after_batch(self, batch: BatchPlan, num_bytes: int, loss_scale: LossScale | None) -> "State":
         """Return the state after a step on `batch` with `num_bytes` supervised bytes over all ranks."""
@@ -31,7 +34,12 @@ class State:
             num_bytes=self.num_bytes + num_bytes,
             left_out=self.left_out + batch.left_out,
             loss_scale=loss_scale,
+            progress=self.progress,
         )
+
+    def after_evaluation(self, evaluation: Evaluation) -> "State":
+        """Return the state after an evaluation."""
+        return replace(self, progress=Progress.after(self.progress, evaluation))
 
     def in_next_epoch(self) -> "State":
         """Return the state at the start of the epoch after this one: a position in other data has no meaning there."""
@@ -40,8 +48,9 @@ class State:
     def as_dict(self) -> dict[str, Any]:
         """Return the state as plain values."""
         scale = None if self.loss_scale is None else asdict(self.loss_scale)
+        progress = None if self.progress is None else list(self.progress)
         inner = {"position": list(self.position), "left_out": dict(self.left_out), "loss_scale": scale}
-        return {**self.__dict__, **inner}
+        return {**self.__dict__, **inner, "progress": progress}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "State":
@@ -51,5 +60,6 @@ class State:
             "position": Position(*values["position"]),
             "left_out": Counter(values["left_out"]),
             "loss_scale": None if scale is None else LossScale(**scale),
+            "progress": Progress.from_list(values.get("progress")),
         }
         return cls(**{**values, **inner})

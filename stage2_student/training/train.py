@@ -51,16 +51,20 @@ from stage2_student.runs.begun import as_begun
 from stage2_student.runs.checkpoints import remove_partial_checkpoints
 from stage2_student.runs.export import export, is_due
 from stage2_student.runs.identity import RunVersions, counts_key, dump_refs, run_identity
-from stage2_student.runs.step_log import cut_metrics, where_to_look
+from stage2_student.runs.step_log import METRICS, cut_lines, where_to_look
 from stage2_student.runs.trackers import check_installed
 from stage2_student.training.held_out import held_out
 from stage2_student.training.loop import run_steps
 from stage2_student.training.loss_scale import first_scale
 from stage2_student.training.rank_batches import BatchBuilder, Sources, cut_at, uses_turns
+from stage2_student.training.samples import FILE as SAMPLES
+from stage2_student.training.samples import Samples
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks
 from stage2_student.training.stop_signals import Stopped
 from stage2_student.training.usable import remarks
+from stage2_student.training.watching import Watched
+from stage2_student.training.weight_average import WeightAverage
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -151,13 +155,14 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
         channel.gather()  # rank 0 has made the start model, which may take longer than a collective's timeout
         checkpoint = resume.newest_sound(run, channel)
         has_ended = checkpoint is not None and checkpoint.step == recipe.train.steps
+        chosen = False
         if not has_ended:
-            _train(recipe, sources, channel, checkpoint)
+            chosen = _train(recipe, sources, channel, checkpoint)
         elif channel.rank == 0:
             info(f"{run} has done its {count_of(recipe.train.steps, 'step')}; nothing to train")
         if channel.rank == 0:
             if not has_ended or is_due(run):  # an export made during the run is not the trained model
-                export(run)
+                export(run, best=chosen)
             print(where_to_look(run), flush=True)
         channel.gather()  # no rank exits before the export is written: the launcher might then end rank 0
 
@@ -243,7 +248,8 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> 
     return student.train()
 
 
-def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resume.Checkpoint | None) -> None:
+def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resume.Checkpoint | None) -> bool:
+    """Take the remaining steps; returns whether the run ended early, with a best checkpoint before its last."""
     config, run = recipe.train, Path(student_config(recipe).path)
     _, tokenizer, chat, ids = sources
     lengths = _lengths(recipe, sources, channel)
@@ -263,16 +269,29 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     state = _resume(engine, recipe, ranks, checkpoint, convert)
     order = folder.data_order(run)
     builder = BatchBuilder(recipe, sources, student.interface, packing, ranks.rank, ranks.world, order)
-    state, figures = run_steps(engine, state, builder, lengths, held, ranks)
-    if ranks.rank == 0:
-        _summarise(run, state, figures, sources.reader, lengths)
+    average = WeightAverage(student.lm, config.ema) if config.ema else None
+    if average is not None and checkpoint is not None:
+        average.load(run / "checkpoints" / checkpoint.name)
+    samples = None if config.samples is None else Samples(config.samples, tokenizer, chat, ids)
+    state, figures = run_steps(engine, state, builder, lengths, Watched(held, samples, average), ranks)
+    ended_early = state.step < config.steps  # a signal raises
+    if ranks.rank == 0 and figures:
+        _summarise(recipe, state, figures, sources.reader, lengths)
+    if ended_early and ranks.rank == 0 and state.progress is not None:
+        info(
+            f"{run}: {count_of(config.patience, 'evaluation')} in a row were no better than {state.progress.best:.4f} "
+            f"bits per byte; ended after step {state.step}, and the best checkpoint is exported. Train on with a "
+            "larger train.patience, or 0"
+        )
+    return ended_early
 
 
 def _resume(engine: Any, recipe: Recipe, ranks: Ranks, checkpoint: resume.Checkpoint | None, convert: bool) -> State:
     """Load the checkpoint and return its state; a new state if there is no checkpoint."""
     run = Path(student_config(recipe).path)
     if ranks.rank == 0:
-        cut_metrics(run, 0 if checkpoint is None else checkpoint.step)
+        for name in (METRICS, SAMPLES):
+            cut_lines(run / name, 0 if checkpoint is None else checkpoint.step)
     if checkpoint is None:
         return State(loss_scale=first_scale(recipe.train.dtype))
     state = State.from_dict(resume.load(engine, run, checkpoint, ranks.channel, convert)["state"])
@@ -283,13 +302,15 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, checkpoint: resume.Checkp
     return state
 
 
-def _summarise(run: Path, state: State, figures: dict[str, float], reader: DumpReader, lengths: Lengths) -> None:
+def _summarise(recipe: Recipe, state: State, figures: dict[str, float], reader: DumpReader, lengths: Lengths) -> None:
+    run, num_steps = Path(student_config(recipe).path), recipe.train.steps
     turns = {
         turns.reason: {"turns": turns.turns, "bytes": turns.num_bytes} for turns in lengths.turns_left_out.values()
     }
     transfer = json.loads((run / dump_files.START / dump_files.TRANSFER).read_text(encoding="utf-8"))
     results = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
-    write_json(run / dump_files.SUMMARY, {**state.as_dict(), **results})
+    ended = {"ended_early": True} if state.step < num_steps else {}
+    write_json(run / dump_files.SUMMARY, {**state.as_dict(), **results, **ended})
     for reason, count in state.left_out.items():
         warning(f"left out: {count_of(count, 'record')}, {reason}")
 

@@ -22,7 +22,7 @@ from stage1_teacher.dump.shard_cost import read_cost, write_cost
 from stage2_student.runs import folder
 from stage2_student.runs.export import is_due
 from stage2_student.runs.retention import evaluation_of
-from stage2_student.runs.step_log import _seconds_taken, cut_metrics
+from stage2_student.runs.step_log import _seconds_taken, cut_lines
 from tests.support.small_dumps import make_dump
 
 READERS: list[tuple[str, Callable[[Path], Any]]] = [
@@ -35,7 +35,7 @@ READERS: list[tuple[str, Callable[[Path], Any]]] = [
     ("eval.json", read_run),
     ("recipe.yaml", read_run),
     ("metrics.jsonl", read_run),
-    ("metrics.jsonl", lambda run: cut_metrics(run, 1)),
+    ("metrics.jsonl", lambda run: cut_lines(run / "metrics.jsonl", 1)),
     ("metrics.jsonl", lambda run: _seconds_taken(run / "metrics.jsonl")),
     ("piqa.json", load_tasks),
     ("identity.json", folder.tokenizer_sha256),

@@ -10,11 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import Recipe
 from pipeline.config.loading import save_recipe
+from pipeline.reports.runs import read_run
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.launch.launch import free_port
 from stage2_student.runs import retention
@@ -47,8 +50,17 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_recipe(recipe(work, "plain", save_every=100, eval_every=0), work / "plain.yaml")
     save_recipe(recipe(work, "watched"), work / "watched.yaml")
     save_recipe(recipe(work, "one", **SHARED), work / "one.yaml")
-    assert train_each(work, "plain", "watched", "one").wait() == 0
+    (work / "other.jsonl").write_text('{"text": "QQ ##"}\n')
+    values = recipe(work, "early", **EARLY).model_dump()
+    save_recipe(Recipe.model_validate(values | {"eval": {"source": str(work / "other.jsonl")}}), work / "early.yaml")
+    assert train_each(work, "plain", "watched", "one", "early", "early").wait() == 0
     return work
+
+
+EARLY = {
+    "eval_every": 1, "keep_last": 0, "patience": 2, "ema": 0.5, "steps": 9, "validation": {"source": "text.jsonl"},
+    "samples": {"prompts": ["the river", "in a"], "every": 2, "max_new_tokens": 5}, "min_lr_ratio": 1.0,
+}  # fmt: skip
 
 
 SHARED = {"lr": 1e-3, "steps": 3, "micro_batch_tokens": 30}
@@ -108,6 +120,64 @@ def test_every_checkpoint_is_measured_and_the_best_stays_with_the_newest(work: P
         export(run, tmp_path / "both", step=6, best=True)
     with pytest.raises(ValueError, match=r"none of \[6\] was evaluated"):
         export(work / "plain", tmp_path / "none", best=True)
+
+
+def raw_weights(run: Path, step: int) -> dict[str, Any]:
+    """Return the trained weights of a checkpoint, not averaged."""
+    values = torch.load(run / "checkpoints" / f"step-{step:06d}" / "mp_rank_00_model_states.pt", weights_only=False)
+    return {name.removeprefix("lm."): value for name, value in values["module"].items() if name.startswith("lm.")}
+
+
+def test_a_run_ends_after_evaluations_without_a_better_one_and_its_best_average_is_exported(work: Path) -> None:
+    """The command ran twice: the second time it found that the run had ended."""
+    run, lines = work / "early", metrics(work / "early")
+    measured = [line["eval_bits_per_byte"] for line in lines]
+    best = 1 + measured.index(min(measured))
+    assert len(lines) == best + 2 < 9 and [line["step"] for line in lines] == list(range(1, best + 3))
+    assert json.loads((run / "export" / "distilled.json").read_text()) == {"step": best, "newest": best + 2}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["ended_early"] and summary["progress"][::2] == [min(measured), 2]
+    assert read_run(run).state == f"ended early: step {best + 2} of 9"
+    mean = {name: value.double() for name, value in load_file(run / "start" / "model.safetensors").items()}
+    for step in range(1, best + 1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = {name: decay * value + (1 - decay) * raw_weights(run, step)[name] for name, value in mean.items()}
+    exported = load_file(run / "export" / "model.safetensors")
+    assert exported.keys() == mean.keys() and not torch.equal(
+        exported["model.norm.weight"], raw_weights(run, best)["model.norm.weight"]
+    )
+    for name, value in exported.items():
+        torch.testing.assert_close(value.double(), mean[name], rtol=1e-5, atol=1e-6)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(run / "export").eval(),
+        ByteTokenizer.load(str(run / "export")),
+    )
+    found = score(model, tokenizer, [text.encode() for text in TEXT[:5]], 268, max_tokens=512)
+    assert min(measured) == pytest.approx(found["bits_per_byte"], rel=1e-5)
+
+
+def test_samples_are_what_the_averaged_student_writes_and_change_no_loss(work: Path, tmp_path: Path) -> None:
+    run = work / "early"
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    last = metrics(run)[-1]["step"]
+    steps = sorted({*range(2, int(last), 2), last})
+    assert [(one["step"], one["prompt"]) for one in samples] == [
+        (s, p) for s in steps for p in EARLY["samples"]["prompts"]
+    ]  # type: ignore[index]
+    model = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "two", step=2)).eval()
+    tokenizer = ByteTokenizer.load(str(tmp_path / "two"))
+    tokens = [268, *tokenizer.encode(b"the river")]
+    for _ in range(5):
+        tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] == 268:
+            break
+    spelled = b"".join(tokenizer.token_bytes[token] or b"" for token in tokens[1:])
+    assert "the river" + samples[0]["text"] == spelled.decode(errors="replace")
+    ignored = {"eval_bits_per_byte", "lr"}
+    for ours, theirs in zip(metrics(run)[:3], metrics(work / "plain")[:3], strict=True):
+        assert {k: v for k, v in ours.items() if k not in ignored} == {
+            k: v for k, v in theirs.items() if k not in ignored
+        }
 
 
 def test_two_ranks_of_zero_3_share_the_documents_and_find_the_same(work: Path) -> None:
