@@ -5,6 +5,7 @@ Each holds what was run, where and when, and the figures, so that a page can be 
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,9 +30,8 @@ def save(name: str, figures: Mapping[str, Any], folder: Path = FOLDER) -> Path:
     """Write the figures of a benchmark, with this command, commit and machine, and return the file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
-    arguments = [Path(sys.argv[0]).stem, *sys.argv[1:]]
     made = {
-        "command": " ".join(["python -m tests.bench." + arguments[0], *arguments[1:]]),
+        "command": shlex.join(["python", "-m", f"tests.bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
