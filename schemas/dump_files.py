@@ -14,6 +14,7 @@ VOCABULARY = "vocabulary.parquet"  # bytes of the teacher's tokens, if a dump ha
 PLACES_KEY = b"bld.places"  # of its metadata: JSON
 RECIPE = "recipe.yaml"  # resolved, as in a student's run
 CARD = "README.md"
+TEXT_MANIFEST = "corpus.json"  # of a corpus of written text, in place of a dump's manifest
 RUN_IDENTITY = "identity.json"  # of a student's run
 DISTILLED = "distilled.json"  # in an exported student: the checkpoint that it was made from
 START = "start"  # a folder of a student's run: the student before its first step
@@ -50,6 +51,8 @@ class Key(StrEnum):
     AUDIT = "bld.audit"  # JSON
     SHA256 = "bld.sha256"  # the seal, over the whole file
     VOCABULARY_SIZE = "bld.vocabulary_size"  # ids that the teacher has logits of, if a dump has alternatives of tokens
+    TEXT_VERSION = "bld.text_version"  # of a shard of written text, as is the next
+    COUNTED = "bld.counted"  # JSON
     COUNTED_OF = "bld.counted_of"  # in a run's token counts, which are sealed like shards
 
 

@@ -51,6 +51,7 @@ TEACHER = (
     *CONTENT,
     "stage1_teacher.coordination",
     "stage1_teacher.dump",
+    "stage1_teacher.generation",
     "stage1_teacher.processes",
     "stage1_teacher.ray",
 )

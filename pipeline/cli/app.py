@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import doctor, dumps, evaluation, planning, train
+from pipeline.cli import doctor, dumps, evaluation, generation, planning, train
 from pipeline.cli.options import Debug, LogJson, Quiet, Verbose, set_logs, with_logs
 from pipeline.cli.version import version_text
 from pipeline.runtime import log
@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "teacher": train.teacher,
+    "generate": generation.generate,
     "start": train.initial_student,
     "student": train.student,
     "export": train.export,

@@ -10,11 +10,12 @@ from pipeline.config.corpus import CorpusConfig, EvalConfig
 from pipeline.config.dump import CoveringConfig, DumpConfig, DumpPath
 from pipeline.config.engines import EngineSpec
 from pipeline.config.placement import PlacementConfig
-from pipeline.config.recipe import Recipe, check_engine_gives, corpora_of, student_config
+from pipeline.config.recipe import Recipe, check_engine_gives, corpora_of, generate_config, student_config
 from pipeline.config.section import Section
 from pipeline.config.student import DumpRef, StudentConfig
 from pipeline.config.tasks import TasksConfig
 from pipeline.config.teacher import TeacherConfig
+from pipeline.config.text.generate import GenerateConfig, PromptsConfig
 from pipeline.config.text.supervise import SuperviseConfig
 from pipeline.config.train import DeepSpeedConfig, Objectives, SamplesConfig, TrainConfig, WandbConfig
 from pipeline.config.transfer import TransferConfig
@@ -28,8 +29,10 @@ __all__ = [
     "DumpRef",
     "EngineSpec",
     "EvalConfig",
+    "GenerateConfig",
     "Objectives",
     "PlacementConfig",
+    "PromptsConfig",
     "Recipe",
     "SamplesConfig",
     "Section",
@@ -42,5 +45,6 @@ __all__ = [
     "WandbConfig",
     "check_engine_gives",
     "corpora_of",
+    "generate_config",
     "student_config",
 ]

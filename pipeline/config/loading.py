@@ -128,7 +128,7 @@ def read_values(path: Location) -> dict[str, Any]:
 
 def _is_stored(path: Path) -> bool:
     """Tell whether the file is the recipe that a dump or a run keeps, possibly of an earlier release."""
-    beside = (dump_files.MANIFEST, dump_files.RUN_IDENTITY)
+    beside = (dump_files.MANIFEST, dump_files.TEXT_MANIFEST, dump_files.RUN_IDENTITY)
     return path.name == dump_files.RECIPE and any((path.parent / name).exists() for name in beside)
 
 

@@ -11,6 +11,7 @@ from pipeline.config.placement import PlacementConfig
 from pipeline.config.section import Section
 from pipeline.config.student import StudentConfig
 from pipeline.config.teacher import TeacherConfig
+from pipeline.config.text.generate import GenerateConfig
 from pipeline.config.train import TrainConfig
 
 
@@ -24,6 +25,7 @@ class Recipe(Section):
     student: StudentConfig | None = None
     train: TrainConfig = TrainConfig()
     eval: EvalConfig | None = None
+    generate: GenerateConfig | None = None
 
     @model_validator(mode="after")
     def _engine_gives_what_is_asked(self) -> "Recipe":
@@ -97,6 +99,15 @@ def student_config(recipe: Recipe) -> StudentConfig:
     if recipe.student is None:
         raise ValueError("the recipe has no student section; add one (student: {model: ..., path: ...}) to train")
     return recipe.student
+
+
+def generate_config(recipe: Recipe) -> GenerateConfig:
+    """Return the recipe's generate section. Raises ValueError if there is none."""
+    if recipe.generate is None:
+        raise ValueError(
+            "the recipe has no generate section; add one (generate: {path: ..., prompts: {source: ...}}) to write text"
+        )
+    return recipe.generate
 
 
 def corpora_of(recipe: Recipe) -> dict[str, CorpusConfig]:

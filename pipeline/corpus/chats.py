@@ -38,6 +38,14 @@ class Chat(NamedTuple):
         )
         return tuple(index for index, message in enumerate(messages) if says_something(message))[-1:]
 
+    def before_answer(self) -> "Chat":
+        """Return the chat up to the last message that is not the assistant's. Raises UnusableError if there is none."""
+        others = [index for index, message in enumerate(self.messages) if message["role"] != ASSISTANT]
+        if not others:
+            raise UnusableError("a prompt without a message that the assistant could answer")
+        stop = others[-1] + 1
+        return Chat(self.messages[:stop], self.conversation and self.conversation.until(stop))
+
     @property
     def assistant_text(self) -> str:
         """Return all that the assistant says, including its reasoning and calls."""
@@ -63,6 +71,8 @@ def read_chat(columns: Mapping[str, Any], config: CorpusConfig) -> Chat:
         chat = Chat(tuple(_content(message, config.strip) for message in messages), None)
     else:
         chat = _rendered([_message(message, config) for message in messages], _tools(columns.get("tools")))
+    if not config.answered:
+        return chat.before_answer()
     if not chat.assistant_text:
         raise UnusableError("the assistant says nothing")
     return chat

@@ -15,7 +15,8 @@ from pipeline.corpus.key_set import KeySet
 from pipeline.corpus.keys import KeyFinder
 from pipeline.corpus.regions import supervised_segments
 from pipeline.corpus.row import FIRST, Goal, Row, RowPlace
-from pipeline.corpus.rows import TOO_LONG, RowSource
+from pipeline.corpus.rows import TOO_LONG, RowSource, written_folder
+from pipeline.corpus.written import read_written, require_kind
 from pipeline.runtime import log
 from pipeline.tokenization.chat_template import Message
 from pipeline.tokenization.conversation import Conversation, Excerpt
@@ -99,6 +100,8 @@ class Corpus:
         self.config = config
         self.counts: dict[str, int] = {}
         self.first_places: dict[str, str] = {}
+        if source is None and (folder := written_folder(config.source)) is not None:
+            require_kind(folder, config)
         self.source = source or RowSource.resolve(config.source, config.split, config.max_row_bytes, arithmetic)
         self._finder = KeyFinder(config.key_pattern)
         self._excluded_keys: KeySet | None = None
@@ -165,7 +168,7 @@ class Corpus:
         needs_keys = self.config.unique or bool(self.config.exclude)
         for place, row in self.source.rows(goal):
             try:
-                document = _document(row, self.config, place.number)
+                document = _document(row, self.config, place.number, self.source.is_written)
             except UnusableError as error:
                 yield place, str(error), _NO_KEYS, row.where
             else:
@@ -215,7 +218,7 @@ class DocumentReader:
             if place.number in filtered:
                 continue
             try:
-                documents.append(_document(row, self._config, place.number))
+                documents.append(_document(row, self._config, place.number, self._source.is_written))
             except UnusableError:
                 continue
         if self._goal.read_through and not self._has_said:
@@ -227,15 +230,29 @@ class DocumentReader:
         return documents
 
 
-def _document(row: Row, config: CorpusConfig, number: int) -> Document:
+def _document(row: Row, config: CorpusConfig, number: int, is_written: bool) -> Document:
+    """Return a row's document. Raises UnusableError.
+
+    Args:
+        is_written: the row is of a corpus that `bld generate` wrote, and says what is supervised.
+    """
     if row.fault is not None:
         raise UnusableError(row.fault)
+    if is_written:
+        assert row.columns is not None  # its files are Parquet
+        found = read_written(row.columns, config)
+        messages, conversation = found.chat or (None, None)
+        content = _encoded(found.text, config.max_row_bytes)
+        return Document(found.doc_id, content, messages, conversation, found.segments, found.turns, found.has_end)
     if row.text is not None:
         return _text_document(str(number), _decodable(row.text), row, config)
     assert row.columns is not None  # a row has columns, text or a fault
     doc_id = str(number) if config.id_field is None else _name(column(row.columns, config.id_field), config.id_field)
     if config.has_chats:
         chat = read_chat(row.columns, config)
+        if not config.answered:
+            text = "".join(message["content"] for message in chat.messages)
+            return Document(doc_id, _encoded(text, config.max_row_bytes), *chat)
         turns = None if config.supervise is None else chat.last_turn
         return Document(doc_id, _encoded(chat.assistant_text, config.max_row_bytes), *chat, turns=turns)
     value = column(row.columns, config.field)

@@ -21,6 +21,7 @@ from pipeline.corpus.row import Goal, Row, RowPlace
 from pipeline.dumps.hub import require_data_set
 from pipeline.sources.resolve import resolve_file
 from schemas import ARITHMETIC
+from schemas.text_corpus import is_text_corpus, text_shards
 
 _JSONL = (".jsonl", ".ndjson", ".json")
 TEXT = (".txt", ".text", ".md")
@@ -37,7 +38,7 @@ class RowSource:
     """A resolved source: files in order, or a hub data set. Lines and text files above `max_bytes` are faults.
 
     `arithmetic` is the dump's version (`schemas.ARITHMETIC`): under 1, only names decided compression, a text kept its
-    byte order mark, and JSON was read as lines only.
+    byte order mark, and JSON was read as lines only. `is_written`: the files are of a corpus that `bld generate` wrote.
     """
 
     files: tuple[str, ...]
@@ -45,6 +46,7 @@ class RowSource:
     split: str
     max_bytes: int
     arithmetic: int
+    is_written: bool = False
 
     @classmethod
     def resolve(cls, source: str, split: str, max_bytes: int, arithmetic: int = ARITHMETIC) -> "RowSource":
@@ -56,7 +58,7 @@ class RowSource:
         if files is None:
             require_data_set(source)
             return cls((), source, split, max_bytes, arithmetic)
-        return cls(files, None, split, max_bytes, arithmetic)
+        return cls(files, None, split, max_bytes, arithmetic, written_folder(source) is not None)
 
     def rows(self, goal: Goal | None = None) -> Iterator[tuple[RowPlace, Row]]:
         """Yield all rows in order, including faults, each with its place.
@@ -117,6 +119,8 @@ def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] |
     a glob followed circular links.
     """
     resolved = resolve_file(source)
+    if (folder := written_folder(source)) is not None:
+        return tuple(map(str, text_shards(folder)))
     if isinstance(resolved, Path):
         files = _files_of(resolved, arithmetic)
     elif any(mark in resolved for mark in "*?[") and "://" not in resolved:
@@ -132,6 +136,12 @@ def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] |
         if suffix_of(name) not in _JSONL + TEXT + PARQUET:
             raise ValueError(f"{name}: unknown kind of file; known are {_KNOWN}")
     return tuple(files)
+
+
+def written_folder(source: str) -> Path | None:
+    """Return the folder of a corpus that `bld generate` wrote; None for any other source."""
+    resolved = resolve_file(source)
+    return resolved if isinstance(resolved, Path) and resolved.is_dir() and is_text_corpus(resolved) else None
 
 
 def _files_of(path: Path, arithmetic: int) -> list[str]:

@@ -88,16 +88,19 @@ def card(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping[str, An
 
 def front_matter(model: str, licence: str | None, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metadata that a hub reads."""
-    num = int(summary.get("records", 0))
-    size = next((name for limit, name in _SIZES if num < limit), "n>100M")
     return {
         **hub_licence(licence),
         "pretty_name": f"Next-byte distributions of {model}",
         "tags": ["knowledge-distillation", "byte-level-distillation", "logits"],
         "task_categories": ["text-generation"],
-        "size_categories": [size],
+        "size_categories": [size_category(int(summary.get("records", 0)))],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": dump_files.SHARD_FILES}]}],
     }
+
+
+def size_category(number: int) -> str:
+    """Return a hub's category for a data set of so many rows."""
+    return next((name for limit, name in _SIZES if number < limit), "n>100M")
 
 
 def hub_licence(licence: str | None) -> dict[str, str]:

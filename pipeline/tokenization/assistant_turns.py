@@ -61,6 +61,23 @@ class TurnTemplate:
                 done = index + 1
         yield Excerpt(conversation.until(turns[-1] + 1), turns[-1] + 1 - done)
 
+    def prompt(self, conversation: Conversation, reasons: bool) -> str:
+        """Render a conversation with the prompt for the assistant's next turn; control tokens' spellings are broken.
+
+        Args:
+            reasons: whether the turn is to have reasoning; templates are told.
+        Raises ChatError if the template writes no such prompt, or cannot write the conversation.
+        """
+        answer: Message = {"role": ASSISTANT, "content": mark(0), **({"reasoning": mark(1)} if reasons else {})}
+        if self.forms.reasoning is None:
+            answer = {"role": ASSISTANT, "content": mark(0)}
+        text = self._rendered(conversation, answer, prompt=True)
+        whole = self._rendered(replace(conversation, messages=(*conversation.messages, answer)), answer)
+        between = whole[len(text) : whole.find(mark(0))] if whole.startswith(text) else None
+        if between is None or any(self._control.find(between)):
+            raise ChatError("the chat template writes no prompt for the assistant's turn (add_generation_prompt)")
+        return text
+
     def write(self, excerpt: Excerpt) -> Written:
         """Render an excerpt. Raises ChatError unless the template writes each of its turns whole and unchanged."""
         conversation, first = self.seen(excerpt.conversation), len(excerpt.conversation.messages) - excerpt.num_messages

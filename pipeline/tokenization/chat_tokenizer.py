@@ -22,7 +22,7 @@ from pipeline.tokenization.assistant_turns import TurnTemplate
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_renderings import Written
 from pipeline.tokenization.chat_template import ASSISTANT, ChatError, ChatTemplate, Message, Part
-from pipeline.tokenization.control_tokens import ControlTokens
+from pipeline.tokenization.control_tokens import ControlTokens, mended
 from pipeline.tokenization.conversation import Conversation, Excerpt
 
 _PROBE = [{"role": "user", "content": "Is it there?"}, {"role": ASSISTANT, "content": "Yes, it is there."}]
@@ -153,6 +153,33 @@ class ChatTokenizer:
     def excerpts(self, conversation: Conversation) -> list[Excerpt]:
         """List the records that a conversation takes. Raises ChatError if the template does not write it whole."""
         return list(self.turn_template.excerpts(self.turn_template.seen(conversation)))
+
+    def encode_prompt(self, conversation: Conversation, reasons: bool = False) -> tuple[list[int], str]:
+        """Encode a conversation up to where the assistant's next turn begins; also return the text at its very end.
+
+        Args:
+            reasons: whether the turn is to have reasoning, if the template knows any.
+        Raises ChatError or SpellingError, each with its reason.
+        """
+        text = self.turn_template.prompt(self.turn_template.seen(conversation), reasons)
+        items: list[int | Part] = []
+        at = 0
+        for found in self._control.find(text):
+            items += [Part(mended(text[at : found.start]), None)] if found.start > at else []
+            items.append(found.token)
+            at = found.end
+        last = mended(text[at:])
+        items += [Part(last, None)] if last else []
+        stretches = [item for item in self._layout(Written(items, (), frozenset())).items if isinstance(item, _Stretch)]
+        encoded = self.tokenizer.encode_batch([s.text for s in stretches], [s.prefix for s in stretches])
+        encodings = iter(encoded)
+        tokens: list[int] = []
+        for item in items:
+            ids = [item] if isinstance(item, int) else next(encodings)
+            if isinstance(ids, ValueError):
+                raise ids
+            tokens += ids
+        return tokens, last
 
     def end_of_turn(self) -> int | None:
         """Return the control token that the template puts after what the assistant says; None if there is none."""

@@ -1,20 +1,27 @@
 """Retries: an engine that fails in a batch is restarted, and the batch is run again, so that nothing is lost."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pipeline.runtime import log
 from pipeline.runtime.metrics import count_failure
-from stage1_teacher.targets.teacher import Teacher
 
 Output = TypeVar("Output")
+
+
+class Restartable(Protocol):
+    """A model with an engine that can be opened anew."""
+
+    @property
+    def can_restart(self) -> bool: ...
+    def restart(self) -> None: ...
 
 
 class EngineError(OSError):
     """An engine that failed too often in a row; the cause is chained."""
 
 
-def retry_with_restart(teacher: Teacher, run: Callable[[], Output], max_failures: int) -> Output:
+def retry_with_restart(teacher: Restartable, run: Callable[[], Output], max_failures: int) -> Output:
     """Return what `run` returns, restarting the teacher's engine after each failure.
 
     A ValueError is not an engine failure: it reports wrong weights, settings or text, and would be raised again.

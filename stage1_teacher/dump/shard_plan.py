@@ -12,6 +12,7 @@ from pipeline.config import CorpusConfig, Recipe, TeacherConfig
 from pipeline.config.identity import added_values, identity_differences, identity_values
 from pipeline.corpus.digest import document_digest
 from pipeline.corpus.documents import Document, DocumentReader
+from pipeline.corpus.rows import written_folder
 from pipeline.runtime.format import count_of
 from pipeline.sources.file_hash import known_sha256
 from pipeline.sources.pypi import sha256_of
@@ -121,11 +122,14 @@ def make_identity(
 
 def _read(corpus: CorpusConfig) -> dict[str, Any]:
     """Return what is read of a corpus's rows; for contents alone, as when there was no other choice."""
+    # What was written is supervised, as its rows say, in place of what a recipe may select beside it.
+    written = {} if written_folder(corpus.source) is None else {"supervise": "what was written"}
     if not corpus.has_chats:
-        return {"field": corpus.field, **added_values(corpus)}
+        return {"field": corpus.field, **written, **added_values(corpus)}
     return {
         "field": "messages",
         **({} if corpus.turns == "contents" else corpus.model_dump(include={"turns", "reasoning"})),
+        **written,
         **added_values(corpus),
     }
 

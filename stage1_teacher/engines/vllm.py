@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -156,6 +156,42 @@ def generate_engine(
         return llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
 
     return generate
+
+
+def sampling_engine(
+    model: str, writer: TeacherConfig, placement: PlacementConfig
+) -> tuple[Callable[[Sequence[Sequence[int]], Sequence[int], Mapping[str, Any]], list[list[int]]], Callable[[], None]]:
+    """Open vLLM to write text (`stage1_teacher.generation`).
+
+    Args:
+        writer: with windows that hold a prompt and its completion.
+    Returns:
+        A function of (prompts, seeds, other arguments of vLLM's `SamplingParams`) that returns the tokens written after
+        each prompt; and one that closes the engine.
+    """
+    prepare_environment(placement.num_workers)
+    from vllm import LLM, SamplingParams
+
+    # Completions of one prompt share what was computed of it.
+    llm = LLM(**engine_options(model, writer, placement) | {"enable_prefix_caching": True})
+    end_waits_with(llm.llm_engine.engine_core)
+
+    def sample(prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Mapping[str, Any]) -> list[list[int]]:
+        params = [SamplingParams(**sampling, seed=seed, skip_special_tokens=False) for seed in seeds]
+        try:
+            outputs = llm.generate([{"prompt_token_ids": list(p)} for p in prompts], params, use_tqdm=False)
+        except Exception as error:
+            if (killed := describe_kill(llm.llm_engine.engine_core)) is not None:
+                raise RuntimeError(f"{killed}, perhaps because memory ran out") from error
+            raise
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def close() -> None:
+        shutdown = getattr(llm.llm_engine.engine_core, "shutdown", None)
+        if shutdown is not None:
+            shutdown()
+
+    return sample, close
 
 
 BRANCH_MARGIN = 64  # tokens beyond a window, as far as the model has positions for them

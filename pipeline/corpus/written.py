@@ -1,0 +1,66 @@
+"""Rows of a corpus that `bld generate` wrote: its texts or chats, and what of them a model wrote."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config import CorpusConfig
+from pipeline.corpus.chats import Chat, UnusableError, read_chat
+from pipeline.corpus.regions import NOTHING, supervised_segments
+from schemas.record import Segment
+from schemas.text_corpus import TextManifest, segments_of
+
+
+class WrittenRow(NamedTuple):
+    """What a row holds.
+
+    Attributes:
+        segments: the supervised parts of plain text.
+        turns: numbers of a chat's messages that are supervised.
+        has_end: see `pipeline.corpus.documents.Document`.
+    """
+
+    doc_id: str
+    text: str
+    chat: Chat | None
+    segments: tuple[Segment, ...] | None
+    turns: tuple[int, ...] | None
+    has_end: bool
+
+
+def require_kind(folder: Path, config: CorpusConfig) -> None:
+    """Raise ValueError if a written corpus holds chats and the recipe reads text, or the reverse."""
+    holds_chats = TextManifest.load(folder).has_chats
+    if holds_chats and not config.has_chats:
+        raise ValueError(f"{folder} holds chats: set corpus.field: messages")
+    if not holds_chats and (config.has_chats or config.field != "text"):
+        raise ValueError(f"{folder} holds plain text: set corpus.field: text, and no corpus.messages")
+
+
+def read_written(columns: Mapping[str, Any], config: CorpusConfig) -> WrittenRow:
+    """Read a row. Raises UnusableError, as for a row of another corpus."""
+    doc_id, has_end = str(columns["doc_id"]), bool(columns["is_finished"])
+    if not config.has_chats:
+        text, written = str(columns["text"]), segments_of(columns)
+        if config.supervise is not None:
+            selected = supervised_segments(text.encode(), columns, config.supervise)
+            written = tuple(_common(written, selected))
+            if not written:
+                raise UnusableError(NOTHING)
+        return WrittenRow(doc_id, text, None, written, None, True)
+    messages = [
+        {key: value for key, value in message.items() if value or key in ("role", "content")}
+        for message in columns["messages"]
+    ]
+    chat = read_chat({**columns, "messages": messages}, config)
+    return WrittenRow(doc_id, chat.assistant_text, chat, None, tuple(columns["supervised_messages"]), has_end)
+
+
+def _common(written: Sequence[Segment], selected: Sequence[Segment]) -> list[Segment]:
+    """Return the parts of what was written that are selected, too."""
+    return [
+        Segment(start, end - start, one.has_end and end == one.start + one.length)
+        for one in written
+        for other in selected
+        if (start := max(one.start, other.start)) < (end := min(one.start + one.length, other.start + other.length))
+    ]
