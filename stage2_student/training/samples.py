@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.json_text import json_text
 
+# A token may hold an answer's first letters and the template's space before them (Mistral): what is read before any
+# answer is what these have in common.
+_ANSWERS = ("-", "7", "and", "A")
 FILE = "samples.jsonl"  # in the run's folder: {"step", "prompt", "text"}
 
 
@@ -69,8 +73,10 @@ class Samples:
 def _prompt_tokens(prompt: str, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int) -> list[int]:
     if chat is None:
         return [start_id, *tokenizer.encode(prompt.encode())]
-    answered = chat.encode([{"role": "user", "content": prompt}, {"role": "assistant", "content": "-"}])
-    return answered.tokens[: answered.turns[0].first]
+    question = {"role": "user", "content": prompt}
+    encoded = [chat.encode([question, {"role": "assistant", "content": answer}]).tokens for answer in _ANSWERS]
+    together = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*encoded, strict=False))
+    return [tokens[0] for tokens in together]
 
 
 @contextlib.contextmanager

