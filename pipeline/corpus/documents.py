@@ -13,7 +13,7 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus.chats import UnusableError, column, read_chat
 from pipeline.corpus.key_set import KeySet
 from pipeline.corpus.keys import KeyFinder
-from pipeline.corpus.regions import supervised_segments
+from pipeline.corpus.regions import ChatParts, TextParts, supervised_segments
 from pipeline.corpus.row import FIRST, Goal, Row, RowPlace
 from pipeline.corpus.rows import TOO_LONG, RowSource, written_folder
 from pipeline.corpus.written import read_written, require_kind
@@ -46,17 +46,22 @@ class Document:
     has_end: bool = True
 
     @property
-    def texts(self) -> Iterator[bytes | tuple[Message, ...] | Excerpt]:
-        """Yield what a model with any template is evaluated on: the text, or the chat.
+    def texts(self) -> Iterator[bytes | TextParts | tuple[Message, ...] | ChatParts | Excerpt]:
+        """Yield what a model with any template is evaluated on: the text or the chat, or the supervised parts of it.
 
         A chat with reasoning or calls is yielded turn by turn.
         """
+        if self.segments is not None:
+            yield TextParts(self.text, tuple((s.start, s.start + s.length) for s in self.segments))
+            return
         if self.conversation is None:
-            yield self.messages or self.text
+            assert self.turns is None or self.messages is not None
+            yield (self.messages or self.text) if self.turns is None else ChatParts(self.messages or (), self.turns)
             return
         done = 0
         for index in self.conversation.turns:
-            yield Excerpt(self.conversation.until(index + 1), index + 1 - done)
+            if self.turns is None or index in self.turns:
+                yield Excerpt(self.conversation.until(index + 1), index + 1 - done)
             done = index + 1
 
 

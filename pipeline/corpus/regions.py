@@ -3,13 +3,37 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.config import SuperviseConfig
 from pipeline.corpus.chats import UnusableError, column
+from pipeline.tokenization.chat_template import Message
 from schemas.record import Segment
+
+
+class TextParts(NamedTuple):
+    """A text of which some parts are supervised.
+
+    Attributes:
+        spans: their bytes, each `start .. end`; ascending.
+    """
+
+    text: bytes
+    spans: tuple[tuple[int, int], ...]
+
+
+class ChatParts(NamedTuple):
+    """A chat of which some turns are supervised.
+
+    Attributes:
+        turns: numbers of their messages.
+    """
+
+    messages: tuple[Message, ...]
+    turns: tuple[int, ...]
+
 
 _GROUP = "supervised"
 NOTHING = "corpus.supervise selects nothing of it"

@@ -4,22 +4,26 @@ A token that holds bytes of both the assistant and the chat template is not the 
 supervise the same bytes of a chat; they can be compared on the text between token ends that all of them share.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.corpus.regions import ChatParts, TextParts
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_template import ChatError, Message
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer, EncodedChat
 from pipeline.tokenization.conversation import Excerpt
 
-Text = bytes | Sequence[Message] | Excerpt  # a document, a chat, or a turn of a chat with the messages before it
+# A document, or parts of one; a chat, or some of its turns, or one turn with the messages before it.
+Text = bytes | TextParts | Sequence[Message] | ChatParts | Excerpt
 Span = tuple[int, int]  # bytes `start .. end` of a document, or of a chat's joined message contents
 
 UNSPELLABLE = "the tokenizer cannot spell it"
+NO_TURN = "no token holds only what is supervised of the chat"
 
 
 class TextTokens(NamedTuple):
@@ -80,11 +84,15 @@ def spell(
 
     A chat is rendered by `chat`, which writes its own start token.
     """
-    texts = iter(tokenizer.encode_batch([document for document in documents if isinstance(document, bytes)]))
+    plain = [one.text if isinstance(one, TextParts) else one for one in documents if isinstance(one, bytes | TextParts)]
+    texts = iter(tokenizer.encode_batch(plain))
     for document in documents:
-        if not isinstance(document, bytes):
+        if not isinstance(document, bytes | TextParts):
             assert chat is not None
-            [encoded] = chat.encode_batch([document])
+            [encoded] = chat.encode_batch([document.messages if isinstance(document, ChatParts) else document])
+            if isinstance(document, ChatParts) and isinstance(encoded, EncodedChat):
+                turns = tuple(turn for turn in encoded.turns if turn.message in document.turns)
+                encoded = replace(encoded, turns=turns) if turns else ChatError(NO_TURN)
             spelled = _spelled_chat(encoded, tokenizer)
             if isinstance(document, Excerpt) and isinstance(spelled, Spelled) and isinstance(encoded, EncodedChat):
                 spelled = spelled._replace(contents=b"".join(encoded.contents))
@@ -94,7 +102,17 @@ def spell(
         if isinstance(ids, ValueError):
             yield UNSPELLABLE
         else:
-            yield Spelled([start_id, *ids], (TextTokens(1, token_edges(ids, tokenizer)),))
+            edges = token_edges(ids, tokenizer)
+            spans = ((0, edges[-1]),) if isinstance(document, bytes) else document.spans
+            yield Spelled([start_id, *ids], tuple(_inside(edges, spans)))
+
+
+def _inside(edges: list[int], spans: Sequence[Span]) -> Iterator[TextTokens]:
+    """Yield the tokens that lie inside each span; `edges` are those of all tokens after the start token."""
+    for start, end in spans:
+        first, last = bisect_left(edges, start), bisect_right(edges, end) - 1
+        if first < last:
+            yield TextTokens(1 + first, edges[first : last + 1])
 
 
 def _spelled_chat(encoded: EncodedChat | ValueError, tokenizer: ByteTokenizer) -> Spelled | str:

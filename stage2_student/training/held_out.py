@@ -16,6 +16,7 @@ import torch
 
 from pipeline.config import Recipe, corpora_of
 from pipeline.corpus.documents import Corpus
+from pipeline.corpus.regions import ChatParts, TextParts
 from pipeline.runtime import log
 from pipeline.runtime.format import count_of
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
@@ -107,10 +108,18 @@ def _to_json(text: Text) -> Any:
     """Encode a text as JSON to send it to other ranks."""
     if isinstance(text, Excerpt):
         return {"conversation": text.conversation.to_json(), "num_messages": text.num_messages}
+    if isinstance(text, ChatParts):
+        return {"messages": text.messages, "turns": text.turns}
+    if isinstance(text, TextParts):
+        return {"text": text.text.decode(), "spans": text.spans}
     return text.decode() if isinstance(text, bytes) else list(text)
 
 
 def _from_json(value: Any) -> Text:
+    if isinstance(value, dict) and "turns" in value:
+        return ChatParts(tuple(value["messages"]), tuple(value["turns"]))
+    if isinstance(value, dict) and "text" in value:
+        return TextParts(value["text"].encode(), tuple((start, end) for start, end in value["spans"]))
     if isinstance(value, dict):
         return Excerpt(Conversation.from_json(value["conversation"]), value["num_messages"])
     return value.encode() if isinstance(value, str) else tuple(value)

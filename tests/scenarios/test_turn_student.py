@@ -12,6 +12,7 @@ import pytest
 from pipeline.config import CorpusConfig
 from pipeline.config.evaluated import EvaluatedModel
 from pipeline.config.loading import load_recipe
+from pipeline.corpus.regions import ChatParts, TextParts
 from pipeline.runtime.model_source import ModelSource
 from pipeline.tokenization.conversation import Excerpt
 from schemas.manifest import Manifest
@@ -151,5 +152,6 @@ def test_the_teacher_itself_is_no_distance_from_its_dump_and_all_models_are_scor
 
 
 def test_ranks_tell_each_other_a_turn_as_it_is() -> None:
-    for text in (b"and \xc3\xa9", ({"role": "user", "content": "the?"},), Excerpt(CALLED, 2)):
+    parts = (TextParts(b"and \xc3\xa9", ((0, 1), (2, 5))), ChatParts(({"role": "user", "content": "the?"},), (1, 3)))
+    for text in (b"and \xc3\xa9", ({"role": "user", "content": "the?"},), Excerpt(CALLED, 2), *parts):
         assert _from_json(json.loads(json.dumps(_to_json(text)))) == text

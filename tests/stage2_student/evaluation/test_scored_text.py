@@ -1,12 +1,16 @@
 """The bytes that models of several tokenizers and templates are scored on."""
 
+import numpy as np
 import pytest
 
+from pipeline.corpus.documents import Document
+from pipeline.corpus.regions import TextParts
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.evaluation import bits_per_byte
 from stage2_student.evaluation.scored_text import Reader, scored_text
 from stage2_student.evaluation.spelled_text import Spelled, TextTokens, common_spans
 from tests.support.chats import CHAT_FAMILIES, chat, load_chat
-from tests.support.tiny import MERGES
+from tests.support.tiny import MERGES, tiny_tokenizer
 
 
 def test_of_chats_the_same_bytes_are_scored_where_templates_take_some_of_an_answer() -> None:
@@ -59,3 +63,40 @@ def test_a_long_chat_is_scored_whole_in_windows_that_begin_like_chats(name: str)
     assert len(begins) > 1 and set(begins[1:]) <= set(spelled.restarts)
     windows = list(bits_per_byte.cut_document(spelled, spelled.spans, 128))
     assert sum(window.num_bytes for window in windows) == sum(end - start for start, end in spelled.spans)
+
+
+def test_of_a_text_the_tokens_inside_its_parts_are_scored_by_any_tokenizer() -> None:
+    rng = np.random.default_rng(0)
+    readers = [
+        Reader(str(number), ByteTokenizer.from_wrapped(tiny_tokenizer(merges), "tiny"), None, 0)
+        for number, merges in enumerate((None, ["t h", "i n", "in g", "a n"], []))
+    ]
+    documents = []
+    for _ in range(40):
+        text = " ".join(rng.choice(["the", "thing", "and", "é"], size=12)).encode()
+        cuts = sorted(rng.choice(len(text) + 1, size=4, replace=False).tolist())
+        documents.append(TextParts(text, ((cuts[0], cuts[1]), (cuts[2], cuts[3]))))
+    text_scored = scored_text(documents, readers)
+    for reader in readers:
+        for number, (document, spelled) in enumerate(zip(documents, reader.spell(documents), strict=True)):
+            assert isinstance(spelled, Spelled)
+            inside, at = set(), 0
+            for token in spelled.tokens[1:]:
+                end = at + len(reader.tokenizer.token_bytes[token] or b"")
+                inside |= set(range(at, end)) if any(a <= at and end <= b for a, b in document.spans) else set()
+                at = end
+            assert {byte for start, end in spelled.spans for byte in range(start, end)} == inside
+            sizes = spelled.token_bytes(text_scored.spans(number, spelled))
+            scored = {byte for start, end in text_scored.spans(number, spelled) for byte in range(start, end)}
+            assert scored <= inside
+            assert int(sizes[sizes > 0].sum()) == len(scored)
+
+
+def test_of_a_chat_of_which_the_last_turn_is_supervised_that_is_scored() -> None:
+    loaded = load_chat("qwen")
+    said = chat("the thing?", "and yes", "in?", "a thing")
+    document = Document("0", b"", tuple(said), turns=(3,))
+    [spelled] = Reader("qwen", loaded.tokenizer, loaded, 0).spell(list(document.texts))
+    assert isinstance(spelled, Spelled)
+    whole = "".join(message["content"] for message in said)
+    assert [whole[start:end] for start, end in spelled.spans] == ["a thing"]
