@@ -9,7 +9,7 @@ import yaml
 from pipeline.config.loading import read_values
 from pipeline.dumps import hub
 from pipeline.dumps.card import hub_licence, inline, public_name, rows_table, table
-from pipeline.dumps.licence import binds, card_licence, describe
+from pipeline.dumps.licence import binds, describe, find_licence
 from pipeline.evaluation.results import format_figure, result_files
 from pipeline.evaluation.task_table import table_rows
 from pipeline.reports.runs import Dump, Run, read_dumps, read_run
@@ -39,7 +39,8 @@ def write_student_card(run: Path, model: Path) -> Path:
     """
     identity = public_identity(read_json(run / dump_files.RUN_IDENTITY))
     step = int(read_json(model / dump_files.DISTILLED, "step")["step"])
-    text = student_card(read_run(run), model, identity, step)
+    found = read_run(run)
+    text = student_card(found, model, identity, base_licence(found))
     for name, content in (
         (hub.TRAINING, json_text({"step": step, **identity}, indent=1) + "\n"),
         (dump_files.CARD, text),
@@ -67,30 +68,31 @@ def _public_dump(dump: Mapping[str, Any]) -> dict[str, Any]:
     return {**dump, "teacher": {**teacher, "model": public_name(str(teacher.get("model", "unknown")))}}
 
 
-def student_card(run: Run, model: Path, identity: Mapping[str, Any], step: int) -> str:
+def student_card(run: Run, model: Path, identity: Mapping[str, Any], licence: str | None) -> str:
     """Return the text of the card.
 
     Args:
         model: the exported model.
         identity: the run's, in publishable form.
-        step: of the checkpoint.
+        licence: the base model's; None if it is not known.
     """
+    step = int(read_json(model / dump_files.DISTILLED, "step")["step"])
     dumps = read_dumps([run])
     licences = [_teacher_licence(dump) for dump in dumps]
     student, train = dict(identity["student"]), dict(identity["train"])
     base = str(student["model"])
     history = identity.get("trained_on") or []
     parts = [
-        f"---\n{yaml.safe_dump(front_matter(run, base, licences), sort_keys=False, allow_unicode=True)}---\n",
+        f"---\n{yaml.safe_dump(front_matter(base, licence, licences), sort_keys=False, allow_unicode=True)}---\n",
         f"# {inline(base)}, distilled through bytes\n",
         "A causal language model trained from a teacher's next-byte distributions, which need no common tokenizer "
         "(Byte-Level Distillation, arXiv 2604.07466). What it was trained with is no longer part of it: these are "
         "ordinary weights with an ordinary tokenizer.\n",
         _USE,
         "## Base model\n",
-        table(_base_facts(run, base)),
+        table(_base_facts(run, base, licence)),
         "## Teachers and their licences\n",
-        *[_teacher(dump, licence) for dump, licence in zip(dumps, licences, strict=True)],
+        *[_teacher(dump, of_teacher) for dump, of_teacher in zip(dumps, licences, strict=True)],
         "These are pointers, not legal advice; the base model's licence applies as well.\n",
         "## Training\n",
         table({"steps": step, **flatten({"student": student, "train": train, "deepspeed": identity["deepspeed"]})}),
@@ -101,17 +103,17 @@ def student_card(run: Run, model: Path, identity: Mapping[str, Any], step: int) 
     return "\n".join(parts)
 
 
-def front_matter(run: Run, base: str, licences: Sequence[str | None]) -> dict[str, Any]:
+def front_matter(base: str, licence: str | None, of_teachers: Sequence[str | None]) -> dict[str, Any]:
     """Return the metadata that a hub reads.
 
     The licence is the base model's, unless a teacher's binds its students or is not known.
     """
-    licence: dict[str, str] = hub_licence(_base_licence(run))
-    if any(binds(of_teacher) for of_teacher in licences):
-        licence = {"license": "other", "license_name": "see-teachers-and-their-licences"}
+    stated = hub_licence(licence)
+    if any(binds(of_teacher) for of_teacher in of_teachers):
+        stated = {"license": "other", "license_name": "see-teachers-and-their-licences"}
     is_on_hub = base.count("/") == 1 and ":" not in base
     return {
-        **licence,
+        **stated,
         **({"base_model": base, "base_model_relation": "finetune"} if is_on_hub else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -119,23 +121,24 @@ def front_matter(run: Run, base: str, licences: Sequence[str | None]) -> dict[st
     }
 
 
-def _base_facts(run: Run, base: str) -> dict[str, Any]:
+def _base_facts(run: Run, base: str, licence: str | None) -> dict[str, Any]:
     student = dict(run.recipe.get("student") or {})
     tokenizer = student.get("tokenizer")
     rows = {f"rows: {name.replace('_', ' ')}": value for name, value in run.start.items() if isinstance(value, int)}
     return {
         "model": base,
         "revision": student.get("revision") or "not pinned",
-        "licence": _base_licence(run) or "not known",
+        "licence": licence or "not known",
         "tokenizer": public_name(str(tokenizer)) if tokenizer else "the model's own",
         **rows,
     }
 
 
-def _base_licence(run: Run) -> str | None:
-    """Return the licence on the base model's own card, if its folder is here."""
-    card = Path(str(dict(run.recipe.get("student") or {}).get("model", ""))) / dump_files.CARD
-    return card_licence(card) if card.exists() else None
+def base_licence(run: Run) -> str | None:
+    """Return the licence that the base model states, on its own card or in its file; None if it states none."""
+    student = dict(run.recipe.get("student") or {})
+    source = str(student.get("model", ""))
+    return find_licence(source, source, student.get("revision"))
 
 
 def _teacher_licence(dump: Dump) -> str | None:
