@@ -176,7 +176,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 # The meaning of a key's absence in an identity: of a key added later, or removed by a release.
 _MEANING_IF_ABSENT: dict[str, Any] = {"arithmetic": 1}
-_DUMP_PREFIX = re.compile(r"^(dump|other_dumps\.\d+)\.")  # of the dumps' identities within a run's
+_DUMP_PREFIX = re.compile(r"^(corpora\.[\w-]+\.)?(dump|other_dumps\.\d+)\.")  # of the dumps' identities within a run's
 
 
 def arithmetic_of(identity: Mapping[str, Any]) -> int:

@@ -112,6 +112,12 @@ class EvalConfig(CorpusConfig):
     """Held-out text and tasks."""
 
     out_of_domain: CorpusConfig | None = Field(None, description="A second corpus, of a different kind.")
+    corpora: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], CorpusConfig] = Field(
+        {},
+        description="More held-out text by a name of your choice, for example of each corpus of student.dumps. "
+        "train.eval_every measures each of them, too; the best checkpoint has the lowest mean over these and the eval "
+        "text itself.",
+    )
     max_tokens: int | None = Field(
         None,
         ge=8,
@@ -126,6 +132,14 @@ class EvalConfig(CorpusConfig):
         description="Published figures to show beside ours in the table of tasks, in percent, as in "
         "{BLD: {piqa: 75.68}}.",
     )
+
+    @field_validator("corpora")
+    @classmethod
+    def _names_are_free(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
+        taken = sorted({"held_out", "out_of_domain", "dump"} & corpora.keys())
+        if taken:
+            raise ValueError(f"{', '.join(taken)}: figures of another text have this name; give another")
+        return corpora
 
     @property
     def corpus(self) -> CorpusConfig:

@@ -59,11 +59,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _alm_has_one_teacher(self) -> "Recipe":
-        if self.train.objectives.alm and self.student is not None and len(self.student.dumps) > 1:
-            paths = ", ".join(ref.path for ref in self.student.dumps)
+        mixed = [] if self.student is None else [r for r in self.student.dumps_by_corpus.values() if len(r) > 1]
+        if self.train.objectives.alm and mixed:
+            paths = ", ".join(ref.path for ref in mixed[0])
             raise ValueError(
                 f"train.objectives.alm ({self.train.objectives.alm:g}) matches one teacher's own tokens, which a mix "
-                f"of student.dumps ({paths}) does not have; set alm to 0, or name one dump"
+                f"of student.dumps ({paths}) does not have; set alm to 0, or name one dump of each corpus"
             )
         return self
 
@@ -116,4 +117,4 @@ def corpora_of(recipe: Recipe) -> dict[str, CorpusConfig]:
         raise ValueError("the recipe has no eval section: add one (eval: {source: ...}) or give --corpus SOURCE")
     out_of_domain = recipe.eval.out_of_domain
     other = {} if out_of_domain is None else {"out_of_domain": out_of_domain}
-    return {"held_out": recipe.eval.corpus} | other
+    return {"held_out": recipe.eval.corpus} | recipe.eval.corpora | other

@@ -18,7 +18,18 @@ class DumpRef(Section):
     """A dump to learn from."""
 
     path: DumpPath = Field(description="Folder of the dump, or its address: s3://, gs:// or hf://.")
-    weight: float = Field(1.0, gt=0, description="Its share of a mixed target, relative to the other dumps' weights.")
+    weight: float = Field(
+        1.0,
+        gt=0,
+        description="Its share of what is learned, relative to the other dumps' weights. Among dumps of one corpus: "
+        "of the mixed target. Among corpora: of the supervised bytes of every step; the dumps of a corpus add up.",
+    )
+    corpus: str | None = Field(
+        None,
+        pattern=r"^[\w-]+$",
+        description="Name of your choice for the corpus it is a dump of, if student.dumps has several corpora (a "
+        "union). Dumps of one corpus are mixed. Each corpus starts a new epoch when all of it has been read.",
+    )
 
 
 class StudentConfig(Section):
@@ -99,7 +110,9 @@ class StudentConfig(Section):
         "the student's own mass, since the current token began, lies on tokens that end off its canonical path.",
     )
     dumps: tuple[DumpRef, ...] = Field(
-        (), description="Dumps of one corpus to learn from, their targets mixed; default: dump.path alone."
+        (),
+        description="Dumps to learn from: of one corpus, their targets mixed, or of several, each named by `corpus`; "
+        "default: dump.path alone.",
     )
     mix: Literal["arithmetic", "geometric"] = Field(
         "arithmetic", description="Mean of several dumps' probabilities, or of their logarithms (renormalised)."
@@ -110,6 +123,13 @@ class StudentConfig(Section):
     def source(self) -> ModelSource:
         """Return the model with the options to load it; `model` is not resolved yet."""
         return ModelSource(self.model, self.revision, self.trust_remote_code)
+
+    @property
+    def dumps_by_corpus(self) -> dict[str | None, tuple[DumpRef, ...]]:
+        """Return `dumps` by the name of their corpus, in alphabetical order; the name is None if there is only one."""
+        names = sorted({ref.corpus for ref in self.dumps}, key=str)
+        by_name = {name: tuple(ref for ref in self.dumps if ref.corpus == name) for name in names}
+        return {None: self.dumps} if len(by_name) == 1 else {**by_name}
 
     @model_validator(mode="after")
     def _rows_alone_have_no_adapters(self) -> "StudentConfig":
@@ -140,4 +160,10 @@ class StudentConfig(Section):
         twice = sorted({path for path in paths if paths.count(path) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} named more than once; name it once, with the sum of the weights")
+        unnamed = [ref.path for ref in dumps if ref.corpus is None]
+        if 0 < len(unnamed) < len(dumps):
+            raise ValueError(
+                f"no `corpus` is named for {', '.join(unnamed)}, but for other dumps there is one; name the corpus of "
+                "each dump, or of none if all are of one corpus"
+            )
         return dumps

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.config import (
     CorpusConfig,
+    DumpRef,
     Recipe,
     StudentConfig,
     TasksConfig,
@@ -22,6 +23,8 @@ from schemas.manifest import Manifest
 
 Line = tuple[str, str]  # a recipe key or section, and what is planned for it
 
+_BYTES_PER_TOKEN = 4  # of a student, before its tokens are counted
+
 
 def sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield each source that the recipe names, with its key."""
@@ -30,6 +33,7 @@ def sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
         corpora.append(("eval", recipe.eval))
         if recipe.eval.out_of_domain is not None:
             corpora.append(("eval.out_of_domain", recipe.eval.out_of_domain))
+        corpora += [(f"eval.corpora.{name}", corpus) for name, corpus in recipe.eval.corpora.items()]
     for key, corpus in corpora:
         yield f"{key}.source", corpus.source
         for index, excluded in enumerate(corpus.exclude):
@@ -167,17 +171,17 @@ def _student_lines(recipe: Recipe, cuts_records: bool) -> list[Line]:
     student, train = recipe.student, recipe.train
     assert student is not None
     weights = ", ".join(f"{name} {weight:g}" for name, weight in train.objectives.weights.items())
-    dumps = student.dumps
-    paths = [f"{describe_dump(ref.path)} (weight {ref.weight:g})" for ref in dumps] or [recipe.dump.path]
-    if len(paths) > 1:
-        paths[-1] += f", {student.mix} mean"
+    by_corpus = student.dumps_by_corpus
+    sources = [_sources_line(refs, student.mix) for refs in by_corpus.values()] or [recipe.dump.path]
+    source = sources[0] if len(sources) == 1 else f"{len(sources)} corpora"
     everything = "all weights" if student.trained == "all" else "embedding and head alone"
     tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else everything
     if student.drop_layers:
         tuned += f", layers {', '.join(map(str, student.drop_layers))} removed"
     tokens = train.steps * train.batch_tokens
     lines = [
-        ("student", f"{student.interface} interface, {tuned}, from {', '.join(paths)}"),
+        ("student", f"{student.interface} interface, {tuned}, from {source}"),
+        *_corpora_lines(recipe, sources),
         ("student.path", describe_run(Path(student.path))),
         (
             "train",
@@ -197,6 +201,40 @@ def _student_lines(recipe: Recipe, cuts_records: bool) -> list[Line]:
     else:
         lines += [(f"eval.tasks.{name}", describe_tasks(group)) for name, group in recipe.eval.tasks.items()]
     return lines
+
+
+def _sources_line(refs: Sequence[DumpRef], mix: str) -> str:
+    """Return the state of the dumps of a corpus, and how they are mixed."""
+    paths = [f"{describe_dump(ref.path)} (weight {ref.weight:g})" for ref in refs]
+    return ", ".join(paths) + (f", {mix} mean" if len(paths) > 1 else "")
+
+
+def _corpora_lines(recipe: Recipe, sources: Sequence[str]) -> Iterator[Line]:
+    """Yield a line about each corpus of a union: its share and its dumps; with local dumps, how often it is read."""
+    student, train = recipe.student, recipe.train
+    assert student is not None
+    by_corpus = student.dumps_by_corpus
+    total = sum(ref.weight for ref in student.dumps)
+    if len(by_corpus) < 2:
+        return
+    for (name, refs), source in zip(by_corpus.items(), sources, strict=True):
+        share = sum(ref.weight for ref in refs) / total
+        size = _dump_bytes(refs[0].path)
+        times = ""
+        if size:
+            read = share * train.steps * train.batch_tokens * _BYTES_PER_TOKEN
+            times = (
+                f"; {count_of(size, 'byte', ',')} of text, read some {read / size:,.1f} times if a token has "
+                f"{_BYTES_PER_TOKEN} bytes (`bld student` counts them at its start)"
+            )
+        yield f"student.dumps, {name}", f"{share:.1%} of the supervised bytes of every step, from {source}{times}"
+
+
+def _dump_bytes(dump: str) -> int:
+    """Return the bytes of text that a dump's plan holds; 0 if it is not known on this machine."""
+    if "://" in dump or not (Path(dump) / dump_files.MANIFEST).exists():
+        return 0
+    return sum(shard.num_bytes for shard in Manifest.load(Path(dump)).shards)
 
 
 def describe_tasks(group: TasksConfig) -> str:

@@ -50,6 +50,7 @@ def page(runs: Sequence[Run], names: Sequence[str]) -> str:
     sections = [
         ("Runs", tables.overview(runs, names)),
         ("Start", tables.start_table(runs, names)),
+        ("Corpora", tables.corpora_table(runs, names)),
         ("Evaluation", tables.final_table(runs, names)),
         ("Tasks, in percent", tables.task_tables(runs, names)),
         ("Curves", _curves(runs, names)),
@@ -91,7 +92,13 @@ def plots_of(runs: Sequence[Run]) -> list[Plot]:
     """Return the quantities these runs may have curves of; the operator's own objectives follow the built-in ones."""
     own = dict.fromkeys(name for run in runs for name in run.own_objectives)
     after = 1 + max(i for i, plot in enumerate(PLOTS) if plot.key in Objectives.model_fields)
-    return [*PLOTS[:after], *(Plot(name, name, "nats per byte") for name in own), *PLOTS[after:]]
+    of_corpora = [
+        plot._replace(key=f"{plot.key}/{name}", title=f"{plot.title}, {name}")
+        for plot in PLOTS
+        for name in dict.fromkeys(name for run in runs for name in run.logged_by(plot.key))
+        if plot.key in ("loss", "bits_per_byte", "eval_bits_per_byte")
+    ]
+    return [*PLOTS[:after], *(Plot(name, name, "nats per byte") for name in own), *PLOTS[after:], *of_corpora]
 
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:

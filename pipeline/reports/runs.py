@@ -59,6 +59,11 @@ class Run:
         weights = dict(dict(self.recipe.get("train") or {}).get("objectives") or {})
         return [Path(name).stem for name, weight in weights.items() if is_own(name) and weight]
 
+    def logged_by(self, figure: str) -> list[str]:
+        """Return the names of corpora, of a union or of held-out text, of which a figure is logged: `loss/NAME`."""
+        keys = dict.fromkeys(key for line in self.metrics for key in line)
+        return sorted(key.removeprefix(f"{figure}/") for key in keys if key.startswith(f"{figure}/"))
+
     @property
     def best_held_out(self) -> dict[str, Any] | None:
         """Return the logged step with the lowest held-out bits per byte; None if training had no evaluation."""

@@ -83,6 +83,29 @@ def overview(runs: Sequence[Run], names: Sequence[str]) -> str:
     return table(["run", *used], list(zip(run_cells(names), *used.values(), strict=True)), num_text)
 
 
+def corpora_table(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """Return the last figures of each corpus that a run learns from, and its share; empty if no run has several."""
+    rows = []
+    for run, name in zip(runs, run_cells(names), strict=True):
+        refs = [dict(ref) for ref in dict(run.recipe.get("student") or {}).get("dumps") or ()]
+        total = sum(float(ref.get("weight", 1.0)) for ref in refs)
+        for corpus in run.logged_by("bytes_share"):
+            share = sum(float(ref.get("weight", 1.0)) for ref in refs if ref.get("corpus") == corpus) / (total or 1.0)
+            figures = [_last(run, f"{key}/{corpus}", format_figure) for key in _OF_CORPORA]
+            rows.append([name, html_text(corpus), f"{share:.1%}", *figures])
+    head = ["run", "corpus", "share of bytes", *(text for text in _OF_CORPORA.values())]
+    return table(head, rows, num_text=2) if rows else ""
+
+
+_OF_CORPORA = {
+    "epoch": "epochs completed",
+    "loss": "loss, nats/byte",
+    "kl": "divergence, nats/byte",
+    "bits_per_byte": "bits/byte",
+    "eval_bits_per_byte": "held out, bits/byte",
+}
+
+
 def start_table(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Return how each moved student's rows were made; empty if no student was moved."""
     kinds = [kind for kind in ROW_KINDS if any(run.start.get(kind) for run in runs)]

@@ -1,15 +1,22 @@
 """The documents of each global batch: the same for any world size, and known without reading a document.
 
-The state is one value, `Position`, handed out with each batch; a checkpoint stores it and needs nothing else.
+A union of several corpora is read corpus by corpus, each in its own order and its own epochs. The next document comes
+from the corpus that lags most behind its share of the supervised bytes, over the whole run: two corpora never differ by
+more than one document of each from what their shares demand. Bytes, because the loss is divided by supervised bytes: a
+share of them is a share of the loss, whatever tokens student and teachers have.
+
+The state is one value, `Position` (of a union `UnionPosition`), handed out with each batch; a checkpoint stores it and
+needs nothing else.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
+from stage2_student.data import order as data_order
 from stage2_student.data.encode import TOO_LONG
 from stage2_student.data.order import START, VERSION, Order, Position, RecordRef
 from stage2_student.data.token_counts import Lengths
@@ -22,18 +29,47 @@ class Planned(NamedTuple):
     num_tokens: int  # including the start token: what the student's forward pass sees
 
 
+class UnionPosition(NamedTuple):
+    """The next piece of each corpus of a union, and the supervised bytes that each has given so far."""
+
+    of_corpora: tuple[Position, ...]
+    num_bytes: tuple[int, ...]
+
+    @property
+    def epoch(self) -> int:
+        """Return the number of epochs that every corpus has completed."""
+        return min(position.epoch for position in self.of_corpora)
+
+    @classmethod
+    def start(cls, num_corpora: int) -> "UnionPosition":
+        """Return the position before the first batch."""
+        return cls((START,) * num_corpora, (0,) * num_corpora)
+
+
 @dataclass(frozen=True)
 class BatchPlan:
-    """The documents of one optimizer step over all ranks, and counts of what was left out while gathering them."""
+    """The documents of one optimizer step over all ranks, and counts of what was left out while gathering them.
+
+    Attributes:
+        windows: of each corpus, epoch and number of the window that contains `after`; all earlier ones are planned.
+    """
 
     documents: tuple[Planned, ...]
-    after: Position
-    window: tuple[int, int]  # epoch and number of the window that contains `after`; all earlier windows are planned
+    after: Position | UnionPosition
+    windows: tuple[tuple[int, int], ...]
     left_out: Counter[str]
 
     @property
     def num_tokens(self) -> int:
         return sum(document.num_tokens for document in self.documents)
+
+
+class Share(NamedTuple):
+    """A corpus of a union: its counts, and its share of the supervised bytes relative to the others' shares."""
+
+    lengths: Lengths
+    weight: float
+    name: str | None = None  # None: there is no other
 
 
 def plan_batches(
@@ -44,35 +80,107 @@ def plan_batches(
     start: Position = START,
     version: int = VERSION,
 ) -> Iterator[BatchPlan]:
-    """Yield documents in order, in batches of at least `batch_tokens` student tokens, without end.
+    """Yield documents of one corpus in order, in batches of at least `batch_tokens` student tokens, without end.
 
     Args:
         version: version of the order, see `Order`.
     Raises:
         ValueError: no record is usable; the message gives the reasons.
     """
-    order = Order(seed, lengths.counts_S, lengths.continues_U, version)
-    _check_usable(lengths, max_tokens)
-    first_S = np.cumsum(lengths.counts_S) - lengths.counts_S
+    position = UnionPosition((start,), (0,))
+    for plan in plan_union([Share(lengths, 1.0)], seed, batch_tokens, max_tokens, position, version):
+        assert isinstance(plan.after, UnionPosition)
+        yield replace(plan, after=plan.after.of_corpora[0])
+
+
+def plan_union(
+    corpora: Sequence[Share],
+    seed: int,
+    batch_tokens: int,
+    max_tokens: int,
+    start: UnionPosition | None = None,
+    version: int = VERSION,
+) -> Iterator[BatchPlan]:
+    """Yield documents of several corpora by their shares, in batches as `plan_batches` does.
+
+    Raises:
+        ValueError: no record of a corpus is usable, or none has a supervised byte; the message gives the reasons.
+    """
+    start = UnionPosition.start(len(corpora)) if start is None else start
+    orders = [
+        Order(seed, corpus.lengths.counts_S, corpus.lengths.continues_U, version, window_pieces)
+        for corpus, window_pieces in zip(corpora, _window_pieces(corpora, max_tokens), strict=True)
+    ]
+    for corpus in corpora:
+        _check_usable(corpus, max_tokens, len(corpora))
+    taken = [
+        _pieces(corpus.lengths, order, position, max_tokens)
+        for corpus, order, position in zip(corpora, orders, start.of_corpora, strict=True)
+    ]
+    weights = [corpus.weight for corpus in corpora]
+    positions, num_bytes = list(start.of_corpora), list(start.num_bytes)
+    windows = [(position.epoch, 0) for position in positions]
     documents: list[Planned] = []
     left_out: Counter[str] = Counter()
     num_tokens = 0
+    while True:
+        number = min(range(len(corpora)), key=lambda i: num_bytes[i] / weights[i])
+        piece = next(taken[number])
+        documents.append(Planned(piece.ref._replace(corpus=number), piece.num_tokens))
+        positions[number], windows[number] = piece.after, piece.window
+        num_bytes[number] += piece.num_bytes
+        num_tokens += piece.num_tokens
+        left_out.update(piece.left_out)
+        if num_tokens >= batch_tokens:
+            after = UnionPosition(tuple(positions), tuple(num_bytes))
+            yield BatchPlan(tuple(documents), after, tuple(windows), left_out)
+            documents, left_out, num_tokens = [], Counter(), 0
+
+
+class _Piece(NamedTuple):
+    """A usable piece, the position and window after it, and the reasons of pieces left out since the one before it."""
+
+    ref: RecordRef
+    num_tokens: int
+    num_bytes: int
+    after: Position
+    window: tuple[int, int]
+    left_out: list[str]
+
+
+def _pieces(lengths: Lengths, order: Order, start: Position, max_tokens: int) -> Iterator[_Piece]:
+    """Yield the usable pieces of a corpus, epoch after epoch."""
+    first_S = np.cumsum(lengths.counts_S) - lengths.counts_S
+    left_out: list[str] = []
     for window in order.windows(start):
         epoch, number, before, lane_W, at_W, shard_W, unit_W = window
-        tokens_W = lengths.tokens_U[first_S[shard_W] + unit_W].tolist()
+        index_W = first_S[shard_W] + unit_W
+        tokens_W, bytes_W = lengths.tokens_U[index_W].tolist(), lengths.bytes_U[index_W].tolist()
         row_W, piece_W = lengths.rows(shard_W, unit_W)
         refs = np.stack([lane_W, at_W, shard_W, row_W, piece_W], axis=1).tolist()
         for index in range(max(start.record - before, 0) if epoch == start.epoch else 0, len(tokens_W)):
-            tokens = tokens_W[index]
-            if not 0 < tokens <= max_tokens:
-                left_out[lengths.reasons.get(int(first_S[shard_W[index]] + unit_W[index]), TOO_LONG)] += 1
+            if not 0 < tokens_W[index] <= max_tokens:
+                left_out.append(lengths.reasons.get(int(index_W[index]), TOO_LONG))
                 continue
-            documents.append(Planned(RecordRef(epoch, number, *refs[index]), tokens))
-            num_tokens += tokens
-            if num_tokens >= batch_tokens:
-                next_window = (epoch, number + (index + 1 == len(tokens_W)))
-                yield BatchPlan(tuple(documents), Position(epoch, before + index + 1), next_window, left_out)
-                documents, left_out, num_tokens = [], Counter(), 0
+            ref = RecordRef(epoch, number, *refs[index])
+            after, window_after = Position(epoch, before + index + 1), (epoch, number + (index + 1 == len(tokens_W)))
+            yield _Piece(ref, tokens_W[index], bytes_W[index], after, window_after, left_out)
+            left_out = []
+
+
+def _window_pieces(corpora: Sequence[Share], max_tokens: int) -> list[int | None]:
+    """Return the size of each corpus's windows: together as large as the window of a single corpus.
+
+    They pass at about the same rate, so that a small share neither holds back records of the others nor has many of
+    its own waiting in memory.
+    """
+    if len(corpora) == 1:
+        return [None]
+    rates = []
+    for lengths, weight, _ in corpora:
+        num_bytes = int(lengths.bytes_U[lengths.usable(max_tokens)].sum())
+        rates.append(weight * len(lengths.bytes_U) / max(num_bytes, 1))
+    return [max(1, round(data_order.WINDOW_PIECES * rate / sum(rates))) for rate in rates]
 
 
 def repeated(tokens: int, batch_tokens: int) -> str | None:
@@ -86,11 +194,17 @@ def repeated(tokens: int, batch_tokens: int) -> str | None:
     )
 
 
-def _check_usable(lengths: Lengths, max_tokens: int) -> None:
-    if lengths.usable(max_tokens).any():
+def _check_usable(corpus: Share, max_tokens: int, num_corpora: int) -> None:
+    lengths, _, name = corpus
+    usable_U = lengths.usable(max_tokens)
+    if usable_U.any() and (num_corpora == 1 or lengths.bytes_U[usable_U].any()):
         return
     left_out = Counter(lengths.reasons.values())
     left_out[TOO_LONG] += int((lengths.tokens_U > max_tokens).sum())
-    raise ValueError(
-        f"no record of the dump can be used: {dict(+left_out)}; change the student's tokenizer or train.max_tokens"
-    )
+    if usable_U.any():
+        raise ValueError(
+            f"no byte of the corpus {name} is supervised, so it cannot have a share of each step: remove it from "
+            "student.dumps"
+        )
+    whose = "no record of the dump can be used" if name is None else f"no record of the corpus {name} can be used"
+    raise ValueError(f"{whose}: {dict(+left_out)}; change the student's tokenizer or train.max_tokens")

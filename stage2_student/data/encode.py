@@ -80,11 +80,13 @@ class Pieces(NamedTuple):
         renderings: how often a chat is written, each time with other turns supervised; the pieces come rendering by
             rendering.
         left_out: turns of a chat that are not used.
+        num_bytes: supervised bytes in each of its pieces.
     """
 
     tokens: tuple[int, ...]
     renderings: int = 1
     left_out: tuple[TurnsLeftOut, ...] = ()
+    num_bytes: tuple[int, ...] = ()
 
 
 def count_pieces(
@@ -111,18 +113,24 @@ def count_pieces(
             yield fault
             continue
         tokens: list[int] = []
+        num_bytes: list[int] = []
         for kept, read in _renderings(record, written):
             part = record if kept is None else with_segments(record, kept)
             if max_tokens is None or _num_tokens(read) <= max_tokens:
                 tokens.append(_num_tokens(read))
+                num_bytes.append(_supervised_bytes(part, read, tokenizer))
             else:
-                tokens += [piece.num_tokens for piece in _pieces(part, _spelled(part, read, tokenizer), max_tokens)]
+                spelled = _spelled(part, read, tokenizer)
+                pieces = list(_pieces(part, spelled, max_tokens))
+                bytes_L = _bytes_of_tokens(part, spelled)
+                tokens += [piece.num_tokens for piece in pieces]
+                num_bytes += [int(bytes_L[piece.done : piece.last].sum()) for piece in pieces]
         if not tokens:
             yield NOTHING
         elif isinstance(written, StoredChat):
-            yield Pieces(tuple(tokens), len(written.renderings), _left_out(record, written))
+            yield Pieces(tuple(tokens), len(written.renderings), _left_out(record, written), tuple(num_bytes))
         else:
-            yield Pieces(tuple(tokens))
+            yield Pieces(tuple(tokens), num_bytes=tuple(num_bytes))
 
 
 def encode_pieces(
@@ -164,6 +172,20 @@ def encode_records(
     encoded = encode_pieces(records, tokenizer, chat, None, by_turn=False)
     whole = (pieces if isinstance(pieces, str) else pieces[0] for pieces in encoded)
     return [one if isinstance(one, str) or one.num_tokens <= max_tokens else TOO_LONG for one in whole]
+
+
+def _supervised_bytes(record: RecordText | Record, read: list[int] | EncodedChat, tokenizer: Tokenizer) -> int:
+    """Count the bytes of a whole record's tokens that are supervised."""
+    if [(s.start, s.length) for s in record.segments] == [(0, len(record.document))]:
+        return len(record.document)  # and the tokens are known to spell it
+    return int(_bytes_of_tokens(record, _spelled(record, read, tokenizer)).sum())
+
+
+def _bytes_of_tokens(record: RecordText | Record, spelled: Spelled) -> np.ndarray:
+    """Return L, int64: the bytes of each token; 0 for one that is not supervised."""
+    is_supervised = supervised_tokens(spelled.starts, spelled.ends, record.segments)
+    bytes_L: np.ndarray = np.where(is_supervised, spelled.ends - spelled.starts, 0)
+    return bytes_L
 
 
 def _pieces(record: RecordText | Record, spelled: Spelled, max_tokens: int) -> Iterator[Piece]:

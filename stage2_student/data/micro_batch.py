@@ -57,6 +57,7 @@ class MicroBatch:
     entry_symbols_PE: Tensor
     entry_logprobs_PE: Tensor
     num_bytes: int
+    corpus: int = 0  # index of the corpus, of a union, that all of its documents are from
     # For packed rows: positions restart at 0 with each document, and padding has 0. None: the model's default.
     positions_BL: Tensor | None = None
     measures_P: dict[str, Tensor] = field(default_factory=dict)  # float32, by column (`schemas.columns.MEASURES`)

@@ -57,6 +57,7 @@ class RecordRef(NamedTuple):
     shard: int
     row: int
     piece: int = 0  # index within the record
+    corpus: int = 0  # index of the corpus in a union
 
 
 class ShuffleWindow(NamedTuple):
@@ -90,6 +91,7 @@ class Order:
     Attributes:
         counts_S: int64, pieces of each shard.
         continues_U: bool, whether a piece is of the same document as the piece before it; None: none is.
+        window_pieces: pieces of a window; None: WINDOW_PIECES.
     Raises:
         ValueError: there are no pieces at all.
     """
@@ -98,6 +100,7 @@ class Order:
     counts_S: np.ndarray
     continues_U: np.ndarray | None = None
     version: int = VERSION
+    window_pieces: int | None = None
 
     def __post_init__(self) -> None:
         assert self.version in READ
@@ -107,7 +110,7 @@ class Order:
     def windows(self, start: Position = START) -> Iterator[ShuffleWindow]:
         """Yield windows without end, starting with the one that contains `start`."""
         epoch, skip = start
-        num_windows = -(-int(self.counts_S.sum()) // WINDOW_PIECES)
+        num_windows = -(-int(self.counts_S.sum()) // (self.window_pieces or WINDOW_PIECES))
         while True:
             lanes = self._lanes(epoch)
             lengths_K = np.array([lane.length for lane in lanes], dtype=np.int64)

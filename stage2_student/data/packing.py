@@ -7,6 +7,7 @@ all of its layers do.
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,13 +16,18 @@ from pipeline.runtime.padding import padded_groups
 
 Rows = list[list[int]]  # the documents of each row of a micro-batch, by index
 Packing = Literal["auto", "on", "off"]
+Grouped = Callable[[Sequence[int], int], list[Rows]]  # micro-batches of documents, given a limit on their tokens
 
 PAYS_ABOVE = 0.1  # packing must save more than this share of a step's tokens
 CLOSE = 1 / 16  # relative precision of the bisected limit on a micro-batch
 
 
 def plan_micro_batches(
-    lengths: Sequence[int], micro_batch_tokens: int, world: int, packing: Packing = "off"
+    lengths: Sequence[int],
+    micro_batch_tokens: int,
+    world: int,
+    packing: Packing = "off",
+    corpora: Sequence[int] | None = None,
 ) -> list[list[Rows]]:
     """Plan the micro-batches of each rank: `plan[rank][micro_batch]`.
 
@@ -32,19 +38,22 @@ def plan_micro_batches(
     Args:
         packing: of documents into rows as long as the micro-batch's longest; `auto`: if that saves more than
             `PAYS_ABOVE`.
+        corpora: of each document; a micro-batch has documents of one corpus, so that the loss of each is known. None:
+            there is only one.
     """
-    plan = _even(_side_by_side, lengths, micro_batch_tokens, world)
+    side_by_side, packed_rows = (
+        grouped if corpora is None else partial(_by_corpus, grouped, corpora) for grouped in (_side_by_side, _packed)
+    )
+    plan = _even(side_by_side, lengths, micro_batch_tokens, world)
     if packing != "off":
-        packed = _even(_packed, lengths, micro_batch_tokens, world)
+        packed = _even(packed_rows, lengths, micro_batch_tokens, world)
         if packing == "on" or padded_tokens(lengths, packed) < (1 - PAYS_ABOVE) * padded_tokens(lengths, plan):
             plan = packed
     plan += [[] for _ in range(-len(plan) % world)]
     return [plan[rank::world] for rank in range(world)]
 
 
-def _even(
-    grouped: Callable[[Sequence[int], int], list[Rows]], lengths: Sequence[int], max_tokens: int, world: int
-) -> list[Rows]:
+def _even(grouped: Grouped, lengths: Sequence[int], max_tokens: int, world: int) -> list[Rows]:
     """Bisect the token limit and return the cheapest plan seen with the minimum number of micro-batches per rank.
 
     Args:
@@ -64,6 +73,16 @@ def _even(
         if tokens_passed(lengths, tried, world) < tokens_passed(lengths, best, world):
             best = tried
     return best
+
+
+def _by_corpus(grouped: Grouped, corpora: Sequence[int], lengths: Sequence[int], limit: int) -> list[Rows]:
+    """Group the documents of each corpus, and return all micro-batches, the largest first."""
+    found: list[Rows] = []
+    for corpus in sorted(set(corpora)):
+        own = [index for index, of in enumerate(corpora) if of == corpus]
+        for rows in grouped([lengths[index] for index in own], limit):
+            found.append([[own[index] for index in row] for row in rows])
+    return sorted(found, key=lambda rows: -_padded(lengths, rows))
 
 
 def padded_tokens(lengths: Sequence[int], micro_batches: Sequence[Rows]) -> int:

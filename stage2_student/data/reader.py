@@ -33,11 +33,11 @@ class DumpReader:
 
     def __init__(self, dump: Location, seed: int, others: Sequence[Location] = (), mix: Mix | None = None) -> None:
         assert bool(others) == (mix is not None)
-        dumps = [OpenDump(path) for path in (dump, *others)]
+        self.dumps = [OpenDump(path) for path in (dump, *others)]
         self.seed, self.mix = seed, mix
-        self.manifest, self.other_manifests = dumps[0].manifest, [other.manifest for other in dumps[1:]]
-        self.shards = dumps[0].shards
-        self.join = Join(dumps) if others else None
+        self.manifest, self.other_manifests = self.dumps[0].manifest, [other.manifest for other in self.dumps[1:]]
+        self.shards = self.dumps[0].shards
+        self.join = Join(self.dumps) if others else None
 
     @classmethod
     def of(cls, refs: Sequence[DumpRef], how: Literal["arithmetic", "geometric"], seed: int) -> "DumpReader":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -41,9 +41,11 @@ _SCHEMA = pa.schema(
             "turns_left_out",
             pa.list_(pa.struct({"reason": pa.string(), "turns": pa.int32(), "num_bytes": pa.int64()})),
         ),
+        pa.field("piece_bytes", pa.list_(pa.int32())),  # supervised; empty if the record is unusable
     ]
 )
-_MAY_LACK = {"renderings": 1, "turns_left_out": []}  # not counted by earlier releases, which used chats whole
+# Not counted by earlier releases, which used chats whole, and had no unions.
+_MAY_LACK: dict[str, Any] = {"renderings": 1, "turns_left_out": [], "piece_bytes": []}
 
 
 class RecordSource(Protocol):
@@ -64,6 +66,7 @@ class Counted(NamedTuple):
         continues: the record is a window of the same document as the record before it.
         renderings: how often a chat is written, each time with other turns supervised.
         turns_left_out: unusable turns of a usable chat.
+        piece_bytes: supervised bytes of each of its pieces.
     """
 
     tokens: tuple[int, ...]
@@ -72,6 +75,7 @@ class Counted(NamedTuple):
     continues: bool = False
     renderings: int = 1
     turns_left_out: tuple[TurnsLeftOut, ...] = ()
+    piece_bytes: tuple[int, ...] = ()
 
     @property
     def is_cut(self) -> bool:
@@ -103,6 +107,8 @@ class Lengths:
     num_rendered: int = 0  # chats with several renderings
     num_renderings: int = 0  # the number of those renderings
     turns_left_out: Mapping[str, TurnsLeftOut] = field(default_factory=dict)  # of usable records, by reason
+    # int64, supervised bytes; 0 where an earlier release has counted, which had no unions
+    bytes_U: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def num_records(self) -> int:
@@ -111,6 +117,10 @@ class Lengths:
     def usable(self, max_tokens: int) -> np.ndarray:
         """Return U, bool: True for pieces that can be trained on."""
         return (self.tokens_U > 0) & (self.tokens_U <= max_tokens)
+
+    def num_usable_tokens(self, max_tokens: int) -> int:
+        """Return the tokens of all pieces that can be trained on."""
+        return int(self.tokens_U[self.usable(max_tokens)].sum())
 
     def unusable(self) -> dict[str, Unusable]:
         """Return the unusable records by reason, the most frequent reason first."""
@@ -151,6 +161,7 @@ class Lengths:
         """Collect the counts of all shards, in order."""
         counts: list[int] = []
         tokens, continues, pieces = ([np.empty(0, dtype=kind)] for kind in (np.int32, bool, np.int32))
+        piece_bytes: list[int] = []
         reasons: dict[int, str] = {}
         left_out: Counter[str] = Counter()
         turns: dict[str, TurnsLeftOut] = {}
@@ -165,6 +176,7 @@ class Lengths:
                     reasons[at] = record.reason
                     left_out[record.reason] += record.num_bytes
             tokens.append(np.array([n for record in shard for n in record.tokens or (0,)], dtype=np.int32))
+            piece_bytes += [n for record in shard for n in record.piece_bytes or (0,) * max(len(record.tokens), 1)]
             flags = np.ones(int(sizes.sum()), dtype=bool)
             flags[first - before] = [record.continues for record in shard]
             continues.append(flags)
@@ -194,6 +206,7 @@ class Lengths:
             num_rendered=len(rendered),
             num_renderings=sum(rendered),
             turns_left_out=turns,
+            bytes_U=np.array(piece_bytes, dtype=np.int64),
         )
 
 
@@ -231,7 +244,10 @@ def count_records(
             if isinstance(counted, str):
                 yield Counted((), counted, num_bytes, continues)
             else:
-                yield Counted(counted.tokens, None, num_bytes, continues, counted.renderings, counted.left_out)
+                yield Counted(
+                    *(counted.tokens, None, num_bytes, continues, counted.renderings, counted.left_out),
+                    piece_bytes=counted.num_bytes,
+                )
             before = record.doc_id
 
 
@@ -247,9 +263,14 @@ def keep_counts(folder: Path, key: str, shards: Iterable[int], count: Callable[[
         path = _path(folder, shard)
         if path.exists() and _is_sound(path, key):
             continue
-        rows = [(*one[:-1], [turns._asdict() for turns in one.turns_left_out]) for one in count(shard)]
-        table = pa.Table.from_pylist([dict(zip(_SCHEMA.names, row, strict=True)) for row in rows], _SCHEMA)
+        rows = [_as_row(counted) for counted in count(shard)]
+        table = pa.Table.from_pylist(rows, _SCHEMA)
         commit_shard(table.replace_schema_metadata({_KEY: key.encode()}), path, zstd_level=3)
+
+
+def _as_row(counted: Counted) -> dict[str, Any]:
+    row = dict(zip(_SCHEMA.names, counted, strict=True))
+    return row | {"turns_left_out": [turns._asdict() for turns in counted.turns_left_out]}
 
 
 def are_counted(folder: Path, num_shards: int, key: str) -> bool:
@@ -286,6 +307,7 @@ def _read(path: Path) -> list[Counted]:
             row["continues"],
             row["renderings"],
             tuple(TurnsLeftOut(**turns) for turns in row["turns_left_out"]),
+            tuple(row["piece_bytes"]),
         )
         for row in rows
     ]

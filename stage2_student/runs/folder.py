@@ -3,7 +3,8 @@
 identity.json             everything that decides the result; a resume with another is refused, except for the schedule
                           of steps to come
 recipe.yaml, deepspeed.json; how the start was made in start/transfer.json
-lengths/                  the student's tokens per record, by shard (see `stage2_student.data.token_counts`)
+lengths/                  the student's tokens per record, by shard (see `stage2_student.data.token_counts`); of a union
+                          in a folder for each corpus
 start/                    the student before its first step, a Hugging Face folder (`bld start` makes it alone)
 checkpoints/step-000020   DeepSpeed's files; always complete, because a checkpoint gets its name last
 checkpoints/latest        name of the newest checkpoint, for DeepSpeed's own tools

@@ -40,6 +40,11 @@ def dump_refs(recipe: Recipe) -> tuple[DumpRef, ...]:
     return student_config(recipe).dumps or (DumpRef(path=recipe.dump.path, weight=1.0),)
 
 
+def dumps_by_corpus(recipe: Recipe) -> dict[str | None, tuple[DumpRef, ...]]:
+    """Return the dumps to learn from by the name of their corpus; the name is None if there is one corpus."""
+    return student_config(recipe).dumps_by_corpus or {None: dump_refs(recipe)}
+
+
 class RunVersions(NamedTuple):
     """Versions of behaviour that a run keeps from its beginning.
 
@@ -67,10 +72,33 @@ def run_identity(
 
     The ZeRO stage is included because its checkpoints can be loaded under the same stage only.
     """
+    dumps = _corpus_identity(recipe, dump_refs(recipe), [manifest, *other_manifests])
+    return _with_recipe(dumps, recipe, tokenizer_sha256, ids, versions)
+
+
+def union_identity(
+    recipe: Recipe,
+    manifests: Mapping[str | None, Sequence[Manifest]],
+    tokenizer_sha256: str,
+    ids: SpecialIds,
+    versions: RunVersions = NEWEST,
+) -> dict[str, Any]:
+    """Return what `run_identity` does for a run on several corpora, from the manifests of their dumps."""
+    refs = dumps_by_corpus(recipe)
+    total = sum(ref.weight for own in refs.values() for ref in own)
+    corpora = {
+        str(name): {"share": sum(ref.weight for ref in own) / total, **_corpus_identity(recipe, own, manifests[name])}
+        for name, own in refs.items()
+    }
+    return _with_recipe({"corpora": corpora}, recipe, tokenizer_sha256, ids, versions)
+
+
+def _with_recipe(
+    dumps: Mapping[str, Any], recipe: Recipe, tokenizer_sha256: str, ids: SpecialIds, versions: RunVersions
+) -> dict[str, Any]:
     student, train = student_config(recipe), recipe.train
     identity = {
-        "dump": _dump_identity(manifest),
-        **(_mix_identity(recipe, other_manifests) if other_manifests else {}),
+        **dumps,
         "student": {
             **identity_values(student, _NOT_OF_STUDENT),
             "tokenizer_sha256": tokenizer_sha256,
@@ -98,20 +126,29 @@ def _own_code(*names: str) -> dict[str, Any]:
     return {"own_code": files} if files else {}
 
 
-def _mix_identity(recipe: Recipe, other_manifests: Sequence[Manifest]) -> dict[str, Any]:
-    """Return the identity of further dumps, in order, and how their targets are mixed with the first one's."""
-    weights = Mix.of([ref.weight for ref in dump_refs(recipe)], "arithmetic").weights
+def _corpus_identity(recipe: Recipe, refs: Sequence[DumpRef], manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """Return the identities of the dumps of a corpus, in order, and how several are mixed."""
+    first, *others = manifests
+    if not others:
+        return {"dump": _dump_identity(first)}
+    weights = Mix.of([ref.weight for ref in refs], "arithmetic").weights
     return {
-        "other_dumps": {str(index): _dump_identity(other) for index, other in enumerate(other_manifests, 1)},
+        "dump": _dump_identity(first),
+        "other_dumps": {str(index): _dump_identity(other) for index, other in enumerate(others, 1)},
         "mix": {"how": student_config(recipe).mix, "weights": {str(i): weight for i, weight in enumerate(weights)}},
     }
 
 
-def counts_key(identity: Mapping[str, Any]) -> str:
-    """Hash everything that decides the pieces of a run's records and their token counts."""
+def counts_key(identity: Mapping[str, Any], corpus: str | None = None) -> str:
+    """Hash everything that decides the pieces of a run's records and their token counts.
+
+    Args:
+        corpus: the name of one of several corpora; None if there is only one.
+    """
+    dumps = identity if corpus is None else identity["corpora"][corpus]
     student = {name: identity["student"].get(name) for name in ("tokenizer_sha256", "template_sha256")}
     is_cut = identity["data_order"] > order.WHOLE_RECORDS
     version = _PIECES_VERSION if identity["data_order"] > order.WHOLE_CHATS else _WHOLE_CHATS_PIECES
     pieces = {"pieces": version, "max_tokens": identity["train"]["max_tokens"] if is_cut else None}
-    decisive = {"dump": identity["dump"], "other_dumps": identity.get("other_dumps"), **student, **pieces}
+    decisive = {"dump": dumps["dump"], "other_dumps": dumps.get("other_dumps"), **student, **pieces}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

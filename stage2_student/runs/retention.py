@@ -5,6 +5,7 @@ function of the existing checkpoints, however often the run was interrupted.
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,21 +18,29 @@ _FILE = "evaluation.json"
 
 
 class Evaluation(NamedTuple):
-    """A student's bits per byte on held-out text; figures for different texts are not compared."""
+    """A student's bits per byte on held-out text; figures for different texts are not compared.
+
+    Attributes:
+        bits_per_byte: of several texts, the mean.
+        by_text: of each of several texts, by name; None if there is one.
+    """
 
     bits_per_byte: float
     text_sha256: str
+    by_text: Mapping[str, float] | None = None
 
 
 def record(run: Path, partial: str, evaluation: Evaluation) -> None:
     """Write the evaluation into a checkpoint that is not complete yet."""
-    write_json(run / "checkpoints" / partial / _FILE, evaluation._asdict())
+    values = {name: value for name, value in evaluation._asdict().items() if value is not None}
+    write_json(run / "checkpoints" / partial / _FILE, values)
 
 
 def evaluation_of(run: Path, step: int) -> Evaluation | None:
     """Read what `record` wrote into a complete checkpoint; None if it was not evaluated."""
     path = run / "checkpoints" / checkpoint_name(step) / _FILE
-    return Evaluation(**read_json(path, *Evaluation._fields, remedy=REMEDY)) if path.exists() else None
+    needed = ("bits_per_byte", "text_sha256")
+    return Evaluation(**read_json(path, *needed, remedy=REMEDY)) if path.exists() else None
 
 
 def best_step(run: Path) -> int | None:

@@ -98,6 +98,8 @@ class RunLog:
         if self._lines % _LINES_PER_HEAD == 0 and not log.as_json():
             log.info(self.head(values))
         log.info(self.line(step, values, elapsed), step=step, **values)
+        if (by_name := figures_by_name(values)) and not log.as_json():
+            log.info(by_name)
         self._lines += 1
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
@@ -149,6 +151,16 @@ def where_to_look(run: Path) -> str:
         lines.append(f"best:    step {best}, {held_out}: bld export {quoted} --best --out {out}")
     lines += [f"measure: bld eval {shlex.quote(str(run / dump_files.RECIPE))}", f"curves:  bld report {quoted}"]
     return "\n".join(lines)
+
+
+def figures_by_name(values: Mapping[str, float]) -> str:
+    """Format the loss by corpus, and held-out bits per byte by text; empty if there is one of each."""
+    parts = []
+    for key, said in (("loss", "loss"), ("eval_bits_per_byte", "held out")):
+        named = {name.partition("/")[2]: value for name, value in values.items() if name.startswith(f"{key}/")}
+        if named:
+            parts.append(f"{said} by corpus: " + ", ".join(f"{name} {value:.4f}" for name, value in named.items()))
+    return "; ".join(parts)
 
 
 def _seconds_taken(metrics: Path) -> float:

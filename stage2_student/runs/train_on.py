@@ -14,7 +14,7 @@ from stage2_student.runs.schedule import begun
 
 TRAINED_ON = "trained_on"
 CHANGED = "changed"
-_DATA = ("dump.", "other_dumps.", "mix.")
+_DATA = ("dump.", "other_dumps.", "mix.", "corpora.")
 # By the name in `train.change`: what the fields of an identity begin with that it lets change.
 _FIELDS: Mapping[str, tuple[str, ...]] = {
     "dump": _DATA,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.config import Recipe, corpora_of
+from pipeline.config import CorpusConfig, Recipe, TrainConfig, corpora_of
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.regions import ChatParts, TextParts
 from pipeline.runtime import log
@@ -32,8 +32,8 @@ from stage2_student.evaluation.spelled_text import Spelled, Text
 from stage2_student.runs.retention import Evaluation
 
 
-class HeldOut(NamedTuple):
-    """A rank's share of the text, and the totals of all ranks.
+class HeldOutText(NamedTuple):
+    """A rank's share of a text, and the totals of all ranks.
 
     Attributes:
         num_bytes: of all documents.
@@ -44,38 +44,70 @@ class HeldOut(NamedTuple):
     num_bytes: int
     sha256: str
 
+
+class HeldOut(NamedTuple):
+    """All held-out text, by name."""
+
+    texts: dict[str, HeldOutText]
+
     def measure(self, engine: Any, device: torch.device) -> Evaluation:
         """Evaluate the current student; every rank calls it and gets the same result.
 
         Raises FloatingPointError if the result is not finite.
         """
-        nats = torch.zeros(1, dtype=torch.float64, device=device)
+        nats = torch.zeros(len(self.texts), dtype=torch.float64, device=device)
         engine.eval()
         with torch.no_grad():
-            for micro in self.micro_batches:
-                nats += engine(micro.to(device), tokens_alone=True)[0]
+            for index, text in enumerate(self.texts.values()):
+                for micro in text.micro_batches:
+                    nats[index] += engine(micro.to(device), tokens_alone=True)[0]
         engine.train()
-        bits_per_byte = ds.sum_over_ranks(nats).item() / (self.num_bytes * math.log(2))
-        if not math.isfinite(bits_per_byte):
+        of_texts = zip(self.texts.items(), ds.sum_over_ranks(nats).tolist(), strict=True)
+        bits = {name: own / (text.num_bytes * math.log(2)) for (name, text), own in of_texts}
+        if wrong := {name: value for name, value in bits.items() if not math.isfinite(value)}:
+            name, value = next(iter(wrong.items()))
             raise FloatingPointError(
-                f"evaluation: {bits_per_byte} bits per byte; the student is broken, although its loss was finite. The "
-                "newest checkpoint was written before: lower train.lr"
+                f"evaluation: {value} bits per byte of {name}; the student is broken, although its loss was finite. "
+                "The newest checkpoint was written before: lower train.lr"
             )
-        return Evaluation(bits_per_byte, self.sha256)
+        mean = sum(bits.values()) / len(bits)
+        return Evaluation(mean, self._sha256, bits if len(bits) > 1 else None)
+
+    @property
+    def _sha256(self) -> str:
+        digests = [text.sha256 for text in self.texts.values()]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def held_out(
     recipe: Recipe, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int, channel: Channel
 ) -> HeldOut | None:
-    """Read the first `train.eval_documents` of the validation or eval text, on rank 0; None if `train.eval_every` is 0.
+    """Read the first `train.eval_documents` of the validation text, or else of each of the recipe's eval texts.
 
-    Raises ValueError for chats if the student has no chat template, and if no document can be scored.
+    None if `train.eval_every` is 0.
+
+    The text that is out of domain is left to `bld eval`.
+
+    Raises ValueError for chats if the student has no chat template, and if no document of a text can be scored.
     """
-    train, rank, world = recipe.train, channel.rank, channel.world
-    if not train.eval_every:
+    if not recipe.train.eval_every:
         return None
-    config = train.validation or corpora_of(recipe)["held_out"]
-    if config.has_chats and chat is None:
+    if recipe.train.validation is not None:
+        corpora = {"held_out": recipe.train.validation}
+    else:
+        corpora = {name: corpus for name, corpus in corpora_of(recipe).items() if name != "out_of_domain"}
+    reader = Reader("student", tokenizer, chat, start_id)
+    return HeldOut(
+        {name: _held_out_text(name, corpus, recipe.train, reader, channel) for name, corpus in corpora.items()}
+    )
+
+
+def _held_out_text(
+    name: str, config: CorpusConfig, train: TrainConfig, reader: Reader, channel: Channel
+) -> HeldOutText:
+    """Read a text on rank 0, and share it out."""
+    rank, world = channel.rank, channel.world
+    if config.has_chats and reader.chat is None:
         raise ValueError(
             "train.eval_every: the text to evaluate on holds chats, but the dump holds none, so the student has no "
             "chat template; give plain text, or set train.eval_every=0"
@@ -83,11 +115,11 @@ def held_out(
     read = islice(Corpus(config).documents(), train.eval_documents) if rank == 0 else ()
     texts_of_rank_0 = channel.gather([_to_json(text) for document in read for text in document.texts])[0]
     documents = [_from_json(text) for text in texts_of_rank_0]
-    reader = Reader("student", tokenizer, chat, start_id)
     try:
         text = scored_text(documents, [reader])
     except ValueError as error:
-        raise ValueError(f"train.eval_every: of the first {count_of(len(documents), 'document')}: {error}") from None
+        of = count_of(len(documents), "document")
+        raise ValueError(f"train.eval_every: of the first {of} of {name}: {error}") from None
     windows = [
         window
         for number, spelled in enumerate(reader.spell(documents))
@@ -97,11 +129,12 @@ def held_out(
     if rank == 0:
         cut = f" in {len(windows)} windows" if len(windows) > text.num_documents else ""
         more = "".join(f"; left out: {count}, {reason}" for reason, count in text.left_out.items())
-        log.info(f"held out: {count_of(text.num_documents, 'document')}{cut}, {text.num_bytes} bytes{more}")
-    micro_batches = _rank_micro_batches(windows, train.micro_batch_tokens, start_id, world)[rank]
+        said = name.replace("_", " ")
+        log.info(f"{said}: {count_of(text.num_documents, 'document')}{cut}, {text.num_bytes} bytes{more}")
+    micro_batches = _rank_micro_batches(windows, train.micro_batch_tokens, reader.start_id, world)[rank]
     # Earlier releases left out documents longer than a window; their figures have the digest of the documents alone.
     how = f"windows of {train.piece_tokens} tokens" if len(windows) > text.num_documents else ""
-    return HeldOut(micro_batches, text.num_bytes, _sha256(documents, how))
+    return HeldOutText(micro_batches, text.num_bytes, _sha256(documents, how))
 
 
 def _to_json(text: Text) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.config import Recipe, student_config
 from pipeline.runtime.log import info
+from stage2_student.data.batch_plan import UnionPosition
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.data.prefetch import prefetched
 from stage2_student.data.token_counts import Lengths
@@ -31,7 +32,7 @@ from stage2_student.training.weight_average import WeightAverage
 
 
 def run_steps(
-    engine: Any, state: State, builder: BatchBuilder, lengths: Lengths, watched: Watched, ranks: Ranks
+    engine: Any, state: State, builder: BatchBuilder, lengths: Sequence[Lengths], watched: Watched, ranks: Ranks
 ) -> tuple[State, dict[str, float]]:
     """Take the remaining steps. Returns the last state and the last step's figures.
 
@@ -48,21 +49,27 @@ def run_steps(
             started = time.monotonic()
             batch, micro_batches = next(steps)
             waited = time.monotonic() - started
-            num_bytes = _supervised_bytes(micro_batches, ranks)
+            bytes_of_corpora = _supervised_bytes(micro_batches, len(lengths), ranks)
+            num_bytes = sum(bytes_of_corpora)
             plan = StepPlan(
                 step=state.step + 1,
                 lr=learning_rate(state.step, config),
                 seed=(config.seed * 1_000_003 + state.step) * 4096 + ranks.rank,
                 num_bytes=num_bytes,
                 interface_alone=state.step < config.interface_warmup_steps,
+                num_corpora=len(lengths),
             )
             done = take_step(engine, micro_batches, plan, state.loss_scale, ranks)
             state = state.after_batch(batch, num_bytes, done.scale)
-            sums = dict(zip(engine.module.sums_names, ds.sum_over_ranks(done.sums).tolist(), strict=True))
-            figures = _loss_figures(sums, num_bytes, recipe)
+            figures = _all_loss_figures(
+                engine.module.sums_names, ds.sum_over_ranks(done.sums), bytes_of_corpora, builder
+            )
             figures |= _machine_figures(batch.num_tokens, time.monotonic() - started, waited, ranks.device)
             figures |= {"lr": plan.lr, "grad_norm": done.grad_norm, "epoch": state.position.epoch}
             figures["supervised_bytes"] = state.num_bytes
+            if isinstance(state.position, UnionPosition):
+                for member, position in zip(builder.sources.members, state.position.of_corpora, strict=True):
+                    figures[f"epoch/{member.name}"] = position.epoch
             if done.scale is not None:
                 figures["loss_scale"] = done.scale.factor
             if watched.average is not None:
@@ -73,6 +80,8 @@ def run_steps(
             if watched.held is not None and (saving or state.step % config.eval_every == 0):
                 evaluation = watched.evaluation(engine, ranks.device)
                 figures["eval_bits_per_byte"] = evaluation.bits_per_byte
+                for name, bits in (evaluation.by_text or {}).items():
+                    figures[f"eval_bits_per_byte/{name}"] = bits
                 state = state.after_evaluation(evaluation)
                 last |= is_exhausted(state.progress, config.patience)
             if log is not None and (state.step % config.log_every == 0 or last or evaluation is not None):
@@ -88,15 +97,40 @@ def run_steps(
     return state, figures
 
 
-def _supervised_bytes(micro_batches: Sequence[MicroBatch], ranks: Ranks) -> int:
-    """Count the step's supervised bytes over all ranks. Raises ValueError, naming the documents, if there are none."""
-    of_rank = torch.tensor(sum(micro.num_bytes for micro in micro_batches), device=ranks.device)
-    num_bytes = int(ds.sum_over_ranks(of_rank))
-    if num_bytes == 0:
+def _supervised_bytes(micro_batches: Sequence[MicroBatch], num_corpora: int, ranks: Ranks) -> list[int]:
+    """Count the step's supervised bytes of each corpus over all ranks.
+
+    Raises ValueError, naming the documents, if there are none at all.
+    """
+    of_rank = torch.zeros(num_corpora, dtype=torch.int64, device=ranks.device)
+    for micro in micro_batches:
+        of_rank[micro.corpus] += micro.num_bytes
+    num_bytes: list[int] = ds.sum_over_ranks(of_rank).tolist()
+    if not any(num_bytes):
         doc_ids_by_rank = ds.all_gather_objects([name for micro in micro_batches for name in micro.doc_ids])
         names = ", ".join(name for doc_ids in doc_ids_by_rank for name in doc_ids)
         raise ValueError(f"no byte is supervised in documents {names}: all of the student's tokens straddle segments")
     return num_bytes
+
+
+def _all_loss_figures(
+    names: Sequence[str], sums: torch.Tensor, num_bytes: Sequence[int], builder: BatchBuilder
+) -> dict[str, float]:
+    """Return `_loss_figures` of the step, and of each corpus of a union that it has bytes of, as `loss/NAME`.
+
+    Args:
+        sums: a row for each corpus, a column for each name.
+        num_bytes: supervised, of each corpus.
+    """
+    total, recipe = sum(num_bytes), builder.recipe
+    figures = _loss_figures(dict(zip(names, sums.sum(0).tolist(), strict=True)), total, recipe)
+    for member, own, own_bytes in zip(builder.sources.members, sums.tolist(), num_bytes, strict=True):
+        if member.name is not None and own_bytes:
+            of_corpus = _loss_figures(dict(zip(names, own, strict=True)), own_bytes, recipe)
+            figures |= {f"{key}/{member.name}": value for key, value in of_corpus.items()}
+        if member.name is not None:
+            figures[f"bytes_share/{member.name}"] = own_bytes / total
+    return figures
 
 
 def _loss_figures(sums: Mapping[str, float], num_bytes: int, recipe: Recipe) -> dict[str, float]:

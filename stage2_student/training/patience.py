@@ -15,7 +15,7 @@ class Progress(NamedTuple):
     @classmethod
     def after(cls, before: "Progress | None", evaluation: Evaluation) -> "Progress":
         """Return the progress after one more evaluation; on another text it begins anew."""
-        bits_per_byte, text_sha256 = evaluation
+        bits_per_byte, text_sha256, _ = evaluation
         if before is None or before.text_sha256 != text_sha256 or bits_per_byte < before.best:
             return cls(bits_per_byte, text_sha256, 0)
         return before._replace(num_since=before.num_since + 1)

@@ -5,7 +5,7 @@ plan (by lengths alone) -> this rank's micro-batches -> their records, read once
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -14,7 +14,7 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.record import Record
-from stage2_student.data.batch_plan import BatchPlan, Planned, plan_batches
+from stage2_student.data.batch_plan import BatchPlan, Planned, Share, UnionPosition, plan_batches, plan_union
 from stage2_student.data.encode import encode_pieces
 from stage2_student.data.examples import Encoded
 from stage2_student.data.micro_batch import MicroBatch
@@ -22,6 +22,7 @@ from stage2_student.data.order import START, VERSION, WHOLE_CHATS, WHOLE_RECORDS
 from stage2_student.data.packing import Packing, Rows, plan_micro_batches
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths
+from stage2_student.data.union import Member
 from stage2_student.interfaces import Interface
 from stage2_student.losses.micro_batches import MicroBatchMaker
 
@@ -29,9 +30,9 @@ from stage2_student.losses.micro_batches import MicroBatchMaker
 class Sources(NamedTuple):
     """The opened inputs of a run."""
 
-    reader: DumpReader
+    members: Sequence[Member]  # at least one; several are a union
     tokenizer: ByteTokenizer
-    chat: ChatTokenizer | None  # None: the dump holds no chats
+    chat: ChatTokenizer | None  # None: the dumps hold no chats
     ids: SpecialIds
 
 
@@ -53,7 +54,9 @@ def rank_batches(
     """Yield this rank's share of each batch; every rank has the same number of micro-batches."""
     for plan in plans:
         lengths = [document.num_tokens for document in plan.documents]
-        yield RankBatch(plan, plan_micro_batches(lengths, micro_batch_tokens, world, packing)[rank])
+        corpora = [document.ref.corpus for document in plan.documents]
+        by_corpus = corpora if isinstance(plan.after, UnionPosition) else None
+        yield RankBatch(plan, plan_micro_batches(lengths, micro_batch_tokens, world, packing, by_corpus)[rank])
 
 
 class HeldRecord:
@@ -69,29 +72,34 @@ class HeldRecord:
         self.record, self.pieces = None, pieces
 
 
-def with_records(batches: Iterable[RankBatch], reader: DumpReader) -> Iterator[tuple[RankBatch, list[HeldRecord]]]:
+def with_records(
+    batches: Iterable[RankBatch], readers: Sequence[DumpReader]
+) -> Iterator[tuple[RankBatch, list[HeldRecord]]]:
     """Yield each batch with its records, which are read in order, window by window, once a window is fully planned.
 
     Pieces of one record share its `HeldRecord`, so that it is read and encoded once while any of them is still to come.
     Held in memory: this rank's records of at most two windows, and those of batches that span more.
+
+    Args:
+        readers: one per corpus.
     """
-    lanes = reader.lanes()
-    held: WeakValueDictionary[tuple[int, int, int], HeldRecord] = WeakValueDictionary()
+    lanes = [reader.lanes() for reader in readers]
+    held: WeakValueDictionary[tuple[int, int, int, int], HeldRecord] = WeakValueDictionary()
     waiting: deque[RankBatch] = deque()
     unread: list[RecordRef] = []
     read: dict[RecordRef, HeldRecord] = {}
-    window = (0, 0)
+    windows = ((0, 0),) * len(readers)
     for batch in batches:
         waiting.append(batch)
         unread += [document.ref for document in batch.documents]
-        before, window = window, batch.plan.window
-        if window == before:
+        before, windows = windows, batch.plan.windows
+        if windows == before:
             continue
-        due = sorted(ref for ref in unread if ref[:2] < window)
-        unread = [ref for ref in unread if ref[:2] >= window]
+        due = sorted(ref for ref in unread if ref[:2] < windows[ref.corpus])
+        unread = [ref for ref in unread if ref[:2] >= windows[ref.corpus]]
         for ref in due:
-            key = (ref.epoch, ref.shard, ref.row)
-            record = held.get(key) or HeldRecord(lanes.record(ref))
+            key = (ref.corpus, ref.epoch, ref.shard, ref.row)
+            record = held.get(key) or HeldRecord(lanes[ref.corpus].record(ref))
             held[key] = read[ref] = record
         while waiting and all(document.ref in read for document in waiting[0].documents):
             ready = waiting.popleft()
@@ -120,13 +128,29 @@ class BatchBuilder:
     world: int
     order: int = VERSION  # version of the order of documents
 
-    def steps(self, lengths: Lengths, start: Position = START) -> Iterator[tuple[BatchPlan, list[MicroBatch]]]:
-        """Yield each global batch with this rank's share of it as tensors, endlessly."""
+    def steps(
+        self, lengths: Sequence[Lengths], start: Position | UnionPosition = START
+    ) -> Iterator[tuple[BatchPlan, list[MicroBatch]]]:
+        """Yield each global batch with this rank's share of it as tensors, endlessly.
+
+        Args:
+            lengths: of each corpus.
+        """
         train = self.recipe.train
-        plans = plan_batches(lengths, train.seed, train.batch_tokens, train.piece_tokens, start, self.order)
-        batches = rank_batches(plans, train.micro_batch_tokens, self.packing, self.rank, self.world)
-        for batch, records in with_records(batches, self.sources.reader):
+        batches = rank_batches(
+            self._plans(lengths, start), train.micro_batch_tokens, self.packing, self.rank, self.world
+        )
+        for batch, records in with_records(batches, [member.reader for member in self.sources.members]):
             yield batch.plan, self.micro_batches(batch, self.encoded(batch, records))
+
+    def _plans(self, lengths: Sequence[Lengths], start: Position | UnionPosition) -> Iterator[BatchPlan]:
+        train, members = self.recipe.train, self.sources.members
+        sizes = (train.seed, train.batch_tokens, train.piece_tokens)
+        if len(members) == 1:
+            assert isinstance(start, Position)
+            return plan_batches(lengths[0], *sizes, start, self.order)
+        shares = [Share(of, member.weight, member.name) for of, member in zip(lengths, members, strict=True)]
+        return plan_union(shares, *sizes, start if isinstance(start, UnionPosition) else None, self.order)
 
     def encoded(self, batch: RankBatch, records: Sequence[HeldRecord]) -> list[Encoded]:
         """Encode the batch's documents in the student's tokens.
@@ -161,6 +185,10 @@ class BatchBuilder:
         """Build the batch's tensors."""
         remaining = iter(documents)
         make = MicroBatchMaker(student_config(self.recipe), self.recipe.train, self.sources.ids, self.interface)
-        return [
-            make([next(remaining) for row in rows for _ in row], list(map(len, rows))) for rows in batch.micro_batches
-        ]
+        micro_batches = []
+        for rows in batch.micro_batches:
+            numbers = [number for row in rows for number in row]
+            micro = make([next(remaining) for _ in numbers], list(map(len, rows)))
+            corpora = {batch.plan.documents[number].ref.corpus for number in numbers}  # at most one
+            micro_batches.append(replace(micro, corpus=max(corpora, default=0)))
+        return micro_batches

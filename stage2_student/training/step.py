@@ -36,10 +36,14 @@ class StepPlan:
     seed: int
     num_bytes: int
     interface_alone: bool
+    num_corpora: int = 1  # several of a union
 
 
 class StepDone(NamedTuple):
-    """The sums of this rank (named by the student), the gradient norm over all ranks, the next step's loss scale."""
+    """The sums of this rank, the gradient norm over all ranks, and the next step's loss scale.
+
+    `sums` has a row for each corpus, and a column for each sum named by the student.
+    """
 
     sums: torch.Tensor
     grad_norm: float
@@ -82,7 +86,7 @@ def _gradient(
 
     A rank whose loss is not finite continues: the others wait for its part of each gradient.
     """
-    sums = torch.zeros(len(engine.module.sums_names), device=ranks.device)
+    sums = torch.zeros((plan.num_corpora, len(engine.module.sums_names)), device=ranks.device)
     finite = []
     for index, micro in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
@@ -91,12 +95,13 @@ def _gradient(
         ds.backward(engine, nats, plan.num_bytes, ranks.world, last, factor)
         if not last:
             engine.step()
-        sums += micro_sums
+        sums[micro.corpus] += micro_sums
     bad = [micro for micro, good in zip(micro_batches, torch.stack(finite).tolist(), strict=True) if not good]
     if not bad:
         return sums, None
     names = ", ".join(name for micro in bad for name in micro.doc_ids)
-    values = ", ".join(f"{name} {value}" for name, value in zip(engine.module.sums_names, sums.tolist(), strict=True))
+    of_all = zip(engine.module.sums_names, sums.sum(0).tolist(), strict=True)
+    values = ", ".join(f"{name} {value}" for name, value in of_all)
     return sums, f"the loss is not finite on documents {names} ({values})"
 
 

@@ -9,6 +9,7 @@ seed, step and rank, so there is no generator state to store: step and data posi
 import argparse
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from pipeline.tokenization.special_ids import SpecialIds
 from schemas import dump_files
 from schemas.manifest import write_json
 from stage2_student.data.batch_plan import repeated
+from stage2_student.data.order import Position
 from stage2_student.data.packing import resolve_packing
-from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths, count_shard, keep_counts, kept_counts
+from stage2_student.data.union import Member, open_members, overlaps
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
@@ -48,9 +50,9 @@ from stage2_student.model.rows_alone import freeze_body
 from stage2_student.model.student import Student
 from stage2_student.runs import folder, resume
 from stage2_student.runs.begun import as_begun
-from stage2_student.runs.checkpoints import remove_partial_checkpoints
+from stage2_student.runs.checkpoints import checkpoint_steps, remove_partial_checkpoints
 from stage2_student.runs.export import export, is_due
-from stage2_student.runs.identity import RunVersions, counts_key, dump_refs, run_identity
+from stage2_student.runs.identity import RunVersions, counts_key, dumps_by_corpus, run_identity, union_identity
 from stage2_student.runs.step_log import METRICS, cut_lines, where_to_look
 from stage2_student.runs.trackers import check_installed
 from stage2_student.training.held_out import held_out
@@ -62,7 +64,7 @@ from stage2_student.training.samples import Samples
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks
 from stage2_student.training.stop_signals import Stopped
-from stage2_student.training.usable import remarks
+from stage2_student.training.usable import counts_folder, remarks, times_read
 from stage2_student.training.watching import Watched
 from stage2_student.training.weight_average import WeightAverage
 
@@ -142,9 +144,13 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
     recipe, remarks_on_begun = as_begun(recipe)
     student = student_config(recipe)
     run = Path(student.path)
-    reader = DumpReader.of(dump_refs(recipe), student.mix, recipe.train.seed)
-    tokenizer, chat, _ = student_tokenizer(student, reader.manifest.has_chats)
-    sources = Sources(reader, tokenizer, chat, end_tokens(student, tokenizer, chat))
+    members = open_members(dumps_by_corpus(recipe), student.mix, recipe.train.seed)
+    with_chats = [member.reader.manifest.has_chats for member in members]
+    tokenizer, chat, _ = student_tokenizer(student, any(with_chats))
+    ids = end_tokens(student, tokenizer, chat)
+    if not all(with_chats):
+        _check_one_end(end_tokens(student, tokenizer), ids, tokenizer)
+    sources = Sources(members, tokenizer, chat, ids)
     with contextlib.ExitStack() as stack:
         if channel.rank == 0:
             stack.enter_context(folder.lock(run))
@@ -168,13 +174,30 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
 
 
 def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
-    reader, tokenizer, chat, ids = sources
+    members, tokenizer, chat, ids = sources
     run = Path(student_config(recipe).path)
     versions = RunVersions(folder.data_order(run), folder.adapters_by_peft(run))
-    identity = run_identity(recipe, reader.manifest, tokenizer.sha256, ids, reader.other_manifests, versions)
+    manifests = {of.name: [of.reader.manifest, *of.reader.other_manifests] for of in members}
+    if len(members) > 1:
+        identity = union_identity(recipe, manifests, tokenizer.sha256, ids, versions)
+    else:
+        first, *others = manifests[members[0].name]
+        identity = run_identity(recipe, first, tokenizer.sha256, ids, others, versions)
     if chat is not None:
         identity["student"]["template_sha256"] = chat.template.sha256
     return identity
+
+
+def _check_one_end(of_documents: SpecialIds, of_turns: SpecialIds, tokenizer: ByteTokenizer) -> None:
+    """Raise ValueError if documents of plain text end with another token than the turns of chats beside them."""
+    if of_documents.end != of_turns.end:
+        names = {number: name for name, number in tokenizer.control.items()}
+        document, turn = names.get(of_documents.end), names.get(of_turns.end)
+        raise ValueError(
+            f"student.dumps has chats, whose turns end with {turn} in the student's template, and plain text, whose "
+            f"documents end with {document}: END would be two tokens. Set student.end: {turn}, so that documents end "
+            "with it, too"
+        )
 
 
 def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
@@ -185,33 +208,55 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
         warning(slow)
     for remark in sources.tokenizer.remarks():
         info(f"{run}: the student's tokenizer {remark}")
-    for remark, count in sources.reader.remarks.items():
-        info(f"{run}: {count_of(count, 'document')} {remark}")
+    for member in sources.members:
+        for remark, count in member.reader.remarks.items():
+            info(f"{run}: {count_of(count, 'document')} {remark}")
     folder.claim(run, _identity(recipe, sources), recipe.train.change)
+    if not checkpoint_steps(run):
+        for line in overlaps(sources.members):
+            warning(f"{run}: {line}")
     remove_partial_checkpoints(run)
     save_recipe(recipe, run / dump_files.RECIPE)
     write_json(run / "deepspeed.json", deepspeed_config(recipe, world))
     export_start(recipe, chats=sources.chat is not None)
 
 
-def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> Lengths:
-    """Count the tokens of all records; each rank counts its part of those not counted by an earlier start."""
-    counts = Path(student_config(recipe).path) / "lengths"
-    reader, tokenizer, chat, _ = sources
-    order = folder.data_order(counts.parent)
-    key = counts_key(_identity(recipe, sources))
+def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> list[Lengths]:
+    """Count the tokens of all records, by corpus; each rank counts its part of those not counted before."""
+    run, members = Path(student_config(recipe).path), sources.members
+    order, identity = folder.data_order(run), _identity(recipe, sources)
+    for member in members:
+        _count(recipe, sources, member, channel)
+    channel.gather()
+    lengths = [kept_counts(counts_folder(run, member.name), member.reader.num_shards) for member in members]
+    if channel.rank != 0:
+        return lengths
+    for member, counts in zip(members, lengths, strict=True):
+        of = "" if member.name is None else f"{member.name}: "
+        has_chats = "template_sha256" in identity["student"] and member.reader.manifest.has_chats
+        for line in remarks(counts, recipe.train, order, has_chats, alone=len(members) == 1):
+            info(of + line)
+    if len(members) > 1:
+        for line in times_read(dict(zip(identity["corpora"], lengths, strict=True)), identity["corpora"], recipe.train):
+            info(line)
+    elif remark := repeated(lengths[0].num_usable_tokens(recipe.train.piece_tokens), recipe.train.batch_tokens):
+        warning(remark)
+    return lengths
+
+
+def _count(recipe: Recipe, sources: Sources, member: Member, channel: Channel) -> None:
+    """Count this rank's part of a corpus."""
+    run, reader = Path(student_config(recipe).path), member.reader
+    order = folder.data_order(run)
+    key = counts_key(_identity(recipe, sources), member.name)
     cut, by_turn = cut_at(recipe.train, order), uses_turns(order)
     own = range(channel.rank, reader.num_shards, channel.world)
-    keep_counts(counts, key, own, lambda shard: count_shard(reader, shard, tokenizer, chat, cut, by_turn))
-    channel.gather()
-    lengths = kept_counts(counts, reader.num_shards)
-    if channel.rank == 0:
-        for line in remarks(lengths, recipe.train, order, has_chats=chat is not None):
-            info(line)
-        tokens = int(lengths.tokens_U[lengths.usable(recipe.train.piece_tokens)].sum())
-        if remark := repeated(tokens, recipe.train.batch_tokens):
-            warning(remark)
-    return lengths
+    keep_counts(
+        counts_folder(run, member.name),
+        key,
+        own,
+        lambda shard: count_shard(reader, shard, sources.tokenizer, sources.chat, cut, by_turn),
+    )
 
 
 def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> Student:
@@ -276,7 +321,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     state, figures = run_steps(engine, state, builder, lengths, Watched(held, samples, average), ranks)
     ended_early = state.step < config.steps  # a signal raises
     if ranks.rank == 0 and figures:
-        _summarise(recipe, state, figures, sources.reader, lengths)
+        _summarise(recipe, state, figures, sources.members, lengths)
     if ended_early and ranks.rank == 0 and state.progress is not None:
         info(
             f"{run}: {count_of(config.patience, 'evaluation')} in a row were no better than {state.progress.best:.4f} "
@@ -296,19 +341,26 @@ def _resume(engine: Any, recipe: Recipe, ranks: Ranks, checkpoint: resume.Checkp
         return State(loss_scale=first_scale(recipe.train.dtype))
     state = State.from_dict(resume.load(engine, run, checkpoint, ranks.channel, convert)["state"])
     if folder.has_other_data(run, checkpoint.step):
-        state = state.in_next_epoch()
+        state = state.in_next_epoch(len(dumps_by_corpus(recipe)))
     if ranks.rank == 0:
-        info(f"resuming after step {state.step}, epoch {state.position.epoch}, record {state.position.record}")
+        at = state.position
+        record = f", record {at.record}" if isinstance(at, Position) else ""
+        info(f"resuming after step {state.step}, epoch {at.epoch}{record}")
     return state
 
 
-def _summarise(recipe: Recipe, state: State, figures: dict[str, float], reader: DumpReader, lengths: Lengths) -> None:
+def _summarise(
+    recipe: Recipe, state: State, figures: dict[str, float], members: Sequence[Member], lengths: Sequence[Lengths]
+) -> None:
     run, num_steps = Path(student_config(recipe).path), recipe.train.steps
-    turns = {
-        turns.reason: {"turns": turns.turns, "bytes": turns.num_bytes} for turns in lengths.turns_left_out.values()
-    }
+    turns: dict[str, dict[str, int]] = {}
+    for reason, num_turns, num_bytes in (left for counts in lengths for left in counts.turns_left_out.values()):
+        total = turns.setdefault(reason, {"turns": 0, "bytes": 0})
+        total["turns"] += num_turns
+        total["bytes"] += num_bytes
     transfer = json.loads((run / dump_files.START / dump_files.TRANSFER).read_text(encoding="utf-8"))
-    results = {"transfer": transfer, "last_step": figures, "dumps": reader.remarks, "turns_left_out": turns}
+    of_dumps = {remark: count for member in members for remark, count in member.reader.remarks.items()}
+    results = {"transfer": transfer, "last_step": figures, "dumps": of_dumps, "turns_left_out": turns}
     ended = {"ended_early": True} if state.step < num_steps else {}
     write_json(run / dump_files.SUMMARY, {**state.as_dict(), **results, **ended})
     for reason, count in state.left_out.items():

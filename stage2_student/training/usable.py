@@ -1,7 +1,8 @@
 """Text about the usable part of a dump: what is cut, and what is left out, by reason and with its share of bytes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.runtime.format import are, count_of
@@ -17,20 +18,24 @@ from stage2_student.runs.folder import begun_identity
 from stage2_student.runs.identity import counts_key
 
 
-def remarks(lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = False) -> Iterator[str]:
+def remarks(
+    lengths: Lengths, train: TrainConfig, order: int, has_chats: bool = False, alone: bool = True
+) -> Iterator[str]:
     """Yield a line about an epoch, one about what is cut, and one for each reason to leave out records or turns.
 
     Args:
         order: version of the run's order (`stage2_student.data.order`).
         has_chats: whether the dump holds chats.
+        alone: whether there is no other corpus; of a union `times_read` says how long an epoch takes.
     """
     max_tokens = train.piece_tokens
     usable_U = lengths.usable(max_tokens)
     too_long_U = lengths.tokens_U > max_tokens
     tokens, num_left_out = int(lengths.tokens_U[usable_U].sum()), len(lengths.reasons) + int(too_long_U.sum())
+    steps = f", {tokens / train.batch_tokens:,.1f} steps" if alone else ""
     yield (
-        f"an epoch: {count_of(lengths.num_records - num_left_out, 'record', ',')}, {count_of(tokens, 'token', ',')}, "
-        f"{tokens / train.batch_tokens:,.1f} steps; {count_of(num_left_out, 'record', ',')} cannot be used"
+        f"an epoch: {count_of(lengths.num_records - num_left_out, 'record', ',')}, {count_of(tokens, 'token', ',')}"
+        f"{steps}; {count_of(num_left_out, 'record', ',')} cannot be used"
     )
     if lengths.num_rendered:
         yield (
@@ -84,6 +89,36 @@ def usable_lines(recipe: Recipe, records: Sequence[RecordText]) -> Iterator[tupl
         yield "left out", line
 
 
+def times_read(
+    lengths: Mapping[str, Lengths], corpora: Mapping[str, Mapping[str, Any]], train: TrainConfig
+) -> Iterator[str]:
+    """Yield a line about each corpus of a union: its share, its size, and how often a run reads it.
+
+    Args:
+        corpora: of the run's identity, in the order of `lengths`.
+    """
+    max_tokens = train.piece_tokens
+    sizes = {
+        name: (counts.num_usable_tokens(max_tokens), int(counts.bytes_U[counts.usable(max_tokens)].sum()))
+        for name, counts in lengths.items()
+    }
+    # A step has a number of tokens, and shares of bytes.
+    tokens_per_byte = sum(corpora[name]["share"] * tokens / num_bytes for name, (tokens, num_bytes) in sizes.items())
+    all_bytes = train.steps * train.batch_tokens / tokens_per_byte
+    for name, (tokens, num_bytes) in sizes.items():
+        share = corpora[name]["share"]
+        yield (
+            f"{name}: {share:.1%} of the supervised bytes of every step; {count_of(tokens, 'token', ',')} and "
+            f"{count_of(num_bytes, 'byte', ',')} can be used, read {share * all_bytes / num_bytes:,.2f} times in "
+            f"{count_of(train.steps, 'step', ',')}"
+        )
+
+
+def counts_folder(run: Path, corpus: str | None) -> Path:
+    """Return the folder of a run's token counts; of a corpus, if it has several."""
+    return run / "lengths" if corpus is None else run / "lengths" / corpus
+
+
 def _left_out(lengths: Lengths) -> Iterator[str]:
     for reason, (records, num_bytes) in lengths.unusable().items():
         share = _share(num_bytes, lengths.num_bytes)
@@ -99,17 +134,26 @@ def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     Nothing if it has not counted all of its shards.
     """
     run = Path(student_config(recipe).path)
-    path, folder = run / dump_files.RUN_IDENTITY, run / "lengths"
-    if not path.exists():
+    if not (run / dump_files.RUN_IDENTITY).exists():
         return
     identity = begun_identity(run)
-    num_shards = len(list(folder.glob(dump_files.SHARD_GLOB)))
-    if identity.get("data_order") not in READ or not are_counted(folder, num_shards, counts_key(identity)):
+    if identity.get("data_order") not in READ:
         return
+    corpora = identity.get("corpora", {})
+    lengths: dict[str | None, Lengths] = {}
+    for name in corpora or [None]:
+        folder = counts_folder(run, name)
+        num_shards = len(list(folder.glob(dump_files.SHARD_GLOB)))
+        if not are_counted(folder, num_shards, counts_key(identity, name)):
+            return
+        lengths[name] = kept_counts(folder, num_shards)
     train = recipe.train.model_copy(update={"max_tokens": identity["train"]["max_tokens"]})
     has_chats = "template_sha256" in identity["student"]
-    for remark in remarks(kept_counts(folder, num_shards), train, identity["data_order"], has_chats):
-        yield "counted in student.path", remark
+    for name, counts in lengths.items():
+        for remark in remarks(counts, train, identity["data_order"], has_chats, alone=not corpora):
+            yield "counted in student.path", remark if name is None else f"{name}: {remark}"
+    for line in times_read({str(name): counts for name, counts in lengths.items()}, corpora, train) if corpora else ():
+        yield "counted in student.path", line
 
 
 def _share(part: int, whole: int) -> str:

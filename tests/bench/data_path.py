@@ -33,6 +33,7 @@ from schemas.shard import commit_shard, read_shard, to_table
 from stage2_student.data.batch_plan import BatchPlan, plan_batches
 from stage2_student.data.packing import plan_micro_batches, tokens_passed
 from stage2_student.data.reader import DumpReader
+from stage2_student.data.union import Member
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.model.initial_student import end_tokens, student_tokenizer
 from stage2_student.training.rank_batches import BatchBuilder, Sources, rank_batches, with_records
@@ -138,7 +139,7 @@ def run(builder: BatchBuilder, tokens_per_rank: int, epochs: int, whole: bool) -
     planned = plan_batches(lengths, 0, tokens_per_rank * world, train.piece_tokens)
     plans = takewhile(lambda plan: plan.after.epoch < epochs, clock.each("plan", planned))
     of_all = rank_batches(plans, train.micro_batch_tokens, "off", 0, 1 if whole else world)
-    batches = with_records(clock.each("plan", of_all), reader)
+    batches = with_records(clock.each("plan", of_all), [reader])
     tokens = 0
     for share, records in clock.each("read", batches):
         documents = clock.run("encode", partial(builder.encoded, share, records))
@@ -192,7 +193,7 @@ def main(
     print("|" + " --- |" * (5 + len(parts)))
     with TemporaryDirectory() as folder:
         reader = DumpReader(make_dump(dump, Path(folder) / "dump"), 0)
-        sources = Sources(reader, tokenizer, None, ids)
+        sources = Sources([Member(reader)], tokenizer, None, ids)
         for size in world or [1, 8, 64]:
             builder = BatchBuilder(recipe, sources, make_interface(config, shape), "off", 0, size)
             for whole in (True, False):

@@ -37,7 +37,7 @@ def global_batches(
     """Yield a run's batches in turn, endlessly."""
     lengths = count_all(reader, tokenizer, max_tokens)
     plans = plan_batches(lengths, reader.seed, batch_tokens, max_tokens, start)
-    for share, records in with_records(rank_batches(plans, 10**9, "off", 0, 1), reader):
+    for share, records in with_records(rank_batches(plans, 10**9, "off", 0, 1), [reader]):
         for held in records:
             if held.record is not None:
                 [pieces] = encode_pieces([held.record], tokenizer, None, max_tokens)

@@ -15,6 +15,7 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from stage2_student.data.order import Position
 from stage2_student.data.reader import DumpReader
+from stage2_student.data.union import Member
 from stage2_student.library import (
     DistillationCollator,
     DumpDataset,
@@ -58,8 +59,8 @@ def test_loss_and_gradient_are_those_of_a_run_on_the_same_documents(
     recipe = make_recipe(dump, model, tmp_path, train, interface="token_marginal", **of_student)
     byte_tokenizer, ids = ByteTokenizer.load(str(model)), SpecialIds(268, (268,))
     student, reader = build_student(recipe, byte_tokenizer, ids), DumpReader(dump, 0)
-    builder = BatchBuilder(recipe, Sources(reader, byte_tokenizer, None, ids), student.interface, "off", 0, 1)
-    _, [micro] = next(builder.steps(count_all(reader, byte_tokenizer, 512)))
+    builder = BatchBuilder(recipe, Sources([Member(reader)], byte_tokenizer, None, ids), student.interface, "off", 0, 1)
+    _, [micro] = next(builder.steps([count_all(reader, byte_tokenizer, 512)]))
     expected, sums = student(micro)
     expected.backward()
     gradient = [weight.grad.clone() for weight in student.lm.parameters()]

@@ -20,6 +20,7 @@ from stage2_student.data.batch_plan import plan_batches
 from stage2_student.data.encode import TOO_LONG
 from stage2_student.data.order import START, Order, Position
 from stage2_student.data.reader import DumpReader
+from stage2_student.data.union import Member
 from stage2_student.training.rank_batches import BatchBuilder, Sources
 from tests.support.micro_batches import count_all, global_batches, pieces_of
 from tests.support.small_dumps import make_recipe, make_work
@@ -59,7 +60,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def builder(work: Path, tokenizer: ByteTokenizer, rank: int, world: int, **train: Any) -> BatchBuilder:
     recipe = make_recipe(work / "dump", work / "model", work / "run", {"objectives": {"alm": 1.0}} | train)
-    sources = Sources(DumpReader(work / "dump", 0), tokenizer, None, SpecialIds(268, (268,)))
+    sources = Sources([Member(DumpReader(work / "dump", 0))], tokenizer, None, SpecialIds(268, (268,)))
     return BatchBuilder(recipe, sources, None, "off", rank, world)
 
 
@@ -76,7 +77,7 @@ def test_every_document_is_seen_once_per_epoch_over_changes_of_world_and_micro_b
         for rank in range(world):
             of_rank = builder(work, tokenizer, rank, world, micro_batch_tokens=micro_batch_tokens)
             for found, batch, (plan, micro_batches) in zip(
-                of_step, batches, of_rank.steps(counts, position), strict=False
+                of_step, batches, of_rank.steps([counts], position), strict=False
             ):
                 assert (plan.after, plan.left_out) == (batch.after, batch.left_out)
                 found.update(name for micro in micro_batches for name in micro.doc_ids)
@@ -100,7 +101,7 @@ def test_a_rank_reads_and_encodes_its_own_documents_and_no_others(
         lambda self, documents: encoded.extend(documents) or encode_batch(self, documents),
     )
     trained: list[str] = []
-    for plan, micro_batches in builder(work, tokenizer, 1, 3).steps(counts):
+    for plan, micro_batches in builder(work, tokenizer, 1, 3).steps([counts]):
         trained += [name for micro in micro_batches for name in micro.doc_ids]
         if plan.after.epoch == 2:
             break
@@ -149,7 +150,7 @@ def test_long_records_are_trained_on_in_pieces_each_once_an_epoch_over_all_ranks
     assert len(counts.pieces_C) > 20 and counts.num_records == 60 and not counts.reasons
     trained: list[int] = []
     for rank in range(2):
-        for plan, micro_batches in builder(work, tokenizer, rank, 2, max_tokens=20).steps(counts):
+        for plan, micro_batches in builder(work, tokenizer, rank, 2, max_tokens=20).steps([counts]):
             if plan.after.epoch:
                 break
             trained.append(sum(micro.num_bytes for micro in micro_batches))
@@ -157,12 +158,12 @@ def test_long_records_are_trained_on_in_pieces_each_once_an_epoch_over_all_ranks
     assert len(read) < 60 * 2 + 60  # a record is read by a rank once in a window, not once for each of its pieces
     plans = list(takewhile(lambda plan: not plan.after.epoch, plan_batches(counts, 0, 120, 20)))
     of_rank = builder(work, tokenizer, 1, 2, max_tokens=20)
-    straight = [micro_batches for _, micro_batches in islice(of_rank.steps(counts), 5)]
+    straight = [micro_batches for _, micro_batches in islice(of_rank.steps([counts]), 5)]
     for at, plan in enumerate(plans[:4], 1):  # resumed in the middle of documents
-        resumed = next(of_rank.steps(counts, plan.after))[1]
+        resumed = next(of_rank.steps([counts], plan.after))[1]
         for ours, theirs in zip(resumed, straight[at], strict=True):
             assert ours.doc_ids == theirs.doc_ids and torch.equal(ours.tokens_BL, theirs.tokens_BL)
-    taken = [planned.ref[4:] for plan in plans for planned in plan.documents]
+    taken = [planned.ref[4:7] for plan in plans for planned in plan.documents]
     pieces = {
         (shard, *place) for shard, count in enumerate(counts.counts_S) for place in pieces_of(counts, shard, int(count))
     }
@@ -186,7 +187,7 @@ def test_a_run_that_began_with_whole_records_leaves_long_ones_out_as_it_did(
     ours = replace(builder(work, tokenizer, 0, 1, max_tokens=40), order=order_module.WHOLE_RECORDS)
     trained: list[str] = []
     left_out = Counter[str]()
-    for plan, micro_batches in ours.steps(counts):
+    for plan, micro_batches in ours.steps([counts]):
         names = [name for micro in micro_batches for name in micro.doc_ids]
         assert sorted(names) == sorted((expected * 2)[len(trained) : len(trained) + len(names)]) or plan.after.epoch
         trained += names
@@ -201,4 +202,4 @@ def test_a_document_with_other_tokens_than_were_counted_stops_the_run_by_name(
 ) -> None:
     counts = count_all(DumpReader(work / "dump", 0), Changed(tokenizer))
     with pytest.raises(ValueError, match=r"document d\d+: \d+ tokens were counted when the run began, now: \d+ tokens"):
-        next(builder(work, tokenizer, 0, 1).steps(counts))
+        next(builder(work, tokenizer, 0, 1).steps([counts]))

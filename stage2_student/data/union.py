@@ -1,0 +1,63 @@
+"""The corpora that a run learns from: one, or a union of several, each with its own dump, or dumps that are mixed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, permutations
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.config import DumpRef
+from pipeline.runtime.format import are, count_of
+from stage2_student.data.dump_join import Contents
+from stage2_student.data.reader import DumpReader
+
+
+class Member(NamedTuple):
+    """A corpus that a run learns from.
+
+    Attributes:
+        name: the recipe's name of it; None if there is no other.
+        weight: its share of the supervised bytes of each step, relative to the others' weights.
+    """
+
+    reader: DumpReader
+    name: str | None = None
+    weight: float = 1.0
+
+
+def open_members(
+    dumps: Mapping[str | None, Sequence[DumpRef]], how: Literal["arithmetic", "geometric"], seed: int
+) -> tuple[Member, ...]:
+    """Open a recipe's dumps, by corpus; `how` is the kind of mean that several of one corpus are mixed by.
+
+    Raises:
+        ValueError: a dump is not complete, or those of one corpus have no document in common.
+    """
+    return tuple(
+        Member(DumpReader.of(refs, how, seed), name, sum(ref.weight for ref in refs)) for name, refs in dumps.items()
+    )
+
+
+def overlaps(members: Sequence[Member]) -> Iterator[str]:
+    """Yield a sentence about each two corpora that have documents in common, by their whole text.
+
+    The texts of all dumps are read, the first one of each corpus.
+
+    Raises:
+        ValueError: a corpus has no document that another lacks: its dumps are to be mixed with the other's.
+    """
+    if len(members) == 1:
+        return
+    keys_of = {member.name: Contents.of(member.reader.dumps[0]).keys_N for member in members}
+    for one, other in permutations(keys_of, 2):
+        if np.isin(keys_of[one], keys_of[other]).all():
+            raise ValueError(
+                f"the corpus {other} has all {count_of(len(keys_of[one]), 'document')} of the corpus {one}: these are "
+                "dumps of one corpus. Give them one name in student.dumps, so that their targets are mixed"
+            )
+    for one, other in combinations(keys_of, 2):
+        if common := int(np.isin(keys_of[one], keys_of[other]).sum()):
+            yield (
+                f"{count_of(common, 'document', ',')} of {len(keys_of[one]):,} of the corpus {one} {are(common)} also "
+                f"in {other}: read in both, with the targets of each"
+            )
