@@ -60,6 +60,9 @@ def test_a_dump_in_a_store_is_the_local_one_grows_there_and_leaves_no_claims(
     assert Manifest.load(folder).shards == Manifest.load(whole).shards and not names(folder / "claims")
     with pytest.raises(ValueError, match=r"s3://bucket/plain holds another dump: sparsity\.top_k"):
         dump(recipe, "dump.top_k=3")
+    of_tokens = remote("s3://bucket/tokens")
+    dump(write_recipe(tmp_path / "tokens", model, TEXTS[:3], path=str(of_tokens), tokens={"top_k": 4}))
+    assert "vocabulary.parquet" in names(of_tokens) and verify_dump(of_tokens) == []
 
 
 def test_a_process_killed_in_the_middle_of_an_upload_leaves_no_shard_and_the_next_run_makes_only_what_is_missing(

@@ -28,8 +28,10 @@ def write(writers: Writers, number: int, folder: Path, act: str = "write") -> li
 
 
 def test_shards_written_by_other_processes_are_the_same_files(tmp_path: Path, model: Path) -> None:
-    here = dump(write_recipe(tmp_path / "here", model, TEXTS), "placement.writers=0")
-    there = dump(write_recipe(tmp_path / "there", model, TEXTS), "placement.writers=2", "placement.overlap=true")
+    of_tokens = {"top_k": 4}
+    here = dump(write_recipe(tmp_path / "here", model, TEXTS, tokens=of_tokens), "placement.writers=0")
+    recipe = write_recipe(tmp_path / "there", model, TEXTS, tokens=of_tokens)
+    there = dump(recipe, "placement.writers=2", "placement.overlap=true")
     assert content(here) == content(there) and len(content(here)) > 2
 
 
