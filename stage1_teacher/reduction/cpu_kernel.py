@@ -18,6 +18,7 @@ from pipeline.covering.covering import MIN_LOGIT
 from pipeline.covering.softmax_numba import exp32, finite_largest32, sum32
 
 _MIN_LOGIT = np.float32(MIN_LOGIT)
+_BLOCK = 64  # logits looked at together for one that is among the largest
 
 
 @njit(nogil=True, error_model="numpy")
@@ -91,21 +92,34 @@ def reduce_range(
     return True
 
 
+@njit(error_model="numpy")
+def _num_at_least(logits_V: Any, least: Any) -> Any:
+    """Count the logits that are at least so large; in int32, which the compiler vectorises."""
+    num = np.int32(0)
+    for v in range(logits_V.shape[0]):
+        num += np.int32(1) if logits_V[v] >= least else np.int32(0)
+    return num
+
+
 @njit(nogil=True, error_model="numpy")
 def _select_top(logits_V: Any, order_C: Any, in_byte_order: bool, ids_K: Any, logits_K: Any) -> None:
     """Write the largest logits in descending order, and their token ids; of equal ones, the lowest ids first."""
-    size, num = ids_K.shape[0], 0
-    for v in range(logits_V.shape[0]):
-        logit = logits_V[v]
-        if num == size and logit < logits_K[size - 1]:  # as nearly always
+    width, size, num = logits_V.shape[0], ids_K.shape[0], 0
+    for first in range(0, width, _BLOCK):
+        last = min(first + _BLOCK, width)
+        if num == size and not _num_at_least(logits_V[first:last], logits_K[size - 1]):  # as in most blocks
             continue
-        token = order_C[v] if in_byte_order else v
-        if num < size:
-            num += 1
-        elif logit == logits_K[size - 1] and token > ids_K[size - 1]:
-            continue
-        at = num - 1
-        while at > 0 and (logits_K[at - 1] < logit or (logits_K[at - 1] == logit and ids_K[at - 1] > token)):
-            logits_K[at], ids_K[at] = logits_K[at - 1], ids_K[at - 1]
-            at -= 1
-        logits_K[at], ids_K[at] = logit, token
+        for v in range(first, last):
+            logit = logits_V[v]
+            if num == size and logit < logits_K[size - 1]:
+                continue
+            token = order_C[v] if in_byte_order else v
+            if num < size:
+                num += 1
+            elif logit == logits_K[size - 1] and token > ids_K[size - 1]:
+                continue
+            at = num - 1
+            while at > 0 and (logits_K[at - 1] < logit or (logits_K[at - 1] == logit and ids_K[at - 1] > token)):
+                logits_K[at], ids_K[at] = logits_K[at - 1], ids_K[at - 1]
+                at -= 1
+            logits_K[at], ids_K[at] = logit, token
