@@ -277,7 +277,7 @@ COLUMNS: tuple[Column, ...] = (
         Axis.TOKEN,
         pa.uint16(),
         Unit.COUNT,
-        "stored alternatives of each entry of teacher_token_lengths; 0 for what lies between the segments of a chat or "
+        "stored alternatives of each entry of teacher_token_lengths; 0 for what lies between the turns of a chat or "
         "outside of them",
     ),
     _of_tokens(
@@ -308,8 +308,8 @@ COLUMNS: tuple[Column, ...] = (
         Axis.BOUNDARY,
         pa.float32(),
         Unit.NATURAL_LOG,
-        "nats, of the teacher's end tokens together, before each token and after the last; nan where no segment begins "
-        "or ends",
+        "nats, of the teacher's end tokens together, before each token and after the last; nan where it was not "
+        "computed, outside of a chat's turns",
         rounded=levels.round_token_logprobs,
     ),
 )

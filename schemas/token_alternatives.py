@@ -35,7 +35,7 @@ class TokenAlternatives:
         token_log_probs: T, float32, of that token, rounded by finer levels than `log_probs`
             (`Record.teacher_token_logprobs`); 0 for an entry without alternatives.
         end_log_probs: T + 1, float32: log-probability of the teacher's end tokens, together, after the first *i*
-            tokens; nan where no segment begins or ends.
+            tokens; nan where it was not computed, outside of a chat's turns and in a record of context alone.
     """
 
     offsets: np.ndarray
