@@ -14,7 +14,8 @@ from pipeline.config import Recipe
 from pipeline.config.loading import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (".", "pipeline", "schemas", "stage1_teacher", "stage2_student", "stage2_student/interfaces", "tests/bench")
+STUDENT = ("stage2_student", "stage2_student/interfaces", "stage2_student/losses")
+FOLDERS = (".", "pipeline", "schemas", "stage1_teacher", *STUDENT, "tests/bench")
 PAGES = [ROOT / folder / "README.md" for folder in FOLDERS]
 SUFFIXES = ("json", "yaml", "py", "md", "jsonl")
 PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")

@@ -58,13 +58,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _alm_has_one_teacher(self) -> "Recipe":
+    def _objectives_on_tokens_have_one_teacher(self) -> "Recipe":
+        objectives = self.train.objectives
+        names = (*(("alm",) if objectives.alm else ()), *objectives.on_tokens)
         mixed = [] if self.student is None else [r for r in self.student.dumps_by_corpus.values() if len(r) > 1]
-        if self.train.objectives.alm and mixed:
-            paths = ", ".join(ref.path for ref in mixed[0])
+        if names and mixed:
+            paths, name = ", ".join(ref.path for ref in mixed[0]), names[0]
             raise ValueError(
-                f"train.objectives.alm ({self.train.objectives.alm:g}) matches one teacher's own tokens, which a mix "
-                f"of student.dumps ({paths}) does not have; set alm to 0, or name one dump of each corpus"
+                f"train.objectives.{name} ({getattr(objectives, name):g}) matches one teacher's own tokens, which a "
+                f"mix of student.dumps ({paths}) does not have; set {name} to 0, or name one dump of each corpus"
             )
         return self
 

@@ -1,7 +1,7 @@
 """Train section: the training of the student (stage 2)."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -9,6 +9,16 @@ from pipeline.config.corpus import CorpusConfig
 from pipeline.config.section import Section, added
 from pipeline.runtime.dtypes import natural_dtype
 from pipeline.runtime.plugins import check_name
+
+
+def _on_tokens(description: str) -> Any:
+    """Return the weight of an objective that needs the teacher's tokens in the dump."""
+    return Field(0.0, ge=0, description=f"{description} Needs dump.tokens.", json_schema_extra=added("0.2.0", 0.0))
+
+
+# Objectives that compare tokens of both models; `stage2_student/losses/README.md` has each with its source.
+ON_TOKENS = ("token_kl", "strict_kl", "bpm_kl", "xtoken_kl", "uld", "gold", "mined", "cdm")
+_READ_NATS = ("uld", "gold")  # of the student's own tokens
 
 
 class Objectives(Section):
@@ -33,6 +43,15 @@ class Objectives(Section):
         "train.alm_tau: at 100, a weight of some hundreds equals about ce 1.",
     )
 
+    token_kl: float = _on_tokens("Divergence of the next token, for a student with the teacher's tokenizer.")
+    strict_kl: float = _on_tokens("The same where both have one token over the same bytes, over shared tokens.")
+    bpm_kl: float = _on_tokens("The same wherever tokens of both begin; a token counts as the student's longest in it.")
+    xtoken_kl: float = _on_tokens("Divergence over chunks, the student's probabilities projected to the teacher's.")
+    uld: float = _on_tokens("Distance of sorted probabilities over chunks (universal logit distillation).")
+    gold: float = _on_tokens("Divergence of shared tokens, distance of the sorted others, over chunks.")
+    mined: float = _on_tokens("Divergence at 1:1 positions over tokens nearest by edit distance; elsewhere ce.")
+    cdm: float = _on_tokens("Divergence at 1:1 positions over pairs of tokens found there (contextual mapping).")
+
     @property
     def uses_bytes(self) -> bool:
         """Return whether the interface is needed."""
@@ -41,7 +60,22 @@ class Objectives(Section):
     @property
     def uses_tokens(self) -> bool:
         """Return whether the log-probabilities of the student's own tokens are needed."""
-        return self.ce > 0 or self.alm > 0 or bool(self.files)
+        return self.ce > 0 or self.alm > 0 or any(name in _READ_NATS for name in self.on_tokens) or bool(self.files)
+
+    @property
+    def on_tokens(self) -> tuple[str, ...]:
+        """Return the names of the objectives with a weight that need the teacher's tokens."""
+        weights = (
+            self.token_kl,
+            self.strict_kl,
+            self.bpm_kl,
+            self.xtoken_kl,
+            self.uld,
+            self.gold,
+            self.mined,
+            self.cdm,
+        )
+        return tuple(name for name, weight in zip(ON_TOKENS, weights, strict=True) if weight)
 
     @property
     def files(self) -> dict[str, str]:
@@ -250,6 +284,49 @@ class TrainConfig(Section):
         description="A chunk ends only where the teacher's probability of a space, line break or END is at least this; "
         "0: at any shared token end.",
     )
+    alm_space: bool = Field(
+        False,
+        description="A chunk's likelihood includes that of a space, line break or END after it, as its authors have it "
+        "(append_space).",
+        json_schema_extra=added("0.2.0", False),
+    )
+    alm_end: bool = Field(
+        False,
+        description="END is a chunk of its own; needs dump.tokens.",
+        json_schema_extra=added("0.2.0", False),
+    )
+    token_top_k: int | None = Field(
+        None,
+        ge=1,
+        description="Alternatives used of each of the teacher's tokens, by objectives on tokens; default: all stored.",
+        json_schema_extra=added("0.2.0", None),
+    )
+    token_tail: Literal["class", "drop"] = Field(
+        "class",
+        description="Tokens that are not stored, in divergences of tokens. class: one class, on both sides; drop: "
+        "both sides are normalised without them, which is biased.",
+        json_schema_extra=added("0.2.0", "class"),
+    )
+    cdm_candidates: int = Field(
+        100,
+        ge=1,
+        description="Most probable tokens of the student's among which cdm looks for pairs.",
+        json_schema_extra=added("0.2.0", 100),
+    )
+    cdm_max_distance: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Pairs of cdm are nearer than this: edits over the two tokens' lengths; 0: only equal tokens.",
+        json_schema_extra=added("0.2.0", 0.1),
+    )
+    balance: Literal["none", "gradient", "loss"] = Field(
+        "none",
+        description="Weights of the objectives. gradient: each is divided by its gradient's norm, as ALM's authors do "
+        "(at the last hidden states of a micro-batch), and all are normalised to a sum of 1; loss: each is scaled to "
+        "the size of ce; none: as they are.",
+        json_schema_extra=added("0.2.0", "none"),
+    )
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
     @property
@@ -274,6 +351,17 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.patience is {self.patience}, but there is no train.{lacking}: early stopping chooses a "
                 "checkpoint by text of its own, measured every train.eval_every steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _balance_is_possible(self) -> "TrainConfig":
+        if self.balance == "loss" and not self.objectives.ce:
+            raise ValueError("train.balance: loss scales objectives to the size of ce; give train.objectives.ce")
+        if self.balance == "gradient" and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "train.balance: gradient takes gradients of single objectives, for which train.deepspeed.zero_stage 3 "
+                "has no weights; give zero_stage 2 or less"
             )
         return self
 

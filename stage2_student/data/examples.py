@@ -84,7 +84,7 @@ def make_example(encoded: Encoded, start_id: int, end_id: int, max_bytes: int | 
         inside &= ends > starts
     labels_L = np.append(np.where(inside, encoded.tokens, NO_LABEL), NO_LABEL)
     bytes_state, bytes_offset, bytes_at = _byte_positions(starts, ends, inside, max_bytes)
-    end_state, end_at = _end_positions(encoded, end_id)
+    end_state, end_at = end_positions(encoded, end_id)
     labels_L[end_state] = end_id
     row_of_byte, row_of_end = position_rows(record)
     rows = np.concatenate([row_of_byte[bytes_at], row_of_end[end_at]])
@@ -118,7 +118,7 @@ def _byte_positions(
     return state, offset, starts[state] + offset
 
 
-def _end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarray]:
+def end_positions(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (state, index of the segment) of each END that follows a token's last byte.
 
     In a chat, only where token `end_id` is written. An END inside or right after a piece's context is left out.

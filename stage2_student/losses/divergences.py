@@ -63,7 +63,7 @@ def class_divergence(
 ) -> Tensor:
     """Sum the divergence between student and teacher over counted positions.
 
-    Each stored symbol is a class; all others together are one (the tail).
+    Each stored symbol is a class; all others together are one (the tail). Symbols may be tokens of any vocabulary.
 
     `forward` is KL(teacher || student), `reverse` KL(student || teacher), `jensen_shannon` the mean of the two KLs to
     the mean distribution. A temperature T makes both class distributions proportional to p^(1/T); the tail is tempered
@@ -71,7 +71,7 @@ def class_divergence(
     with it the meaning of the weight, keeps its size (Hinton, Vinyals & Dean 2015, arXiv 1503.02531, section 2).
 
     Args:
-        logits_PV: raw logits of the 256 symbols; the arithmetic is float32.
+        logits_PV: raw logits of the V symbols; the arithmetic is float32.
         entry_symbols_PE: int64, `NO_SYMBOL` at padding; a symbol is stored at most once per position.
         entry_logprobs_PE: float32 natural logs; ignored at padding.
         counted_P: bool; a position that is not counted has no gradient.
@@ -79,9 +79,24 @@ def class_divergence(
         nats, a scalar.
     """
     symbols_PE, stored_PE = entry_symbols_PE[counted_P], entry_symbols_PE[counted_P] != NO_SYMBOL
-    student_PC, teacher_PC, is_class_PC = _classes(
+    student_PC, teacher_PC, is_class_PC = classes(
         logits_PV[counted_P].float().log_softmax(-1), symbols_PE, entry_logprobs_PE[counted_P].float(), stored_PE
     )
+    return divergence_of_classes(student_PC, teacher_PC, is_class_PC, direction, temperature)
+
+
+def divergence_of_classes(
+    student_PC: Tensor,
+    teacher_PC: Tensor,
+    is_class_PC: Tensor,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Sum the divergence of log-probabilities of the same classes, each side normalised over them; in nats.
+
+    Args:
+        is_class_PC: bool; False at padding, whose values are ignored. Each position has a class.
+    """
     log_q_PC, log_t_PC = (_tempered(logprobs_PC, is_class_PC, temperature) for logprobs_PC in (student_PC, teacher_PC))
     q_PC, t_PC = (torch.where(is_class_PC, log_PC.exp(), 0.0) for log_PC in (log_q_PC, log_t_PC))
     if direction == "forward":
@@ -94,10 +109,10 @@ def class_divergence(
     return temperature**2 * terms_PC.sum()
 
 
-def _classes(
+def classes(
     logprobs_PV: Tensor, symbols_PE: Tensor, teacher_PE: Tensor, stored_PE: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (student, teacher, is a class), each (P, E + 1): log-probabilities of the entries and the tail.
+    """Return (student, teacher, is a class), each (P, E + 1): log-probabilities of the entries and, last, the tail.
 
     -inf where there is no class. The student's tail is a log-sum-exp over the unstored symbols, because 1 - sum p in
     float32 is noise when the student is sure.

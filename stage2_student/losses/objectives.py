@@ -1,45 +1,40 @@
 """The terms of the loss by name; each computes a sum in nats from a micro-batch.
 
 A new one is a Python file anywhere, named with its weight in `train.objectives` (interfaces/README.md). A built-in one
-is a function here, and a field of `pipeline.config.Objectives` with its weight and description.
+is a function here, or a class of `ON_TOKENS` if it compares tokens with the teacher's, and a field of
+`pipeline.config.Objectives` with its weight and description.
 
 Shape legend: P supervised byte positions, V symbols (256), N supervised tokens.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor
 
 from pipeline.config import Objectives, TrainConfig
 from pipeline.runtime.plugins import run_file
-from stage2_student.data.examples import NO_LABEL
-from stage2_student.data.micro_batch import MicroBatch
-from stage2_student.interfaces import ByteScores
-from stage2_student.losses.alm import chunk_loss
+from stage2_student.losses.alm import approximate_likelihood
+from stage2_student.losses.contextual_mapping import ContextualMapping
 from stage2_student.losses.divergences import class_divergence, symbol_cross_entropy
+from stage2_student.losses.inputs import Objective, ObjectiveInputs
+from stage2_student.losses.projection import ProjectionKL
+from stage2_student.losses.ranked import GeneralLogit, UniversalLogit
+from stage2_student.losses.token_divergence import MinEditDistance, RootProjectionKL, StrictKL, TokenKL
+from stage2_student.losses.token_objective import TokenObjective
+from stage2_student.losses.vocabulary_map import TokenizerPair
 
+__all__ = [
+    "OBJECTIVES",
+    "ON_TOKENS",
+    "Objective",
+    "ObjectiveInputs",
+    "Seen",
+    "active_objectives",
+    "objectives_on_tokens",
+]
 
-@dataclass(frozen=True)
-class ObjectiveInputs:
-    """The inputs of an objective for one micro-batch.
-
-    Attributes:
-        batch: the micro-batch; `symbols_P` is the document's symbol at each position, `entry_symbols_PE` and
-            `entry_logprobs_PE` are the dump's entries there, `kl_P` says where they may be trusted, `measures_P` has
-            the dump's further measures, by column.
-        scores: the interface's output; None if no objective needs it.
-        nats_N: -ln p of the supervised tokens, in the order of `labels_BL`, float32; None if no objective needs them.
-        train: the recipe's section.
-    """
-
-    batch: MicroBatch
-    scores: ByteScores | None
-    nats_N: Tensor | None
-    train: TrainConfig
-
-
-Objective = Callable[[ObjectiveInputs], Tensor]  # a scalar: nats, summed over the micro-batch
+NONE: Mapping[str, TokenObjective] = MappingProxyType({})
 
 # The name in users' own files of earlier releases.
 Seen = ObjectiveInputs
@@ -66,25 +61,45 @@ def kl(inputs: ObjectiveInputs) -> Tensor:
     return class_divergence(scores.logits_PV, *entries, counted_P, train.kl_direction, train.kl_temperature)
 
 
-def alm(inputs: ObjectiveInputs) -> Tensor:
-    """Compute how the likelihoods of chunks differ from the teacher's (approximate likelihood matching)."""
-    assert inputs.nats_N is not None
-    extra = inputs.batch.extra
-    chunk_N = extra["alm_chunk_BL"][inputs.batch.labels_BL != NO_LABEL]
-    return chunk_loss(inputs.nats_N, chunk_N, extra["alm_teacher_C"], inputs.train.alm_tau)
+OBJECTIVES: dict[str, Objective] = {"ce": ce, "byte_ce": byte_ce, "kl": kl, "alm": approximate_likelihood}
 
 
-OBJECTIVES: dict[str, Objective] = {"ce": ce, "byte_ce": byte_ce, "kl": kl, "alm": alm}
+ON_TOKENS: dict[str, type[TokenObjective]] = {
+    kind.name: kind
+    for kind in (
+        TokenKL,
+        StrictKL,
+        RootProjectionKL,
+        ProjectionKL,
+        UniversalLogit,
+        GeneralLogit,
+        MinEditDistance,
+        ContextualMapping,
+    )
+}
 
 
-def active_objectives(weights: Objectives) -> dict[str, Objective]:
+def objectives_on_tokens(pair: TokenizerPair, train: TrainConfig) -> dict[str, TokenObjective]:
+    """Make the objectives with a weight that compare tokens, by name.
+
+    Raises:
+        ValueError: one cannot compare models with these tokenizers.
+    """
+    return {name: ON_TOKENS[name](pair, train) for name in train.objectives.on_tokens}
+
+
+def active_objectives(weights: Objectives, on_tokens: Mapping[str, TokenObjective] = NONE) -> dict[str, Objective]:
     """Return the objectives to compute, by name.
 
     These are the ones with a weight, and those that need nothing beyond what is computed anyway (`ce`, `byte_ce`).
+
+    Args:
+        on_tokens: those with a weight that compare tokens.
     """
+    assert set(on_tokens) == set(weights.on_tokens), "objectives on tokens need the teacher's vocabulary"
     also_logged = {"ce": weights.uses_tokens, "byte_ce": weights.uses_bytes}
     ours = {name: objective for name, objective in OBJECTIVES.items() if also_logged.get(name) or weights.weights[name]}
-    return ours | {name: _own(file) for name, file in weights.files.items()}
+    return {**ours, **on_tokens, **{name: _own(file) for name, file in weights.files.items()}}
 
 
 def _own(file: str) -> Objective:

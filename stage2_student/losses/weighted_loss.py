@@ -5,12 +5,12 @@ Shape legend: B rows, L tokens (including the start token), D hidden width, N su
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from stage2_student.data.examples import NO_LABEL
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces import Head
+from stage2_student.losses.balance import balanced
 from stage2_student.losses.divergences import token_cross_entropy
 from stage2_student.losses.objectives import Objective, ObjectiveInputs
 
@@ -22,7 +22,7 @@ def label_nats(hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> Tensor:
 
 
 def weighted_loss(inputs: ObjectiveInputs, terms: Mapping[str, Objective]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the objectives, and their sum weighted by `train.objectives`.
+    """Compute the objectives, and their sum weighted by `train.objectives` and balanced by `train.balance`.
 
     Args:
         terms: the objectives to compute, by name (`active_objectives`).
@@ -31,5 +31,5 @@ def weighted_loss(inputs: ObjectiveInputs, terms: Mapping[str, Objective]) -> tu
     """
     weights = inputs.train.objectives.weights
     sums = {name: objective(inputs) for name, objective in terms.items()}
-    nats = torch.stack([weights[name] * value for name, value in sums.items() if weights[name]]).sum()
-    return nats, sums
+    weighted = {name: weights[name] * value for name, value in sums.items() if weights[name]}
+    return balanced(weighted, inputs.train.balance, inputs.hidden_BLD), sums

@@ -5,6 +5,7 @@ Shape legend: B documents, L tokens (including the start token), V vocabulary, N
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from pipeline.config import TrainConfig
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces import ByteScores, Interface
-from stage2_student.losses.objectives import ObjectiveInputs, active_objectives
+from stage2_student.losses.objectives import NONE, ObjectiveInputs, active_objectives
+from stage2_student.losses.token_objective import TokenObjective
 from stage2_student.losses.weighted_loss import label_nats, weighted_loss
 
 _LOUDER = 64
@@ -45,14 +47,21 @@ class Student(nn.Module):
 
     remarks: tuple[str, ...] = ()  # on what it does not learn, for the user
 
-    def __init__(self, lm: Any, interface: Interface | None, train: TrainConfig) -> None:
+    def __init__(
+        self,
+        lm: Any,
+        interface: Interface | None,
+        train: TrainConfig,
+        on_tokens: Mapping[str, TokenObjective] = NONE,
+    ) -> None:
         super().__init__()
         assert (interface is not None) == train.objectives.uses_bytes
         self.lm = lm
         self.interface = interface
         self.train_config = train
         self.objectives = train.objectives
-        self.terms = active_objectives(train.objectives)
+        self.on_tokens = on_tokens
+        self.terms = active_objectives(train.objectives, on_tokens)
         self.weights = train.objectives.weights
         self.precision = Precision(getattr(torch, train.dtype))
         self.logit_scale = 1.0  # see `find_logit_scale`
@@ -82,7 +91,8 @@ class Student(nn.Module):
             nats_N = None if scores is None or interface_alone else scores.token_nats_N
             if nats_N is None and self.objectives.uses_tokens:
                 nats_N = label_nats(hidden_BLD, batch, self.token_logits)
-            nats, sums = weighted_loss(ObjectiveInputs(batch, scores, nats_N, self.train_config), self.terms)
+            inputs = ObjectiveInputs(batch, scores, nats_N, self.train_config, hidden_BLD, self.token_logits)
+            nats, sums = weighted_loss(inputs, self.terms)
         counts = () if scores is None else _counts(scores, batch)
         return nats, torch.stack([*sums.values(), *counts]).detach()
 

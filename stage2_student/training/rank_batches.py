@@ -4,8 +4,8 @@ plan (by lengths alone) -> this rank's micro-batches -> their records, read once
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -25,6 +25,7 @@ from stage2_student.data.token_counts import Lengths
 from stage2_student.data.union import Member
 from stage2_student.interfaces import Interface
 from stage2_student.losses.micro_batches import MicroBatchMaker
+from stage2_student.losses.token_objective import TokenObjective
 
 
 class Sources(NamedTuple):
@@ -127,6 +128,7 @@ class BatchBuilder:
     rank: int
     world: int
     order: int = VERSION  # version of the order of documents
+    on_tokens: Mapping[str, TokenObjective] = field(default_factory=dict)  # the student's objectives on tokens
 
     def steps(
         self, lengths: Sequence[Lengths], start: Position | UnionPosition = START
@@ -184,7 +186,8 @@ class BatchBuilder:
     def micro_batches(self, batch: RankBatch, documents: Sequence[Encoded]) -> list[MicroBatch]:
         """Build the batch's tensors."""
         remaining = iter(documents)
-        make = MicroBatchMaker(student_config(self.recipe), self.recipe.train, self.sources.ids, self.interface)
+        made_for = student_config(self.recipe), self.recipe.train, self.sources.ids, self.interface
+        make = MicroBatchMaker(*made_for, self.on_tokens, self.sources.tokenizer.token_bytes)
         micro_batches = []
         for rows in batch.micro_batches:
             numbers = [number for row in rows for number in row]

@@ -26,7 +26,7 @@ from pipeline.runtime.log import info, warning
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas import dump_files
-from schemas.manifest import write_json
+from schemas.manifest import Manifest, write_json
 from stage2_student.data.batch_plan import repeated
 from stage2_student.data.order import Position
 from stage2_student.data.packing import resolve_packing
@@ -37,6 +37,7 @@ from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_messages import Channel, LostRankError, join
 from stage2_student.interfaces import StudentShape, make_interface
+from stage2_student.losses.objectives import NONE, objectives_on_tokens
 from stage2_student.model.context_length import sized
 from stage2_student.model.initial_student import (
     end_tokens,
@@ -64,6 +65,7 @@ from stage2_student.training.samples import Samples
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks
 from stage2_student.training.stop_signals import Stopped
+from stage2_student.training.teacher_vocabulary import check_tokens, tokenizer_pair
 from stage2_student.training.usable import counts_folder, remarks, times_read
 from stage2_student.training.watching import Watched
 from stage2_student.training.weight_average import WeightAverage
@@ -145,6 +147,7 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
     student = student_config(recipe)
     run = Path(student.path)
     members = open_members(dumps_by_corpus(recipe), student.mix, recipe.train.seed)
+    check_tokens(recipe, [member.reader.manifest for member in members])
     with_chats = [member.reader.manifest.has_chats for member in members]
     tokenizer, chat, _ = student_tokenizer(student, any(with_chats))
     ids = end_tokens(student, tokenizer, chat)
@@ -259,8 +262,14 @@ def _count(recipe: Recipe, sources: Sources, member: Member, channel: Channel) -
     )
 
 
-def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> Student:
-    """Load the start model, with its interface if an objective needs one, in float32 on the CPU."""
+def build_student(
+    recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds, manifests: Sequence[Manifest] = ()
+) -> Student:
+    """Load the start model, with its interface if an objective needs one, in float32 on the CPU.
+
+    Args:
+        manifests: of each corpus' dump; needed if an objective compares tokens.
+    """
     config = student_config(recipe)
     start = Path(config.path) / "start"
     lm = load_start(start, config.trust_remote_code)
@@ -285,7 +294,11 @@ def build_student(recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds) -> 
             f"train.interface_warmup_steps is {recipe.train.interface_warmup_steps}, but student.interface "
             f"{config.interface} has no parameters to warm up; set 0"
         )
-    student = Student(lm, interface, recipe.train)
+    on_tokens = NONE
+    if manifests and recipe.train.objectives.on_tokens:
+        pair = tokenizer_pair(recipe, manifests, tokenizer, ids, shape.head_rows)
+        on_tokens = objectives_on_tokens(pair, recipe.train)
+    student = Student(lm, interface, recipe.train, on_tokens)
     student.remarks = lora_remarks
     student.eval()
     check_causal(lm, config.model)
@@ -300,7 +313,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     lengths = _lengths(recipe, sources, channel)
     held = held_out(recipe, tokenizer, chat, ids.document_start, channel)
     torch.manual_seed(config.seed)
-    student = build_student(recipe, tokenizer, ids)
+    student = build_student(recipe, tokenizer, ids, [member.reader.manifest for member in sources.members])
     for line in student.remarks if channel.rank == 0 else ():
         warning(f"{run}: {line}")
     packing, remark = resolve_packing(student.lm, config.packing, ds.own_device().type)
@@ -313,7 +326,8 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     engine = ds.start_engine(student, ds_config, student.rates(), channel.gather)
     state = _resume(engine, recipe, ranks, checkpoint, convert)
     order = folder.data_order(run)
-    builder = BatchBuilder(recipe, sources, student.interface, packing, ranks.rank, ranks.world, order)
+    placed = packing, ranks.rank, ranks.world
+    builder = BatchBuilder(recipe, sources, student.interface, *placed, order, student.on_tokens)
     average = WeightAverage(student.lm, config.ema) if config.ema else None
     if average is not None and checkpoint is not None:
         average.load(run / "checkpoints" / checkpoint.name)

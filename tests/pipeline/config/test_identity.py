@@ -54,7 +54,8 @@ def test_a_key_that_came_later_is_left_out_just_where_it_says_what_was_done_befo
 
 def test_keys_that_an_operator_names_are_held_as_they_are() -> None:
     train = TrainConfig.model_validate({"objectives": {"own.py": 0.5}})
-    assert identity_values(train, exclude={"wandb"})["objectives"] == train.objectives.model_dump()
+    found = identity_values(train, exclude={"wandb"})["objectives"]
+    assert found == {"ce": 0.3, "byte_ce": 0.0, "kl": 1.0, "alm": 0.0, "own.py": 0.5}  # as the first release wrote it
 
 
 @pytest.mark.parametrize("prefix", ["", "dump.", "other_dumps.1."])

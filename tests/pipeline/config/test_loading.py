@@ -56,7 +56,7 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
         ("train.lr=fast", "train.lr: 'fast'"),
         ("train.steps=0", "train.steps: 0"),
         ("dump.path.x=1", "dump.path is 'd', which has no keys"),
-        ("train.lr", "neither of the form section.key=value, nor a YAML file, nor one of paper"),
+        ("train.lr", "neither of the form section.key=value, nor a YAML file, nor one of alm, .*paper"),
         ("..=1", "not of the form section.key=value"),
         ("train.lr=[1", "override 'train.lr=\\[1'"),
         ("teacher.overlap_tokens=2000", "at most half of teacher.max_tokens"),
@@ -146,7 +146,31 @@ def test_the_papers_own_settings_are_one_override_away(name):
     assert recipe.student is not None
     assert (recipe.student.interface, recipe.student.averaged_row_scale) == ("linear", 1)
     assert (recipe.student.max_token_end, recipe.student.max_dropped, recipe.student.max_doubt) == (1, 1, 1)
-    assert recipe.train.objectives.model_dump() == {"ce": 1, "byte_ce": 1, "kl": 0.1, "alm": 0}
+    assert active(recipe) == {"ce": 1, "byte_ce": 1, "kl": 0.1}
+
+
+def active(recipe):
+    return {name: weight for name, weight in recipe.train.objectives.model_dump().items() if weight}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("alm", {"alm": 1}),
+        ("alm_sft", {"ce": 1, "alm": 1}),
+        ("bpm", {"bpm_kl": 1}),
+        ("cdm", {"ce": 0.5, "cdm": 0.5}),
+        ("gold", {"gold": 1}),
+        ("mined", {"mined": 1}),
+        ("strict", {"strict_kl": 1}),
+        ("token_kl", {"token_kl": 1}),
+        ("uld", {"ce": 1, "uld": 1.5}),
+        ("xtoken", {"ce": 1, "xtoken_kl": 1}),
+    ],
+)
+def test_a_methods_own_settings_are_one_override_away_for_dump_and_student(name, weights):
+    recipe = load_recipe("demo", [name])
+    assert active(recipe) == weights and recipe.dump.tokens.top_k == 16
 
 
 def test_a_missing_recipe_names_the_packaged_ones():

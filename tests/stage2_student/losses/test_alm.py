@@ -8,12 +8,24 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config import TrainConfig
 from schemas import END
 from schemas.record import Record, Segment
+from schemas.token_alternatives import TokenAlternatives
 from stage2_student.data.examples import Encoded
-from stage2_student.data.micro_batch import Layout
-from stage2_student.losses.alm import NO_CHUNK, chunk_bounds, chunk_loss, chunk_tensors
+from stage2_student.data.micro_batch import Layout, empty_micro_batch
+from stage2_student.losses.alm import (
+    MIN_CUT,
+    NO_CHUNK,
+    approximate_likelihood,
+    chunk_bounds,
+    chunk_loss,
+    chunk_tensors,
+    cut_tensors,
+)
+from stage2_student.losses.inputs import ObjectiveInputs
 from tests.support.small_dumps import make_record, make_text
+from tests.support.token_records import tiled
 
 
 def random_tiling(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,3 +138,70 @@ def test_no_chunks_are_a_loss_of_zero_with_a_gradient() -> None:
     nats_N = torch.rand(3, requires_grad=True)
     loss = chunk_loss(nats_N, torch.full((3,), NO_CHUNK), torch.empty(0), 100.0)
     assert loss.item() == 0 and not torch.autograd.grad(loss, nats_N)[0].any()
+
+
+def with_tokens(encoded: Encoded, seed: int) -> Encoded:
+    """Give the record what a dump stores of the teacher's end token: where its segments end."""
+    record, rng = encoded.record, np.random.default_rng(seed)
+    count = len(record.teacher_token_lengths)
+    end_logprobs = -rng.exponential(2, count + 1).astype(np.float32)
+    stops = [s.start + s.length for s in record.segments]
+    end_logprobs[1:][~np.isin(np.cumsum(record.teacher_token_lengths), stops)] = np.nan
+    none = np.empty(0, dtype=np.float32)
+    tokens = TokenAlternatives(
+        offsets=np.zeros(count + 1, dtype=np.int64),
+        ids=none.astype(np.int32),
+        log_probs=none,
+        token_ids=np.zeros(count, dtype=np.int32),
+        token_log_probs=record.teacher_token_logprobs,
+        end_log_probs=end_logprobs,
+    )
+    return replace(encoded, record=replace(record, tokens=tokens))
+
+
+@pytest.mark.parametrize("debias", [0.0, 0.02])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_follows_a_chunk_and_the_end_of_a_text_count_as_defined(seed: int, debias: float) -> None:
+    encoded = with_tokens(tiled(seed), seed)
+    record, rng = encoded.record, np.random.default_rng(seed)
+    vocabulary = [b" a", b"b", b"\n", None, b"", b"\tx", b"end"]
+    length, end_id, tau = len(encoded.ends) + 1, 3, 10.0
+    layout = Layout.of([length])
+    tensors = chunk_tensors([encoded], layout, debias, end_id)
+    tensors |= cut_tensors([encoded], layout, debias, vocabulary, end_id)
+    logits = torch.tensor(rng.normal(0, 1, (length, 9)), requires_grad=True)  # two rows of padding
+    nats_L = torch.tensor(rng.exponential(1, length))
+    labels_BL = torch.zeros(1, length, dtype=torch.long)
+    batch = replace(empty_micro_batch(0), layout=layout, labels_BL=labels_BL, extra=tensors)
+    train = TrainConfig.model_validate({"objectives": {"ce": 0, "kl": 0, "alm": 1}, "alm_tau": tau})
+    inputs = ObjectiveInputs(batch, None, nats_L.float(), train, logits.float()[None], lambda logits_nV: logits_nV)
+    loss = approximate_likelihood(inputs)
+
+    logprobs = logits.log_softmax(-1)
+    twin, position = logits.sum() * 0, 0
+    ends_T = np.cumsum(record.teacher_token_lengths)
+    for segment, bounds in zip(record.segments, chunk_bounds(encoded, debias), strict=True):
+        stop = segment.start + segment.length
+        for start, end in pairwise(bounds.tolist()):
+            inside_L = (encoded.starts >= start) & (encoded.ends <= end)
+            inside_T = (ends_T > start) & (ends_T <= end)
+            s = -nats_L[:-1][torch.from_numpy(inside_L)].sum()
+            t = float(record.teacher_token_logprobs[inside_T].astype(np.float64).sum())
+            if end < stop or segment.has_end:
+                s = s + logprobs[int(np.flatnonzero(inside_L)[-1]) + 1, [0, 2, 5, end_id]].exp().sum().log()
+                t += math.log(max(cut_prob(record, position + end - segment.start), MIN_CUT))
+            twin = twin + binary_cross_entropy(s / tau, torch.tensor(t, dtype=torch.float64) / tau)
+        position += segment.num_positions
+        if segment.has_end and stop in encoded.ends and stop in ends_T:
+            state = int(np.flatnonzero(encoded.ends == stop)[0]) + 1
+            before = int(np.flatnonzero(ends_T == stop)[0]) + 1
+            t = float(record.tokens.end_log_probs[before])  # type: ignore[union-attr]
+            twin = twin + binary_cross_entropy(-nats_L[state] / tau, torch.tensor(t, dtype=torch.float64) / tau)
+    torch.testing.assert_close(loss.double(), twin, rtol=1e-4, atol=1e-5)
+    (ours,), (theirs,) = torch.autograd.grad(loss, logits), torch.autograd.grad(twin, logits)
+    assert theirs.any() or debias
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def binary_cross_entropy(log_s: torch.Tensor, log_t: torch.Tensor) -> torch.Tensor:
+    return -(log_t.exp() * log_s + (1 - log_t.exp()) * (1 - log_s.exp()).log())
