@@ -124,7 +124,9 @@ class Order:
         """Return K: the number of pieces of each lane before the window with this number."""
         if self.version == WHOLE_RECORDS:
             return np.minimum(number * WINDOW_PIECES, lengths_K)
-        return number * lengths_K // num_windows
+        # With few pieces in a window, all lanes would otherwise step together, and most windows would be empty.
+        shift_K = np.arange(len(lengths_K)) * num_windows // len(lengths_K) if self.window_pieces else 0
+        return (number * lengths_K + shift_K) // num_windows
 
     def _lanes(self, epoch: int) -> list[_Lane]:
         random = np.random.default_rng([self.seed, epoch])

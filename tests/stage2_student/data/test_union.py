@@ -16,7 +16,7 @@ from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
 from schemas.record import Segment
 from stage2_student.data import order as order_module
-from stage2_student.data.batch_plan import Share, UnionPosition, plan_batches, plan_union
+from stage2_student.data.batch_plan import BatchPlan, Share, UnionPosition, plan_batches, plan_union
 from stage2_student.data.encode import count_pieces, encode_pieces
 from stage2_student.data.examples import Masks, make_example
 from stage2_student.data.order import Order, Position
@@ -52,7 +52,7 @@ def random_lengths(rng: np.random.Generator, num_shards: int) -> Lengths:
     return Lengths.of([[counted() for _ in range(rng.integers(1, 40))] for _ in range(num_shards)])
 
 
-def in_order(lengths: Lengths, window_pieces: int) -> Iterator[tuple[int, int, int, int]]:
+def in_order(lengths: Lengths, window_pieces: int | None) -> Iterator[tuple[int, int, int, int]]:
     """Yield (shard, piece in the shard, tokens, bytes) of a corpus's usable pieces, epoch after epoch."""
     firsts = np.cumsum(lengths.counts_S) - lengths.counts_S
     for window in Order(3, lengths.counts_S, lengths.continues_U, window_pieces=window_pieces).windows():
@@ -101,10 +101,27 @@ def test_batches_are_those_of_a_slow_exact_count_and_resume_from_each_of_them(se
             assert (ours.documents, ours.after, ours.left_out) == (theirs.documents, theirs.after, theirs.left_out)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
+def test_a_small_share_keeps_no_more_records_waiting_than_a_corpus_alone(share: float) -> None:
+    """A record is read once its window is planned; until all windows of its batch are, it waits in memory."""
+    sizes = {"large": (8, 300), "small": (4, 16)}
+    one = Counted((30,), piece_bytes=(90,))
+    large, small = (Lengths.of([[one] * records] * shards) for shards, records in sizes.values())
+    waiting: list[BatchPlan] = []
+    most = 0
+    for batch in islice(plan_union([Share(large, 1 - share), Share(small, share)], 0, 90, MAX_TOKENS), 600):
+        waiting.append(batch)
+        is_read = [[ref[:2] < batch.windows[ref.corpus] for ref, _ in one.documents] for one in waiting]
+        while waiting and all(is_read[0]):
+            del waiting[0], is_read[0]
+        most = max(most, sum(map(sum, is_read)))
+    assert 0 < most < 2 * 32
+
+
 def test_a_corpus_alone_is_read_as_it_always_was() -> None:
     lengths = random_lengths(np.random.default_rng(0), 5)
     alone = list(islice(plan_batches(lengths, 3, 150, MAX_TOKENS), 10))
-    slow = in_order(lengths, order_module.WINDOW_PIECES)
+    slow = in_order(lengths, None)
     for batch in alone:
         for document in batch.documents:
             shard, unit, tokens, _ = next(slow)
