@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,10 @@ from pipeline.config import SamplesConfig
 from pipeline.runtime import log
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
+from pipeline.tokenization.conversation import Conversation
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.json_text import json_text
 
-# A token may hold an answer's first letters and the template's space before them (Mistral): what is read before any
-# answer is what these have in common.
-_ANSWERS = ("-", "7", "and", "A")
 FILE = "samples.jsonl"  # in the run's folder: {"step", "prompt", "text"}
 
 
@@ -27,7 +24,7 @@ class Samples:
     Args:
         chat: the tokenizer with its template, if the student learns from chats: prompts are then a user's messages.
     Raises:
-        ValueError: the tokenizer cannot spell a prompt.
+        ValueError: the tokenizer cannot spell a prompt, or the template writes no prompt for the assistant's turn.
     """
 
     def __init__(
@@ -73,10 +70,10 @@ class Samples:
 def _prompt_tokens(prompt: str, tokenizer: ByteTokenizer, chat: ChatTokenizer | None, start_id: int) -> list[int]:
     if chat is None:
         return [start_id, *tokenizer.encode(prompt.encode())]
-    question = {"role": "user", "content": prompt}
-    encoded = [chat.encode([question, {"role": "assistant", "content": answer}]).tokens for answer in _ANSWERS]
-    together = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*encoded, strict=False))
-    return [tokens[0] for tokens in together]
+    try:
+        return chat.encode_prompt(Conversation(({"role": "user", "content": prompt},)))[0]
+    except ValueError as error:
+        raise ValueError(f"train.samples: {prompt!r} as a user's message: {error}") from error
 
 
 @contextlib.contextmanager

@@ -4,17 +4,20 @@ import pytest
 
 from pipeline.config import SamplesConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from pipeline.tokenization.chat_template import TODAY
 from pipeline.tokenization.special_ids import SpecialIds
 from stage2_student.training.samples import Samples
-from tests.support.chats import CHAT_FAMILIES, load_chat
+from tests.support.chat_turns import load_turns, turn_tokenizer, user
+from tests.support.chats import load_chat
 from tests.support.tiny import tiny_tokenizer
 
+IDS = SpecialIds(268, (268,))
 CONFIG = SamplesConfig(prompts=("the thing?", "<|endoftext|> in"), every=10)
 
 
 def test_a_prompt_is_text_after_the_start_token_also_where_it_spells_a_control_token() -> None:
     tokenizer = ByteTokenizer.from_wrapped(tiny_tokenizer(), "tiny")
-    samples = Samples(CONFIG, tokenizer, None, SpecialIds(268, (268,)))
+    samples = Samples(CONFIG, tokenizer, None, IDS)
     assert [tokens[0] for tokens in samples.prompts] == [268, 268]
     for prompt, tokens in zip(CONFIG.prompts, samples.prompts, strict=True):
         assert 268 not in tokens[1:] and samples.text(tokens) == prompt
@@ -22,13 +25,16 @@ def test_a_prompt_is_text_after_the_start_token_also_where_it_spells_a_control_t
     assert [step for step in range(1, 31) if samples.is_due(step, step == 25)] == [10, 20, 25, 30]
 
 
-@pytest.mark.parametrize("name", CHAT_FAMILIES)
-def test_a_prompt_of_a_chat_is_what_the_template_writes_before_any_answer(name: str) -> None:
-    chat = load_chat(name)
-    samples = Samples(CONFIG, chat.tokenizer, chat, SpecialIds(0, (chat.end_of_turn() or 0,)))
-    for prompt, tokens in zip(CONFIG.prompts, samples.prompts, strict=True):
-        for answer in ("and yes", "in?", "7"):
-            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-            encoded = chat.encode(messages)
-            assert encoded.tokens[: len(tokens)] == tokens
-            assert len(tokens) <= encoded.turns[0].first <= len(tokens) + 1  # its first token may hold both
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1", "mistral", "smollm3"])
+def test_a_prompt_of_a_chat_is_what_the_template_itself_writes_before_an_answer(name: str) -> None:
+    chat, wrapped = load_turns(name), turn_tokenizer(name)
+    samples = Samples(CONFIG.model_copy(update={"prompts": ("the thing?",)}), chat.tokenizer, chat, IDS)
+    options = {"add_generation_prompt": True, "enable_thinking": False, "date_string": TODAY.strftime("%d %b %Y")}
+    text = wrapped.apply_chat_template([user("the thing?")], tokenize=False, **options)
+    assert samples.prompts == [wrapped(text, add_special_tokens=False)["input_ids"]]
+
+
+def test_a_template_that_writes_no_prompt_is_refused_by_name() -> None:
+    chat = load_chat("gemma")
+    with pytest.raises(ValueError, match=r"train\.samples: 'the thing\?' as a user's message: .* writes no prompt"):
+        Samples(CONFIG, chat.tokenizer, chat, IDS)
