@@ -19,6 +19,7 @@ from schemas.manifest import flatten, read_json
 from schemas.storage.atomic import committed
 
 _FIGURES = ("num_documents", "num_bytes", "bits_per_byte", "text_sha256")
+_TRAINED_WITH = ("student", "train", "deepspeed")
 _COUNTS = ("documents", "document_bytes", "positions")
 _USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,12 +56,19 @@ def public_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     student, train = dict(identity["student"]), dict(identity["train"])
     student |= {key: public_name(str(student[key])) for key in ("model", "interface") if key in student}
     train["objectives"] = {Path(name).name: weight for name, weight in train["objectives"].items()}
-    found = {**identity, "student": student, "train": train, "dump": _public_dump(identity["dump"])}
-    if "other_dumps" in identity:
-        found["other_dumps"] = {key: _public_dump(dump) for key, dump in identity["other_dumps"].items()}
+    found = {**identity, "student": student, "train": train, **_public_dumps(identity)}
+    if "corpora" in identity:
+        found["corpora"] = {name: {**own, **_public_dumps(own)} for name, own in identity["corpora"].items()}
     if "own_code" in identity:
         found["own_code"] = {Path(name).name: digest for name, digest in identity["own_code"].items()}
     return found
+
+
+def _public_dumps(corpus: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identities of a corpus' dumps in publishable form."""
+    found = {"dump": _public_dump(corpus["dump"])} if "dump" in corpus else {}
+    others = corpus.get("other_dumps") or {}
+    return found | ({"other_dumps": {key: _public_dump(dump) for key, dump in others.items()}} if others else {})
 
 
 def _public_dump(dump: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,8 +87,7 @@ def student_card(run: Run, model: Path, identity: Mapping[str, Any], licence: st
     step = int(read_json(model / dump_files.DISTILLED, "step")["step"])
     dumps = read_dumps([run])
     licences = [_teacher_licence(dump) for dump in dumps]
-    student, train = dict(identity["student"]), dict(identity["train"])
-    base = str(student["model"])
+    base = str(identity["student"]["model"])
     history = identity.get("trained_on") or []
     parts = [
         f"---\n{yaml.safe_dump(front_matter(base, licence, licences), sort_keys=False, allow_unicode=True)}---\n",
@@ -95,7 +102,7 @@ def student_card(run: Run, model: Path, identity: Mapping[str, Any], licence: st
         *[_teacher(dump, of_teacher) for dump, of_teacher in zip(dumps, licences, strict=True)],
         "These are pointers, not legal advice; the base model's licence applies as well.\n",
         "## Training\n",
-        table({"steps": step, **flatten({"student": student, "train": train, "deepspeed": identity["deepspeed"]})}),
+        table({"steps": step, **_shares(identity), **flatten({key: identity[key] for key in _TRAINED_WITH})}),
         *(["Trained on with changes, each from the step named:\n", _history(history)] if history else []),
         "## Figures\n",
         *_figures(run, model),
@@ -156,6 +163,11 @@ def _teacher(dump: Dump, licence: str | None) -> str:
     rows: dict[str, Any] = {"dump": public_name(dump.name), "model": model, **facts}
     rows |= {f"corpus: {key}": value for key, value in corpus.items()} | counts
     return f"{table(rows)}\n**Licence**: {inline(describe(licence))}.\n"
+
+
+def _shares(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return the share of the supervised bytes that each corpus of a union has."""
+    return {f"share of {name}": f"{own['share']:.1%}" for name, own in (identity.get("corpora") or {}).items()}
 
 
 def _history(entries: Sequence[Mapping[str, Any]]) -> str:

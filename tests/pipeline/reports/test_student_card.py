@@ -9,12 +9,13 @@ import pytest
 import yaml
 from huggingface_hub import metadata_load
 
-from pipeline.config.loading import save_recipe
+from pipeline.config import DumpRef, student_config
+from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.dumps import hub
 from pipeline.reports.student_card import write_student_card
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
-from stage2_student.runs.identity import run_identity
+from stage2_student.runs.identity import run_identity, union_identity
 from tests.pipeline.dumps.test_hub import FakeHub
 from tests.support.small_dumps import make_dump, make_recipe
 
@@ -82,6 +83,21 @@ def test_a_run_without_figures_or_with_older_ones_says_so(run: Path) -> None:
     assert "**Measured before this export was written**" in card(run)[0]
     (run / "eval.json").unlink()
     assert "Not evaluated: `bld eval` measures" in card(run)[0]
+
+
+def test_a_student_of_several_corpora_has_their_shares_and_every_teacher(run: Path) -> None:
+    other = make_dump(run.parent / "other", num_records=2, num_shards=1, teacher=str(run.parent / "private" / "second"))
+    recipe = load_recipe(run / "recipe.yaml")
+    refs = [DumpRef(path=recipe.dump.path, corpus="a", weight=3), DumpRef(path=str(other), corpus="b", weight=1)]
+    recipe = recipe.with_values(student=student_config(recipe).model_copy(update={"dumps": tuple(refs)}))
+    save_recipe(recipe, run / "recipe.yaml")
+    manifests = {"a": [Manifest.load(run.parent / "dump")], "b": [Manifest.load(other)]}
+    identity = union_identity(recipe, manifests, "s", SpecialIds(1, (1,)))
+    (run / "identity.json").write_text(json.dumps(identity))
+    text, _ = card(run)
+    assert "| share of a | 75.0% |" in text and "| share of b | 25.0% |" in text
+    assert "| model | teacher |" in text and "| model | second |" in text
+    assert "private" not in text + (run / "export" / "training.json").read_text()
 
 
 def test_a_student_goes_to_a_hub_as_a_model_and_a_later_checkpoint_follows_but_no_other_run(

@@ -90,10 +90,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_dump(work / "dump")
     (work / "each.py").write_text(TRAIN_EACH)
     for file, name, steps in [("short", "on", 4), ("on", "on", 6), ("whole", "whole", 6)]:
-        train = {"steps": steps, "min_lr_ratio": 1.0, "warmup_steps": 2}
+        train = {"steps": steps, "min_lr_ratio": 1.0, "warmup_steps": 2, "ema": 0.5}
         save_recipe(make_recipe(work / "dump", work / "model", work / name, train), work / f"{file}.yaml")
     make_dump(work / "extended", num_records=36)
-    more = {"steps": 9, "min_lr_ratio": 1.0, "warmup_steps": 2, "change": ["dump", "objectives"]}
+    more = {"steps": 9, "min_lr_ratio": 1.0, "warmup_steps": 2, "ema": 0.5, "change": ["dump", "objectives"]}
     more["objectives"] = {"ce": 1.0, "byte_ce": 1.0, "kl": 2.0, "alm": 0.0}
     save_recipe(make_recipe(work / "extended", work / "model", work / "more", more), work / "more.yaml")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
