@@ -3,14 +3,13 @@
     make bench BENCH=token_columns [ARGS="--recipe pipeline/recipes/demo_gemma.yaml --documents 20 --rounds 3"]
 
 One engine makes a shard of the same documents for each setting in turn, `--rounds` times over, so that a machine whose
-speed varies is the same for all; the time of a setting is the median of its ratios to the plain dump of the same round.
+speed varies is the same for all; the CPU time of a setting is the median of its ratios to the plain dump of its round.
 """
 
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -23,15 +22,14 @@ from pipeline.config import Recipe
 from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Corpus, Document
 from schemas.manifest import ShardPlan
-from schemas.record import Record
 from schemas.shard import read_shard
 from schemas.token_alternatives import COLUMNS, TokenAlternatives
 from stage1_teacher.calibration.calibrate import trial_identity
 from stage1_teacher.dump.shard_writer import encode, make_shards
 from stage1_teacher.engines.base import Engine, ListingEngine
+from stage1_teacher.inputs.encoded_windows import token_lengths
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
-from stage1_teacher.reduction.sparse_targets import SparseTargets
-from stage1_teacher.targets.alternatives import exact_alternatives
+from stage1_teacher.targets.assembly import assemble
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.records import sparse_spans
 from stage1_teacher.targets.resolved import load_tokenizer
@@ -59,35 +57,27 @@ def coding_error(exact: TokenAlternatives, stored: TokenAlternatives) -> float:
     return float(nats) / len(p_T)
 
 
-def error_of(teacher: Teacher, recipe: Recipe, documents: list[Document], stored: list[Record]) -> float:
-    """Compute the coding error of some records, whose rows are computed once more."""
-    errors = []
-    for window, record in zip(encode(documents, teacher, {}), stored, strict=True):
-        output = teacher.run_for_dump([window], recipe.dump)
-        [spans] = sparse_spans([window], output, teacher, recipe.dump)
-        assert record.tokens is not None
-        errors.append(coding_error(_exact(spans, record.tokens), record.tokens))
+def error_of(teacher: Teacher, recipe: Recipe, documents: list[Document]) -> float:
+    """Compute the coding error of some documents' tokens, whose rows are computed once more."""
+    errors, lengths = [], token_lengths(teacher.tokenizer)
+    for window in encode(documents, teacher, {}):
+        [spans] = sparse_spans([window], teacher.run_for_dump([window], recipe.dump), teacher, recipe.dump)
+        exact, stored = (assemble(window, spans, lengths, exact).tokens for exact in (True, False))
+        assert exact is not None and stored is not None
+        errors.append(coding_error(exact, stored))
     return float(np.mean(errors))
 
 
-def _exact(spans: list[SparseTargets], stored: TokenAlternatives) -> TokenAlternatives:
-    [of_span] = spans
-    assert of_span.tokens is not None
-    ids_A, logprobs_A = exact_alternatives(of_span.tokens)
-    offsets = np.concatenate([[0], of_span.tokens.counts_T.cumsum(dtype=np.int64)])
-    return replace(stored, offsets=offsets, ids=ids_A, log_probs=logprobs_A)
-
-
 def dumped(teacher: Teacher, recipe: Recipe, documents: list[Document]) -> tuple[Path, float]:
-    """Make a shard of these documents; return its path, in a folder of its own, and the seconds that it took."""
+    """Make a shard of these documents; return its path, in a folder of its own, and the CPU seconds that it took."""
     folder = Path(tempfile.mkdtemp(prefix="bld-columns-"))
     (folder / "shards").mkdir()
     num_bytes = sum(len(document.text) for document in documents)
     plan = ShardPlan(index=0, first_document=0, num_documents=len(documents), num_bytes=num_bytes, sha256="")
-    started = time.monotonic()
+    started = time.process_time()
     for _ in make_shards([(plan, documents)], teacher, recipe, trial_identity(recipe), folder):
         pass
-    return plan.path(folder), time.monotonic() - started
+    return plan.path(folder), time.process_time() - started
 
 
 def table(teacher: Teacher, recipes: dict[str, Recipe], documents: list[Document], rounds: int) -> Iterator[str]:
@@ -103,7 +93,7 @@ def table(teacher: Teacher, recipes: dict[str, Recipe], documents: list[Document
             seconds[setting] += [spent] if number else []
     yield (
         "| top_k, min_prob | alternatives | mean tail | bytes / text byte | " + " | ".join(COLUMNS) + " | coding "
-        "error, nats / token | time |"
+        "error, nats / token | CPU time |"
     )
     yield "| --- " * (len(COLUMNS) + 6) + "|"
     for setting, recipe in recipes.items():
@@ -116,7 +106,7 @@ def table(teacher: Teacher, recipes: dict[str, Recipe], documents: list[Document
             continue
         count = np.concatenate([tokens.counts for tokens in stored]).mean()
         tail = np.concatenate([tokens.tails for tokens in stored]).mean()
-        error = error_of(teachers[setting], recipe, documents[:8], records[:8])
+        error = error_of(teachers[setting], recipe, documents[:8])
         yield f"| {setting} | {count:.2f} | {tail:.4f} | {' | '.join(figures)} | {error:.1e} | {ratio:.3f} |"
 
 
