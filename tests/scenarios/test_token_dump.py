@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
+@cache
+def float64_model(model: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+
+
 def own_logprobs(model: Path, tokens: list[int]) -> np.ndarray:
     """Return the model's log-probabilities after each token, in float64."""
-    whole: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     with torch.no_grad():
-        found: np.ndarray = whole(torch.tensor([tokens])).logits[0].log_softmax(-1).numpy()
+        found: np.ndarray = float64_model(model)(torch.tensor([tokens])).logits[0].log_softmax(-1).numpy()
     return found
 
 
