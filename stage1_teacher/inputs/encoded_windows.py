@@ -96,7 +96,7 @@ def _cut_window(document: Document, bounds: Window, tokens: list[int], tokenizer
     segments = tuple(
         Segment(first - bounds.start, last - first, has_end and bounds.has_end)
         for first, last, has_end in clipped
-        if first < last
+        if first < last or (first == last and has_end and bounds.has_end)  # the END alone
     )
     return text_window(document.doc_id, bounds, text, tokens, tokenizer.prefix, segments)
 
