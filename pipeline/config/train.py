@@ -268,7 +268,8 @@ class TrainConfig(Section):
     )
     objectives: Objectives = Objectives()
     kl_direction: Literal["forward", "reverse", "jensen_shannon"] = Field(
-        "forward", description="KL(teacher || interface), KL(interface || teacher), or the Jensen-Shannon divergence."
+        "forward",
+        description="KL(teacher || interface), KL(interface || teacher), or the Jensen-Shannon divergence; tokens too.",
     )
     kl_temperature: float = Field(
         1.0,

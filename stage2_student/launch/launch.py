@@ -26,6 +26,7 @@ from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_environment import free_port, started_as_rank
 from stage2_student.runs.begun import as_begun
+from stage2_student.runs.dump_tokens import check_planned_tokens
 from stage2_student.runs.identity import dump_refs
 from stage2_student.training.stop_signals import STOPPING
 
@@ -93,11 +94,12 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
 def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Return the recipe with the schedule that its run will have, and remarks for the user.
 
-    Raises ValueError for every fault that can be found before a rank is started or a model or dump is opened: in the
+    Raises ValueError for every fault that can be found before a rank is started or a model or shard is opened: in the
     schedule, a missing hostfile, an unusable DeepSpeed JSON, a plug-in that is not a file, a tracker that is not
-    installed.
+    installed, a dump without the tokens that an objective compares.
     """
     deepspeed_config(recipe, 1)
+    check_planned_tokens(recipe)
     student, train = student_config(recipe), recipe.train
     if train.hostfile is not None and not Path(train.hostfile).is_file():
         raise ValueError(f"train.hostfile: {train.hostfile} is not a file; give one with lines `NAME slots=RANKS`")

@@ -13,7 +13,7 @@ from schemas.manifest import Manifest
 from schemas.storage.locations import location
 from schemas.token_vocabulary import read_vocabulary
 from stage2_student.losses.vocabulary_map import TokenizerPair
-from stage2_student.runs.identity import dumps_by_corpus
+from stage2_student.runs.dump_tokens import dump_paths, teacher_tokens
 
 
 @dataclass(frozen=True)
@@ -58,50 +58,11 @@ class TeacherVocabulary:
         return tokenizer
 
 
-def check_tokens(recipe: Recipe, manifests: Sequence[Manifest]) -> None:
-    """Check that the dumps hold what the objectives compare.
-
-    Args:
-        manifests: of each corpus' dump.
-    Raises:
-        ValueError: one holds no alternatives of the teacher's tokens, or two have teachers with other tokens.
-    """
-    train = recipe.train
-    names = [f"train.objectives.{name}" for name in train.objectives.on_tokens]
-    names += ["train.alm_end"] if train.alm_end and train.objectives.alm else []
-    if not names:
-        return
-    by_path = dict(zip(_paths(recipe), manifests, strict=True))
-    for path, manifest in by_path.items():
-        if not manifest.has_tokens:
-            raise ValueError(
-                f"{names[0]} compares the student's tokens with the teacher's, but {path} holds bytes alone; make a "
-                "dump with dump.tokens={top_k: 16}, or use objectives on bytes (kl, byte_ce, alm)"
-            )
-    teachers = {path: _teacher_tokens(manifest) for path, manifest in by_path.items()}
-    first, *others = teachers
-    if other := [path for path in others if teachers[path] != teachers[first]]:
-        raise ValueError(
-            f"{names[0]} compares the student's tokens with those of one tokenizer, but the teachers of {first} and "
-            f"{other[0]} have different ones; name dumps of one teacher, or use objectives on bytes (kl, byte_ce, alm)"
-        )
-
-
-def _paths(recipe: Recipe) -> list[str]:
-    return [refs[0].path for refs in dumps_by_corpus(recipe).values()]
-
-
-def _teacher_tokens(manifest: Manifest) -> tuple[str, tuple[int, ...]]:
-    """Return the hash of the teacher's tokenizer, and its tokens that mean END."""
-    teacher = manifest.identity["teacher"]
-    return teacher["tokenizer_sha256"], tuple(teacher["end_ids"])
-
-
 def tokenizer_pair(
     recipe: Recipe, manifests: Sequence[Manifest], tokenizer: ByteTokenizer, ids: SpecialIds, head_rows: int
 ) -> TokenizerPair:
-    """Return the tokenizers of the dumps' teacher and the student; `check_tokens` has passed."""
-    token_bytes = tuple(read_vocabulary(location(_paths(recipe)[0])))
-    sha256, ends = _teacher_tokens(manifests[0])
+    """Return the tokenizers of the dumps' teacher and the student; `runs.dump_tokens.check_tokens` has passed."""
+    token_bytes = tuple(read_vocabulary(location(dump_paths(recipe)[0])))
+    sha256, ends = teacher_tokens(manifests[0])
     vocabulary = TeacherVocabulary(token_bytes, sha256, recipe)
     return TokenizerPair(vocabulary, tokenizer, ends, ids.end, head_rows)

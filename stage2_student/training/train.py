@@ -52,6 +52,7 @@ from stage2_student.model.student import Student
 from stage2_student.runs import folder, resume
 from stage2_student.runs.begun import as_begun
 from stage2_student.runs.checkpoints import checkpoint_steps, remove_partial_checkpoints
+from stage2_student.runs.dump_tokens import check_tokens
 from stage2_student.runs.export import export, is_due
 from stage2_student.runs.identity import RunVersions, counts_key, dumps_by_corpus, run_identity, union_identity
 from stage2_student.runs.step_log import METRICS, cut_lines, where_to_look
@@ -65,7 +66,7 @@ from stage2_student.training.samples import Samples
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks
 from stage2_student.training.stop_signals import Stopped
-from stage2_student.training.teacher_vocabulary import check_tokens, tokenizer_pair
+from stage2_student.training.teacher_vocabulary import tokenizer_pair
 from stage2_student.training.usable import counts_folder, remarks, times_read
 from stage2_student.training.watching import Watched
 from stage2_student.training.weight_average import WeightAverage

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.config import Recipe
+from pipeline.config.dump import TokensConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest, ShardPlan
@@ -17,8 +18,9 @@ from schemas.token_vocabulary import write_vocabulary
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.union import Member
 from stage2_student.losses.objectives import ON_TOKENS
+from stage2_student.runs.dump_tokens import check_planned_tokens, check_tokens
 from stage2_student.training.rank_batches import BatchBuilder, Sources
-from stage2_student.training.teacher_vocabulary import check_tokens, tokenizer_pair
+from stage2_student.training.teacher_vocabulary import tokenizer_pair
 from stage2_student.training.train import build_student
 from tests.support.micro_batches import count_all
 from tests.support.small_dumps import make_recipe
@@ -82,6 +84,22 @@ def test_a_dump_of_bytes_alone_is_refused_before_anything_is_loaded(work: Path) 
         check_tokens(recipe_of(work, {"alm": 1.0}, alm_end=True), [without])
     check_tokens(recipe_of(work, {"alm": 1.0}), [without])
     check_tokens(recipe_of(work, {"gold": 1.0}), [manifest])
+
+
+def test_a_dump_that_will_hold_bytes_alone_is_refused_before_it_is_made(work: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(work, {"gold": 1.0})
+    check_planned_tokens(recipe)  # it is made, with tokens
+    unmade = recipe.with_values(dump=recipe.dump.model_copy(update={"path": str(tmp_path / "none")}))
+    with pytest.raises(ValueError, match=r"gold compares .*none will hold bytes alone"):
+        check_planned_tokens(unmade)
+    asked = unmade.dump.model_copy(update={"tokens": TokensConfig()})
+    check_planned_tokens(unmade.with_values(dump=asked))
+    manifest = Manifest.load(work / "dump")
+    without = manifest.model_copy(update={"identity": {"teacher": manifest.identity["teacher"]}, "schema_version": 1})
+    (tmp_path / "none").mkdir()
+    without.save(tmp_path / "none")
+    with pytest.raises(ValueError, match="none holds bytes alone"):
+        check_planned_tokens(unmade.with_values(dump=asked))
 
 
 def test_corpora_whose_teachers_have_other_tokens_are_refused(work: Path) -> None:
