@@ -34,7 +34,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup teacher student eval report demo test coverage check lock audit
-.PHONY: bench bench-quality reproduce rehearse
+.PHONY: bench bench-quality results reproduce rehearse
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -92,6 +92,9 @@ bench: $(STAMP)  ## the benchmarks named in BENCH, in turn; all take hours, ARGS
 
 bench-quality: $(STAMP)  ## students compared with their controls
 	$(BIN)/python -m tests.bench.quality $(ARGS)
+
+results: $(STAMP)  ## write tests/bench/results/*.json into the tables of the pages
+	$(BIN)/python -m tests.bench.pages
 
 reproduce: $(STAMP)  ## the paper's TABLE=1 (Qwen2's tokenizer), 2 (bytes) or 3 (maths); needs GPUs and a hub
 	$(call REPRODUCE,$(PAPER))

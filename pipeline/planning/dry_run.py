@@ -137,7 +137,7 @@ def describe_teacher(recipe: Recipe) -> str:
 
 # Teacher tokens computed for branch rows above a share of the mass, in times those of the canonical rows: where a
 # branch adds its own tokens (transformers, vLLM), and where it recomputes a block of 16. SmolLM2-135M on encyclopaedic
-# text (tests/bench/README.md, "How exact the targets are").
+# text (tests/bench/pages/exactness.md).
 BRANCH_COSTS = ((0.3, 1.1, 1.8), (0.1, 1.2, 2.8), (0.05, 1.3, 3.7), (0.03, 1.4, 4.5), (0.01, 1.7, 6.7))
 
 

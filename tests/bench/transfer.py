@@ -31,6 +31,7 @@ from stage2_student.evaluation.start_figures import start_figures
 from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
 from stage2_student.runs.start import asked_models
 from tests.bench import results
+from tests.bench.pages import table
 from tests.bench.quality import SEARCH_SKIP, Quality
 
 # Documents that are measured: validation is what settings are chosen by, test is reported.
@@ -136,20 +137,22 @@ class Probe:
         return {"text": text}
 
 
-def line(name: str, seeds: Sequence[dict[str, Any]]) -> str:
-    """Format a line of the table: means over seeds, and in brackets the bits by kind of token."""
-    cells = [name]
-    for text in seeds[0]["text"]:
+def row(name: str, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a row of the table: means over seeds, with a standard deviation where there are several."""
+    cells: dict[str, Any] = {"start; objective": name}
+    for text, first in seeds[0]["text"].items():
+        where = text.replace("_", " ")
         bits = [found["text"][text]["bits_per_byte"] for found in seeds]
-        spread = f" ± {statistics.stdev(bits):.4f}" if len(bits) > 1 else ""
-        kinds = [
-            statistics.mean(found["text"][text]["buckets"][kind]["bits"] for found in seeds)
-            for kind in seeds[0]["text"][text]["buckets"]
+        deviation = {"error": round(statistics.stdev(bits), 4)} if len(bits) > 1 else {}
+        cells[f"bits/byte {where}"] = {"value": round(statistics.mean(bits), 4), **deviation}
+        cells[f"{where}: {', '.join(first['buckets'])}"] = [
+            round(statistics.mean(found["text"][text]["buckets"][kind]["bits"] for found in seeds), 3)
+            for kind in first["buckets"]
         ]
-        cells.append(f"{statistics.mean(bits):.4f}{spread} [{', '.join(f'{kind:.3f}' for kind in kinds)}]")
-        if "jsd" in seeds[0]["text"][text]:
-            cells.append(f"{statistics.mean(found['text'][text]['jsd'] for found in seeds):.4f}")
-    return "| " + " | ".join(cells) + " |"
+        if "jsd" in first:
+            jsd = statistics.mean(found["text"][text]["jsd"] for found in seeds)
+            cells[f"JSD {where}, nats"] = round(jsd, 4)
+    return cells
 
 
 def main(
@@ -183,8 +186,9 @@ def main(
     for label, runs in wanted.items():
         found = [probe.figures(run) for run in runs]
         known.setdefault(split, {})[label] = found
+        known[f"{split}_rows"] = [row(one, runs_of) for one, runs_of in known[split].items()]
         results.save(f"transfer-{name}", known)
-        print(line(label, found), flush=True)
+        print(table([row(label, found)], list(row(label, found))), flush=True)
 
 
 if __name__ == "__main__":

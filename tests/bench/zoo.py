@@ -6,8 +6,8 @@ They are compared with the models' own logits.
 
 What is measured of a cell, and when it is right, is in `tests/zoo/measure.py`. A line of `--out` is the outcome of a
 cell; those that are there are not measured again (remove the file for that). Cells run a few at a time in processes of
-their own: one that dies is an outcome too. `--write` puts the tables into tests/bench/README.md. `--small` leaves out
-the tokenizers of real models, which are downloaded (18 MB).
+their own: one that dies is an outcome too. `--write` keeps the tables as tests/bench/results/zoo.json, for `make
+results`. `--small` leaves out the tokenizers of real models, which are downloaded (18 MB).
 """
 
 import json
@@ -24,8 +24,9 @@ from typing import Annotated
 
 import typer
 
+from tests.bench import results
 from tests.zoo.cells import SMALL_KINDS, Cell, Outcome, all_cells
-from tests.zoo.table import write_tables
+from tests.zoo.table import figures
 
 # In whatever folder, and where Python is told to leave the current one out of its path.
 START = (
@@ -111,7 +112,7 @@ def main(
     ] = None,
     out: Annotated[Path, typer.Option(help="outcomes, a line a cell")] = Path("runs/zoo.jsonl"),
     small_ones: Annotated[bool, typer.Option("--small", help="trained tokenizers only")] = False,
-    write: Annotated[bool, typer.Option(help="put the tables into tests/bench/README.md")] = False,
+    write: Annotated[bool, typer.Option(help="keep the tables as tests/bench/results/zoo.json")] = False,
     seed: Annotated[int, typer.Option(help="of the models' weights")] = 0,
     cell: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -134,7 +135,7 @@ def main(
         if outcome.status == "wrong":
             print(f"WRONG {one}: {outcome.detail}")
     if write:
-        write_tables(found)
+        results.save("zoo", {**results.load("zoo"), **figures(found)})
     raise typer.Exit(int(counts["wrong"] > 0))
 
 

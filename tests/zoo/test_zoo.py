@@ -23,7 +23,7 @@ from tests.zoo.checks import Targets
 from tests.zoo.measure import names_it, run
 from tests.zoo.spellings import SMALL, Spelling, small
 from tests.zoo.subject import TEXTS, Place
-from tests.zoo.table import BEGIN, END, families_table, write_tables
+from tests.zoo.table import figures
 
 SEED = int(os.environ.get("BLD_ZOO_SEED", datetime.date.today().toordinal()))
 SLOW = ("longcat_flash",)  # tens of seconds
@@ -160,27 +160,20 @@ def test_targets_by_brute_force_are_those_of_the_other_brute_force(spelled) -> N
     np.testing.assert_allclose(found, expected[len(spelling.prefix) :], rtol=1e-9, atol=1e-15)
 
 
-def test_the_tables_say_the_worst_of_each_cell_and_nothing_else_of_the_page_changes(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+def test_the_tables_say_the_worst_of_each_cell_and_name_apart_who_is_right_in_all() -> None:
     found = {
         Cell("targets", "llama", "byte-bpe", "transformers"): Outcome("right", ""),
         Cell("targets", "llama", "sp-bpe", "transformers"): Outcome("wrong", ""),
+        Cell("targets", "gpt2", "byte-bpe", "transformers"): Outcome("right", ""),
+        Cell("eval", "gpt2", "sp-bpe"): Outcome("right", ""),
         Cell("eval", "bert", "sp-bpe"): Outcome("refused", ""),
     }
-    write_tables(found, readme)
-    text = readme.read_text(encoding="utf-8")
-    assert (
-        text.startswith(f"before\n{BEGIN}\ntransformers ")
-        and "2 families, 3 cells, 1 right, 1 refused, 1 wrong." in text
-    )
-    assert text.endswith(f"{END}\nafter\n") and "old" not in text
-    assert families_table(found).splitlines() == [
-        "| family | teacher, transformers | `bld eval` |",
-        "| --- | --- | --- |",
-        "| `bert` |  | refused |",
-        "| `llama` | **WRONG** |  |",
+    tables = figures(found)
+    [counted] = tables["counts"]
+    assert [counted[name] for name in ("families", "cells", "right", "refused", "wrong")] == [3, 5, 3, 1, 1]
+    assert tables["right"] == [{"families with everything right": "`gpt2`"}]
+    assert tables["families"] == [
+        {"family": "`bert`", "teacher, transformers": None, "`bld eval`": "refused"},
+        {"family": "`llama`", "teacher, transformers": "**WRONG**", "`bld eval`": None},
     ]
-    readme.write_text("no markers", encoding="utf-8")
-    with pytest.raises(ValueError, match="lacks the markers"):
-        write_tables(found, readme)
+    assert "tokenizers" not in tables

@@ -1,0 +1,158 @@
+"""Figures of benchmarks: their files are read, rendered and held against pages and code."""
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import Recipe
+from tests.bench import pages, results
+from tests.test_pages import check_figures, key_exists
+
+NAMES = sorted(file.stem for file in results.FOLDER.glob("*.json"))
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Yield every text in a result, headings included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from (key, *strings(one))
+    elif isinstance(value, list):
+        for one in value:
+            yield from strings(one)
+
+
+def options(module: Path) -> set[str]:
+    """Return the options that a benchmark's `main` takes, as typer makes them."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    [main] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    named = {f"--{parameter.arg.replace('_', '-')}" for parameter in main.args.args}
+    declared = {node.value for node in ast.walk(main) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return named | {f"--no-{name[2:]}" for name in named} | {text for text in declared if text.startswith("-")}
+
+
+def benchmarks(command: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the benchmarks that a command runs, each with its arguments."""
+    words = shlex.split(command)
+    given = {name: value for name, _, value in (word.partition("=") for word in words) if name in ("BENCH", "ARGS")}
+    if words[:2] == ["make", "bench"]:
+        for name in given["BENCH"].split():
+            yield name, shlex.split(given.get("ARGS", ""))
+    elif words[:2] == ["make", "bench-quality"]:
+        yield "quality", shlex.split(given.get("ARGS", ""))
+    elif "-m" in words and words[words.index("-m") + 1].startswith("tests.bench."):
+        module, *arguments = words[words.index("-m") + 1 :]
+        yield module.removeprefix("tests.bench."), arguments
+
+
+def overrides(arguments: list[str]) -> Iterator[str]:
+    """Yield the recipe keys that arguments set."""
+    texts = [*arguments, *(word for text in arguments if " " in text for word in text.replace(";", " ").split())]
+    yield from (found[1] for text in texts if (found := re.match(r"([a-z]+\.[a-z_.]+)=", text)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_a_result_is_one_that_the_code_still_takes(name: str) -> None:
+    command = results.read(name).command
+    if command is None:  # it is not known, or several made the figures
+        return
+    found = list(benchmarks(command))
+    assert found or command.startswith(("bld ", "make ")), command
+    for benchmark, arguments in found:
+        module = results.FOLDER.parent / f"{benchmark}.py"
+        assert module.exists(), command
+        assert {word for word in arguments if re.match(r"--?[a-z]", word)} <= options(module), command
+        for key in overrides(arguments):
+            assert key_exists(Recipe, key.split(".")), (command, key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_result_is_on_a_page(name: str) -> None:
+    shown = [page for page in pages.pages() if re.search(rf"\b{name}\b", page.read_text(encoding="utf-8"))]
+    assert shown, f"no page shows {name}.json: put `<!-- results: {name}.rows -->` where its table belongs"
+
+
+def test_what_was_saved_is_read_again_with_how_it_was_made(tmp_path: Path) -> None:
+    figures = {"rows": [{"method": "a", "bits": {"value": 1.5, "interval": [1.25, float("nan")]}}], "other": 3}
+    results.save("one", figures, tmp_path, documents="12 documents", seeds=2)
+    found = results.read("one", tmp_path)
+    assert (
+        results.load("one", tmp_path)
+        == found.figures
+        == {
+            "rows": [{"method": "a", "bits": {"value": 1.5, "interval": [1.25, None]}}],
+            "other": 3,
+        }
+    )
+    assert (found.documents, found.seeds) == ("12 documents", 2) and found.command and found.date and found.machine
+    assert '\n   {"method": "a"' in (tmp_path / "one.json").read_text(encoding="utf-8")  # a row a line
+    assert results.load("another", tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", ["{", '{"command": "x"}', '{"figures": {}, "comand": "x"}'])
+def test_a_file_that_holds_no_figures_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "broken.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broken\.json is not a file of figures"):
+        results.read("broken", tmp_path)
+
+
+def test_a_cell_shows_all_that_is_known_of_its_value() -> None:
+    assert pages.cell(1234567, 0) == "1,234,567"
+    assert pages.cell(None, 2) == "" and pages.cell("as it is", 2) == "as it is"
+    assert pages.cell([0.5, 1], 1) == "0.5, 1.0"
+    assert pages.cell({"value": 69, "error": 5}, 0) == "69 ± 5"
+    assert pages.cell({"value": 1.2, "beside": 0.25}, 2) == "1.20 (0.25)"
+    assert pages.cell({"value": 1.2, "interval": [-1, 2]}, 1) == "1.2 [-1.0, 2.0]"
+    value = {"value": 1.2, "difference": -0.0, "interval": [-0.01, 0.01]}
+    assert pages.cell(value, 2) == "1.20 (-0.00 [-0.01, +0.01])"
+
+
+def test_a_page_is_written_with_the_rows_columns_and_digits_that_it_asks_for(tmp_path: Path) -> None:
+    rows = [{"method": "a", "bits, in": 1.23456}, {"method": "b", "bits, in": 2, "share, %": 50}]
+    results.write(
+        "made", results.Result(command="x", commit=None, date=None, machine="m", figures={"r": rows}), tmp_path
+    )
+    page = tmp_path / "page.md"
+
+    def written(wanted: str) -> list[str]:
+        page.write_text(f"before\n<!-- results: {wanted} -->\nold\n{pages.END}\nafter", encoding="utf-8")
+        before, _, *inside, end, after = pages.rewritten(page, tmp_path).splitlines()
+        assert (before, end, after) == ("before", pages.END, "after")
+        return inside
+
+    assert written("made.r")[0] == "| method | bits, in | share, % |"
+    assert written("made.r")[2:] == ["| a | 1.23456 |  |", "| b | 2.00000 | 50 |"]
+    chosen = written("made.r | columns: bits, in; method | rows: b; a | digits: 1")
+    assert chosen == ["| bits, in | method |", "| --- | --- |", "| 2.0 | b |", "| 1.2 | a |"]
+    assert written("made") == ["`x`", "[made.json](./made.json): m."]
+    for wrong, said in (
+        ("made.s", "no rows 's'; it has r"),
+        ("made.r | rows: c", "0 rows"),
+        ("made.r | digit: 1", "digit"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            written(wrong)
+
+
+def test_a_line_of_what_was_no_better_has_its_figures_from_the_file_that_it_names() -> None:
+    for row in results.read("no-better").figures["rows"]:
+        [name] = re.findall(r"results/([\w-]+)\.json", row["file"])
+        check_figures(row["result"], {name})
+
+
+def test_small_numbers_keep_their_digits_in_a_table() -> None:
+    assert pages.table([{"x": 6.6e-5}, {"x": 7e-4}], ["x"]).splitlines()[2:] == ["| 0.000066 |", "| 0.000700 |"]
+
+
+def test_json_of_a_result_is_what_the_layout_holds(tmp_path: Path) -> None:
+    for name in NAMES:
+        results.write(name, results.read(name), tmp_path)
+        old, new = ((folder / f"{name}.json").read_text(encoding="utf-8") for folder in (results.FOLDER, tmp_path))
+        assert json.loads(old) == json.loads(new), name
