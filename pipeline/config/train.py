@@ -166,7 +166,7 @@ class TrainConfig(Section):
     change: tuple[Literal["dump", "objectives", "lr", "batch_tokens"], ...] = Field(
         (),
         description="What a run that began otherwise is trained on with, by name: dump (an extended or another one; a "
-        "new epoch begins), objectives (weights, kl_*, alm_*, student.max_*), lr, batch_tokens. Recorded in "
+        "new epoch begins), objectives (with their settings, student.max_*), lr, batch_tokens. Recorded in "
         "identity.json; anything else that differs is refused.",
     )
     batch_tokens: int = Field(

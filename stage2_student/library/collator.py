@@ -25,7 +25,7 @@ from stage2_student.losses.micro_batches import MicroBatchMaker
 from stage2_student.losses.objectives import OBJECTIVES
 from stage2_student.model.initial_student import end_tokens
 
-TRAIN_OPTIONS = ("kl_direction", "kl_temperature", "alm_tau", "alm_debias")
+TRAIN_OPTIONS = ("kl_direction", "kl_temperature", "alm_tau", "alm_debias", "alm_space", "alm_end")
 STUDENT_OPTIONS = ("start", "end", "max_doubt", "max_token_end", "max_dropped")
 
 
@@ -92,8 +92,8 @@ class DistillationCollator:
         max_tokens: of a row; at least 8.
         vocab_size: rows of the model's head; default: as many as the tokenizer has tokens.
         chats: the dump holds chats, which the tokenizer's chat template writes.
-        options: keys of a recipe. Of its `train` section kl_direction, kl_temperature, alm_tau, alm_debias; of its
-            `student` section start, end, max_doubt, max_token_end, max_dropped.
+        options: keys of a recipe. Of its `train` section kl_direction, kl_temperature, alm_tau, alm_debias, alm_space,
+            alm_end; of its `student` section start, end, max_doubt, max_token_end, max_dropped.
     Raises:
         ValueError: an objective or option is unknown, or the tokenizer cannot spell every text or has no token for
             start or END.
@@ -169,7 +169,9 @@ class _Parts:
             # In shared memory: workers send a handle with each batch, not the columns.
             token_C, column_V = (column.clone().share_memory_() for column in interface.columns[:2])
             columns = interface.columns._replace(token_C=token_C, column_V=column_V)
-        return cls(tokenizer, chat, MicroBatchMaker(student, train, ids, interface), columns)
+        return cls(
+            tokenizer, chat, MicroBatchMaker(student, train, ids, interface, token_bytes=tokenizer.token_bytes), columns
+        )
 
 
 def _sections(settings: DistillationCollator, name: str) -> tuple[TrainConfig, StudentConfig]:

@@ -64,7 +64,8 @@ def byte_distillation_loss(
     nats_N = None if scores is None else scores.token_nats_N
     if nats_N is None and train.objectives.uses_tokens:
         nats_N = label_nats(logits_or_hidden, micro, read)
-    nats, sums = weighted_loss(ObjectiveInputs(micro, scores, nats_N, train), active_objectives(train.objectives))
+    inputs = ObjectiveInputs(micro, scores, nats_N, train, logits_or_hidden, read)
+    nats, sums = weighted_loss(inputs, active_objectives(train.objectives))
     return DistillationLoss(nats, micro.num_bytes, {name: value.detach() for name, value in sums.items()})
 
 

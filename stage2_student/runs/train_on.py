@@ -19,7 +19,7 @@ _DATA = ("dump.", "other_dumps.", "mix.", "corpora.")
 _FIELDS: Mapping[str, tuple[str, ...]] = {
     "dump": _DATA,
     "objectives": (
-        *("train.objectives.", "train.kl_", "train.alm_", "own_code."),
+        *("train.objectives.", "train.kl_", "train.alm_", "train.token_", "train.cdm_", "train.balance:", "own_code."),
         *("student.max_doubt:", "student.max_token_end:", "student.max_dropped:"),
     ),
     "lr": ("train.lr:",),

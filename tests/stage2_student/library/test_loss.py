@@ -34,7 +34,7 @@ OPTIONS = {"kl_direction": "reverse", "kl_temperature": 2.0, "max_token_end": 0.
 CASES: list[tuple[dict[str, float], dict[str, Any]]] = [
     ({"ce": 0.3, "kl": 1.0}, {}),
     (EVERY, OPTIONS),
-    ({"alm": 1.0}, {}),
+    ({"alm": 1.0}, {"alm_space": True}),
 ]
 
 
