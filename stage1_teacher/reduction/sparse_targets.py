@@ -82,6 +82,11 @@ def sparse_targets(
 
 def _token_entries(rows: Sequence[ReducedRow], request: SpanRequest, sparsity: Sparsity) -> TokenEntries:
     ids_RK, logprobs_RK = (np.stack([getattr(row, name) for row in rows]) for name in ("top_ids_K", "top_logprobs_K"))
+    if not ids_RK.shape[1]:
+        raise ValueError(
+            "the engine gives no most probable tokens of its rows, which dump.tokens needs: reduce them with "
+            "stage1_teacher.reduction.reducer.Reducer, or fill in ReducedRow.top_ids_K and top_logprobs_K"
+        )
     return keep_tokens(
         TopTokens(ids_RK[:-1], logprobs_RK[:-1]),
         np.asarray(request.tokens, dtype=np.int32),

@@ -160,6 +160,17 @@ def test_rows_that_a_worker_sums_are_those_of_the_float64_twin(on_device: bool) 
     np.testing.assert_allclose(masses.token_R, [row.token for row in expected], rtol=2e-5)
 
 
+def test_an_engine_that_gives_no_probable_tokens_is_told_so() -> None:
+    vocabulary = wide_vocabulary(np.random.default_rng(0))
+    covering = covering_of(vocabulary, b"ab")
+    rows = covering.reduce_rows(covering.offsets, exp_logits(np.zeros((3, WIDTH))))
+    [span] = spans_of([covering], 0)
+    with pytest.raises(
+        ValueError, match=r"the engine gives no most probable tokens of its rows, which dump\.tokens needs"
+    ):
+        sparse_targets(covering.targets(rows), span, Sparsity(16, 0.1, num_top=4), rows)
+
+
 def test_a_fault_is_the_answer_to_either_kind_of_message() -> None:
     vocabulary = wide_vocabulary(np.random.default_rng(0))
     covering = covering_of(vocabulary, b"ab")
