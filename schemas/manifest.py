@@ -127,6 +127,11 @@ class Manifest(BaseModel):
     def _load(cls, dump: Location) -> "Manifest":
         path = dump / dump_files.MANIFEST
         if not path.exists():
+            if (dump / dump_files.TEXT_MANIFEST).exists():
+                raise ValueError(
+                    f"{dump} is not a dump: it holds text that `bld generate` wrote. Dump it with `bld teacher`, where "
+                    "corpus.source is that folder"
+                )
             raise ValueError(
                 f"{dump} is not a dump: it holds no manifest.json. Run `bld teacher` first, or give another path."
             )

@@ -10,6 +10,8 @@ import typer
 from pipeline.cli.options import Overrides, is_recipe, load
 
 if TYPE_CHECKING:
+    from pipeline.config import Recipe
+    from pipeline.config.evaluated import EvaluatedModel
     from pipeline.evaluation.request import EvaluationRequest
 
 
@@ -97,6 +99,14 @@ def evaluate(
     log_samples: Annotated[
         bool, typer.Option("--log-samples", "--log_samples", help="Also write every question's answer, as JSONL.")
     ] = False,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate",
+            help="Let the models write on the prompts of the recipe's generate section instead, and count which of "
+            "the tokens are their tokenizers' own; the text is kept in `written` of the recipe's run.",
+        ),
+    ] = False,
 ) -> None:
     """Measure bits per byte on held-out text, byte divergence to a dump, and tasks of lm-evaluation-harness."""
     from pipeline.config.evaluated import EvaluatedModel
@@ -119,6 +129,12 @@ def evaluate(
         )
     if loaded is None and override:
         raise ValueError(f"-o {override[0]} replaces a value of a recipe, but none is given; add --recipe RECIPE")
+    if generate:
+        if loaded is None:
+            raise ValueError("--generate needs a recipe with a generate section: add --recipe RECIPE")
+        only = EvaluatedModel(target, ModelSource(target, revision, trust_remote_code), start, end)
+        _run_writing(loaded, None if target_is_recipe else only, out)
+        return
     task_options = {
         "num_fewshot": num_fewshot,
         "apply_chat_template": apply_chat_template or None,
@@ -145,6 +161,26 @@ def evaluate(
         request = EvaluationRequest.of_model(model, loaded, options)
     _run_text(request)
     _run_tasks(request)
+
+
+def _run_writing(recipe: "Recipe", model: "EvaluatedModel | None", out: Path | None) -> None:
+    """Let the models of a recipe, or one other, write on its prompts, one after the other."""
+    from pipeline.config import student_config
+    from pipeline.evaluation.request import models_of_recipe
+    from pipeline.evaluation.written import print_written, writing_recipe
+    from schemas import dump_files
+    from schemas.manifest import read_json
+    from stage1_teacher.generation.run import run_generate
+
+    if model is not None and out is None:
+        raise ValueError("--generate writes text: give --out FOLDER for that of a MODEL")
+    models = models_of_recipe(recipe) if model is None else [model._replace(name=Path(model.name).name)]
+    folder = out or Path(student_config(recipe).path) / "written"
+    summaries = {}
+    for one in models:
+        run_generate(writing_recipe(recipe, one, folder))
+        summaries[one.name] = read_json(folder / one.name / dump_files.SUMMARY)
+    print_written(summaries)
 
 
 def _run_text(request: "EvaluationRequest") -> None:

@@ -34,6 +34,8 @@ def sources(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if recipe.eval.out_of_domain is not None:
             corpora.append(("eval.out_of_domain", recipe.eval.out_of_domain))
         corpora += [(f"eval.corpora.{name}", corpus) for name, corpus in recipe.eval.corpora.items()]
+    if recipe.generate is not None:
+        corpora.append(("generate.prompts", recipe.generate.prompts))
     for key, corpus in corpora:
         yield f"{key}.source", corpus.source
         for index, excluded in enumerate(corpus.exclude):

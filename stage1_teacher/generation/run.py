@@ -23,6 +23,7 @@ from schemas.text_corpus import TextManifest
 from stage1_teacher.coordination.shard_claims import Claims, open_claims, require_place
 from stage1_teacher.generation.plan import create_or_check, plan_text, shards_of
 from stage1_teacher.generation.registry import OpenGenerator
+from stage1_teacher.generation.segmentation import describe as describe_own
 from stage1_teacher.generation.summary import summarise
 from stage1_teacher.generation.text_writer import TextWriter
 from stage1_teacher.generation.writer import Writer, generator_request, resolve_writer
@@ -169,6 +170,9 @@ def _finish(folder: Location, manifest: TextManifest, writer: Writer, claims: Cl
         log.warning(f"{folder}: nothing is kept; a dump of it would have no document")
     figures = "; ".join(f"{key} {value}" for key, value in summary.items() if isinstance(value, int | float))
     log.info(f"{folder}: complete; {figures}")
+    log.info(
+        f"{folder}: tokens that are the tokenizer's own encoding of the text: {describe_own(summary['segmentation'])}"
+    )
     field = ", with corpus.field: messages" if manifest.has_chats else ""
     log.info(f"{folder}: dump it with `bld teacher RECIPE`, where corpus.source is this folder{field}")
 

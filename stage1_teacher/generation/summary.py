@@ -7,6 +7,7 @@ from schemas.manifest import ShardPlan
 from schemas.storage.locations import Location
 from schemas.text_corpus import TextManifest, text_shard_counts
 from stage1_teacher.coordination.thread_map import thread_map
+from stage1_teacher.generation.segmentation import Counts, add_counts
 
 _SUMMED = ("prompts", "completions", "kept", "ended", "supervised_bytes", "prompt_tokens", "written_tokens")
 
@@ -37,9 +38,13 @@ def summarise(folder: Location, manifest: TextManifest) -> dict[str, Any]:
                 total = reasons.setdefault(reason, {"number": 0, "first": of_shard["first"]})
                 total["number"] += of_shard["number"]
         totals[name] = reasons
+    own: Counts = {}
+    for counted, _ in found:
+        add_counts(own, counted["segmentation"])
     left_out = {key: value for key, value in manifest.prompt_counts.items() if key.startswith("left out")}
     return {
         **totals,
+        "segmentation": own,
         "stored_bytes": sum(listed["bytes"] for _, listed in found),
         "left_out_rows": left_out,
         "engines": sorted({counted["engine"] for counted, _ in found}),

@@ -16,6 +16,7 @@ from stage1_teacher.generation.base import Draw, Drawn
 from stage1_teacher.generation.completions import DUPLICATE, LeftOutError, make_row
 from stage1_teacher.generation.prompts import Prompt, encode_prompts, seed_of
 from stage1_teacher.generation.registry import OpenGenerator
+from stage1_teacher.generation.segmentation import Counts, add_counts, count_own
 from stage1_teacher.generation.writer import Writer
 
 Wanted = tuple[Prompt, int]  # a prompt, and the number of its completion
@@ -41,6 +42,7 @@ class TextWriter:
         rows: list[WrittenText] = []
         counts: Counter[str] = Counter()
         reasons: dict[str, dict[str, Any]] = {}
+        own: Counts = {}
         said: tuple[str, set[object]] = ("", set())  # a prompt, and its completions so far
         for at in range(0, len(wanted), self._generator.generator.batch_prompts):
             batch = wanted[at : at + self._generator.generator.batch_prompts]
@@ -54,6 +56,7 @@ class TextWriter:
                     _count_reason(reasons, str(error), f"{prompt.doc_id}/{number}")
                 else:
                     rows.append(row)
+                    add_counts(own, count_own(prompt.text.encode(), drawn.tokens, self._writer.tokenizer))
                     counts["ended"] += row.is_finished
                 is_last = number == self._config.completions - 1
                 report(is_last, sizes[prompt.doc_id] * is_last, len(drawn.tokens))
@@ -63,6 +66,7 @@ class TextWriter:
             "kept": len(rows),
             "supervised_bytes": sum(_num_written_bytes(row) for row in rows),
             **{key: counts[key] for key in ("completions", "ended", "prompt_tokens", "written_tokens")},
+            "segmentation": own,
             "left_out_prompts": _grouped(left_out),
             "left_out_completions": reasons,
             "engine": self._generator.generator.name,

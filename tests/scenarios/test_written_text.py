@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import yaml
+from typer.testing import CliRunner
 
+from pipeline.cli.app import app
 from pipeline.config.loading import load_recipe
 from stage1_teacher.dump.run import run_teacher
 from stage1_teacher.generation.run import run_generate
@@ -38,6 +40,14 @@ def test_a_student_learns_the_text_that_its_teacher_wrote_and_writes_itself(tmp_
     assert 0 < json.loads((tmp_path / "dump" / "summary.json").read_text())["bytes"] == written
     assert steps[-1]["epoch"] == 0
     assert 0 < steps[-1]["supervised_bytes"] <= written
+
+    shown = CliRunner().invoke(app, ["eval", str(path), "--generate", "-o", "generate.completions=1"])
+    assert shown.exit_code == 0, shown.exception
+    for name in ("start", "student", "teacher"):
+        assert name in shown.stdout
+        counted = json.loads((tmp_path / "run" / "written" / name / "summary.json").read_text())
+        tokens = sum(number for _, number in counted["segmentation"].values())
+        assert sum(own for own, _ in counted["segmentation"].values()) < tokens, "a random model spells as it likes"
 
     own = load_recipe(
         path, ["generate.writer=student", f"generate.path={tmp_path / 'own'}", "generate.unfinished=keep"]

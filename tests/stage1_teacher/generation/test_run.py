@@ -247,6 +247,14 @@ def test_a_recipe_that_cannot_be_written_is_refused(written: Path, overrides: li
         run_generate(load_recipe(written.parent / "recipe.yaml", overrides))
 
 
+def test_written_text_is_no_dump_and_a_dump_is_no_place_for_it(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="it holds text that `bld generate` wrote"):
+        verify_dump(written)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a dump"):
+        run_generate(load_recipe(written.parent / "recipe.yaml", [f"generate.path={tmp_path}"]))
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path, model: Path) -> None:
     recipe = write_recipe(tmp_path, model, texts(TEXTS[:1]))
     folder = generate(recipe)
