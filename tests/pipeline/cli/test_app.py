@@ -18,6 +18,7 @@ from tests.support.readable_dumps import make_dump
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = [
     "teacher",
+    "generate",
     "start",
     "student",
     "export",
