@@ -107,6 +107,15 @@ def evaluate(
             "the tokens are their tokenizers' own; the text is kept in `written` of the recipe's run.",
         ),
     ] = False,
+    python: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --generate: the prompts are N functions of Python's standard library, and those that parse are "
+            "counted.",
+        ),
+    ] = None,
 ) -> None:
     """Measure bits per byte on held-out text, byte divergence to a dump, and tasks of lm-evaluation-harness."""
     from pipeline.config.evaluated import EvaluatedModel
@@ -133,8 +142,10 @@ def evaluate(
         if loaded is None:
             raise ValueError("--generate needs a recipe with a generate section: add --recipe RECIPE")
         only = EvaluatedModel(target, ModelSource(target, revision, trust_remote_code), start, end)
-        _run_writing(loaded, None if target_is_recipe else only, out)
+        _run_writing(loaded, None if target_is_recipe else only, out, python)
         return
+    if python is not None:
+        raise ValueError(f"--python {python} is for the prompts of --generate: add it")
     task_options = {
         "num_fewshot": num_fewshot,
         "apply_chat_template": apply_chat_template or None,
@@ -163,11 +174,12 @@ def evaluate(
     _run_tasks(request)
 
 
-def _run_writing(recipe: "Recipe", model: "EvaluatedModel | None", out: Path | None) -> None:
+def _run_writing(recipe: "Recipe", model: "EvaluatedModel | None", out: Path | None, python: int | None) -> None:
     """Let the models of a recipe, or one other, write on its prompts, one after the other."""
     from pipeline.config import student_config
+    from pipeline.evaluation.python_functions import count_parsed
     from pipeline.evaluation.request import models_of_recipe
-    from pipeline.evaluation.written import print_written, writing_recipe
+    from pipeline.evaluation.written import print_written, with_functions, writing_recipe
     from schemas import dump_files
     from schemas.manifest import read_json
     from stage1_teacher.generation.run import run_generate
@@ -176,11 +188,13 @@ def _run_writing(recipe: "Recipe", model: "EvaluatedModel | None", out: Path | N
         raise ValueError("--generate writes text: give --out FOLDER for that of a MODEL")
     models = models_of_recipe(recipe) if model is None else [model._replace(name=Path(model.name).name)]
     folder = out or Path(student_config(recipe).path) / "written"
+    if python is not None:
+        recipe, folder = with_functions(recipe, folder, python)
     summaries = {}
     for one in models:
         run_generate(writing_recipe(recipe, one, folder))
         summaries[one.name] = read_json(folder / one.name / dump_files.SUMMARY)
-    print_written(summaries)
+    print_written(summaries, {} if python is None else {name: count_parsed(folder / name) for name in summaries})
 
 
 def _run_text(request: "EvaluationRequest") -> None:

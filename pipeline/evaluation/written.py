@@ -1,5 +1,6 @@
 """Text that evaluated models write: a recipe for each, and the table of how they segment it."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Recipe, TeacherConfig, generate_config
+from pipeline.config import PromptsConfig, Recipe, TeacherConfig, generate_config
 from pipeline.config.engines import ENGINES
 from pipeline.config.evaluated import EvaluatedModel
+from pipeline.evaluation.python_functions import Parsed, write_prompts
+from schemas.storage.atomic import make_folder
 
+_PROMPTS = "prompts.jsonl"
 _KINDS = ("white space", "words", "digits", "other")
 
 
@@ -38,17 +42,34 @@ def writing_recipe(recipe: Recipe, model: EvaluatedModel, folder: Path) -> Recip
     return recipe.with_values(teacher=section, generate=writing)
 
 
-def print_written(summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print for each model which of the tokens that it wrote are its tokenizer's own, by kind, in percent."""
+def with_functions(recipe: Recipe, folder: Path, number: int) -> tuple[Recipe, Path]:
+    """Return the recipe with functions of Python's standard library as prompts, and a folder of its own for them."""
+    folder = folder / f"python-{sys.version_info.major}.{sys.version_info.minor}-{number}"
+    make_folder(folder)
+    write_prompts(folder / _PROMPTS, number)
+    prompts = PromptsConfig(source=str(folder / _PROMPTS), id_field="id")
+    return recipe.with_values(generate=generate_config(recipe).model_copy(update={"prompts": prompts})), folder
+
+
+def print_written(summaries: Mapping[str, Mapping[str, Any]], parsed: Mapping[str, Parsed]) -> None:
+    """Print for each model which of the tokens that it wrote are its tokenizer's own, by kind, in percent.
+
+    Beside them: its tokens and texts, how many of the texts it ended by itself, and how many parse.
+
+    Args:
+        parsed: by model, how many of its completions parse; empty if they are not code.
+    """
     table = Table(title="Written tokens that are the tokenizer's own encoding of the text, %")
-    for name in ("model", "all", *_KINDS, "tokens", "completions", "ended by itself, %"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    table.add_column("model", no_wrap=True)
+    for name in ("all", *_KINDS, "tokens", "texts", "ended, %", *(("parse, %",) if parsed else ())):
+        table.add_column(name, justify="right")
     for name, summary in summaries.items():
         counts = summary["segmentation"]
         sums = [sum(of_kind[index] for of_kind in counts.values()) for index in (0, 1)]
         shares = [_percent(*sums), *(_percent(*counts.get(kind, (0, 0))) for kind in _KINDS)]
         ended = _percent(summary["ended"], summary["kept"])
-        table.add_row(name, *shares, f"{sums[1]:,}", f"{summary['kept']:,}", ended)
+        functions = [_percent(*parsed[name])] if parsed else []
+        table.add_row(name, *shares, f"{sums[1]:,}", f"{summary['kept']:,}", ended, *functions)
     Console().print(table)
 
 
