@@ -135,13 +135,16 @@ def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] |
     for name in files:
         if suffix_of(name) not in _JSONL + TEXT + PARQUET:
             raise ValueError(f"{name}: unknown kind of file; known are {_KNOWN}")
+    for above in {above for name in files if "://" not in name for above in Path(name).parents[1:3]}:
+        if is_text_corpus(above):  # else what was written and its prompt would be alike
+            raise ValueError(f"{source} is a shard of the text written in {above}; give that folder as the source")
     return tuple(files)
 
 
 def written_folder(source: str) -> Path | None:
     """Return the folder of a corpus that `bld generate` wrote; None for any other source."""
-    resolved = resolve_file(source)
-    return resolved if isinstance(resolved, Path) and resolved.is_dir() and is_text_corpus(resolved) else None
+    folder = Path(source).expanduser()
+    return folder if is_text_corpus(folder) else None
 
 
 def _files_of(path: Path, arithmetic: int) -> list[str]:

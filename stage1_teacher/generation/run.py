@@ -84,6 +84,8 @@ class _Job(NamedTuple):
     def claimed(self, corpus: Corpus) -> Iterator[tuple[ShardPlan, list[Document]]]:
         """Yield the missing shards that nobody else is writing, each claimed just before, with their prompts."""
         todo = {shard.index: shard for shard in self.missing()}
+        if not todo:
+            return
         for index, documents in enumerate(shards_of(corpus, self.config.shard_prompts)):
             shard = todo.get(index)
             if shard is None or not self.claims.take(index):
@@ -92,6 +94,8 @@ class _Job(NamedTuple):
                 make_folder(shard.path(self.folder).parent)
                 yield shard, documents
             self.claims.give_back(index)
+            if index == max(todo):
+                return  # the rest is not read
 
 
 def _write_missing(job: _Job, corpus: Corpus) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipeline.config import CorpusConfig
 from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Corpus
 from pipeline.dumps.licence import card_licence
@@ -253,6 +254,12 @@ def test_written_text_is_no_dump_and_a_dump_is_no_place_for_it(written: Path, tm
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a dump"):
         run_generate(load_recipe(written.parent / "recipe.yaml", [f"generate.path={tmp_path}"]))
+
+
+def test_a_shard_alone_is_no_source_of_text(written: Path) -> None:
+    for source in (written / "shards", written / "shards" / "part-00000.parquet", f"{written}/shards/*.parquet"):
+        with pytest.raises(ValueError, match="is a shard of the text written in"):
+            Corpus(CorpusConfig(source=str(source)))
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path, model: Path) -> None:
