@@ -87,10 +87,17 @@ def has_other_data(identity: Mapping[str, Any], step: int) -> bool:
 
     The checkpoint's position is then one in other data.
     """
-    return any(
-        entry["from_step"] >= step and any(field.startswith(_DATA) for field in entry.get(CHANGED, ()))
-        for entry in identity.get(TRAINED_ON, [])
-    )
+    return any(entry["from_step"] >= step and _is_of_data(entry) for entry in identity.get(TRAINED_ON, []))
+
+
+def data_since(identity: Mapping[str, Any]) -> int:
+    """Return the step at which the run took up the data that it has now; 0 if it began with it."""
+    changes = [entry for entry in identity.get(TRAINED_ON, []) if _is_of_data(entry)]
+    return int(changes[-1]["from_step"]) if changes else 0
+
+
+def _is_of_data(entry: Mapping[str, Any]) -> bool:
+    return any(field.startswith(_DATA) for field in entry.get(CHANGED, ()))
 
 
 def _check_interface(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -241,7 +241,8 @@ def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> list[Lengths
         for line in remarks(counts, recipe.train, order, has_chats, alone=len(members) == 1):
             info(of + line)
     if len(members) > 1:
-        for line in times_read(dict(zip(identity["corpora"], lengths, strict=True)), identity["corpora"], recipe.train):
+        begun = folder.begun_identity(run)
+        for line in times_read(dict(zip(begun["corpora"], lengths, strict=True)), begun, recipe.train):
             info(line)
     elif remark := repeated(lengths[0].num_usable_tokens(recipe.train.piece_tokens), recipe.train.batch_tokens):
         warning(remark)

@@ -16,6 +16,7 @@ from stage2_student.model.context_length import sized
 from stage2_student.model.initial_student import student_tokenizer
 from stage2_student.runs.folder import begun_identity
 from stage2_student.runs.identity import counts_key
+from stage2_student.runs.train_on import data_since
 
 
 def remarks(
@@ -89,14 +90,13 @@ def usable_lines(recipe: Recipe, records: Sequence[RecordText]) -> Iterator[tupl
         yield "left out", line
 
 
-def times_read(
-    lengths: Mapping[str, Lengths], corpora: Mapping[str, Mapping[str, Any]], train: TrainConfig
-) -> Iterator[str]:
+def times_read(lengths: Mapping[str, Lengths], identity: Mapping[str, Any], train: TrainConfig) -> Iterator[str]:
     """Yield a line about each corpus of a union: its share, its size, and how often a run reads it.
 
     Args:
-        corpora: of the run's identity, in the order of `lengths`.
+        identity: the run's.
     """
+    corpora, steps = identity["corpora"], train.steps - data_since(identity)
     max_tokens = train.piece_tokens
     sizes = {
         name: (counts.num_usable_tokens(max_tokens), int(counts.bytes_U[counts.usable(max_tokens)].sum()))
@@ -104,13 +104,13 @@ def times_read(
     }
     # A step has a number of tokens, and shares of bytes.
     tokens_per_byte = sum(corpora[name]["share"] * tokens / num_bytes for name, (tokens, num_bytes) in sizes.items())
-    all_bytes = train.steps * train.batch_tokens / tokens_per_byte
+    all_bytes = steps * train.batch_tokens / tokens_per_byte
     for name, (tokens, num_bytes) in sizes.items():
         share = corpora[name]["share"]
         yield (
             f"{name}: {share:.1%} of the supervised bytes of every step; {count_of(tokens, 'token', ',')} and "
             f"{count_of(num_bytes, 'byte', ',')} can be used, read {share * all_bytes / num_bytes:,.2f} times in "
-            f"{count_of(train.steps, 'step', ',')}"
+            f"{count_of(steps, 'step', ',')}"
         )
 
 
@@ -152,7 +152,7 @@ def counted_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for name, counts in lengths.items():
         for remark in remarks(counts, train, identity["data_order"], has_chats, alone=not corpora):
             yield "counted in student.path", remark if name is None else f"{name}: {remark}"
-    for line in times_read({str(name): counts for name, counts in lengths.items()}, corpora, train) if corpora else ():
+    for line in times_read({str(name): counts for name, counts in lengths.items()}, identity, train) if corpora else ():
         yield "counted in student.path", line
 
 

@@ -27,6 +27,7 @@ from stage2_student.runs import folder
 from stage2_student.runs.identity import counts_key, run_identity, union_identity
 from stage2_student.training.rank_batches import BatchBuilder, Sources
 from stage2_student.training.state import State
+from stage2_student.training.usable import times_read
 from tests.support.micro_batches import count_all
 from tests.support.small_dumps import make_dump, make_recipe, make_record, make_text
 from tests.support.tiny import tiny_model
@@ -297,6 +298,12 @@ def test_a_run_on_one_corpus_is_trained_on_with_a_union_and_back_each_time_in_a_
         folder.claim(tmp_path, ours)
     folder.claim(tmp_path, ours, ("dump",))
     assert folder.has_other_data(tmp_path, 6)
+    begun = folder.begun_identity(tmp_path)
+    counts = Lengths.of([[Counted((40,), piece_bytes=(60,))] * 2])
+    [line, _] = times_read({"a": counts, "b": counts}, begun, both.train)
+    # Of the 9 steps 6 were taken before; half of 3 steps of 120 tokens of 1.5 bytes each.
+    assert line.startswith("a: 50.0% of the supervised bytes of every step; 80 tokens and 120 bytes can be used, ")
+    assert line.endswith("read 2.25 times in 3 steps")
     state = State(position=Position(3, 17)).in_next_epoch(2)
     assert state.position == UnionPosition((Position(4, 0), Position(4, 0)), (0, 0))
     moved = UnionPosition((Position(2, 5), Position(7, 1)), (100, 50))
