@@ -40,7 +40,7 @@ GROUND = (
     "pipeline.corpus",
     "pipeline.planning",
 )
-ROOF = ("pipeline.evaluation", "pipeline.reports", "pipeline.setup", "pipeline.cli")
+ROOF = ("pipeline.evaluation", "pipeline.reports", "pipeline.rounds", "pipeline.setup", "pipeline.cli")
 CONTENT = (
     "stage1_teacher.reduction",
     "stage1_teacher.engines",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import doctor, dumps, evaluation, generation, planning, train
+from pipeline.cli import doctor, dumps, evaluation, generation, planning, rounds, train
 from pipeline.cli.options import Debug, LogJson, Quiet, Verbose, set_logs, with_logs
 from pipeline.cli.version import version_text
 from pipeline.runtime import log
@@ -44,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generation.generate,
     "start": train.initial_student,
     "student": train.student,
+    "round": rounds.rounds,
     "export": train.export,
     "inspect": dumps.inspect,
     "verify": dumps.verify,

@@ -12,6 +12,7 @@ from pipeline.config.section import Section
 from pipeline.config.student import StudentConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.config.text.generate import GenerateConfig
+from pipeline.config.text.rounds import RoundsConfig
 from pipeline.config.train import TrainConfig
 
 
@@ -26,6 +27,7 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig | None = None
     generate: GenerateConfig | None = None
+    rounds: RoundsConfig | None = None
 
     @model_validator(mode="after")
     def _engine_gives_what_is_asked(self) -> "Recipe":

@@ -21,6 +21,7 @@ COMMANDS = [
     "generate",
     "start",
     "student",
+    "round",
     "export",
     "inspect",
     "verify",
