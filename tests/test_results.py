@@ -110,6 +110,7 @@ def test_a_cell_shows_all_that_is_known_of_its_value() -> None:
     assert pages.cell({"value": 69, "error": 5}, 0) == "69 ± 5"
     assert pages.cell({"value": 1.2, "beside": 0.25}, 2) == "1.20 (0.25)"
     assert pages.cell({"value": 1.2, "interval": [-1, 2]}, 1) == "1.2 [-1.0, 2.0]"
+    assert pages.cell({"value": 1.2, "interval": [None, None]}, 1) == "1.2 [?, ?]"  # of too few documents
     value = {"value": 1.2, "difference": -0.0, "interval": [-0.01, 0.01]}
     assert pages.cell(value, 2) == "1.20 (-0.00 [-0.01, +0.01])"
 

@@ -113,7 +113,7 @@ def cell(value: Any, decimals: int, sign: str = "") -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        return ", ".join(cell(one, decimals, sign) for one in value)
+        return ", ".join(cell(one, decimals, sign) or "?" for one in value)
     if isinstance(value, dict):
         sign = "+" if "difference" in value else sign
         inside = [cell(value[key], decimals, sign) for key in ("difference", "beside") if key in value]

@@ -1,9 +1,9 @@
-"""Quality of students by training method, each at its best settings beside plain cross-entropy.
+"""Quality of students by training method, each at the best of the settings searched, beside plain cross-entropy.
 
 Text, steps and batch are the same for all.
 
     .venv/bin/python -m tests.bench.quality [--recipe pipeline/recipes/demo.yaml]
-        [--methods "sft; linear"] [--steps 40] [--seeds 3]
+        [--methods "sft; linear"] [--steps 40] [--seeds 3] [--save quality]
 
 Settings (learning rates and weights) are searched by successive halving, the same budget for every method: all of them
 for a quarter of the steps, the best two for half (where they are within 0.005 bits of each other), judged by the bits
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
 
@@ -35,8 +35,8 @@ from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.special_ids import SpecialIds
 from stage1_teacher.targets.resolved import load_tokenizer, resolve_ids
 from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
-from tests.bench.quality_intervals import over_seeds
-from tests.bench.quality_measures import Figures, closed, gap_closed, measure, paired_interval
+from tests.bench import pages, results
+from tests.bench.quality_measures import SCALES, Figures, gap_closed, measure, paired_interval
 from tests.bench.quality_methods import METHODS, method_of
 
 SEARCH_SKIP = {"in_domain": 500, "out_of_domain": 200}  # held-out documents that the table does not use
@@ -211,55 +211,49 @@ def judged(found: Figures) -> float:
     return found.mean("out_of_domain" if "out_of_domain" in found.documents else "in_domain", "bits_per_byte")
 
 
-def lines(name: str, found: Sequence[Figures], control: Sequence[Figures] | None) -> str:
-    """Format a line of the table: means over seeds; the difference to the control if both were trained."""
+def row(name: str, found: Sequence[Figures], control: Sequence[Figures] | None) -> dict[str, Any]:
+    """Return a row of the table: means over seeds; the difference to the control if both were trained."""
     first = found[0]
 
-    def mean(dump: str, what: str) -> str:
-        return f"{sum(f.mean(dump, what) for f in found) / len(found):.4f}" if dump in first.documents else ""
+    def mean(dump: str, what: str) -> float | None:
+        return round(sum(f.mean(dump, what) for f in found) / len(found), 4) if dump in first.documents else None
 
-    def apart(dump: str, what: str, scale: float = 1.0) -> str:
-        if control is None or dump not in first.documents:
-            return ""
+    def compared(dump: str, what: str) -> dict[str, Any] | float | None:
+        value = mean(dump, what)
+        if control is None or value is None:
+            return value
         pair = [[f.per_document(dump, what) for f in figures] for figures in (found, control)]
-        middle, low, high = (scale * value for value in paired_interval(*pair))
-        return f" ({middle:+.4f} [{low:+.4f}, {high:+.4f}])"
+        middle, low, high = (SCALES.get(what, 1.0) * bound for bound in paired_interval(*pair))
+        return {"value": value, "difference": round(middle, 4), "interval": [round(low, 4), round(high, 4)]}
 
-    bits = 1 / 0.6931471805599453
-    cells = [
-        mean("in_domain", "jsd") + apart("in_domain", "jsd"),
-        mean("out_of_domain", "jsd") + apart("out_of_domain", "jsd"),
-        mean("out_of_domain", "kl_clear"),
-        mean("out_of_domain", "bits_per_byte") + apart("out_of_domain", "bits_per_byte", bits),
-        *(f"{100 * sum(f.accuracy(task) for f in found) / len(found):.1f}" for task in first.right),
-        mean("in_domain", "bits_per_byte"),
-    ]
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
-def gap(name: str, found: Sequence[Figures], control: Sequence[Figures], teacher: Figures) -> str:
-    """Describe how much of the control's distance to the teacher a method takes away, out of domain."""
-    ours, theirs = ([f.per_document("out_of_domain", "bits_per_byte") for f in figures] for figures in (found, control))
-    best = teacher.per_document("out_of_domain", "bits_per_byte")
-    share, low, high = gap_closed(ours, theirs, best)
-    interval = f"{share:.0%} [{low:.0%}, {high:.0%}]"
-    said = f"{name}: {interval} of the gap in bits/byte out of domain between {CONTROL} and the teacher"
-    seeds = over_seeds((ours, theirs, [best] * len(ours)), closed)
-    return said + (
-        "" if seeds is None else f"; on these documents, over seeds alone [{seeds.low:.0%}, {seeds.high:.0%}]"
-    )
+    accuracies = [round(100 * sum(f.accuracy(task) for f in found) / len(found), 1) for task in first.right]
+    return {
+        "method": name,
+        "JSD in domain, nats": compared("in_domain", "jsd"),
+        "JSD out of domain, nats": compared("out_of_domain", "jsd"),
+        "KL, clear, out of domain, nats": mean("out_of_domain", "kl_clear"),
+        "bits/byte out of domain": compared("out_of_domain", "bits_per_byte"),
+        "bits/byte in domain": mean("in_domain", "bits_per_byte"),
+        **({f"{', '.join(first.right)}, %": accuracies} if accuracies else {}),
+    }
 
 
-def way_from_start(name: str, found: Sequence[Figures], start: Figures, teacher: Figures) -> str:
-    """Describe how far a method goes from the untrained start to the teacher, out of domain.
+def lines(name: str, found: Sequence[Figures], control: Sequence[Figures] | None) -> str:
+    """Format a row of the table."""
+    cells = row(name, found, control)
+    return pages.table([cells], list(cells)).splitlines()[-1]
 
-    The control has no part in this figure.
+
+def way_from_start(found: Sequence[Figures], start: Figures, teacher: Figures) -> dict[str, Any]:
+    """Return how far a method goes from the untrained start to the teacher in bits out of domain, in percent.
+
+    The control has no part in this figure: a share of what lies between the control and the teacher would count what
+    the control has lost.
     """
     ours = [f.per_document("out_of_domain", "bits_per_byte") for f in found]
     first, best = (figures.per_document("out_of_domain", "bits_per_byte") for figures in (start, teacher))
-    share, low, high = gap_closed(ours, [first] * len(ours), best)
-    interval = f"{share:.0%} [{low:.0%}, {high:.0%}]"
-    return f"{name}: {interval} of the way in bits/byte out of domain from the start to the teacher"
+    share, low, high = (round(100 * bound, 1) for bound in gap_closed(ours, [first] * len(ours), best))
+    return {"value": share, "interval": [low, high]}
 
 
 def main(
@@ -274,6 +268,7 @@ def main(
     num_questions: Annotated[int, typer.Option(help="Of each multiple-choice task; 0: none.")] = 300,
     jobs: Annotated[int, typer.Option(help="Students trained and measured at once.")] = 1,
     out: Path = Path("runs/quality"),
+    save: Annotated[str, typer.Option(help="Keep the table as tests/bench/results/SAVE.json.")] = "",
 ) -> None:
     """Run everything that is missing, then print the table."""
     end_children_with_me()
@@ -295,31 +290,21 @@ def main(
     for name, setting in settings.items():
         print(f"{name}: {' '.join(setting)}")
     first = next(iter(table.values()))[0]
-    tasks = list(first.right)
-    counted = ", ".join(f"{len(first.per_document(name, 'jsd'))} {name}" for name in first.documents)
-    over = (
-        f"documents ({counted}) and {seeds} seeds"
-        if seeds > 1
-        else f"documents ({counted}); how seeds differ, one does not say"
-    )
-    print(f"\nIn brackets the difference to {CONTROL} with its 95 % interval over {over}.")
-    print(
-        "\n| model | JSD in domain, nats | JSD out of domain | KL, clear, out of domain | bits/byte out of domain | "
-        + "".join(f"{t}, % | " for t in tasks)
-        + "bits/byte in domain |"
-    )
-    print("| --- " * (6 + len(tasks)) + "|")
-    for name, figures in table.items():
-        control = table.get(CONTROL) if name not in ("teacher", "start", CONTROL) else None
-        print(lines(name, figures, control), flush=True)
+    rows = [
+        row(name, figures, table.get(CONTROL) if name in chosen and name != CONTROL else None)
+        for name, figures in table.items()
+    ]
     if "out_of_domain" in first.documents:
-        for name in chosen:
-            print(way_from_start(name, table[name], table["start"][0], table["teacher"][0]))
-    if CONTROL in table and "out_of_domain" in table[CONTROL][0].documents:
-        for name in ["start", *chosen]:
-            if name != CONTROL:
-                found_by = table[name] * (len(table[CONTROL]) if name == "start" else 1)
-                print(gap(name, found_by, table[CONTROL], table["teacher"][0]))
+        for of_method in rows[len(REFERENCES) :]:
+            way = way_from_start(table[of_method["method"]], table["start"][0], table["teacher"][0])
+            of_method["from start to teacher, %"] = way
+    counted = ", ".join(f"{len(first.per_document(name, 'jsd'))} {name}" for name in first.documents)
+    over = "documents and seeds" if seeds > 1 else "documents; how seeds differ, one does not say"
+    print(f"\n{counted}; {seeds} seeds. In brackets the difference to {CONTROL} with its 95 % interval over {over}.\n")
+    print(pages.table(rows, list(rows[-1])))
+    if save:
+        chosen_settings = [{"method": name, "overrides": list(setting)} for name, setting in settings.items()]
+        results.save(save, {"rows": rows, "settings": chosen_settings}, documents=counted, seeds=seeds)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stage2_student.evaluation.divergence import DocumentDivergence
-from tests.bench import quality_intervals
+from tests.bench import pages, quality_intervals
+from tests.bench.quality import row, way_from_start
 from tests.bench.quality_intervals import World, coverage, difference, interval, over_seeds, percentiles
 from tests.bench.quality_measures import Figures, closed, gap_closed, paired_interval
 
@@ -83,3 +84,26 @@ def test_the_share_of_a_gap_has_the_interval_that_its_slopes_give() -> None:
 def test_a_few_documents_have_no_interval() -> None:
     found = interval(World(5, 3).draw(np.random.default_rng(0)), difference)
     assert math.isfinite(found.value) and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_a_row_of_the_table_has_the_difference_to_the_control_and_the_way_from_the_start() -> None:
+    generator = np.random.default_rng(0)
+    hard = generator.uniform(0.5, 1.5, 40)
+
+    def model(bits: float) -> Figures:
+        documents = [
+            DocumentDivergence(str(i), 100, bits * one, 50, bits * one, 100, 100 * math.log(2) * bits * one)
+            for i, one in enumerate(hard / hard.mean())
+        ]
+        return Figures({"in_domain": documents, "out_of_domain": documents}, {})
+
+    start, teacher = model(2.0), model(1.0)
+    found = row("halfway", [model(1.5), model(1.5)], [model(1.75), model(1.75)])
+    bits = found["bits/byte out of domain"]
+    assert (bits["value"], bits["difference"]) == (1.5, -0.25) and bits["interval"][0] <= -0.25 <= bits["interval"][1]
+    assert found["JSD in domain, nats"]["value"] == pytest.approx(0.015) and found["bits/byte in domain"] == 1.5
+    assert row("control", [model(1.75)], None)["bits/byte out of domain"] == 1.75
+    assert way_from_start([model(1.5)], start, teacher)["value"] == 50.0
+    assert way_from_start([model(2.25)], start, teacher)["value"] == -25.0  # what a method loses is not hidden
+    [_, _, line] = pages.table([found], list(found)).splitlines()
+    assert line.startswith("| halfway | 0.0150 (-0.0025 [")
