@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import levels
-from schemas.columns import COLUMNS, shard_schema, units, version_of
+from schemas.columns import COLUMNS, Unit, shard_schema, units, version_of
 from schemas.dump_files import Key
 from schemas.file_seal import BLANK, seal
 from schemas.record import Record, RecordText
@@ -27,6 +27,7 @@ from schemas.versions import reader as reader_of
 _TEXTS = ("document", "conversation")
 _LISTS = frozenset(column.name for column in COLUMNS if column.is_list)
 _FLOATS = frozenset(column.name for column in COLUMNS if column.is_list and pa.types.is_floating(column.kind))
+_IDS = frozenset(column.name for column in COLUMNS if column.is_list and column.unit is Unit.TOKEN_ID)
 _ROUNDED = {
     True: "of every symbol, a float32; so are shares",
     False: "rounded to at most 256 levels so that a position's sum to at most 1; shares are rounded up to 16 levels",
@@ -83,13 +84,13 @@ def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool =
     """Write a shard so that `path` is absent or complete, whatever interrupts us. Returns its size in bytes.
 
     Every column except text has a dictionary: each has few distinct values (`schemas.levels`), stored in a byte or half
-    a byte. In a dump that stores everything, floats have no dictionary but a byte-stream split: the first bytes of all
-    numbers together, then the second ones.
+    a byte. Ids of alternatives and, in a dump that stores everything, floats have a byte-stream split instead: the
+    first bytes of all numbers together, then the second ones. With a dictionary, ids took a fifth more.
 
     Args:
         first: keep a shard that already exists at `path`, and discard this one.
     """
-    split = _FLOATS if _is_exact(table) else frozenset[str]()
+    split = _IDS | (_FLOATS if _is_exact(table) else frozenset())
     with_dictionary = [_leaf(name) for name in table.schema.names if name not in (*_TEXTS, *split)]
     with committed(path, first) as partial:
         with pq.ParquetWriter(

@@ -6,6 +6,7 @@ One engine makes a shard of the same documents for each setting in turn, `--roun
 speed varies is the same for all; the CPU time of a setting is the median of its ratios to the plain dump of its round.
 """
 
+import shutil
 import statistics
 import tempfile
 import time
@@ -68,10 +69,10 @@ def error_of(teacher: Teacher, recipe: Recipe, documents: list[Document]) -> flo
     return float(np.mean(errors))
 
 
-def dumped(teacher: Teacher, recipe: Recipe, documents: list[Document]) -> tuple[Path, float]:
-    """Make a shard of these documents; return its path, in a folder of its own, and the CPU seconds that it took."""
-    folder = Path(tempfile.mkdtemp(prefix="bld-columns-"))
-    (folder / "shards").mkdir()
+def dumped(teacher: Teacher, recipe: Recipe, documents: list[Document], folder: Path) -> tuple[Path, float]:
+    """Make a shard of these documents in a new folder; return its path, and the CPU seconds that it took."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "shards").mkdir(parents=True)
     num_bytes = sum(len(document.text) for document in documents)
     plan = ShardPlan(index=0, first_document=0, num_documents=len(documents), num_bytes=num_bytes, sha256="")
     started = time.process_time()
@@ -80,7 +81,9 @@ def dumped(teacher: Teacher, recipe: Recipe, documents: list[Document]) -> tuple
     return plan.path(folder), time.process_time() - started
 
 
-def table(teacher: Teacher, recipes: dict[str, Recipe], documents: list[Document], rounds: int) -> Iterator[str]:
+def table(
+    teacher: Teacher, recipes: dict[str, Recipe], documents: list[Document], rounds: int, folder: Path
+) -> Iterator[str]:
     num_bytes = sum(len(document.text) for document in documents)
     engine = teacher.engine
     assert not isinstance(engine, ListingEngine)
@@ -89,7 +92,7 @@ def table(teacher: Teacher, recipes: dict[str, Recipe], documents: list[Document
     seconds: dict[str, list[float]] = {setting: [] for setting in recipes}
     for number in range(rounds + 1):  # the first compiles
         for setting, recipe in recipes.items():
-            paths[setting], spent = dumped(teachers[setting], recipe, documents)
+            paths[setting], spent = dumped(teachers[setting], recipe, documents, folder / (setting or "bytes"))
             seconds[setting] += [spent] if number else []
     yield (
         "| top_k, min_prob | alternatives | mean tail | bytes / text byte | " + " | ".join(COLUMNS) + " | coding "
@@ -133,11 +136,11 @@ def main(
     named = load_tokenizer(loaded)
     loaded = with_fitting_windows(loaded, named.model)
     found = list(islice(Corpus(loaded.corpus).documents(), documents))
-    with open_teacher(loaded, *named) as teacher:
+    with open_teacher(loaded, *named) as teacher, tempfile.TemporaryDirectory() as folder:
         num_tokens = sum(len(window.tokens) for window in encode(found, teacher, {}))
         print(f"{len(found)} documents, {sum(len(d.text) for d in found):,} bytes, {num_tokens:,} teacher tokens\n")
         recipes = {one: with_tokens(loaded, one) for one in ["", *(setting or SETTINGS[1:])]}
-        for line in table(teacher, recipes, found, rounds):
+        for line in table(teacher, recipes, found, rounds, Path(folder)):
             print(line, flush=True)
 
 
