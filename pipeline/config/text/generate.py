@@ -5,7 +5,6 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.config.dump import DumpPath
 from pipeline.config.section import Section
 
 
@@ -33,7 +32,7 @@ class PromptsConfig(CorpusConfig):
 class GenerateConfig(Section):
     """Text that a model writes, as a corpus."""
 
-    path: DumpPath = Field(description="Folder of the corpus that is written: its shards, its card.")
+    path: str = Field(description="Folder of the corpus that is written: its shards, its card.")
     prompts: PromptsConfig = Field(description="Where prompts are read from, as a corpus is.")
     writer: Literal["teacher", "student"] = Field(
         "teacher", description="Who writes: the teacher, or the student as exported (student.path/export)."
@@ -79,6 +78,13 @@ class GenerateConfig(Section):
         "themselves to the limit are dropped in any case.",
     )
     shard_prompts: int = Field(256, ge=1, description="Prompts per shard, which is written as a whole.")
+
+    @field_validator("path")
+    @classmethod
+    def _path_is_a_folder(cls, path: str) -> str:
+        if "://" in path:
+            raise ValueError("text is written to a folder, not to an object store; copy the folder there when complete")
+        return path
 
     @field_validator("stop")
     @classmethod
