@@ -44,13 +44,15 @@ class State:
     def in_next_epoch(self, num_corpora: int) -> "State":
         """Return the state at the start of a new epoch of other data, where a position in this one has no meaning.
 
+        Evaluations on the way to early stopping are counted anew.
+
         Args:
             num_corpora: of the other data.
         """
         at = self.position
         start = Position(1 + max(one.epoch for one in (at.of_corpora if isinstance(at, UnionPosition) else [at])), 0)
         position = start if num_corpora == 1 else UnionPosition((start,) * num_corpora, (0,) * num_corpora)
-        return replace(self, position=position)
+        return replace(self, position=position, progress=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the state as plain values."""

@@ -25,6 +25,7 @@ from stage2_student.data.token_counts import Counted, Lengths
 from stage2_student.data.union import Member, open_members, overlaps
 from stage2_student.runs import folder
 from stage2_student.runs.identity import counts_key, run_identity, union_identity
+from stage2_student.training.patience import Progress
 from stage2_student.training.rank_batches import BatchBuilder, Sources
 from stage2_student.training.state import State
 from stage2_student.training.usable import times_read
@@ -304,7 +305,8 @@ def test_a_run_on_one_corpus_is_trained_on_with_a_union_and_back_each_time_in_a_
     # Of the 9 steps 6 were taken before; half of 3 steps of 120 tokens of 1.5 bytes each.
     assert line.startswith("a: 50.0% of the supervised bytes of every step; 80 tokens and 120 bytes can be used, ")
     assert line.endswith("read 2.25 times in 3 steps")
-    state = State(position=Position(3, 17)).in_next_epoch(2)
+    state = State(position=Position(3, 17), progress=Progress(1.0, "text", 5)).in_next_epoch(2)
+    assert state.progress is None  # or a run that has stopped early would learn nothing of its new data
     assert state.position == UnionPosition((Position(4, 0), Position(4, 0)), (0, 0))
     moved = UnionPosition((Position(2, 5), Position(7, 1)), (100, 50))
     assert State(position=moved).in_next_epoch(1).position == Position(8, 0)
