@@ -80,7 +80,7 @@ class Pieces(NamedTuple):
         renderings: how often a chat is written, each time with other turns supervised; the pieces come rendering by
             rendering.
         left_out: turns of a chat that are not used.
-        num_bytes: supervised bytes in each of its pieces.
+        num_bytes: supervised bytes in each of its pieces, if they are counted.
     """
 
     tokens: tuple[int, ...]
@@ -95,6 +95,7 @@ def count_pieces(
     chat: ChatTokenizer | None,
     max_tokens: int | None,
     by_turn: bool = True,
+    with_bytes: bool = False,
 ) -> Iterator[Pieces | str]:
     """Yield for each record the counts of its pieces, or the reason why it cannot be used.
 
@@ -102,6 +103,7 @@ def count_pieces(
         max_tokens: None: a record is one piece, however long.
         by_turn: True: a chat's turns are used if the student's template writes them as they are stored; False: a chat
             is used whole or not at all.
+        with_bytes: count the supervised bytes of pieces, too, which takes windows of documents and chats longer.
     Raises:
         ValueError: as `encode_records`.
     """
@@ -118,13 +120,13 @@ def count_pieces(
             part = record if kept is None else with_segments(record, kept)
             if max_tokens is None or _num_tokens(read) <= max_tokens:
                 tokens.append(_num_tokens(read))
-                num_bytes.append(_supervised_bytes(part, read, tokenizer))
+                num_bytes += [_supervised_bytes(part, read, tokenizer)] if with_bytes else []
             else:
                 spelled = _spelled(part, read, tokenizer)
                 pieces = list(_pieces(part, spelled, max_tokens))
-                bytes_L = _bytes_of_tokens(part, spelled)
                 tokens += [piece.num_tokens for piece in pieces]
-                num_bytes += [int(bytes_L[piece.done : piece.last].sum()) for piece in pieces]
+                bytes_L = _bytes_of_tokens(part, spelled)
+                num_bytes += [int(bytes_L[of.done : of.last].sum()) for of in pieces] if with_bytes else []
         if not tokens:
             yield NOTHING
         elif isinstance(written, StoredChat):

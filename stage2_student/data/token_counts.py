@@ -41,7 +41,7 @@ _SCHEMA = pa.schema(
             "turns_left_out",
             pa.list_(pa.struct({"reason": pa.string(), "turns": pa.int32(), "num_bytes": pa.int64()})),
         ),
-        pa.field("piece_bytes", pa.list_(pa.int32())),  # supervised; empty if the record is unusable
+        pa.field("piece_bytes", pa.list_(pa.int32())),  # supervised; empty if not counted
     ]
 )
 # Not counted by earlier releases, which used chats whole, and had no unions.
@@ -66,7 +66,7 @@ class Counted(NamedTuple):
         continues: the record is a window of the same document as the record before it.
         renderings: how often a chat is written, each time with other turns supervised.
         turns_left_out: unusable turns of a usable chat.
-        piece_bytes: supervised bytes of each of its pieces.
+        piece_bytes: supervised bytes of each of its pieces, if they are counted: of unions.
     """
 
     tokens: tuple[int, ...]
@@ -107,7 +107,7 @@ class Lengths:
     num_rendered: int = 0  # chats with several renderings
     num_renderings: int = 0  # the number of those renderings
     turns_left_out: Mapping[str, TurnsLeftOut] = field(default_factory=dict)  # of usable records, by reason
-    # int64, supervised bytes; 0 where an earlier release has counted, which had no unions
+    # int64, supervised bytes; 0 where they are not counted
     bytes_U: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
@@ -210,35 +210,25 @@ class Lengths:
         )
 
 
-def count_shard(
-    reader: RecordSource,
-    shard: int,
+def count_records(
+    records: Iterable[RecordText | Record],
     tokenizer: Tokenizer,
     chat: ChatTokenizer | None = None,
     max_tokens: int | None = None,
     by_turn: bool = True,
+    with_bytes: bool = False,
 ) -> Iterator[Counted]:
-    """Count each record of a shard.
+    """Count each of these records, in turn.
 
     Args:
         max_tokens: longer records are cut; None: none is.
-        by_turn: as in `count_pieces`.
+        by_turn, with_bytes: as in `count_pieces`.
     """
-    return count_records(reader.record_texts(shard), tokenizer, chat, max_tokens, by_turn)
-
-
-def count_records(
-    records: Iterable[RecordText | Record],
-    tokenizer: Tokenizer,
-    chat: ChatTokenizer | None,
-    max_tokens: int | None,
-    by_turn: bool = True,
-) -> Iterator[Counted]:
-    """Count each of these records, in turn."""
     remaining = iter(records)
     before: str | None = None
     while group := list(islice(remaining, _GROUP)):
-        for record, counted in zip(group, count_pieces(group, tokenizer, chat, max_tokens, by_turn), strict=True):
+        pieces = count_pieces(group, tokenizer, chat, max_tokens, by_turn, with_bytes)
+        for record, counted in zip(group, pieces, strict=True):
             num_bytes = sum(segment.length for segment in record.segments)
             continues = record.window_start > 0 and record.doc_id == before
             if isinstance(counted, str):
@@ -256,7 +246,7 @@ def keep_counts(folder: Path, key: str, shards: Iterable[int], count: Callable[[
 
     Args:
         key: identifies what decides the counts: dump, tokenizer, and where records are cut.
-        count: counts a shard, as `count_shard` does.
+        count: counts a shard, as `count_records` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for shard in shards:

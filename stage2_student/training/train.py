@@ -30,7 +30,7 @@ from schemas.manifest import Manifest, write_json
 from stage2_student.data.batch_plan import repeated
 from stage2_student.data.order import Position
 from stage2_student.data.packing import resolve_packing
-from stage2_student.data.token_counts import Lengths, count_shard, keep_counts, kept_counts
+from stage2_student.data.token_counts import Lengths, count_records, keep_counts, kept_counts
 from stage2_student.data.union import Member, open_members, overlaps
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.deepspeed_config import deepspeed_config
@@ -254,13 +254,13 @@ def _count(recipe: Recipe, sources: Sources, member: Member, channel: Channel) -
     run, reader = Path(student_config(recipe).path), member.reader
     order = folder.data_order(run)
     key = counts_key(_identity(recipe, sources), member.name)
-    cut, by_turn = cut_at(recipe.train, order), uses_turns(order)
+    how = cut_at(recipe.train, order), uses_turns(order), len(sources.members) > 1
     own = range(channel.rank, reader.num_shards, channel.world)
     keep_counts(
         counts_folder(run, member.name),
         key,
         own,
-        lambda shard: count_shard(reader, shard, sources.tokenizer, sources.chat, cut, by_turn),
+        lambda shard: count_records(reader.record_texts(shard), sources.tokenizer, sources.chat, *how),
     )
 
 

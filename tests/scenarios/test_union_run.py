@@ -79,7 +79,7 @@ def test_each_step_has_the_shares_and_the_figures_of_each_corpus(work: Path) -> 
     assert wanted.student is not None
     members = open_members(wanted.student.dumps_by_corpus, "arithmetic", 0)
     tokenizer = ByteTokenizer.load(str(work / "model"))
-    lengths = [count_all(member.reader, tokenizer, 512) for member in members]
+    lengths = [count_all(member.reader, tokenizer, 512, with_bytes=True) for member in members]
     shares = [Share(of, member.weight, member.name) for of, member in zip(lengths, members, strict=True)]
     before = (0, 0)
     for line, batch in zip(lines, islice(plan_union(shares, 0, 120, 512), 6), strict=True):

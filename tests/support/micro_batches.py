@@ -12,7 +12,7 @@ from stage2_student.data.encode import Tokenizer, encode_pieces
 from stage2_student.data.examples import Encoded
 from stage2_student.data.order import START, Position
 from stage2_student.data.reader import DumpReader
-from stage2_student.data.token_counts import Lengths, RecordSource, count_shard
+from stage2_student.data.token_counts import Lengths, RecordSource, count_records
 from stage2_student.training.rank_batches import rank_batches, with_records
 
 
@@ -24,10 +24,13 @@ class GlobalBatch(NamedTuple):
     left_out: Counter[str]
 
 
-def count_all(reader: RecordSource, tokenizer: Tokenizer, max_tokens: int | None = None) -> Lengths:
+def count_all(
+    reader: RecordSource, tokenizer: Tokenizer, max_tokens: int | None = None, with_bytes: bool = False
+) -> Lengths:
     """Tokens of all records, in this process; longer ones than `max_tokens` cut."""
+    how = None, max_tokens, True, with_bytes
     return Lengths.of(
-        list(count_shard(reader, shard, tokenizer, None, max_tokens)) for shard in range(reader.num_shards)
+        list(count_records(reader.record_texts(shard), tokenizer, *how)) for shard in range(reader.num_shards)
     )
 
 

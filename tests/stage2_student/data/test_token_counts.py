@@ -10,7 +10,7 @@ import pytest
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.shard import commit_shard
 from stage2_student.data.reader import DumpReader
-from stage2_student.data.token_counts import Counted, Lengths, count_shard, keep_counts, kept_counts
+from stage2_student.data.token_counts import Counted, Lengths, count_records, keep_counts, kept_counts
 from tests.support.micro_batches import count_all, pieces_of
 from tests.support.small_dumps import make_work
 
@@ -77,7 +77,7 @@ def test_counts_are_kept_by_several_ranks_and_a_start_counts_only_what_is_missin
 
     def watched(shard: int) -> Iterator[Counted]:
         counted.append(shard)
-        found = list(count_shard(reader, shard, tokenizer))
+        found = list(count_records(reader.record_texts(shard), tokenizer))
         return iter([Counted((), "cannot be spelled", 7), *found[1:]] if shard == 2 else found)
 
     for rank in range(2):

@@ -189,7 +189,7 @@ def test_all_ranks_together_train_on_the_planned_documents_in_any_world_and_afte
     assert [(member.name, member.weight) for member in members] == [("prose", 3.0), ("verse", 1.0)]
     recipe = make_recipe(work / "a", work / "model", work / "run", {"objectives": {"ce": 1.0}, "max_tokens": 20})
     sources = Sources(members, tokenizer, None, SpecialIds(268, (268,)))
-    lengths = [count_all(member.reader, tokenizer, 20) for member in members]
+    lengths = [count_all(member.reader, tokenizer, 20, with_bytes=True) for member in members]
     shares = [Share(of, member.weight, member.name) for of, member in zip(lengths, members, strict=True)]
     plans = list(islice(plan_union(shares, 0, 120, 20), 12))
     num_bytes = [0, 0]
@@ -215,7 +215,11 @@ def test_bytes_counted_of_each_piece_are_those_supervised_in_it(work: Path) -> N
     parts = [None, [Segment(3, 11, False), Segment(20, 9, True)], [Segment(2, 5, True)]]
     records = [make_record(str(i), text, rng, part) for i, (text, part) in enumerate(zip(texts, parts, strict=True))]
     for max_tokens in (None, 12, 512):
-        counted = list(count_pieces(records, tokenizer, None, max_tokens))
+        counted = list(count_pieces(records, tokenizer, None, max_tokens, with_bytes=True))
+        alone = count_pieces(records, tokenizer, None, max_tokens)
+        assert [one._replace(num_bytes=()) for one in counted if not isinstance(one, str)] == list(
+            alone
+        )  # a corpus alone needs no bytes
         encoded = list(encode_pieces(records, tokenizer, None, max_tokens))
         for one, pieces in zip(counted, encoded, strict=True):
             assert not isinstance(one, str) and not isinstance(pieces, str)

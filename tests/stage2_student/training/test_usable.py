@@ -10,7 +10,7 @@ from pipeline.tokenization.special_ids import SpecialIds
 from stage2_student.data import order as order_module
 from stage2_student.data.encode import TurnsLeftOut
 from stage2_student.data.reader import DumpReader
-from stage2_student.data.token_counts import Counted, Lengths, count_shard, keep_counts
+from stage2_student.data.token_counts import Counted, Lengths, count_records, keep_counts
 from stage2_student.runs.identity import counts_key, run_identity
 from stage2_student.training.usable import counted_lines, remarks, usable_lines
 from tests.support.micro_batches import count_all
@@ -55,7 +55,7 @@ def test_a_plan_tells_what_can_be_used_of_a_sample_and_of_what_a_run_has_counted
         tmp_path / "lengths",
         counts_key(identity),
         range(5),
-        lambda shard: count_shard(reader, shard, tokenizer, None, 20),
+        lambda shard: count_records(reader.record_texts(shard), tokenizer, None, 20),
     )
     lines = [text for _, text in counted_lines(recipe)]
     assert lines == list(remarks(count_all(reader, tokenizer, 20), recipe.train, order_module.VERSION))
