@@ -96,6 +96,19 @@ def test_what_was_saved_is_read_again_with_how_it_was_made(tmp_path: Path) -> No
     assert results.load("another", tmp_path) == {}
 
 
+def test_what_a_benchmark_shows_is_kept_without_what_another_command_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("first", "second"):
+        pages.show([{"method": "a", "bits": 1.5}], "one", part, tmp_path, seeds=1)
+    assert capsys.readouterr().out.splitlines()[2] == "| a | 1.5 |"
+    kept = results.read("one", tmp_path)
+    assert list(kept.figures) == ["first", "second"] and kept.seeds == 1
+    results.write("one", kept.model_copy(update={"command": "another"}), tmp_path)
+    pages.show([{"method": "a", "bits": 1.5}], "one", "third", tmp_path)
+    assert list(results.load("one", tmp_path)) == ["third"]
+
+
 @pytest.mark.parametrize("text", ["{", '{"command": "x"}', '{"figures": {}, "comand": "x"}'])
 def test_a_file_that_holds_no_figures_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "broken.json").write_text(text, encoding="utf-8")

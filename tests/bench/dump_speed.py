@@ -26,6 +26,7 @@ import typer
 from pipeline.runtime.child_processes import end_children_with_me
 from tests.bench.dump_controls import dense_alone, dense_targets, divergence
 from tests.bench.dump_task import Task
+from tests.bench.pages import show
 
 GENERATE = ("prefill", "prompt_logprobs_64_flat", "prompt_logprobs_64")
 ROUNDED, POOLING = ("head", "dump"), ("trunk", "head", "dump", "dump_overlapped")
@@ -149,7 +150,7 @@ class Server:
         self._process.wait()
 
 
-def measure_and_print(dtype: str, arguments: list[str], rounds: int) -> None:
+def measure_and_print(dtype: str, arguments: list[str], rounds: int, save: str) -> None:
     servers = {kind: Server(kind, dtype, arguments) for kind in ("generate", "float32", "model")}
     rates: dict[tuple[str, str], list[float]] = {turn: [] for turn in TURNS}
     for number in range(rounds):
@@ -164,7 +165,7 @@ def measure_and_print(dtype: str, arguments: list[str], rounds: int) -> None:
     )
     for server in servers.values():
         server.close()
-    print_speed(dtype, servers["float32"].size, rates)
+    print_speed(dtype, servers["float32"].size, rates, save)
     found = {
         "asked again, each document alone in its batch": divergence(dense, alone),
         "`teacher.head_dtype: model`": divergence(dense, rounded),
@@ -175,14 +176,18 @@ def measure_and_print(dtype: str, arguments: list[str], rounds: int) -> None:
         print(f"| {name} | " + " | ".join(f"{value:.2e}" for value in values.values()) + " |", flush=True)
 
 
-def print_speed(dtype: str, size: dict[str, int], rates: dict[tuple[str, str], list[float]]) -> None:
+def print_speed(dtype: str, size: dict[str, int], rates: dict[tuple[str, str], list[float]], save: str) -> None:
     print(f"\n**{dtype}**, {size['tokens']} tokens, {size['bytes']} bytes\n")
-    print(
-        "| what | tokens/s (median) | share of the floor, round by round (median) | rounds |\n| --- | --- | --- | --- |"
-    )
-    for turn, values in rates.items():
-        each = ", ".join(f"{value:.0f}" for value in values)
-        print(f"| {MEANING[turn]} | {statistics.median(values):.0f} | {_ratio(values, rates[FLOOR]):.2f} | {each} |")
+    rows = [
+        {
+            f"what, {dtype}": MEANING[turn],
+            "tokens/s": round(statistics.median(values)),
+            "share of the floor": round(_ratio(values, rates[FLOOR]), 2),
+            "rounds": [round(value) for value in values],
+        }
+        for turn, values in rates.items()
+    ]
+    show(rows, save, "rows" if dtype == "bfloat16" else dtype, documents=f"{size['tokens']} teacher tokens")
     for other in (("model", "head"), ("generate", "prompt_logprobs_64_flat"), ("generate", "prompt_logprobs_64")):
         print(f"\ndump / {MEANING[other]}: {_ratio(rates['float32', 'dump'], rates[other]):.2f}")
     rounded = _ratio(rates["model", "dump"], rates["model", "head"])
@@ -200,6 +205,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="teacher tokens per document, about")] = 512,
     rounds: Annotated[int, typer.Option(help="timed rounds, each over all modes")] = 3,
     dtypes: Annotated[str, typer.Option(help="of the teacher, with commas between")] = "bfloat16,float32",
+    save: Annotated[str, typer.Option(help="Keep the table as tests/bench/results/SAVE.json.")] = "",
     serve_kind: Annotated[str, typer.Option("--serve", hidden=True)] = "",
 ) -> None:
     """Print tables of teacher tokens per second, of what a dump costs beyond them, and of the controls."""
@@ -209,7 +215,7 @@ def main(
         return
     arguments = ["--recipe", recipe, "--documents", str(documents), "--tokens", str(tokens)]
     for dtype in dtypes.split(","):
-        measure_and_print(dtype, arguments, rounds)
+        measure_and_print(dtype, arguments, rounds, save)
 
 
 if __name__ == "__main__":

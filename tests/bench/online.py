@@ -69,6 +69,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="student tokens of a document")] = 512,
     documents: Annotated[int, typer.Option(help="documents of a step")] = 2,
     trainer: Annotated[list[str] | None, typer.Option(help="which, one or more: offline, online")] = None,
+    save: Annotated[str, typer.Option(help="Keep the table as tests/bench/results/SAVE.json.")] = "",
     worker: Annotated[str | None, typer.Option(help="be one of the trainers", hidden=True)] = None,
     out: Annotated[Path, typer.Option(help="folder of the students", hidden=True)] = Path(),
 ) -> None:
@@ -83,7 +84,7 @@ def main(
         shared = ["--interface", interface, "--tokens", str(tokens), "--documents", str(documents), "--out", folder]
         names = {"offline": "offline: from shards", "online": "online: the teacher in memory"}
         arguments = {names[name]: ["--worker", name, *shared] for name in trainer or names}
-        compare("tests.bench.online", arguments, rounds, tokens * documents)
+        compare("tests.bench.online", arguments, rounds, tokens * documents, save)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Request(NamedTuple):
         rows = result.figures.get(self.part)
         if not isinstance(rows, list) or not rows:
             raise ValueError(f"{self.name}.json has no rows {self.part!r}; it has {', '.join(result.figures)}")
-        columns = list(dict.fromkeys(heading for row in rows for heading in row))
+        columns = headings(rows)
         if wanted := _listed(self.options.get("rows", "")):
             rows = [_one(rows, columns[0], first, self.name) for first in wanted]
         if chosen := _listed(self.options.get("columns", "")):
@@ -106,6 +106,11 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], digits: int
     return "\n".join(lines)
 
 
+def headings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the headings of rows, in the order in which they first appear."""
+    return list(dict.fromkeys(heading for row in rows for heading in row))
+
+
 def cell(value: Any, decimals: int, sign: str = "") -> str:
     """Return a cell as text; `sign` is `+` for differences."""
     if value is None:
@@ -151,6 +156,24 @@ def _listed(text: str) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def show(
+    rows: Sequence[Mapping[str, Any]],
+    save: str = "",
+    part: str = "rows",
+    folder: Path = results.FOLDER,
+    **about: str | int | None,
+) -> None:
+    """Print rows as a table and, if `save` names a file of results, keep them there.
+
+    What another command kept in that file is gone. `about` is that of `results.save`.
+    """
+    print(table(rows, headings(rows)), flush=True)
+    if save:
+        file = folder / f"{save}.json"
+        ours = file.exists() and results.read(save, folder).command == results.command()
+        results.save(save, {**(results.load(save, folder) if ours else {}), part: list(rows)}, folder, **about)
 
 
 def main() -> None:

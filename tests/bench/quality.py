@@ -35,7 +35,7 @@ from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.special_ids import SpecialIds
 from stage1_teacher.targets.resolved import load_tokenizer, resolve_ids
 from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
-from tests.bench import pages, results
+from tests.bench import pages
 from tests.bench.quality_measures import SCALES, Figures, gap_closed, measure, paired_interval
 from tests.bench.quality_methods import METHODS, method_of
 
@@ -301,10 +301,7 @@ def main(
     counted = ", ".join(f"{len(first.per_document(name, 'jsd'))} {name}" for name in first.documents)
     over = "documents and seeds" if seeds > 1 else "documents; how seeds differ, one does not say"
     print(f"\n{counted}; {seeds} seeds. In brackets the difference to {CONTROL} with its 95 % interval over {over}.\n")
-    print(pages.table(rows, list(rows[-1])))
-    if save:
-        chosen_settings = [{"method": name, "overrides": list(setting)} for name, setting in settings.items()]
-        results.save(save, {"rows": rows, "settings": chosen_settings}, documents=counted, seeds=seeds)
+    pages.show(rows, save, documents=counted, seeds=seeds)
 
 
 if __name__ == "__main__":

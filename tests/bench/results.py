@@ -59,7 +59,7 @@ def save(name: str, figures: Mapping[str, Any], folder: Path = FOLDER, **about: 
     `about` is what else is known of all of them: `documents`, `seeds`, a `remark`.
     """
     made = {
-        "command": shlex.join(["python", "-m", f"tests.bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": command(),
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
@@ -75,6 +75,11 @@ def write(name: str, result: Result, folder: Path = FOLDER) -> Path:
     with committed(file) as partial:
         partial.write_text(_laid_out(values) + "\n", encoding="utf-8")
     return file
+
+
+def command() -> str:
+    """Return the command that runs, as it can be typed."""
+    return shlex.join(["python", "-m", f"tests.bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def machine() -> str:

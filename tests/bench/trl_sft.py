@@ -91,6 +91,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="student tokens of a document")] = 512,
     documents: Annotated[int, typer.Option(help="documents of a step")] = 2,
     trainer: Annotated[list[str] | None, typer.Option(help="which, one or more: trl, sft, token_marginal")] = None,
+    save: Annotated[str, typer.Option(help="Keep the table as tests/bench/results/SAVE.json.")] = "",
     worker: Annotated[str | None, typer.Option(help="be one of the trainers", hidden=True)] = None,
     out: Annotated[Path, typer.Option(help="folder of the students", hidden=True)] = Path(),
 ) -> None:
@@ -113,7 +114,7 @@ def main(
         shared = ["--trl", str(trl), "--tokens", str(tokens), "--documents", str(documents), "--out", folder]
         names = {"trl": "TRL's SFTTrainer", **{name: f"ours, {name}" for name in OURS}}
         arguments = {names[name]: ["--worker", name, *shared] for name in trainer or names}
-        compare("tests.bench.trl_sft", arguments, rounds, tokens * documents)
+        compare("tests.bench.trl_sft", arguments, rounds, tokens * documents, save)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from schemas.shard import commit_shard, read_shard, to_table
 from stage2_student.training import loop
 from stage2_student.training.train import train
 from tests.bench.interfaces import Figures, peak_bytes, reset_peak
+from tests.bench.pages import show
 
 FOREVER = 10**6  # steps; a worker ends when its parent has seen enough
 OBJECTIVES = {
@@ -38,6 +39,7 @@ OBJECTIVES = {
     "causal": Objectives(ce=1.0, byte_ce=1.0, kl=0.1),
 }
 _FIGURES = "BLD_BENCH_FIGURES"  # names the pipe to the parent, by its number
+RATIOS = ("time of a step", "CPU time", "peak memory")  # of `Figures`
 _SHARES = ("dropped", "token_end", "doubt")
 
 
@@ -119,12 +121,13 @@ class Worker:
         return self._process.stdin
 
 
-def compare(module: str, arguments: Mapping[str, Sequence[str]], rounds: int, tokens: int) -> None:
+def compare(module: str, arguments: Mapping[str, Sequence[str]], rounds: int, tokens: int, save: str) -> None:
     """Print a line for each worker; ratios are medians of each round's own to the first one.
 
     Args:
         arguments: of `python -m module`, for each worker by its name.
         tokens: of a step.
+        save: name of the file of results that keeps the lines; empty: none.
     """
     workers: list[Worker] = []
     random = Random(0)
@@ -142,21 +145,26 @@ def compare(module: str, arguments: Mapping[str, Sequence[str]], rounds: int, to
     finally:
         for worker in workers:
             worker.close()
-    _report(steps, tokens)
+    _report(steps, tokens, save)
 
 
-def _report(steps: Mapping[str, Sequence[Figures]], tokens: int) -> None:
+def _report(steps: Mapping[str, Sequence[Figures]], tokens: int, save: str) -> None:
     floor = next(iter(steps.values()))
     print(f"{tokens} tokens a step, medians of {len(floor)} rounds")
-    print("| trainer | tokens/s | step, s | ratio | CPU, s | ratio | peak, GiB | ratio |")
-    print("|" + " --- |" * 8)
+    rows = []
     for name, own in steps.items():
-        columns = []
-        for values, base in zip(zip(*own, strict=True), zip(*floor, strict=True), strict=True):
-            columns += [statistics.median(values), statistics.median(a / b for a, b in zip(values, base, strict=True))]
-        columns[4] /= 2**30
-        figures = " | ".join(f"{value:.3f}" for value in columns)
-        print(f"| {name} | {tokens / columns[0]:.0f} | {figures} |", flush=True)
+        seconds, cpu, memory = (statistics.median(values) for values in zip(*own, strict=True))
+        ratios = [
+            statistics.median(a / b for a, b in zip(values, base, strict=True))
+            for values, base in zip(zip(*own, strict=True), zip(*floor, strict=True), strict=True)
+        ]
+        measured = {"tokens/s": (tokens / seconds, 0), "step, s": (seconds, 2), "CPU, s": (cpu, 1)}
+        measured |= {"peak memory, GiB": (memory / 2**30, 2)}
+        measured |= {f"{what}, times the first": (ratio, 2) for what, ratio in zip(RATIOS, ratios, strict=True)}
+        rows.append(
+            {"trainer": name, **{heading: round(value, digits) for heading, (value, digits) in measured.items()}}
+        )
+    show(rows, save)
 
 
 def equal_documents(source: Path, folder: Path, tokenizer: ByteTokenizer, tokens: int) -> Path:
