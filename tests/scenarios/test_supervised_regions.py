@@ -127,6 +127,16 @@ def test_the_audits_reference_of_a_part_is_that_of_the_whole_there(tmp_path: Pat
     np.testing.assert_allclose(part.probs_PV, whole.probs_PV[held], atol=0.02)
 
 
+def test_a_dump_of_whole_documents_goes_on_and_refuses_a_selection_by_name(dumps: tuple[Path, Path]) -> None:
+    whole, _ = dumps
+    before = (whole / "manifest.json").read_bytes()
+    assert b"supervise" not in before
+    dump(whole.parent / "recipe.yaml")
+    with pytest.raises(ValueError, match=r"corpus\.supervise\.pattern: None there, 'a' here"):
+        dump(whole.parent / "recipe.yaml", "corpus.supervise={pattern: a}")
+    assert (whole / "manifest.json").read_bytes() == before
+
+
 def test_verify_finds_a_window_that_a_dump_in_parts_lacks(dumps: tuple[Path, Path], tmp_path: Path) -> None:
     from schemas.dump_files import Key
     from schemas.shard import commit_shard, to_table
