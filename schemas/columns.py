@@ -277,8 +277,7 @@ COLUMNS: tuple[Column, ...] = (
         Axis.TOKEN,
         pa.uint16(),
         Unit.COUNT,
-        "stored alternatives of each entry of teacher_token_lengths; 0 for what lies between the turns of a chat or "
-        "outside of them",
+        "stored alternatives of each entry of teacher_token_lengths; 0 for one none of whose bytes is supervised",
     ),
     _of_tokens(
         "teacher_token_ranks",

@@ -22,9 +22,9 @@ class TokenAlternatives:
     """Most probable tokens of the teacher at each of its tokens of one record, from the softmax over its vocabulary.
 
     Row *i* is the distribution of token *i* given those before it. The token that the text has is always among its
-    row's alternatives. Bytes of a chat that the teacher did not spell for a segment are one entry of the T without
-    alternatives, as in `Record.teacher_token_lengths`. The row after the last token has none either: of it,
-    `end_log_probs` holds what a text's end needs.
+    row's alternatives. Tokens none of whose bytes is supervised have none, nor have the entries of
+    `Record.teacher_token_lengths` that are no tokens (what lies outside of a chat's turns), nor has the row after the
+    last token: of it, `end_log_probs` holds what a text's end needs.
 
     Attributes:
         offsets: T + 1, int64; token *i* owns alternatives `offsets[i] .. offsets[i + 1]`.
@@ -33,7 +33,7 @@ class TokenAlternatives:
             left to 1 is the tail, of all other tokens as one class.
         token_ids: T, int32, of the token that the text has; -1 for an entry without alternatives.
         token_log_probs: T, float32, of that token, rounded by finer levels than `log_probs`
-            (`Record.teacher_token_logprobs`); 0 for an entry without alternatives.
+            (`Record.teacher_token_logprobs`).
         end_log_probs: T + 1, float32: log-probability of the teacher's end tokens, together, after the first *i*
             tokens; nan where it was not computed, outside of a chat's turns and in a record of context alone.
     """

@@ -26,6 +26,12 @@ class TokenEntries(NamedTuple):
     logprobs_A: np.ndarray  # float32, descending within a token
     end_logprobs_R: np.ndarray  # float32, of END before each token and after the last
 
+    def some(self, kept_T: np.ndarray) -> "TokenEntries":
+        """Return them with the alternatives of the selected tokens alone."""
+        kept_A = np.repeat(kept_T, self.counts_T)
+        counts_T = np.where(kept_T, self.counts_T, 0).astype(np.uint16)
+        return TokenEntries(counts_T, self.ids_A[kept_A], self.logprobs_A[kept_A], self.end_logprobs_R)
+
 
 def keep_tokens(
     top: TopTokens, tokens_T: np.ndarray, probs_T: np.ndarray, end_R: np.ndarray, min_prob: float

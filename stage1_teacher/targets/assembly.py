@@ -46,7 +46,9 @@ def assemble(window: EncodedWindow, spans: Sequence[SparseTargets], lengths: np.
         message_roles=window.roles,
         message_lengths=window.lengths,
         conversation=window.conversation,
-        tokens=record_alternatives(list(zip(firsts, window.spans, spans, strict=True)), stored_logprobs, exact),
+        tokens=record_alternatives(
+            list(zip(firsts, window.spans, spans, strict=True)), teacher_token_lengths, stored_logprobs, exact
+        ),
     )
 
 
