@@ -161,6 +161,40 @@ def test_a_line_of_what_was_no_better_has_its_figures_from_the_file_that_it_name
         check_figures(row["result"], {name})
 
 
+def value(cell: Any) -> float:
+    return float(cell["value"] if isinstance(cell, dict) else cell)
+
+
+WAY, BITS = "from start to teacher, %", "bits/byte out of domain"
+
+
+@pytest.mark.parametrize("name", ["quality-searched", "quality-first-weights", "quality-400-steps", "pairs-20-steps"])
+def test_the_way_from_start_to_teacher_is_that_of_the_bits_in_the_table(name: str) -> None:
+    rows = results.read(name).figures["rows"]
+    for row in rows:
+        of_pair = [one for one in rows if one.get("student") == row.get("student")]
+        start, teacher = (
+            next(value(one[BITS]) for one in of_pair if one["method"].split()[0] == method)
+            for method in ("start", "teacher")
+        )
+        if row[WAY] is not None:
+            assert value(row[WAY]) == round(100 * (start - value(row[BITS])) / (start - teacher)), row
+
+
+def test_the_headline_says_what_its_tables_say() -> None:
+    figures = results.read("headline").figures
+    known = {abs(number) for name in figures["from"] for number in pages.numbers(results.read(name).figures)}
+    for row in figures["rows"]:
+        assert known.issuperset(pages.numbers(row)), row
+    [teacher], start = figures["teacher"], figures["rows"][0]["start"]
+    for row in figures["way"]:
+        assert row["of the way, %"] == round(100 * (start - row[BITS]) / (start - teacher["value"])), row
+    best, ours = figures["way"][0][BITS], figures["way"][-1][BITS]
+    [left] = figures["left"][0].values()
+    assert left == round(100 * (best - ours) / (best - teacher["value"]))
+    assert best == min(number for number in pages.numbers(figures["rows"][0]))
+
+
 def test_small_numbers_keep_their_digits_in_a_table() -> None:
     assert pages.table([{"x": 6.6e-5}, {"x": 7e-4}], ["x"]).splitlines()[2:] == ["| 0.000066 |", "| 0.000700 |"]
 
