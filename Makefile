@@ -34,7 +34,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup teacher student eval report demo test coverage check lock audit
-.PHONY: bench bench-quality results reproduce rehearse
+.PHONY: bench bench-quality bench-methods results reproduce rehearse
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -92,6 +92,9 @@ bench: $(STAMP)  ## the benchmarks named in BENCH, in turn; all take hours, ARGS
 
 bench-quality: $(STAMP)  ## students compared with their controls
 	$(BIN)/python -m tests.bench.quality $(ARGS)
+
+bench-methods: $(STAMP)  ## every method from one dump, each at its best settings (ARGS="--pair mistral"); takes hours
+	$(BIN)/python -m tests.bench.methods $(ARGS)
 
 results: $(STAMP)  ## write tests/bench/results/*.json into the tables of the pages
 	$(BIN)/python -m tests.bench.pages

@@ -20,7 +20,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,7 +37,7 @@ from stage1_teacher.targets.resolved import load_tokenizer, resolve_ids
 from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
 from tests.bench import pages
 from tests.bench.quality_measures import SCALES, Figures, gap_closed, measure, paired_interval
-from tests.bench.quality_methods import METHODS, method_of
+from tests.bench.quality_methods import METHODS, Method, method_of
 
 SEARCH_SKIP = {"in_domain": 500, "out_of_domain": 200}  # held-out documents that the table does not use
 SEARCH_DOCUMENTS = {"in_domain": 16, "out_of_domain": 6}
@@ -70,6 +70,8 @@ class Run(NamedTuple):
 
 class Quality:
     """The benchmark's folder: dumps of held-out text, runs, figures."""
+
+    methods: Mapping[str, Method] = METHODS
 
     def __init__(self, recipe: str, overrides: Sequence[str], out: Path, num_questions: int, jobs: int = 1) -> None:
         self.recipe, self.overrides, self.out = recipe, list(overrides), out
@@ -159,7 +161,7 @@ class Quality:
 
     def search(self, methods: Sequence[str], steps: int) -> dict[str, tuple[str, ...]]:
         """Find each method's best setting, by successive halving."""
-        left = {method: method_of(method).settings() for method in methods}
+        left = {method: method_of(method, self.methods).settings() for method in methods}
         for share, kept in ((4, 2), (2, 1)):
             runs = [
                 Run(method, setting, max(1, steps // share), 0)
@@ -201,7 +203,7 @@ class Quality:
         return self.figures(run, "search")
 
     def unsearched(self, method: str) -> tuple[str, ...]:
-        settings = method_of(method).settings()
+        settings = method_of(method, self.methods).settings()
         rate = f"train.lr={self.base.train.lr:.1e}"
         return next((setting for setting in settings if rate in setting), settings[0])
 

@@ -7,6 +7,7 @@ student.max_token_end=1"` is that method with an override more.
 """
 
 import shlex
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # Of the model's body, and of its embedding and head as a multiple: a moved student's new rows have further to go. The
@@ -80,12 +81,12 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method_of(text: str) -> Method:
+def method_of(text: str, methods: Mapping[str, Method] = METHODS) -> Method:
     """Parse `NAME [override ...]`, words as in a shell.
 
     Raises ValueError for an unknown name.
     """
     name, *varied = shlex.split(text)
-    if name not in METHODS:
-        raise ValueError(f"no method {name!r}; known: {', '.join(METHODS)}")
-    return METHODS[name]._replace(varied=tuple(varied))
+    if name not in methods:
+        raise ValueError(f"no method {name!r}; known: {', '.join(methods)}")
+    return methods[name]._replace(varied=tuple(varied))
