@@ -25,7 +25,7 @@ from tests.bench import results
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
 END = "<!-- end of results -->"
-MIXED = ("value", "beside", "number")  # columns of unlike things, each with its own decimals
+MIXED = ("value", "beside", "number", "taken")  # columns of unlike things, each with its own decimals
 _BLOCK = re.compile(rf"(<!-- results: ([^\n]+?) -->\n)(.*?)({re.escape(END)})", re.DOTALL)
 _OPTIONS = ("columns", "rows", "digits")
 
