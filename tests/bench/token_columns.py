@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -35,6 +35,7 @@ from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.records import sparse_spans
 from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.targets.teacher import Teacher
+from tests.bench import pages, results
 
 SETTINGS = ["", "16,0", "16,0.001", "16,0.01", "8,0.001", "64,0.001"]  # top_k,min_prob; empty: bytes alone
 
@@ -81,9 +82,9 @@ def dumped(teacher: Teacher, recipe: Recipe, documents: list[Document], folder: 
     return plan.path(folder), time.process_time() - started
 
 
-def table(
+def rows_of(
     teacher: Teacher, recipes: dict[str, Recipe], documents: list[Document], rounds: int, folder: Path
-) -> Iterator[str]:
+) -> Iterator[dict[str, Any]]:
     num_bytes = sum(len(document.text) for document in documents)
     engine = teacher.engine
     assert not isinstance(engine, ListingEngine)
@@ -94,23 +95,25 @@ def table(
         for setting, recipe in recipes.items():
             paths[setting], spent = dumped(teachers[setting], recipe, documents, folder / (setting or "bytes"))
             seconds[setting] += [spent] if number else []
-    yield (
-        "| top_k, min_prob | alternatives | mean tail | bytes / text byte | " + " | ".join(COLUMNS) + " | coding "
-        "error, nats / token | CPU time |"
-    )
-    yield "| --- " * (len(COLUMNS) + 6) + "|"
     for setting, recipe in recipes.items():
         records, sizes = list(read_shard(paths[setting])), column_bytes(paths[setting])
         ratio = statistics.median(a / b for a, b in zip(seconds[setting], seconds[""], strict=True))
-        figures = [f"{sum(sizes.values()) / num_bytes:.2f}", *(f"{sizes.get(n, 0) / num_bytes:.3f}" for n in COLUMNS)]
         stored = [record.tokens for record in records if record.tokens is not None]
-        if not stored:
-            yield f"| bytes alone | | | {' | '.join(figures[:1])} |{' |' * len(COLUMNS)} | {ratio:.3f} |"
-            continue
-        count = np.concatenate([tokens.counts for tokens in stored]).mean()
-        tail = np.concatenate([tokens.tails for tokens in stored]).mean()
-        error = error_of(teachers[setting], recipe, documents[:8])
-        yield f"| {setting} | {count:.2f} | {tail:.4f} | {' | '.join(figures)} | {error:.1e} | {ratio:.3f} |"
+        row: dict[str, Any] = {
+            "`top_k`, `min_prob`": setting.replace(",", ", ") or "bytes alone",
+            "alternatives per token": None,
+            "mean tail": None,
+            "bytes per byte": round(sum(sizes.values()) / num_bytes, 2),
+            **{f"`{name}`": round(sizes[name] / num_bytes, 2) if stored else None for name in COLUMNS},
+            "rounding, nats per token": None,
+            "CPU time": round(ratio, 3),
+        }
+        if stored:
+            row["alternatives per token"] = round(float(np.concatenate([t.counts for t in stored]).mean()), 1)
+            row["mean tail"] = round(float(np.concatenate([t.tails for t in stored]).mean()), 3)
+            error = error_of(teachers[setting], recipe, documents[:8])
+            row["rounding, nats per token"] = float(f"{error:.2g}")
+        yield row
 
 
 def again(teacher: Teacher, engine: Engine, recipe: Recipe) -> Teacher:
@@ -130,6 +133,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Timed rounds.")] = 3,
     setting: Annotated[list[str] | None, typer.Option(help="top_k,min_prob")] = None,
     engine: Annotated[str, typer.Option(help="vllm or transformers")] = "vllm",
+    save: Annotated[str | None, typer.Option(help="Name of the file of figures.")] = None,
 ) -> None:
     """Print a table."""
     loaded = load_recipe(recipe, [f"teacher.engine={engine}"])
@@ -138,10 +142,13 @@ def main(
     found = list(islice(Corpus(loaded.corpus).documents(), documents))
     with open_teacher(loaded, *named) as teacher, tempfile.TemporaryDirectory() as folder:
         num_tokens = sum(len(window.tokens) for window in encode(found, teacher, {}))
-        print(f"{len(found)} documents, {sum(len(d.text) for d in found):,} bytes, {num_tokens:,} teacher tokens\n")
+        num_bytes = sum(len(document.text) for document in found)
         recipes = {one: with_tokens(loaded, one) for one in ["", *(setting or SETTINGS[1:])]}
-        for line in table(teacher, recipes, found, rounds, Path(folder)):
-            print(line, flush=True)
+        rows = list(rows_of(teacher, recipes, found, rounds, Path(folder)))
+    of_text = f"{len(found)} documents, {num_bytes:,} bytes, {num_tokens:,} teacher tokens"
+    print(f"{of_text}\n\n{pages.table(rows, pages.headings(rows))}")
+    if save is not None:
+        results.save(save, {"rows": rows}, documents=of_text)
 
 
 if __name__ == "__main__":
