@@ -36,6 +36,7 @@ from pipeline.covering.targets import Targets
 from pipeline.runtime.child_processes import end_children_with_me
 from schemas import END, NUM_SYMBOLS
 from tests.bench.frontier_rows import BranchingTeacher, DocumentRows
+from tests.bench.pages import show
 from tests.bench.texts import CELLS
 from tests.support.row_nodes import row_nodes
 
@@ -154,19 +155,26 @@ def names_in(files: Sequence[Path]) -> list[str]:
         return [key.removesuffix("/distances") for key in arrays if key.endswith("/distances")]
 
 
-def table(files: Sequence[Path]) -> Iterator[str]:
-    yield "| covering | tokens computed, tree | blocks of 16 | KL (nats) | JSD (nats) | TV > 0.05 | mean TV |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+def rows(files: Sequence[Path]) -> list[dict[str, str | float]]:
+    """Return the figures of each covering, over all positions of the documents."""
     loaded = [np.load(file) for file in files]
     num_tokens = sum(int(arrays["num_tokens"]) for arrays in loaded)
+    found: list[dict[str, str | float]] = []
     for name in names_in(files):
         kl, js, tv = np.concatenate([arrays[f"{name}/distances"] for arrays in loaded], axis=1).astype(np.float64)
-        rows, blocks = np.sum([arrays[f"{name}/computed"] for arrays in loaded], axis=0)
-        yield (
-            f"| {name} | {1 + rows / num_tokens:.3f} | {1 + blocks / num_tokens:.2f} "
-            f"| {kl.mean():.5f} | {js.mean():.6f} "
-            f"| {100 * (tv > 0.05).mean():.2f} % | {tv.mean():.5f} |"
+        computed, blocks = np.sum([arrays[f"{name}/computed"] for arrays in loaded], axis=0)
+        found.append(
+            {
+                "covering": name,
+                "tokens computed, tree": round(float(1 + computed / num_tokens), 3),
+                "blocks of 16": round(float(1 + blocks / num_tokens), 2),
+                "KL, nats": round(float(kl.mean()), 5),
+                "JSD, nats": round(float(js.mean()), 6),
+                "TV > 0.05, %": round(float(100 * (tv > 0.05).mean()), 2),
+                "mean TV": round(float(tv.mean()), 5),
+            }
         )
+    return found
 
 
 def calibration(files: Sequence[Path]) -> Iterator[str]:
@@ -196,6 +204,7 @@ def main(
     workers: Annotated[int | None, typer.Option(help="Processes; default: one a core.")] = None,
     never_merged: Annotated[bool, typer.Option(help="Also the paper's beam as it is: minutes a document.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("runs/frontier"),
+    save: Annotated[str, typer.Option(help="Keep the coverings' table as tests/bench/results/SAVE.json.")] = "",
     only_table: Annotated[bool, typer.Option("--table", help="Print what is there.")] = False,
 ) -> None:
     end_children_with_me()
@@ -221,7 +230,13 @@ def main(
         files = sorted((out / loaded.teacher.model.replace("/", "_") / name).glob("*.npz"))
         if files:
             print(f"\n{json.dumps(loaded.teacher.model)}, {name}, {len(files)} documents of at most {tokens} tokens\n")
-            print("\n".join([*table(files), "", *calibration(files)]), flush=True)
+            show(
+                rows(files),
+                save,
+                "rows" if len(names) == 1 else name,
+                documents=f"{len(files)} documents of {tokens} tokens",
+            )
+            print("\n".join(["", *calibration(files)]), flush=True)
 
 
 if __name__ == "__main__":
