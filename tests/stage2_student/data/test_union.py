@@ -262,6 +262,15 @@ def test_dumps_of_a_union_without_a_corpus_or_a_weight_are_refused() -> None:
     assert list(named.dumps_by_corpus) == [None]  # one corpus, whatever it is called
 
 
+def test_objectives_on_a_teachers_own_tokens_need_one_teacher_of_each_corpus(work: Path) -> None:
+    verse, prose, second = refs(work)
+    wanted = {"objectives": {"ce": 1.0, "alm": 10.0}}
+    recipe = make_recipe(work / "a", work / "model", work / "run", wanted, dumps=[verse, prose])
+    assert recipe.student is not None and list(recipe.student.dumps_by_corpus) == ["prose", "verse"]
+    with pytest.raises(ValidationError, match=r"a mix of student.dumps \(.*/a2\) .* one dump of each corpus"):
+        make_recipe(work / "a", work / "model", work / "run", wanted, dumps=[verse, prose, second])
+
+
 def test_a_runs_identity_names_the_share_and_the_dumps_of_each_corpus(work: Path, tmp_path: Path) -> None:
     manifests = {name: Manifest.load(work / name) for name in ("a", "a2", "b")}
 
