@@ -97,7 +97,7 @@ def state_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
         else:
             begun = "begun" if (folder / dump_files.RECIPE).exists() else "new"
             what = f"text by the {writer}, the teacher's dump of it, {rounds.steps} steps on it"
-            replay = f" and {rounds.replay:.0%} of the recipe's own dumps" if rounds.replay else ""
+            replay = f", {rounds.replay:.0%} of each from the recipe's own dumps" if rounds.replay else ""
             yield f"round {number}", f"{folder}, {begun}: {what}{replay}"
 
 

@@ -187,7 +187,7 @@ def test_a_changed_recipe_is_refused_by_name_and_the_state_is_shown(tmp_path: Pa
     changed = other.with_values(train=other.train.model_copy(update={"lr": 0.5}))
     with pytest.raises(ValueError, match=r"round-00 was begun with another recipe \(train.lr: 1e-05 there, 0.5 here\)"):
         run_rounds(changed, Commands([]))
-    moved = other.with_values(train=other.train.model_copy(update={"num_processes": 4, "prefetch": 0}))
+    moved = other.with_values(train=other.train.model_copy(update={"num_processes": 4, "keep_last": 0}))
     lines = dict(state_lines(moved))
     assert lines["round 1"].endswith("done: 1.4000 bits per byte held out (held_out 0.9000, code 1.9000)")
     assert lines["round 2"].endswith("new: text by the student, the teacher's dump of it, 5 steps on it")
