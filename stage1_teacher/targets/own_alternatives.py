@@ -10,10 +10,11 @@ from schemas.token_alternatives import TokenAlternatives
 from stage1_teacher.engines.base import ListingEngine
 from stage1_teacher.engines.self_check import TIMES_CONTROL
 from stage1_teacher.inputs.encoded_windows import EncodedWindow
-from stage1_teacher.targets.own_logprobs import LIMIT_NATS, MAX_TOKENS, MIN_COMPARED_NATS, Comparison
+from stage1_teacher.targets.own_logprobs import LIMIT_NATS, MAX_TOKENS, Comparison
 from stage1_teacher.targets.teacher import Teacher
 
 TAIL_FLOOR = 1e-4  # of a tail of rounded probabilities, as in `stage1_teacher.targets.distances`
+END_FLOOR = 1e-4  # likewise
 
 
 def compare_alternatives(record: Record, window: EncodedWindow, teacher: Teacher) -> Comparison | None:
@@ -23,41 +24,38 @@ def compare_alternatives(record: Record, window: EncodedWindow, teacher: Teacher
     """
     if record.tokens is None or not window.spans or isinstance(teacher.engine, ListingEngine):
         return None
-    own_NV = _own(window, teacher)
-    if not len(own_NV):
+    own_RV = _own(window, teacher)
+    if len(own_RV) < 2:
         return None
     first = 1 if window.spans[0].start else 0  # the text before a span is stored as one token
-    nats_N = differences(record.tokens, first, own_NV, teacher.ends)
-    comparison = Comparison(nats_N, LIMIT_NATS)
+    comparison = Comparison(differences(record.tokens, first, own_RV, teacher.ends), LIMIT_NATS)
     if comparison.is_within_limit:
         return comparison
-    again_NV = _own(window, teacher)
-    control = float((np.exp(own_NV) * (own_NV - again_NV)).sum(axis=1).mean())
+    control = float((np.exp(own_RV) * (own_RV - _own(window, teacher))).sum(axis=1).mean())
     return comparison._replace(limit_nats=max(LIMIT_NATS, TIMES_CONTROL * control))
 
 
 def _own(window: EncodedWindow, teacher: Teacher) -> np.ndarray:
-    """Compute the model's own log-probabilities at the first covered tokens (N x V, float64)."""
+    """Compute the model's own log-probabilities at the first covered tokens and after them (N + 1 x V, float64)."""
     span, prompt = window.spans[0], teacher.prompt(window)
     at = len(prompt) - len(window.tokens) + span.first  # index of the first covered token; at least 1
     tokens = span.tokens[:MAX_TOKENS]
-    if not tokens:
-        return np.empty((0, 1))
     assert not isinstance(teacher.engine, ListingEngine)
-    return teacher.engine.own_logprobs(prompt[: at + len(tokens)], at - 1)[:-1].double().numpy()
+    return teacher.engine.own_logprobs(prompt[: at + len(tokens)], at - 1).double().numpy()
 
 
-def differences(tokens: TokenAlternatives, first: int, own_NV: np.ndarray, ends: tuple[int, ...]) -> np.ndarray:
+def differences(tokens: TokenAlternatives, first: int, own_RV: np.ndarray, ends: tuple[int, ...]) -> np.ndarray:
     """Return how far stored alternatives are from a model's own distributions: N, nats.
 
-    It is KL(own || stored) over a token's alternatives and its tail, and half the squared difference of END's
-    log-probability.
+    It is KL(own || stored) over a token's alternatives and its tail, and over END and all else; of the last token also
+    over END and all else after it.
 
     Args:
         first: index of the first token compared.
-        own_NV: natural logs, float64.
+        own_RV: natural logs, float64, before each of N tokens and after the last.
         ends: ids that mean END.
     """
+    own_NV = own_RV[:-1]
     last = first + len(own_NV)
     start, stop = tokens.offsets[first], tokens.offsets[last]
     row_A = np.repeat(np.arange(len(own_NV)), tokens.counts[first:last])
@@ -67,7 +65,19 @@ def differences(tokens: TokenAlternatives, first: int, own_NV: np.ndarray, ends:
     stored_tail_N = np.maximum(tokens.tails[first:last], TAIL_FLOOR)
     nats_N = np.bincount(row_A, own_A * np.log(np.maximum(own_A, 1e-35) / stored_A), len(own_NV))
     nats_N += own_tail_N * np.log(own_tail_N / stored_tail_N)
-    own_end_N = np.log(np.exp(own_NV[:, list(ends)]).sum(axis=1))
-    both = (np.maximum(values, MIN_COMPARED_NATS) for values in (own_end_N, tokens.end_log_probs[first:last]))
-    one_N, other_N = both
-    return np.asarray(nats_N + (one_N - other_N) ** 2 / 2)
+    own_end_R = np.exp(own_RV[:, list(ends)]).sum(axis=1)
+    end_R = _two_classes(own_end_R, np.exp(tokens.end_log_probs[first : last + 1].astype(np.float64)))
+    nats_N += end_R[:-1]
+    nats_N[-1] += end_R[-1]
+    return np.asarray(nats_N)
+
+
+def _two_classes(own_R: np.ndarray, stored_R: np.ndarray) -> np.ndarray:
+    """Return KL(own || stored) of an event of these probabilities, and of its absence."""
+    pairs = ((own_R, stored_R), (1 - own_R, 1 - stored_R))
+    return np.asarray(
+        sum(
+            np.maximum(own, END_FLOOR) * np.log(np.maximum(own, END_FLOOR) / np.maximum(stored, END_FLOOR))
+            for own, stored in pairs
+        )
+    )
