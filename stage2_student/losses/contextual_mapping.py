@@ -51,8 +51,8 @@ class ContextualMapping(TokenObjective):
     def __init__(self, pair: TokenizerPair, train: TrainConfig) -> None:
         super().__init__(pair, train)
         self.teacher_of_V = np.full(pair.student_rows, NO_TOKEN, dtype=np.int64)
-        known = np.flatnonzero(pair.exact != NO_TOKEN)[::-1]  # of several, the lowest id
-        self.teacher_of_V[pair.exact[known]] = known
+        known = np.flatnonzero(pair.exact != NO_TOKEN)
+        self.teacher_of_V[pair.exact[known]] = pair.one_of_twins[known]
         self._distance = lru_cache(maxsize=1 << 20)(self._distance_of)
 
     def tensors(self, documents: Sequence[Encoded], layout: Layout) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ Both compare chunks, the shortest runs of tokens of both models over the same by
 token, times the probability of its earlier ones (the chain rule). TRL's default merge reads each distribution one token
 late (`uld_token_merge_strategy: observed`); this is its `bayesian`.
 
-A dump stores a teacher's most probable tokens, so sorted probabilities beyond those are one class on both sides.
+A dump stores a teacher's most probable tokens, so sorted probabilities beyond those are one class on both sides. The
+text's own token is stored whatever its rank: it counts as a rank only where it must have that one.
 
 Shape legend: C chunks, K alternatives of the teacher's last token in a chunk (padded), V the student's vocabulary, N
 supervised tokens, B rows, L tokens.
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pipeline.config import TrainConfig
+from schemas.token_alternatives import TokenAlternatives
 from stage2_student.data.examples import NO_LABEL, NO_SYMBOL, Encoded
 from stage2_student.data.micro_batch import Layout
 from stage2_student.losses.inputs import ObjectiveInputs
@@ -99,9 +101,10 @@ class UniversalLogit(ChunkObjective):
         return {**self._of_chunks(documents, found, layout), "uld_probs_CK": torch.from_numpy(probs_CK)}
 
     def _probs(self, encoded: Encoded, found: Chunks) -> np.ndarray:
-        last_C = found.teacher_C2[:, 1] - 1
-        row_A, _, logprob_A = Alternatives.of(stored_tokens(encoded), last_C, self.train.token_top_k)
-        return _descending(row_A, np.exp(logprob_A), len(found))
+        tokens, last_C = stored_tokens(encoded), found.teacher_C2[:, 1] - 1
+        stored = Alternatives.of(tokens, last_C, self.train.token_top_k)
+        has_rank_A = _has_rank(tokens, last_C, stored)
+        return _descending(stored.row_A[has_rank_A], np.exp(stored.logprob_A[has_rank_A]), len(found))
 
     def __call__(self, inputs: ObjectiveInputs) -> Tensor:
         """Implement `TokenObjective.__call__`."""
@@ -151,15 +154,21 @@ class GeneralLogit(ChunkObjective):
 
         Returns:
             Beside `_of_chunks`: gold_ids_CK and gold_logprobs_CK, the student's tokens of the stored ones that both
-            vocabularies have; gold_others_CK, probabilities of the others, descending, -1 at padding.
+            vocabularies have; gold_others_CK, probabilities of the others, descending, -1 at padding;
+            gold_unranked_C, that of the text's own token if it is one of the others and its rank is not known.
         """
         found = [chunks(encoded) for encoded in documents]
         ids, logprobs, others = [], [], []
+        unranked: list[np.ndarray] = [np.empty(0)]
         for encoded, one in zip(documents, found, strict=True):
-            stored = Alternatives.of(stored_tokens(encoded), one.teacher_C2[:, 1] - 1, self.train.token_top_k)
+            tokens, last_C = stored_tokens(encoded), one.teacher_C2[:, 1] - 1
+            stored = Alternatives.of(tokens, last_C, self.train.token_top_k)
             ids_CK, logprobs_CK = stored.mapped(self.pair.exact).padded(len(one))
-            alone = translated(stored.id_A, self.pair.exact) == NO_TOKEN
-            others.append(_descending(stored.row_A[alone], np.exp(stored.logprob_A[alone]), len(one)))
+            prob_A, has_rank_A = np.exp(stored.logprob_A), _has_rank(tokens, last_C, stored)
+            is_other_A = translated(stored.id_A, self.pair.exact) == NO_TOKEN
+            ranked_A, unranked_A = is_other_A & has_rank_A, is_other_A & ~has_rank_A
+            others.append(_descending(stored.row_A[ranked_A], prob_A[ranked_A], len(one)))
+            unranked.append(np.bincount(stored.row_A[unranked_A], prob_A[unranked_A], len(one)))
             ids.append(ids_CK)
             logprobs.append(logprobs_CK)
         width = max((part.shape[1] for part in (*ids, *others)), default=1)
@@ -169,6 +178,7 @@ class GeneralLogit(ChunkObjective):
             "gold_ids_CK": torch.from_numpy(padded_alike(ids, width, NO_SYMBOL)),
             "gold_logprobs_CK": torch.from_numpy(padded_alike(logprobs, width, 0).astype(np.float32)),
             "gold_others_CK": torch.from_numpy(np.concatenate([np.empty((0, width)), *wide]).astype(np.float32)),
+            "gold_unranked_C": torch.from_numpy(np.concatenate(unranked).astype(np.float32)),
         }
 
     def __call__(self, inputs: ObjectiveInputs) -> Tensor:
@@ -191,7 +201,8 @@ class GeneralLogit(ChunkObjective):
         is_stored_CK, is_other_CK = ids_CK != NO_SYMBOL, others_CK >= 0
         teacher_CK = extra["gold_logprobs_CK"].exp().where(is_stored_CK, 0.0)
         teacher_others_CK = others_CK.where(is_other_CK, 0.0)
-        teacher_rest_C1 = (1 - teacher_CK.sum(-1) - teacher_others_CK.sum(-1)).clamp(min=0.0)[:, None]
+        teacher_rest_C = 1 - teacher_CK.sum(-1) - teacher_others_CK.sum(-1) - extra["gold_unranked_C"]
+        teacher_rest_C1 = teacher_rest_C.clamp(min=0.0)[:, None]
         student_CK, whole_C1 = student_CF[:, :width], student_CF[:, width : width + 1]
         student_rest_C1 = (whole_C1 - student_CK.sum(-1, keepdim=True)).clamp(min=0.0)
         ours_CM = ours_C1 * torch.cat([student_CK, student_rest_C1], dim=-1)
@@ -212,6 +223,18 @@ def _jensen_shannon(ours_CM: Tensor, theirs_CM: Tensor, is_class_CM: Tensor) -> 
     log_m_CM = ((p_CM + q_CM) / 2).log()
     terms_CM = (p_CM * (log_p_CM - log_m_CM) + q_CM * (log_q_CM - log_m_CM)) / 2
     return terms_CM.where(is_class_CM, 0.0).sum()
+
+
+def _has_rank(tokens: TokenAlternatives, token_C: np.ndarray, stored: Alternatives) -> np.ndarray:
+    """Return A, bool: an alternative's place is its rank in the teacher's whole vocabulary.
+
+    False for a text's own token that is its row's last, if a token that is not stored may be more probable.
+    """
+    own_C = np.exp(tokens.token_log_probs[token_C].astype(np.float64))
+    ranks_C = tokens.ranks[token_C]
+    is_extra_C = (ranks_C > 0) & (ranks_C == tokens.counts[token_C] - 1) & (tokens.tails[token_C] > own_C)
+    found: np.ndarray = ~(is_extra_C[stored.row_A] & (stored.id_A == tokens.token_ids[token_C][stored.row_A]))
+    return found
 
 
 def _descending(row_A: np.ndarray, value_A: np.ndarray, num_rows: int) -> np.ndarray:

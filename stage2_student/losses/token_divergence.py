@@ -105,12 +105,16 @@ class StrictKL(RowDivergence):
 
     name: ClassVar[str] = "strict_kl"
 
+    def __init__(self, pair: TokenizerPair, train: TrainConfig) -> None:
+        super().__init__(pair, train)
+        self.student_of_V = pair.exact  # the student's token of each of the teacher's
+
     def rows(self, encoded: Encoded) -> Rows:
         """Implement `RowDivergence.rows`."""
         found = chunks(encoded)
         found = found.where(found.is_one_to_one)
         found = found.where(self._begin_alike(encoded, found))
-        mapped = self._mapped(encoded, found.student_C2[:, 0], found.teacher_C2[:, 0], self.pair.exact)
+        mapped = self._mapped(encoded, found.student_C2[:, 0], found.teacher_C2[:, 0], self.student_of_V)
         return mapped.joined(self._ends(encoded))
 
 
@@ -133,6 +137,9 @@ class TokenKL(StrictKL):
                 "train.objectives.token_kl needs a student with the teacher's tokenizer, but the two spell their ids "
                 "differently; leave student.tokenizer out, or use an objective across tokenizers (strict_kl, bpm_kl)"
             )
+        # Each is itself, also of several that spell the same bytes (a byte token beside a letter).
+        is_text_V = (pair.exact != NO_TOKEN) & ~np.isin(np.arange(len(pair.exact)), pair.teacher_ends)
+        self.student_of_V = np.where(is_text_V, np.arange(len(pair.exact)), pair.exact)
 
 
 class RootProjectionKL(RowDivergence):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TrainConfig
+from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.data.micro_batch import Layout, MicroBatch
 from stage2_student.losses.divergences import MIN_TAIL
 from stage2_student.losses.edit_distance import edit_distance
@@ -53,6 +54,17 @@ class Case:
         inside = slice(int(tokens.offsets[token]), int(tokens.offsets[token + 1]))
         pairs = list(zip(tokens.ids[inside].tolist(), tokens.log_probs[inside].tolist(), strict=True))
         return {token: math.exp(logprob) for token, logprob in pairs[: self.train.token_top_k]}
+
+    def ranked(self, document: Taught, token: int) -> dict[int, float]:
+        """Return the stored probabilities without the text's own, if a token that is not stored may be above it."""
+        tokens, stored = document.encoded.record.tokens, self.stored(document, token)
+        assert tokens is not None
+        inside = slice(int(tokens.offsets[token]), int(tokens.offsets[token + 1]))
+        ids, probs = tokens.ids[inside].tolist(), np.exp(tokens.log_probs[inside].astype(np.float64))
+        own = int(tokens.token_ids[token])
+        if len(ids) > 1 and ids[-1] == own and 1 - probs.sum() > probs[-1]:
+            stored.pop(own, None)
+        return stored
 
     def spelled(self, token: int) -> bytes | None:
         """Return the bytes of one of the teacher's tokens; None for control tokens."""
@@ -194,7 +206,7 @@ def uld(case: Case) -> Tensor:
     for one, states in case.states():
         for _, _, ours, theirs in slow_chunks(one.encoded):
             before, teacher_before = chain(case, one, states, ours, theirs)
-            stored = sorted(case.stored(one, theirs[-1]).values(), reverse=True)
+            stored = sorted(case.ranked(one, theirs[-1]).values(), reverse=True)
             largest = states[ours[-1]].exp().sort(descending=True).values[: len(stored)]
             t = torch.tensor(stored, dtype=torch.float64)
             total = total + (before * largest - teacher_before * t).abs().sum()
@@ -212,7 +224,8 @@ def gold(case: Case) -> Tensor:
             before, teacher_before = chain(case, one, states, ours, theirs)
             probs_V, stored = states[ours[-1]].exp(), case.stored(one, theirs[-1])
             twins = mapped(case, stored, lambda spelled: twin_of(case, spelled))
-            others = sorted((p for token, p in stored.items() if case.pair.exact[token] < 0), reverse=True)
+            ranked = case.ranked(one, theirs[-1])
+            others = sorted((p for token, p in ranked.items() if case.pair.exact[token] < 0), reverse=True)
             q = torch.stack([*(probs_V[v] for v in twins), probs_V[[v for v in matched if v not in twins]].sum()])
             t = torch.tensor([*twins.values(), 1 - sum(stored.values())], dtype=torch.float64)
             q, t = (before * q).clamp(min=1e-8), (teacher_before * t).clamp(min=1e-8)
@@ -378,6 +391,51 @@ def test_with_one_tokenizer_every_position_is_strict_and_everything_stored_is_th
     dense = dense + (MIN_TAIL * (math.log(MIN_TAIL) - tail_T1[:-1])).sum()  # what is not known of nothing
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0].double(), dense, rtol=1e-4, atol=1e-3)
+
+
+def with_token(pair: TokenizerPair, spelled: bytes | None) -> tuple[TokenizerPair, int]:
+    """Return the pair with another spelling of one token that no document has, in both vocabularies; and its id."""
+    token, tokenizer = pair.teacher.token_bytes.index(b"\xc0"), pair.student
+    assert isinstance(tokenizer, ByteTokenizer)
+    vocabulary = (*tokenizer.token_bytes[:token], spelled, *tokenizer.token_bytes[token + 1 :])
+    stand_in = SimpleNamespace(token_bytes=vocabulary, encode_batch=tokenizer.encode_batch, prefix=tokenizer.prefix)
+    return replace(pair, teacher=stand_in, student=stand_in), token
+
+
+@pytest.mark.parametrize("name", [*ON_TOKENS])
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(name: str, top_k: int) -> None:
+    pair = pair_of(TEACHER_MERGES, TEACHER_MERGES)
+    pair = replace(pair, student_rows=len(pair.teacher.token_bytes))
+    check_nothing_to_learn(pair, name, top_k)
+
+
+def test_a_token_that_spells_the_same_as_another_is_still_itself_with_one_tokenizer() -> None:
+    pair, _ = with_token(pair_of(TEACHER_MERGES, TEACHER_MERGES), b"the")
+    check_nothing_to_learn(replace(pair, student_rows=len(pair.teacher.token_bytes)), "token_kl", 5)
+
+
+def check_nothing_to_learn(pair: TokenizerPair, name: str, top_k: int) -> None:
+    one = taught(pair, 3, top_k)
+    [objective] = objectives_on_tokens(pair, train_of(name)).values()
+    batch = micro_batch(pair, [one.encoded])
+    batch = replace(batch, extra=objective.tensors([one.encoded], batch.layout))
+    logits_BLV = torch.from_numpy(one.logprobs_TV)[None].requires_grad_()
+    student = HeadAlone(logits_BLV, torch.eye(pair.student_rows, dtype=torch.float64).requires_grad_())
+    assert abs(student.nats(objective, batch, train_of(name)).item()) < 1e-4
+
+
+def test_the_order_in_which_a_teacher_names_its_ends_changes_nothing() -> None:
+    pair, other = with_token(pair_of(TEACHER_MERGES, TEACHER_MERGES), None)
+    found = []
+    for teacher_ends in ((pair.student_end, other), (other, pair.student_end)):
+        of_order = replace(pair, teacher_ends=teacher_ends)
+        one = taught(of_order, 4)
+        [cdm_of_order] = objectives_on_tokens(of_order, train_of("cdm")).values()
+        batch = micro_batch(pair, [one.encoded])
+        batch = replace(batch, extra=cdm_of_order.tensors([one.encoded], batch.layout))
+        found.append(HeadAlone.drawn(pair, batch).nats(cdm_of_order, batch, train_of("cdm")))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_draws_in_place_of_the_most_probable_tokens_have_the_dense_gradient_on_average() -> None:
