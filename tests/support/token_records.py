@@ -17,6 +17,7 @@ from schemas.token_alternatives import TokenAlternatives
 from stage2_student.data.encode import encode_records
 from stage2_student.data.examples import Encoded, Masks, make_example
 from stage2_student.data.micro_batch import MicroBatch, collate
+from stage2_student.data.spans import token_spans
 from stage2_student.losses.inputs import ObjectiveInputs
 from stage2_student.losses.token_objective import TokenObjective
 from stage2_student.losses.vocabulary_map import TokenizerPair
@@ -73,13 +74,15 @@ def taught(pair: TokenizerPair, seed: int, top_k: int = 5, num_words: int = 8, d
     document = make_text(rng, num_words) if document is None else document
     ids = pair.teacher.encode_batch([document])[0]
     assert not isinstance(ids, ValueError)
+    prefix = getattr(pair.teacher, "prefix", b"")
+    spans = token_spans([pair.teacher.token_bytes[i] or b"" for i in ids], document, prefix)
     logits_TV = rng.normal(0, 3, (len(ids) + 1, len(pair.teacher.token_bytes)))
     logits_TV[np.arange(len(ids)), ids] += 4.0
     logits_TV[:, pair.teacher_ends] += 3.0
     logprobs_TV = logits_TV - np.logaddexp.reduce(logits_TV, axis=1, keepdims=True)
     record = replace(
         make_record(f"d{seed}", document, rng),
-        teacher_token_lengths=np.array([len(pair.teacher.token_bytes[i] or b"") for i in ids], dtype=np.int32),
+        teacher_token_lengths=np.array([len(span) for span in spans], dtype=np.int32),
         teacher_token_logprobs=logprobs_TV[np.arange(len(ids)), ids].astype(np.float32),
         tokens=alternatives_of(logprobs_TV, ids, pair.teacher_ends, top_k),
     )
@@ -120,7 +123,7 @@ def alternatives_of(logprobs_TV: np.ndarray, ids: Sequence[int], ends: Sequence[
         largest = set(np.argsort(-logprobs_V, kind="stable")[:top_k].tolist()) | {realised}
         chosen.append(sorted(largest, key=lambda token: (-logprobs_V[token], token)))
     token_of = np.repeat(np.arange(len(chosen)), [len(one) for one in chosen])
-    flat = np.concatenate(chosen).astype(np.int32)
+    flat = np.concatenate([np.empty(0), *chosen]).astype(np.int32)
     end_logprobs_T = np.full(len(ids) + 1, np.nan, dtype=np.float32)
     end_logprobs_T[[0, -1]] = np.logaddexp.reduce(logprobs_TV[[0, -1]][:, list(ends)], axis=1)
     return TokenAlternatives(

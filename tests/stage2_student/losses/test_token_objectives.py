@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,7 @@ from tests.support.token_records import (
     slow_chunks,
     taught,
 )
+from tests.zoo.spellings import small
 
 ACROSS = tuple(name for name in ON_TOKENS if name != "token_kl")
 
@@ -415,14 +417,67 @@ def test_a_token_that_spells_the_same_as_another_is_still_itself_with_one_tokeni
     check_nothing_to_learn(replace(pair, student_rows=len(pair.teacher.token_bytes)), "token_kl", 5)
 
 
-def check_nothing_to_learn(pair: TokenizerPair, name: str, top_k: int) -> None:
-    one = taught(pair, 3, top_k)
+def pair_of_kinds(teacher: str, student: str, work: Path) -> TokenizerPair:
+    """Load two tokenizers of the zoo's kinds (`tests.zoo.spellings.SMALL`)."""
+    loaded = []
+    for kind in (teacher, student):
+        spelling = small(kind, work)
+        tokenizer = ByteTokenizer.load(spelling.folder)
+        loaded.append((tokenizer, tokenizer.token_id(spelling.end)))
+    (theirs, their_end), (ours, our_end) = loaded
+    return TokenizerPair(theirs, ours, (their_end,), our_end, len(ours.token_bytes))
+
+
+ODD_DOCUMENTS = (
+    b"",
+    b"a",
+    " \U0001f600".encode(),
+    b"\x00 in",
+    b"<|endoftext|></s>",
+    b"  the\r\n\r\nriver  ",
+    b"hill " * 40,
+)
+KINDS = ("byte-bpe", "sp-bpe", "sp-bpe-no-prefix", "sp-unigram", "bytes")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_of_odd_documents(kind: str, odd_work: Path) -> None:
+    pair = pair_of_kinds(kind, kind, odd_work)
+    for name in ON_TOKENS:
+        for document in ODD_DOCUMENTS:
+            check_nothing_to_learn(pair, name, 5, document)
+
+
+@pytest.fixture(scope="module")
+def odd_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokenizers")
+
+
+@pytest.mark.parametrize("kinds", [(a, b) for a in KINDS for b in KINDS if a != b], ids="-".join)
+def test_odd_documents_have_a_finite_loss_and_gradient_between_all_kinds_of_tokenizers(
+    kinds: tuple[str, str], odd_work: Path
+) -> None:
+    pair = pair_of_kinds(*kinds, odd_work)
+    documents = [taught(pair, seed, document=document) for seed, document in enumerate(ODD_DOCUMENTS)]
+    encoded = [one.encoded for one in documents]
+    for name in ACROSS:
+        [objective] = objectives_on_tokens(pair, train_of(name)).values()
+        batch = micro_batch(pair, encoded, [3, len(encoded) - 3])
+        batch = replace(batch, extra=objective.tensors(encoded, batch.layout))
+        student = HeadAlone.drawn(pair, batch)
+        nats = student.nats(objective, batch, train_of(name))
+        assert torch.isfinite(nats) and nats > 0, name
+        assert all(torch.isfinite(gradient).all() for gradient in student.gradients(nats)), name
+
+
+def check_nothing_to_learn(pair: TokenizerPair, name: str, top_k: int, document: bytes | None = None) -> None:
+    one = taught(pair, 3, top_k, document=document)
     [objective] = objectives_on_tokens(pair, train_of(name)).values()
     batch = micro_batch(pair, [one.encoded])
     batch = replace(batch, extra=objective.tensors([one.encoded], batch.layout))
     logits_BLV = torch.from_numpy(one.logprobs_TV)[None].requires_grad_()
     student = HeadAlone(logits_BLV, torch.eye(pair.student_rows, dtype=torch.float64).requires_grad_())
-    assert abs(student.nats(objective, batch, train_of(name)).item()) < 1e-4
+    assert abs(student.nats(objective, batch, train_of(name)).item()) < 1e-4, (name, document)
 
 
 def test_the_order_in_which_a_teacher_names_its_ends_changes_nothing() -> None:
