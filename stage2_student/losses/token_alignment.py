@@ -124,7 +124,7 @@ def ends_of_segments(encoded: Encoded, end_id: int) -> tuple[np.ndarray, np.ndar
     ends_T = teacher_ends(encoded)
     counts = np.searchsorted(ends_T, stops, side="left") + 1
     padded_T = np.append(ends_T, -1)
-    # A segment without bytes at the very start has no token before it.
-    counts = np.where(stops == 0, 0, counts)
+    # A segment without bytes at the very start has at most a dummy prefix before it.
+    counts = np.where(stops == 0, np.searchsorted(ends_T, 0, side="right"), counts)
     known = (stops == 0) | (padded_T[np.minimum(counts - 1, len(ends_T))] == stops)
     return states[known], counts[known]
