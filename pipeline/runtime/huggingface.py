@@ -26,6 +26,23 @@ _REMEDY = {
 }
 
 
+@contextmanager
+def without_own_sampling(model: Any) -> Iterator[None]:
+    """Generate without the settings that came with a model, except for its end tokens.
+
+    A repetition penalty, beams or forbidden tokens of its `generation_config` fill in what a call of `generate` leaves
+    open.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def load_model(source: ModelSource | str, dtype: "torch.dtype | str") -> Any:
     """Load a causal language model, on the CPU, from safetensors only.
 

@@ -15,7 +15,7 @@ from pipeline.config import TrainConfig
 from pipeline.runtime import log
 from pipeline.runtime.causality import check_causal
 from pipeline.runtime.devices import compute_device
-from pipeline.runtime.huggingface import max_positions
+from pipeline.runtime.huggingface import max_positions, without_own_sampling
 from pipeline.runtime.padding import padded_groups
 from stage2_student.model.drop_layers import drop_layers
 from stage2_student.model.student import Precision, Student
@@ -69,7 +69,7 @@ class OldModel:
         if self.start_id is not None:
             starts_B = torch.full_like(starts_B, self.start_id)
         length = min(_TEXT_TOKENS, max_positions(model.config) or _TEXT_TOKENS)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), without_own_sampling(model):
             torch.manual_seed(0)
             written: Tensor = model.generate(
                 starts_B[:, None].to(model.device),

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.config import SamplesConfig
 from pipeline.runtime import log
+from pipeline.runtime.huggingface import without_own_sampling
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation
@@ -81,6 +82,7 @@ def _evaluating(student: Any) -> Any:
     """Put the student in evaluation mode, and back."""
     student.eval()
     try:
-        yield
+        with without_own_sampling(student.lm):
+            yield
     finally:
         student.train()

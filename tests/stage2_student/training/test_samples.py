@@ -1,15 +1,21 @@
 """Prompts of samples are what the student reads before a text, or before an assistant's turn."""
 
-import pytest
+import json
+from pathlib import Path
 
-from pipeline.config import SamplesConfig
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import SamplesConfig, TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_template import TODAY
 from pipeline.tokenization.special_ids import SpecialIds
-from stage2_student.training.samples import Samples
+from stage2_student.model.student import Student
+from stage2_student.training.samples import FILE, Samples
 from tests.support.chat_turns import load_turns, turn_tokenizer, user
 from tests.support.chats import load_chat
-from tests.support.tiny import tiny_tokenizer
+from tests.support.tiny import tiny_model, tiny_tokenizer
 
 IDS = SpecialIds(268, (268,))
 CONFIG = SamplesConfig(prompts=("the thing?", "<|endoftext|> in"), every=10)
@@ -38,3 +44,23 @@ def test_a_template_that_writes_no_prompt_is_refused_by_name() -> None:
     chat = load_chat("gemma")
     with pytest.raises(ValueError, match=r"train\.samples: 'the thing\?' as a user's message: .* writes no prompt"):
         Samples(CONFIG, chat.tokenizer, chat, IDS)
+
+
+def test_a_sample_is_the_most_probable_token_each_time_whatever_penalty_came_with_the_model(tmp_path: Path) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path))
+    lm.generation_config.repetition_penalty = 8.0
+    student = Student(lm, None, TrainConfig.model_validate({"dtype": "float32", "objectives": {"ce": 1.0, "kl": 0.0}}))
+    samples = Samples(
+        CONFIG.model_copy(update={"max_new_tokens": 12}),
+        ByteTokenizer.from_wrapped(tiny_tokenizer(), "tiny"),
+        None,
+        IDS,
+    )
+    samples.write(student, 3, tmp_path)
+    written = [json.loads(line)["text"] for line in (tmp_path / FILE).read_text(encoding="utf-8").splitlines()]
+    for tokens, text in zip(samples.prompts, written, strict=True):
+        path = list(tokens)
+        while (len(path) < len(tokens) + 12 and path[-1] not in IDS.ends) or len(path) == len(tokens):
+            path.append(int(lm(torch.tensor([path]), use_cache=False).logits[0, -1].argmax()))
+        assert text == samples.text(path[len(tokens) :])
+    assert lm.generation_config.repetition_penalty == 8.0 and student.training
