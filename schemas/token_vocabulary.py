@@ -1,6 +1,7 @@
 """Bytes of the teacher's tokens, in a Parquet file: a reader of alternatives need not have its tokenizer."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,14 +14,16 @@ _SCHEMA = pa.schema([pa.field("id", pa.int32(), nullable=False), pa.field("bytes
 
 
 def write_vocabulary(dump: Location, token_bytes: Sequence[bytes | None]) -> None:
-    """Write the file, unless it exists.
+    """Write the file, unless it is there; one that says something else, or is damaged, is replaced.
 
     Args:
-        token_bytes: by id; None: not text.
+        token_bytes: by id, of the teacher that the dump's identity names; None: not text.
     """
     path = dump / dump_files.VOCABULARY
     if path.exists():
-        return
+        with suppress(ValueError):
+            if read_vocabulary(dump) == list(token_bytes):
+                return
     with committed(path) as partial:
         table = pa.table([pa.array(range(len(token_bytes)), pa.int32()), pa.array(token_bytes, pa.binary())], _SCHEMA)
         pq.write_table(table, partial, compression="zstd")
