@@ -1,5 +1,6 @@
 """The model card of an exported student, its `README.md`, as a hub shows it: a function of the run's files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from pipeline.dumps.licence import binds, describe, find_licence
 from pipeline.evaluation.results import format_figure, result_files
 from pipeline.evaluation.task_table import table_rows
 from pipeline.reports.runs import Dump, Run, read_dumps, read_run
+from pipeline.runtime.plugins import is_own
 from schemas import dump_files
 from schemas.json_text import json_text
 from schemas.manifest import flatten, read_json
 from schemas.storage.atomic import committed
 
+_ROWS_CODE = "rows_sha256"  # of a run's student section: hashes of the operator's files that make rows
 _FIGURES = ("num_documents", "num_bytes", "bits_per_byte", "text_sha256")
 _TRAINED_WITH = ("student", "train", "deepspeed")
 _COUNTS = ("documents", "document_bytes", "positions")
@@ -55,13 +58,33 @@ def public_identity(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's identity in publishable form: its models and files without local folders."""
     student, train = dict(identity["student"]), dict(identity["train"])
     student |= {key: public_name(str(student[key])) for key in ("model", "interface") if key in student}
+    for key, values in (("transfer", student.get("transfer")), (_ROWS_CODE, student.get(_ROWS_CODE))):
+        if values is not None:  # files that make rows are named in both
+            student[key] = {_file_name(name): _file_name(value) for name, value in values.items()}
     train["objectives"] = {Path(name).name: weight for name, weight in train["objectives"].items()}
     found = {**identity, "student": student, "train": train, **_public_dumps(identity)}
     if "corpora" in identity:
         found["corpora"] = {name: {**own, **_public_dumps(own)} for name, own in identity["corpora"].items()}
+    if "trained_on" in identity:
+        found["trained_on"] = [
+            {**entry, **({"changed": [*map(_public_change, entry["changed"])]} if "changed" in entry else {})}
+            for entry in identity["trained_on"]
+        ]
     if "own_code" in identity:
         found["own_code"] = {Path(name).name: digest for name, digest in identity["own_code"].items()}
     return found
+
+
+def _file_name(value: Any) -> Any:
+    """Return the name of an operator's own file without its folders, and anything else as it is."""
+    return Path(value).name if isinstance(value, str) and is_own(value) else value
+
+
+def _public_change(text: str) -> str:
+    """Return what changed, as `identity_differences` describes it, without local folders."""
+    field, mark, values = text.partition(": ")
+    field = re.sub(r"^(own_code|train\.objectives)\..*/", r"\1.", field)
+    return field + mark + re.sub(r"'([^']*/[^']*)'", lambda found: repr(public_name(found[1])), values)
 
 
 def _public_dumps(corpus: Mapping[str, Any]) -> dict[str, Any]:

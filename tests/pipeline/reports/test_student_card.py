@@ -100,6 +100,36 @@ def test_a_student_of_several_corpora_has_their_shares_and_every_teacher(run: Pa
     assert "private" not in text + (run / "export" / "training.json").read_text()
 
 
+def test_files_of_ones_own_and_what_changed_are_named_without_their_folders(run: Path) -> None:
+    folder = run.parent / "private"
+    rows, objective = folder / "rows.py", folder / "mine.py"
+    rows.write_text("make_rows = None")
+    recipe = load_recipe(run / "recipe.yaml")
+    student = student_config(recipe)
+    transfer = student.transfer.model_copy(update={"input": str(rows), "output": "mean"})
+    recipe = recipe.with_values(student=student.model_copy(update={"transfer": transfer}))
+    identity = run_identity(recipe, Manifest.load(run.parent / "dump"), "s", SpecialIds(1, (1,)))
+    assert str(rows) in json.dumps(identity)
+    changes = [
+        f"dump.teacher.model: {str(folder / 'old')!r} there, 'org/new' here",
+        f"own_code.{objective}: None there, 'abc' here",
+        f"train.objectives.{objective}: None there, 0.1 here",
+    ]
+    identity["trained_on"] = [{"from_step": 6, "steps": 6, "changed": changes}]
+    (run / "identity.json").write_text(json.dumps(identity))
+    text, _ = card(run)
+    training = json.loads((run / "export" / "training.json").read_text())
+    assert "private" not in text + json.dumps(training)
+    assert training["student"]["transfer"]["input"] == "rows.py" and list(training["student"]["rows_sha256"]) == [
+        "rows.py"
+    ]
+    assert training["trained_on"][0]["changed"] == [
+        "dump.teacher.model: 'old' there, 'org/new' here",
+        "own_code.mine.py: None there, 'abc' here",
+        "train.objectives.mine.py: None there, 0.1 here",
+    ]
+
+
 def test_a_student_goes_to_a_hub_as_a_model_and_a_later_checkpoint_follows_but_no_other_run(
     run: Path, tmp_path: Path
 ) -> None:
