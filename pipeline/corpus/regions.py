@@ -80,9 +80,9 @@ def _ranges(columns: Mapping[str, Any] | None, field: str | None, num_bytes: int
         raise UnusableError(f"field {field!r} is not a list of byte ranges")
     before = 0
     for value in values:
-        pair = list(value.values()) if isinstance(value, dict) else value
+        pair = [value["start"], value["end"]] if isinstance(value, dict) and value.keys() == {"start", "end"} else value
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(offset) is int for offset in pair):
-            raise UnusableError(f"field {field!r} holds something else than pairs of whole numbers")
+            raise UnusableError(f"field {field!r} holds something else than pairs of whole numbers, start and end")
         start, end = pair
         if not before <= start <= end <= num_bytes:
             raise UnusableError(f"field {field!r} holds ranges that overlap, descend or lie outside the text")

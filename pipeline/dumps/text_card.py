@@ -43,7 +43,7 @@ def text_card(manifest: TextManifest, summary: Mapping[str, Any], licence: str |
         "Prompts, and what a language model wrote after them. What it wrote is marked as supervised, by the bytes of a "
         "text or the messages of a chat; END is, too, where the model ended by itself.\n",
         "## Writer\n",
-        table({key.removeprefix("writer."): value for key, value in identity.items() if key.startswith("writer.")}),
+        table(_facts_of_writer(identity) | {"model": model}),
         f"**Licence**: {inline(describe(licence).replace('the teacher', 'the writer'))}. "
         "This is a pointer, not legal advice.\n",
         "## Prompts and sampling\n",
@@ -55,3 +55,7 @@ def text_card(manifest: TextManifest, summary: Mapping[str, Any], licence: str |
         table({name: meaning for name, _, meaning in COLUMNS}),
     ]
     return "\n".join(parts)
+
+
+def _facts_of_writer(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix("writer."): value for key, value in identity.items() if key.startswith("writer.")}
