@@ -8,7 +8,7 @@ of this stage nothing above `model`.
 import torch
 from torch import Tensor
 
-from pipeline.runtime.plugins import is_own, run_file
+from pipeline.runtime.plugins import describe_fault, is_own, run_file
 from stage2_student.model.row_starts.base import IN_PIECES, Move, NewRows, RowStart
 from stage2_student.model.row_starts.choice import chosen_kinds
 from stage2_student.model.row_starts.lexicon import lexicon
@@ -40,7 +40,11 @@ def make_rows(kind: str, move: Move, weight_OD: Tensor) -> NewRows:
     """
     if not is_own(kind):
         return OUTPUT_ROWS[kind](move, weight_OD)
-    made = run_file(kind, "make_rows")(move, weight_OD)
+    make = run_file(kind, "make_rows")
+    try:
+        made = make(move, weight_OD)
+    except Exception as error:
+        raise ValueError(describe_fault(kind, error)) from error
     shape, width = (len(move.sources), int(weight_OD.shape[1])), "tokens of the new vocabulary x hidden width"
     if not isinstance(made, NewRows):
         raise ValueError(f"{kind}: make_rows must return a row_starts.NewRows, not a {type(made).__name__}")

@@ -49,6 +49,11 @@ def test_rows_that_do_not_fit_are_refused_with_the_files_name(tmp_path: Path, bo
         make_rows(written(tmp_path, body), move_to(2), OLD_OD)
 
 
+def test_a_file_that_fails_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"mine\.py, line 6: KeyError: 'none'"):
+        make_rows(written(tmp_path, "return {}['none']"), move_to(2), OLD_OD)
+
+
 def test_a_name_that_is_no_kind_of_rows_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'lexicon'"):
         TransferConfig(input="lexikon")
