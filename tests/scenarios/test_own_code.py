@@ -20,7 +20,7 @@ from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.config.student import INTERFACES as NAMES
 from pipeline.runtime.plugins import run_file
 from stage2_student.interfaces import INTERFACES
-from stage2_student.losses.objectives import OBJECTIVES
+from stage2_student.losses.objectives import OBJECTIVES, ON_TOKENS
 from tests.support.small_dumps import make_dump, make_recipe
 from tests.support.tiny import tiny_model
 
@@ -121,7 +121,7 @@ def test_a_file_that_is_faulty_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_names_that_are_neither_known_nor_a_files_are_refused() -> None:
-    assert set(NAMES) == set(INTERFACES) and set(Objectives.model_fields) == set(OBJECTIVES)
+    assert set(NAMES) == set(INTERFACES) and set(Objectives.model_fields) == {*OBJECTIVES, *ON_TOKENS}
     for weights, said in [
         ({"cee": 1}, "'cee' is no objective; did you mean 'ce'"),
         ({"a/kl.py": 1}, "two objectives are called kl"),
