@@ -24,7 +24,7 @@ def record_of(piece: EncodedWindow, rng: np.random.Generator) -> Record:
 
     The first entry of position `p` has the log-probability -(p + 1) / 256.
     """
-    record = make_record(piece.doc_id, piece.text, rng, [span.segment for span in piece.spans])
+    record = make_record(piece.doc_id, piece.text, rng, [segment for span in piece.spans for segment in span.segments])
     logprobs = record.logprobs.copy()
     logprobs[::4] = -(np.arange(record.num_positions) + 1) / 256
     return replace(
