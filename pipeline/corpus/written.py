@@ -12,7 +12,7 @@ from schemas.text_corpus import TextManifest, segments_of
 
 
 class WrittenRow(NamedTuple):
-    """What a row holds.
+    """Content of a row.
 
     Attributes:
         segments: the supervised parts of plain text.

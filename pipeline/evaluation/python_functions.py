@@ -17,7 +17,7 @@ MAX_BYTES = 1200  # of a prompt
 
 
 class Parsed(NamedTuple):
-    """How many of some completions, each with its prompt, parse as functions with a body."""
+    """Count of completions that, each with its prompt, parse as functions with a body."""
 
     functions: int
     completions: int

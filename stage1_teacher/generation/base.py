@@ -8,7 +8,7 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn; see `pipeline.config.GenerateConfig`.
+    """Settings by which tokens are drawn; see `pipeline.config.GenerateConfig`.
 
     Attributes:
         top_k: None: all tokens.

@@ -1,4 +1,4 @@
-"""What the evaluations of a run have shown so far, for stopping it early; a part of the training state."""
+"""Memory of what the evaluations of a run have shown so far, for stopping it early; a part of the training state."""
 
 from typing import Any, NamedTuple
 

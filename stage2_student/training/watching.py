@@ -1,4 +1,4 @@
-"""What is watched while a student is trained: its evaluation on held-out text, samples, the average of its weights."""
+"""Watching a student while it is trained: its evaluation on held-out text, samples, the average of its weights."""
 
 import contextlib
 from pathlib import Path

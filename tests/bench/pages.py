@@ -31,7 +31,7 @@ _OPTIONS = ("columns", "rows", "digits")
 
 
 class Request(NamedTuple):
-    """What a page asks for: a file's rows `part`, or how they were made if `part` is empty."""
+    """Request of a page: a file's rows `part`, or how they were made if `part` is empty."""
 
     name: str
     part: str
