@@ -1,4 +1,4 @@
-"""What a begun run may be trained on with, by name; anything else is refused, with the way on."""
+"""Changes with which a begun run may be trained on, by name; anything else is refused, with the way on."""
 
 import json
 from pathlib import Path
