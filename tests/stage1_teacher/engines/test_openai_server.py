@@ -5,6 +5,7 @@ The scripted server is busy, wrong, or reveals what it was sent.
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -132,9 +133,7 @@ def test_a_served_teacher_has_no_branch_rows(tmp_path: Path, model: Path, fake: 
 def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the base URL of a real vLLM server of the tiny model, in float32."""
     end_children_with_me()  # it has a session of its own: a kill of the tests would not reach it
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = port_that_stays_free()
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if not torch.cuda.is_available():
         # One process fewer to start: each of vLLM's processes imports it again.
@@ -159,6 +158,15 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def port_that_stays_free() -> int:
+    """Return a free port that the system gives to nobody who asks for any, as other tests do while the server starts."""
+    while True:
+        port = random.randint(20_000, 32_000)  # Linux gives ports from 32,768 on
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def await_port(process: "subprocess.Popen[bytes]", port: int, log: Path, seconds: float = 400) -> None:
