@@ -161,7 +161,7 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 
 def port_that_stays_free() -> int:
-    """Return a free port that the system gives to nobody who asks for any, as other tests do while the server starts."""
+    """Return a free port that no other test is given while the server starts, because none asks for it by number."""
     while True:
         port = random.randint(20_000, 32_000)  # Linux gives ports from 32,768 on
         with socket.socket() as probe, contextlib.suppress(OSError):
