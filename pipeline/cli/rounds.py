@@ -1,9 +1,10 @@
 """`bld round`: the student writes, the teacher scores what it wrote, the student trains on it; several times over."""
 
+import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.cli.options import DryRun, Overrides, RecipeArgument, load
 from pipeline.runtime.child_processes import child_environment, end_children_with_me
@@ -32,6 +33,20 @@ def rounds(recipe: RecipeArgument, override: Overrides = None, dry_run: DryRun =
     run_rounds(loaded, run_command)
 
 
+@contextlib.contextmanager
+def _signals_later() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM that come meanwhile: one amid the start of a process would leave that behind."""
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda found, _: came.append(found))
+    try:
+        yield came
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def run_command(arguments: Sequence[str]) -> None:
     """Run a command of `bld` in a process of its own, and pass a SIGINT or SIGTERM on to it.
 
@@ -40,8 +55,11 @@ def run_command(arguments: Sequence[str]) -> None:
         KeyboardInterrupt, Terminated: it was stopped.
     """
     # A session of its own: Ctrl-C reaches it once, through this process.
-    process = subprocess.Popen([*_BLD, *arguments], env=child_environment(), start_new_session=True)
+    with _signals_later() as came:
+        process = subprocess.Popen([*_BLD, *arguments], env=child_environment(), start_new_session=True)
     try:
+        for number in came:
+            signal.raise_signal(number)
         code = process.wait()
     except (KeyboardInterrupt, Terminated) as stop:
         process.send_signal(signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)

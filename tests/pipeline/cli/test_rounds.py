@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -54,6 +57,25 @@ def test_a_signal_is_passed_on_once_and_waited_for(tmp_path: Path, number: int, 
         os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
+    with pytest.raises(raised), terminable():
+        run_command([str(noted)])
+    assert noted.read_text() == str(int(number))
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_amid_the_start_of_a_command_reaches_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, raised: type[BaseException]
+) -> None:
+    noted = tmp_path / "signal"
+
+    def interrupted(*arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(*arguments, **options)
+        while not Path(f"{noted}.started").exists():
+            time.sleep(0.01)
+        signal.raise_signal(number)
+        return process
+
+    monkeypatch.setattr(rounds, "subprocess", SimpleNamespace(Popen=interrupted))
     with pytest.raises(raised), terminable():
         run_command([str(noted)])
     assert noted.read_text() == str(int(number))
