@@ -66,11 +66,24 @@ def doubt(dropped_P: np.ndarray, realised_P: np.ndarray, arithmetic: int = ARITH
     return doubt_P
 
 
+# Odds below _TINY are kept times _RAISED, lest they underflow: a document that goes on as the target did not expect
+# brings them back. Both are powers of two, so that no bit of another result depends on it.
+_TINY, _RAISED = 2.0**-500, 2.0**1000
+
+
 @njit(nogil=True, error_model="numpy")
 def _doubt(dropped_P: Any, realised_P: Any, survival: float, max_odds: float, doubt_P: Any) -> None:
-    lost_odds = 0.0  # lost mass relative to known mass
+    lost_odds, raised = 0.0, 1.0  # lost mass relative to known mass, times `raised`
     for position in range(dropped_P.shape[0]):
         dropped, realised_prob = dropped_P[position], realised_P[position - 1] if position else 1.0
-        lost_odds = min(lost_odds * survival / realised_prob, max_odds) if realised_prob else max_odds
-        lost_odds = min((lost_odds + dropped) / (1.0 - dropped), max_odds) if dropped < 1.0 else max_odds
-        doubt_P[position] = 1.0 - 1.0 / (1.0 + lost_odds)
+        if raised == 1.0 and 0.0 < lost_odds < _TINY:
+            lost_odds, raised = lost_odds * _RAISED, _RAISED
+        lost_odds = lost_odds * survival / realised_prob if realised_prob else max_odds * raised
+        if raised != 1.0 and lost_odds >= _TINY * _RAISED:
+            lost_odds, raised = lost_odds / _RAISED, 1.0
+        lost_odds = min(lost_odds, max_odds * raised)
+        lost_odds = (lost_odds + dropped * raised) / (1.0 - dropped) if dropped < 1.0 else max_odds * raised
+        if raised != 1.0 and lost_odds >= _TINY * _RAISED:
+            lost_odds, raised = lost_odds / _RAISED, 1.0
+        lost_odds = min(lost_odds, max_odds * raised)
+        doubt_P[position] = 1.0 - 1.0 / (1.0 + lost_odds / raised)
