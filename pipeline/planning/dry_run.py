@@ -188,7 +188,7 @@ def _student_lines(recipe: Recipe, cuts_records: bool) -> list[Line]:
         (
             "train",
             f"{count_of(train.steps, 'step')} of {count_of(train.batch_tokens, 'token')} ({tokens:,} in all), "
-            f"lr {train.lr:g}, {train.dtype}",
+            f"lr {train.lr:g}, {train.dtype}" + _decay(train),
         ),
         ("train.max_tokens", _max_tokens(train, cuts_records)),
         (
@@ -245,6 +245,11 @@ def describe_tasks(group: TasksConfig) -> str:
     how += [] if group.num_fewshot is None else [f"{count_of(group.num_fewshot, 'example')} before each question"]
     how += [] if group.limit is None else [f"{count_of(group.limit, 'question')} per task"]
     return ", ".join(group.names) + (f"; {', '.join(how)}" if how else "")
+
+
+def _decay(train: TrainConfig) -> str:
+    of = "matrices" if train.decay == "matrices" else "all weights"
+    return f", weight decay {train.weight_decay:g} of {of}" if train.weight_decay else ""
 
 
 def _evaluations(train: TrainConfig) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,20 @@ def leave_at_exit() -> None:
 def start_engine(
     student: nn.Module,
     config: dict[str, Any],
-    rates: Mapping[float, Sequence[nn.Parameter]],
+    groups: Iterable[tuple[float, float, Sequence[nn.Parameter]]],
     meet: Callable[[], object] = lambda: None,
 ) -> Any:
     """Wrap the student in an engine, which partitions its weights over the ranks according to the ZeRO stage.
 
     Args:
-        rates: the trained parameters, keyed by their multiple of the learning rate given to `optimizer_step`; all
-            others stay frozen.
+        groups: the trained parameters, each group with its multiple of the learning rate given to `optimizer_step`
+            and its weight decay; all others stay frozen.
         meet: blocks until all ranks have called it. Called once a rank has written or read its files of a checkpoint,
             because some disks take longer than the timeout of the DeepSpeed collectives that follow.
     """
-    parameters = [{"params": list(params), LR_FACTOR: factor} for factor, params in rates.items()]
+    parameters = [
+        {"params": list(params), LR_FACTOR: factor, "weight_decay": decay} for factor, decay, params in groups
+    ]
     student.register_state_dict_post_hook(_without_frozen)
     engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=parameters, config=config)
     _meet_before(engine.checkpoint_engine, "commit", meet)  # a barrier of DeepSpeed's follows
@@ -174,7 +176,7 @@ def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
 
     To load a universal checkpoint (`convert_to_universal`), the engine needs `UNIVERSAL` in its configuration.
     """
-    factors = [group[LR_FACTOR] for group in engine.optimizer.param_groups]
+    own = [{key: group[key] for key in (LR_FACTOR, "weight_decay")} for group in engine.optimizer.param_groups]
     path, client_state = engine.load_checkpoint(
         str(folder), tag=tag, load_lr_scheduler_states=False, custom_load_fn=_load_trained
     )
@@ -183,8 +185,8 @@ def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
             f"{folder / tag} is not a DeepSpeed checkpoint; delete that folder to resume from the one before"
         )
     # From a universal checkpoint ZeRO-3 takes the first group's values for all groups, and one shared step counter.
-    for group, factor in zip(engine.optimizer.param_groups, factors, strict=True):
-        group[LR_FACTOR] = factor
+    for group, values in zip(engine.optimizer.param_groups, own, strict=True):
+        group.update(values)
     for state in getattr(engine.optimizer, "optimizer", engine.optimizer).state.values():
         if "step" in state:
             state["step"] = state["step"].clone()

@@ -122,19 +122,6 @@ class Student(nn.Module):
             return cap * torch.tanh(logits_NV / cap)
         return logits_NV if self.logit_scale == 1 else logits_NV * self.logit_scale
 
-    def rates(self) -> dict[float, list[nn.Parameter]]:
-        """Return the parameters that learn, by their multiple of the learning rate."""
-        embeddings = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings())
-        embedding_ids = {id(parameter) for module in embeddings for parameter in module.parameters()}
-        parameters: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            rate = self.train_config.embedding_lr if id(parameter) in embedding_ids else 1.0
-            if name.startswith("interface."):
-                rate = self.train_config.interface_lr
-            if parameter.requires_grad:
-                parameters.setdefault(rate, []).append(parameter)
-        return parameters
-
     @torch.no_grad()
     def find_logit_scale(self) -> None:
         """Find the factor by which the family multiplies its logits (Granite, Cohere).

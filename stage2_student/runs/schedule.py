@@ -8,15 +8,17 @@ under the new schedule.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, TrainConfig
+from pipeline.config.identity import added_defaults
 from pipeline.config.train import DEFAULT_WARMUP_STEPS
 
 KEYS = ("steps", "warmup_steps", "min_lr_ratio")
-KEPT = (*KEYS, "dtype")  # defaults depend on other keys or the machine: a resumed run keeps the values it began with
+# Defaults depend on other keys, the machine or the release: a resumed run keeps the values it began with.
+KEPT = (*KEYS, "dtype", "decay")
 
 
 def continued(recipe: Recipe, begun: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """Return the recipe, completed with the schedule and dtype of the existing run, and remarks for the user.
+    """Return the recipe, completed with what the existing run keeps, and remarks for the user.
 
     Values that the recipe sets itself are kept.
 
@@ -45,4 +47,5 @@ def continued(recipe: Recipe, begun: Mapping[str, Any]) -> tuple[Recipe, list[st
 
 def begun(identity: Mapping[str, Any], keys: Sequence[str] = KEYS) -> dict[str, Any]:
     """Return the schedule in a run's identity, or other keys of its train section."""
-    return {key: identity["train"][key] for key in keys if key in identity["train"]}
+    values = {**added_defaults(TrainConfig), **identity["train"]}
+    return {key: values[key] for key in keys if key in values}

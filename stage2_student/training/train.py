@@ -47,6 +47,7 @@ from stage2_student.model.initial_student import (
     tokenizer_moved,
 )
 from stage2_student.model.lora import add_adapters, expert_weights, mixture_remarks
+from stage2_student.model.parameter_groups import parameter_groups
 from stage2_student.model.rows_alone import freeze_body
 from stage2_student.model.student import Student
 from stage2_student.runs import folder, resume
@@ -325,7 +326,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     ranks = Ranks(*ds.start_ranks(), channel)
     convert = resume.needs_conversion(checkpoint, config.deepspeed.zero_stage, ranks.world)
     ds_config = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
-    engine = ds.start_engine(student, ds_config, student.rates(), channel.gather)
+    engine = ds.start_engine(student, ds_config, parameter_groups(student), channel.gather)
     state = _resume(engine, recipe, ranks, checkpoint, convert)
     order = folder.data_order(run)
     placed = packing, ranks.rank, ranks.world

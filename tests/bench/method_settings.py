@@ -7,7 +7,7 @@ of a method are those of its authors, where they are known (`-o NAME`), balanced
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config.train import ON_TOKENS
+from pipeline.config.training.objectives import ON_TOKENS
 from tests.bench.quality_methods import OWN_RATE, Method, interface
 from tests.bench.quality_methods import objectives as on_bytes
 

@@ -45,7 +45,7 @@ for stage in range(4):
     layers[0].requires_grad_(False)
     learns = [parameter for parameter in layers.parameters() if parameter.requires_grad]
     recipe = load_recipe("demo", [f"train.deepspeed.zero_stage={stage}", f"train.deepspeed.config={sys.argv[1]}"])
-    engine = ds.start_engine(layers, deepspeed_config(recipe, 1), {1.0: learns})
+    engine = ds.start_engine(layers, deepspeed_config(recipe, 1), [(1.0, 0.0, learns)])
     for step in range(2):
         ds.backward(engine, engine(torch.ones(1, 400)).sum(), 1, 1, True)
         if step:

@@ -28,6 +28,7 @@ from stage2_student.interfaces import ByteScores, Head, Interface
 from stage2_student.losses.alm import chunk_tensors
 from stage2_student.losses.divergences import class_divergence, symbol_cross_entropy
 from stage2_student.model.initial_student import export_start, load_start
+from stage2_student.model.parameter_groups import parameter_groups
 from stage2_student.model.student import Student
 from stage2_student.training.train import build_student
 from tests.support.small_dumps import make_recipe, make_record, make_text
@@ -114,7 +115,7 @@ def test_embedding_and_interface_learn_at_multiples_of_the_rate_and_frozen_weigh
     recipe = make_recipe(tmp_path, model, tmp_path, train, interface="causal")
     student = build_student(recipe, ByteTokenizer.load(str(model)), SpecialIds(END_ID, (END_ID,)))
     frozen = student.lm.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
-    rates = {id(parameter): rate for rate, parameters in student.rates().items() for parameter in parameters}
+    rates = {id(parameter): rate for rate, _, ps in parameter_groups(student) for parameter in ps}
     assert rates.pop(id(student.lm.get_input_embeddings().weight)) == 5.0
     rates.pop(id(student.lm.get_output_embeddings().weight), None)  # untied, it is one of its own
     assert student.interface is not None

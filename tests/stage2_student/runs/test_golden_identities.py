@@ -133,6 +133,15 @@ def test_a_refusal_always_names_a_field_and_what_differs_in_none_goes_on(change:
         assert checkpoint_steps(run("default")) == [1]
 
 
+def test_a_run_that_decayed_every_weight_goes_on_so_and_a_new_one_decays_matrices() -> None:
+    recipe, remarks = as_begun(load_recipe("everything.yaml"))
+    assert recipe.train.decay == "all" and "train.decay is all, as the run began" in remarks
+    with pytest.raises(ValueError, match=r"another run \(train\.decay: 'all' there, 'matrices' here\)"):
+        folder.claim(run("everything"), identity("everything", continued("everything", "train.decay=matrices")))
+    (run("everything") / "checkpoints" / "step-000001").rmdir()
+    assert as_begun(load_recipe("everything.yaml"))[0].train.decay == "matrices"
+
+
 def test_a_run_goes_on_in_the_dtype_it_was_begun_in_on_a_machine_that_would_begin_it_in_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -160,7 +160,7 @@ def test_only_the_schedule_may_change_and_not_to_fewer_steps_than_are_done(work:
         folder.claim(tmp_path, identity(work, tmp_path, steps=steps, min_lr_ratio=0.2))
     history = json.loads((tmp_path / "identity.json").read_text())["trained_on"]
     assert [(time["from_step"], time["steps"], time["min_lr_ratio"]) for time in history] == [(6, 6, 0.1), (6, 9, 0.2)]
-    kept = {"steps": 12, "warmup_steps": 2, "min_lr_ratio": 0.2, "dtype": "float32"}
+    kept = {"steps": 12, "warmup_steps": 2, "min_lr_ratio": 0.2, "dtype": "float32", "decay": "matrices"}
     assert folder.begun_schedule(tmp_path) == kept
 
 
