@@ -17,6 +17,7 @@ from statistics import median
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 import typer
 
@@ -39,6 +40,7 @@ from tests.support.families import FAMILIES
 
 TOKENIZERS = ("gpt2", "llama3", "qwen", "gemma3")
 DOCUMENT_BYTES = (500, 2000, 8000)
+ROUNDS_OF_CLOCK = 5
 LOGIT_ROWS = 64  # random rows, used in turn
 SPREAD = 3.5  # nats, of the logits of all other tokens
 LIKELY = (
@@ -147,29 +149,33 @@ def measure(task: Task, zstd_level: int, folder: Path) -> dict[str, float]:
     }
 
 
-def throughput(name: str, document_bytes: int, num_tokens: int, zstd_level: int, processes: int) -> float:
-    """Return tokens per second of so many processes at once, by the clock."""
+def throughput(name: str, document_bytes: int, num_tokens: int, zstd_level: int, processes: int) -> tuple[float, float]:
+    """Return tokens per second of so many processes at once, by the clock, and how many cores each kept busy."""
     context = multiprocessing.get_context("spawn")
     ready, queue = context.Barrier(processes), context.Queue()
     arguments = (name, document_bytes, num_tokens, zstd_level, ready, queue)
     workers = [context.Process(target=_work, args=arguments) for _ in range(processes)]
     for worker in workers:
         worker.start()
-    rates = [queue.get(timeout=600) for _ in workers]
+    found = [queue.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
-    return sum(rates)
+    return sum(rate for rate, _ in found), max(cores for _, cores in found)
 
 
 def _work(name: str, document_bytes: int, num_tokens: int, zstd_level: int, ready: Any, queue: Any) -> None:
+    # One core each, or one process alone would already use several.
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
     task = make_task(name, document_bytes, num_tokens)
     with tempfile.TemporaryDirectory() as folder:
         measure(task, zstd_level, Path(folder))  # compiles
         ready.wait()
-        started = time.perf_counter()
-        for _ in range(3):
+        started, busy = time.perf_counter(), time.process_time()
+        for _ in range(ROUNDS_OF_CLOCK):
             measure(task, zstd_level, Path(folder))
-        queue.put(3 * task.num_tokens / (time.perf_counter() - started))
+        seconds, cores = time.perf_counter() - started, (time.process_time() - busy)
+        queue.put((ROUNDS_OF_CLOCK * task.num_tokens / seconds, cores / seconds))
 
 
 def main(
@@ -198,11 +204,13 @@ def main(
         values = " | ".join(f"{row[step]:.2f}" for step in steps)
         print(f"| {name} | {int(row['columns']):,} | {document_bytes:,} | {values} |")
     if processes:
-        counts = (1, processes)
-        rates = [throughput(tokenizers.split(",")[0], 2000, tokens, zstd_level, count) for count in counts]
         print()
-        for count, rate in zip(counts, rates, strict=True):
-            print(f"{count} processes: {rate:,.0f} tokens/s, {rate / rates[0]:.2f} times one")
+        for _ in range(rounds):  # in turns: the machine's speed varies
+            counts = (1, processes)
+            found = [throughput(tokenizers.split(",")[0], 2000, tokens, zstd_level, count) for count in counts]
+            for count, (rate, cores) in zip(counts, found, strict=True):
+                share = rate / found[0][0]
+                print(f"{count} processes: {rate:,.0f} tokens/s, {share:.2f} times one; {cores:.2f} cores each")
 
 
 if __name__ == "__main__":

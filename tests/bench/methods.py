@@ -9,14 +9,16 @@ over its number of steps (a quarter, half, all), and so stopped early where that
 (`--bytes`): the beginnings of encyclopaedic passages (the corpus' kind), and of news, code and questions.
 
 Resumable: a run that is finished is not made again, and figures per seed and document are written after each method: to
-`results.json` of the folder, and with `--save methods-PAIR` to `tests/bench/results`. With `--pair same-tokenizer`: how
-much a byte costs where the teacher's own tokens could be used.
+`results.json` of the folder, and with `--save methods-PAIR` to `tests/bench/results`, where methods and seeds that the
+file holds are not made again either. With `--pair same-tokenizer`: how much a byte costs where the teacher's own tokens
+could be used.
 """
 
 import json
 import os
 import shutil
 import statistics
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +30,7 @@ from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.sources.resolve import resolve_model
 from schemas.manifest import write_json
 from tests.bench import pages, results, texts
+from tests.bench.kept_figures import KeptSeeds, documents_of, figures_of, read_figures
 from tests.bench.method_settings import PAIRS, SAME, methods_of
 from tests.bench.quality import CONTROL, Quality, Run, judged, row
 from tests.bench.quality_measures import Figures
@@ -105,20 +108,23 @@ class Methods(Quality):
         return {"stored": int(summary["stored_bytes"]), "text": int(summary["bytes"])}
 
 
-def values(found: Figures) -> dict[str, Any]:
-    """Return a model's figures per document: sums and divisors of each measure."""
-    return {
-        name: {
-            record.doc_id: {
-                "nats": record.token_nats,
-                "bytes": record.num_bytes,
-                "jsd_nats": record.jsd_nats,
-                "positions": record.positions,
-            }
-            for record in records
-        }
-        for name, records in found.documents.items()
-    }
+def table(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the table from figures per document, each method beside the control."""
+    methods = {name: entry for name, entry in figures["methods"].items() if entry["seeds"]}
+
+    def seeds_of(name: str, wanted: Sequence[str]) -> list[Figures]:
+        return [read_figures(figures["documents"], methods[name]["seeds"][seed]) for seed in wanted]
+
+    rows = [row(name, [read_figures(figures["documents"], figures[name])], None) for name in ("teacher", "start")]
+    for name, entry in methods.items():
+        shared = list(entry["seeds"])
+        if name != CONTROL and CONTROL in methods:
+            shared = [seed for seed in shared if seed in methods[CONTROL]["seeds"]]
+        compared = seeds_of(CONTROL, shared) if name != CONTROL and CONTROL in methods and shared else None
+        made = row(name, seeds_of(name, shared if compared else list(entry["seeds"])), compared)
+        of_run = {"steps": entry["steps"], "seeds": len(shared), "s/step": round(entry["step_seconds"], 2)}
+        rows.append(made | of_run)
+    return rows
 
 
 def main(
@@ -148,22 +154,24 @@ def main(
     if pair == SAME:
         os.environ["BLD_BENCH_TEACHER"] = resolve_model(bench.base.teacher.source).source
     bench.prepare(["search", "table"] if search else ["table"])
-    figures: dict[str, Any] = {"dump": bench.dump_bytes(), "methods": {}}
-    table = {reference: [bench.reference(reference)] for reference in ("teacher", "start")}
-    figures |= {reference: values(found) for reference, [found] in table.items()}
+    references = {name: bench.reference(name) for name in ("teacher", "start")}
+    figures = {"dump": bench.dump_bytes(), "documents": documents_of(references["start"])}
+    figures |= {name: figures_of(found) for name, found in references.items()}
+    known = results.load(save) if save else {}
+    kept = KeptSeeds(known)
+    kept.check(figures["documents"])
+    figures["methods"] = dict(known.get("methods", {}))
     for method in chosen:
-        setting, length = bench.settled(method, steps, search)
-        runs = [Run(method, setting, length, seed) for seed in range(seeds)]
-        table[method] = [bench.tested(run) for run in runs]
+        setting, length = kept.settled(method, search, steps) or bench.settled(method, steps, search)
+        entry = {"seeds": {}} | kept.entry(method, setting, length)
+        entry |= {"setting": list(setting), "steps": length, "searched": search, "asked_steps": steps}
+        for run in (Run(method, setting, length, seed) for seed in range(seeds)):
+            if str(run.seed) not in entry["seeds"]:
+                entry["seeds"] |= {str(run.seed): figures_of(bench.tested(run))}
+                entry |= {"commit": results.commit(), **bench.costs(run)}
         print(f"{method}, {length} steps: {' '.join(setting)}", flush=True)
-        measured = {str(run.seed): values(found) for run, found in zip(runs, table[method], strict=True)}
-        entry = {"setting": setting, "steps": length, "seeds": measured, **bench.costs(runs[0])}
         figures["methods"][method] = entry
-        figures["table"] = [
-            row(name, found, table.get(CONTROL) if name in chosen and name != CONTROL else None)
-            | ({} if name not in figures["methods"] else {"s/step": round(figures["methods"][name]["step_seconds"], 2)})
-            for name, found in table.items()
-        ]
+        figures["table"] = table(figures)
         write_json(folder / "results.json", figures)
         if save:
             results.save(save, figures, documents=f"{documents} of each kind, {num_bytes} bytes each", seeds=seeds)

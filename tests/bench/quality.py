@@ -33,8 +33,10 @@ from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.special_ids import SpecialIds
+from schemas import dump_files
 from stage1_teacher.targets.resolved import load_tokenizer, resolve_ids
 from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
+from stage2_student.model.start_identity import is_made, start_identity
 from tests.bench import pages
 from tests.bench.quality_measures import SCALES, Figures, gap_closed, measure, paired_interval
 from tests.bench.quality_methods import METHODS, Method, method_of
@@ -117,6 +119,7 @@ class Quality:
         if not file.exists():
             if recipe.dump != self.base.dump:  # a method that learns from a dump of its own
                 self.run("teacher", recipe, f"{run.name}-dump")
+            self._give_start(recipe, folder)
             self.run("student", recipe, run.name)
         student = student_config(recipe)
         ids = end_tokens(student, student_tokenizer(student).tokenizer)
@@ -124,6 +127,16 @@ class Quality:
         for name in ("checkpoints", "start", *(["export"] if split == "search" else [])):
             shutil.rmtree(folder / name, ignore_errors=True)
         return found
+
+    def _give_start(self, recipe: Recipe, folder: Path) -> None:
+        """Copy the start that all have, if it is this recipe's too: making one takes minutes."""
+        shared = self.out / "runs/start" / dump_files.START
+        student = student_config(recipe)
+        tokenizer = student_tokenizer(student).tokenizer
+        identity = start_identity(student, tokenizer.sha256, end_tokens(student, tokenizer), None)
+        if shared.exists() and is_made(shared, identity) and not (folder / dump_files.START).exists():
+            folder.mkdir(exist_ok=True)
+            shutil.copytree(shared, folder / dump_files.START)
 
     def _recipe(self, run: Run, folder: Path) -> Recipe:
         schedule = [

@@ -60,7 +60,7 @@ def save(name: str, figures: Mapping[str, Any], folder: Path = FOLDER, **about: 
     """
     made = {
         "command": command(),
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
     }
@@ -112,6 +112,7 @@ def _parts(value: dict[str, Any]) -> list[Any]:
     return [one for one in value.values() if isinstance(one, dict | list)]
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit of the code that runs, with `-dirty` where files differ from it."""
     found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     return found.stdout.strip() or "unknown"

@@ -1,12 +1,15 @@
 """The benchmark of methods: what it trains with is valid, and no method has more to search than another."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipeline.config.loading import load_recipe
 from stage2_student.evaluation.divergence import DocumentDivergence
+from tests.bench import results
+from tests.bench.kept_figures import documents_of, figures_of, read_figures
 from tests.bench.method_settings import PAIRS, SAME, methods_of
 from tests.bench.methods import Methods, main
 from tests.bench.quality import Run
@@ -41,13 +44,13 @@ def measured(bits: float) -> Figures:
     return Figures({"in_domain": records, "out_of_domain": records}, {})
 
 
-def test_the_benchmark_keeps_every_document_and_stops_the_control_where_validation_is_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, int, str]] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, str]]:
+    """Replace what takes hours by made-up figures; returns which runs are asked for."""
+    runs: list[tuple[str, int, int, str]] = []
 
     def figures(self: Methods, run: Run, split: str) -> Figures:
-        asked.append((run.method, run.steps, split))
+        runs.append((run.method, run.steps, run.seed, split))
         return measured(1.0 + abs(run.steps - 4) / 8 - 0.1 * (run.method == "strict") + run.seed / 100)
 
     monkeypatch.setattr(Methods, "prepare", lambda *_: None)
@@ -55,13 +58,61 @@ def test_the_benchmark_keeps_every_document_and_stops_the_control_where_validati
     monkeypatch.setattr(Methods, "reference", lambda self, name: measured({"teacher": 0.5, "start": 2.0}[name]))
     monkeypatch.setattr(Methods, "dump_bytes", lambda self: {"stored": 3, "text": 1})
     monkeypatch.setattr(Methods, "costs", lambda self, run: {"step_seconds": 1.5, "memory_bytes": 2.0})
+    return runs
+
+
+def test_the_benchmark_keeps_every_document_and_stops_the_control_where_validation_is_best(
+    tmp_path: Path, asked: list[tuple[str, int, int, str]]
+) -> None:
     main(methods="sft; strict", steps=8, seeds=2, out=tmp_path)
     kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert kept["methods"]["sft"]["steps"] == 4 and kept["methods"]["strict"]["steps"] == 8
     assert set(kept["methods"]["strict"]["seeds"]) == {"0", "1"}
-    assert len(kept["methods"]["sft"]["seeds"]["1"]["out_of_domain"]) == 8
+    assert len(kept["methods"]["sft"]["seeds"]["1"]["out_of_domain"]["nats"]) == 8
     assert [row["method"] for row in kept["table"]] == ["teacher", "start", "sft", "strict"]
-    assert {split for method, _, split in asked if method == "strict"} == {"search", "table"}
+    assert {split for method, _, _, split in asked if method == "strict"} == {"search", "table"}
+
+
+def test_a_file_of_results_grows_by_methods_and_seeds_and_says_what_does_not_fit(
+    tmp_path: Path, asked: list[tuple[str, int, int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("load", "save"):
+        monkeypatch.setattr(results, name, partial(getattr(results, name), folder=tmp_path / "results"))
+    main(methods="sft; strict", steps=8, seeds=1, out=tmp_path / "first", save="grown")
+    before = results.load("grown")
+    asked.clear()
+    main(methods="strict; bpm", steps=8, seeds=2, out=tmp_path / "another machine", save="grown")
+    assert [(method, seed) for method, _, seed, split in asked if split == "table"] == [
+        ("strict", 1),
+        ("bpm", 0),
+        ("bpm", 1),
+    ]
+    assert "strict" not in {method for method, *_, split in asked if split == "search"}
+    grown = results.load("grown")
+    assert grown["methods"]["sft"] == before["methods"]["sft"]
+    assert grown["methods"]["strict"]["seeds"]["0"] == before["methods"]["strict"]["seeds"]["0"]
+    by_method = {row["method"]: row for row in grown["table"]}
+    assert [by_method[name]["seeds"] for name in ("sft", "strict", "bpm")] == [1, 1, 1]  # those of the control's seeds
+    assert by_method["strict"]["bits/byte out of domain"]["difference"] != 0
+    asked.clear()
+    main(methods="strict", steps=6, seeds=1, out=tmp_path / "other steps", save="grown")
+    assert ("strict", 6, 0, "table") in asked and set(results.load("grown")["methods"]["strict"]["seeds"]) == {"0"}
+
+    def others(self: Methods, name: str) -> Figures:
+        return Figures({"in_domain": [measured(1.0).documents["in_domain"][0]]}, {})
+
+    monkeypatch.setattr(Methods, "reference", others)
+    with pytest.raises(ValueError, match="other documents"):
+        main(methods="strict", steps=8, seeds=1, out=tmp_path / "other documents", save="grown")
+
+
+def test_kept_figures_are_read_back() -> None:
+    fields = {"doc_id": "a", "positions": 7, "jsd_nats": 0.1234567891, "clear": 5, "kl_clear_nats": 0.25}
+    record = DocumentDivergence(**fields, num_bytes=6, token_nats=3.5)
+    found = Figures({"in_domain": [record, record._replace(doc_id="b")]}, {})
+    back = read_figures(documents_of(found), figures_of(found))
+    assert back.documents["in_domain"][1]._replace(jsd_nats=record.jsd_nats, doc_id="a") == record
+    assert back.documents["in_domain"][0].jsd_nats == 0.123457
 
 
 def test_a_steps_cost_is_read_from_the_runs_own_figures(tmp_path: Path) -> None:
