@@ -1,7 +1,9 @@
 """The Markdown pages: their links lead somewhere, what they name exists, and messages they quote are in the code."""
 
+import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +22,8 @@ IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 MAX_LINES = 100  # of a page of results: two screens
 SUFFIXES = ("json", "yaml", "py", "md", "jsonl")
 PACKAGES = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
+OPERATING = ROOT / "pipeline/operating.md"
+GAP = "\0"  # stands for a value in a message
 
 
 def anchors(page: Path) -> set[str]:
@@ -85,24 +89,99 @@ def test_recipe_keys_commands_and_options_that_a_page_names_exist(page: Path) ->
             assert set(re.findall(r"(?<= )--?[a-z][a-z-]*", rest)) <= options[command] | {"-q", "-v"}, found
 
 
-def test_the_recipe_that_the_readme_shows_is_one() -> None:
-    [text] = re.findall(r"```yaml\n(corpus:.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    recipe = parse_recipe(text, "README.md")
+def test_the_recipe_that_the_operator_is_shown_is_one() -> None:
+    [text] = re.findall(r"```yaml\n(corpus:.*?)```", OPERATING.read_text(encoding="utf-8"), re.DOTALL)[:1]
+    recipe = parse_recipe(text, OPERATING.name)
     assert recipe.student is not None and recipe.eval is not None
+    assert len(text.splitlines()) <= 10
 
 
-def test_the_messages_that_the_readme_explains_are_those_that_the_code_says() -> None:
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Troubleshooting")[1].split("\n## ")[0]
-    sources = [p.read_text(encoding="utf-8") for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
+def texts(path: Path) -> Iterator[str]:
+    """Yield the texts in a module as they are said, docstrings left out; a gap is where a value stands in them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else GAP for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
+
+
+def test_the_messages_that_the_operator_is_explained_are_those_that_the_code_says() -> None:
+    table = OPERATING.read_text(encoding="utf-8").split("## 9. Troubleshooting")[1].split("\n## ")[0]
+    said = [text for package in PACKAGES for path in (ROOT / package).rglob("*.py") for text in texts(path)]
     quoted = {
         message
         for row in table.splitlines()
         for message in re.findall(r'"([^"]+)"', row.partition("|")[2].partition("|")[0])
     }
-    assert len(quoted) >= 10
+    assert len(quoted) >= 30
     for message in quoted - {"operator torchvision::nms does not exist"}:  # torch says it
-        parts = re.split(r"\b[NM3]\b", message)  # a number there, a value in the code
-        assert any(all(part.strip(" ") in source for part in parts) for source in sources), message
+        parts = [re.escape(part.strip()) for part in re.split(r"\bN\b|…", message)]  # a value stands there in the code
+        assert any(re.search(".*".join(parts), text, re.DOTALL) for text in said), message
+
+
+@cache
+def names_in(module: Path) -> frozenset[str]:
+    """Return the names that a module defines or imports, a class's members after its name and a point."""
+    found: set[str] = set()
+
+    def add(body: Sequence[ast.stmt], before: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(before + node.name)
+                if isinstance(node, ast.ClassDef):
+                    add(node.body, f"{before}{node.name}.")
+            elif isinstance(node, ast.Assign):
+                found.update(before + target.id for target in node.targets if isinstance(target, ast.Name))
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found.add(before + node.target.id)
+            elif isinstance(node, ast.ImportFrom):
+                found.update(before + (alias.asname or alias.name) for alias in node.names)
+
+    add(ast.parse(module.read_text(encoding="utf-8")).body, "")
+    return frozenset(found)
+
+
+def dotted_exists(name: str) -> bool:
+    """Tell if `package.module.Class.member`, or any part of it from the left, is there."""
+    parts = name.split(".")
+    for number in range(len(parts), 0, -1):
+        path = ROOT.joinpath(*parts[:number])
+        rest = ".".join(parts[number:])
+        if path.is_dir() and not rest:
+            return True
+        module = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if module.exists():
+            return not rest or rest in names_in(module)
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_functions_files_and_targets_that_a_page_names_exist(page: Path) -> None:
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    packages = "|".join((*PACKAGES, "tests"))
+    for found in code(page.read_text(encoding="utf-8")):
+        for name in re.findall(rf"(?<![\w./-])((?:{packages})(?:\.\w+)+)(?![\w/])", found):
+            assert name.rpartition(".")[2] in SUFFIXES or dotted_exists(name), name
+        for path in re.findall(rf"(?<![\w./-])((?:{packages}|\.ci)/[\w./*-]+)", found):
+            assert list(ROOT.glob(path.replace("NAME", "*").rstrip("./"))), path
+        for target in re.findall(r"(?:^|[ `])make ([a-z-]+)", found):
+            assert target in made, found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name in ("architecture.md", "method.md")])
+def test_arrays_that_a_page_names_with_their_axes_are_in_the_code(page: Path) -> None:
+    sources = "\n".join(p.read_text(encoding="utf-8") for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+    named = set(re.findall(r"(?<![\w.])[a-z][a-z_0-9]*_[A-Z][A-Z0-9]*(?!\w)", " ".join(code(page.read_text("utf-8")))))
+    assert len(named) >= 5
+    assert not {name for name in named if not re.search(rf"\b{name}\b", sources)}
 
 
 def prose(text: str) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Recipe
+from pipeline.config import DeepSpeedConfig, Recipe
+from stage2_student.launch.memory_estimate import Sizes, bucket_bytes, state_bytes
 from tests.bench import pages, results
 from tests.test_pages import check_figures, key_exists
 
@@ -193,6 +194,32 @@ def test_the_headline_says_what_its_tables_say() -> None:
     [left] = figures["left"][0].values()
     assert left == round(100 * (best - ours) / (best - teacher["value"]))
     assert best == min(number for number in pages.numbers(figures["rows"][0]))
+
+
+def test_what_hardware_costs_is_what_the_other_files_and_the_code_say() -> None:
+    figures = results.read("hardware").figures
+    on_paper = {next(iter(row.values())): row for row in results.read("terabyte").figures["rows"]}
+    [passages] = [row["taken"] for row in results.read("forecast").figures["rows"] if row["what"] == "teacher tokens"]
+    small, on_gpu, *large = figures["teacher"]
+    dump = results.read("dump-speed").figures["rows"][-3]
+    assert dump["what, bfloat16"].startswith("the dump") and small["tokens/s"] == dump["tokens/s"]
+    shares = {row["figure"]: row["value"] for row in results.read("quality-400-steps").figures["shares"]}
+    seconds, _ = shares["s of the dump, in all and until the first worker had compiled"]
+    assert on_gpu["tokens/s"] == round(450_000 / seconds, -2)
+    for row in (small, on_gpu):
+        bytes_a_token = float(re.findall(r"[\d.]+ bytes a token", small["from"])[0].split()[0])
+        assert row["hours a GB of text"] == pytest.approx(1e9 / bytes_a_token / row["tokens/s"] / 3600, rel=0.01)
+    assert passages == 51500  # teacher tokens of the demo's 219,899 bytes
+    for row, size in zip(large, ("8B", "70B"), strict=True):
+        assert row["tokens/s"] == float(on_paper["tokens a second on a GPU"][size].replace(",", ""))
+        assert row["hours a GB of text"] == float(on_paper["GPU-hours"][size].replace(",", "")) / 1000
+    for row in figures["student"]:
+        first, *cells = row.values()
+        weights = float(first.split()[0]) * 1e9
+        for cell, (stage, ranks) in zip(cells, ((0, 1), (2, 8), (3, 8)), strict=True):
+            bucket = bucket_bytes(DeepSpeedConfig()) if stage else 0
+            expected = state_bytes(Sizes(int(weights), int(weights)), stage, ranks) + bucket
+            assert cell == round(expected / 2**30, 1), row
 
 
 def test_small_numbers_keep_their_digits_in_a_table() -> None:

@@ -67,7 +67,7 @@ class Request(NamedTuple):
 
 def pages() -> list[Path]:
     """List the Markdown pages of the project."""
-    of_packages = [page for package in PACKAGES for page in sorted((ROOT / package).rglob("README.md"))]
+    of_packages = [page for package in PACKAGES for page in sorted((ROOT / package).rglob("*.md"))]
     bench = ROOT / "tests/bench"
     return [ROOT / "README.md", *of_packages, bench / "README.md", *sorted((bench / "pages").glob("*.md"))]
 
