@@ -101,7 +101,7 @@ def describe_fault(file: str, error: BaseException) -> str:
     path = str(Path(file).expanduser())
     moved = ""
     if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in _OURS:
-        moved = "; modules of this project have moved since the last release, README.md has the tree"
+        moved = "; modules of this project have moved since the last release, pipeline/architecture.md has the tree"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
     return f"{file}, line {line}: {type(error).__name__}: {error}{moved}"
