@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,9 +29,10 @@ from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.sources.resolve import resolve_model
 from schemas.manifest import write_json
 from tests.bench import pages, results, texts
-from tests.bench.kept_figures import KeptSeeds, documents_of, figures_of, read_figures
+from tests.bench.kept_figures import KeptSeeds, documents_of, figures_of
 from tests.bench.method_settings import PAIRS, SAME, methods_of
-from tests.bench.quality import CONTROL, Quality, Run, judged, row
+from tests.bench.method_tables import tables
+from tests.bench.quality import CONTROL, Quality, Run, judged
 from tests.bench.quality_measures import Figures
 from tests.bench.quality_methods import method_of
 
@@ -108,25 +108,6 @@ class Methods(Quality):
         return {"stored": int(summary["stored_bytes"]), "text": int(summary["bytes"])}
 
 
-def table(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the table from figures per document, each method beside the control."""
-    methods = {name: entry for name, entry in figures["methods"].items() if entry["seeds"]}
-
-    def seeds_of(name: str, wanted: Sequence[str]) -> list[Figures]:
-        return [read_figures(figures["documents"], methods[name]["seeds"][seed]) for seed in wanted]
-
-    rows = [row(name, [read_figures(figures["documents"], figures[name])], None) for name in ("teacher", "start")]
-    for name, entry in methods.items():
-        shared = list(entry["seeds"])
-        if name != CONTROL and CONTROL in methods:
-            shared = [seed for seed in shared if seed in methods[CONTROL]["seeds"]]
-        compared = seeds_of(CONTROL, shared) if name != CONTROL and CONTROL in methods and shared else None
-        made = row(name, seeds_of(name, shared if compared else list(entry["seeds"])), compared)
-        of_run = {"steps": entry["steps"], "seeds": len(shared), "s/step": round(entry["step_seconds"], 2)}
-        rows.append(made | of_run)
-    return rows
-
-
 def main(
     pair: Annotated[str, typer.Option(help=f"Of models: {', '.join(PAIRS)}.")] = "gpt2",
     override: Annotated[list[str] | None, typer.Option("-o", help="section.key=value, for every run.")] = None,
@@ -138,8 +119,14 @@ def main(
     search: Annotated[bool, typer.Option(help="Search settings first.")] = True,
     out: Annotated[Path | None, typer.Option(help="Default: runs/methods-PAIR.")] = None,
     save: Annotated[str, typer.Option(help="Keep figures and table as tests/bench/results/SAVE.json.")] = "",
+    retable: Annotated[bool, typer.Option("--tables", help="Only write the tables of SAVE anew.")] = False,
 ) -> None:
     """Run everything that is missing, method by method, then print the table."""
+    if retable:
+        kept_result = results.read(save)
+        made = {**kept_result.figures, **tables(kept_result.figures)}
+        results.write(save, kept_result.model_copy(update={"figures": made}))
+        return
     if pair not in PAIRS:
         raise typer.BadParameter(f"no pair {pair!r}; known: {', '.join(PAIRS)}")
     chosen = [name.strip() for name in methods.split(";")] if methods else list(methods_of(pair))
@@ -155,7 +142,7 @@ def main(
         os.environ["BLD_BENCH_TEACHER"] = resolve_model(bench.base.teacher.source).source
     bench.prepare(["search", "table"] if search else ["table"])
     references = {name: bench.reference(name) for name in ("teacher", "start")}
-    figures = {"dump": bench.dump_bytes(), "documents": documents_of(references["start"])}
+    figures: dict[str, Any] = {"dump": bench.dump_bytes(), "documents": documents_of(references["start"])}
     figures |= {name: figures_of(found) for name, found in references.items()}
     known = results.load(save) if save else {}
     kept = KeptSeeds(known)
@@ -171,7 +158,7 @@ def main(
                 entry |= {"commit": results.commit(), **bench.costs(run)}
         print(f"{method}, {length} steps: {' '.join(setting)}", flush=True)
         figures["methods"][method] = entry
-        figures["table"] = table(figures)
+        figures |= tables(figures)
         write_json(folder / "results.json", figures)
         if save:
             results.save(save, figures, documents=f"{documents} of each kind, {num_bytes} bytes each", seeds=seeds)

@@ -4,6 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.config.loading import load_recipe
@@ -11,6 +12,7 @@ from stage2_student.evaluation.divergence import DocumentDivergence
 from tests.bench import results
 from tests.bench.kept_figures import documents_of, figures_of, read_figures
 from tests.bench.method_settings import PAIRS, SAME, methods_of
+from tests.bench.method_tables import tables
 from tests.bench.methods import Methods, main
 from tests.bench.quality import Run
 from tests.bench.quality_measures import Figures
@@ -104,6 +106,31 @@ def test_a_file_of_results_grows_by_methods_and_seeds_and_says_what_does_not_fit
     monkeypatch.setattr(Methods, "reference", others)
     with pytest.raises(ValueError, match="other documents"):
         main(methods="strict", steps=8, seeds=1, out=tmp_path / "other documents", save="grown")
+
+
+def test_ours_is_compared_with_each_other_method_on_their_shared_seeds_and_by_kind_of_text(
+    tmp_path: Path, asked: list[tuple[str, int, int, str]]
+) -> None:
+    main(methods="sft; strict", steps=8, seeds=2, out=tmp_path)
+    kept = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert "against" not in kept  # it has no `token_marginal`
+    made = tables(kept, ours="strict")
+    (less,) = made["against"]
+    bits = {
+        name: np.mean([
+            sum(kept["methods"][name]["seeds"][seed]["out_of_domain"]["nats"])
+            / sum(kept["documents"]["out_of_domain"]["bytes"])
+            for seed in ("0", "1")
+        ]) / np.log(2)
+        for name in ("sft", "strict")
+    }  # fmt: skip
+    cell = less["bits/byte out of domain"]
+    assert less["strict less"] == "sft" and less["seeds"] == 2
+    assert cell["value"] == pytest.approx(bits["strict"] - bits["sft"], abs=1e-4)
+    assert cell["interval"][0] <= cell["value"] <= cell["interval"][1]
+    assert {row["bits/byte of"]: row["d0"] for row in made["kinds"]}["start"] == pytest.approx(
+        measured(2.0).documents["out_of_domain"][0].token_nats / 10 / np.log(2), abs=1e-3
+    )
 
 
 def test_kept_figures_are_read_back() -> None:
