@@ -188,7 +188,9 @@ def test_the_headline_says_what_its_tables_say() -> None:
     for row in figures["rows"]:
         assert known.issuperset(pages.numbers(row)), row
     [teacher], start = figures["teacher"], figures["rows"][0]["start"]
-    for row in figures["way"]:
+    known_bits = [start, *(row[BITS] for row in (figures["way"][0], figures["way"][-1])), teacher["value"]]
+    assert [row[BITS] for row in figures["short"]] == known_bits
+    for row in (*figures["way"], *figures["short"]):
         assert row["of the way, %"] == round(100 * (start - row[BITS]) / (start - teacher["value"])), row
     best, ours = figures["way"][0][BITS], figures["way"][-1][BITS]
     [left] = figures["left"][0].values()
