@@ -14,6 +14,9 @@ from typer.main import get_command
 from pipeline.cli import app
 from pipeline.config import Recipe
 from pipeline.config.loading import parse_recipe
+from pipeline.dumps.positions import Position
+from pipeline.dumps.terminal import table
+from schemas.columns import MEASURES
 from tests.bench import pages, results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,17 +117,31 @@ def texts(path: Path) -> Iterator[str]:
 
 
 def test_the_messages_that_the_operator_is_explained_are_those_that_the_code_says() -> None:
-    table = OPERATING.read_text(encoding="utf-8").split("## 9. Troubleshooting")[1].split("\n## ")[0]
+    rows = OPERATING.read_text(encoding="utf-8").split("## 9. Troubleshooting")[1].split("\n## ")[0]
     said = [text for package in PACKAGES for path in (ROOT / package).rglob("*.py") for text in texts(path)]
     quoted = {
         message
-        for row in table.splitlines()
+        for row in rows.splitlines()
         for message in re.findall(r'"([^"]+)"', row.partition("|")[2].partition("|")[0])
     }
     assert len(quoted) >= 30
     for message in quoted - {"operator torchvision::nms does not exist"}:  # torch says it
         parts = [re.escape(part.strip()) for part in re.split(r"\bN\b|…", message)]  # a value stands there in the code
         assert any(re.search(".*".join(parts), text, re.DOTALL) for text in said), message
+
+
+def test_the_dump_that_the_readme_shows_looks_as_bld_inspect_shows_one() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("$ bld inspect")[1].split("\n```")[0]
+    _, _, header, *lines = text.splitlines()
+    found = []
+    for offset, byte, bits, tail, *others in map(str.split, lines):
+        measures = dict(zip((column.name for column in MEASURES), map(float, others), strict=False))
+        entries = others[len(measures) :]
+        symbols = [(ord(symbol), float(share)) for symbol, share in zip(entries[::2], entries[1::2], strict=True)]
+        found.append(
+            Position(int(offset), ord(byte), False, None, None, symbols, float(tail), measures, float(bits), 0.0)
+        )
+    assert [line.plain for line in table(found, 3)] == [header, *lines]
 
 
 @cache
