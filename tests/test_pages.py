@@ -18,6 +18,7 @@ from pipeline.dumps.positions import Position
 from pipeline.dumps.terminal import table
 from schemas.columns import MEASURES
 from tests.bench import pages, results
+from tests.test_layout import ORDER
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = pages.pages()
@@ -130,6 +131,14 @@ def test_the_messages_that_the_operator_is_explained_are_those_that_the_code_say
         assert any(re.search(".*".join(parts), text, re.DOTALL) for text in said), message
 
 
+def test_the_first_screen_of_the_readme_is_one_and_leads_to_the_other_readers() -> None:
+    screen = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## ")[0]
+    assert len(screen.splitlines()) <= 60
+    assert "\nmake demo\n" in screen
+    for page in ("pipeline/operating.md", "stage2_student/method.md", "pipeline/architecture.md"):
+        assert f"]({page})" in screen, page
+
+
 def test_the_dump_that_the_readme_shows_looks_as_bld_inspect_shows_one() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("$ bld inspect")[1].split("\n```")[0]
     _, _, header, *lines = text.splitlines()
@@ -191,6 +200,12 @@ def test_functions_files_and_targets_that_a_page_names_exist(page: Path) -> None
             assert list(ROOT.glob(path.replace("NAME", "*").rstrip("./"))), path
         for target in re.findall(r"(?:^|[ `])make ([a-z-]+)", found):
             assert target in made, found
+
+
+def test_the_engineers_page_has_every_folder() -> None:
+    text = (ROOT / "pipeline/architecture.md").read_text(encoding="utf-8").split("## 1. ")[1].split("\n## ")[0]
+    shown = {part for found in code(text) for part in re.split(r"\W+", found)}
+    assert not {name.rpartition(".")[2] for name in ORDER} - shown
 
 
 def test_arrays_that_the_engineers_page_names_with_their_axes_are_in_the_code() -> None:
