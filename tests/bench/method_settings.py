@@ -4,15 +4,14 @@ As in `tests.bench.quality_methods`, every method has as many settings, of rates
 of a method are those of its authors, where they are known (`-o NAME`), balanced by the authors' rule if they have one.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.config.training.objectives import ON_TOKENS
 from tests.bench.quality_methods import OWN_RATE, Method, interface
 from tests.bench.quality_methods import objectives as on_bytes
 
-HERE = Path(__file__).parent
-DENSE, DRAWN = (str(HERE / f"{name}_token_kl.py") for name in ("dense", "drawn"))
+# Relative, so that a setting is the same on every machine: benchmarks run in the repository's folder.
+DENSE, DRAWN = (f"tests/bench/{name}_token_kl.py" for name in ("dense", "drawn"))
 
 
 class Pair(NamedTuple):
