@@ -60,6 +60,7 @@ STUDENT = (
     "stage2_student.data",
     "stage2_student.interfaces",
     "stage2_student.losses",
+    "stage2_student.acceleration",
     "stage2_student.model",
     "stage2_student.library",
     "stage2_student.evaluation",

@@ -125,6 +125,13 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="Keep only each block's input for the backward pass, and recompute the block there."
     )
+    attention: Literal[
+        "auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"
+    ] = Field(
+        "auto",
+        description="Kernel of the student's attention, by its name in transformers; auto: what transformers chooses. "
+        "flex and flash need a GPU, flash its package too.",
+    )
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_last: int = Field(3, ge=0, description="Newest checkpoints to keep, beside the best by evaluation; 0: all.")
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
@@ -245,6 +252,20 @@ class TrainConfig(Section):
     def piece_tokens(self) -> int:
         """Return `max_tokens`, or its default if no model required fewer."""
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def attention_on_gpu(self) -> bool:
+        """Return whether the attention's kernel computes on GPUs alone."""
+        return self.attention.startswith(("flex", "flash"))
+
+    @model_validator(mode="after")
+    def _packed_rows_are_tested(self) -> "TrainConfig":
+        if self.packing == "on" and self.attention_on_gpu:
+            raise ValueError(
+                f"train.packing is on, but whether a model keeps packed documents apart is tested on the CPU, where "
+                f"train.attention: {self.attention} cannot compute: set packing to off, or attention to sdpa"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_are_whole(self) -> "TrainConfig":

@@ -195,6 +195,7 @@ def _student_lines(recipe: Recipe, cuts_records: bool) -> list[Line]:
             "train.objectives",
             f"{weights} (nats per supervised byte)",
         ),
+        *_accelerations(train),
         ("train.eval_every", _evaluations(train)),
         ("train.deepspeed", _deepspeed_line(train)),
     ]
@@ -245,6 +246,12 @@ def describe_tasks(group: TasksConfig) -> str:
     how += [] if group.num_fewshot is None else [f"{count_of(group.num_fewshot, 'example')} before each question"]
     how += [] if group.limit is None else [f"{count_of(group.limit, 'question')} per task"]
     return ", ".join(group.names) + (f"; {', '.join(how)}" if how else "")
+
+
+def _accelerations(train: TrainConfig) -> Iterator[Line]:
+    """Yield a line about each option of speed and memory that is not as by default."""
+    if train.attention != "auto":
+        yield "train.attention", train.attention
 
 
 def _decay(train: TrainConfig) -> str:

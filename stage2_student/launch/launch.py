@@ -22,6 +22,7 @@ from pipeline.runtime import log, plugins
 from pipeline.runtime.child_processes import child_environment, descendants, end_children_with_me
 from pipeline.runtime.devices import has_nvidia_gpu
 from pipeline.runtime.format import count_of
+from stage2_student.acceleration.options import check_options
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_environment import free_port, started_as_rank
@@ -95,8 +96,9 @@ def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Return the recipe with the schedule that its run will have, and remarks for the user.
 
     Raises ValueError for every fault that can be found before a rank is started or a model or shard is opened: in the
-    schedule, a missing hostfile, an unusable DeepSpeed JSON, a plug-in that is not a file, a tracker that is not
-    installed, a dump without the tokens that an objective compares.
+    schedule, a package or GPU that an option needs and this machine lacks, a missing hostfile, an unusable DeepSpeed
+    JSON, a plug-in that is not a file, a tracker that is not installed, a dump without the tokens that an objective
+    compares.
     """
     deepspeed_config(recipe, 1)
     check_planned_tokens(recipe)
@@ -109,6 +111,8 @@ def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
     ]:
         if plugins.is_own(file) and not Path(file).expanduser().is_file():
             raise ValueError(f"{key}: {file} is not a file (relative to {Path.cwd()}); give the path of a Python file")
+    if train.hostfile is None:
+        check_options(train)
     if train.wandb is not None:
         from stage2_student.runs.trackers import check_installed  # imports TensorBoard, which takes seconds
 

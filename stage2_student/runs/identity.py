@@ -27,7 +27,9 @@ _WATCHING = {
     "wandb",
 }
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
-_PLACEMENT = {"change", "num_processes", "hostfile", "gradient_checkpointing", "deepspeed", *_DATA_PATH, *_WATCHING}
+_KERNELS = {"attention"}  # which differ by rounding
+_RANKS = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed"}
+_PLACEMENT = {"change", *_RANKS, *_KERNELS, *_DATA_PATH, *_WATCHING}
 # Paths, and keys whose effect the identity holds in another form: the dumps' identities, ids and hashes.
 _NOT_OF_STUDENT = {"path", "dumps", "mix", "start", "end", "tokenizer", "chat_template", "trust_remote_code"}
 _PIECES_VERSION = 2  # of how records are cut (`stage2_student.data.pieces`), and of what is stored about their lengths

@@ -23,10 +23,13 @@ from pipeline.runtime.dtypes import slow_dtype
 from pipeline.runtime.format import count_of
 from pipeline.runtime.huggingface import check_positions
 from pipeline.runtime.log import info, warning
+from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas import dump_files
 from schemas.manifest import Manifest, write_json
+from stage2_student.acceleration.attention import check_model_has, use_attention
+from stage2_student.acceleration.options import check_options
 from stage2_student.data.batch_plan import repeated
 from stage2_student.data.order import Position
 from stage2_student.data.packing import resolve_packing
@@ -209,6 +212,8 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     """Prepare the run on rank 0: claim its folder, write recipe and configuration, make the start model."""
     run = Path(student_config(recipe).path)
     check_installed(recipe.train.wandb)
+    check_options(recipe.train)
+    check_model_has(recipe.train, resolve_model(student_config(recipe).source))
     if slow := slow_dtype("train.dtype", recipe.train.dtype):
         warning(slow)
     for remark in sources.tokenizer.remarks():
@@ -277,6 +282,8 @@ def build_student(
     start = Path(config.path) / "start"
     lm = load_start(start, config.trust_remote_code)
     check_positions(lm.config, recipe.train.piece_tokens, "train.max_tokens")
+    if not recipe.train.attention_on_gpu:
+        use_attention(lm, recipe.train)
     by_peft = folder.adapters_by_peft(start.parent)
     lora_remarks = tuple(mixture_remarks(lm, config, by_peft))
     if config.lora_rank:
@@ -322,6 +329,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     packing, remark = resolve_packing(student.lm, config.packing, ds.own_device().type)
     if remark is not None and channel.rank == 0:
         info(f"{run}: {remark}")
+    use_attention(student.lm, config)  # only now, because what is above computes on the CPU
     channel.gather()  # all have read the start model: from here on the ranks wait for each other in collectives
     ranks = Ranks(*ds.start_ranks(), channel)
     convert = resume.needs_conversion(checkpoint, config.deepspeed.zero_stage, ranks.world)

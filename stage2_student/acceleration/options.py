@@ -1,0 +1,9 @@
+"""All options of this room: what each needs of the machine and of the model, checked before weights are loaded."""
+
+from pipeline.config import TrainConfig
+from stage2_student.acceleration.attention import check_attention
+
+
+def check_options(train: TrainConfig) -> None:
+    """Raise ValueError, naming the option and the way out, if this machine lacks what a named option needs."""
+    check_attention(train)
