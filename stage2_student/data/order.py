@@ -120,6 +120,21 @@ class Order:
                 yield self._window(epoch, number, lanes, edges(number), edges(number + 1))
             epoch, skip = epoch + 1, 0
 
+    def readers(self, epoch: int, world: int) -> np.ndarray:
+        """Return S: the rank that reads each shard in an epoch.
+
+        Shards are dealt in the order in which the lanes come to them, so that those read side by side have different
+        readers, and every rank reads as many, but for one.
+        """
+        lanes = self._lanes(epoch)
+        shards = np.concatenate([lane.shard_T for lane in lanes])
+        due = np.concatenate([np.append(0, lane.end_T[:-1]) / lane.length for lane in lanes])
+        in_turn = shards[np.argsort(due, kind="stable")]
+        first = np.sort(np.unique(in_turn, return_index=True)[1])  # of several stripes of a shard
+        readers_S = np.zeros(len(self.counts_S), dtype=np.int64)
+        readers_S[in_turn[first]] = np.arange(len(first)) % world
+        return readers_S
+
     def _edges(self, lengths_K: np.ndarray, num_windows: int, number: int) -> np.ndarray:
         """Return K: the number of pieces of each lane before the window with this number."""
         if self.version == WHOLE_RECORDS:

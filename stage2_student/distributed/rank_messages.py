@@ -75,6 +75,12 @@ class Channel:
             self._send(other, {"values": values})
         return values
 
+    def own_host(self) -> str:
+        """Return the address at which the other ranks can reach this one: that of its connection to rank 0."""
+        if self.rank == 0:
+            return os.environ.get("MASTER_ADDR", "127.0.0.1")
+        return self._peers[0].own_host()
+
     def fail(self, error: BaseException) -> None:
         """Tell the other ranks that this one ends with an error, so that they end too."""
         self._end({"failed": " ".join(str(error).split()) or type(error).__name__})
@@ -163,6 +169,9 @@ class _Peer:
         with self._lock:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
+    def own_host(self) -> str:
+        return str(self._socket.getsockname()[0])
+
     def close(self) -> None:
         self._file.close()
         self._socket.close()
@@ -173,7 +182,7 @@ class _Peer:
             yield json.loads(line)
 
 
-def _enable_keepalive(connection: socket.socket) -> None:
+def enable_keepalive(connection: socket.socket) -> None:
     """Have the kernel probe the other machine, and close the connection only if it does not answer."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -232,7 +241,7 @@ def _accept(store: Any, world: int) -> dict[int, _Peer]:
                 greeting = next(peer.messages(), {})
                 if not secrets.compare_digest(str(greeting["word"]), secret):
                     raise ValueError("not a rank of this job")
-                _enable_keepalive(connection)
+                enable_keepalive(connection)
                 peer.name, peers[int(greeting["rank"])] = str(greeting["name"]), peer
             except (OSError, ValueError, KeyError, TypeError):
                 peer.close()
@@ -242,7 +251,7 @@ def _accept(store: Any, world: int) -> dict[int, _Peer]:
 def _connect(store: Any, rank: int) -> _Peer:
     address = json.loads(store.get(_KEY))
     connection = socket.create_connection((os.environ["MASTER_ADDR"], address["port"]), timeout=60)
-    _enable_keepalive(connection)
+    enable_keepalive(connection)
     peer = _Peer(connection, address["name"])
     peer.send({"rank": rank, "word": address["word"], "name": _name(rank)})
     return peer

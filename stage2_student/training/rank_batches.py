@@ -1,13 +1,16 @@
-"""A rank's share of each global batch: it reads, encodes and aligns its own documents only.
+"""A rank's share of each global batch: it encodes and aligns its own documents only.
 
-plan (by lengths alone) -> this rank's micro-batches -> their records, read once an epoch -> tokens, targets -> tensors
+plan (by lengths alone) -> this rank's micro-batches -> their records -> tokens, targets -> tensors
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import NamedTuple
 from weakref import WeakValueDictionary
+
+import numpy as np
 
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
@@ -18,11 +21,11 @@ from stage2_student.data.batch_plan import BatchPlan, Planned, Share, UnionPosit
 from stage2_student.data.encode import encode_pieces
 from stage2_student.data.examples import Encoded
 from stage2_student.data.micro_batch import MicroBatch
-from stage2_student.data.order import START, VERSION, WHOLE_CHATS, WHOLE_RECORDS, Position, RecordRef
+from stage2_student.data.order import START, VERSION, WHOLE_CHATS, WHOLE_RECORDS, Order, Position, RecordRef
 from stage2_student.data.packing import Packing, Rows, plan_micro_batches
-from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths
 from stage2_student.data.union import Member
+from stage2_student.distributed.dealt_reading import DealtReading, LocalReading, ReaderOf, Records
 from stage2_student.interfaces import Interface
 from stage2_student.losses.micro_batches import MicroBatchMaker
 from stage2_student.losses.token_objective import TokenObjective
@@ -74,7 +77,7 @@ class HeldRecord:
 
 
 def with_records(
-    batches: Iterable[RankBatch], readers: Sequence[DumpReader]
+    batches: Iterable[RankBatch], source: Records, reader_of: ReaderOf = lambda _: 0, num_corpora: int = 1, lag: int = 0
 ) -> Iterator[tuple[RankBatch, list[HeldRecord]]]:
     """Yield each batch with its records, which are read in order, window by window, once a window is fully planned.
 
@@ -82,14 +85,16 @@ def with_records(
     Held in memory: this rank's records of at most two windows, and those of batches that span more.
 
     Args:
-        readers: one per corpus.
+        reader_of: the rank that reads a record's shard, if several share the reading.
+        lag: the number of batches by which another rank may be behind this one; what was read for those before them is
+            forgotten.
     """
-    lanes = [reader.lanes() for reader in readers]
     held: WeakValueDictionary[tuple[int, int, int, int], HeldRecord] = WeakValueDictionary()
     waiting: deque[RankBatch] = deque()
     unread: list[RecordRef] = []
     read: dict[RecordRef, HeldRecord] = {}
-    windows = ((0, 0),) * len(readers)
+    windows = ((0, 0),) * num_corpora
+    passed: deque[tuple[tuple[int, int], ...]] = deque(maxlen=lag + 1)
     for batch in batches:
         waiting.append(batch)
         unread += [document.ref for document in batch.documents]
@@ -98,13 +103,22 @@ def with_records(
             continue
         due = sorted(ref for ref in unread if ref[:2] < windows[ref.corpus])
         unread = [ref for ref in unread if ref[:2] >= windows[ref.corpus]]
-        for ref in due:
-            key = (ref.corpus, ref.epoch, ref.shard, ref.row)
-            record = held.get(key) or HeldRecord(lanes[ref.corpus].record(ref))
-            held[key] = read[ref] = record
+        records = {key: record for ref in due if (record := held.get(key := _record_of(ref))) is not None}
+        new = {key: ref for ref in reversed(due) if (key := _record_of(ref)) not in records}
+        found = source.records(sorted(new.values()), reader_of)
+        records |= {key: HeldRecord(found[ref]) for key, ref in new.items()}
+        held.update(records)
+        read |= {ref: records[_record_of(ref)] for ref in due}
         while waiting and all(document.ref in read for document in waiting[0].documents):
             ready = waiting.popleft()
+            passed.append(ready.plan.windows)
+            if len(passed) > lag:
+                source.forget(passed[0])
             yield ready, [read.pop(document.ref) for document in ready.documents]
+
+
+def _record_of(ref: RecordRef) -> tuple[int, int, int, int]:
+    return ref.corpus, ref.epoch, ref.shard, ref.row
 
 
 def cut_at(train: TrainConfig, order: int) -> int | None:
@@ -128,6 +142,7 @@ class BatchBuilder:
     rank: int
     world: int
     order: int = VERSION  # version of the order of documents
+    dealt: DealtReading | None = None  # the ranks' shared reading; None: this rank reads all that it needs
     on_tokens: Mapping[str, TokenObjective] = field(default_factory=dict)  # the student's objectives on tokens
 
     def steps(
@@ -142,8 +157,23 @@ class BatchBuilder:
         batches = rank_batches(
             self._plans(lengths, start), train.micro_batch_tokens, self.packing, self.rank, self.world
         )
-        for batch, records in with_records(batches, [member.reader for member in self.sources.members]):
+        members = self.sources.members
+        source: Records = self.dealt or LocalReading([member.reader for member in members])
+        # A rank waits for the others at each step, and reads `prefetch` steps ahead, beside the one being made.
+        lag = train.prefetch + 4
+        for batch, records in with_records(batches, source, self._reader_of(lengths), len(members), lag):
             yield batch.plan, self.micro_batches(batch, self.encoded(batch, records))
+
+    def _reader_of(self, lengths: Sequence[Lengths]) -> ReaderOf:
+        """Return the function that tells the rank by which a record is read."""
+        orders = [Order(self.recipe.train.seed, of.counts_S, None, self.order) for of in lengths]
+        first = np.cumsum([0, *(len(of.counts_S) for of in lengths)])  # corpora begin with different ranks
+
+        @lru_cache(maxsize=4 * len(orders))
+        def readers(corpus: int, epoch: int) -> np.ndarray:
+            return (orders[corpus].readers(epoch, self.world) + first[corpus]) % self.world
+
+        return lambda ref: int(readers(ref.corpus, ref.epoch)[ref.shard])
 
     def _plans(self, lengths: Sequence[Lengths], start: Position | UnionPosition) -> Iterator[BatchPlan]:
         train, members = self.recipe.train, self.sources.members

@@ -36,6 +36,7 @@ from stage2_student.data.packing import resolve_packing
 from stage2_student.data.token_counts import Lengths, count_records, keep_counts, kept_counts
 from stage2_student.data.union import Member, open_members, overlaps
 from stage2_student.distributed import deepspeed_engine as ds
+from stage2_student.distributed.dealt_reading import DealtReading
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_messages import Channel, LostRankError, join
@@ -338,7 +339,8 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     state = _resume(engine, recipe, ranks, checkpoint, convert)
     order = folder.data_order(run)
     placed = packing, ranks.rank, ranks.world
-    builder = BatchBuilder(recipe, sources, student.interface, *placed, order, student.on_tokens)
+    dealt = DealtReading([member.reader for member in sources.members], channel) if ranks.world > 1 else None
+    builder = BatchBuilder(recipe, sources, student.interface, *placed, order, dealt, student.on_tokens)
     average = WeightAverage(student.lm, config.ema) if config.ema else None
     if average is not None and checkpoint is not None:
         average.load(run / "checkpoints" / checkpoint.name)

@@ -34,6 +34,7 @@ from stage2_student.data.batch_plan import BatchPlan, plan_batches
 from stage2_student.data.packing import plan_micro_batches, tokens_passed
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.union import Member
+from stage2_student.distributed.dealt_reading import LocalReading
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.model.initial_student import end_tokens, student_tokenizer
 from stage2_student.training.rank_batches import BatchBuilder, Sources, rank_batches, with_records
@@ -139,7 +140,7 @@ def run(builder: BatchBuilder, tokens_per_rank: int, epochs: int, whole: bool) -
     planned = plan_batches(lengths, 0, tokens_per_rank * world, train.piece_tokens)
     plans = takewhile(lambda plan: plan.after.epoch < epochs, clock.each("plan", planned))
     of_all = rank_batches(plans, train.micro_batch_tokens, "off", 0, 1 if whole else world)
-    batches = with_records(clock.each("plan", of_all), [reader])
+    batches = with_records(clock.each("plan", of_all), LocalReading([reader]))
     tokens = 0
     for share, records in clock.each("read", batches):
         documents = clock.run("encode", partial(builder.encoded, share, records))

@@ -13,6 +13,7 @@ from stage2_student.data.examples import Encoded
 from stage2_student.data.order import START, Position
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths, RecordSource, count_records
+from stage2_student.distributed.dealt_reading import LocalReading
 from stage2_student.training.rank_batches import rank_batches, with_records
 
 
@@ -40,7 +41,7 @@ def global_batches(
     """Yield a run's batches in turn, endlessly."""
     lengths = count_all(reader, tokenizer, max_tokens)
     plans = plan_batches(lengths, reader.seed, batch_tokens, max_tokens, start)
-    for share, records in with_records(rank_batches(plans, 10**9, "off", 0, 1), [reader]):
+    for share, records in with_records(rank_batches(plans, 10**9, "off", 0, 1), LocalReading([reader])):
         for held in records:
             if held.record is not None:
                 [pieces] = encode_pieces([held.record], tokenizer, None, max_tokens)
