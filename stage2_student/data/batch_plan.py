@@ -11,14 +11,14 @@ needs nothing else.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, overload
 
 import numpy as np
 
 from stage2_student.data import order as data_order
 from stage2_student.data.encode import TOO_LONG
-from stage2_student.data.order import START, VERSION, Order, Position, RecordRef
+from stage2_student.data.order import START, VERSION, Order, Position, RecordRef, ShuffleWindow
 from stage2_student.data.token_counts import Lengths
 
 
@@ -46,6 +46,39 @@ class UnionPosition(NamedTuple):
         return cls((START,) * num_corpora, (0,) * num_corpora)
 
 
+class Documents(Sequence[Planned]):
+    """Planned documents, held as arrays: a large world has thousands in a step, of which a rank looks at a few.
+
+    Args:
+        refs: D x 8, int64, the columns of `RecordRef`.
+        tokens_D: int64.
+    """
+
+    def __init__(self, refs: np.ndarray, tokens_D: np.ndarray) -> None:
+        self._refs, self.tokens_D = refs, tokens_D
+
+    def __len__(self) -> int:
+        return len(self.tokens_D)
+
+    @overload
+    def __getitem__(self, index: int) -> Planned: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Documents": ...
+    def __getitem__(self, index: int | slice) -> "Planned | Documents":
+        if isinstance(index, slice):
+            return Documents(self._refs[index], self.tokens_D[index])
+        return Planned(RecordRef(*self._refs[index].tolist()), int(self.tokens_D[index]))
+
+    def at(self, indices: np.ndarray) -> "Documents":
+        """Return the documents at these indices."""
+        return Documents(self._refs[indices], self.tokens_D[indices])
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Documents]") -> "Documents":
+        """Put documents one after another."""
+        return cls(np.concatenate([p._refs for p in parts]), np.concatenate([p.tokens_D for p in parts]))
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The documents of one optimizer step over all ranks, and counts of what was left out while gathering them.
@@ -54,14 +87,22 @@ class BatchPlan:
         windows: of each corpus, epoch and number of the window that contains `after`; all earlier ones are planned.
     """
 
-    documents: tuple[Planned, ...]
+    documents: Sequence[Planned]
     after: Position | UnionPosition
     windows: tuple[tuple[int, int], ...]
     left_out: Counter[str]
 
     @property
+    def lengths(self) -> list[int]:
+        """Return the tokens of each document."""
+        if isinstance(self.documents, Documents):
+            lengths: list[int] = self.documents.tokens_D.tolist()
+            return lengths
+        return [document.num_tokens for document in self.documents]
+
+    @property
     def num_tokens(self) -> int:
-        return sum(document.num_tokens for document in self.documents)
+        return sum(self.lengths)
 
 
 class Share(NamedTuple):
@@ -87,10 +128,46 @@ def plan_batches(
     Raises:
         ValueError: no record is usable; the message gives the reasons.
     """
-    position = UnionPosition((start,), (0,))
-    for plan in plan_union([Share(lengths, 1.0)], seed, batch_tokens, max_tokens, position, version):
-        assert isinstance(plan.after, UnionPosition)
-        yield replace(plan, after=plan.after.of_corpora[0])
+    order = Order(seed, lengths.counts_S, lengths.continues_U, version)
+    _check_usable(Share(lengths, 1.0), max_tokens, 1)
+    first_S = np.cumsum(lengths.counts_S) - lengths.counts_S
+    begun: list[Documents] = []
+    num_tokens, left_out = 0, Counter[str]()
+    for window in order.windows(start):
+        epoch, before = window.epoch, window.first
+        index_W = first_S[window.shard_W] + window.unit_W
+        tokens_W = lengths.tokens_U[index_W].astype(np.int64)
+        documents = Documents(_refs(window, lengths), tokens_W)
+        usable_W = (tokens_W > 0) & (tokens_W <= max_tokens)
+        at = max(start.record - before, 0) if epoch == start.epoch else 0
+        taken_V = at + np.flatnonzero(usable_W[at:])
+        up_to_V = np.cumsum(tokens_W[taken_V])
+        first = passed = 0
+        while (last := int(np.searchsorted(up_to_V, passed + batch_tokens - num_tokens))) < len(taken_V):
+            end = int(taken_V[last]) + 1
+            begun.append(documents.at(taken_V[first : last + 1]))
+            left_out.update(_reasons(lengths, index_W[at:end], usable_W[at:end]))
+            windows = ((epoch, window.number + (end == len(tokens_W))),)
+            yield BatchPlan(Documents.joined(begun), Position(epoch, before + end), windows, left_out)
+            begun, num_tokens, left_out = [], 0, Counter()
+            at, first, passed = end, last + 1, int(up_to_V[last])
+        if first < len(taken_V):
+            begun.append(documents.at(taken_V[first:]))
+            num_tokens += int(up_to_V[-1]) - passed
+        left_out.update(_reasons(lengths, index_W[at:], usable_W[at:]))
+
+
+def _refs(window: ShuffleWindow, lengths: Lengths) -> np.ndarray:
+    """Return the columns of a window's references."""
+    row_W, piece_W = lengths.rows(window.shard_W, window.unit_W)
+    same = [np.full_like(row_W, value) for value in (window.epoch, window.number)]
+    columns = (*same, window.lane_W, window.at_W, window.shard_W, row_W, piece_W, np.zeros_like(row_W))
+    return np.stack(columns, axis=1)
+
+
+def _reasons(lengths: Lengths, index_W: np.ndarray, usable_W: np.ndarray) -> list[str]:
+    """Return why each piece that is not usable is left out."""
+    return [lengths.reasons.get(index, TOO_LONG) for index in index_W[~usable_W].tolist()]
 
 
 def plan_union(
@@ -155,7 +232,8 @@ def _pieces(lengths: Lengths, order: Order, start: Position, max_tokens: int) ->
     for window in order.windows(start):
         epoch, number, before, lane_W, at_W, shard_W, unit_W = window
         index_W = first_S[shard_W] + unit_W
-        tokens_W, bytes_W = lengths.tokens_U[index_W].tolist(), lengths.bytes_U[index_W].tolist()
+        tokens_W = lengths.tokens_U[index_W].tolist()
+        bytes_W = lengths.bytes_U[index_W].tolist() if len(lengths.bytes_U) else [0] * len(tokens_W)
         row_W, piece_W = lengths.rows(shard_W, unit_W)
         refs = np.stack([lane_W, at_W, shard_W, row_W, piece_W], axis=1).tolist()
         for index in range(max(start.record - before, 0) if epoch == start.epoch else 0, len(tokens_W)):
@@ -178,8 +256,7 @@ def _window_pieces(corpora: Sequence[Share], max_tokens: int) -> list[int | None
         return [None]
     rates = []
     for lengths, weight, _ in corpora:
-        num_bytes = int(lengths.bytes_U[lengths.usable(max_tokens)].sum())
-        rates.append(weight * len(lengths.bytes_U) / max(num_bytes, 1))
+        rates.append(weight * len(lengths.tokens_U) / max(lengths.sums(max_tokens).num_bytes, 1))
     return [max(1, round(data_order.WINDOW_PIECES * rate / sum(rates))) for rate in rates]
 
 
@@ -196,12 +273,12 @@ def repeated(tokens: int, batch_tokens: int) -> str | None:
 
 def _check_usable(corpus: Share, max_tokens: int, num_corpora: int) -> None:
     lengths, _, name = corpus
-    usable_U = lengths.usable(max_tokens)
-    if usable_U.any() and (num_corpora == 1 or lengths.bytes_U[usable_U].any()):
+    sums = lengths.sums(max_tokens)
+    if sums.usable and (num_corpora == 1 or sums.num_bytes):
         return
-    left_out = Counter(lengths.reasons.values())
-    left_out[TOO_LONG] += int((lengths.tokens_U > max_tokens).sum())
-    if usable_U.any():
+    left_out = lengths.reason_counts()
+    left_out[TOO_LONG] += sums.too_long
+    if sums.usable:
         raise ValueError(
             f"no byte of the corpus {name} is supervised, so it cannot have a share of each step: remove it from "
             "student.dumps"

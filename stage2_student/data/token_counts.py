@@ -11,6 +11,7 @@ Shape legend: S shards, U pieces of all shards in turn (an unusable record count
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -44,8 +45,7 @@ _SCHEMA = pa.schema(
         pa.field("piece_bytes", pa.list_(pa.int32())),  # supervised; empty if not counted
     ]
 )
-# Not counted by earlier releases, which used chats whole, and had no unions.
-_MAY_LACK: dict[str, Any] = {"renderings": 1, "turns_left_out": [], "piece_bytes": []}
+_CHUNK = 1 << 24  # pieces summed at a time
 
 
 class RecordSource(Protocol):
@@ -90,6 +90,17 @@ class Unusable(NamedTuple):
     num_bytes: int
 
 
+class Sums(NamedTuple):
+    """Sums over the pieces of a dump. Bytes are 0 if they are not counted."""
+
+    usable: int
+    tokens: int
+    num_bytes: int
+    too_long: int
+    tokens_too_long: int
+    all_tokens: int
+
+
 @dataclass(frozen=True)
 class Lengths:
     """The counts of all records of a dump, in the order of its shards."""
@@ -100,15 +111,16 @@ class Lengths:
     first_C: np.ndarray  # int64, the first piece of each record with several
     pieces_C: np.ndarray  # int64, the number of pieces of these records
     num_bytes: int  # supervised bytes of all records
-    reasons: dict[int, str] = field(default_factory=dict)  # index into U -> why the record is unusable
+    reasons: Mapping[int, str] = field(default_factory=dict)  # index into U -> why the record is unusable
     bytes_left_out: Counter[str] = field(default_factory=Counter)  # supervised bytes, by reason
     num_cut: int = 0  # records cut into pieces
     num_cut_pieces: int = 0  # the number of those pieces
     num_rendered: int = 0  # chats with several renderings
     num_renderings: int = 0  # the number of those renderings
     turns_left_out: Mapping[str, TurnsLeftOut] = field(default_factory=dict)  # of usable records, by reason
-    # int64, supervised bytes; 0 where they are not counted
+    # int64, supervised bytes; empty, or 0, where they are not counted
     bytes_U: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    before_C: np.ndarray | None = None  # int64, pieces after the first one of all records before; None: not yet known
 
     @property
     def num_records(self) -> int:
@@ -118,14 +130,29 @@ class Lengths:
         """Return U, bool: True for pieces that can be trained on."""
         return (self.tokens_U > 0) & (self.tokens_U <= max_tokens)
 
-    def num_usable_tokens(self, max_tokens: int) -> int:
-        """Return the tokens of all pieces that can be trained on."""
-        return int(self.tokens_U[self.usable(max_tokens)].sum())
+    def sums(self, max_tokens: int) -> "Sums":
+        """Return the sums over all pieces, of which some are read at a time."""
+        total = Sums(0, 0, 0, 0, 0, 0)
+        for first in range(0, len(self.tokens_U), _CHUNK):
+            tokens_W, bytes_W = (of[first : first + _CHUNK] for of in (self.tokens_U, self.bytes_U))
+            usable_W, too_long_W = (tokens_W > 0) & (tokens_W <= max_tokens), tokens_W > max_tokens
+            found = (
+                *(usable_W.sum(), tokens_W[usable_W].sum(dtype=np.int64)),
+                bytes_W[usable_W].sum(dtype=np.int64) if len(bytes_W) else 0,
+                *(too_long_W.sum(), tokens_W[too_long_W].sum(dtype=np.int64), tokens_W.sum(dtype=np.int64)),
+            )
+            total = Sums(*(before + int(more) for before, more in zip(total, found, strict=True)))
+        return total
 
     def unusable(self) -> dict[str, Unusable]:
         """Return the unusable records by reason, the most frequent reason first."""
-        records = Counter(self.reasons.values())
+        records = self.reason_counts()
         return {reason: Unusable(count, self.bytes_left_out[reason]) for reason, count in records.most_common()}
+
+    def reason_counts(self) -> Counter[str]:
+        """Return the number of unusable records for each reason."""
+        counted: Counter[str] = getattr(self.reasons, "counted", lambda: Counter(self.reasons.values()))()
+        return counted
 
     @property
     def num_unused_bytes(self) -> int:
@@ -144,7 +171,6 @@ class Lengths:
 
     def _records(self, unit_W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (record, numbered through all shards; piece within it) for each piece."""
-        extra_C = np.append(0, np.cumsum(self.pieces_C - 1))
         # The last record of several pieces that starts at or before each piece.
         before_W = np.searchsorted(self.first_C, unit_W, side="right") - 1
         piece_W = np.zeros_like(unit_W)
@@ -152,9 +178,17 @@ class Lengths:
         since_W = unit_W[begun] - self.first_C[before_W[begun]]
         last_W = self.pieces_C[before_W[begun]] - 1
         piece_W[begun] = np.where(since_W <= last_W, since_W, 0)
-        passed_W = extra_C[np.maximum(before_W, 0)]
-        passed_W[begun] += np.minimum(since_W, last_W)
+        passed_W = np.zeros_like(unit_W)
+        passed_W[begun] = self._extra[before_W[begun]] + np.minimum(since_W, last_W)
         return unit_W - passed_W, piece_W
+
+    @cached_property
+    def _extra(self) -> np.ndarray:
+        """C, int64: pieces after the first one of all records before."""
+        if self.before_C is not None:
+            return self.before_C
+        extra_C = self.pieces_C - 1
+        return np.cumsum(extra_C) - extra_C
 
     @classmethod
     def of(cls, shards: Iterable[Sequence[Counted]]) -> "Lengths":
@@ -250,7 +284,7 @@ def keep_counts(folder: Path, key: str, shards: Iterable[int], count: Callable[[
     """
     folder.mkdir(parents=True, exist_ok=True)
     for shard in shards:
-        path = _path(folder, shard)
+        path = part_path(folder, shard)
         if path.exists() and _is_sound(path, key):
             continue
         rows = [_as_row(counted) for counted in count(shard)]
@@ -265,16 +299,12 @@ def _as_row(counted: Counted) -> dict[str, Any]:
 
 def are_counted(folder: Path, num_shards: int, key: str) -> bool:
     """Return whether `keep_counts` has stored the counts of all `num_shards` shards under this key."""
-    paths = [_path(folder, shard) for shard in range(num_shards)]
+    paths = [part_path(folder, shard) for shard in range(num_shards)]
     return bool(paths) and all(path.exists() and _is_sound(path, key) for path in paths)
 
 
-def kept_counts(folder: Path, num_shards: int) -> Lengths:
-    """Read the counts of all shards stored by `keep_counts`."""
-    return Lengths.of(_read(_path(folder, shard)) for shard in range(num_shards))
-
-
-def _path(folder: Path, shard: int) -> Path:
+def part_path(folder: Path, shard: int) -> Path:
+    """Return the file of a shard's counts."""
     return folder / dump_files.shard_name(shard)
 
 
@@ -285,19 +315,3 @@ def _is_sound(path: Path, key: str) -> bool:
         log.warning(f"{error}; counting its tokens again")
         return False
     return bool(pq.read_schema(path).metadata[_KEY].decode() == key)
-
-
-def _read(path: Path) -> list[Counted]:
-    rows = (_MAY_LACK | row for row in pq.read_table(path, page_checksum_verification=True).to_pylist())
-    return [
-        Counted(
-            tuple(row["num_tokens"]),
-            row["left_out"],
-            row["num_bytes"],
-            row["continues"],
-            row["renderings"],
-            tuple(TurnsLeftOut(**turns) for turns in row["turns_left_out"]),
-            tuple(row["piece_bytes"]),
-        )
-        for row in rows
-    ]

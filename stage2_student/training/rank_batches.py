@@ -57,10 +57,9 @@ def rank_batches(
 ) -> Iterator[RankBatch]:
     """Yield this rank's share of each batch; every rank has the same number of micro-batches."""
     for plan in plans:
-        lengths = [document.num_tokens for document in plan.documents]
-        corpora = [document.ref.corpus for document in plan.documents]
-        by_corpus = corpora if isinstance(plan.after, UnionPosition) else None
-        yield RankBatch(plan, plan_micro_batches(lengths, micro_batch_tokens, world, packing, by_corpus)[rank])
+        is_union = isinstance(plan.after, UnionPosition)
+        by_corpus = [document.ref.corpus for document in plan.documents] if is_union else None
+        yield RankBatch(plan, plan_micro_batches(plan.lengths, micro_batch_tokens, world, packing, by_corpus)[rank])
 
 
 class HeldRecord:

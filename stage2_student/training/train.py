@@ -30,10 +30,9 @@ from schemas import dump_files
 from schemas.manifest import Manifest, write_json
 from stage2_student.acceleration.attention import check_model_has, use_attention
 from stage2_student.acceleration.options import check_options
-from stage2_student.data.batch_plan import repeated
 from stage2_student.data.order import Position
 from stage2_student.data.packing import resolve_packing
-from stage2_student.data.token_counts import Lengths, count_records, keep_counts, kept_counts
+from stage2_student.data.token_counts import Lengths
 from stage2_student.data.union import Member, open_members, overlaps
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.distributed.dealt_reading import DealtReading
@@ -59,20 +58,20 @@ from stage2_student.runs.begun import as_begun
 from stage2_student.runs.checkpoints import checkpoint_steps, remove_partial_checkpoints
 from stage2_student.runs.dump_tokens import check_tokens
 from stage2_student.runs.export import export, is_due
-from stage2_student.runs.identity import RunVersions, counts_key, dumps_by_corpus, run_identity, union_identity
+from stage2_student.runs.identity import dumps_by_corpus
 from stage2_student.runs.step_log import METRICS, cut_lines, where_to_look
 from stage2_student.runs.trackers import check_installed
 from stage2_student.training.held_out import held_out
 from stage2_student.training.loop import run_steps
 from stage2_student.training.loss_scale import first_scale
-from stage2_student.training.rank_batches import BatchBuilder, Sources, cut_at, uses_turns
+from stage2_student.training.rank_batches import BatchBuilder, Sources
 from stage2_student.training.samples import FILE as SAMPLES
 from stage2_student.training.samples import Samples
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks
 from stage2_student.training.stop_signals import Stopped
 from stage2_student.training.teacher_vocabulary import tokenizer_pair
-from stage2_student.training.usable import counts_folder, remarks, times_read
+from stage2_student.training.usable import counted_lengths, identity_of
 from stage2_student.training.watching import Watched
 from stage2_student.training.weight_average import WeightAverage
 
@@ -182,21 +181,6 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
         channel.gather()  # no rank exits before the export is written: the launcher might then end rank 0
 
 
-def _identity(recipe: Recipe, sources: Sources) -> dict[str, Any]:
-    members, tokenizer, chat, ids = sources
-    run = Path(student_config(recipe).path)
-    versions = RunVersions(folder.data_order(run), folder.adapters_by_peft(run))
-    manifests = {of.name: [of.reader.manifest, *of.reader.other_manifests] for of in members}
-    if len(members) > 1:
-        identity = union_identity(recipe, manifests, tokenizer.sha256, ids, versions)
-    else:
-        first, *others = manifests[members[0].name]
-        identity = run_identity(recipe, first, tokenizer.sha256, ids, others, versions)
-    if chat is not None:
-        identity["student"]["template_sha256"] = chat.template.sha256
-    return identity
-
-
 def _check_one_end(of_documents: SpecialIds, of_turns: SpecialIds, tokenizer: ByteTokenizer) -> None:
     """Raise ValueError if documents of plain text end with another token than the turns of chats beside them."""
     if of_documents.end != of_turns.end:
@@ -222,7 +206,7 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     for member in sources.members:
         for remark, count in member.reader.remarks.items():
             info(f"{run}: {count_of(count, 'document')} {remark}")
-    folder.claim(run, _identity(recipe, sources), recipe.train.change)
+    folder.claim(run, identity_of(recipe, sources), recipe.train.change)
     if not checkpoint_steps(run):
         for line in overlaps(sources.members):
             warning(f"{run}: {line}")
@@ -230,45 +214,6 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     save_recipe(recipe, run / dump_files.RECIPE)
     write_json(run / "deepspeed.json", deepspeed_config(recipe, world))
     export_start(recipe, chats=sources.chat is not None)
-
-
-def _lengths(recipe: Recipe, sources: Sources, channel: Channel) -> list[Lengths]:
-    """Count the tokens of all records, by corpus; each rank counts its part of those not counted before."""
-    run, members = Path(student_config(recipe).path), sources.members
-    order, identity = folder.data_order(run), _identity(recipe, sources)
-    for member in members:
-        _count(recipe, sources, member, channel)
-    channel.gather()
-    lengths = [kept_counts(counts_folder(run, member.name), member.reader.num_shards) for member in members]
-    if channel.rank != 0:
-        return lengths
-    for member, counts in zip(members, lengths, strict=True):
-        of = "" if member.name is None else f"{member.name}: "
-        has_chats = "template_sha256" in identity["student"] and member.reader.manifest.has_chats
-        for line in remarks(counts, recipe.train, order, has_chats, alone=len(members) == 1):
-            info(of + line)
-    if len(members) > 1:
-        begun = folder.begun_identity(run)
-        for line in times_read(dict(zip(begun["corpora"], lengths, strict=True)), begun, recipe.train):
-            info(line)
-    elif remark := repeated(lengths[0].num_usable_tokens(recipe.train.piece_tokens), recipe.train.batch_tokens):
-        warning(remark)
-    return lengths
-
-
-def _count(recipe: Recipe, sources: Sources, member: Member, channel: Channel) -> None:
-    """Count this rank's part of a corpus."""
-    run, reader = Path(student_config(recipe).path), member.reader
-    order = folder.data_order(run)
-    key = counts_key(_identity(recipe, sources), member.name)
-    how = cut_at(recipe.train, order), uses_turns(order), len(sources.members) > 1
-    own = range(channel.rank, reader.num_shards, channel.world)
-    keep_counts(
-        counts_folder(run, member.name),
-        key,
-        own,
-        lambda shard: count_records(reader.record_texts(shard), sources.tokenizer, sources.chat, *how),
-    )
 
 
 def build_student(
@@ -321,7 +266,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     """Take the remaining steps; returns whether the run ended early, with a best checkpoint before its last."""
     config, run = recipe.train, Path(student_config(recipe).path)
     _, tokenizer, chat, ids = sources
-    lengths = _lengths(recipe, sources, channel)
+    lengths = counted_lengths(recipe, sources, channel)
     held = held_out(recipe, tokenizer, chat, ids.document_start, channel)
     torch.manual_seed(config.seed)
     student = build_student(recipe, tokenizer, ids, [member.reader.manifest for member in sources.members])

@@ -1,4 +1,4 @@
-"""Text about the usable part of a dump: what is cut, and what is left out, by reason and with its share of bytes."""
+"""The usable part of a dump: its count, what is cut, and what is left out, by reason and with its share of bytes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,17 +6,90 @@ from typing import Any
 
 from pipeline.config import Recipe, TrainConfig, student_config
 from pipeline.runtime.format import are, count_of
+from pipeline.runtime.log import info, warning
 from schemas import dump_files
 from schemas.record import RecordText
+from stage2_student.data.batch_plan import repeated
 from stage2_student.data.encode import TOO_LONG
+from stage2_student.data.lengths.mapped import kept_counts, mapped_counts
 from stage2_student.data.order import READ, WHOLE_CHATS, WHOLE_RECORDS
 from stage2_student.data.pieces import overlap_tokens
-from stage2_student.data.token_counts import Lengths, are_counted, count_records, kept_counts
+from stage2_student.data.token_counts import Lengths, are_counted, count_records, keep_counts
+from stage2_student.data.union import Member
+from stage2_student.distributed.rank_messages import Channel
 from stage2_student.model.context_length import sized
 from stage2_student.model.initial_student import student_tokenizer
+from stage2_student.runs import folder as run_folder
 from stage2_student.runs.folder import begun_identity
-from stage2_student.runs.identity import counts_key
+from stage2_student.runs.identity import RunVersions, counts_key, run_identity, union_identity
 from stage2_student.runs.train_on import data_since
+from stage2_student.training.rank_batches import Sources, cut_at, uses_turns
+
+
+def identity_of(recipe: Recipe, sources: Sources) -> dict[str, Any]:
+    """Return the identity of a recipe's run."""
+    members, tokenizer, chat, ids = sources
+    run = Path(student_config(recipe).path)
+    versions = RunVersions(run_folder.data_order(run), run_folder.adapters_by_peft(run))
+    manifests = {of.name: [of.reader.manifest, *of.reader.other_manifests] for of in members}
+    if len(members) > 1:
+        identity = union_identity(recipe, manifests, tokenizer.sha256, ids, versions)
+    else:
+        first, *others = manifests[members[0].name]
+        identity = run_identity(recipe, first, tokenizer.sha256, ids, others, versions)
+    if chat is not None:
+        identity["student"]["template_sha256"] = chat.template.sha256
+    return identity
+
+
+def counted_lengths(recipe: Recipe, sources: Sources, channel: Channel) -> list[Lengths]:
+    """Count the tokens of all records, by corpus; each rank counts its part of those not counted before."""
+    run, members = Path(student_config(recipe).path), sources.members
+    order, identity = run_folder.data_order(run), identity_of(recipe, sources)
+    for member in members:
+        _count(recipe, sources, member, channel)
+
+    def mapped(makes: bool) -> list[Lengths]:
+        keys = [counts_key(identity, member.name) for member in members]
+        return [
+            mapped_counts(counts_folder(run, member.name), member.reader.num_shards, key, makes)
+            for member, key in zip(members, keys, strict=True)
+        ]
+
+    channel.gather()
+    if channel.rank == 0:
+        mapped(makes=True)
+    channel.gather()
+    lengths = mapped(makes=False)
+    if channel.rank != 0:
+        return lengths
+    for member, counts in zip(members, lengths, strict=True):
+        of = "" if member.name is None else f"{member.name}: "
+        has_chats = "template_sha256" in identity["student"] and member.reader.manifest.has_chats
+        for line in remarks(counts, recipe.train, order, has_chats, alone=len(members) == 1):
+            info(of + line)
+    if len(members) > 1:
+        begun = begun_identity(run)
+        for line in times_read(dict(zip(begun["corpora"], lengths, strict=True)), begun, recipe.train):
+            info(line)
+    elif remark := repeated(lengths[0].sums(recipe.train.piece_tokens).tokens, recipe.train.batch_tokens):
+        warning(remark)
+    return lengths
+
+
+def _count(recipe: Recipe, sources: Sources, member: Member, channel: Channel) -> None:
+    """Count this rank's part of a corpus."""
+    run, reader = Path(student_config(recipe).path), member.reader
+    order = run_folder.data_order(run)
+    key = counts_key(identity_of(recipe, sources), member.name)
+    how = cut_at(recipe.train, order), uses_turns(order), len(sources.members) > 1
+    own = range(channel.rank, reader.num_shards, channel.world)
+    keep_counts(
+        counts_folder(run, member.name),
+        key,
+        own,
+        lambda shard: count_records(reader.record_texts(shard), sources.tokenizer, sources.chat, *how),
+    )
 
 
 def remarks(
@@ -30,9 +103,8 @@ def remarks(
         alone: whether there is no other corpus; of a union `times_read` says how long an epoch takes.
     """
     max_tokens = train.piece_tokens
-    usable_U = lengths.usable(max_tokens)
-    too_long_U = lengths.tokens_U > max_tokens
-    tokens, num_left_out = int(lengths.tokens_U[usable_U].sum()), len(lengths.reasons) + int(too_long_U.sum())
+    sums = lengths.sums(max_tokens)
+    tokens, num_left_out = sums.tokens, len(lengths.reasons) + sums.too_long
     steps = f", {tokens / train.batch_tokens:,.1f} steps" if alone else ""
     yield (
         f"an epoch: {count_of(lengths.num_records - num_left_out, 'record', ',')}, {count_of(tokens, 'token', ',')}"
@@ -52,9 +124,9 @@ def remarks(
         )
     for line in _left_out(lengths):
         yield f"left out: {line}"
-    if too_long := int(too_long_U.sum()):
-        share = _share(int(lengths.tokens_U[too_long_U].sum()), int(lengths.tokens_U.sum()))
-        yield f"left out: {count_of(too_long, 'record', ',')}, {share} of the tokens: {TOO_LONG}"
+    if sums.too_long:
+        share = _share(sums.tokens_too_long, sums.all_tokens)
+        yield f"left out: {count_of(sums.too_long, 'record', ',')}, {share} of the tokens: {TOO_LONG}"
     if order == WHOLE_CHATS and has_chats:
         yield (
             "this run continues as it began: a chat is left out if the student's template renders one of its turns "
@@ -98,10 +170,8 @@ def times_read(lengths: Mapping[str, Lengths], identity: Mapping[str, Any], trai
     """
     corpora, steps = identity["corpora"], train.steps - data_since(identity)
     max_tokens = train.piece_tokens
-    sizes = {
-        name: (counts.num_usable_tokens(max_tokens), int(counts.bytes_U[counts.usable(max_tokens)].sum()))
-        for name, counts in lengths.items()
-    }
+    sums = {name: counts.sums(max_tokens) for name, counts in lengths.items()}
+    sizes = {name: (of.tokens, of.num_bytes) for name, of in sums.items()}
     # A step has a number of tokens, and shares of bytes.
     tokens_per_byte = sum(corpora[name]["share"] * tokens / num_bytes for name, (tokens, num_bytes) in sizes.items())
     all_bytes = steps * train.batch_tokens / tokens_per_byte

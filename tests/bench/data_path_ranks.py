@@ -169,16 +169,19 @@ def measured(
     reader_of = builder._reader_of([lengths])
 
     def plans() -> Iterator[BatchPlan]:
-        return takewhile(lambda plan: not plan.after.epoch, builder._plans([lengths], START))
+        return builder._plans([lengths], START)
 
     planned = clock.each("plan", plans())
     batches = clock.each("plan", rank_batches(planned, train.micro_batch_tokens, "off", rank, builder.world))
     source: Records = LocalReading([member.reader])
     if together:
         # Collected first, which is not charged.
-        source = Simulated(Shelf([member.reader]), rank, others, iter(list(asked_of(rank, plans(), reader_of))))
+        to_come = takewhile(lambda plan: plan.after.epoch < 2, plans())
+        source = Simulated(Shelf([member.reader]), rank, others, iter(list(asked_of(rank, to_come, reader_of))))
     files.num_bytes, tokens, documents = 0, 0, 0
     for share, records in clock.each("read", with_records(batches, source, reader_of, lag=train.prefetch + 4)):
+        if share.plan.after.epoch:
+            break
         encoded = clock.run("encode", partial(builder.encoded, share, records))
         clock.run("tensors", partial(builder.micro_batches, share, encoded))
         tokens += sum(planned.num_tokens for planned in share.documents)

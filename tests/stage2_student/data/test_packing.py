@@ -17,6 +17,9 @@ from stage2_student.data.micro_batch import Layout, collate, empty_micro_batch
 from stage2_student.data.packing import (
     PAYS_ABOVE,
     Rows,
+    _even,
+    _even_side_by_side,
+    _side_by_side,
     packing_fault,
     padded_tokens,
     plan_micro_batches,
@@ -169,3 +172,11 @@ def test_a_model_whose_documents_would_not_stay_apart_is_not_packed(
         ValueError, match=r"train\.packing is on, but packed documents would influence each other in a llama model"
     ):
         resolve_packing(llama, "on", "cuda")
+
+
+def test_micro_batches_by_group_are_those_by_document() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        lengths = rng.integers(1, 120, int(rng.integers(0, 60))).tolist()
+        limit, world = int(rng.integers(1, 400)), int(rng.integers(1, 9))
+        assert _even_side_by_side(lengths, limit, world) == _even(_side_by_side, lengths, limit, world)

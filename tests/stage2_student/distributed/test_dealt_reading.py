@@ -3,10 +3,10 @@
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,14 @@ def trained_on(value: Any) -> Any:
         return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, value.tobytes()
-    if isinstance(value, list | tuple):
+    if isinstance(value, Mapping):
+        return {key: trained_on(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [trained_on(one) for one in value]
-    return trained_on(list(vars(value).values())) if hasattr(value, "__dict__") else value
+    if is_dataclass(value):
+        return [trained_on(getattr(value, field.name)) for field in fields(value)]
+    assert value is None or isinstance(value, str | bytes | int | float), type(value)
+    return value
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
