@@ -5,8 +5,9 @@ a dump would be decoded, and fetched from a store, once for each. So for an epoc
 (`stage2_student.data.order.Order.readers`), known to all ranks without a message. A rank asks the reader of each shard
 for the records that it is about to encode. Neither the order of documents nor the batches depend on who reads.
 
-A reader decodes a shard from front to back as far as it is asked to, and holds its records until no rank can still need
-them: those of the windows of the last few steps. A record that is asked for later than that is read again.
+A reader decodes a shard from front to back as far as it is asked to, each stripe of it as a rank alone would, and holds
+the records until no rank can still need them: those of the windows of the last few steps. A record that is asked for
+later than that is read again.
 
 Each rank listens on a port of its own, and tells it, with a secret, over the ranks' channel. A message is its length
 in 8 bytes and that many bytes.
@@ -25,6 +26,7 @@ from itertools import count
 from typing import Protocol
 
 from schemas.record import Record
+from stage2_student.data import order
 from stage2_student.data.order import RecordRef
 from stage2_student.data.reader import DumpReader
 from stage2_student.distributed.rank_messages import Channel, LostRankError, enable_keepalive
@@ -218,19 +220,21 @@ class _HeldShard:
         self._reader, self._shard = reader, shard
         self._lock = threading.Lock()
         self._last_rows: dict[tuple[int, int], int] = {}  # the last row asked for, by window
-        self._from_front()
-
-    def _from_front(self) -> None:
-        self._records: Iterator[Record] = self._reader.records_of(self._shard, count())
         self._held: dict[int, Record] = {}
-        self._next = self._first = 0
+        self._first = self._next = -1
+
+    def _open(self, row: int) -> None:
+        """Open the shard for a row, and for those before it that another rank may ask for in the same window."""
+        self._first = self._next = max(0, row - order.WINDOW_PIECES)
+        self._records: Iterator[Record] = self._reader.records_of(self._shard, count(self._first))
+        self._held = {}
 
     def record(self, ref: RecordRef) -> Record:
         with self._lock:
             window = ref.epoch, ref.window
             self._last_rows[window] = max(self._last_rows.get(window, 0), ref.row)
-            if ref.row < self._first:
-                self._from_front()
+            if self._first < 0 or ref.row < self._first:
+                self._open(ref.row)
             while self._next <= ref.row:
                 self._held[self._next] = next(self._records)
                 self._next += 1
