@@ -13,11 +13,11 @@ from pipeline.config.placement import PlacementConfig
 from pipeline.config.recipe import Recipe, check_engine_gives, corpora_of, generate_config, student_config
 from pipeline.config.section import Section
 from pipeline.config.student import DumpRef, StudentConfig
-from pipeline.config.tasks import TasksConfig
+from pipeline.config.tasks import TasksConfig, WatchedTasksConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.config.text.generate import GenerateConfig, PromptsConfig
 from pipeline.config.text.supervise import SuperviseConfig
-from pipeline.config.train import DeepSpeedConfig, SamplesConfig, TrainConfig, WandbConfig
+from pipeline.config.train import DeepSpeedConfig, MlflowConfig, SamplesConfig, TrainConfig, WandbConfig
 from pipeline.config.training.objectives import Objectives
 from pipeline.config.transfer import TransferConfig
 
@@ -31,6 +31,7 @@ __all__ = [
     "EngineSpec",
     "EvalConfig",
     "GenerateConfig",
+    "MlflowConfig",
     "Objectives",
     "PlacementConfig",
     "PromptsConfig",
@@ -44,6 +45,7 @@ __all__ = [
     "TrainConfig",
     "TransferConfig",
     "WandbConfig",
+    "WatchedTasksConfig",
     "check_engine_gives",
     "corpora_of",
     "generate_config",

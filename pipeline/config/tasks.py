@@ -45,3 +45,10 @@ class TasksConfig(Section):
         description="Figure of a task to show in tables, as in {gsm8k: 'exact_match,flexible-extract'}; default: "
         "acc_norm, or else the task's first figure.",
     )
+
+
+class WatchedTasksConfig(TasksConfig):
+    """Tasks that the student is asked while it is trained, on a few questions."""
+
+    every: int = Field(200, ge=1, description="Steps between askings; there is one at the last step too.")
+    limit: int | None = Field(100, ge=1, description="Use only the first questions of each task; null: all.")

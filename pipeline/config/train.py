@@ -2,12 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config.corpus import CorpusConfig
-from pipeline.config.section import Section, added
+from pipeline.config.section import Section, added, plain_address
+from pipeline.config.tasks import WatchedTasksConfig
 from pipeline.config.training.objectives import Objectives
 from pipeline.runtime.dtypes import natural_dtype
+from schemas.storage.locations import check_address
 
 
 class DeepSpeedConfig(Section):
@@ -46,6 +48,16 @@ class WandbConfig(Section):
     name: str | None = Field(None, description="Name of the run; default: the last parts of student.path.")
     mode: Literal["online", "offline", "disabled"] = Field(
         "online", description="offline: kept in the run's folder, for `wandb sync`."
+    )
+
+
+class MlflowConfig(Section):
+    """A copy of the metrics at MLflow. Its own variables name server and user: MLFLOW_TRACKING_URI and others."""
+
+    experiment: str = Field(description="Experiment at MLflow; made if there is none.")
+    name: str | None = Field(None, description="Name of the run; default: the last parts of student.path.")
+    tracking_uri: Annotated[str, AfterValidator(plain_address)] | None = Field(
+        None, description="Server or folder; default: MLflow's own (MLFLOW_TRACKING_URI)."
     )
 
 
@@ -134,6 +146,11 @@ class TrainConfig(Section):
     )
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_last: int = Field(3, ge=0, description="Newest checkpoints to keep, beside the best by evaluation; 0: all.")
+    checkpoints: Annotated[str, AfterValidator(check_address)] | None = Field(
+        None,
+        description="Address of a store's folder (s3://, gs://, file://) that each checkpoint is copied to, in the "
+        "background. Where student.path holds no newer one, as on another machine, the run resumes from there.",
+    )
     log_every: int = Field(1, ge=1, description="Steps between log lines.")
     eval_every: int = Field(
         0,
@@ -166,8 +183,16 @@ class TrainConfig(Section):
     samples: SamplesConfig | None = Field(
         None, description="Texts to write while training, as in {prompts: [Once upon a time], every: 100}."
     )
+    tasks: WatchedTasksConfig | None = Field(
+        None,
+        description="Tasks to ask the student while it is trained, as in {names: [bld_piqa], every: 200, limit: 100}; "
+        "other keys as in eval.tasks. Needs the package lm_eval.",
+    )
     wandb: WandbConfig | None = Field(
         None, description="Also log to Weights & Biases, as in {project: bytes}; needs the package wandb."
+    )
+    mlflow: MlflowConfig | None = Field(
+        None, description="Also log to MLflow, as in {experiment: bytes}; needs the package mlflow-skinny or mlflow."
     )
     num_processes: int = Field(1, ge=1, description="Ranks on this machine.")
     packing: Literal["auto", "on", "off"] = Field(
@@ -269,7 +294,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _weights_are_whole(self) -> "TrainConfig":
-        for name, asked in (("ema", self.ema), ("samples", self.samples)):
+        for name, asked in (("ema", self.ema), ("samples", self.samples), ("tasks", self.tasks)):
             if asked and self.deepspeed.zero_stage == 3:
                 raise ValueError(
                     f"train.{name} needs whole weights on each rank, and train.deepspeed.zero_stage 3 partitions them: "

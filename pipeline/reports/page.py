@@ -98,7 +98,12 @@ def plots_of(runs: Sequence[Run]) -> list[Plot]:
         for name in dict.fromkeys(name for run in runs for name in run.logged_by(plot.key))
         if plot.key in ("loss", "bits_per_byte", "eval_bits_per_byte")
     ]
-    return [*PLOTS[:after], *(Plot(name, name, "nats per byte") for name in own), *PLOTS[after:], *of_corpora]
+    of_tasks = [
+        Plot(f"task/{name}", f"Task {name}", "share of 1", noisy=False)
+        for name in dict.fromkeys(name for run in runs for name in run.logged_by("task"))
+    ]
+    of_own = [Plot(name, name, "nats per byte") for name in own]
+    return [*PLOTS[:after], *of_own, *PLOTS[after:], *of_tasks, *of_corpora]
 
 
 def _curves(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -155,8 +160,9 @@ def _values(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, object]
     values: list[dict[str, object]] = []
     for run, name in zip(runs, names, strict=True):
         every = -(-len(run.metrics) // _MAX_ROWS) or 1
-        # Evaluations are few: none of them may be skipped.
-        rows = [m for i, m in enumerate(run.metrics) if i % every == 0 or m.get("eval_bits_per_byte") is not None]
+        # Evaluations and tasks are few: none of them may be skipped.
+        few = ("eval_bits_per_byte", *(key for key in keys if key.startswith("task/")))
+        rows = [m for i, m in enumerate(run.metrics) if i % every == 0 or any(m.get(key) is not None for key in few)]
         columns = {key: [_rounded(m.get(key)) for m in rows] for key in keys}
         used = {key: column for key, column in columns.items() if any(value is not None for value in column)}
         values.append({"name": name, "columns": used})

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from schemas.storage.locations import RemotePath, store_errors
@@ -74,6 +75,18 @@ def remove(path: RemotePath) -> None:
             obstore.delete(_bucket(path), _key(path))
         except FileNotFoundError:  # S3 does not say, Google does
             return
+
+
+def upload(path: RemotePath, local: Path) -> None:
+    """Write a file of any size as an object, replacing any existing one, in parts if it is large. Raises StoreError.
+
+    The object is there once all of its parts are. The parts of an upload that a kill interrupts are no object; a bucket
+    can be told to drop them after some days.
+    """
+    import obstore
+
+    with _writing(path):
+        obstore.put(_bucket(path), _key(path), local, mode="overwrite")
 
 
 def _put(path: RemotePath, content: bytes, mode: Any) -> bool:

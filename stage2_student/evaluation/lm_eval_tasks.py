@@ -38,9 +38,13 @@ _RENDERED, _BROKEN = "\ufdd0", "\ufdd1"
 
 
 class TextModel(HFLM):
-    """The harness' `hf`, with control tokens only where a chat template writes them."""
+    """The harness' `hf`, with control tokens only where a chat template writes them.
 
-    def __init__(self, pretrained: str, **options: Any) -> None:
+    Args:
+        pretrained: a folder, or the model itself, which is then used as it is.
+    """
+
+    def __init__(self, pretrained: Any, **options: Any) -> None:
         super().__init__(pretrained, chat_template_args={"strftime_now": TODAY.strftime}, **options)
         special = [token for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         names = sorted((token.content for token in special), key=len, reverse=True)
@@ -161,7 +165,7 @@ def run_tasks(
     Raises:
         ValueError: a task is unknown, or its data is unavailable; raised before any weights are loaded.
     """
-    tasks = {name: _load(group) for name, group in groups.items()}
+    tasks = {name: load_group(group) for name, group in groups.items()}
     resolved = resolve_model(model)
     if Path(resolved.source).exists():
         resolved = resolved.at(str(Path(resolved.source).absolute()))  # a relative path would be taken for a hub name
@@ -175,12 +179,15 @@ def run_tasks(
             trust_remote_code=resolved.trust_remote_code,
         )
         same_dtype = {name: group for name, group in groups.items() if group.dtype == dtype}
-        results |= {name: _run(lm, group, *tasks[name], log_samples) for name, group in same_dtype.items()}
+        results |= {name: run_group(lm, group, *tasks[name], log_samples) for name, group in same_dtype.items()}
     return results
 
 
-def _load(group: TasksConfig) -> tuple[TaskManager, list[Any]]:
-    """Load the group's tasks with their data, and return them with the manager that loaded them."""
+def load_group(group: TasksConfig) -> tuple[TaskManager, list[Any]]:
+    """Load the group's tasks with their data, and return them with the manager that loaded them.
+
+    Raises ValueError if a task is unknown, or its data is unavailable.
+    """
     # It warns about every task that comes with its own data.
     logging.getLogger("lm_eval.api.task").setLevel(logging.ERROR)
     manager = _manager(group)
@@ -225,9 +232,10 @@ def _without_hub(manager: TaskManager) -> str:
     return f"Tasks that need no hub: {', '.join(name for name in manager.all_tasks if name.startswith('bld_'))}"
 
 
-def _run(
-    lm: TextModel, group: TasksConfig, manager: TaskManager, tasks: list[Any], log_samples: bool
+def run_group(
+    lm: TextModel, group: TasksConfig, manager: TaskManager, tasks: list[Any], log_samples: bool = False
 ) -> dict[str, Any]:
+    """Ask a model a group's tasks, as `load_group` has loaded them; returns the harness' results in its JSON form."""
     lm.ask_with(group)
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     results = simple_evaluate(

@@ -113,10 +113,10 @@ def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
             raise ValueError(f"{key}: {file} is not a file (relative to {Path.cwd()}); give the path of a Python file")
     if train.hostfile is None:
         check_options(train)
-    if train.wandb is not None:
+    if train.wandb is not None or train.mlflow is not None:
         from stage2_student.runs.trackers import check_installed  # imports TensorBoard, which takes seconds
 
-        check_installed(train.wandb)
+        check_installed(train)
     return as_begun(recipe)
 
 

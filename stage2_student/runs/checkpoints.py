@@ -22,8 +22,14 @@ def checkpoint_name(step: int) -> str:
 def checkpoint_steps(run: Path) -> list[int]:
     """Return the steps of the complete checkpoints, ascending."""
     folder = run / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
+    steps = [step_of(path.name) for path in folder.iterdir()] if folder.exists() else []
+    return sorted(step for step in steps if step is not None)
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of the checkpoint with this folder name; None if it is not one of a complete checkpoint."""
+    match = _STEP.fullmatch(name)
+    return None if match is None else int(match[1])
 
 
 def commit_checkpoint(run: Path, partial: str, step: int, world: int) -> None:
@@ -35,6 +41,13 @@ def commit_checkpoint(run: Path, partial: str, step: int, world: int) -> None:
             os.fsync(opened.fileno())
     (folder / partial).replace(folder / checkpoint_name(step))
     _write_latest(folder, step)
+
+
+def commit_fetched(run: Path, partial: str, step: int) -> None:
+    """Give a checkpoint that was fetched, and is durable, its name, beside older and newer ones."""
+    folder = run / "checkpoints"
+    (folder / partial).replace(folder / checkpoint_name(step))
+    _write_latest(folder, checkpoint_steps(run)[-1])
 
 
 def _write_latest(folder: Path, step: int) -> None:

@@ -4,7 +4,7 @@ identity.json             everything that decides the result; a resume with anot
                           of steps to come
 recipe.yaml, deepspeed.json; how the start was made in start/transfer.json
 lengths/                  the student's tokens per record, by shard (see `stage2_student.data.token_counts`); of a union
-                          in a folder for each corpus
+                          in a folder for each corpus; arrays.d: the same as arrays, which the ranks map
 start/                    the student before its first step, a Hugging Face folder (`bld start` makes it alone)
 checkpoints/step-000020   DeepSpeed's files; always complete, because a checkpoint gets its name last
 checkpoints/latest        name of the newest checkpoint, for DeepSpeed's own tools
@@ -77,7 +77,7 @@ def claim(run: Path, identity: dict[str, Any], change: Collection[str] = ()) -> 
         is_kept = is_made(run / "start", of_start(identity.get("student", {})))
         for name in (*(() if is_kept else ("start",)), "start.partial", "checkpoints", "tensorboard"):
             shutil.rmtree(run / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "wandb_id"):
+        for name in ("metrics.jsonl", "wandb_id", "mlflow_id"):
             (run / name).unlink(missing_ok=True)
         write_json(path, identity)
 

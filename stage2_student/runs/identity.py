@@ -18,13 +18,16 @@ from stage2_student.model.start_identity import rows_code
 _WATCHING = {
     "save_every",
     "keep_last",
+    "checkpoints",
     "log_every",
     "eval_every",
     "eval_documents",
     "validation",
     "patience",
     "samples",
+    "tasks",
     "wandb",
+    "mlflow",
 }
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
 _KERNELS = {"attention"}  # which differ by rounding

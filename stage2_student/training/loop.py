@@ -19,6 +19,7 @@ from stage2_student.data.prefetch import prefetched
 from stage2_student.data.token_counts import Lengths
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.runs import retention
+from stage2_student.runs.checkpoint_store import CheckpointCopies
 from stage2_student.runs.checkpoints import checkpoint_name, commit_checkpoint
 from stage2_student.runs.step_log import RunLog
 from stage2_student.training.learning_rate import learning_rate
@@ -43,7 +44,8 @@ def run_steps(
     first_step, figures = state.step, dict[str, float]()
     steps_ahead = prefetched(builder.steps(lengths, state.position), config.prefetch)
     log_of_rank_0 = RunLog(run, first_step, recipe) if ranks.rank == 0 else contextlib.nullcontext()
-    with StopRequest() as stop, log_of_rank_0 as log, steps_ahead as steps:
+    copies = CheckpointCopies(run, config.checkpoints if ranks.rank == 0 else None, config.keep_last)
+    with StopRequest() as stop, log_of_rank_0 as log, copies, steps_ahead as steps:
         ranks.channel.gather()  # rank 0 has opened its trackers, some of which contact a server
         while state.step < config.steps and not is_exhausted(state.progress, config.patience):
             started = time.monotonic()
@@ -84,13 +86,17 @@ def run_steps(
                     figures[f"eval_bits_per_byte/{name}"] = bits
                 state = state.after_evaluation(evaluation)
                 last |= is_exhausted(state.progress, config.patience)
-            if log is not None and (state.step % config.log_every == 0 or last or evaluation is not None):
+            asked = config.tasks is not None and (state.step % config.tasks.every == 0 or last)
+            if asked:
+                figures |= watched.task_figures(engine, state.step, ranks)
+            if log is not None and (state.step % config.log_every == 0 or last or asked or evaluation is not None):
                 log.write(state.step, figures)
             if watched.samples is not None and watched.samples.is_due(state.step, last):
                 watched.write_samples(engine, state.step, run, ranks)
             signal_number = ds.all_reduce_max(stop.received, ranks.device)
             if saving or last or signal_number:
                 _save(engine, recipe, state, ranks, evaluation, watched.average)
+                copies.add(state.step)
             if signal_number and not last:
                 _log_stopped(state, run, signal_number, ranks)
                 raise Stopped(signal_number)

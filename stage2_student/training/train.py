@@ -39,6 +39,7 @@ from stage2_student.distributed.dealt_reading import DealtReading
 from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_messages import Channel, LostRankError, join
+from stage2_student.evaluation.watched_tasks import WatchedTasks
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.losses.objectives import NONE, objectives_on_tokens
 from stage2_student.model.context_length import sized
@@ -53,8 +54,10 @@ from stage2_student.model.lora import add_adapters, expert_weights, mixture_rema
 from stage2_student.model.parameter_groups import parameter_groups
 from stage2_student.model.rows_alone import freeze_body
 from stage2_student.model.student import Student
+from stage2_student.model.tokenizer_folder import read_tokenizer
 from stage2_student.runs import folder, resume
 from stage2_student.runs.begun import as_begun
+from stage2_student.runs.checkpoint_store import fetch
 from stage2_student.runs.checkpoints import checkpoint_steps, remove_partial_checkpoints
 from stage2_student.runs.dump_tokens import check_tokens
 from stage2_student.runs.export import export, is_due
@@ -148,6 +151,18 @@ def train(recipe: Recipe) -> None:
 
 def _train_and_export(recipe: Recipe, channel: Channel) -> None:
     recipe, remark = sized(recipe)
+    student = student_config(recipe)
+    run = Path(student.path)
+    with contextlib.ExitStack() as stack:
+        fetched = None
+        if channel.rank == 0:
+            stack.enter_context(folder.lock(run))
+            fetched = fetch(recipe)
+        channel.gather()  # what the run began with may have come from its store
+        _train_begun(recipe, channel, [line for line in (remark, fetched) if line is not None])
+
+
+def _train_begun(recipe: Recipe, channel: Channel, remarks_on_run: Sequence[str]) -> None:
     recipe, remarks_on_begun = as_begun(recipe)
     student = student_config(recipe)
     run = Path(student.path)
@@ -161,9 +176,8 @@ def _train_and_export(recipe: Recipe, channel: Channel) -> None:
     sources = Sources(members, tokenizer, chat, ids)
     with contextlib.ExitStack() as stack:
         if channel.rank == 0:
-            stack.enter_context(folder.lock(run))
             stack.enter_context(metrics.served())
-            for line in (*filter(None, [remark]), *remarks_on_begun):
+            for line in (*remarks_on_run, *remarks_on_begun):
                 info(f"{run}: {line}")
             _prepare(recipe, sources, channel.world)
         channel.gather()  # rank 0 has made the start model, which may take longer than a collective's timeout
@@ -196,7 +210,7 @@ def _check_one_end(of_documents: SpecialIds, of_turns: SpecialIds, tokenizer: By
 def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     """Prepare the run on rank 0: claim its folder, write recipe and configuration, make the start model."""
     run = Path(student_config(recipe).path)
-    check_installed(recipe.train.wandb)
+    check_installed(recipe.train)
     check_options(recipe.train)
     check_model_has(recipe.train, resolve_model(student_config(recipe).source))
     if slow := slow_dtype("train.dtype", recipe.train.dtype):
@@ -206,7 +220,12 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     for member in sources.members:
         for remark, count in member.reader.remarks.items():
             info(f"{run}: {count_of(count, 'document')} {remark}")
-    folder.claim(run, identity_of(recipe, sources), recipe.train.change)
+    try:
+        folder.claim(run, identity_of(recipe, sources), recipe.train.change)
+    except ValueError as error:
+        if recipe.train.checkpoints is None:
+            raise
+        raise ValueError(f"{error} So does {recipe.train.checkpoints} (train.checkpoints): give another") from error
     if not checkpoint_steps(run):
         for line in overlaps(sources.members):
             warning(f"{run}: {line}")
@@ -290,7 +309,13 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     if average is not None and checkpoint is not None:
         average.load(run / "checkpoints" / checkpoint.name)
     samples = None if config.samples is None else Samples(config.samples, tokenizer, chat, ids)
-    state, figures = run_steps(engine, state, builder, lengths, Watched(held, samples, average), ranks)
+    tasks = None
+    if config.tasks is not None and ranks.rank == 0:
+        tokenizer_of_start = read_tokenizer(
+            run / dump_files.START, folder.tokenizer_sha256(run), student_config(recipe).trust_remote_code
+        )
+        tasks = WatchedTasks(config.tasks, tokenizer_of_start)
+    state, figures = run_steps(engine, state, builder, lengths, Watched(held, samples, tasks, average), ranks)
     ended_early = state.step < config.steps  # a signal raises
     if ranks.rank == 0 and figures:
         _summarise(recipe, state, figures, sources.members, lengths)

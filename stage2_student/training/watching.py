@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stage2_student.evaluation.watched_tasks import WatchedTasks
 from stage2_student.runs.retention import Evaluation
 from stage2_student.training.held_out import HeldOut
 from stage2_student.training.samples import Samples
@@ -18,6 +19,7 @@ class Watched(NamedTuple):
 
     held: HeldOut | None = None
     samples: Samples | None = None
+    tasks: WatchedTasks | None = None  # on rank 0
     average: WeightAverage | None = None
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -36,3 +38,12 @@ class Watched(NamedTuple):
             with self.averaged():
                 self.samples.write(engine.module, step, run)
         ranks.channel.gather()
+
+    def task_figures(self, engine: Any, step: int, ranks: Ranks) -> dict[str, float]:
+        """Ask the tasks on rank 0, for which the others wait; returns its figures there."""
+        figures: dict[str, float] = {}
+        if ranks.rank == 0 and self.tasks is not None:
+            with self.averaged():
+                figures = self.tasks.figures(engine.module, step)
+        ranks.channel.gather()
+        return figures

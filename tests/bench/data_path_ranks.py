@@ -7,7 +7,8 @@ No model; one process plays one rank of each world, and answers it for all other
 The dump lies behind a file system that counts the bytes read from it, as from a store. Its shards are one shard under
 many names. A rank that reads together with others is charged with its own shards, with the packing of their records for
 all ranks, and with unpacking those that it receives; the network costs nothing here. Times are CPU seconds of the
-process, all threads, over an epoch; `of linear` is the rate of a rank over that of a world of one.
+process, all threads, over an epoch or 2,048 of the rank's documents; `of linear` is the rate of a rank over that of a
+world of one.
 """
 
 import pickle
@@ -59,6 +60,7 @@ WORDS = [
     "seldom",
 ]
 ENTRIES = 6  # of a position, in the mean
+DOCUMENTS = 2048  # of a rank, after which it has been measured; an epoch if that has fewer
 
 
 class _CountingFile(LocalFileOpener):  # type: ignore[misc]
@@ -148,6 +150,20 @@ class Simulated:
         self._shelf.forget(windows)
 
 
+class Counted:
+    """A source of records that counts them."""
+
+    def __init__(self, source: Records) -> None:
+        self._source, self.num_records = source, 0
+
+    def records(self, refs: Sequence[RecordRef], reader_of: ReaderOf) -> dict[RecordRef, Record]:
+        self.num_records += len(refs)
+        return self._source.records(refs, reader_of)
+
+    def forget(self, windows: Sequence[tuple[int, int]]) -> None:
+        self._source.forget(windows)
+
+
 def asked_of(rank: int, plans: Iterable[BatchPlan], reader_of: ReaderOf) -> Iterator[list[RecordRef]]:
     """Yield what all ranks ask of a rank, whenever `with_records` reads: at the end of each batch with a new window."""
     unread: list[RecordRef] = []
@@ -178,23 +194,28 @@ def measured(
         # Collected first, which is not charged.
         to_come = takewhile(lambda plan: plan.after.epoch < 2, plans())
         source = Simulated(Shelf([member.reader]), rank, others, iter(list(asked_of(rank, to_come, reader_of))))
-    files.num_bytes, tokens, documents = 0, 0, 0
-    for share, records in clock.each("read", with_records(batches, source, reader_of, lag=train.prefetch + 4)):
-        if share.plan.after.epoch:
+    counted = Counted(source)
+    files.num_bytes, tokens, documents, of_all = 0, 0, 0, 0
+    for share, records in clock.each("read", with_records(batches, counted, reader_of, lag=train.prefetch + 4)):
+        if share.plan.after.epoch or documents >= DOCUMENTS:
             break
         encoded = clock.run("encode", partial(builder.encoded, share, records))
         clock.run("tensors", partial(builder.micro_batches, share, encoded))
         tokens += sum(planned.num_tokens for planned in share.documents)
         documents += len(share.documents)
-    return {"tokens": tokens, "documents": documents, "bytes": files.num_bytes, **clock.seconds}
+        of_all += len(share.plan.documents)
+    # Records are read window by window, ahead of the documents that were passed on.
+    used = documents / counted.num_records
+    clock.seconds["read"] *= used
+    return {"tokens": tokens, "of_all": of_all, "bytes": files.num_bytes * used, **clock.seconds}
 
 
 def main(
     world: Annotated[list[int] | None, typer.Option(help="ranks, one or more; default: 1, 8, 64, 512")] = None,
     tokens: Annotated[int, typer.Option(help="student tokens of a rank's step")] = 4096,
-    shards: Annotated[int, typer.Option(help="of the dump")] = 1024,
+    shards: Annotated[int, typer.Option(help="of the dump")] = 512,
     records: Annotated[int, typer.Option(help="of a shard, 2 kB each")] = 64,
-    sampled: Annotated[int, typer.Option(help="ranks of each world that are played")] = 3,
+    sampled: Annotated[int, typer.Option(help="ranks of each world that are played")] = 1,
     save: Annotated[bool, typer.Option(help="keep the figures in tests/bench/results")] = True,
 ) -> None:
     changes = ["student.interface=linear", f"train.micro_batch_tokens={tokens}"]
@@ -208,7 +229,7 @@ def main(
         dump = make_dump(Path(folder) / "dump", shards, records)
         files = CountingFiles()
         reader = DumpReader(RemotePath("s3", str(dump), pa_fs.PyFileSystem(pa_fs.FSSpecHandler(files))), 0)
-        size = dump.joinpath("shards/part-00000.parquet").stat().st_size * shards
+        of_each = dump.joinpath("shards/part-00000.parquet").stat().st_size / records
         counted = list(count_records(reader.record_texts(0), tokenizer, None, recipe.train.piece_tokens))
         lengths = Lengths.of([counted] * shards)
         others = [pickle.dumps(record, protocol=5) for record in reader.records_of(0, range(records))]
@@ -226,11 +247,12 @@ def main(
                 seconds = sum(total[part] for part in ("plan", "read", "encode", "tensors"))
                 rate = total["tokens"] / seconds
                 alone = alone or rate
+                bytes_of_all = num * total["bytes"] / (of_each * total["of_all"])
                 row = {
                     "each rank reads": "a part, dealt" if together else "what it needs",
                     "ranks": num,
-                    "of the dump's bytes, %": round(100 * total["bytes"] / size, 3),
-                    "all ranks' bytes, dumps": round(num * total["bytes"] / size, 2),
+                    "of the bytes, read by a rank, %": round(100 * bytes_of_all / num, 2),
+                    "times that a byte is read": round(bytes_of_all, 2),
                     "tokens/s of a rank": round(rate),
                     "of all ranks": round(num * rate),
                     "of linear": round(rate / alone, 2),
@@ -239,7 +261,8 @@ def main(
                 print(row, flush=True)
                 rows.append(row)
     if save:
-        about = f"{shards:,} shards of {records} records of 2 kB ({size / 1e6:,.0f} MB), GPT-2's tokenizer"
+        megabytes = of_each * shards * records / 1e6
+        about = f"{shards:,} shards of {records} records of 2 kB ({megabytes:,.0f} MB), GPT-2's tokenizer"
         results.save("data-path-ranks", {"rows": rows}, documents=about)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +16,22 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from pipeline.config import Recipe
+from pipeline.config import MlflowConfig, Recipe, TasksConfig
 from pipeline.config.loading import save_recipe
+from pipeline.reports.page import page
 from pipeline.reports.runs import read_run
+from pipeline.runtime.harness_figures import task_figures
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from stage2_student.evaluation.lm_eval_tasks import run_tasks
 from stage2_student.launch.launch import free_port
 from stage2_student.runs import retention
+from stage2_student.runs.checkpoint_store import stored_steps
 from stage2_student.runs.checkpoints import checkpoint_steps, remove_partial_checkpoints
 from stage2_student.runs.export import export
 from stage2_student.runs.retention import Evaluation, best_step, prune
 from stage2_student.runs.step_log import RunLog, where_to_look
 from stage2_student.training.held_out import _sha256
+from tests.support.local_tasks import write_three
 from tests.support.scoring import score
 from tests.support.small_dumps import make_dump, make_recipe
 from tests.support.tiny import END_OF_TEXT, tiny_model
@@ -48,7 +54,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_dump(work / "dump")
     (work / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXT))
     save_recipe(recipe(work, "plain", save_every=100, eval_every=0), work / "plain.yaml")
-    save_recipe(recipe(work, "watched"), work / "watched.yaml")
+    save_recipe(recipe(work, "watched", **copied(work, "copies")), work / "watched.yaml")
     save_recipe(recipe(work, "one", **SHARED), work / "one.yaml")
     (work / "other.jsonl").write_text('{"text": "QQ ##"}\n')
     values = recipe(work, "early", **EARLY).model_dump()
@@ -61,6 +67,12 @@ EARLY = {
     "eval_every": 1, "keep_last": 0, "patience": 2, "ema": 0.5, "steps": 9, "validation": {"source": "text.jsonl"},
     "samples": {"prompts": ["the river", "in a"], "every": 2, "max_new_tokens": 5}, "min_lr_ratio": 1.0,
 }  # fmt: skip
+
+
+def copied(work: Path, store: str) -> dict[str, Any]:
+    """Return keys of a run that is asked tasks, and whose checkpoints are copied."""
+    tasks = {"names": ["three"], "include_path": str(write_three(work / "tasks")), "every": 2}
+    return {"checkpoints": f"file://{work / store}", "tasks": tasks}
 
 
 SHARED = {"lr": 1e-3, "steps": 3, "micro_batch_tokens": 30}
@@ -86,8 +98,32 @@ def metrics(run: Path) -> list[dict[str, float]]:
 
 
 def test_evaluation_leaves_every_loss_as_it_is_to_the_bit(work: Path) -> None:
-    watched = [{k: v for k, v in line.items() if k != "eval_bits_per_byte"} for line in metrics(work / "watched")]
+    beside = ("eval_bits_per_byte", "task/three")
+    watched = [{k: v for k, v in line.items() if k not in beside} for line in metrics(work / "watched")]
     assert watched == metrics(work / "plain")
+
+
+def test_tasks_are_asked_every_so_many_steps_and_are_those_of_the_exported_model(work: Path) -> None:
+    asked = {line["step"]: line["task/three"] for line in metrics(work / "watched") if "task/three" in line}
+    assert sorted(asked) == [2, 4, 6]
+    group = TasksConfig(names=("three",), include_path=str(work / "tasks"), dtype="float32")
+    results = run_tasks(str(work / "watched" / "export"), {"tasks": group})
+    assert asked[6] == pytest.approx(task_figures(results, {})["three"].value)
+    assert 'aria-label="Task three over steps"' in page([read_run(work / "watched")], ["watched"])
+
+
+def test_a_run_goes_on_from_its_store_in_an_empty_folder_to_the_same_bits(work: Path) -> None:
+    """From its best checkpoint, as if the newest had not arrived."""
+    steps = stored_steps(work / "copies")
+    assert steps == checkpoint_steps(work / "watched") and len(steps) == 2 and steps[-1] == 6
+    shutil.copytree(work / "copies", work / "fewer")
+    (work / "fewer" / "step-000006" / "complete.json").unlink()
+    save_recipe(recipe(work, "elsewhere", **copied(work, "fewer")), work / "elsewhere.yaml")
+    assert train_each(work, "elsewhere").wait() == 0
+    assert metrics(work / "elsewhere") == metrics(work / "watched")
+    ours, theirs = (load_file(work / name / "export" / "model.safetensors") for name in ("elsewhere", "watched"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert stored_steps(work / "fewer") == steps
 
 
 def test_the_evaluation_is_that_of_the_exported_model(work: Path) -> None:
@@ -301,9 +337,92 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    for name in ("wandb", "mlflow"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ValueError, match=r"needs the package wandb.*pip install wandb"):
         RunLog(tmp_path, 0, wandb_recipe(tmp_path))
+    with pytest.raises(ValueError, match=r"train.mlflow needs the package mlflow,.*pip install mlflow-skinny"):
+        RunLog(tmp_path, 0, mlflow_recipe(tmp_path))
+
+
+def mlflow_recipe(run: Path, **mlflow: Any) -> Recipe:
+    return make_recipe(run, run, run, {"steps": 9, "mlflow": {"experiment": "bytes", **mlflow}})
+
+
+class FakeMlflow:
+    """The functions of MLflow 3 that are called, with their signatures."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def set_tracking_uri(self, uri: str | Path) -> None:
+        self.calls.append(("uri", uri))
+
+    def set_experiment(
+        self, experiment_name: str | None = None, experiment_id: str | None = None, trace_location: Any = None
+    ) -> None:
+        self.calls.append(("experiment", experiment_name))
+
+    def start_run(
+        self,
+        run_id: str | None = None,
+        experiment_id: str | None = None,
+        run_name: str | None = None,
+        nested: bool = False,
+        parent_run_id: str | None = None,
+        tags: dict[str, Any] | None = None,
+        description: str | None = None,
+        log_system_metrics: bool | None = None,
+    ) -> Any:
+        self.calls.append(("start", (run_id, run_name)))
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_id or "0123abcd"))
+
+    def log_params(self, params: dict[str, Any], synchronous: bool | None = None, run_id: str | None = None) -> None:
+        assert len(params) <= 100 and run_id == "0123abcd"
+        self.calls.append(("params", params))
+
+    def log_metrics(
+        self,
+        metrics: dict[str, float],
+        step: int | None = None,
+        synchronous: bool | None = None,
+        run_id: str | None = None,
+        timestamp: int | None = None,
+        model_id: str | None = None,
+        dataset: Any = None,
+    ) -> None:
+        self.calls.append(("metrics", (step, run_id, metrics)))
+
+    def end_run(self, status: str = "FINISHED") -> None:
+        self.calls.append(("end", status))
+
+
+def test_mlflow_gets_what_metrics_hold_and_the_same_run_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    figures = {**FIGURES, "loss/code (new)": 1.0}
+    for first in (0, 1):
+        with RunLog(tmp_path, first, mlflow_recipe(tmp_path, tracking_uri="http://tracker:5000")) as log:
+            log.write(first + 1, figures)
+    starts = [given for what, given in fake.calls if what == "start"]
+    assert starts == [(None, "/".join(tmp_path.parts[-2:])), ("0123abcd", "/".join(tmp_path.parts[-2:]))]
+    assert ("uri", "http://tracker:5000") in fake.calls and ("experiment", "bytes") in fake.calls
+    params = {name: value for what, given in fake.calls if what == "params" for name, value in given.items()}
+    assert params["train.steps"] == "9" and params["train.objectives.kl"] == "0.1"
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = [given for what, given in fake.calls if what == "metrics"]
+    assert [(step, run) for step, run, _ in logged] == [(1, "0123abcd"), (2, "0123abcd")]
+    for (step, _, metrics), line in zip(logged, lines, strict=True):
+        assert metrics.pop("loss/code _new_") == line.pop("loss/code (new)")
+        assert {"step": step, **metrics} == line
+    assert fake.calls[-1] == ("end", "FINISHED")
+
+
+def test_an_address_of_mlflow_with_a_password_is_refused() -> None:
+    with pytest.raises(ValueError, match="no user"):
+        MlflowConfig(experiment="bytes", tracking_uri="http://me:secret@tracker:5000")
 
 
 def test_evaluation_needs_text(tmp_path: Path) -> None:

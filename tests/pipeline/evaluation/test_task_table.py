@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.evaluation.task_table import load_tasks, print_tasks, save_tasks, table_rows, task_figures
+from pipeline.evaluation.task_table import load_tasks, print_tasks, save_tasks, table_rows
+from pipeline.runtime.harness_figures import task_figures
 
 RESULTS: dict[str, dict[str, Any]] = {
     "plain": {

@@ -1,9 +1,14 @@
 """The environment of a rank, as srun, torchrun or our launcher starts it."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 
 from stage2_student.distributed.rank_environment import first_host, rank_environment, started_as_rank
 
+ROOT = Path(__file__).parents[3]
 SLURM = {
     "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
     "SLURM_STEP_NODELIST": "gpu[003-004]", "SLURM_JOB_ID": "123456",
@@ -47,3 +52,15 @@ def test_a_rank_of_torchrun_keeps_what_torchrun_says() -> None:
 )
 def test_the_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+def test_the_command_for_slurm_ends_the_step_when_a_rank_ends() -> None:
+    """Every srun command of the documentation that starts ranks does."""
+    pages = [ROOT / "README.md", ROOT / "stage2_student" / "README.md"]
+    commands = [
+        line for page in pages for line in page.read_text().splitlines() if re.match(r"srun .*bld student", line)
+    ]
+    assert commands
+    for command in commands:
+        options = shlex.split(command, comments=True)
+        assert "--kill-on-bad-exit=1" in options[: options.index("bld")] and "--ntasks-per-node=8" in options

@@ -26,27 +26,17 @@ from pipeline.config.loading import load_recipe, recipe_names
 from pipeline.tokenization.chat_template import TODAY
 from stage2_student.evaluation.lm_eval_tasks import LOCAL_TASKS, TextModel, _with_all_tasks, run_tasks
 from tests.support.chats import CHAT_FAMILIES, chat, chat_model, chat_tokenizer
+from tests.support.local_tasks import END, QUESTIONS, write_three
 from tests.support.tiny import save_tiny, tiny_model
 
-PROMPT, END = "Question: {}\nAnswer:", "<|endoftext|>"
-QUESTIONS = [
-    {"question": "the and", "options": "A. the thing \nB. an éin,\nwhich thes", "answer": "B. an éin,\nwhich thes"},
-    {"question": f"in{END} and", "options": f"A. er\nB. {END} the", "answer": "A. er"},
-    {"question": "a theing", "options": "A. an\nB. an", "answer": "B. an"},
-]
+PROMPT = "Question: {}\nAnswer:"
 CHOICES = [["the thing", "an éin,\nwhich thes"], ["er", f"{END} the"], ["an", "an"]]
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a folder with a task of three questions, made of the local PIQA's file."""
-    folder = tmp_path_factory.mktemp("tasks")
-    (folder / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS), encoding="utf-8")
-    text = (LOCAL_TASKS / "bld_piqa.yaml").read_text(encoding="utf-8").replace("task: bld_piqa", "task: three")
-    source = next(line for line in text.splitlines() if line.startswith("dataset_kwargs"))
-    changed = text.replace(source, f"dataset_kwargs: {{source: {folder / 'three.jsonl'}}}")
-    (folder / "three.yaml").write_text(changed, encoding="utf-8")
-    return folder
+    return write_three(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(scope="module")
