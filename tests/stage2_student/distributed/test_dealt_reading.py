@@ -118,10 +118,16 @@ def test_ranks_that_read_together_get_the_batches_of_ranks_that_read_alone(
     monkeypatch.setattr(reader_module, "read_rows", watched)
     ranks = ranks_of(world)
 
+    together_at_step = threading.Barrier(world)
+
     def taken(rank: int, start: Position, number: int) -> list[Any]:
         own = builder(work, tokenizer, ranks[rank][1], rank, world)
+        found = []
         with prefetched(own.steps([counts], start), 2) as made:
-            return list(islice(made, number))
+            for step in islice(made, number):
+                found.append(step)
+                together_at_step.wait(60)  # as in a step's collectives, on which the forgetting of records relies
+        return found
 
     with ThreadPoolExecutor(world) as pool:
         together = list(pool.map(lambda rank: taken(rank, START, STEPS), range(world)))
