@@ -144,6 +144,11 @@ class TrainConfig(Section):
         description="Kernel of the student's attention, by its name in transformers; auto: what transformers chooses. "
         "flex and flash need a GPU, flash its package too.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the student's blocks by torch.compile, for any batch shape: the first steps take longer. "
+        "Not with zero_stage 3.",
+    )
     save_every: int = Field(100, ge=1, description="Steps between checkpoints.")
     keep_last: int = Field(3, ge=0, description="Newest checkpoints to keep, beside the best by evaluation; 0: all.")
     checkpoints: Annotated[str, AfterValidator(check_address)] | None = Field(
@@ -289,6 +294,15 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.packing is on, but whether a model keeps packed documents apart is tested on the CPU, where "
                 f"train.attention: {self.attention} cannot compute: set packing to off, or attention to sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_blocks_have_weights(self) -> "TrainConfig":
+        if self.compile and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "train.compile compiles blocks with their weights, which train.deepspeed.zero_stage 3 gathers block by "
+                "block: set compile to false, or give zero_stage 2 or less"
             )
         return self
 

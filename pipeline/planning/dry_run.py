@@ -252,6 +252,8 @@ def _accelerations(train: TrainConfig) -> Iterator[Line]:
     """Yield a line about each option of speed and memory that is not as by default."""
     if train.attention != "auto":
         yield "train.attention", train.attention
+    if train.compile:
+        yield "train.compile", "blocks are compiled in the first steps"
 
 
 def _decay(train: TrainConfig) -> str:

@@ -2,8 +2,10 @@
 
 from pipeline.config import TrainConfig
 from stage2_student.acceleration.attention import check_attention
+from stage2_student.acceleration.compilation import check_compile
 
 
 def check_options(train: TrainConfig) -> None:
     """Raise ValueError, naming the option and the way out, if this machine lacks what a named option needs."""
     check_attention(train)
+    check_compile(train)

@@ -15,6 +15,7 @@ from pipeline.tokenization.chat_tokenizer import ChatTokenizer
 from pipeline.tokenization.conversation import Conversation
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.json_text import json_text
+from stage2_student.acceleration.compilation import without_compiling
 
 FILE = "samples.jsonl"  # in the run's folder: {"step", "prompt", "text"}
 
@@ -45,9 +46,9 @@ class Samples:
             student: a `stage2_student.model.student.Student` with whole weights.
         """
         device = student.lm.device
-        with (run / FILE).open("a", encoding="utf-8") as file, _evaluating(student), torch.no_grad():
+        with (run / FILE).open("a", encoding="utf-8") as file, _evaluating(student), without_compiling():
             for prompt, tokens in zip(self.config.prompts, self.prompts, strict=True):
-                with student.precision.context(device.type):
+                with torch.no_grad(), student.precision.context(device.type):
                     written_BL = student.lm.generate(
                         torch.tensor([tokens], device=device),
                         attention_mask=torch.ones(1, len(tokens), dtype=torch.long, device=device),

@@ -18,17 +18,16 @@ import torch
 from pipeline.config import Recipe, student_config
 from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime import log, metrics
-from pipeline.runtime.causality import check_causal
 from pipeline.runtime.dtypes import slow_dtype
 from pipeline.runtime.format import count_of
-from pipeline.runtime.huggingface import check_positions
 from pipeline.runtime.log import info, warning
 from pipeline.sources.resolve import resolve_model
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas import dump_files
-from schemas.manifest import Manifest, write_json
+from schemas.manifest import write_json
 from stage2_student.acceleration.attention import check_model_has, use_attention
+from stage2_student.acceleration.compilation import compile_trunk
 from stage2_student.acceleration.options import check_options
 from stage2_student.data.order import Position
 from stage2_student.data.packing import resolve_packing
@@ -40,20 +39,9 @@ from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_messages import Channel, LostRankError, join
 from stage2_student.evaluation.watched_tasks import WatchedTasks
-from stage2_student.interfaces import StudentShape, make_interface
-from stage2_student.losses.objectives import NONE, objectives_on_tokens
 from stage2_student.model.context_length import sized
-from stage2_student.model.initial_student import (
-    end_tokens,
-    export_start,
-    load_start,
-    student_tokenizer,
-    tokenizer_moved,
-)
-from stage2_student.model.lora import add_adapters, expert_weights, mixture_remarks
+from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
 from stage2_student.model.parameter_groups import parameter_groups
-from stage2_student.model.rows_alone import freeze_body
-from stage2_student.model.student import Student
 from stage2_student.model.tokenizer_folder import read_tokenizer
 from stage2_student.runs import folder, resume
 from stage2_student.runs.begun import as_begun
@@ -64,6 +52,7 @@ from stage2_student.runs.export import export, is_due
 from stage2_student.runs.identity import dumps_by_corpus
 from stage2_student.runs.step_log import METRICS, cut_lines, where_to_look
 from stage2_student.runs.trackers import check_installed
+from stage2_student.training.building.student import build_student
 from stage2_student.training.held_out import held_out
 from stage2_student.training.loop import run_steps
 from stage2_student.training.loss_scale import first_scale
@@ -73,7 +62,6 @@ from stage2_student.training.samples import Samples
 from stage2_student.training.state import State
 from stage2_student.training.step import Ranks
 from stage2_student.training.stop_signals import Stopped
-from stage2_student.training.teacher_vocabulary import tokenizer_pair
 from stage2_student.training.usable import counted_lengths, identity_of
 from stage2_student.training.watching import Watched
 from stage2_student.training.weight_average import WeightAverage
@@ -235,52 +223,6 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     export_start(recipe, chats=sources.chat is not None)
 
 
-def build_student(
-    recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds, manifests: Sequence[Manifest] = ()
-) -> Student:
-    """Load the start model, with its interface if an objective needs one, in float32 on the CPU.
-
-    Args:
-        manifests: of each corpus' dump; needed if an objective compares tokens.
-    """
-    config = student_config(recipe)
-    start = Path(config.path) / "start"
-    lm = load_start(start, config.trust_remote_code)
-    check_positions(lm.config, recipe.train.piece_tokens, "train.max_tokens")
-    if not recipe.train.attention_on_gpu:
-        use_attention(lm, recipe.train)
-    by_peft = folder.adapters_by_peft(start.parent)
-    lora_remarks = tuple(mixture_remarks(lm, config, by_peft))
-    if config.lora_rank:
-        if recipe.train.deepspeed.zero_stage == 3 and set(expert_weights(lm).values()) & set(config.lora_targets):
-            raise ValueError(
-                "student.lora_targets names experts' weights, which train.deepspeed.zero_stage 3 partitions, and "
-                "adapters on partitioned weights are not known to be right: give train.deepspeed.zero_stage 2 or less"
-            )
-        add_adapters(lm, config, tokenizer_moved(start), by_peft)
-    elif config.trained == "rows":
-        freeze_body(lm)
-    if recipe.train.gradient_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
-    shape = StudentShape.of(lm, tokenizer, ids)
-    interface = make_interface(config, shape) if recipe.train.objectives.uses_bytes else None
-    if interface is not None and recipe.train.interface_warmup_steps and not any(True for _ in interface.parameters()):
-        raise ValueError(
-            f"train.interface_warmup_steps is {recipe.train.interface_warmup_steps}, but student.interface "
-            f"{config.interface} has no parameters to warm up; set 0"
-        )
-    on_tokens = NONE
-    if manifests and recipe.train.objectives.on_tokens:
-        pair = tokenizer_pair(recipe, manifests, tokenizer, ids, shape.head_rows)
-        on_tokens = objectives_on_tokens(pair, recipe.train)
-    student = Student(lm, interface, recipe.train, on_tokens)
-    student.remarks = lora_remarks
-    student.eval()
-    check_causal(lm, config.model)
-    student.find_logit_scale()
-    return student.train()
-
-
 def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resume.Checkpoint | None) -> bool:
     """Take the remaining steps; returns whether the run ended early, with a best checkpoint before its last."""
     config, run = recipe.train, Path(student_config(recipe).path)
@@ -295,6 +237,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     if remark is not None and channel.rank == 0:
         info(f"{run}: {remark}")
     use_attention(student.lm, config)  # only now, because what is above computes on the CPU
+    compile_trunk(student.lm, config)
     channel.gather()  # all have read the start model: from here on the ranks wait for each other in collectives
     ranks = Ranks(*ds.start_ranks(), channel)
     convert = resume.needs_conversion(checkpoint, config.deepspeed.zero_stage, ranks.world)

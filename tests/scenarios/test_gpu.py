@@ -16,7 +16,7 @@ from stage2_student.data.micro_batch import MicroBatch, collate
 from stage2_student.interfaces.token_marginal import cells as marginal_cells
 from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
 from stage2_student.model.student import Student
-from stage2_student.training.train import build_student
+from stage2_student.training.building.student import build_student
 from tests.stage2_student.interfaces.token_marginal.test_interface import Case
 from tests.support.small_dumps import make_recipe
 from tests.support.tiny import tiny_model

@@ -15,7 +15,7 @@ from pipeline.tokenization.special_ids import SpecialIds
 from stage2_student.acceleration import attention, requirements
 from stage2_student.launch.launch import checked, launch_student
 from stage2_student.runs.identity import _PLACEMENT
-from stage2_student.training.train import build_student
+from stage2_student.training.building.student import build_student
 from tests.support.small_dumps import make_recipe
 from tests.support.tiny import tiny_model
 from tests.zoo.models import tiny_model as zoo_model

@@ -13,7 +13,7 @@ from pipeline.config import student_config
 from pipeline.config.loading import parse_recipe
 from stage2_student.launch.memory_estimate import Sizes, bucket_bytes, footprint_lines, state_bytes, student_sizes
 from stage2_student.model.initial_student import end_tokens, export_start, student_tokenizer
-from stage2_student.training.train import build_student
+from stage2_student.training.building.student import build_student
 from tests.pipeline.cli.test_app import ROOT
 from tests.support.tiny import tiny_model
 

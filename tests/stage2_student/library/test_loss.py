@@ -24,8 +24,8 @@ from stage2_student.library import (
     token_head,
 )
 from stage2_student.library.collator import STUDENT_OPTIONS, TRAIN_OPTIONS
+from stage2_student.training.building.student import build_student
 from stage2_student.training.rank_batches import BatchBuilder, Sources
-from stage2_student.training.train import build_student
 from tests.support.micro_batches import count_all
 from tests.support.small_dumps import make_dump, make_recipe, make_record
 

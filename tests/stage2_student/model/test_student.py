@@ -30,7 +30,7 @@ from stage2_student.losses.divergences import class_divergence, symbol_cross_ent
 from stage2_student.model.initial_student import export_start, load_start
 from stage2_student.model.parameter_groups import parameter_groups
 from stage2_student.model.student import Student
-from stage2_student.training.train import build_student
+from stage2_student.training.building.student import build_student
 from tests.support.small_dumps import make_recipe, make_record, make_text
 from tests.zoo.models import tiny_model
 

@@ -19,9 +19,9 @@ from stage2_student.data.reader import DumpReader
 from stage2_student.data.union import Member
 from stage2_student.losses.objectives import ON_TOKENS
 from stage2_student.runs.dump_tokens import check_planned_tokens, check_tokens
+from stage2_student.training.building.student import build_student
 from stage2_student.training.rank_batches import BatchBuilder, Sources
 from stage2_student.training.teacher_vocabulary import tokenizer_pair
-from stage2_student.training.train import build_student
 from tests.support.micro_batches import count_all
 from tests.support.small_dumps import make_recipe
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer

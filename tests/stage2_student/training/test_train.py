@@ -23,7 +23,7 @@ from schemas.manifest import Manifest
 from stage2_student.model.initial_student import export_start
 from stage2_student.runs import folder
 from stage2_student.runs.identity import run_identity
-from stage2_student.training.train import build_student
+from stage2_student.training.building.student import build_student
 from tests.support.object_store import SECRET, object_store
 from tests.support.scoring import score
 from tests.support.small_dumps import make_dump, make_recipe, recipe_in

@@ -28,7 +28,7 @@ from stage2_student.interfaces.token_marginal.interface import TokenMarginal
 from stage2_student.interfaces.token_marginal.plan import Plan
 from stage2_student.interfaces.token_marginal.positions import NEVER, Distributions
 from stage2_student.model.student import Student
-from stage2_student.training.train import build_student
+from stage2_student.training.building.student import build_student
 from tests.pipeline.covering.test_covering import random_tokens, random_vocabulary
 from tests.support.small_dumps import make_recipe, make_record
 from tests.support.tiny import tiny_model
