@@ -144,6 +144,16 @@ class TrainConfig(Section):
         description="Kernel of the student's attention, by its name in transformers; auto: what transformers chooses. "
         "flex and flash need a GPU, flash its package too.",
     )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        json_schema_extra=added("0.2.0", "adamw"),
+        description="adamw_8bit: AdamW with its moments in 8 bits, by the package bitsandbytes.",
+    )
+    fused_ce: Literal["none", "liger"] = Field(
+        "none",
+        description="liger: head and cross-entropy in one kernel of the package liger-kernel, on a GPU; for runs whose "
+        "only objective is ce.",
+    )
     compile: bool = Field(
         False,
         description="Compile the student's blocks by torch.compile, for any batch shape: the first steps take longer. "
@@ -294,6 +304,34 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.packing is on, but whether a model keeps packed documents apart is tested on the CPU, where "
                 f"train.attention: {self.attention} cannot compute: set packing to off, or attention to sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_is_where_its_moments_are(self) -> "TrainConfig":
+        if self.optimizer != "adamw" and self.deepspeed.offload_optimizer != "none":
+            raise ValueError(
+                f"train.optimizer: {self.optimizer} keeps its moments beside the weights, and "
+                f"train.deepspeed.offload_optimizer is {self.deepspeed.offload_optimizer}: give none, or adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_ce_is_fused(self) -> "TrainConfig":
+        if self.fused_ce == "none":
+            return self
+        others = [name for name, weight in self.objectives.weights.items() if weight and name != "ce"]
+        if others or not self.objectives.ce:
+            raise ValueError(
+                f"train.fused_ce: {self.fused_ce} is for runs whose only objective is ce, and there "
+                f"{'is' if len(others) == 1 else 'are'} {', '.join(others)}: set train.fused_ce=none"
+            )
+        if self.balance != "none":
+            raise ValueError(f"train.fused_ce: {self.fused_ce} leaves one objective; set train.balance=none")
+        if self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                f"train.fused_ce: {self.fused_ce} reads the head's weight, which train.deepspeed.zero_stage 3 "
+                "partitions: give zero_stage 2 or less"
             )
         return self
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import DeepSpeedConfig, Recipe
+from pipeline.config import DeepSpeedConfig, Recipe, TrainConfig
 
 # Keys set by the recipe or the training loop; a key covers everything below it.
 _OURS = {
@@ -16,7 +16,7 @@ _OURS = {
     "gradient_clipping": "train.grad_clip",
     "prescale_gradients": "nothing: losses are sums that the loop divides",
     "gradient_predivide_factor": "nothing: losses are sums that the loop divides",
-    "optimizer.type": "nothing: the optimizer is AdamW",
+    "optimizer.type": "train.optimizer",
     "optimizer.params.lr": "train.lr",
     "optimizer.params.betas": "train.betas",
     "optimizer.params.weight_decay": "train.weight_decay",
@@ -60,6 +60,20 @@ def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.grad_clip,
+        **_optimizer(train),
+        "zero_optimization": _zero(train.deepspeed),
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,  # we log our own lines
+        "wall_clock_breakdown": False,
+    }
+    return _merged(derived, operators_json(train.deepspeed))
+
+
+def _optimizer(train: TrainConfig) -> dict[str, Any]:
+    """Return the section on AdamW; empty for an optimizer that is made here and handed over."""
+    if train.optimizer != "adamw":
+        return {}
+    return {
         "optimizer": {
             "type": "AdamW",
             # torch's own: DeepSpeed's CPU kernel takes minutes to compile, and its resumes were slightly off.
@@ -71,12 +85,7 @@ def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
                 "weight_decay": train.weight_decay,
             },
         },
-        "zero_optimization": _zero(train.deepspeed),
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,  # we log our own lines
-        "wall_clock_breakdown": False,
     }
-    return _merged(derived, operators_json(train.deepspeed))
 
 
 def _zero(config: DeepSpeedConfig) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def start_engine(
     config: dict[str, Any],
     groups: Iterable[tuple[float, float, Sequence[nn.Parameter]]],
     meet: Callable[[], object] = lambda: None,
+    make_optimizer: Callable[[Sequence[dict[str, Any]]], Any] | None = None,
 ) -> Any:
     """Wrap the student in an engine, which partitions its weights over the ranks according to the ZeRO stage.
 
@@ -70,12 +71,15 @@ def start_engine(
             and its weight decay; all others stay frozen.
         meet: blocks until all ranks have called it. Called once a rank has written or read its files of a checkpoint,
             because some disks take longer than the timeout of the DeepSpeed collectives that follow.
+        make_optimizer: makes the optimizer of these groups; None: the one that the configuration names.
     """
     parameters = [
         {"params": list(params), LR_FACTOR: factor, "weight_decay": decay} for factor, decay, params in groups
     ]
     student.register_state_dict_post_hook(_without_frozen)
-    engine, _, _, _ = deepspeed.initialize(model=student, model_parameters=parameters, config=config)
+    engine, _, _, _ = deepspeed.initialize(
+        model=student, model_parameters=parameters, config=config, optimizer=make_optimizer
+    )
     _meet_before(engine.checkpoint_engine, "commit", meet)  # a barrier of DeepSpeed's follows
     if hasattr(engine.optimizer, "checkpoint_event_epilogue"):  # ZeRO-3's, which gathers weights
         _meet_before(engine.optimizer, "checkpoint_event_epilogue", meet)
@@ -188,7 +192,7 @@ def load(engine: Any, folder: Path, tag: str) -> dict[str, Any]:
     for group, values in zip(engine.optimizer.param_groups, own, strict=True):
         group.update(values)
     for state in getattr(engine.optimizer, "optimizer", engine.optimizer).state.values():
-        if "step" in state:
+        if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].clone()
     return dict(client_state)
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
+from stage2_student.acceleration.fused_ce import fused_label_nats
+from stage2_student.data.examples import NO_LABEL
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces import ByteScores, Interface
 from stage2_student.losses.objectives import NONE, ObjectiveInputs, active_objectives
@@ -90,11 +92,24 @@ class Student(nn.Module):
                 scores = self.interface.scores(read_BLD, batch, self.token_logits)
             nats_N = None if scores is None or interface_alone else scores.token_nats_N
             if nats_N is None and self.objectives.uses_tokens:
-                nats_N = label_nats(hidden_BLD, batch, self.token_logits)
+                nats_N = self._fused_nats(hidden_BLD, batch)
+                if nats_N is None:
+                    nats_N = label_nats(hidden_BLD, batch, self.token_logits)
             inputs = ObjectiveInputs(batch, scores, nats_N, self.train_config, hidden_BLD, self.token_logits)
             nats, sums = weighted_loss(inputs, self.terms)
         counts = () if scores is None else _counts(scores, batch)
         return nats, torch.stack([*sums.values(), *counts]).detach()
+
+    def _fused_nats(self, hidden_BLD: Tensor, batch: MicroBatch) -> Tensor | None:
+        """Compute the sum of -ln p(label) in the kernel of `train.fused_ce`, (1,).
+
+        None without it, and where nothing is supervised, which the kernel does not take.
+        """
+        supervised_BL = batch.labels_BL != NO_LABEL
+        if self.train_config.fused_ce == "none" or not bool(supervised_BL.any()):
+            return None
+        states = hidden_BLD[supervised_BL], batch.labels_BL[supervised_BL]
+        return fused_label_nats(*states, self.lm.get_output_embeddings(), self.logit_scale, self.logit_softcap)
 
     def _label_nats(self, batch: MicroBatch) -> Tensor:
         """Sum -ln p(label | tokens before), a float32 scalar."""

@@ -28,6 +28,7 @@ from schemas import dump_files
 from schemas.manifest import write_json
 from stage2_student.acceleration.attention import check_model_has, use_attention
 from stage2_student.acceleration.compilation import compile_trunk
+from stage2_student.acceleration.eight_bit import check_can_convert, make_optimizer
 from stage2_student.acceleration.options import check_options
 from stage2_student.data.order import Position
 from stage2_student.data.packing import resolve_packing
@@ -241,8 +242,10 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     channel.gather()  # all have read the start model: from here on the ranks wait for each other in collectives
     ranks = Ranks(*ds.start_ranks(), channel)
     convert = resume.needs_conversion(checkpoint, config.deepspeed.zero_stage, ranks.world)
+    if convert and checkpoint is not None:
+        check_can_convert(config, checkpoint.world, ranks.world)
     ds_config = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})
-    engine = ds.start_engine(student, ds_config, parameter_groups(student), channel.gather)
+    engine = ds.start_engine(student, ds_config, parameter_groups(student), channel.gather, make_optimizer(config))
     state = _resume(engine, recipe, ranks, checkpoint, convert)
     order = folder.data_order(run)
     placed = packing, ranks.rank, ranks.world

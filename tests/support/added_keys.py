@@ -50,9 +50,9 @@ class _Objectives(Objectives):
 
 
 class _Train(TrainConfig):
-    renamed: ClassVar[Mapping[str, str]] = {"old_optimizer": "optimizer"}
+    renamed: ClassVar[Mapping[str, str]] = {"old_solver": "solver"}
 
-    optimizer: str = Field("as ever", json_schema_extra=NEW)
+    solver: str = Field("as ever", json_schema_extra=NEW)
     objectives: _Objectives = _Objectives()
 
 
@@ -73,7 +73,7 @@ OF_A_DUMP = {
     "dump.covering.method": "covering.method",
     "dump.column": "column",
 }
-OF_A_RUN = {"student.rows": "student.rows", "train.optimizer": "train.optimizer"}
+OF_A_RUN = {"student.rows": "student.rows", "train.solver": "train.solver"}
 
 
 def use_added_keys(patch: pytest.MonkeyPatch) -> None:

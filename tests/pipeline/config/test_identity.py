@@ -161,24 +161,24 @@ def test_an_old_name_is_read_with_a_warning_and_an_override_of_it_counts(
 ) -> None:
     use_added_keys(monkeypatch)
     recipe, settings = tmp_path / "r.yaml", tmp_path / "s.yaml"
-    recipe.write_text(SMALL + "train: {old_optimizer: muon}")
-    settings.write_text("train: {old_optimizer: lion}")
+    recipe.write_text(SMALL + "train: {old_solver: muon}")
+    settings.write_text("train: {old_solver: lion}")
 
     def optimizer(*overrides: str) -> str:
-        return str(getattr(load_recipe(recipe, overrides).train, "optimizer"))  # noqa: B009
+        return str(getattr(load_recipe(recipe, overrides).train, "solver"))  # noqa: B009
 
     assert optimizer() == "muon"
     said = capsys.readouterr().err
-    assert "r.yaml: train.old_optimizer is called train.optimizer now; the next release knows only the new" in said
-    assert optimizer("train.optimizer=adam") == optimizer("train.old_optimizer=adam") == "adam"
-    assert "override 'train.old_optimizer=adam': train.old_optimizer is called" in capsys.readouterr().err
-    assert optimizer(str(settings)) == optimizer("train={old_optimizer: lion}") == "lion"
-    recipe.write_text(SMALL + "train: {optimizer: sgd}")
+    assert "r.yaml: train.old_solver is called train.solver now; the next release knows only the new" in said
+    assert optimizer("train.solver=adam") == optimizer("train.old_solver=adam") == "adam"
+    assert "override 'train.old_solver=adam': train.old_solver is called" in capsys.readouterr().err
+    assert optimizer(str(settings)) == optimizer("train={old_solver: lion}") == "lion"
+    recipe.write_text(SMALL + "train: {solver: sgd}")
     capsys.readouterr()
-    assert optimizer() == "sgd" and optimizer("train.old_optimizer=adam") == "adam"
-    recipe.write_text(SMALL + "train: {old_optimizer: muon, optimizer: sgd}")
+    assert optimizer() == "sgd" and optimizer("train.old_solver=adam") == "adam"
+    recipe.write_text(SMALL + "train: {old_solver: muon, solver: sgd}")
     with pytest.raises(
-        ValueError, match=r"r\.yaml: train\.old_optimizer is the old name of train\.optimizer, and both are given"
+        ValueError, match=r"r\.yaml: train\.old_solver is the old name of train\.solver, and both are given"
     ):
         load_recipe(recipe)
 
@@ -188,5 +188,5 @@ def test_without_a_rename_nothing_is_said(tmp_path: Path, capsys: pytest.Capture
     path.write_text(SMALL)
     load_recipe(path, ["train.steps=3"])
     assert capsys.readouterr().err == ""
-    with pytest.raises(ValueError, match="'old_optimizer' is not a key of train"):
-        load_recipe(path, ["train.old_optimizer=x"])
+    with pytest.raises(ValueError, match="'old_solver' is not a key of train"):
+        load_recipe(path, ["train.old_solver=x"])
