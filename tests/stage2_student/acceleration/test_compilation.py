@@ -60,11 +60,9 @@ def computed(student: Student, batches: list[MicroBatch]) -> Iterator[tuple[Tens
         yield nats.detach(), gradient, evaluated
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_losses_and_gradients_are_those_of_the_model_as_it_is(
-    checkpointing: bool, model: Path, batches: list[MicroBatch]
-) -> None:
-    found = {}
+def both(model: Path, batches: list[MicroBatch], checkpointing: bool) -> dict[bool, list[tuple[Tensor, ...]]]:
+    """Return what a student computes as it is (False) and compiled (True)."""
+    found: dict[bool, list[tuple[Tensor, ...]]] = {}
     for compiled in (False, True):
         train = config(compile=compiled, gradient_checkpointing=checkpointing)
         lm = load_start(model, False)
@@ -78,6 +76,23 @@ def test_losses_and_gradients_are_those_of_the_model_as_it_is(
         found[compiled] = list(computed(student, batches))
         assert bool(torch._dynamo.utils.counters["stats"]["calls_captured"]) is compiled
         assert list(lm.state_dict()) == names  # checkpoints hold the same weights
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_graphs_for_all_shapes_compute_what_the_model_as_it_is_does(
+    checkpointing: bool, model: Path, batches: list[MicroBatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs themselves, run without being turned into kernels: these take a compiler some seconds each."""
+    made = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *arguments, **how: made(*arguments, backend="aot_eager", **how))
+    found = both(model, batches, checkpointing)
+    for ours, theirs in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_kernels_compute_what_the_model_as_it_is_does(model: Path, batches: list[MicroBatch]) -> None:
+    found = both(model, batches[:1], checkpointing=False)
     for ours, theirs in zip(found[True], found[False], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 

@@ -79,7 +79,7 @@ def test_deepspeed_makes_no_optimizer_of_its_own_beside_it() -> None:
 
 
 def test_what_it_cannot_do_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"train\.optimizer: adamw_8bit keeps .* offload_optimizer is cpu"):
+    with pytest.raises(ValueError, match=r"train\.optimizer: adamw_8bit keeps .*offload_optimizer is cpu"):
         config(deepspeed={"zero_stage": 2, "offload_optimizer": "cpu"})
     with pytest.raises(ValueError, match=r"written by 2 ranks, and there are 4 now; .*train\.num_processes=2"):
         check_can_convert(config(), 2, 4)
@@ -107,4 +107,4 @@ def test_the_package_takes_these_steps_and_ends_near_adamw() -> None:
             (weight - goal).square().sum().backward()
             optimizer.step()
         found.append(weight.detach())
-    torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0.02)
+    assert (found[0] - found[1]).norm() < 0.02 * found[1].norm()

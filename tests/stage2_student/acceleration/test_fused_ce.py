@@ -42,9 +42,7 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
         accum_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        assert (
-            reduction == "sum" and accum_dtype == torch.float32
-        )
+        assert reduction == "sum" and accum_dtype == torch.float32
         self.softcap = softcap
 
     def forward(self, lin_weight: Tensor, _input: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -120,9 +118,7 @@ def test_a_missing_package_or_gpu_is_refused_with_the_way_out(monkeypatch: pytes
         raise requirements.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(requirements.metadata, "distribution", absent)
-    with pytest.raises(
-        ValueError, match=r"fused_ce: liger needs the package liger-kernel, .*`pip install liger"
-    ):
+    with pytest.raises(ValueError, match=r"fused_ce: liger needs the package liger-kernel, .*`pip install liger"):
         check_fused_ce(config())
     monkeypatch.setattr(requirements.metadata, "distribution", lambda name: name)
     with pytest.raises(ValueError, match=r"fused_ce: liger needs an NVIDIA GPU, .* set train\.fused_ce=none"):
