@@ -36,7 +36,7 @@ def write_card(dump: Location) -> Location:
     """Write the card of a complete dump and return its path. Raises ValueError if there is no summary yet."""
     summary_path = dump / dump_files.SUMMARY
     if not summary_path.exists():
-        raise ValueError(f"{dump} is incomplete: it has no summary.json. Run `bld teacher` again to finish it.")
+        raise ValueError(f"{dump} is not complete: it has no summary.json. Run `bld teacher` again to finish it.")
     summary = read_json(summary_path)
     recipe_path, audit_path = dump / dump_files.RECIPE, dump / dump_files.AUDIT
     recipe = read_values(recipe_path)

@@ -45,4 +45,4 @@ def require_complete(dump: Path, way_out: str) -> None:
     faults = dump_faults(dump)
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(f"{dump} is incomplete: {'; '.join(faults[:5])}{more}. {way_out}")
+        raise ValueError(f"{dump} is not complete: {'; '.join(faults[:5])}{more}. {way_out}")

@@ -74,5 +74,5 @@ def test_an_audit_is_shown_where_there_is_one(tmp_path: Path) -> None:
 
 
 def test_a_dump_without_a_summary_gets_no_card(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is incomplete"):
+    with pytest.raises(ValueError, match="is not complete"):
         write_card(make_dump(tmp_path / "dump"))

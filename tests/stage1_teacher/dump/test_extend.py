@@ -198,7 +198,7 @@ def test_dumps_that_cannot_be_one_are_refused_by_what_differs(tmp_path: Path, mo
     out = tmp_path / "out"
     for dumps, why in (
         ([one, other], r"differ in sparsity\.top_k: 16 there, 3 here"),
-        ([one, half], r"c/dump is incomplete: .*summary\.json is missing"),
+        ([one, half], r"c/dump is not complete: .*summary\.json is missing"),
         ([one, same], "hold the same documents"),
         ([one], "give two or more"),
         ([one, out, one], "is one of the dumps"),
