@@ -1,7 +1,10 @@
 """Tables of the benchmark `methods`, from the figures per document that its file holds."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
+
+import yaml
 
 from tests.bench.kept_figures import read_figures
 from tests.bench.quality import CONTROL, row
@@ -23,6 +26,20 @@ def tables(figures: Mapping[str, Any], ours: str = OURS) -> dict[str, list[dict[
     return found | ({"against": _against(figures, ours)} if ours in figures["methods"] else {})
 
 
+def weights_of(setting: Sequence[str]) -> str:
+    """Return the weights of the objectives that a setting's overrides give, as `1 kl + 0.3 ce`."""
+    weights: dict[str, float] = {}
+    for override in setting:
+        key, _, value = override.partition("=")
+        if key == "train.objectives":
+            weights = dict(yaml.safe_load(value))
+        elif key.startswith("train.objectives."):
+            weights[key.removeprefix("train.objectives.")] = float(value)
+    cross_entropy = weights.pop("ce", 0.0)
+    parts = [f"{weight:g} {PurePath(name).stem}" for name, weight in weights.items() if weight]
+    return " + ".join(parts + [f"{cross_entropy:g} ce"] * bool(cross_entropy))
+
+
 def _beside_control(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [row(name, _seeds(figures, name), None) for name in REFERENCES]
     for name, entry in figures["methods"].items():
@@ -30,8 +47,9 @@ def _beside_control(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         if name != CONTROL and CONTROL in figures["methods"]:
             seeds = _shared(figures, name, CONTROL)
             control = _seeds(figures, CONTROL, seeds)
+        made = row(name.split()[0], _seeds(figures, name, seeds), control)
         of_run = {"steps": entry["steps"], "seeds": len(seeds), "s/step": round(entry["step_seconds"], 2)}
-        rows.append(row(name, _seeds(figures, name, seeds), control) | of_run)
+        rows.append({"method": made.pop("method"), "weights": weights_of(entry["setting"])} | made | of_run)
     return rows
 
 
@@ -42,7 +60,8 @@ def _against(figures: Mapping[str, Any], ours: str) -> list[dict[str, Any]]:
         seeds = _shared(figures, ours, other)
         if other == ours or not seeds:
             continue
-        cells: dict[str, Any] = {f"{ours} less": other}
+        setting = figures["methods"][other]["setting"]
+        cells: dict[str, Any] = {f"{ours} less": other.split()[0], "weights": weights_of(setting)}
         for heading, (text, measure) in MEASURES.items():
             both = [[f.per_document(text, measure) for f in _seeds(figures, name, seeds)] for name in (ours, other)]
             value, *bounds = (round(SCALES.get(measure, 1.0) * bound, 4) for bound in paired_interval(*both))
@@ -57,7 +76,9 @@ def _kinds(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name in (*REFERENCES, *figures["methods"]):
         found = _seeds(figures, name)
         kinds = {record.doc_id.split("/")[0]: text for text, of in found[0].documents.items() for record in of}
-        cells: dict[str, Any] = {"bits/byte of": name}
+        cells: dict[str, Any] = {"bits/byte of": name.split()[0]}
+        if name in figures["methods"]:
+            cells["weights"] = weights_of(figures["methods"][name]["setting"])
         for kind, text in kinds.items():
             of_kind = [
                 Figures({text: [r for r in f.documents[text] if r.doc_id.split("/")[0] == kind]}, {}) for f in found

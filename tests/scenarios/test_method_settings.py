@@ -12,7 +12,7 @@ from stage2_student.evaluation.divergence import DocumentDivergence
 from tests.bench import results
 from tests.bench.kept_figures import documents_of, figures_of, read_figures
 from tests.bench.method_settings import PAIRS, SAME, methods_of
-from tests.bench.method_tables import tables
+from tests.bench.method_tables import tables, weights_of
 from tests.bench.methods import Methods, main
 from tests.bench.quality import Run
 from tests.bench.quality_measures import Figures
@@ -131,6 +131,12 @@ def test_ours_is_compared_with_each_other_method_on_their_shared_seeds_and_by_ki
     assert {row["bits/byte of"]: row["d0"] for row in made["kinds"]}["start"] == pytest.approx(
         measured(2.0).documents["out_of_domain"][0].token_nats / 10 / np.log(2), abs=1e-3
     )
+
+
+def test_a_row_names_the_weights_that_its_overrides_end_with() -> None:
+    first = "train.objectives={ce: 0.3, byte_ce: 0.0, kl: 1, a/b/own_kl.py: 0.5}"
+    assert weights_of(["train.lr=1", first]) == "1 kl + 0.5 own_kl + 0.3 ce"
+    assert weights_of([first, "train.objectives.ce=0"]) == "1 kl + 0.5 own_kl"
 
 
 def test_kept_figures_are_read_back() -> None:
