@@ -56,12 +56,13 @@ def _beside_control(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _against(figures: Mapping[str, Any], ours: str) -> list[dict[str, Any]]:
     """Return what `ours` has less (negative) or more than each other method, with intervals."""
     rows = []
+    heading_of_ours = f"{ours.split()[0]}, {weights_of(figures['methods'][ours]['setting'])}, less"
     for other in figures["methods"]:
         seeds = _shared(figures, ours, other)
         if other == ours or not seeds:
             continue
         setting = figures["methods"][other]["setting"]
-        cells: dict[str, Any] = {f"{ours} less": other.split()[0], "weights": weights_of(setting)}
+        cells: dict[str, Any] = {heading_of_ours: other.split()[0], "weights": weights_of(setting)}
         for heading, (text, measure) in MEASURES.items():
             both = [[f.per_document(text, measure) for f in _seeds(figures, name, seeds)] for name in (ours, other)]
             value, *bounds = (round(SCALES.get(measure, 1.0) * bound, 4) for bound in paired_interval(*both))

@@ -31,7 +31,7 @@ from schemas.manifest import write_json
 from tests.bench import pages, results, texts
 from tests.bench.kept_figures import KeptSeeds, documents_of, figures_of
 from tests.bench.method_settings import PAIRS, SAME, methods_of
-from tests.bench.method_tables import tables
+from tests.bench.method_tables import OURS, tables
 from tests.bench.quality import CONTROL, Quality, Run, judged
 from tests.bench.quality_measures import Figures
 from tests.bench.quality_methods import method_of
@@ -119,12 +119,13 @@ def main(
     search: Annotated[bool, typer.Option(help="Search settings first.")] = True,
     out: Annotated[Path | None, typer.Option(help="Default: runs/methods-PAIR.")] = None,
     save: Annotated[str, typer.Option(help="Keep figures and table as tests/bench/results/SAVE.json.")] = "",
+    ours: Annotated[str, typer.Option(help="Which of the methods is held against each other one.")] = OURS,
     retable: Annotated[bool, typer.Option("--tables", help="Only write the tables of SAVE anew.")] = False,
 ) -> None:
     """Run everything that is missing, method by method, then print the table."""
     if retable:
         kept_result = results.read(save)
-        made = {**kept_result.figures, **tables(kept_result.figures)}
+        made = {**kept_result.figures, **tables(kept_result.figures, ours)}
         results.write(save, kept_result.model_copy(update={"figures": made}))
         return
     if pair not in PAIRS:
@@ -158,7 +159,7 @@ def main(
                 entry |= {"commit": results.commit(), **bench.costs(run)}
         print(f"{method}, {length} steps: {' '.join(setting)}", flush=True)
         figures["methods"][method] = entry
-        figures |= tables(figures)
+        figures |= tables(figures, ours)
         write_json(folder / "results.json", figures)
         if save:
             results.save(save, figures, documents=f"{documents} of each kind, {num_bytes} bytes each", seeds=seeds)

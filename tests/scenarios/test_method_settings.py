@@ -125,7 +125,7 @@ def test_ours_is_compared_with_each_other_method_on_their_shared_seeds_and_by_ki
         for name in ("sft", "strict")
     }  # fmt: skip
     cell = less["bits/byte out of domain"]
-    assert less["strict less"] == "sft" and less["seeds"] == 2
+    assert less["strict, 1 strict_kl, less"] == "sft" and less["seeds"] == 2
     assert cell["value"] == pytest.approx(bits["strict"] - bits["sft"], abs=1e-4)
     assert cell["interval"][0] <= cell["value"] <= cell["interval"][1]
     assert {row["bits/byte of"]: row["d0"] for row in made["kinds"]}["start"] == pytest.approx(
