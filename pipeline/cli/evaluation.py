@@ -247,12 +247,21 @@ def report(
 ) -> None:
     """Write one self-contained HTML page comparing runs: curves, final figures, recipe differences, dump audits.
 
+    Prints its path and, on stderr, what the students have achieved. Several runs measured on the same text are also
+    drawn by method: those that differ in steps are one line, in seeds one point with its 95 % interval.
+
     Runs may be unfinished or not yet evaluated; a dump that is not on this machine is left out.
     """
+    from pipeline.reports.achieved import achieved
     from pipeline.reports.page import write_report
+    from pipeline.runtime import log
 
     folders = [run_folder(run, override) if is_recipe(run) else Path(run) for run in runs]
-    typer.echo(write_report(folders, out or folders[0] / "report.html"))
+    file = out or folders[0] / "report.html"
+    found = write_report(folders, file)
+    typer.echo(file)
+    for sentence in achieved(found, file):
+        log.info(sentence)
 
 
 def run_folder(recipe: str, override: list[str] | None) -> Path:

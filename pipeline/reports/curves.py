@@ -124,7 +124,7 @@ def draw(plot: Plot, axis: Axis, series: Sequence[Series]) -> str:
     x = _x_scale(axis, max(curve.xs[-1] for curve in series), min(curve.xs[0] for curve in series))
     y = nice_scale(min(min(curve.ys) for curve in series), max(max(curve.ys) for curve in series), 4)
     ends = (LEFT, WIDTH - RIGHT), (HEIGHT - BOTTOM, TOP)
-    parts = [_grid(axis, x, y), *[_curve(curve, x, y, plot.noisy) for curve in series]]
+    parts = [grid(axis, x, y), *[_curve(curve, x, y, plot.noisy) for curve in series]]
     label = html.escape(f"{plot.title} over {axis.name.lower()}")
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" '
@@ -144,7 +144,7 @@ def _x_scale(axis: Axis, last: float, first: float) -> Scale:
     return Scale(scale.low * unit, scale.high * unit, [tick * unit for tick in scale.ticks])
 
 
-def _grid(axis: Axis, x: Scale, y: Scale) -> str:
+def grid(axis: Axis, x: Scale, y: Scale) -> str:
     """Draw horizontal lines at the ticks of y, tick marks at those of x, and the labels of both."""
     parts = []
     for tick, name in zip(y.ticks, format_ticks(y.ticks), strict=True):
@@ -161,19 +161,19 @@ def _grid(axis: Axis, x: Scale, y: Scale) -> str:
 
 def _curve(curve: Series, x: Scale, y: Scale, noisy: bool) -> str:
     """Draw a line, with dots if there are few points; many noisy ones get their running mean over a faint line."""
-    line, points = _line(curve.xs, curve.ys, x, y), len(curve.xs)
+    line, points = line_path(curve.xs, curve.ys, x, y), len(curve.xs)
     if points <= 12:
         line += "".join(
             f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in _places(curve.xs, curve.ys, x, y)
         )
     if noisy and points >= _NOISY_FROM:
         means = running_mean(curve.ys, 2 * (points // _MEANS // 2) + 1)
-        line = f'<g class="raw">{line}</g>{_line(curve.xs, means, x, y)}'
+        line = f'<g class="raw">{line}</g>{line_path(curve.xs, means, x, y)}'
     dashed = " dashed" if curve.run >= NUM_COLOURS else ""
     return f'<g class="curve c{curve.run % NUM_COLOURS}{dashed}" data-run="{curve.run}">{line}</g>'
 
 
-def _line(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> str:
+def line_path(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale) -> str:
     return f'<path d="M{"L".join(f"{px:.1f} {py:.1f}" for px, py in _places(xs, ys, x, y))}"/>'
 
 

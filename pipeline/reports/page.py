@@ -14,6 +14,7 @@ from pipeline.reports import tables
 from pipeline.reports.curves import AXES, PLOTS, Axis, Plot, Series, draw
 from pipeline.reports.dump_section import dump_section
 from pipeline.reports.html import asset, content_policy, html_text, script_data
+from pipeline.reports.method_figures import method_figures
 from pipeline.reports.runs import Run, flattened, read_dumps, read_run, short_names
 from schemas.storage.atomic import committed
 
@@ -33,13 +34,14 @@ COLOURS = (
 _MAX_ROWS = 600  # steps per run whose values the pointer shows; of a longer run every second, third ... step
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Path:
-    """Write the report on some runs and return its path. Raises ValueError if a folder is not a run."""
-    text = page([read_run(folder) for folder in folders], short_names(folders))
+def write_report(folders: Sequence[Path], out: Path) -> list[Run]:
+    """Write the report on some runs and return them. Raises ValueError if a folder is not a run."""
+    runs = [read_run(folder) for folder in folders]
+    text = page(runs, short_names(folders))
     out.parent.mkdir(parents=True, exist_ok=True)
     with committed(out) as partial:
         partial.write_text(text, encoding="utf-8")
-    return out
+    return runs
 
 
 def page(runs: Sequence[Run], names: Sequence[str]) -> str:
@@ -51,7 +53,7 @@ def page(runs: Sequence[Run], names: Sequence[str]) -> str:
         ("Runs", tables.overview(runs, names)),
         ("Start", tables.start_table(runs, names)),
         ("Corpora", tables.corpora_table(runs, names)),
-        ("Evaluation", tables.final_table(runs, names)),
+        ("Evaluation", tables.final_table(runs, names) + method_figures(runs, names)),
         ("Tasks, in percent", tables.task_tables(runs, names)),
         ("Curves", _curves(runs, names)),
         *_recipe_section(runs, names),

@@ -22,6 +22,7 @@ class Run:
     """The contents of a run's folder; empty where a file does not exist yet.
 
     `tasks` are the harness' results by model. `start` says how the student was moved to its tokenizer, if it was.
+    `identity` is everything that decides the trained weights.
     """
 
     folder: Path
@@ -31,6 +32,7 @@ class Run:
     tasks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -85,6 +87,7 @@ def read_run(folder: Path) -> Run:
         tasks={model.name: load_tasks(model) for model in sorted((folder / "tasks").glob("*")) if model.is_dir()},
         start=_json(folder / dump_files.START / dump_files.TRANSFER),
         summary=_json(folder / dump_files.SUMMARY),
+        identity=_json(folder / dump_files.RUN_IDENTITY),
     )
 
 

@@ -16,7 +16,7 @@ from pipeline.runtime.format import rough_time
 from pipeline.runtime.plugins import is_own
 from schemas.manifest import flatten
 
-_MEASURES = (
+MEASURES = (
     ("bits_per_byte", "bits per byte"),
     ("jsd_nats", "JSD, nats per position"),
     ("kl_clear_nats", "KL at clear positions, nats"),
@@ -166,8 +166,8 @@ def final_table(runs: Sequence[Run], names: Sequence[str]) -> str:
     groups = [
         (corpus, measure, title)
         for corpus in _ordered(corpus for run in runs for corpora in run.evaluation.values() for corpus in corpora)
-        for measure, title in _MEASURES
-        if any(_figure(run, model, corpus, measure) is not None for run in runs for model in run.evaluation)
+        for measure, title in MEASURES
+        if any(figure_of(run, model, corpus, measure) is not None for run in runs for model in run.evaluation)
     ]
     if not groups:
         return "<p>No eval.json yet: run <code>bld eval</code> for a recipe of these runs.</p>"
@@ -179,24 +179,26 @@ def _ordered(names: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _figure(run: Run, model: str, corpus: str, measure: str) -> float | None:
+def figure_of(run: Run, model: str, corpus: str, measure: str) -> float | None:
+    """Return a figure of eval.json; None if the model has none."""
     value = run.evaluation.get(model, {}).get(corpus, {}).get(measure)
     return float(value) if isinstance(value, int | float) and is_number(value) else None
 
 
 def _group_table(runs: Sequence[Run], names: Sequence[str], corpus: str, measure: str, title: str) -> str:
     models = _ordered(
-        model for run in runs for model in run.evaluation if _figure(run, model, corpus, measure) is not None
+        model for run in runs for model in run.evaluation if figure_of(run, model, corpus, measure) is not None
     )
-    scored = [(run, model) for run in runs for model in models if _figure(run, model, corpus, measure) is not None]
-    comparable = all(_same_text(first, other, corpus) for first in scored for other in scored)
-    of_students = [v for run in runs if (v := _figure(run, "student", corpus, measure)) is not None]
+    scored = [(run, model) for run in runs for model in models if figure_of(run, model, corpus, measure) is not None]
+    comparable = all(same_text(first, other, corpus) for first in scored for other in scored)
+    of_students = [v for run in runs if (v := figure_of(run, "student", corpus, measure)) is not None]
     best = min(of_students) if len(set(of_students)) > 1 and comparable else None
     closes = measure == "bits_per_byte" and {"start", "student", "teacher"} <= set(models)
     rows = []
     for run, name in zip(runs, run_cells(names), strict=True):
         cells = [
-            _figure_cell(_figure(run, model, corpus, measure), best if model == "student" else None) for model in models
+            _figure_cell(figure_of(run, model, corpus, measure), best if model == "student" else None)
+            for model in models
         ]
         rows.append([name, *cells, *([_gap_closed(run, corpus)] if closes else [])])
     head = ["run", *map(html_text, models), *(["gap closed"] if closes else [])]
@@ -210,7 +212,7 @@ _DIFFERENT_TEXT = (
 )
 
 
-def _same_text(first: tuple[Run, str], other: tuple[Run, str], corpus: str) -> bool:
+def same_text(first: tuple[Run, str], other: tuple[Run, str], corpus: str) -> bool:
     """Return whether two models were scored on the same text, according to their figures.
 
     Compares digests of the text; in figures of earlier releases, which have none, its bytes and positions.
@@ -230,11 +232,11 @@ def _gap_closed(run: Run, corpus: str) -> str:
     A dash if the teacher is no better than the start, or if their texts differ.
     """
     start, student, teacher = (
-        _figure(run, model, corpus, "bits_per_byte") for model in ("start", "student", "teacher")
+        figure_of(run, model, corpus, "bits_per_byte") for model in ("start", "student", "teacher")
     )
     if start is None or student is None or teacher is None or teacher >= start:
         return "-"
-    if not all(_same_text((run, "student"), (run, other), corpus) for other in ("start", "teacher")):
+    if not all(same_text((run, "student"), (run, other), corpus) for other in ("start", "teacher")):
         return "-"
     return f"{(start - student) / (start - teacher):.0%}"
 

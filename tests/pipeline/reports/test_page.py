@@ -65,7 +65,8 @@ def section(text: str, title: str) -> str:
 
 def test_the_page_refers_to_nothing_outside_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 0.1, make_dump(tmp_path / "dump"))
-    text = write_report([run], run / "report.html").read_text()
+    write_report([run], run / "report.html")
+    text = (run / "report.html").read_text()
     assert "://" not in text and "default-src 'none'" in text
     assert not re.search(r"""\s(?:src|href|on\w+)=|@import|url\(""", text)
     assert text.count("<svg") == 6 * 3  # the curves that these metrics hold, over each axis
