@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from pipeline.evaluation.results import format_figure
 from pipeline.planning.estimates import student_t
 from pipeline.reports import tables
 from pipeline.reports.curves import AXES, BOTTOM, HEIGHT, LEFT, NUM_COLOURS, RIGHT, TOP, WIDTH, Scale, grid, nice_scale
@@ -207,4 +208,4 @@ def _told(point: Point) -> str:
     interval = "" if point.low is None else f" [{point.low:.4f}, {point.high:.4f}] over {point.num_runs} seeds"
     several = f", mean of {point.num_runs} runs" if point.num_runs > 1 and not interval else ""
     gap = "" if point.gap is None else f", {point.gap:.4f} from the teacher"
-    return f"{count_of(point.steps, 'step')}: {tables.format_figure(point.value)}{interval}{several}{gap}"
+    return f"{count_of(point.steps, 'step')}: {format_figure(point.value)}{interval}{several}{gap}"
