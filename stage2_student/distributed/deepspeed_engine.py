@@ -106,6 +106,14 @@ def _without_frozen(student: nn.Module, state: dict[str, Any], prefix: str, _: A
             state.pop(prefix + name, None)
 
 
+def broadcast_buffers(student: nn.Module, device: torch.device) -> None:
+    """Give all ranks the buffers of rank 0; ZeRO stage 3 does so with the weights alone."""
+    for buffer in student.buffers():
+        sent = buffer.to(device)
+        dist.broadcast(sent, 0)
+        buffer.copy_(sent)
+
+
 def sum_over_ranks(values: Tensor) -> Tensor:
     """Return the element-wise sum over all ranks, on every rank."""
     summed = values.clone()

@@ -53,6 +53,7 @@ from stage2_student.runs.export import export, is_due
 from stage2_student.runs.identity import dumps_by_corpus
 from stage2_student.runs.step_log import METRICS, cut_lines, where_to_look
 from stage2_student.runs.trackers import check_installed
+from stage2_student.training.building.partitioned import as_on_rank_0, reads_weights
 from stage2_student.training.building.student import build_student
 from stage2_student.training.held_out import held_out
 from stage2_student.training.loop import run_steps
@@ -231,16 +232,23 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     lengths = counted_lengths(recipe, sources, channel)
     held = held_out(recipe, tokenizer, chat, ids.document_start, channel)
     torch.manual_seed(config.seed)
-    student = build_student(recipe, tokenizer, ids, [member.reader.manifest for member in sources.members])
+    whole = reads_weights(config, channel.rank)
+    student = build_student(recipe, tokenizer, ids, [member.reader.manifest for member in sources.members], whole)
     for line in student.remarks if channel.rank == 0 else ():
         warning(f"{run}: {line}")
-    packing, remark = resolve_packing(student.lm, config.packing, ds.own_device().type)
+    packing, remark = config.packing, None
+    if whole:
+        packing, remark = resolve_packing(student.lm, config.packing, ds.own_device().type)
+    if config.deepspeed.zero_stage == 3:
+        packing = as_on_rank_0(student, packing, channel)
     if remark is not None and channel.rank == 0:
         info(f"{run}: {remark}")
     use_attention(student.lm, config)  # only now, because what is above computes on the CPU
     compile_trunk(student.lm, config)
     channel.gather()  # all have read the start model: from here on the ranks wait for each other in collectives
     ranks = Ranks(*ds.start_ranks(), channel)
+    if config.deepspeed.zero_stage == 3:
+        ds.broadcast_buffers(student, ranks.device)
     convert = resume.needs_conversion(checkpoint, config.deepspeed.zero_stage, ranks.world)
     if convert and checkpoint is not None:
         check_can_convert(config, checkpoint.world, ranks.world)

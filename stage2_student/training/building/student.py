@@ -17,20 +17,22 @@ from stage2_student.model.lora import add_adapters, expert_weights, mixture_rema
 from stage2_student.model.rows_alone import freeze_body
 from stage2_student.model.student import Student
 from stage2_student.runs import folder
+from stage2_student.training.building.partitioned import empty_start
 from stage2_student.training.teacher_vocabulary import tokenizer_pair
 
 
 def build_student(
-    recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds, manifests: Sequence[Manifest] = ()
+    recipe: Recipe, tokenizer: ByteTokenizer, ids: SpecialIds, manifests: Sequence[Manifest] = (), whole: bool = True
 ) -> Student:
     """Load the start model, with its interface if an objective needs one, in float32 on the CPU.
 
     Args:
         manifests: of each corpus' dump; needed if an objective compares tokens.
+        whole: read and test its weights; else they have no values yet (`stage2_student.training.building.partitioned`).
     """
     config = student_config(recipe)
     start = Path(config.path) / "start"
-    lm = load_start(start, config.trust_remote_code)
+    lm = (load_start if whole else empty_start)(start, config.trust_remote_code)
     check_positions(lm.config, recipe.train.piece_tokens, "train.max_tokens")
     if not recipe.train.attention_on_gpu:
         use_attention(lm, recipe.train)
@@ -60,7 +62,8 @@ def build_student(
         on_tokens = objectives_on_tokens(pair, recipe.train)
     student = Student(lm, interface, recipe.train, on_tokens)
     student.remarks = lora_remarks
-    student.eval()
-    check_causal(lm, config.model)
-    student.find_logit_scale()
+    if whole:
+        student.eval()
+        check_causal(lm, config.model)
+        student.find_logit_scale()
     return student.train()
