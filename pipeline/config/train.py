@@ -134,6 +134,12 @@ class TrainConfig(Section):
         description="Dtype of the forward pass; master weights are float32. float16 uses dynamic loss scaling. "
         "Default: bfloat16, or float32 on a CPU without instructions for it; a run keeps the dtype it was begun in.",
     )
+    precision: Literal["autocast", "bf16_master"] = Field(
+        "autocast",
+        json_schema_extra=added("0.2.0", "autocast"),
+        description="autocast: float32 weights, products in dtype. bf16_master: bfloat16 weights, and a float32 copy "
+        "that the optimizer updates, dealt over the ranks; needs dtype bfloat16 and zero_stage 2 or 3.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Keep only each block's input for the backward pass, and recompute the block there."
     )
@@ -304,6 +310,16 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.packing is on, but whether a model keeps packed documents apart is tested on the CPU, where "
                 f"train.attention: {self.attention} cannot compute: set packing to off, or attention to sdpa"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _master_weights_have_a_place(self) -> "TrainConfig":
+        if self.precision == "bf16_master" and (self.dtype != "bfloat16" or self.deepspeed.zero_stage < 2):
+            raise ValueError(
+                "train.precision: bf16_master keeps bfloat16 weights and a float32 copy, which DeepSpeed does at "
+                f"train.deepspeed.zero_stage 2 or 3 and here in train.dtype bfloat16; there are zero_stage "
+                f"{self.deepspeed.zero_stage} and {self.dtype}. On one rank, stage 2 partitions nothing"
             )
         return self
 

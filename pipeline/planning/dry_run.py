@@ -252,6 +252,8 @@ def _accelerations(train: TrainConfig) -> Iterator[Line]:
     """Yield a line about each option of speed and memory that is not as by default."""
     if train.attention != "auto":
         yield "train.attention", train.attention
+    if train.precision != "autocast":
+        yield "train.precision", "bfloat16 weights, with a float32 copy for the optimizer"
     if train.optimizer != "adamw":
         yield "train.optimizer", f"{train.optimizer}: moments of 2 bytes a trained weight instead of 8"
     if train.fused_ce != "none":

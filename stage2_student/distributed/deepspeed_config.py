@@ -22,8 +22,8 @@ _OURS = {
     "optimizer.params.weight_decay": "train.weight_decay",
     "scheduler": "train.warmup_steps and train.min_lr_ratio",
     "fp16": "train.dtype",
-    "bf16": "train.dtype",
-    "bfloat16": "train.dtype",
+    "bf16": "train.precision",
+    "bfloat16": "train.precision",
     "torch_autocast": "train.dtype",
     "amp": "train.dtype",
     "data_types": "train.dtype",
@@ -50,7 +50,7 @@ def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
 
     A pure function of these three. Batch sizes are for DeepSpeed's bookkeeping only (the number of documents in a
     micro-batch varies); the loop controls accumulation. Precision is ours
-    (`stage2_student.model.student.Precision`): DeepSpeed's weights are plain float32.
+    (`stage2_student.model.student.Precision`): DeepSpeed's weights are plain float32, or bfloat16 with a float32 copy.
 
     Raises ValueError for a file that is not JSON, or that sets what the recipe decides.
     """
@@ -61,12 +61,20 @@ def deepspeed_config(recipe: Recipe, world: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": train.grad_clip,
         **_optimizer(train),
+        **_weights(train),
         "zero_optimization": _zero(train.deepspeed),
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,  # we log our own lines
         "wall_clock_breakdown": False,
     }
     return _merged(derived, operators_json(train.deepspeed))
+
+
+def _weights(train: TrainConfig) -> dict[str, Any]:
+    """Return the sections on bfloat16 weights, whose gradients are summed in float32; empty for float32 weights."""
+    if train.precision == "autocast":
+        return {}
+    return {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 
 
 def _optimizer(train: TrainConfig) -> dict[str, Any]:

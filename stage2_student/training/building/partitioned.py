@@ -53,17 +53,18 @@ def as_on_rank_0(student: Student, packing: Packing, channel: Channel) -> Packin
             f"rank {channel.rank} makes other weights of the start's config than rank 0 has read from its files: "
             f"{', '.join(different[:3])}"
         )
-    _make_room(student)
+    # DeepSpeed casts what is float32, which would fill the room.
+    _make_room(student, torch.bfloat16 if student.train_config.precision == "bf16_master" else torch.float32)
     return packing if channel.rank == 0 else resolved
 
 
-def _make_room(student: nn.Module) -> None:
+def _make_room(student: nn.Module, dtype: torch.dtype) -> None:
     """Replace weights without values by ones that take memory when they are first written to; tied ones stay tied."""
     made: dict[int, nn.Parameter] = {}
     for module in student.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             if weight.is_meta:
                 if id(weight) not in made:
-                    room = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+                    room = torch.empty(weight.shape, dtype=dtype, device="cpu")
                     made[id(weight)] = nn.Parameter(room, requires_grad=weight.requires_grad)
                 module.register_parameter(name, made[id(weight)])
