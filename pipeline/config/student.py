@@ -95,6 +95,12 @@ class StudentConfig(Section):
         description="Names of linear layers that get adapters, as in [q_proj, v_proj]; default: all in the blocks. The "
         "weights of a mixture's experts are not linear layers; name them as experts.down_proj.",
     )
+    lora_base: Literal["full", "4bit"] = Field(
+        "full",
+        json_schema_extra=added("0.2.0", "full"),
+        description="4bit: frozen layers that have adapters are held in 4 bits (QLoRA), by the package bitsandbytes; "
+        "the export has their rounded weights, with the adapters merged.",
+    )
     lora_embeddings: bool | None = Field(
         None,
         description="Train embedding and head in full beside the adapters; default: if the tokenizer changes, because "
@@ -137,6 +143,15 @@ class StudentConfig(Section):
             raise ValueError(
                 f"student.trained is rows, which freezes the layers that student.lora_rank {self.lora_rank} adapts; "
                 "set one of them, and see student.lora_embeddings"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _four_bits_are_beside_adapters(self) -> "StudentConfig":
+        if self.lora_base != "full" and not self.lora_rank:
+            raise ValueError(
+                f"student.lora_base is {self.lora_base}, and weights of 4 bits learn nothing without adapters: give "
+                "student.lora_rank, as in 64, or set student.lora_base=full"
             )
         return self
 

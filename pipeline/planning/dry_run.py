@@ -178,6 +178,8 @@ def _student_lines(recipe: Recipe, cuts_records: bool) -> list[Line]:
     source = sources[0] if len(sources) == 1 else f"{len(sources)} corpora"
     everything = "all weights" if student.trained == "all" else "embedding and head alone"
     tuned = f"LoRA of rank {student.lora_rank}" if student.lora_rank else everything
+    if student.lora_base != "full":
+        tuned += " beside layers of 4 bits"
     if student.drop_layers:
         tuned += f", layers {', '.join(map(str, student.drop_layers))} removed"
     tokens = train.steps * train.batch_tokens

@@ -1,15 +1,17 @@
 """All options of this room: what each needs of the machine and of the model, checked before weights are loaded."""
 
-from pipeline.config import TrainConfig
+from pipeline.config import StudentConfig, TrainConfig
 from stage2_student.acceleration.attention import check_attention
 from stage2_student.acceleration.compilation import check_compile
 from stage2_student.acceleration.eight_bit import check_optimizer
+from stage2_student.acceleration.four_bit import check_base
 from stage2_student.acceleration.fused_ce import check_fused_ce
 
 
-def check_options(train: TrainConfig) -> None:
+def check_options(train: TrainConfig, student: StudentConfig) -> None:
     """Raise ValueError, naming the option and the way out, if this machine lacks what a named option needs."""
     check_attention(train)
     check_compile(train)
     check_optimizer(train)
     check_fused_ce(train)
+    check_base(student, train)

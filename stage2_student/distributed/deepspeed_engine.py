@@ -97,13 +97,14 @@ def _meet_before(holder: Any, name: str, meet: Callable[[], object]) -> None:
 
 
 def _without_frozen(student: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Remove frozen weights from a student's state dict.
+    """Remove frozen weights from a student's state dict, and the scales of those in 4 bits.
 
     DeepSpeed excludes them by their first name only, so that a tied head would remain.
     """
     for name, parameter in student.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
-            state.pop(prefix + name, None)
+            for key in [key for key in state if f"{key}.".startswith(f"{prefix}{name}.")]:
+                del state[key]
 
 
 def broadcast_buffers(student: nn.Module, device: torch.device) -> None:

@@ -112,7 +112,7 @@ def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
         if plugins.is_own(file) and not Path(file).expanduser().is_file():
             raise ValueError(f"{key}: {file} is not a file (relative to {Path.cwd()}); give the path of a Python file")
     if train.hostfile is None:
-        check_options(train)
+        check_options(train, student)
     if train.wandb is not None or train.mlflow is not None:
         from stage2_student.runs.trackers import check_installed  # imports TensorBoard, which takes seconds
 

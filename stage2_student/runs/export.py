@@ -12,6 +12,7 @@ from pipeline.config.loading import load_recipe
 from schemas import dump_files
 from schemas.manifest import read_json
 from schemas.storage.atomic import committed_folder
+from stage2_student.acceleration.four_bit import round_base
 from stage2_student.model.initial_student import load_start, tokenizer_moved
 from stage2_student.model.lora import add_adapters
 from stage2_student.model.rows_alone import freeze_body
@@ -45,6 +46,7 @@ def export(run: Path | str, out: Path | str | None = None, step: int | None = No
     model = load_start(run / "start", trust)
     if student.lora_rank:
         adapted = add_adapters(model, student, tokenizer_moved(run / "start"), folder.adapters_by_peft(run))
+        round_base(model, student)
         _fill(model, _language_model(run, step, model))
         model = adapted.merge_and_unload()
     else:

@@ -29,6 +29,7 @@ from schemas.manifest import write_json
 from stage2_student.acceleration.attention import check_model_has, use_attention
 from stage2_student.acceleration.compilation import compile_trunk
 from stage2_student.acceleration.eight_bit import check_can_convert, make_optimizer
+from stage2_student.acceleration.four_bit import quantize_base
 from stage2_student.acceleration.options import check_options
 from stage2_student.data.order import Position
 from stage2_student.data.packing import resolve_packing
@@ -201,7 +202,7 @@ def _prepare(recipe: Recipe, sources: Sources, world: int) -> None:
     """Prepare the run on rank 0: claim its folder, write recipe and configuration, make the start model."""
     run = Path(student_config(recipe).path)
     check_installed(recipe.train)
-    check_options(recipe.train)
+    check_options(recipe.train, student_config(recipe))
     check_model_has(recipe.train, resolve_model(student_config(recipe).source))
     if slow := slow_dtype("train.dtype", recipe.train.dtype):
         warning(slow)
@@ -250,6 +251,7 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     if config.deepspeed.zero_stage == 3:
         ds.broadcast_buffers(student, ranks.device)
     convert = resume.needs_conversion(checkpoint, config.deepspeed.zero_stage, ranks.world)
+    quantize_base(student.lm, student_config(recipe), config, ranks.device)
     if convert and checkpoint is not None:
         check_can_convert(config, checkpoint.world, ranks.world)
     ds_config = deepspeed_config(recipe, ranks.world) | (ds.UNIVERSAL if convert else {})

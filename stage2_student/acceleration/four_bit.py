@@ -1,0 +1,73 @@
+"""QLoRA: the frozen layers beside adapters in 4 bits (NF4), by bitsandbytes.
+
+Source: Dettmers et al. 2023, arXiv:2305.14314.
+"""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as AdaptedLinear
+from torch import nn
+
+from pipeline.config import StudentConfig, TrainConfig
+from stage2_student.acceleration.requirements import require_package
+
+_KEY = "student.lora_base: 4bit"
+_HOW = {"compress_statistics": True, "quant_type": "nf4"}  # the paper's: NF4, the blocks' scales in 8 bits
+
+
+def check_base(student: StudentConfig, train: TrainConfig) -> None:
+    """Raise ValueError if this machine lacks the package of `student.lora_base`, or ZeRO would split its weights."""
+    if student.lora_base == "full":
+        return
+    require_package(_KEY, "bitsandbytes", "pip install bitsandbytes", "student.lora_base=full")
+    if train.deepspeed.zero_stage == 3:
+        raise ValueError(
+            f"{_KEY} packs weights with their scales, which train.deepspeed.zero_stage 3 would partition: give "
+            "zero_stage 2 or less, or set student.lora_base=full"
+        )
+
+
+def quantize_base(lm: Any, student: StudentConfig, train: TrainConfig, device: torch.device) -> None:
+    """Put the layers that have adapters in 4 bits, one at a time, onto a device; their adapters stay as they are."""
+    if student.lora_base == "full":
+        return
+    layer = importlib.import_module("bitsandbytes").nn
+    for adapted in _adapted(lm):
+        plain = adapted.base_layer
+        made = layer.Linear4bit(
+            plain.in_features,
+            plain.out_features,
+            bias=plain.bias is not None,
+            compute_dtype=getattr(torch, train.dtype),
+            **_HOW,
+        )
+        made.weight = layer.Params4bit(plain.weight.data, requires_grad=False, module=made, **_HOW)
+        if plain.bias is not None:
+            made.bias = nn.Parameter(plain.bias.data, requires_grad=False)
+        adapted.base_layer = made.to(device)  # which quantizes
+
+
+@torch.no_grad()
+def round_base(lm: Any, student: StudentConfig) -> None:
+    """Round the layers that have adapters to what 4 bits hold: adapters are merged into what they learned beside."""
+    if student.lora_base == "full":
+        return
+    functions = importlib.import_module("bitsandbytes").functional
+    for adapted in _adapted(lm):
+        weight = adapted.base_layer.weight
+        weight.copy_(functions.dequantize_4bit(*functions.quantize_4bit(weight.data, **_HOW)))
+
+
+def _adapted(lm: Any) -> Iterator[Any]:
+    """Yield the linear layers that have adapters. Raises ValueError if there are none, or one is of another kind."""
+    found = [module for module in lm.modules() if isinstance(module, AdaptedLinear)]
+    others = sorted({type(one.base_layer).__name__ for one in found if not isinstance(one.base_layer, nn.Linear)})
+    if others or not found:
+        raise ValueError(
+            f"{_KEY} is for linear layers, and adapters of this {lm.config.model_type} are beside "
+            f"{', '.join(others) or 'none'}: set student.lora_base=full"
+        )
+    yield from found
