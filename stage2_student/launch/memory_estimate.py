@@ -71,13 +71,17 @@ def student_sizes(recipe: Recipe) -> Sizes:
     )
 
 
-def state_bytes(sizes: Sizes, zero_stage: int, num_ranks: int) -> int:
-    """Return the bytes on each rank without the bucket; offloaded state counts as if it were not offloaded."""
+def state_bytes(sizes: Sizes, zero_stage: int, num_ranks: int, moment_bytes: int = FLOAT_BYTES) -> int:
+    """Return the bytes on each rank without the bucket; offloaded state counts as if it were not offloaded.
+
+    Args:
+        moment_bytes: of each of the optimizer's two moments of a weight.
+    """
     weights = sizes.total / (num_ranks if zero_stage == 3 else 1)
     copy = sizes.trained / num_ranks if zero_stage else 0
     gradients = sizes.trained / (num_ranks if zero_stage >= 2 else 1)
     moments = 2 * sizes.trained / (num_ranks if zero_stage >= 1 else 1)
-    return int(FLOAT_BYTES * (weights + copy + gradients + moments))
+    return int(FLOAT_BYTES * (weights + copy + gradients) + moment_bytes * moments)
 
 
 def footprint_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -85,13 +89,24 @@ def footprint_lines(recipe: Recipe) -> Iterator[tuple[str, str]]:
     sizes = student_sizes(recipe)
     yield "parameters", f"{sizes.total:,} parameters, {sizes.trained:,} of them trained"
     bucket = bucket_bytes(recipe.train.deepspeed)
+    moment_bytes = FLOAT_BYTES if recipe.train.optimizer == "adamw" else 1
+    without = [
+        f"{key}: {value}"
+        for key, value, plain in (
+            ("train.precision", recipe.train.precision, "autocast"),
+            ("student.lora_base", student_config(recipe).lora_base, "full"),
+        )
+        if value != plain
+    ]
+    less = f"; {' and '.join(without)} takes less than this, which counts weights of 4 bytes" if without else ""
     for num_ranks in sorted({1, 8, recipe.train.num_processes}):
-        stages = (state_bytes(sizes, stage, num_ranks) + (bucket if stage else 0) for stage in range(4))
+        stages = (state_bytes(sizes, stage, num_ranks, moment_bytes) + (bucket if stage else 0) for stage in range(4))
         text = ", ".join(f"stage {stage} {size / 2**30:.2f}" for stage, size in enumerate(stages))
         yield (
             f"memory, {num_ranks} rank{'' if num_ranks == 1 else 's'}",
             f"GiB on each by ZeRO stage: {text}; activations and logits come on top"
-            + (f"; from stage 1 on {bucket / 2**30:.2f} are DeepSpeed's bucket" if num_ranks == 1 else ""),
+            + (f"; from stage 1 on {bucket / 2**30:.2f} are DeepSpeed's bucket" if num_ranks == 1 else "")
+            + less,
         )
 
 

@@ -114,3 +114,14 @@ def test_the_plan_names_parameters_memory_and_the_bucket(tmp_path: Path) -> None
         and "1.86 are DeepSpeed's bucket" in lines["memory, 1 rank"]
     )
     assert torch.get_default_device() == torch.device("cpu")
+
+
+def test_moments_of_8_bits_take_a_quarter_and_what_takes_less_than_is_counted_is_named(tmp_path: Path) -> None:
+    sizes = Sizes(1000, 100)
+    for stage, ranks in ((0, 1), (1, 2), (3, 4)):
+        saved = state_bytes(sizes, stage, ranks) - state_bytes(sizes, stage, ranks, 1)
+        assert saved == 6 * 100 // (ranks if stage else 1)
+    text = RECIPE.format(model=tiny_model(tmp_path / "model"), path=tmp_path)
+    master = ["train.precision=bf16_master", "train.dtype=bfloat16", "train.deepspeed.zero_stage=2"]
+    said, plain = (dict(footprint_lines(parse_recipe(text, "test", more)))["memory, 1 rank"] for more in (master, []))
+    assert "train.precision: bf16_master takes less than this" in said and "less" not in plain
