@@ -30,6 +30,7 @@ def empty_start(folder: Path, trust_remote_code: bool) -> Any:
     config = load_config(ModelSource(str(folder), None, trust_remote_code))
     with init_empty_weights(include_buffers=False):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    model.tie_weights()  # what is moved to have no values loses its ties
     model.config.use_cache = False
     return model
 

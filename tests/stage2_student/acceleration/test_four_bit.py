@@ -5,6 +5,7 @@ Where bitsandbytes is not installed, one of its signatures is in its place, whic
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -77,14 +78,18 @@ def dequantize_4bit(A: Tensor, quant_state: object) -> Tensor:
 
 
 @pytest.fixture(params=["stand-in", pytest.param("real", marks=pytest.mark.skipif(not IS_INSTALLED, reason="absent"))])
-def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "stand-in":
+def use_package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what puts the stand-in in place; after adapters are made, because peft looks for the package too."""
+
+    def use() -> None:
         fake = ModuleType("bitsandbytes")
         fake.nn = SimpleNamespace(Linear4bit=Linear4bit, Params4bit=Params4bit)  # type: ignore[attr-defined]
         fake.functional = SimpleNamespace(  # type: ignore[attr-defined]
             quantize_4bit=quantize_4bit, dequantize_4bit=dequantize_4bit
         )
         monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
+
+    return use if request.param == "stand-in" else lambda: None
 
 
 @pytest.fixture(scope="module")
@@ -99,30 +104,31 @@ def adapted(recipe: Recipe) -> tuple[Any, Any]:
     student = recipe.student
     assert student is not None
     lm = load_start(Path(student.model), False).train()
-    view = add_adapters(lm, student, tokenizer_moved=False)
     torch.manual_seed(0)
+    view = add_adapters(lm, student, tokenizer_moved=False)
     for name, weight in lm.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(weight, std=0.1)
     return lm, view
 
 
-def test_what_is_exported_computes_what_was_trained(package: None, recipe: Recipe) -> None:
+def test_what_is_exported_computes_what_was_trained(use_package: Callable[[], None], recipe: Recipe) -> None:
     assert recipe.student is not None
     tokens_BL = torch.tensor([[5, 3, 77, 200, 41]])
-    trained, _ = adapted(recipe)
+    (trained, _), (exported, view) = adapted(recipe), adapted(recipe)
+    use_package()
     plain = trained(input_ids=tokens_BL).logits
     quantize_base(trained, recipe.student, recipe.train, torch.device("cpu"))
     logits = trained(input_ids=tokens_BL).logits
     assert (logits - plain).abs().max() > 1e-3 * plain.abs().max()  # 4 bits do change it
-    exported, view = adapted(recipe)
     round_base(exported, recipe.student)
     torch.testing.assert_close(view.merge_and_unload()(input_ids=tokens_BL).logits, logits, rtol=1e-3, atol=1e-3)
 
 
-def test_adapters_learn_beside_it_and_nothing_else_does(package: None, recipe: Recipe) -> None:
+def test_adapters_learn_beside_it_and_nothing_else_does(use_package: Callable[[], None], recipe: Recipe) -> None:
     assert recipe.student is not None
     lm, _ = adapted(recipe)
+    use_package()
     quantize_base(lm, recipe.student, recipe.train, torch.device("cpu"))
     lm(input_ids=torch.tensor([[5, 3, 77]])).logits.square().sum().backward()
     learnt = {name for name, weight in lm.named_parameters() if weight.grad is not None}
