@@ -4,6 +4,7 @@ DeepSpeed partitions a student weight by weight: rank 0 sends each one to all, a
 other ranks need no more than the shapes, and host memory holds the start model once in the whole job.
 """
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,18 @@ def as_on_rank_0(student: Student, packing: Packing, channel: Channel) -> Packin
 
 
 def _make_room(student: nn.Module, dtype: torch.dtype) -> None:
-    """Replace weights without values by ones that take memory when they are first written to; tied ones stay tied."""
+    """Replace weights without values by ones that take memory when they are first written to; tied ones stay tied.
+
+    Each is a mapping of its own, which the system takes back as soon as DeepSpeed has dealt it: an allocator would keep
+    the pages of most.
+    """
     made: dict[int, nn.Parameter] = {}
     for module in student.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             if weight.is_meta:
                 if id(weight) not in made:
-                    room = torch.empty(weight.shape, dtype=dtype, device="cpu")
+                    num_bytes = max(weight.numel() * dtype.itemsize, 1)
+                    mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                    room = torch.frombuffer(mapping, dtype=dtype, count=weight.numel()).view(weight.shape)
                     made[id(weight)] = nn.Parameter(room, requires_grad=weight.requires_grad)
                 module.register_parameter(name, made[id(weight)])
