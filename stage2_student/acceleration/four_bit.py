@@ -4,7 +4,6 @@ Source: Dettmers et al. 2023, arXiv:2305.14314.
 """
 
 import importlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,17 +33,18 @@ def quantize_base(lm: Any, student: StudentConfig, train: TrainConfig, device: t
     """Put the layers that have adapters in 4 bits, one at a time, onto a device; their adapters stay as they are."""
     if student.lora_base == "full":
         return
-    layer = importlib.import_module("bitsandbytes").nn
-    for adapted in _adapted(lm):
+    layers = _adapted(lm)
+    made_by = importlib.import_module("bitsandbytes").nn
+    for adapted in layers:
         plain = adapted.base_layer
-        made = layer.Linear4bit(
+        made = made_by.Linear4bit(
             plain.in_features,
             plain.out_features,
             bias=plain.bias is not None,
             compute_dtype=getattr(torch, train.dtype),
             **_HOW,
         )
-        made.weight = layer.Params4bit(plain.weight.data, requires_grad=False, module=made, **_HOW)
+        made.weight = made_by.Params4bit(plain.weight.data, requires_grad=False, module=made, **_HOW)
         if plain.bias is not None:
             made.bias = nn.Parameter(plain.bias.data, requires_grad=False)
         adapted.base_layer = made.to(device)  # which quantizes
@@ -55,14 +55,15 @@ def round_base(lm: Any, student: StudentConfig) -> None:
     """Round the layers that have adapters to what 4 bits hold: adapters are merged into what they learned beside."""
     if student.lora_base == "full":
         return
+    layers = _adapted(lm)
     functions = importlib.import_module("bitsandbytes").functional
-    for adapted in _adapted(lm):
+    for adapted in layers:
         weight = adapted.base_layer.weight
         weight.copy_(functions.dequantize_4bit(*functions.quantize_4bit(weight.data, **_HOW)))
 
 
-def _adapted(lm: Any) -> Iterator[Any]:
-    """Yield the linear layers that have adapters. Raises ValueError if there are none, or one is of another kind."""
+def _adapted(lm: Any) -> list[Any]:
+    """Return the linear layers that have adapters. Raises ValueError if there are none, or one is of another kind."""
     found = [module for module in lm.modules() if isinstance(module, AdaptedLinear)]
     others = sorted({type(one.base_layer).__name__ for one in found if not isinstance(one.base_layer, nn.Linear)})
     if others or not found:
@@ -70,4 +71,4 @@ def _adapted(lm: Any) -> Iterator[Any]:
             f"{_KEY} is for linear layers, and adapters of this {lm.config.model_type} are beside "
             f"{', '.join(others) or 'none'}: set student.lora_base=full"
         )
-    yield from found
+    return found
