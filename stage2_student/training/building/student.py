@@ -10,6 +10,7 @@ from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
 from stage2_student.acceleration.attention import use_attention
+from stage2_student.acceleration.options import check_master_weights
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.losses.objectives import NONE, objectives_on_tokens
 from stage2_student.model.initial_student import load_start, tokenizer_moved
@@ -56,6 +57,8 @@ def build_student(
             f"train.interface_warmup_steps is {recipe.train.interface_warmup_steps}, but student.interface "
             f"{config.interface} has no parameters to warm up; set 0"
         )
+    if interface is not None:
+        check_master_weights(recipe.train, any(True for _ in interface.parameters()))
     on_tokens = NONE
     if manifests and recipe.train.objectives.on_tokens:
         pair = tokenizer_pair(recipe, manifests, tokenizer, ids, shape.head_rows)

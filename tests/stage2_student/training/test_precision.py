@@ -16,6 +16,7 @@ from pipeline.config import TrainConfig
 from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.planning.dry_run import plan
 from stage2_student.distributed.deepspeed_config import deepspeed_config
+from stage2_student.launch.launch import checked
 from tests.support.small_dumps import make_dump, make_recipe
 from tests.support.tiny import tiny_model
 
@@ -52,7 +53,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "each.py").write_text(TRAIN_EACH)
     for name, train in RUNS.items():
         # Micro-batches of which several make a step, so that gradients are summed.
-        recipe = make_recipe(work / "dump", work / "model", work / name, train, interface="causal")
+        recipe = make_recipe(work / "dump", work / "model", work / name, train, interface="token_marginal")
         save_recipe(recipe, work / f"{name}.yaml")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     first = [sys.executable, "each.py", "autocast", "master-2", "master-3"]
@@ -107,6 +108,14 @@ def test_a_resumed_run_ends_with_the_same_bits(work: Path) -> None:
 def test_other_stages_and_dtypes_are_refused_by_name(train: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"train\.precision: bf16_master .* zero_stage 2 or 3 .* there are zero_stage"):
         TrainConfig.model_validate(train)
+
+
+@pytest.mark.parametrize("interface", ["causal", "linear"])
+def test_an_interface_with_weights_is_refused_by_a_plan(interface: str, tmp_path: Path) -> None:
+    train = {**MASTER, "deepspeed": {"zero_stage": 2}}
+    recipe = make_recipe(tmp_path / "dump", tmp_path / "model", tmp_path / "run", train, interface=interface)
+    with pytest.raises(ValueError, match=r"bf16_master .* interface with weights .*student\.interface=token_marginal"):
+        checked(recipe)
 
 
 def test_deepspeed_is_told_and_a_plan_says_it() -> None:

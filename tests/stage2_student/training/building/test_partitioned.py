@@ -48,7 +48,7 @@ NOT_THE_SAME = {"tokens_per_second", "data_wait_share", "memory_bytes", "seconds
 KINDS: dict[str, dict[str, Any]] = {
     "moved": {"transfer": {"output": "first_likelihood", "tie": "untie"}, "drop_layers": [0]},
     "adapted": {"lora_rank": 4, "interface": "causal"},
-    "master": {},
+    "master": {"interface": "token_marginal"},
 }
 MASTER = {"dtype": "bfloat16", "precision": "bf16_master"}
 
