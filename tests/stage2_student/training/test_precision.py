@@ -106,7 +106,7 @@ def test_a_resumed_run_ends_with_the_same_bits(work: Path) -> None:
     ],
 )
 def test_other_stages_and_dtypes_are_refused_by_name(train: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"train\.precision: bf16_master .* zero_stage 2 or 3 .* there are zero_stage"):
+    with pytest.raises(ValueError, match=r"train\.precision: bf16_master .*zero_stage 2 or 3 .* there are zero_stage"):
         TrainConfig.model_validate(train)
 
 
