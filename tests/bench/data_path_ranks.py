@@ -233,9 +233,11 @@ def main(
         counted = list(count_records(reader.record_texts(0), tokenizer, None, recipe.train.piece_tokens))
         lengths = Lengths.of([counted] * shards)
         others = [pickle.dumps(record, protocol=5) for record in reader.records_of(0, range(records))]
+        alone: float | None = None
         for together in (False, True):
-            alone: float | None = None
             for num in world or [1, 8, 64, 512]:
+                if together and num == 1:
+                    continue
                 of_rank = []
                 for rank in sorted({index * num // sampled for index in range(sampled)}):
                     train = recipe.train.model_copy(update={"batch_tokens": tokens * num})
