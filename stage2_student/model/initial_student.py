@@ -73,8 +73,8 @@ def end_tokens(student: StudentConfig, tokenizer: ByteTokenizer, chat: ChatToken
     end = tokenizer.token_id(student.end) if student.end else default
     if start is None or end is None:
         raise ValueError(
-            f"the student's tokenizer has no {'start' if start is None else 'end'} token of its own; name one of "
-            f"{sorted(tokenizer.control)[:5]} as student.start and student.end"
+            f"the student's tokenizer names no {'start' if start is None else 'end'} token; give "
+            f"student.{'start' if start is None else 'end'}, e.g. one of {sorted(tokenizer.control)[:5]}"
         )
     if chat is not None and end != default:
         raise ValueError(
