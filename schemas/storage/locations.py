@@ -178,7 +178,8 @@ def _naming(path: Path) -> Iterator[None]:
                 f"{path} is empty: 0 bytes, as an interrupted copy leaves it. "
                 "Copy it again, or delete it and run `bld teacher` again"
             ) from error
-        raise ValueError(f"{path} is damaged: {error}. `bld verify` lists everything that is wrong") from error
+        said = str(error).rstrip(".")
+        raise ValueError(f"{path} is damaged: {said}. `bld verify` lists everything that is wrong") from error
 
 
 @contextmanager
