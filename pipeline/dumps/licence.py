@@ -71,6 +71,8 @@ def describe(licence: str | None) -> str:
             "Look it up and set teacher.license, e.g. teacher.license=apache-2.0"
         )
     key = licence.strip().lower()
+    if key == "unknown":  # as our own card says of a student's
+        return "the teacher's licence is given as unknown: look it up before you pass on what is made with it"
     for pattern, name, requirement in LICENCES:
         if re.fullmatch(pattern, key):
             if requirement is None:

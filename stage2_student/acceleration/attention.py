@@ -2,11 +2,7 @@
 
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
 from pipeline.config import TrainConfig
-from pipeline.runtime.huggingface import load_config
 from pipeline.runtime.model_source import ModelSource
 from stage2_student.acceleration.requirements import require_gpu, require_package
 
@@ -41,6 +37,11 @@ def check_model_has(train: TrainConfig, source: ModelSource) -> None:
     """
     if train.attention == "auto":
         return
+    import torch  # seconds to import, and the launcher needs none of these
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.runtime.huggingface import load_config
+
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(load_config(source), trust_remote_code=source.trust_remote_code)
     use_attention(lm, train)

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from pipeline.config import TrainConfig
 
 # A batch of one row, packed rows, evaluation and a kind of layer each take a graph of their own. Beyond the limit, 8 by
@@ -34,6 +32,8 @@ def compile_trunk(lm: Any, train: TrainConfig) -> None:
     Names and weights stay as they are. The head and the losses, which work on chunks of varying size, are not compiled.
     """
     if train.compile:
+        import torch  # here, because the launcher checks options without it
+
         torch._dynamo.config.recompile_limit = _MAX_GRAPHS
         lm.base_model.compile(dynamic=True)
 
@@ -41,5 +41,7 @@ def compile_trunk(lm: Any, train: TrainConfig) -> None:
 @contextmanager
 def without_compiling() -> Iterator[None]:
     """Compute as if nothing was compiled: a text that grows by a token at a time would take a graph for each length."""
+    import torch
+
     with torch.compiler.set_stance("force_eager"):
         yield

@@ -4,14 +4,13 @@ Source: Dettmers et al. 2023, arXiv:2305.14314.
 """
 
 import importlib
-from typing import Any
-
-import torch
-from peft.tuners.lora import Linear as AdaptedLinear
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import StudentConfig, TrainConfig
 from stage2_student.acceleration.requirements import require_package
+
+if TYPE_CHECKING:  # the launcher checks options without torch
+    import torch
 
 _KEY = "student.lora_base: 4bit"
 _HOW = {"compress_statistics": True, "quant_type": "nf4"}  # the paper's: NF4, the blocks' scales in 8 bits
@@ -29,10 +28,13 @@ def check_base(student: StudentConfig, train: TrainConfig) -> None:
         )
 
 
-def quantize_base(lm: Any, student: StudentConfig, train: TrainConfig, device: torch.device) -> None:
+def quantize_base(lm: Any, student: StudentConfig, train: TrainConfig, device: "torch.device") -> None:
     """Put the layers that have adapters in 4 bits, one at a time, onto a device; their adapters stay as they are."""
     if student.lora_base == "full":
         return
+    import torch
+    from torch import nn
+
     layers = _adapted(lm)
     made_by = importlib.import_module("bitsandbytes").nn
     for adapted in layers:
@@ -50,20 +52,25 @@ def quantize_base(lm: Any, student: StudentConfig, train: TrainConfig, device: t
         adapted.base_layer = made.to(device)  # which quantizes
 
 
-@torch.no_grad()
 def round_base(lm: Any, student: StudentConfig) -> None:
     """Round the layers that have adapters to what 4 bits hold: adapters are merged into what they learned beside."""
     if student.lora_base == "full":
         return
+    import torch
+
     layers = _adapted(lm)
     functions = importlib.import_module("bitsandbytes").functional
-    for adapted in layers:
-        weight = adapted.base_layer.weight
-        weight.copy_(functions.dequantize_4bit(*functions.quantize_4bit(weight.data, **_HOW)))
+    with torch.no_grad():
+        for adapted in layers:
+            weight = adapted.base_layer.weight
+            weight.copy_(functions.dequantize_4bit(*functions.quantize_4bit(weight.data, **_HOW)))
 
 
 def _adapted(lm: Any) -> list[Any]:
     """Return the linear layers that have adapters. Raises ValueError if there are none, or one is of another kind."""
+    from peft.tuners.lora import Linear as AdaptedLinear
+    from torch import nn
+
     found = [module for module in lm.modules() if isinstance(module, AdaptedLinear)]
     others = sorted({type(one.base_layer).__name__ for one in found if not isinstance(one.base_layer, nn.Linear)})
     if others or not found:

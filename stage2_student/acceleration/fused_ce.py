@@ -4,12 +4,13 @@ Source: Hsu et al. 2024, arXiv:2410.10989. Shape legend: N supervised tokens, D 
 """
 
 import importlib
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from pipeline.config import TrainConfig
 from stage2_student.acceleration.requirements import require_gpu, require_package
+
+if TYPE_CHECKING:  # the launcher checks options without torch
+    from torch import Tensor, nn
 
 _KEY, _OTHERWISE = "train.fused_ce: liger", "train.fused_ce=none"
 
@@ -22,8 +23,8 @@ def check_fused_ce(train: TrainConfig) -> None:
 
 
 def fused_label_nats(
-    hidden_ND: Tensor, labels_N: Tensor, head: nn.Module, scale: float, softcap: float | None
-) -> Tensor:
+    hidden_ND: "Tensor", labels_N: "Tensor", head: "nn.Module", scale: float, softcap: float | None
+) -> "Tensor":
     """Compute the sum of -ln p(label | state), in nats; (1,), float32.
 
     Args:
@@ -32,6 +33,8 @@ def fused_label_nats(
         scale: of the head's products, as the family has it.
         softcap: of these, as the family has it.
     """
+    import torch
+
     kernel = importlib.import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss
     loss = kernel(reduction="sum", softcap=softcap, accum_dtype=torch.float32)
     bias = getattr(head, "bias", None)

@@ -27,11 +27,13 @@ from stage2_student.distributed.deepspeed_config import deepspeed_config
 from stage2_student.distributed.launcher_watch import end_with_ancestors
 from stage2_student.distributed.rank_environment import free_port, started_as_rank
 from stage2_student.runs.begun import as_begun
+from stage2_student.runs.checkpoints import checkpoint_steps
 from stage2_student.runs.dump_tokens import check_planned_tokens
 from stage2_student.runs.identity import dump_refs
 from stage2_student.training.stop_signals import STOPPING
 
 _RANK = str(Path(__file__).resolve().with_name("rank.py"))  # a file: a module is first looked up in the current folder
+_SIGNALLED = 128  # a shell's exit code for signal n is this and n
 # For a model in host memory, glibc keeps freed memory, in huge pages: a step frees and allocates gigabytes, and having
 # the kernel map and clear every page again takes a fifth of its time.
 _ALLOCATOR = {
@@ -88,8 +90,22 @@ def launch_student(recipe: Recipe | Path | str, dry_run: bool = False) -> int:
         code, received = _run(command, _environment(loaded.train))
     finally:
         Path(name).unlink(missing_ok=True)
+    if code > _SIGNALLED and not received and code - _SIGNALLED not in STOPPING:
+        log.error(_ended_by(run, code - _SIGNALLED))
     # On several machines DeepSpeed's launcher exits with 1 for any signal.
-    return 128 + received[0] if code == 1 and received and loaded.train.hostfile is not None else code
+    return _SIGNALLED + received[0] if code == 1 and received and loaded.train.hostfile is not None else code
+
+
+def _ended_by(run: Path, number: int) -> str:
+    """Say that a signal ended a rank, why that may be, and how to go on."""
+    steps = checkpoint_steps(run)
+    left = (
+        f"continues from the checkpoint of step {steps[-1]}" if steps else "starts again, for no checkpoint was saved"
+    )
+    memory = ", as the system does when memory runs out (train.micro_batch_tokens lowers it)"
+    why = memory if number == signal.SIGKILL else ""
+    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+    return f"{run}: a rank was ended by {name}{why}; the same command {left}"
 
 
 def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
@@ -168,8 +184,8 @@ def _ranks(launcher: psutil.Popen) -> list[psutil.Process]:
 def _shell_code(code: int) -> int:
     """Convert the launcher's exit code to a shell's: for a rank ended by signal n it is -n, or 256 - n."""
     if code < 0:
-        return 128 - code
-    return 128 + 256 - code if code > 192 else code
+        return _SIGNALLED - code
+    return _SIGNALLED + 256 - code if code > 192 else code
 
 
 def _environment(train: TrainConfig) -> dict[str, str]:

@@ -57,18 +57,19 @@ def claim(run: Path, identity: dict[str, Any], change: Collection[str] = ()) -> 
     path = run / dump_files.RUN_IDENTITY
     theirs = begun_identity(run) if path.exists() else None
     known = {} if theirs is None else {key: value for key, value in theirs.items() if key != train_on.TRAINED_ON}
-    if theirs is not None and (differences := "; ".join(identity_differences(known, identity))):
+    if theirs is not None and (differences := identity_differences(known, identity)):
         if steps := checkpoint_steps(run):
             trained_on = train_on.replanned(theirs, identity, steps, change)
             beside_schedule = train_on.differences_beside_schedule(theirs, identity)
             if trained_on is None:
                 raise ValueError(
-                    f"{run} holds checkpoints of another run ({differences}). Give a new student.path"
+                    f"{run} holds checkpoints of another run ({'; '.join(differences)}). Give a new student.path"
                     f"{train_on.way_on(beside_schedule, identity, steps[-1])}, or delete that folder to start over."
                 )
             what = "train.change" if beside_schedule else "another schedule"
             log.warning(
-                f"{run}: continuing from step {steps[-1]} with {what} ({differences}); it applies to all further steps"
+                f"{run}: continuing from step {steps[-1]} with {what} ({train_on.in_short(differences)}); it applies "
+                "to all further steps"
             )
             write_json(path, trained_on)
             return

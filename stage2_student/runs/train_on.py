@@ -5,6 +5,7 @@ they are. `identity.json` holds an entry for each change under `trained_on`: the
 fields that changed.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.config.identity import identity_differences
 from stage2_student.runs.schedule import begun
 
 TRAINED_ON = "trained_on"
+_FEW = 6  # fields of a dump that differ and are shown
 CHANGED = "changed"
 _DATA = ("dump.", "other_dumps.", "mix.", "corpora.")
 # By the name in `train.change`: what the fields of an identity begin with that it lets change.
@@ -71,6 +73,22 @@ def name_of(difference: str, ours: Mapping[str, Any]) -> str | None:
     if difference.startswith(f"own_code.{ours['student']['interface']}:"):
         return None
     return next((name for name, starts in _FIELDS.items() if difference.startswith(starts)), None)
+
+
+def in_short(differences: Sequence[str]) -> str:
+    """Return differences as text; a dump that differs in many fields is named once.
+
+    identity.json keeps each field.
+    """
+    groups: dict[str, list[str]] = {}
+    for difference in differences:
+        field = difference.partition(": ")[0]
+        dump = re.match(r"(?:.*\.)?(?:dump|other_dumps\.[^.]+)(?=\.)", field)
+        groups.setdefault(dump[0] if dump else field, []).append(difference)
+    return "; ".join(
+        f"{name}: another dump, or none ({len(own)} fields)" if len(own) > _FEW else "; ".join(own)
+        for name, own in groups.items()
+    )
 
 
 def way_on(differences: Sequence[str], ours: Mapping[str, Any], newest: int) -> str:

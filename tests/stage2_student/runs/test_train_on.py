@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas.manifest import Manifest
-from stage2_student.runs import folder
+from stage2_student.runs import folder, train_on
 from stage2_student.runs.identity import run_identity
 from tests.support.small_dumps import make_dump, make_recipe
 
@@ -95,3 +95,12 @@ def test_objectives_that_need_weights_no_checkpoint_has_are_refused(dump: Path, 
     with pytest.raises(ValueError, match=r"the new objectives have weights of student\.interface causal, the run's"):
         folder.claim(tmp_path / "a", ours, ("objectives",))
     folder.claim(tmp_path / "b", identity(dump, steps=9), ("objectives",))
+
+
+def test_another_dump_is_named_once_and_a_few_fields_one_by_one() -> None:
+    many = [f"corpora.round.dump.teacher.field_{i}: None there, {i} here" for i in range(9)]
+    few = [f"dump.{name}: 1 there, 2 here" for name in ("arithmetic", "coding")]
+    said = train_on.in_short([*many, *few, "train.steps: 4 there, 6 here"])
+    assert said == "; ".join(
+        ["corpora.round.dump: another dump, or none (9 fields)", *few, "train.steps: 4 there, 6 here"]
+    )
