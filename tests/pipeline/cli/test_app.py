@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,26 @@ def test_a_users_error_is_readable_and_has_no_traceback(tmp_path: Path, argument
     done = bld(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert said in done.stderr and "Traceback" not in done.stderr and "\x1b" not in done.stderr
+
+
+def test_a_package_that_is_not_installed_is_named_with_what_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def needs(name: str) -> Callable[..., None]:
+        def export(*_: object) -> None:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+        return export
+
+    monkeypatch.setattr("stage2_student.runs.export.export", needs("deepspeed.checkpoint"))
+    assert run_main(monkeypatch, "export", str(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert f"error: the Python package deepspeed is not installed in {sys.prefix}: run `make setup`" in said
+    assert "-m pip install byte-level-distillation`" in said
+    monkeypatch.setattr("stage2_student.runs.export.export", needs("pipeline.gone"))  # a fault of ours
+    monkeypatch.setattr(sys, "argv", ["bld", "export", str(tmp_path)])
+    with pytest.raises(ModuleNotFoundError):
+        cli.main()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
