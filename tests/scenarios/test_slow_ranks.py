@@ -29,7 +29,7 @@ from datetime import timedelta
 from pipeline.config.loading import load_recipe
 from stage2_student.distributed import deepspeed_engine as ds
 from stage2_student.runs import checkpoints
-from stage2_student.training import train
+from stage2_student.training import train, usable
 
 RANK = int(os.environ["RANK"])
 init_distributed = ds.deepspeed.init_distributed
@@ -47,7 +47,7 @@ def slow(holder, name, rank=0, after=""):
     setattr(holder, name, slowly)
 
 slow(train, "export_start")
-slow(train, "keep_counts", rank=1)
+slow(usable, "keep_counts", rank=1)
 slow(ds, "convert_to_universal")
 slow(ds.torch, "save")  # what DeepSpeed writes its files of a checkpoint with
 slow(checkpoints.os, "fsync", after="save")  # before the checkpoint gets its name
