@@ -1,4 +1,4 @@
-"""What an option of the recipe needs of this machine: a package, a GPU."""
+"""Requirements that an option of the recipe has of this machine: a package, a GPU."""
 
 from importlib import metadata
 

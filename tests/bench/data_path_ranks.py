@@ -1,4 +1,4 @@
-"""What each rank of a large world reads, and how fast its data path is: ranks that read together, and each alone.
+"""Bytes that each rank of a large world reads, and its data path's speed: ranks that read together, and each alone.
 
 No model; one process plays one rank of each world, and answers it for all others.
 

@@ -39,7 +39,7 @@ def read_figures(documents: Mapping[str, Any], figures: Mapping[str, Any]) -> Fi
 
 
 class KeptSeeds:
-    """What a file of results already holds of a method: figures by its number of steps, setting and seed."""
+    """Figures that a file of results already holds of a method, by its number of steps, setting and seed."""
 
     def __init__(self, known: Mapping[str, Any]) -> None:
         self.known = known

@@ -1,4 +1,4 @@
-"""What `bld report` says last: what the student has learned, in figures, and what to do next."""
+"""The last lines of `bld report`: what the student has learned, in figures, and what to do next."""
 
 from pathlib import Path
 
