@@ -72,6 +72,6 @@ def run_command(arguments: Sequence[str]) -> None:
         raise _STOPPED[code]
     if code:
         raise ChildProcessError(
-            f"`bld {' '.join(arguments)}` failed (exit code {code}) for the reason above; remove it, then run the same "
+            f"`bld {' '.join(arguments)}` failed (exit code {code}) for the reason above; mend that, then run the same "
             "command again to continue"
         )
