@@ -115,18 +115,24 @@ class Quality:
         """
         file = self.out / "figures" / f"{run.name}.{split}.json"
         folder = self.out / "runs" / run.name
-        recipe = self._recipe(run, folder)
         if not file.exists():
-            if recipe.dump != self.base.dump:  # a method that learns from a dump of its own
-                self.run("teacher", recipe, f"{run.name}-dump")
-            self._give_start(recipe, folder)
-            self.run("student", recipe, run.name)
-        student = student_config(recipe)
+            self.train(run)
+        student = student_config(self._recipe(run, folder))
         ids = end_tokens(student, student_tokenizer(student).tokenizer)
         found = self._measure(str(folder / "export"), ids, split, file)
         for name in ("checkpoints", "start", *(["export"] if split == "search" else [])):
             shutil.rmtree(folder / name, ignore_errors=True)
         return found
+
+    def train(self, run: Run) -> Path:
+        """Train a student as far as that is not done, and return its export."""
+        folder = self.out / "runs" / run.name
+        recipe = self._recipe(run, folder)
+        if recipe.dump != self.base.dump:  # a method that learns from a dump of its own
+            self.run("teacher", recipe, f"{run.name}-dump")
+        self._give_start(recipe, folder)
+        self.run("student", recipe, run.name)
+        return folder / "export"
 
     def _give_start(self, recipe: Recipe, folder: Path) -> None:
         """Copy the start that all have, if it is this recipe's too: making one takes minutes."""
@@ -167,10 +173,14 @@ class Quality:
             ids = resolve_ids(self.base, load_tokenizer(self.base).tokenizer)
             model = resolve_model(self.base.teacher.source).source
             return self._measure(model, ids, "table", file)
-        student = student_config(self.base).model_copy(update={"path": str(self.out / "runs/start")})
+        student = student_config(self.base)
         ids = end_tokens(student, student_tokenizer(student).tokenizer)
-        start = export_start(self.base.with_values(student=student))
-        return self._measure(str(start), ids, "table", file)
+        return self._measure(str(self.start()), ids, "table", file)
+
+    def start(self) -> Path:
+        """Return the model that all students start from."""
+        student = student_config(self.base).model_copy(update={"path": str(self.out / "runs/start")})
+        return Path(export_start(self.base.with_values(student=student)))
 
     def search(self, methods: Sequence[str], steps: int) -> dict[str, tuple[str, ...]]:
         """Find each method's best setting, by successive halving."""
