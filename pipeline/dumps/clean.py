@@ -60,7 +60,9 @@ def cache_leftovers() -> list[Leftover]:
     """List the parts of the cache (BLD_CACHE); all of it is downloaded or made again when it is needed."""
     folder = cache_folder()
     parts = [
-        path for kind in ("archives", "files", "converted", "hashes") for path in sorted((folder / kind).glob("*"))
+        path
+        for kind in ("archives", "files", "converted", "hashes", "rows")
+        for path in sorted((folder / kind).glob("*"))
     ]
     return [Leftover(path, f"cache, {path.parent.name}", tree_bytes(path)) for path in parts]
 

@@ -7,6 +7,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+
 from pipeline.sources.pypi import cache_folder, sha256_of
 from schemas.storage.atomic import committed
 
@@ -48,3 +50,20 @@ def known_sha256(path: Path) -> str:
             with committed(cached) as partial:
                 partial.write_text(digest, encoding="ascii")
     return digest
+
+
+def weights_sha256(model: str, revision: str | None) -> str:
+    """Return a hash over the model's config.json and safetensors files, by name; a hub model is downloaded first."""
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+    digest = hashlib.sha256()
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    if len(files) < 2:
+        raise ValueError(
+            f"{folder} holds no .safetensors file, and only safetensors are read. Convert it with save_pretrained."
+        )
+    for file in files:
+        digest.update(file.name.encode())
+        digest.update(bytes.fromhex(known_sha256(file)))
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.config import Recipe
+from pipeline.sources.file_hash import weights_sha256
 from stage1_teacher.dump import shard_plan
 from stage1_teacher.targets.resolved import ResolvedTeacher, resolve_ids
 
@@ -11,7 +12,7 @@ def teacher_identity(recipe: Recipe, teacher: ResolvedTeacher, engine: str, corp
     """Return the identity of a dump of that corpus by this teacher."""
     ids = resolve_ids(recipe, teacher.tokenizer, teacher.chat)
     served = recipe.teacher.engine_spec.served
-    weights = None if served else shard_plan.weights_sha256(teacher.model, recipe.teacher.revision)
+    weights = None if served else weights_sha256(teacher.model, recipe.teacher.revision)
     runs_code = recipe.teacher.trust_remote_code and not served and recipe.dump.arithmetic_used > 1
     code = shard_plan.code_sha256(teacher.model, recipe.teacher.revision) if runs_code else None
     return shard_plan.make_identity(recipe, teacher, ids, shard_plan.ModelHashes(weights, code), engine, corpus_sha256)

@@ -14,7 +14,6 @@ from pipeline.corpus.digest import document_digest
 from pipeline.corpus.documents import Document, DocumentReader
 from pipeline.corpus.rows import written_folder
 from pipeline.runtime.format import count_of
-from pipeline.sources.file_hash import known_sha256
 from pipeline.sources.pypi import sha256_of
 from pipeline.tokenization.special_ids import SpecialIds
 from schemas import dump_files
@@ -140,23 +139,6 @@ def _listed_identity(teacher: TeacherConfig) -> dict[str, Any]:
         "targets": "top-k tokens of each row",
         "prompt_logprobs": teacher.prompt_logprobs,
     }
-
-
-def weights_sha256(model: str, revision: str | None) -> str:
-    """Return a hash over the model's config.json and safetensors files, by name; a hub model is downloaded first."""
-    folder = Path(model)
-    if not folder.is_dir():
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
-    digest = hashlib.sha256()
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    if len(files) < 2:
-        raise ValueError(
-            f"{folder} holds no .safetensors file, and only safetensors are read. Convert it with save_pretrained."
-        )
-    for file in files:
-        digest.update(file.name.encode())
-        digest.update(bytes.fromhex(known_sha256(file)))
-    return digest.hexdigest()
 
 
 def code_sha256(model: str, revision: str | None) -> str | None:

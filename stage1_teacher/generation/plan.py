@@ -11,11 +11,12 @@ from pipeline.config.identity import identity_differences, identity_values
 from pipeline.corpus.digest import document_digest
 from pipeline.corpus.documents import Corpus, Document
 from pipeline.runtime.format import count_of
+from pipeline.sources.file_hash import weights_sha256
 from schemas import dump_files
 from schemas.manifest import ShardPlan
 from schemas.storage.locations import Location, names_below
 from schemas.text_corpus import TextManifest
-from stage1_teacher.dump.shard_plan import code_sha256, weights_sha256
+from stage1_teacher.dump.shard_plan import code_sha256
 from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.generation.writer import Writer
 

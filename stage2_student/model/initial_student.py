@@ -13,6 +13,7 @@ from pipeline.covering.vocabulary import check_head_rows
 from pipeline.runtime import log
 from pipeline.runtime.huggingface import check_finite, counts_from_padding, load_model, load_tokenizer
 from pipeline.runtime.model_source import ModelSource
+from pipeline.sources.file_hash import weights_sha256
 from pipeline.sources.resolve import resolve_model, resolve_tokenizer
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.chat_tokenizer import ChatTokenizer
@@ -153,7 +154,9 @@ def _move(recipe: Recipe, model: Any, old: ByteTokenizer, new: ByteTokenizer, id
         controls = control_sources(old, new, ids, num_rows)
         start_id = controls.get(ids.document_start, old.default_start)
         source = resolve_model(student.source)
-        old_model = OldModel(lambda: load_model(source, torch.float32), student.model, num_rows, start_id)
+        # Code that comes with a model decides what it computes, and is no part of the hash.
+        weights = None if student.trust_remote_code else weights_sha256(source.source, source.revision)
+        old_model = OldModel(lambda: load_model(source, torch.float32), student.model, num_rows, start_id, weights)
         moved = transfer(model, plan_move(recipe, (old, new), controls, ids.document_start, old_model))
         log.info(f"{len(new.token_bytes):,} rows of the new tokenizer: {moved.counts}")
         inputs, outputs = moved.row_kinds

@@ -33,12 +33,14 @@ class OldModel:
         name: for messages.
         num_rows: of its embedding.
         start_id: the old token that begins a text; None if there is none.
+        weights_sha256: of its files; None if they are not known, and nothing that is made of it is kept.
     """
 
     load: Callable[[], Any]
     name: str
     num_rows: int
     start_id: int | None
+    weights_sha256: str | None = None
 
     @cached_property
     def student(self) -> Student:

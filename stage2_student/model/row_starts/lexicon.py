@@ -18,7 +18,8 @@ from torch import Tensor
 from pipeline.runtime import log
 from pipeline.runtime.counted import Counted
 from stage2_student.model.old_model import OldModel
-from stage2_student.model.row_starts.base import IN_PIECES, Move, NewRows
+from stage2_student.model.row_starts.base import Move, NewRows
+from stage2_student.model.row_starts.kept_rows import MadeRows, in_pieces, kept_rows
 from stage2_student.model.row_starts.pieces import mean_rows, row_scales
 from stage2_student.model.student import Precision
 
@@ -41,13 +42,18 @@ def lexicon(move: Move, weight_OD: Tensor) -> NewRows:
         ValueError: the model does not give the states between its layers, or too few old tokens have two parts.
     """
     rows_VD = mean_rows(weight_OD, move.sources, row_scales(move))
-    in_pieces = [token for token, kind in enumerate(move.kinds) if kind in IN_PIECES]
-    parts = move.parts
-    if len(parts) < 2 * _HELD_OUT:
+    if len(move.parts) < 2 * _HELD_OUT:
         raise ValueError(
             f"student.transfer: lexicon learns from old tokens that two others spell, and {move.old_model.name} has "
-            f"{len(parts)} of them; use mean"
+            f"{len(move.parts)} of them; use mean"
         )
+    made_ND, facts = kept_rows(move, weight_OD, __file__, lambda: _made(move, weight_OD))
+    rows_VD[in_pieces(move)] = made_ND
+    return NewRows(rows_VD, facts=facts)
+
+
+def _made(move: Move, weight_OD: Tensor) -> MadeRows:
+    tokens_N, parts = in_pieces(move), move.parts
     features = Features(move.old_model, weight_OD)
     tokens = Random(0).sample(sorted(parts), len(parts))
     held_out, learned = tokens[::_HELD_OUT], sorted(t for i, t in enumerate(tokens) if i % _HELD_OUT)
@@ -59,14 +65,15 @@ def lexicon(move: Move, weight_OD: Tensor) -> NewRows:
             counted.add(len(ids))
     regression.solve(RIDGE)
     residual = _residual(regression, features, [parts[t] for t in held_out], weight_OD[held_out])
-    with Counted("new tokens read in pieces", len(in_pieces)) as counted:
-        for ids, states_NF in features.chunks([move.sources[token][-_MAX_PIECES:] for token in in_pieces]):
-            rows_VD[[in_pieces[i] for i in ids]] = LONGER * regression.predict(states_NF).cpu()
+    made_ND = torch.empty(len(tokens_N), weight_OD.shape[1])
+    with Counted("new tokens read in pieces", len(tokens_N)) as counted:
+        for ids, states_NF in features.chunks([move.sources[token][-_MAX_PIECES:] for token in tokens_N]):
+            made_ND[ids] = LONGER * regression.predict(states_NF).cpu()
             counted.add(len(ids))
     log.info(
-        f"rows of {len(in_pieces):,} tokens from them; of held-out tokens' variance {residual:.0%} stays unexplained"
+        f"rows of {len(tokens_N):,} tokens from them; of held-out tokens' variance {residual:.0%} stays unexplained"
     )
-    return NewRows(rows_VD, facts={"lexicon_tokens": len(learned), "lexicon_residual": round(residual, 4)})
+    return made_ND, {"lexicon_tokens": len(learned), "lexicon_residual": round(residual, 4)}
 
 
 class Features:

@@ -15,11 +15,11 @@ import transformers
 
 from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Document
+from pipeline.sources.file_hash import weights_sha256
 from schemas import ARITHMETIC, levels
 from schemas.manifest import Manifest, write_json
 from schemas.record import Record
 from schemas.shard import read_shard
-from stage1_teacher.dump import shard_plan
 from stage1_teacher.dump.merge import merge_dumps
 from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.targets.opening import open_teacher
@@ -43,7 +43,7 @@ def begun_by_the_first_release(folder: Path, model: Path, name: str) -> Path:
     teacher = load_tokenizer(load_recipe(recipe))
     manifest["identity"]["teacher"] |= {
         "model": str(model),
-        "weights_sha256": shard_plan.weights_sha256(str(model), None),
+        "weights_sha256": weights_sha256(str(model), None),
         "tokenizer_sha256": teacher.tokenizer.sha256,
         "engine": f"transformers-{transformers.__version__}",
     }

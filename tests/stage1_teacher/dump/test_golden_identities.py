@@ -14,8 +14,8 @@ from pipeline.config.loading import load_recipe
 from pipeline.dumps import hub
 from pipeline.dumps.card import write_card
 from pipeline.runtime import dtypes
+from pipeline.sources.file_hash import weights_sha256
 from schemas.manifest import Manifest, write_json
-from stage1_teacher.dump import shard_plan
 from stage1_teacher.dump.begun import as_begun
 from stage1_teacher.dump.merge import merge_dumps
 from stage1_teacher.dump.run import run_teacher
@@ -50,7 +50,7 @@ def work(laid_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         assert teacher["model"] == RECIPES[name]["teacher"]["model"]
         loaded = load_tokenizer(load_recipe(work / f"{name}.yaml"))
         # As libraries write them here; what the recipe decides is the release's.
-        teacher["weights_sha256"] = shard_plan.weights_sha256(teacher["model"], None)
+        teacher["weights_sha256"] = weights_sha256(teacher["model"], None)
         teacher["tokenizer_sha256"] = loaded.tokenizer.sha256
         teacher["engine"] = f"transformers-{transformers.__version__}"
         if loaded.chat is not None:

@@ -1,6 +1,7 @@
 """The lexicon's regression and states against brute force in float64."""
 
 import itertools
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.dumps.clean import cache_leftovers
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from stage2_student.model.old_model import OldModel
 from stage2_student.model.row_sources import two_parts
-from stage2_student.model.row_starts import Move, choice, chosen_kinds
+from stage2_student.model.row_starts import Move, NewRows, choice, chosen_kinds
 from stage2_student.model.row_starts.lexicon import LONGER, Regression, lexicon
 from stage2_student.model.student import Precision
 from tests.support.moved_models import planned
@@ -139,3 +141,35 @@ def test_few_tokens_with_parts_are_refused_where_the_recipe_names_the_lexicon() 
     model, move = pairs_to_triples(True)
     with pytest.raises(ValueError, match="has 3 of them; use mean"):
         lexicon(move._replace(parts=dict(list(move.parts.items())[:3])), model.get_input_embeddings().weight)
+
+
+def test_rows_are_made_once_of_a_model_whose_files_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLD_CACHE", str(tmp_path))
+    model, move = pairs_to_triples(True)
+    weight_OD = model.get_input_embeddings().weight.detach()
+
+    def made(asked: Move = move, sha256: str | None = "a" * 64, loads: bool = True) -> NewRows:
+        load = move.old_model.load if loads else lambda: pytest.fail("the model was asked again")
+        old = OldModel(load, "old", move.old_model.num_rows, move.old_model.start_id, sha256)
+        return lexicon(asked._replace(old_model=old), weight_OD)
+
+    def kept() -> list[Path]:
+        return sorted((tmp_path / "rows").glob("*")) if (tmp_path / "rows").exists() else []
+
+    plain = made(sha256=None)
+    assert not kept()
+    first, again = made(), made(loads=False)
+    for found in (first, again):
+        assert torch.equal(found.rows_VD, plain.rows_VD) and found.facts == plain.facts
+    [file] = kept()
+    assert file.suffix == ".safetensors" and [left.path for left in cache_leftovers()] == [file]
+    file.write_bytes(file.read_bytes()[:-5])  # damaged: made again
+    assert torch.equal(made().rows_VD, plain.rows_VD)
+    assert torch.equal(made(loads=False).rows_VD, plain.rows_VD)
+    # Whatever else decides them gives other rows: the model's files, the tokens that spell a new one, the old rows.
+    spelled = {token: list(reversed(source)) for token, source in enumerate(move.sources)}
+    assert not torch.equal(made(move._replace(sources=list(spelled.values()))).rows_VD, plain.rows_VD)
+    made(sha256="b" * 64)
+    weight_OD = weight_OD + 1
+    made()
+    assert len(kept()) == 4
