@@ -26,7 +26,7 @@ def write_vocabulary(dump: Location, token_bytes: Sequence[bytes | None]) -> Non
                 return
     with committed(path) as partial:
         table = pa.table([pa.array(range(len(token_bytes)), pa.int32()), pa.array(token_bytes, pa.binary())], _SCHEMA)
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
 def read_vocabulary(dump: Location) -> list[bytes | None]:

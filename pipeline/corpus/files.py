@@ -12,12 +12,13 @@ import pyarrow as pa
 from fsspec.compression import compr
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+_BZ2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # the second ends a stream, here an empty one
 # None of these can start a text: each has a byte that is invalid UTF-8 there, or (bz2) an implausible number.
 _MAGIC = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"\xfd7zXZ\x00", "xz"),
-    *((b"BZh%d1AY&SY" % level, "bz2") for level in range(1, 10)),
+    *((b"BZh%d" % level + block, "bz2") for level in range(1, 10) for block in _BZ2_BLOCKS),
 )
 _HEAD_BYTES = 4096
 _BUFFER_BYTES = 1 << 16

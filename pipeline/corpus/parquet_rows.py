@@ -19,7 +19,7 @@ def parquet_rows(name: str, goal: Goal) -> Iterator[tuple[int, Row]]:
     try:
         with (
             nullcontext(name) if "://" not in name else fsspec.open(name, "rb") as file,
-            pq.ParquetFile(file) as parquet,
+            pq.ParquetFile(file, page_checksum_verification=True) as parquet,
         ):
             for group in range(parquet.num_row_groups):
                 end = number + parquet.metadata.row_group(group).num_rows

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 from pipeline.config import CorpusConfig
 from pipeline.corpus.chats import Chat, UnusableError, read_chat
 from pipeline.corpus.regions import NOTHING, supervised_segments
+from pipeline.tokenization.chat_template import ASSISTANT
 from schemas.record import Segment
-from schemas.text_corpus import TextManifest, segments_of
+from schemas.text_corpus import NAMES, TextManifest, segments_of
+
+_ELSEWHERE = "damaged: what it says that a model wrote is no part of it"
 
 
 class WrittenRow(NamedTuple):
@@ -39,9 +42,12 @@ def require_kind(folder: Path, config: CorpusConfig) -> None:
 
 def read_written(columns: Mapping[str, Any], config: CorpusConfig) -> WrittenRow:
     """Read a row. Raises UnusableError, as for a row of another corpus."""
+    if lacking := sorted(NAMES - columns.keys()):
+        raise UnusableError(f"damaged: it has no {lacking[0]}")
     doc_id, has_end = str(columns["doc_id"]), bool(columns["is_finished"])
     if not config.has_chats:
-        text, written = str(columns["text"]), segments_of(columns)
+        text = str(columns["text"])
+        written = _within(columns, len(text.encode()))
         if config.supervise is not None:
             selected = supervised_segments(text.encode(), columns, config.supervise)
             written = tuple(_common(written, selected))
@@ -53,7 +59,26 @@ def read_written(columns: Mapping[str, Any], config: CorpusConfig) -> WrittenRow
         for message in columns["messages"]
     ]
     chat = read_chat({**columns, "messages": messages}, config)
-    return WrittenRow(doc_id, chat.assistant_text, chat, None, tuple(columns["supervised_messages"]), has_end)
+    turns = tuple(columns["supervised_messages"])
+    if any(turn not in range(len(messages)) or messages[turn]["role"] != ASSISTANT for turn in turns):
+        raise UnusableError(_ELSEWHERE)
+    return WrittenRow(doc_id, chat.assistant_text, chat, None, turns, has_end)
+
+
+def _within(columns: Mapping[str, Any], num_bytes: int) -> tuple[Segment, ...]:
+    """Return the supervised parts of a text of so many bytes. Raises UnusableError if they are not parts of it."""
+    try:
+        segments = segments_of(columns)
+    except ValueError:  # as many starts as lengths
+        raise UnusableError(_ELSEWHERE) from None
+    end = 0
+    for segment in segments:
+        if segment.start < end or segment.length < 0:
+            raise UnusableError(_ELSEWHERE)
+        end = segment.start + segment.length
+    if end > num_bytes:
+        raise UnusableError(_ELSEWHERE)
+    return segments
 
 
 def _common(written: Sequence[Segment], selected: Sequence[Segment]) -> list[Segment]:

@@ -177,7 +177,12 @@ def sampling_engine(
     from vllm import LLM, SamplingParams
 
     # Completions of one prompt share what was computed of it.
-    llm = LLM(**engine_options(model, writer, placement) | {"enable_prefix_caching": True})
+    options = engine_options(model, writer, placement) | {"enable_prefix_caching": True}
+    if not computes_on_gpu():
+        # Of a prompt in two parts vLLM takes back a draw by its generator's offset, which a CPU's generator lacks.
+        tokens = max(options["max_num_batched_tokens"], options["max_model_len"])
+        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
+    llm = LLM(**options)
     end_waits_with(llm.llm_engine.engine_core)
 
     def sample(prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Mapping[str, Any]) -> list[list[int]]:

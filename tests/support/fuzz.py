@@ -1,4 +1,4 @@
-"""Damaged and crafted input at random: files of a corpus, recipes, shards.
+"""Damaged and crafted input at random: files of a corpus, recipes, shards, written text, vocabularies, manifests.
 
 Bad input must be refused with an error message; never with a traceback of another kind, never with a silently wrong
 value.
@@ -28,9 +28,14 @@ from pipeline.config import CorpusConfig, Recipe
 from pipeline.config.loading import parse_recipe, recipe_names
 from pipeline.corpus.documents import Corpus
 from pipeline.corpus.json_array import is_array
+from schemas import dump_files
 from schemas.file_seal import check_seal
+from schemas.manifest import Manifest, ShardPlan
+from schemas.record import Segment
 from schemas.record_checks import layout_faults
 from schemas.shard import commit_shard, read_record_texts, read_shard, to_table
+from schemas.text_corpus import TextManifest, WrittenText, commit_text_shard
+from schemas.token_vocabulary import read_vocabulary, write_vocabulary
 from tests.support.readable_dumps import IDENTITY, make_record, varied_record, with_tokens
 
 PIECES = (
@@ -250,6 +255,8 @@ def _crafted(table: pa.Table, rng: Random) -> pa.Table:
     row = rng.randrange(len(values))
     if isinstance(values[row], list):
         values[row] = _crafted_list(values[row], field.type.value_type, rng)
+    elif values[row] is None:
+        values[row] = b"\xff"
     elif isinstance(values[row], int):
         values[row] = rng.choice([-1, 0, 2**40, -(2**63)])
     else:
@@ -273,12 +280,104 @@ def _crafted_list(values: list[Any], kind: pa.DataType, rng: Random) -> list[Any
         )
     elif pa.types.is_boolean(kind):
         wrong = not values[at]
+    elif pa.types.is_struct(kind):
+        wrong = values[at] | {rng.choice(sorted(values[at])): rng.choice(("", "[", "user"))}
     else:
         wrong = ""
     return [*values[:at], wrong, *values[at + 1 :]]
 
 
-TARGETS: dict[str, Callable[[Random, Path], None]] = {"corpus": corpus, "recipe": recipe, "shard": shard}
+def written(rng: Random, folder: Path) -> None:
+    """Check that a damaged corpus of `bld generate` is refused, or reads as it was.
+
+    What a crafted one, whose checksums are right, says that a model wrote lies in the text, or the row is left out.
+    """
+    source = folder / "written"
+    shutil.rmtree(source, ignore_errors=True)
+    is_chat = bool(rng.randrange(2))
+    rows = [written_row(number, is_chat, rng) for number in range(rng.randrange(1, 4))]
+    plan = ShardPlan(0, 0, len(rows), 10, "0" * 64)
+    (source / "shards").mkdir(parents=True)
+    prompts = {"field": "messages"} if is_chat else {}
+    TextManifest(identity={"prompts": prompts}, prompt_counts={}, shards=(plan,)).save(source)
+    commit_text_shard(rows, plan.path(source), {}, {})
+    config = CorpusConfig(source=str(source), field="messages" if is_chat else "text")
+    whole = list(Corpus(config).documents())
+    spoiled = rng.choice((plan.path(source), source / dump_files.TEXT_MANIFEST))
+    if rng.randrange(2):
+        table = pq.read_table(plan.path(source))
+        pq.write_table(_crafted(table, rng), plan.path(source), write_page_checksum=True)
+    else:
+        content = spoiled.read_bytes()
+        spoiled.write_bytes(mutated(content, rng))
+        found = list(Corpus(config).documents())
+        assert found == whole or spoiled.name == dump_files.TEXT_MANIFEST
+        return
+    for document in Corpus(config).documents():
+        ends = [0]
+        for segment in document.segments or ():
+            assert ends[-1] <= segment.start <= segment.start + segment.length <= len(document.text)
+            ends.append(segment.start + segment.length)
+        assert all(turn in range(len(document.messages or ())) for turn in document.turns or ())
+
+
+def written_row(number: int, is_chat: bool, rng: Random) -> WrittenText:
+    """Make a row of a written corpus: a prompt and a completion of it."""
+    prompt, completion = "a pr\u00f3mpt ", rng.choice(("wr\u00eftten", "x" * 20))
+    has_end = bool(rng.randrange(2))
+    start, length = len(prompt.encode()), len(completion.encode())
+    return WrittenText(
+        doc_id=f"{number}/0",
+        text="" if is_chat else prompt + completion,
+        segments=() if is_chat else (Segment(start, length, has_end),),
+        messages=({"role": "user", "content": prompt}, {"role": "assistant", "content": completion}) if is_chat else (),
+        tools="",
+        supervised_messages=(1,) if is_chat else (),
+        is_finished=has_end,
+        prompt_id=str(number),
+        completion=0,
+        seed=number,
+        num_tokens=3,
+    )
+
+
+def vocabulary(rng: Random, folder: Path) -> None:
+    """Check that a damaged file of the teacher's tokens is refused, or reads as it was; a crafted one is refused."""
+    spelled = [rng.choice((None, b"", b"a", b"\xff\x00", b"token" * 9)) for _ in range(rng.randrange(1, 40))]
+    path = folder / dump_files.VOCABULARY
+    path.unlink(missing_ok=True)
+    write_vocabulary(folder, spelled)
+    if rng.randrange(2):
+        path.write_bytes(mutated(path.read_bytes(), rng))
+        assert read_vocabulary(folder) == spelled
+        return
+    pq.write_table(_crafted(pq.read_table(path), rng), path)
+    assert all(token is None or isinstance(token, bytes) for token in read_vocabulary(folder))
+
+
+def manifest(rng: Random, folder: Path) -> None:
+    """Check that a damaged manifest is refused, or names files of its dump alone, and can be written and read again."""
+    plans = tuple(ShardPlan(i, i, 1, 5, "0" * 64, rng.choice(("", "00000"))) for i in range(rng.randrange(4)))
+    tokens = {"tokens": {"top_k": 4}} if rng.randrange(2) else {}
+    Manifest(identity=IDENTITY | tokens, corpus_counts={"documents": 3}, shards=plans).save(folder)
+    path = folder / dump_files.MANIFEST
+    path.write_bytes(mutated(path.read_bytes(), rng))
+    found = Manifest.load(folder)
+    assert all((folder / dump_files.SHARDS) in shard.path(folder).resolve().parents for shard in found.shards)
+    found.save(folder)  # a number that is not finite is written as null
+    again = Manifest.load(folder)
+    again.save(folder)
+    assert Manifest.load(folder) == again
+
+
+TARGETS: dict[str, Callable[[Random, Path], None]] = {
+    "corpus": corpus,
+    "recipe": recipe,
+    "shard": shard,
+    "written": written,
+    "vocabulary": vocabulary,
+    "manifest": manifest,
+}
 
 
 def accepted(target: str, rng: Random, folder: Path) -> bool:

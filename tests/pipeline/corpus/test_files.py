@@ -41,6 +41,9 @@ def test_what_is_compressed_is_read_whatever_its_name_says(tmp_path, compress, n
     content = lines(tmp_path / "plain.jsonl", {"text": "a"}, {"text": "b"}).read_bytes()
     (tmp_path / name).write_bytes(compress(content))
     assert texts(corpus(tmp_path / name)) == [b"a", b"b"]
+    (tmp_path / name).write_bytes(compress(b""))
+    with pytest.raises(ValueError, match=r"yields no usable document .*: it is empty"):
+        texts(corpus(tmp_path / name))
 
 
 class Hub:

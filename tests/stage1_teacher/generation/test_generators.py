@@ -57,6 +57,8 @@ def test_an_engine_writes_what_the_model_would_and_samples_each_completion_by_it
     assert len({tuple(one.tokens) for one in sampled}) > 6
     assert generator.generate(seeds[3:5]) == sampled[3:5]
     assert generator.generate([*draws, seeds[7]])[-1] == sampled[7]
+    more = [Draw(PROMPTS[1], seed) for seed in range(40)]  # more tokens than in one step
+    assert generator.generate(more)[33] == generator.generate(more[33:34])[0]
     stopped = tokenizer.token_bytes[sampled[0].tokens[2]]
     assert stopped is not None
     if engine == "transformers" and stopped.isascii():
