@@ -44,13 +44,13 @@ def round_recipe(recipe: Recipe, number: int, steps_before: int) -> Recipe:
     """Return the recipe of a round.
 
     Args:
-        steps_before: optimizer steps of the student's run before the first round.
+        steps_before: optimizer steps of the student's run before it.
     """
     rounds, generate = rounds_config(recipe), _generate(recipe, number)
     dump = recipe.dump.model_copy(update={"path": str(folder_of(rounds, number) / "dump")})
-    trained = number - trained_numbers(rounds)[0] + 1
+    is_trained = number in trained_numbers(rounds)
     train = {
-        "steps": steps_before + trained * rounds.steps,
+        "steps": steps_before + is_trained * rounds.steps,
         "change": tuple(dict.fromkeys((*recipe.train.change, "dump"))),
     }
     assert recipe.eval is not None

@@ -5,6 +5,7 @@
     round-01/text/, dump/  as `bld generate` and `bld teacher` write them
     round-01/export/       the student after the round, which writes in the next
     round-01/score.json    its held-out figures, as `bld eval` writes them
+    round-01/mended.json   what was changed of the recipe since the round began, if anything
     round-01/round.json    written last: the round is done
     round-00/              the student before the first round; with a cold start, a round on the teacher's text
     export/, rounds.json   the best student, and which round it is from
@@ -25,19 +26,26 @@ from typing import Any, NamedTuple
 from pipeline.config import Recipe, student_config
 from pipeline.config.loading import load_recipe, save_recipe
 from pipeline.config.text.rounds import RoundsConfig
+from pipeline.rounds.mending import (
+    REMEDY,
+    changed_keys,
+    describe,
+    is_text_made,
+    mended,
+    recorded,
+    require_comparable,
+    require_text,
+    with_changes,
+)
 from pipeline.rounds.recipes import FIRST, folder_of, round_recipe, rounds_config, trained_numbers
 from pipeline.runtime import log
 from schemas import dump_files
-from schemas.manifest import Manifest, flatten, read_json, write_json
+from schemas.manifest import Manifest, read_json, write_json
 from schemas.storage.atomic import committed, committed_folder
 
 RunCommand = Callable[[Sequence[str]], None]  # a command of `bld` with its arguments; raises if it fails
 
 _BEGUN, _DONE, _SCORE, _BEST = "begun.json", "round.json", "score.json", "rounds.json"
-_PLACEMENT = ("num_processes", "hostfile", "prefetch", "micro_batch_tokens", "gradient_checkpointing", "packing")
-_WATCHING = ("save_every", "keep_last", "log_every", "eval_every", "eval_documents", "wandb")
-_MAY_CHANGE = ("placement.", *(f"train.{key}" for key in (*_PLACEMENT, *_WATCHING)))
-_REMEDY = "Delete it, then run the same command again"
 
 
 class Score(NamedTuple):
@@ -62,8 +70,8 @@ def run_rounds(recipe: Recipe, run: RunCommand) -> list[Score]:
     Stops after a round that is worse than the best so far by more than `rounds.max_regression`.
 
     Raises:
-        ValueError: the student has not been trained and there is no cold start, or a round was begun with another
-            recipe; the fields are named.
+        ValueError: the student has not been trained and there is no cold start, or the recipe was changed in what
+            rounds are compared by, or in what a half-made part was begun with; the fields are named.
     """
     rounds = rounds_config(recipe)
     path = Path(rounds.path)
@@ -109,10 +117,10 @@ def _steps_before(recipe: Recipe) -> int:
     rounds, run = rounds_config(recipe), Path(student_config(recipe).path)
     begun = Path(rounds.path) / _BEGUN
     if begun.exists():
-        return int(read_json(begun, "steps", remedy=_REMEDY)["steps"])
+        return int(read_json(begun, "steps", remedy=REMEDY)["steps"])
     summary = run / dump_files.SUMMARY
     if summary.exists() and (run / "export").exists():
-        return int(read_json(summary, "step", remedy=_REMEDY)["step"])
+        return int(read_json(summary, "step", remedy=REMEDY)["step"])
     if not rounds.cold_start or (run / "checkpoints").exists():
         raise ValueError(
             f"the student has not been trained: {run} holds no finished run. Run `bld student` first, or set "
@@ -129,13 +137,18 @@ def _begin(recipe: Recipe, path: Path) -> None:
 def _run_round(recipe: Recipe, number: int, run: RunCommand) -> Score:
     """Run what is not done of a round."""
     rounds = rounds_config(recipe)
-    folder, stored = folder_of(rounds, number), _stored_recipe(recipe, number)
-    if not (folder / _DONE).exists():
+    folder = folder_of(rounds, number)
+    if (folder / _DONE).exists():
+        _check_done(recipe, number)
+    else:
+        stored = _stored_recipe(recipe, number)
         if number in trained_numbers(rounds):
             log.info(f"{folder}: text by the {'teacher' if number == FIRST else 'student'}, its dump, training on it")
             # The writer is the student of the round before: student.path/export changes with this round.
             writer = () if number == FIRST else ("-o", f"student.path={folder_of(rounds, number - 1)}")
-            run(["generate", str(stored), *writer])
+            if not is_text_made(folder):
+                run(["generate", str(stored), *writer])
+                require_text(folder)
             run(["teacher", str(stored)])
             run(["student", str(stored)])
         student = Path(student_config(recipe).path)
@@ -147,38 +160,62 @@ def _run_round(recipe: Recipe, number: int, run: RunCommand) -> Score:
 
 def _score_of(file: Path, number: int) -> Score:
     """Read the figures of one model. Raises ValueError, naming the file, if one is not finite."""
-    [texts] = read_json(file, remedy=_REMEDY).values()
+    [texts] = read_json(file, remedy=REMEDY).values()
     by_text = {name: float(figures["bits_per_byte"]) for name, figures in texts.items() if name != "out_of_domain"}
     if wrong := {name: bits for name, bits in by_text.items() if not math.isfinite(bits)}:
         raise ValueError(f"{file}: {wrong} bits per byte; this round's student is broken: lower train.lr")
     return Score(number, by_text)
 
 
-def _stored_recipe(recipe: Recipe, number: int) -> Path:
-    """Return the file of a round's recipe, written when the round begins.
+def _check_done(recipe: Recipe, number: int) -> None:
+    """Raise ValueError if the recipe was changed since a round was done in a way that no later round can follow."""
+    rounds = rounds_config(recipe)
+    folder = folder_of(rounds, number)
+    if number == FIRST and ("writer" in read_json(folder / _DONE, remedy=REMEDY)) != rounds.cold_start:
+        raise ValueError(
+            f"{folder} was made with rounds.cold_start: {str(not rounds.cold_start).lower()}. Restore this value, or "
+            "give a new rounds.path and student.path"
+        )
+    stored = load_recipe(folder / dump_files.RECIPE)
+    require_comparable(folder, changed_keys(stored, round_recipe(recipe, number, _steps_until(recipe, number))))
 
-    Raises ValueError if the round was begun with another recipe.
+
+def _stored_recipe(recipe: Recipe, number: int) -> Path:
+    """Return the file of the recipe of a round that is not done.
+
+    It is written when the round begins, and again if the recipe was changed since; what is made keeps its sections.
     """
     folder = folder_of(rounds_config(recipe), number)
-    path, ours = folder / dump_files.RECIPE, round_recipe(recipe, number, _steps_before(recipe))
+    path, ours = folder / dump_files.RECIPE, round_recipe(recipe, number, _steps_until(recipe, number))
     if path.exists():
-        there, here = (_decisive(of) for of in (load_recipe(path), ours))
-        if changed := [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]:
-            said = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} here" for key in changed[:5])
-            raise ValueError(
-                f"{folder} was begun with another recipe ({said}). Restore these values, or give a new rounds.path and "
-                "student.path"
-            )
-        return path
+        there = load_recipe(path)
+        ours = mended(folder, there, ours, number)
+        if ours is there:
+            return path
+    elif number > FIRST:
+        ours = _after_done(recipe, number, ours)
     folder.mkdir(parents=True, exist_ok=True)
     with committed(path) as partial:
         save_recipe(ours, partial)
     return path
 
 
-def _decisive(recipe: Recipe) -> dict[str, Any]:
-    flat: dict[str, Any] = flatten(recipe.model_dump(mode="json"))
-    return {key: value for key, value in flat.items() if not key.startswith(_MAY_CHANGE)}
+def _after_done(recipe: Recipe, number: int, ours: Recipe) -> Recipe:
+    """Return the recipe of a new round, which takes up what was changed since the round before, with a warning."""
+    before = folder_of(rounds_config(recipe), number - 1)
+    now = round_recipe(recipe, number - 1, _steps_until(recipe, number - 1))
+    changed = changed_keys(load_recipe(before / dump_files.RECIPE), now)
+    if changed:
+        log.warning(f"{before} stays as made, with another recipe ({describe(changed)}), which is followed from here")
+    return with_changes(ours, changed)
+
+
+def _steps_until(recipe: Recipe, number: int) -> int:
+    """Return the steps of the student's run before a round."""
+    rounds = rounds_config(recipe)
+    if number <= trained_numbers(rounds)[0]:
+        return _steps_before(recipe)
+    return load_recipe(folder_of(rounds, number - 1) / dump_files.RECIPE).train.steps
 
 
 def _record(recipe: Recipe, number: int) -> dict[str, Any]:
@@ -186,8 +223,9 @@ def _record(recipe: Recipe, number: int) -> dict[str, Any]:
     rounds, run = rounds_config(recipe), Path(student_config(recipe).path)
     folder = folder_of(rounds, number)
     identity = (run / dump_files.RUN_IDENTITY).read_bytes()
-    learned = {"steps": read_json(run / dump_files.SUMMARY, "step", remedy=_REMEDY)["step"]}
+    learned = {"steps": read_json(run / dump_files.SUMMARY, "step", remedy=REMEDY)["step"]}
     learned |= {"student_identity_sha256": hashlib.sha256(identity).hexdigest()}
+    learned |= {"mended": entries} if (entries := recorded(folder)) else {}
     if number not in trained_numbers(rounds):
         return {"round": number, **learned}
     writer = "teacher" if number == FIRST else str(folder_of(rounds, number - 1) / "export")
@@ -205,7 +243,7 @@ def _export_best(rounds: RoundsConfig, scores: Sequence[Score]) -> None:
     path, best = Path(rounds.path), min(scores, key=lambda score: score.mean)
     is_trained = best.round in trained_numbers(rounds)
     values = {"best": best.round, "bits_per_byte": {str(score.round): score.mean for score in scores}}
-    is_done = (path / _BEST).exists() and read_json(path / _BEST, remedy=_REMEDY) == values
+    is_done = (path / _BEST).exists() and read_json(path / _BEST, remedy=REMEDY) == values
     if is_done and is_trained == (path / "export").exists():
         return
     if is_trained:

@@ -180,13 +180,10 @@ def test_a_round_has_its_own_seed_prompts_and_share_of_the_first_corpus(tmp_path
     assert [(ref.corpus, ref.weight) for ref in own.student.dumps] == [("round", 0.75), ("x", 0.1875), ("y", 0.0625)]
 
 
-def test_a_changed_recipe_is_refused_by_name_and_the_state_is_shown(tmp_path: Path) -> None:
+def test_the_state_is_shown(tmp_path: Path) -> None:
     trained(tmp_path / "student", 7)
     run_rounds(recipe(tmp_path, count=1), Commands([1.0, 0.9]))
     other = recipe(tmp_path, count=2)
-    changed = other.with_values(train=other.train.model_copy(update={"lr": 0.5}))
-    with pytest.raises(ValueError, match=r"round-00 was begun with another recipe \(train.lr: 1e-05 there, 0.5 here\)"):
-        run_rounds(changed, Commands([]))
     moved = other.with_values(train=other.train.model_copy(update={"num_processes": 4, "keep_last": 0}))
     lines = dict(state_lines(moved))
     assert lines["round 1"].endswith("done: 1.4000 bits per byte held out (held_out 0.9000, code 1.9000)")
