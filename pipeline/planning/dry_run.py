@@ -172,7 +172,7 @@ def describe_dump(dump: str) -> str:
 def _student_lines(recipe: Recipe, cuts_records: bool) -> list[Line]:
     student, train = recipe.student, recipe.train
     assert student is not None
-    weights = ", ".join(f"{name} {weight:g}" for name, weight in train.objectives.weights.items())
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in train.objectives.weights.items() if weight)
     by_corpus = student.dumps_by_corpus
     sources = [_sources_line(refs, student.mix) for refs in by_corpus.values()] or [recipe.dump.path]
     source = sources[0] if len(sources) == 1 else f"{len(sources)} corpora"

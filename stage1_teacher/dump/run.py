@@ -29,7 +29,7 @@ from stage1_teacher.dump.job import Connect, Job, OpenShardMaker, ShardMaker, Sh
 from stage1_teacher.dump.places import Places
 from stage1_teacher.dump.planning import plan_dump
 from stage1_teacher.dump.shard_writer import ShardProgress, make_shards
-from stage1_teacher.dump.summary import summarise
+from stage1_teacher.dump.summary import summarise, summary_text
 from stage1_teacher.inputs.fit_windows import with_fitting_windows
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import ResolvedTeacher, load_tokenizer
@@ -187,7 +187,7 @@ def finish(job: Job) -> None:
     if not (is_current and (dump / dump_files.AUDIT).exists()):
         warn_not_own(dump, write_audit(job)["models_own_tokens"])
     write_card(dump)
-    log.info(f"{dump}: complete; " + "; ".join(f"{key} {value}" for key, value in summary.items() if key != "shards"))
+    log.info(f"{dump}: complete; {summary_text(summary)}")
     say_next(dump)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,6 +44,13 @@ def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
         "shards_by_engine": dict(Counter(shard.engine for shard in counted)),
         "shards": [shard.listed for shard in counted],
     }
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """Return the figures of a summary as a line of text; of documents that are left out, how many, by reason."""
+    figures = [f"{key} {value:,}" for key, value in summary.items() if isinstance(value, int | float)]
+    left_out = {**summary.get("left_out_by_corpus", {}), **Counter(summary.get("left_out_unspellable", {}).values())}
+    return "; ".join((*figures, *(f"{reason} {number:,}" for reason, number in left_out.items())))
 
 
 def _count(dump: Location, shard: ShardPlan) -> _Counted:

@@ -51,8 +51,9 @@ def launch_command(recipe_path: Path, train: TrainConfig, port: int) -> list[str
         outer = (sys.executable, "-u", "-m", "deepspeed.launcher.runner", "--quiet", f"--hostfile={train.hostfile}")
         return [*outer, f"--master_port={port}", *rank]
     world = json.dumps({"localhost": list(range(train.num_processes))})
+    # Not --quiet, which is the level of errors: that a rank ended is said here, in words that tell how to go on.
     return [
-        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--quiet"),
+        *(sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level=critical"),
         f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}",
         *("--master_addr=127.0.0.1", f"--master_port={port}"),
         *rank,

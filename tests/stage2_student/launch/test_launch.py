@@ -28,6 +28,18 @@ def test_a_hostfile_starts_deepspeeds_launcher_over_its_machines(tmp_path: Path)
         launch_student(recipe_in(tmp_path, hostfile=str(hostfile)), dry_run=True)
 
 
+def test_on_one_machine_deepspeeds_launcher_leaves_the_last_word_to_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.launcher import launch as deepspeeds
+
+    command = launch_command(Path("r.yaml"), recipe_in(tmp_path, num_processes=2).train, 1234)
+    monkeypatch.setattr(sys, "argv", command[command.index("deepspeed.launcher.launch") :])
+    read = deepspeeds.parse_args()
+    assert read.log_level == "critical" and not read.quiet  # it would say of a rank that ended only its exit code
+    assert read.training_script == str(ROOT / "stage2_student/launch/rank.py")
+
+
 def test_deepspeeds_own_launcher_understands_both_commands(tmp_path: Path) -> None:
     from deepspeed.launcher import runner
 
