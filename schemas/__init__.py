@@ -1,14 +1,14 @@
-"""The contract between the stages: shards and manifest, versions 1 and 2. No other package defines these names.
+"""The contract between the stages: shards and manifest, versions 1 to 3. No other package defines these names.
 
 May import `schemas.storage`, and nothing else of the project.
 """
 
-# The newest version. A dump is written in the oldest one that has its columns (`schemas.columns.version_of`).
-SCHEMA_VERSION = 2
+# The newest version, of which a new dump is. One that was begun in an older version continues in that.
+SCHEMA_VERSION = 3
 # Every version ever released, and the releases that read it. A version is removed from READS only in a release that is
 # named here.
-RELEASES = {1: "0.1 and later", 2: "0.2 and later"}
-READS = (1, 2)
+RELEASES = {1: "0.1 and later", 2: "0.2 and later", 3: "0.2 and later"}
+READS = (1, 2, 3)
 # Version of everything that decides a dump's numbers besides its settings: coverings and their shares, `doubt`,
 # redistribution, windows, levels, and which rows of a corpus are documents. Part of a dump's identity. Raise it with
 # any change to what the same settings store, keep the earlier versions working (a dump continues under the version that
@@ -31,7 +31,7 @@ def version_fault(where: object, version: object) -> str | None:
     number = int(version) if isinstance(version, int) or (isinstance(version, str) and version.isdigit()) else None
     if number in READS:
         return None
-    readable = " and ".join(map(str, READS))
+    readable = f"{', '.join(map(str, READS[:-1]))} and {READS[-1]}"
     way_out = (
         f"bld {RELEASES[number]} can read it"
         if number in RELEASES

@@ -1,5 +1,8 @@
 """The table of a shard's columns: all code that writes, reads, checks, aligns, mixes or shows them iterates over it.
 
+A record has the same fields whatever version of the format its file has. In the files of version 3 and later, some
+fields are stored in other columns (`schemas.stored_entries`), so that `COLUMNS` has both, each with its versions.
+
 A *measure* is a value per position besides its distribution. To add one, add an entry to `COLUMNS`, a field to
 `schemas.record.Record`, and `NAME_P` to `pipeline.covering.targets.Targets`, which computes it; and, if not every dump
 has it, a key to the recipe's `dump` section. The rest follows.
@@ -7,7 +10,7 @@ has it, a key to the recipe's `dump` section. The rest follows.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -28,6 +31,7 @@ class Axis(Enum):
     BOUNDARY = "T + 1"
     POSITION = "P"
     ENTRY = "E"
+    OTHER = "O"
     ALTERNATIVE = "A"
 
 
@@ -76,6 +80,7 @@ class Column:
         stored_where: the dotted key of a dump's identity whose shards have the column; None: all shards have it.
         always: False for a column that some released shards lack: a reader does not require it.
         since: the format version that introduced it.
+        until: the last version whose files have it; None: those of the newest do.
     """
 
     name: str
@@ -91,6 +96,7 @@ class Column:
     stored_where: str | None = None
     always: bool = True
     since: int = 1
+    until: int | None = None
 
     @cached_property
     def is_list(self) -> bool:
@@ -100,6 +106,10 @@ class Column:
     def is_measure(self) -> bool:
         """True if it has a value per position and is not part of the distribution."""
         return self.axis is Axis.POSITION and self.mixed is not Mixing.DISTRIBUTION
+
+    def is_in(self, version: int) -> bool:
+        """Tell whether files of a format version may have the column."""
+        return self.since <= version <= (SCHEMA_VERSION if self.until is None else self.until)
 
     @property
     def field(self) -> pa.Field:
@@ -120,7 +130,7 @@ class Column:
         return values.astype(np.float32) if exact or self.rounded is None else self.rounded(values)
 
 
-def _share(name: str, meaning: str, detail: str = "", heading: str = "") -> Column:
+def _share(name: str, meaning: str, detail: str = "", heading: str = "", until: int | None = None) -> Column:
     """Return a measure in shares, which says how far a target can be trusted."""
     return Column(
         name,
@@ -133,6 +143,7 @@ def _share(name: str, meaning: str, detail: str = "", heading: str = "") -> Colu
         levels.round_shares,
         heading or name,
         flagged=0.05,
+        until=until,
     )
 
 
@@ -148,8 +159,8 @@ def _of_tokens(
     return Column(name, axis, kind, unit, meaning, mixed=Mixing.NONE, rounded=rounded, stored_where="tokens", since=2)
 
 
-# In the order of the files.
-COLUMNS: tuple[Column, ...] = (
+# In the order of the files of versions 1 and 2.
+_COLUMNS: tuple[Column, ...] = (
     Column(
         "doc_id",
         Axis.RECORD,
@@ -171,6 +182,7 @@ COLUMNS: tuple[Column, ...] = (
         Unit.TEXT,
         "the record's bytes, UTF-8; of a chat the contents of its messages, joined",
         " in order; of one with a `conversation`, for the assistant's what the teacher's template writes for the turn",
+        until=2,
     ),
     Column(
         "message_roles",
@@ -232,6 +244,7 @@ COLUMNS: tuple[Column, ...] = (
         "stored entries",
         " of each position",
         Mixing.DISTRIBUTION,
+        until=2,
     ),
     _share(
         "dropped",
@@ -244,6 +257,7 @@ COLUMNS: tuple[Column, ...] = (
         "largest share on tokens that end off the canonical path, since the canonical token began",
         "; 0 at its start",
         heading="tok_end",
+        until=2,
     ),
     _share("doubt", "estimated total variation between the stored target and the exact one"),
     Column(
@@ -253,6 +267,7 @@ COLUMNS: tuple[Column, ...] = (
         Unit.SYMBOL,
         "0-254 a byte, 255 END; in descending probability within a position",
         mixed=Mixing.DISTRIBUTION,
+        until=2,
     ),
     Column(
         "logprobs",
@@ -261,6 +276,7 @@ COLUMNS: tuple[Column, ...] = (
         Unit.NATURAL_LOG,
         "natural log of the probability; what is left to 1 is the tail",
         mixed=Mixing.DISTRIBUTION,
+        until=2,
     ),
     Column(
         "conversation",
@@ -312,19 +328,63 @@ COLUMNS: tuple[Column, ...] = (
         rounded=levels.round_token_logprobs,
     ),
 )
-BY_NAME = {column.name: column for column in COLUMNS}
-MEASURES = tuple(column for column in COLUMNS if column.is_measure)
-FINEST_FIRST = tuple(sorted(COLUMNS, key=lambda column: list(Axis).index(column.axis), reverse=True))
 
 
-def version_of(identity: Mapping[str, Any]) -> int:
-    """Return the format version of a dump with that identity: the oldest that has all its columns."""
-    return max(column.since for column in COLUMNS if column.is_stored(identity))
+def _distribution(name: str, axis: Axis, kind: pa.DataType, unit: Unit, meaning: str) -> Column:
+    """Return a column of version 3 that makes up the distributions."""
+    return Column(name, axis, kind, unit, meaning, mixed=Mixing.DISTRIBUTION, since=3)
+
+
+_OF = {column.name: column for column in _COLUMNS}
+# By the column of versions 1 and 2 in whose place they are.
+_IN_PLACE: Mapping[str, tuple[Column, ...]] = {
+    "document": (replace(_OF["document"], kind=pa.string(), since=3, until=None),),
+    "entry_counts": (
+        _distribution(
+            "realised_logprobs",
+            Axis.POSITION,
+            pa.float32(),
+            Unit.NATURAL_LOG,
+            "natural log of the probability of the symbol that the document has there: its byte, or END",
+        ),
+        _distribution("other_counts", Axis.POSITION, pa.uint16(), Unit.COUNT, "other stored symbols"),
+    ),
+    "token_end": (
+        replace(
+            _OF["token_end"],
+            meaning=f"{_OF['token_end'].meaning}; empty if it is the largest dropped since then, of all the record",
+            detail=", or since the segment began, if that was later; 0 at a token's start",
+            since=3,
+            until=None,
+        ),
+    ),
+    "symbols": (
+        _distribution(
+            "other_symbols",
+            Axis.OTHER,
+            pa.uint8(),
+            Unit.SYMBOL,
+            "0-254 a byte, 255 END; ascending within a position, without the one that the document has there",
+        ),
+    ),
+    "logprobs": (
+        _distribution(
+            "other_logprobs",
+            Axis.OTHER,
+            pa.float32(),
+            Unit.NATURAL_LOG,
+            "natural log of the probability of each of them; what is left to 1 is the tail",
+        ),
+    ),
+}
+COLUMNS: tuple[Column, ...] = tuple(one for column in _COLUMNS for one in (column, *_IN_PLACE.get(column.name, ())))
+BY_NAME = {column.name: column for column in _COLUMNS}  # the fields of a record
+MEASURES = tuple(column for column in _COLUMNS if column.is_measure)
 
 
 def columns_of(version: int = SCHEMA_VERSION) -> tuple[Column, ...]:
-    """Return the columns that shards of a format version may have."""
-    return tuple(column for column in COLUMNS if column.since <= version)
+    """Return the columns that shards of a format version may have, in the order of the files."""
+    return tuple(column for column in COLUMNS if column.is_in(version))
 
 
 def shard_schema(identity: Mapping[str, Any], version: int = SCHEMA_VERSION) -> pa.Schema:
@@ -332,11 +392,13 @@ def shard_schema(identity: Mapping[str, Any], version: int = SCHEMA_VERSION) -> 
     return pa.schema([column.field for column in columns_of(version) if column.is_stored(identity)])
 
 
-def units(identity: Mapping[str, Any]) -> str:
+def units(identity: Mapping[str, Any], version: int = SCHEMA_VERSION) -> str:
     """Describe in one line, for their metadata, the units of a dump's shards."""
+    columns = [column for column in columns_of(version) if column.is_stored(identity)]
+    finest_first = sorted(columns, key=lambda column: list(Axis).index(column.axis), reverse=True)
     parts = []
     for unit in (Unit.NATURAL_LOG, Unit.NATS, Unit.SHARE):
-        names = [column.name for column in FINEST_FIRST if column.unit is unit and column.is_stored(identity)]
+        names = [column.name for column in finest_first if column.unit is unit]
         parts += [f"{', '.join(names)}: {unit.value}"] if names else []
     return "; ".join([*parts, f"lengths and starts: {Unit.BYTES.value}"])
 

@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from schemas import dump_files, plan_file
-from schemas.columns import version_of
+from schemas import SCHEMA_VERSION, dump_files, plan_file
 from schemas.json_text import json_text
 from schemas.storage.atomic import committed
 from schemas.storage.locations import AnyLocation, Location, names_below
@@ -57,7 +56,7 @@ class Manifest(BaseModel):
     """The identity and the plan of a dump.
 
     Attributes:
-        schema_version: by default that of the columns of a dump with the identity.
+        schema_version: of the shards, or the newest one of a merged dump's.
         identity: everything that decides the content.
         corpus_counts: what the corpus held and what was left out, by reason.
         accepted_engines: engines other than the identity's that an operator allowed to continue the dump, by name and
@@ -66,17 +65,11 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     identity: dict[str, Any]
     corpus_counts: dict[str, int]
     accepted_engines: tuple[str, ...] = ()
     shards: tuple[ShardPlan, ...]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _version_of_its_columns(cls, values: dict[str, Any]) -> dict[str, Any]:
-        identity = values.get("identity")
-        return {"schema_version": version_of(identity if isinstance(identity, dict) else {}), **values}
 
     @property
     def has_chats(self) -> bool:
@@ -145,6 +138,11 @@ class Manifest(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ValueError(f"{path} is damaged: {where} is {first['input']!r}: {first['msg']}. {_REMEDY}") from None
+
+
+def version_in(dump: Location) -> int:
+    """Return the format version of shards written into a folder: its manifest's, or the newest for trial shards."""
+    return Manifest.load(dump).schema_version if (dump / dump_files.MANIFEST).exists() else SCHEMA_VERSION
 
 
 def _folder(shard: ShardPlan) -> dict[str, str]:

@@ -31,7 +31,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a shard; see `schemas.columns` for units. None: a column that its dump does not store."""
+    """One row of a shard; see `schemas.columns` for units. None: a column that its dump does not store.
+
+    The entries of a position are in any order, the document's symbol among them.
+    """
 
     doc_id: str
     window_start: int

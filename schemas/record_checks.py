@@ -11,8 +11,12 @@ from schemas.token_alternatives import token_faults, token_layout_faults
 
 def record_faults(record: Record) -> list[str]:
     """Describe everything that is wrong with a record; empty for a valid one."""
-    of_tokens = [] if record.tokens is None else token_faults(record.tokens)
-    return layout_faults(record) or _entry_faults(record) + of_tokens
+    return layout_faults(record) or value_faults(record)
+
+
+def value_faults(record: Record) -> list[str]:
+    """Describe invalid values of a record without structural errors."""
+    return _entry_faults(record) + ([] if record.tokens is None else token_faults(record.tokens))
 
 
 def layout_faults(record: Record) -> list[str]:
@@ -83,6 +87,8 @@ def _entry_faults(record: Record) -> list[str]:
     position, faults = record.entry_positions(), []
     if (record.per_position(record.probs()) > 1 + 1e-5).any():  # float32's rounding of logs
         faults.append("the entries of a position sum to more than 1")
+    if len(np.unique(position << 8 | record.symbols)) != len(record.symbols):
+        faults.append("a position has a symbol twice")
     has_realised = np.zeros(len(record.entry_counts), dtype=bool)
     has_realised[position[record.symbols == record.realised()[position]]] = True
     if not has_realised.all():

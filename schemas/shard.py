@@ -1,23 +1,26 @@
 """A shard: one Parquet file of records, absent or complete.
 
 Shape legend: T tokens of the teacher, S segments, M messages of a chat, P positions (over all segments in turn), E
-entries (over all positions in turn), A alternatives (over all tokens in turn).
+entries (over all positions in turn), O of them that are not the document's symbol, A alternatives (over all tokens in
+turn).
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas import levels
-from schemas.columns import COLUMNS, Unit, shard_schema, units, version_of
+from schemas import SCHEMA_VERSION, levels, stored_entries
+from schemas.columns import COLUMNS, Unit, shard_schema, units
 from schemas.dump_files import Key
 from schemas.file_seal import BLANK, seal
 from schemas.record import Record, RecordText
-from schemas.record_checks import layout_faults
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location, open_parquet
 from schemas.token_alternatives import TokenAlternatives, stored_columns, without_alternatives
@@ -28,14 +31,31 @@ _TEXTS = ("document", "conversation")
 _LISTS = frozenset(column.name for column in COLUMNS if column.is_list)
 _FLOATS = frozenset(column.name for column in COLUMNS if column.is_list and pa.types.is_floating(column.kind))
 _IDS = frozenset(column.name for column in COLUMNS if column.is_list and column.unit is Unit.TOKEN_ID)
+# Few distinct values whose bytes are spread evenly: a dictionary packs them into bits, which zstd sees less in.
+_SPLIT_BYTES = frozenset({"teacher_token_lengths", "other_symbols", "alternative_counts", "teacher_token_ranks"})
+_WITH_STATISTICS = ("doc_id", "window_start")
+GROUP_BYTES = 1 << 20  # text in a row group
 _ROUNDED = {
     True: "of every symbol, a float32; so are shares",
     False: "rounded to at most 256 levels so that a position's sum to at most 1; shares are rounded up to 16 levels",
 }
 
 
-def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table:
-    """Build a shard's table, with `identity` in its metadata, so that a shard found alone explains itself."""
+_DECODING = {
+    2: "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; probability = exp(logprob)",
+    3: "position p of a record has the symbol of the document, with realised_logprobs[p], and the others "
+    "sum(other_counts[:p]) .. + other_counts[p]; probability = exp(logprob)",
+}
+
+
+def to_table(records: Sequence[Record], identity: Mapping[str, Any], version: int = SCHEMA_VERSION) -> pa.Table:
+    """Build a shard's table, with `identity` in its metadata, so that a shard found alone explains itself.
+
+    Args:
+        version: of the format; that of the dump's manifest.
+
+    Raises ValueError for a record that the version cannot hold.
+    """
     made: dict[str, list[Any]] = {
         "segment_starts": [[s.start for s in r.segments] for r in records],
         "segment_lengths": [[s.length for s in r.segments] for r in records],
@@ -43,24 +63,28 @@ def to_table(records: Sequence[Record], identity: Mapping[str, Any]) -> pa.Table
         "message_roles": [list(r.message_roles) for r in records],
         "message_lengths": [list(r.message_lengths) for r in records],
         **(stored_columns([_tokens(r) for r in records]) if identity.get("tokens") else {}),
+        **(_in_columns([stored_entries.stored_columns(record) for record in records]) if version > 2 else {}),
     }
-    schema = shard_schema(identity)
+    schema = shard_schema(identity, version)
     arrays = [
         _column(field, made.get(field.name) or [getattr(r, field.name, None) for r in records]) for field in schema
     ]
     metadata = {
-        Key.SCHEMA_VERSION: str(version_of(identity)),
+        Key.SCHEMA_VERSION: str(version),
         Key.IDENTITY: json.dumps(identity, sort_keys=True),
-        Key.UNITS: units(identity),
+        Key.UNITS: units(identity, version),
         Key.DECODING: (
-            "position p of a record owns entries sum(entry_counts[:p]) .. + entry_counts[p]; "
-            "probability = exp(logprob), "
+            f"{_DECODING[max(version, 2)]}, "
             f"{_ROUNDED[identity.get('coding') == levels.EXACT]}; "
             "the tail 1 - sum is one class of all symbols not stored; symbol 255 is END; positions run through the "
             "segments in turn, segment_length (+ 1 if segment_has_end) each"
         ),
     }
     return pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
+
+
+def _in_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
 def _tokens(record: Record) -> TokenAlternatives:
@@ -85,12 +109,14 @@ def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool =
 
     Every column except text has a dictionary: each has few distinct values (`schemas.levels`), stored in a byte or half
     a byte. Ids of alternatives and, in a dump that stores everything, floats have a byte-stream split instead: the
-    first bytes of all numbers together, then the second ones. With a dictionary, ids took a fifth more.
+    first bytes of all numbers together, then the second ones. With a dictionary, ids took a fifth more. From version 3
+    on, some other columns are split, too, and documents lie in row groups of some `GROUP_BYTES` of text.
 
     Args:
         first: keep a shard that already exists at `path`, and discard this one.
     """
-    split = _IDS | (_FLOATS if _is_exact(table) else frozenset())
+    is_newer = "other_symbols" in table.schema.names
+    split = _IDS | (_FLOATS if _is_exact(table) else frozenset()) | (_SPLIT_BYTES if is_newer else frozenset())
     with_dictionary = [_leaf(name) for name in table.schema.names if name not in (*_TEXTS, *split)]
     with committed(path, first) as partial:
         with pq.ParquetWriter(
@@ -100,12 +126,24 @@ def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool =
             compression_level=zstd_level,
             use_dictionary=with_dictionary,
             use_byte_stream_split=[_leaf(name) for name in table.schema.names if name in split],
+            write_statistics=list(_WITH_STATISTICS) if is_newer else True,
             write_page_checksum=True,
         ) as writer:
-            writer.write_table(table)
+            for start, end in _row_groups(table) if is_newer else [(0, len(table))]:
+                writer.write_table(table.slice(start, end - start))
             writer.add_key_value_metadata({Key.SHA256: BLANK})
         seal(partial)
     return path.stat().st_size
+
+
+def _row_groups(table: pa.Table) -> list[tuple[int, int]]:
+    """Return the first row of each row group, and the one after its last: documents of at least `GROUP_BYTES`."""
+    ends = np.cumsum(pc.binary_length(table["document"]).to_numpy(), dtype=np.int64)
+    bounds = [0]
+    while bounds[-1] < len(table) or len(bounds) == 1:
+        before = ends[bounds[-1] - 1] if bounds[-1] else 0
+        bounds.append(min(int(np.searchsorted(ends, before + GROUP_BYTES)) + 1, len(table)))
+    return list(pairwise(bounds))
 
 
 def _leaf(name: str) -> str:
@@ -169,19 +207,24 @@ def _sum(lists: pa.ChunkedArray) -> int:
     return int(lists.combine_chunks().flatten().to_numpy(zero_copy_only=False).sum())
 
 
-def read_shard(
-    path: Location, batch_records: int = 64, checked: bool = True, small_buffers: bool = False
-) -> Iterator[Record]:
+def read_shard(path: Location, batch_records: int = 64, small_buffers: bool = False) -> Iterator[Record]:
     """Yield a shard's records in order, holding `batch_records` of them in memory at once.
 
-    `small_buffers`: as in `open_parquet`. Raises ValueError for columns that are not the format's, and, if `checked`,
-    for a record with `layout_faults`.
+    `small_buffers`: as in `open_parquet`. Raises ValueError for columns that are not the format's, and for a record
+    with structural errors.
     """
-    first = 0
+    for row, (record, faults) in enumerate(read_with_faults(path, batch_records, small_buffers)):
+        yield _checked(record, faults, path, row)
+
+
+def read_with_faults(
+    path: Location, batch_records: int = 64, small_buffers: bool = False
+) -> Iterator[tuple[Record, list[str]]]:
+    """Yield a shard's records in order, each with its structural errors."""
     for batch in _batches(path, batch_records, small_buffers):
         for row in range(batch.num_rows):
-            yield _checked(batch.record(row), path, first + row) if checked else batch.record(row)
-        first += batch.num_rows
+            record = batch.record(row)
+            yield record, batch.faults(row, record)
 
 
 def read_rows(
@@ -189,24 +232,34 @@ def read_rows(
 ) -> Iterator[Record]:
     """Yield these rows of a shard, ascending.
 
-    Rows in between are decoded by Arrow, which releases the interpreter's lock, but not turned into records. `rows` is
-    advanced only when the next row is due, so that it may be determined meanwhile. `small_buffers`: as in
-    `open_parquet`. Raises ValueError for a row that the shard does not have, and as `read_shard` does.
+    Row groups without any of them are skipped. Rows in between are decoded by Arrow, which releases the interpreter's
+    lock, but not turned into records. `rows` is advanced only when the next row is due, so that it may be determined
+    meanwhile. `small_buffers`: as in `open_parquet`. Raises ValueError for a row that the shard does not have, and as
+    `read_shard` does.
     """
-    batches, batch, first = _batches(path, batch_records, small_buffers), None, 0
-    for row in rows:
-        while batch is None or row >= first + batch.num_rows:
-            first += 0 if batch is None else batch.num_rows
-            batch = next(batches, None)
-            if batch is None:
-                raise ValueError(
-                    f"{path} has no row {row}, only {first}: it is not the file whose records were counted"
-                )
-        yield _checked(batch.record(row - first), path, row)
+    with open_parquet(path, small_buffers) as file:
+        reader = checked_reader(path, file.schema_arrow)
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        ends = list(accumulate(sizes))
+        batches: Iterator[Rows] = iter(())
+        batch, first, end = None, 0, 0  # end: of the row group
+        for row in rows:
+            if row >= end:
+                group = bisect_right(ends, row)
+                if group == len(ends):
+                    raise ValueError(
+                        f"{path} has no row {row}, only {sum(sizes)}: it is not the file whose records were counted"
+                    )
+                end, first, batch = ends[group], ends[group] - sizes[group], None
+                batches = map(reader.rows, file.iter_batches(batch_size=batch_records, row_groups=[group]))
+            while batch is None or row >= first + batch.num_rows:
+                first += 0 if batch is None else batch.num_rows
+                batch = next(batches)
+            record = batch.record(row - first)
+            yield _checked(record, batch.faults(row - first, record), path, row)
 
 
-def _checked(record: Record, path: Location, row: int) -> Record:
-    faults = layout_faults(record)
+def _checked(record: Record, faults: Sequence[str], path: Location, row: int) -> Record:
     if faults:
         raise ValueError(
             f"{path}, record {row} (doc_id {record.doc_id!r}): {'; '.join(faults)}. "
@@ -218,7 +271,8 @@ def _checked(record: Record, path: Location, row: int) -> Record:
 def _batches(path: Location, batch_records: int, small_buffers: bool = False) -> Iterator[Rows]:
     with open_parquet(path, small_buffers) as file:
         reader = checked_reader(path, file.schema_arrow)
-        yield from map(reader.rows, file.iter_batches(batch_size=batch_records))
+        for group in range(file.num_row_groups):  # one at a time, so that no more than one is held in memory
+            yield from map(reader.rows, file.iter_batches(batch_size=batch_records, row_groups=[group]))
 
 
 def read_record_texts(path: Location, with_tokens: bool = False) -> Iterator[RecordText]:

@@ -7,7 +7,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-_MARKED = re.compile(r"<!-- snippet: (?P<name>\w+) -->\n```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
+from schemas import SCHEMA_VERSION
+
+_MARKED = re.compile(
+    r"<!-- snippet(?P<older> of versions 1 and 2)?: (?P<name>\w+) -->\n```(?P<language>\w+)\n(?P<code>.*?)```",
+    re.DOTALL,
+)
 
 
 class Snippet(NamedTuple):
@@ -17,7 +22,12 @@ class Snippet(NamedTuple):
     code: str
 
 
-def snippets(text: str | None = None) -> dict[str, Snippet]:
-    """Return the marked snippets of a Markdown text, by name; by default those of the specification."""
+def snippets(text: str | None = None, version: int = SCHEMA_VERSION) -> dict[str, Snippet]:
+    """Return the marked snippets of a Markdown text, by name; by default those of the specification.
+
+    Args:
+        version: of the format that they read.
+    """
     text = Path(__file__).with_name("README.md").read_text(encoding="utf-8") if text is None else text
-    return {match["name"]: Snippet(match["language"], match["code"]) for match in _MARKED.finditer(text)}
+    found = (match for match in _MARKED.finditer(text) if bool(match["older"]) == (version < 3))
+    return {match["name"]: Snippet(match["language"], match["code"]) for match in found}

@@ -11,6 +11,7 @@ from pipeline.config.loading import read_values
 from pipeline.dumps.licence import describe
 from pipeline.runtime.format import count_of
 from schemas import dump_files
+from schemas.dump_files import Key
 from schemas.manifest import Manifest, flatten, read_json
 from schemas.snippets import snippets
 from schemas.storage.atomic import committed
@@ -81,7 +82,7 @@ def card(manifest: Manifest, summary: Mapping[str, Any], recipe: Mapping[str, An
         ),
         "## Reading it\n",
         "Columns and units are in each file's Parquet metadata. Position 10 of document `0`, from this folder:\n",
-        *[_fence(name) for name in ("pyarrow", "datasets")],
+        *_snippets(summary.get("schema_versions") or [manifest.schema_version]),
     ]
     return "\n".join(parts)
 
@@ -162,6 +163,13 @@ def rows_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([lines[0], f"|{' --- |' * len(head)}", *lines[1:], ""])
 
 
-def _fence(name: str) -> str:
-    language, code = snippets()[name]
-    return f"```{language}\n{code}```\n"
+def _snippets(versions: Sequence[int]) -> list[str]:
+    """Return snippets for a dump whose shards are of these versions of the format."""
+    shown = []
+    for version in versions:
+        of_version = snippets(version=version)
+        code = [of_version[name] for name in ("pyarrow", "datasets")]
+        if len(versions) > 1:
+            shown.append(f"Of its shards whose `{Key.SCHEMA_VERSION}` is {version}, the only ones in `shards`:\n")
+        shown += [f"```{one.language}\n{one.code}```\n" for one in code]
+    return shown

@@ -20,7 +20,7 @@ class Position:
     Attributes:
         token: the teacher token that starts here, None inside one and at END.
         token_logprob: log-probability of that token given those before it, nats.
-        symbols: the stored (symbol, probability) pairs in stored order: most probable first.
+        symbols: the stored (symbol, probability) pairs, most probable first, ties by ascending symbol.
         measures: the position's values in the other columns, by column name.
         surprise_bits: -log2 of the realised symbol's probability under the target.
         entropy_bits: entropy of the target, with its tail counted as one class.
@@ -95,10 +95,14 @@ def positions(record: Record) -> Iterator[Position]:
             token_starts=bool(is_end) or offset in tokens,
             token=token,
             token_logprob=logprob,
-            symbols=list(zip(record.symbols[entries].tolist(), decoded.probs_E[entries].tolist(), strict=True)),
+            symbols=_ranked(record.symbols[entries].tolist(), decoded.probs_E[entries].tolist()),
             tail=float(decoded.tail_P[index]),
             measures={name: float(value_P[index]) for name, value_P in measures.items()},
             surprise_bits=float(decoded.surprise_bits_P[index]),
             entropy_bits=float(decoded.entropy_bits_P[index]),
             tokens=None if index_T is None else distribution(record, index_T, bool(is_end)),
         )
+
+
+def _ranked(symbols: list[int], probabilities: list[float]) -> list[tuple[int, float]]:
+    return sorted(zip(symbols, probabilities, strict=True), key=lambda pair: (-pair[1], pair[0]))

@@ -4,7 +4,7 @@ import difflib
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.dumps.positions import Position, positions
 from schemas.manifest import Manifest
 from schemas.record import Record
-from schemas.shard import read_shard, window_names
+from schemas.shard import read_rows, read_shard, window_names
 from schemas.storage.locations import Location
 
 
@@ -99,22 +99,50 @@ def documents(dump: Location) -> Iterator[DumpDocument]:
         yield DumpDocument(windows[0].doc_id, tuple(windows))
 
 
+class _Rows(NamedTuple):
+    """A document's rows in the shards that have them."""
+
+    doc_id: str
+    rows: tuple[tuple[Location, int], ...]
+
+    def read(self) -> DumpDocument:
+        shards = groupby(self.rows, key=lambda row: row[0])
+        return DumpDocument(
+            self.doc_id, tuple(r for path, rows in shards for r in read_rows(path, [n for _, n in rows]))
+        )
+
+
+def _rows_of_documents(dump: Location) -> Iterator[_Rows]:
+    """Yield the rows of each document of `documents`; reads names and windows only."""
+    doc_id: str | None = None
+    rows: list[tuple[Location, int]] = []
+    for path in complete_shards(dump):
+        for row, (name, start) in enumerate(window_names(path)):
+            if doc_id is not None and (start == 0 or name != doc_id):
+                yield _Rows(doc_id, tuple(rows))
+                rows = []
+            doc_id = name
+            rows.append((path, row))
+    if doc_id is not None:
+        yield _Rows(doc_id, tuple(rows))
+
+
 def find_document(dump: Location, doc_id: str | None, nth: int = 1) -> DumpDocument:
-    """Return the `nth` document of that name, or of all if it is None.
+    """Return the `nth` document of that name, or of all if it is None; reads only the row groups that it lies in.
 
     Raises ValueError, with similar ids, if there is none.
     """
     num_found = 0
-    for document in documents(dump):
+    for document in _rows_of_documents(dump):
         num_found += doc_id is None or document.doc_id == doc_id
         if num_found == nth:
-            return document
+            return document.read()
     if num_found:
         name = "documents" if doc_id is None else f"documents named {doc_id!r}"
         raise ValueError(f"{dump} holds {num_found} {name}; there is no --nth {nth}")
     if doc_id is None:
         raise ValueError(f"{dump} holds no document yet: run `bld teacher` first")
-    ids = (record.doc_id for record in records(dump))
+    ids = (document.doc_id for document in _rows_of_documents(dump))
     near = heapq.nlargest(3, ((difflib.SequenceMatcher(None, doc_id, name).ratio(), name) for name in ids))
     names = ", ".join(dict.fromkeys(repr(name) for _, name in near)) or "none: there is no shard yet"
     raise ValueError(f"{dump} holds no document {doc_id!r}; the most similar ids: {names}")

@@ -20,7 +20,8 @@ from pyarrow import fs
 
 _BUFFER_BYTES = 8 << 20  # read at once: the latency of a request to a store equals some megabytes of transfer
 _PART_BYTES = 256 << 10
-_REMOTE_PART_BYTES = 2 << 20  # some 40 requests for a shard of 16 MiB of text
+_REMOTE_PART_BYTES = 2 << 20  # some 40 requests for a shard of 16 MiB of text in one row group
+_GROUP_BYTES = 16 << 20  # requested at once; three times what a row group of 1 MiB of text takes
 _ENVIRONMENT = {
     "s3": (
         "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, "
@@ -187,20 +188,26 @@ def open_parquet(path: Location, small_buffers: bool = False) -> Iterator[pq.Par
     """Open a Parquet file whose page checksums are verified as it is read.
 
     `small_buffers`: for one of many files that are open at once and read in turns. Only a part of each column is held
-    in memory at a time, some 35 MB for a shard of 16 MiB of text; otherwise a whole row group, some 125 MB.
+    in memory at a time, some 35 MB for a shard of 16 MiB of text in one row group; otherwise a whole row group, some
+    125 MB. Small row groups are requested whole from a store, one after another.
     """
     if isinstance(path, Path):
         buffers = {"buffer_size": _PART_BYTES, "pre_buffer": False} if small_buffers else {}
         with _naming(path), pq.ParquetFile(path, page_checksum_verification=True, **buffers) as file:
             yield file
         return
-    # pre_buffer: a column's bytes are requested together and ahead, not one after another as they are decoded.
-    buffers = {"buffer_size": _REMOTE_PART_BYTES, "pre_buffer": False} if small_buffers else {"pre_buffer": True}
-    with (
-        store_errors(path, path.scheme),
-        pq.ParquetFile(path.path, filesystem=path.filesystem, page_checksum_verification=True, **buffers) as file,
-    ):
-        yield file
+    with store_errors(path, path.scheme), path.filesystem.open_input_file(path.path) as source:
+        footer = pq.read_metadata(source)
+        groups = map(footer.row_group, range(footer.num_row_groups))
+        # pre_buffer: the bytes of all columns are requested together and ahead, not one by one as they are decoded.
+        ahead = not small_buffers or max(map(_group_bytes, groups), default=0) <= _GROUP_BYTES
+        buffers = {"pre_buffer": True} if ahead else {"buffer_size": _REMOTE_PART_BYTES, "pre_buffer": False}
+        with pq.ParquetFile(source, metadata=footer, page_checksum_verification=True, **buffers) as file:
+            yield file
+
+
+def _group_bytes(group: pq.RowGroupMetaData) -> int:
+    return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
 
 
 def _s3(bucket: str) -> fs.FileSystem:

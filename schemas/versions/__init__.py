@@ -1,6 +1,7 @@
 """Readers of the format: one module per readable version, each of which yields today's records and manifest fields.
 
-May import `schemas.columns`, `schemas.record` and `schemas.storage`. A version's module stays when a later one comes.
+May import `schemas.columns`, `schemas.record`, `schemas.record_checks`, `schemas.stored_entries` and `schemas.storage`.
+A version's module stays when a later one comes.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import pyarrow as pa
 from schemas import VersionError, version_fault
 from schemas.record import Record, RecordText
 from schemas.storage.locations import Location
-from schemas.versions import v1, v2
+from schemas.versions import v1, v2, v3
 
 
 class Rows(Protocol):
@@ -21,6 +22,7 @@ class Rows(Protocol):
 
     def record(self, row: int) -> Record: ...
     def record_text(self, row: int) -> RecordText: ...
+    def faults(self, row: int, record: Record) -> list[str]: ...
 
 
 class Reader(Protocol):
@@ -33,7 +35,7 @@ class Reader(Protocol):
     def rows(self, batch: pa.RecordBatch) -> Rows: ...
 
 
-READERS: dict[int, Reader] = {1: v1, 2: v2}
+READERS: dict[int, Reader] = {1: v1, 2: v2, 3: v3}
 
 
 def reader(where: object, version: object) -> Reader:

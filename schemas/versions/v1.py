@@ -9,6 +9,7 @@ import pyarrow as pa
 from schemas.columns import Column, columns_of, describe_field, differ
 from schemas.columns import shard_schema as schema_of_version
 from schemas.record import Record, RecordText, Segment
+from schemas.record_checks import layout_faults
 from schemas.storage.locations import Location
 
 VERSION = 1
@@ -82,12 +83,19 @@ class Rows:
     def record(self, row: int) -> Record:
         return Record(**self._values(row))
 
+    def faults(self, row: int, record: Record) -> list[str]:
+        """Describe structural errors of a row, of which `record` was made."""
+        return layout_faults(record)
+
     def record_text(self, row: int) -> RecordText:
         return RecordText(**self._values(row))
 
-    def _values(self, row: int) -> dict[str, Any]:
+    def _cells(self, row: int) -> dict[str, np.ndarray]:
         # Copies: a view would keep the whole batch in memory while any record of it is in use.
-        cells = {n: values[offsets[row] : offsets[row + 1]].copy() for n, (offsets, values) in self._lists.items()}
+        return {n: values[offsets[row] : offsets[row + 1]].copy() for n, (offsets, values) in self._lists.items()}
+
+    def _values(self, row: int) -> dict[str, Any]:
+        cells = self._cells(row)
         segments = zip(
             cells.pop("segment_starts"), cells.pop("segment_lengths"), cells.pop("segment_has_end"), strict=True
         )

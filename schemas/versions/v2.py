@@ -1,6 +1,6 @@
 """Version 2 of the format: bld 0.2 and later, for dumps that hold alternatives of the teacher's tokens.
 
-Otherwise as version 1, in which dumps without these columns are still written.
+Otherwise as version 1, of which dumps without these columns were.
 """
 
 from collections.abc import Mapping
@@ -43,6 +43,8 @@ class Rows(v1.Rows):
 
     def record(self, row: int) -> Record:
         values = self._values(row)
+        if TOKEN_COLUMNS[0] not in values:
+            return Record(**values)
         columns = {name: values.pop(name) for name in TOKEN_COLUMNS}
         try:
             tokens = from_columns(columns, values["teacher_token_logprobs"])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from schemas import SCHEMA_VERSION
 from schemas.columns import MEASURES
 from schemas.shard import commit_shard, to_table
 from schemas.storage.locations import Location
@@ -23,6 +24,7 @@ class Draft:
 
     token_lengths: np.ndarray  # bytes of each token id
     exact: bool  # every number is stored as float32
+    version: int = SCHEMA_VERSION  # of the dump's format
     windows: list[tuple[EncodedWindow, list[SparseTargets]]] = field(default_factory=list)
 
     def write(self, path: Location, identity: Mapping[str, object], extra: Mapping[str, str], zstd_level: int) -> int:
@@ -33,7 +35,7 @@ class Draft:
             extra: metadata by key.
         """
         records = [assemble(window, spans, self.token_lengths, self.exact) for window, spans in self.windows]
-        table = to_table(records, dict(identity))
+        table = to_table(records, dict(identity), self.version)
         added = {key.encode(): value.encode() for key, value in extra.items()}
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **added})
         return commit_shard(table, path, zstd_level, first=True)

@@ -37,7 +37,8 @@ def extend_dump(
     theirs = Manifest.load(dump)
     accepted = {*theirs.accepted_engines, *([accept_engine] if accept_engine else [])}
     identity = with_accepted_engine(ours.identity, theirs.identity, accepted)
-    ours = ours.model_copy(update={"identity": identity, "accepted_engines": theirs.accepted_engines})
+    kept_values = {name: getattr(theirs, name) for name in ("schema_version", "accepted_engines")}
+    ours = ours.model_copy(update={"identity": identity, **kept_values})
     ours = ours.laid_out_as(theirs)
     differences = identity_differences(theirs.identity, ours.identity)
     if len(differences) != 1 or not differences[0].startswith(_CORPUS):

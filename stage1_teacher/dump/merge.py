@@ -45,6 +45,11 @@ def merge_dumps(out: Path, dumps: Sequence[Path], accept_engine: Sequence[str] =
     summary = summarise(out, merged) | {"merged_from": [_origin(*pair) for pair in zip(dumps, manifests, strict=True)]}
     write_json(out / dump_files.SUMMARY, summary)
     write_card(out)
+    if versions := summary.get("schema_versions"):
+        log.warning(
+            f"{out}: shards of the format's versions {' and '.join(map(str, versions))}, whose columns differ; bld "
+            "reads all of them, but a tool that wants one table of all files does not: its card shows how to read each"
+        )
     twice = sum(number > 1 for number in Counter(_document_ids(out, merged)).values())
     if twice:
         ids = f"{count_of(twice, 'document id')} {'occurs' if twice == 1 else 'occur'}"
@@ -144,6 +149,7 @@ def merged_manifest(manifests: Sequence[Manifest]) -> Manifest:
     engines.pop(_engine(manifests[0].identity))
     corpus = {"sha256": corpus_sha256(shards), "field": ", ".join(fields), **_how_read(manifests[0].identity)}
     return Manifest(
+        schema_version=max(manifest.schema_version for manifest in manifests),
         identity=manifests[0].identity | {"corpus": corpus},
         corpus_counts=dict(counts),
         accepted_engines=tuple(engines),

@@ -12,7 +12,7 @@ from pipeline.tokenization.byte_tokenizer import SpellingError
 from pipeline.tokenization.chat_template import ChatError
 from schemas import levels
 from schemas.dump_files import Key
-from schemas.manifest import ShardPlan, shard_identity
+from schemas.manifest import ShardPlan, shard_identity, version_in
 from schemas.storage.locations import Location
 from stage1_teacher.coordination.pipelined import one_ahead, pipelined
 from stage1_teacher.coordination.retry import retry_with_restart
@@ -151,13 +151,14 @@ class ShardWriter:
     ) -> None:
         self.teacher, self.recipe = teacher, recipe
         self._identity, self._folder, self._writers = shard_identity(identity), folder, writers
+        self._version = version_in(folder)
         self._token_lengths = token_lengths(teacher.tokenizer)
         self._unwritten: dict[int, ShardProgress] = {}  # by shard, to be reported when it is committed
         self._watch = shard_cost.Stopwatch()
         self._begin()
 
     def _begin(self) -> None:
-        self._draft = Draft(self._token_lengths, self.recipe.dump.coding == levels.EXACT)
+        self._draft = Draft(self._token_lengths, self.recipe.dump.coding == levels.EXACT, self._version)
         self._audited: list[dict[str, Any]] = []
         self._num_tokens, self._num_computed = 0, 0
 

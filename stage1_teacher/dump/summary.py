@@ -23,6 +23,7 @@ class _Counted(NamedTuple):
     counts: dict[str, int]  # of `_SUMMED`
     left_out: dict[str, str]
     engine: str
+    version: int  # of the format
     listed: dict[str, Any]
 
 
@@ -36,9 +37,11 @@ def summarise(dump: Location, manifest: Manifest) -> dict[str, Any]:
     totals["stored_bytes_per_text_byte"] = round(totals["stored_bytes"] / max(totals["bytes"], 1), 4)
     counts = {key: value for key, value in manifest.corpus_counts.items() if key.startswith("left out")}
     cost = total_cost(dump, manifest)
+    versions = sorted({shard.version for shard in counted})
     return {
         **totals,
         **({} if cost is None else {"cost": cost}),
+        **({"schema_versions": versions} if len(versions) > 1 else {}),  # of a merged dump
         "left_out_by_corpus": counts,
         "left_out_unspellable": {name: why for shard in counted for name, why in shard.left_out.items()},
         "shards_by_engine": dict(Counter(shard.engine for shard in counted)),
@@ -76,4 +79,5 @@ def _count(dump: Location, shard: ShardPlan) -> _Counted:
         "computed_tokens": int(metadata[Key.COMPUTED_TOKENS]),
         "stored_bytes": size,
     }
-    return _Counted(counts, left_out, metadata[Key.ENGINE], {"name": path.name, "bytes": size, "sha256": digest})
+    listed = {"name": path.name, "bytes": size, "sha256": digest}
+    return _Counted(counts, left_out, metadata[Key.ENGINE], int(metadata[Key.SCHEMA_VERSION]), listed)

@@ -13,8 +13,8 @@ from schemas.columns import BY_NAME
 from schemas.dump_files import Key
 from schemas.manifest import ShardPlan
 from schemas.record import Record
-from schemas.record_checks import record_faults
-from schemas.shard import read_shard
+from schemas.record_checks import value_faults
+from schemas.shard import read_with_faults
 from schemas.storage.locations import Location
 from stage1_teacher.verification.verify_tokens import Vocabulary, token_faults
 
@@ -36,9 +36,9 @@ def faults_of_records(
     done = 0  # bytes of it that are supervised so far
     seen_bytes = 0  # bytes of a chat, or of a document supervised in parts, in its windows so far
     rendered = False  # the template's text is supervised, which has another size than the corpus's
-    for row, record in enumerate(read_shard(path, checked=False)):
+    for row, (record, structural) in enumerate(read_with_faults(path)):
         where = f", record {row} (doc_id {record.doc_id!r}): "
-        faults = [*record_faults(record), *_measure_faults(record), *_chat_faults(record)]
+        faults = [*(structural or value_faults(record)), *_measure_faults(record), *_chat_faults(record)]
         faults += _incomplete(record) if exact and not faults else []
         faults += [] if faults else token_faults(record, vocabulary, num_ids)
         yield from (where + fault for fault in faults)

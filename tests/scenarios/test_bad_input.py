@@ -216,7 +216,11 @@ def crafted(column: str, value: object) -> Callable[[Path], None]:
         cells = table.column(index).to_pylist()
         cells[1] = [value, *cells[1][1:]] if isinstance(cells[1], list) else value
         field = table.schema.field(index)
-        commit(dump, table.set_column(index, field, pa.array(cells, type=field.type)))
+        if isinstance(value, bytes):  # not UTF-8, though the column is text
+            cells[0], kind = cells[0].encode(), pa.binary()
+        else:
+            kind = field.type
+        commit(dump, table.set_column(index, field, pa.array(cells, type=kind).view(field.type)))
 
     return craft
 
@@ -238,9 +242,10 @@ def manifest(old: str, new: str) -> Callable[[Path], None]:
 SHARD, MANIFEST, SUMMARY = r"part-00000\.parquet", r"manifest\.json is damaged", r"summary\.json is damaged"
 RECORD = rf"{SHARD}, record 1 \(doc_id '.*'\): "
 FAULTS: list[tuple[Callable[[Path], object], str]] = [
-    (crafted("logprobs", float("nan")), RECORD + "a stored log-probability is positive or not finite"),
-    (crafted("logprobs", 0.5), RECORD + "a stored log-probability is positive or not finite"),
-    (crafted("entry_counts", 65535), RECORD + "entry columns differ in length"),
+    (crafted("realised_logprobs", float("nan")), RECORD + "a stored log-probability is positive or not finite"),
+    (crafted("realised_logprobs", 0.5), RECORD + "a stored log-probability is positive or not finite"),
+    (crafted("other_counts", 65535), RECORD + "entry columns differ in length"),
+    (crafted("other_symbols", ord("a")), RECORD + "other_symbols of a position do not ascend, or have the document's"),
     (crafted("teacher_token_lengths", -3), RECORD + "teacher tokens do not span"),
     (crafted("segment_starts", -3), RECORD + "a segment lies outside"),
     (crafted("segment_lengths", 2**31 - 1), RECORD + "a segment lies outside"),
@@ -252,7 +257,7 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (lambda dump: shard_of(dump).write_bytes(b""), SHARD),
     (manifest('"index": 0', '"index": "../../x"'), MANIFEST + ": shards.0.index is '../../x'"),
     (manifest('"index": 0', '"index": -7'), MANIFEST + ": shards.0.index is -7"),
-    (manifest('"schema_version": 1', '"schema_version": 99'), r"manifest\.json.*99"),
+    (manifest('"schema_version": 3', '"schema_version": 99'), r"manifest\.json.*99"),
     (lambda dump: (dump / "manifest.json").write_text("[1]"), MANIFEST + ": it holds no object"),
     (lambda dump: (dump / "manifest.json").write_text('{"sche'), MANIFEST + ".*Fetch the dump again"),
     (lambda dump: (dump / "summary.json").write_text("{"), SUMMARY),

@@ -87,7 +87,7 @@ def test_every_token_of_every_window_has_its_alternatives_and_the_dump_verifies(
     assert end is not None
     records = records_of(folder)
     assert any(record.tokens is not None and (record.tokens.counts == 0).any() for record in records)  # of the overlap
-    assert len(records) > len(texts) and Manifest.load(folder).schema_version == 2
+    assert len(records) > len(texts) and Manifest.load(folder).schema_version == 3
     for record in records:
         assert record.tokens is not None and not record_faults(record)
         tokens = tokenizer.encode(record.document)
@@ -189,7 +189,7 @@ def test_bytes_are_those_of_a_dump_without_tokens_which_a_later_one_resumes_merg
 def test_an_old_manifest_is_that_of_a_dump_without_tokens(model: Path, tmp_path: Path) -> None:
     folder = dump(write_recipe(tmp_path, model, TEXTS[:3]))
     values = json.loads((folder / "manifest.json").read_text())
-    assert values["schema_version"] == 1 and "tokens" not in values["identity"]
+    assert values["schema_version"] == 3 and "tokens" not in values["identity"]
     assert not (folder / dump_files.VOCABULARY).exists()
     run_teacher(load_recipe(tmp_path / "recipe.yaml", ["dump.tokens=null"]))
     assert json.loads((folder / "manifest.json").read_text()) == values

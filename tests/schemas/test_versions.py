@@ -14,7 +14,7 @@ import schemas
 from schemas.dump_files import MANIFEST, Key
 from schemas.manifest import Manifest
 from schemas.shard import read_record_texts, read_shard
-from schemas.versions import READERS, reader, v1, v2
+from schemas.versions import READERS, reader, v1, v2, v3
 from tests.schemas.make_golden import FOLDER
 
 GOLDEN = FOLDER / "version-1.parquet"
@@ -23,7 +23,8 @@ RENAMED = {"wording": "document", "opens": "entry_counts"}
 
 def test_there_is_a_reader_of_every_version_that_is_read() -> None:
     assert set(READERS) == set(schemas.READS)
-    assert reader("x", 1) is reader("x", "1") is v1 and reader("x", "2") is v2
+    assert reader("x", 1) is reader("x", "1") is v1
+    assert reader("x", "2") is v2 and reader("x", 3) is v3
 
 
 def as_version_7(batch: pa.RecordBatch) -> v1.Rows:
@@ -85,7 +86,7 @@ def test_a_manifest_is_read_by_the_reader_of_its_own_version(tmp_path: Path) -> 
 
 
 def test_another_version_is_refused_by_both(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="schema version '7'; this release reads 1 and 2"):
+    with pytest.raises(ValueError, match="schema version '7'; this release reads 1, 2 and 3"):
         next(read_shard(shard_of_7(tmp_path)))
     with pytest.raises(ValueError, match="schema version '7'"):
         next(read_record_texts(shard_of_7(tmp_path)))

@@ -261,7 +261,7 @@ def _crafted(table: pa.Table, rng: Random) -> pa.Table:
         values[row] = rng.choice([-1, 0, 2**40, -(2**63)])
     else:
         values[row] = values[row][: rng.randrange(3)]
-    kind = pa.list_(pa.int64()) if field.name == "entry_counts" and rng.randrange(4) == 0 else field.type
+    kind = pa.list_(pa.int64()) if field.name == "other_counts" and rng.randrange(4) == 0 else field.type
     return table.set_column(index, pa.field(field.name, kind, nullable=False), pa.array(values, type=kind))
 
 

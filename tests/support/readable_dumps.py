@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas import END
+from schemas import END, SCHEMA_VERSION
 from schemas.manifest import Manifest, ShardPlan, write_json
 from schemas.record import Record, Segment
 from schemas.record_checks import record_faults
@@ -111,17 +111,19 @@ def write_dump(
     shards: Sequence[Sequence[Record]],
     num_planned: int | None = None,
     identity: Mapping[str, Any] = IDENTITY,
+    version: int = SCHEMA_VERSION,
 ) -> Path:
-    """Write a dump of these records, a shard each, without a summary."""
+    """Write a dump of these records, a shard each, without a summary, in a version of the format."""
     (folder / "shards").mkdir(parents=True)
     plans = tuple(
         ShardPlan(index=i, first_document=i, num_documents=1, num_bytes=1, sha256=str(i))
         for i in range(num_planned or len(shards))
     )
-    Manifest(identity=dict(identity), corpus_counts={"documents": 3, "left out: empty": 7}, shards=plans).save(folder)
+    counts = {"documents": 3, "left out: empty": 7}
+    Manifest(schema_version=version, identity=dict(identity), corpus_counts=counts, shards=plans).save(folder)
     for plan, records in zip(plans, shards, strict=False):
         assert not [fault for record in records for fault in record_faults(record)]
-        commit_shard(to_table(records, identity), plan.path(folder), zstd_level=1)
+        commit_shard(to_table(records, identity, version), plan.path(folder), zstd_level=1)
     return folder
 
 

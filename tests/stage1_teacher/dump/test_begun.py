@@ -15,8 +15,9 @@ import transformers
 
 from pipeline.config.loading import load_recipe
 from pipeline.corpus.documents import Document
+from pipeline.dumps.view import find_document
 from pipeline.sources.file_hash import weights_sha256
-from schemas import ARITHMETIC, levels
+from schemas import ARITHMETIC, SCHEMA_VERSION, levels
 from schemas.manifest import Manifest, write_json
 from schemas.record import Record
 from schemas.shard import read_shard
@@ -25,6 +26,7 @@ from stage1_teacher.inputs.encoded_windows import cut_document
 from stage1_teacher.targets.opening import open_teacher
 from stage1_teacher.targets.resolved import load_tokenizer
 from stage1_teacher.verification.verify import verify_dump
+from tests.schemas.test_stored_entries import assert_equal
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
 from tests.stage1_teacher.verification.test_verify import rewrite, with_column
 
@@ -127,14 +129,14 @@ def test_a_dump_that_says_it_stores_everything_and_does_not_is_found(tmp_path: P
     folder = dump(write_recipe(tmp_path, model, TEXTS[:2], audit_documents=0, **EVERYTHING))
 
     def less_of_the_first(table: pa.Table) -> pa.Table:
-        rows = table["logprobs"].to_pylist()
-        rows[0][:256] = [value - 1e-3 for value in rows[0][:256]]
-        return with_column(table, "logprobs", rows)
+        rows = table["other_logprobs"].to_pylist()
+        rows[0][:255] = [value - 1e-3 for value in rows[0][:255]]
+        return with_column(table, "other_logprobs", rows)
 
     def one_symbol_less(table: pa.Table) -> pa.Table:
-        for name in ("logprobs", "symbols", "entry_counts"):
+        for name in ("other_logprobs", "other_symbols", "other_counts"):
             rows = table[name].to_pylist()
-            rows[0] = [rows[0][0] - 1, *rows[0][1:]] if name == "entry_counts" else rows[0][:255] + rows[0][256:]
+            rows[0] = [rows[0][0] - 1, *rows[0][1:]] if name == "other_counts" else rows[0][:254] + rows[0][255:]
             table = with_column(table, name, rows)
         return table
 
@@ -147,6 +149,46 @@ def test_a_dump_that_says_it_stores_everything_and_does_not_is_found(tmp_path: P
         path.write_bytes(sound)
         rewrite(path, change)
         assert any(said in fault for fault in verify_dump(folder)), said
+
+
+def versions(folder: Path) -> list[int]:
+    """Return the format version of each shard."""
+    return [
+        int(pq.read_schema(path).metadata[b"bld.schema_version"]) for path in sorted(folder.glob("shards/*.parquet"))
+    ]
+
+
+@pytest.mark.parametrize(("version", "tokens"), [(1, None), (2, {"top_k": 4, "min_prob": 0.0})])
+def test_a_dump_goes_on_in_the_version_of_the_format_that_it_was_begun_in(
+    version: int, tokens: dict[str, object] | None, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = dump(write_recipe(tmp_path / "newest", model, TEXTS[:9], audit_documents=0, tokens=tokens))
+    recipe = write_recipe(tmp_path / "old", model, TEXTS[:6], audit_documents=0, tokens=tokens)
+    manifest = json.loads((dump(recipe) / "manifest.json").read_text())
+    shutil.rmtree(tmp_path / "old" / "dump")
+    (tmp_path / "old" / "dump").mkdir()
+    write_json(tmp_path / "old" / "dump" / "manifest.json", manifest | {"schema_version": version})
+    old = dump(recipe)
+    first = Manifest.load(old).shards[0].path(old)
+    before = first.read_bytes()
+    first.unlink()
+    assert dump(recipe) == old and first.read_bytes() == before
+    write_recipe(tmp_path / "old", model, TEXTS[:9], audit_documents=0, tokens=tokens)  # a longer corpus
+    dump(recipe)
+    assert set(versions(old)) == {version} == {Manifest.load(old).schema_version}
+    assert set(versions(newest)) == {SCHEMA_VERSION} == {Manifest.load(newest).schema_version}
+    for ours, theirs in zip(records(old), records(newest), strict=True):
+        assert_equal(ours, theirs)
+    others = dump(write_recipe(tmp_path / "others", model, TEXTS[9:12], audit_documents=0, tokens=tokens))
+    assert "versions" not in capsys.readouterr().err
+    merge_dumps(tmp_path / "merged", [old, others])
+    assert f"versions {version} and 3" in capsys.readouterr().err
+    assert set(versions(tmp_path / "merged")) == {version, SCHEMA_VERSION}
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert '"entry_counts"' in card and '"other_counts"' in card and f"`bld.schema_version` is {version}, the" in card
+    assert Manifest.load(tmp_path / "merged").schema_version == SCHEMA_VERSION
+    assert verify_dump(old) == verify_dump(tmp_path / "merged") == []
+    assert find_document(tmp_path / "merged", "2", nth=2).text == records(others)[2].document
 
 
 def test_python_code_of_a_model_is_part_of_the_identity_where_it_runs(tmp_path: Path, model: Path) -> None:

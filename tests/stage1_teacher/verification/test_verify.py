@@ -42,14 +42,13 @@ def two_dropped(table: pa.Table) -> pa.Table:
 
 
 def swap_symbols(table: pa.Table) -> pa.Table:
-    """Swap the probabilities of the first two symbols of each position that stores two."""
-    rows = []
-    for counts, symbols in zip(table["entry_counts"].to_pylist(), table["symbols"].to_pylist(), strict=True):
-        for at, count in zip(np.cumsum([0, *counts]).tolist(), counts, strict=False):
-            if count > 1:
-                symbols[at], symbols[at + 1] = symbols[at + 1], symbols[at]
-        rows.append(symbols)
-    return with_column(table, "symbols", rows)
+    """Swap the probabilities of the document's symbol and the first other one of each position that stores two."""
+    own, others = table["realised_logprobs"].to_pylist(), table["other_logprobs"].to_pylist()
+    for counts, of_own, of_others in zip(table["other_counts"].to_pylist(), own, others, strict=True):
+        for position, (at, count) in enumerate(zip(np.cumsum([0, *counts]).tolist(), counts, strict=False)):
+            if count:
+                of_own[position], of_others[at] = of_others[at], of_own[position]
+    return with_column(with_column(table, "realised_logprobs", own), "other_logprobs", others)
 
 
 def test_a_sound_shard_of_a_newer_release_is_not_to_be_deleted(copy: Path) -> None:

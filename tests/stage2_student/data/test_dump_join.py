@@ -3,7 +3,7 @@
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, pairwise, takewhile
+from itertools import cycle, islice, pairwise, takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.tokenization.special_ids import SpecialIds
-from schemas import END, shard
+from schemas import END, SCHEMA_VERSION, shard
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, RecordText, Segment
 from schemas.shard import commit_shard, to_table
@@ -30,7 +30,10 @@ from tests.support.small_dumps import make_recipe, make_record, make_text
 How = Literal["arithmetic", "geometric"]
 
 
-def write_dump(folder: Path, records: Sequence[Record], per_shard: int, teacher: str) -> Path:
+def write_dump(
+    folder: Path, records: Sequence[Record], per_shard: int, teacher: str, versions: Sequence[int] = (SCHEMA_VERSION,)
+) -> Path:
+    """Write a dump whose shards are of these versions of the format, in turns."""
     (folder / "shards").mkdir(parents=True)
     parts = [records[at : at + per_shard] for at in range(0, len(records), per_shard)]
     plans = tuple(
@@ -38,9 +41,10 @@ def write_dump(folder: Path, records: Sequence[Record], per_shard: int, teacher:
         for i, part in enumerate(parts)
     )
     identity = {"teacher": {"model": teacher}}
-    Manifest(identity=identity, corpus_counts={"used": len(records)}, shards=plans).save(folder)
-    for part, plan in zip(parts, plans, strict=True):
-        commit_shard(to_table(part, identity), plan.path(folder), 3)
+    counts = {"used": len(records)}
+    Manifest(schema_version=max(versions), identity=identity, corpus_counts=counts, shards=plans).save(folder)
+    for part, plan, version in zip(parts, plans, islice(cycle(versions), len(parts)), strict=True):
+        commit_shard(to_table(part, identity, version), plan.path(folder), 3)
     return folder
 
 
@@ -66,6 +70,19 @@ def test_joined_shards_are_read_bit_by_bit_for_many_are_open_side_by_side(
     monkeypatch.setattr(shard, "open_parquet", lambda path, beside=False: opened.append(beside) or before(path, beside))
     next(reader.records_of(0, iter([0])))
     assert opened == [True, True]
+
+
+def test_dumps_of_several_versions_of_the_format_are_mixed_as_those_of_one_are(tmp_path: Path) -> None:
+    one, two = corpus_records(1, TEXTS), corpus_records(2, TEXTS)
+    of_one = [write_dump(tmp_path / "a3", one, 4, "a"), write_dump(tmp_path / "b3", two, 3, "b")]
+    of_several = [write_dump(tmp_path / "a", one, 4, "a", [1, 3]), write_dump(tmp_path / "b", two, 3, "b", [1])]
+    for found, expected in zip(
+        *(islice(open_mixed(d).records(), len(TEXTS)) for d in (of_several, of_one)), strict=True
+    ):
+        assert found[1] == expected[1] and found[0].document == expected[0].document
+        for name in ("entry_counts", "symbols", "token_end", "doubt"):
+            np.testing.assert_array_equal(getattr(found[0], name), getattr(expected[0], name))
+        np.testing.assert_allclose(found[0].logprobs, expected[0].logprobs, atol=1e-6)
 
 
 def test_records_are_joined_by_content_whatever_their_names_shards_and_order(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_dump_that_will_hold_bytes_alone_is_refused_before_it_is_made(work: Pa
     asked = unmade.dump.model_copy(update={"tokens": TokensConfig()})
     check_planned_tokens(unmade.with_values(dump=asked))
     manifest = Manifest.load(work / "dump")
-    without = manifest.model_copy(update={"identity": {"teacher": manifest.identity["teacher"]}, "schema_version": 1})
+    without = manifest.model_copy(update={"identity": {"teacher": manifest.identity["teacher"]}})
     (tmp_path / "none").mkdir()
     without.save(tmp_path / "none")
     with pytest.raises(ValueError, match="none holds bytes alone"):
