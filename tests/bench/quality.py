@@ -287,7 +287,7 @@ def main(
     methods: Annotated[
         str, typer.Option(help="Separated by semicolons, each a name, or a name and overrides; default: all.")
     ] = "",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; default: the recipe's.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 40,
     seeds: Annotated[int, typer.Option(help="Seeds of each method's best setting.")] = 3,
     search: Annotated[bool, typer.Option(help="Search settings first.")] = True,
     num_questions: Annotated[int, typer.Option(help="Of each multiple-choice task; 0: none.")] = 300,
@@ -298,7 +298,6 @@ def main(
     """Run everything that is missing, then print the table."""
     end_children_with_me()
     bench = Quality(recipe, override or [], out, num_questions, jobs)
-    num_steps = steps or bench.base.train.steps
     chosen = [name.strip() for name in methods.split(";")] if methods else list(METHODS)
     try:
         for text in chosen:
@@ -306,8 +305,8 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     bench.prepare(["search", "table"] if search else ["table"])
-    settings = bench.search(chosen, num_steps) if search else {name: bench.unsearched(name) for name in chosen}
-    runs = [Run(name, setting, num_steps, seed) for seed in range(seeds) for name, setting in settings.items()]
+    settings = bench.search(chosen, steps) if search else {name: bench.unsearched(name) for name in chosen}
+    runs = [Run(name, setting, steps, seed) for seed in range(seeds) for name, setting in settings.items()]
     wanted: list[str | Run] = [*REFERENCES, *runs]
     found = dict(zip(wanted, bench.of_all(bench.of_table, wanted), strict=True))
     table = {name: [found[name]] for name in REFERENCES}
