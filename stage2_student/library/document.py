@@ -22,7 +22,7 @@ class DocumentArrays:
         document: its bytes.
         offset_P: int64, byte offset in the document.
         realised_P: uint8, the symbol that the document has there; 255 is END.
-        symbols_PE: int64, the stored symbols, most probable first; -1 at padding.
+        symbols_PE: int64, the stored symbols, most probable first, ties by ascending symbol; -1 at padding.
         logprobs_PE: float32, their natural logs; -inf at padding.
         tail_P: float64, the probability of all symbols that are not stored, together.
         measures_P: float32, the dump's further values by column (`dropped`, `token_end`, `doubt`), as far as stored.
@@ -56,6 +56,8 @@ def read_document(dump: str | Path, doc_id: str, nth: int = 1) -> DocumentArrays
     width = max(symbols_PE.shape[1] for symbols_PE, _ in entries)
     symbols_PE = np.concatenate([_widened(symbols_PE, width, NO_SYMBOL) for symbols_PE, _ in entries])
     logprobs_PE = np.concatenate([_widened(logprobs_PE, width, 0.0) for _, logprobs_PE in entries])
+    logprobs_PE = np.where(symbols_PE == NO_SYMBOL, -np.inf, logprobs_PE).astype(np.float32)
+    order_PE = np.lexsort((symbols_PE, -logprobs_PE), axis=1)
     names = [name for name in found.records[0].measures if all(name in record.measures for record in found.records)]
     starts = [
         record.window_start + np.cumsum(record.teacher_token_lengths) - record.teacher_token_lengths
@@ -68,8 +70,8 @@ def read_document(dump: str | Path, doc_id: str, nth: int = 1) -> DocumentArrays
             [record.window_start + np.array(offsets(record), dtype=np.int64) for record in found.records]
         ),
         realised_P=np.concatenate([record.realised() for record in found.records]),
-        symbols_PE=symbols_PE,
-        logprobs_PE=np.where(symbols_PE == NO_SYMBOL, -np.inf, logprobs_PE).astype(np.float32),
+        symbols_PE=np.take_along_axis(symbols_PE, order_PE, axis=1),
+        logprobs_PE=np.take_along_axis(logprobs_PE, order_PE, axis=1),
         tail_P=np.concatenate([decode(record).tail_P for record in found.records]),
         measures_P={name: np.concatenate([record.measures[name] for record in found.records]) for name in names},
         token_starts=np.concatenate(starts).astype(np.int64),
