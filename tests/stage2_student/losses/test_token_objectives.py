@@ -13,12 +13,15 @@ from torch import Tensor
 
 from pipeline.config import TrainConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
+from schemas.token_alternatives import TokenAlternatives
 from stage2_student.data.micro_batch import Layout, MicroBatch
 from stage2_student.losses.divergences import MIN_TAIL
 from stage2_student.losses.edit_distance import edit_distance
 from stage2_student.losses.inputs import CHUNK_ROWS
 from stage2_student.losses.objectives import ON_TOKENS, objectives_on_tokens
-from stage2_student.losses.token_objective import TokenObjective
+from stage2_student.losses.ranked import _has_rank
+from stage2_student.losses.token_divergence import TokenKL
+from stage2_student.losses.token_objective import Alternatives, TokenObjective
 from stage2_student.losses.vocabulary_map import TokenizerPair
 from tests.support.tiny import MERGES
 from tests.support.token_records import (
@@ -415,6 +418,25 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(name: str, top_k: in
 def test_a_token_that_spells_the_same_as_another_is_still_itself_with_one_tokenizer() -> None:
     pair, _ = with_token(pair_of(TEACHER_MERGES, TEACHER_MERGES), b"the")
     check_nothing_to_learn(replace(pair, student_rows=len(pair.teacher.token_bytes)), "token_kl", 5)
+
+
+def test_each_of_a_teachers_ends_is_the_students_with_one_tokenizer() -> None:
+    pair, other = with_token(pair_of(TEACHER_MERGES, TEACHER_MERGES), None)
+    pair = replace(pair, teacher_ends=(pair.student_end, other), student_rows=len(pair.teacher.token_bytes))
+    assert (
+        TokenKL(pair, train_of("token_kl")).student_of_V[[pair.student_end, other]].tolist() == [pair.student_end] * 2
+    )
+
+
+def test_a_texts_own_token_has_a_rank_unless_it_is_stored_beyond_the_most_probable() -> None:
+    logs = np.log(np.array([0.3, 0.5, 0.01, 0.5, 0.4], np.float32))
+    own_logs = logs[[0, 2, 4]]
+    ids, offsets = np.array([7, 5, 7, 5, 7], np.int32), np.array([0, 1, 3, 5])
+    tokens = TokenAlternatives(offsets, ids, logs, np.full(3, 7, np.int32), own_logs, np.zeros(4, np.float32))
+    rows = np.arange(3)
+    found = _has_rank(tokens, rows, Alternatives.of(tokens, rows))
+    # The only one stored is the first; 0.01 may have others of 0.49 before it; 0.4 has at most 0.1 after it.
+    assert found.tolist() == [True, True, False, True, True]
 
 
 def pair_of_kinds(teacher: str, student: str, work: Path) -> TokenizerPair:

@@ -90,5 +90,33 @@ def test_of_several_tokens_with_the_same_bytes_the_one_that_is_yielded_counts() 
     assert token_of_bytes(Doubled(), ()) == {b"a": 1, b"b": 2}  # type: ignore[arg-type]
 
 
+class Greedy:
+    """A tokenizer of the longest of its tokens in turn."""
+
+    def __init__(self, *token_bytes: bytes | None) -> None:
+        self.token_bytes = token_bytes
+
+    def encode_batch(self, documents: list[bytes], prefixes: list[bytes] | None = None) -> list[list[int] | ValueError]:
+        return [self._encoded(document) for document in documents]
+
+    def _encoded(self, document: bytes) -> list[int] | ValueError:
+        ids: list[int] = []
+        while document:
+            fits = [i for i, one in enumerate(self.token_bytes) if one and document.startswith(one)]
+            if not fits:
+                return ValueError("it cannot be spelled")
+            ids.append(max(fits, key=lambda i: (len(self.token_bytes[i] or b""), -i)))
+            document = document.removeprefix(self.token_bytes[ids[-1]] or b"")
+        return ids
+
+
+def test_of_equal_weights_the_projection_keeps_the_lowest_ids_and_of_twins_one() -> None:
+    teacher = Greedy(b"ab1", b"ab1", *(b"ab%d" % i for i in range(2, 7)), None)
+    student = Greedy(b"ab", *(b"%d" % i for i in range(1, 7)), None)
+    ids_VJ, weights_VJ = TokenizerPair(teacher, student, (7,), 7, 8).projection  # type: ignore[arg-type]
+    assert ids_VJ[0].tolist() == [0, 2, 3, 4] and weights_VJ[0].tolist() == [0.25] * 4
+    assert ids_VJ[1].tolist() == [0, 0, 0, 0] and weights_VJ[1].tolist() == [1, 0, 0, 0]
+
+
 def test_padding_of_the_teachers_head_maps_to_nothing() -> None:
     assert translated(np.array([0, 2, 3, 99]), np.array([7, 8, 9])).tolist() == [7, 9, NO_TOKEN, NO_TOKEN]

@@ -1,6 +1,7 @@
 """The lexicon's regression and states against brute force in float64."""
 
 import itertools
+from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -143,6 +144,17 @@ def test_few_tokens_with_parts_are_refused_where_the_recipe_names_the_lexicon() 
         lexicon(move._replace(parts=dict(list(move.parts.items())[:3])), model.get_input_embeddings().weight)
 
 
+def test_a_token_of_many_pieces_is_read_from_its_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, move = pairs_to_triples(True)
+    weight_OD = model.get_input_embeddings().weight.detach()
+    of_triples = [token for token, kind in enumerate(move.kinds) if kind == "averaged"]
+    longer = [[5, 9, *source] if token in of_triples else source for token, source in enumerate(move.sources)]
+    # By its path it would be the function, which the package has under the same name.
+    monkeypatch.setattr(import_module("stage2_student.model.row_starts.lexicon"), "_MAX_PIECES", 2)
+    plain, found = lexicon(move, weight_OD), lexicon(move._replace(sources=longer), weight_OD)
+    assert torch.allclose(found.rows_VD[of_triples], plain.rows_VD[of_triples], atol=1e-5)
+
+
 def test_rows_are_made_once_of_a_model_whose_files_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLD_CACHE", str(tmp_path))
     model, move = pairs_to_triples(True)
@@ -172,4 +184,5 @@ def test_rows_are_made_once_of_a_model_whose_files_are_known(tmp_path: Path, mon
     made(sha256="b" * 64)
     weight_OD = weight_OD + 1
     made()
-    assert len(kept()) == 4
+    made(move._replace(parts=dict(list(move.parts.items())[16:])))  # what it learns from
+    assert len(kept()) == 5
