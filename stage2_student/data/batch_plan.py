@@ -93,16 +93,21 @@ class BatchPlan:
     left_out: Counter[str]
 
     @property
+    def token_counts(self) -> np.ndarray:
+        """Return the tokens of each document, int64."""
+        if isinstance(self.documents, Documents):
+            return self.documents.tokens_D
+        return np.array([document.num_tokens for document in self.documents], dtype=np.int64)
+
+    @property
     def lengths(self) -> list[int]:
         """Return the tokens of each document."""
-        if isinstance(self.documents, Documents):
-            lengths: list[int] = self.documents.tokens_D.tolist()
-            return lengths
-        return [document.num_tokens for document in self.documents]
+        lengths: list[int] = self.token_counts.tolist()
+        return lengths
 
     @property
     def num_tokens(self) -> int:
-        return sum(self.lengths)
+        return int(self.token_counts.sum())
 
 
 class Share(NamedTuple):

@@ -8,7 +8,7 @@ all of its layers do.
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ def plan_micro_batches(
     """
     packed_rows: Grouped = _packed
     if corpora is None:
-        plan = _even_side_by_side(lengths, micro_batch_tokens, world)
+        groups = _even_side_by_side(lengths, micro_batch_tokens, world)
+        plan = [groups.rows(group) for group in range(len(groups.starts) - 1)]
     else:
         packed_rows = partial(_by_corpus, _packed, corpora)
         plan = _even(partial(_by_corpus, _side_by_side, corpora), lengths, micro_batch_tokens, world)
@@ -54,6 +55,12 @@ def plan_micro_batches(
             plan = packed
     plan += [[] for _ in range(-len(plan) % world)]
     return [plan[rank::world] for rank in range(world)]
+
+
+def own_micro_batches(lengths_D: np.ndarray, micro_batch_tokens: int, rank: int, world: int) -> list[Rows]:
+    """Plan the micro-batches of one rank, without those of the others: `plan_micro_batches(...)[rank]`."""
+    groups = _even_side_by_side(lengths_D, micro_batch_tokens, world)
+    return [groups.rows(group) for group in range(rank, rank + len(groups.starts) - 1, world)]
 
 
 def _even(grouped: Grouped, lengths: Sequence[int], max_tokens: int, world: int) -> list[Rows]:
@@ -78,27 +85,45 @@ def _even(grouped: Grouped, lengths: Sequence[int], max_tokens: int, world: int)
     return best
 
 
-def _even_side_by_side(lengths: Sequence[int], max_tokens: int, world: int) -> list[Rows]:
+class SideBySide(NamedTuple):
+    """Micro-batches of one document a row: slices of the documents in the order of their lengths.
+
+    Attributes:
+        order_D: int64, the documents, the longest first.
+        starts: the first of each micro-batch in that order, and their number at the end.
+    """
+
+    order_D: np.ndarray
+    starts: np.ndarray
+
+    def rows(self, group: int) -> Rows:
+        """Return a micro-batch; an empty one after the last."""
+        own = self.order_D[slice(*self.starts[group : group + 2])] if group + 1 < len(self.starts) else []
+        return [[int(index)] for index in own]
+
+
+def _even_side_by_side(lengths: Sequence[int] | np.ndarray, max_tokens: int, world: int) -> SideBySide:
     """Return what `_even` does with `_side_by_side`.
 
-    Sorted once, and by group instead of by document: a large world has thousands of documents in a step, and each of
-    its ranks plans all of them.
+    Sorted once, and by all groups of a size instead of by document: a large world has thousands of documents in a step,
+    and each of its ranks plans all of them.
     """
-    if not lengths:
-        return []
-    lengths_D = np.array(lengths, dtype=np.int64)
+    lengths_D = np.asarray(lengths, dtype=np.int64)
     order_D = np.argsort(-lengths_D, kind="stable")
-    in_turn = lengths_D[order_D].tolist()
+    in_turn_D = lengths_D[order_D]
+    if not len(in_turn_D):
+        return SideBySide(order_D, np.zeros(1, dtype=np.int64))
 
-    def grouped(limit: int) -> tuple[list[int], np.ndarray]:
+    def grouped(limit: int) -> tuple[np.ndarray, np.ndarray]:
         """Return where each group begins, and its tokens with padding."""
-        starts, sizes, at = [], [], 0
-        while at < len(in_turn):
-            number = min(max(1, limit // in_turn[at]), len(in_turn) - at)
-            starts.append(at)
-            sizes.append(number * in_turn[at])
-            at += number
-        return starts, np.array(sizes, dtype=np.int64)
+        sizes_D = np.maximum(1, limit // in_turn_D)  # of a group that begins there; they ascend
+        begun, at = [], 0
+        while at < len(in_turn_D):
+            size = int(sizes_D[at])
+            begun.append(np.arange(at, np.searchsorted(sizes_D, size, side="right"), size))
+            at = int(begun[-1][-1]) + size
+        starts_G = np.concatenate(begun)
+        return starts_G, np.diff(starts_G, append=len(in_turn_D)) * in_turn_D[starts_G]
 
     def passed(sizes_G: np.ndarray) -> int:
         return int(np.maximum.reduceat(sizes_G, np.arange(0, len(sizes_G), world)).sum())
@@ -106,7 +131,7 @@ def _even_side_by_side(lengths: Sequence[int], max_tokens: int, world: int) -> l
     best, sizes_G = grouped(max_tokens)
     least = passed(sizes_G)
     max_micro_batches = -(-len(best) // world) * world
-    low, high = sum(in_turn) // max(max_micro_batches, 1), min(max_tokens, int(sizes_G.max(initial=0)))
+    low, high = int(in_turn_D.sum()) // max(max_micro_batches, 1), min(max_tokens, int(sizes_G.max(initial=0)))
     while high - low > max(1, high * CLOSE):
         limit = (low + high) // 2
         tried, sizes_G = grouped(limit)
@@ -116,9 +141,7 @@ def _even_side_by_side(lengths: Sequence[int], max_tokens: int, world: int) -> l
         high = limit
         if (tokens := passed(sizes_G)) < least:
             best, least = tried, tokens
-    ends = [*best[1:], len(in_turn)]
-    indices = order_D.tolist()
-    return [[[index] for index in indices[at:end]] for at, end in zip(best, ends, strict=True)]
+    return SideBySide(order_D, np.append(best, len(in_turn_D)))
 
 
 def _by_corpus(grouped: Grouped, corpora: Sequence[int], lengths: Sequence[int], limit: int) -> list[Rows]:

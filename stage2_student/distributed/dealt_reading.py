@@ -10,7 +10,7 @@ the records until no rank can still need them: those of the windows of the last 
 later than that is read again.
 
 Each rank listens on a port of its own, and tells it, with a secret, over the ranks' channel. A message is its length
-in 8 bytes and that many bytes.
+in 8 bytes and that many bytes. The columns of records go into the socket and out of it without a copy.
 """
 
 import json
@@ -19,11 +19,13 @@ import secrets
 import socket
 import struct
 import threading
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import count, islice
 from typing import Protocol
+
+import numpy as np
 
 from schemas.record import Record
 from stage2_student.data import order
@@ -32,10 +34,12 @@ from stage2_student.data.reader import DumpReader
 from stage2_student.distributed.rank_messages import Channel, LostRankError, enable_keepalive
 
 _MAX_CONNECTIONS = 64  # held open to other ranks; a process may have 1,024 open files
+_MAX_PARTS = 512  # of a call: the kernel takes 1,024
 _LENGTH = struct.Struct(">Q")
 # What reading a dump raises for a fault of the dump or its store; the rank that asked raises it too.
 _FAULTS: dict[str, type[Exception]] = {"ValueError": ValueError, "OSError": OSError}
 
+Buffer = bytes | memoryview
 ReaderOf = Callable[[RecordRef], int]  # the rank that reads the shard of a reference
 
 
@@ -99,13 +103,13 @@ class DealtReading:
             some = others[first : first + _MAX_CONNECTIONS]
             for rank in some:
                 with self._reaching(rank) as peer:
-                    _send(peer, json.dumps(by_rank[rank]).encode())
+                    send(peer, json.dumps(by_rank[rank]).encode())
             found |= {ref: self._shelf.record(ref) for ref in own}  # beside the other readers
             own = []
             for rank in some:
                 with self._reaching(rank) as peer:
-                    answer = _receive(peer)
-                found |= zip(by_rank[rank], _records(answer), strict=True)
+                    answer = receive(peer)
+                found |= zip(by_rank[rank], unpacked(answer), strict=True)
         return found | {ref: self._shelf.record(ref) for ref in own}
 
     def forget(self, windows: Sequence[tuple[int, int]]) -> None:
@@ -140,8 +144,8 @@ class DealtReading:
         connection = socket.create_connection((peer["host"], peer["port"]), timeout=60)
         enable_keepalive(connection)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _send(connection, str(peer["word"]).encode())
-        if not secrets.compare_digest(_receive(connection), self._peers[0]["word"].encode()):
+        send(connection, str(peer["word"]).encode())
+        if not secrets.compare_digest(receive(connection), self._peers[0]["word"].encode()):
             raise ConnectionError(f"what listens at {peer['host']}:{peer['port']} is not that rank")
         return connection
 
@@ -155,28 +159,51 @@ class DealtReading:
         """Answer one rank until it ends. A rank that is gone is the channel's to report."""
         with connection, suppress(OSError, EOFError):
             connection.settimeout(10)
-            if not secrets.compare_digest(_receive(connection, max_bytes=100), self._word.encode()):
+            if not secrets.compare_digest(receive(connection, max_bytes=100), self._word.encode()):
                 return
             enable_keepalive(connection)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _send(connection, str(self._peers[0]["word"]).encode())
+            send(connection, str(self._peers[0]["word"]).encode())
             while True:
-                refs = [RecordRef(*ref) for ref in json.loads(_receive(connection))]
+                refs = [RecordRef(*ref) for ref in json.loads(receive(connection))]
                 try:
-                    answer = b"R" + pickle.dumps([self._shelf.record(ref) for ref in refs], protocol=5)
+                    answer = packed([self._shelf.record(ref) for ref in refs])
                 except Exception as error:  # the rank that asked raises it
                     kind = next((name for name, of in _FAULTS.items() if isinstance(error, of)), "")
                     message = str(error) if kind else f"rank {self._channel.rank} reading a shard: {error!r}"
-                    answer = b"E" + json.dumps({"kind": kind, "message": message}).encode()
-                _send(connection, answer)
+                    answer = [b"E", json.dumps({"kind": kind, "message": message}).encode()]
+                send(connection, *answer)
 
 
-def _records(answer: bytes) -> list[Record]:
-    """Return the records of an answer, or raise what their reader could not do."""
-    if answer[:1] == b"R":
-        records: list[Record] = pickle.loads(answer[1:])
+def packed(records: Sequence[Record]) -> list[Buffer]:
+    """Return the parts of an answer: the records, and apart from them their columns, none of which is copied.
+
+    Each column begins at a multiple of 8 bytes, as compiled code wants it.
+    """
+    columns: list[pickle.PickleBuffer] = []
+    described = pickle.dumps(records, protocol=5, buffer_callback=columns.append)
+    raw = [memoryview(described), *(column.raw() for column in columns)]
+    sizes = np.array([len(raw), *map(len, raw)], dtype=np.int64)
+    padding = bytes(8)
+    padded = (part for own in raw for part in (own, padding[: -len(own) % 8]))
+    return [b"R".ljust(8), sizes.data.cast("B"), *padded]
+
+
+def unpacked(answer: bytearray) -> list[Record]:
+    """Return the records of an answer, or raise what their reader could not do.
+
+    Their columns are parts of `answer`, which stays in memory as long as one of its records does: it is of one window.
+    """
+    view = memoryview(answer)
+    if view[:1] == b"R":
+        number = int(np.frombuffer(view, dtype=np.int64, count=1, offset=8)[0])
+        sizes = np.frombuffer(view, dtype=np.int64, count=number, offset=16)
+        begins = 16 + 8 * number + np.cumsum([0, *(sizes + -sizes % 8)[:-1]])
+        parts = zip(begins.tolist(), (begins + sizes).tolist(), strict=True)
+        described, *columns = (view[begin:end] for begin, end in parts)
+        records: list[Record] = pickle.loads(described, buffers=columns)
         return records
-    fault = json.loads(answer[1:])
+    fault = json.loads(bytes(view[1:]))
     raise _FAULTS.get(fault["kind"], RuntimeError)(fault["message"])
 
 
@@ -259,18 +286,27 @@ class _HeldShard:
             return len(self._held)
 
 
-def _send(connection: socket.socket, message: bytes) -> None:
-    connection.sendall(_LENGTH.pack(len(message)) + message)
+def send(connection: socket.socket, *parts: Buffer) -> None:
+    """Send a message that consists of these parts, as they lie in memory."""
+    left = deque(memoryview(part) for part in parts if len(part))
+    left.appendleft(memoryview(_LENGTH.pack(sum(map(len, left)))))
+    while left:
+        sent = connection.sendmsg(list(islice(left, _MAX_PARTS)))
+        while left and sent >= len(left[0]):
+            sent -= len(left.popleft())
+        if sent:
+            left[0] = left[0][sent:]
 
 
-def _receive(connection: socket.socket, max_bytes: int | None = None) -> bytes:
+def receive(connection: socket.socket, max_bytes: int | None = None) -> bytearray:
+    """Receive a message."""
     (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
     if max_bytes is not None and length > max_bytes:
         raise EOFError("not a message of a rank")
     return _exactly(connection, length)
 
 
-def _exactly(connection: socket.socket, length: int) -> bytes:
+def _exactly(connection: socket.socket, length: int) -> bytearray:
     buffer = bytearray(length)
     view, at = memoryview(buffer), 0
     while at < length:
@@ -278,4 +314,4 @@ def _exactly(connection: socket.socket, length: int) -> bytes:
         if not received:
             raise EOFError("the connection has ended")
         at += received
-    return bytes(buffer)
+    return buffer

@@ -22,7 +22,7 @@ from stage2_student.data.encode import encode_pieces
 from stage2_student.data.examples import Encoded
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.data.order import START, VERSION, WHOLE_CHATS, WHOLE_RECORDS, Order, Position, RecordRef
-from stage2_student.data.packing import Packing, Rows, plan_micro_batches
+from stage2_student.data.packing import Packing, Rows, own_micro_batches, plan_micro_batches
 from stage2_student.data.token_counts import Lengths
 from stage2_student.data.union import Member
 from stage2_student.distributed.dealt_reading import DealtReading, LocalReading, ReaderOf, Records
@@ -58,6 +58,9 @@ def rank_batches(
     """Yield this rank's share of each batch; every rank has the same number of micro-batches."""
     for plan in plans:
         is_union = isinstance(plan.after, UnionPosition)
+        if packing == "off" and not is_union:
+            yield RankBatch(plan, own_micro_batches(plan.token_counts, micro_batch_tokens, rank, world))
+            continue
         by_corpus = [document.ref.corpus for document in plan.documents] if is_union else None
         yield RankBatch(plan, plan_micro_batches(plan.lengths, micro_batch_tokens, world, packing, by_corpus)[rank])
 

@@ -2,21 +2,28 @@
 
 No model; one process plays one rank of each world, and answers it for all others.
 
-    .venv/bin/python -m tests.bench.data_path_ranks [--world 1 --world 8 --world 64 --world 512] [--tokens 4096]
+    .venv/bin/python -m tests.bench.data_path_ranks [--world 1 --world 8 --world 64 --world 512] [--rounds 5]
 
 The dump lies behind a file system that counts the bytes read from it, as from a store. Its shards are one shard under
 many names. A rank that reads together with others is charged with its own shards, with the packing of their records for
-all ranks, and with unpacking those that it receives; the network costs nothing here. Times are CPU seconds of the
-process, all threads, over an epoch or 2,048 of the rank's documents; `of linear` is the rate of a rank over that of a
-world of one.
+all ranks, with unpacking those that it receives, and with sending and receiving as many over TCP, here with itself.
+Times are CPU seconds of the process, all threads, over an epoch or 512 documents of the rank's, and of more ranks where
+an epoch has fewer. Worlds take turns, in another order each round; `of linear` is the rate of a rank over that of a
+world of one in the same round. As in training, what was there before is kept from the garbage collector.
 """
 
-import pickle
+import gc
+import json
+import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from random import Random
+from statistics import median
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,9 +42,19 @@ from stage2_student.data.order import START, RecordRef
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths, count_records
 from stage2_student.data.union import Member
-from stage2_student.distributed.dealt_reading import LocalReading, ReaderOf, Records, Shelf
+from stage2_student.distributed.dealt_reading import (
+    LocalReading,
+    ReaderOf,
+    Records,
+    Shelf,
+    packed,
+    receive,
+    send,
+    unpacked,
+)
 from stage2_student.interfaces import StudentShape, make_interface
 from stage2_student.model.initial_student import end_tokens, student_tokenizer
+from stage2_student.training.loop import start_frozen
 from stage2_student.training.rank_batches import BatchBuilder, Sources, rank_batches, with_records
 from tests.bench import results
 from tests.bench.data_path import Clock
@@ -60,7 +77,9 @@ WORDS = [
     "seldom",
 ]
 ENTRIES = 6  # of a position, in the mean
-DOCUMENTS = 2048  # of a rank, after which it has been measured; an epoch if that has fewer
+WORLDS = (1, 8, 64, 512)
+PARTS = ("plan", "read", "encode", "tensors")
+DOCUMENTS = 512  # after which a world has been measured, of one rank or several
 
 
 class _CountingFile(LocalFileOpener):  # type: ignore[misc]
@@ -125,29 +144,48 @@ class Simulated:
     """The reading of one rank together with others, which this process plays, uncharged.
 
     Args:
-        others: the ready answer to any request, by row: every shard is the same.
-        of_readers: the references of each window that this rank reads for all ranks.
+        of_shard: the records of a shard, by row: every shard is the same.
+        asked: the references of each window that this rank reads for all ranks.
+        clock: that what other ranks do is taken from.
     """
 
-    def __init__(self, shelf: Shelf, rank: int, others: Sequence[bytes], asked: Iterator[list[RecordRef]]) -> None:
-        self._shelf, self._rank, self._others, self._asked = shelf, rank, others, asked
-        self.rows_received = 0
+    def __init__(
+        self, builder: BatchBuilder, of_shard: Sequence[Record], asked: Iterator[list[RecordRef]], clock: Clock
+    ) -> None:
+        self._rank, self._world, self._clock = builder.rank, builder.world, clock
+        self._shelf = Shelf([member.reader for member in builder.sources.members])
+        self._of_shard, self._asked = of_shard, asked
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self._sends = socket.create_connection(server.getsockname())
+            self._receives, _ = server.accept()
 
     def records(self, refs: Sequence[RecordRef], reader_of: ReaderOf) -> dict[RecordRef, Record]:
         """Return the records of references, after this rank's part of reading all ranks' of these windows."""
-        for ref in next(self._asked, []):
-            pickle.dumps(self._shelf.record(ref), protocol=5)
-        found = {}
+        asked = [self._shelf.record(ref) for ref in next(self._asked, [])]
+        size = max(1, len(asked) // (self._world - 1))  # of an answer: all ranks ask
+        for first in range(0, len(asked), size):
+            packed(asked[first : first + size])
+        found = {ref: self._shelf.record(ref) for ref in refs if reader_of(ref) == self._rank}
+        by_rank: dict[int, list[RecordRef]] = {}
         for ref in refs:
-            if reader_of(ref) == self._rank:
-                found[ref] = self._shelf.record(ref)
-            else:
-                found[ref] = pickle.loads(self._others[ref.row])
-                self.rows_received += 1
+            if ref not in found:
+                by_rank.setdefault(reader_of(ref), []).append(ref)
+        for of_rank in by_rank.values():
+            request = json.loads(json.dumps(of_rank).encode())
+            theirs = [self._of_shard[RecordRef(*ref).row] for ref in request]
+            answer = self._clock.run("others", partial(packed, theirs))
+            sender = Thread(target=send, args=(self._sends, *answer))
+            sender.start()
+            found |= zip(of_rank, unpacked(receive(self._receives)), strict=True)
+            sender.join()
         return found
 
     def forget(self, windows: Sequence[tuple[int, int]]) -> None:
         self._shelf.forget(windows)
+
+    def close(self) -> None:
+        self._sends.close()
+        self._receives.close()
 
 
 class Counted:
@@ -177,8 +215,8 @@ def asked_of(rank: int, plans: Iterable[BatchPlan], reader_of: ReaderOf) -> Iter
 
 
 def measured(
-    builder: BatchBuilder, lengths: Lengths, others: Sequence[bytes], files: CountingFiles, together: bool
-) -> dict[str, Any]:
+    builder: BatchBuilder, lengths: Lengths, of_shard: Sequence[Record], files: CountingFiles, together: bool
+) -> dict[str, float]:
     """Play a rank for an epoch."""
     clock, train, rank = Clock(), builder.recipe.train, builder.rank
     [member] = builder.sources.members
@@ -189,25 +227,42 @@ def measured(
 
     planned = clock.each("plan", plans())
     batches = clock.each("plan", rank_batches(planned, train.micro_batch_tokens, "off", rank, builder.world))
-    source: Records = LocalReading([member.reader])
+    source: LocalReading | Simulated = LocalReading([member.reader])
     if together:
         # Collected first, which is not charged.
         to_come = takewhile(lambda plan: plan.after.epoch < 2, plans())
-        source = Simulated(Shelf([member.reader]), rank, others, iter(list(asked_of(rank, to_come, reader_of))))
+        source = Simulated(builder, of_shard, iter(list(asked_of(rank, to_come, reader_of))), clock)
     counted = Counted(source)
     files.num_bytes, tokens, documents, of_all = 0, 0, 0, 0
-    for share, records in clock.each("read", with_records(batches, counted, reader_of, lag=train.prefetch + 4)):
-        if share.plan.after.epoch or documents >= DOCUMENTS:
-            break
-        encoded = clock.run("encode", partial(builder.encoded, share, records))
-        clock.run("tensors", partial(builder.micro_batches, share, encoded))
-        tokens += sum(planned.num_tokens for planned in share.documents)
-        documents += len(share.documents)
-        of_all += len(share.plan.documents)
+    with start_frozen():
+        for share, records in clock.each("read", with_records(batches, counted, reader_of, lag=train.prefetch + 4)):
+            if share.plan.after.epoch or documents >= DOCUMENTS:
+                break
+            encoded = clock.run("encode", partial(builder.encoded, share, records))
+            clock.run("tensors", partial(builder.micro_batches, share, encoded))
+            tokens += sum(planned.num_tokens for planned in share.documents)
+            documents += len(share.documents)
+            of_all += len(share.plan.documents)
+    if isinstance(source, Simulated):
+        source.close()
     # Records are read window by window, ahead of the documents that were passed on.
     used = documents / counted.num_records
     clock.seconds["read"] *= used
-    return {"tokens": tokens, "of_all": of_all, "bytes": files.num_bytes * used, **clock.seconds}
+    parts = {part: clock.seconds[part] for part in PARTS}
+    return {"documents": documents, "tokens": tokens, "of_all": of_all, "bytes": files.num_bytes * used, **parts}
+
+
+def collections() -> dict[str, Any]:
+    """Time a full collection of this process' garbage, with and without what was there before training."""
+
+    def took() -> float:
+        started = time.process_time()
+        gc.collect()
+        return round(1000 * (time.process_time() - started), 1)
+
+    before = took()
+    with start_frozen():
+        return {"a full collection of all objects, ms": before, "of those made since training began, ms": took()}
 
 
 def main(
@@ -215,7 +270,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="student tokens of a rank's step")] = 4096,
     shards: Annotated[int, typer.Option(help="of the dump")] = 512,
     records: Annotated[int, typer.Option(help="of a shard, 2 kB each")] = 64,
-    sampled: Annotated[int, typer.Option(help="ranks of each world that are played")] = 1,
+    rounds: Annotated[int, typer.Option(help="in each of which every world is played, with other ranks")] = 5,
     save: Annotated[bool, typer.Option(help="keep the figures in tests/bench/results")] = True,
 ) -> None:
     changes = ["student.interface=linear", f"train.micro_batch_tokens={tokens}"]
@@ -224,7 +279,9 @@ def main(
     tokenizer = student_tokenizer(config).tokenizer
     ids = end_tokens(config, tokenizer)
     shape = StudentShape(576, len(tokenizer.token_bytes), tokenizer.token_bytes, tokenizer.prefix, ids.ends)
-    rows: list[dict[str, Any]] = []
+    played = [(together, num) for together in (False, True) for num in world or WORLDS if num > 1 or not together]
+    figures: dict[tuple[bool, int], list[dict[str, float]]] = {one: [] for one in played}
+    random = Random(0)
     with TemporaryDirectory() as folder:
         dump = make_dump(Path(folder) / "dump", shards, records)
         files = CountingFiles()
@@ -232,40 +289,62 @@ def main(
         of_each = dump.joinpath("shards/part-00000.parquet").stat().st_size / records
         counted = list(count_records(reader.record_texts(0), tokenizer, None, recipe.train.piece_tokens))
         lengths = Lengths.of([counted] * shards)
-        others = [pickle.dumps(record, protocol=5) for record in reader.records_of(0, range(records))]
-        alone: float | None = None
-        for together in (False, True):
-            for num in world or [1, 8, 64, 512]:
-                if together and num == 1:
-                    continue
-                of_rank = []
-                for rank in sorted({index * num // sampled for index in range(sampled)}):
-                    train = recipe.train.model_copy(update={"batch_tokens": tokens * num})
-                    sources = Sources([Member(reader)], tokenizer, None, ids)
-                    placed = make_interface(config, shape), "off", rank, num
-                    builder = BatchBuilder(recipe.with_values(train=train), sources, *placed)
-                    of_rank.append(measured(builder, lengths, others, files, together))
-                total = {key: float(np.mean([one[key] for one in of_rank])) for key in of_rank[0]}
-                seconds = sum(total[part] for part in ("plan", "read", "encode", "tensors"))
-                rate = total["tokens"] / seconds
-                alone = alone or rate
-                bytes_of_all = num * total["bytes"] / (of_each * total["of_all"])
-                row = {
-                    "each rank reads": "a part, dealt" if together else "what it needs",
-                    "ranks": num,
-                    "of the bytes, read by a rank, %": round(100 * bytes_of_all / num, 2),
-                    "times that a byte is read": round(bytes_of_all, 2),
-                    "tokens/s of a rank": round(rate),
-                    "of all ranks": round(num * rate),
-                    "of linear": round(rate / alone, 2),
-                    **{f"{part}, %": round(100 * total[part] / seconds) for part in ("plan", "read", "encode")},
-                }
-                print(row, flush=True)
-                rows.append(row)
+        of_shard = list(reader.records_of(0, range(records)))
+
+        def play(together: bool, num: int) -> dict[str, float]:
+            total: dict[str, float] = {}
+            while total.get("documents", 0) < DOCUMENTS * 0.9:
+                train = recipe.train.model_copy(update={"batch_tokens": tokens * num})
+                placed = make_interface(config, shape), "off", random.randrange(num), num
+                builder = BatchBuilder(
+                    recipe.with_values(train=train), Sources([Member(reader)], tokenizer, None, ids), *placed
+                )
+                found = measured(builder, lengths, of_shard, files, together)
+                total = {name: total.get(name, 0) + value for name, value in found.items()}
+            return total
+
+        play(False, 1)  # what is made once
+        for number in range(rounds):
+            for one in random.sample(played, len(played)):
+                figures[one].append(play(*one))
+                print(number, *one, {name: round(value, 3) for name, value in figures[one][-1].items()}, flush=True)
+    alone = [rate(found) for found in figures[played[0]]]
+    rows = [row(together, num, found, alone, of_each) for (together, num), found in figures.items()]
     if save:
         megabytes = of_each * shards * records / 1e6
         about = f"{shards:,} shards of {records} records of 2 kB ({megabytes:,.0f} MB), GPT-2's tokenizer"
-        results.save("data-path-ranks", {"rows": rows}, documents=about)
+        remark = (
+            f"Medians of {rounds} rounds, in brackets the range. A rank receives over TCP what it needs, and sends as "
+            "much. Other work shared the machine."
+        )
+        figures_kept = {"rows": rows, "collections": [collections()]}
+        results.save("data-path-ranks", figures_kept, documents=about, remark=remark)
+
+
+def rate(found: dict[str, float]) -> float:
+    """Return the tokens of a second of a rank's."""
+    return found["tokens"] / sum(found[part] for part in PARTS)
+
+
+def row(
+    together: bool, num: int, found: Sequence[dict[str, float]], alone: Sequence[float], of_each: float
+) -> dict[str, Any]:
+    """Describe a world's rounds."""
+    own = [rate(one) for one in found]
+    linear = sorted(mine / one for mine, one in zip(own, alone, strict=True))
+    of_all = median(num * one["bytes"] / (of_each * one["of_all"]) for one in found)
+    seconds = {part: sum(one[part] for one in found) for part in PARTS}
+    described = {
+        "each rank reads": "a part, dealt" if together else "what it needs",
+        "ranks": num,
+        "of the bytes, read by a rank, %": round(100 * of_all / num, 2),
+        "times that a byte is read": round(of_all, 2),
+        "tokens/s of a rank": round(median(own)),
+        "of linear": f"{median(linear):.2f} ({linear[0]:.2f}-{linear[-1]:.2f})",
+        **{f"{part}, %": round(100 * seconds[part] / sum(seconds.values())) for part in PARTS},
+    }
+    print(described, flush=True)
+    return described
 
 
 if __name__ == "__main__":

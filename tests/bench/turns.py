@@ -122,7 +122,7 @@ class Worker:
 
 
 def compare(module: str, arguments: Mapping[str, Sequence[str]], rounds: int, tokens: int, save: str) -> None:
-    """Print a line for each worker; ratios are medians of each round's own to the first one.
+    """Print a line for each worker; ratios are medians of each round's own to the first one, with their range.
 
     Args:
         arguments: of `python -m module`, for each worker by its name.
@@ -151,19 +151,21 @@ def compare(module: str, arguments: Mapping[str, Sequence[str]], rounds: int, to
 def _report(steps: Mapping[str, Sequence[Figures]], tokens: int, save: str) -> None:
     floor = next(iter(steps.values()))
     print(f"{tokens} tokens a step, medians of {len(floor)} rounds")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, own in steps.items():
         seconds, cpu, memory = (statistics.median(values) for values in zip(*own, strict=True))
         ratios = [
-            statistics.median(a / b for a, b in zip(values, base, strict=True))
+            [a / b for a, b in zip(values, base, strict=True)]
             for values, base in zip(zip(*own, strict=True), zip(*floor, strict=True), strict=True)
         ]
         measured = {"tokens/s": (tokens / seconds, 0), "step, s": (seconds, 2), "CPU, s": (cpu, 1)}
         measured |= {"peak memory, GiB": (memory / 2**30, 2)}
-        measured |= {f"{what}, times the first": (ratio, 2) for what, ratio in zip(RATIOS, ratios, strict=True)}
-        rows.append(
-            {"trainer": name, **{heading: round(value, digits) for heading, (value, digits) in measured.items()}}
-        )
+        row = {"trainer": name, **{heading: round(value, digits) for heading, (value, digits) in measured.items()}}
+        for what, of_rounds in zip(RATIOS, ratios, strict=True):
+            row[f"{what}, times the first"] = (
+                f"{statistics.median(of_rounds):.2f} ({min(of_rounds):.2f}-{max(of_rounds):.2f})"
+            )
+        rows.append(row)
     show(rows, save)
 
 

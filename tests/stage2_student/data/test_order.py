@@ -110,3 +110,13 @@ def test_a_shard_that_holds_most_of_all_is_read_in_stripes_too_and_each_piece_ta
     assert np.mean([len(np.unique(step)) for step in steps]) > 2
     taken = np.concatenate([window.shard_W * 4096 + window.unit_W for window in windows])
     assert len(taken) == counts_S.sum() == len(np.unique(taken))
+
+
+def test_a_window_of_single_pieces_is_ordered_as_one_whose_documents_have_several_would_be() -> None:
+    for seed in range(20):
+        group_W = np.random.default_rng(seed).permutation(seed + 1)
+        random = np.random.default_rng(seed)
+        random.random(len(group_W))  # each piece's turn within its document
+        at_W = random.random(len(group_W))[group_W]
+        expected = sorted(range(len(group_W)), key=lambda piece: at_W[piece])
+        assert order_module._spread(group_W, np.random.default_rng(seed)).tolist() == expected

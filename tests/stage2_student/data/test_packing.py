@@ -20,6 +20,7 @@ from stage2_student.data.packing import (
     _even,
     _even_side_by_side,
     _side_by_side,
+    own_micro_batches,
     packing_fault,
     padded_tokens,
     plan_micro_batches,
@@ -179,4 +180,8 @@ def test_micro_batches_by_group_are_those_by_document() -> None:
     for _ in range(300):
         lengths = rng.integers(1, 120, int(rng.integers(0, 60))).tolist()
         limit, world = int(rng.integers(1, 400)), int(rng.integers(1, 9))
-        assert _even_side_by_side(lengths, limit, world) == _even(_side_by_side, lengths, limit, world)
+        groups = _even_side_by_side(lengths, limit, world)
+        found = [groups.rows(group) for group in range(len(groups.starts) - 1)]
+        assert found == _even(_side_by_side, lengths, limit, world)
+        plan = plan_micro_batches(lengths, limit, world)
+        assert [own_micro_batches(np.array(lengths, dtype=int), limit, rank, world) for rank in range(world)] == plan

@@ -25,11 +25,12 @@ from stage2_student.data.order import READ, START, Order, Position, RecordRef
 from stage2_student.data.prefetch import prefetched
 from stage2_student.data.reader import DumpReader
 from stage2_student.data.union import Member
-from stage2_student.distributed.dealt_reading import DealtReading, Shelf
+from stage2_student.distributed import dealt_reading
+from stage2_student.distributed.dealt_reading import DealtReading, Shelf, packed, receive, send, unpacked
 from stage2_student.distributed.rank_messages import Channel, LostRankError, _accept, _connect
 from stage2_student.training.rank_batches import BatchBuilder, Sources
 from tests.support.micro_batches import count_all
-from tests.support.small_dumps import make_recipe, make_work
+from tests.support.small_dumps import make_recipe, make_record, make_text, make_work
 
 Ranks = list[tuple[Channel, DealtReading]]
 STEPS, MIDDLE, MAX_TOKENS = 40, 23, 20
@@ -157,6 +158,25 @@ def test_every_rank_reads_as_many_shards_and_those_of_one_time_have_different_re
 def test_of_few_shards_in_several_stripes_each_has_one_reader() -> None:
     readers_S = Order(0, np.array([500, 0, 500, 500])).readers(0, 8)
     assert sorted(readers_S[[0, 2, 3]]) == [0, 1, 2]
+
+
+def test_records_arrive_as_they_were_whatever_their_columns_hold_and_however_the_message_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dealt_reading, "_MAX_PARTS", 3)
+    rng = np.random.default_rng(0)
+    records = [make_record(f"d{size}", make_text(rng, size), rng) for size in (9, 0, 1, 30_000)]
+    records.append(replace(records[0], segments=(), symbols=np.empty(0, dtype=np.uint8)))
+    one, other = socket.socketpair()
+    with one, other, ThreadPoolExecutor(1) as pool:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        for some in (records, records[:1], []):
+            sent = pool.submit(send, one, *packed(some))
+            found = unpacked(receive(other))
+            sent.result()
+            assert trained_on(found) == trained_on(some)
+            columns = [column for record in found for column in vars(record).values() if isinstance(column, np.ndarray)]
+            assert all(column.flags.aligned and column.flags.writeable for column in columns)
 
 
 def test_what_no_rank_can_ask_for_any_more_is_dropped(work: Path) -> None:
