@@ -103,6 +103,17 @@ class RecordText(NamedTuple):
         return _messages(self)
 
 
+class RecordOutline(NamedTuple):
+    """A record without its text and its targets: where it lies in its document, and what of it is supervised."""
+
+    doc_id: str
+    window_start: int
+    segments: tuple[Segment, ...]
+    teacher_token_lengths: np.ndarray  # T; bytes, which sum to those of the text
+    message_roles: tuple[str, ...] = ()
+    message_lengths: tuple[int, ...] = ()
+
+
 def common_measures(records: Sequence[Record]) -> dict[str, list[np.ndarray] | None]:
     """Return each measure's columns, record by record; None for a measure that some record lacks."""
     per_record = [record.measures for record in records]

@@ -20,7 +20,7 @@ from schemas import SCHEMA_VERSION, levels, stored_entries
 from schemas.columns import COLUMNS, Unit, shard_schema, units
 from schemas.dump_files import Key
 from schemas.file_seal import BLANK, seal
-from schemas.record import Record, RecordText
+from schemas.record import Record, RecordOutline, RecordText
 from schemas.storage.atomic import committed
 from schemas.storage.locations import Location, open_parquet
 from schemas.token_alternatives import TokenAlternatives, stored_columns, without_alternatives
@@ -285,3 +285,12 @@ def read_record_texts(path: Location, with_tokens: bool = False) -> Iterator[Rec
         columns = reader.record_text_columns(file.schema_arrow, with_tokens)
         for rows in map(reader.rows, file.iter_batches(batch_size=256, columns=columns)):
             yield from (rows.record_text(row) for row in range(rows.num_rows))
+
+
+def read_outlines(path: Location) -> Iterator[RecordOutline]:
+    """Yield the outline of each record of a shard, in order, reading neither text nor targets."""
+    with open_parquet(path) as file:
+        reader = checked_reader(path, file.schema_arrow)
+        columns = [name for name in reader.record_text_columns(file.schema_arrow, True) if name not in _TEXTS]
+        for rows in map(reader.rows, file.iter_batches(batch_size=256, columns=columns)):
+            yield from (rows.outline(row) for row in range(rows.num_rows))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from schemas import VersionError, version_fault
-from schemas.record import Record, RecordText
+from schemas.record import Record, RecordOutline, RecordText
 from schemas.storage.locations import Location
 from schemas.versions import v1, v2, v3
 
@@ -23,6 +23,7 @@ class Rows(Protocol):
     def record(self, row: int) -> Record: ...
     def record_text(self, row: int) -> RecordText: ...
     def faults(self, row: int, record: Record) -> list[str]: ...
+    def outline(self, row: int) -> RecordOutline: ...
 
 
 class Reader(Protocol):

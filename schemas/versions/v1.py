@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from schemas.columns import Column, columns_of, describe_field, differ
 from schemas.columns import shard_schema as schema_of_version
-from schemas.record import Record, RecordText, Segment
+from schemas.record import Record, RecordOutline, RecordText, Segment
 from schemas.record_checks import layout_faults
 from schemas.storage.locations import Location
 
@@ -89,6 +89,9 @@ class Rows:
 
     def record_text(self, row: int) -> RecordText:
         return RecordText(**self._values(row))
+
+    def outline(self, row: int) -> RecordOutline:
+        return RecordOutline(**self._values(row))
 
     def _cells(self, row: int) -> dict[str, np.ndarray]:
         # Copies: a view would keep the whole batch in memory while any record of it is in use.

@@ -50,8 +50,9 @@ class Rows(v2.Rows):
 
     def __init__(self, batch: pa.RecordBatch, columns: tuple[Any, ...] = _COLUMNS) -> None:
         super().__init__(batch, columns)
-        self._text = self._scalars["document"]
-        self._scalars["document"] = self._scalars["document"].cast(pa.binary())
+        if "document" in self._scalars:  # outlines lack it
+            self._text = self._scalars["document"]
+            self._scalars["document"] = self._text.cast(pa.binary())
         self._disordered: frozenset[int] = frozenset()  # rows
         self._is_sound = False  # no row has a fault, which is found for all of them at once
 

@@ -13,10 +13,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from schemas.record import Record, RecordText, Segment, common_measures
+from schemas.record import Record, RecordOutline, RecordText, Segment, common_measures
 
 
-def position_keys(record: RecordText | Record) -> np.ndarray:
+def position_keys(record: RecordText | RecordOutline | Record) -> np.ndarray:
     """Return a key per position: twice its byte offset in the whole document, plus 1 if its target is a byte.
 
     END sorts before the byte at the same offset, because that byte belongs to another turn.
@@ -40,7 +40,7 @@ def whole_document(windows: Sequence[RecordText | Record]) -> bytes:
     return bytes(document)
 
 
-def speakers(windows: Sequence[RecordText | Record]) -> bytes:
+def speakers(windows: Sequence[RecordText | RecordOutline | Record]) -> bytes:
     """Describe who says what in a whole chat: the offset and role of each message; empty for plain text."""
     roles = {}
     for window in windows:

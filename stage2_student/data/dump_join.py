@@ -5,110 +5,22 @@ other order is joined too, but its shards are reopened again and again. In memor
 twice that while they are compared.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 
-from pipeline.runtime.format import are, count_of
-from schemas.manifest import Manifest
-from schemas.record import Record, RecordText
-from schemas.shard import read_record_texts, read_shard
+from schemas.record import Record
+from schemas.shard import read_shard
 from schemas.storage.locations import Location
-from stage2_student.data.align import overlapping, position_keys, speakers, whole_document
+from stage2_student.data.align import overlapping, whole_document
+from stage2_student.data.contents.by_id import contents_of
+from stage2_student.data.contents.opened import OpenDump
+from stage2_student.data.contents.table import Contents, documents
 
 # A record, and for each other dump the windows that overlap with it.
 Joined = tuple[Record, tuple[tuple[Record, ...], ...]]
-
-
-class OpenDump:
-    """A complete dump.
-
-    Raises:
-        ValueError: a planned shard is missing, or none is planned.
-    """
-
-    def __init__(self, path: Location) -> None:
-        self.path = path
-        self.manifest = Manifest.load(path)
-        self.shards = [shard.path(path) for shard in self.manifest.shards]
-        missing = [shard.file for shard in self.manifest.missing(path)]
-        if missing:
-            listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            shards = f"{len(missing)} of {count_of(len(self.shards), 'shard')} {are(len(missing))}"
-            raise ValueError(
-                f"{path} is not complete: {shards} missing ({listed}); "
-                "run `bld teacher` again with the same recipe; it continues where it stopped"
-            )
-        if not self.shards:
-            raise ValueError(
-                f"{path} has no shards: its corpus held no usable document ({self.manifest.corpus_counts})"
-            )
-
-
-@dataclass(frozen=True)
-class Contents:
-    """The documents of a dump (N, in its order): keys of their content, and where their records are."""
-
-    keys_N: np.ndarray  # uint64, hash of the document's bytes and, for a chat, of who says which
-    supervised_N: np.ndarray  # uint64, hash of the supervised positions
-    shard_N: np.ndarray  # int32
-    row_N: np.ndarray  # int32, of its first record in the shard
-    count_N: np.ndarray  # int32, number of records: more than one if it was cut into windows
-
-    @classmethod
-    def of(cls, dump: OpenDump) -> "Contents":
-        """Read the whole dump and return its contents."""
-        parts = [cls._of_shard(shard, path) for shard, path in enumerate(dump.shards)]
-        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-    @staticmethod
-    def _of_shard(shard: int, path: Location) -> list[np.ndarray]:
-        """Return the columns of one shard.
-
-        Only one shard at a time is held as tuples of Python numbers, which take seven times as much memory as the
-        arrays.
-        """
-        rows = [
-            (
-                _key(whole_document(group) + speakers(group)),
-                _key(b"".join(position_keys(q).tobytes() for q in group)),
-                shard,
-                row,
-                len(group),
-            )
-            for row, group in _documents(read_record_texts(path))
-        ]
-        kinds = (np.uint64, np.uint64, np.int32, np.int32, np.int32)
-        return [np.array([r[i] for r in rows], dtype=kind) for i, kind in enumerate(kinds)]
-
-
-def _key(content: bytes) -> int:
-    """Return the first 8 bytes of the content's SHA-256, as a little-endian number."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
-
-
-AnyRecord = TypeVar("AnyRecord", RecordText, Record)
-
-
-def _documents(records: Iterable[AnyRecord]) -> Iterator[tuple[int, list[AnyRecord]]]:
-    """Yield a shard's records by document, each with the row of its first record.
-
-    The windows of a document are consecutive; the first starts at byte 0.
-    """
-    group: list[AnyRecord] = []
-    row = 0
-    for record in records:
-        if group and record.window_start == 0:
-            yield row, group
-            row, group = row + len(group), []
-        group.append(record)
-    if group:
-        yield row, group
 
 
 class Join:
@@ -123,7 +35,7 @@ class Join:
 
     def __init__(self, dumps: Sequence[OpenDump]) -> None:
         self.first = dumps[0]
-        contents = [Contents.of(dump) for dump in dumps]
+        contents = contents_of(dumps)
         self._common = reduce(np.intersect1d, [table.keys_N for table in contents])
         self.remarks = _remarks([dump.path for dump in dumps], contents)
         if not len(self._common):
@@ -140,10 +52,10 @@ class Join:
         Each comes with the windows of every other dump that overlap with it.
         """
         keys = self._own.keys_N[self._own.shard_N == index]
-        documents = _documents(read_shard(self.first.shards[index], small_buffers=True))
+        in_turn = documents(read_shard(self.first.shards[index], small_buffers=True))
         # Reopened for each shard: which of several equal documents is taken must not depend on what was read before.
         others = [_Lookup(*other) for other in self._others]
-        for key, is_common, (_, windows) in zip(keys, np.isin(keys, self._common), documents, strict=True):
+        for key, is_common, (_, windows) in zip(keys, np.isin(keys, self._common), in_turn, strict=True):
             if not is_common:
                 continue
             other_windows = [other.find(key, whole_document(windows)) for other in others]

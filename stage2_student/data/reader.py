@@ -15,7 +15,8 @@ from schemas.record import Record, RecordText
 from schemas.shard import num_records, read_record_texts, read_rows
 from schemas.storage.locations import Location, location
 from stage2_student.data.align import aligned, common_segments
-from stage2_student.data.dump_join import Join, Joined, OpenDump
+from stage2_student.data.contents.opened import OpenDump
+from stage2_student.data.dump_join import Join, Joined
 from stage2_student.data.mix import Mix
 from stage2_student.data.order import START, Order, Position, RecordRef
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.config import DumpRef
 from pipeline.runtime.format import are, count_of
-from stage2_student.data.dump_join import Contents
+from stage2_student.data.contents.by_id import overlap_keys
 from stage2_student.data.reader import DumpReader
 
 
@@ -41,14 +41,15 @@ def open_members(
 def overlaps(members: Sequence[Member]) -> Iterator[str]:
     """Yield a sentence about each two corpora that have documents in common, by their whole text.
 
-    The texts of all dumps are read, the first one of each corpus.
+    Of each corpus' first dump is read what `overlap_keys` needs.
 
     Raises:
         ValueError: a corpus has no document that another lacks: its dumps are to be mixed with the other's.
     """
     if len(members) == 1:
         return
-    keys_of = {member.name: Contents.of(member.reader.dumps[0]).keys_N for member in members}
+    found = overlap_keys([member.reader.dumps[0] for member in members])
+    keys_of = {member.name: keys_N for member, keys_N in zip(members, found, strict=True)}
     for one, other in permutations(keys_of, 2):
         if np.isin(keys_of[one], keys_of[other]).all():
             raise ValueError(

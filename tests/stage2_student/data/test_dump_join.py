@@ -19,8 +19,8 @@ from schemas import END, SCHEMA_VERSION, shard
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, RecordText, Segment
 from schemas.shard import commit_shard, to_table
-from stage2_student.data import dump_join
 from stage2_student.data.align import aligned, overlapping, speakers, whole_document
+from stage2_student.data.contents import table
 from stage2_student.data.mix import Mix
 from stage2_student.data.reader import DumpReader
 from stage2_student.runs import folder
@@ -288,10 +288,10 @@ def test_what_a_dump_asks_takes_28_bytes_a_document_and_little_more_while_it_is_
     def record_texts(shard: int) -> Iterator[RecordText]:
         return (RecordText(str(i), 0, b"%d %d" % (shard, i), (Segment(0, 3, True),)) for i in range(200))
 
-    monkeypatch.setattr(dump_join, "read_record_texts", record_texts)
+    monkeypatch.setattr(table, "read_record_texts", record_texts)
     dump: Any = SimpleNamespace(shards=list(range(100)))
     tracemalloc.start()
-    contents = dump_join.Contents.of(dump)
+    contents = table.Contents.of(dump)
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(contents.keys_N) == 20_000
