@@ -105,9 +105,7 @@ def test_dumps_of_one_plan_are_joined_without_their_text(tmp_path: Path, read_of
     reader = DumpReader(dumps[0], 0, dumps[1:2], Mix.of([1.0, 1.0], "arithmetic"))
     assert len(read_of) == 6 and all(columns is not None and "document" not in columns for _, columns in read_of)
     assert all("conversation" not in columns and "symbols" not in columns for _, columns in read_of)
-    assert {record.document for record, _ in zip_first(reader, 9)} == {
-        t for i, (_, t) in enumerate(corpus) if i not in (2, 7)
-    }
+    assert {len(record.document) for record, _ in islice(reader.records(), 9)} == set(range(1, 12)) - {3, 8}
     read_of.clear()
     contents_of([OpenDump(dump) for dump in (dumps[0], dumps[2])])  # the plans differ in their third shard
     assert any(columns is not None and "document" in columns for _, columns in read_of)
