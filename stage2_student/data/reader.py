@@ -15,6 +15,7 @@ from schemas.record import Record, RecordText
 from schemas.shard import num_records, read_record_texts, read_rows
 from schemas.storage.locations import Location, location
 from stage2_student.data.align import aligned, common_segments
+from stage2_student.data.contents.join_table import Keep
 from stage2_student.data.contents.opened import OpenDump
 from stage2_student.data.dump_join import Join, Joined
 from stage2_student.data.mix import Mix
@@ -28,24 +29,34 @@ class DumpReader:
         dump: the dump whose shards and records are counted.
         seed: of the order.
         others: dumps of the same corpus; `mix` makes one record from theirs and the first dump's.
+        keep: as of `Join`.
     Raises:
         ValueError: a planned shard is missing, or several dumps have no document in common.
     """
 
-    def __init__(self, dump: Location, seed: int, others: Sequence[Location] = (), mix: Mix | None = None) -> None:
+    def __init__(
+        self,
+        dump: Location,
+        seed: int,
+        others: Sequence[Location] = (),
+        mix: Mix | None = None,
+        keep: Keep | None = None,
+    ) -> None:
         assert bool(others) == (mix is not None)
         self.dumps = [OpenDump(path) for path in (dump, *others)]
         self.seed, self.mix = seed, mix
         self.manifest, self.other_manifests = self.dumps[0].manifest, [other.manifest for other in self.dumps[1:]]
         self.shards = self.dumps[0].shards
-        self.join = Join(self.dumps) if others else None
+        self.join = Join(self.dumps, keep) if others else None
 
     @classmethod
-    def of(cls, refs: Sequence[DumpRef], how: Literal["arithmetic", "geometric"], seed: int) -> "DumpReader":
-        """Open a recipe's dumps; `how` is the kind of mean that several are mixed by."""
+    def of(
+        cls, refs: Sequence[DumpRef], how: Literal["arithmetic", "geometric"], seed: int, keep: Keep | None = None
+    ) -> "DumpReader":
+        """Open a recipe's dumps; `how` is the kind of mean that several are mixed by, `keep` as of `Join`."""
         paths = [location(ref.path) for ref in refs]
         mix = Mix.of([ref.weight for ref in refs], how) if len(refs) > 1 else None
-        return cls(paths[0], seed, paths[1:], mix)
+        return cls(paths[0], seed, paths[1:], mix, keep)
 
     @property
     def remarks(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.config import DumpRef
 from pipeline.runtime.format import are, count_of
 from stage2_student.data.contents.by_id import overlap_keys
+from stage2_student.data.contents.join_table import Keep
 from stage2_student.data.reader import DumpReader
 
 
@@ -26,15 +27,27 @@ class Member(NamedTuple):
 
 
 def open_members(
-    dumps: Mapping[str | None, Sequence[DumpRef]], how: Literal["arithmetic", "geometric"], seed: int
+    dumps: Mapping[str | None, Sequence[DumpRef]],
+    how: Literal["arithmetic", "geometric"],
+    seed: int,
+    keep: Keep | None = None,
 ) -> tuple[Member, ...]:
-    """Open a recipe's dumps, by corpus; `how` is the kind of mean that several of one corpus are mixed by.
+    """Open a recipe's dumps, by corpus.
+
+    Args:
+        how: the kind of mean that several of one corpus are mixed by.
+        keep: where the tables of their documents are kept; of several corpora, each in a folder below.
 
     Raises:
         ValueError: a dump is not complete, or those of one corpus have no document in common.
     """
+
+    def kept(name: str | None) -> Keep | None:
+        return keep if keep is None or name is None else keep._replace(folder=keep.folder / name)
+
     return tuple(
-        Member(DumpReader.of(refs, how, seed), name, sum(ref.weight for ref in refs)) for name, refs in dumps.items()
+        Member(DumpReader.of(refs, how, seed, kept(name)), name, sum(ref.weight for ref in refs))
+        for name, refs in dumps.items()
     )
 
 

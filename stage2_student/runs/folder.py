@@ -5,6 +5,8 @@ identity.json             everything that decides the result; a resume with anot
 recipe.yaml, deepspeed.json; how the start was made in start/transfer.json
 lengths/                  the student's tokens per record, by shard (see `stage2_student.data.token_counts`); of a union
                           in a folder for each corpus; arrays.d: the same as arrays, which the ranks map
+joined/                   of several dumps of one corpus, the documents that all hold
+                          (see `stage2_student.data.contents.join_table`)
 start/                    the student before its first step, a Hugging Face folder (`bld start` makes it alone)
 checkpoints/step-000020   DeepSpeed's files; always complete, because a checkpoint gets its name last
 checkpoints/latest        name of the newest checkpoint, for DeepSpeed's own tools

@@ -31,6 +31,7 @@ from stage2_student.acceleration.compilation import compile_trunk
 from stage2_student.acceleration.eight_bit import check_can_convert, make_optimizer
 from stage2_student.acceleration.four_bit import quantize_base
 from stage2_student.acceleration.options import check_options
+from stage2_student.data.contents.join_table import Keep
 from stage2_student.data.order import Position
 from stage2_student.data.packing import resolve_packing
 from stage2_student.data.token_counts import Lengths
@@ -157,7 +158,7 @@ def _train_begun(recipe: Recipe, channel: Channel, remarks_on_run: Sequence[str]
     recipe, remarks_on_begun = as_begun(recipe)
     student = student_config(recipe)
     run = Path(student.path)
-    members = open_members(dumps_by_corpus(recipe), student.mix, recipe.train.seed)
+    members = _opened(recipe, channel)
     check_tokens(recipe, [member.reader.manifest for member in members])
     with_chats = [member.reader.manifest.has_chats for member in members]
     tokenizer, chat, _ = student_tokenizer(student, any(with_chats))
@@ -184,6 +185,19 @@ def _train_begun(recipe: Recipe, channel: Channel, remarks_on_run: Sequence[str]
                 export(run, best=chosen)
             print(where_to_look(run), flush=True)
         channel.gather()  # no rank exits before the export is written: the launcher might then end rank 0
+
+
+def _opened(recipe: Recipe, channel: Channel) -> tuple[Member, ...]:
+    """Open the dumps; what joins several of one corpus is made by rank 0, once, and mapped by all."""
+    student = student_config(recipe)
+    how = dumps_by_corpus(recipe), student.mix, recipe.train.seed
+    keep = Keep(Path(student.path) / "joined", makes=channel.rank == 0)
+    if channel.rank == 0:
+        members = open_members(*how, keep)
+        channel.gather()
+        return members
+    channel.gather()
+    return open_members(*how, keep)
 
 
 def _check_one_end(of_documents: SpecialIds, of_turns: SpecialIds, tokenizer: ByteTokenizer) -> None:
