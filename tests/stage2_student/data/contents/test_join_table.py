@@ -30,15 +30,8 @@ def opened(dumps: list[Path], keep: Keep | None) -> DumpReader:
 
 
 def records(reader: DumpReader) -> list[Record]:
-    return [
-        record
-        for shard in range(reader.num_shards)
-        for record in reader.records_of(shard, range(record_count(reader, shard)))
-    ]
-
-
-def record_count(reader: DumpReader, shard: int) -> int:
-    return sum(1 for _ in reader.record_texts(shard))
+    numbers = [sum(1 for _ in reader.record_texts(shard)) for shard in range(reader.num_shards)]
+    return [record for shard, number in enumerate(numbers) for record in reader.records_of(shard, range(number))]
 
 
 def test_a_kept_table_gives_the_records_of_one_in_memory_and_is_made_once(
@@ -64,11 +57,6 @@ def test_a_table_of_other_dumps_is_made_anew(dumps: list[Path], tmp_path: Path) 
     opened(dumps, keep)
     other = [dumps[1], write(tmp_path / "three", numbered(TEXTS), "c", lacks=[0, 1, 2])]
     assert opened(other, keep).remarks == opened(other, None).remarks != opened(dumps, None).remarks
-
-
-def test_a_rank_that_does_not_make_the_table_says_what_is_missing(dumps: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"joined/about\.json.*Delete"):
-        opened(dumps, Keep(tmp_path / "joined", makes=False))
 
 
 def test_what_is_common_is_found_as_by_comparison_with_each(dumps: list[Path]) -> None:
