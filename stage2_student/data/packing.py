@@ -98,8 +98,9 @@ class SideBySide(NamedTuple):
 
     def rows(self, group: int) -> Rows:
         """Return a micro-batch; an empty one after the last."""
-        own = self.order_D[slice(*self.starts[group : group + 2])] if group + 1 < len(self.starts) else []
-        return [[int(index)] for index in own]
+        if group + 1 >= len(self.starts):
+            return []
+        return [[index] for index in self.order_D[self.starts[group] : self.starts[group + 1]].tolist()]
 
 
 def _even_side_by_side(lengths: Sequence[int] | np.ndarray, max_tokens: int, world: int) -> SideBySide:

@@ -195,7 +195,7 @@ def unpacked(answer: bytearray) -> list[Record]:
     Their columns are parts of `answer`, which stays in memory as long as one of its records does: it is of one window.
     """
     view = memoryview(answer)
-    if view[:1] == b"R":
+    if answer[:1] == b"R":
         number = int(np.frombuffer(view, dtype=np.int64, count=1, offset=8)[0])
         sizes = np.frombuffer(view, dtype=np.int64, count=number, offset=16)
         begins = 16 + 8 * number + np.cumsum([0, *(sizes + -sizes % 8)[:-1]])
