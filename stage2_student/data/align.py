@@ -9,11 +9,13 @@ Shape legend: P positions of a record, K positions that all dumps supervise, E e
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from schemas.record import Record, RecordOutline, RecordText, Segment, common_measures
+
+AnyWindow = TypeVar("AnyWindow", Record, RecordOutline)
 
 
 def position_keys(record: RecordText | RecordOutline | Record) -> np.ndarray:
@@ -65,7 +67,7 @@ def with_segments(record: RecordText | Record, kept: Sequence[bool]) -> RecordTe
     return replace(record, segments=segments, **_rows([record], rows))
 
 
-def overlapping(record: Record, windows: Sequence[Record]) -> tuple[Record, ...]:
+def overlapping(record: Record | RecordText, windows: Sequence[AnyWindow]) -> tuple[AnyWindow, ...]:
     """Return the windows of another dump that supervise at least one position of this record."""
     return tuple(window for window in windows if np.isin(position_keys(record), position_keys(window)).any())
 
@@ -83,16 +85,19 @@ def aligned(record: Record, others: Sequence[Sequence[Record]]) -> list[Record]:
     return [replace(record, segments=segments, **_columns(windows, kept_K)) for windows in ([record], *others)]
 
 
-def common_segments(record: Record, others: Sequence[Sequence[Record]]) -> tuple[Segment, ...]:
+def common_segments(
+    record: Record | RecordText, others: Sequence[Sequence[Record | RecordOutline]]
+) -> tuple[Segment, ...]:
     """Return the segments that the records from `aligned` have."""
     return tuple(_cut(record.segments, _kept(record, others)))
 
 
-def _kept(record: Record, others: Sequence[Sequence[Record]]) -> np.ndarray:
+def _kept(record: Record | RecordText, others: Sequence[Sequence[Record | RecordOutline]]) -> np.ndarray:
     """Return P, bool: True at positions that all dumps supervise."""
-    kept_P = np.ones(record.num_positions, dtype=bool)
+    keys_P = position_keys(record)
+    kept_P = np.ones(len(keys_P), dtype=bool)
     for windows in others:
-        kept_P &= np.isin(position_keys(record), np.concatenate([position_keys(window) for window in windows]))
+        kept_P &= np.isin(keys_P, np.concatenate([position_keys(window) for window in windows]))
     return kept_P
 
 

@@ -5,13 +5,12 @@ Several dumps of one corpus are read as one: their records are joined, and their
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from pipeline.config import DumpRef
-from schemas.record import Record, RecordText
+from schemas.record import Record, RecordOutline, RecordText
 from schemas.shard import num_records, read_record_texts, read_rows
 from schemas.storage.locations import Location, location
 from stage2_student.data.align import aligned, common_segments
@@ -67,14 +66,15 @@ class DumpReader:
     def num_shards(self) -> int:
         return len(self.shards)
 
-    def record_texts(self, shard: int) -> Iterator[RecordText | Record]:
+    def record_texts(self, shard: int) -> Iterator[RecordText]:
         """Yield the text and segments of a shard's records, in turn, reading little more than the text.
 
-        With one teacher, the lengths of its tokens too. With several dumps, the joined records.
+        With one teacher, the lengths of its tokens too. With several dumps, the joined records; text of the first
+        dump's alone is read.
         """
         if self.join is None:
             return read_record_texts(self.shards[shard], with_tokens=True)
-        return (_common_record(*joined) for joined in self.join.shard(shard))
+        return (_common_text(*joined) for joined in self.join.texts(shard))
 
     def lanes(self) -> "Lanes":
         """Return a reader of records by reference."""
@@ -112,7 +112,7 @@ class DumpReader:
     def _counts(self) -> np.ndarray:
         if self.join is None:
             return np.array([num_records(shard) for shard in self.shards], dtype=np.int64)
-        return np.array([sum(1 for _ in self.join.shard(shard)) for shard in range(self.num_shards)], dtype=np.int64)
+        return np.array([sum(1 for _ in self.join.texts(shard)) for shard in range(self.num_shards)], dtype=np.int64)
 
 
 class Lanes:
@@ -150,13 +150,12 @@ class _OpenShard:
         return self._last
 
 
-def _common_record(record: Record, others: Sequence[Sequence[Record]]) -> Record:
+def _common_text(record: RecordText, others: Sequence[Sequence[RecordOutline]]) -> RecordText:
     """Return a record with the segments that all dumps supervise.
 
     It has no teacher tokens: those of several teachers give no common boundaries.
     """
-    segments = common_segments(record, others)
-    return replace(record, segments=segments, teacher_token_lengths=record.teacher_token_lengths[:0], tokens=None)
+    return record._replace(segments=common_segments(record, others))
 
 
 def _at(joined: Iterator[Joined], rows: Iterable[int]) -> Iterator[Joined]:

@@ -112,6 +112,24 @@ def test_dumps_of_one_plan_are_joined_without_their_text(tmp_path: Path, read_of
     assert any(columns is not None and "document" in columns for _, columns in read_of)
 
 
+def test_texts_of_joined_records_are_read_without_targets_and_are_those_of_the_records(
+    tmp_path: Path, read_of: list[Any]
+) -> None:
+    corpus = numbered([b"some text %d" % i for i in range(11)])
+    dumps = [write(tmp_path / "one", corpus, "a", window=5), write(tmp_path / "two", corpus, "b", every=2, end=9)]
+    reader = DumpReader(dumps[0], 0, dumps[1:], Mix.of([1.0, 1.0], "arithmetic"))
+    read_of.clear()
+    texts = [list(reader.record_texts(shard)) for shard in range(reader.num_shards)]
+    assert len(read_of) == 6 and all(columns is not None and "symbols" not in columns for _, columns in read_of)
+    assert sum("document" in columns for _, columns in read_of) == 3  # of the first dump
+    assert sum(map(len, texts)) > 11
+    for shard_of, own in enumerate(texts):
+        for text, record in zip(own, reader.records_of(shard_of, range(len(own))), strict=True):
+            shared = (text.doc_id, text.window_start, text.document, text.segments)
+            assert shared == (record.doc_id, record.window_start, record.document, record.segments)
+            assert not len(text.teacher_token_lengths)
+
+
 def test_keys_are_equal_where_those_of_the_text_are(tmp_path: Path) -> None:
     """Of texts and names that occur again, documents that a dump lacks, and a plan that goes on where another ends."""
     with_text = 0
