@@ -89,7 +89,8 @@ class _Lookup(Generic[Other]):
     """A dump's documents by content; a shard is read on from where the last document ended."""
 
     def __init__(self, dump: OpenDump, index: ContentIndex, read: Callable[[Location], Iterator[Other]]) -> None:
-        self.path, self._shards, self._index, self._read_shard = dump.path, dump.shards, index, read
+        self.path, self._shards, self._index = dump.path, dump.shards, index
+        self._read_shard: Callable[[Location], Iterator[Other]] = read
         self._at = (-1, -1)  # shard and row of the next record
         self._records: Iterator[Other] = iter(())
 
