@@ -7,7 +7,7 @@ No model; one process plays one rank of each world, and answers it for all other
 The dump lies behind a file system that counts the bytes read from it, as from a store. Its shards are one shard under
 many names. A rank that reads together with others is charged with its own shards, with the packing of their records for
 all ranks, with unpacking those that it receives, and with sending and receiving as many over TCP, here with itself.
-Times are CPU seconds of the process, all threads, over an epoch or 512 documents of the rank's, and of more ranks where
+Times are CPU seconds of the process, all threads, over an epoch or 256 documents of the rank's, and of more ranks where
 an epoch has fewer. Worlds take turns, in another order each round; `of linear` is the rate of a rank over that of a
 world of one in the same round. As in training, what was there before is kept from the garbage collector.
 """
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from queue import SimpleQueue
 from random import Random
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -43,6 +44,7 @@ from stage2_student.data.reader import DumpReader
 from stage2_student.data.token_counts import Lengths, count_records
 from stage2_student.data.union import Member
 from stage2_student.distributed.dealt_reading import (
+    Buffer,
     LocalReading,
     ReaderOf,
     Records,
@@ -79,7 +81,7 @@ WORDS = [
 ENTRIES = 6  # of a position, in the mean
 WORLDS = (1, 8, 64, 512)
 PARTS = ("plan", "read", "encode", "tensors")
-DOCUMENTS = 512  # after which a world has been measured, of one rank or several
+DOCUMENTS = 256  # after which a world has been measured, of one rank or several
 
 
 class _CountingFile(LocalFileOpener):  # type: ignore[misc]
@@ -158,6 +160,12 @@ class Simulated:
         with socket.create_server(("127.0.0.1", 0)) as server:
             self._sends = socket.create_connection(server.getsockname())
             self._receives, _ = server.accept()
+        self._to_send: SimpleQueue[list[Buffer]] = SimpleQueue()
+        Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while answer := self._to_send.get():
+            send(self._sends, *answer)
 
     def records(self, refs: Sequence[RecordRef], reader_of: ReaderOf) -> dict[RecordRef, Record]:
         """Return the records of references, after this rank's part of reading all ranks' of these windows."""
@@ -174,16 +182,15 @@ class Simulated:
             request = json.loads(json.dumps(of_rank).encode())
             theirs = [self._of_shard[RecordRef(*ref).row] for ref in request]
             answer = self._clock.run("others", partial(packed, theirs))
-            sender = Thread(target=send, args=(self._sends, *answer))
-            sender.start()
+            self._to_send.put(answer)
             found |= zip(of_rank, unpacked(receive(self._receives)), strict=True)
-            sender.join()
         return found
 
     def forget(self, windows: Sequence[tuple[int, int]]) -> None:
         self._shelf.forget(windows)
 
     def close(self) -> None:
+        self._to_send.put([])
         self._sends.close()
         self._receives.close()
 
