@@ -29,7 +29,8 @@ def contents_of(dumps: Sequence[OpenDump]) -> list[Contents]:
     if not _plans_agree(dumps):
         return [Contents.of(dump) for dump in dumps]
     outlines = [Outlines.of(dump) for dump in dumps]
-    doubtful = _doubtful(outlines)
+    planned_S = np.array([shard.num_documents for shard in max((d.manifest.shards for d in dumps), key=len)])
+    doubtful = _doubtful(outlines, planned_S)
     return [
         outline.contents(_with_text(dump, outline, outline.names_N, doubtful))
         for dump, outline in zip(dumps, outlines, strict=True)
@@ -75,11 +76,12 @@ def _has_canonical_tokens(dump: OpenDump) -> bool:
 
 @dataclass(frozen=True)
 class Outlines:
-    """What is known of a dump's documents (N, in its order) without their text: 44 bytes each."""
+    """What is known of a dump's documents (N, in its order) without their text: 52 bytes each."""
 
     names_N: np.ndarray  # uint64, hash of the document's name
     tokens_N: np.ndarray  # uint64, hash of the lengths of the teacher's tokens and, for a chat, of who says which
     bytes_N: np.ndarray  # int64
+    numbers_N: np.ndarray  # int64, the number that a name is; -1: it is none
     supervised_N: np.ndarray  # as in `Contents`, with the following
     shard_N: np.ndarray
     row_N: np.ndarray
@@ -91,7 +93,7 @@ class Outlines:
         parts = []
         for shard, path in enumerate(dump.shards):
             rows = [(*_outline(group), shard, row, len(group)) for row, group in documents(read_outlines(path))]
-            kinds = (np.uint64, np.uint64, np.int64, np.uint64, np.int32, np.int32, np.int32)
+            kinds = (np.uint64, np.uint64, np.int64, np.int64, np.uint64, np.int32, np.int32, np.int32)
             parts.append(columns(rows, kinds))
         return cls(*(np.concatenate(of) for of in zip(*parts, strict=True)))
 
@@ -99,27 +101,45 @@ class Outlines:
         """Return them with these keys."""
         return Contents(keys_N, self.supervised_N, self.shard_N, self.row_N, self.count_N)
 
+    def numbers_ascend(self, shard: int) -> bool:
+        """Tell whether the names of a shard's documents are ascending numbers, as those of rows are."""
+        numbers = self.numbers_N[self.shard_N == shard]
+        return bool((numbers >= 0).all() and (np.diff(numbers) > 0).all())
 
-def _outline(windows: Sequence[RecordOutline]) -> tuple[int, int, int, int]:
+
+def _outline(windows: Sequence[RecordOutline]) -> tuple[int, int, int, int, int]:
     cuts = [np.append(window.window_start, window.teacher_token_lengths).astype(np.int64) for window in windows]
     num_bytes = max(int(cut.sum()) for cut in cuts)
     tokens = b"".join(cut.tobytes() for cut in cuts)
-    of_name = key(b"name:" + windows[0].doc_id.encode())
-    return of_name, key(b"tokens:" + tokens + speakers(windows)), num_bytes, supervised_key(windows)
+    name = windows[0].doc_id
+    number = int(name) if len(name) < 18 and name.isascii() and name.isdecimal() else -1
+    of_name, of_tokens = key(b"name:" + name.encode()), key(b"tokens:" + tokens + speakers(windows))
+    return of_name, of_tokens, num_bytes, number, supervised_key(windows)
 
 
-def _doubtful(outlines: Sequence[Outlines]) -> np.ndarray:
-    """Return the names, ascending, whose documents may have the text of another name's."""
+def _doubtful(outlines: Sequence[Outlines], planned_S: np.ndarray) -> np.ndarray:
+    """Return the names, ascending, whose documents may have the text of another name's, or not one text.
+
+    Args:
+        planned_S: the documents of each shard's plan.
+    """
     found = []
     for outline in outlines:
         found += [_repeated(outline.names_N), outline.names_N[np.isin(outline.tokens_N, _repeated(outline.tokens_N))]]
-    for one, other in combinations(outlines, 2):
+    lacking_S = [np.bincount(outline.shard_N, minlength=len(planned_S)) < planned_S for outline in outlines]
+    for (one, one_lacks_S), (other, other_lacks_S) in combinations(zip(outlines, lacking_S, strict=True), 2):
         lacking = [~np.isin(a.names_N, b.names_N) for a, b in ((one, other), (other, one))]
         alike = np.intersect1d(one.bytes_N[lacking[0]], other.bytes_N[lacking[1]])
         for outline, lacks_N in zip((one, other), lacking, strict=True):
             found.append(outline.names_N[lacks_N & np.isin(outline.bytes_N, alike)])
         _, at, other_at = np.intersect1d(one.names_N, other.names_N, return_indices=True)
-        found.append(one.names_N[at[one.bytes_N[at] != other.bytes_N[other_at]]])
+        differ = (one.bytes_N[at] != other.bytes_N[other_at]) | (one.shard_N[at] != other.shard_N[other_at])
+        found.append(one.names_N[at[differ]])
+        # A name that a corpus has twice is seen once where either dump lacks the other document. Row numbers are not.
+        for shard in np.flatnonzero(one_lacks_S & other_lacks_S).tolist():
+            own = one.names_N[one.shard_N == shard]
+            if not (one.numbers_ascend(shard) and other.numbers_ascend(shard)):
+                found.append(own)
     return np.unique(np.concatenate(found))
 
 

@@ -154,6 +154,21 @@ def test_keys_are_equal_where_those_of_the_text_are(tmp_path: Path) -> None:
     assert with_text  # some of them
 
 
+@pytest.mark.parametrize("name", ["", "d"])
+def test_a_name_that_two_documents_have_stands_for_neither_unless_names_are_row_numbers(
+    tmp_path: Path, read_of: list[Any], name: str
+) -> None:
+    """Each dump lacks another document of a shard: those of one name may then be seen once in each."""
+    corpus = [(f"{name}{i}", b"x" * (i + 1)) for i in range(8)]
+    if name:
+        corpus[2] = (corpus[1][0], b"yy")
+    dumps = [OpenDump(write(tmp_path / str(lacks), corpus, "t", [lacks], every=lacks)) for lacks in (1, 2)]
+    found, expected = contents_of(dumps), [Contents.of(dump) for dump in dumps]
+    assert classes([of.keys_N for of in found]) == classes([of.keys_N for of in expected])
+    read = [file for file, columns in read_of[:-4] if "document" in columns]
+    assert read == ["part-00000.parquet"] * (2 if name else 0)
+
+
 def test_text_is_read_only_of_shards_with_documents_that_may_be_equal(tmp_path: Path, read_of: list[Any]) -> None:
     texts = [b"x" * (i + 1) for i in range(12)]
     texts[5] = texts[6]
