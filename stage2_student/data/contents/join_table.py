@@ -76,7 +76,8 @@ class JoinTable:
 
     def keys_of(self, shard: int) -> np.ndarray:
         """Return the keys of the documents of one of the first dump's shards, in order."""
-        first, end = np.searchsorted(self.shard_N, shard, "left"), np.searchsorted(self.shard_N, shard, "right")
+        of_kind = np.int32(shard)  # another kind would have the whole array converted
+        first, end = np.searchsorted(self.shard_N, of_kind, "left"), np.searchsorted(self.shard_N, of_kind, "right")
         return self.keys_N[first:end]
 
     def are_common(self, keys: np.ndarray) -> np.ndarray:
