@@ -196,7 +196,7 @@ def _spread(group_W: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """
     draw_W = random.random(len(group_W))
     sizes = np.bincount(group_W)
-    if sizes.max(initial=1) == 1:  # as below: of most windows, of which every rank of a large world orders several a step
+    if sizes.max(initial=1) == 1:  # as below, sooner: every rank of a large world orders several windows a step
         return np.argsort(random.random(len(sizes))[group_W], kind="stable")
     by_group = np.lexsort((draw_W, group_W))
     turn_W = np.empty(len(group_W))
