@@ -160,6 +160,18 @@ class TrainConfig(Section):
         description="liger: head and cross-entropy in one kernel of the package liger-kernel, on a GPU; for runs whose "
         "only objective is ce.",
     )
+    marginal_kernel: Literal["auto", "triton", "torch"] = Field(
+        "auto",
+        description="Kernel of the interface token_marginal on a GPU. triton: one that reads each logit once forward "
+        "and once backward; torch: torch's own operations; auto: triton where it is installed. A CPU has a compiled "
+        "kernel.",
+    )
+    marginal_kept_gib: float = Field(
+        2.0,
+        ge=0,
+        description="GiB of logits that marginal_kernel: triton keeps on a rank from forward to backward; those beyond "
+        "are computed again.",
+    )
     compile: bool = Field(
         False,
         description="Compile the student's blocks by torch.compile, for any batch shape: the first steps take longer. "

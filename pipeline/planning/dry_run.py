@@ -197,6 +197,7 @@ def _student_lines(recipe: Recipe, cuts_records: bool) -> list[Line]:
             "train.objectives",
             f"{weights} (nats per supervised byte)",
         ),
+        *_marginal_kernel(student, train),
         *_accelerations(train),
         ("train.eval_every", _evaluations(train)),
         ("train.deepspeed", _deepspeed_line(train)),
@@ -262,6 +263,16 @@ def _accelerations(train: TrainConfig) -> Iterator[Line]:
         yield "train.fused_ce", train.fused_ce
     if train.compile:
         yield "train.compile", "blocks are compiled in the first steps"
+
+
+def _marginal_kernel(student: StudentConfig, train: TrainConfig) -> Iterator[Line]:
+    """Yield a line about the kernel of the interface `token_marginal`, if the run computes it."""
+    if student.interface != "token_marginal" or not train.objectives.uses_bytes:
+        return
+    on_gpu = {"auto": "Triton if it is installed", "triton": "Triton", "torch": "torch's own operations"}
+    kept = f", keeping {train.marginal_kept_gib:g} GiB of logits" if train.marginal_kernel != "torch" else ""
+    here = "" if train.marginal_kernel == "triton" else "; a compiled kernel on a CPU"
+    yield "train.marginal_kernel", f"{train.marginal_kernel}: on a GPU {on_gpu[train.marginal_kernel]}{kept}{here}"
 
 
 def _decay(train: TrainConfig) -> str:

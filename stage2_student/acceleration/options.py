@@ -6,6 +6,7 @@ from stage2_student.acceleration.compilation import check_compile
 from stage2_student.acceleration.eight_bit import check_optimizer
 from stage2_student.acceleration.four_bit import check_base
 from stage2_student.acceleration.fused_ce import check_fused_ce
+from stage2_student.acceleration.marginal_kernel import check_marginal_kernel
 
 
 def check_options(train: TrainConfig, student: StudentConfig) -> None:
@@ -15,6 +16,7 @@ def check_options(train: TrainConfig, student: StudentConfig) -> None:
     check_compile(train)
     check_optimizer(train)
     check_fused_ce(train)
+    check_marginal_kernel(train, student)
     check_base(student, train)
 
 

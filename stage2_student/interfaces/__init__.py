@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pipeline.config import StudentConfig
 from pipeline.runtime.plugins import is_own, run_file
-from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
+from stage2_student.interfaces.base import ByteScores, Head, Interface, OrderableHead, StudentShape
 from stage2_student.interfaces.causal import CausalInterface
 from stage2_student.interfaces.linear import LinearInterface
 from stage2_student.interfaces.token_marginal.interface import TokenMarginal
@@ -38,4 +38,4 @@ def make_interface(student: StudentConfig, shape: StudentShape) -> Interface:
     return interface
 
 
-__all__ = ["INTERFACES", "ByteScores", "Head", "Interface", "StudentShape", "make_interface"]
+__all__ = ["INTERFACES", "ByteScores", "Head", "Interface", "OrderableHead", "StudentShape", "make_interface"]

@@ -21,6 +21,18 @@ Head = Callable[[Tensor], Tensor]  # (n, D) -> (n, vocabulary): the student's ow
 
 
 @dataclass(frozen=True)
+class OrderableHead:
+    """A head, with what an interface needs to apply it with its rows in another order."""
+
+    apply: Head
+    plain: nn.Linear | None  # what `apply` multiplies with; None if it does more, or does not have the weight whole
+    scaled: Head  # what follows the product
+
+    def __call__(self, hidden_ND: Tensor) -> Tensor:
+        return self.apply(hidden_ND)
+
+
+@dataclass(frozen=True)
 class StudentShape:
     """The properties of a student that its interface may depend on."""
 

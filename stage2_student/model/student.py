@@ -16,7 +16,7 @@ from pipeline.config import TrainConfig
 from stage2_student.acceleration.fused_ce import fused_label_nats
 from stage2_student.data.examples import NO_LABEL
 from stage2_student.data.micro_batch import MicroBatch
-from stage2_student.interfaces import ByteScores, Interface
+from stage2_student.interfaces import ByteScores, Interface, OrderableHead
 from stage2_student.losses.objectives import NONE, ObjectiveInputs, active_objectives
 from stage2_student.losses.token_objective import TokenObjective
 from stage2_student.losses.weighted_loss import label_nats, weighted_loss
@@ -89,7 +89,7 @@ class Student(nn.Module):
             scores = None
             if self.interface is not None:
                 read_BLD = hidden_BLD.detach() if interface_alone else hidden_BLD
-                scores = self.interface.scores(read_BLD, batch, self.token_logits)
+                scores = self.interface.scores(read_BLD, batch, self.head)
             nats_N = None if scores is None or interface_alone else scores.token_nats_N
             if nats_N is None and self.objectives.uses_tokens:
                 nats_N = self._fused_nats(hidden_BLD, batch)
@@ -121,6 +121,11 @@ class Student(nn.Module):
     def sums_names(self) -> tuple[str, ...]:
         """Names of the sums from `forward`: the objectives that are computed, then counts of positions."""
         return tuple(self.terms) + (COUNTS if self.objectives.uses_bytes else ())
+
+    @property
+    def head(self) -> OrderableHead:
+        """Return `token_logits` for an interface that may want the head's rows in an order of its own."""
+        return OrderableHead(self.token_logits, _plain(self.lm.get_output_embeddings()), self.scaled)
 
     def token_logits(self, hidden_ND: Tensor) -> Tensor:
         """Compute the student's own next-token logits."""
@@ -185,6 +190,13 @@ class Student(nn.Module):
     @property
     def _named(self) -> str:
         return f"{type(self.lm).__name__} ({self.lm.config.model_type})"
+
+
+def _plain(head: nn.Module) -> nn.Linear | None:
+    """Return a head that multiplies with a weight which is here whole, and does nothing else; else None."""
+    is_partitioned = hasattr(getattr(head, "weight", None), "ds_id")  # by ZeRO stage 3
+    is_watched = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks
+    return None if type(head) is not nn.Linear or is_partitioned or is_watched else head
 
 
 def _counts(scores: ByteScores, batch: MicroBatch) -> tuple[Tensor, ...]:

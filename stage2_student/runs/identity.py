@@ -30,7 +30,7 @@ _WATCHING = {
     "mlflow",
 }
 _DATA_PATH = {"micro_batch_tokens", "prefetch", "packing"}
-_KERNELS = {"attention", "compile", "fused_ce"}  # which differ by rounding
+_KERNELS = {"attention", "compile", "fused_ce", "marginal_kernel", "marginal_kept_gib"}  # which differ by rounding
 _RANKS = {"num_processes", "hostfile", "gradient_checkpointing", "deepspeed"}
 _PLACEMENT = {"change", *_RANKS, *_KERNELS, *_DATA_PATH, *_WATCHING}
 # Paths, and keys whose effect the identity holds in another form: the dumps' identities, ids and hashes.

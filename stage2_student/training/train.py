@@ -30,6 +30,7 @@ from stage2_student.acceleration.attention import check_model_has, use_attention
 from stage2_student.acceleration.compilation import compile_trunk
 from stage2_student.acceleration.eight_bit import check_can_convert, make_optimizer
 from stage2_student.acceleration.four_bit import quantize_base
+from stage2_student.acceleration.marginal_kernel import use_marginal_kernel
 from stage2_student.acceleration.options import check_options
 from stage2_student.data.contents.join_table import Keep
 from stage2_student.data.order import Position
@@ -251,6 +252,9 @@ def _train(recipe: Recipe, sources: Sources, channel: Channel, checkpoint: resum
     student = build_student(recipe, tokenizer, ids, [member.reader.manifest for member in sources.members], whole)
     for line in student.remarks if channel.rank == 0 else ():
         warning(f"{run}: {line}")
+    kernel = use_marginal_kernel(student.interface, config)
+    if kernel is not None and channel.rank == 0:
+        info(f"{run}: {kernel}")
     packing, remark = config.packing, None
     if whole:
         packing, remark = resolve_packing(student.lm, config.packing, ds.own_device().type)

@@ -19,7 +19,18 @@ from stage2_student.data.examples import NO_LABEL, Encoded, Example
 from stage2_student.data.micro_batch import MicroBatch
 from stage2_student.interfaces.base import ByteScores, Head, Interface, StudentShape
 from stage2_student.interfaces.token_marginal.cells import ForwardCache, cell_sums
-from stage2_student.interfaces.token_marginal.plan import Plan, make_plan
+from stage2_student.interfaces.token_marginal.node_sums import Kernels, Memory, Setting, node_sums
+from stage2_student.interfaces.token_marginal.nodes import (
+    NodePlan,
+    Tables,
+    chunk_sizes,
+    chunks_of,
+    node_plan,
+    plan_of,
+    rows_of,
+    unique_positions,
+)
+from stage2_student.interfaces.token_marginal.plan import Plan, make_plan, make_walk
 from stage2_student.interfaces.token_marginal.positions import Distributions, distributions
 from stage2_student.interfaces.token_marginal.types import Cells, Columns, Sums
 
@@ -37,6 +48,8 @@ class TokenMarginal(Interface):
     max_bytes = None
     token_C: Tensor
     column_V: Tensor
+    _tables: Tables
+    by_nodes: tuple[Kernels, Memory] | None = None  # kernels for rows that are shipped as nodes; None: cells are
 
     def __init__(self, shape: StudentShape, max_dropped: float) -> None:
         super().__init__()
@@ -56,17 +69,33 @@ class TokenMarginal(Interface):
     def prepare(
         self, documents: Sequence[Encoded], examples: Sequence[Example], batch: MicroBatch
     ) -> dict[str, Tensor]:
-        """Return the `Plan` of the micro-batch."""
-        plan = make_plan(self.vocabulary, self.token_lengths, documents, examples, batch.layout.firsts)
-        return plan._asdict()
+        """Return the `Plan` of the micro-batch, or what `nodes.node_plan` ships."""
+        walk = make_walk(self.vocabulary, self.token_lengths, documents, examples, batch.layout.firsts)
+        if self.by_nodes is None:
+            return make_plan(self.vocabulary, walk)._asdict()
+        labels_R = batch.labels_BL.flatten()[torch.from_numpy(walk.state_R)]
+        return node_plan(self.vocabulary, walk, (labels_R != NO_LABEL).numpy(), *self.by_nodes[1])
+
+    def use_nodes(self, kernels: Kernels, memory: Memory) -> None:
+        """Ship nodes, and compute with these kernels on the device that the interface is on."""
+        self.by_nodes = kernels, memory
+        self._tables = Tables.of(self.vocabulary)
+
+    def _setting(self, device: torch.device) -> Setting:
+        assert self.by_nodes is not None
+        # Not buffers, since ranks send each other those, and not every transport knows integers of 16 bits.
+        self._tables = Tables(*(table.to(device) for table in self._tables))
+        return Setting(*self.by_nodes, self._tables, self.columns)
 
     def forward(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> ByteScores:
         """Implement `Interface.forward`."""
-        return byte_scores(hidden_BLD, batch, head, self.columns, self.max_dropped)
+        return _scores(*self.marginals(hidden_BLD, batch, head), self.max_dropped)
 
     def marginals(self, hidden_BLD: Tensor, batch: MicroBatch, head: Head) -> tuple[Distributions, Tensor]:
         """Compute `marginals` of this student's head."""
-        return marginals(hidden_BLD, batch, head, self.columns)
+        if self.by_nodes is None:
+            return marginals(hidden_BLD, batch, head, self.columns)
+        return _marginals_by_nodes(hidden_BLD, batch, head, self._setting(hidden_BLD.device))
 
 
 def byte_scores(hidden_BLD: Tensor, batch: MicroBatch, head: Head, columns: Columns, max_dropped: float) -> ByteScores:
@@ -76,7 +105,10 @@ def byte_scores(hidden_BLD: Tensor, batch: MicroBatch, head: Head, columns: Colu
         columns: those of the head, in byte order; on the states' device.
         max_dropped: as of `TokenMarginal`.
     """
-    found, token_nats_N = marginals(hidden_BLD, batch, head, columns)
+    return _scores(*marginals(hidden_BLD, batch, head, columns), max_dropped)
+
+
+def _scores(found: Distributions, token_nats_N: Tensor, max_dropped: float) -> ByteScores:
     return ByteScores(found.logprobs_PV.float(), found.token_end_P <= max_dropped, token_nats_N.float())
 
 
@@ -90,6 +122,21 @@ def marginals(hidden_BLD: Tensor, batch: MicroBatch, head: Head, columns: Column
     tokens_R2 = torch.stack([plan.next_R, labels_R], dim=-1)
     sums = _sums(hidden_BLD.flatten(0, 1)[plan.state_R], plan, tokens_R2, head, columns)
     return distributions(sums, plan), -sums.logprob_R2[labels_R != NO_LABEL, 1]
+
+
+def _marginals_by_nodes(
+    hidden_BLD: Tensor, batch: MicroBatch, head: Head, setting: Setting
+) -> tuple[Distributions, Tensor]:
+    """Compute `marginals` of rows that were shipped as nodes. Nothing of it waits for the device."""
+    nodes = NodePlan(*(batch.extra[name] for name in NodePlan._fields))
+    sizes = chunk_sizes(batch.extra)
+    rows, unique_Q = rows_of(nodes), unique_positions(nodes)
+    num_cells = sum(cells for _, cells in sizes)
+    plan = plan_of(nodes, unique_Q, setting.kernels.list_cells(nodes, rows, unique_Q, setting.tables, num_cells))
+    tokens_R2 = torch.stack([plan.next_R, batch.labels_BL.flatten()[plan.state_R]], dim=-1)
+    chunks = chunks_of(rows, plan, tokens_R2, sizes)
+    sums = node_sums(hidden_BLD.flatten(0, 1)[plan.state_R], chunks, head, setting)
+    return distributions(sums, plan), -sums.logprob_R2[nodes.row_M.long(), 1]
 
 
 def _sums(hidden_RD: Tensor, plan: Plan, tokens_R2: Tensor, head: Head, columns: Columns) -> Sums:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.covering.trie import Paths
 from pipeline.covering.vocabulary import Vocabulary
 from schemas import END
 from stage2_student.data.examples import NO_LABEL, Encoded, Example
@@ -81,14 +82,37 @@ class _Text(NamedTuple):
         )
 
 
-def make_plan(
+class Walk(NamedTuple):
+    """The rows of a micro-batch that count, and where they lead; fields as in `Plan`."""
+
+    state_R: np.ndarray
+    next_R: np.ndarray
+    offset_R: np.ndarray
+    paths: Paths  # the rows' nodes in the vocabulary's trie
+    realised: bytes  # by position
+    asked_U: np.ndarray
+    unique_P: np.ndarray
+
+    @property
+    def max_nodes(self) -> int:
+        """Return D."""
+        return int(self.paths.num_nodes_R.max(initial=1))
+
+    def unique_positions(self) -> np.ndarray:
+        """Return `unique_Q` of `Plan`."""
+        unique_Q = np.full(len(self.realised), len(self.asked_U), dtype=np.int64)
+        unique_Q[self.asked_U] = np.arange(len(self.asked_U))
+        return unique_Q
+
+
+def make_walk(
     vocabulary: Vocabulary,
     token_lengths: np.ndarray,
     documents: Sequence[Encoded],
     examples: Sequence[Example],
     firsts: Sequence[int],
-) -> Plan:
-    """Make the plan of a micro-batch.
+) -> Walk:
+    """Find the rows of a micro-batch, and follow its text from each through the vocabulary's trie.
 
     Args:
         vocabulary: the student's.
@@ -106,22 +130,27 @@ def make_plan(
     asked_U, unique_P = np.unique(
         _supervised_positions(token_lengths, documents, examples, spans, offset_R), return_inverse=True
     )
-    unique_Q = np.full(len(realised), len(asked_U), dtype=np.int64)
-    unique_Q[asked_U] = np.arange(len(asked_U))
-    cells = row_cells(vocabulary.trie, paths, offset_R, unique_Q, len(asked_U))
     # No row that counts follows the last of a span.
     next_tokens = [np.append(documents[s.document].tokens[s.states[:-1]], NO_TOKEN) for s in spans]
+    states = [firsts[span.document] + span.states for span in spans]
+    return Walk(_joined(states), _joined(next_tokens), offset_R, paths, realised, asked_U, unique_P)
+
+
+def make_plan(vocabulary: Vocabulary, walk: Walk) -> Plan:
+    """Make the plan of a micro-batch from its walk through the vocabulary."""
+    unique_Q = walk.unique_positions()
+    cells = row_cells(vocabulary.trie, walk.paths, walk.offset_R, unique_Q, len(walk.asked_U))
     arrays = {
-        "state_R": _joined([firsts[span.document] + span.states for span in spans]),
-        "next_R": _joined(next_tokens),
-        "offset_R": offset_R,
-        "num_nodes_R": paths.num_nodes_R,
-        "depth_D": np.arange(int(paths.num_nodes_R.max(initial=1))),
+        "state_R": walk.state_R,
+        "next_R": walk.next_R,
+        "offset_R": walk.offset_R,
+        "num_nodes_R": walk.paths.num_nodes_R,
+        "depth_D": np.arange(walk.max_nodes),
         **cells._asdict(),
-        "realised_Q": np.frombuffer(realised, dtype=np.uint8).astype(np.int64),
+        "realised_Q": np.frombuffer(walk.realised, dtype=np.uint8).astype(np.int64),
         "unique_Q": unique_Q,
-        "asked_U": asked_U,
-        "unique_P": unique_P,
+        "asked_U": walk.asked_U,
+        "unique_P": walk.unique_P,
     }
     return Plan(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 

@@ -25,6 +25,7 @@ from stage2_student.interfaces.token_marginal import cells as marginal_cells
 from stage2_student.interfaces.token_marginal import cells_numba
 from stage2_student.interfaces.token_marginal import interface as token_marginal
 from stage2_student.interfaces.token_marginal.interface import TokenMarginal
+from stage2_student.interfaces.token_marginal.node_sums import Kernels, Memory
 from stage2_student.interfaces.token_marginal.plan import Plan
 from stage2_student.interfaces.token_marginal.positions import NEVER, Distributions
 from stage2_student.model.student import Student
@@ -50,10 +51,13 @@ class Case:
         end: int,
         prefix: bytes = b"",
         padding: int = 3,
+        by_nodes: tuple[Kernels, Memory] | None = None,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.token_bytes, self.end, self.width = token_bytes, end, len(token_bytes) + padding  # rows of the head
         self.interface = TokenMarginal(StudentShape(8, self.width, tuple(token_bytes), prefix, (end,)), 0.05)
+        if by_nodes is not None:
+            self.interface.use_nodes(*by_nodes)
         self.encoded = [self._encoded(f"d{i}", *d, prefix, rng) for i, d in enumerate(documents)]
         examples = [make_example(e, end, end, None, Masks(1.0, 1.0)) for e in self.encoded]
         micro = collate(examples) if examples else empty_micro_batch(end)
@@ -78,11 +82,12 @@ class Case:
         return self.interface.marginals(self.logits_BLV, self.batch, lambda logits: logits)
 
 
-def random_case(seed: int, lengths: Sequence[int]) -> Case:
+def random_case(seed: int, lengths: Sequence[int], by_nodes: tuple[Kernels, Memory] | None = None) -> Case:
     rng = np.random.default_rng(seed)
     token_bytes = random_vocabulary(rng)
     end = token_bytes.index(None)
-    return Case(seed, [(random_tokens(rng, token_bytes, end, n), None) for n in lengths], token_bytes, end)
+    documents = [(random_tokens(rng, token_bytes, end, n), None) for n in lengths]
+    return Case(seed, documents, token_bytes, end, by_nodes=by_nodes)
 
 
 def positions(batch: MicroBatch, encoded: Sequence[Encoded], cut: int = 0) -> list[tuple[int, int]]:
