@@ -73,8 +73,8 @@ def node_sums(hidden_RD: Tensor, chunks: Sequence[Chunk], head: Head, setting: S
     order = Order(setting.columns, in_order)
 
     def sums_of(hidden_rD: Tensor, chunk: Chunk, is_kept: bool, cache: ForwardCache) -> tuple[Tensor, ...]:
-        logits = apply(hidden_rD)
-        found: tuple[Tensor, ...] = _NodeSums.apply(logits, order, chunk, setting, is_kept, cache)  # type: ignore[no-untyped-call]
+        logits, call = apply(hidden_rD), _Call(order, chunk, setting, is_kept)
+        found: tuple[Tensor, ...] = _NodeSums.apply(logits, call, cache)  # type: ignore[no-untyped-call]
         return found
 
     parts, first = [], 0
@@ -117,24 +117,31 @@ class _TakeRows(torch.autograd.Function):
         return ctx.take(gradient_CD, ctx.column_V, ctx.dtype), None, None, None, None
 
 
+class _Call(NamedTuple):
+    """What a chunk's sums are made with, beside its logits."""
+
+    order: Order
+    chunk: Chunk
+    setting: Setting
+    is_kept: bool  # whether its logits stay until the backward pass
+
+
 class _NodeSums(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, order: Order, chunk: Chunk, setting: Setting, is_kept: bool, cache: ForwardCache
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, logits: Tensor, call: _Call, cache: ForwardCache) -> tuple[Tensor, ...]:
         if not cache:
-            cache.append(setting.kernels.sums(logits, order, chunk, setting.tables))
+            cache.append(call.setting.kernels.sums(logits, call.order, call.chunk, call.setting.tables))
         sums, log_total_R = cache[0]
         # Returned tensors become part of a graph; cached ones must not.
         sums = Sums(*(sum_.detach() for sum_ in sums))
-        ctx.given = order, chunk, setting, is_kept
+        ctx.call = call
         ctx.is_overwritten = False
         ctx.save_for_backward(logits, log_total_R, *sums)
         return tuple(sums)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        order, chunk, setting, is_kept = ctx.given
+        order, chunk, setting, is_kept = ctx.call
         logits, log_total_R, *sums = ctx.saved_tensors
         if ctx.is_overwritten:
             raise RuntimeError(
@@ -146,4 +153,4 @@ class _NodeSums(torch.autograd.Function):
         ctx.is_overwritten = in_place and is_kept
         given = Backward(log_total_R, Sums(*sums), Sums(*gradients), in_place)
         gradient = setting.kernels.gradient(logits.detach(), order, chunk, setting.tables, given)
-        return gradient, None, None, None, None, None
+        return gradient, None, None
