@@ -142,12 +142,12 @@ class _NodeSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         order, chunk, setting, is_kept = ctx.call
-        logits, log_total_R, *sums = ctx.saved_tensors
         if ctx.is_overwritten:
             raise RuntimeError(
                 "the logits of this micro-batch were overwritten by their gradient, and a second gradient is asked "
                 "for: with train.marginal_kept_gib=0 they are computed again each time"
             )
+        logits, log_total_R, *sums = ctx.saved_tensors
         # A head that is not plain may itself need what it has returned.
         in_place = order.in_order
         ctx.is_overwritten = in_place and is_kept
