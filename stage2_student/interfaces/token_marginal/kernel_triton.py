@@ -118,7 +118,10 @@ def _sum_rows(
         begun += tl.sum(begins.to(tl.int32), axis=0)
     log_total = largest.to(tl.float64) + tl.log(total)
     tl.store(log_total_R + row, log_total)
-    tl.store(end_R + row, end_sum.to(tl.float64) * tl.exp(end_largest.to(tl.float64) - log_total))
+    # What one column has at least: a tile far below the largest logit would otherwise have masses of 0.
+    least_mass = tl.exp(floor + largest.to(tl.float64) - log_total)
+    end_mass = end_sum.to(tl.float64) * tl.exp(end_largest.to(tl.float64) - log_total)
+    tl.store(end_R + row, tl.where(num_end > 0, tl.maximum(end_mass, least_mass), 0.0))
     for which in range(2):
         token = tl.load(tokens_R2 + row * 2 + which)
         place = tl.maximum(token, 0)
@@ -132,7 +135,8 @@ def _sum_rows(
         stored = own < num_cells
         mass = tl.load(mass_I + first_cell + own, mask=stored, other=0.0)
         at = tl.load(largest_I + first_cell + own, mask=stored, other=0.0).to(tl.float64)
-        tl.store(mass_I + first_cell + own, mass * tl.exp(at - log_total), mask=stored)
+        mass = tl.maximum(mass * tl.exp(at - log_total), least_mass)
+        tl.store(mass_I + first_cell + own, mass, mask=stored)
 
 
 @triton.jit
