@@ -115,7 +115,7 @@ def commit_shard(table: pa.Table, path: Location, zstd_level: int, first: bool =
     Args:
         first: keep a shard that already exists at `path`, and discard this one.
     """
-    is_newer = "other_symbols" in table.schema.names
+    is_newer = {"document", "other_symbols"} <= set(table.schema.names)
     split = _IDS | (_FLOATS if _is_exact(table) else frozenset()) | (_SPLIT_BYTES if is_newer else frozenset())
     with_dictionary = [_leaf(name) for name in table.schema.names if name not in (*_TEXTS, *split)]
     with committed(path, first) as partial:
