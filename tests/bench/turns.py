@@ -23,6 +23,7 @@ import torch
 
 from pipeline.config import Objectives, Recipe
 from pipeline.config.loading import load_recipe
+from pipeline.config.transfer import TransferConfig
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from schemas.manifest import Manifest, ShardPlan
 from schemas.record import Record, Segment
@@ -236,7 +237,9 @@ def trainer_recipe(dump: Path, out: Path, name: str, tokens: int, documents: int
     interface = {"interface": name} if name != "sft" else {}
     objectives = Objectives(ce=1.0, byte_ce=0.0, kl=0.0) if name == "sft" else OBJECTIVES[name]
     assert recipe.student is not None
-    student = recipe.student.model_copy(update={"path": str(out / name), "dumps": (), **interface})
+    # Rows that take no hours to make: a step costs the same whatever they hold.
+    rows = TransferConfig(input="mean", output="mean")
+    student = recipe.student.model_copy(update={"path": str(out / name), "dumps": (), "transfer": rows, **interface})
     train_values = {
         "steps": FOREVER, "save_every": FOREVER,
         "batch_tokens": documents * tokens, "micro_batch_tokens": documents * tokens,
