@@ -84,7 +84,7 @@ class PlacedDocument(NamedTuple):
     filtered: tuple[int, ...]
 
 
-_EXCLUDED, _DUPLICATE = "in an excluded corpus", "a duplicate"
+ASKED_FOR = _EXCLUDED, _DUPLICATE = "in an excluded corpus", "a duplicate"  # `corpus.exclude` and `corpus.unique`
 
 
 class Corpus:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from pipeline.config import Recipe
 from pipeline.config.loading import save_recipe
 from pipeline.corpus.documents import Corpus
+from pipeline.corpus.left_out import tell_left_out
 from pipeline.corpus.parallel import found_in_parallel, is_large
 from pipeline.runtime import log
-from pipeline.runtime.format import are, count_of
 from schemas import dump_files
 from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.atomic import committed
@@ -110,7 +110,7 @@ def plan_dump(
             planned = prepare(recipe, corpus, teacher, claims.renew)
         else:
             log.info(f"{dump}: planned before, and the corpus's files are unchanged; it is not read to plan")
-        warn_left_out(planned)
+        tell_left_out(planned.manifest.corpus_counts, planned.first_places)
         manifest = open_or_create_dump(recipe, planned, corpus, claims, accept_engine)
         if recipe.dump.tokens is not None:
             write_vocabulary(dump, teacher.tokenizer.token_bytes)
@@ -139,11 +139,3 @@ def open_or_create_dump(
             save_recipe(recipe, path)
     claims.remove_dead_partials()
     return manifest
-
-
-def warn_left_out(planned: Prepared) -> None:
-    """Warn of rows that are not documents, with the first place of each kind."""
-    for reason, where in planned.first_places.items():
-        number = planned.manifest.corpus_counts[f"left out: {reason}"]
-        rows = f"{count_of(number, 'row')} {are(number)}"
-        log.warning(f"{rows} left out: {reason}; the first: {where}", rows=number, reason=reason, first=where)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pipeline.config import GenerateConfig, Recipe, generate_config
 from pipeline.config.loading import save_recipe
 from pipeline.corpus.documents import Corpus, Document
+from pipeline.corpus.left_out import tell_left_out
 from pipeline.dumps.licence import describe
 from pipeline.dumps.text_card import write_text_card
 from pipeline.runtime import log
@@ -49,7 +50,7 @@ def run_generate(recipe: Recipe, worker: tuple[int, int] = (0, 1)) -> None:
             corpus = Corpus(config.prompts)
             with claims.planning():
                 planned = plan_text(recipe, config, writer, corpus)
-                _warn_left_out(planned, corpus)
+                tell_left_out(planned.prompt_counts, corpus.first_places)
                 with claims.writing_json():
                     manifest = create_or_check(folder, planned)
                     with committed(folder / dump_files.RECIPE) as path:
@@ -179,11 +180,3 @@ def _finish(folder: Location, manifest: TextManifest, writer: Writer, claims: Cl
     )
     field = ", with corpus.field: messages" if manifest.has_chats else ""
     log.info(f"{folder}: dump it with `bld teacher RECIPE`, where corpus.source is this folder{field}")
-
-
-def _warn_left_out(planned: TextManifest, corpus: Corpus) -> None:
-    """Warn of rows that are not prompts, with the first place of each kind."""
-    for reason, where in corpus.first_places.items():
-        number = planned.prompt_counts[f"left out: {reason}"]
-        rows = f"{count_of(number, 'row')} {are(number)}"
-        log.warning(f"{rows} left out: {reason}; the first: {where}", rows=number, reason=reason, first=where)
