@@ -18,6 +18,8 @@ PART, TIMEOUT = "first_hour_longer", 7200.0
 def main(write: Annotated[bool, typer.Option(help="Keep what is printed now.")] = False) -> None:
     if write:
         KEPT[PART].write_text(transcript(PART, TIMEOUT), encoding="utf-8")
+    elif not KEPT[PART].exists():
+        raise typer.BadParameter(f"{KEPT[PART]} is not there yet: run it with --write first, and look at what it keeps")
     elif changed := difference(PART, TIMEOUT):
         print(changed)
         raise typer.Exit(1)
