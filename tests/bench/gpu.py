@@ -1,11 +1,13 @@
-"""Checks and figures of stage 1 on a GPU, in ten minutes: one line of JSON each, and a log.
+"""Checks and figures on a GPU, in ten minutes: one line of JSON each, and a log.
 
-    .venv/bin/python -m tests.bench.gpu [--out runs/gpu] [--only tests,kernel,runner-v1,runner-v2,135m,1b,8b]
+    .venv/bin/python -m tests.bench.gpu [--out runs/gpu] [--only tests,kernel,marginal,runner-v1,...]
 
 Every step is a process of its own with a share of the time; one that fails or is late is said, and the rest go on:
 
 - `tests`: the kernels and the sums on the device against float64, and the pooler under Model Runner V2's code;
 - `kernel`: the row reduction beside a copy's bandwidth, 1,024 rows (the aim: 60 %);
+- `marginal`: head and `token_marginal` of 4,096 tokens in 151,936 columns, by Triton and by torch's own operations,
+  beside a fused cross-entropy: Liger's where it is installed, and one chunk of torch's (the aim: 1.05 times the time);
 - `runner-v1`, `runner-v2`: targets through vLLM under both model runners against transformers' in float32;
 - `135m`, `1b`, `8b`: teacher tokens a second of a dump beside vLLM's bare prefill of the same prompts (the aim: 0.9,
   and 0.95 for 8b). `1b` and `8b` have the shapes of Llama 3's models and random weights.
@@ -25,13 +27,18 @@ import torch
 import typer
 
 # Seconds that each step may take; together under ten minutes.
-STEPS = {"tests": 90, "kernel": 40, "runner-v2": 70, "runner-v1": 70, "135m": 80, "1b": 90, "8b": 150}
+STEPS = {"tests": 90, "kernel": 40, "marginal": 40, "runner-v2": 60, "runner-v1": 60, "135m": 75, "1b": 85, "8b": 140}
 SHAPES: dict[str, dict[str, int]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
 TOKENS, DOCUMENT_TOKENS = {"135m": 400_000, "1b": 200_000, "8b": 100_000}, 500
-TESTS = ["tests/stage1_teacher/reduction", "tests/stage1_teacher/engines/test_vllm_worker.py"]
+TESTS = [
+    "tests/stage1_teacher/reduction",
+    "tests/stage1_teacher/engines/test_vllm_worker.py",
+    "tests/stage2_student/interfaces/token_marginal/test_kernel_triton.py",
+    "tests/scenarios/test_gpu.py",
+]
 
 
 def shaped_model(shape: str, folder: Path, tokenizer: str) -> Path:
@@ -142,9 +149,8 @@ def step(name: str) -> dict[str, Any]:
         return runner(name.removeprefix("runner-"))
     if name in TOKENS:
         return speed(name)
-    command = [sys.executable, "-m", "tests.bench.kernel"]
-    if name == "tests":
-        command = [sys.executable, "-m", "pytest", "-q", *TESTS]
+    modules = {"kernel": ["tests.bench.kernel"], "marginal": ["tests.bench.marginal_kernel"]}
+    command = [sys.executable, "-m", *modules.get(name, ["pytest", "-q", *TESTS])]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     return {"exit": ran.returncode, "said": ran.stdout.strip().splitlines()[-12:]}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.tokenization.byte_tokenizer import ByteTokenizer
 from pipeline.tokenization.special_ids import SpecialIds
+from stage2_student.acceleration.marginal_kernel import use_marginal_kernel
 from stage2_student.data.examples import Masks, make_example
 from stage2_student.data.micro_batch import MicroBatch, collate
 from stage2_student.interfaces.token_marginal import cells as marginal_cells
@@ -80,13 +81,58 @@ def student_and_batch(tiny: Path, run: Path, interface: str, dtype: str) -> tupl
     student = build_student(
         make_recipe(run, tiny, run, train, interface=interface), tokenizer, SpecialIds(END_ID, (END_ID,))
     )
+    return student, prepared(student, tokenizer)
+
+
+def prepared(student: Student, tokenizer: ByteTokenizer) -> MicroBatch:
+    """Return a micro-batch of `TEXTS`, prepared by the student's interface."""
     assert student.interface is not None
     encoded = Case(
         0, [(tokenizer.encode(t), None) for t in TEXTS], list(tokenizer.token_bytes), END_ID, padding=0
     ).encoded
     examples = [make_example(e, END_ID, END_ID, student.interface.max_bytes, Masks(1.0, 1.0)) for e in encoded]
     micro = collate(examples)
-    return student, replace(micro, extra=student.interface.prepare(encoded, examples, micro))
+    return replace(micro, extra=student.interface.prepare(encoded, examples, micro))
+
+
+@pytest.mark.parametrize("kept_gib", [2.0, 0.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_by_triton_a_student_has_the_loss_and_the_gradient_that_it_has_by_torch(
+    dtype: str, kept_gib: float, tiny: Path, tmp_path: Path
+) -> None:
+    losses, gradients = [], []
+    for kernel in ("torch", "triton"):
+        (run := tmp_path / kernel).mkdir()
+        student, _ = student_and_batch(tiny, run, "token_marginal", dtype)
+        config = student.train_config.model_copy(update={"marginal_kernel": kernel, "marginal_kept_gib": kept_gib})
+        said = use_marginal_kernel(student.interface, config)
+        assert said is not None and kernel.title() in said.replace("torch's", "Torch")
+        batch = prepared(student, ByteTokenizer.load(str(tiny))).to(GPU)
+        student.to(GPU)
+        assert student.interface is not None
+        # Once before, because Triton compiles; the second time nothing may make the host wait.
+        student.interface.scores(*states_of(student, batch), batch, student.head)
+        hidden = states_of(student, batch)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error" if kernel == "triton" else "default")
+        try:
+            scores = student.interface.scores(*hidden, batch, student.head)
+            assert scores.token_nats_N is not None
+            (scores.logits_PV.sum() + scores.token_nats_N.sum()).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        student.zero_grad()
+        nats, _ = student(batch)
+        nats.backward()
+        losses.append(nats.item())
+        gradients.append(torch.cat([p.grad.flatten().float() for p in student.parameters() if p.grad is not None]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if dtype == "float32" else 5e-3)
+    least = 1 - 1e-6 if dtype == "float32" else 0.999
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > least
+
+
+def states_of(student: Student, batch: MicroBatch) -> tuple[Tensor]:
+    return (student.lm.base_model(input_ids=batch.tokens_BL, use_cache=False).last_hidden_state,)
 
 
 @pytest.mark.parametrize("interface", ["linear", "causal", "token_marginal"])
