@@ -26,7 +26,7 @@ from stage2_student.interfaces.token_marginal.plan import Plan, Walk
 from stage2_student.interfaces.token_marginal.types import Cells
 
 FAR = np.iinfo(np.int16).max  # bytes in common with the column before, of columns that begin no cell
-_CHUNK = "chunk_"
+_CHUNK = "marginal_chunk_"
 
 
 class Tables(NamedTuple):
@@ -158,9 +158,11 @@ def _depths(start_N: np.ndarray, entered_N: np.ndarray) -> np.ndarray:
 
 def chunk_sizes(shipped: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     """Return the numbers of rows and of cells of each chunk, from what `node_plan` has shipped."""
-    number = sum(name.startswith(_CHUNK) for name in shipped)
-    shapes = [tuple(shipped[f"{_CHUNK}{index}"].shape) for index in range(number)]
-    return [(rows, cells) for _, rows, cells in shapes]
+    found: list[tuple[int, int]] = []
+    while (name := f"{_CHUNK}{len(found)}") in shipped:
+        _, num_rows, num_cells = shipped[name].shape
+        found.append((num_rows, num_cells))
+    return found
 
 
 def rows_of(nodes: NodePlan) -> Rows:
