@@ -10,10 +10,6 @@ beside it is the best that keeps logits in memory: one chunk, each logit written
 overwritten by its gradient, read twice for the gradients of states and weights.
 """
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # the kernels are not run, but their module is imported
-
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
