@@ -85,10 +85,11 @@ class Methods(Quality):
         lengths = sorted({max(1, steps // share) for share in CONTROL_SHARES})
         return setting, min(lengths, key=lambda length: judged(self.figures(Run(method, setting, length, 0), "search")))
 
-    def tested(self, run: Run) -> Figures:
-        """Return a run's figures on test documents; its weights are not kept."""
+    def tested(self, run: Run, keep: bool) -> Figures:
+        """Return a run's figures on test documents; `keep` its weights."""
         found = self.figures(run, "table")
-        shutil.rmtree(self.out / "runs" / run.name / "export", ignore_errors=True)
+        if not keep:
+            shutil.rmtree(self.out / "runs" / run.name / "export", ignore_errors=True)
         return found
 
     def costs(self, run: Run) -> dict[str, float]:
@@ -120,6 +121,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Default: runs/methods-PAIR.")] = None,
     save: Annotated[str, typer.Option(help="Keep figures and table as tests/bench/results/SAVE.json.")] = "",
     ours: Annotated[str, typer.Option(help="Which of the methods is held against each other one.")] = OURS,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the students, for the benchmark segmentation.")] = False,
     retable: Annotated[bool, typer.Option("--tables", help="Only write the tables of SAVE anew.")] = False,
 ) -> None:
     """Run everything that is missing, method by method, then print the table."""
@@ -155,7 +157,7 @@ def main(
         entry |= {"setting": list(setting), "steps": length, "searched": search, "asked_steps": steps}
         for run in (Run(method, setting, length, seed) for seed in range(seeds)):
             if str(run.seed) not in entry["seeds"]:
-                entry["seeds"] |= {str(run.seed): figures_of(bench.tested(run))}
+                entry["seeds"] |= {str(run.seed): figures_of(bench.tested(run, keep))}
                 entry |= {"commit": results.commit(), **bench.costs(run)}
         print(f"{method}, {length} steps: {' '.join(setting)}", flush=True)
         figures["methods"][method] = entry

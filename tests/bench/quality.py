@@ -127,6 +127,8 @@ class Quality:
     def train(self, run: Run) -> Path:
         """Train a student as far as that is not done, and return its export."""
         folder = self.out / "runs" / run.name
+        if (folder / "export").exists():
+            return folder / "export"
         recipe = self._recipe(run, folder)
         if recipe.dump != self.base.dump:  # a method that learns from a dump of its own
             self.run("teacher", recipe, f"{run.name}-dump")
