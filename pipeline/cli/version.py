@@ -7,7 +7,7 @@ from pipeline.setup.revision import revision
 
 
 def version_text() -> str:
-    """Return `bld 0.1.0 (9f2c1ab)`: the release, and the git revision that runs or that the wheel was built from."""
+    """Return `bld 0.2.0 (9f2c1ab)`: the release, and the git revision that runs or that the wheel was built from."""
     try:
         text = f"bld {package_version('byte-level-distillation')}"
     except PackageNotFoundError:

@@ -59,7 +59,7 @@ class Writing:
     def _written(self, name: str, model: str, how: list[str], more: list[str]) -> Path:
         """Return the folder of what a model wrote."""
         out = self.folder / f"{name}-{self.tokens}"
-        corpus = [f"path: {out}", f"prompts: {{source: {self.prompts}, id_field: id}}", "engine: transformers"]
+        corpus = [f"path: {out}", f"prompts: {{source: {self.prompts}, id_field: id}}"]
         section = ", ".join([*corpus, f"max_new_tokens: {self.tokens}", "unfinished: keep", *how])
         bld(
             "eval",
