@@ -56,6 +56,9 @@ class Key(StrEnum):
     COUNTED_OF = "bld.counted_of"  # in a run's token counts, which are sealed like shards
 
 
+PART_NAMES = rf"{_PART}\d+\{SHARD_SUFFIX}"  # of shards, as a regular expression
+
+
 def part_name(index: int) -> str:
     """Return the name, without suffix, of files that belong to one shard."""
     return f"{_PART}{index:05d}"

@@ -7,7 +7,6 @@ corpus section reads: plain text with its supervised segments, or a chat whose l
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -153,12 +152,12 @@ class TextManifest(BaseModel):
             raise ValueError(f"{path} is damaged: {where}: {first['msg']}. {_REMEDY}") from None
 
 
-def is_text_corpus(folder: Path) -> bool:
+def is_text_corpus(folder: Location) -> bool:
     """Return whether a folder holds a written corpus, complete or not."""
-    return (folder / dump_files.TEXT_MANIFEST).is_file()
+    return (folder / dump_files.TEXT_MANIFEST).exists()
 
 
-def text_shards(folder: Path) -> list[Path]:
+def text_shards(folder: Location) -> list[Location]:
     """Return the shards of a complete written corpus, in order. Raises ValueError for an incomplete one."""
     manifest = TextManifest.load(folder)
     missing = manifest.missing(folder)

@@ -53,6 +53,14 @@ def show_plan(
 
         loaded, remarks = checked(loaded)
     lines = [*plan(loaded, cuts_records(loaded)), *(("train", remark) for remark in remarks)]
+    if loaded.generate is not None:
+        from stage1_teacher.generation.dry_run import settings_lines
+
+        settings = [(f"generate: {what}", said) for what, said in settings_lines(loaded)]
+        lines += [
+            *settings,
+            ("generate.prompts", "counted by `bld generate RECIPE --dry-run`, with shards and engines"),
+        ]
     if loaded.student is not None and (Path(loaded.student.path) / "lengths").exists():
         from stage2_student.training.usable import counted_lines  # seconds to import
 

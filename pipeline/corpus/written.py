@@ -1,7 +1,6 @@
 """Rows of a corpus that `bld generate` wrote: its texts or chats, and what of them a model wrote."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.config import CorpusConfig
@@ -9,6 +8,7 @@ from pipeline.corpus.chats import Chat, UnusableError, read_chat
 from pipeline.corpus.regions import NOTHING, supervised_segments
 from pipeline.tokenization.chat_template import ASSISTANT
 from schemas.record import Segment
+from schemas.storage.locations import Location
 from schemas.text_corpus import NAMES, TextManifest, segments_of
 
 _ELSEWHERE = "damaged: what it says that a model wrote is no part of it"
@@ -31,7 +31,7 @@ class WrittenRow(NamedTuple):
     has_end: bool
 
 
-def require_kind(folder: Path, config: CorpusConfig) -> None:
+def require_kind(folder: Location, config: CorpusConfig) -> None:
     """Raise ValueError if a written corpus holds chats and the recipe reads text, or the reverse."""
     holds_chats = TextManifest.load(folder).has_chats
     if holds_chats and not config.has_chats:

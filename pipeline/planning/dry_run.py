@@ -79,7 +79,7 @@ def plan(recipe: Recipe, cuts_records: bool = True) -> list[Line]:
     Raises:
         ValueError: it would fail on any machine.
     """
-    lines = [(key, describe_source(key, source)) for key, source in sources(recipe)]
+    lines = [(key, _to_be_written(recipe, source) or describe_source(key, source)) for key, source in sources(recipe)]
     check_engine_gives(recipe)
     _check_positions(recipe)
     if recipe.corpus.has_chats:
@@ -108,6 +108,13 @@ def plan(recipe: Recipe, cuts_records: bool = True) -> list[Line]:
         lines.append(("dump.covering", describe_branches(recipe)))
     lines.append(("dump.path", describe_dump(dump.path)))
     return lines + (_student_lines(recipe, cuts_records) if recipe.student is not None else [])
+
+
+def _to_be_written(recipe: Recipe, source: str) -> str | None:
+    """Return that a source is what `bld generate` will write by this recipe; None for any other."""
+    if recipe.generate is None or source != recipe.generate.path or ("://" not in source and Path(source).exists()):
+        return None
+    return f"{source}, which `bld generate` writes"
 
 
 def _check_positions(recipe: Recipe) -> None:

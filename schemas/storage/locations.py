@@ -135,6 +135,12 @@ def check_address(text: str) -> str:
     return text
 
 
+def is_location(text: str) -> bool:
+    """Return whether a text is a path, or an address of a kind that `location` knows."""
+    scheme, mark, _ = text.partition("://")
+    return not mark or scheme in (*_STORES, "file")
+
+
 def location(text: str) -> Location:
     """Return the location of a path or address, existing or not. Raises ValueError as `check_address` does."""
     scheme, mark, rest = check_address(text).partition("://")

@@ -31,13 +31,15 @@ class StoredObject(NamedTuple):
     modified: datetime  # by the store's clock, with its zone
 
 
-def check_writable(path: RemotePath) -> None:
-    """Raise ValueError for a store in which dumps cannot be made."""
+def check_writable(path: RemotePath, key: str = "dump.path") -> None:
+    """Raise ValueError for a store in which dumps, or written text, cannot be made; `key` is the recipe's."""
     if path.scheme not in _WRITABLE:
+        what, then = "a dump", ", and `bld push` the dump when it is complete"
+        if key != "dump.path":
+            what, then = "text", ""
         raise ValueError(
-            f"{path}: a dump cannot be made there: on a hub each file would be a separate commit. Give a local "
-            f"dump.path, or an address ({', '.join(f'{scheme}://' for scheme in _WRITABLE)}), "
-            "and `bld push` the dump when it is complete"
+            f"{path}: {what} cannot be made there: on a hub each file would be a separate commit. Give a local "
+            f"{key}, or an address ({', '.join(f'{scheme}://' for scheme in _WRITABLE)}){then}"
         )
 
 

@@ -54,17 +54,19 @@ class Claims(Protocol):
     ) -> None: ...
 
 
-def require_place(dump: Location) -> None:
-    """Raise ValueError for a store that cannot hold a dump, without contacting it."""
+def require_place(dump: Location, key: str = "dump.path") -> None:
+    """Raise ValueError for a store that cannot hold a dump, without contacting it; `key` is the recipe's."""
     if isinstance(dump, RemotePath):
         from schemas.storage import object_store
 
-        object_store.check_writable(dump)
+        object_store.check_writable(dump, key)
 
 
-def open_claims(dump: Location) -> Claims:
-    """Open this process's claims on a dump.
+def open_claims(dump: Location, key: str = "dump.path") -> Claims:
+    """Open this process's claims on a dump, or on another folder of shards.
 
+    Args:
+        key: the recipe's, for messages.
     Raises:
         OSError: the dump cannot be written.
         ValueError: the store cannot hold a dump.
@@ -72,20 +74,20 @@ def open_claims(dump: Location) -> Claims:
     if isinstance(dump, RemotePath):
         from stage1_teacher.coordination.store_leases import StoreClaims
 
-        return StoreClaims(dump)
-    return FolderClaims(dump)
+        return StoreClaims(dump, key)
+    return FolderClaims(dump, key)
 
 
 class FolderClaims:
     """Byte-range locks on one file. At most one per process and dump: closing any file handle releases all of them."""
 
-    def __init__(self, dump: Path) -> None:
+    def __init__(self, dump: Path, key: str = "dump.path") -> None:
         """Open the lock file. Raises OSError if the folder cannot be written."""
         self._dump, self._path = dump, dump / dump_files.LOCK
         try:
             self._file = self._path.open("ab")
         except OSError as error:
-            raise OSError(f"{dump} cannot be written: {error}. Make it writable, or give another dump.path.") from error
+            raise OSError(f"{dump} cannot be written: {error}. Make it writable, or give another {key}.") from error
 
     def take(self, shard: int) -> bool:
         try:
@@ -94,7 +96,7 @@ class FolderClaims:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
             raise OSError(
-                f"{self._path} cannot be locked: {error}. Put the dump on a file system with byte-range locks (NFS: "
+                f"{self._path} cannot be locked: {error}. Put the folder on a file system with byte-range locks (NFS: "
                 "version 4), and copy it to its destination when it is complete."
             ) from error
         return True

@@ -33,17 +33,17 @@ _JSON, _PLAN = "json", "plan"
 class StoreClaims:
     """Leases of this process on a dump."""
 
-    def __init__(self, dump: RemotePath) -> None:
+    def __init__(self, dump: RemotePath, key: str = "dump.path") -> None:
         """Check the store. Raises StoreError if it cannot be written, ValueError if it ignores conditional requests."""
-        object_store.check_writable(dump)
+        object_store.check_writable(dump, key)
         self._folder = dump / dump_files.LEASES
         process = psutil.Process()
         holder = {"host": gethostname(), "pid": os.getpid(), "started": process.create_time(), "id": uuid.uuid4().hex}
         self._holder = json.dumps(holder).encode()
         self._written: dict[str, float] = {}  # ours: when they were last written, monotonic seconds
-        self._check_store(holder["id"])
+        self._check_store(holder["id"], key)
 
-    def _check_store(self, name: str) -> None:
+    def _check_store(self, name: str, key: str) -> None:
         probe = self._folder / f"probe-{name}"
         object_store.create(probe, self._holder)
         kept = not object_store.create(probe, self._holder)
@@ -51,7 +51,7 @@ class StoreClaims:
         if not kept:
             raise ValueError(
                 f"{self._folder.parent}: this store overwrites existing objects (it ignores If-None-Match: *), so two "
-                "processes could overwrite each other's shards. Give a local dump.path, and copy the dump there when "
+                f"processes could overwrite each other's shards. Give a local {key}, and copy the folder there when "
                 "it is complete."
             )
 

@@ -21,7 +21,7 @@ from stage1_teacher.dump.begun import warn_other_libraries
 from stage1_teacher.dump.extend import extend_dump
 from stage1_teacher.dump.identity import teacher_identity
 from stage1_teacher.dump.input_files import plan_sha256
-from stage1_teacher.dump.job import Job
+from stage1_teacher.dump.job import DumpJob
 from stage1_teacher.dump.places import Note, PlaceNotes, Places
 from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.targets.resolved import ResolvedTeacher
@@ -97,7 +97,7 @@ def noted(recipe: Recipe, teacher: ResolvedTeacher, inputs: str | None) -> Prepa
 
 def plan_dump(
     recipe: Recipe, corpus: Corpus, teacher: ResolvedTeacher, claims: Claims, accept_engine: str | None
-) -> Job:
+) -> DumpJob:
     """Plan the dump unless it is planned, create it or check it, and return all of it as a job.
 
     Of processes that start at once, one plans while the others wait.
@@ -120,7 +120,17 @@ def plan_dump(
             note = Note(inputs, sha256, sorted(planned.audited), affordable, planned.first_places)
             with claims.writing_json():
                 planned.places.save(dump, note)
-    return Job(recipe, dump, manifest, planned.audited, claims, (0, 1), planned.places)
+    return DumpJob(
+        recipe=recipe,
+        folder=dump,
+        manifest=manifest,
+        claims=claims,
+        worker=(0, 1),
+        corpus=corpus,
+        teacher=teacher,
+        audited=planned.audited,
+        places=planned.places,
+    )
 
 
 def open_or_create_dump(

@@ -17,6 +17,7 @@ from schemas.storage.locations import Location
 from stage1_teacher.coordination.pipelined import one_ahead, pipelined
 from stage1_teacher.coordination.retry import retry_with_restart
 from stage1_teacher.coordination.shard_draft import Draft, sums
+from stage1_teacher.coordination.shard_work import ShardProgress, ShardWork
 from stage1_teacher.coordination.shard_writers import IN_THIS_PROCESS, Writers, Written
 from stage1_teacher.dump import audit, shard_cost
 from stage1_teacher.dump.begun import libraries
@@ -58,21 +59,6 @@ class EngineBatch(NamedTuple):
     output: EngineOutput | SparseOutput
     references: dict[int, audit.ReferenceTargets]  # of audited windows, by index in `windows`
     finished: EncodedShard | None  # the shard, with its last batch
-
-
-class ShardProgress(NamedTuple):
-    """Work done since the last report, for the progress bar and the metrics."""
-
-    documents: int
-    text_bytes: int
-    tokens: int
-    stored_bytes: int = 0  # size of the shard completed by this batch
-    committed: int | None = None  # index of that shard
-    audited: int = 0  # audited documents in that shard
-    left_out: int = 0  # documents left out of that shard
-    positions: int = 0
-    dropped: float = 0.0  # probability mass, summed over `positions`; so is `tail`
-    tail: float = 0.0
 
 
 def encode(documents: Iterable[Document], teacher: Teacher, left_out: dict[str, str]) -> Iterator[EncodedWindow]:
@@ -221,7 +207,7 @@ def _runner(teacher: Teacher) -> dict[str, str]:
 
 
 def make_shards(
-    shards: Iterable[tuple[ShardPlan, list[Document]]],
+    shards: Iterable[ShardWork],
     teacher: Teacher,
     recipe: Recipe,
     identity: dict[str, Any],
@@ -235,9 +221,7 @@ def make_shards(
     yield from writer.flush()
 
 
-def fill_shards(
-    shards: Iterable[tuple[ShardPlan, list[Document]]], writer: ShardWriter, audited: Set[str]
-) -> Iterator[ShardProgress]:
+def fill_shards(shards: Iterable[ShardWork], writer: ShardWriter, audited: Set[str]) -> Iterator[ShardProgress]:
     """Make shards as `make_shards` does, but do not wait until the last ones are written.
 
     If the engine has its own device or machine, three threads work at once: one encodes the next batch, this one drives

@@ -163,21 +163,22 @@ def generate_engine(
 
 
 def sampling_engine(
-    model: str, writer: TeacherConfig, placement: PlacementConfig
+    model: str, writer: TeacherConfig, placement: PlacementConfig, over_machines: bool = False
 ) -> tuple[Callable[[Sequence[Sequence[int]], Sequence[int], Mapping[str, Any]], list[list[int]]], Callable[[], None]]:
     """Open vLLM to write text (`stage1_teacher.generation`).
 
     Args:
         writer: with windows that hold a prompt and its completion.
+        over_machines: see `EngineRequest`.
     Returns:
         A function of (prompts, seeds, other arguments of vLLM's `SamplingParams`) that returns the tokens written after
         each prompt; and one that closes the engine.
     """
-    prepare_environment(placement.num_workers)
+    prepare_environment(placement.num_workers, over_machines)
     from vllm import LLM, SamplingParams
 
     # Completions of one prompt share what was computed of it.
-    options = engine_options(model, writer, placement) | {"enable_prefix_caching": True}
+    options = engine_options(model, writer, placement, over_machines) | {"enable_prefix_caching": True}
     if not computes_on_gpu():
         # Of a prompt in two parts vLLM takes back a draw by its generator's offset, which a CPU's generator lacks.
         tokens = max(options["max_num_batched_tokens"], options["max_model_len"])

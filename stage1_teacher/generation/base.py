@@ -30,6 +30,7 @@ class GeneratorRequest(NamedTuple):
     Attributes:
         model: a local folder or hub id; only a name for a served model.
         writer: the model's section, with windows that hold a prompt and its completion.
+        over_machines: see `stage1_teacher.engines.base.EngineRequest`.
     """
 
     model: str
@@ -37,6 +38,7 @@ class GeneratorRequest(NamedTuple):
     placement: PlacementConfig
     tokenizer: ByteTokenizer
     sampling: Sampling
+    over_machines: bool = False
 
 
 class Draw(NamedTuple):

@@ -1,35 +1,75 @@
-"""`bld generate --dry-run`: what would be written, from the recipe and the prompts, without a model."""
+"""`bld generate --dry-run`: what would be written and by which engines, from recipe and prompts, without a model."""
 
 from pipeline.config import Recipe, generate_config
 from pipeline.corpus.documents import Corpus
-from pipeline.runtime.format import count_of
+from pipeline.planning.engine_shares import describe_shares, engine_shares
+from pipeline.runtime.format import are, count_of
 from schemas import dump_files
-from schemas.storage.locations import location
+from schemas.storage.locations import Location, location
 from schemas.text_corpus import TextManifest
 from stage1_teacher.generation.writer import writer_section
 
+Line = tuple[str, str]  # what, and what is planned for it
 
-def print_plan(recipe: Recipe) -> None:
-    """Print what would be written, a line each. Raises ValueError for a recipe that would fail on any machine."""
-    config, section = generate_config(recipe), writer_section(recipe)
+
+def print_plan(recipe: Recipe, worker: tuple[int, int] | None = None, on_ray: bool = False) -> None:
+    """Print what would be written and by which engines, a line each.
+
+    Args:
+        worker: (i, n): of every n-th shard, by one engine; None: of all.
+        on_ray: by engines of a Ray cluster, which is not asked.
+    Raises:
+        ValueError: the recipe would fail on any machine.
+    """
+    config = generate_config(recipe)
+    settings = settings_lines(recipe)
     corpus = Corpus(config.prompts)
     num_prompts = sum(1 for _ in corpus.documents())
     num_shards = -(-num_prompts // config.shard_prompts)
-    most = num_prompts * config.completions
+    max_completions = num_prompts * config.completions
     left_out = ", ".join(f"{key} {number}" for key, number in corpus.counts.items() if key.startswith("left out"))
-    folder, state = location(config.path), "nothing there yet"
-    if (folder / dump_files.TEXT_MANIFEST).exists():
-        begun = TextManifest.load(folder)
-        done = len(begun.shards) - len(begun.missing(folder))
-        state = f"{done} of {count_of(len(begun.shards), 'shard')} there"
-    how = "greedy" if not config.temperature else f"temperature {config.temperature:g}, top_p {config.top_p:g}"
+    folder, state, todo = location(config.path), "nothing there yet", list(range(num_shards))
+    if (begun := _begun(folder)) is not None:
+        missing = begun.missing(folder)
+        todo = [shard.index for shard in missing]
+        state = f"{len(begun.shards) - len(missing)} of {count_of(len(begun.shards), 'shard')} there"
+    index, count = worker or (0, 1)
+    num_todo = sum(shard % count == index for shard in todo)
     lines = [
-        ("writer", f"{section.model} ({config.writer}), by {section.engine}"),
         ("prompts", f"{num_prompts:,} of {config.prompts.source}" + (f"; {left_out}" if left_out else "")),
-        ("completions", f"{config.completions} each, {most:,} in all, of at most {config.max_new_tokens:,} tokens"),
-        ("sampling", f"{how}, seed {config.seed}"),
-        ("at most", f"{most * config.max_new_tokens:,} tokens written"),
+        *settings,
+        ("in all", f"{max_completions:,} completions, at most {max_completions * config.max_new_tokens:,} tokens"),
         (config.path, f"{count_of(num_shards, 'shard')} of up to {count_of(config.shard_prompts, 'prompt')}; {state}"),
+        ("engines", _engines(recipe, num_todo, worker, on_ray)),
     ]
     for what, said in lines:
         print(f"{what}: {said}")
+
+
+def settings_lines(recipe: Recipe) -> list[Line]:
+    """Return what the recipe alone says of the text. Raises ValueError for one that would fail on any machine."""
+    config, section = generate_config(recipe), writer_section(recipe)
+    how = "greedy" if not config.temperature else f"temperature {config.temperature:g}, top_p {config.top_p:g}"
+    return [
+        ("writer", f"{section.model} ({config.writer}), by {section.engine}"),
+        ("completions", f"{config.completions} of each prompt, of at most {config.max_new_tokens:,} tokens"),
+        ("sampling", f"{how}, seed {config.seed}"),
+    ]
+
+
+def _begun(folder: Location) -> TextManifest | None:
+    return TextManifest.load(folder) if (folder / dump_files.TEXT_MANIFEST).exists() else None
+
+
+def _engines(recipe: Recipe, num_shards: int, worker: tuple[int, int] | None, on_ray: bool) -> str:
+    """Return which engines write the shards that are to be written."""
+    shards = f"{count_of(num_shards, 'shard')} {are(num_shards)} to be written"
+    if worker is not None:
+        return f"{shards} by worker {worker[0]} of {worker[1]}, with one engine"
+    if on_ray:
+        fitting = recipe.placement.max_engines
+        return f"{shards} by engines on a Ray cluster, " + ("as many as fit" if fitting is None else f"up to {fitting}")
+    shares = engine_shares(recipe.with_values(teacher=writer_section(recipe)))
+    engines = describe_shares(recipe, shares)
+    enough = f", of which {count_of(num_shards, 'engine')} will do" if 0 < num_shards < len(shares) else ""
+    return f"{shards} by {engines}{enough}"

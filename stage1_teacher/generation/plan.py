@@ -1,48 +1,60 @@
 """The plan of a written corpus, a pure function of prompts and recipe, and the identity it is checked against."""
 
-import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from pipeline.config import GenerateConfig, Recipe
+from pipeline.config import GenerateConfig, Recipe, generate_config
 from pipeline.config.identity import identity_differences, identity_values
-from pipeline.corpus.digest import document_digest
-from pipeline.corpus.documents import Corpus, Document
+from pipeline.corpus.documents import Corpus, DocumentReader
 from pipeline.runtime.format import count_of
 from pipeline.sources.file_hash import weights_sha256
 from schemas import dump_files
 from schemas.manifest import ShardPlan
 from schemas.storage.locations import Location, names_below
 from schemas.text_corpus import TextManifest
-from stage1_teacher.dump.shard_plan import code_sha256
+from stage1_teacher.coordination.shard_work import ShardWork
+from stage1_teacher.dump.places import PlaceNotes, Places
+from stage1_teacher.dump.shard_plan import code_sha256, corpus_sha256, documents_sha256
 from stage1_teacher.engines.registry import engine_name
 from stage1_teacher.generation.writer import Writer
 
+_NEW_PATH = "Give a new generate.path, or delete that folder to start again."
 # Keys of the section that do not decide what is written, or are held otherwise.
 _ELSEWHERE = ("path", "prompts", "writer", "engine", "served_model")
 
 
-def shards_of(corpus: Corpus, shard_prompts: int) -> Iterator[list[Document]]:
-    """Yield the prompts of each shard."""
-    documents = corpus.documents()
-    while group := list(islice(documents, shard_prompts)):
-        yield group
+def plan_text(recipe: Recipe, writer: Writer, corpus: Corpus, renew: Callable[[], None]) -> tuple[TextManifest, Places]:
+    """Read the prompts once and plan their shards; returns the plan, and where each shard begins.
 
-
-def plan_text(recipe: Recipe, config: GenerateConfig, writer: Writer, corpus: Corpus) -> TextManifest:
-    """Read the prompts once and plan their shards."""
+    Args:
+        renew: called after each shard, to keep a claim alive.
+    """
     shards: list[ShardPlan] = []
-    first = 0
-    for index, documents in enumerate(shards_of(corpus, config.shard_prompts)):
-        digest = hashlib.sha256(b"".join(map(document_digest, documents))).hexdigest()
-        num_bytes, folder = sum(len(document.text) for document in documents), dump_files.part_folder(index)
-        shards.append(ShardPlan(index, first, len(documents), num_bytes, digest, folder))
+    config, first, notes = generate_config(recipe), 0, PlaceNotes()
+    prompts = notes.passing(corpus.placed())
+    while documents := list(islice(prompts, config.shard_prompts)):
+        index, num_bytes = len(shards), sum(len(document.text) for document in documents)
+        folder = dump_files.part_folder(index)
+        shards.append(ShardPlan(index, first, len(documents), num_bytes, documents_sha256(documents), folder))
+        notes.close(shards[-1])
         first += len(documents)
-    prompts = hashlib.sha256(json.dumps([shard.sha256 for shard in shards]).encode()).hexdigest()
-    identity = text_identity(recipe, config, writer, prompts)
-    return TextManifest(identity=identity, prompt_counts=dict(corpus.counts), shards=tuple(shards))
+        renew()
+    identity = text_identity(recipe, config, writer, corpus_sha256(shards))
+    return TextManifest(identity=identity, prompt_counts=dict(corpus.counts), shards=tuple(shards)), notes.places()
+
+
+def read_prompts(shards: Iterable[ShardPlan], reader: DocumentReader, places: Places) -> Iterator[ShardWork]:
+    """Yield each shard with its prompts. Raises ValueError if they have changed."""
+    for shard in shards:
+        prompts = reader.read(places.start(shard.index), shard.num_documents, places.filtered(shard.index))
+        if documents_sha256(prompts) != shard.sha256:
+            raise ValueError(
+                f"the prompts have changed since their shards were planned: shard {shard.index} holds others "
+                f"({shard.first_document} to {shard.first_document + shard.num_documents}). Restore them, or give a "
+                "new generate.path."
+            )
+        yield shard, prompts
 
 
 def text_identity(recipe: Recipe, config: GenerateConfig, writer: Writer, prompts: str) -> dict[str, Any]:
@@ -85,20 +97,23 @@ def create_or_check(folder: Location, ours: TextManifest) -> TextManifest:
 
     Raises ValueError if the folder holds something else; names each field that differs.
     """
-    new_path = "Give a new generate.path, or delete that folder to start again."
     if (folder / dump_files.MANIFEST).exists():
-        raise ValueError(f"{folder} holds a dump. {new_path}")
+        raise ValueError(f"{folder} holds a dump. {_NEW_PATH}")
     if not (folder / dump_files.TEXT_MANIFEST).exists():
         orphans = [name for name in names_below(folder / dump_files.SHARDS) if name.endswith(dump_files.SHARD_SUFFIX)]
         if orphans:
             raise ValueError(
                 f"{folder} holds {count_of(len(orphans), 'shard')} but no {dump_files.TEXT_MANIFEST} to say what they "
-                f"are. Restore it. {new_path}"
+                f"are. Restore it. {_NEW_PATH}"
             )
         ours.save(folder)
         return ours
     theirs = TextManifest.load(folder)
-    differences = identity_differences(theirs.identity, ours.identity)
-    if differences:
-        raise ValueError(f"{folder} holds other text: {'; '.join(differences)}. {new_path}")
+    require_identity(folder, theirs.identity, ours.identity)
     return theirs
+
+
+def require_identity(folder: Location, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raise ValueError, naming each field that differs, unless the identities are equal."""
+    if differences := identity_differences(theirs, ours):
+        raise ValueError(f"{folder} holds other text: {'; '.join(differences)}. {_NEW_PATH}")

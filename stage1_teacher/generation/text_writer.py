@@ -1,84 +1,133 @@
 """The path from prompts to a committed shard of text: encode, generate, keep or leave out, write."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.config import GenerateConfig, Recipe
+from pipeline.config import Recipe, generate_config
 from pipeline.corpus.documents import Document
+from pipeline.runtime import log
+from pipeline.runtime.dtypes import slow_dtype
+from schemas import dump_files
 from schemas.manifest import ShardPlan
-from schemas.storage.locations import Location
+from schemas.storage.locations import location
 from schemas.text_corpus import TextManifest, WrittenText, commit_text_shard
 from stage1_teacher.coordination.retry import retry_with_restart
+from stage1_teacher.coordination.shard_work import ShardProgress, ShardWork
 from stage1_teacher.dump.begun import libraries
 from stage1_teacher.generation.base import Draw, Drawn
 from stage1_teacher.generation.completions import DUPLICATE, LeftOutError, make_row
+from stage1_teacher.generation.plan import require_identity, text_identity
 from stage1_teacher.generation.prompts import Prompt, encode_prompts, seed_of
 from stage1_teacher.generation.registry import OpenGenerator
 from stage1_teacher.generation.segmentation import Counts, add_counts, count_own
-from stage1_teacher.generation.writer import Writer
+from stage1_teacher.generation.writer import Writer, generator_request, resolve_writer
 
 Wanted = tuple[Prompt, int]  # a prompt, and the number of its completion
-Report = Callable[[int, int, int], None]  # prompts, their bytes, tokens written
+
+
+class TextTask(NamedTuple):
+    """The part of a written corpus's settings that an engine needs."""
+
+    recipe: Recipe
+    identity: dict[str, Any]
+
+    def check(self, place: str) -> None:
+        config = generate_config(self.recipe)
+        folder = location(config.path)
+        if not (folder / dump_files.TEXT_MANIFEST).exists():
+            raise ValueError(
+                f"{place} cannot find {folder}: generate.path must be a folder that all machines share under the same "
+                "path, or an address (s3://bucket/folder)"
+            )
+        ours = text_identity(self.recipe, config, resolve_writer(self.recipe), self.identity["prompts"]["sha256"])
+        require_identity(folder, TextManifest.load(folder).identity, ours)
+
+    @contextmanager
+    def open(self, over_machines: bool = False) -> Iterator["TextWriter"]:
+        with self.open_resolved(resolve_writer(self.recipe), over_machines) as opened:
+            yield opened
+
+    @contextmanager
+    def open_resolved(self, writer: Writer, over_machines: bool = False) -> Iterator["TextWriter"]:
+        """Open the engine of a writer that has been looked up."""
+        if not writer.section.engine_spec.served and (slow := slow_dtype("teacher.dtype", writer.section.dtype)):
+            log.warning(slow)
+        request = generator_request(writer, self.recipe)._replace(over_machines=over_machines)
+        with closing(OpenGenerator(request)) as generator:
+            yield TextWriter(self, writer, generator)
 
 
 class TextWriter:
     """Writes shards of text with an opened generator."""
 
-    def __init__(
-        self, recipe: Recipe, config: GenerateConfig, writer: Writer, generator: OpenGenerator, folder: Location
-    ) -> None:
-        self._recipe, self._config, self._writer = recipe, config, writer
-        self._generator, self._folder = generator, folder
+    def __init__(self, task: "TextTask", writer: Writer, generator: OpenGenerator) -> None:
+        self._config, self._identity = generate_config(task.recipe), task.identity
+        self._writer, self._generator = writer, generator
+        self._max_failures = task.recipe.placement.max_engine_failures
+        self._folder = location(self._config.path)
 
-    def write(self, shard: ShardPlan, documents: Sequence[Document], manifest: TextManifest, report: Report) -> int:
-        """Write a shard, unless it exists; returns its size in bytes."""
+    def make(self, shards: Iterable[ShardWork]) -> Iterator[ShardProgress]:
+        """Write shards, unless they exist, and yield what each batch added; each is committed before the next."""
+        for shard, documents in shards:
+            yield from self._write(shard, documents)
+
+    def flush(self) -> Iterator[ShardProgress]:
+        return iter(())
+
+    def _write(self, shard: ShardPlan, documents: Sequence[Document]) -> Iterator[ShardProgress]:
         left_out: dict[str, str] = {}
         prompts = list(encode_prompts(documents, self._writer, self._config, left_out))
-        report(len(left_out), sum(len(d.text) for d in documents if d.doc_id in left_out), 0)
+        yield ShardProgress(len(left_out), sum(len(d.text) for d in documents if d.doc_id in left_out), 0)
         sizes = {document.doc_id: len(document.text) for document in documents}
         wanted = [(prompt, number) for prompt in prompts for number in range(self._config.completions)]
-        rows: list[WrittenText] = []
-        counts: Counter[str] = Counter()
-        reasons: dict[str, dict[str, Any]] = {}
-        own: Counts = {}
+        drafted = _Drafted()
         said: tuple[str, set[object]] = ("", set())  # a prompt, and its completions so far
         for at in range(0, len(wanted), self._generator.generator.batch_prompts):
             batch = wanted[at : at + self._generator.generator.batch_prompts]
+            finished = tokens = num_bytes = 0
             for (prompt, number), drawn in zip(batch, self._drawn(batch), strict=True):
-                counts["completions"] += 1
-                counts["written_tokens"] += len(drawn.tokens) + drawn.is_ended
                 said = said if said[0] == prompt.doc_id else (prompt.doc_id, set())
-                try:
-                    row = self._row(prompt, number, drawn, said[1])
-                except LeftOutError as error:
-                    _count_reason(reasons, str(error), f"{prompt.doc_id}/{number}")
-                else:
-                    rows.append(row)
-                    add_counts(own, count_own(prompt.text.encode(), drawn.tokens, self._writer.tokenizer))
-                    counts["ended"] += row.is_finished
-                is_last = number == self._config.completions - 1
-                report(is_last, sizes[prompt.doc_id] * is_last, len(drawn.tokens))
-        counts["prompt_tokens"] = sum(len(prompt.tokens) for prompt in prompts)
+                self._take(drafted, prompt, number, drawn, said[1])
+                tokens += len(drawn.tokens) + drawn.is_ended
+                if number == self._config.completions - 1:
+                    finished, num_bytes = finished + 1, num_bytes + sizes[prompt.doc_id]
+            yield ShardProgress(finished, num_bytes, tokens)
         counted = {
             "prompts": len(documents),
-            "kept": len(rows),
-            "supervised_bytes": sum(_num_written_bytes(row) for row in rows),
-            **{key: counts[key] for key in ("completions", "ended", "prompt_tokens", "written_tokens")},
-            "segmentation": own,
+            "kept": len(drafted.rows),
+            "supervised_bytes": sum(_num_written_bytes(row) for row in drafted.rows),
+            **{key: drafted.counts[key] for key in ("completions", "ended", "written_tokens")},
+            "prompt_tokens": sum(len(prompt.tokens) for prompt in prompts),
+            "segmentation": drafted.own,
             "left_out_prompts": _grouped(left_out),
-            "left_out_completions": reasons,
+            "left_out_completions": drafted.reasons,
             "engine": self._generator.generator.name,
             "libraries": libraries(),
             "documents_sha256": shard.sha256,
         }
-        return commit_text_shard(rows, shard.path(self._folder), manifest.identity, counted)
+        stored = commit_text_shard(drafted.rows, shard.path(self._folder), self._identity, counted)
+        yield ShardProgress(0, 0, 0, stored_bytes=stored, committed=shard.index, left_out=len(left_out))
+
+    def _take(self, drafted: "_Drafted", prompt: Prompt, number: int, drawn: Drawn, said: set[object]) -> None:
+        """Add a completion to a shard, as a row or to those that are left out."""
+        drafted.counts["completions"] += 1
+        drafted.counts["written_tokens"] += len(drawn.tokens) + drawn.is_ended
+        try:
+            row = self._row(prompt, number, drawn, said)
+        except LeftOutError as error:
+            _count_reason(drafted.reasons, str(error), f"{prompt.doc_id}/{number}")
+            return
+        drafted.rows.append(row)
+        drafted.counts["ended"] += row.is_finished
+        add_counts(drafted.own, count_own(prompt.text.encode(), drawn.tokens, self._writer.tokenizer))
 
     def _drawn(self, batch: Sequence[Wanted]) -> list[Drawn]:
         draws = [Draw(prompt.tokens, seed_of(self._config.seed, prompt.doc_id, number)) for prompt, number in batch]
-        max_failures = self._recipe.placement.max_engine_failures
-        return retry_with_restart(self._generator, partial(self._generator.generate, draws), max_failures)
+        return retry_with_restart(self._generator, partial(self._generator.generate, draws), self._max_failures)
 
     def _row(self, prompt: Prompt, number: int, drawn: Drawn, said: set[object]) -> WrittenText:
         """Make a completion's row. Raises LeftOutError, also if an earlier one of the prompt says the same."""
@@ -89,6 +138,16 @@ class TextWriter:
             raise LeftOutError(DUPLICATE)
         said.add(content)
         return row
+
+
+@dataclass
+class _Drafted:
+    """A shard that is being written."""
+
+    rows: list[WrittenText] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, dict[str, Any]] = field(default_factory=dict)
+    own: Counts = field(default_factory=dict)
 
 
 def _num_written_bytes(row: WrittenText) -> int:

@@ -30,7 +30,8 @@ class VllmGenerator:
             "stop_token_ids": list(sampling.ends),
             "ignore_eos": True,  # the ends are those of the recipe
         }
-        self._sample, self._close = sampling_engine(request.model, request.writer, request.placement)
+        model = (request.model, request.writer, request.placement, request.over_machines)
+        self._sample, self._close = sampling_engine(*model)
 
     def generate(self, draws: Sequence[Draw]) -> list[Drawn]:
         written = self._sample([draw.prompt for draw in draws], [draw.seed for draw in draws], self._options)

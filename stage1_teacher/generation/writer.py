@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.config import GenerateConfig, Recipe, TeacherConfig, generate_config, student_config
+from pipeline.config import Recipe, TeacherConfig, generate_config, student_config
 from pipeline.dumps.licence import find_licence
 from pipeline.runtime.huggingface import check_positions, load_config
 from pipeline.runtime.model_source import ModelSource
@@ -91,8 +91,9 @@ def resolve_writer(recipe: Recipe) -> Writer:
     return Writer(section, model.source, tokenizer, chat, ids, licence)
 
 
-def generator_request(writer: Writer, recipe: Recipe, config: GenerateConfig) -> GeneratorRequest:
+def generator_request(writer: Writer, recipe: Recipe) -> GeneratorRequest:
     """Return what a generator of this writer is opened with."""
+    config = generate_config(recipe)
     sampling = Sampling(
         config.max_new_tokens, config.temperature, config.top_p, config.top_k, config.stop, tuple(writer.ids.ends)
     )

@@ -14,8 +14,8 @@ from pipeline.planning.engine_shares import Share
 from pipeline.runtime import log
 from pipeline.runtime.child_processes import child_environment
 from pipeline.runtime.devices import num_cores
-from stage1_teacher.dump.job import ShardWork
-from stage1_teacher.processes.messages import Failed, Message, Task
+from stage1_teacher.coordination.shard_work import ShardWork, Task
+from stage1_teacher.processes.messages import Failed, Message
 from stage1_teacher.processes.shard_queue import Attempt, Attempts
 
 # By a call, not as a module: its classes would be those of `__main__`. -P: an operator's folder may hold our names.

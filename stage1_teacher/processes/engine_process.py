@@ -4,23 +4,16 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any
 
 from pipeline.runtime import log, metrics
 from pipeline.runtime.termination import Terminated, terminable
-from schemas.manifest import Manifest
-from schemas.storage.locations import location
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.coordination.shard_writers import open_writers
-from stage1_teacher.dump.check_resumed import check_resumed
-from stage1_teacher.dump.job import ShardWork
-from stage1_teacher.dump.shard_writer import make_shards
-from stage1_teacher.processes.messages import Ask, Failed, Made, Message, Ready, Task
-from stage1_teacher.targets.opening import open_teacher
-from stage1_teacher.targets.resolved import load_tokenizer
+from stage1_teacher.coordination.shard_work import ShardWork, Task, make_all
+from stage1_teacher.processes.messages import Ask, Failed, Made, Message, Ready
 
 _STOPPED, _FAILED = 143, 1
 _COUNTED = ("engine", "request", "writer")  # failures that are counted where they happen
@@ -79,23 +72,19 @@ def main() -> None:
             traceback.print_exc()
         text = str(error) if known else f"{type(error).__name__}: {error}".removesuffix(": ")
         with suppress(ParentGoneError):
-            parent.send(Failed(text, ends_dump=known and not isinstance(error, EngineError)))
+            parent.send(Failed(text, ends_all=known and not isinstance(error, EngineError)))
         raise SystemExit(_FAILED) from None
 
 
 def serve(parent: Parent) -> None:
     """Make shards until there are no more."""
-    recipe, identity, audited = parent.task()
-    dump = location(recipe.dump.path)
-    with open_teacher(recipe, *load_tokenizer(recipe), branches=bool(audited)) as teacher:
-        check_resumed(dump, Manifest.load(dump), teacher)
+    with parent.task().open() as engine:
         parent.send(Ready())
         known = _failures()
-        with closing(open_writers(recipe.placement)) as writers:
-            for shards in parent.passes():
-                for made in make_shards(shards, teacher, recipe, identity, dump, audited, writers):
-                    before, known = known, _failures()
-                    parent.send(Made(made, known - before))
+        for shards in parent.passes():
+            for made in make_all(engine, shards):
+                before, known = known, _failures()
+                parent.send(Made(made, known - before))
 
 
 def _failures() -> Counter[str]:

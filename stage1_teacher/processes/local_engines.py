@@ -1,7 +1,7 @@
 """Engines of this machine, a process each, with shards assigned to whichever is free.
 
-This process plans the dump, claims shards, reads the corpus and hands out shards with their documents, as on a cluster;
-it holds no engine itself. An engine's process commits its shards to the dump; only counts come back. A lost engine's
+This process plans, claims shards, reads the corpus and hands out shards with their documents, as on a cluster; it holds
+no engine itself. An engine's process commits its shards to the folder; only counts come back. A lost engine's
 shards are assigned again, to any other.
 """
 
@@ -21,14 +21,12 @@ from pipeline.runtime.format import count_of
 from schemas import dump_files
 from schemas.storage.atomic import is_left_over
 from stage1_teacher.coordination.retry import EngineError
+from stage1_teacher.coordination.shard_job import Job, OpenShardMaker
+from stage1_teacher.coordination.shard_work import ShardMaker, ShardProgress, ShardWork
 from stage1_teacher.coordination.shard_writers import num_writers
-from stage1_teacher.dump.job import Job, OpenShardMaker, ShardMaker, ShardWork
-from stage1_teacher.dump.run import this_process
-from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.processes.child import EngineChild
-from stage1_teacher.processes.messages import Ask, Failed, Made, Message, Ready, Task
+from stage1_teacher.processes.messages import Ask, Failed, Made, Message, Ready
 from stage1_teacher.processes.shard_queue import ShardQueue
-from stage1_teacher.targets.resolved import ResolvedTeacher
 
 _POLL_SECONDS = 0.5  # the longest wait for a message before the processes are looked at
 _GRACE_SECONDS = 15.0  # for engines to free what they hold, before they are killed
@@ -42,15 +40,17 @@ def machine_engines() -> Iterator[OpenShardMaker]:
 
 
 @contextmanager
-def _open_engines(job: Job, teacher: ResolvedTeacher) -> Iterator[ShardMaker]:
+def _open_engines(job: Job) -> Iterator[ShardMaker]:
     shares = engine_shares(job.recipe)
     if shares[0] or len(shares) > 1:
-        log.info(f"{job.dump}: {describe_shares(job.recipe, shares)}", engines=len(shares))
+        log.info(f"{job.folder}: {describe_shares(job.recipe, shares)}", engines=len(shares))
     num_missing = len(job.missing())
     if 1 < num_missing < len(shares):
-        log.info(f"{job.dump}: {count_of(num_missing, 'shard')} to make, so {count_of(num_missing, 'engine')} will do")
+        log.info(
+            f"{job.folder}: {count_of(num_missing, 'shard')} to make, so {count_of(num_missing, 'engine')} will do"
+        )
     if min(len(shares), num_missing) == 1:
-        with this_process(job, teacher) as make:
+        with job.open_here() as make:
             yield make
         return
     engines = LocalEngines(job, shares[:num_missing])
@@ -80,7 +80,7 @@ class LocalEngines:
     def __init__(self, job: Job, shares: Sequence[Share]) -> None:
         self._job, self._num_engines = job, len(shares)
         self._max_failures = job.recipe.placement.max_engine_failures
-        self._task = Task(_with_writers(job.recipe, shares), job.manifest.identity, job.audited)
+        self._task = job.task(_with_writers(job.recipe, shares))
         self._losses = [0] * len(shares)  # in a row, by engine
         self._lost_shards: set[int] = set()
         self._idle: list[EngineChild] = []
@@ -130,12 +130,12 @@ class LocalEngines:
         match message:
             case Ready():
                 child.ready = True
-                log.info(f"{self._job.dump}: {child.name} is ready")
+                log.info(f"{self._job.folder}: {child.name} is ready")
             case Ask(is_idle=True):
                 self._idle.append(child)
             case Ask():
                 child.give(None if queue is None else queue.next(is_idle=False))
-            case Failed(error, ends_dump=True):
+            case Failed(error, ends_all=True):
                 raise ValueError(error)
             case Made(progress, failures):
                 for kind, number in failures.items():
@@ -168,7 +168,7 @@ class LocalEngines:
         what = f"{child.name} {'is lost' if child.ready else 'failed to start'}: {why}"
         then = "it is started again" if again else f"{count_of(len(self._children), 'engine')} left"
         printed = "" if child.failed or not child.last_lines else "; its last lines:\n" + "\n".join(child.last_lines)
-        log.warning(f"{self._job.dump}: {what}; {then}{printed}", engine=child.number)
+        log.warning(f"{self._job.folder}: {what}; {then}{printed}", engine=child.number)
         if queue is not None:
             for attempt in child.attempts:
                 queue.fail(attempt, why)
@@ -180,8 +180,8 @@ class LocalEngines:
 
     def _remove_partials(self) -> None:
         """Remove what killed engines had begun to write. Only they wrote those shards, which this process claimed."""
-        if self._lost_shards and isinstance(self._job.dump, Path):
-            for path in chain.from_iterable(map(self._job.dump.glob, dump_files.PARTIAL_FILES)):
+        if self._lost_shards and isinstance(self._job.folder, Path):
+            for path in chain.from_iterable(map(self._job.folder.glob, dump_files.PARTIAL_FILES)):
                 if dump_files.part_index(path.name) in self._lost_shards and is_left_over(path):
                     path.unlink(missing_ok=True)
 

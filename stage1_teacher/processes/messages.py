@@ -1,23 +1,14 @@
-"""Messages between the process that an operator started and the process of an engine; and the engine's task.
+"""Messages between the process that an operator started and the process of an engine.
 
-The engine's process sends `Ready` once, then `Ask` for each shard and `Made` after each batch. The answer to `Ask` is a
-shard with its documents, or None: there is none now, so make what you have and ask again as idle. `Failed` is the last
-thing that it sends.
+The engine's process is first given its task. It sends `Ready` once, then `Ask` for each shard and `Made` after each
+batch. The answer to `Ask` is a shard with its documents, or None: there is none now, so make what you have and ask
+again as idle. `Failed` is the last thing that it sends.
 """
 
-from collections.abc import Mapping, Set
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from pipeline.config import Recipe
-from stage1_teacher.dump.shard_writer import ShardProgress
-
-
-class Task(NamedTuple):
-    """The part of a dump's settings that an engine needs."""
-
-    recipe: Recipe
-    identity: dict[str, Any]
-    audited: Set[str]
+from stage1_teacher.coordination.shard_work import ShardProgress
 
 
 class Ready(NamedTuple):
@@ -49,11 +40,11 @@ class Failed(NamedTuple):
     """The engine's process gives up.
 
     Attributes:
-        ends_dump: any other engine would meet the same error: a wrong setting, a dump that cannot be written.
+        ends_all: any other engine would meet the same error: a wrong setting, a folder that cannot be written.
     """
 
     error: str
-    ends_dump: bool
+    ends_all: bool
 
 
 Message = Ready | Ask | Made | Failed

@@ -10,7 +10,7 @@ from pipeline.corpus.documents import Document
 from pipeline.runtime.format import count_of
 from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.dump.shard_writer import ShardProgress
+from stage1_teacher.coordination.shard_work import ShardProgress
 
 _MAX_COPIES = 2  # engines working on one shard
 _NOTHING = ShardProgress(0, 0, 0)

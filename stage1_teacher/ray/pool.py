@@ -1,7 +1,7 @@
 """Engines on a Ray cluster; the only module that imports ray.
 
-This process, the driver, plans the dump, claims shards, reads the corpus and assigns shards with their documents to
-engines. An engine is an actor that makes a shard and commits it to the dump itself; only counts come back. Ray places
+This process, the driver, plans, claims shards, reads the corpus and assigns shards with their documents to engines. An
+engine is an actor that makes a shard and commits it to the folder itself; only counts come back. Ray places
 the engines, carries the calls and reports lost engines: a lost engine's shard is the next to be assigned, and a new
 engine is started. An engine with nothing else to do also makes the oldest shard that another one is working on; the
 first commit counts. That second copy is why Ray's own retries (`max_restarts`, `max_task_retries`, `ActorPool`,
@@ -21,13 +21,12 @@ from pipeline.runtime.child_processes import end_children_with_me
 from pipeline.runtime.format import count_of
 from pipeline.runtime.termination import terminable
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.dump.job import Job, OpenShardMaker, ShardMaker, ShardWork
-from stage1_teacher.dump.shard_writer import ShardProgress
+from stage1_teacher.coordination.shard_job import Job, OpenShardMaker
+from stage1_teacher.coordination.shard_work import ShardMaker, ShardProgress, ShardWork
 from stage1_teacher.engines.base import DRIVER_SHARE
 from stage1_teacher.processes.shard_queue import Attempts, ShardQueue
-from stage1_teacher.ray.actor import ClusterEngine, Task, code_sha256
+from stage1_teacher.ray.actor import ClusterEngine, ClusterTask, code_sha256
 from stage1_teacher.ray.resources import cross_machine_warning, engine_resources, with_writers
-from stage1_teacher.targets.resolved import ResolvedTeacher
 
 _POLL_SECONDS = 1.0  # the longest wait for an engine before the cluster's size is checked again
 
@@ -45,7 +44,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     ray = import_ray()
     if address is not None and address.startswith("ray://"):
         raise ValueError(
-            f"--address {address}: run the dump on a machine of the cluster (also with `ray job submit`), with "
+            f"--address {address}: run the command on a machine of the cluster (also with `ray job submit`), with "
             "--address auto"
         )
     end_children_with_me()  # a cluster started here ends with this dump
@@ -92,7 +91,7 @@ def cluster_engines(address: str | None) -> Iterator[OpenShardMaker]:
 
 
 @contextmanager
-def ray_engines(job: Job, _: ResolvedTeacher, ray: Any) -> Iterator[ShardMaker]:
+def ray_engines(job: Job, ray: Any) -> Iterator[ShardMaker]:
     """Yield what has shards made by the cluster's engines. Raises ValueError if no engine fits on the cluster."""
     yield ClusterEngines(ray, job).make
 
@@ -105,7 +104,7 @@ def import_ray() -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(
             "--ray: Ray is not installed. Run `pip install 'byte-level-distillation[ray]'` on every machine of the "
-            "cluster; without Ray, start `bld teacher` with --worker I/N on each machine"
+            "cluster; without Ray, start the command with --worker I/N on each machine"
         ) from error
     return ray
 
@@ -122,14 +121,11 @@ class ClusterEngines:
         machines = self._machines()
         self._resources = engine_resources(job.recipe, machines)
         if (warning := cross_machine_warning(self._resources, self._placement.tensor_parallel, machines)) is not None:
-            log.warning(f"{job.dump}: {warning}")
+            log.warning(f"{job.folder}: {warning}")
         self._num_shards = self._num_at_first = len(job.missing())
-        identity, accepted = job.manifest.identity, job.manifest.accepted_engines
+        task = job.task(with_writers(job.recipe, self._resources, machines))
         over_machines = self._resources.over_machines
-        recipe = with_writers(job.recipe, self._resources, machines)
-        self._task = ray.put(
-            Task(recipe, identity, accepted, job.audited, str(Path.cwd()), code_sha256(), over_machines)
-        )
+        self._task = ray.put(ClusterTask(task, str(Path.cwd()), code_sha256(), over_machines))
         self._starting: dict[Any, Any] = {}  # pending call of `open`: its engine
         self._idle: list[Any] = []
         self._working: dict[Any, Any] = {}  # running call of `make` or `flush`: its engine
@@ -141,7 +137,7 @@ class ClusterEngines:
             raise ValueError(
                 f"no engine fits on the Ray cluster: it needs {self._resources}, and the machines have "
                 f"{'; '.join(map(_described, machines))}. Add a machine, or set placement.engine_gpus and "
-                "placement.engine_cpus; with placement.max_engines set, the dump waits for machines to join"
+                "placement.engine_cpus; with placement.max_engines set, the command waits for machines to join"
             )
 
     def make(self, shards: Iterator[ShardWork]) -> Iterator[ShardProgress]:
@@ -234,12 +230,12 @@ class ClusterEngines:
                     f"{why}. Fix the cause (if it is memory, lower placement.gpu_memory) and rerun the same "
                     "command."
                 ) from error
-            log.warning(f"{self._job.dump}: an engine failed to start ({why}); starting another")
+            log.warning(f"{self._job.folder}: an engine failed to start ({why}); starting another")
             return
         self._failed_starts = 0
         self._idle.append(engine)
         self._attempts[engine] = Attempts()
-        log.info(f"{self._job.dump}: an engine is ready in {self._places[engine]}; {len(self._places)} now")
+        log.info(f"{self._job.folder}: an engine is ready in {self._places[engine]}; {len(self._places)} now")
 
     def _collect_made(self, call: Any, queue: ShardQueue) -> Iterator[ShardProgress]:
         engine = self._working[call]
@@ -254,7 +250,7 @@ class ClusterEngines:
             del self._working[call]
             place, lost = self._places.pop(engine), list(self._attempts.pop(engine))
             again = _assigned_again([attempt.shard.plan.index for attempt in lost])
-            log.warning(f"{self._job.dump}: the engine in {place} is lost ({why}){again}")
+            log.warning(f"{self._job.folder}: the engine in {place} is lost ({why}){again}")
             for attempt in lost:
                 queue.fail(attempt, why)
             return

@@ -23,7 +23,7 @@ from schemas.manifest import Manifest
 from stage1_teacher.calibration import calibrate
 from stage1_teacher.calibration.corpus_sample import survey
 from stage1_teacher.dump import audit, planning, shard_cost
-from stage1_teacher.dump import run as dump
+from stage1_teacher.dump.job import read_shards
 from stage1_teacher.dump.shard_writer import make_shards
 from stage1_teacher.dump.summary import summarise
 from stage1_teacher.targets.opening import open_teacher
@@ -54,7 +54,7 @@ def turns(
         folder = scratch / f"parts-{number}"
         parts = list(calibrate.dump_parts(own, teacher, recipe, folder, seconds / len(shards)))
         between = time.process_time()
-        read = dump.read_shards([shard], Corpus(recipe.corpus).reader(), planned.places)
+        read = read_shards([shard], Corpus(recipe.corpus).reader(), planned.places)
         made = make_shards(read, teacher, recipe, planned.manifest.identity, Path(recipe.dump.path), planned.audited)
         assert sum(one.stored_bytes for one in made)
         yield Turn(parts, between - before, time.process_time() - between)

@@ -29,8 +29,8 @@ from pipeline.corpus.parallel import found_in_parallel
 from schemas import dump_files, manifest
 from schemas.manifest import Manifest, ShardPlan, write_json
 from stage1_teacher.dump import audit, input_files
+from stage1_teacher.dump.job import read_shards
 from stage1_teacher.dump.places import PlaceNotes, Places
-from stage1_teacher.dump.run import read_shards
 from stage1_teacher.dump.shard_plan import plan_shards
 from tests.bench.shard_speed import memory
 

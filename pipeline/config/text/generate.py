@@ -1,11 +1,12 @@
 """Generation section: prompts, the model that continues them, and how it is sampled."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config.corpus import CorpusConfig
 from pipeline.config.section import Section
+from schemas.storage.locations import check_address
 
 
 class PromptsConfig(CorpusConfig):
@@ -32,7 +33,10 @@ class PromptsConfig(CorpusConfig):
 class GenerateConfig(Section):
     """Text that a model writes, as a corpus."""
 
-    path: str = Field(description="Folder of the corpus that is written: its shards, its card.")
+    path: Annotated[str, AfterValidator(check_address)] = Field(
+        description="Folder of the corpus that is written (its shards, its card), or its address in an object store "
+        "(s3:// or gs://)."
+    )
     prompts: PromptsConfig = Field(description="Where prompts are read from, as a corpus is.")
     writer: Literal["teacher", "student"] = Field(
         "teacher", description="Who writes: the teacher, or the student as exported (student.path/export)."
@@ -77,14 +81,12 @@ class GenerateConfig(Section):
         description="Completions that reach max_new_tokens: keep them, without END, or drop them. Those that repeat "
         "themselves to the limit are dropped in any case.",
     )
-    shard_prompts: int = Field(256, ge=1, description="Prompts per shard, which is written as a whole.")
-
-    @field_validator("path")
-    @classmethod
-    def _path_is_a_folder(cls, path: str) -> str:
-        if "://" in path:
-            raise ValueError("text is written to a folder, not to an object store; copy the folder there when complete")
-        return path
+    shard_prompts: int = Field(
+        256,
+        ge=1,
+        description="Prompts per shard. One engine writes a shard as a whole, so no more engines work at once than "
+        "there are shards.",
+    )
 
     @field_validator("stop")
     @classmethod

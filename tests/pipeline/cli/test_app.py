@@ -12,7 +12,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from pipeline import cli
-from pipeline.cli.train import parse_worker
+from pipeline.cli.engines import parse_worker
 from stage1_teacher.processes.local_engines import machine_engines
 from tests.support.readable_dumps import make_dump
 
@@ -182,6 +182,7 @@ def test_a_worker_outside_its_range_is_refused(worker: str) -> None:
     assert parse_worker("1/4") == (1, 4)
 
 
+@pytest.mark.parametrize("command", ["teacher", "generate"])
 @pytest.mark.parametrize(
     ("options", "slurm", "on_all_gpus"),
     [
@@ -193,16 +194,23 @@ def test_a_worker_outside_its_range_is_refused(worker: str) -> None:
     ],
 )
 def test_a_worker_or_a_task_of_slurm_is_one_engine_and_a_command_alone_has_all_gpus(
-    recipe: str, options: tuple[str, ...], slurm: dict[str, str], on_all_gpus: bool, monkeypatch: pytest.MonkeyPatch
+    recipe: str,
+    command: str,
+    options: tuple[str, ...],
+    slurm: dict[str, str],
+    on_all_gpus: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given: list[object] = []
-    monkeypatch.setattr("stage1_teacher.dump.run.run_teacher", lambda *values: given.extend(values))
+    for function in ("dump.run.run_teacher", "generation.run.run_generate"):
+        monkeypatch.setattr(f"stage1_teacher.{function}", lambda *values: given.extend(values))
     for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    assert run_main(monkeypatch, "teacher", recipe, *options) == 0
-    assert given[1:] == [(0, 1), None, machine_engines if on_all_gpus else None]
+    assert run_main(monkeypatch, command, recipe, *options) == 0
+    accepted = [None] if command == "teacher" else []
+    assert given[1:] == [(0, 1), *accepted, machine_engines if on_all_gpus else None]
 
 
 def test_inspect_of_a_dump_is_json_when_asked(tmp_path: Path) -> None:

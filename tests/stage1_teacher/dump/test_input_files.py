@@ -21,7 +21,7 @@ READERS = (
     "stage1_teacher.dump.shard_plan.known_sha256",
     "stage1_teacher.dump.summary.check_seal",
     "stage1_teacher.dump.run.load_tokenizer",
-    "stage1_teacher.dump.run.open_teacher",
+    "stage1_teacher.dump.job.open_teacher",
 )
 
 

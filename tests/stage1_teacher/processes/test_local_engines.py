@@ -17,8 +17,8 @@ from pipeline.runtime.child_processes import child_environment, descendants
 from schemas.manifest import Manifest
 from schemas.storage.atomic import writer_name
 from stage1_teacher.coordination.retry import EngineError
+from stage1_teacher.coordination.shard_work import ShardProgress
 from stage1_teacher.dump.run import run_teacher
-from stage1_teacher.dump.shard_writer import ShardProgress
 from stage1_teacher.processes import child as child_module
 from stage1_teacher.processes.local_engines import LocalEngines, machine_engines
 from stage1_teacher.processes.shard_queue import ShardQueue
@@ -129,9 +129,9 @@ def test_an_error_that_every_engine_would_meet_ends_the_dump_in_its_words(
     tmp_path: Path, model: Path, broken_engine: Callable[[str], None]
 ) -> None:
     broken_engine(
-        "from stage1_teacher.processes import engine_process\n"
+        "from stage1_teacher.dump import job\n"
         " def broken(recipe): raise ValueError("
-        "'this tokenizer has no seventh gear')\n engine_process.load_tokenizer = broken"
+        "'this tokenizer has no seventh gear')\n job.load_tokenizer = broken"
     )
     with pytest.raises(ValueError, match="this tokenizer has no seventh gear"):
         dump_with_two(write_recipe(tmp_path, model, TEXTS[:12]))

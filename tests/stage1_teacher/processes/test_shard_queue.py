@@ -8,7 +8,7 @@ import pytest
 from pipeline.corpus.documents import Document
 from schemas.manifest import ShardPlan
 from stage1_teacher.coordination.retry import EngineError
-from stage1_teacher.dump.shard_writer import ShardProgress
+from stage1_teacher.coordination.shard_work import ShardProgress
 from stage1_teacher.processes.shard_queue import Attempt, Attempts, ShardQueue
 
 

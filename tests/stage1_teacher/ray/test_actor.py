@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Recipe
-from stage1_teacher.ray.actor import CONTENT, ROOT, ClusterEngine, Task, code_sha256
+from stage1_teacher.dump.job import DumpTask
+from stage1_teacher.ray.actor import CONTENT, ROOT, ClusterEngine, ClusterTask, code_sha256
 from tests.test_layout import PACKAGES, dotted, imports, modules
 
 RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path": "d"}}
@@ -14,7 +15,7 @@ RECIPE = {"corpus": {"source": "c"}, "teacher": {"model": "m"}, "dump": {"path":
 
 def test_a_machine_with_other_code_or_without_the_dump_refuses_to_make_shards(tmp_path: object) -> None:
     recipe = Recipe.model_validate(RECIPE | {"dump": {"path": f"{tmp_path}/elsewhere"}})
-    task = Task(recipe, {}, (), frozenset(), str(tmp_path), "another", False)
+    task = ClusterTask(DumpTask(recipe, {}, (), frozenset()), str(tmp_path), "another", False)
     with pytest.raises(ValueError, match=r"process \d+ of .* runs another release of this package"):
         ClusterEngine().open(task)
     with pytest.raises(
@@ -43,7 +44,8 @@ def test_other_code_is_other_content_not_another_report(tmp_path: Path) -> None:
 def test_whatever_an_engine_runs_is_in_that_hash_but_for_what_decides_no_content() -> None:
     paths = {dotted(path): path for path in modules(*PACKAGES)}
     run: set[str] = set()
-    found = {"stage1_teacher.ray.actor", "stage1_teacher.engines.vllm_worker"}
+    tasks = {"stage1_teacher.dump.job", "stage1_teacher.generation.text_writer"}  # which come pickled
+    found = {"stage1_teacher.ray.actor", "stage1_teacher.engines.vllm_worker", *tasks}
     while found:
         run |= found
         found = {name for module in found for name in imports(paths[module])} & paths.keys() - run
@@ -55,3 +57,4 @@ def test_whatever_an_engine_runs_is_in_that_hash_but_for_what_decides_no_content
     # took.
     assert left_out.isdisjoint({"pipeline.runtime.dtypes", "pipeline.runtime.huggingface"})
     assert left_out.isdisjoint({"stage1_teacher.dump.shard_plan", "stage1_teacher.dump.shard_writer"})
+    assert tasks.isdisjoint(left_out)

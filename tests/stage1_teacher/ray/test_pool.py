@@ -20,17 +20,22 @@ import ray.exceptions
 from pipeline.config.loading import load_recipe
 from schemas.manifest import Manifest, ShardPlan
 from schemas.storage.locations import location, names
+from schemas.text_corpus import TextManifest
 from stage1_teacher.coordination.retry import EngineError
+from stage1_teacher.coordination.shard_work import ShardProgress
 from stage1_teacher.dump.run import run_teacher
-from stage1_teacher.dump.shard_writer import ShardProgress
+from stage1_teacher.generation.run import run_generate
 from stage1_teacher.processes.shard_queue import ShardQueue
 from stage1_teacher.ray.pool import ClusterEngines, _assigned_again, cluster_engines, import_ray, ray_cluster
 from stage1_teacher.verification.verify import verify_dump
 from tests.scenarios.test_store_dump import stored
 from tests.stage1_teacher.dump.test_run import TEXTS, content, dump, write_recipe
+from tests.stage1_teacher.generation.test_run import rows_of, texts
+from tests.stage1_teacher.generation.test_run import write_recipe as write_text_recipe
 from tests.stage1_teacher.ray.test_resources import placed
+from tests.support.ascii_models import ascii_model
 from tests.support.object_store import object_store
-from tests.support.tiny import tiny_model
+from tests.support.tiny import END_OF_TEXT, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = """
@@ -60,7 +65,7 @@ ENVIRONMENT = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Return the address of a cluster with room for two engines.
 
@@ -134,6 +139,34 @@ def test_a_dump_on_two_engines_survives_that_one_is_killed_and_the_other_hangs(
     assert Manifest.load(folder) == Manifest.load(one) and not names(folder / "claims")
 
 
+def test_text_by_two_engines_of_which_one_is_killed_is_that_of_one(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ascii_model(tmp_path / "model", tiny_tokenizer(), END_OF_TEXT)
+    prompts = texts([f"the thing {i} and é" for i in range(12)])
+    settings: dict[str, Any] = {"shard_prompts": 1, "completions": 2}
+    run_generate(load_recipe(write_text_recipe(tmp_path / "one", model, prompts, **settings)))
+    killed: list[int] = []
+    collect = ClusterEngines._collect
+
+    def troubled(engines: ClusterEngines, queue: ShardQueue) -> Iterator[ShardProgress]:
+        working = [engine for engine in engines._working.values() if engine in engines._places]
+        if len(engines._places) == 2 and working and not killed:
+            killed.append(int(engines._places[working[0]].split()[1]))
+            os.kill(killed[0], signal.SIGKILL)
+        yield from collect(engines, queue)
+
+    monkeypatch.setattr(ClusterEngines, "_collect", troubled)
+    path = write_text_recipe(tmp_path / "ray", model, prompts, **settings, path="s3://bucket/written")
+    run_generate(load_recipe(path, ["placement.engine_cpus=1"]), connect=lambda: cluster_engines(cluster))
+    said, folder = capsys.readouterr().err, location("s3://bucket/written")
+    assert f"the engine in process {killed[0]} of" in said and ": complete" in said
+    tables = stored(folder)
+    found = [row for name in sorted(tables) for row in tables[name].to_pylist()]
+    assert found == rows_of(tmp_path / "one" / "text")
+    assert TextManifest.load(folder) == TextManifest.load(tmp_path / "one" / "text") and not names(folder / "claims")
+
+
 def test_without_ray_the_error_names_the_extra_and_the_way_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"byte-level-distillation\[ray\].*--worker I/N"):
@@ -168,7 +201,7 @@ def test_without_ray_the_error_names_the_extra_and_the_way_without_it(monkeypatc
             Exception("The current node timed out"),
             r"could not be started: The current node timed out. Its logs are in",
         ),
-        ("ray://h:10001", None, r"ray://h:10001: run the dump on a machine of the cluster"),
+        ("ray://h:10001", None, r"ray://h:10001: run the command on a machine of the cluster"),
     ],
 )
 def test_what_is_wrong_with_a_cluster_is_said_with_the_way_out(
@@ -262,10 +295,7 @@ def failed(cause: Exception) -> ray.exceptions.RayTaskError:
 
 def make_on(fake: FakeRay, num_shards: int = 1) -> list[int | None]:
     shards = [ShardPlan(index=i, first_document=0, num_documents=1, num_bytes=1, sha256="") for i in range(num_shards)]
-    manifest = SimpleNamespace(identity={}, accepted_engines=())
-    job: Any = SimpleNamespace(
-        recipe=placed({}, {}), manifest=manifest, audited=set(), dump="d", missing=lambda: shards
-    )
+    job: Any = SimpleNamespace(recipe=placed({}, {}), folder="d", missing=lambda: shards, task=lambda _: None)
     made = ClusterEngines(fake, job).make(iter([(shard, []) for shard in shards]))
     return [one.committed for one in made]
 
