@@ -111,7 +111,7 @@ def test_one_prompt_keeps_one_of_four_engines_and_a_worker_without_a_shard_write
     run_generate(recipe, worker=(1, 4))
     assert "1 shard is missing; other processes write the rest" in capsys.readouterr().err
     run_generate(recipe, connect=machine_engines)
-    assert len(rows_of(tmp_path / "text")) == 2
+    assert '"completions": 2,' in summary_of(tmp_path / "text")
     print_plan(recipe)
     assert "1 of 1 shard there" in capsys.readouterr().out
 
