@@ -7,6 +7,8 @@ from pipeline.runtime.format import are, count_of
 from schemas import dump_files
 from schemas.storage.locations import Location, location
 from schemas.text_corpus import TextManifest
+from stage1_teacher.dump.shard_plan import corpus_sha256
+from stage1_teacher.generation.plan import known_identity, plan_shards, require_identity
 from stage1_teacher.generation.writer import writer_section
 
 Line = tuple[str, str]  # what, and what is planned for it
@@ -19,17 +21,19 @@ def print_plan(recipe: Recipe, worker: tuple[int, int] | None = None, on_ray: bo
         worker: (i, n): of every n-th shard, by one engine; None: of all.
         on_ray: by engines of a Ray cluster, which is not asked.
     Raises:
-        ValueError: the recipe would fail on any machine.
+        ValueError: the recipe would fail on any machine, or the folder holds text by other settings.
     """
     config = generate_config(recipe)
     settings = settings_lines(recipe)
     corpus = Corpus(config.prompts)
-    num_prompts = sum(1 for _ in corpus.documents())
-    num_shards = -(-num_prompts // config.shard_prompts)
+    shards, _ = plan_shards(corpus, config.shard_prompts)
+    num_prompts, num_shards = sum(shard.num_documents for shard in shards), len(shards)
     max_completions = num_prompts * config.completions
     left_out = ", ".join(f"{key} {number}" for key, number in corpus.counts.items() if key.startswith("left out"))
     folder, state, todo = location(config.path), "nothing there yet", list(range(num_shards))
     if (begun := _begun(folder)) is not None:
+        ours = known_identity(config, corpus_sha256(shards))
+        require_identity(folder, {key: begun.identity[key] for key in ours}, ours)
         missing = begun.missing(folder)
         todo = [shard.index for shard in missing]
         state = f"{len(begun.shards) - len(missing)} of {count_of(len(begun.shards), 'shard')} there"

@@ -30,18 +30,27 @@ def plan_text(recipe: Recipe, writer: Writer, corpus: Corpus, renew: Callable[[]
     Args:
         renew: called after each shard, to keep a claim alive.
     """
+    config = generate_config(recipe)
+    shards, places = plan_shards(corpus, config.shard_prompts, renew)
+    identity = text_identity(recipe, config, writer, corpus_sha256(shards))
+    return TextManifest(identity=identity, prompt_counts=dict(corpus.counts), shards=tuple(shards)), places
+
+
+def plan_shards(
+    corpus: Corpus, shard_prompts: int, renew: Callable[[], None] = lambda: None
+) -> tuple[list[ShardPlan], Places]:
+    """Read the prompts once; returns their shards, and where each begins."""
     shards: list[ShardPlan] = []
-    config, first, notes = generate_config(recipe), 0, PlaceNotes()
+    first, notes = 0, PlaceNotes()
     prompts = notes.passing(corpus.placed())
-    while documents := list(islice(prompts, config.shard_prompts)):
+    while documents := list(islice(prompts, shard_prompts)):
         index, num_bytes = len(shards), sum(len(document.text) for document in documents)
         folder = dump_files.part_folder(index)
         shards.append(ShardPlan(index, first, len(documents), num_bytes, documents_sha256(documents), folder))
         notes.close(shards[-1])
         first += len(documents)
         renew()
-    identity = text_identity(recipe, config, writer, corpus_sha256(shards))
-    return TextManifest(identity=identity, prompt_counts=dict(corpus.counts), shards=tuple(shards)), notes.places()
+    return shards, notes.places()
 
 
 def read_prompts(shards: Iterable[ShardPlan], reader: DocumentReader, places: Places) -> Iterator[ShardWork]:
@@ -83,6 +92,13 @@ def text_identity(recipe: Recipe, config: GenerateConfig, writer: Writer, prompt
             **chats,
             **({"served_model": section.name_at_server} if served else {}),
         },
+        **known_identity(config, prompts),
+    }
+
+
+def known_identity(config: GenerateConfig, prompts: str) -> dict[str, Any]:
+    """Return the part of the identity that is known without a model."""
+    return {
         "prompts": {
             "sha256": prompts,
             "field": "messages" if config.prompts.has_chats else config.prompts.field,

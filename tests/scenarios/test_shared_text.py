@@ -114,6 +114,9 @@ def test_one_prompt_keeps_one_of_four_engines_and_a_worker_without_a_shard_write
     assert '"completions": 2,' in summary_of(tmp_path / "text")
     print_plan(recipe)
     assert "1 of 1 shard there" in capsys.readouterr().out
+    for override in ("generate.seed=1", "generate.shard_prompts=7", "generate.prompts.max_bytes=3"):
+        with pytest.raises(ValueError, match=r"text holds other text: (sampling\.s|prompts\.max_bytes)"):
+            print_plan(load_recipe(path, [override]))
 
 
 def test_processes_that_start_at_once_write_each_completion_once(alone: Path, tmp_path: Path, model: Path) -> None:

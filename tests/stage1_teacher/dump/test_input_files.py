@@ -137,7 +137,7 @@ def test_a_corpus_that_changes_while_it_is_dumped_is_not_noted_as_what_was_dumpe
 
     finish = module.finish
 
-    def grows(job: module.Job) -> None:
+    def grows(job: module.DumpJob) -> None:
         finish(job)
         write_recipe(tmp_path, model, TEXTS[:5])
 
