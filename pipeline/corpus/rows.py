@@ -137,7 +137,7 @@ def source_files(source: str, arithmetic: int = ARITHMETIC) -> tuple[str, ...] |
     for name in files:
         if suffix_of(name) not in _JSONL + TEXT + PARQUET:
             raise ValueError(f"{name}: unknown kind of file; known are {_KNOWN}")
-    for above in {above for name in files for above in _folders_above(name)}:
+    for above in {str(above): above for name in files for above in _folders_above(name)}.values():
         if is_text_corpus(above):  # else what was written and its prompt would be alike
             raise ValueError(f"{source} is a shard of the text written in {above}; give that folder as the source")
     return tuple(files)
