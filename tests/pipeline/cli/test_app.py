@@ -236,6 +236,16 @@ def test_a_plan_says_what_is_there(
     assert "2 of 3 shards done" in said and "7 steps" in said and "corpus.txt on this machine" in said
 
 
+def test_a_plan_says_what_is_written_and_that_it_is_the_corpus(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate = "generate={path: written, prompts: {source: corpus.txt}, completions: 3}"
+    assert run_main(monkeypatch, "plan", recipe, "-o", generate, "-o", "corpus.source=written") == 0
+    said = capsys.readouterr().out
+    assert "written, which `bld generate` writes" in said and "3 of each prompt, of at most 512 tokens" in said
+    assert run_main(monkeypatch, "plan", recipe, "-o", generate, "-o", "corpus.source=other") == 1
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
