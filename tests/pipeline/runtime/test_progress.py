@@ -42,3 +42,15 @@ def test_a_count_draws_a_bar_on_a_terminal_and_says_the_time_left_in_a_file(
         now[0] = 12.0
         counted.add(20)
     assert "tokens read: 40 of 80, 12 s left" in capsys.readouterr().err
+
+
+def test_the_time_left_for_prompts_is_told_by_their_number(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("pipeline.runtime.progress.time.monotonic", lambda: now[0])
+    with Progress(10, 1000, Console(file=io.StringIO()), unit="prompts") as progress:
+        now[0] = 20.0
+        progress.update(documents=4, text_bytes=900, tokens=2000, stored_bytes=70)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("4/10 prompts, 0.2 prompts/s, 100 tokens/s written, 30 s left")
