@@ -21,7 +21,9 @@ from schemas.text_corpus import TextManifest, text_shards
 from stage1_teacher.coordination import store_leases
 from stage1_teacher.coordination.shard_work import ShardProgress
 from stage1_teacher.dump.run import run_teacher
+from stage1_teacher.generation.base import Draw, Drawn
 from stage1_teacher.generation.dry_run import print_plan
+from stage1_teacher.generation.huggingface import TransformersGenerator
 from stage1_teacher.generation.run import run_generate
 from stage1_teacher.generation.writer import writer_section
 from stage1_teacher.processes import child as child_module
@@ -189,6 +191,13 @@ def test_two_processes_on_one_store_write_each_shard_once(
         puts.append(path.name)
         return create(path, data)
 
+    turns, draw = threading.Lock(), TransformersGenerator._generate
+
+    def in_turn(generator: TransformersGenerator, of_one: Draw) -> Drawn:
+        with turns:  # threads share torch's random numbers, as processes do not
+            return draw(generator, of_one)
+
+    monkeypatch.setattr(TransformersGenerator, "_generate", in_turn)
     monkeypatch.setattr(object_store, "create", counted)
     workers = [threading.Thread(target=run_generate, args=(load_recipe(recipe),)) for _ in range(2)]
     for worker in workers:
