@@ -16,7 +16,6 @@ from schemas import dump_files
 from schemas.manifest import write_json
 from schemas.storage.atomic import committed, make_folder
 from schemas.storage.locations import Location, location
-from schemas.text_corpus import TextManifest
 from stage1_teacher.coordination.shard_claims import Claims, open_claims, require_place
 from stage1_teacher.coordination.shard_job import Connect, make_missing, open_here
 from stage1_teacher.coordination.shard_work import ShardProgress
