@@ -241,7 +241,6 @@ def test_a_dry_run_says_what_would_be_written(written: Path, capsys: pytest.Capt
         (["generate.max_new_tokens=600"], "has 512 positions"),
         (["generate.engine=openai"], "needs placement.base_url"),
         (["generate.prompts.supervise={pattern: a}"], "a prompt is context as a whole"),
-        (["generate.path=s3://bucket/text"], "not to an object store"),
         (["generate.stop=['']"], "at least 1 character|a stop text is empty"),
         (["generate.completions=2", "generate.temperature=0"], "temperature 0 always gives the same one"),
     ],
