@@ -73,6 +73,7 @@ ORDER = (*SHARED, *GROUND, *TEACHER, *CHECKS, *STUDENT, *ROOF)
 MAX_MODULES = 15
 MAX_PARAMETERS = 6
 MANY_PARAMETERS = {  # functions that have more, and why
+    "pipeline/cli/generation.py: generate": "a command, which has its options",
     "stage1_teacher/inputs/chat_windows.py: cut_chat": "a chat, what writes it, how it is cut, what of it is learned",
     "stage1_teacher/inputs/turn_windows.py: cut_conversation": "those of `cut_chat`",
     "stage1_teacher/dump/shard_writer.py: make_shards": "what its callers hold, each part from another place",

@@ -243,7 +243,7 @@ def test_a_plan_says_what_is_written_and_that_it_is_the_corpus(
     assert run_main(monkeypatch, "plan", recipe, "-o", generate, "-o", "corpus.source=written") == 0
     said = capsys.readouterr().out
     assert "written, which `bld generate` writes" in said and "3 of each prompt, of at most 512 tokens" in said
-    assert run_main(monkeypatch, "plan", recipe, "-o", generate, "-o", "corpus.source=other") == 1
+    assert run_main(monkeypatch, "plan", recipe, "-o", generate, "-o", "corpus.source=other.txt") == 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.support.tiny import tiny_model
 
 READERS = (
     "pipeline.corpus.documents.Corpus.placed",
-    "stage1_teacher.dump.shard_plan.known_sha256",
+    "pipeline.sources.file_hash.known_sha256",
     "stage1_teacher.dump.summary.check_seal",
     "stage1_teacher.dump.run.load_tokenizer",
     "stage1_teacher.dump.job.open_teacher",

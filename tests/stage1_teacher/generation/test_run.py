@@ -228,7 +228,7 @@ def test_chats_are_answered_and_their_last_turn_is_dumped(tmp_path: Path) -> Non
 def test_a_dry_run_says_what_would_be_written(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_plan(load_recipe(written.parent / "recipe.yaml"))
     said = capsys.readouterr().out
-    assert "2 each, 16 in all, of at most 12 tokens" in said
+    assert "2 of each prompt, of at most 12 tokens" in said and "in all: 16 completions, at most 192 tokens" in said
     assert "3 of 3 shards there" in said
 
 
