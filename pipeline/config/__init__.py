@@ -17,7 +17,8 @@ from pipeline.config.tasks import TasksConfig, WatchedTasksConfig
 from pipeline.config.teacher import TeacherConfig
 from pipeline.config.text.generate import GenerateConfig, PromptsConfig
 from pipeline.config.text.supervise import SuperviseConfig
-from pipeline.config.train import DeepSpeedConfig, MlflowConfig, SamplesConfig, TrainConfig, WandbConfig
+from pipeline.config.train import MlflowConfig, SamplesConfig, TrainConfig, WandbConfig
+from pipeline.config.training.deepspeed import DeepSpeedConfig
 from pipeline.config.training.objectives import Objectives
 from pipeline.config.transfer import TransferConfig
 

@@ -76,7 +76,7 @@ def _has_canonical_tokens(dump: OpenDump) -> bool:
 
 @dataclass(frozen=True)
 class Outlines:
-    """What is known of a dump's documents (N, in its order) without their text: 52 bytes each."""
+    """Outlines of a dump's documents (N, in its order), known without their text: 52 bytes each."""
 
     names_N: np.ndarray  # uint64, hash of the document's name
     tokens_N: np.ndarray  # uint64, hash of the lengths of the teacher's tokens and, for a chat, of who says which

@@ -32,7 +32,7 @@ class Order(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """What computes: `kernel_triton.KERNELS`, or their twins `kernel_twins.KERNELS`, which are plain torch."""
+    """Functions that compute: `kernel_triton.KERNELS`, or their twins `kernel_twins.KERNELS`, which are plain torch."""
 
     list_cells: Callable[[NodePlan, Rows, Tensor, Tables, int], Listed]
     # The sums of a chunk's rows, and each row's log of the sum of exponentials.
@@ -43,7 +43,7 @@ class Kernels(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """What the gradient of the logits is made of."""
+    """Parts of the gradient of the logits."""
 
     log_total_R: Tensor
     sums: Sums
@@ -59,7 +59,7 @@ class Memory(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What the sums are computed with."""
+    """Means of computing the sums."""
 
     kernels: Kernels
     memory: Memory
@@ -118,7 +118,7 @@ class _TakeRows(torch.autograd.Function):
 
 
 class _Call(NamedTuple):
-    """What a chunk's sums are made with, beside its logits."""
+    """Inputs of a chunk's sums, beside its logits."""
 
     order: Order
     chunk: Chunk
