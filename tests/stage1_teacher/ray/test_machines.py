@@ -42,13 +42,12 @@ def test_an_engine_over_two_machines_has_a_gpu_for_each_worker_and_frees_them_wh
     ray: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_workers, "ClusterEngine", StandInEngine)
-    monkeypatch.setattr(ray_workers, "Task", lambda *_: None)  # whose class each engine would import, with torch
+    monkeypatch.setattr(ray_workers, "ClusterTask", lambda *_: None)  # whose class each engine would import, with torch
     failures = ray.remote(num_cpus=0)(Failures).options(name="failures").remote()
     sections = {"corpus": {"source": "c"}, "teacher": {"model": "t"}, "dump": {"path": "d"}}
     recipe = Recipe.model_validate(sections | {"placement": {"pipeline_parallel": 3}})
-    manifest = SimpleNamespace(identity={}, accepted_engines=())
     shards = [ShardPlan(index=i, first_document=i, num_documents=1, num_bytes=1, sha256="") for i in range(2)]
-    job: Any = SimpleNamespace(recipe=recipe, manifest=manifest, audited=set(), dump="d", missing=lambda: shards)
+    job: Any = SimpleNamespace(recipe=recipe, folder="d", missing=lambda: shards, task=lambda _: None)
     made = ray_workers.ClusterEngines(ray, job).make(iter([(shard, []) for shard in shards]))
     assert sorted(one.committed for one in made if one.committed is not None) == [0, 1]
     said = capsys.readouterr().err

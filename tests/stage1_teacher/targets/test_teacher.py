@@ -8,6 +8,7 @@ import pytest
 from pipeline.config.loading import load_recipe
 from schemas.manifest import Manifest
 from stage1_teacher.calibration import calibrate
+from stage1_teacher.dump import job
 from stage1_teacher.dump.begun import as_dumped
 from stage1_teacher.ray import actor
 from stage1_teacher.targets.opening import open_teacher
@@ -44,7 +45,7 @@ def fail(*_: Any, **__: Any) -> Any:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     teacher = Opened()
-    for module in (calibrate, verify_teacher, actor):
+    for module in (calibrate, verify_teacher, job):
         monkeypatch.setattr(module, "open_teacher", lambda *_, **__: teacher)
     return teacher
 
@@ -70,13 +71,13 @@ def test_a_verification_that_fails_closes_the_engine(
 def test_an_engine_of_a_cluster_that_may_not_go_on_with_the_dump_is_closed(
     opened: Opened, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actor, "check_resumed", fail)
+    monkeypatch.setattr(job, "check_resumed", fail)
     manifest = Manifest.load(copy)
     recipe = as_dumped(load_recipe(copy / "recipe.yaml", [f"dump.path={copy}"]), copy, manifest)
-    code = actor.code_sha256()
+    task = job.DumpTask(recipe, manifest.identity, (), frozenset())
     engine = actor.ClusterEngine()
     with pytest.raises(FailedError):
-        engine.open(actor.Task(recipe, manifest.identity, (), frozenset(), str(Path.cwd()), code, False))
+        engine.open(actor.ClusterTask(task, str(Path.cwd()), actor.code_sha256(), False))
     assert opened.num_closed == 1
 
 
